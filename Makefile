@@ -1,0 +1,38 @@
+# Every target prepares what it needs through tools/bootstrap.sh; nothing has to be done by hand before.
+# ARGS is passed on, for instance: make test ARGS="tests/unit -x"
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help apply test check bench soak guest lock clean
+
+SPECS ?= specs/
+ARGS ?=
+GUEST := mikrom_reconcile/guest
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+
+apply: ## the microVMs of specs/ on this machine, then a table of them
+	@tools/bootstrap.sh apply bash -c 'mikrom apply $(SPECS) --yes $(ARGS); code=$$?; mikrom get vms; exit $$code'
+
+test: ## every test but the soak tests
+	@tools/bootstrap.sh test pytest -m 'not soak' $(ARGS)
+
+soak: ## the tests that take minutes
+	@tools/bootstrap.sh test pytest -m soak --timeout 3600 $(ARGS)
+
+check: ## format, lint, types, layers, schemas, scripts, and that the demo guest is what its sources build
+	@tools/bootstrap.sh check tools/check.sh
+
+bench: ## the measurements of the README
+	@tools/bootstrap.sh test python -m benchmarks $(ARGS)
+
+guest: ## the demo guest, built anew from its sources
+	@tools/bootstrap.sh check $(MAKE) --no-print-directory -C $(GUEST)
+
+lock: ## requirements/*.txt, resolved anew: the newest releases that pyproject.toml allows, with hashes
+	@tools/bootstrap.sh check tools/lock.sh
+
+clean: ## removes the environment and the caches; microVMs, records and binaries stay
+	@rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis build dist .coverage .coverage.* htmlcov
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

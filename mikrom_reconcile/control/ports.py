@@ -1,0 +1,99 @@
+"""What a run needs from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Protocol
+
+from mikrom_reconcile.core.model.observed import HostView, ObserveQuery, Placements
+from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.specs import SourceTree
+
+
+class Source(Protocol):
+    """Where specs come from."""
+
+    def read(self) -> SourceTree:
+        """Every spec file. Raises SourceError when it cannot be read or holds no file."""
+
+
+class Hosts(Protocol):
+    """The hypervisor hosts, in this process or over Celery: one contract."""
+
+    def names(self) -> tuple[str, ...]:
+        """The hosts that can be addressed now, sorted; one that does not answer may be missing here."""
+
+    def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
+        """One view per queried host, as they come; a host that has not answered by the deadline is unreachable."""
+
+    def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
+        """One outcome per order, as they come, at most `forks` at once per host.
+
+        An order whose host died or stayed silent past the deadline has the result `failed_temporary`.
+        Closing the iterator sends nothing more; what is under way goes on.
+        """
+
+    def console(self, host: str, vm: str, *, max_bytes: int) -> bytes:
+        """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
+
+
+class Lease(Protocol):
+    """The right to change a project. `token` fences whoever held it before."""
+
+    token: int
+
+    def held(self) -> bool:
+        """False once it may have been lost: send nothing more."""
+
+    def release(self) -> None:
+        """Give it back; twice is fine."""
+
+
+class RunStore(Protocol):
+    """Memory between runs. Everything in it may be lost without harm."""
+
+    def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> Lease:
+        """Take the lease of a project, with a token of at least `at_least`. Raises BusyError naming the holder."""
+
+    def placements(self, project: str) -> Placements:
+        """Where the project's VMs were last known to be; empty when nothing is remembered."""
+
+    def remember(self, project: str, placements: Placements) -> None:
+        """Replace the placements of a project. Only the holder of the project's lease calls it."""
+
+    def save(self, report: RunReport) -> None:
+        """Keep the report of a finished run; old ones are dropped."""
+
+    def runs(self, limit: int) -> tuple[RunReport, ...]:
+        """The latest reports, newest first."""
+
+
+class Clock(Protocol):
+    """Time, so that tests can hold it still."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class Engine(Protocol):
+    """What the command line and Beat drive: planning and applying here, or in a control worker far away."""
+
+    hosts: Hosts
+    store: RunStore
+
+    def plan(self, request: RunRequest) -> Plan:
+        """What the request would change. Changes nothing and takes no lease. Raises SpecError, SourceError."""
+
+    def apply(
+        self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]
+    ) -> RunReport:
+        """Carry out `plan` (made from the same request) in passes until done, verify, report.
+
+        Only what `plan` shows is done, and only where the world has not moved since; None approves whatever is
+        found (unattended runs). `progress` hears each outcome as it comes. Raises BusyError when the lease is not to be had in time.
+        """

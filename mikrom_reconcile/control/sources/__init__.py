@@ -1,0 +1,1 @@
+"""Where specs come from: files now; a source never turns "cannot read" into "nothing wanted"."""

@@ -1,0 +1,1 @@
+"""Memory between runs: SQLite for one machine, Redis for a fleet; one contract."""

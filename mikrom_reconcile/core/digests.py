@@ -1,0 +1,51 @@
+"""Digests: equal digests mean that nothing has to be compared.
+
+A digest starts with its version ("1:…"). Digests of different versions are never compared, their fields are, so
+that a new release never restarts a VM because a hash changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
+from mikrom_reconcile.core.model.observed import Drift
+
+VERSION = "1"
+_SIZE = 16  # bytes; 128 bits keep chance collisions out of any fleet
+
+canonical_json = msgspec.json.Encoder(order="deterministic").encode
+"""Bytes that depend on the value only: object keys sorted, struct fields in their declared order."""
+
+
+def digest_of(value: Any) -> str:
+    """Versioned BLAKE2b of the canonical JSON of `value`, 34 characters."""
+    return f"{VERSION}:{blake2b(canonical_json(value), digest_size=_SIZE).hexdigest()}"
+
+
+def spec_digest(*, project: str, fleet: str, state: State, spec: VMSpec, policy: Policy) -> str:
+    """Digest of everything that is recorded for a VM; its name and host are not part of it."""
+    return digest_of((project, fleet, state, spec, policy))
+
+
+def comparable(a: str, b: str) -> bool:
+    """Whether two digests are of the same version."""
+    return a.partition(":")[0] == b.partition(":")[0]
+
+
+def fleet_digest(rows: Iterable[tuple[str, str, str, tuple[Drift, ...]]]) -> str:
+    """Digest of one fleet on one host from `(name, spec_digest, phase, drift)` rows in any order.
+
+    Control computes it from what it wants (phase as wanted, no drift), the host from what it sees.
+    """
+    state = blake2b(digest_size=_SIZE)
+    for name, spec, phase, drift in sorted(rows):
+        state.update(f"{name}\0{spec}\0{phase}\0".encode())
+        if drift:
+            state.update(canonical_json(drift))
+        state.update(b"\n")
+    return f"{VERSION}:{state.hexdigest()}"

@@ -1,0 +1,75 @@
+"""Every error that mikrom raises on purpose.
+
+    MikromError
+    ├── SpecError              the specs are wrong; carries every SpecProblem found
+    ├── UsageError             the command line or a setting is wrong
+    ├── SetupError             this machine lacks something (binary, /dev/kvm, broker, permission)
+    ├── SourceError            the source of the specs cannot be read, or holds nothing
+    ├── BusyError              somebody else holds the lease or the action lock; names the holder
+    ├── PastDeadlineError      the deadline passed first
+    └── ActionError            an action on one VM failed; fields: vm, step
+        ├── TemporaryError     trying again may help (busy, no memory, time-out)
+        └── PermanentError     trying again without a change cannot help (bad kernel, refused configuration)
+
+What an error says: what happened, on which host or VM, and what to do next. Over Celery travel outcome
+values, never these exceptions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mikrom_reconcile.core.model.specs import SpecProblem
+
+
+class MikromError(Exception):
+    """Base of all errors that are answered with a message instead of a traceback."""
+
+
+class SpecError(MikromError):
+    """The specs are wrong; `problems` holds every mistake that was found, in file order."""
+
+    def __init__(self, problems: tuple[SpecProblem, ...]) -> None:
+        super().__init__(f"{len(problems)} problem(s) in the specs")
+        self.problems = problems
+
+
+class UsageError(MikromError):
+    """The command line or a setting is wrong; nothing was done."""
+
+
+class SetupError(MikromError):
+    """This machine lacks something that was asked for; the message names it and the remedy."""
+
+
+class SourceError(MikromError):
+    """The source of the specs cannot be read, or holds no document: never an order to delete."""
+
+
+class BusyError(MikromError):
+    """Somebody else holds the lease or the lock; the message names the holder."""
+
+
+class PastDeadlineError(MikromError):
+    """The deadline passed before the work was done."""
+
+
+class ActionError(MikromError):
+    """An action on one VM failed.
+
+    `step` is what was being done, in words that fit after "while" ("configuring the boot source").
+    """
+
+    def __init__(self, message: str, *, vm: str, step: str) -> None:
+        super().__init__(f"{vm}: {message} (while {step})")
+        self.vm = vm
+        self.step = step
+
+
+class TemporaryError(ActionError):
+    """Trying the same action again may help."""
+
+
+class PermanentError(ActionError):
+    """Trying the same action again cannot help until something is changed."""

@@ -1,0 +1,51 @@
+"""Phases: what a host makes of the facts, and which phase satisfies which state."""
+
+from __future__ import annotations
+
+from mikrom_reconcile.core.model.desired import State
+from mikrom_reconcile.core.model.observed import End, Phase, VMMFacts
+
+BOOT_S = 5.0
+"""A VMM that has not booted its guest after this long never will: InstanceStart takes about 12 ms."""
+
+ALIVE: dict[str, Phase] = {"unresponsive": "unresponsive", "socket_lost": "socket_lost"}
+"""VMM statuses that are phases of their own, whatever was ordered (except a stop or delete)."""
+
+ENDED: dict[End, Phase] = {
+    "clean": "exited",
+    "crashed": "crashed",
+    "killed": "killed",
+    "rebooted": "rebooted",
+    "unknown": "defined",  # never started, or its creator died before it was
+}
+"""What the end of a VMM means when nobody had ordered it to end."""
+
+SATISFIES: dict[State, frozenset[Phase]] = {
+    "running": frozenset({"running"}),
+    "stopped": frozenset({"stopped", "defined"}),
+    "absent": frozenset(),
+}
+"""Phases in which a VM is already as its spec's state wants it."""
+
+LIVE: frozenset[Phase] = frozenset({"starting", "running", "unresponsive", "socket_lost", "stopping"})
+"""Phases in which a VMM process lives."""
+
+
+def phase_of(facts: VMMFacts, ordered: State, *, failed: bool) -> Phase:
+    """The phase of a VM from what its driver proved and what was last ordered.
+
+    `failed` says that the last attempt to bring it up failed and left nothing running.
+    """
+    if ordered == "absent":
+        return "deleting"
+    if facts.status == "none":
+        if ordered == "stopped":
+            return "stopped"
+        return "failed" if failed else ENDED[facts.end]
+    if ordered == "stopped":
+        return "stopping"
+    if facts.status == "running":
+        return "running"
+    if facts.status == "starting":
+        return "failed" if facts.age_s > BOOT_S else "starting"
+    return ALIVE[facts.status]

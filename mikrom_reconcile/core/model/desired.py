@@ -1,0 +1,80 @@
+"""What should run: VMs expanded from the specs, before and after a host was chosen for them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+State = Literal["running", "stopped", "absent"]
+"""What the spec wants a VM to be. What a host sees is a `Phase`."""
+
+Share = int | str
+"""A number of VMs, or a percentage of them such as "20%"."""
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """Firecracker's machine configuration, under Firecracker's names."""
+
+    vcpu_count: int = 1
+    mem_size_mib: int = 128
+
+
+class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a VMM is configured with. Field paths are the spec language's own (`fields.py`)."""
+
+    image: str
+    machine: Machine = Machine()
+    boot_args: str = ""
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What protects a fleet; kept in each VM's record, so that removing the fleet does not unprotect it.
+
+    `prune_max` is the share of the fleet that one unattended run may remove.
+    `allow_empty` lets the fleet lose its last VM.
+    """
+
+    prune_max: Share = "20%"
+    allow_empty: bool = False
+
+
+class PendingVM(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM as the specs want it, not yet placed on a host."""
+
+    name: str
+    project: str
+    fleet: str
+    state: State
+    spec: VMSpec
+    policy: Policy
+
+
+class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM as the specs want it, on its host.
+
+    `spec_digest` covers project, fleet, state, spec and policy, not name and host, and carries its version.
+    """
+
+    name: str
+    project: str
+    fleet: str
+    host: str
+    state: State
+    spec: VMSpec
+    policy: Policy
+    spec_digest: str
+
+
+class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the specs want, sorted by name.
+
+    `whole` says that the specs are the whole truth of the project (a `Project` document stands among them), so
+    that fleets missing from them are removed. `fleets` names those that the specs mention, empty ones too.
+    """
+
+    revision: str
+    project: str
+    whole: bool
+    fleets: tuple[str, ...]
+    vms: tuple[DesiredVM, ...]

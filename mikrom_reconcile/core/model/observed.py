@@ -1,0 +1,134 @@
+"""What is there: facts about a VMM, what a host makes of them, and the views of all hosts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import Machine, Policy, State, VMSpec
+
+VMMStatus = Literal["none", "starting", "running", "unresponsive", "socket_lost"]
+"""The VMM process, proven: none lives; it lives but has not booted its guest; Running; it does not answer."""
+
+End = Literal["unknown", "clean", "crashed", "killed", "rebooted"]
+"""How the last VMM ended: the guest reset itself, it crashed, the VMM was killed, or the host was rebooted."""
+
+Phase = Literal[
+    "defined", "starting", "running", "unresponsive", "socket_lost",
+    "stopping", "stopped", "exited", "crashed", "killed", "rebooted", "failed", "deleting", "unreadable",
+]  # fmt: skip
+"""What a host sees of a VM; `lifecycle.py` has the table. Absence is the absence of an ObservedVM."""
+
+
+class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a driver can prove about one VM's VMM at this moment.
+
+    `pid` is set while a VMM lives. `machine` and `boot_args` are what the VMM itself reports, None when it cannot
+    be asked. `end` speaks only when `status` is "none". `age_s` is how long the VMM process has lived.
+    """
+
+    status: VMMStatus
+    end: End = "unknown"
+    pid: int | None = None
+    age_s: float = 0.0
+    machine: Machine | None = None
+    boot_args: str | None = None
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """One field in which the VMM differs from the VM's record."""
+
+    path: str
+    recorded: int | str | bool | None
+    actual: int | str | bool | None
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """How often bringing a VM to one spec has failed in a row."""
+
+    spec_digest: str
+    count: int
+
+
+class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM as its host sees it: its record, and the phase that the host found it in.
+
+    `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied.
+    `token` is the fencing token of the run that last changed it, `generation` counts its changes.
+    """
+
+    name: str
+    uid: str
+    project: str
+    fleet: str
+    host: str
+    phase: Phase
+    state: State
+    spec: VMSpec
+    policy: Policy
+    spec_digest: str
+    generation: int
+    token: int
+    created_at: datetime
+    drift: tuple[Drift, ...] = ()
+    attempt: Attempt | None = None
+    pid: int | None = None
+    last_error: str | None = None
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host has in all, not what is free."""
+
+    vcpu_count: int
+    mem_size_mib: int
+
+
+class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run wants to know of a host.
+
+    `project` limits the answer to that project's digests; None asks for every row of every project.
+    `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ, and
+    rows of other projects only if some fleet differs (they matter only as takers of a name).
+    """
+
+    project: str | None = None
+    known: dict[str, str] = {}
+
+
+class HostReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest."""
+
+    host: str
+    observed_at: datetime
+    capacity: Capacity
+    highest_tokens: dict[str, int] = {}
+    digests: dict[str, str] = {}
+    vms: tuple[ObservedVM, ...] = ()
+
+
+class HostView(msgspec.Struct, frozen=True, kw_only=True):
+    """What control knows of a host: a report, or why there is none. Unreachable never means empty."""
+
+    host: str
+    report: HostReport | None = None
+    error: str = ""
+
+
+class ObservedState(msgspec.Struct, frozen=True, kw_only=True):
+    """The views of all hosts that a run asked, sorted by host."""
+
+    taken_at: datetime
+    hosts: tuple[HostView, ...]
+
+
+class Placements(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a project's VMs were last known to be: VM name to host.
+
+    `covers` names the hosts that have answered since this memory began. A VM that is not listed certainly does not
+    exist on a covered host, dark or not; on an uncovered one it may.
+    """
+
+    vms: dict[str, str] = {}
+    covers: tuple[str, ...] = ()

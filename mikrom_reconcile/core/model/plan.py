@@ -1,0 +1,94 @@
+"""What is to be done: changes, what was refused, and the actions that carry the changes out."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import DesiredVM
+from mikrom_reconcile.core.model.observed import ObservedVM
+
+ChangeKind = Literal[
+    "create", "start", "stop", "pause", "resume", "update", "restart", "replace", "move", "delete", "wait", "blocked"
+]
+Verb = Literal["create", "start", "stop", "update", "restart", "delete"]
+Impact = Literal["record", "live", "restart", "replace"]
+"""What changing a field costs: only the record, a call to the running VMM, a restart, a new root disk."""
+
+
+class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
+    """One field of the spec that changes. A field that appears or vanishes has None on that side."""
+
+    path: str
+    before: Any
+    after: Any
+    impact: Impact
+
+
+class VMChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens to one VM and why. `wanted` is the kind that a `wait` or `blocked` change stands for."""
+
+    name: str
+    fleet: str
+    host: str
+    kind: ChangeKind
+    reasons: tuple[str, ...]
+    wanted: ChangeKind | None = None
+    fields: tuple[FieldChange, ...] = ()
+    desired: DesiredVM | None = None
+    observed: ObservedVM | None = None
+
+
+class Expect(msgspec.Struct, frozen=True, kw_only=True):
+    """What an action expects to find, or it is refused as stale. No record: `uid` is None.
+
+    `generation` is that of the record, or 0 where none was seen (a tombstone may hold a higher one).
+    """
+
+    uid: str | None
+    generation: int
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True):
+    """One deed on one VM on one host. `id` is a digest of the content; `desired` is None for a delete.
+
+    `deadline_s` bounds the whole action, the graceful stop inside included.
+    """
+
+    id: str
+    verb: Verb
+    host: str
+    vm: str
+    project: str
+    desired: DesiredVM | None
+    expect: Expect
+    deadline_s: float
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A guard said no. `vm` is empty when it concerns the whole fleet; the message says numbers and way out."""
+
+    fleet: str
+    vm: str
+    rule: str
+    message: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run would do. `id` is a digest of the content without the time: same input, same bytes.
+
+    `unreachable` maps a host that gave no report to the reason.
+    """
+
+    id: str
+    project: str
+    revision: str
+    taken_at: datetime
+    changes: tuple[VMChange, ...]
+    unchanged: int
+    actions: tuple[Action, ...]
+    refusals: tuple[Refusal, ...]
+    unreachable: dict[str, str]
+    warnings: tuple[str, ...]

@@ -1,0 +1,71 @@
+"""A run: what is asked for, orders sent, outcomes told, and the report."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import Share
+from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.plan import Action, Plan
+from mikrom_reconcile.core.model.specs import SourceTree
+
+Result = Literal["done", "already_done", "stale", "skipped", "failed_temporary", "failed_permanent"]
+
+
+class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is to do. A plan and the apply of it share one request and one `run_id`.
+
+    `origin` says who asked ("apply by ana@build7", "beat"), for logs and for those who wait for the lease.
+    `destroy` wants everything that the specs own gone. `prune_max` replaces the fleets' own share for this run;
+    `confirmed` names fleets whose removals a person has confirmed by typing the name.
+    """
+
+    run_id: str
+    origin: str
+    tree: SourceTree
+    destroy: bool = False
+    prune_max: Share | None = None
+    confirmed: tuple[str, ...] = ()
+    forks: int = 32
+    timeout_s: float = 600.0
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """An action as it is sent to a host. `token` fences: a host refuses one lower than it has seen."""
+
+    run_id: str
+    token: int
+    action: Action
+
+
+class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one action, with what the host observed after it (None: nothing is left, or unknown)."""
+
+    action_id: str
+    vm: str
+    host: str
+    verb: str
+    result: Result
+    started_at: datetime
+    finished_at: datetime
+    observed: ObservedVM | None = None
+    error: str | None = None
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One run from plan to verification.
+
+    `remaining` is the plan that the last observation gives: what is still different, and None when the run
+    ended before it could observe again. `late` says that the deadline passed first.
+    """
+
+    run_id: str
+    plan: Plan
+    outcomes: tuple[ActionOutcome, ...]
+    remaining: Plan | None
+    late: bool
+    started_at: datetime
+    finished_at: datetime

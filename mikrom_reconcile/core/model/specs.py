@@ -1,0 +1,50 @@
+"""What people wrote: files, documents, and what is wrong with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of specs. `path` is shown in messages as it is."""
+
+    path: str
+    text: str
+
+
+class SourceTree(msgspec.Struct, frozen=True, kw_only=True):
+    """Every file of one reading of a source, sorted by path.
+
+    `revision` names the content: a git commit where there is one, else a digest of the files.
+    """
+
+    revision: str
+    files: tuple[SourceFile, ...]
+
+
+class SpecDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """One YAML document that passed its schema. `line` is where it begins, from 1."""
+
+    path: str
+    line: int
+    kind: str
+    name: str
+    body: dict[str, Any]
+
+
+class SpecProblem(msgspec.Struct, frozen=True, kw_only=True):
+    """One mistake in the specs, told to a person.
+
+    `line` and `column` count from 1. `pointer` is the JSON pointer of the value ("" for the whole document).
+    `hint` says what to write instead, `excerpt` is the offending line; either may be empty.
+    """
+
+    path: str
+    line: int
+    column: int
+    pointer: str
+    message: str
+    hint: str = ""
+    excerpt: str = ""

@@ -1,0 +1,88 @@
+"""What the host side needs from outside, and the record that all of it shares."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
+from mikrom_reconcile.core.model.observed import Attempt, VMMFacts
+
+
+class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host keeps about one of its VMs, written before anything is done to it.
+
+    `state` is what was last ordered ("absent": a delete is under way), so that a later end of the VMM can be judged.
+    `generation` grows with each order carried out and survives deletion in a tombstone. `action_id` is the last
+    order, so that its duplicate is known.
+    """
+
+    vm: str
+    uid: str
+    project: str
+    fleet: str
+    state: State
+    spec: VMSpec
+    policy: Policy
+    spec_digest: str
+    generation: int
+    token: int
+    action_id: str
+    created_at: datetime
+    attempt: Attempt | None = None
+    last_error: str | None = None
+
+
+class Stray(msgspec.Struct, frozen=True, kw_only=True):
+    """A VMM that carries our marks but has no record."""
+
+    vm: str
+    pid: int
+
+
+class Driver(Protocol):
+    """One kind of VMM. Methods block their thread or greenlet, never the process, and hold no lock of their own
+    beyond the VMM's; the caller holds the VM's action lock for all but `observe`, `strays` and `console`.
+
+    Errors are `TemporaryError` or `PermanentError` with the step in words.
+    """
+
+    name: str
+
+    def unsupported(self, spec: VMSpec) -> str | None:
+        """Why this driver cannot run `spec`, or None."""
+
+    def observe(self, record: VMRecord) -> VMMFacts:
+        """What is provably there now. Never changes anything and never raises for a broken VMM."""
+
+    def start(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Boot the VM as `record.spec` says and return once its guest runs.
+
+        A proven half-started VMM of this VM is ended first; a running one is left alone (already started).
+        On failure no VMM is left behind, and the error says so.
+        """
+
+    def stop(self, record: VMRecord, *, grace_s: float) -> None:
+        """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing."""
+
+    def delete(self, record: VMRecord) -> None:
+        """Remove everything this driver made for the VM. The VMM is gone already, or is killed."""
+
+    def strays(self, known: Container[str]) -> tuple[Stray, ...]:
+        """VMMs of ours for which `known` holds no VM name."""
+
+    def console(self, vm: str, *, max_bytes: int) -> bytes:
+        """The last `max_bytes` of the guest's serial console, b"" if there is none."""
+
+
+class Clock(Protocol):
+    """Time, so that tests can hold it still."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait without blocking other greenlets or threads."""

@@ -1,0 +1,100 @@
+"""Every setting, with its unit, its default and why. Each is an environment variable; there is no settings file.
+
+`doctor` lists them from here. A wrong value is a UsageError that names the variable, never a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mikrom_reconcile.core.errors import UsageError
+
+
+def _env(variable: str, default: Any, doc: str, parse: Callable[[str], Any] = str) -> Any:
+    return field(default=default, metadata={"variable": variable, "doc": doc, "parse": parse})
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError("must be a whole number from 1 up")
+    return int(text)
+
+
+def _positive_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise ValueError("must be a number of seconds above 0")
+    return value
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of this process. Paths are absolute; None means that the default is found at run time."""
+
+    driver: str = _env(
+        "MIKROM_DRIVER", "auto", "firecracker, simulated, or auto: firecracker if this machine can run it",
+        _one_of("auto", "firecracker", "simulated"),
+    )  # fmt: skip
+    state_dir: Path = _env("MIKROM_STATE_DIR", None, "records, consoles and the embedded store", Path)
+    run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)
+    host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory")
+    firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin")
+    broker_url: str | None = _env(
+        "MIKROM_BROKER_URL", None, "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
+    )
+    worker_role: str = _env(
+        "MIKROM_WORKER_ROLE", "host", "host (gevent, one per hypervisor) or control (threads)", _one_of("host", "control")
+    )
+    queue: str = _env("CELERY_QUEUE_NAME", "mikrom:queue", "control queue; a host's queue is <it>.<host>")
+    flower_basic_auth: str | None = _env("FLOWER_BASIC_AUTH", None, "user:password; Flower refuses to start without")
+    flower_port: int = _env("FLOWER_PORT", 5555, "port of Flower on loopback", _positive_int)
+    forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _positive_int)
+    timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _positive_seconds)
+    reconcile_interval_s: float = _env(
+        "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs", _positive_seconds
+    )
+    specs: str | None = _env("MIKROM_SPECS", None, "path of the specs; the CLI falls back to ./specs, services refuse")
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings from `environ`. An empty variable counts as unset. Raises UsageError naming the variable."""
+    values: dict[str, Any] = {}
+    for entry in fields(Settings):
+        variable = entry.metadata["variable"]
+        if text := environ.get(variable):
+            try:
+                values[entry.name] = entry.metadata["parse"](text)
+            except ValueError as error:
+                raise UsageError(f"{variable}={text!r}: {error}") from None
+    values.setdefault("state_dir", _default_state_dir(environ))
+    values.setdefault("run_dir", _default_run_dir(environ))
+    for name in ("state_dir", "run_dir"):
+        values[name] = values[name].absolute()
+    return Settings(**values)
+
+
+def _default_state_dir(environ: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/mikrom")
+    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mikrom"
+
+
+def _default_run_dir(environ: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/run/mikrom")
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    # without a login session there is no XDG_RUNTIME_DIR; the state folder outlives a reboot but works
+    return Path(runtime) / "mikrom" if runtime else _default_state_dir(environ) / "run"

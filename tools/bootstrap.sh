@@ -92,7 +92,9 @@ ensure_packages() {
 
 # --- .venv --------------------------------------------------------------------------------------------------
 
-digest_of() { { cat "requirements/$1.txt" pyproject.toml && pwd; } | sha256sum; }
+digest_of() { # of all that decides what is in .venv; the settings of tools further down in pyproject.toml do not
+    { cat "requirements/$1.txt" && sed '/^\[tool\.ruff\]/q' pyproject.toml && pwd; } | sha256sum
+}
 
 venv_is_current() {
     [[ -x .venv/bin/python && -r .venv/mikrom-$requirements && $(<.venv/mikrom-$requirements) == "$(digest_of "$requirements")" ]]
@@ -111,7 +113,7 @@ ensure_venv() {
     if [[ $requirements == dev ]]; then digest_of dev >.venv/mikrom-dev; fi
 }
 
-pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input "$@"; }
+pip() { .venv/bin/python -m pip -qq --disable-pip-version-check --no-input "$@"; }
 
 # --- Firecracker --------------------------------------------------------------------------------------------
 
@@ -166,11 +168,11 @@ ensure_firecracker() {
         find_firecracker >/dev/null || fetch_firecracker
         MIKROM_FIRECRACKER=$(find_firecracker)
         export MIKROM_FIRECRACKER
-    elif [[ $purpose == test ]]; then
-        say "$reason: the tests of real microVMs are skipped, those of the simulated driver run"
-    else
+    elif [[ $purpose == apply ]]; then
         export MIKROM_DRIVER=simulated
         say "$reason: the simulated driver is used instead, no real microVM will run"
+    else
+        say "$reason: the tests of real microVMs are skipped, those of the simulated driver run"
     fi
 }
 
@@ -180,7 +182,7 @@ exec 9<"$0"
 flock 9 # two make targets at once must not build one .venv
 ensure_packages
 ensure_venv
-[[ $purpose == check ]] || ensure_firecracker
+ensure_firecracker
 exec 9<&-
 export PATH="$PWD/.venv/bin:$PATH"
 exec "$@"

@@ -1,0 +1,64 @@
+"""What every test gets: folders of its own, no setting of this machine, and a word about what cannot run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+KEPT_VARIABLES = ("MIKROM_FIRECRACKER", "MIKROM_JAILER", "MIKROM_GUEST_ELF")
+FOREIGN_PREFIXES = ("MIKROM_", "CELERY_", "FLOWER_")
+
+SKIPPED = pytest.StashKey[str]()
+
+# No deadline: on a loaded machine it says nothing about the code. In CI the next run must find the same.
+hypothesis.settings.register_profile("mikrom", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.load_profile("mikrom")
+
+
+def found_firecracker() -> str | None:
+    named = os.environ.get("MIKROM_FIRECRACKER") or shutil.which("firecracker")
+    return named or shutil.which("firecracker", path="/var/lib/mikrom/bin")
+
+
+def why_no_microvms() -> str:
+    """Empty where real microVMs can run."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "/dev/kvm is missing or closed to this user"
+    if found_firecracker() is None:
+        return "no firecracker in MIKROM_FIRECRACKER, PATH or /var/lib/mikrom/bin (`make test` fetches it)"
+    return ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reason = why_no_microvms()
+    needing = [item for item in items if item.get_closest_marker("kvm")]
+    if reason and needing:
+        config.stash[SKIPPED] = f"{len(needing)} tests of real microVMs were skipped: {reason}"
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if SKIPPED in config.stash:
+        terminalreporter.write_line(config.stash[SKIPPED], yellow=True)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that holds this test's state and sockets; short, since a socket path has at most 107 bytes."""
+    binary = found_firecracker()
+    for name in os.environ:
+        if name.startswith(FOREIGN_PREFIXES) and name not in KEPT_VARIABLES:
+            monkeypatch.delenv(name)
+    if binary is not None:
+        monkeypatch.setenv("MIKROM_FIRECRACKER", binary)
+    with tempfile.TemporaryDirectory(prefix="mk-", dir="/tmp") as folder:
+        monkeypatch.setenv("MIKROM_STATE_DIR", f"{folder}/state")
+        monkeypatch.setenv("MIKROM_RUN_DIR", f"{folder}/run")
+        yield Path(folder)

@@ -1,0 +1,85 @@
+"""Small private files that are whole or absent, however the writer ended.
+
+What stands in such a file is its caller's matter; that nobody else reads it, that no reader sees half of it and
+that no odd file in its place hurts the reader is the matter of this module.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from mikrom_reconcile.core.errors import MikromError
+
+
+class OddFileError(MikromError):
+    """Something else than a small regular file is in a file's place."""
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its missing parents, each closed to everybody else (0700)."""
+    try:
+        folder.mkdir(0o700, exist_ok=True)
+    except FileNotFoundError:
+        make_folder(folder.parent)
+        make_folder(folder)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` (0600) so that it holds all of it or what it held before, a power cut included.
+
+    One writer at a time per path: the caller holds a lock, and what a killed writer left is overwritten by the
+    next. On failure nothing is left behind but the old content. Raises OSError.
+    """
+    draft = path.with_name(path.name + ".new")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            _write_all(fd, content)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_small(path: Path, *, max_bytes: int) -> bytes | None:
+    """The content of `path`, or None when there is no such file.
+
+    Raises OddFileError for what is no regular file or holds more than `max_bytes`, and OSError. Never waits for
+    the other end of a FIFO, never follows a symlink.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OddFileError(f"{path} is not a regular file")
+        if found.st_size > max_bytes:
+            raise OddFileError(f"{path} holds {found.st_size} bytes, more than the {max_bytes} that make sense")
+        return os.read(fd, max_bytes)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]

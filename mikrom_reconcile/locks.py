@@ -39,6 +39,17 @@ def take(fd: int) -> bool:
     return True
 
 
+def give_back(fd: int) -> None:
+    """Free the lock on `fd` for every holder of this open file, and close it.
+
+    Closing alone may free it late: a child that another thread is just spawning keeps a copy until its exec.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+    finally:
+        os.close(fd)
+
+
 def is_taken(path: Path) -> bool:
     """Whether anybody holds the lock at `path`. Takes nothing; a missing file is held by nobody."""
     try:

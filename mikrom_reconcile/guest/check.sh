@@ -13,7 +13,7 @@ die() { echo "$1" >&2 && exit 1; }
 [[ $(sha256sum <hello.elf) == "$(of . elf)  -" ]] ||
     die "hello.elf is not the file that hello.elf.build describes: run make here, and commit both"
 
-make --silent OUT="$fresh" CC="$CC" LD="$LD"
+make --silent --no-print-directory OUT="$fresh" CC="$CC" LD="$LD"
 
 [[ $(of "$fresh" sources) == "$(of . sources)" ]] ||
     die "the sources have changed since hello.elf was built: run make here, and commit it with hello.elf.build"
@@ -32,4 +32,4 @@ done
 
 echo "hello.elf: so the bytes prove nothing on this machine. The guest built here is tested instead:"
 cd ../..
-MIKROM_GUEST_ELF="$fresh/hello.elf" python3 -m pytest --quiet tests/e2e/test_demo_guest.py
+PATH="$PWD/.venv/bin:$PATH" MIKROM_GUEST_ELF="$fresh/hello.elf" pytest --quiet tests/e2e/test_demo_guest.py

@@ -56,7 +56,10 @@ class Settings:
         "MIKROM_BROKER_URL", None, "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
     )
     worker_role: str = _env(
-        "MIKROM_WORKER_ROLE", "host", "host (gevent, one per hypervisor) or control (threads)", _one_of("host", "control")
+        "MIKROM_WORKER_ROLE",
+        "host",
+        "host (gevent, one per hypervisor) or control (threads)",
+        _one_of("host", "control"),
     )
     queue: str = _env("CELERY_QUEUE_NAME", "mikrom:queue", "control queue; a host's queue is <it>.<host>")
     flower_basic_auth: str | None = _env("FLOWER_BASIC_AUTH", None, "user:password; Flower refuses to start without")

@@ -89,9 +89,7 @@ class Engine(Protocol):
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change. Changes nothing and takes no lease. Raises SpecError, SourceError."""
 
-    def apply(
-        self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]
-    ) -> RunReport:
+    def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan` (made from the same request) in passes until done, verify, report.
 
         Only what `plan` shows is done, and only where the world has not moved since; None approves whatever is

@@ -28,13 +28,17 @@ class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VMChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What happens to one VM and why. `wanted` is the kind that a `wait` or `blocked` change stands for."""
+    """What happens to one VM and why. `wanted` is the kind that a `wait` or `blocked` change stands for.
+
+    `rule` names the rule in `diff` that decided.
+    """
 
     name: str
     fleet: str
     host: str
     kind: ChangeKind
     reasons: tuple[str, ...]
+    rule: str = ""
     wanted: ChangeKind | None = None
     fields: tuple[FieldChange, ...] = ()
     desired: DesiredVM | None = None

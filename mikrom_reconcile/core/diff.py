@@ -1,0 +1,262 @@
+"""Desired against observed: one ordered table of rules, the first that matches wins. Read it aloud.
+
+A rule answers with a change, with UNCHANGED, or with None for "not my case". It never acts, counts or limits:
+that is for guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, Literal
+
+import msgspec
+
+from mikrom_reconcile.core.digests import comparable
+from mikrom_reconcile.core.fields import field_changes, recorded
+from mikrom_reconcile.core.lifecycle import LIVE, SATISFIES
+from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
+from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
+from mikrom_reconcile.core.observed import Sight
+
+UNCHANGED: Final = "unchanged"
+Verdict = VMChange | Literal["unchanged"] | None
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a rule may look at for one VM.
+
+    `desired` is None for a VM that the specs do not want, `observed` None for one that no host reported.
+    `taken` is a row that is not ours but has the name. `dark` is why the VM's host gave no report, "" if it did.
+    `hiding` names dark hosts on which the VM may exist without our knowing. `double` says that the VM runs
+    elsewhere with a higher token.
+    """
+
+    desired: DesiredVM | None
+    observed: ObservedVM | None
+    taken: ObservedVM | None = None
+    dark: str = ""
+    hiding: tuple[str, ...] = ()
+    double: str = ""
+
+    def change(
+        self, kind: ChangeKind, *reasons: str, wanted: ChangeKind | None = None, fields: tuple[FieldChange, ...] = ()
+    ) -> VMChange:
+        """A change of this VM."""
+        who = self.desired or self.observed
+        assert who is not None, "a case has at least one side"  # noqa: S101
+        return VMChange(
+            name=who.name,
+            fleet=who.fleet,
+            host=who.host,
+            kind=kind,
+            reasons=reasons,
+            wanted=wanted,
+            fields=fields,
+            desired=self.desired,
+            observed=self.observed,
+        )
+
+
+def diff(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> tuple[list[VMChange], int]:
+    """Every change, sorted by name and host, and the number of VMs that are as they should be."""
+    changes: list[VMChange] = []
+    unchanged = 0
+    for case in _cases(desired, sight, hiding):
+        verdict = judge(case)
+        if verdict == UNCHANGED:
+            unchanged += 1
+        elif isinstance(verdict, VMChange):
+            changes.append(verdict)
+    matched = sum((vm.host, vm.fleet) in sight.matched for vm in desired.vms)
+    return sorted(changes, key=lambda change: (change.name, change.host)), unchanged + matched
+
+
+def judge(case: Case) -> Verdict:
+    """What the first matching rule says."""
+    for rule in RULES:
+        verdict = rule(case)
+        if isinstance(verdict, VMChange):
+            return msgspec.structs.replace(verdict, rule=rule.__name__)
+        if verdict is not None:
+            return verdict
+    raise AssertionError(f"no rule matches {case}")
+
+
+def _cases(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> Iterator[Case]:
+    wanted = set()
+    for vm in desired.vms:
+        wanted.add(vm.name)
+        if (vm.host, vm.fleet) in sight.matched:
+            continue
+        rows = sight.own.get(vm.name, ())
+        yield Case(
+            desired=vm,
+            observed=next((row for row in rows if row.host == vm.host), None),
+            taken=sight.others.get(vm.name),
+            dark=sight.dark.get(vm.host, ""),
+            hiding=() if rows else hiding,
+        )
+    for name, rows in sight.own.items():
+        keeper = rows[0].host if name in wanted else ""
+        for row in rows:
+            if row.host != keeper and (keeper or in_scope(desired, row.fleet)):
+                yield Case(desired=None, observed=row, double=keeper)
+
+
+def in_scope(desired: DesiredState, fleet: str) -> bool:
+    """Whether the specs speak for this fleet, so that a VM of it which they do not want has to go."""
+    return desired.whole or fleet in desired.fleets
+
+
+# ---- the rules, first match wins --------------------------------------------------------------------------------
+
+
+def on_a_dark_host(case: Case) -> Verdict:
+    """What cannot be read is unknown: neither made elsewhere nor deleted."""
+    if case.dark and case.desired:
+        return case.change("blocked", f"its host {case.desired.host} could not be read: {case.dark}")
+    return None
+
+
+def name_taken(case: Case) -> Verdict:
+    """A VM of another project, or one whose record nobody can read, is never touched."""
+    if case.taken is None or case.observed is not None:
+        return None
+    if case.taken.phase == "unreadable":
+        return case.change("blocked", f"its record on {case.taken.host} cannot be read: {case.taken.last_error}")
+    return case.change("blocked", f"the name belongs to project {case.taken.project} on {case.taken.host}")
+
+
+def runs_twice(case: Case) -> Verdict:
+    """Of two VMs of one name the one that was changed last stays."""
+    if case.double:
+        return case.change("delete", f"a newer VM of this name is on {case.double}")
+    return None
+
+
+def not_wanted(case: Case) -> Verdict:
+    """No spec wants it any more."""
+    if case.desired is None:
+        return case.change("delete", "not in the specs")
+    return None
+
+
+def wanted_absent(case: Case) -> Verdict:
+    """`state: absent` is a removal like any other."""
+    if case.desired and case.desired.state == "absent":
+        return case.change("delete", "state: absent") if case.observed else UNCHANGED
+    return None
+
+
+def may_hide(case: Case) -> Verdict:
+    """It may exist on a dark host that we know nothing of: making it now could double it."""
+    if case.observed is None and case.hiding:
+        return case.change(
+            "blocked", f"it may exist on {', '.join(case.hiding)}, which cannot be read", wanted="create"
+        )
+    return None
+
+
+def missing(case: Case) -> Verdict:
+    """No host has it."""
+    if case.observed is None:
+        return case.change("create", "does not exist")
+    return None
+
+
+def half_deleted(case: Case) -> Verdict:
+    """A delete began and did not end; create finishes it first."""
+    if case.observed and case.observed.phase == "deleting":
+        return case.change("create", "an earlier delete was interrupted")
+    return None
+
+
+def wanted_stopped(case: Case) -> Verdict:
+    """`state: stopped`, and a VMM lives or the record does not say so yet."""
+    desired, observed = _both(case)
+    if desired.state != "stopped":
+        return None
+    fields = changed_fields(desired, observed)
+    if observed.phase in LIVE or observed.state != "stopped":
+        return case.change("stop", f"state: stopped, and it is {observed.phase}", fields=fields)
+    return case.change("update", "spec changed", fields=fields) if fields else UNCHANGED
+
+
+def down(case: Case) -> Verdict:
+    """It should run and no VMM lives."""
+    desired, observed = _both(case)
+    if observed.phase not in LIVE or observed.phase == "starting":
+        reason = f"it is {observed.phase}" + (f": {observed.last_error}" if observed.last_error else "")
+        return case.change("start", reason, fields=changed_fields(desired, observed))
+    return None
+
+
+def broken(case: Case) -> Verdict:
+    """A VMM lives and cannot be reached, or was told to stop."""
+    desired, observed = _both(case)
+    if observed.phase not in SATISFIES["running"]:
+        return case.change("restart", f"it is {observed.phase}", fields=changed_fields(desired, observed))
+    return None
+
+
+def spec_changed(case: Case) -> Verdict:
+    """The spec differs from what was applied; the costliest field decides."""
+    desired, observed = _both(case)
+    fields = changed_fields(desired, observed)
+    if not fields:
+        return None
+    kind: ChangeKind = "restart" if any(field.impact == "restart" for field in fields) else "update"
+    return case.change(kind, "spec changed", *_drift_reasons(observed), fields=fields)
+
+
+def drifted(case: Case) -> Verdict:
+    """The VMM is not what its record says."""
+    _, observed = _both(case)
+    reasons = _drift_reasons(observed)
+    return case.change("restart", *reasons) if reasons else None
+
+
+def as_wanted(case: Case) -> Verdict:
+    """Nothing to do."""
+    del case
+    return UNCHANGED
+
+
+RULES: tuple[Callable[[Case], Verdict], ...] = (
+    on_a_dark_host,
+    name_taken,
+    runs_twice,
+    not_wanted,
+    wanted_absent,
+    may_hide,
+    missing,
+    half_deleted,
+    wanted_stopped,
+    down,
+    broken,
+    spec_changed,
+    drifted,
+    as_wanted,
+)
+
+
+def changed_fields(desired: DesiredVM, observed: ObservedVM) -> tuple[FieldChange, ...]:
+    """What differs between the spec and what was last applied; nothing when comparable digests are equal."""
+    if comparable(desired.spec_digest, observed.spec_digest) and desired.spec_digest == observed.spec_digest:
+        return ()
+    return field_changes(
+        recorded(fleet=observed.fleet, state=observed.state, spec=observed.spec, policy=observed.policy),
+        recorded(fleet=desired.fleet, state=desired.state, spec=desired.spec, policy=desired.policy),
+    )
+
+
+def _drift_reasons(observed: ObservedVM) -> tuple[str, ...]:
+    return tuple(f"drift: {item.path} is {item.actual}, recorded {item.recorded}" for item in observed.drift)
+
+
+def _both(case: Case) -> tuple[DesiredVM, ObservedVM]:
+    desired, observed = case.desired, case.observed
+    assert desired is not None, "rules above answer for a missing side"  # noqa: S101
+    assert observed is not None, "rules above answer for a missing side"  # noqa: S101
+    return desired, observed

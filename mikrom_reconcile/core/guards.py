@@ -1,0 +1,131 @@
+"""Guards: what a plan must not do by itself. A guard holds changes back or refuses them; it never adds any.
+
+A refusal stops only what it concerns, and its message says the rule, the numbers and the way out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+import msgspec
+
+from mikrom_reconcile.core.lifecycle import SATISFIES
+from mikrom_reconcile.core.model.desired import DesiredState, Policy, Share
+from mikrom_reconcile.core.model.plan import ChangeKind, Refusal, VMChange
+from mikrom_reconcile.core.observed import Sight
+
+DISRUPTION = "10%"
+"""Share of a fleet that one pass may take down: what users of rolling updates expect when they say nothing."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What this run allows beyond the fleets' own policy.
+
+    `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed;
+    `all_removals` is for a destroy: removals are what was asked for.
+    """
+
+    prune_max: Share | None = None
+    confirmed: tuple[str, ...] = ()
+    all_removals: bool = False
+
+
+def allowed(share: Share, total: int) -> int:
+    """How many of `total` a share stands for: percentages are rounded down, but never to none unless 0 was said."""
+    if isinstance(share, int):
+        return share
+    percent = int(share.rstrip("%"))
+    return max(1, total * percent // 100) if percent else 0
+
+
+def limit_removals(
+    changes: list[VMChange], sight: Sight, desired: DesiredState, limits: Limits
+) -> tuple[list[VMChange], list[Refusal]]:
+    """Refuses all removals of a fleet that together pass its share, or that would take its last VM.
+
+    All or none: letting some through would empty a fleet in steps.
+    """
+    removals: dict[str, list[VMChange]] = defaultdict(list)
+    for change in changes:
+        if change.kind == "delete":
+            removals[change.fleet].append(change)
+    owned = _owned(sight, desired)
+    refusals = [
+        refusal
+        for fleet, going in sorted(removals.items())
+        if fleet not in limits.confirmed and not limits.all_removals
+        for refusal in _removal_refusal(fleet, going, owned[fleet], _policy(fleet, going, desired), limits.prune_max)
+    ]
+    refused = {refusal.fleet for refusal in refusals}
+    kept = [
+        _turned(change, "blocked", "the removals of this fleet were refused")
+        if change.kind == "delete" and change.fleet in refused
+        else change
+        for change in changes
+    ]
+    return kept, refusals
+
+
+def _removal_refusal(
+    fleet: str, going: list[VMChange], owned: int, policy: Policy, prune_max: Share | None
+) -> Iterable[Refusal]:
+    share = policy.prune_max if prune_max is None else prune_max
+    budget = allowed(share, owned)
+    way_out = "to allow it once: --prune-max 100%, or confirm at the prompt"
+    if len(going) > budget:
+        message = f"{len(going)} of {owned} VMs would go, prune.max {share} allows {budget}; {way_out}"
+    elif len(going) == owned and not policy.allow_empty and prune_max != "100%":
+        message = f"its last VM would go; {way_out}; for good: prune: {{allow_empty: true}}"
+    else:
+        return ()
+    return (Refusal(fleet=fleet, vm="", rule="prune", message=message),)
+
+
+def limit_disruption(changes: list[VMChange], desired: DesiredState) -> list[VMChange]:
+    """Lets at most a share of each fleet be taken down at a time; the others wait for a later pass.
+
+    VMs that are down already use the share up; bringing those back is never limited.
+    """
+    size = Counter(vm.fleet for vm in desired.vms if vm.state == "running")
+    down = Counter(change.fleet for change in changes if _is_down(change))
+    budget = {fleet: max(0, allowed(DISRUPTION, total) - down[fleet]) for fleet, total in size.items()}
+    result = []
+    for change in changes:
+        if change.kind == "restart" and not _is_down(change):
+            if budget.get(change.fleet, 0) == 0:
+                result.append(_turned(change, "wait", _waiting(size[change.fleet], down[change.fleet])))
+                continue
+            budget[change.fleet] -= 1
+        result.append(change)
+    return result
+
+
+def _waiting(size: int, down: int) -> str:
+    already = f", {down} are down already" if down else ""
+    return f"at most {allowed(DISRUPTION, size)} of {size} VMs are taken down at a time{already}"
+
+
+def _is_down(change: VMChange) -> bool:
+    """A VM that should run and does not, whatever will be done about it."""
+    if change.desired is None or change.desired.state != "running":
+        return False
+    return change.observed is None or change.observed.phase not in SATISFIES["running"]
+
+
+def _owned(sight: Sight, desired: DesiredState) -> Counter[str]:
+    rows = Counter(row.fleet for rows in sight.own.values() for row in rows)
+    return rows + Counter(vm.fleet for vm in desired.vms if (vm.host, vm.fleet) in sight.matched)
+
+
+def _policy(fleet: str, going: list[VMChange], desired: DesiredState) -> Policy:
+    """The policy in the specs, or for a fleet that vanished from them the strictest that its hosts recorded."""
+    for vm in desired.vms:
+        if vm.fleet == fleet:
+            return vm.policy
+    recorded = [change.observed.policy for change in going if change.observed]
+    return min(recorded, key=lambda policy: (allowed(policy.prune_max, 1000), policy.allow_empty), default=Policy())
+
+
+def _turned(change: VMChange, kind: ChangeKind, reason: str) -> VMChange:
+    return msgspec.structs.replace(change, kind=kind, wanted=change.kind, reasons=(*change.reasons, reason))

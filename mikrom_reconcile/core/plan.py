@@ -1,0 +1,155 @@
+"""From specs and reports to a plan: the one planner that CLI, Beat and pipelines share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.desired import desired_state
+from mikrom_reconcile.core.diff import diff, in_scope, name_taken
+from mikrom_reconcile.core.digests import digest_of
+from mikrom_reconcile.core.guards import Limits, limit_disruption, limit_removals
+from mikrom_reconcile.core.model.desired import DesiredState
+from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
+from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
+from mikrom_reconcile.core.observed import Sight, locations, queries, sight_of
+from mikrom_reconcile.core.specs import Specs
+
+ACTION_DEADLINE_S = 300.0
+"""Longest one action may take, graceful stop included: five minutes, as the predecessor's users know it."""
+
+VERBS: dict[ChangeKind, Verb] = {
+    "create": "create",
+    "start": "start",
+    "stop": "stop",
+    "update": "update",
+    "restart": "restart",
+    "delete": "delete",
+}
+"""The verb that carries a kind of change out; kinds without one are not acted on."""
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run asks the hosts before it can plan, and what it asked it from."""
+
+    specs: Specs
+    placements: Placements
+    hosts: tuple[str, ...]
+    queries: dict[str, ObserveQuery]
+    destroy: bool
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far."""
+
+    plan: Plan
+    placements: Placements
+    highest_token: int
+
+
+def question(specs: Specs, placements: Placements, hosts: Iterable[str], *, destroy: bool = False) -> Question:
+    """What to ask `hosts` (the inventory), and those hosts too on which VMs are remembered.
+
+    `destroy` wants everything that the specs own gone, so every row is asked for.
+    """
+    inventory = tuple(sorted(hosts))
+    desired = desired_state(specs, placements.vms, inventory)
+    if destroy:
+        desired = msgspec.structs.replace(desired, vms=())
+    asked = {*inventory, *placements.vms.values()}
+    return Question(
+        specs=specs,
+        placements=placements,
+        hosts=inventory,
+        queries=queries(desired, placements, asked),
+        destroy=destroy,
+    )
+
+
+def decide(asked: Question, observed: ObservedState, limits: Limits) -> Decision:
+    """The plan that follows from the reports. Pure: the same arguments give the same bytes."""
+    project = asked.specs.project
+    sight = sight_of(observed, project, asked.queries)
+    desired = _placed(asked, sight)
+    hiding = tuple(sorted(host for host in sight.dark if host not in asked.placements.covers))
+    changes, unchanged = diff(desired, sight, hiding)
+    changes, refusals = limit_removals(changes, sight, desired, limits)
+    changes = limit_disruption(changes, desired)
+    plan = _numbered(
+        Plan(
+            id="",
+            project=project,
+            revision=asked.specs.revision,
+            taken_at=observed.taken_at,
+            changes=tuple(changes),
+            unchanged=unchanged,
+            actions=tuple(actions_of(changes, project)),
+            refusals=(*refusals, *_names_taken(changes)),
+            unreachable=dict(sorted(sight.dark.items())),
+            warnings=tuple(_warnings(desired, sight)),
+        )
+    )
+    return Decision(plan=plan, placements=_to_remember(asked, desired, sight), highest_token=sight.highest_token)
+
+
+def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
+    """One action for each change that has a verb, in the order of the changes."""
+    for change in changes:
+        if change.kind not in VERBS:
+            continue
+        seen = change.observed
+        content: dict[str, Any] = {
+            "verb": VERBS[change.kind],
+            "host": change.host,
+            "vm": change.name,
+            "project": project,
+            "desired": None if change.kind == "delete" else change.desired,
+            "expect": Expect(uid=seen.uid, generation=seen.generation) if seen else Expect(uid=None, generation=0),
+            "deadline_s": ACTION_DEADLINE_S,
+        }
+        yield Action(id=digest_of(content), **content)
+
+
+def _placed(asked: Question, sight: Sight) -> DesiredState:
+    """The specs on the hosts where things were found; nothing at all for a destroy."""
+    specs = asked.specs
+    reachable = tuple(host for host in asked.hosts if host not in sight.dark)
+    first = desired_state(specs, asked.placements.vms, asked.hosts)
+    desired = desired_state(specs, locations(sight, first, asked.placements), reachable or asked.hosts)
+    return msgspec.structs.replace(desired, vms=()) if asked.destroy else desired
+
+
+def _to_remember(asked: Question, desired: DesiredState, sight: Sight) -> Placements:
+    """Where everything is or is about to be; what was remembered on dark hosts stays remembered."""
+    vms = {name: host for name, host in asked.placements.vms.items() if host in sight.dark}
+    vms |= {name: rows[0].host for name, rows in sight.own.items()}
+    vms |= {vm.name: vm.host for vm in desired.vms if vm.state != "absent"}
+    answered = {host for host in asked.queries if host not in sight.dark}
+    return Placements(vms=dict(sorted(vms.items())), covers=tuple(sorted({*asked.placements.covers, *answered})))
+
+
+def _names_taken(changes: Iterable[VMChange]) -> Iterator[Refusal]:
+    for change in changes:
+        if change.rule == name_taken.__name__:
+            yield Refusal(fleet=change.fleet, vm=change.name, rule=change.rule, message="; ".join(change.reasons))
+
+
+def _warnings(desired: DesiredState, sight: Sight) -> Iterator[str]:
+    strangers = {row.fleet for rows in sight.own.values() for row in rows if not in_scope(desired, row.fleet)}
+    for fleet in sorted(strangers):
+        yield (
+            f"fleet {fleet} is not in these specs and was left alone; "
+            "only with a Project document are they the whole truth"
+        )
+    for row in sorted(sight.others.values(), key=lambda row: row.name):
+        if row.phase == "unreadable":
+            yield f"{row.name} on {row.host}: its record cannot be read: {row.last_error}"
+
+
+def _numbered(plan: Plan) -> Plan:
+    """The plan with its id: a digest of everything but the time."""
+    content = msgspec.to_builtins(plan)
+    content.pop("taken_at")
+    return msgspec.structs.replace(plan, id=digest_of(content))

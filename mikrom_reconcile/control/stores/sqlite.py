@@ -1,0 +1,92 @@
+"""The embedded store: tokens, placements and reports in one SQLite file, leases on lock files.
+
+It must not hold anything that a run could not do without: see rule 1 of the architecture.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from mikrom_reconcile import locks
+from mikrom_reconcile.control.stores.file_lease import FileLease, take_lease_file
+from mikrom_reconcile.control.stores.sqlite_file import SqliteFile
+from mikrom_reconcile.core.model.run import RunReport
+
+KEPT_RUNS = 100
+"""Reports kept: enough to see what went on lately, and a file of a few MiB."""
+
+_VERSION = 1
+_SCHEMA = (
+    "CREATE TABLE tokens (scope TEXT PRIMARY KEY, token INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE placements (project TEXT PRIMARY KEY, hosts BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE runs (id INTEGER PRIMARY KEY AUTOINCREMENT, report BLOB NOT NULL)",
+)
+
+
+class SqliteStore:
+    """A `RunStore` for one machine. Safe to use from many threads, greenlets and processes at once."""
+
+    def __init__(self, path: Path, lock_dir: Path) -> None:
+        self._file = SqliteFile(path, lock_path=lock_dir / "store.lock", schema=_SCHEMA, version=_VERSION)
+        self._lock_dir = lock_dir
+
+    def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> FileLease:
+        """Take the lease of a project, with a token of at least `at_least`. Raises BusyError naming the holder.
+
+        `ttl_s` has no meaning here: the kernel gives the lease back when its holder dies.
+        """
+        del ttl_s
+        path = self._lock_dir / f"{quote(scope, safe='')}.lease"
+        fd = take_lease_file(path, scope=scope, holder=holder)
+        try:
+            token = self._file.work(lambda db: _next_token(db, scope, at_least))
+        except BaseException:
+            locks.give_back(fd)
+            raise
+        return FileLease(path, fd, token)
+
+    def placements(self, project: str) -> dict[str, str]:
+        """VM name -> host, as last remembered; a hint."""
+        query = "SELECT hosts FROM placements WHERE project = ?"
+        row = self._file.work(lambda db: db.execute(query, (project,)).fetchone())
+        return msgspec.json.decode(row[0], type=dict[str, str]) if row else {}
+
+    def remember(self, project: str, placements: Mapping[str, str]) -> None:
+        """Replace the placements of a project."""
+        row = (project, msgspec.json.encode(dict(placements)))
+        self._file.work(lambda db: db.execute("INSERT OR REPLACE INTO placements VALUES (?, ?)", row))
+
+    def save(self, report: RunReport) -> None:
+        """Keep the report of a finished run; older ones than the last `KEPT_RUNS` are dropped."""
+        encoded = msgspec.json.encode(report)
+
+        def keep(db: sqlite3.Connection) -> None:
+            db.execute("INSERT INTO runs (report) VALUES (?)", (encoded,))
+            db.execute("DELETE FROM runs WHERE id <= (SELECT max(id) FROM runs) - ?", (KEPT_RUNS,))
+
+        self._file.work(keep)
+
+    def runs(self, limit: int) -> tuple[RunReport, ...]:
+        """The latest reports, newest first; those that another release wrote in another shape are left out."""
+        query = "SELECT report FROM runs ORDER BY id DESC LIMIT ?"
+        rows = self._file.work(lambda db: db.execute(query, (limit,)).fetchall())
+        return tuple(report for row in rows if (report := _report_in(row[0])) is not None)
+
+
+def _next_token(db: sqlite3.Connection, scope: str, at_least: int) -> int:
+    row = db.execute("SELECT token FROM tokens WHERE scope = ?", (scope,)).fetchone()
+    token = max(at_least, row[0] + 1 if row else 1)
+    db.execute("INSERT OR REPLACE INTO tokens VALUES (?, ?)", (scope, token))
+    return int(token)
+
+
+def _report_in(encoded: bytes) -> RunReport | None:
+    try:
+        return msgspec.json.decode(encoded, type=RunReport)
+    except msgspec.MsgspecError:
+        return None

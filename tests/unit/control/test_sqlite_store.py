@@ -1,0 +1,161 @@
+"""What only the SQLite store has to answer: odd files, other processes, killed holders."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from mikrom_reconcile.control.stores.sqlite import KEPT_RUNS, SqliteStore
+from mikrom_reconcile.core.errors import BusyError, SetupError
+from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.model.run import RunReport
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SqliteStore:
+    return store_in(tmp_path)
+
+
+def store_in(folder: Path) -> SqliteStore:
+    return SqliteStore(folder / "store" / "runs.sqlite", folder / "locks")
+
+
+def report(run_id: str) -> RunReport:
+    plan = Plan(
+        id="1:p", project="demo", revision="r", taken_at=NOW, changes=(), unchanged=0, actions=(), refusals=(),
+        unreachable={}, warnings=(),
+    )  # fmt: skip
+    return RunReport(run_id=run_id, plan=plan, outcomes=(), remaining=None, late=False, started_at=NOW, finished_at=NOW)
+
+
+def test_only_the_last_runs_are_kept_newest_first(store: SqliteStore) -> None:
+    for number in range(KEPT_RUNS + 3):
+        store.save(report(f"run-{number}"))
+    kept = [run.run_id for run in store.runs(1000)]
+    assert kept == [f"run-{number}" for number in range(KEPT_RUNS + 2, 2, -1)]
+    assert store.runs(1)[0].run_id == f"run-{KEPT_RUNS + 2}"
+
+
+def test_a_report_in_an_unknown_shape_is_left_out(store: SqliteStore, tmp_path: Path) -> None:
+    store.save(report("good"))
+    with sqlite3.connect(tmp_path / "store" / "runs.sqlite") as db:
+        db.execute("INSERT INTO runs (report) VALUES (?)", (b'{"shape": "of tomorrow"}',))
+    assert [run.run_id for run in store.runs(10)] == ["good"]
+
+
+def test_files_and_folders_are_closed_to_others(store: SqliteStore, tmp_path: Path) -> None:
+    store.lease("demo", holder="test", ttl_s=1, at_least=0)
+    store.remember("demo", {"a": "localhost"})
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
+    assert modes == {"store": "0o700", "locks": "0o700", "runs.sqlite": "0o600", "demo.lease": "0o600"}
+
+
+def test_a_second_holder_is_told_who_the_first_is(store: SqliteStore, tmp_path: Path) -> None:
+    lease = store.lease("demo", holder="apply by ana@build7", ttl_s=1, at_least=0)
+    with pytest.raises(BusyError, match=rf"apply by ana@build7 \(pid {os.getpid()}, since 20\d\d-.* UTC\)"):
+        store_in(tmp_path).lease("demo", holder="beat", ttl_s=1, at_least=0)
+    lease.release()
+    assert store.lease("demo", holder="beat", ttl_s=1, at_least=0).token == lease.token + 1
+
+
+def test_a_killed_holder_leaves_the_lease_free_and_its_token_used(store: SqliteStore, tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, sys; from mikrom_reconcile.control.stores.sqlite import SqliteStore\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "store = SqliteStore(folder / 'store' / 'runs.sqlite', folder / 'locks')\n"
+        "lease = store.lease('demo', holder='doomed', ttl_s=1, at_least=7)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert store.lease("demo", holder="next", ttl_s=1, at_least=0).token == 8
+
+
+def test_a_lease_whose_file_was_replaced_is_not_held(store: SqliteStore, tmp_path: Path) -> None:
+    lease = store.lease("demo", holder="test", ttl_s=1, at_least=0)
+    assert lease.held()
+    (tmp_path / "locks" / "demo.lease").unlink()
+    assert not lease.held()
+    assert store.lease("demo", holder="other", ttl_s=1, at_least=0).held()
+    assert not lease.held()
+
+
+def test_a_project_name_cannot_climb_out_of_the_lock_folder(store: SqliteStore, tmp_path: Path) -> None:
+    store.lease("../../demo", holder="test", ttl_s=1, at_least=0)
+    assert [path.name for path in (tmp_path / "locks").iterdir()] == ["..%2F..%2Fdemo.lease"]
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4096])
+def test_a_broken_file_is_moved_aside_and_begun_anew(
+    content: bytes, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "store" / "runs.sqlite"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    store.remember("demo", {"a": "localhost"})
+    assert store.placements("demo") == {"a": "localhost"}
+    (aside,) = path.parent.glob("runs.sqlite.unusable-*")
+    assert aside.read_bytes() == content
+    assert str(aside) in caplog.text
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["CREATE TABLE theirs (x)", "PRAGMA application_id = 77", "PRAGMA user_version = 99"],
+)
+def test_the_database_of_another_program_is_moved_aside_whole(
+    statement: str, store: SqliteStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "store" / "runs.sqlite"
+    path.parent.mkdir()
+    with sqlite3.connect(path) as db:
+        db.execute(statement)
+    db.close()
+    theirs = path.read_bytes()
+    assert store.runs(1) == ()
+    (aside,) = path.parent.glob("runs.sqlite.unusable-*")
+    assert aside.read_bytes() == theirs
+
+
+def test_a_database_without_its_tables_is_begun_anew(store: SqliteStore, tmp_path: Path) -> None:
+    store.save(report("old"))
+    with sqlite3.connect(tmp_path / "store" / "runs.sqlite") as db:
+        db.execute("DROP TABLE runs")
+    assert store.runs(1) == ()
+    store.save(report("new"))
+    assert store.runs(1)[0].run_id == "new"
+
+
+def test_many_threads_may_use_one_store_at_once(store: SqliteStore, tmp_path: Path) -> None:
+    tokens: list[int] = []
+
+    def work(number: int) -> None:
+        other = store_in(tmp_path)
+        for _ in range(5):
+            lease = other.lease(f"project-{number}", holder="test", ttl_s=1, at_least=0)
+            tokens.append(lease.token)
+            other.remember("demo", {f"vm-{number}": "localhost"})
+            lease.release()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(tokens) == sorted([1, 2, 3, 4, 5] * 8)
+
+
+def test_a_folder_that_cannot_be_written_is_a_setup_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="must be writable"):
+        SqliteStore(tmp_path / "file" / "runs.sqlite", tmp_path / "locks").runs(1)
+    with pytest.raises(SetupError, match="must be writable"):
+        SqliteStore(tmp_path / "runs.sqlite", tmp_path / "file").lease("demo", holder="t", ttl_s=1, at_least=0)

@@ -16,7 +16,7 @@ class Source(Protocol):
     """Where specs come from."""
 
     def read(self) -> SourceTree:
-        """Every spec file. Raises SourceError when it cannot be read or holds no file."""
+        """Every spec file. Raises SourceError when it cannot be read or holds no file, SpecError for no text."""
 
 
 class Hosts(Protocol):
@@ -74,7 +74,10 @@ class Clock(Protocol):
     """Time, so that tests can hold it still."""
 
     def now(self) -> datetime:
-        """Aware UTC."""
+        """Aware UTC, for people; it may jump."""
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow, for deadlines."""
 
     def sleep(self, seconds: float) -> None:
         """Wait."""

@@ -1,0 +1,167 @@
+"""One run: read, observe, plan, act, observe again. Level-triggered: what it does follows from what it sees now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import msgspec
+
+from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
+from mikrom_reconcile.core.errors import BusyError
+from mikrom_reconcile.core.guards import Limits
+from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
+from mikrom_reconcile.core.model.plan import Action, Plan
+from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.plan import Decision, decide, question
+from mikrom_reconcile.core.specs import Specs, read_specs
+
+OBSERVE_DEADLINE_S = 10.0
+"""A host that has not reported by then counts as unreachable for this look; reports take milliseconds."""
+
+LEASE_TTL_S = 15.0
+"""How long a dead run keeps others waiting."""
+
+LEASE_RETRY_S = 0.5
+
+
+class Reconciler:
+    """The Engine that plans and applies in this process. `inventory` names the hosts that may get new VMs."""
+
+    def __init__(
+        self,
+        *,
+        inventory: tuple[str, ...],
+        hosts: Hosts,
+        store: RunStore,
+        clock: Clock,
+        schemas: Mapping[str, str],
+    ) -> None:
+        self.hosts = hosts
+        self.store = store
+        self._inventory = inventory
+        self._clock = clock
+        self._schemas = schemas
+
+    def plan(self, request: RunRequest) -> Plan:
+        """What the request would change; changes nothing."""
+        return self._look(request, self._specs(request)).plan
+
+    def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
+        """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
+        specs = self._specs(request)
+        started_at = self._clock.now()
+        deadline = Deadline(self._clock, request.timeout_s)
+        lease = self._lease(specs.project, request, deadline, at_least=1)
+        try:
+            decision = self._look(request, specs)
+            if decision.highest_token >= lease.token:  # the store was lost; hosts remember higher tokens
+                lease.release()
+                lease = self._lease(specs.project, request, deadline, at_least=decision.highest_token + 1)
+            approved = plan or decision.plan
+            outcomes = list(moved(approved, decision.plan))
+            while True:
+                self.store.remember(specs.project, decision.placements)
+                actions = due(approved, decision.plan, outcomes)
+                if not actions or deadline.passed() or not lease.held():
+                    break
+                for outcome in self._execute(request, actions, lease, deadline):
+                    outcomes.append(outcome)
+                    progress(outcome)
+                decision = self._look(request, specs)
+        finally:
+            lease.release()
+        report = RunReport(
+            run_id=request.run_id,
+            plan=approved,
+            outcomes=tuple(outcomes),
+            remaining=decision.plan,
+            late=bool(actions) and deadline.passed(),
+            started_at=started_at,
+            finished_at=self._clock.now(),
+        )
+        self.store.save(report)
+        return report
+
+    def _execute(
+        self, request: RunRequest, actions: list[Action], lease: Lease, deadline: Deadline
+    ) -> Iterator[ActionOutcome]:
+        orders = (Order(run_id=request.run_id, token=lease.token, action=action) for action in actions if lease.held())
+        return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
+
+    def _specs(self, request: RunRequest) -> Specs:
+        return read_specs(request.tree, self._schemas)
+
+    def _look(self, request: RunRequest, specs: Specs) -> Decision:
+        """Observe every host and plan from what they report."""
+        asked = question(specs, self.store.placements(specs.project), self._inventory, destroy=request.destroy)
+        limits = Limits(prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy)
+        return decide(asked, self._observe(asked.queries), limits)
+
+    def _observe(self, queries: Mapping[str, ObserveQuery]) -> ObservedState:
+        views = {view.host: view for view in self.hosts.observe(queries, deadline_s=OBSERVE_DEADLINE_S)}
+        silent = HostView(host="", error="gave no answer")
+        hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))
+        return ObservedState(taken_at=self._clock.now(), hosts=hosts)
+
+    def _lease(self, project: str, request: RunRequest, deadline: Deadline, *, at_least: int) -> Lease:
+        """Wait for the project's lease until the run's deadline. Raises BusyError naming the holder."""
+        while True:
+            try:
+                return self.store.lease(project, holder=request.origin, ttl_s=LEASE_TTL_S, at_least=at_least)
+            except BusyError:
+                if deadline.left_s() < LEASE_RETRY_S:
+                    raise
+                self._clock.sleep(LEASE_RETRY_S)
+
+
+def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
+    """A `stale` outcome for each approved action whose VM needs something else by now.
+
+    A VM that needs nothing any more is no matter: somebody else did it.
+    """
+    still = {action.id for action in now.actions}
+    changes = {(change.name, change.host): change for change in now.changes}
+    for action in approved.actions:
+        change = changes.get((action.vm, action.host))
+        if action.id not in still and change is not None:
+            yield ActionOutcome(
+                action_id=action.id,
+                vm=action.vm,
+                host=action.host,
+                verb=action.verb,
+                result="stale",
+                started_at=now.taken_at,
+                finished_at=now.taken_at,
+                error=f"the world has moved since the plan; now: {change.kind}: {'; '.join(change.reasons)}",
+            )
+
+
+def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Action]:
+    """The actions of `now` that were approved and not tried yet: those of the plan, and what waited in it.
+
+    Each VM is acted on once per run, so that one that keeps falling over cannot keep a run going.
+    """
+    tried = {(outcome.vm, outcome.host) for outcome in outcomes}
+    approved_ids = {action.id for action in approved.actions}
+    waited = {(change.name, change.host) for change in approved.changes if change.kind == "wait"}
+    return [
+        action
+        for action in now.actions
+        if (action.vm, action.host) not in tried and (action.id in approved_ids or (action.vm, action.host) in waited)
+    ]
+
+
+class Deadline:
+    """The end of a run, by a clock that does not jump."""
+
+    def __init__(self, clock: Clock, timeout_s: float) -> None:
+        self._clock = clock
+        self._at = clock.monotonic() + timeout_s
+
+    def left_s(self) -> float:
+        """Seconds left, 0 once it has passed."""
+        return max(0.0, self._at - self._clock.monotonic())
+
+    def passed(self) -> bool:
+        """Whether no time is left."""
+        return self.left_s() == 0

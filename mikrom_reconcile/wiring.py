@@ -1,0 +1,120 @@
+"""The composition root: the only module that knows every adapter and decides which are used here.
+
+Imports are inside the functions, so that a command pays only for what it uses.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mikrom_reconcile.control.ports import Engine, Hosts, RunStore
+    from mikrom_reconcile.core.model.specs import SourceTree
+    from mikrom_reconcile.host.hypervisor import Hypervisor
+    from mikrom_reconcile.host.ports import Driver
+
+KINDS = ("Project", "Fleet")
+"""Kinds of documents, each with a schema of its own."""
+
+
+class SystemClock:
+    """The real time."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+
+@cache
+def schemas() -> dict[str, str]:
+    """Kind to the text of its JSON Schema: from the package, or in a checkout from beside it."""
+    packaged = resources.files("mikrom_reconcile") / "schemas"
+    folder = packaged if packaged.is_dir() else Path(__file__).parent.parent / "schemas"
+    return {kind: (folder / f"{kind.lower()}.schema.json").read_text(encoding="utf-8") for kind in KINDS}
+
+
+def read_tree(settings: Settings, paths: Sequence[str]) -> SourceTree:
+    """The spec files below `paths`, else below MIKROM_SPECS, else below ./specs."""
+    from mikrom_reconcile.control.sources.files import FileSource
+
+    chosen = list(paths) or [settings.specs or "specs"]
+    return FileSource([Path(path) for path in chosen]).read()
+
+
+def open_engine(settings: Settings) -> Engine:
+    """The engine that commands drive: through the broker if there is one, else in this process."""
+    broker_url = broker_of(settings)
+    if broker_url is None:
+        return embedded_engine(settings)
+    from mikrom_reconcile.dispatch.client import RemoteEngine
+
+    return RemoteEngine(settings, broker_url)
+
+
+def broker_of(settings: Settings) -> str | None:
+    """The broker to use: as set, else that of a `mikrom up` running here, else None: embedded."""
+    from mikrom_reconcile.dispatch.services import find_up
+
+    return settings.broker_url or find_up(settings)
+
+
+def embedded_engine(settings: Settings) -> Engine:
+    """This machine as the only host, a thread pool in this process, runs kept in SQLite."""
+    from mikrom_reconcile.control.stores.sqlite import SqliteStore
+    from mikrom_reconcile.dispatch.local import LocalHosts
+
+    hosts = LocalHosts(make_hypervisor(settings))
+    store = SqliteStore(settings.state_dir / "store.sqlite", settings.state_dir / "locks")
+    return make_reconciler(settings, hosts, store)
+
+
+def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore) -> Engine:
+    """The engine that plans and applies in this process, over any hosts and store."""
+    from mikrom_reconcile.control.reconcile import Reconciler
+
+    return Reconciler(inventory=(settings.host,), hosts=hosts, store=store, clock=SystemClock(), schemas=schemas())
+
+
+def make_hypervisor(settings: Settings) -> Hypervisor:
+    """This machine as a host, with the driver that the settings choose."""
+    from mikrom_reconcile.host.hypervisor import Hypervisor
+    from mikrom_reconcile.host.records import Records
+
+    return Hypervisor(
+        settings.host, driver=make_driver(settings), records=Records(settings.state_dir), clock=SystemClock()
+    )
+
+
+def make_driver(settings: Settings) -> Driver:
+    """The driver of MIKROM_DRIVER. Raises SetupError saying what is missing for it."""
+    if settings.driver == "simulated":
+        from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
+
+        return SimulatedDriver(settings.state_dir)
+    from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver, find_firecracker, kvm_problem
+
+    binary = find_firecracker(settings.firecracker, settings.state_dir)
+    problem = kvm_problem() or (None if binary else "no firecracker binary was found")
+    if problem or binary is None:
+        raise SetupError(
+            f"{problem}; see `mikrom doctor`, or set MIKROM_DRIVER=simulated to go through the motions without microVMs"
+        )
+    return FirecrackerDriver(binary, state_dir=settings.state_dir, run_dir=settings.run_dir)

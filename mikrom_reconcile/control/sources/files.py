@@ -1,0 +1,130 @@
+"""Specs from files and folders.
+
+It says which files there are and that their bytes are text; what the text means is for `core.specs` to say. An
+empty or unreadable place is an error, never an empty tree: nothing may be deleted because a folder was not there.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mikrom_reconcile.control.sources.git import commit_of
+from mikrom_reconcile.core.digests import digest_of
+from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
+
+MAX_BYTES = 10 * 1024 * 1024
+"""Largest spec file: 10,000 documents take about 6 MiB; more is a mistake or an attack."""
+
+MAX_TREE_BYTES = 10 * MAX_BYTES
+"""Largest tree: 100,000 documents take about 60 MiB."""
+
+_SUFFIXES = (".yml", ".yaml")
+
+
+class FileSource:
+    """Every `*.yml` and `*.yaml` below the given folders, and the given files, whatever they are called."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(paths)
+
+    def read(self) -> SourceTree:
+        """Every spec file, sorted by path; hidden files and folders are left out, symbolic links are followed.
+
+        Raises SourceError for a place that cannot be read or holds no spec file, and SpecError for files that are
+        too large or no text, all of them at once.
+        """
+        files: list[SourceFile] = []
+        problems: list[SpecProblem] = []
+        bytes_left = MAX_TREE_BYTES
+        for path in self._spec_files():
+            content = _bytes_of(path)
+            bytes_left -= len(content)
+            if bytes_left < 0:
+                raise SourceError(f"more than {MAX_TREE_BYTES >> 20} MiB of specs up to {path}; is the path right?")
+            if problem := _problem_in(str(path), content):
+                problems.append(problem)
+            else:
+                files.append(SourceFile(path=str(path), text=content.decode("utf-8-sig")))
+        if problems:
+            raise SpecError(tuple(problems))
+        if not files:
+            raise SourceError(f"no *.yml or *.yaml file in {', '.join(map(str, self._paths))}")
+        return SourceTree(revision=commit_of(self._paths) or _revision_of(files), files=tuple(files))
+
+    def _spec_files(self) -> list[Path]:
+        """Every file to read, once, under the first of its names, sorted."""
+        try:
+            found = sorted({path for given in self._paths for path in _files_in(given)})
+            by_identity = {os.path.realpath(path): path for path in reversed(found)}
+        except OSError as error:
+            raise _unreadable(error) from error
+        return sorted(by_identity.values())
+
+
+def _files_in(given: Path) -> Iterator[Path]:
+    if not stat.S_ISDIR(given.stat().st_mode):
+        yield given
+        return
+    folders: list[tuple[Path, tuple[Path, ...]]] = [(given, ())]  # each with the real paths of those it lies in
+    while folders:
+        folder, ancestors = folders.pop()
+        real = folder.resolve()
+        if real in ancestors:
+            raise SourceError(f"{folder} is a symbolic link to a folder that it lies in; remove the loop")
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append((Path(entry.path), (*ancestors, real)))
+                elif entry.name.endswith(_SUFFIXES):
+                    yield Path(entry.path)
+
+
+def _bytes_of(path: Path) -> bytes:
+    """At most one byte more than a spec file may have."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # nobody may write to a FIFO
+        with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor is no path
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise SourceError(f"{path} is not a regular file; specs are files and folders")
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> SourceError:
+    return SourceError(f"{error.filename}: {error.strerror}; give the path of the specs, or set MIKROM_SPECS")
+
+
+def _problem_in(path: str, content: bytes) -> SpecProblem | None:
+    """Why `content` is no text that could hold specs."""
+    if len(content) > MAX_BYTES:
+        message = f"this file has more than {MAX_BYTES >> 20} MiB"
+        return SpecProblem(path=path, line=1, column=1, pointer="", message=message, hint="split it")
+    try:
+        content.decode("utf-8-sig")
+        at = content.find(b"\0")
+        message = "a NUL byte: this is no text"
+    except UnicodeDecodeError as error:
+        at = error.start
+        message = f"byte 0x{content[at]:02x} is not UTF-8"
+    if at < 0:
+        return None
+    line_start = content.rfind(b"\n", 0, at) + 1
+    return SpecProblem(
+        path=path,
+        line=content.count(b"\n", 0, at) + 1,
+        column=len(content[line_start:at].decode("utf-8-sig")) + 1,
+        pointer="",
+        message=message,
+        hint="save it as UTF-8",
+    )
+
+
+def _revision_of(files: list[SourceFile]) -> str:
+    return f"files:{digest_of(files).partition(':')[2][:12]}"

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from mikrom_reconcile.control.sources.files import MAX_BYTES, FileSource
+from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.model.specs import SpecProblem
+
+
+def write(path: Path, content: str | bytes = "kind: Fleet\n") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def paths_read(*given: Path) -> list[str]:
+    return [file.path for file in FileSource(given).read().files]
+
+
+def problem_of(path: Path) -> SpecProblem:
+    with pytest.raises(SpecError) as caught:
+        FileSource([path]).read()
+    (problem,) = caught.value.problems
+    return problem
+
+
+def test_all_yaml_files_below_a_folder_are_read_sorted_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("b.yml", "a.yaml", "sub/deep/c.yml", ".hidden.yml", ".git/d.yml", "notes.txt", "e.yml~", "yml"):
+        write(tmp_path / name)
+    assert paths_read(tmp_path) == [f"{tmp_path}/{name}" for name in ("a.yaml", "b.yml", "sub/deep/c.yml")]
+
+
+def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:
+    assert paths_read(write(tmp_path / ".fleet.txt")) == [f"{tmp_path}/.fleet.txt"]
+
+
+def test_a_relative_path_stays_relative_in_what_people_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "specs" / "web.yml")
+    monkeypatch.chdir(tmp_path)
+    assert paths_read(Path("specs")) == ["specs/web.yml"]
+
+
+def test_a_file_that_is_reached_twice_is_read_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "specs" / "web.yml")
+    (tmp_path / "specs" / "alias.yml").symlink_to(file)
+    assert paths_read(tmp_path / "specs", file) == [f"{tmp_path}/specs/alias.yml"]
+
+
+def test_links_to_folders_elsewhere_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "shared" / "web.yml")
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs" / "linked").symlink_to(tmp_path / "shared")
+    assert paths_read(tmp_path / "specs") == [f"{tmp_path}/specs/linked/web.yml"]
+
+
+def test_a_loop_of_folders_is_an_error_that_names_it(tmp_path: Path) -> None:
+    write(tmp_path / "web.yml")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    with pytest.raises(SourceError, match="sub/up is a symbolic link to a folder that it lies in"):
+        FileSource([tmp_path]).read()
+
+
+@pytest.mark.parametrize("target", ["web.yml", "nowhere"])
+def test_a_link_to_itself_or_to_nowhere_is_an_error(target: str, tmp_path: Path) -> None:
+    (tmp_path / "web.yml").symlink_to(target)
+    with pytest.raises(SourceError, match=r"web\.yml: "):
+        FileSource([tmp_path]).read()
+
+
+def test_a_fifo_is_an_error_and_nobody_waits_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "web.yml")
+    with pytest.raises(SourceError, match="not a regular file"):
+        FileSource([tmp_path]).read()
+
+
+def test_a_path_that_is_not_there_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"nowhere: No such file or directory; .*MIKROM_SPECS"):
+        FileSource([tmp_path / "nowhere"]).read()
+
+
+def test_a_folder_without_a_spec_file_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "README.md")
+    with pytest.raises(SourceError, match=r"no \*\.yml or \*\.yaml file in"):
+        FileSource([tmp_path]).read()
+
+
+def test_bytes_that_are_no_utf8_are_told_with_their_place(tmp_path: Path) -> None:
+    problem = problem_of(write(tmp_path / "web.yml", "a: 1\nnäme: ".encode() + b"\xe9\n"))
+    assert (problem.line, problem.column, problem.message) == (2, 7, "byte 0xe9 is not UTF-8")
+
+
+def test_a_nul_byte_is_told_with_its_place(tmp_path: Path) -> None:
+    problem = problem_of(write(tmp_path / "web.yml", b"a: 1\nb: \0\n"))
+    assert (problem.line, problem.column) == (2, 4)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    write(tmp_path / "web.yml", b"\xef\xbb\xbfkind: Fleet\n")
+    assert FileSource([tmp_path]).read().files[0].text == "kind: Fleet\n"
+
+
+def test_a_file_that_is_too_large_is_told_and_never_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "web.yml").open("wb") as file:
+        file.truncate(40 * MAX_BYTES)
+    begun = time.monotonic()
+    assert problem_of(tmp_path).message == "this file has more than 10 MiB"
+    assert time.monotonic() - begun < 1
+
+
+def test_all_files_that_are_no_text_are_told_at_once(tmp_path: Path) -> None:
+    for name in ("a.yml", "b.yml"):
+        write(tmp_path / name, b"\xff")
+    write(tmp_path / "c.yml")
+    with pytest.raises(SpecError) as caught:
+        FileSource([tmp_path]).read()
+    assert [problem.path for problem in caught.value.problems] == [f"{tmp_path}/a.yml", f"{tmp_path}/b.yml"]
+
+
+def test_without_git_the_revision_is_a_digest_of_the_files(tmp_path: Path) -> None:
+    file = write(tmp_path / "web.yml")
+    first = FileSource([tmp_path]).read().revision
+    assert first.startswith("files:")
+    assert FileSource([tmp_path]).read().revision == first
+    file.write_text("kind: Project\n")
+    assert FileSource([tmp_path]).read().revision != first
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_in_a_checkout_the_revision_is_the_commit_and_says_when_files_differ_from_it(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.net", "-c", "commit.gpgsign=false")
+        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    file = write(tmp_path / "specs" / "web.yml")
+    source = FileSource([tmp_path / "specs"])
+    git("init", "--quiet")
+    assert source.read().revision.startswith("files:")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "specs")
+    commit = git("rev-parse", "HEAD")[:12]
+    write(tmp_path / "elsewhere.txt")
+    assert source.read().revision == commit
+    file.write_text("kind: Project\n")
+    assert source.read().revision == f"{commit}-dirty"

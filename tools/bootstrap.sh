@@ -53,7 +53,7 @@ missing_packages() { # prints the Debian packages without which the target canno
 }
 
 install_packages() {
-    local log policy=/usr/sbin/policy-rc.d own_policy=
+    local log code=0 policy=/usr/sbin/policy-rc.d own_policy=
     say "installing with apt: $*"
     # Only the redis-server program is wanted, not a service on port 6379: nothing starts now or at the next boot.
     if [[ ! -e $policy ]]; then
@@ -65,11 +65,13 @@ install_packages() {
     if ! { as_root apt-get update -q && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y \
         --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"; } >"$log" 2>&1 </dev/null; then
         tail -n 5 "$log" >&2
+        code=1
     elif [[ " $* " == *" redis-server "* ]] && has systemctl; then
         as_root systemctl --quiet disable redis-server 2>/dev/null || true
     fi
     rm -f "$log"
     [[ -z $own_policy ]] || as_root rm -f "$own_policy"
+    return $code
 }
 
 ensure_packages() {
@@ -78,7 +80,7 @@ ensure_packages() {
     # Twice: only once python3 is there does its version show.
     for _ in 1 2; do
         if ((${#missing[@]} == 0)) || ! may_install; then break; fi
-        install_packages "${missing[@]}"
+        install_packages "${missing[@]}" || break
         hash -r
         mapfile -t missing < <(missing_packages | tr ' ' '\n')
     done

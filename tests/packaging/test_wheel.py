@@ -41,24 +41,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv = tmp_path_factory.mktemp("installed")
     made = run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=venv)
     assert made.returncode == 0, made.stderr
-    python = venv / "bin/python"
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        f"--python={python}",
-        "install",
-        "--no-deps",
-        "--no-index",
-        str(wheel),
-    ]
-    put = run(*pip, cwd=venv)
-    assert put.returncode == 0, put.stderr
     # A .pth file comes after the environment's own packages, and the .pth files behind it are not read: the
-    # editable install of the checkout is out of reach.
+    # editable install of the checkout is out of reach. pip itself is borrowed too.
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    borrowed = venv / "lib" / version / "site-packages/borrowed.pth"
-    borrowed.write_text(sysconfig.get_path("purelib"))
+    (venv / "lib" / version / "site-packages/borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    pip = (venv / "bin/python", "-m", "pip", "install", "--no-deps", "--no-index", "--ignore-installed")
+    put = run(*pip, wheel, cwd=venv)
+    assert put.returncode == 0, put.stderr
     return venv / "bin"
 
 
@@ -79,9 +68,7 @@ def test_the_wheel_holds_the_same_schemas_and_guest_as_the_checkout(wheel: Path,
         assert archive.read(inside) == original.read_bytes()
 
 
-def test_an_installed_wheel_finds_its_own_data_files_outside_the_checkout(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_an_installed_wheel_finds_its_own_data_files_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     code = (
         "from importlib.resources import files; package = files('mikrom_reconcile'); print(package);"
         "print(package.joinpath('guest/hello.elf').read_bytes()[:4]);"
@@ -100,9 +87,7 @@ def test_the_installed_command_tells_its_version(installed: Path, tmp_path: Path
     assert mikrom_reconcile.__version__ in told.stdout
 
 
-def test_the_installed_command_accepts_a_good_spec_by_its_own_schemas(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_the_installed_command_accepts_a_good_spec_by_its_own_schemas(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "web.yaml").write_text(SMALLEST_SPEC)
     told = run(installed / "mikrom", "validate", "web.yaml", cwd=tmp_path)
     assert told.returncode == 0, told.stderr

@@ -6,6 +6,7 @@ that is for guards.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
@@ -39,16 +40,21 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     hiding: tuple[str, ...] = ()
     double: str = ""
 
+    @property
+    def who(self) -> DesiredVM | ObservedVM:
+        """The VM that this is about."""
+        who = self.desired or self.observed
+        assert who is not None, "a case has at least one side"  # noqa: S101
+        return who
+
     def change(
         self, kind: ChangeKind, *reasons: str, wanted: ChangeKind | None = None, fields: tuple[FieldChange, ...] = ()
     ) -> VMChange:
         """A change of this VM."""
-        who = self.desired or self.observed
-        assert who is not None, "a case has at least one side"  # noqa: S101
         return VMChange(
-            name=who.name,
-            fleet=who.fleet,
-            host=who.host,
+            name=self.who.name,
+            fleet=self.who.fleet,
+            host=self.who.host,
             kind=kind,
             reasons=reasons,
             wanted=wanted,
@@ -58,18 +64,17 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def diff(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> tuple[list[VMChange], int]:
-    """Every change, sorted by name and host, and the number of VMs that are as they should be."""
+def diff(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> tuple[list[VMChange], dict[str, int]]:
+    """Every change, sorted by name and host, and how many VMs of each host are as they should be."""
     changes: list[VMChange] = []
-    unchanged = 0
+    unchanged = Counter(vm.host for vm in desired.vms if (vm.host, vm.fleet) in sight.matched)
     for case in _cases(desired, sight, hiding):
         verdict = judge(case)
         if verdict == UNCHANGED:
-            unchanged += 1
+            unchanged[case.who.host] += 1
         elif isinstance(verdict, VMChange):
             changes.append(verdict)
-    matched = sum((vm.host, vm.fleet) in sight.matched for vm in desired.vms)
-    return sorted(changes, key=lambda change: (change.name, change.host)), unchanged + matched
+    return sorted(changes, key=lambda change: (change.name, change.host)), dict(sorted(unchanged.items()))
 
 
 def judge(case: Case) -> Verdict:

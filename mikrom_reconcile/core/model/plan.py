@@ -83,7 +83,8 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What one run would do. `id` is a digest of the content without the time: same input, same bytes.
 
-    `unreachable` maps a host that gave no report to the reason.
+    `unchanged` counts the VMs of each host that are as they should be. `unreachable` maps a host that gave no
+    report to the reason.
     """
 
     id: str
@@ -91,7 +92,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     revision: str
     taken_at: datetime
     changes: tuple[VMChange, ...]
-    unchanged: int
+    unchanged: dict[str, int]
     actions: tuple[Action, ...]
     refusals: tuple[Refusal, ...]
     unreachable: dict[str, str]

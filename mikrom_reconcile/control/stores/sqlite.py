@@ -6,8 +6,8 @@ It must not hold anything that a run could not do without: see rule 1 of the arc
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -15,7 +15,10 @@ import msgspec
 from mikrom_reconcile import locks
 from mikrom_reconcile.control.stores.file_lease import FileLease, take_lease_file
 from mikrom_reconcile.control.stores.sqlite_file import SqliteFile
+from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.run import RunReport
+
+T = TypeVar("T")
 
 KEPT_RUNS = 100
 """Reports kept: enough to see what went on lately, and a file of a few MiB."""
@@ -23,7 +26,7 @@ KEPT_RUNS = 100
 _VERSION = 1
 _SCHEMA = (
     "CREATE TABLE tokens (scope TEXT PRIMARY KEY, token INTEGER NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE placements (project TEXT PRIMARY KEY, hosts BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE placements (project TEXT PRIMARY KEY, placements BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE runs (id INTEGER PRIMARY KEY AUTOINCREMENT, report BLOB NOT NULL)",
 )
 
@@ -50,15 +53,15 @@ class SqliteStore:
             raise
         return FileLease(path, fd, token)
 
-    def placements(self, project: str) -> dict[str, str]:
-        """VM name -> host, as last remembered; a hint."""
-        query = "SELECT hosts FROM placements WHERE project = ?"
+    def placements(self, project: str) -> Placements:
+        """Where the project's VMs were last known to be; empty when nothing is remembered."""
+        query = "SELECT placements FROM placements WHERE project = ?"
         row = self._file.work(lambda db: db.execute(query, (project,)).fetchone())
-        return msgspec.json.decode(row[0], type=dict[str, str]) if row else {}
+        return (_decoded(row[0], Placements) if row else None) or Placements()
 
-    def remember(self, project: str, placements: Mapping[str, str]) -> None:
+    def remember(self, project: str, placements: Placements) -> None:
         """Replace the placements of a project."""
-        row = (project, msgspec.json.encode(dict(placements)))
+        row = (project, msgspec.json.encode(placements))
         self._file.work(lambda db: db.execute("INSERT OR REPLACE INTO placements VALUES (?, ?)", row))
 
     def save(self, report: RunReport) -> None:
@@ -75,7 +78,7 @@ class SqliteStore:
         """The latest reports, newest first; those that another release wrote in another shape are left out."""
         query = "SELECT report FROM runs ORDER BY id DESC LIMIT ?"
         rows = self._file.work(lambda db: db.execute(query, (limit,)).fetchall())
-        return tuple(report for row in rows if (report := _report_in(row[0])) is not None)
+        return tuple(report for row in rows if (report := _decoded(row[0], RunReport)) is not None)
 
 
 def _next_token(db: sqlite3.Connection, scope: str, at_least: int) -> int:
@@ -85,8 +88,9 @@ def _next_token(db: sqlite3.Connection, scope: str, at_least: int) -> int:
     return int(token)
 
 
-def _report_in(encoded: bytes) -> RunReport | None:
+def _decoded(encoded: bytes, shape: type[T]) -> T | None:
+    """None for what another release wrote in another shape."""
     try:
-        return msgspec.json.decode(encoded, type=RunReport)
+        return msgspec.json.decode(encoded, type=shape)
     except msgspec.MsgspecError:
         return None

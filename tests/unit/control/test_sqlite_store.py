@@ -14,9 +14,11 @@ import pytest
 
 from mikrom_reconcile.control.stores.sqlite import KEPT_RUNS, SqliteStore
 from mikrom_reconcile.core.errors import BusyError, SetupError
+from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunReport
 
+SOMEWHERE = Placements(vms={"a": "localhost"}, covers=("localhost",))
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 
@@ -31,7 +33,7 @@ def store_in(folder: Path) -> SqliteStore:
 
 def report(run_id: str) -> RunReport:
     plan = Plan(
-        id="1:p", project="demo", revision="r", taken_at=NOW, changes=(), unchanged=0, actions=(), refusals=(),
+        id="1:p", project="demo", revision="r", taken_at=NOW, changes=(), unchanged={}, actions=(), refusals=(),
         unreachable={}, warnings=(),
     )  # fmt: skip
     return RunReport(run_id=run_id, plan=plan, outcomes=(), remaining=None, late=False, started_at=NOW, finished_at=NOW)
@@ -54,7 +56,7 @@ def test_a_report_in_an_unknown_shape_is_left_out(store: SqliteStore, tmp_path: 
 
 def test_files_and_folders_are_closed_to_others(store: SqliteStore, tmp_path: Path) -> None:
     store.lease("demo", holder="test", ttl_s=1, at_least=0)
-    store.remember("demo", {"a": "localhost"})
+    store.remember("demo", SOMEWHERE)
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
     assert modes == {"store": "0o700", "locks": "0o700", "runs.sqlite": "0o600", "demo.lease": "0o600"}
 
@@ -100,8 +102,8 @@ def test_a_broken_file_is_moved_aside_and_begun_anew(
     path = tmp_path / "store" / "runs.sqlite"
     path.parent.mkdir()
     path.write_bytes(content)
-    store.remember("demo", {"a": "localhost"})
-    assert store.placements("demo") == {"a": "localhost"}
+    store.remember("demo", SOMEWHERE)
+    assert store.placements("demo") == SOMEWHERE
     (aside,) = path.parent.glob("runs.sqlite.unusable-*")
     assert aside.read_bytes() == content
     assert str(aside) in caplog.text
@@ -142,7 +144,7 @@ def test_many_threads_may_use_one_store_at_once(store: SqliteStore, tmp_path: Pa
         for _ in range(5):
             lease = other.lease(f"project-{number}", holder="test", ttl_s=1, at_least=0)
             tokens.append(lease.token)
-            other.remember("demo", {f"vm-{number}": "localhost"})
+            other.remember("demo", SOMEWHERE)
             lease.release()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]

@@ -15,7 +15,7 @@ esac
 if [[ $EUID -eq 0 ]]; then
     state_dir=${MIKROM_STATE_DIR:-/var/lib/mikrom}
 else
-    state_dir=${MIKROM_STATE_DIR:-${XDG_STATE_HOME:-$HOME/.local/state}/mikrom}
+    state_dir=${MIKROM_STATE_DIR:-${XDG_STATE_HOME:-~/.local/state}/mikrom}
 fi
 
 say() { printf '%s\n' "$*" >&2; }

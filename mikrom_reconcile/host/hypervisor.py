@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mikrom_reconcile.core.model.observed import HostReport, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.host.execute import Executor, no_seam
+from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.ports import Clock, Driver
-from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.host.records import Records, checked_name
 
 
 class Hypervisor:
-    """One host: its driver, its records and its clock. Safe to call from many threads or greenlets at once."""
+    """One host: its driver, its records and its clock. Safe to call from many threads or greenlets at once.
 
-    def __init__(self, name: str, *, driver: Driver, records: Records, clock: Clock) -> None:
+    `on_step` is the executor's seam for crashes in tests.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        driver: Driver,
+        records: Records,
+        clock: Clock,
+        on_step: Callable[[str, str], None] = no_seam,
+    ) -> None:
         self.name = name
         self._driver = driver
-        self._records = records
         self._clock = clock
+        self._observer = Observer(name, driver=driver, records=records)
+        self._executor = Executor(name, driver=driver, records=records, clock=clock, on_step=on_step)
 
     def observe(self, query: ObserveQuery) -> HostReport:
-        """What is here now, as far as `query` asks."""
-        raise NotImplementedError
+        """What is here now, as far as `query` asks. Raises SetupError when the records cannot be listed."""
+        return self._observer.report(query, self._clock.now())
 
     def execute(self, order: Order) -> ActionOutcome:
-        """Measure, act, verify. Never raises: what went wrong is in the outcome."""
-        raise NotImplementedError
+        """Measure, act, verify. What went wrong is in the outcome; only what is no Exception passes through."""
+        return self._executor.execute(order)
 
     def console(self, vm: str, *, max_bytes: int) -> bytes:
-        """The end of the VM's serial console, b"" if there is none."""
-        return self._driver.console(vm, max_bytes=max_bytes)
+        """The end of the VM's serial console, b"" if there is none. Raises PermanentError for what is no VM's name."""
+        return self._driver.console(checked_name(vm), max_bytes=max_bytes)

@@ -1,0 +1,252 @@
+"""The verbs, step by step: what create, start, stop, update, restart and delete do on a host.
+
+A deed writes what was ordered before it acts, and orders a VMM down before it records another spec for it. So a
+`kill -9` between any two steps leaves a record that tells no lie about a VMM that lives, the next observation has
+a phase for it, and the same order or that of the next run ends what was begun. Whether an order may be carried out
+is decided before (`fence.py`); what is told about it afterwards, in `execute.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
+from mikrom_reconcile.core.lifecycle import SATISFIES
+from mikrom_reconcile.core.model.desired import State
+from mikrom_reconcile.core.model.observed import Attempt, ObservedVM
+from mikrom_reconcile.core.model.plan import Verb
+from mikrom_reconcile.core.model.run import Order
+from mikrom_reconcile.host.observe import drift_of, row_of
+from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
+from mikrom_reconcile.host.records import Records
+
+GRACE_S = 10.0
+"""How long a guest may take to shut down: seconds for a Linux with services, milliseconds for the demo guest."""
+
+MAX_ERROR = 2000
+"""Characters of an error that are kept in a record: enough for any fault of a VMM, and a record stays small."""
+
+log = logging.getLogger(__name__)
+
+
+class Deed:
+    """One order being carried out, under the VM's action lock.
+
+    `record` is what is on disk now, None for nothing. `seen` is what the last step verified.
+    """
+
+    def __init__(self, order: Order, found: VMRecord | None, *, driver: Driver, records: Records, clock: Clock) -> None:
+        self.order = order
+        self.found = found
+        self.record = found
+        self._driver = driver
+        self._records = records
+        self._clock = clock
+        self._began_at = clock.now()
+        self.seen: ObservedVM | None = None
+        self._may_have_started = False
+        self._ordered = _ordered_record(order, found, records=records, now=self._began_at)
+
+    def steps(self) -> tuple[Step, ...]:
+        """What is to be done, with names that fit after "while"."""
+        steps = STEPS[self.order.action.verb]
+        if START not in steps or STOP in steps or self.found is None:
+            return steps
+        if self.found.state == "absent":
+            return FINISH_DELETE, *steps
+        facts = self._driver.observe(self.found)
+        if facts.status in {"none", "starting"}:
+            return steps
+        as_ordered = self.found.spec == self._ordered.spec and not drift_of(self._ordered.spec, facts)
+        if facts.status == "running" and as_ordered and self._ordered.state == "running":
+            return RECORD, VERIFY
+        return STEPS["restart"]
+
+    def already_done(self) -> bool:
+        """Whether this very order was carried out before and still holds."""
+        action = self.order.action
+        if self.found is None or self.found.action_id != action.id or action.desired is None:
+            return False
+        if action.verb == "update":
+            return True
+        self._look(self.found)
+        return self._holds(action.desired.state)
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is written. Raises PermanentError."""
+        action = self.order.action
+        if action.desired is None or action.verb == "stop":
+            return
+        step = f"checking what it is ordered to be by {action.verb}"
+        if why_not := self._driver.unsupported(action.desired.spec):
+            raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
+        respecified = action.verb == "update" and self.found and self.found.spec != action.desired.spec
+        if respecified and self.found and self._driver.observe(self.found).status != "none":
+            raise PermanentError("its spec changes only while it is down: restart it", vm=action.vm, step=step)
+
+    def remaining_s(self, step: str) -> float:
+        """Seconds until the deadline. Raises TemporaryError when it has passed."""
+        deadline_s = self.order.action.deadline_s
+        left_s = deadline_s - (self._clock.now() - self._began_at).total_seconds()
+        if left_s <= 0:
+            raise TemporaryError(f"its deadline of {deadline_s:g} s has passed", vm=self.order.action.vm, step=step)
+        return left_s
+
+    # ---- the steps --------------------------------------------------------------------------------------------
+
+    def finish_delete(self) -> None:
+        """What an interrupted delete left goes before its name is used again."""
+        self._driver.delete(self._now())
+
+    def withdraw(self) -> None:
+        """Order the VM down under its old spec: the new one is recorded once no VMM runs the old one."""
+        record = self._now()
+        self._write(replace(record, state="stopped", last_error=None, **_stamp(self.order, record)))
+
+    def record_order(self) -> None:
+        """Write down what the VM is to be from now on."""
+        self._write(self._ordered)
+
+    def stop(self) -> None:
+        """Shut the guest down, or kill it when it will not go."""
+        # half of what is left at most, so that a guest that will not go leaves time to kill it and to start it
+        self._driver.stop(self._now(), grace_s=min(GRACE_S, self.remaining_s("stopping") / 2))
+
+    def stop_or_go_on(self) -> None:
+        """A guest that cannot be stopped in order is killed when its driver removes it."""
+        try:
+            self.stop()
+        except ActionError as error:
+            action = self.order.action
+            extra = {"vm": action.vm, "host": action.host, "run": self.order.run_id, "step": "stopping"}
+            log.warning("%s; deleting it all the same", error, extra=extra)
+
+    def start(self) -> None:
+        """Boot it, if it is to run."""
+        record = self._now()
+        if record.state == "running":
+            self._may_have_started = True
+            self._driver.start(record, deadline_s=self.remaining_s("starting"))
+
+    def delete(self) -> None:
+        """Remove what the driver made."""
+        self._driver.delete(self._now())
+
+    def remove_record(self) -> None:
+        """Leave a tombstone in its place."""
+        self._records.remove(self._now())
+        self.record = None
+
+    def verify(self) -> None:
+        """Only what is observed counts as done, and only then are earlier failures forgotten."""
+        record = self._now()
+        row = self._look(record)
+        if not self._holds(record.state):
+            differing = "".join(f", {drift.path} is {drift.actual}" for drift in row.drift)
+            message = f"it was to be {record.state} and is {row.phase}{differing}"
+            raise TemporaryError(message, vm=record.vm, step="verifying")
+        self.forget_failures()
+
+    def forget_failures(self) -> None:
+        """What is as ordered has no error and no attempts."""
+        cleared = replace(self._now(), attempt=None, last_error=None)
+        if self.seen is not None:
+            self._write(cleared)
+            self.seen = replace(self.seen, attempt=None, last_error=None)
+
+    # ---- when a step failed -----------------------------------------------------------------------------------
+
+    def clean_up(self) -> str:
+        """End the VMM that this deed may have started, and say what came of it."""
+        if not self._may_have_started:
+            return ""
+        try:
+            self._driver.stop(self._now(), grace_s=0)
+            facts = self._driver.observe(self._now())
+        except ActionError as error:
+            return f"; ending its VMM failed too: {error}"
+        return "; no VMM was left behind" if facts.status == "none" else f"; a VMM is left (pid {facts.pid})"
+
+    def note_failure(self, error: str) -> None:
+        """Keep the error in the record and count the attempt. Raises TemporaryError when it cannot be written."""
+        if self.record is None or self.record is self.found:
+            return  # nothing was done, so nothing failed but the order
+        attempt, desired = self.record.attempt, self.order.action.desired
+        if desired is not None:
+            before = attempt.count if attempt and attempt.spec_digest == desired.spec_digest else 0
+            attempt = Attempt(spec_digest=desired.spec_digest, count=before + 1)
+        self._write(replace(self.record, last_error=error[:MAX_ERROR], attempt=attempt))
+
+    def _look(self, record: VMRecord) -> ObservedVM:
+        self.seen = row_of(record, self._driver.observe(record), self.order.action.host)
+        return self.seen
+
+    def _holds(self, state: State) -> bool:
+        return self.seen is not None and self.seen.phase in SATISFIES[state] and not self.seen.drift
+
+    def _now(self) -> VMRecord:
+        assert self.record is not None, "every verb records the order first"  # noqa: S101
+        return self.record
+
+    def _write(self, record: VMRecord) -> None:
+        if record != self.record:
+            self._records.write(record)
+            self.record = record
+
+
+Step = tuple[str, Callable[[Deed], None]]
+
+FINISH_DELETE: Step = ("finishing an earlier delete", Deed.finish_delete)
+RECORD: Step = ("recording the order", Deed.record_order)
+STOP: Step = ("stopping", Deed.stop)
+START: Step = ("starting", Deed.start)
+VERIFY: Step = ("verifying", Deed.verify)
+
+STEPS: dict[Verb, tuple[Step, ...]] = {
+    "create": (RECORD, START, VERIFY),
+    "start": (RECORD, START, VERIFY),
+    "stop": (RECORD, STOP, VERIFY),
+    "update": (RECORD,),
+    "restart": (("recording that it goes down", Deed.withdraw), STOP, RECORD, START, VERIFY),
+    "delete": (
+        RECORD,
+        ("stopping", Deed.stop_or_go_on),
+        ("removing what its driver made", Deed.delete),
+        ("removing its record", Deed.remove_record),
+    ),
+}
+"""Every verb. A create finishes an interrupted delete first; a start that finds a VMM other than ordered restarts."""
+
+
+def _ordered_record(order: Order, found: VMRecord | None, *, records: Records, now: datetime) -> VMRecord:
+    """The record that says what `order` wants."""
+    action, desired = order.action, order.action.desired
+    if desired is None:
+        assert found is not None, "the fence answers a delete of the absent"  # noqa: S101
+        return replace(found, state="absent", last_error=None, **_stamp(order, found))
+    wanted: dict[str, Any] = {
+        "fleet": desired.fleet, "state": desired.state, "spec": desired.spec, "policy": desired.policy,
+        "spec_digest": desired.spec_digest,
+    }  # fmt: skip
+    if found is None or found.state == "absent":
+        tombstone = records.tombstone(action.vm)
+        generation = (found or tombstone).generation if found or tombstone else 0
+        stamp = {"generation": generation + 1, "token": order.token, "action_id": action.id}
+        uid = secrets.token_hex(8)
+        return VMRecord(vm=action.vm, project=action.project, uid=uid, created_at=now, **wanted, **stamp)
+    if action.verb == "update":  # changes nothing about what runs, and so nothing about why it does not
+        return replace(found, **wanted, **_stamp(order, found))
+    attempt = found.attempt if found.attempt and found.attempt.spec_digest == desired.spec_digest else None
+    return replace(found, **wanted, **_stamp(order, found), last_error=None, attempt=attempt)
+
+
+def _stamp(order: Order, found: VMRecord) -> dict[str, Any]:
+    """Who changes the record; an order that carries on where it was interrupted is the same generation."""
+    generation = found.generation if found.action_id == order.action.id else found.generation + 1
+    return {"generation": generation, "token": order.token, "action_id": order.action.id}

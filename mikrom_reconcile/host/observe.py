@@ -1,0 +1,149 @@
+"""What this host reports: each VM's record beside what its driver proves, and one digest per fleet.
+
+A fleet whose digest is the one that control expects sends no rows, so that a report about a host on which nothing
+changed does not grow with its VMs. Only looks: nothing here changes a VM, a record or a token.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+
+from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.lifecycle import phase_of
+from mikrom_reconcile.core.model.desired import Policy, VMSpec
+from mikrom_reconcile.core.model.observed import Capacity, Drift, HostReport, ObservedVM, ObserveQuery, VMMFacts
+from mikrom_reconcile.host.ports import Driver, VMRecord
+from mikrom_reconcile.host.records import Records, Unreadable
+
+LOOKERS = 16
+"""VMs looked at at once: one that does not answer takes seconds, and the others must not wait behind it."""
+
+_NO_VMS = fleet_digest(())
+
+
+class Observer:
+    """Reports about one host. Safe to call from many threads or greenlets at once."""
+
+    def __init__(self, host: str, *, driver: Driver, records: Records) -> None:
+        self._host = host
+        self._driver = driver
+        self._records = records
+
+    def report(self, query: ObserveQuery, now: datetime) -> HostReport:
+        """The answer to `query`. VMs whose record cannot be read are always in it. Raises SetupError."""
+        found = tuple(self._records.list())
+        records = [record for record in found if isinstance(record, VMRecord)]
+        rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, Unreadable)]
+        digests: dict[str, str] = {}
+        if query.project is None:
+            tokens = self._records.highest_tokens()
+            rows += self._rows(records)
+        else:
+            tokens = {query.project: self._records.highest_token(query.project)}
+            own = list(self._rows([record for record in records if record.project == query.project]))
+            digests = fleet_digests(own)
+            differing = _differing(digests, query.known)
+            rows += [row for row in own if row.fleet in differing]
+            if differing:
+                rows += self._rows([record for record in records if record.project != query.project])
+        return HostReport(
+            host=self._host,
+            observed_at=now,
+            capacity=capacity(),
+            highest_tokens=tokens,
+            digests=digests,
+            vms=tuple(sorted(rows, key=lambda row: row.name)),
+        )
+
+    def row(self, record: VMRecord) -> ObservedVM:
+        """The VM of `record` as it is now."""
+        return row_of(record, self._driver.observe(record), self._host)
+
+    def _rows(self, records: Sequence[VMRecord]) -> Iterator[ObservedVM]:
+        if not records:
+            return
+        with ThreadPoolExecutor(min(LOOKERS, len(records)), thread_name_prefix="observe") as pool:
+            yield from pool.map(self.row, records)
+
+
+def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
+    """What `host` says of a VM from its record and from what was proven of its VMM."""
+    return ObservedVM(
+        name=record.vm,
+        uid=record.uid,
+        project=record.project,
+        fleet=record.fleet,
+        host=host,
+        phase=phase_of(facts, record.state, failed=record.last_error is not None),
+        state=record.state,
+        spec=record.spec,
+        policy=record.policy,
+        spec_digest=record.spec_digest,
+        generation=record.generation,
+        token=record.token,
+        created_at=record.created_at,
+        drift=drift_of(record.spec, facts),
+        attempt=record.attempt,
+        pid=facts.pid,
+        last_error=record.last_error,
+    )
+
+
+def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
+    """Where a VMM differs from the spec that it should run; what it cannot be asked for does not differ."""
+    compared: list[tuple[str, int | str, int | str]] = []
+    if facts.machine is not None:
+        compared.append(("machine.vcpu_count", spec.machine.vcpu_count, facts.machine.vcpu_count))
+        compared.append(("machine.mem_size_mib", spec.machine.mem_size_mib, facts.machine.mem_size_mib))
+    if facts.boot_args is not None:
+        compared.append(("boot_args", spec.boot_args, facts.boot_args))
+    return tuple(
+        Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
+    )
+
+
+def unreadable_row(found: Unreadable, host: str, now: datetime) -> ObservedVM:
+    """A VM whose record is there and cannot be read: its name, phase `unreadable` and the reason in `last_error`.
+
+    It belongs to no project, because nobody can say to which. Everything else in the row means nothing.
+    """
+    return ObservedVM(
+        name=found.vm,
+        uid="",
+        project="",
+        fleet="",
+        host=host,
+        phase="unreadable",
+        state="stopped",
+        spec=VMSpec(image=""),
+        policy=Policy(),
+        spec_digest="",
+        generation=0,
+        token=0,
+        created_at=now,
+        last_error=found.reason,
+    )
+
+
+def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
+    """The digest of each fleet among the rows of one project."""
+    fleets: dict[str, list[tuple[str, str, str, tuple[Drift, ...]]]] = defaultdict(list)
+    for row in rows:
+        fleets[row.fleet].append((row.name, row.spec_digest, row.phase, row.drift))
+    return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
+
+
+def capacity() -> Capacity:
+    """What this machine has in all."""
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Capacity(vcpu_count=os.cpu_count() or 1, mem_size_mib=memory_bytes >> 20)
+
+
+def _differing(digests: dict[str, str], known: dict[str, str]) -> set[str]:
+    """Fleets that are not as control expects; one that is missing on either side counts as a fleet without VMs."""
+    fleets = digests.keys() | known.keys()
+    return {fleet for fleet in fleets if digests.get(fleet, _NO_VMS) != known.get(fleet, _NO_VMS)}

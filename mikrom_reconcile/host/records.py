@@ -1,0 +1,243 @@
+"""What this host keeps about its VMs, and the locks under which that changes.
+
+    vms/<vm>/record.json        the record in an envelope with its checksum; drivers keep their files beside it
+    tombstones/<vm>.json        what a deleted VM leaves, so that its name's generation goes on
+    tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
+    locks/<vm>.action           held by whoever acts on the VM, never unlinked
+
+A record that cannot be read is `Unreadable` and says why: never an exception, and never taken for absent. A VM's
+folder without a record is no VM but what a killed writer left; the next write or removal cleans it.
+Nothing here knows what a record is for, and nothing else writes one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+
+from mikrom_reconcile import locks
+from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
+from mikrom_reconcile.host.files import OddFileError, make_folder, read_small, sync_folder, write_whole
+from mikrom_reconcile.host.ports import VMRecord
+
+FORMAT_VERSION = 1
+
+MAX_RECORD_BYTES = 1 << 20
+"""A record has about 700 bytes; far more than any spec can need is somebody else's file."""
+
+TOMBSTONE_S = 30 * 86400
+"""A tombstone matters while an order from before the deletion may still come: for a run's length, not a month."""
+
+_SWEEP_ONE_IN = 256
+"""Old tombstones are looked for on one removal in so many, so that names used once do not pile up for ever."""
+
+_KEPT_TOKENS = 2
+"""A reader that lists the folder while the highest token is added still finds the one before it."""
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
+
+
+class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM whose record is there and cannot be read. It may well be running; nobody may act on it."""
+
+    vm: str
+    reason: str
+
+
+class Tombstone(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left of a deleted VM: its last generation, and the order that deleted it."""
+
+    generation: int
+    action_id: str
+    token: int
+
+
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    format_version: int
+    checksum: str = ""  # a newer format may have neither of these
+    record: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class Records:
+    """The records of one host. Any number of threads, greenlets and processes may share its folder."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._vms = state_dir / "vms"
+        self._tombstones = state_dir / "tombstones"
+        self._tokens = state_dir / "tokens"
+        self._locks = state_dir / "locks"
+
+    @contextmanager
+    def lock(self, vm: str) -> Iterator[None]:
+        """Hold the VM's action lock inside the block. Raises TemporaryError at once when somebody else does."""
+        step = "taking its action lock"
+        path = self._locks / f"{checked_name(vm)}.action"
+        try:
+            make_folder(self._locks)
+            fd = locks.open_lock_file(path)
+        except OSError as error:
+            raise TemporaryError(f"cannot open {path}: {error.strerror}", vm=vm, step=step) from error
+        if not locks.take(fd):
+            os.close(fd)
+            raise TemporaryError("another order is at work on it; try again when that is done", vm=vm, step=step)
+        try:
+            yield
+        finally:
+            locks.give_back(fd)
+
+    def read(self, vm: str) -> VMRecord | Unreadable | None:
+        """The VM's record, why it cannot be read, or None when there is none."""
+        path = self._path(vm)
+        try:
+            content = read_small(path, max_bytes=MAX_RECORD_BYTES)
+        except OSError as error:
+            return Unreadable(vm=vm, reason=f"{path}: {error.strerror}")
+        except OddFileError as error:
+            return Unreadable(vm=vm, reason=str(error))
+        if content is None:
+            return None
+        record = _opened(content)
+        if isinstance(record, VMRecord) and record.vm != vm:
+            record = f"is the record of {record.vm}, copied or moved here"
+        return record if isinstance(record, VMRecord) else Unreadable(vm=vm, reason=f"{path} {record}")
+
+    def list(self) -> Iterator[VMRecord | Unreadable]:
+        """Every record of this host, sorted by VM. Raises SetupError when their folder cannot be read."""
+        for name in _listed(self._vms):
+            if _NAME.fullmatch(name) and (found := self.read(name)) is not None:
+                yield found
+
+    def write(self, record: VMRecord) -> None:
+        """Replace the VM's record. The caller holds the action lock. Raises TemporaryError, changing nothing."""
+        path = self._path(record.vm)
+        is_new = not path.parent.exists()
+        try:
+            make_folder(path.parent)
+            write_whole(path, _sealed(record))
+            if is_new:
+                sync_folder(self._vms)
+        except OSError as error:
+            with suppress(OSError):
+                path.parent.rmdir()  # only if it is empty: made just now, or left by a killed writer
+            message = f"cannot write {path}: {error.strerror}; nothing was changed"
+            raise TemporaryError(message, vm=record.vm, step="writing its record") from error
+
+    def remove(self, record: VMRecord) -> None:
+        """Turn the record into a tombstone. The caller holds the action lock. Raises TemporaryError.
+
+        The tombstone comes first: killed in between, the record is still there and the removal is done again.
+        """
+        tombstone = Tombstone(generation=record.generation, action_id=record.action_id, token=record.token)
+        path = self._path(record.vm)
+        try:
+            make_folder(self._tombstones)
+            write_whole(self._tombstone_path(record.vm), msgspec.json.encode(tombstone))
+            path.unlink(missing_ok=True)
+            self.clear(record.vm)
+            sync_folder(self._vms)
+        except OSError as error:
+            message = f"cannot remove {path}: {error.strerror}"
+            raise TemporaryError(message, vm=record.vm, step="removing its record") from error
+        if secrets.randbelow(_SWEEP_ONE_IN) == 0:
+            self._sweep_tombstones()
+
+    def clear(self, vm: str) -> None:
+        """Remove what a killed writer left of a VM that has no record. Files of others stay, and so its folder."""
+        path = self._path(vm)
+        path.with_name(path.name + ".new").unlink(missing_ok=True)
+        with suppress(OSError):
+            path.parent.rmdir()
+
+    def tombstone(self, vm: str) -> Tombstone | None:
+        """What the last VM of this name left. None, too, when it is damaged: a new uid tells two lives apart."""
+        with suppress(OSError, OddFileError, msgspec.MsgspecError):
+            content = read_small(self._tombstone_path(vm), max_bytes=MAX_RECORD_BYTES)
+            return None if content is None else msgspec.json.decode(content, type=Tombstone)
+        return None
+
+    def highest_token(self, project: str) -> int:
+        """The highest token that this host has seen of a project, 0 if none. Raises SetupError."""
+        return max((int(name) for name in _listed(self._tokens / checked_name(project)) if name.isdigit()), default=0)
+
+    def highest_tokens(self) -> dict[str, int]:
+        """The highest token of every project. Raises SetupError."""
+        return {name: self.highest_token(name) for name in _listed(self._tokens) if _NAME.fullmatch(name)}
+
+    def raise_token(self, project: str, token: int) -> None:
+        """Remember a token that is higher than those seen before. Raises OSError.
+
+        Each token is an empty file of its own, so that nobody needs a lock: whoever comes late with a lower one
+        takes nothing back.
+        """
+        folder = self._tokens / checked_name(project)
+        make_folder(folder)
+        os.close(os.open(folder / str(token), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        sync_folder(folder)
+        seen = sorted((int(name) for name in _listed(folder) if name.isdigit()), reverse=True)
+        for old in seen[_KEPT_TOKENS:]:
+            (folder / str(old)).unlink(missing_ok=True)
+
+    def _path(self, vm: str) -> Path:
+        return self._vms / checked_name(vm) / "record.json"
+
+    def _tombstone_path(self, vm: str) -> Path:
+        return self._tombstones / f"{checked_name(vm)}.json"
+
+    def _sweep_tombstones(self) -> None:
+        oldest = time.time() - TOMBSTONE_S
+        with suppress(OSError), os.scandir(self._tombstones) as entries:
+            for entry in entries:
+                if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    Path(entry.path).unlink(missing_ok=True)
+
+
+def checked_name(name: str) -> str:
+    """`name`, if it may be a VM's or a project's and so part of a path. Raises PermanentError."""
+    if not _NAME.fullmatch(name):
+        message = "no VM or project has such a name: up to 48 of a-z, 0-9 and '-', a letter or digit at both ends"
+        raise PermanentError(message, vm=repr(name[:60]), step="checking names")
+    return name
+
+
+def _sealed(record: VMRecord) -> bytes:
+    content = msgspec.json.encode(record)
+    envelope = _Envelope(format_version=FORMAT_VERSION, checksum=_checksum(content), record=msgspec.Raw(content))
+    return msgspec.json.encode(envelope)
+
+
+def _opened(content: bytes) -> VMRecord | str:
+    """The record inside an envelope, or what is wrong with it, to be read after the file's name."""
+    try:
+        envelope = msgspec.json.decode(content, type=_Envelope)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return f"is torn or no record: {error}"
+    if envelope.format_version > FORMAT_VERSION:
+        return f"has format {envelope.format_version}, written by a newer mikrom: upgrade mikrom on this host"
+    if envelope.checksum != _checksum(bytes(envelope.record)):
+        return "does not match its checksum: it was edited or damaged"
+    try:
+        return msgspec.json.decode(envelope.record, type=VMRecord)
+    except msgspec.MsgspecError as error:
+        return f"is no record: {error}"
+
+
+def _checksum(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def _listed(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none when it does not exist yet. Raises SetupError."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SetupError(f"cannot read {folder}: {error.strerror}; mend it, what it holds counts as unknown") from error

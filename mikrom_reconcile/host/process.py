@@ -1,0 +1,179 @@
+"""Processes that outlive whoever started them: spawned, proven, waited for, killed and reaped.
+
+A pid alone proves nothing, since pids are reused: pid, start time and boot id together name one process. Nothing
+is signalled but through a pidfd that was checked against them. It knows nothing of VMs.
+
+All of it works alike in threads and under gevent: posix_spawn (fork and subprocess are patched, and slow),
+`select.poll` (`select.select` ends at descriptor 1023, epoll is absent under gevent), `waitid` (unpatched).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+_GONE = (FileNotFoundError, ProcessLookupError)
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_DEFAULT_SIGNALS = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),  # a shell or nohup may ignore them
+    *(signal.SIGPIPE, signal.SIGXFSZ),  # Python ignores them
+)
+
+_children: set[int] = set()
+"""Pids that this process spawned and has not reaped."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of one boot of this host. `starttime` is in clock ticks since that boot."""
+
+    pid: int
+    starttime: int
+    boot_id: str
+
+
+@functools.cache
+def boot_id() -> str:
+    """What names this boot of the host."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def identify(pid: int) -> Identity | None:
+    """The identity of the live process `pid`, None when there is none or only its zombie."""
+    found = _state_and_starttime(pid)
+    if found is None or found[0] in "ZX":
+        return None
+    return Identity(pid=pid, starttime=found[1], boot_id=boot_id())
+
+
+def is_alive(identity: Identity) -> bool:
+    """Whether this very process lives. A zombie does not."""
+    found = _state_and_starttime(identity.pid) if identity.boot_id == boot_id() else None
+    return found is not None and found[0] not in "ZX" and found[1] == identity.starttime
+
+
+def age_s(identity: Identity) -> float:
+    """How long ago the process was started."""
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - identity.starttime / _TICKS_PER_S)
+
+
+def stdin_of(pid: int) -> str | None:
+    """The path of the file that `pid` has as standard input, though it may have been unlinked since.
+
+    None: the process has closed it, which one that is ending does first, or is gone. "": it may not be looked into.
+    """
+    try:
+        link = os.readlink(f"/proc/{pid}/fd/0")  # noqa: PTH115 - once per VM and observation, a Path costs more
+    except _GONE:
+        return None
+    except PermissionError:
+        return ""
+    return link.removesuffix(" (deleted)")
+
+
+def with_stdin(path: str) -> tuple[int, ...]:
+    """Pids of all processes that have `path` as standard input. Reads all of /proc: milliseconds."""
+    pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
+    return tuple(pid for pid in pids if stdin_of(pid) == path)
+
+
+def spawn(argv: tuple[str, ...], *, stdin: int, output: int) -> int:
+    """Start `argv` in a session of its own, with an empty environment, and return its pid.
+
+    It gets the descriptor `stdin` as standard input and `output` as standard output and error, no other one, and
+    default signals. It dies with nobody; `reap` takes its end. Raises OSError.
+    """
+    pid = os.posix_spawn(
+        argv[0],
+        argv,
+        {},  # ours may hold the broker's password, and /proc/PID/environ is there for as long as the child lives
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, stdin, 0),
+            (os.POSIX_SPAWN_DUP2, output, 1),
+            (os.POSIX_SPAWN_DUP2, output, 2),
+        ],
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_DEFAULT_SIGNALS,
+    )
+    _children.add(pid)
+    return pid
+
+
+def reap() -> None:
+    """Take the exit status of every process that `spawn` started here and that has ended: no zombie stays."""
+    with suppress(ChildProcessError):
+        # one call tells that there is nothing to do, however many children live
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if ended.si_pid not in _children:
+                # somebody else's child, which stands in front of ours for as long as it is not waited for
+                for pid in tuple(_children):
+                    _reap_one(pid)
+                return
+            _reap_one(ended.si_pid)
+
+
+def open_pidfd(identity: Identity) -> int | None:
+    """A descriptor of this very process, None when it is gone. The caller closes it."""
+    try:
+        pidfd = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return None
+    found = _state_and_starttime(identity.pid)
+    if identity.boot_id == boot_id() and found is not None and found[1] == identity.starttime:
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+def wait_for_end(pidfd: int, timeout_s: float) -> bool:
+    """Whether the process ended within `timeout_s`. It may still be a zombie then."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(math.ceil(max(0.0, timeout_s) * 1000)))
+
+
+def kill(pidfd: int) -> None:
+    """SIGKILL. Nothing happens to a process that has ended."""
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _state_and_starttime(pid: int) -> tuple[str, int] | None:
+    """Fields 3 and 22 of /proc/PID/stat; the name before them may hold spaces and parentheses."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            stat = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+    except _GONE:
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return fields[0].decode("ascii"), int(fields[19])
+
+
+def _reap_one(pid: int) -> None:
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        _children.discard(pid)  # somebody else's SIGCHLD handler was faster
+        return
+    # reaping frees the pid for reuse, so of several threads only the one that forgets it may reap
+    if ended is not None and _forget(pid):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+
+def _forget(pid: int) -> bool:
+    try:
+        _children.remove(pid)
+    except KeyError:
+        return False
+    return True

@@ -1,0 +1,197 @@
+"""Firecracker microVMs without the jailer: processes of their own session that outlive whoever started them.
+
+`vmm.py` says how a VMM is found, proven and ended, `firecracker_start.py` in which order one is brought up, and
+`firecracker_end.py` how one ended. What is Firecracker's here is asking a VMM, and asking it to leave.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from mikrom_reconcile import locks
+from mikrom_reconcile.core.errors import PermanentError
+from mikrom_reconcile.core.lifecycle import BOOT_S
+from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.observed import End, VMMFacts
+from mikrom_reconcile.host import process
+from mikrom_reconcile.host.drivers import limits, vmm
+from mikrom_reconcile.host.drivers.failures import step
+from mikrom_reconcile.host.drivers.firecracker_api import Api, FaultError, NoAnswerError, UnreachableError
+from mikrom_reconcile.host.drivers.firecracker_end import end_of, tail, trim
+from mikrom_reconcile.host.drivers.firecracker_start import abandon, boot, spawn
+from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
+from mikrom_reconcile.host.images import kernel_of_hello
+from mikrom_reconcile.host.ports import Stray, VMRecord
+
+MAX_SOCKET_PATH_BYTES = 107
+"""The room in sockaddr_un, without the final zero."""
+
+ANSWER_S = 1.0
+"""A VMM answers within a millisecond or two, also beside a thousand others."""
+
+ATTEMPTS = 2
+"""A VMM counts as unresponsive when it has failed to answer this often in a row."""
+
+
+class _Instance(msgspec.Struct):
+    state: str
+
+
+class _BootSource(msgspec.Struct):
+    boot_args: str | None = None
+
+
+class _Config(msgspec.Struct, rename="kebab"):
+    machine_config: Machine
+    boot_source: _BootSource
+
+
+class FirecrackerDriver:
+    """The driver for real microVMs. `answer_s` is how long it waits for a VMM that should answer at once."""
+
+    name = "firecracker"
+
+    def __init__(self, binary: Path, *, state_dir: Path, run_dir: Path, answer_s: float = ANSWER_S) -> None:
+        self._binary = binary
+        self._layout = Layout(state_dir, run_dir)
+        self._answer_s = answer_s
+
+    def unsupported(self, spec: VMSpec) -> str | None:
+        """Why Firecracker cannot run `spec`."""
+        return limits.unsupported(spec)
+
+    def observe(self, record: VMRecord) -> VMMFacts:
+        """What is provably there. Raises an ActionError if this *process* cannot look; that says nothing of the VM."""
+        places = self._layout.of(record.vm)
+        with step(record.vm, "observing it"):
+            found = vmm.find(places)
+            if found is not None and (facts := self._ask(places, found)) is not None:
+                return facts
+            process.reap()
+            if locks.is_taken(places.lock):
+                return VMMFacts(status="starting")  # held, but not by a VMM yet: it is just being spawned
+            return VMMFacts(status="none", end=_last_end(places))
+
+    def start(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Spawn, write down, configure, boot."""
+        give_up_at = time.monotonic() + deadline_s
+        places = self._layout.of(record.vm)
+        self._check(record, places)
+        if self._runs_already(record, places):
+            return
+        self._end(places, grace_s=0, give_up_at=give_up_at)
+        with step(record.vm, "copying its image"):
+            kernel = kernel_of_hello(self._layout.images)
+        proc = spawn(self._binary, record, places)
+        try:
+            boot(record, places, proc, kernel, give_up_at=give_up_at)
+        except BaseException:
+            abandon(places, proc)
+            raise
+
+    def stop(self, record: VMRecord, *, grace_s: float) -> None:
+        """Ctrl-Alt-Del, then SIGKILL; the socket, which Firecracker leaves behind, is removed."""
+        places = self._layout.of(record.vm)
+        self._end(places, grace_s=grace_s, give_up_at=time.monotonic() + grace_s + vmm.KILL_S)
+        with step(record.vm, "removing its API socket"):
+            places.socket.unlink(missing_ok=True)
+
+    def delete(self, record: VMRecord) -> None:
+        """Kill what lives, and remove every file that was made here but the lock."""
+        self.stop(record, grace_s=0)
+        places = self._layout.of(record.vm)
+        with step(record.vm, "removing its files"):
+            for path in places.files():
+                path.unlink(missing_ok=True)
+            for folder in (places.run_folder, places.folder):
+                with suppress(OSError):  # never made, or somebody else's file is in it, such as the record
+                    folder.rmdir()
+
+    def strays(self, known: Container[str]) -> tuple[Stray, ...]:
+        """VMMs that have a lock file of ours as standard input."""
+        found = []
+        for vm in self._layout.vms():
+            if vm not in known:
+                with step(vm, "looking for VMMs without a record"):
+                    if (stray := vmm.find(self._layout.of(vm))) is not None:
+                        found.append(Stray(vm=vm, pid=stray.pid))
+        return tuple(found)
+
+    def console(self, vm: str, *, max_bytes: int) -> bytes:
+        """The end of the console, which goes on over restarts."""
+        with step(vm, "reading its console"):
+            return tail(self._layout.of(vm).console, max_bytes)
+
+    def _check(self, record: VMRecord, places: Places) -> None:
+        problem = self.unsupported(record.spec)
+        size = len(str(places.socket).encode())
+        if problem is None and size > MAX_SOCKET_PATH_BYTES:
+            problem = (
+                f"the path of its API socket, {places.socket}, has {size} bytes and Linux takes "
+                f"{MAX_SOCKET_PATH_BYTES}; set MIKROM_RUN_DIR to a shorter folder, or give the VM a shorter name"
+            )
+        if problem is not None:
+            raise PermanentError(problem, vm=record.vm, step="checking its spec")
+
+    def _runs_already(self, record: VMRecord, places: Places) -> bool:
+        with step(record.vm, "looking for its VMM"):
+            found = vmm.find(places)
+            if not isinstance(found, Proc) or found.uid != record.uid:
+                return False
+            facts = self._ask(places, found)
+            return facts is not None and facts.status == "running"
+
+    def _ask(self, places: Places, found: process.Identity) -> VMMFacts | None:
+        """What a proven VMM says of itself; None when it has died meanwhile."""
+        alive = partial(VMMFacts, pid=found.pid, age_s=process.age_s(found))
+        for _ in range(ATTEMPTS):
+            try:
+                with self._api(places, found, self._answer_s) as api:
+                    state = api.get("/", _Instance).state
+                    config = api.get("/vm/config", _Config)
+            except UnreachableError:
+                if not process.is_alive(found):
+                    return None
+                return alive(status="starting" if process.age_s(found) < BOOT_S else "socket_lost")
+            except NoAnswerError:
+                if not process.is_alive(found):
+                    return None
+                continue
+            if state == "Not started":
+                return alive(status="starting")
+            if state == "Running":
+                trim(places.metrics)
+                return alive(
+                    status="running", machine=config.machine_config, boot_args=config.boot_source.boot_args or ""
+                )
+            break  # Paused by somebody: not what any spec asks for so far
+        return alive(status="unresponsive")
+
+    def _end(self, places: Places, *, grace_s: float, give_up_at: float) -> None:
+        def leave(found: process.Identity) -> bool:
+            try:
+                with self._api(places, found, min(grace_s, self._answer_s)) as api:
+                    api.put("/actions", {"action_type": "SendCtrlAltDel"})
+            except (FaultError, UnreachableError, NoAnswerError):
+                return False
+            return True
+
+        vmm.end(places, grace_s=grace_s, leave=leave, give_up_at=give_up_at)
+
+    @staticmethod
+    def _api(places: Places, found: process.Identity, timeout_s: float) -> Api:
+        return Api(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
+
+
+def _last_end(places: Places) -> End:
+    """How the VM's last VMM ended. It may have been started before the host was, or have never been written down."""
+    proc = vmm.read_proc(places)
+    if proc is None:
+        return "unknown"
+    return end_of(places.metrics) if proc.boot_id == process.boot_id() else "rebooted"

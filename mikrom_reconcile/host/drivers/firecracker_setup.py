@@ -1,0 +1,54 @@
+"""What a machine needs to run Firecracker, and what it lacks: for the choice of a driver and for `doctor`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from mikrom_reconcile.core.errors import SetupError
+
+_KVM = Path("/dev/kvm")
+_VERSION_S = 5.0
+
+
+def find_firecracker(named: str | None, state_dir: Path) -> Path | None:
+    """The binary: `named` (MIKROM_FIRECRACKER), else the first on PATH, else the one that `make apply` fetched.
+
+    Raises SetupError when `named` is no program: whoever names one does not want another.
+    """
+    if named is not None:
+        if not _is_program(path := Path(named).absolute()):
+            raise SetupError(f"MIKROM_FIRECRACKER={named} is not a program: correct or unset it")
+        return path
+    folders = [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
+    candidates = (folder / "firecracker" for folder in (*folders, state_dir / "bin"))
+    return next((path.absolute() for path in candidates if _is_program(path)), None)
+
+
+def version_of(binary: Path) -> str:
+    """What the binary says of itself, such as "Firecracker v1.12.1". Raises SetupError when it says nothing."""
+    try:
+        answer = subprocess.run([binary, "--version"], capture_output=True, timeout=_VERSION_S, check=True, text=True)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
+        raise SetupError(f"{binary} --version failed ({error}): is it a Firecracker for this machine?") from error
+    return answer.stdout.partition("\n")[0].strip()
+
+
+def kvm_problem() -> str | None:
+    """Why this process cannot use KVM and what would help, or None."""
+    try:
+        os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return (
+            f"this machine has no {_KVM}: turn on virtualization in its firmware, or nested virtualization in its host"
+        )
+    except PermissionError:
+        return f"{_KVM} is closed to this user: join the group that owns it, usually kvm, or run as root"
+    except OSError as error:
+        return f"{_KVM} cannot be opened: {error.strerror}"
+    return None
+
+
+def _is_program(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)

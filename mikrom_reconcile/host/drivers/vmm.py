@@ -1,0 +1,182 @@
+"""One VMM for one VM: where its files lie, how it is found, proven and ended. Nothing here knows its kind.
+
+A VMM has its VM's lock file, locked, as standard input, from before its first instruction until it is gone. So the
+lock says whether one lives, even if its spawner was killed before it could write anything down; and a process that
+is the recorded one (pid, start time, boot) *and* has that file as standard input is the VMM: nothing else is ever
+signalled. `proc.json` only spares the search through /proc.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from mikrom_reconcile import locks
+from mikrom_reconcile.core.errors import TemporaryError
+from mikrom_reconcile.host import process
+from mikrom_reconcile.host.drivers.failures import step
+from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
+
+KILL_S = 30.0
+"""A killed guest of many GiB takes seconds to be torn down."""
+
+POLL_S = 0.001
+"""A VMM's API socket is there 1.2 ms after its spawn, and its lock is free within milliseconds of its death."""
+
+_MAX_PROC_BYTES = 4096
+
+
+class Proc(process.Identity, frozen=True, kw_only=True):
+    """What proc.json holds: the process of the VM's last VMM, and for which record it was started."""
+
+    uid: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The files of one VM. The lock lies outside its folder and is never unlinked; the socket lies on a tmpfs."""
+
+    vm: str
+    folder: Path
+    lock: Path
+    run_folder: Path
+
+    @property
+    def proc(self) -> Path:
+        """Which process the VMM is."""
+        return self.folder / "proc.json"
+
+    @property
+    def console(self) -> Path:
+        """What the guest wrote to its serial port, over all its boots."""
+        return self.folder / "console.log"
+
+    @property
+    def log(self) -> Path:
+        """What the VMM itself said since it was started."""
+        return self.folder / "fc.log"
+
+    @property
+    def metrics(self) -> Path:
+        """The VMM's counters; the last line tells how it ended."""
+        return self.folder / "metrics"
+
+    @property
+    def socket(self) -> Path:
+        """The VMM's API."""
+        return self.run_folder / "api.sock"
+
+    def files(self) -> tuple[Path, ...]:
+        """Everything that a driver may have made for the VM, the lock apart."""
+        draft = self.proc.with_name(self.proc.name + ".new")
+        return (self.socket, self.proc, draft, self.console, self.log, self.metrics)
+
+
+class Layout:
+    """Where everything lies below the two folders of this host. Symlinks are resolved once, as /proc shows paths."""
+
+    def __init__(self, state_dir: Path, run_dir: Path) -> None:
+        self._state_dir = state_dir.resolve()
+        self._run_dir = run_dir
+        self.images = self._state_dir / "images"
+
+    def of(self, vm: str) -> Places:
+        """The places of one VM."""
+        return Places(
+            vm=vm,
+            folder=self._state_dir / "vms" / vm,
+            lock=self._state_dir / "locks" / f"{vm}.vmm",
+            run_folder=self._run_dir / vm,
+        )
+
+    def vms(self) -> Iterator[str]:
+        """Names of all VMs that ever had a VMM here, sorted: lock files stay."""
+        return iter(sorted(path.stem for path in (self._state_dir / "locks").glob("*.vmm")))
+
+
+def read_proc(places: Places) -> Proc | None:
+    """What was written down about the last VMM; None when nothing was, or nothing that can be read.
+
+    Raises OSError for anything but a file that is not there.
+    """
+    try:
+        content = read_small(places.proc, max_bytes=_MAX_PROC_BYTES)
+        return None if content is None else msgspec.json.decode(content, type=Proc)
+    except (OddFileError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def write_proc(places: Places, proc: Proc) -> None:
+    """Write down which process the VMM is. No VMM survives a power cut, so this need not either."""
+    write_whole(places.proc, msgspec.json.encode(proc), durable=False)
+
+
+def find(places: Places) -> process.Identity | None:
+    """The live, proven VMM; a Proc if it is the one written down. None: no VMM, or one that is only being spawned."""
+    lock = str(places.lock)
+    proc = read_proc(places)
+    if proc is not None and process.is_alive(proc) and process.stdin_of(proc.pid) == lock:
+        return proc
+    if locks.is_taken(places.lock):
+        for pid in process.with_stdin(lock):
+            if (identity := process.identify(pid)) is not None:
+                return identity
+    return None
+
+
+def lingers(places: Places) -> bool:
+    """Whether something still stands in a new VMM's way: the lock, or a VMM that has closed its files to die."""
+    if locks.is_taken(places.lock):
+        return True
+    proc = read_proc(places)
+    return proc is not None and process.is_alive(proc) and process.stdin_of(proc.pid) is None
+
+
+def end(places: Places, *, grace_s: float, leave: Callable[[process.Identity], bool], give_up_at: float) -> None:
+    """Return once no VMM of this VM lives and its lock is free. Raises TemporaryError at `give_up_at`.
+
+    `leave` asks the VMM to end by itself and says whether it took the request; it then has `grace_s` before it is
+    killed.
+    """
+    with step(places.vm, "ending its VMM"):
+        while (vmm := find(places)) is not None or lingers(places):
+            if time.monotonic() > give_up_at:
+                raise TemporaryError(_who_is_left(places, vmm), vm=places.vm, step="ending its VMM")
+            if vmm is None:
+                time.sleep(POLL_S)
+                continue
+            _end_one(vmm, grace_s=grace_s, leave=leave, give_up_at=give_up_at)
+            grace_s = 0.0
+    process.reap()
+
+
+def kill(vmm: process.Identity) -> None:
+    """End a VMM that was proven, or that this process has just spawned."""
+    _end_one(vmm, grace_s=0.0, leave=lambda _: False, give_up_at=time.monotonic() + KILL_S)
+
+
+def _end_one(
+    vmm: process.Identity, *, grace_s: float, leave: Callable[[process.Identity], bool], give_up_at: float
+) -> None:
+    pidfd = process.open_pidfd(vmm)
+    if pidfd is None:
+        return
+    try:
+        if grace_s > 0 and leave(vmm) and process.wait_for_end(pidfd, grace_s):
+            return
+        process.kill(pidfd)
+        process.wait_for_end(pidfd, give_up_at - time.monotonic())
+    finally:
+        os.close(pidfd)
+
+
+def _who_is_left(places: Places, vmm: process.Identity | None) -> str:
+    if vmm is not None:
+        return f"pid {vmm.pid} has been killed and is still not gone; see what it waits for in /proc/{vmm.pid}/stack"
+    return f"{places.lock} is held by a process that cannot be found; see who with `fuser {places.lock}`"

@@ -1,0 +1,35 @@
+"""The target of `celery -A mikrom_reconcile.celery_app …`: the app of workers, Beat and Flower on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+from mikrom_reconcile import settings as settings_module
+from mikrom_reconcile import wiring
+from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from mikrom_reconcile.dispatch.registry import register
+from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+
+
+def _make() -> FleetApp:
+    try:
+        settings = settings_module.load()
+        settings = replace(settings, broker_url=wiring.broker_of(settings))
+        made = make_app(settings)
+    except MikromError as error:
+        raise SystemExit(f"mikrom: {error}") from error
+    store = RedisStore(made.redis, prefix=made.keys.prefix)
+    hosts = CeleryHosts(made, made.redis)
+    register(
+        made,
+        hypervisor=cache(lambda: wiring.make_hypervisor(settings)),
+        engine=cache(lambda: wiring.make_reconciler(settings, hosts, store)),
+        read_tree=lambda: wiring.read_tree(settings, ()),
+    )
+    return made
+
+
+app = _make()

@@ -1,0 +1,153 @@
+"""The store of a fleet: leases, tokens, placements and reports in Redis. All of it may be lost without harm.
+
+A lease is a key with the server's TTL, renewed from a thread; the token that fences its last holder grows in the
+same step that takes it. It must never block longer than its client's time-outs.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from redis import RedisError
+
+from mikrom_reconcile.core.errors import BusyError, SetupError
+from mikrom_reconcile.core.model.observed import Placements
+from mikrom_reconcile.core.model.run import RunReport
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+T = TypeVar("T")
+
+KEPT_RUNS = 100
+"""Reports kept: about a day of Beat's runs that found something to do."""
+
+# One step, so that no token is ever given twice. Answers the token, or who holds the lease.
+_TAKE = """
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
+  local token = math.max(tonumber(redis.call('GET', KEYS[2]) or '0') + 1, tonumber(ARGV[3]))
+  redis.call('SET', KEYS[2], string.format('%d', token))
+  return token
+end
+return redis.call('GET', KEYS[1])
+"""
+_RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class RedisLease:
+    """A held lease. It is lost when it was not renewed in time, or when somebody else has it."""
+
+    def __init__(self, redis: Redis, key: str, value: str, *, token: int, ttl_s: float, taken_at: float) -> None:
+        self.token = token
+        self._redis = redis
+        self._key = key
+        self._value = value
+        self._ttl_s = ttl_s
+        self._held_until = taken_at + ttl_s
+        self._ended = threading.Event()
+        threading.Thread(target=self._keep, name=f"lease {key}", daemon=True).start()
+
+    def held(self) -> bool:
+        """False once it may have been lost: send nothing more."""
+        return not self._ended.is_set() and time.monotonic() < self._held_until
+
+    def release(self) -> None:
+        """Give it back; twice is fine. Without a broker it expires by itself."""
+        self._ended.set()
+        with suppress(RedisError):  # then the server's TTL gives it back, and hosts refuse its token after a newer one
+            self._redis.eval(_RELEASE, 1, self._key, self._value)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self._ttl_s / 3):
+            now = time.monotonic()
+            try:
+                renewed = self._redis.eval(_RENEW, 1, self._key, self._value, _ms(self._ttl_s))
+            except RedisError:
+                continue  # held() tells when it has been too long
+            if not renewed:
+                self._ended.set()
+            self._held_until = now + self._ttl_s
+
+
+class RedisStore:
+    """A `RunStore` for a fleet. Safe to use from many threads, greenlets and processes at once.
+
+    Its methods raise SetupError when Redis is lost.
+    """
+
+    def __init__(self, redis: Redis, *, prefix: str) -> None:
+        self._redis = redis
+        self._prefix = prefix
+
+    def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> RedisLease:
+        """Take the lease of a project, with a token of at least `at_least`. Raises BusyError naming the holder."""
+        key = f"{self._prefix}:lease:{scope}"
+        value = f"{secrets.token_hex(8)} {holder}"
+        taken_at = time.monotonic()
+        with _told():
+            answer = self._redis.eval(_TAKE, 2, key, f"{self._prefix}:token:{scope}", value, _ms(ttl_s), at_least)
+        if isinstance(answer, bytes):
+            other = answer.decode().partition(" ")[2]
+            raise BusyError(f"project {scope} is being changed by {other}; wait for that run to end")
+        return RedisLease(self._redis, key, value, token=int(answer), ttl_s=ttl_s, taken_at=taken_at)
+
+    def placements(self, project: str) -> Placements:
+        """Where the project's VMs were last known to be; empty when nothing is remembered."""
+        with _told():
+            found: Any = self._redis.get(self._placements(project))
+        return (_decoded(found, Placements) if found else None) or Placements()
+
+    def remember(self, project: str, placements: Placements) -> None:
+        """Replace the placements of a project."""
+        with _told():
+            self._redis.set(self._placements(project), msgspec.json.encode(placements))
+
+    def save(self, report: RunReport) -> None:
+        """Keep the report of a finished run; older ones than the last `KEPT_RUNS` are dropped."""
+        pipe = self._redis.pipeline()
+        pipe.lpush(self._runs, msgspec.json.encode(report))
+        pipe.ltrim(self._runs, 0, KEPT_RUNS - 1)
+        with _told():
+            pipe.execute()
+
+    def runs(self, limit: int) -> tuple[RunReport, ...]:
+        """The latest reports, newest first; those that another release wrote in another shape are left out."""
+        if limit < 1:
+            return ()
+        with _told():
+            found: Any = self._redis.lrange(self._runs, 0, limit - 1)
+        return tuple(report for entry in found if (report := _decoded(entry, RunReport)) is not None)
+
+    @property
+    def _runs(self) -> str:
+        return f"{self._prefix}:runs"
+
+    def _placements(self, project: str) -> str:
+        return f"{self._prefix}:placements:{project}"
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _decoded(encoded: bytes, kind: type[T]) -> T | None:
+    """The value, or None when another release wrote it in another shape."""
+    try:
+        return msgspec.json.decode(encoded, type=kind)
+    except msgspec.MsgspecError:
+        return None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise SetupError(f"the store of the fleet was lost: {error}; is Redis running?") from error

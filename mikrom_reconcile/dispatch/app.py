@@ -1,0 +1,143 @@
+"""The Celery app as this project uses it. Every setting was measured; what is not set has no effect or does harm.
+
+Not set on purpose, because a gevent pool ignores or breaks them: `worker_max_tasks_per_child`,
+`task_soft_time_limit`, `task_reject_on_worker_lost`, `worker_soft_shutdown_timeout`, and `task_acks_late`
+(a run plans again instead).
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from kombu import Queue
+
+from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.dispatch.broker import broker_url, client_of
+from mikrom_reconcile.dispatch.keys import Keys
+from mikrom_reconcile.dispatch.presence import Heartbeat
+from mikrom_reconcile.dispatch.services import SLOTS
+from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.settings import Settings
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+FIRST, SOON, NORMAL, LAST = 0, 3, 6, 9
+"""Priorities, lower first: people who look; stop and delete; other actions; what Beat starts."""
+
+_HIDDEN = "(not shown)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the tasks need, handed in by wiring and made when a task first needs it."""
+
+    hypervisor: Callable[[], Hypervisor]
+    engine: Callable[[], Engine]
+    read_tree: Callable[[], SourceTree]
+
+
+class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
+    """Celery with our settings, our parts, and no argument shown to who watches events (Flower)."""
+
+    settings: Settings
+    keys: Keys
+    parts: Parts
+    heartbeat: Heartbeat
+
+    @cached_property
+    def redis(self) -> Redis:
+        """The client for everything that is not Celery's; it connects when it is first used."""
+        return client_of(broker_url(self.settings))
+
+    def send_task(self, name: str, *args: Any, **options: Any) -> Any:
+        """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API."""
+        options.setdefault("argsrepr", _HIDDEN)
+        options.setdefault("kwargsrepr", _HIDDEN)
+        return super().send_task(name, *args, **options)
+
+
+def make_app(settings: Settings) -> FleetApp:
+    """The app of a worker, of Beat, of Flower or of a client. Connects to nothing. Raises UsageError."""
+    url = broker_url(settings)
+    keys = Keys(settings.queue)
+    app = FleetApp("mikrom", broker=url, backend=url, set_as_current=False)
+    app.settings = settings
+    app.keys = keys
+    app.conf.update(_messages(keys, settings), **_transport(keys, settings), **_beat(settings))
+    if url.startswith("rediss://"):
+        # without it the broker's connection takes any certificate
+        app.conf.update(broker_use_ssl=dict(_VERIFIED), redis_backend_use_ssl=dict(_VERIFIED))
+    return app
+
+
+_VERIFIED = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+
+
+def _messages(keys: Keys, settings: Settings) -> dict[str, Any]:
+    own = keys.queue if settings.worker_role == "control" else keys.host_queue(settings.host)
+    return {
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "timezone": "UTC",
+        "enable_utc": True,
+        "task_default_queue": keys.queue,
+        "task_queues": [Queue(own)],  # what a worker consumes that is not told with -Q
+        "task_create_missing_queues": True,
+        "task_default_priority": NORMAL,
+        "task_acks_late": False,
+        "task_publish_retry_policy": {"max_retries": 0},
+        "result_expires": 3600,  # for people who call VM tasks themselves; the engine ignores results
+        "worker_prefetch_multiplier": 2,  # 1 waits for the poll time-out whenever slots are few
+        "worker_send_task_events": True,
+        "worker_hijack_root_logger": True,
+        "worker_redirect_stdouts": False,
+    }
+
+
+def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
+    owner = "control" if settings.worker_role == "control" else f"host:{settings.host}"
+    unacked = keys.unacked(owner)
+    return {
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # a supervised worker waits for its broker for ever
+        "broker_transport_options": {
+            "max_connections": 4 * SLOTS,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 2,
+            "socket_keepalive": True,
+            "visibility_timeout": 3600,
+            "max_retries": 0,
+            "priority_steps": [FIRST, SOON, NORMAL, LAST],
+            "queue_order_strategy": "priority",
+            # one set per host: with the shared ones any host reads what another has fetched
+            "unacked_key": unacked,
+            "unacked_index_key": f"{unacked}:index",
+            "unacked_mutex_key": f"{unacked}:mutex",
+        },
+        "redis_max_connections": 4 * SLOTS,
+        "redis_socket_timeout": 5.0,
+        "redis_socket_connect_timeout": 2.0,
+        "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
+    }
+
+
+def _beat(settings: Settings) -> dict[str, Any]:
+    return {
+        "beat_scheduler": "mikrom_reconcile.dispatch.beat:OncePerInterval",
+        "beat_max_loop_interval": 5,
+        "beat_schedule": {
+            "reconcile": {
+                "task": "mikrom.reconcile",
+                "schedule": settings.reconcile_interval_s,
+                "options": {"queue": settings.queue, "priority": LAST, "ignore_result": True},
+            }
+        },
+    }

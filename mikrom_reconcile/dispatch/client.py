@@ -1,0 +1,117 @@
+"""The engine as the command line sees it in a fleet: a control worker far away, followed over a stream.
+
+The request with its source tree waits in Redis under the run; the plan that a control worker made stays there, and an
+apply names it by its id, so that a caller cannot bring a plan that no guard has seen. When the caller goes away
+(Ctrl-C, kill), its call ends and the control worker sends nothing more; what is under way on the hosts goes on.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.core.errors import MikromError, PastDeadlineError, SetupError
+from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest
+from mikrom_reconcile.dispatch.app import FIRST, make_app
+from mikrom_reconcile.dispatch.broker import connect, without_password
+from mikrom_reconcile.dispatch.calls import Answer, Call, pack, unpack
+from mikrom_reconcile.dispatch.errors_on_the_wire import Failure, error_of
+from mikrom_reconcile.dispatch.keys import LEFTOVER_S
+from mikrom_reconcile.dispatch.presence import living, starts
+from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.runs import Accepted
+from mikrom_reconcile.settings import Settings
+
+_PLAN_S = 120.0
+"""The largest fleets are planned in seconds; what waits longer waits for a control worker that has no slot."""
+
+_REPORT_S = 30.0
+"""What a run may take past its own deadline to observe for the last time and to report."""
+
+_NO_CONTROL = "no control worker answers; start `mikrom worker --role control`, or see `mikrom doctor`"
+
+
+class RemoteEngine:
+    """`Engine` of a fleet. Raises SetupError within 3 s when its broker is away."""
+
+    def __init__(self, settings: Settings, broker_url: str) -> None:
+        self._app = make_app(replace(settings, broker_url=broker_url))
+        self._keys = self._app.keys
+        self._redis = connect(broker_url)
+        self._broker = without_password(broker_url)
+        self.hosts = CeleryHosts(self._app, self._redis)
+        self.store = RedisStore(self._redis, prefix=self._keys.prefix)
+
+    def plan(self, request: RunRequest) -> Plan:
+        """What the request would change. Raises SpecError, SourceError, and MikromError without a control worker."""
+        with self._asking(request, "mikrom.plan", {}, deadline_s=_PLAN_S) as answers:
+            next(answers)
+        packed: Any = self._redis.get(self._keys.plan(request.run_id))
+        if packed is None:
+            raise MikromError("the plan vanished from Redis; was it emptied? plan again")
+        return unpack(packed, Plan)
+
+    def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
+        """Have `plan` carried out and follow it. Leaving this call ends the run: nothing more is sent."""
+        arguments = {"plan": plan.id if plan is not None else None}
+        deadline_s = request.timeout_s + _REPORT_S
+        with self._asking(request, "mikrom.apply", arguments, deadline_s=deadline_s) as answers:
+            for answer in answers:
+                if answer.kind == "report":
+                    return unpack(answer.body, RunReport)
+                progress(unpack(answer.body, ActionOutcome))
+        raise AssertionError("answers end with a report or an error")
+
+    @contextmanager
+    def _asking(
+        self, request: RunRequest, task: str, arguments: dict[str, Any], *, deadline_s: float
+    ) -> Iterator[Iterator[Answer]]:
+        """The answers of a control worker to `task`."""
+        try:
+            if not living(self._redis, self._keys, "control"):
+                raise MikromError(_NO_CONTROL)
+            self._redis.set(self._keys.request(request.run_id), pack(request), ex=LEFTOVER_S)
+            with Call(self._redis, self._keys, f"{request.run_id}-{secrets.token_hex(4)}") as call:
+                call.listen("control")
+                self._app.send_task(
+                    task,
+                    kwargs={"call": call.name, "run": request.run_id, **arguments},
+                    queue=self._keys.queue,
+                    priority=FIRST,
+                    ignore_result=True,
+                    kwargsrepr=f"run {request.run_id} · {request.origin}",
+                )
+                yield self._follow(call, time.monotonic() + deadline_s)
+        except (RedisError, OperationalError) as error:
+            raise SetupError(
+                f"the broker {self._broker} was lost: {error}; whatever had begun goes on, run again to see"
+            ) from error
+
+    def _follow(self, call: Call, until: float) -> Iterator[Answer]:
+        """What the control worker says after it has accepted the call. Raises what it raised."""
+        worker: Accepted | None = None
+        while True:
+            for answer in call.read(1.0):
+                if answer.kind == "accepted":
+                    worker = unpack(answer.body, Accepted)
+                elif answer.kind == "error":
+                    raise error_of(unpack(answer.body, Failure))
+                else:
+                    yield answer
+            if worker is not None and not self._lives(worker):
+                raise MikromError("the control worker died under this run; run again: what was done stays done")
+            if time.monotonic() >= until:
+                why = "did not finish in time" if worker else "had no slot in time"
+                raise PastDeadlineError(f"the control worker {why}; see `mikrom doctor` and its log")
+
+    def _lives(self, worker: Accepted) -> bool:
+        return starts(self._redis, self._keys, [worker.owner]).get(worker.owner) == worker.start_id.encode()

@@ -1,0 +1,77 @@
+"""Ties the tasks to an app, and a worker's or Beat's life to its heartbeat. Wiring hands in the parts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from celery import signals
+
+from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.dispatch import deadlines, runs, tasks
+from mikrom_reconcile.dispatch.app import FleetApp, Parts
+from mikrom_reconcile.dispatch.presence import Heartbeat
+from mikrom_reconcile.host.hypervisor import Hypervisor
+
+_log = logging.getLogger(__name__)
+
+
+def register(
+    app: FleetApp,
+    *,
+    hypervisor: Callable[[], Hypervisor],
+    engine: Callable[[], Engine],
+    read_tree: Callable[[], SourceTree],
+) -> None:
+    """Give `app` its tasks. Each callable is asked again for every task and may answer with the same object."""
+    app.parts = Parts(hypervisor=hypervisor, engine=engine, read_tree=read_tree)
+    for verb, function in tasks.VM_TASKS.items():
+        app.task(function, name=f"mikrom.{verb}_vm", bind=True)
+    app.task(tasks.observe_host_task, name="mikrom.observe_host", bind=True)
+    app.task(tasks.console_task, name="mikrom.console", bind=True)
+    app.task(runs.plan_task, name="mikrom.plan", bind=True)
+    app.task(runs.apply_task, name="mikrom.apply", bind=True)
+    app.task(runs.reconcile_task, name="mikrom.reconcile", bind=True)
+    signals.worker_init.connect(_on_worker_init, sender=None, weak=False)
+    signals.worker_ready.connect(_on_worker_ready, weak=False)
+    signals.worker_shutting_down.connect(_on_shutting_down, weak=False)
+    signals.worker_shutdown.connect(_on_worker_shutdown, weak=False)
+    signals.beat_init.connect(_on_beat_init, weak=False)
+
+
+def _on_worker_init(sender: Any, **_: Any) -> None:
+    """Fail now and in one line, not with the first action."""
+    app: FleetApp = sender.app
+    if app.settings.worker_role == "host":
+        try:
+            app.parts.hypervisor()
+        except MikromError as error:
+            raise SystemExit(f"mikrom worker: {error}") from error
+
+
+def _on_worker_ready(sender: Any, **_: Any) -> None:
+    _start_heartbeat(sender.app, sender.app.settings.worker_role)
+
+
+def _on_beat_init(sender: Any, **_: Any) -> None:
+    _start_heartbeat(sender.app, "beat")
+
+
+def _start_heartbeat(app: FleetApp, role: str) -> None:
+    host = app.settings.host
+    # a host has one worker; control workers and Beats may be several on one machine
+    owner = f"host:{host}" if role == "host" else f"{role}:{host}:{os.getpid()}"
+    app.heartbeat = Heartbeat(app.redis, app.keys, owner)
+    app.heartbeat.start()
+
+
+def _on_shutting_down(**_: Any) -> None:
+    deadlines.stop()
+
+
+def _on_worker_shutdown(sender: Any, **_: Any) -> None:
+    sender.app.heartbeat.leave()

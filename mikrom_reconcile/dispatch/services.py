@@ -1,0 +1,109 @@
+"""How the services of a fleet are started: the command of each, and what it refuses to start without.
+
+`mikrom worker`, `beat` and `flower` become Celery's own commands, so that what runs is what its users know from
+Celery's documentation. No secret is ever an argument: they are in the environment. It must stay cheap to import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import msgspec
+
+from mikrom_reconcile import locks
+from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.settings import Settings
+
+Service = Literal["host", "control", "beat", "flower"]
+
+APP = "mikrom_reconcile.celery_app"
+
+SLOTS = 100
+"""Actions and observations at once in a host worker; nearly all of them wait."""
+
+CONTROL_SLOTS = 8
+"""Runs at once in a control worker: they wait for hosts, and planning has but one core anyway."""
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """What a running `mikrom up` says about itself in its connection file."""
+
+    broker_url: str
+    pid: int
+
+
+def connection_file(settings: Settings) -> Path:
+    """Where a running `mikrom up` is found: a 0600 file, locked for as long as it lives."""
+    return settings.run_dir / "up.json"
+
+
+def find_up(settings: Settings) -> str | None:
+    """The broker of the `mikrom up` that runs here, or None."""
+    connection = running_up(settings)
+    return connection.broker_url if connection else None
+
+
+def running_up(settings: Settings) -> Connection | None:
+    """What the `mikrom up` that runs here says about itself, or None."""
+    path = connection_file(settings)
+    try:
+        if not locks.is_taken(path):
+            return None
+        return msgspec.json.decode(path.read_bytes(), type=Connection)
+    except (OSError, msgspec.MsgspecError):
+        return None  # not ours to read, or not yet written
+
+
+def command(service: Service, settings: Settings) -> list[str]:
+    """The command line of a service."""
+    return [sys.executable, "-m", "celery", "-A", APP, *arguments(service, settings)]
+
+
+def arguments(service: Service, settings: Settings) -> list[str]:
+    """What Celery is told for a service. Mingle and gossip cost a fleet messages by the square of its size."""
+    quiet = ["--without-mingle", "--without-gossip"]
+    match service:
+        case "host":
+            queue, name = f"{settings.queue}.{settings.host}", f"host@{settings.host}"
+            pool = ["-P", "gevent", "-c", str(SLOTS)]
+            return ["worker", *pool, "-Q", queue, "-n", name, "-l", "INFO", *quiet]
+        case "control":
+            name = f"control@{settings.host}"
+            pool = ["-P", "threads", "-c", str(CONTROL_SLOTS)]
+            return ["worker", *pool, "-Q", settings.queue, "-n", name, "-l", "INFO", *quiet]
+        case "beat":
+            return ["beat", "-l", "INFO"]
+        case "flower":
+            return ["flower", "--address=127.0.0.1", f"--port={settings.flower_port}"]
+
+
+def environment(service: Service, settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a service: ours, with the broker that was found and the role that it plays."""
+    role = service if service in {"host", "control"} else settings.worker_role
+    found = {"MIKROM_BROKER_URL": settings.broker_url or "", "MIKROM_WORKER_ROLE": role}
+    return {**base, **found}
+
+
+def check(service: Service, settings: Settings) -> Settings:
+    """The settings with the broker that was found. Raises UsageError or SetupError when it cannot be started."""
+    from mikrom_reconcile.dispatch.broker import broker_url, connect  # noqa: PLC0415 - redis takes 134 ms
+
+    settings = replace(settings, broker_url=settings.broker_url or find_up(settings))
+    if service in {"control", "beat"} and not settings.specs:
+        raise UsageError("MIKROM_SPECS is not set: a service does not guess which specs it keeps applying")
+    if service == "flower" and not settings.flower_basic_auth:
+        raise UsageError("FLOWER_BASIC_AUTH is not set (user:password): Flower shows every task and can stop workers")
+    connect(broker_url(settings)).close()
+    return settings
+
+
+def become(service: Service, settings: Settings) -> NoReturn:
+    """Replace this process by the service, so that a supervisor watches the right one."""
+    settings = check(service, settings)
+    argv = command(service, settings)
+    os.execve(argv[0], argv, environment(service, settings, os.environ))  # noqa: S606 - without a shell, on purpose

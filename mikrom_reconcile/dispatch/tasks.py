@@ -1,0 +1,157 @@
+"""Tasks of a host worker: carry out one order, observe, fetch a console. Thin, plain functions.
+
+An order is judged by what it says itself, never by the name of the task that brought it: a message whose header was
+changed must not turn a stop into a delete. An order whose caller has gone is not begun. Nothing here raises because
+a VM failed: what became of an order is a value on the call's stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import msgspec
+from redis import RedisError
+
+from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.model.observed import ObserveQuery
+from mikrom_reconcile.core.model.plan import Verb
+from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.dispatch import calls, deadlines
+from mikrom_reconcile.dispatch.outcomes import given_up
+
+_log = logging.getLogger(__name__)
+
+CONSOLE_BYTES = 1024 * 1024
+"""More of a console than this is fetched on the host itself."""
+
+_MARGIN_S = 5.0  # the action keeps its own deadline, and only what has lost its way is ended from outside
+
+
+def create_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+    """Create a VM: its record first, then its VMM."""
+    return _carry_out(task, "create", call, order)
+
+
+def start_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+    """Start a VM that has a record."""
+    return _carry_out(task, "start", call, order)
+
+
+def stop_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+    """Stop a VM; its record and its disks stay."""
+    return _carry_out(task, "stop", call, order)
+
+
+def restart_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+    """Stop a VM and start it with what is wanted now."""
+    return _carry_out(task, "restart", call, order)
+
+
+def update_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+    """Change a VM's record only."""
+    return _carry_out(task, "update", call, order)
+
+
+def delete_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+    """Remove a VM and everything that was made for it."""
+    return _carry_out(task, "delete", call, order)
+
+
+VM_TASKS = {
+    "create": create_vm_task,
+    "start": start_vm_task,
+    "stop": stop_vm_task,
+    "restart": restart_vm_task,
+    "update": update_vm_task,
+    "delete": delete_vm_task,
+}
+
+
+def observe_host_task(task: Any, *, call: str, query: str) -> None:
+    """Tell the call what is on this host."""
+    if not calls.is_awaited(task.app.redis, task.app.keys, call):
+        return
+    try:
+        report = task.app.parts.hypervisor().observe(msgspec.json.decode(query, type=ObserveQuery))
+        _say(task, call, "report", calls.pack(report))
+    except (MikromError, msgspec.MsgspecError, OSError) as error:
+        _log.warning("cannot observe: %s", error, extra=_fields(task))
+        _say(task, call, "error", calls.pack(str(error)))
+
+
+def console_task(task: Any, *, call: str, vm: str, max_bytes: int) -> None:
+    """Tell the call the end of a VM's console."""
+    try:
+        text = task.app.parts.hypervisor().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES))
+        _say(task, call, "console", text)
+    except (MikromError, OSError) as error:
+        _say(task, call, "error", calls.pack(str(error)))
+
+
+def _carry_out(task: Any, verb: Verb, call: str, text: str) -> dict[str, Any]:
+    """What became of the order, for people who called the task themselves."""
+    order = _read(text)
+    fields = _fields(task, order)
+    if why := _refusal(task, verb, order, call):
+        _log.warning("%s %s: refused, %s", verb, order.action.vm, why, extra=fields)
+        outcome = given_up(order, "skipped", why)
+    else:
+        _log.info("%s %s: begins", verb, order.action.vm, extra=fields)
+        outcome = _execute(task, order)
+        _tell(outcome, fields)
+    try:
+        _say(task, call, "outcome", calls.pack(outcome))
+    except RedisError as error:
+        _log.warning("%s %s: nobody could be told: %s", verb, outcome.vm, error, extra=fields)
+    return {"vm": outcome.vm, "host": outcome.host, "verb": verb, "result": outcome.result, "error": outcome.error}
+
+
+def _read(text: str) -> Order:
+    try:
+        return msgspec.json.decode(text, type=Order)
+    except msgspec.MsgspecError as error:
+        raise MikromError(f"not an order: {error}; do all sides run one release?") from error
+
+
+def _refusal(task: Any, verb: Verb, order: Order, call: str) -> str | None:
+    """Why the order may not be carried out here and now, or None."""
+    if order.action.verb != verb:
+        return f"the order says {order.action.verb}"
+    if order.action.host != task.app.settings.host:
+        return f"the order is for host {order.action.host}, this is {task.app.settings.host}"
+    if deadlines.is_stopping():
+        return "the host's worker is being stopped"
+    if not calls.is_awaited(task.app.redis, task.app.keys, call):
+        return "nobody waits for it any more"
+    return None
+
+
+def _execute(task: Any, order: Order) -> ActionOutcome:
+    try:
+        with deadlines.limited(order.action.deadline_s + _MARGIN_S):
+            outcome: ActionOutcome = task.app.parts.hypervisor().execute(order)
+            return outcome
+    except MikromError as error:
+        return given_up(order, "failed_temporary", str(error))
+
+
+def _say(task: Any, call: str, kind: str, body: bytes) -> None:
+    owner = f"host:{task.app.settings.host}"
+    calls.answer(task.app.redis, task.app.keys, call, owner, kind, body)
+
+
+def _tell(outcome: ActionOutcome, fields: dict[str, Any]) -> None:
+    level = logging.WARNING if outcome.result.startswith("failed") else logging.INFO
+    seconds = (outcome.finished_at - outcome.started_at).total_seconds()
+    text = f"{outcome.verb} {outcome.vm}: {outcome.result} after {seconds:.3f} s"
+    _log.log(level, "%s%s", text, f": {outcome.error}" if outcome.error else "", extra=fields | {"duration_s": seconds})
+
+
+def _fields(task: Any, order: Order | None = None) -> dict[str, Any]:
+    """Structured fields of a log record."""
+    fields = {"celery.task_id": task.request.id, "host": task.app.settings.host, "at_s": time.time()}
+    if order is not None:
+        fields |= {"run": order.run_id, "vm": order.action.vm, "step": order.action.verb}
+    return fields

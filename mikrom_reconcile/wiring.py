@@ -109,7 +109,8 @@ def make_driver(settings: Settings) -> Driver:
         from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 
         return SimulatedDriver(settings.state_dir)
-    from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver, find_firecracker, kvm_problem
+    from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
+    from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem
 
     binary = find_firecracker(settings.firecracker, settings.state_dir)
     problem = kvm_problem() or (None if binary else "no firecracker binary was found")

@@ -1,0 +1,23 @@
+"""The forms in which each thing can be shown: the words after `-o`. A new form is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.output.documents import json_of, plan_document, run_document
+from mikrom_reconcile.output.plan_text import plan_text
+from mikrom_reconcile.output.run_text import run_text
+from mikrom_reconcile.output.style import Style
+
+PLAN: Final[Mapping[str, Callable[[Plan, Style], str]]] = {
+    "text": plan_text,
+    "json": lambda plan, _style: json_of(plan_document(plan)),
+}
+
+RUN: Final[Mapping[str, Callable[[RunReport, Style], str]]] = {
+    "text": run_text,
+    "json": lambda report, _style: json_of(run_document(report)),
+}

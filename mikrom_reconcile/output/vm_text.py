@@ -1,0 +1,40 @@
+"""VMs as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from mikrom_reconcile.core.lifecycle import SATISFIES
+from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.output.table import Cell, table
+from mikrom_reconcile.output.units import age, mebibytes
+
+_HEADER = ("NAME", "FLEET", "HOST", "STATE", "PHASE", "VCPU", "MEM", "PID", "AGE")
+
+
+def vms_text(vms: Sequence[ObservedVM], now: datetime, style: Style) -> str:
+    """One line per VM; the project is a column when there is more than one."""
+    if not vms:
+        return "No VMs.\n"
+    with_project = len({vm.project for vm in vms}) > 1
+    rows = [_row(vm, now) for vm in vms]
+    if not with_project:
+        return table(_HEADER, rows, style)
+    return table(("PROJECT", *_HEADER), [((vm.project, ""), *row) for vm, row in zip(vms, rows, strict=True)], style)
+
+
+def _row(vm: ObservedVM, now: datetime) -> tuple[Cell, ...]:
+    machine = vm.spec.machine
+    return (
+        (vm.name, ""),
+        (vm.fleet, ""),
+        (vm.host, ""),
+        (vm.state, ""),
+        (vm.phase, "green" if vm.phase in SATISFIES[vm.state] else "red"),
+        (str(machine.vcpu_count), ""),
+        (mebibytes(machine.mem_size_mib), ""),
+        (str(vm.pid or "-"), ""),
+        (age(vm.created_at, now), ""),
+    )

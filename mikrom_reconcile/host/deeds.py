@@ -48,10 +48,10 @@ class Deed:
         self._driver = driver
         self._records = records
         self._clock = clock
-        self._began_at = clock.now()
+        self._began_s = clock.monotonic()
         self.seen: ObservedVM | None = None
         self._may_have_started = False
-        self._ordered = _ordered_record(order, found, records=records, now=self._began_at)
+        self._ordered = _ordered_record(order, found, records=records, now=clock.now())
 
     def steps(self) -> tuple[Step, ...]:
         """What is to be done, with names that fit after "while"."""
@@ -93,7 +93,7 @@ class Deed:
     def remaining_s(self, step: str) -> float:
         """Seconds until the deadline. Raises TemporaryError when it has passed."""
         deadline_s = self.order.action.deadline_s
-        left_s = deadline_s - (self._clock.now() - self._began_at).total_seconds()
+        left_s = deadline_s - (self._clock.monotonic() - self._began_s)
         if left_s <= 0:
             raise TemporaryError(f"its deadline of {deadline_s:g} s has passed", vm=self.order.action.vm, step=step)
         return left_s
@@ -123,9 +123,7 @@ class Deed:
         try:
             self.stop()
         except ActionError as error:
-            action = self.order.action
-            extra = {"vm": action.vm, "host": action.host, "run": self.order.run_id, "step": "stopping"}
-            log.warning("%s; deleting it all the same", error, extra=extra)
+            log.warning("%s; deleting it all the same", error, extra=log_fields(self.order, "stopping"))
 
     def start(self) -> None:
         """Boot it, if it is to run."""
@@ -250,3 +248,9 @@ def _stamp(order: Order, found: VMRecord) -> dict[str, Any]:
     """Who changes the record; an order that carries on where it was interrupted is the same generation."""
     generation = found.generation if found.action_id == order.action.id else found.generation + 1
     return {"generation": generation, "token": order.token, "action_id": order.action.id}
+
+
+def log_fields(order: Order, step: str = "", duration_s: float = 0.0) -> dict[str, object]:
+    """What every line of the log carries, so that it can be searched by. No `step`: the whole order."""
+    action = order.action
+    return {"vm": action.vm, "host": action.host, "run": order.run_id, "step": step, "duration_s": duration_s}

@@ -23,7 +23,7 @@ from mikrom_reconcile.core.errors import (
 )
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, Result
-from mikrom_reconcile.host.deeds import Deed, Step
+from mikrom_reconcile.host.deeds import Deed, Step, log_fields
 from mikrom_reconcile.host.fence import Answer, answer_without_acting
 from mikrom_reconcile.host.observe import Observer, unreadable_row
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
@@ -71,16 +71,22 @@ class Executor:
 
     def execute(self, order: Order) -> ActionOutcome:
         """Carry out `order`, or say why not. No Exception leaves it; a BaseException does, with all cleaned up."""
-        started_at = self._clock.now()
+        started_at, began_s = self._clock.now(), self._clock.monotonic()
         try:
             ending = self._ending(order)
         except Exception as error:  # noqa: BLE001 - whatever it is, control has to hear of it
             ending = _failure(order, error)
-        finished_at = self._clock.now()
-        duration_s = (finished_at - started_at).total_seconds()
+        duration_s = self._clock.monotonic() - began_s
         level = logging.WARNING if ending.error else logging.INFO
         about = ending.error or ending.result
-        log.log(level, "%s %s: %s", order.action.verb, order.action.vm, about, extra=_fields(order, "", duration_s))
+        log.log(
+            level,
+            "%s %s: %s",
+            order.action.verb,
+            order.action.vm,
+            about,
+            extra=log_fields(order, duration_s=duration_s),
+        )
         return ActionOutcome(
             action_id=order.action.id,
             vm=order.action.vm,
@@ -88,7 +94,7 @@ class Executor:
             verb=order.action.verb,
             result=ending.result,
             started_at=started_at,
-            finished_at=finished_at,
+            finished_at=self._clock.now(),
             observed=ending.observed,
             error=ending.error,
         )
@@ -146,10 +152,10 @@ class Executor:
         name, act = step
         self._on_step(deed.order.action.vm, name)
         deed.remaining_s(name)
-        began_at = self._clock.now()
+        began_s = self._clock.monotonic()
         act(deed)
-        duration_s = (self._clock.now() - began_at).total_seconds()
-        log.info("%s: %s", deed.order.action.vm, name, extra=_fields(deed.order, name, duration_s))
+        duration_s = self._clock.monotonic() - began_s
+        log.info("%s: %s", deed.order.action.vm, name, extra=log_fields(deed.order, name, duration_s))
 
     def _seen(self, vm: str) -> ObservedVM | None:
         found = self._records.read(vm)
@@ -165,7 +171,7 @@ def _failure(order: Order, error: Exception) -> Ending:
         return Ending(result="failed_temporary", error=str(error))
     if isinstance(error, MikromError):
         return Ending(result="failed_permanent", error=str(error))
-    log.error("%s %s broke", order.action.verb, order.action.vm, exc_info=error, extra=_fields(order, "", 0.0))
+    log.error("%s %s broke", order.action.verb, order.action.vm, exc_info=error, extra=log_fields(order))
     message = f"{order.action.vm}: {type(error).__name__}: {error} (a mistake in mikrom: its log on the host has more)"
     return Ending(result="failed_permanent", error=message)
 
@@ -176,9 +182,3 @@ def _noted(deed: Deed, error: str) -> str:
     except TemporaryError as why:
         return f"; and it could not be noted: {why}"
     return ""
-
-
-def _fields(order: Order, step: str, duration_s: float) -> dict[str, object]:
-    """What every line of the log carries, so that it can be searched by."""
-    action = order.action
-    return {"vm": action.vm, "host": action.host, "run": order.run_id, "step": step, "duration_s": duration_s}

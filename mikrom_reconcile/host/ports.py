@@ -82,7 +82,7 @@ class Clock(Protocol):
     """Time, so that tests can hold it still."""
 
     def now(self) -> datetime:
-        """Aware UTC."""
+        """Aware UTC, for people; it may jump."""
 
-    def sleep(self, seconds: float) -> None:
-        """Wait without blocking other greenlets or threads."""
+    def monotonic(self) -> float:
+        """Seconds that only ever grow, for deadlines and durations."""

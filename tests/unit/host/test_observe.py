@@ -1,0 +1,163 @@
+"""What a host reports: rows, drift, digests, and only as much as was asked for."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
+from mikrom_reconcile.core.model.observed import Drift, HostReport, ObserveQuery, VMMFacts
+from mikrom_reconcile.host.observe import Observer, drift_of
+from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.records import Records
+from tests.fakes import HOST, SPEC, FakeDriver, HeldClock
+
+NOW = HeldClock().now()
+EMPTY = fleet_digest(())
+
+
+def record_of(vm: str, project: str = "shop", fleet: str = "web") -> VMRecord:
+    return VMRecord(
+        vm=vm, uid=f"uid-{vm}", project=project, fleet=fleet, state="running", spec=SPEC, policy=Policy(),
+        spec_digest="1:aa", generation=1, token=7, action_id="1:bb", created_at=NOW,
+    )  # fmt: skip
+
+
+class Host:
+    """web-000 and web-001 of `shop` run, db-000 of `shop` and cms-000 of `blog` too."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.records = Records(state_dir)
+        self.driver = FakeDriver()
+        self.path = state_dir
+        for record in (
+            record_of("web-000"),
+            record_of("web-001"),
+            record_of("db-000", fleet="db"),
+            record_of("cms-000", project="blog", fleet="cms"),
+        ):
+            self.records.write(record)
+            self.driver.vmms[record.vm] = record.spec
+        self.records.raise_token("shop", 7)
+        self.records.raise_token("blog", 3)
+
+    def report(self, project: str | None = None, known: dict[str, str] | None = None) -> HostReport:
+        query = ObserveQuery(project=project, known=known or {})
+        return Observer(HOST, driver=self.driver, records=self.records).report(query, NOW)
+
+    def names(self, project: str | None, known: dict[str, str]) -> list[str]:
+        return [row.name for row in self.report(project, known).vms]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_without_a_project_every_vm_has_a_row_and_every_project_its_token(host: Host) -> None:
+    report = host.report()
+    assert [row.name for row in report.vms] == ["cms-000", "db-000", "web-000", "web-001"]
+    assert {row.phase for row in report.vms} == {"running"}
+    assert report.highest_tokens == {"blog": 3, "shop": 7}
+    assert report.digests == {}
+    assert report.capacity.vcpu_count >= 1
+    assert report.capacity.mem_size_mib > 100
+
+
+def test_a_row_is_the_record_beside_the_facts(host: Host) -> None:
+    [row] = [row for row in host.report().vms if row.name == "web-000"]
+    record = record_of("web-000")
+    for field in VMRecord.__struct_fields__:
+        if field not in {"vm", "action_id"}:
+            assert getattr(row, field) == getattr(record, field), field
+    assert (row.host, row.pid, row.drift) == (HOST, 1, ())
+
+
+def test_fleets_that_are_as_expected_send_no_rows(host: Host) -> None:
+    digests = host.report("shop").digests
+    web = [("web-000", "1:aa", "running", ()), ("web-001", "1:aa", "running", ())]
+    assert digests == {"web": fleet_digest(web), "db": fleet_digest([("db-000", "1:aa", "running", ())])}
+    report = host.report("shop", digests)
+    assert report.vms == ()
+    assert report.digests == digests
+    assert report.highest_tokens == {"shop": 7}
+
+
+def test_only_the_fleet_that_differs_sends_its_rows_and_then_other_projects_do_too(host: Host) -> None:
+    digests = host.report("shop").digests
+    del host.driver.vmms["db-000"]
+    assert host.names("shop", digests) == ["cms-000", "db-000"]
+
+
+def test_a_fleet_that_is_expected_and_not_here_counts_as_different(host: Host) -> None:
+    digests = host.report("shop").digests
+    assert host.names("shop", {**digests, "cache": "1:something"}) == ["cms-000"]
+    assert host.names("shop", {**digests, "cache": EMPTY}) == []
+
+
+def test_a_fleet_that_nobody_expects_sends_its_rows(host: Host) -> None:
+    digests = host.report("shop").digests
+    del digests["web"]
+    assert host.names("shop", digests) == ["cms-000", "web-000", "web-001"]
+
+
+def test_an_unreadable_record_is_reported_whatever_was_asked(host: Host) -> None:
+    digests = host.report("blog").digests
+    (host.path / "vms/web-001/record.json").write_text("{")
+    for row in (*host.report("blog", digests).vms, *[r for r in host.report().vms if r.phase == "unreadable"]):
+        assert (row.name, row.phase, row.project) == ("web-001", "unreadable", "")
+        assert row.last_error is not None
+        assert "record.json" in row.last_error
+    assert host.names("shop", host.report("shop").digests) == ["web-001"]
+
+
+def test_records_that_cannot_be_listed_are_no_empty_report(tmp_path: Path) -> None:
+    (tmp_path / "vms").write_text("")
+    with pytest.raises(SetupError):
+        Observer(HOST, driver=FakeDriver(), records=Records(tmp_path)).report(ObserveQuery(), NOW)
+
+
+def test_a_vm_with_an_error_and_no_vmm_has_failed(host: Host) -> None:
+    failed = replace(record_of("web-000"), last_error="no kernel")
+    host.records.write(failed)
+    phases = {row.name: row.phase for row in host.report().vms}
+    assert phases["web-000"] == "running", "an error of the past does not make a running VM failed"
+    del host.driver.vmms["web-000"]
+    [row] = [row for row in host.report().vms if row.name == "web-000"]
+    assert (row.phase, row.last_error) == ("failed", "no kernel")
+
+
+def test_drift_names_each_field_in_which_a_vmm_differs() -> None:
+    facts = VMMFacts(status="running", machine=Machine(vcpu_count=2, mem_size_mib=16), boot_args="quiet")
+    assert drift_of(SPEC, facts) == (
+        Drift(path="machine.vcpu_count", recorded=1, actual=2),
+        Drift(path="machine.mem_size_mib", recorded=4, actual=16),
+        Drift(path="boot_args", recorded="mk=cad", actual="quiet"),
+    )
+    assert drift_of(SPEC, VMMFacts(status="running", machine=SPEC.machine, boot_args=SPEC.boot_args)) == ()
+    assert drift_of(VMSpec(image="hello"), VMMFacts(status="unresponsive")) == ()
+
+
+def test_vms_that_do_not_answer_are_waited_for_together(host: Host) -> None:
+    all_looked_at = threading.Barrier(4, timeout=5)
+
+    class Slow(FakeDriver):
+        def observe(self, record: VMRecord) -> VMMFacts:
+            all_looked_at.wait()
+            return VMMFacts(status="unresponsive", pid=1)
+
+    host.driver = Slow()
+    assert {row.phase for row in host.report().vms} == {"unresponsive"}
+
+
+def test_looking_changes_nothing(host: Host) -> None:
+    before = {path: path.stat().st_mtime_ns for path in host.path.rglob("*")}
+    host.report()
+    host.report("shop")
+    assert {path: path.stat().st_mtime_ns for path in host.path.rglob("*")} == before
+    assert host.driver.calls == []

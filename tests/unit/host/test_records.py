@@ -1,0 +1,268 @@
+"""Records as they are found after accidents, edits and newer releases: always named, never absent by mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
+from mikrom_reconcile.core.model.desired import Policy
+from mikrom_reconcile.host import records as module
+from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.records import MAX_RECORD_BYTES, Records, Tombstone, Unreadable
+from tests.fakes import SPEC, HeldClock
+
+
+def record_of(vm: str = "web-000", generation: int = 1) -> VMRecord:
+    return VMRecord(
+        vm=vm, uid="0123456789abcdef", project="shop", fleet="web", state="running", spec=SPEC, policy=Policy(),
+        spec_digest="1:aa", generation=generation, token=7, action_id="1:bb", created_at=HeldClock().now(),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def records(state: Path) -> Records:
+    return Records(state)
+
+
+def reason(found: object) -> str:
+    assert isinstance(found, Unreadable), found
+    return found.reason
+
+
+def test_a_record_is_read_as_it_was_written(records: Records) -> None:
+    records.write(record_of())
+    assert records.read("web-000") == record_of()
+    records.write(record_of(generation=2))
+    assert records.read("web-000") == record_of(generation=2)
+    assert list(records.list()) == [record_of(generation=2)]
+
+
+def test_what_was_never_written_is_absent(records: Records, state: Path) -> None:
+    assert records.read("web-000") is None
+    assert list(records.list()) == []
+    assert not state.exists(), "reading made a folder"
+
+
+def test_files_and_folders_are_closed_to_others(records: Records, state: Path) -> None:
+    records.write(record_of())
+    with records.lock("web-000"):
+        records.raise_token("shop", 7)
+    records.remove(record_of())
+    records.write(record_of())
+    for path in (state, *state.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_torn_record_is_unreadable_at_whatever_byte_it_ends(records: Records, state: Path) -> None:
+    records.write(record_of())
+    path = state / "vms/web-000/record.json"
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        assert "record.json" in reason(records.read("web-000"))
+        assert [type(found) for found in records.list()] == [Unreadable]
+
+
+def test_an_edited_record_is_unreadable(records: Records, state: Path) -> None:
+    records.write(record_of())
+    path = state / "vms/web-000/record.json"
+    path.write_text(path.read_text().replace('"project":"shop"', '"project":"mine"'))
+    assert "checksum" in reason(records.read("web-000"))
+
+
+def test_a_record_of_a_newer_release_is_unreadable_and_says_so(records: Records, state: Path) -> None:
+    records.write(record_of())
+    path = state / "vms/web-000/record.json"
+    path.write_text(json.dumps({"format_version": 2, "body": "whatever comes"}))
+    assert "newer mikrom" in reason(records.read("web-000"))
+
+
+def test_a_record_in_anothers_folder_is_unreadable(records: Records, state: Path) -> None:
+    records.write(record_of())
+    (state / "vms/web-000").rename(state / "vms/web-001")
+    assert "record of web-000" in reason(records.read("web-001"))
+
+
+def test_a_sound_envelope_around_something_else_is_unreadable(records: Records, state: Path) -> None:
+    content = b'{"vm": "web-000"}'
+    (state / "vms/web-000").mkdir(parents=True)
+    envelope = {"format_version": 1, "checksum": module._checksum(content), "record": msgspec.Raw(content)}
+    (state / "vms/web-000/record.json").write_bytes(msgspec.json.encode(envelope))
+    assert "is no record" in reason(records.read("web-000"))
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def make_link(path: Path) -> None:
+    path.symlink_to("/etc/passwd")
+
+
+def make_giant(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(MAX_RECORD_BYTES + 1)
+
+
+def make_deep(path: Path) -> None:
+    path.write_bytes(b'{"format_version":1,"record":' + b"[" * 500_000)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, make_fifo, make_loop, make_link, make_giant, make_deep])
+def test_odd_things_in_a_records_place_are_unreadable(records: Records, state: Path, make: object) -> None:
+    (state / "vms/web-000").mkdir(parents=True)
+    assert callable(make)
+    make(state / "vms/web-000/record.json")
+    assert "record.json" in reason(records.read("web-000"))
+
+
+def test_a_file_in_a_vms_place_is_unreadable(records: Records, state: Path) -> None:
+    (state / "vms").mkdir(parents=True)
+    (state / "vms/web-000").touch()
+    assert "Not a directory" in reason(records.read("web-000"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(content=st.binary(max_size=400))
+def test_whatever_stands_in_the_file_reading_it_never_fails(records: Records, state: Path, content: bytes) -> None:
+    (state / "vms/web-000").mkdir(parents=True, exist_ok=True)
+    (state / "vms/web-000/record.json").write_bytes(content)
+    assert isinstance(records.read("web-000"), Unreadable)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(place=st.integers(0, 2000), byte=st.integers(0, 255))
+def test_one_changed_byte_is_noticed_or_harmless(records: Records, state: Path, place: int, byte: int) -> None:
+    records.write(record_of())
+    path = state / "vms/web-000/record.json"
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] = byte
+    path.write_bytes(content)
+    found = records.read("web-000")
+    assert found == record_of() or isinstance(found, Unreadable)
+
+
+def test_a_folder_without_a_record_is_no_vm(records: Records, state: Path) -> None:
+    (state / "vms/web-000").mkdir(parents=True)
+    (state / "vms/web-000/record.json.new").write_text("half")
+    assert list(records.list()) == []
+    records.clear("web-000")
+    assert list((state / "vms").iterdir()) == []
+
+
+def test_an_unreadable_folder_of_records_is_an_error_and_not_an_empty_host(records: Records, state: Path) -> None:
+    state.mkdir()
+    (state / "vms").write_text("not a folder")
+    with pytest.raises(SetupError, match="cannot read"):
+        list(records.list())
+
+
+def test_removal_leaves_a_tombstone_and_nothing_else(records: Records, state: Path) -> None:
+    records.write(record_of(generation=5))
+    records.remove(record_of(generation=5))
+    assert records.read("web-000") is None
+    assert records.tombstone("web-000") == Tombstone(generation=5, action_id="1:bb", token=7)
+    assert list((state / "vms").iterdir()) == []
+    records.remove(record_of(generation=5))  # killed before it could say that it was done
+    assert records.tombstone("web-000") == Tombstone(generation=5, action_id="1:bb", token=7)
+
+
+def test_a_damaged_tombstone_is_none(records: Records, state: Path) -> None:
+    (state / "tombstones").mkdir(parents=True)
+    for content in ("", "[]", '{"generation":'):
+        (state / "tombstones/web-000.json").write_text(content)
+        assert records.tombstone("web-000") is None
+
+
+def test_old_tombstones_go_in_time(records: Records, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SWEEP_ONE_IN", 1)
+    for vm in ("old-000", "young-000"):
+        records.write(record_of(vm))
+        records.remove(record_of(vm))
+    long_ago = time.time() - module.TOMBSTONE_S - 1
+    os.utime(state / "tombstones/old-000.json", (long_ago, long_ago))
+    records.remove(record_of("another-000"))
+    assert {path.stem for path in (state / "tombstones").iterdir()} == {"young-000", "another-000"}
+
+
+def test_the_highest_token_never_falls(records: Records, state: Path) -> None:
+    assert records.highest_token("shop") == 0
+    for token in (3, 12, 9, 12, 1):
+        records.raise_token("shop", token)
+    assert records.highest_token("shop") == 12
+    records.raise_token("blog", 4)
+    assert records.highest_tokens() == {"blog": 4, "shop": 12}
+    assert len(list((state / "tokens/shop").iterdir())) <= 2, "tokens pile up"
+
+
+def test_tokens_raised_at_the_same_time_are_all_seen(records: Records) -> None:
+    def raise_some(first: int) -> None:
+        for token in range(first, 400, 8):
+            records.raise_token("shop", token)
+            assert records.highest_token("shop") >= token
+
+    threads = [threading.Thread(target=raise_some, args=(first,)) for first in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert records.highest_token("shop") == 399
+
+
+def test_the_action_lock_is_refused_at_once_while_somebody_holds_it(records: Records, state: Path) -> None:
+    with records.lock("web-000"):
+        began_s = time.monotonic()
+        with pytest.raises(TemporaryError, match="another order is at work"), records.lock("web-000"):
+            pass
+        assert time.monotonic() - began_s < 0.5
+        with Records(state).lock("web-001"):
+            pass
+    with records.lock("web-000"):
+        pass
+    assert (state / "locks/web-000.action").exists(), "a lock file was unlinked"
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "A", "-a", "a-", "a" * 49, "a\n", "é"])
+def test_a_name_that_leads_elsewhere_is_refused(records: Records, name: str) -> None:
+    for act in (records.read, records.tombstone, records.clear, records.highest_token):
+        with pytest.raises(PermanentError, match="no VM or project has such a name"):
+            act(name)
+    with pytest.raises(PermanentError), records.lock(name):
+        pass
+    with pytest.raises(PermanentError):
+        records.write(msgspec.structs.replace(record_of(), vm=name))
+
+
+def test_a_reader_never_sees_half_a_write(records: Records) -> None:
+    records.write(record_of())
+    stop = threading.Event()
+
+    def write() -> None:
+        for generation in range(2, 200):
+            records.write(record_of(generation=generation))
+        stop.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not stop.is_set():
+        assert isinstance(records.read("web-000"), VMRecord)
+    writer.join()

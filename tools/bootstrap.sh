@@ -173,7 +173,7 @@ ensure_firecracker() {
         export MIKROM_FIRECRACKER
     elif [[ $purpose == apply ]]; then
         export MIKROM_DRIVER=simulated
-        say "$reason: the simulated driver is used instead, no real microVM will run"
+        say "$reason: the simulated driver is used instead, no real microVM runs (by hand: export MIKROM_DRIVER=simulated)"
     else
         say "$reason: the tests of real microVMs are skipped, those of the simulated driver run"
     fi

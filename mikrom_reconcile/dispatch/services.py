@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -16,7 +16,7 @@ from typing import Literal, NoReturn
 import msgspec
 
 from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.errors import SetupError, UsageError
 from mikrom_reconcile.settings import Settings
 
 Service = Literal["host", "control", "beat", "flower"]
@@ -26,15 +26,17 @@ APP = "mikrom_reconcile.celery_app"
 SLOTS = 100
 """Actions and observations at once in a host worker; nearly all of them wait."""
 
+_STARTING_S = 10.0
+
 CONTROL_SLOTS = 8
 """Runs at once in a control worker: they wait for hosts, and planning has but one core anyway."""
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """What a running `mikrom up` says about itself in its connection file."""
+    """What a running `mikrom up` says about itself in its connection file; no broker yet: it is still starting."""
 
-    broker_url: str
     pid: int
+    broker_url: str | None = None
 
 
 def connection_file(settings: Settings) -> Path:
@@ -43,9 +45,17 @@ def connection_file(settings: Settings) -> Path:
 
 
 def find_up(settings: Settings) -> str | None:
-    """The broker of the `mikrom up` that runs here, or None."""
-    connection = running_up(settings)
-    return connection.broker_url if connection else None
+    """The broker of the `mikrom up` that runs here, or None. Waits for one that is starting, but not for ever."""
+    until = time.monotonic() + _STARTING_S
+    while (connection := running_up(settings)) is not None:
+        if connection.broker_url:
+            return connection.broker_url
+        if time.monotonic() > until:
+            raise SetupError(
+                f"`mikrom up` (pid {connection.pid}) is not ready yet; its terminal says what it waits for"
+            )
+        time.sleep(0.1)
+    return None
 
 
 def running_up(settings: Settings) -> Connection | None:
@@ -55,8 +65,10 @@ def running_up(settings: Settings) -> Connection | None:
         if not locks.is_taken(path):
             return None
         return msgspec.json.decode(path.read_bytes(), type=Connection)
-    except (OSError, msgspec.MsgspecError):
-        return None  # not ours to read, or not yet written
+    except msgspec.MsgspecError:
+        return Connection(pid=0)  # it is just being written
+    except OSError:
+        return None  # not ours to read
 
 
 def command(service: Service, settings: Settings) -> list[str]:
@@ -82,11 +94,15 @@ def arguments(service: Service, settings: Settings) -> list[str]:
             return ["flower", "--address=127.0.0.1", f"--port={settings.flower_port}"]
 
 
-def environment(service: Service, settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a service: ours, with the broker that was found and the role that it plays."""
+def environment(service: Service, settings: Settings) -> dict[str, str]:
+    """What a service needs in its environment: the broker that was found, and the role that it plays."""
     role = service if service in {"host", "control"} else settings.worker_role
-    found = {"MIKROM_BROKER_URL": settings.broker_url or "", "MIKROM_WORKER_ROLE": role}
-    return {**base, **found}
+    return {"MIKROM_BROKER_URL": settings.broker_url or "", "MIKROM_WORKER_ROLE": role}
+
+
+def role(settings: Settings) -> Service:
+    """The kind of worker that the settings ask for."""
+    return "control" if settings.worker_role == "control" else "host"
 
 
 def check(service: Service, settings: Settings) -> Settings:
@@ -106,4 +122,4 @@ def become(service: Service, settings: Settings) -> NoReturn:
     """Replace this process by the service, so that a supervisor watches the right one."""
     settings = check(service, settings)
     argv = command(service, settings)
-    os.execve(argv[0], argv, environment(service, settings, os.environ))  # noqa: S606 - without a shell, on purpose
+    os.execve(argv[0], argv, os.environ | environment(service, settings))  # noqa: S606 - without a shell, on purpose

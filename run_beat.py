@@ -1,0 +1,26 @@
+"""Celery Beat for a supervisor: `python run_beat.py`. The same as `mikrom beat`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from mikrom_reconcile import settings
+from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.dispatch import services
+
+
+def main() -> None:
+    """Tick until told to end."""
+    try:
+        loaded = settings.load()
+        os.environ.update(services.environment("beat", services.check("beat", loaded)))
+    except MikromError as error:
+        sys.exit(f"run_beat.py: {error}")
+    from mikrom_reconcile.celery_app import app  # noqa: PLC0415 - it reads the environment
+
+    app.start(services.arguments("beat", loaded))
+
+
+if __name__ == "__main__":
+    main()

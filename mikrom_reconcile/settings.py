@@ -14,8 +14,9 @@ from typing import Any
 from mikrom_reconcile.core.errors import UsageError
 
 
-def _env(variable: str, default: Any, doc: str, parse: Callable[[str], Any] = str) -> Any:
-    return field(default=default, metadata={"variable": variable, "doc": doc, "parse": parse})
+def _env(variable: str, default: Any, doc: str, parse: Callable[[str], Any] = str, *, secret: bool = False) -> Any:
+    metadata = {"variable": variable, "doc": doc, "parse": parse, "secret": secret}
+    return field(default=default, metadata=metadata)
 
 
 def _positive_int(text: str) -> int:
@@ -62,7 +63,9 @@ class Settings:
         _one_of("host", "control"),
     )
     queue: str = _env("CELERY_QUEUE_NAME", "mikrom:queue", "control queue; a host's queue is <it>.<host>")
-    flower_basic_auth: str | None = _env("FLOWER_BASIC_AUTH", None, "user:password; Flower refuses to start without")
+    flower_basic_auth: str | None = _env(
+        "FLOWER_BASIC_AUTH", None, "user:password; Flower refuses to start without", secret=True
+    )
     flower_port: int = _env("FLOWER_PORT", 5555, "port of Flower on loopback", _positive_int)
     forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _positive_int)
     timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _positive_seconds)
@@ -70,6 +73,7 @@ class Settings:
         "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs", _positive_seconds
     )
     specs: str | None = _env("MIKROM_SPECS", None, "path of the specs; the CLI falls back to ./specs, services refuse")
+    debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", lambda text: text == "1")  # noqa: FBT003
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:

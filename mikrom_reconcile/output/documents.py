@@ -14,8 +14,11 @@ import msgspec
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.output.doctor_text import Check, SettingLine
 from mikrom_reconcile.output.neutral import json_text
 from mikrom_reconcile.output.plan_text import KINDS
+from mikrom_reconcile.output.status_text import Status
 from mikrom_reconcile.output.verdict import verdict_of
 
 FORMAT_VERSION = "1"
@@ -70,6 +73,35 @@ def run_document(report: RunReport) -> Document:
     ]
     ended = {"outcomes": outcomes, "converged": verdict.exit_code == 0, "exit_code": verdict.exit_code}
     return plan_document(report.plan) | ended
+
+
+def validation_document(problems: Sequence[SpecProblem], documents: int, vms: int, fleets: int) -> Document:
+    """What is wrong with the specs; the counts are 0 when something is."""
+    return {"valid": not problems, "documents": documents, "vms": vms, "fleets": fleets, "problems": problems}
+
+
+def status_document(status: Status) -> Document:
+    """Hosts and fleets; `wanted` is null where the specs name no such fleet, `last_run` before the first."""
+    report = status.last_run
+    return {
+        "hosts": status.hosts,
+        "fleets": status.fleets,
+        "last_run": report
+        and {
+            "run_id": report.run_id,
+            "project": report.plan.project,
+            "revision": report.plan.revision,
+            "started_at": report.started_at,
+            "finished_at": report.finished_at,
+            "done": sum(outcome.result == "done" for outcome in report.outcomes),
+            "exit_code": verdict_of(report).exit_code,
+        },
+    }
+
+
+def doctor_document(checks: Sequence[Check], settings: Sequence[SettingLine]) -> Document:
+    """What was checked, and every setting with its secrets masked."""
+    return {"broken": any(check.state == "broken" for check in checks), "checks": checks, "settings": settings}
 
 
 def vms_document(vms: Sequence[ObservedVM]) -> Document:

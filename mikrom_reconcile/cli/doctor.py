@@ -1,0 +1,53 @@
+"""`mikrom doctor`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+
+import click
+
+from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli.checks import all_checks
+from mikrom_reconcile.cli.terminal import show, style_of
+from mikrom_reconcile.dispatch.broker import without_password
+from mikrom_reconcile.output.doctor_text import SettingLine, doctor_text
+from mikrom_reconcile.output.documents import doctor_document, json_of
+from mikrom_reconcile.settings import Settings, load
+
+
+@click.command()
+@options.output()
+def doctor(form: str) -> int:
+    """Check this machine, say how to mend what is broken, and list every setting. Exits with 1 when something is."""
+    settings = load()
+    checks = all_checks(settings)
+    lines = tuple(_settings(settings))
+    if form == "json":
+        show(json_of(doctor_document(checks, lines)))
+    else:
+        show(doctor_text(checks, lines, style_of(sys.stdout)))
+    return 1 if any(check.state == "broken" for check in checks) else 0
+
+
+def _settings(settings: Settings) -> Iterator[SettingLine]:
+    for entry in fields(Settings):
+        variable = entry.metadata["variable"]
+        yield SettingLine(
+            variable=variable,
+            value=_shown(getattr(settings, entry.name), secret=entry.metadata["secret"]),
+            source="environment" if os.environ.get(variable) else "default",
+            doc=entry.metadata["doc"],
+        )
+
+
+def _shown(value: object, *, secret: bool) -> str:
+    """A setting's value, without what nobody may read over a shoulder."""
+    if value is None:
+        return "-"
+    if secret:
+        return "***"
+    text = str(value)
+    return without_password(text) if "://" in text else text

@@ -1,0 +1,33 @@
+"""`mikrom logs`."""
+
+from __future__ import annotations
+
+import click
+
+from mikrom_reconcile import settings, wiring
+from mikrom_reconcile.cli.look import views_of, vms_in
+from mikrom_reconcile.cli.terminal import show
+from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.output.neutral import console_text, one_line
+
+MAX_BYTES = 256 * 1024
+"""What is fetched of a console: some thousand lines, and one message of a size that a broker takes lightly."""
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--tail", "lines", type=click.IntRange(1), metavar="LINES", help="Only the last lines.")
+def logs(vm: str, lines: int | None) -> int:
+    """The end of a VM's serial console, at most 256 KiB, without what a terminal could obey."""
+    engine = wiring.open_engine(settings.load())
+    views = views_of(engine)
+    rows = [row for row in vms_in(views) if row.name == vm]
+    if not rows:
+        dark = ", ".join(view.host for view in views if view.report is None)
+        unread = f" (could not be read: {dark})" if dark else ""
+        raise MikromError(f"no host has a VM named {one_line(vm)}{unread}; `mikrom get vms` lists them")
+    keeper = max(rows, key=lambda row: row.token)
+    text = console_text(engine.hosts.console(keeper.host, vm, max_bytes=MAX_BYTES))
+    kept = text.splitlines(keepends=True)[-lines:] if lines else [text]
+    show("".join(kept))
+    return 0

@@ -1,0 +1,46 @@
+"""What this process may show and ask: colours, live lines, questions.
+
+Data goes to stdout; progress, questions and warnings go to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.style import Style
+
+
+def is_live(stream: TextIO) -> bool:
+    """Whether a person watches `stream` on a terminal that understands escape sequences."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ
+
+
+def style_of(stream: TextIO) -> Style:
+    """Colours for `stream`, unless nobody sees them there or NO_COLOR says no."""
+    return Style(colour=is_live(stream) and not os.environ.get("NO_COLOR"))
+
+
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Write to stdout, or to `stream`, at once."""
+    target = stream or sys.stdout
+    target.write(text)
+    target.flush()
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    show(f"{style_of(sys.stderr).paint('warning:', 'yellow')} {one_line(message)}\n", sys.stderr)
+
+
+def can_ask() -> bool:
+    """Whether there is a person to answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str) -> str:
+    """The answer, without white space around it; "" when there is none."""
+    show(f"{style_of(sys.stderr).paint(question, 'bold')} ", sys.stderr)
+    return sys.stdin.readline().strip()

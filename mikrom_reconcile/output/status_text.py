@@ -1,0 +1,111 @@
+"""Hosts, fleets and the last run on one screen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+import msgspec
+
+from mikrom_reconcile.core.model.observed import HostView
+from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.run_text import conclusion
+from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.output.table import Cell, table
+from mikrom_reconcile.output.units import age, mebibytes
+from mikrom_reconcile.output.verdict import verdict_of
+
+FleetKey = tuple[str, str]
+"""Project and fleet."""
+
+
+class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One fleet: how many VMs the specs want (None: the specs do not name it), have a record, and run."""
+
+    project: str
+    fleet: str
+    wanted: int | None
+    vms: int
+    running: int
+
+
+class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One host: what it has in all and how many VMs; only `error` when it could not be read."""
+
+    host: str
+    error: str
+    vcpu_count: int
+    mem_size_mib: int
+    vms: int
+    running: int
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything on the screen."""
+
+    hosts: tuple[HostStatus, ...]
+    fleets: tuple[FleetStatus, ...]
+    last_run: RunReport | None
+
+
+def status_of(views: Iterable[HostView], wanted: Mapping[FleetKey, int], last_run: RunReport | None) -> Status:
+    """The status from the reports of all hosts and from what the specs want."""
+    views = tuple(views)
+    rows = [vm for view in views if view.report for vm in view.report.vms]
+    vms = Counter((vm.project, vm.fleet) for vm in rows)
+    running = Counter((vm.project, vm.fleet) for vm in rows if vm.phase == "running")
+    fleets = tuple(
+        FleetStatus(project=key[0], fleet=key[1], wanted=wanted.get(key), vms=vms[key], running=running[key])
+        for key in sorted({*vms, *wanted})
+    )
+    return Status(hosts=tuple(_host(view) for view in views), fleets=fleets, last_run=last_run)
+
+
+def status_text(status: Status, now: datetime, style: Style) -> str:
+    """The screen. Ends with a line break."""
+    parts = [table(("HOST", "VCPU", "MEM", "VMS", "RUNNING", ""), [_host_row(host) for host in status.hosts], style)]
+    if status.fleets:
+        rows = [_fleet_row(fleet) for fleet in status.fleets]
+        parts.append(table(("PROJECT", "FLEET", "WANTED", "VMS", "RUNNING"), rows, style))
+    parts.append(_last_run(status.last_run, now, style))
+    return "\n".join(parts)
+
+
+def _host(view: HostView) -> HostStatus:
+    report = view.report
+    return HostStatus(
+        host=view.host,
+        error=view.error,
+        vcpu_count=report.capacity.vcpu_count if report else 0,
+        mem_size_mib=report.capacity.mem_size_mib if report else 0,
+        vms=len(report.vms) if report else 0,
+        running=sum(vm.phase == "running" for vm in report.vms) if report else 0,
+    )
+
+
+def _host_row(host: HostStatus) -> tuple[Cell, ...]:
+    if host.error:
+        return ((host.host, ""), *[("-", "dim")] * 4, (f"could not be read: {host.error}", "red"))
+    cells = (host.host, str(host.vcpu_count), mebibytes(host.mem_size_mib), str(host.vms), str(host.running), "")
+    return tuple((cell, "") for cell in cells)
+
+
+def _fleet_row(fleet: FleetStatus) -> tuple[Cell, ...]:
+    wanted = "-" if fleet.wanted is None else str(fleet.wanted)
+    look = "green" if fleet.running == fleet.wanted else "yellow"
+    return (
+        (fleet.project, ""),
+        (fleet.fleet, ""),
+        (wanted, ""),
+        (str(fleet.vms), ""),
+        (str(fleet.running), look),
+    )
+
+
+def _last_run(report: RunReport | None, now: datetime, style: Style) -> str:
+    if report is None:
+        return "No run so far.\n"
+    when = f"{age(report.finished_at, now)} ago, project {one_line(report.plan.project)}"
+    return f"Last run {when} at {one_line(report.plan.revision)}:\n{conclusion(report, verdict_of(report), style)}\n"

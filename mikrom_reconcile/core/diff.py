@@ -67,7 +67,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 def diff(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> tuple[list[VMChange], dict[str, int]]:
     """Every change, sorted by name and host, and how many VMs of each host are as they should be."""
     changes: list[VMChange] = []
-    unchanged = Counter(vm.host for vm in desired.vms if (vm.host, vm.fleet) in sight.matched)
+    unchanged = Counter(vm.host for vm in desired.vms if vm.name in sight.settled)
     for case in _cases(desired, sight, hiding):
         verdict = judge(case)
         if verdict == UNCHANGED:
@@ -92,7 +92,7 @@ def _cases(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> Iter
     wanted = set()
     for vm in desired.vms:
         wanted.add(vm.name)
-        if (vm.host, vm.fleet) in sight.matched:
+        if vm.name in sight.settled:
             continue
         rows = sight.own.get(vm.name, ())
         yield Case(
@@ -124,15 +124,6 @@ def on_a_dark_host(case: Case) -> Verdict:
     return None
 
 
-def name_taken(case: Case) -> Verdict:
-    """A VM of another project, or one whose record nobody can read, is never touched."""
-    if case.taken is None or case.observed is not None:
-        return None
-    if case.taken.phase == "unreadable":
-        return case.change("blocked", f"its record on {case.taken.host} cannot be read: {case.taken.last_error}")
-    return case.change("blocked", f"the name belongs to project {case.taken.project} on {case.taken.host}")
-
-
 def runs_twice(case: Case) -> Verdict:
     """Of two VMs of one name the one that was changed last stays."""
     if case.double:
@@ -152,6 +143,15 @@ def wanted_absent(case: Case) -> Verdict:
     if case.desired and case.desired.state == "absent":
         return case.change("delete", "state: absent") if case.observed else UNCHANGED
     return None
+
+
+def name_taken(case: Case) -> Verdict:
+    """A VM of another project, or one whose record nobody can read, is never touched."""
+    if case.taken is None or case.observed is not None:
+        return None
+    if case.taken.phase == "unreadable":
+        return case.change("blocked", f"its record on {case.taken.host} cannot be read: {case.taken.last_error}")
+    return case.change("blocked", f"the name belongs to project {case.taken.project} on {case.taken.host}")
 
 
 def may_hide(case: Case) -> Verdict:
@@ -230,10 +230,10 @@ def as_wanted(case: Case) -> Verdict:
 
 RULES: tuple[Callable[[Case], Verdict], ...] = (
     on_a_dark_host,
-    name_taken,
     runs_twice,
     not_wanted,
     wanted_absent,
+    name_taken,
     may_hide,
     missing,
     half_deleted,

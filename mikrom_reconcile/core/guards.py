@@ -115,7 +115,7 @@ def _is_down(change: VMChange) -> bool:
 
 def _owned(sight: Sight, desired: DesiredState) -> Counter[str]:
     rows = Counter(row.fleet for rows in sight.own.values() for row in rows)
-    return rows + Counter(vm.fleet for vm in desired.vms if (vm.host, vm.fleet) in sight.matched)
+    return rows + Counter(vm.fleet for vm in desired.vms if vm.name in sight.settled)
 
 
 def _policy(fleet: str, going: list[VMChange], desired: DesiredState) -> Policy:

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.guards import Limits, limit_disruption, limit_removal
 from mikrom_reconcile.core.model.desired import DesiredState
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
-from mikrom_reconcile.core.observed import Sight, locations, queries, sight_of
+from mikrom_reconcile.core.observed import Expected, FleetOnHost, Sight, expected, locations, queries, sight_of
 from mikrom_reconcile.core.specs import Specs
 
 ACTION_DEADLINE_S = 300.0
@@ -37,6 +37,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     specs: Specs
     placements: Placements
     hosts: tuple[str, ...]
+    expected: dict[FleetOnHost, Expected]
     queries: dict[str, ObserveQuery]
     destroy: bool
 
@@ -58,12 +59,14 @@ def question(specs: Specs, placements: Placements, hosts: Iterable[str], *, dest
     desired = desired_state(specs, placements.vms, inventory)
     if destroy:
         desired = msgspec.structs.replace(desired, vms=())
+    known = expected(desired, placements)
     asked = {*inventory, *placements.vms.values()}
     return Question(
         specs=specs,
         placements=placements,
         hosts=inventory,
-        queries=queries(desired, placements, asked),
+        expected=known,
+        queries=queries(desired, placements, asked, known),
         destroy=destroy,
     )
 
@@ -71,7 +74,7 @@ def question(specs: Specs, placements: Placements, hosts: Iterable[str], *, dest
 def decide(asked: Question, observed: ObservedState, limits: Limits) -> Decision:
     """The plan that follows from the reports. Pure: the same arguments give the same bytes."""
     project = asked.specs.project
-    sight = sight_of(observed, project, asked.queries)
+    sight = sight_of(observed, project, asked.expected)
     desired = _placed(asked, sight)
     hiding = tuple(sorted(host for host in sight.dark if host not in asked.placements.covers))
     changes, unchanged = diff(desired, sight, hiding)
@@ -114,10 +117,9 @@ def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
 
 def _placed(asked: Question, sight: Sight) -> DesiredState:
     """The specs on the hosts where things were found; nothing at all for a destroy."""
-    specs = asked.specs
     reachable = tuple(host for host in asked.hosts if host not in sight.dark)
-    first = desired_state(specs, asked.placements.vms, asked.hosts)
-    desired = desired_state(specs, locations(sight, first, asked.placements), reachable or asked.hosts)
+    located = locations(sight, asked.placements, asked.hosts)
+    desired = desired_state(asked.specs, located, reachable or asked.hosts)
     return msgspec.structs.replace(desired, vms=()) if asked.destroy else desired
 
 

@@ -89,12 +89,14 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What a run wants to know of a host.
 
     `project` limits the answer to that project's digests; None asks for every row of every project.
-    `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ, and
-    rows of other projects only if some fleet differs (they matter only as takers of a name).
+    `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. Rows of
+    other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may have taken
+    a name.
     """
 
     project: str | None = None
     known: dict[str, str] = {}
+    others: bool = False
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):

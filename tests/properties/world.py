@@ -1,0 +1,148 @@
+"""A world of hosts with a hidden truth, for properties of the planner.
+
+It carries out actions by rules of its own, written from the design and not from the code under test, and it knows
+what is on dark hosts. What it shares with the code is only the language of the reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import count
+
+from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
+from mikrom_reconcile.core.model.observed import (
+    Capacity,
+    Drift,
+    HostReport,
+    HostView,
+    ObservedState,
+    ObservedVM,
+    ObserveQuery,
+    Phase,
+)
+from mikrom_reconcile.core.model.plan import Action
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is really there for one VM on one host."""
+
+    project: str
+    fleet: str
+    state: State
+    spec: VMSpec
+    policy: Policy
+    spec_digest: str
+    phase: Phase
+    generation: int = 1
+    token: int = 1
+    uid: str = "u0"
+    drift: tuple[Drift, ...] = ()
+
+
+@dataclass
+class World:
+    """Hosts by name, each a mapping of VM name to truth; `dark` hosts answer nothing and do nothing."""
+
+    hosts: dict[str, dict[str, Truth]]
+    dark: set[str] = field(default_factory=set)
+    token: int = 10
+    uids: count[int] = field(default_factory=count)
+    acted: list[Action] = field(default_factory=list)
+
+    def observe(self, queries: dict[str, ObserveQuery]) -> ObservedState:
+        return ObservedState(taken_at=NOW, hosts=tuple(self._view(host, query) for host, query in queries.items()))
+
+    def _view(self, host: str, query: ObserveQuery) -> HostView:
+        if host in self.dark or host not in self.hosts:
+            return HostView(host=host, error="no answer")
+        rows = [self._row(host, name, truth) for name, truth in self.hosts[host].items()]
+        fleets = {row.fleet for row in rows if row.project == query.project}
+        digests = {
+            fleet: fleet_digest(
+                (row.name, row.spec_digest, row.phase, row.drift)
+                for row in rows
+                if (row.project, row.fleet) == (query.project, fleet)
+            )
+            for fleet in fleets
+        }
+        differ = {fleet for fleet in fleets | set(query.known) if query.known.get(fleet) != digests.get(fleet)}
+        strangers = bool(differ) or query.others
+        shown = [row for row in rows if (row.fleet in differ if row.project == query.project else strangers)]
+        tokens = {row.project: row.token for row in sorted(rows, key=lambda row: row.token)}
+        return HostView(
+            host=host,
+            report=HostReport(
+                host=host,
+                observed_at=NOW,
+                capacity=Capacity(vcpu_count=64, mem_size_mib=1 << 20),
+                highest_tokens=tokens,
+                digests=digests,
+                vms=tuple(shown),
+            ),
+        )
+
+    def _row(self, host: str, name: str, truth: Truth) -> ObservedVM:
+        return ObservedVM(
+            name=name,
+            uid=truth.uid,
+            project=truth.project,
+            fleet=truth.fleet,
+            host=host,
+            phase=truth.phase,
+            state=truth.state,
+            spec=truth.spec,
+            policy=truth.policy,
+            spec_digest=truth.spec_digest,
+            generation=truth.generation,
+            token=truth.token,
+            created_at=NOW,
+            drift=truth.drift,
+        )
+
+    def act(self, action: Action) -> str:
+        """Carry out one action as an honest host would; the result in the engine's words."""
+        assert action.host not in self.dark, "an action was sent to a dark host"
+        there = self.hosts[action.host]
+        found = there.get(action.vm)
+        if found is not None:
+            assert found.project == action.project, "an action on a VM of another project"
+        seen = (found.uid, found.generation) if found else (None, 0)
+        if (action.expect.uid, action.expect.generation) != seen:
+            return "stale"
+        self.acted.append(action)
+        if action.verb == "delete":
+            del there[action.vm]
+            return "done"
+        wanted = action.desired
+        assert wanted is not None
+        fresh = found is None or found.phase == "deleting"
+        alive = found is not None and found.phase in {"running", "unresponsive", "socket_lost", "stopping"}
+        boots = action.verb in {"create", "start", "restart"} and wanted.state == "running"
+        phase: Phase = "running" if boots or (action.verb == "update" and alive) else "stopped"
+        keeps_drift = action.verb == "update" and alive and found is not None
+        there[action.vm] = Truth(
+            project=action.project,
+            fleet=wanted.fleet,
+            state=wanted.state,
+            spec=wanted.spec,
+            policy=wanted.policy,
+            spec_digest=wanted.spec_digest,
+            phase=phase,
+            generation=(found.generation if found else 0) + 1,
+            token=self.token,
+            uid=f"u{next(self.uids)}" if fresh or found is None else found.uid,
+            drift=found.drift if keeps_drift and found is not None else (),
+        )
+        return "done"
+
+    def copies(self, name: str, project: str) -> list[str]:
+        """The hosts, dark ones included, that have a VM of this name and project."""
+        return [host for host, vms in self.hosts.items() if name in vms and vms[name].project == project]
+
+    def copy(self) -> World:
+        return replace(self, hosts={host: dict(vms) for host, vms in self.hosts.items()}, acted=[])

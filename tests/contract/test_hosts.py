@@ -1,0 +1,173 @@
+"""What a run expects of its hosts: the same from threads in its own process and from workers behind Redis."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mikrom_reconcile.control.ports import Hosts
+from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
+from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.dispatch.app import make_app
+from mikrom_reconcile.dispatch.local import LocalHosts
+from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from tests.fakes import order
+from tests.fleet import Fleet
+from tests.slow_host import slow_host
+
+BOOT_S = 0.2
+HERE = "localhost"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    with tempfile.TemporaryDirectory(prefix="mk-", dir="/tmp") as folder:
+        fleet = Fleet(Path(folder))
+        try:
+            yield fleet
+        finally:
+            fleet.close()
+
+
+@pytest.fixture(
+    scope="module", params=["local", *(pytest.param(p, marks=pytest.mark.redis) for p in ("gevent", "threads"))]
+)
+def hosts(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Hosts]:
+    if request.param == "local":
+        yield LocalHosts(slow_host(fleet.settings(MIKROM_STATE_DIR=f"{fleet.folder}/local"), BOOT_S))
+        return
+    own = {"MIKROM_STATE_DIR": f"{fleet.folder}/{request.param}", "MIKROM_TEST_BOOT_S": str(BOOT_S)}
+    worker = fleet.worker("host", pool=request.param, **own)
+    app = make_app(fleet.settings())
+    yield CeleryHosts(app, fleet.redis)
+    app.close()
+    worker.terminate()
+    worker.wait()
+
+
+def create(vm: str) -> Order:
+    return order("create", vm, host=HERE)
+
+
+def creates(prefix: str, count: int) -> list[Order]:
+    return [create(f"{prefix}-{number}") for number in range(count)]
+
+
+def rows(hosts: Hosts, prefix: str) -> dict[str, ObservedVM]:
+    (view,) = hosts.observe({HERE: ObserveQuery()}, deadline_s=5)
+    assert view.report is not None, view.error
+    return {row.name: row for row in view.report.vms if row.name.startswith(f"{prefix}-")}
+
+
+def most_at_once(outcomes: list[ActionOutcome]) -> int:
+    """How many of them were under way at the same moment, by the host's own clock."""
+    moments = [(outcome.started_at, 1) for outcome in outcomes] + [(outcome.finished_at, -1) for outcome in outcomes]
+    running = most = 0
+    for _, step in sorted(moments):
+        running += step
+        most = max(most, running)
+    return most
+
+
+def test_the_host_can_be_addressed(hosts: Hosts) -> None:
+    assert hosts.names() == (HERE,)
+
+
+def test_every_order_has_one_outcome_and_what_it_made_is_observed(hosts: Hosts) -> None:
+    outcomes = list(hosts.execute(creates("one", 9), forks=32, deadline_s=20))
+    assert sorted((outcome.vm, outcome.result) for outcome in outcomes) == [(f"one-{n}", "done") for n in range(9)]
+    seen = rows(hosts, "one")
+    assert {row.phase for row in seen.values()} == {"running"}
+    assert {outcome.observed for outcome in outcomes} == set(seen.values())
+
+
+def test_no_more_than_forks_are_under_way_at_once(hosts: Hosts) -> None:
+    outcomes = list(hosts.execute(creates("few", 7), forks=3, deadline_s=20))
+    assert [outcome.result for outcome in outcomes] == ["done"] * 7
+    assert 1 < most_at_once(outcomes) <= 3
+
+
+def test_an_order_that_was_carried_out_before_has_no_second_effect(hosts: Hosts) -> None:
+    twice = create("twice-0")
+    (first,) = hosts.execute([twice], forks=1, deadline_s=20)
+    (second,) = hosts.execute([twice], forks=1, deadline_s=20)
+    assert (first.result, second.result) == ("done", "already_done")
+    assert second.observed == first.observed
+
+
+def test_an_order_that_the_host_refuses_says_why_and_the_others_go_on(hosts: Hosts) -> None:
+    good, other = creates("mixed", 2)
+    desired = other.action.desired
+    assert desired is not None
+    spec = msgspec.structs.replace(desired.spec, image="no-such-image")
+    action = msgspec.structs.replace(other.action, desired=msgspec.structs.replace(desired, spec=spec))
+    bad = msgspec.structs.replace(other, action=action)
+    results = {outcome.vm: outcome for outcome in hosts.execute([bad, good], forks=2, deadline_s=20)}
+    assert results["mixed-0"].result == "done"
+    assert results["mixed-1"].result == "failed_permanent"
+    assert "no-such-image" in (results["mixed-1"].error or "")
+
+
+def test_past_the_deadline_what_was_sent_has_failed_for_now_and_the_rest_is_skipped(hosts: Hosts) -> None:
+    began = time.monotonic()
+    outcomes = list(hosts.execute(creates("late", 4), forks=2, deadline_s=BOOT_S / 2))
+    assert time.monotonic() - began < BOOT_S + 1
+    results = [outcome.result for outcome in sorted(outcomes, key=lambda outcome: outcome.vm)]
+    assert results == ["failed_temporary", "failed_temporary", "skipped", "skipped"]
+
+
+def test_closing_the_iterator_sends_nothing_more_and_lets_go_on_what_runs(hosts: Hosts) -> None:
+    pending = hosts.execute(creates("closed", 8), forks=2, deadline_s=20)
+    next(pending)
+    assert isinstance(pending, Generator)
+    pending.close()
+    time.sleep(3 * BOOT_S)
+    seen = rows(hosts, "closed")
+    assert 1 <= len(seen) <= 4
+    assert {row.phase for row in seen.values()} == {"running"}
+
+
+def test_orders_are_taken_only_when_they_can_be_sent(hosts: Hosts) -> None:
+    taken = []
+
+    def watched() -> Iterator[Order]:
+        for each in creates("lazy", 6):
+            taken.append(each.action.vm)
+            yield each
+
+    pending = hosts.execute(watched(), forks=2, deadline_s=20)
+    next(pending)
+    assert len(taken) <= 3
+    assert len(list(pending)) == 5
+
+
+def test_a_host_that_nobody_serves_is_unreachable_at_once_and_its_orders_fail_for_now(hosts: Hosts) -> None:
+    began = time.monotonic()
+    views = {view.host: view for view in hosts.observe({HERE: ObserveQuery(), "dark": ObserveQuery()}, deadline_s=20)}
+    assert views[HERE].report is not None
+    assert views["dark"].report is None
+    assert views["dark"].error
+    assert time.monotonic() - began < 2
+
+
+def test_the_console_of_a_vm_comes_from_its_host_and_is_capped(hosts: Hosts) -> None:
+    list(hosts.execute([create("talks-0")], forks=1, deadline_s=20))
+    assert hosts.console(HERE, "talks-0", max_bytes=1000).startswith(b"MIKROM-UP")
+    assert len(hosts.console(HERE, "talks-0", max_bytes=5)) == 5
+    assert hosts.console(HERE, "nobody", max_bytes=1000) == b""
+
+
+def test_the_console_of_a_host_that_nobody_serves_is_an_error(hosts: Hosts) -> None:
+    with pytest.raises(MikromError):
+        hosts.console("dark", "vm", max_bytes=10)
+
+
+def test_what_is_no_vms_name_reaches_no_file(hosts: Hosts) -> None:
+    with pytest.raises(MikromError):
+        hosts.console(HERE, "../../etc/passwd", max_bytes=10)

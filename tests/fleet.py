@@ -1,0 +1,99 @@
+"""A private Redis and workers of a fleet as processes of a test, with simulated microVMs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from redis import Redis
+
+from mikrom_reconcile.dispatch.broker import client_of
+from mikrom_reconcile.dispatch.keys import Keys
+from mikrom_reconcile.settings import Settings, load
+
+ROOT = Path(__file__).parent.parent
+PASSWORD = "never-in-an-argument"  # noqa: S105 - of a server that lives for a test
+READY_S = 20.0
+KEYS = Keys("mikrom:queue")
+
+
+def wait_until(holds: Callable[[], object], what: str, *, within_s: float = READY_S) -> None:
+    until = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < until, f"waited {within_s} s for {what}"
+        time.sleep(0.02)
+
+
+class Fleet:
+    """One Redis on a socket file, and every process that was started beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"redis+socket://:{PASSWORD}@{folder}/redis.sock"
+        self.redis: Redis = client_of(self.url)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        conf = folder / "redis.conf"
+        conf.write_text(f'port 0\nunixsocket {folder}/redis.sock\nrequirepass {PASSWORD}\nsave ""\ndir {folder}\n')
+        self.run("redis", ["redis-server", str(conf)])
+        wait_until(lambda: (folder / "redis.sock").exists(), "the private Redis")
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The variables of a process of this fleet, none of this machine's among them."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MIKROM_", "CELERY_"))}
+        own = {
+            "MIKROM_BROKER_URL": self.url,
+            "MIKROM_DRIVER": "simulated",
+            "MIKROM_STATE_DIR": f"{self.folder}/state",
+            "MIKROM_RUN_DIR": f"{self.folder}/run",
+        }
+        return kept | own | more
+
+    def settings(self, **more: str) -> Settings:
+        return load(self.environment(**more))
+
+    def run(self, name: str, argv: list[str], **more: str) -> subprocess.Popen[bytes]:
+        """A process whose output goes to `<name>.log`; it is ended with the fleet at the latest."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(argv, env=self.environment(**more), stdout=log, stderr=log, cwd=ROOT)
+        self._processes.append(process)
+        return process
+
+    def worker(
+        self, role: str, *, host: str = "localhost", pool: str = "gevent", app: str = "tests.slow_app", **more: str
+    ) -> subprocess.Popen[bytes]:
+        """A worker that is ready."""
+        argv = [sys.executable, "-m", "celery", "-A", app, "worker", "-P", pool, "-c", "8", "-n", f"{role}@{host}"]
+        argv += ["-l", "INFO", "--without-mingle", "--without-gossip"]
+        process = self.run(f"{role}-{host}", argv, MIKROM_WORKER_ROLE=role, MIKROM_HOST=host, **more)
+        owner = f"host:{host}" if role == "host" else f"control:{host}:{process.pid}"
+        self.wait_for(owner, process)
+        return process
+
+    def wait_for(self, owner: str, process: subprocess.Popen[bytes]) -> None:
+        """Wait until the heartbeat of `process` is seen."""
+
+        def beats() -> bool:
+            assert process.poll() is None, f"{owner} ended: {self.log(owner)}"
+            start_id: bytes = self.redis.get(KEYS.heartbeat(owner)) or b""  # type: ignore[assignment]
+            return start_id.startswith(f"{process.pid}-".encode())
+
+        wait_until(beats, f"{owner} to be ready")
+
+    def log(self, owner: str) -> str:
+        """What a process has said; `owner` as in the keys, or the name given to `run`."""
+        name = "-".join(owner.split(":")[:2])
+        return (self.folder / f"{name}.log").read_text()
+
+    def close(self) -> None:
+        """End everything, Redis last."""
+        for process in reversed(self._processes):
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+        self.redis.close()

@@ -1,0 +1,27 @@
+"""The app of a worker whose simulated microVMs take MIKROM_TEST_BOOT_S seconds to start; all else is the real one."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from mikrom_reconcile import wiring
+from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.dispatch.app import make_app
+from mikrom_reconcile.dispatch.registry import register
+from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.settings import load
+from tests.slow_host import slow_host
+
+
+settings = load()
+app = make_app(settings)
+boot_s = float(os.environ.get("MIKROM_TEST_BOOT_S", "0.2"))
+hosts = CeleryHosts(app, app.redis)
+store = RedisStore(app.redis, prefix=app.keys.prefix)
+register(
+    app,
+    hypervisor=cache(lambda: slow_host(settings, boot_s)),
+    engine=cache(lambda: wiring.make_reconciler(settings, hosts, store)),
+    read_tree=lambda: wiring.read_tree(settings, ()),
+)

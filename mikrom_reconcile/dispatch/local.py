@@ -10,11 +10,11 @@ import queue
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
 
 from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.core.model.observed import HostView, ObserveQuery
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, Result
+from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.dispatch.outcomes import given_up
 from mikrom_reconcile.host.hypervisor import Hypervisor
 
 
@@ -59,9 +59,9 @@ class LocalHosts:
                 del running[future]
                 yield future.result()
             for order in running.values():
-                yield _given_up(order, "failed_temporary", "still running past the deadline")
+                yield given_up(order, "failed_temporary", "still running past the deadline")
             for order in waiting:
-                yield _given_up(order, "skipped", "not begun before the deadline")
+                yield given_up(order, "skipped", "not begun before the deadline")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -84,18 +84,3 @@ class LocalHosts:
     def _elsewhere(self, host: str) -> HostView:
         own = self._hypervisor.name
         return HostView(host=host, error=f"only {own} can be reached without a broker (MIKROM_BROKER_URL)")
-
-
-def _given_up(order: Order, result: Result, error: str) -> ActionOutcome:
-    now = datetime.now(UTC)
-    action = order.action
-    return ActionOutcome(
-        action_id=action.id,
-        vm=action.vm,
-        host=action.host,
-        verb=action.verb,
-        result=result,
-        started_at=now,
-        finished_at=now,
-        error=error,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +11,10 @@ from celery import signals
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.dispatch import deadlines, runs, tasks
+from mikrom_reconcile.dispatch import deadlines, log_lines, runs, tasks
 from mikrom_reconcile.dispatch.app import FleetApp, Parts
 from mikrom_reconcile.dispatch.presence import Heartbeat
 from mikrom_reconcile.host.hypervisor import Hypervisor
-
-_log = logging.getLogger(__name__)
 
 
 def register(
@@ -36,7 +33,8 @@ def register(
     app.task(runs.plan_task, name="mikrom.plan", bind=True)
     app.task(runs.apply_task, name="mikrom.apply", bind=True)
     app.task(runs.reconcile_task, name="mikrom.reconcile", bind=True)
-    signals.worker_init.connect(_on_worker_init, sender=None, weak=False)
+    signals.after_setup_logger.connect(log_lines.set_up, weak=False)
+    signals.worker_init.connect(_on_worker_init, weak=False)
     signals.worker_ready.connect(_on_worker_ready, weak=False)
     signals.worker_shutting_down.connect(_on_shutting_down, weak=False)
     signals.worker_shutdown.connect(_on_worker_shutdown, weak=False)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.errors import BusyError, MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest
 from mikrom_reconcile.dispatch import calls, deadlines
+from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.errors_on_the_wire import failure_of
 from mikrom_reconcile.dispatch.keys import LEFTOVER_S, TTL_S
 
@@ -42,7 +45,7 @@ def plan_task(task: Any, *, call: str, run: str) -> None:
         plan = task.app.parts.engine().plan(_request(task, run))
         task.app.redis.set(task.app.keys.plan(run), calls.pack(plan), ex=LEFTOVER_S)
         say("planned", plan.id)
-        _log.info("plan %s: %d actions", plan.id, len(plan.actions), extra=_fields(task, run))
+        _log.info("plan %s: %d actions", plan.id, len(plan.actions), extra={"run": run})
 
 
 def apply_task(task: Any, *, call: str, run: str, plan: str | None) -> None:
@@ -58,7 +61,7 @@ def apply_task(task: Any, *, call: str, run: str, plan: str | None) -> None:
         caller_waits = _watch(task, call)
         report = task.app.parts.engine().apply(request, shown, progress=progress)
         say("report", report)
-        _log.info("apply: %s", summary(report), extra=_fields(task, run))
+        _log.info("apply: %s", summary(report), extra={"run": run})
 
 
 def reconcile_task(task: Any, *, tick: str | None = None) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def reconcile_task(task: Any, *, tick: str | None = None) -> dict[str, Any]:
     try:
         return {"run": run, "done": _reconcile(task, run, tick)}
     except MikromError as error:
-        _log.warning("nothing done: %s", error, extra=_fields(task, run))
+        _log.warning("nothing done: %s", error, extra={"run": run})
         return {"run": run, "done": f"nothing: {error}"}
 
 
@@ -82,29 +85,38 @@ def _reconcile(task: Any, run: str, tick: str | None) -> str:
     except BusyError:
         return "nothing: the run of an earlier tick still goes on"
     try:
-        tree = app.parts.read_tree()
-        settings = app.settings
-        request = RunRequest(
-            run_id=run, origin="beat", tree=tree, forks=settings.forks, timeout_s=settings.timeout_s
-        )  # fmt: skip
-        report = engine.apply(request, None, progress=lambda _: deadlines.refuse_when_stopping())
+        done = _repair(app, engine, run)
     finally:
         turn.release()
-    told = summary(report)
-    _log.info("reconcile: %s", told, extra=_fields(task, run))
-    return told
+    _log.info("reconcile: %s", done, extra={"run": run})
+    return done
+
+
+def _repair(app: FleetApp, engine: Engine, run: str) -> str:
+    """Plan, apply what may be done unattended, and one line about it."""
+    settings = app.settings
+    request = RunRequest(
+        run_id=run, origin="beat", tree=app.parts.read_tree(), forks=settings.forks, timeout_s=settings.timeout_s
+    )
+    plan = engine.plan(request)
+    if not plan.actions:  # what changes nothing takes no lease and leaves no report
+        return f"nothing to do{_left(plan)}"
+    return summary(engine.apply(request, None, progress=lambda _: deadlines.refuse_when_stopping()))
 
 
 def summary(report: RunReport) -> str:
-    """One line about a run."""
-    counts: dict[str, int] = {}
-    for outcome in report.outcomes:
-        counts[f"{outcome.verb} {outcome.result}"] = counts.get(f"{outcome.verb} {outcome.result}", 0) + 1
+    """One line about a run: what became of how many actions, and what is left."""
+    counts = Counter(f"{outcome.verb} {outcome.result}" for outcome in report.outcomes)
     did = ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing to do"
-    remaining = report.remaining
-    left = f"; {len(remaining.changes)} changes remain" if remaining is not None and remaining.changes else ""
-    dark = f"; unreachable: {', '.join(sorted(remaining.unreachable))}" if remaining and remaining.unreachable else ""
-    return f"{did}, {report.plan.unchanged} were unchanged{left}{dark}{'; out of time' if report.late else ''}"
+    left = "" if report.remaining is None else _left(report.remaining)
+    return f"{did}{left}{'; the deadline passed first' if report.late else ''}"
+
+
+def _left(plan: Plan) -> str:
+    changes = f"; {len(plan.changes)} changes remain" if plan.changes else ""
+    refused = f"; {len(plan.refusals)} refused" if plan.refusals else ""
+    dark = f"; unreachable: {', '.join(sorted(plan.unreachable))}" if plan.unreachable else ""
+    return f"{changes}{refused}{dark}"
 
 
 @contextmanager
@@ -122,7 +134,7 @@ def _answering(task: Any, call: str) -> Iterator[Say]:
         yield say
     except Exception as error:  # noqa: BLE001 - the caller is told of every end; who else would be
         if not isinstance(error, MikromError):
-            _log.exception("internal error", extra=_fields(task, call))
+            _log.exception("internal error", extra={"run": call})
         say("error", failure_of(error, task_id=task.request.id))
 
 
@@ -154,7 +166,3 @@ def _plan(task: Any, run: str, plan_id: str) -> Plan:
     if packed is None or (plan := calls.unpack(packed, Plan)).id != plan_id:
         raise UsageError(f"plan {plan_id} is not in Redis any more; plan again")
     return plan
-
-
-def _fields(task: Any, run: str) -> dict[str, Any]:
-    return {"celery.task_id": task.request.id, "run": run}

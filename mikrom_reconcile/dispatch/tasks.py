@@ -8,7 +8,6 @@ a VM failed: what became of an order is a value on the call's stream.
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 import msgspec
@@ -77,7 +76,7 @@ def observe_host_task(task: Any, *, call: str, query: str) -> None:
         report = task.app.parts.hypervisor().observe(msgspec.json.decode(query, type=ObserveQuery))
         _say(task, call, "report", calls.pack(report))
     except (MikromError, msgspec.MsgspecError, OSError) as error:
-        _log.warning("cannot observe: %s", error, extra=_fields(task))
+        _log.warning("cannot observe: %s", error)
         _say(task, call, "error", calls.pack(str(error)))
 
 
@@ -93,18 +92,15 @@ def console_task(task: Any, *, call: str, vm: str, max_bytes: int) -> None:
 def _carry_out(task: Any, verb: Verb, call: str, text: str) -> dict[str, Any]:
     """What became of the order, for people who called the task themselves."""
     order = _read(text)
-    fields = _fields(task, order)
     if why := _refusal(task, verb, order, call):
-        _log.warning("%s %s: refused, %s", verb, order.action.vm, why, extra=fields)
+        _log.warning("%s %s: refused, %s", verb, order.action.vm, why, extra=_fields(order))
         outcome = given_up(order, "skipped", why)
     else:
-        _log.info("%s %s: begins", verb, order.action.vm, extra=fields)
         outcome = _execute(task, order)
-        _tell(outcome, fields)
     try:
         _say(task, call, "outcome", calls.pack(outcome))
     except RedisError as error:
-        _log.warning("%s %s: nobody could be told: %s", verb, outcome.vm, error, extra=fields)
+        _log.warning("%s %s: nobody could be told: %s", verb, outcome.vm, error, extra=_fields(order))
     return {"vm": outcome.vm, "host": outcome.host, "verb": verb, "result": outcome.result, "error": outcome.error}
 
 
@@ -142,16 +138,6 @@ def _say(task: Any, call: str, kind: str, body: bytes) -> None:
     calls.answer(task.app.redis, task.app.keys, call, owner, kind, body)
 
 
-def _tell(outcome: ActionOutcome, fields: dict[str, Any]) -> None:
-    level = logging.WARNING if outcome.result.startswith("failed") else logging.INFO
-    seconds = (outcome.finished_at - outcome.started_at).total_seconds()
-    text = f"{outcome.verb} {outcome.vm}: {outcome.result} after {seconds:.3f} s"
-    _log.log(level, "%s%s", text, f": {outcome.error}" if outcome.error else "", extra=fields | {"duration_s": seconds})
-
-
-def _fields(task: Any, order: Order | None = None) -> dict[str, Any]:
-    """Structured fields of a log record."""
-    fields = {"celery.task_id": task.request.id, "host": task.app.settings.host, "at_s": time.time()}
-    if order is not None:
-        fields |= {"run": order.run_id, "vm": order.action.vm, "step": order.action.verb}
-    return fields
+def _fields(order: Order) -> dict[str, Any]:
+    """What every line of the log carries about an order; the task's id is added where logs are written."""
+    return {"run": order.run_id, "vm": order.action.vm, "host": order.action.host}

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import click
 
+from mikrom_reconcile.cli.terminal import show
 from mikrom_reconcile.dispatch import services
+from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.settings import load
+
+
+@click.command()
+@click.option("--no-run", is_flag=True, help="Do not apply the specs when all services are ready.")
+def up(*, no_run: bool) -> int:
+    """All services on this machine, with a Redis of their own, until Ctrl-C. The microVMs stay.
+
+    When all are ready, the specs (MIKROM_SPECS, else ./specs) are applied once. Other commands on this machine find
+    these services by themselves.
+    """
+    from mikrom_reconcile.dispatch.up import up as run_services
+
+    return run_services(load(), run=not no_run, tell=lambda news: show(f"{one_line(news)}\n", sys.stderr))
 
 
 @click.command()
@@ -13,7 +31,9 @@ from mikrom_reconcile.settings import load
 def worker(role: str | None) -> None:
     """The Celery worker of this host (gevent), or of the control side (threads)."""
     settings = load()
-    services.become("control" if (role or settings.worker_role) == "control" else "host", settings)
+    if role is not None:
+        settings = replace(settings, worker_role=role)
+    services.become(services.role(settings), settings)
 
 
 @click.command()

@@ -44,9 +44,9 @@ def plan_text(plan: Plan, style: Style) -> str:
         fleets[change.fleet].append(change)
     for fleet in sorted(fleets):
         lines += ["", style.paint(f"  {one_line(fleet)}", "bold"), *_fleet(fleets[fleet], style)]
-    lines += _section("Refused", _refusals(plan), style, "magenta")
-    lines += _section("Could not be read", _unreachable(plan), style, "red")
-    lines += _section("Warnings", plan.warnings, style, "yellow")
+    lines += section("Refused", refusals(plan), style, "magenta")
+    lines += section("Could not be read", unreachable(plan), style, "red")
+    lines += section("Warnings", plan.warnings, style, "yellow")
     lines += ["", style.paint(summary(plan), "bold")]
     return "\n".join(lines) + "\n"
 
@@ -94,8 +94,8 @@ def _value(value: Any) -> str:
     return "(none)" if value is None else one_line(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str))
 
 
-def _refusals(plan: Plan) -> Iterator[str]:
-    """Each refusal once, with all the VMs that it stands for."""
+def refusals(plan: Plan) -> Iterator[str]:
+    """Each refusal in one line, once for all the VMs that it stands for; not yet made neutral."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for refusal in plan.refusals:
         groups.setdefault((refusal.fleet, refusal.rule, refusal.message), []).append(refusal.vm)
@@ -104,13 +104,15 @@ def _refusals(plan: Plan) -> Iterator[str]:
         yield f"{named or f'fleet {fleet}'}: {message} [{rule}]"
 
 
-def _unreachable(plan: Plan) -> Iterator[str]:
+def unreachable(plan: Plan) -> Iterator[str]:
+    """The hosts that gave no report, in one line for each reason; not yet made neutral."""
     reasons: dict[str, list[str]] = {}
     for host, reason in plan.unreachable.items():
         reasons.setdefault(reason, []).append(host)
     return (f"{grouped(hosts)}: {reason}; its VMs are left as they are" for reason, hosts in reasons.items())
 
 
-def _section(title: str, entries: Iterable[str], style: Style, look: str) -> list[str]:
+def section(title: str, entries: Iterable[str], style: Style, look: str) -> list[str]:
+    """A title with its entries, after an empty line; nothing at all without entries."""
     lines = [f"  {style.paint('!', look)} {one_line(entry)}" for entry in entries]
     return ["", style.paint(f"{title}:", look), *lines] if lines else []

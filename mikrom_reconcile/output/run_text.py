@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Result, RunReport
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.plan_text import refusals, section, unreachable
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted, duration, listed
 from mikrom_reconcile.output.verdict import Verdict, VMOnHost, verdict_of
@@ -43,22 +45,28 @@ def outcome_line(outcome: ActionOutcome, style: Style) -> str:
 def run_text(report: RunReport, style: Style) -> str:
     """The recap of a run. Ends with a line break."""
     verdict = verdict_of(report)
-    lines = [*_left("Failed", verdict.failed, style, "red"), *_left("Refused", verdict.refused, style, "magenta")]
-    lines += [""] if lines else []
-    lines += _recap(report, verdict, style)
-    lines += ["", conclusion(report, verdict, style)]
-    return "\n".join(lines) + "\n"
+    final = report.remaining or report.plan
+    lines = section("Failed", _reasons(verdict.failed), style, "red")
+    lines += section("Refused", _refused(final, verdict.refused), style, "magenta")
+    lines += section("Could not be read", unreachable(final), style, "red")
+    lines += ["", *_recap(report, verdict, style), "", conclusion(report, verdict, style)]
+    return "\n".join(lines[1:]) + "\n"
 
 
-def _left(title: str, reasons: Mapping[VMOnHost, str], style: Style, look: str) -> Iterator[str]:
-    """The VMs that are not as specified, those with the same reason together."""
+def _refused(final: Plan, refused: Mapping[VMOnHost, str]) -> Iterator[str]:
+    """The guards' own words first, with their way out; then the VMs of which no guard has spoken."""
+    yield from refusals(final)
+    spoken_of = {refusal.vm or refusal.fleet for refusal in final.refusals}
+    fleets = {change.name: change.fleet for change in final.changes}
+    yield from _reasons({vm: why for vm, why in refused.items() if not {vm[0], fleets.get(vm[0])} & spoken_of})
+
+
+def _reasons(reasons: Mapping[VMOnHost, str]) -> Iterator[str]:
+    """One line for all VMs of a host with the same reason."""
     groups: dict[tuple[str, str], list[str]] = {}
     for (vm, host), reason in sorted(reasons.items()):
         groups.setdefault((host, reason), []).append(vm)
-    if groups:
-        yield style.paint(f"{title}:", look)
-    for (host, reason), vms in groups.items():
-        yield f"  {style.paint('!', look)} {one_line(grouped(vms))} on {one_line(host)}: {one_line(reason)}"
+    return (f"{grouped(vms)} on {host}: {reason}" for (host, reason), vms in groups.items())
 
 
 def _recap(report: RunReport, verdict: Verdict, style: Style) -> Iterator[str]:
@@ -89,7 +97,7 @@ def conclusion(report: RunReport, verdict: Verdict, style: Style) -> str:
     done = Counter(outcome.verb for outcome in report.outcomes if outcome.result == "done")
     deeds = listed({PAST.get(verb, verb): count for verb, count in sorted(done.items())}) or "nothing was done"
     if verdict.exit_code == 0:
-        return style.paint(f"Converged in {took}: {deeds}; every VM is as specified.", "bold", "green")
+        return style.paint(f"Converged in {took}: {deeds}; all is as specified.", "bold", "green")
     parts = [f"{counted(len(verdict.failed), 'VM')} failed"] if verdict.failed else []
     parts += [f"{counted(len(verdict.refused), 'VM')} refused"] if verdict.refused else []
     parts += [f"{counted(len(verdict.unreachable), 'host')} could not be read"] if verdict.unreachable else []

@@ -18,8 +18,8 @@ from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.ports import Stray, VMRecord
 
 HOST = "hv1"
-SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=4), boot_args="mk=cad")
-BIGGER = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=8), boot_args="mk=cad")
+SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=4), boot_args="quiet")
+BIGGER = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=8), boot_args="quiet")
 
 
 class HeldClock:

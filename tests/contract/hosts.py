@@ -1,0 +1,91 @@
+"""A whole host over a driver under test, and the next run in miniature: the real rules over the real observation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mikrom_reconcile.core.diff import Case, judge
+from mikrom_reconcile.core.model.desired import DesiredVM
+from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
+from mikrom_reconcile.core.model.plan import Verb, VMChange
+from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.plan import actions_of
+from mikrom_reconcile.host.execute import no_seam
+from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.wiring import SystemClock
+from tests.contract.drivers import Bench
+from tests.fakes import HOST, order
+
+KEPT = ("locks", "tombstones", "tokens", "images")
+"""Folders of the state that outlive the last VM."""
+
+
+class Host:
+    """A hypervisor over the driver of `bench`, and the `token` of the run that orders now."""
+
+    def __init__(self, bench: Bench, folder: Path) -> None:
+        self.bench = bench
+        self.state_dir = folder / "state"
+        self.records = Records(self.state_dir)
+        self.token = 1
+        self.hypervisor = self.another()
+
+    def another(self, on_step: Callable[[str, str], None] = no_seam) -> Hypervisor:
+        """The same host as another process would have it."""
+        return Hypervisor(
+            HOST, driver=self.bench.another(), records=Records(self.state_dir), clock=SystemClock(), on_step=on_step
+        )
+
+    def seen(self, vm: str) -> ObservedVM | None:
+        report = self.hypervisor.observe(ObserveQuery())
+        return next((row for row in report.vms if row.name == vm), None)
+
+    def record(self, vm: str) -> VMRecord:
+        found = self.records.read(vm)
+        assert isinstance(found, VMRecord), found
+        return found
+
+    def created(self, vm: str, desired: DesiredVM | None = None) -> ObservedVM:
+        outcome = self.hypervisor.execute(order("create", vm, desired=desired, token=self.token))
+        assert outcome.result == "done", outcome.error
+        assert outcome.observed is not None
+        return outcome.observed
+
+    def order(
+        self, verb: Verb, vm: str, seen: ObservedVM | None = None, *, desired: DesiredVM | None = None,
+        deadline_s: float = 20.0,
+    ) -> Order:  # fmt: skip
+        """An order of the run that orders now."""
+        return order(verb, vm, seen, desired=desired, deadline_s=deadline_s, token=self.token)
+
+    def next_order(self, vm: str, desired: DesiredVM | None) -> Order | None:
+        """What a run orders for one VM after it has looked; None when all is as wanted."""
+        seen = self.seen(vm)
+        if seen is None and desired is None:
+            return None
+        change = judge(Case(desired=desired, observed=seen))
+        if not isinstance(change, VMChange):
+            return None
+        (action,) = actions_of([change], "shop")
+        return Order(run_id=f"run-{self.token}", token=self.token, action=action)
+
+    def converge(self, vm: str, desired: DesiredVM | None) -> list[ActionOutcome]:
+        """The next runs until there is nothing to do, three at most."""
+        outcomes = []
+        for _ in range(3):
+            self.token += 1
+            given = self.next_order(vm, desired)
+            if given is None:
+                return outcomes
+            outcomes.append(self.hypervisor.execute(given))
+        raise AssertionError(f"still {self.next_order(vm, desired)} after {outcomes}")
+
+    def leftovers(self) -> list[str]:
+        """Files and folders of VMs: none once the last one is deleted."""
+        kept = tuple(self.state_dir / name for name in KEPT)
+        folders = (self.state_dir, self.state_dir.parent / "run")
+        found = [path for folder in folders for path in folder.glob("*/**/*")]
+        return [str(path) for path in found if not any(path.is_relative_to(folder) for folder in kept)]

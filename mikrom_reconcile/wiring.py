@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mikrom_reconcile.host.hypervisor import Hypervisor
     from mikrom_reconcile.host.ports import Driver
 
-KINDS = ("Project", "Fleet")
+KINDS = ("Project", "Inventory", "Fleet")
 """Kinds of documents, each with a schema of its own."""
 
 
@@ -90,7 +90,7 @@ def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore) -> Engine
     """The engine that plans and applies in this process, over any hosts and store."""
     from mikrom_reconcile.control.reconcile import Reconciler
 
-    return Reconciler(inventory=(settings.host,), hosts=hosts, store=store, clock=SystemClock(), schemas=schemas())
+    return Reconciler(here=settings.host, hosts=hosts, store=store, clock=SystemClock(), schemas=schemas())
 
 
 def make_hypervisor(settings: Settings) -> Hypervisor:

@@ -13,6 +13,7 @@ from mikrom_reconcile.core.model.observed import HostView, ObservedState, Observ
 from mikrom_reconcile.core.model.plan import Action, Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.plan import Decision, decide, question
+from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, read_specs
 
 OBSERVE_DEADLINE_S = 10.0
@@ -25,12 +26,12 @@ LEASE_RETRY_S = 0.5
 
 
 class Reconciler:
-    """The Engine that plans and applies in this process. `inventory` names the hosts that may get new VMs."""
+    """The Engine that plans and applies in this process. `here` is the host of specs without an Inventory."""
 
     def __init__(
         self,
         *,
-        inventory: tuple[str, ...],
+        here: str,
         hosts: Hosts,
         store: RunStore,
         clock: Clock,
@@ -38,7 +39,7 @@ class Reconciler:
     ) -> None:
         self.hosts = hosts
         self.store = store
-        self._inventory = inventory
+        self._here = here
         self._clock = clock
         self._schemas = schemas
 
@@ -89,13 +90,14 @@ class Reconciler:
         return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
 
     def _specs(self, request: RunRequest) -> Specs:
-        return read_specs(request.tree, self._schemas)
+        return read_specs(request.tree, self._schemas, request.extra_vars)
 
     def _look(self, request: RunRequest, specs: Specs) -> Decision:
         """Observe every host and plan from what they report."""
-        asked = question(specs, self.store.placements(specs.project), self._inventory, destroy=request.destroy)
+        asked = question(specs, self.store.placements(specs.project), here=self._here, destroy=request.destroy)
         limits = Limits(prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy)
-        return decide(asked, self._observe(asked.queries), limits)
+        selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
+        return decide(asked, self._observe(asked.queries), limits, selection)
 
     def _observe(self, queries: Mapping[str, ObserveQuery]) -> ObservedState:
         views = {view.host: view for view in self.hosts.observe(queries, deadline_s=OBSERVE_DEADLINE_S)}
@@ -137,17 +139,18 @@ def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
 
 
 def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Action]:
-    """The actions of `now` that were approved and not tried yet: those of the plan, and what waited in it.
+    """The actions of `now` that were approved and not tried yet: those of the plan, what waited in it, and the
+    second half of its moves.
 
     Each VM is acted on once per run, so that one that keeps falling over cannot keep a run going.
     """
     tried = {(outcome.vm, outcome.host) for outcome in outcomes}
     approved_ids = {action.id for action in approved.actions}
-    waited = {(change.name, change.host) for change in approved.changes if change.kind == "wait"}
+    to_follow = {change.name for change in approved.changes if change.kind in {"wait", "move"}}
     return [
         action
         for action in now.actions
-        if (action.vm, action.host) not in tried and (action.id in approved_ids or (action.vm, action.host) in waited)
+        if (action.vm, action.host) not in tried and (action.id in approved_ids or action.vm in to_follow)
     ]
 
 

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.expand import expand
+from mikrom_reconcile.core.expand import PendingVM, Resolver
+from mikrom_reconcile.core.fields import without
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
-from mikrom_reconcile.core.placement import place
+from mikrom_reconcile.core.placement import Landscape
 from mikrom_reconcile.core.specs import Specs
 
 
-def desired_state(specs: Specs, located: Mapping[str, str], hosts: tuple[str, ...]) -> DesiredState:
-    """All that the specs want. `located` says where VMs are known to be; `hosts` may get new ones."""
-    digests: dict[tuple[int, str, str], str] = {}  # VMs of one fleet share their spec object: one digest for all
+def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Landscape) -> DesiredState:
+    """All that the specs want. Raises SpecError for what cannot be resolved on the host that was chosen."""
+    resolver = Resolver(specs)
+    digests: dict[tuple[int, str, str], str] = {}  # VMs that come out equal share their spec object: one digest
     vms = []
-    for vm, host in place(expand(specs), located, hosts):
-        key = (id(vm.spec), vm.fleet, vm.state)
-        if key not in digests:
-            digests[key] = spec_digest(
-                project=vm.project, fleet=vm.fleet, state=vm.state, spec=vm.spec, policy=vm.policy
+    for vm, host in landscape.place(pending):
+        state, spec = resolver.resolve(vm, host)
+        fleet = vm.fleet
+        key = (id(spec), fleet.name, state)
+        digest = digests.get(key)
+        if digest is None:
+            digest = digests[key] = spec_digest(
+                project=specs.project,
+                fleet=fleet.name,
+                state=state,
+                spec=without(spec, fleet.ignore_changes),
+                policy=fleet.policy,
             )
         vms.append(
             DesiredVM(
                 name=vm.name,
-                project=vm.project,
-                fleet=vm.fleet,
+                project=specs.project,
+                fleet=fleet.name,
                 host=host,
-                state=vm.state,
-                spec=vm.spec,
-                policy=vm.policy,
-                spec_digest=digests[key],
+                state=state,
+                spec=spec,
+                policy=fleet.policy,
+                spec_digest=digest,
+                ignore_changes=fleet.ignore_changes,
             )
         )
+    resolver.check()
     return DesiredState(
-        revision=specs.revision,
+        revision=specs.tree.revision,
         project=specs.project,
         whole=specs.whole,
         fleets=tuple(fleet.name for fleet in specs.fleets),

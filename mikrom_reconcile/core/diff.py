@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 
 from mikrom_reconcile.core.digests import comparable
-from mikrom_reconcile.core.fields import field_changes, recorded
+from mikrom_reconcile.core.fields import carried, field_changes, recorded
 from mikrom_reconcile.core.lifecycle import LIVE, SATISFIES
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM
@@ -41,20 +41,22 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     double: str = ""
 
     @property
-    def who(self) -> DesiredVM | ObservedVM:
-        """The VM that this is about."""
-        who = self.desired or self.observed
-        assert who is not None, "a case has at least one side"  # noqa: S101
-        return who
+    def host(self) -> str:
+        """Where the VM is, or else where it belongs."""
+        return (self.observed or self._wanted()).host
+
+    def _wanted(self) -> DesiredVM:
+        assert self.desired is not None, "a case has at least one side"  # noqa: S101
+        return self.desired
 
     def change(
         self, kind: ChangeKind, *reasons: str, wanted: ChangeKind | None = None, fields: tuple[FieldChange, ...] = ()
     ) -> VMChange:
         """A change of this VM."""
         return VMChange(
-            name=self.who.name,
-            fleet=self.who.fleet,
-            host=self.who.host,
+            name=(self.desired or self.observed or self._wanted()).name,
+            fleet=(self.desired or self.observed or self._wanted()).fleet,
+            host=self.host,
             kind=kind,
             reasons=reasons,
             wanted=wanted,
@@ -71,7 +73,7 @@ def diff(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> tuple[
     for case in _cases(desired, sight, hiding):
         verdict = judge(case)
         if verdict == UNCHANGED:
-            unchanged[case.who.host] += 1
+            unchanged[case.host] += 1
         elif isinstance(verdict, VMChange):
             changes.append(verdict)
     return sorted(changes, key=lambda change: (change.name, change.host)), dict(sorted(unchanged.items()))
@@ -95,18 +97,31 @@ def _cases(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> Iter
         if vm.name in sight.settled:
             continue
         rows = sight.own.get(vm.name, ())
+        keeper = rows[0] if rows else None
         yield Case(
-            desired=vm,
-            observed=next((row for row in rows if row.host == vm.host), None),
+            desired=_effective(vm, keeper) if keeper else vm,
+            observed=keeper,
             taken=sight.others.get(vm.name),
             dark=sight.dark.get(vm.host, ""),
             hiding=() if rows else hiding,
         )
     for name, rows in sight.own.items():
-        keeper = rows[0].host if name in wanted else ""
+        kept_on = rows[0].host if name in wanted else ""
         for row in rows:
-            if row.host != keeper and (keeper or in_scope(desired, row.fleet)):
-                yield Case(desired=None, observed=row, double=keeper)
+            if row.host != kept_on and (kept_on or in_scope(desired, row.fleet)):
+                yield Case(desired=None, observed=row, double=kept_on)
+
+
+def _effective(desired: DesiredVM, observed: ObservedVM) -> DesiredVM:
+    """What to bring this VM to: protection that the spec does not mention, and ignored fields, stay as applied."""
+    policy, spec = desired.policy, desired.spec
+    if policy.prevent_destroy is None and observed.policy.prevent_destroy:
+        policy = msgspec.structs.replace(policy, prevent_destroy=True)
+    if desired.ignore_changes:
+        spec = carried(spec, desired.ignore_changes, observed.spec)
+    if policy is desired.policy and spec is desired.spec:
+        return desired
+    return msgspec.structs.replace(desired, policy=policy, spec=spec)
 
 
 def in_scope(desired: DesiredState, fleet: str) -> bool:
@@ -170,6 +185,14 @@ def missing(case: Case) -> Verdict:
     return None
 
 
+def misplaced(case: Case) -> Verdict:
+    """It is where it may not be any more: it goes there now, and is made on its new host in the next pass."""
+    desired, observed = _both(case)
+    if desired.host != observed.host:
+        return case.change("move", f"it belongs on {desired.host}")
+    return None
+
+
 def half_deleted(case: Case) -> Verdict:
     """A delete began and did not end; create finishes it first."""
     if case.observed and case.observed.phase == "deleting":
@@ -212,13 +235,12 @@ def spec_changed(case: Case) -> Verdict:
     if not fields:
         return None
     kind: ChangeKind = "restart" if any(field.impact == "restart" for field in fields) else "update"
-    return case.change(kind, "spec changed", *_drift_reasons(observed), fields=fields)
+    return case.change(kind, "spec changed", *_drift_reasons(desired, observed), fields=fields)
 
 
 def drifted(case: Case) -> Verdict:
     """The VMM is not what its record says."""
-    _, observed = _both(case)
-    reasons = _drift_reasons(observed)
+    reasons = _drift_reasons(*_both(case))
     return case.change("restart", *reasons) if reasons else None
 
 
@@ -236,6 +258,7 @@ RULES: tuple[Callable[[Case], Verdict], ...] = (
     name_taken,
     may_hide,
     missing,
+    misplaced,
     half_deleted,
     wanted_stopped,
     down,
@@ -256,8 +279,12 @@ def changed_fields(desired: DesiredVM, observed: ObservedVM) -> tuple[FieldChang
     )
 
 
-def _drift_reasons(observed: ObservedVM) -> tuple[str, ...]:
-    return tuple(f"drift: {item.path} is {item.actual}, recorded {item.recorded}" for item in observed.drift)
+def _drift_reasons(desired: DesiredVM, observed: ObservedVM) -> tuple[str, ...]:
+    return tuple(
+        f"drift: {item.path} is {item.actual}, recorded {item.recorded}"
+        for item in observed.drift
+        if item.path not in desired.ignore_changes
+    )
 
 
 def _both(case: Case) -> tuple[DesiredVM, ObservedVM]:

@@ -1,38 +1,206 @@
-"""Specs to VMs: a fleet's template times its replicas. Which host each runs on is decided in `placement`."""
+"""Specs to VMs: template, overrides and instances merged, variables looked up.
+
+What decides placement (machine, state, image) is resolved here, without host variables; everything else once the
+host is known. VMs that come out equal share one spec object, so that a fleet of 100,000 costs little more than one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
 import msgspec
 
-from mikrom_reconcile.core.model.desired import PendingVM, State, VMSpec
-from mikrom_reconcile.core.specs import FleetSpec, Specs, vm_name
+from mikrom_reconcile.core.documents import Flaw, problems_of
+from mikrom_reconcile.core.errors import SpecError
+from mikrom_reconcile.core.inventory import Inventory
+from mikrom_reconcile.core.merging import merged
+from mikrom_reconcile.core.model.desired import State, VMSpec
+from mikrom_reconcile.core.specs import FleetSpec, Specs, one_per_place
+from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
 
 HELLO_BOOT_ARGS = "console=ttyS0"
 """Boot arguments of the built-in image."""
 
+NAME_LENGTH = 48
+"""Longest name of a VM: it is part of socket paths, which have at most 107 bytes."""
+
+PER_VM = frozenset({"name", "index"})
+"""Variables that differ from VM to VM."""
+
+_DECIDES_PLACEMENT = ("machine", "state", "image")
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """Merged template fields, shared by all VMs that have the same overrides, and what they look up."""
+
+    fleet: FleetSpec
+    fields: dict[str, Any]
+    looked_up: frozenset[str]
+
+
+class PendingVM(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM as the specs want it, not yet placed. `hosts` may have it; None where there is no inventory."""
+
+    name: str
+    index: int | None
+    fleet: FleetSpec
+    recipe: Recipe
+    hosts: tuple[str, ...] | None
+
 
 def expand(specs: Specs) -> tuple[PendingVM, ...]:
-    """Every VM that the specs want, sorted by name. VMs of one fleet share their spec object."""
-    vms = [vm for fleet in specs.fleets for vm in _fleet_vms(specs.project, fleet)]
-    return tuple(sorted(vms, key=lambda vm: vm.name))
+    """Every VM that the specs want, sorted by name. Raises SpecError."""
+    flaws: list[Flaw] = []
+    vms: dict[str, PendingVM] = {}
+    for fleet in specs.fleets:
+        for vm in _fleet_vms(fleet, specs, flaws):
+            other = vms.setdefault(vm.name, vm)
+            if other is not vm:
+                message = f"two VMs would be called {vm.name}; the other is of fleet {other.fleet.name}"
+                flaws.append(_flaw(fleet, ("metadata", "name"), message))
+                break
+    if flaws:
+        raise SpecError(tuple(one_per_place(problems_of(flaws, specs.tree))))
+    return tuple(vms[name] for name in sorted(vms))
 
 
-def _fleet_vms(project: str, fleet: FleetSpec) -> list[PendingVM]:
-    state: State = fleet.template.get("state", "running")
-    spec = _vm_spec(fleet)
-    return [
-        PendingVM(
-            name=vm_name(fleet.name, index),
-            project=project,
-            fleet=fleet.name,
-            state=state,
-            spec=spec,
-            policy=fleet.policy,
-        )
-        for index in range(fleet.replicas)
-    ]
+def _fleet_vms(fleet: FleetSpec, specs: Specs, flaws: list[Flaw]) -> Iterator[PendingVM]:
+    recipes: dict[tuple[int, ...], Recipe] = {}
+    try:
+        names = list(_names(fleet, specs))
+    except VariableError as error:
+        flaws.append(_flaw(fleet, ("spec", "vm_name"), str(error)))
+        return
+    longest = max((name for name, _ in names), key=len, default="")
+    if len(longest) > NAME_LENGTH:
+        message = f"the VM name {longest} has {len(longest)} characters; at most {NAME_LENGTH} are allowed"
+        flaws.append(_flaw(fleet, ("metadata", "name"), message))
+        return
+    for name, index in names:
+        matching = tuple(n for n, override in enumerate(fleet.overrides) if fnmatchcase(name, override.match))
+        if index is None:
+            recipe = _recipe(fleet, matching, fleet.instances[name])
+        else:
+            recipe = recipes.get(matching) or recipes.setdefault(matching, _recipe(fleet, matching, {}))
+        host = fleet.instances[name].get("host") if index is None else None
+        yield PendingVM(name=name, index=index, fleet=fleet, recipe=recipe, hosts=(host,) if host else fleet.hosts)
 
 
-def _vm_spec(fleet: FleetSpec) -> VMSpec:
-    fields = {key: value for key, value in fleet.template.items() if key != "state"}
-    return msgspec.convert({"boot_args": HELLO_BOOT_ARGS} | fields, VMSpec)
+def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:
+    if fleet.replicas is None:
+        for name in fleet.instances:
+            yield name, None
+    elif fleet.vm_name == "${fleet}-${index:03d}":  # spares a scope for each VM of a large fleet
+        for index in range(fleet.replicas):
+            yield f"{fleet.name}-{index:03d}", index
+    else:
+        for index in range(fleet.replicas):
+            number = Layer(origin="built in", values={"index": index})
+            yield str(Scope(number, *fleet_layers(fleet, specs)).resolve(fleet.vm_name)), index
+
+
+def _recipe(fleet: FleetSpec, overrides: tuple[int, ...], own: dict[str, Any]) -> Recipe:
+    fields = fleet.template
+    for number in overrides:
+        fields = merged(fields, fleet.overrides[number].fields)
+    fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
+    return Recipe(fleet=fleet, fields=fields, looked_up=_looked_up(fields, fleet))
+
+
+def _looked_up(fields: dict[str, Any], fleet: FleetSpec) -> frozenset[str]:
+    """Names that the fields look up, through the fleet's own variables too."""
+    names = names_in(fields)
+    if not names:
+        return names
+    return names | names_in(dict(fleet.vars))
+
+
+def fleet_layers(fleet: FleetSpec, specs: Specs) -> tuple[Layer, ...]:
+    """The variables that are the same for all VMs of a fleet on all hosts, the strongest first."""
+    return (
+        Layer(origin="built in", values={"fleet": fleet.name, "project": specs.project}),
+        Layer(origin="-e", values=specs.extra_vars),
+        Layer(origin=f"fleet {fleet.name}", values=fleet.vars),
+    )
+
+
+def scope_of(vm: PendingVM, specs: Specs, host: str | None) -> Scope:
+    """What variables mean for a VM; without a host, host variables are not defined."""
+    built_in: dict[str, Any] = {"name": vm.name}
+    if vm.index is not None:
+        built_in["index"] = vm.index
+    beneath: tuple[Layer, ...] = ()
+    if host is not None:
+        inventory = specs.inventory or Inventory()
+        built_in["host"] = inventory.facts(host)
+        beneath = inventory.layers(host)
+    return Scope(Layer(origin="built in", values=built_in), *fleet_layers(vm.fleet, specs), *beneath)
+
+
+class Resolver:
+    """Turns pending VMs on hosts into state and spec; equal ones share their spec object."""
+
+    def __init__(self, specs: Specs) -> None:
+        self._specs = specs
+        self._known: dict[tuple[int, str, str], tuple[State, VMSpec]] = {}
+        self.flaws: list[Flaw] = []
+
+    def check(self) -> None:
+        """Raise SpecError when anything could not be resolved."""
+        if self.flaws:
+            raise SpecError(tuple(one_per_place(problems_of(self.flaws, self._specs.tree))))
+
+    def resolve(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
+        """The VM's state and spec on `host`. A mistake is noted in `flaws`, once for each recipe."""
+        names = vm.recipe.looked_up
+        by_vm = vm.name if names & PER_VM else ""
+        by_host = host if names else ""
+        key = (id(vm.recipe), by_host, by_vm)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._resolved(vm, host)
+        return found
+
+    def _resolved(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
+        try:
+            fields = self._fields(vm, host)
+            state: State = msgspec.convert(fields.pop("state", "running"), State)
+            return state, msgspec.convert({"boot_args": HELLO_BOOT_ARGS} | fields, VMSpec)
+        except VariableError as error:
+            self.flaws.append(_flaw(vm.fleet, _where(vm, error.name), f"{vm.name}: {error}"))
+        except msgspec.ValidationError as error:
+            what, _, where = str(error).partition(" - at `$")
+            path = where.rstrip("`").lstrip(".")
+            pointer = ("spec", "template", *(path.split(".") if path else ()))
+            self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: {path or 'template'}: {what.replace('`', '')}"))
+        return "running", VMSpec(image="hello")
+
+    def _fields(self, vm: PendingVM, host: str) -> dict[str, Any]:
+        if not vm.recipe.looked_up:
+            return dict(vm.recipe.fields)
+        before = scope_of(vm, self._specs, None)
+        after = scope_of(vm, self._specs, host)
+        return {
+            key: (before if key in _DECIDES_PLACEMENT else after).resolve(value)
+            for key, value in vm.recipe.fields.items()
+        }
+
+
+def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str) -> Flaw:
+    return Flaw(document=fleet.document, pointer=pointer, message=message)
+
+
+def _where(vm: PendingVM, name: str) -> tuple[str | int, ...]:
+    """The first field whose text looks `name` up."""
+    spec = vm.fleet.document.body["spec"]
+    return next(_pointers_to(spec, name, ("spec",)), ("spec", "template"))
+
+
+def _pointers_to(value: Any, name: str, pointer: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(value, str) and name in names_in(value):
+        yield pointer
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _pointers_to(item, name, (*pointer, key))

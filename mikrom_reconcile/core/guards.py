@@ -6,13 +6,15 @@ A refusal stops only what it concerns, and its message says the rule, the number
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.lifecycle import SATISFIES
-from mikrom_reconcile.core.model.desired import DesiredState, Policy, Share
-from mikrom_reconcile.core.model.plan import ChangeKind, Refusal, VMChange
+from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Policy, Share
+from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Refusal, VMChange
 from mikrom_reconcile.core.observed import Sight
 
 DISRUPTION = "10%"
@@ -40,22 +42,22 @@ def allowed(share: Share, total: int) -> int:
 
 
 def limit_removals(
-    changes: list[VMChange], sight: Sight, desired: DesiredState, limits: Limits
+    changes: list[VMChange], owned: Mapping[str, int], policies: Mapping[str, Policy], limits: Limits
 ) -> tuple[list[VMChange], list[Refusal]]:
     """Refuses all removals of a fleet that together pass its share, or that would take its last VM.
 
-    All or none: letting some through would empty a fleet in steps.
+    All or none: letting some through would empty a fleet in steps. `owned` counts the VMs that each fleet has,
+    `policies` are those of the fleets in the specs.
     """
     removals: dict[str, list[VMChange]] = defaultdict(list)
     for change in changes:
         if change.kind == "delete":
             removals[change.fleet].append(change)
-    owned = _owned(sight, desired)
     refusals = [
         refusal
         for fleet, going in sorted(removals.items())
         if fleet not in limits.confirmed and not limits.all_removals
-        for refusal in _removal_refusal(fleet, going, owned[fleet], _policy(fleet, going, desired), limits.prune_max)
+        for refusal in _removal_refusal(fleet, going, owned[fleet], _policy(fleet, going, policies), limits.prune_max)
     ]
     refused = {refusal.fleet for refusal in refusals}
     kept = [
@@ -82,6 +84,50 @@ def _removal_refusal(
     return (Refusal(fleet=fleet, vm="", rule="prune", message=message),)
 
 
+def protect(
+    changes: list[VMChange], policies: Mapping[str, Policy], project: str
+) -> tuple[list[VMChange], list[Refusal]]:
+    """Refuses to remove VMs whose record forbids it, whatever the specs say about them now.
+
+    An explicit `prevent_destroy: false` of the fleet is planned as a change of its own; the removal follows it.
+    """
+    kept: list[VMChange] = []
+    refusals: list[Refusal] = []
+    for change in changes:
+        seen = change.observed
+        if change.kind not in {"delete", "move"} or seen is None or not seen.policy.prevent_destroy:
+            kept.append(change)
+            continue
+        policy = policies.get(change.fleet)
+        if policy is not None and policy.prevent_destroy is False:
+            kept.append(_lifted(change, seen, policy, project))
+        else:
+            kept.append(_turned(change, "blocked", "prevent_destroy is recorded with it"))
+            way_out = f"to lift it: lifecycle: {{prevent_destroy: false}} in fleet {change.fleet}, apply, then remove"
+            refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="prevent_destroy", message=way_out))
+    return kept, refusals
+
+
+def _lifted(change: VMChange, seen: ObservedVM, policy: Policy, project: str) -> VMChange:
+    digest = spec_digest(project=project, fleet=seen.fleet, state=seen.state, spec=seen.spec, policy=policy)
+    desired = DesiredVM(
+        name=seen.name,
+        project=project,
+        fleet=seen.fleet,
+        host=seen.host,
+        state=seen.state,
+        spec=seen.spec,
+        policy=policy,
+        spec_digest=digest,
+    )
+    lifted = FieldChange(path="lifecycle.prevent_destroy", before=True, after=False, impact="record")
+    return msgspec.structs.replace(
+        _turned(change, "update", "its protection is lifted first, the removal follows in the next run"),
+        fields=(lifted,),
+        desired=desired,
+    )
+
+
 def limit_disruption(changes: list[VMChange], desired: DesiredState) -> list[VMChange]:
     """Lets at most a share of each fleet be taken down at a time; the others wait for a later pass.
 
@@ -92,7 +138,7 @@ def limit_disruption(changes: list[VMChange], desired: DesiredState) -> list[VMC
     budget = {fleet: max(0, allowed(DISRUPTION, total) - down[fleet]) for fleet, total in size.items()}
     result = []
     for change in changes:
-        if change.kind == "restart" and not _is_down(change):
+        if change.kind in {"restart", "move"} and not _is_down(change):
             if budget.get(change.fleet, 0) == 0:
                 result.append(_turned(change, "wait", _waiting(size[change.fleet], down[change.fleet])))
                 continue
@@ -113,16 +159,16 @@ def _is_down(change: VMChange) -> bool:
     return change.observed is None or change.observed.phase not in SATISFIES["running"]
 
 
-def _owned(sight: Sight, desired: DesiredState) -> Counter[str]:
+def owned_by_fleet(sight: Sight, desired: DesiredState) -> Counter[str]:
+    """How many VMs of each fleet the hosts that answered have."""
     rows = Counter(row.fleet for rows in sight.own.values() for row in rows)
     return rows + Counter(vm.fleet for vm in desired.vms if vm.name in sight.settled)
 
 
-def _policy(fleet: str, going: list[VMChange], desired: DesiredState) -> Policy:
+def _policy(fleet: str, going: list[VMChange], policies: Mapping[str, Policy]) -> Policy:
     """The policy in the specs, or for a fleet that vanished from them the strictest that its hosts recorded."""
-    for vm in desired.vms:
-        if vm.fleet == fleet:
-            return vm.policy
+    if fleet in policies:
+        return policies[fleet]
     recorded = [change.observed.policy for change in going if change.observed]
     return min(recorded, key=lambda policy: (allowed(policy.prune_max, 1000), policy.allow_empty), default=Policy())
 

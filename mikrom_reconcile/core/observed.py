@@ -92,14 +92,11 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
     )
 
 
-def locations(sight: Sight, placements: Placements, inventory: tuple[str, ...]) -> dict[str, str]:
-    """Where each known VM belongs: where it was observed, else where it is remembered.
+def locations(sight: Sight, placements: Placements, inventory: Iterable[str]) -> dict[str, str]:
+    """Where each known VM is: where it was observed, else where it is remembered.
 
     A host that left the inventory and answers without the VM is not a place for it any more.
     """
-    remembered = {
-        name: host
-        for name, host in placements.vms.items()
-        if host in inventory or host in sight.dark or name in sight.settled
-    }
+    kept = {*inventory, *sight.dark}
+    remembered = {name: host for name, host in placements.vms.items() if host in kept or name in sight.settled}
     return remembered | {name: rows[0].host for name, rows in sight.own.items()}

@@ -1,23 +1,46 @@
-"""Which host each VM belongs on. An existing VM stays where it is; a new one goes where the fewest are."""
+"""Which host each VM belongs on. An existing VM stays where it is, while that is allowed; a new one goes where the
+fewest are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from heapq import heapify, heapreplace
 
-from mikrom_reconcile.core.model.desired import PendingVM
+from mikrom_reconcile.core.expand import PendingVM
 
 
-def place(
-    vms: Iterable[PendingVM], located: Mapping[str, str], hosts: tuple[str, ...]
-) -> Iterator[tuple[PendingVM, str]]:
-    """Each VM with its host. `hosts` (at least one) may get new VMs; `located` may name other hosts too."""
-    load = dict.fromkeys(hosts, 0)
-    for host in located.values():
-        if host in load:
-            load[host] += 1
-    for vm in vms:
-        host = located.get(vm.name, "")
-        if not host:
-            host = min(load, key=lambda name: (load[name], name)) if len(load) > 1 else hosts[0]
-            load[host] += 1
-        yield vm, host
+class Landscape:
+    """The hosts of a run, and how many VMs each has or will have."""
+
+    def __init__(self, inventory: tuple[str, ...], dark: Iterable[str], located: Mapping[str, str]) -> None:
+        self._inventory = inventory
+        self._dark = frozenset(dark)
+        self._located = located
+        self._load: dict[str, int] = {}
+        for host in located.values():
+            self._load[host] = self._load.get(host, 0) + 1
+        self._queues: dict[tuple[str, ...], list[tuple[int, str]]] = {}
+
+    def place(self, vms: Iterable[PendingVM]) -> Iterator[tuple[PendingVM, str]]:
+        """Each VM with its host. A VM on a dark host stays there: nobody knows more."""
+        for vm in vms:
+            allowed = self._inventory if vm.hosts is None else vm.hosts
+            host = self._located.get(vm.name, "")
+            if not host or (host not in allowed and host not in self._dark):
+                host = self._emptiest(allowed)
+                self._load[host] = self._load.get(host, 0) + 1
+            yield vm, host
+
+    def _emptiest(self, allowed: tuple[str, ...]) -> str:
+        """The host with the fewest VMs, by name among equals; a dark one only if all are."""
+        if len(allowed) == 1:
+            return allowed[0]
+        queue = self._queues.get(allowed)
+        if queue is None:
+            reachable = [host for host in allowed if host not in self._dark] or list(allowed)
+            queue = self._queues[allowed] = [(self._load.get(host, 0), host) for host in reachable]
+            heapify(queue)
+        while queue[0][0] != self._load.get(queue[0][1], 0):  # other fleets have filled it meanwhile
+            heapreplace(queue, (self._load[queue[0][1]], queue[0][1]))
+        return queue[0][1]

@@ -10,11 +10,14 @@ import msgspec
 from mikrom_reconcile.core.desired import desired_state
 from mikrom_reconcile.core.diff import diff, in_scope, name_taken
 from mikrom_reconcile.core.digests import digest_of
-from mikrom_reconcile.core.guards import Limits, limit_disruption, limit_removals
+from mikrom_reconcile.core.expand import PendingVM, expand
+from mikrom_reconcile.core.guards import Limits, limit_disruption, limit_removals, owned_by_fleet, protect
 from mikrom_reconcile.core.model.desired import DesiredState
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
 from mikrom_reconcile.core.observed import Expected, FleetOnHost, Sight, expected, locations, queries, sight_of
+from mikrom_reconcile.core.placement import Landscape
+from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
 from mikrom_reconcile.core.specs import Specs
 
 ACTION_DEADLINE_S = 300.0
@@ -26,15 +29,17 @@ VERBS: dict[ChangeKind, Verb] = {
     "stop": "stop",
     "update": "update",
     "restart": "restart",
+    "move": "delete",  # it is made on its new host once it is proven gone from the old one
     "delete": "delete",
 }
 """The verb that carries a kind of change out; kinds without one are not acted on."""
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run asks the hosts before it can plan, and what it asked it from."""
+    """What a run asks the hosts before it can plan, and what it asked it from. `hosts` may get new VMs."""
 
     specs: Specs
+    pending: tuple[PendingVM, ...]
     placements: Placements
     hosts: tuple[str, ...]
     expected: dict[FleetOnHost, Expected]
@@ -50,48 +55,58 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     highest_token: int
 
 
-def question(specs: Specs, placements: Placements, hosts: Iterable[str], *, destroy: bool = False) -> Question:
-    """What to ask `hosts` (the inventory), and those hosts too on which VMs are remembered.
+def question(specs: Specs, placements: Placements, *, here: str, destroy: bool = False) -> Question:
+    """What to ask the hosts of the inventory, or `here` without one, and those on which VMs are remembered.
 
     `destroy` wants everything that the specs own gone, so every row is asked for.
     """
-    inventory = tuple(sorted(hosts))
-    desired = desired_state(specs, placements.vms, inventory)
+    hosts = tuple(sorted(specs.inventory.hosts)) if specs.inventory else (here,)
+    pending = expand(specs)
+    desired = desired_state(specs, pending, Landscape(hosts, (), placements.vms))
     if destroy:
         desired = msgspec.structs.replace(desired, vms=())
     known = expected(desired, placements)
-    asked = {*inventory, *placements.vms.values()}
     return Question(
         specs=specs,
+        pending=pending,
         placements=placements,
-        hosts=inventory,
+        hosts=hosts,
         expected=known,
-        queries=queries(desired, placements, asked, known),
+        queries=queries(desired, placements, {*hosts, *placements.vms.values()}, known),
         destroy=destroy,
     )
 
 
-def decide(asked: Question, observed: ObservedState, limits: Limits) -> Decision:
+def decide(asked: Question, observed: ObservedState, limits: Limits, selection: Selection = EVERYTHING) -> Decision:
     """The plan that follows from the reports. Pure: the same arguments give the same bytes."""
-    project = asked.specs.project
-    sight = sight_of(observed, project, asked.expected)
+    specs = asked.specs
+    sight = sight_of(observed, specs.project, asked.expected)
     desired = _placed(asked, sight)
     hiding = tuple(sorted(host for host in sight.dark if host not in asked.placements.covers))
     changes, unchanged = diff(desired, sight, hiding)
-    changes, refusals = limit_removals(changes, sight, desired, limits)
+    policies = {fleet.name: fleet.policy for fleet in specs.fleets}
+    changes, protected = protect(changes, policies, specs.project)
+    changes, pruned = limit_removals(changes, owned_by_fleet(sight, desired), policies, limits)
+    changes, left_out = selected(changes, selection, specs)
     changes = limit_disruption(changes, desired)
+    names = {(change.name, change.fleet) for change in changes}
+    refusals = [
+        refusal
+        for refusal in (*protected, *pruned, *_names_taken(changes))
+        if any(refusal.fleet == fleet and refusal.vm in {"", name} for name, fleet in names)
+    ]
     plan = _numbered(
         Plan(
             id="",
-            project=project,
-            revision=asked.specs.revision,
+            project=specs.project,
+            revision=specs.tree.revision,
             taken_at=observed.taken_at,
             changes=tuple(changes),
             unchanged=unchanged,
-            actions=tuple(actions_of(changes, project)),
-            refusals=(*refusals, *_names_taken(changes)),
+            actions=tuple(actions_of(changes, specs.project)),
+            refusals=tuple(refusals),
             unreachable=dict(sorted(sight.dark.items())),
-            warnings=tuple(_warnings(desired, sight)),
+            warnings=(*_warnings(desired, sight), *left_out),
         )
     )
     return Decision(plan=plan, placements=_to_remember(asked, desired, sight), highest_token=sight.highest_token)
@@ -108,7 +123,7 @@ def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
             "host": change.host,
             "vm": change.name,
             "project": project,
-            "desired": None if change.kind == "delete" else change.desired,
+            "desired": None if VERBS[change.kind] == "delete" else change.desired,
             "expect": Expect(uid=seen.uid, generation=seen.generation) if seen else Expect(uid=None, generation=0),
             "deadline_s": ACTION_DEADLINE_S,
         }
@@ -117,9 +132,8 @@ def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
 
 def _placed(asked: Question, sight: Sight) -> DesiredState:
     """The specs on the hosts where things were found; nothing at all for a destroy."""
-    reachable = tuple(host for host in asked.hosts if host not in sight.dark)
-    located = locations(sight, asked.placements, asked.hosts)
-    desired = desired_state(asked.specs, located, reachable or asked.hosts)
+    landscape = Landscape(asked.hosts, sight.dark, locations(sight, asked.placements, asked.hosts))
+    desired = desired_state(asked.specs, asked.pending, landscape)
     return msgspec.structs.replace(desired, vms=()) if asked.destroy else desired
 
 

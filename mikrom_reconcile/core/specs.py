@@ -1,288 +1,218 @@
-"""A source tree to checked documents, or every mistake in it at once, each with its place and what to write instead."""
+"""The specs: typed documents that fit together, or every mistake in them at once."""
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.core.documents import Flaw, Schemas, nearest, problems_of, read_tree
 from mikrom_reconcile.core.errors import SpecError
-from mikrom_reconcile.core.model.desired import Policy, Share
+from mikrom_reconcile.core.inventory import Group, Host, Inventory
+from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
-from mikrom_reconcile.core.yaml_text import YamlDocument, place, read_documents
+from mikrom_reconcile.core.patterns import PatternError, select
 
-API_VERSION = "mikrom/v1"
 DEFAULT_PROJECT = "default"
 IMAGES = ("hello",)
 """Images that need no document of their own."""
 
-NAME_LENGTH = 48
-"""Longest name of a VM: it is part of socket paths, which have at most 107 bytes."""
 
-Schemas = Mapping[str, str]
-"""Kind to the text of its JSON Schema."""
+class Override(msgspec.Struct, frozen=True, kw_only=True):
+    """Template fields for the VMs whose names match `match`, a wildcard."""
 
-_PLANNED = ("Inventory", "Network", "Image", "Refactor")
+    match: str
+    fields: dict[str, Any]
 
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One Fleet document. `template` is as written; `expand` turns it into VMs."""
+    """One Fleet document. `replicas` is None for a fleet of named instances. `hosts` are those that the pattern
+    selects, None where there is no inventory: this machine.
+    """
 
     document: SpecDocument
     name: str
-    replicas: int
+    tags: tuple[str, ...]
+    vars: Mapping[str, Any]
+    hosts: tuple[str, ...] | None
+    replicas: int | None
+    vm_name: str
     template: dict[str, Any]
+    overrides: tuple[Override, ...]
+    instances: dict[str, dict[str, Any]]
     policy: Policy
+    ignore_changes: tuple[str, ...]
 
 
 class Specs(msgspec.Struct, frozen=True, kw_only=True):
     """All that the specs say, fleets sorted by name. `whole`: a Project document stands among them."""
 
-    revision: str
+    tree: SourceTree
     project: str
     whole: bool
+    inventory: Inventory | None
+    extra_vars: dict[str, Any]
     fleets: tuple[FleetSpec, ...]
 
 
-class _Located(msgspec.Struct, frozen=True, kw_only=True):
-    """A document with the nodes that tell where its values stand, and the lines to quote."""
-
-    document: SpecDocument
-    yaml: YamlDocument
-    lines: list[str]
-
-    def problem(
-        self, pointer: tuple[str | int, ...], message: str, hint: str = "", *, key: bool = False
-    ) -> SpecProblem:
-        """A problem with the value (or the key) at `pointer`."""
-        line, column = place(self.yaml, pointer, key=key)
-        return SpecProblem(
-            path=self.document.path,
-            line=line,
-            column=column,
-            pointer="".join(f"/{step}" for step in pointer),
-            message=message,
-            hint=hint,
-            excerpt=self.lines[line - 1] if line <= len(self.lines) else "",
-        )
-
-
-def read_specs(tree: SourceTree, schemas: Schemas) -> Specs:
+def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Specs:
     """The specs in `tree`. Raises SpecError with every problem, sorted by place."""
-    problems: list[SpecProblem] = []
-    located: list[_Located] = []
-    validators = _Validators(schemas)
-    for file in tree.files:
-        documents, mistakes = read_documents(file.path, file.text)
-        problems += mistakes
-        lines = file.text.splitlines()
-        for document in documents:
-            candidate = _locate(file.path, document, lines)
-            found = list(_document_problems(candidate, validators))
-            problems += found
-            if not found:
-                located.append(candidate)
-    problems += _cross_checks(located)
-    if problems:
-        raise SpecError(_one_per_place(problems))
-    return _specs(tree.revision, [item.document for item in located])
-
-
-def documents_in(tree: SourceTree) -> int:
-    """How many documents the tree holds, right or wrong."""
-    return sum(len(read_documents(file.path, file.text)[0]) for file in tree.files)
-
-
-def _locate(path: str, document: YamlDocument, lines: list[str]) -> _Located:
-    body = document.value if isinstance(document.value, dict) else {}
-    metadata = body.get("metadata")
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    spec_document = SpecDocument(path=path, line=document.line, kind=str(body.get("kind")), name=str(name), body=body)
-    return _Located(document=spec_document, yaml=document, lines=lines)
-
-
-def _document_problems(item: _Located, validators: _Validators) -> Iterator[SpecProblem]:
-    value = item.yaml.value
-    if not isinstance(value, dict):
-        yield item.problem((), "a document must be a mapping", "begin with apiVersion, kind and metadata")
-        return
-    if "kind" not in value:
-        yield item.problem((), "kind is missing", f"one of {', '.join(validators.kinds)}")
-        return
-    kind = value["kind"]
-    if kind not in validators.kinds:
-        if kind in _PLANNED:
-            yield item.problem(("kind",), f"kind {kind} is not implemented yet")
-        else:
-            yield item.problem(("kind",), f"unknown kind {kind!r}", _nearest(str(kind), validators.kinds))
-        return
-    for error in validators.of(kind).iter_errors(value):
-        yield from _schema_problems(item, error)
-
-
-class _Validators:
-    """One compiled validator per kind, made when it is first needed."""
-
-    def __init__(self, schemas: Schemas) -> None:
-        self._schemas = schemas
-        self._compiled: dict[str, Any] = {}
-        self.kinds = tuple(sorted(schemas))
-
-    def of(self, kind: str) -> Any:
-        if kind not in self._compiled:
-            from jsonschema import Draft202012Validator  # noqa: PLC0415 - 85 ms that `get vms` need not pay
-
-            self._compiled[kind] = Draft202012Validator(json.loads(self._schemas[kind]))
-        return self._compiled[kind]
-
-
-def _schema_problems(item: _Located, error: Any) -> Iterator[SpecProblem]:
-    pointer = tuple(error.absolute_path)
-    where = ".".join(str(step) for step in pointer) or "the document"
-    if error.validator == "additionalProperties":
-        known = tuple(error.schema.get("properties", {}))
-        for key in error.instance:
-            if key not in known:
-                hint = _nearest(str(key), known)
-                yield item.problem((*pointer, key), f"unknown key {key!r} in {where}", hint, key=True)
-    elif error.validator == "required":
-        missing = next(key for key in error.validator_value if f"'{key}'" in error.message)
-        yield item.problem(pointer, f"{missing} is missing in {where}", _described(error.schema, missing))
-    else:
-        yield item.problem(pointer, *_MESSAGES.get(error.validator, _other)(where, error))
-
-
-def _wrong_type(where: str, error: Any) -> tuple[str, str]:
-    types = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-    wanted = " or ".join(_TYPE_WORDS[word] for word in types)
-    return f"{where} must be {wanted}, not {_shown(error.instance)}", error.schema.get("description", "")
-
-
-def _wrong_word(where: str, error: Any) -> tuple[str, str]:
-    words = tuple(str(word) for word in error.validator_value)
-    return f"{where} cannot be {_shown(error.instance)}", _nearest(str(error.instance), words)
-
-
-def _wrong_constant(where: str, error: Any) -> tuple[str, str]:
-    return f"{where} cannot be {_shown(error.instance)}", f"write {error.validator_value}"
-
-
-def _wrong_pattern(where: str, error: Any) -> tuple[str, str]:
-    hint = _PATTERN_HINTS.get(error.validator_value, f"it must match {error.validator_value}")
-    return f"{where} cannot be {_shown(error.instance)}", hint
-
-
-def _out_of_range(where: str, error: Any) -> tuple[str, str]:
-    low, high = error.schema.get("minimum"), error.schema.get("maximum")
-    limits = f"from {low} up" if high is None else f"from {low} to {high}"
-    return f"{where} is {error.instance}; it must be {limits}", ""
-
-
-def _other(where: str, error: Any) -> tuple[str, str]:
-    return f"{where}: {error.message}"[:300], error.schema.get("description", "")
-
-
-_MESSAGES: dict[str, Callable[[str, Any], tuple[str, str]]] = {
-    "type": _wrong_type,
-    "enum": _wrong_word,
-    "const": _wrong_constant,
-    "pattern": _wrong_pattern,
-    "minimum": _out_of_range,
-    "maximum": _out_of_range,
-}
-_TYPE_WORDS = {
-    "object": "a mapping",
-    "array": "a list",
-    "string": "text",
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "true or false",
-    "null": "empty",
-}
-_PATTERN_HINTS = {
-    "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$": "up to 48 of a-z, 0-9 and '-', a letter or digit at both ends",
-    "^(100|[0-9]{1,2})%$": "a number of VMs, or a percentage from 0% to 100%",
-    "^[ -~]*$": "printable ASCII only",
-}
-
-
-def _cross_checks(items: Iterable[_Located]) -> Iterator[SpecProblem]:
-    """Mistakes that no single document shows."""
-    first: dict[tuple[str, str], _Located] = {}
-    for item in items:
-        document = item.document
-        key = ("Project", "") if document.kind == "Project" else (document.kind, document.name)
-        if (earlier := first.setdefault(key, item)) is not item:
-            there = f"{earlier.document.path}:{earlier.document.line}"
-            yield item.problem(("metadata", "name"), f"a second {document.kind} {document.name}; see {there}")
-        if document.kind == "Fleet":
-            yield from _fleet_problems(item)
-
-
-def _fleet_problems(item: _Located) -> Iterator[SpecProblem]:
-    spec = item.document.body["spec"]
-    image = spec["template"]["image"]
-    if image not in IMAGES:
-        yield item.problem(("spec", "template", "image"), f"unknown image {image!r}", _nearest(image, IMAGES))
-    longest = vm_name(item.document.name, max(0, spec["replicas"] - 1))
-    if len(longest) > NAME_LENGTH:
-        message = f"its VMs would have names of {len(longest)} characters ({longest})"
-        yield item.problem(("metadata", "name"), message, f"a VM name has at most {NAME_LENGTH}")
-
-
-def vm_name(fleet: str, index: int) -> str:
-    """The name of a fleet's VM number `index`, from 0."""
-    return f"{fleet}-{index:03d}"
-
-
-def _specs(revision: str, documents: list[SpecDocument]) -> Specs:
+    documents, flaws, problems = read_tree(tree, schemas)
+    inventory = _inventory(documents)
+    flaws += [*_doubles(documents), *_inventory_flaws(documents, inventory), *_fleet_flaws(documents, inventory)]
+    if flaws or problems:
+        raise SpecError(one_per_place([*problems, *problems_of(flaws, tree)]))
     projects = [document.name for document in documents if document.kind == "Project"]
-    fleets = [_fleet(document) for document in documents if document.kind == "Fleet"]
+    fleets = [_fleet(document, inventory) for document in documents if document.kind == "Fleet"]
     return Specs(
-        revision=revision,
+        tree=tree,
         project=projects[0] if projects else DEFAULT_PROJECT,
         whole=bool(projects),
+        inventory=inventory,
+        extra_vars=extra_vars or {},
         fleets=tuple(sorted(fleets, key=lambda fleet: fleet.name)),
     )
 
 
-def _fleet(document: SpecDocument) -> FleetSpec:
+def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
     spec = document.body["spec"]
-    prune = spec.get("prune", {})
-    policy = Policy()
-    maximum: Share = prune.get("max", policy.prune_max)
+    prune, lifecycle = spec.get("prune", {}), spec.get("lifecycle", {})
+    default = Policy()
+    hosts = None
+    if inventory is not None:
+        hosts = select(spec.get("hosts", "all"), inventory.hosts, inventory.members())
     return FleetSpec(
         document=document,
         name=document.name,
-        replicas=spec["replicas"],
-        template=spec["template"],
-        policy=Policy(prune_max=maximum, allow_empty=prune.get("allow_empty", policy.allow_empty)),
+        tags=tuple(document.body["metadata"].get("tags", ())),
+        vars=spec.get("vars", {}),
+        hosts=hosts,
+        replicas=spec.get("replicas"),
+        vm_name=spec.get("vm_name", "${fleet}-${index:03d}"),
+        template=spec.get("template", {}),
+        overrides=tuple(
+            Override(match=entry["match"], fields={key: value for key, value in entry.items() if key != "match"})
+            for entry in spec.get("overrides", ())
+        ),
+        instances={name: fields or {} for name, fields in spec.get("instances", {}).items()},
+        policy=Policy(
+            prune_max=prune.get("max", default.prune_max),
+            allow_empty=prune.get("allow_empty", default.allow_empty),
+            prevent_destroy=lifecycle.get("prevent_destroy"),
+        ),
+        ignore_changes=tuple(lifecycle.get("ignore_changes", ())),
     )
 
 
-def _one_per_place(problems: list[SpecProblem]) -> tuple[SpecProblem, ...]:
-    """Sorted by place; where YAML and the schema both complain of one value, the first complaint is enough."""
+def _inventory(documents: list[SpecDocument]) -> Inventory | None:
+    """The inventory and the variables beside it; the first document counts, a second is a problem of its own."""
+    document = next((document for document in documents if document.kind == "Inventory"), None)
+    if document is None:
+        return None
+    spec = document.body["spec"]
+    return Inventory(
+        hosts={name: msgspec.convert(host or {}, Host) for name, host in spec["hosts"].items()},
+        groups={name: msgspec.convert(group or {}, Group) for name, group in spec.get("groups", {}).items()},
+        group_vars=_vars_files(documents, "GroupVars"),
+        host_vars=_vars_files(documents, "HostVars"),
+        origin=document.path,
+    )
+
+
+def _vars_files(documents: list[SpecDocument], kind: str) -> dict[str, dict[str, Any]]:
+    return {document.name: document.body for document in documents if document.kind == kind}
+
+
+# ---- mistakes that no single document shows ---------------------------------------------------------------------
+
+
+def _doubles(documents: list[SpecDocument]) -> Iterator[Flaw]:
+    first: dict[tuple[str, str], SpecDocument] = {}
+    for document in documents:
+        single = document.kind in {"Project", "Inventory"}
+        earlier = first.setdefault((document.kind, "" if single else document.name), document)
+        if earlier is not document:
+            message = f"a second {document.kind} {document.name}; the first is {earlier.path}:{earlier.line}"
+            pointer = () if document.kind.endswith("Vars") else ("metadata", "name")
+            yield Flaw(document=document, pointer=pointer, message=message)
+
+
+def _inventory_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:
+    hosts = tuple(inventory.hosts) if inventory else ()
+    groups = tuple(inventory.groups) if inventory else ()
+    for document in documents:
+        if document.kind == "Inventory":
+            yield from _group_flaws(document, hosts, groups)
+        known = {"GroupVars": (*groups, "all"), "HostVars": hosts}.get(document.kind)
+        if known is not None and document.name not in known:
+            what = "group" if document.kind == "GroupVars" else "host"
+            message = f"the inventory has no {what} {document.name}"
+            yield Flaw(document=document, pointer=(), message=message, hint=nearest(document.name, known))
+
+
+def _group_flaws(document: SpecDocument, hosts: tuple[str, ...], groups: tuple[str, ...]) -> Iterator[Flaw]:
+    for name, group in document.body["spec"].get("groups", {}).items():
+        pointer: tuple[str | int, ...] = ("spec", "groups", name)
+        if name in hosts or name == "all":
+            message = f"{name} cannot be a group: it is a host's name or all"
+            yield Flaw(document=document, pointer=pointer, message=message, key=True)
+        for word, known in (("hosts", hosts), ("children", groups)):
+            for number, entry in enumerate((group or {}).get(word, ())):
+                if entry not in known:
+                    message = f"the inventory has no {'host' if word == 'hosts' else 'group'} {entry}"
+                    hint = nearest(entry, known)
+                    yield Flaw(document=document, pointer=(*pointer, word, number), message=message, hint=hint)
+
+
+def _fleet_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:
+    for document in documents:
+        if document.kind != "Fleet":
+            continue
+        spec = document.body["spec"]
+        if ("replicas" in spec) == ("instances" in spec):
+            found = "both" if "replicas" in spec else "neither"
+            message = f"a fleet has either replicas or instances, and this has {found}"
+            yield Flaw(document=document, pointer=("spec",), message=message)
+        yield from _host_flaws(document, spec, inventory)
+        yield from _image_flaws(document, spec)
+
+
+def _host_flaws(document: SpecDocument, spec: dict[str, Any], inventory: Inventory | None) -> Iterator[Flaw]:
+    named: dict[tuple[str, ...], str] = {("spec", "hosts"): spec["hosts"]} if "hosts" in spec else {}
+    for name, fields in (spec.get("instances") or {}).items():
+        if fields and "host" in fields:
+            named["spec", "instances", name, "host"] = fields["host"]
+    for pointer, pattern in named.items():
+        if inventory is None:
+            message, hint = "there is no Inventory, so no host can be named", "add one, or leave this out"
+            yield Flaw(document=document, pointer=pointer, message=message, hint=hint)
+        elif pointer == ("spec", "hosts"):
+            try:
+                if not select(pattern, inventory.hosts, inventory.members()):
+                    yield Flaw(document=document, pointer=pointer, message=f"{pattern!r} selects no host")
+            except PatternError as error:
+                hint = nearest(error.term.lstrip("&!"), (*inventory.hosts, *inventory.groups))
+                yield Flaw(document=document, pointer=pointer, message=str(error), hint=hint)
+        elif pattern not in inventory.hosts:
+            message, hint = f"the inventory has no host {pattern}", nearest(pattern, tuple(inventory.hosts))
+            yield Flaw(document=document, pointer=pointer, message=message, hint=hint)
+
+
+def _image_flaws(document: SpecDocument, spec: dict[str, Any]) -> Iterator[Flaw]:
+    places: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [(("spec", "template"), spec.get("template", {}))]
+    places += [(("spec", "overrides", number), entry) for number, entry in enumerate(spec.get("overrides", ()))]
+    places += [(("spec", "instances", name), fields or {}) for name, fields in spec.get("instances", {}).items()]
+    for pointer, fields in places:
+        image = fields.get("image")
+        if image is not None and image not in IMAGES and "${" not in image:
+            message, hint = f"unknown image {image!r}", nearest(image, IMAGES)
+            yield Flaw(document=document, pointer=(*pointer, "image"), message=message, hint=hint)
+
+
+def one_per_place(problems: list[SpecProblem]) -> tuple[SpecProblem, ...]:
+    """Sorted by place; where several complain of one value, the first complaint is enough."""
     kept: dict[tuple[str, int, int], SpecProblem] = {}
     for problem in problems:
         kept.setdefault((problem.path, problem.line, problem.column), problem)
     return tuple(kept[key] for key in sorted(kept))
-
-
-def _nearest(word: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"known are {', '.join(known)}" if known else ""
-
-
-def _described(schema: Any, key: str) -> str:
-    entry = schema.get("properties", {}).get(key, {})
-    return entry.get("description") or (f"write {key}: {entry['const']}" if "const" in entry else "")
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -29,11 +29,10 @@ _PREFIX = "tag:yaml.org,2002:"
 
 
 class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """One document: its value, the line it begins on, and the nodes that know where everything stands."""
+    """One document: its value, and the line its value begins on, from 1."""
 
     line: int
     value: Any
-    root: Any
 
 
 class _Mistake(Exception):  # noqa: N818 - it never leaves this module
@@ -58,7 +57,7 @@ def read_documents(path: str, text: str) -> tuple[list[YamlDocument], list[SpecP
                 continue
             reading = _Reading()
             value = reading.value(root, 0)
-            documents.append(YamlDocument(line=root.start_mark.line + 1, value=value, root=root))
+            documents.append(YamlDocument(line=root.start_mark.line + 1, value=value))
             problems += [_problem(path, lines, m.node.start_mark, m.message, m.hint) for m in reading.mistakes]
     except _Mistake as mistake:
         problems.append(_problem(path, lines, mistake.node.start_mark, mistake.message, mistake.hint))
@@ -77,17 +76,34 @@ def read_documents(path: str, text: str) -> tuple[list[YamlDocument], list[SpecP
     return documents, problems
 
 
-def place(document: YamlDocument, pointer: tuple[str | int, ...], *, key: bool = False) -> tuple[int, int]:
-    """Line and column, from 1, of the value at `pointer`, or of its key; of the nearest parent if it is not there."""
-    node = document.root
-    mark = node.start_mark
-    for step in pointer:
-        child = _child(node, step)
-        if child is None:
-            break
-        key_node, node = child
-        mark = key_node.start_mark if key else node.start_mark
-    return mark.line + 1, mark.column + 1
+class Places:
+    """Where values stand in one file; made only for a file that has a mistake, since finding places is slow."""
+
+    def __init__(self, text: str) -> None:
+        self.lines = text.splitlines()
+        self._roots: dict[int, Any] = {}
+        try:
+            for root in yaml.compose_all(text, Loader=_LOADER):
+                if root is not None:
+                    self._roots[root.start_mark.line + 1] = root
+        except yaml.YAMLError:
+            pass  # the documents before the syntax error have their places
+
+    def find(self, document_line: int, pointer: tuple[str | int, ...], *, key: bool = False) -> tuple[int, int]:
+        """Line and column, from 1, of the value at `pointer`, or of its key; of the nearest parent if it is absent."""
+        node = self._roots[document_line]
+        mark = node.start_mark
+        for step in pointer:
+            child = _child(node, step)
+            if child is None:
+                break
+            key_node, node = child
+            mark = key_node.start_mark if key else node.start_mark
+        return mark.line + 1, mark.column + 1
+
+    def line(self, number: int) -> str:
+        """The text of a line, from 1; "" past the end."""
+        return self.lines[number - 1] if number <= len(self.lines) else ""
 
 
 class _Reading:

@@ -61,7 +61,13 @@ class Project:
 
     def documents(self) -> list[dict[str, object]]:
         head: dict[str, object] = {"apiVersion": "mikrom/v1", "kind": "Project", "metadata": {"name": PROJECT}}
-        return [*([head] if self.whole else []), *(fleet.document() for fleet in self.fleets)]
+        inventory: dict[str, object] = {
+            "apiVersion": "mikrom/v1",
+            "kind": "Inventory",
+            "metadata": {"name": "all"},
+            "spec": {"hosts": dict.fromkeys(HOSTS)},
+        }
+        return [*([head] if self.whole else []), inventory, *(fleet.document() for fleet in self.fleets)]
 
     def tree(self, order: list[int] | None = None) -> SourceTree:
         """One file per document, the documents in any order among the files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,8 +16,8 @@ Share = int | str
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Firecracker's machine configuration, under Firecracker's names."""
 
-    vcpu_count: int = 1
-    mem_size_mib: int = 128
+    vcpu_count: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
+    mem_size_mib: Annotated[int, msgspec.Meta(ge=1, le=1048576)] = 128
 
 
 class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,29 +25,20 @@ class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     image: str
     machine: Machine = Machine()
-    boot_args: str = ""
+    boot_args: Annotated[str, msgspec.Meta(max_length=2000, pattern="^[ -~]*$")] = ""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What protects a fleet; kept in each VM's record, so that removing the fleet does not unprotect it.
 
     `prune_max` is the share of the fleet that one unattended run may remove.
-    `allow_empty` lets the fleet lose its last VM.
+    `allow_empty` lets the fleet lose its last VM. `prevent_destroy` forbids what would lose data; None in a spec
+    keeps what the VM's record says.
     """
 
     prune_max: Share = "20%"
     allow_empty: bool = False
-
-
-class PendingVM(msgspec.Struct, frozen=True, kw_only=True):
-    """One VM as the specs want it, not yet placed on a host."""
-
-    name: str
-    project: str
-    fleet: str
-    state: State
-    spec: VMSpec
-    policy: Policy
+    prevent_destroy: bool | None = None
 
 
 class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +55,7 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     spec: VMSpec
     policy: Policy
     spec_digest: str
+    ignore_changes: tuple[str, ...] = ()
 
 
 class DesiredState(msgspec.Struct, frozen=True, kw_only=True):

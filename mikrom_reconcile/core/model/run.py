@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,7 +20,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `origin` says who asked ("apply by ana@build7", "beat"), for logs and for those who wait for the lease.
     `destroy` wants everything that the specs own gone. `prune_max` replaces the fleets' own share for this run;
-    `confirmed` names fleets whose removals a person has confirmed by typing the name.
+    `confirmed` names fleets whose removals a person has confirmed by typing the name. `extra_vars` win over all other
+    variables; `limit`, `tags` and `skip_tags` narrow what is done (`core.selection`).
     """
 
     run_id: str
@@ -29,6 +30,10 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     destroy: bool = False
     prune_max: Share | None = None
     confirmed: tuple[str, ...] = ()
+    extra_vars: dict[str, Any] = {}
+    limit: str | None = None
+    tags: tuple[str, ...] = ()
+    skip_tags: tuple[str, ...] = ()
     forks: int = 32
     timeout_s: float = 600.0
 

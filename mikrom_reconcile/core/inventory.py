@@ -1,0 +1,74 @@
+"""The inventory: hosts, groups of hosts, and the variables that both carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.variables import Layer
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """One hypervisor host."""
+
+    vars: dict[str, Any] = {}
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """Hosts that have something in common, directly or through other groups."""
+
+    hosts: tuple[str, ...] = ()
+    children: tuple[str, ...] = ()
+    vars: dict[str, Any] = {}
+
+
+class Inventory(msgspec.Struct, frozen=True, kw_only=True):
+    """All hosts and groups, with the files of group_vars/ and host_vars/."""
+
+    hosts: dict[str, Host] = {}
+    groups: dict[str, Group] = {}
+    group_vars: dict[str, dict[str, Any]] = {}
+    host_vars: dict[str, dict[str, Any]] = {}
+    origin: str = "no inventory"
+
+    def members(self) -> dict[str, frozenset[str]]:
+        """Each group with all its hosts, those of its children included. Groups in a circle share theirs."""
+        return {name: frozenset(self._hosts_of(name, frozenset())) for name in self.groups}
+
+    def groups_of(self, host: str) -> tuple[str, ...]:
+        """The groups that a host is in, the most general first: parents before children, then by name."""
+        inside = [name for name, hosts in self.members().items() if host in hosts]
+        return tuple(sorted(inside, key=lambda name: (self._depth(name, frozenset()), name)))
+
+    def layers(self, host: str) -> tuple[Layer, ...]:
+        """The variables of a host, the strongest first: host_vars, group_vars, the inventory's own."""
+        groups = self.groups_of(host)[::-1]
+        own = self.hosts.get(host, Host())
+        found = [
+            Layer(origin=f"host_vars/{host}", values=self.host_vars.get(host, {})),
+            *(Layer(origin=f"group_vars/{name}", values=self.group_vars.get(name, {})) for name in (*groups, "all")),
+            Layer(origin=f"host {host} in {self.origin}", values=own.vars),
+            *(Layer(origin=f"group {name} in {self.origin}", values=self.groups[name].vars) for name in groups),
+        ]
+        return tuple(layer for layer in found if layer.values)
+
+    def facts(self, host: str) -> dict[str, Any]:
+        """What `${host.…}` means: all variables of the host, and its name."""
+        values: dict[str, Any] = {}
+        for layer in reversed(self.layers(host)):
+            values |= layer.values
+        return values | {"name": host}
+
+    def _hosts_of(self, group: str, seen: frozenset[str]) -> Iterator[str]:
+        if group in seen or group not in self.groups:
+            return
+        yield from self.groups[group].hosts
+        for child in self.groups[group].children:
+            yield from self._hosts_of(child, seen | {group})
+
+    def _depth(self, group: str, seen: frozenset[str]) -> int:
+        """How many groups stand above this one."""
+        parents = [name for name, other in self.groups.items() if group in other.children and name not in seen]
+        return 1 + max((self._depth(name, seen | {group}) for name in parents), default=-1)

@@ -1,0 +1,122 @@
+"""Variables: `${name}`, `${index:03d}`, `${host.rack}`. Lookups only, no logic; what is undefined is an error.
+
+A scalar that is exactly one `${x}` takes the type of x; inside other text x becomes text. `$${` is a literal `${`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+_LOOKUP = re.compile(r"\$\$\{|\$\{([^}]*)\}|\$\{")
+_INSIDE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)(?::(0?[1-9][0-9]?d))?$")
+_MAX_DEPTH = 8
+"""How far a variable may lead to another; a circle is found here."""
+
+
+class VariableError(ValueError):
+    """A lookup cannot be answered; `name` is the variable, "" if the text is no lookup at all."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """Variables from one place. `origin` says where, for `render --explain`."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+class Scope:
+    """What names mean for one VM: layers, the strongest first. Remembers which names were looked up."""
+
+    def __init__(self, *layers: Layer) -> None:
+        self._layers = layers
+        self.used: dict[str, tuple[Any, str]] = {}
+
+    def lookup(self, name: str, depth: int = 0) -> Any:
+        """The value of `name`. Raises VariableError when no layer has it or it leads in a circle."""
+        if depth > _MAX_DEPTH:
+            raise VariableError(f"${{{name}}} leads in a circle", name)
+        for layer in self._layers:
+            found, value = _dig(layer.values, name)
+            if found:
+                resolved = self.resolve(value, depth + 1)
+                self.used[name] = (resolved, layer.origin)
+                return resolved
+        raise VariableError(f"${{{name}}} is not defined", name)
+
+    def resolve(self, value: Any, depth: int = 0) -> Any:
+        """`value` with every lookup in it answered."""
+        if isinstance(value, str):
+            return self._text(value, depth) if "${" in value else value
+        if isinstance(value, dict):
+            return {key: self.resolve(item, depth) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.resolve(item, depth) for item in value]
+        return value
+
+    def _text(self, text: str, depth: int) -> Any:
+        whole = _LOOKUP.fullmatch(text)
+        if whole and whole[1] is not None and ":" not in whole[1]:
+            return self.lookup(_parsed(whole[1])[0], depth)
+        return _LOOKUP.sub(lambda match: self._piece(match, depth), text)
+
+    def _piece(self, match: re.Match[str], depth: int) -> str:
+        if match[0] == "$${":
+            return "${"
+        name, form = _parsed(match[1])
+        value = self.lookup(name, depth)
+        if isinstance(value, dict | list):
+            raise VariableError(f"${{{name}}} is a {_KIND[type(value)]} and cannot stand inside text", name)
+        if form:
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise VariableError(f"${{{name}:{form}}}: {name} is not a whole number", name)
+            return format(value, form)
+        return _as_text(value)
+
+
+def names_in(value: Any) -> frozenset[str]:
+    """The names that a value looks up directly."""
+    if isinstance(value, str):
+        if "${" not in value:
+            return frozenset()
+        return frozenset(_parsed(match[1])[0] for match in _LOOKUP.finditer(value) if match[0] != "$${")
+    if isinstance(value, dict):
+        return frozenset().union(*(names_in(item) for item in value.values()))
+    if isinstance(value, list):
+        return frozenset().union(*(names_in(item) for item in value))
+    return frozenset()
+
+
+def _parsed(inside: str | None) -> tuple[str, str]:
+    match = _INSIDE.match(inside or "")
+    if not match:
+        raise VariableError(
+            f"${{{inside or ''} is no lookup; write ${{name}}, ${{index:03d}}, or $${{ for the text", ""
+        )
+    return match[1], match[2] or ""
+
+
+def _dig(values: Mapping[str, Any], name: str) -> tuple[bool, Any]:
+    """`host.rack` as values["host"]["rack"]."""
+    value: Any = values
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return False, None
+        value = value[part]
+    return True, value
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_KIND = {dict: "mapping", list: "list"}

@@ -74,7 +74,7 @@ class Host:
 
     def converge(self, vm: str, desired: DesiredVM | None) -> list[ActionOutcome]:
         """The next runs until there is nothing to do, three at most."""
-        outcomes = []
+        outcomes: list[ActionOutcome] = []
         for _ in range(3):
             self.token += 1
             given = self.next_order(vm, desired)

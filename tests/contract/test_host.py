@@ -180,6 +180,18 @@ def test_a_vm_whose_record_cannot_be_read_is_reported_and_left_alone(host: Host,
     assert host.seen(VM) == seen
 
 
+@pytest.mark.parametrize("verb", ["create", "delete"])
+def test_what_a_killed_writer_left_of_a_vm_without_a_record_goes_with_the_next_order(host: Host, verb: Verb) -> None:
+    draft = host.state_dir / "vms" / VM / "record.json.new"
+    draft.parent.mkdir(parents=True)
+    draft.write_text('{"format_ver')
+    assert host.seen(VM) is None
+    result = host.hypervisor.execute(order(verb, VM)).result
+    assert result == ("done" if verb == "create" else "already_done")
+    assert not draft.exists()
+    assert draft.parent.exists() == (verb == "create")
+
+
 def test_whoever_holds_the_lock_is_not_waited_for(host: Host) -> None:
     with host.records.lock(VM):
         outcome = host.another().execute(order("create", VM))

@@ -85,6 +85,10 @@ class Deed:
         step = f"checking what it is ordered to be by {action.verb}"
         if why_not := self._driver.unsupported(action.desired.spec):
             raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
+        if self.found is None and (facts := self._driver.observe(self._ordered)).status != "none":
+            # never our own doing (the record is there first and goes last), so nobody can say whose it is
+            message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"
+            raise PermanentError(message, vm=action.vm, step=step)
         respecified = action.verb == "update" and self.found and self.found.spec != action.desired.spec
         if respecified and self.found and self._driver.observe(self.found).status != "none":
             raise PermanentError("its spec changes only while it is down: restart it", vm=action.vm, step=step)

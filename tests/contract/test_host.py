@@ -180,6 +180,17 @@ def test_a_vm_whose_record_cannot_be_read_is_reported_and_left_alone(host: Host,
     assert host.seen(VM) == seen
 
 
+def test_a_vmm_without_a_record_may_be_anybodys_and_is_left_alone(host: Host) -> None:
+    host.created(VM)
+    (host.state_dir / "vms" / VM / "record.json").unlink()
+    pids = host.bench.pids(VM)
+    outcome = host.hypervisor.execute(order("create", VM))
+    assert outcome.result == "failed_permanent"
+    assert "without a record" in (outcome.error or "")
+    assert host.bench.pids(VM) == pids
+    assert host.records.read(VM) is None
+
+
 @pytest.mark.parametrize("verb", ["create", "delete"])
 def test_what_a_killed_writer_left_of_a_vm_without_a_record_goes_with_the_next_order(host: Host, verb: Verb) -> None:
     draft = host.state_dir / "vms" / VM / "record.json.new"

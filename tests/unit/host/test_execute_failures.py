@@ -75,9 +75,10 @@ def test_what_ended_again_at_once_is_not_done(host: Host) -> None:
 
 
 def test_a_vmm_that_runs_with_something_else_is_not_done(host: Host) -> None:
-    facts = VMMFacts(status="running", pid=1, machine=BIGGER.machine, boot_args="quiet")
-    host.driver.facts[VM] = facts
-    outcome = host.execute(order("create", VM))
+    seen = host.created()
+    host.driver.vmms.clear()
+    host.driver.boots_instead = BIGGER
+    outcome = host.execute(order("start", VM, seen))
     assert outcome.result == "failed_temporary"
     assert "machine.mem_size_mib is 8" in error(outcome)
 

@@ -26,7 +26,10 @@ INTERRUPTED = 130
 def run(words: Sequence[str]) -> int:
     """The exit code of `mikrom WORDS`. What went wrong is on stderr. BrokenPipeError is the caller's matter."""
     try:
-        return int(root.main(list(words), prog_name="mikrom", standalone_mode=False) or 0)
+        with root.make_context("mikrom", list(words)) as context:  # not root.main(): it makes 1 of a broken pipe
+            return int(root.invoke(context) or 0)
+    except click.exceptions.Exit as asked:
+        return asked.exit_code
     except BrokenPipeError:
         raise
     except (KeyboardInterrupt, click.Abort):

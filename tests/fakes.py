@@ -39,7 +39,8 @@ class FakeDriver:
     """A driver whose VMMs are entries of a dict.
 
     `faults` maps a method to what its next calls raise, before they do anything, or after it with "start, late".
-    `calls` tells what was called, observing apart. `facts` replaces what is seen of a VM.
+    `calls` tells what was called, observing apart. `facts` replaces what is seen of a VM, `boots_instead` the spec
+    that is booted.
     """
 
     name = "fake"
@@ -51,6 +52,7 @@ class FakeDriver:
         self.calls: list[str] = []
         self.graces: list[float] = []
         self.refused: str | None = None
+        self.boots_instead: VMSpec | None = None
         self._lock = threading.Lock()
 
     def unsupported(self, spec: VMSpec) -> str | None:
@@ -69,7 +71,7 @@ class FakeDriver:
         self.calls.append("start")
         self._fault("start")
         with self._lock:
-            self.vmms.setdefault(record.vm, record.spec)
+            self.vmms.setdefault(record.vm, self.boots_instead or record.spec)
         self._fault("start, late")
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:

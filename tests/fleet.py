@@ -18,7 +18,7 @@ from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.settings import Settings, load
 
 ROOT = Path(__file__).parent.parent
-PASSWORD = "never-in-an-argument"  # noqa: S105 - of a server that lives for a test
+PASSWORD = "never-in-an-argument"
 READY_S = 20.0
 KEYS = Keys("mikrom:queue")
 
@@ -41,18 +41,23 @@ class Fleet:
         conf = folder / "redis.conf"
         conf.write_text(f'port 0\nunixsocket {folder}/redis.sock\nrequirepass {PASSWORD}\nsave ""\ndir {folder}\n')
         self.run("redis", ["redis-server", str(conf)])
-        wait_until(lambda: (folder / "redis.sock").exists(), "the private Redis")
+        wait_until((folder / "redis.sock").exists, "the private Redis")
 
-    def environment(self, **more: str) -> dict[str, str]:
-        """The variables of a process of this fleet, none of this machine's among them."""
+    @staticmethod
+    def environment_of(folder: Path, url: str, **more: str) -> dict[str, str]:
+        """The variables of a process of a fleet, none of this machine's among them."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MIKROM_", "CELERY_"))}
         own = {
-            "MIKROM_BROKER_URL": self.url,
+            "MIKROM_BROKER_URL": url,
             "MIKROM_DRIVER": "simulated",
-            "MIKROM_STATE_DIR": f"{self.folder}/state",
-            "MIKROM_RUN_DIR": f"{self.folder}/run",
+            "MIKROM_STATE_DIR": f"{folder}/state",
+            "MIKROM_RUN_DIR": f"{folder}/run",
         }
         return kept | own | more
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The variables of a process of this fleet."""
+        return self.environment_of(self.folder, self.url, **more)
 
     def settings(self, **more: str) -> Settings:
         return load(self.environment(**more))
@@ -89,6 +94,11 @@ class Fleet:
         """What a process has said; `owner` as in the keys, or the name given to `run`."""
         name = "-".join(owner.split(":")[:2])
         return (self.folder / f"{name}.log").read_text()
+
+    def stop_redis(self) -> None:
+        """Take the broker away."""
+        self._processes[0].kill()
+        self._processes[0].wait()
 
     def close(self) -> None:
         """End everything, Redis last."""

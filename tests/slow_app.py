@@ -13,7 +13,6 @@ from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from mikrom_reconcile.settings import load
 from tests.slow_host import slow_host
 
-
 settings = load()
 app = make_app(settings)
 boot_s = float(os.environ.get("MIKROM_TEST_BOOT_S", "0.2"))

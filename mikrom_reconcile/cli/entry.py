@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 
 import click
@@ -26,7 +24,10 @@ INTERRUPTED = 130
 def run(words: Sequence[str]) -> int:
     """The exit code of `mikrom WORDS`. What went wrong is on stderr. BrokenPipeError is the caller's matter."""
     try:
-        return int(root.main(list(words), prog_name="mikrom", standalone_mode=False) or 0)
+        with root.make_context("mikrom", list(words)) as context:  # not root.main(): it makes 1 of a broken pipe
+            return int(root.invoke(context) or 0)
+    except click.exceptions.Exit as asked:
+        return asked.exit_code
     except BrokenPipeError:
         raise
     except (KeyboardInterrupt, click.Abort):
@@ -38,7 +39,7 @@ def run(words: Sequence[str]) -> int:
     except MikromError as error:
         return _told(error)
     except Exception:  # noqa: BLE001 - the last place where a mistake of ours can be told
-        return _internal(traceback.format_exc())
+        return _internal()
 
 
 def _told(error: MikromError) -> int:
@@ -56,8 +57,12 @@ def _told(error: MikromError) -> int:
             return ERROR
 
 
-def _internal(trace: str) -> int:
+def _internal() -> int:
     """A mistake of this program: say so in a line and keep the traceback for whoever mends it."""
+    import tempfile  # 8 ms that only a mistake has to pay
+    import traceback
+
+    trace = traceback.format_exc()
     if os.environ.get("MIKROM_DEBUG") == "1":
         show(trace, sys.stderr)
         return INTERNAL

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-import secrets
+import os
 import socket
 
 from mikrom_reconcile.core.model.desired import Share
@@ -24,7 +24,7 @@ def request_for(
 ) -> RunRequest:
     """The request of one command; what an option left open is as the settings say."""
     return RunRequest(
-        run_id=secrets.token_hex(6),
+        run_id=os.urandom(6).hex(),
         origin=f"{command} by {_user()}@{socket.gethostname()}",
         tree=tree,
         destroy=destroy,

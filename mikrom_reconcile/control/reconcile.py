@@ -76,7 +76,7 @@ class Reconciler:
             plan=approved,
             outcomes=tuple(outcomes),
             remaining=decision.plan,
-            late=bool(actions) and deadline.passed(),
+            late=deadline.passed() and bool(decision.plan.actions),
             started_at=started_at,
             finished_at=self._clock.now(),
         )

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.specs import SourceTree
@@ -89,7 +89,7 @@ def _messages(keys: Keys, settings: Settings) -> dict[str, Any]:
         "timezone": "UTC",
         "enable_utc": True,
         "task_default_queue": keys.queue,
-        "task_queues": [Queue(own)],  # what a worker consumes that is not told with -Q
+        "task_queues": [Queue(own, Exchange(own), routing_key=own)],  # consumed by a worker that is not told with -Q
         "task_create_missing_queues": True,
         "task_default_priority": NORMAL,
         "task_acks_late": False,

@@ -17,6 +17,7 @@ from typing import Any
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
+from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.errors import MikromError, PastDeadlineError, SetupError
 from mikrom_reconcile.core.model.plan import Plan
@@ -48,8 +49,8 @@ class RemoteEngine:
         self._keys = self._app.keys
         self._redis = connect(broker_url)
         self._broker = without_password(broker_url)
-        self.hosts = CeleryHosts(self._app, self._redis)
-        self.store = RedisStore(self._redis, prefix=self._keys.prefix)
+        self.hosts: Hosts = CeleryHosts(self._app, self._redis)
+        self.store: RunStore = RedisStore(self._redis, prefix=self._keys.prefix)
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change. Raises SpecError, SourceError, and MikromError without a control worker."""

@@ -72,4 +72,4 @@ def _end_all() -> None:
     import gevent  # noqa: PLC0415 - only called where it is loaded
 
     for greenlet in tuple(_under_way):
-        gevent.kill(greenlet, PastDeadlineError("the host's worker is being stopped"), block=False)
+        gevent.kill(greenlet, PastDeadlineError("the host's worker is being stopped"))

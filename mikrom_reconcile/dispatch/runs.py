@@ -133,7 +133,9 @@ def _answering(task: Any, call: str) -> Iterator[Say]:
     try:
         yield say
     except Exception as error:  # noqa: BLE001 - the caller is told of every end; who else would be
-        if not isinstance(error, MikromError):
+        if isinstance(error, MikromError):
+            _log.warning("ended: %s", error, extra={"run": call})
+        else:
             _log.exception("internal error", extra={"run": call})
         say("error", failure_of(error, task_id=task.request.id))
 

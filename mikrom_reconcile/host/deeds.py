@@ -9,10 +9,7 @@ is decided before (`fence.py`); what is told about it afterwards, in `execute.py
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable
-from datetime import datetime
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -23,6 +20,7 @@ from mikrom_reconcile.core.model.observed import Attempt, ObservedVM
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.observe import drift_of, row_of
+from mikrom_reconcile.host.ordered import ordered_record, stamp
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
 from mikrom_reconcile.host.records import Records
 
@@ -51,7 +49,8 @@ class Deed:
         self._began_s = clock.monotonic()
         self.seen: ObservedVM | None = None
         self._may_have_started = False
-        self._ordered = _ordered_record(order, found, records=records, now=clock.now())
+        tombstone = records.tombstone(order.action.vm) if found is None else None
+        self._ordered = ordered_record(order, found, tombstone=tombstone, now=clock.now())
 
     def steps(self) -> tuple[Step, ...]:
         """What is to be done, with names that fit after "while"."""
@@ -86,6 +85,10 @@ class Deed:
         step = f"checking what it is ordered to be by {action.verb}"
         if why_not := self._driver.unsupported(action.desired.spec):
             raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
+        if self.found is None and (facts := self._driver.observe(self._ordered)).status != "none":
+            # never our own doing (the record is there first and goes last), so nobody can say whose it is
+            message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"
+            raise PermanentError(message, vm=action.vm, step=step)
         respecified = action.verb == "update" and self.found and self.found.spec != action.desired.spec
         if respecified and self.found and self._driver.observe(self.found).status != "none":
             raise PermanentError("its spec changes only while it is down: restart it", vm=action.vm, step=step)
@@ -107,7 +110,7 @@ class Deed:
     def withdraw(self) -> None:
         """Order the VM down under its old spec: the new one is recorded once no VMM runs the old one."""
         record = self._now()
-        self._write(replace(record, state="stopped", last_error=None, **_stamp(self.order, record)))
+        self._write(replace(record, state="stopped", last_error=None, **stamp(self.order, record)))
 
     def record_order(self) -> None:
         """Write down what the VM is to be from now on."""
@@ -220,34 +223,6 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
     ),
 }
 """Every verb. A create finishes an interrupted delete first; a start that finds a VMM other than ordered restarts."""
-
-
-def _ordered_record(order: Order, found: VMRecord | None, *, records: Records, now: datetime) -> VMRecord:
-    """The record that says what `order` wants."""
-    action, desired = order.action, order.action.desired
-    if desired is None:
-        assert found is not None, "the fence answers a delete of the absent"  # noqa: S101
-        return replace(found, state="absent", last_error=None, **_stamp(order, found))
-    wanted: dict[str, Any] = {
-        "fleet": desired.fleet, "state": desired.state, "spec": desired.spec, "policy": desired.policy,
-        "spec_digest": desired.spec_digest,
-    }  # fmt: skip
-    if found is None or found.state == "absent":
-        tombstone = records.tombstone(action.vm)
-        generation = (found or tombstone).generation if found or tombstone else 0
-        stamp = {"generation": generation + 1, "token": order.token, "action_id": action.id}
-        uid = secrets.token_hex(8)
-        return VMRecord(vm=action.vm, project=action.project, uid=uid, created_at=now, **wanted, **stamp)
-    if action.verb == "update":  # changes nothing about what runs, and so nothing about why it does not
-        return replace(found, **wanted, **_stamp(order, found))
-    attempt = found.attempt if found.attempt and found.attempt.spec_digest == desired.spec_digest else None
-    return replace(found, **wanted, **_stamp(order, found), last_error=None, attempt=attempt)
-
-
-def _stamp(order: Order, found: VMRecord) -> dict[str, Any]:
-    """Who changes the record; an order that carries on where it was interrupted is the same generation."""
-    generation = found.generation if found.action_id == order.action.id else found.generation + 1
-    return {"generation": generation, "token": order.token, "action_id": order.action.id}
 
 
 def log_fields(order: Order, step: str = "", duration_s: float = 0.0) -> dict[str, object]:

@@ -59,6 +59,12 @@ def is_alive(identity: Identity) -> bool:
     return found is not None and found[0] not in "ZX" and found[1] == identity.starttime
 
 
+def is_known(identity: Identity) -> bool:
+    """Whether this very process is still in the process table: alive, dying thread by thread, or a zombie."""
+    found = _state_and_starttime(identity.pid) if identity.boot_id == boot_id() else None
+    return found is not None and found[1] == identity.starttime
+
+
 def age_s(identity: Identity) -> float:
     """How long ago the process was started."""
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - identity.starttime / _TICKS_PER_S)
@@ -126,8 +132,7 @@ def open_pidfd(identity: Identity) -> int | None:
         pidfd = os.pidfd_open(identity.pid)
     except ProcessLookupError:
         return None
-    found = _state_and_starttime(identity.pid)
-    if identity.boot_id == boot_id() and found is not None and found[1] == identity.starttime:
+    if is_known(identity):
         return pidfd
     os.close(pidfd)
     return None

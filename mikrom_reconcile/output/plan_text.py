@@ -10,6 +10,7 @@ from typing import Any, get_args
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan, VMChange
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.section import section
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted, listed
 
@@ -110,9 +111,3 @@ def unreachable(plan: Plan) -> Iterator[str]:
     for host, reason in plan.unreachable.items():
         reasons.setdefault(reason, []).append(host)
     return (f"{grouped(hosts)}: {reason}; its VMs are left as they are" for reason, hosts in reasons.items())
-
-
-def section(title: str, entries: Iterable[str], style: Style, look: str) -> list[str]:
-    """A title with its entries, after an empty line; nothing at all without entries."""
-    lines = [f"  {style.paint('!', look)} {one_line(entry)}" for entry in entries]
-    return ["", style.paint(f"{title}:", look), *lines] if lines else []

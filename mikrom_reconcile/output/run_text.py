@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, Result, RunReport
+from mikrom_reconcile.core.model.run import ActionOutcome, RunReport
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.plan_text import refusals, section, unreachable
+from mikrom_reconcile.output.plan_text import refusals, unreachable
+from mikrom_reconcile.output.section import section
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted, duration, listed
 from mikrom_reconcile.output.verdict import Verdict, VMOnHost, verdict_of
@@ -23,8 +24,6 @@ PAST: dict[str, str] = {
     "delete": "deleted",
 }
 """What has been done when a verb has been carried out."""
-
-FAILED: frozenset[Result] = frozenset({"failed_temporary", "failed_permanent"})
 
 
 def outcome_line(outcome: ActionOutcome, style: Style) -> str:

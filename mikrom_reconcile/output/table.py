@@ -23,4 +23,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Cell]], style: Style) -
 def _line(row: Sequence[Cell], widths: Sequence[int], style: Style) -> str:
     last = len(row) - 1
     padded = ((text if column == last else text.ljust(widths[column]), look) for column, (text, look) in enumerate(row))
-    return "  ".join(style.paint(text, *([look] if look else [])) for text, look in padded)
+    return "  ".join(style.paint(text, *([look] if look else [])) for text, look in padded).rstrip()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
 from mikrom_reconcile.core.model.plan import Plan, VMChange
-from mikrom_reconcile.core.model.run import ActionOutcome, RunReport
+from mikrom_reconcile.core.model.run import ActionOutcome, Result, RunReport
 
 CHANGES_OR_FAILED = 2
 """`plan --detailed-exitcode`: something to change. A run: some VM is not as specified. All four are bits."""
 UNREACHABLE = 4
 REFUSED = 8
 LATE = 16
+
+FAILED: frozenset[Result] = frozenset({"failed_temporary", "failed_permanent"})
 
 VMOnHost = tuple[str, str]
 """VM and host."""
@@ -59,14 +60,14 @@ def plan_exit_code(plan: Plan, *, detailed: bool) -> int:
 def verdict_of(report: RunReport) -> Verdict:
     """The judgement of a run, by what its last observation still found different.
 
-    An action that failed on a VM which is as specified in the end is no failure. Without a last observation the
-    actions alone decide, and what was never tried has failed.
+    An action that failed on a VM which is as specified in the end is no failure. Without a last observation nothing
+    that was to be changed counts as specified.
     """
     last = {(outcome.vm, outcome.host): outcome for outcome in report.outcomes}
-    final = report.remaining or report.plan
     planned = {(change.name, change.host) for change in report.plan.changes}
+    final = report.remaining or report.plan
     findings: dict[VMOnHost, Finding] = {}
-    for change in _open_changes(report, last):
+    for change in final.changes:
         if change.host in final.unreachable:
             continue
         vm = (change.name, change.host)
@@ -80,25 +81,24 @@ def verdict_of(report: RunReport) -> Verdict:
     )
 
 
-def _open_changes(report: RunReport, last: dict[VMOnHost, ActionOutcome]) -> Iterable[VMChange]:
-    if report.remaining is not None:
-        return report.remaining.changes
-    done = {vm for vm, outcome in last.items() if outcome.result in {"done", "already_done"}}
-    return [change for change in report.plan.changes if (change.name, change.host) not in done]
-
-
 def _finding(change: VMChange, outcome: ActionOutcome | None, *, late: bool, planned: bool) -> Finding | None:
     """Why this VM is not as specified; None when only the deadline is to blame. First match wins."""
     if change.kind == "blocked":
-        return "refused", "; ".join(change.reasons)
+        return "refused", _why(change)
     if outcome is not None and outcome.result == "stale":
         return "refused", outcome.error or "the world has moved since the plan"
-    if outcome is not None and outcome.result in {"failed_temporary", "failed_permanent"}:
+    if outcome is not None and outcome.result in FAILED:
         return "failed", f"{outcome.verb}: {outcome.error or outcome.result}"
     if late:
         return None
+    if outcome is not None and outcome.result == "skipped":
+        return "failed", f"{outcome.verb} was not begun: {outcome.error or 'skipped'}"
     if outcome is not None:
-        return "failed", f"{outcome.verb} was done, and yet it needs {change.kind}: {'; '.join(change.reasons)}"
+        return "failed", f"{outcome.verb} was done, and yet it needs {change.kind}: {_why(change)}"
     if planned:
         return "failed", f"{change.wanted or change.kind} was not come to; run again"
-    return "refused", f"needs {change.kind} since after the plan was made ({'; '.join(change.reasons)}); run again"
+    return "refused", f"needs {change.kind} since after the plan was made ({_why(change)}); run again"
+
+
+def _why(change: VMChange) -> str:
+    return "; ".join(change.reasons)

@@ -7,22 +7,24 @@ from datetime import datetime
 
 from mikrom_reconcile.core.lifecycle import SATISFIES
 from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.output.section import section
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import Cell, table
 from mikrom_reconcile.output.units import age, mebibytes
 
-_HEADER = ("NAME", "FLEET", "HOST", "STATE", "PHASE", "VCPU", "MEM", "PID", "AGE")
+_HEADER: tuple[str, ...] = ("NAME", "FLEET", "HOST", "STATE", "PHASE", "VCPU", "MEM", "PID", "AGE")
 
 
 def vms_text(vms: Sequence[ObservedVM], now: datetime, style: Style) -> str:
-    """One line per VM; the project is a column when there is more than one."""
+    """One line per VM, then what went wrong with whom; the project is a column when there is more than one."""
     if not vms:
         return "No VMs.\n"
-    with_project = len({vm.project for vm in vms}) > 1
-    rows = [_row(vm, now) for vm in vms]
-    if not with_project:
-        return table(_HEADER, rows, style)
-    return table(("PROJECT", *_HEADER), [((vm.project, ""), *row) for vm, row in zip(vms, rows, strict=True)], style)
+    header, rows = _HEADER, [_row(vm, now) for vm in vms]
+    if len({vm.project for vm in vms}) > 1:
+        header = ("PROJECT", *header)
+        rows = [((vm.project, ""), *row) for vm, row in zip(vms, rows, strict=True)]
+    errors = (f"{vm.name} on {vm.host}: {vm.last_error}" for vm in vms if vm.last_error)
+    return table(header, rows, style) + "".join(f"{line}\n" for line in section("Last errors", errors, style, "red"))
 
 
 def _row(vm: ObservedVM, now: datetime) -> tuple[Cell, ...]:

@@ -16,7 +16,7 @@ from mikrom_reconcile.host.hypervisor import Hypervisor
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.wiring import SystemClock
-from tests.contract.drivers import Bench
+from tests.contract.drivers import Bench, wait_until
 from tests.fakes import HOST, order
 
 KEPT = ("locks", "tombstones", "tokens", "images")
@@ -52,6 +52,8 @@ class Host:
         outcome = self.hypervisor.execute(order("create", vm, desired=desired, token=self.token))
         assert outcome.result == "done", outcome.error
         assert outcome.observed is not None
+        if outcome.observed.phase == "running":  # the guest hears Ctrl-Alt-Del once it has said that it is up
+            wait_until(lambda: b"MIKROM-UP" in self.hypervisor.console(vm, max_bytes=1000), "the guest's first line")
         return outcome.observed
 
     def order(
@@ -74,7 +76,7 @@ class Host:
 
     def converge(self, vm: str, desired: DesiredVM | None) -> list[ActionOutcome]:
         """The next runs until there is nothing to do, three at most."""
-        outcomes = []
+        outcomes: list[ActionOutcome] = []
         for _ in range(3):
             self.token += 1
             given = self.next_order(vm, desired)

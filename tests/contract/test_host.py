@@ -20,7 +20,7 @@ from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
-from tests.contract.drivers import Bench, SimulatedBench, wait_until
+from tests.contract.drivers import Bench, SimulatedBench
 from tests.contract.hosts import Host
 from tests.fakes import BIGGER, SPEC, desired_vm, order
 
@@ -33,11 +33,6 @@ def host(bench: Bench, own_environment: Path) -> Host:
     return Host(bench, own_environment)
 
 
-def wait_for_boot(host: Host, vm: str = VM) -> None:
-    """The demo guest hears Ctrl-Alt-Del once it has said that it is up."""
-    wait_until(lambda: b"MIKROM-UP" in host.hypervisor.console(vm, max_bytes=1000), "the guest's first line")
-
-
 # ---- the verbs ------------------------------------------------------------------------------------------------
 
 
@@ -45,7 +40,6 @@ def test_a_vm_lives_through_every_verb_and_leaves_nothing(host: Host) -> None:
     seen = host.created(VM)
     assert (seen.phase, seen.project, seen.drift, seen.generation) == ("running", "shop", (), 1)
     assert [seen.pid] == host.bench.pids(VM)
-    wait_for_boot(host)
     steps: list[tuple[Verb, str]] = [
         ("stop", "stopped"), ("start", "running"), ("update", "running"), ("restart", "running"),
     ]  # fmt: skip
@@ -68,7 +62,6 @@ def test_a_vm_lives_through_every_verb_and_leaves_nothing(host: Host) -> None:
 
 def test_a_stopped_guest_was_asked_and_not_killed(host: Host) -> None:
     seen = host.created(VM)
-    wait_for_boot(host)
     host.hypervisor.execute(order("stop", VM, seen))
     assert b"MIKROM-CAD bye" in host.hypervisor.console(VM, max_bytes=1000)
 
@@ -178,6 +171,29 @@ def test_a_vm_whose_record_cannot_be_read_is_reported_and_left_alone(host: Host,
     assert len(host.bench.pids(VM)) == 1
     path.write_bytes(whole)
     assert host.seen(VM) == seen
+
+
+def test_a_vmm_without_a_record_may_be_anybodys_and_is_left_alone(host: Host) -> None:
+    host.created(VM)
+    (host.state_dir / "vms" / VM / "record.json").unlink()
+    pids = host.bench.pids(VM)
+    outcome = host.hypervisor.execute(order("create", VM))
+    assert outcome.result == "failed_permanent"
+    assert "without a record" in (outcome.error or "")
+    assert host.bench.pids(VM) == pids
+    assert host.records.read(VM) is None
+
+
+@pytest.mark.parametrize("verb", ["create", "delete"])
+def test_what_a_killed_writer_left_of_a_vm_without_a_record_goes_with_the_next_order(host: Host, verb: Verb) -> None:
+    draft = host.state_dir / "vms" / VM / "record.json.new"
+    draft.parent.mkdir(parents=True)
+    draft.write_text('{"format_ver')
+    assert host.seen(VM) is None
+    result = host.hypervisor.execute(order(verb, VM)).result
+    assert result == ("done" if verb == "create" else "already_done")
+    assert not draft.exists()
+    assert draft.parent.exists() == (verb == "create")
 
 
 def test_whoever_holds_the_lock_is_not_waited_for(host: Host) -> None:

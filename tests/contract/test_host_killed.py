@@ -24,6 +24,9 @@ from tests.contract.drivers import Bench
 from tests.contract.hosts import Host
 from tests.fakes import BIGGER, desired_vm
 
+# Python 3.12 and later warn when a process with threads forks, and pytest-xdist has some; the child touches none
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
 Prepare = Callable[[Host, str], tuple[Order, DesiredVM | None]]
 
 

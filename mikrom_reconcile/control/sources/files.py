@@ -45,10 +45,11 @@ class FileSource:
             bytes_left -= len(content)
             if bytes_left < 0:
                 raise SourceError(f"more than {MAX_TREE_BYTES >> 20} MiB of specs up to {path}; is the path right?")
-            if problem := _problem_in(str(path), content):
+            shown = os.fsencode(path).decode("utf-8", "replace")  # a name may be no UTF-8, but what travels must be
+            if problem := _problem_in(shown, content):
                 problems.append(problem)
             else:
-                files.append(SourceFile(path=str(path), text=content.decode("utf-8-sig")))
+                files.append(SourceFile(path=shown, text=content.decode("utf-8-sig")))
         if problems:
             raise SpecError(tuple(problems))
         if not files:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import PermanentError
 from mikrom_reconcile.core.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
@@ -74,8 +73,8 @@ class FirecrackerDriver:
             if found is not None and (facts := self._ask(places, found)) is not None:
                 return facts
             process.reap()
-            if locks.is_taken(places.lock):
-                return VMMFacts(status="starting")  # held, but not by a VMM yet: it is just being spawned
+            if vmm.is_being_spawned(places):
+                return VMMFacts(status="starting")
             return VMMFacts(status="none", end=_last_end(places))
 
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
@@ -156,11 +155,11 @@ class FirecrackerDriver:
                     state = api.get("/", _Instance).state
                     config = api.get("/vm/config", _Config)
             except UnreachableError:
-                if not process.is_alive(found):
+                if not vmm.is_vmm(places, found):
                     return None
                 return alive(status="starting" if process.age_s(found) < BOOT_S else "socket_lost")
             except NoAnswerError:
-                if not process.is_alive(found):
+                if not vmm.is_vmm(places, found):
                     return None
                 continue
             if state == "Not started":

@@ -117,17 +117,30 @@ def write_proc(places: Places, proc: Proc) -> None:
     write_whole(places.proc, msgspec.json.encode(proc), durable=False)
 
 
+def is_vmm(places: Places, identity: process.Identity) -> bool:
+    """Whether this process is a VMM of this VM. One that is being torn down has closed its files and is none."""
+    return process.is_alive(identity) and process.stdin_of(identity.pid) == str(places.lock)
+
+
 def find(places: Places) -> process.Identity | None:
     """The live, proven VMM; a Proc if it is the one written down. None: no VMM, or one that is only being spawned."""
-    lock = str(places.lock)
     proc = read_proc(places)
-    if proc is not None and process.is_alive(proc) and process.stdin_of(proc.pid) == lock:
+    if proc is not None and is_vmm(places, proc):
         return proc
     if locks.is_taken(places.lock):
-        for pid in process.with_stdin(lock):
+        for pid in process.with_stdin(str(places.lock)):
             if (identity := process.identify(pid)) is not None:
                 return identity
     return None
+
+
+def is_being_spawned(places: Places) -> bool:
+    """Whether somebody who is no VMM (`find` found none) holds the lock to become one.
+
+    The threads of a killed VMM hold the lock for moments longer than its first thread lives.
+    """
+    proc = read_proc(places)
+    return not (proc is not None and process.is_known(proc)) and locks.is_taken(places.lock)
 
 
 def lingers(places: Places) -> bool:

@@ -101,6 +101,11 @@ def test_a_nul_byte_is_told_with_its_place(tmp_path: Path) -> None:
     assert (problem.line, problem.column) == (2, 4)
 
 
+def test_a_file_name_that_is_no_utf8_can_still_be_told(tmp_path: Path) -> None:
+    write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.yml")))
+    assert paths_read(tmp_path) == [f"{tmp_path}/\ufffd.yml"]
+
+
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
     write(tmp_path / "web.yml", b"\xef\xbb\xbfkind: Fleet\n")
     assert FileSource([tmp_path]).read().files[0].text == "kind: Fleet\n"

@@ -1,0 +1,14 @@
+"""A title with marked lines below it: how everything that asks for attention looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.style import Style
+
+
+def section(title: str, entries: Iterable[str], style: Style, look: str) -> list[str]:
+    """A title with its entries, after an empty line; nothing at all without entries."""
+    lines = [f"  {style.paint('!', look)} {one_line(entry)}" for entry in entries]
+    return ["", style.paint(f"{title}:", look), *lines] if lines else []

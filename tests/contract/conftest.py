@@ -1,0 +1,31 @@
+"""Each contract test runs once per driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import found_firecracker
+from tests.contract.drivers import Bench, RealBench, SimulatedBench
+
+
+@pytest.fixture
+def real(own_environment: Path) -> Iterator[RealBench]:
+    """Firecracker; who uses it carries the mark kvm."""
+    binary = found_firecracker()
+    assert binary is not None
+    bench = RealBench(binary, own_environment)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+@pytest.fixture(params=[pytest.param("real", marks=pytest.mark.kvm), "simulated"])
+def bench(request: pytest.FixtureRequest, own_environment: Path) -> Bench:
+    if request.param == "simulated":
+        return SimulatedBench(own_environment)
+    found: Bench = request.getfixturevalue("real")
+    return found

@@ -1,0 +1,167 @@
+"""The two drivers as a test sees them: the same few hooks, and an eye on /proc that asks no driver."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
+from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
+from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
+from mikrom_reconcile.host.ports import Driver, VMRecord
+
+DEADLINE_S = 10.0
+ANSWER_S = 0.2
+"""Patience with a VMM that does not answer: less than the real driver's, so that tests do not wait."""
+
+
+def record_of(vm: str, boot_args: str = "", *, uid: str = "u1", vcpu_count: int = 1, mem_size_mib: int = 4) -> VMRecord:
+    machine = Machine(vcpu_count=vcpu_count, mem_size_mib=mem_size_mib)
+    return VMRecord(
+        vm=vm,
+        uid=uid,
+        project="default",
+        fleet="web",
+        state="running",
+        spec=VMSpec(image="hello", machine=machine, boot_args=boot_args),
+        policy=Policy(),
+        spec_digest="1:0",
+        generation=1,
+        token=1,
+        action_id="a1",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
+        time.sleep(0.002)
+
+
+class Bench(Protocol):
+    """One driver under test, and what can be done to its VMs behind its back."""
+
+    driver: Driver
+
+    def another(self) -> Driver:
+        """The same driver as another process would have it."""
+
+    def pids(self, vm: str) -> list[int]:
+        """Pids of the VM's live VMMs."""
+
+    def kill(self, vm: str) -> None:
+        """Kill the VMM."""
+
+    def hang(self, vm: str) -> None:
+        """Make the VMM stop answering."""
+
+    def leftovers(self) -> list[Path]:
+        """Every file there is, but the lock files and the images, which are to stay."""
+
+
+class RealBench:
+    """Firecracker itself."""
+
+    def __init__(self, binary: str, folder: Path) -> None:
+        self.binary = Path(binary)
+        self.folder = folder
+        self.driver: Driver = self.another()
+
+    def another(self) -> FirecrackerDriver:
+        return FirecrackerDriver(
+            self.binary, state_dir=self.folder / "state", run_dir=self.folder / "run", answer_s=ANSWER_S
+        )
+
+    def pids(self, vm: str) -> list[int]:
+        return [pid for pid in self.all_pids() if f"--id\0{vm}\0" in command_line(pid)]
+
+    def all_pids(self) -> list[int]:
+        """Every process below this folder, whatever it holds or has written down."""
+        return [pid for pid in live_pids() if f"{self.folder}/" in command_line(pid)]
+
+    def kill(self, vm: str) -> None:
+        (pid,) = self.pids(vm)
+        pidfd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        assert poll.poll(DEADLINE_S * 1000), "waited for the death of what was killed"
+        os.close(pidfd)
+
+    def hang(self, vm: str) -> None:
+        (pid,) = self.pids(vm)
+        os.kill(pid, signal.SIGSTOP)
+
+    def leftovers(self) -> list[Path]:
+        kept = (self.folder / "state/locks", self.folder / "state/images")
+        return [path for path in files_below(self.folder) if path.parent not in kept]
+
+    def state_file(self, vm: str, name: str) -> Path:
+        return self.folder / "state/vms" / vm / name
+
+    def socket(self, vm: str) -> Path:
+        return self.folder / "run" / vm / "api.sock"
+
+    def lock(self, vm: str) -> Path:
+        return self.folder / "state/locks" / f"{vm}.vmm"
+
+    def close(self) -> None:
+        for pid in self.all_pids():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.all_pids(), "the end of all VMMs")
+
+
+class SimulatedBench:
+    """The driver that goes through the motions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._driver = self.another()
+        self.driver: Driver = self._driver
+
+    def another(self) -> SimulatedDriver:
+        return SimulatedDriver(self.folder / "state")
+
+    def pids(self, vm: str) -> list[int]:
+        return [stray.pid for stray in self.another().strays(()) if stray.vm == vm]
+
+    def kill(self, vm: str) -> None:
+        self._driver.kill(vm)
+
+    def hang(self, vm: str) -> None:
+        self._driver.hang(vm)
+
+    def leftovers(self) -> list[Path]:
+        return list(files_below(self.folder))
+
+
+def live_pids() -> list[int]:
+    pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
+    return [pid for pid in pids if is_live(pid)]
+
+
+def is_live(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if not path.is_dir())

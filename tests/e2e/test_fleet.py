@@ -1,0 +1,343 @@
+"""What a fleet does when something of it dies, comes twice, comes late or is not there."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import pytest
+
+from mikrom_reconcile import wiring
+from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.core.errors import MikromError, SetupError, SpecError
+from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
+from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.dispatch.app import LAST, make_app
+from mikrom_reconcile.dispatch.broker import connect
+from mikrom_reconcile.dispatch.calls import Call, unpack
+from mikrom_reconcile.dispatch.client import RemoteEngine
+from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from tests.fakes import order
+from tests.fleet import KEYS, ROOT, Fleet, wait_until
+
+pytestmark = pytest.mark.redis
+
+T = TypeVar("T")
+
+HERE = "localhost"
+OWNER = f"host:{HERE}"
+FOR_EVER = {"MIKROM_TEST_BOOT_S": "30"}
+
+
+@pytest.fixture
+def fleet(own_environment: Path) -> Iterator[Fleet]:
+    fleet = Fleet(own_environment)
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+class Side:
+    """The control side, in the process of the test."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        settings = fleet.settings()
+        self.app = make_app(settings)
+        self.hosts = CeleryHosts(self.app, fleet.redis)
+        self.engine = wiring.make_reconciler(settings, self.hosts, RedisStore(fleet.redis, prefix=KEYS.prefix))
+
+    def rows(self) -> dict[str, ObservedVM]:
+        (view,) = self.hosts.observe({HERE: ObserveQuery()}, deadline_s=5)
+        assert view.report is not None, view.error
+        return {row.name: row for row in view.report.vms}
+
+    def send(self, task: str, call: str, sent: Order) -> None:
+        """An order past every rule of the sender."""
+        arguments = {"call": call, "order": msgspec.json.encode(sent).decode()}
+        self.app.send_task(task, kwargs=arguments, queue=KEYS.host_queue(HERE), ignore_result=True)
+
+
+@pytest.fixture
+def side(fleet: Fleet) -> Iterator[Side]:
+    side = Side(fleet)
+    yield side
+    side.app.close()
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[[Callable[[], T]], Future[T]]]:
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit
+
+
+def request(replicas: int, *, run_id: str = "run-1", forks: int = 32, text: str = "") -> RunRequest:
+    template = "template: {image: hello, machine: {mem_size_mib: 4}}"
+    fleet = f"apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {{name: web}}\nspec: {{replicas: {replicas}, {template}}}\n"
+    tree = SourceTree(revision="r1", files=(SourceFile(path="web.yml", text=text or fleet),))
+    return RunRequest(run_id=run_id, origin="a test", tree=tree, forks=forks, timeout_s=30)
+
+
+def silent(_: ActionOutcome) -> None:
+    pass
+
+
+def wait_for_action(fleet: Fleet, vm: str) -> None:
+    wait_until((fleet.folder / "state" / "vms" / vm).exists, f"{vm} to be begun")
+
+
+def answers(call: Call, count: int) -> list[ActionOutcome]:
+    outcomes: list[ActionOutcome] = []
+    until = time.monotonic() + 10
+    while len(outcomes) < count:
+        assert time.monotonic() < until, f"{len(outcomes)} of {count} outcomes came"
+        outcomes.extend(unpack(answer.body, ActionOutcome) for answer in call.read(0.5))
+    return outcomes
+
+
+def test_a_worker_killed_in_the_middle_fails_its_actions_at_once_and_the_next_run_converges(
+    fleet: Fleet, side: Side, background: Callable[..., Future[T]]
+) -> None:
+    worker = fleet.worker("host", **FOR_EVER)
+    told = background(lambda: side.engine.apply(request(4), None, progress=silent))
+    wait_for_action(fleet, "web-003")
+    worker.kill()
+    worker.wait()
+    fleet.worker("host", MIKROM_TEST_BOOT_S="0")
+    back_at = time.monotonic()
+    outcomes = told.result().outcomes  # type: ignore[attr-defined]
+    assert time.monotonic() - back_at < 3
+    assert {outcome.result for outcome in outcomes} == {"failed_temporary"}
+    assert {outcome.error for outcome in outcomes} == {"the host's worker died or was restarted"}
+    report = side.engine.apply(request(4, run_id="run-2"), None, progress=silent)
+    assert report.remaining is not None
+    assert report.remaining.changes == ()
+    assert [(row.name, row.phase) for row in side.rows().values()] == [(f"web-00{n}", "running") for n in range(4)]
+
+
+def test_a_worker_told_to_end_ends_what_runs_says_so_and_is_gone_in_time(
+    fleet: Fleet, side: Side, background: Callable[..., Future[T]]
+) -> None:
+    worker = fleet.worker("host", **FOR_EVER)
+    orders = [order("create", f"vm-{number}", host=HERE) for number in range(3)]
+    told = background(lambda: list(side.hosts.execute(orders, forks=32, deadline_s=25)))
+    wait_for_action(fleet, "vm-2")
+    asked_at = time.monotonic()
+    worker.terminate()
+    outcomes: list[ActionOutcome] = told.result()  # type: ignore[assignment]
+    assert time.monotonic() - asked_at < 4
+    assert {outcome.result for outcome in outcomes} == {"failed_temporary"}
+    assert all("is being stopped" in (outcome.error or "") for outcome in outcomes)
+    assert worker.wait(timeout=7) == 0
+    assert side.hosts.names() == ()
+
+
+def test_an_order_delivered_twice_at_once_has_one_effect(fleet: Fleet, side: Side) -> None:
+    fleet.worker("host")
+    sent = order("create", "vm-1", host=HERE)
+    with Call(fleet.redis, KEYS, "twice") as call:
+        call.listen(OWNER)
+        side.send("mikrom.create_vm", call.name, sent)
+        side.send("mikrom.create_vm", call.name, sent)
+        results = sorted(outcome.result for outcome in answers(call, 2))
+    assert results in (["already_done", "done"], ["done", "failed_temporary"])  # the second may have met the lock
+    assert side.rows()["vm-1"].generation == 1
+
+
+def test_an_order_that_nobody_waits_for_is_not_begun(fleet: Fleet, side: Side) -> None:
+    fleet.worker("host")
+    side.send("mikrom.create_vm", "a call that has ended", order("create", "late", host=HERE))
+    wait_until(lambda: "nobody waits for it any more" in fleet.log(OWNER), "the refusal")
+    assert side.rows() == {}
+
+
+def test_an_order_for_another_host_or_under_another_name_is_not_carried_out(fleet: Fleet, side: Side) -> None:
+    fleet.worker("host")
+    with Call(fleet.redis, KEYS, "forged") as call:
+        call.listen(OWNER)
+        side.send("mikrom.create_vm", call.name, order("create", "elsewhere", host="hv02"))
+        side.send("mikrom.delete_vm", call.name, order("create", "renamed", host=HERE))
+        told = {outcome.vm: (outcome.result, outcome.error) for outcome in answers(call, 2)}
+    assert told["elsewhere"] == ("skipped", "the order is for host hv02, this is localhost")
+    assert told["renamed"] == ("skipped", "the order says create")
+    assert side.rows() == {}
+
+
+def test_what_is_no_order_and_no_message_of_celery_does_not_end_the_worker(fleet: Fleet, side: Side) -> None:
+    worker = fleet.worker("host")
+    junk = {"call": "junk", "order": '{"verb": "delete everything"}'}
+    side.app.send_task("mikrom.delete_vm", kwargs=junk, queue=KEYS.host_queue(HERE), ignore_result=True)
+    side.app.send_task("mikrom.no_such_task", queue=KEYS.host_queue(HERE), ignore_result=True)
+    wait_until(lambda: "not an order" in fleet.log(OWNER), "the complaint")
+    assert side.rows() == {}
+    assert worker.poll() is None
+
+
+def test_lines_of_the_log_carry_the_task_the_run_and_the_vm(fleet: Fleet, side: Side) -> None:
+    fleet.worker("host", MIKROM_TEST_BOOT_S="0")
+    list(side.hosts.execute([order("create", "vm-1", host=HERE)], forks=1, deadline_s=10))
+    wait_until(lambda: "starting" in fleet.log(OWNER), "the log")
+    (line,) = [line for line in fleet.log(OWNER).splitlines() if "vm-1: starting" in line]
+    fields = dict(field.split("=", 1) for field in line.rpartition("[")[2].rstrip("]").split(" "))
+    assert fields["vm"] == "vm-1"
+    assert fields["run"] == "run-1"
+    assert fields["host"] == HERE
+    assert len(fields["celery.task_id"]) == 36
+
+
+def test_a_broker_lost_in_the_middle_ends_the_run_with_what_is_known(
+    fleet: Fleet, side: Side, background: Callable[..., Future[T]]
+) -> None:
+    fleet.worker("host", **FOR_EVER)
+    orders = [order("create", f"vm-{number}", host=HERE) for number in range(3)]
+    told = background(lambda: list(side.hosts.execute(orders, forks=2, deadline_s=25)))
+    wait_for_action(fleet, "vm-1")
+    fleet.stop_redis()
+    outcomes: list[ActionOutcome] = told.result(timeout=7)  # type: ignore[assignment]
+    by_vm = {outcome.vm: outcome.result for outcome in outcomes}
+    assert by_vm == {"vm-0": "failed_temporary", "vm-1": "failed_temporary", "vm-2": "skipped"}
+    assert all("the broker was lost" in (outcome.error or "") for outcome in outcomes)
+    (view,) = side.hosts.observe({HERE: ObserveQuery()}, deadline_s=5)
+    assert "the broker was lost" in view.error
+
+
+@pytest.mark.parametrize("kind", ["refused", "silent"])
+def test_a_broker_that_does_not_answer_is_told_within_three_seconds(kind: str) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if kind == "silent":
+            listening.listen()
+        url = f"redis://:secret@127.0.0.1:{listening.getsockname()[1]}/0"
+        began = time.monotonic()
+        with pytest.raises(SetupError, match=r"no answer from the broker redis://:\*\*\*@127") as told:
+            connect(url)
+    assert time.monotonic() - began < 2
+    assert "secret" not in str(told.value)
+
+
+def test_the_command_line_says_within_three_seconds_that_its_broker_is_away(own_environment: Path) -> None:
+    (own_environment / "web.yml").write_text(request(1).tree.files[0].text)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        url = f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
+        began = time.monotonic()
+        argv = [sys.executable, "-m", "mikrom_reconcile", "plan", str(own_environment / "web.yml")]
+        ended = subprocess.run(
+            argv, env=Fleet.environment_of(own_environment, url), capture_output=True, cwd=ROOT, check=False
+        )
+    assert time.monotonic() - began < 3
+    assert ended.returncode == 1
+    assert b"no answer from the broker" in ended.stderr
+
+
+class TestTheRemoteEngine:
+    def test_says_at_once_that_there_is_no_control_worker(self, fleet: Fleet) -> None:
+        engine = RemoteEngine(fleet.settings(), fleet.url)
+        began = time.monotonic()
+        with pytest.raises(MikromError, match="no control worker answers; start `mikrom worker --role control`"):
+            engine.plan(request(1))
+        assert time.monotonic() - began < 3
+
+    def test_plans_applies_and_tells_each_outcome_as_it_comes(self, fleet: Fleet) -> None:
+        fleet.worker("host", MIKROM_TEST_BOOT_S="0")
+        fleet.worker("control", pool="threads")
+        engine = RemoteEngine(fleet.settings(), fleet.url)
+        plan = engine.plan(request(5))
+        heard: list[ActionOutcome] = []
+        report = engine.apply(request(5), plan, progress=heard.append)
+        assert len(plan.actions) == 5
+        assert tuple(heard) == report.outcomes
+        assert {outcome.result for outcome in heard} == {"done"}
+        assert report.remaining is not None
+        assert report.remaining.changes == ()
+        assert engine.store.runs(1) == (report,)
+        assert engine.plan(request(5, run_id="run-2")).changes == ()
+        assert "mikrom.plan" in fleet.log("control:localhost").partition("ready.")[2]
+        assert "mikrom.plan" not in fleet.log(OWNER).partition("ready.")[2], "each queue has an exchange of its own"
+
+    def test_raises_what_is_wrong_with_the_specs_with_every_problem(self, fleet: Fleet) -> None:
+        fleet.worker("control", pool="threads")
+        engine = RemoteEngine(fleet.settings(), fleet.url)
+        with pytest.raises(SpecError) as told:
+            engine.plan(
+                request(1, text="apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: WEB}\nspec: {replica: 1}\n")
+            )
+        assert {problem.path for problem in told.value.problems} == {"web.yml"}
+        assert len(told.value.problems) > 1
+
+    def test_says_that_its_control_worker_died(self, fleet: Fleet, background: Callable[..., Future[T]]) -> None:
+        fleet.worker("host", **FOR_EVER)
+        control = fleet.worker("control", pool="threads")
+        engine = RemoteEngine(fleet.settings(), fleet.url)
+        told = background(lambda: engine.apply(request(2), None, progress=silent))
+        wait_for_action(fleet, "web-001")
+        control.kill()
+        fleet.redis.delete(KEYS.heartbeat(f"control:{HERE}:{control.pid}"))  # rather than wait for its TTL of 15 s
+        with pytest.raises(MikromError, match="the control worker died"):
+            told.result(timeout=5)
+
+    def test_leaving_it_ends_the_run(self, fleet: Fleet) -> None:
+        fleet.worker("host", MIKROM_TEST_BOOT_S="0.5")
+        fleet.worker("control", pool="threads")
+        engine = RemoteEngine(fleet.settings(), fleet.url)
+
+        def leave(outcome: ActionOutcome) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            engine.apply(request(12, forks=1), None, progress=leave)
+        wait_until(lambda: "the caller has gone" in fleet.log("control:localhost"), "the end of the run")
+        time.sleep(1)
+        (view,) = engine.hosts.observe({HERE: ObserveQuery()}, deadline_s=5)
+        assert view.report is not None
+        assert len(view.report.vms) <= 4
+        engine.store.lease("default", holder="the next run", ttl_s=1, at_least=1).release()
+
+
+class TestBeat:
+    def test_two_of_them_tick_once_per_interval_and_one_goes_on_alone(self, fleet: Fleet) -> None:
+        def beat(number: int) -> subprocess.Popen[bytes]:
+            argv = [sys.executable, "run_beat.py"]
+            return fleet.run(f"beat-{number}", argv, MIKROM_RECONCILE_INTERVAL="1", MIKROM_SPECS="specs")
+
+        first, second = beat(1), beat(2)
+        fleet.wait_for(f"beat:{HERE}:{first.pid}", first)
+        fleet.wait_for(f"beat:{HERE}:{second.pid}", second)
+        before = self.ticks(fleet)
+        time.sleep(3)
+        assert 2 <= self.ticks(fleet) - before <= 4
+        first.kill()
+        before = self.ticks(fleet)
+        wait_until(lambda: self.ticks(fleet) > before, "the tick of the one that is left", within_s=4)
+
+    def test_a_tick_that_is_late_does_nothing_and_one_in_time_repairs(self, fleet: Fleet, side: Side) -> None:
+        specs = fleet.folder / "web.yml"
+        specs.write_text(request(2).tree.files[0].text)
+        fleet.worker("host", MIKROM_TEST_BOOT_S="0")
+        fleet.worker("control", pool="threads", MIKROM_SPECS=str(specs))
+        fleet.redis.set(KEYS.tick, "now", px=60_000)
+
+        def done(tick: str) -> str:
+            sent = side.app.send_task("mikrom.reconcile", kwargs={"tick": tick}, queue=KEYS.queue)
+            return str(sent.get(timeout=10)["done"])
+
+        assert done("an hour ago") == "nothing: this tick is late, a newer one is due"
+        assert side.rows() == {}
+        assert done("now") == "2 create done"
+        assert done("now") == "nothing to do"
+        specs.write_text("kind: [")
+        assert done("now").startswith("nothing: 1 problem(s)")
+        assert len(side.rows()) == 2
+
+    @staticmethod
+    def ticks(fleet: Fleet) -> int:
+        return int(fleet.redis.llen(f"{KEYS.queue}\x06\x16{LAST}"))

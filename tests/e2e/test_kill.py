@@ -1,0 +1,216 @@
+"""`kill -9` of whoever does the work, at random moments of creating and restarting a fleet: the next run mends it.
+
+A seed decides when, which VMM and which change. What is judged is /proc, the files, and each VMM's own word about
+its configuration; of mikrom only exit codes are believed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.e2e.test_demo_guest import UnixConnection
+from tests.fleet import Fleet
+from tests.watch import Watch
+
+VMS = 30
+SPECS = """
+apiVersion: mikrom/v1
+kind: Project
+metadata: {{name: kill}}
+---
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {{name: web}}
+spec:
+  replicas: {vms}
+  template: {{image: hello, machine: {{mem_size_mib: {mem_size_mib}}}, boot_args: "{boot_args}"}}
+"""
+FIRST: Mapping[str, int | str] = {"mem_size_mib": 4, "boot_args": "first"}
+CHANGES: tuple[Mapping[str, int | str], ...] = ({"mem_size_mib": 5}, {"boot_args": "second"})
+"""Either of them restarts every VM, a tenth of them at a time."""
+
+LONGEST_DELAY_S = 0.03
+"""The time of a start or a restart: from what is awaited, every moment of it can be hit."""
+
+FAILED, UNREACHABLE = 2, 4
+
+SOAK_SEEDS = tuple(pytest.param(seed, marks=pytest.mark.soak) for seed in range(20))
+"""`make test` takes seeds of its own: two for each victim, and one where a fleet has to be started for it."""
+
+KEPT = re.compile(
+    r"locks/web-\d{3}\.(action|vmm)|locks/kill\.lease|tombstones/web-\d{3}\.json|tokens/kill/\d+"
+    r"|images/hello-[0-9a-f]{12}\.elf|store\.sqlite"
+)
+"""Files that outlive the last VM. Of locks it is the rule that they are never unlinked."""
+
+pytestmark = pytest.mark.kvm
+
+
+class Host:
+    """This machine with a project of its own, and commands given as a person would."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._state_dir, self._run_dir = folder / "state", folder / "run"
+        self._specs = folder / "specs.yml"
+        self._environment = environment
+        self._wanted: dict[str, int | str] = {"vms": VMS}
+
+    def want(self, change: Mapping[str, int | str]) -> None:
+        self._wanted |= change
+        self._specs.write_text(SPECS.format(**self._wanted))
+
+    def begin(self, command: str) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "mikrom_reconcile", command, str(self._specs), "--yes"]
+        return subprocess.Popen(
+            argv, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def run(self, command: str) -> None:
+        code, said = end_of(self.begin(command))
+        assert code == 0, f"mikrom {command} ended with {code}:\n{said}"
+
+    def assert_as_wanted(self, watch: Watch) -> None:
+        """One VMM per VM, and each says itself that it is configured as the specs want it."""
+        alive = watch.now()
+        assert sorted(vmm.vm for vmm in alive) == [f"web-{number:03d}" for number in range(VMS)]
+        for vmm in alive:
+            with closing(UnixConnection(self._run_dir / vmm.vm / "api.sock")) as api:
+                api.request("GET", "/vm/config")
+                config = json.loads(api.getresponse().read())
+            told = config["machine-config"]["mem_size_mib"], config["boot-source"]["boot_args"]
+            assert told == (self._wanted["mem_size_mib"], self._wanted["boot_args"]), vmm.vm
+
+    def assert_nothing_left(self, watch: Watch) -> None:
+        assert watch.now() == frozenset()
+        assert list(self._run_dir.iterdir()) == []
+        assert list((self._state_dir / "vms").iterdir()) == []
+        files = [path.relative_to(self._state_dir) for path in self._state_dir.rglob("*") if not path.is_dir()]
+        assert [str(path) for path in files if not KEPT.fullmatch(str(path))] == []
+        assert len(list((self._state_dir / "tokens/kill").iterdir())) <= 2
+
+
+def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+@pytest.fixture
+def watch(own_environment: Path) -> Iterator[Watch]:
+    """Kills what a failed test leaves."""
+    with Watch(own_environment / "run") as watch:
+        try:
+            yield watch
+        finally:
+            for vmm in watch.now():
+                os.kill(vmm.pid, signal.SIGKILL)
+
+
+def go_through_life(
+    host: Host, watch: Watch, chance: Random, kill: Callable[[subprocess.Popen[str]], None]
+) -> Iterator[int]:
+    """Create, restart and destroy all VMs, with a `kill` amid the first two; the exit codes of what it hit."""
+    for change in (FIRST, chance.choice(CHANGES)):
+        host.want(change)
+        yield killed_amid(host, watch, chance, kill)
+        host.run("apply")
+        host.assert_as_wanted(watch)
+    host.run("destroy")
+    host.assert_nothing_left(watch)
+    assert watch.doubles == []
+
+
+def killed_amid(host: Host, watch: Watch, chance: Random, kill: Callable[[subprocess.Popen[str]], None]) -> int:
+    """The exit code of an apply that saw a `kill` some way between its first start and its last."""
+    starts, delay_s = chance.randrange(1, VMS - 1), chance.uniform(0, LONGEST_DELAY_S)
+    before = watch.started
+    apply = host.begin("apply")
+    try:
+        watch.wait_for_start(before + starts)
+        time.sleep(delay_s)
+        print(f"a kill {delay_s * 1000:.1f} ms after start {starts} of {VMS}")  # noqa: T201 - what a failure shows
+        assert apply.poll() is None, "the apply had ended before"
+        kill(apply)
+    except BaseException:
+        apply.kill()
+        raise
+    finally:
+        code, said = end_of(apply)
+        print(f"the apply ended with {code}:\n{said}")  # noqa: T201
+    return code
+
+
+def test_the_watch_sees_two_vmms_of_one_vm(own_environment: Path, watch: Watch) -> None:
+    run_dir = own_environment / "run"
+    run_dir.mkdir()
+    argv = [os.environ["MIKROM_FIRECRACKER"], "--id", "web-000", "--api-sock"]
+    first = subprocess.Popen([*argv, str(run_dir / "1.sock")], stdout=subprocess.DEVNULL)
+    watch.wait_for_start(1)
+    assert watch.doubles == []
+    second = subprocess.Popen([*argv, str(run_dir / "2.sock")], stdout=subprocess.DEVNULL)
+    watch.wait_for_start(2)
+    assert f"pid={first.pid}" in watch.doubles[0]
+    assert f"pid={second.pid}" in watch.doubles[0]
+    for vmm in (first, second):
+        vmm.kill()
+        vmm.wait()
+    assert watch.now() == frozenset()
+
+
+@pytest.mark.parametrize("seed", [*SOAK_SEEDS, 100, 101])
+def test_after_a_killed_apply_the_next_one_converges(own_environment: Path, watch: Watch, seed: int) -> None:
+    host = Host(own_environment, dict(os.environ))
+    for code in go_through_life(host, watch, Random(f"apply {seed}"), lambda apply: apply.kill()):
+        assert code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("seed", [*SOAK_SEEDS, 100, 101])
+def test_after_a_killed_vmm_the_next_apply_converges(own_environment: Path, watch: Watch, seed: int) -> None:
+    host, chance = Host(own_environment, dict(os.environ)), Random(f"vmm {seed}")
+
+    def kill(_: subprocess.Popen[str]) -> None:
+        os.kill(chance.choice(sorted(watch.now())).pid, signal.SIGKILL)
+
+    for code in go_through_life(host, watch, chance, kill):
+        assert code in {0, FAILED}
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("seed", [*SOAK_SEEDS, 100])
+def test_after_a_killed_worker_is_back_the_next_apply_converges(
+    own_environment: Path, fleet: Fleet, watch: Watch, seed: int
+) -> None:
+    real = {"MIKROM_DRIVER": "firecracker", "MIKROM_FIRECRACKER": os.environ["MIKROM_FIRECRACKER"]}
+    app = "mikrom_reconcile.celery_app"
+    fleet.worker("control", pool="threads", app=app, **real)
+    worker = fleet.worker("host", app=app, **real)
+
+    def kill(_: subprocess.Popen[str]) -> None:
+        nonlocal worker
+        worker.kill()
+        worker.wait()
+        worker = fleet.worker("host", app=app, **real)
+
+    host = Host(own_environment, fleet.environment(**real))
+    for code in go_through_life(host, watch, Random(f"worker {seed}"), kill):
+        assert code in {0, FAILED, UNREACHABLE, FAILED + UNREACHABLE}
+
+
+@pytest.fixture
+def fleet(own_environment: Path) -> Iterator[Fleet]:
+    fleet = Fleet(own_environment)
+    try:
+        yield fleet
+    finally:
+        fleet.close()

@@ -1,0 +1,175 @@
+"""`mikrom up`: every service on one machine, found by the other commands, ended by one Ctrl-C."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+
+import pytest
+
+from mikrom_reconcile import locks
+from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
+from mikrom_reconcile.settings import load
+from tests.fleet import ROOT, wait_until
+
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(90)]
+
+CREDENTIALS = "ana:not-the-default"
+SERVICES = {"redis", "host", "control", "beat", "flower"}
+
+
+class Up:
+    """A running `mikrom up` with simulated microVMs."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.specs = folder / "web.yml"
+        fleet = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\n"
+        self.specs.write_text(
+            f"{fleet}spec:\n  replicas: 3\n  template: {{image: hello, machine: {{mem_size_mib: 4}}}}\n"
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        own = {
+            "MIKROM_DRIVER": "simulated",
+            "MIKROM_STATE_DIR": f"{folder}/state",
+            "MIKROM_RUN_DIR": f"{folder}/run",
+            "MIKROM_RECONCILE_INTERVAL": "1",
+            "FLOWER_BASIC_AUTH": CREDENTIALS,
+            "FLOWER_PORT": str(self.port),
+        }
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("MIKROM_")} | own
+        self.settings = load(self.environment)
+        argv = [sys.executable, "-m", "mikrom_reconcile", "up", *options]
+        environment = self.environment | {"MIKROM_SPECS": str(self.specs)}
+        with (folder / "up.log").open("wb") as log:
+            self.process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, cwd=ROOT)
+        wait_until(lambda: self.process.poll() is not None or "ready; Flower" in self.said(), "mikrom up")
+        assert self.process.poll() is None, self.said()
+
+    def said(self) -> str:
+        return (self.folder / "up.log").read_text()
+
+    def mikrom(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Another command, which has to find these services by itself."""
+        argv = [sys.executable, "-m", "mikrom_reconcile", *words]
+        return subprocess.run(argv, env=self.environment, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    def children(self) -> dict[int, str]:
+        """Pid and command line of each process that runs for this `up`."""
+        mark = f"MIKROM_STATE_DIR={self.folder}/state".encode()
+        found = {}
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit() and int(folder.name) not in {os.getpid(), self.process.pid}:
+                try:
+                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    ours = mark in (folder / "environ").read_bytes().split(b"\0")
+                except OSError:
+                    continue  # it has just ended
+                if ours or str(self.folder) in command:  # Redis writes its title over its environment
+                    found[int(folder.name)] = command
+        return found
+
+    def flower(self, path: str, credentials: str | None = None) -> tuple[int, bytes]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        if credentials:
+            request.add_header("Authorization", f"Basic {base64.b64encode(credentials.encode()).decode()}")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status, answer.read()
+        except HTTPError as error:
+            with error:
+                return error.code, b""
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    """Ended by the hardest of all ends, after which nothing may run on."""
+    with tempfile.TemporaryDirectory(prefix="mk-", dir="/tmp") as folder:
+        up = Up(Path(folder), "--no-run")
+        try:
+            yield up
+        finally:
+            up.process.kill()
+            up.process.wait()
+            wait_until(lambda: not up.children(), "the end of every service after the death of its parent")
+
+
+def test_other_commands_find_it_and_beat_brings_a_killed_vm_back(up: Up) -> None:
+    applied = up.mikrom("apply", str(up.specs), "--yes")
+    assert applied.returncode == 0, applied.stderr
+    driver = SimulatedDriver(up.settings.state_dir)
+    before = driver.console("web-001", max_bytes=1000)
+    driver.kill("web-001")
+    wait_until(
+        lambda: len(driver.console("web-001", max_bytes=1000)) > len(before), "web-001 to boot again", within_s=8
+    )
+    rows = json.loads(up.mikrom("get", "vms", "-o", "json").stdout)["vms"]
+    assert {row["name"]: row["phase"] for row in rows} == {f"web-00{n}": "running" for n in range(3)}
+
+
+def test_flower_wants_credentials_and_shows_tasks_without_their_arguments(up: Up) -> None:
+    assert up.flower("/")[0] == 401
+    assert up.flower("/api/tasks")[0] == 401
+    assert up.flower("/api/tasks", "ana:guess")[0] == 401
+    wait_until(lambda: b"mikrom.observe_host" in up.flower("/api/tasks", CREDENTIALS)[1], "a task in Flower")
+    status, tasks = up.flower("/api/tasks", CREDENTIALS)
+    assert status == 200
+    shown = {(task["name"], task["args"], task["kwargs"]) for task in json.loads(tasks).values()}
+    assert ("mikrom.observe_host", "(not shown)", "localhost") in shown
+    assert ("mikrom.reconcile", "(not shown)", "(not shown)") in shown
+    assert b"workers" in up.flower("/", CREDENTIALS)[1].lower()
+
+
+def test_a_second_one_says_who_is_there_already(up: Up) -> None:
+    second = up.mikrom("up", "--no-run")
+    assert second.returncode == 16
+    assert f"another `mikrom up` runs here, pid {up.process.pid}" in second.stderr
+
+
+def test_a_service_that_dies_is_started_again_and_told(up: Up) -> None:
+    (control,) = [pid for pid, command in up.children().items() if " -P threads " in command]
+    os.kill(control, signal.SIGKILL)
+    wait_until(lambda: "control: ended (SIGKILL), starts again in 1 s" in up.said(), "the news")
+    wait_until(lambda: up.said().count("control: ready") == 2, "control to be back")
+
+
+def test_no_secret_is_in_an_argument_and_no_file_is_open_to_others(up: Up) -> None:
+    password = json.loads((up.folder / "run" / "up.json").read_text())["broker_url"].split(":")[2].partition("@")[0]
+    assert len(password) > 20
+    commands = up.children()
+    assert len(commands) == len(SERVICES)
+    assert not [command for command in commands.values() if password in command or CREDENTIALS in command]
+    files = [*(up.folder / "run").rglob("*"), *(up.folder / "state" / "log").rglob("*")]
+    assert not [path for path in files if path.stat().st_mode & 0o077]
+
+
+def test_one_ctrl_c_ends_the_services_within_ten_seconds_and_leaves_the_microvms(own_environment: Path) -> None:
+    up = Up(own_environment)
+    try:
+        wait_until(lambda: "apply: ended (exit code 0)" in up.said(), "the specs to be applied once")
+        files = {path: path.read_bytes() for path in (own_environment / "state" / "sim").iterdir()}
+        assert len(files) == 3
+        asked_at = time.monotonic()
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(timeout=10) == 0
+        assert time.monotonic() - asked_at < 10
+        assert up.children() == {}
+        assert {path: path.read_bytes() for path in files} == files
+        assert not locks.is_taken(own_environment / "run" / "up.json")
+        assert "embedded" in up.mikrom("doctor").stdout
+    finally:
+        up.process.kill()
+        up.process.wait()

@@ -1,0 +1,220 @@
+"""What is kept, cleaned up, logged and answered when an order cannot be carried out as it should."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.errors import PastDeadlineError, PermanentError
+from mikrom_reconcile.core.model.observed import Attempt, VMMFacts
+from mikrom_reconcile.host.hypervisor import Hypervisor
+from tests.fakes import BIGGER, HOST, desired_vm, order
+from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
+
+
+@pytest.mark.parametrize(
+    ("fault", "result"),
+    [
+        (TEMPORARY, "failed_temporary"),
+        (PERMANENT, "failed_permanent"),
+        (PastDeadlineError("too late"), "failed_temporary"),
+        (ZeroDivisionError("by zero"), "failed_permanent"),
+    ],
+)
+@pytest.mark.parametrize("when", ["start", "start, late"])
+def test_a_failed_start_leaves_no_vmm_and_says_why_it_failed(
+    host: Host, caplog: pytest.LogCaptureFixture, fault: Exception, result: str, when: str
+) -> None:
+    host.driver.faults[when] = [fault]
+    outcome = host.execute(order("create", VM))
+    assert outcome.result == result
+    assert str(fault) in error(outcome)
+    assert "no VMM was left behind" in error(outcome)
+    assert host.driver.vmms == {}
+    assert host.record().last_error == outcome.error
+    assert outcome.observed is not None
+    assert (outcome.observed.phase, outcome.observed.last_error) == ("failed", outcome.error)
+    has_traceback = any(entry.exc_info for entry in caplog.records)
+    assert has_traceback == isinstance(fault, ZeroDivisionError)
+
+
+def test_attempts_are_counted_for_one_spec_and_forgotten_on_success(host: Host) -> None:
+    digest = desired_vm(VM).spec_digest
+    host.driver.faults["start"] = [TEMPORARY, TEMPORARY, PERMANENT, TEMPORARY]
+    seen = host.execute(order("create", VM)).observed
+    assert host.record().attempt == Attempt(spec_digest=digest, count=1)
+    for count in (2, 3):
+        seen = host.execute(order("start", VM, seen)).observed
+        assert host.record().attempt == Attempt(spec_digest=digest, count=count)
+    other = desired_vm(VM, BIGGER)
+    seen = host.execute(order("start", VM, seen, desired=other)).observed
+    assert host.record().attempt == Attempt(spec_digest=other.spec_digest, count=1)
+    outcome = host.execute(order("start", VM, seen, desired=other))
+    assert outcome.result == "done"
+    assert (host.record().attempt, host.record().last_error) == (None, None)
+    assert outcome.observed is not None
+    assert (outcome.observed.attempt, outcome.observed.last_error) == (None, None)
+
+
+def test_the_same_order_again_after_a_failure_carries_on(host: Host) -> None:
+    host.driver.faults["start"] = [TEMPORARY]
+    given = order("create", VM)
+    assert host.execute(given).result == "failed_temporary"
+    uid = host.record().uid
+    assert host.execute(given).result == "done"
+    assert (host.record().uid, host.record().generation, host.record().attempt) == (uid, 1, None)
+
+
+def test_what_ended_again_at_once_is_not_done(host: Host) -> None:
+    host.driver.facts[VM] = VMMFacts(status="none", end="crashed")
+    outcome = host.execute(order("create", VM))
+    assert outcome.result == "failed_temporary"
+    assert "was to be running and is crashed" in error(outcome)
+
+
+def test_a_vmm_that_runs_with_something_else_is_not_done(host: Host) -> None:
+    seen = host.created()
+    host.driver.vmms.clear()
+    host.driver.boots_instead = BIGGER
+    outcome = host.execute(order("start", VM, seen))
+    assert outcome.result == "failed_temporary"
+    assert "machine.mem_size_mib is 8" in error(outcome)
+
+
+def test_a_vmm_that_will_not_go_is_told(host: Host) -> None:
+    host.driver.faults["start, late"] = [TEMPORARY]
+    host.driver.faults["stop"] = [PermanentError("pid 7 is stuck", vm=VM, step="killing it")]
+    assert "ending its VMM failed too: web-000: pid 7 is stuck" in error(host.execute(order("create", VM)))
+
+
+def test_a_stop_that_fails_kills_nothing_more(host: Host) -> None:
+    seen = host.created()
+    host.driver.faults["stop"] = [TEMPORARY]
+    outcome = host.execute(order("stop", VM, seen))
+    assert outcome.result == "failed_temporary"
+    assert outcome.observed is not None
+    assert outcome.observed.phase == "stopping"
+    assert host.driver.calls == ["stop"]
+
+
+def test_an_unsupported_spec_is_refused_before_anything_is_written(host: Host) -> None:
+    host.driver.refused = "33 vcpus"
+    outcome = host.execute(order("create", VM))
+    assert outcome.result == "failed_permanent"
+    assert "33 vcpus" in error(outcome)
+    assert host.records.read(VM) is None
+    assert not (host.path / "vms").exists()
+
+
+def test_a_deadline_that_passes_between_two_steps_ends_the_action(host: Host) -> None:
+    def slow(_vm: str, step: str) -> None:
+        host.clock.moved_s += 15 if step in {"starting", "verifying"} else 0
+
+    late = Hypervisor(HOST, driver=host.driver, records=host.records, clock=host.clock, on_step=slow)
+    outcome = late.execute(order("create", VM, deadline_s=20))
+    assert outcome.result == "failed_temporary"
+    assert "deadline of 20 s has passed" in error(outcome)
+    assert host.driver.vmms == {}
+
+
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_what_is_no_exception_passes_through_after_cleaning_up(host: Host, end: type[BaseException]) -> None:
+    host.driver.faults["start, late"] = [end()]
+    host.driver.faults["stop"] = [ZeroDivisionError()]
+    with pytest.raises(end):
+        host.execute(order("create", VM))
+    assert host.driver.calls == ["start", "stop"]
+    assert host.record().attempt is None, "an interruption is no failure of the spec"
+    host.driver.vmms.clear()
+    assert host.execute(order("create", VM)).result == "done", "the lock was not given back"
+
+
+def test_an_error_too_long_to_keep_is_cut_in_the_record_only(host: Host) -> None:
+    host.driver.faults["start"] = [PermanentError("x" * 10_000, vm=VM, step="booting")]
+    outcome = host.execute(order("create", VM))
+    assert len(error(outcome)) > 10_000
+    assert len(host.record().last_error or "") == 2000
+
+
+def test_an_observation_that_fails_does_not_hide_what_happened(host: Host) -> None:
+    seen = host.created()
+    host.driver.faults["stop"] = [TEMPORARY]
+    host.driver.faults["observe"] = [PERMANENT]
+    outcome = host.execute(order("stop", VM, seen))
+    assert "no memory" in error(outcome)
+    assert outcome.observed is None
+
+
+def test_an_order_for_another_host_is_refused(host: Host) -> None:
+    outcome = host.execute(order("create", VM, host="hv2"))
+    assert outcome.result == "failed_permanent"
+    assert "this is hv1, not hv2" in error(outcome)
+    assert not (host.path / "vms").exists()
+
+
+def test_an_order_for_a_name_that_leads_elsewhere_is_refused(host: Host) -> None:
+    outcome = host.execute(order("create", "../../etc"))
+    assert outcome.result == "failed_permanent"
+    assert list(host.path.iterdir()) == []
+
+
+def test_the_console_is_the_drivers(host: Host) -> None:
+    assert host.hypervisor.console(VM, max_bytes=7) == b"web-000"
+    with pytest.raises(PermanentError):
+        host.hypervisor.console("../../etc", max_bytes=7)
+
+
+def test_a_record_that_failed_and_yet_runs_is_put_right_by_the_same_order(host: Host) -> None:
+    given = order("create", VM)
+    host.execute(given)
+    failed = replace(
+        host.record(), last_error="killed before it could forget", attempt=Attempt(spec_digest="x", count=1)
+    )
+    host.records.write(failed)
+    outcome = host.execute(given)
+    assert outcome.result == "already_done"
+    assert (host.record().last_error, host.record().attempt) == (None, None)
+    assert outcome.observed is not None
+    assert (outcome.observed.last_error, outcome.observed.attempt) == (None, None)
+
+
+# ---- logging --------------------------------------------------------------------------------------------------
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    for entry in caplog.records:
+        assert (entry.vm, entry.host, entry.run) == (VM, HOST, "run-1")  # type: ignore[attr-defined]
+        assert entry.duration_s >= 0  # type: ignore[attr-defined]
+    return [(entry.levelname, entry.step) for entry in caplog.records]  # type: ignore[attr-defined]
+
+
+def test_create_logs_every_step(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    host.created()
+    steps = ["recording the order", "starting", "verifying"]
+    assert lines(caplog) == [*[("INFO", step) for step in steps], ("INFO", "")]
+
+
+def test_create_logs_the_error_and_cleans_up(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.driver.faults["start, late"] = [PERMANENT]
+    host.execute(order("create", VM))
+    assert lines(caplog) == [("WARNING", "")]
+    assert "bad kernel" in caplog.text
+    assert host.driver.vmms == {}
+
+
+def test_delete_logs_every_step(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    seen = host.created()
+    caplog.set_level(logging.INFO)
+    host.driver.faults["stop"] = [TEMPORARY]
+    host.execute(order("delete", VM, seen))
+    assert lines(caplog) == [
+        ("INFO", "recording the order"),
+        ("WARNING", "stopping"),
+        ("INFO", "stopping"),
+        ("INFO", "removing what its driver made"),
+        ("INFO", "removing its record"),
+        ("INFO", ""),
+    ]

@@ -1,0 +1,107 @@
+"""The exit codes of CLI.md, row by row: what a run leaves undone decides, not what its actions said."""
+
+from __future__ import annotations
+
+import pytest
+
+from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.output.verdict import plan_exit_code, verdict_of
+from tests.samples import change, outcome, plan, refusal, report
+
+DARK = {"hv02": "gave no answer"}
+CREATE = plan(change("a"))
+BLOCKED = change("a", "blocked", "the removals of this fleet were refused", wanted="delete")
+LOST = change("b", "blocked", "its host hv02 could not be read", host="hv02")
+EMPTY = plan(unchanged={"localhost": 1})
+
+
+@pytest.mark.parametrize(
+    ("planned", "plain", "detailed"),
+    [
+        pytest.param(EMPTY, 0, 0, id="nothing to change"),
+        pytest.param(CREATE, 0, 2, id="changes are pending"),
+        pytest.param(plan(change("a", "wait")), 0, 2, id="a waiting change is pending too"),
+        pytest.param(plan(LOST, unreachable=DARK), 4, 4, id="a host could not be read"),
+        pytest.param(plan(change("a"), LOST, unreachable=DARK), 4, 6, id="changes, and a host could not be read"),
+        pytest.param(plan(BLOCKED, refusals=(refusal("web", "no"),)), 8, 8, id="a guard refused"),
+        pytest.param(plan(BLOCKED), 8, 8, id="blocked without a refusal's words"),
+        pytest.param(plan(change("c"), BLOCKED, LOST, unreachable=DARK), 12, 14, id="all of it"),
+    ],
+)
+def test_exit_code_of_a_plan(planned: Plan, plain: int, detailed: int) -> None:
+    assert (plan_exit_code(planned, detailed=False), plan_exit_code(planned, detailed=True)) == (plain, detailed)
+
+
+ROWS = [
+    pytest.param(report(CREATE, outcome("a"), remaining=EMPTY), 0, id="everything was done and seen"),
+    pytest.param(report(EMPTY, remaining=EMPTY), 0, id="there was nothing to do"),
+    pytest.param(
+        report(CREATE, outcome("a", "failed_permanent", error="bad kernel"), remaining=CREATE), 2, id="a VM failed"
+    ),
+    pytest.param(
+        report(CREATE, outcome("a", "failed_temporary"), remaining=EMPTY), 0, id="it failed, and is as it should be"
+    ),
+    pytest.param(
+        report(CREATE, outcome("a"), remaining=plan(change("a", "start", "it is crashed"))), 2, id="it fell over again"
+    ),
+    pytest.param(report(CREATE, remaining=CREATE), 2, id="it was not come to, in time and unhindered"),
+    pytest.param(report(CREATE, remaining=plan(LOST, unreachable=DARK)), 4, id="a host went dark"),
+    pytest.param(
+        report(CREATE, outcome("a", "failed_temporary"), remaining=plan(LOST, unreachable=DARK)),
+        4,
+        id="what failed is unknown now",
+    ),
+    pytest.param(report(plan(BLOCKED), remaining=plan(BLOCKED)), 8, id="a guard refused"),
+    pytest.param(report(CREATE, outcome("a", "stale"), remaining=CREATE), 8, id="the world had moved"),
+    pytest.param(report(EMPTY, remaining=CREATE), 8, id="a VM needs what nobody has approved"),
+    pytest.param(report(CREATE, remaining=CREATE, late=True), 16, id="the deadline passed first"),
+    pytest.param(report(CREATE, outcome("a", "skipped"), remaining=CREATE, late=True), 16, id="skipped, being late"),
+    pytest.param(report(CREATE, outcome("a", "skipped"), remaining=CREATE), 2, id="skipped for another reason"),
+    pytest.param(
+        report(CREATE, outcome("a", "failed_temporary"), remaining=CREATE, late=True), 18, id="failed, and late"
+    ),
+    pytest.param(
+        report(
+            plan(change("a"), BLOCKED),
+            outcome("a", "failed_permanent"),
+            remaining=plan(change("a"), change("c", "blocked"), LOST, unreachable=DARK),
+            late=True,
+        ),
+        30,
+        id="all of it",
+    ),
+    pytest.param(report(CREATE, outcome("a"), remaining=None), 2, id="done, but not looked at again"),
+    pytest.param(report(CREATE, remaining=None), 2, id="not done, and not looked at again"),
+    pytest.param(report(CREATE, outcome("a", "failed_permanent"), remaining=None), 2, id="failed, not looked at"),
+]
+
+
+@pytest.mark.parametrize(("ended", "code"), ROWS)
+def test_exit_code_of_a_run(ended: RunReport, code: int) -> None:
+    assert verdict_of(ended).exit_code == code
+
+
+def test_every_vm_that_is_left_has_a_reason() -> None:
+    left = plan(change("a"), change("b", "start", "it is crashed"), change("c", "blocked", "taken"), change("d"))
+    ended = report(
+        plan(change("a"), change("b")),
+        outcome("a", "failed_permanent", error="no memory"),
+        outcome("b"),
+        remaining=left,
+    )
+    verdict = verdict_of(ended)
+    assert verdict.failed == {
+        ("a", "localhost"): "create: no memory",
+        ("b", "localhost"): "create was done, and yet it needs start: it is crashed",
+    }
+    assert verdict.refused == {
+        ("c", "localhost"): "taken",
+        ("d", "localhost"): "needs create since after the plan was made (does not exist); run again",
+    }
+
+
+def test_the_last_outcome_of_a_vm_counts() -> None:
+    ended = report(CREATE, outcome("a", "failed_temporary", error="busy"), outcome("a", "stale", error="moved"),
+                   remaining=CREATE)  # fmt: skip
+    assert verdict_of(ended).refused == {("a", "localhost"): "moved"}

@@ -1,0 +1,103 @@
+"""An eye on the VMMs of a test that never closes: it asks /proc and nothing of mikrom."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple, Self
+
+PAUSE_S = 0.004
+"""Between looks of about a millisecond: the microVMs need the processors more."""
+
+
+class VMM(NamedTuple):
+    """One Firecracker process. Its start time tells it from a later process with the same pid."""
+
+    vm: str
+    pid: int
+    starttime: int
+
+
+class Watch:
+    """Looks at every VMM below `run_dir`, some hundred times a second, from when it is entered until it is left.
+
+    `started` grows with each VMM seen for the first time; `doubles` tells of VMs that were seen to have two at once.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.started = 0
+        self.doubles: list[str] = []
+        self._alive: frozenset[VMM] = frozenset()
+        self._looks = 0
+        self._marker = f"\0--api-sock\0{run_dir}/".encode()
+        self._seen: set[VMM] = set()
+        self._changed = threading.Condition()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def wait_for_start(self, number: int, *, within_s: float = 20.0) -> None:
+        """Return once VMM number `number` has been seen to start, counted from the beginning of the watch."""
+        with self._changed:
+            there = self._changed.wait_for(lambda: self.started >= number, within_s)
+        assert there, f"waited {within_s} s for start number {number}, saw {self.started}"
+
+    def now(self) -> frozenset[VMM]:
+        """The VMMs that live, from a look that began after this was called."""
+        with self._changed:
+            looks = self._looks + 2
+            assert self._changed.wait_for(lambda: self._looks >= looks, 10.0), "the watch has stopped"
+            return self._alive
+
+    def _watch(self) -> None:
+        while not self._ended.is_set():
+            self._look()
+            time.sleep(PAUSE_S)
+
+    def _look(self) -> None:
+        by_vm: dict[str, list[VMM]] = defaultdict(list)
+        for name in os.listdir("/proc"):  # noqa: PTH208 - once per look, a Path for each process costs more
+            if not name.isdigit() or (vmm := self._vmm(int(name))) is None:
+                continue
+            # A look takes its time: two lived at once only if the first is still there after the second was seen.
+            self.doubles += [f"{other} beside {vmm}" for other in by_vm[vmm.vm] if self._vmm(other.pid) == other]
+            by_vm[vmm.vm].append(vmm)
+        with self._changed:
+            self._alive = frozenset(vmm for found in by_vm.values() for vmm in found)
+            self._seen |= self._alive
+            self.started = len(self._seen)
+            self._looks += 1
+            self._changed.notify_all()
+
+    def _vmm(self, pid: int) -> VMM | None:
+        # A killed process has no arguments from the moment when its memory goes, long before it is reaped.
+        arguments = _read(f"/proc/{pid}/cmdline")
+        if self._marker not in arguments:
+            return None
+        stat = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        if not stat or stat[0] in {b"Z", b"X"}:
+            return None
+        vm = arguments.partition(b"\0--id\0")[2].partition(b"\0")[0]
+        return VMM(vm.decode(), pid, int(stat[19]))
+
+
+def _read(path: str) -> bytes:
+    """What is in the file, b"" when its process is gone."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            return os.read(fd, 4096)
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

@@ -13,7 +13,7 @@ from pathlib import Path
 import mikrom_reconcile
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.errors import SetupError
-from mikrom_reconcile.core.specs import NAME_LENGTH
+from mikrom_reconcile.core.model.desired import NAME_LENGTH
 from mikrom_reconcile.dispatch.broker import connect, without_password
 from mikrom_reconcile.host.drivers.firecracker import MAX_SOCKET_PATH_BYTES
 from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem, version_of

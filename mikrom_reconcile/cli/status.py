@@ -12,8 +12,8 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.look import views_of
 from mikrom_reconcile.cli.terminal import show, style_of, warn
+from mikrom_reconcile.core.desired import wanted
 from mikrom_reconcile.core.errors import SourceError, SpecError
-from mikrom_reconcile.core.expand import expand
 from mikrom_reconcile.core.specs import read_specs
 from mikrom_reconcile.output.documents import json_of, status_document
 from mikrom_reconcile.output.status_text import FleetKey, status_of, status_text
@@ -42,6 +42,7 @@ def _wanted(settings: Settings, paths: tuple[str, ...]) -> dict[FleetKey, int]:
     """VMs per fleet that the specs want; nothing where there are no specs to read."""
     try:
         specs = read_specs(wiring.read_tree(settings, paths), wiring.schemas())
+        vms = wanted(specs, here=settings.host).vms
     except SourceError:
         if paths:
             raise
@@ -49,5 +50,5 @@ def _wanted(settings: Settings, paths: tuple[str, ...]) -> dict[FleetKey, int]:
     except SpecError as error:
         warn(f"{error}, so only the hosts are asked; `mikrom validate` tells more")
         return {}
-    wanted = Counter((vm.project, vm.fleet) for vm in expand(specs) if vm.state != "absent")
-    return {(specs.project, fleet.name): wanted[specs.project, fleet.name] for fleet in specs.fleets}
+    counts = Counter(vm.fleet for vm in vms if vm.state != "absent")
+    return {(specs.project, fleet.name): counts[fleet.name] for fleet in specs.fleets}

@@ -7,10 +7,10 @@ import click
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.terminal import show
+from mikrom_reconcile.core.desired import wanted
 from mikrom_reconcile.core.errors import SpecError
-from mikrom_reconcile.core.expand import expand
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.core.specs import documents_in, read_specs
+from mikrom_reconcile.core.specs import read_specs
 from mikrom_reconcile.output.documents import json_of, validation_document
 from mikrom_reconcile.output.units import counted
 
@@ -23,9 +23,9 @@ def validate(paths: tuple[str, ...], form: str) -> int:
     problems: tuple[SpecProblem, ...] = ()
     counts = (0, 0, 0)
     try:
-        tree = wiring.read_tree(settings.load(), paths)
-        specs = read_specs(tree, wiring.schemas())
-        counts = (documents_in(tree), len(expand(specs)), len(specs.fleets))
+        chosen = settings.load()
+        specs = read_specs(wiring.read_tree(chosen, paths), wiring.schemas())
+        counts = (specs.documents, len(wanted(specs, here=chosen.host).vms), len(specs.fleets))
     except SpecError as error:
         if form == "text":
             raise

@@ -96,5 +96,6 @@ class Engine(Protocol):
         """Carry out `plan` (made from the same request) in passes until done, verify, report.
 
         Only what `plan` shows is done, and only where the world has not moved since; None approves whatever is
-        found (unattended runs). `progress` hears each outcome as it comes. Raises BusyError when the lease is not to be had in time.
+        found (unattended runs). `progress` hears each outcome as it comes. Raises BusyError when the lease is not
+        to be had in time.
         """

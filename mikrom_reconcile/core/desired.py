@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.expand import PendingVM, Resolver
+from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.fields import without
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.placement import Landscape
-from mikrom_reconcile.core.specs import Specs
+from mikrom_reconcile.core.specs import Specs, hosts_of
 
 
 def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Landscape) -> DesiredState:
@@ -49,3 +49,17 @@ def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Lands
         fleets=tuple(fleet.name for fleet in specs.fleets),
         vms=tuple(vms),
     )
+
+
+def wanted(specs: Specs, *, here: str) -> DesiredState:
+    """All that the specs want, placed as if nothing existed yet. `here` is the host of specs without an Inventory.
+
+    Raises SpecError for everything that cannot be resolved, on any host that a VM may come to.
+    """
+    pending = expand(specs)
+    resolver = Resolver(specs)
+    for vm in pending:
+        for host in vm.hosts or (here,):
+            resolver.resolve(vm, host)
+    resolver.check()
+    return desired_state(specs, pending, Landscape(hosts_of(specs, here), (), {}))

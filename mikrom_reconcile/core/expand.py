@@ -16,15 +16,12 @@ from mikrom_reconcile.core.documents import Flaw, problems_of
 from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.merging import merged
-from mikrom_reconcile.core.model.desired import State, VMSpec
+from mikrom_reconcile.core.model.desired import NAME_LENGTH, State, VMSpec
 from mikrom_reconcile.core.specs import FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
 
 HELLO_BOOT_ARGS = "console=ttyS0"
 """Boot arguments of the built-in image."""
-
-NAME_LENGTH = 48
-"""Longest name of a VM: it is part of socket paths, which have at most 107 bytes."""
 
 PER_VM = frozenset({"name", "index"})
 """Variables that differ from VM to VM."""

@@ -18,7 +18,7 @@ from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, R
 from mikrom_reconcile.core.observed import Expected, FleetOnHost, Sight, expected, locations, queries, sight_of
 from mikrom_reconcile.core.placement import Landscape
 from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
-from mikrom_reconcile.core.specs import Specs
+from mikrom_reconcile.core.specs import Specs, hosts_of
 
 ACTION_DEADLINE_S = 300.0
 """Longest one action may take, graceful stop included: five minutes, as the predecessor's users know it."""
@@ -60,7 +60,7 @@ def question(specs: Specs, placements: Placements, *, here: str, destroy: bool =
 
     `destroy` wants everything that the specs own gone, so every row is asked for.
     """
-    hosts = tuple(sorted(specs.inventory.hosts)) if specs.inventory else (here,)
+    hosts = hosts_of(specs, here)
     pending = expand(specs)
     desired = desired_state(specs, pending, Landscape(hosts, (), placements.vms))
     if destroy:

@@ -49,6 +49,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     """All that the specs say, fleets sorted by name. `whole`: a Project document stands among them."""
 
     tree: SourceTree
+    documents: int
     project: str
     whole: bool
     inventory: Inventory | None
@@ -67,12 +68,18 @@ def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | 
     fleets = [_fleet(document, inventory) for document in documents if document.kind == "Fleet"]
     return Specs(
         tree=tree,
+        documents=len(documents),
         project=projects[0] if projects else DEFAULT_PROJECT,
         whole=bool(projects),
         inventory=inventory,
         extra_vars=extra_vars or {},
         fleets=tuple(sorted(fleets, key=lambda fleet: fleet.name)),
     )
+
+
+def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:
+    """The hosts of the inventory, sorted; without one, `here`."""
+    return tuple(sorted(specs.inventory.hosts)) if specs.inventory else (here,)
 
 
 def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
+NAME_LENGTH = 48
+"""Longest name of a VM: it is part of socket paths, which have at most 107 bytes."""
+
 State = Literal["running", "stopped", "absent"]
 """What the spec wants a VM to be. What a host sees is a `Phase`."""
 

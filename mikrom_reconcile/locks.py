@@ -15,13 +15,15 @@ import os
 import struct
 from pathlib import Path
 
+from mikrom_reconcile.folders import make_folder
+
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 
 def open_lock_file(path: Path) -> int:
     """A descriptor of the lock file at `path`, 0600, made with its folder (0700) where missing."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 

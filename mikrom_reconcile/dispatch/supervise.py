@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from mikrom_reconcile.folders import make_folder
+
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
@@ -49,7 +51,7 @@ class Child:
         self._start_at = 0.0
         self._pause_s = FIRST_PAUSE_S
         if log is not None:
-            log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(log.parent)
             log.write_bytes(b"")
             log.chmod(0o600)
 

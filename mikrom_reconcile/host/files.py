@@ -18,15 +18,6 @@ class OddFileError(MikromError):
     """Something else than a small regular file is in a file's place."""
 
 
-def make_folder(folder: Path) -> None:
-    """Make `folder` and its missing parents, each closed to everybody else (0700)."""
-    try:
-        folder.mkdir(0o700, exist_ok=True)
-    except FileNotFoundError:
-        make_folder(folder.parent)
-        make_folder(folder)
-
-
 def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Replace `path` by `content` (0600) so that it holds all of it or what it held before, a power cut included.
 

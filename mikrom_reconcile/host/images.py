@@ -12,7 +12,8 @@ from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
 
-from mikrom_reconcile.host.files import make_folder, write_whole
+from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.host.files import write_whole
 
 HELLO = "hello"
 """Prints its boot arguments and waits for Ctrl-Alt-Del."""

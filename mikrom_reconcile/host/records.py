@@ -25,7 +25,8 @@ import msgspec
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
-from mikrom_reconcile.host.files import OddFileError, make_folder, read_small, sync_folder, write_whole
+from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.host.files import OddFileError, read_small, sync_folder, write_whole
 from mikrom_reconcile.host.ports import VMRecord
 
 FORMAT_VERSION = 1

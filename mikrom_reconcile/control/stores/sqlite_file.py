@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import BusyError, SetupError
+from mikrom_reconcile.folders import make_folder
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ class SqliteFile:
     def _inode(self) -> int:
         """The file's inode; an empty file is made where there is none, closed to others from the start."""
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise SetupError(f"{self._path}: {error.strerror}; the state folder must be writable") from error

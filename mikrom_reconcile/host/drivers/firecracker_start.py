@@ -16,12 +16,12 @@ from pathlib import Path
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import TemporaryError
 from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.drivers.firecracker_api import Api, NoAnswerError, UnreachableError
 from mikrom_reconcile.host.drivers.firecracker_end import tail
 from mikrom_reconcile.host.drivers.vmm import POLL_S, Places, Proc, kill, write_proc
-from mikrom_reconcile.host.files import make_folder
 from mikrom_reconcile.host.ports import VMRecord
 
 DEATH_S = 0.1

@@ -17,10 +17,11 @@ import msgspec
 from mikrom_reconcile.core.errors import PermanentError
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMFacts
+from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits
 from mikrom_reconcile.host.drivers.failures import step
-from mikrom_reconcile.host.files import OddFileError, make_folder, read_small, write_whole
+from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
 from mikrom_reconcile.host.ports import Stray, VMRecord
 
 FIRST_PID = 1 << 22

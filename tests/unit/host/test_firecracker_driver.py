@@ -1,0 +1,109 @@
+"""What the Firecracker driver makes of texts and files, without a Firecracker."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from mikrom_reconcile.core.errors import ActionError, PermanentError, SetupError, TemporaryError
+from mikrom_reconcile.core.model.observed import End
+from mikrom_reconcile.host.drivers.failures import step
+from mikrom_reconcile.host.drivers.firecracker_api import FaultError, NoAnswerError
+from mikrom_reconcile.host.drivers.firecracker_end import end_of
+from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, version_of
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (FaultError("Boot source error: The kernel file cannot be opened: No such file (os error 2)"), PermanentError),
+        (FaultError("Start microvm error: Cannot load kernel: Invalid Elf magic number."), PermanentError),
+        (FaultError("Network config error: Resource busy (os error 16). Invalid TUN/TAP Backend"), TemporaryError),
+        (FaultError("Cannot create guest memory: Cannot allocate memory (os error 12)"), TemporaryError),
+        (FaultError("Error creating vm: Resource temporarily unavailable (os error 11)"), TemporaryError),
+        (FaultError("Error creating KVM object: Permission denied (os error 13)"), PermanentError),
+        (FaultError("something (os error 110)"), TemporaryError),
+        (FaultError("something (os error 1)"), PermanentError),
+        (NoAnswerError("it did not answer in time"), TemporaryError),
+        (OSError(errno.ENOSPC, "No space left on device"), TemporaryError),
+        (OSError(errno.EMFILE, "Too many open files"), TemporaryError),
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), TemporaryError),
+        (OSError(errno.EACCES, "Permission denied", "/var/lib/mikrom"), PermanentError),
+        (OSError(errno.EROFS, "Read-only file system"), PermanentError),
+    ],
+)
+def test_what_may_pass_is_temporary_and_what_must_be_mended_is_permanent(
+    cause: Exception, kind: type[ActionError]
+) -> None:
+    with (
+        pytest.raises(ActionError, match=r"^a: .*\(while starting the guest\)$") as raised,
+        step("a", "starting the guest"),
+    ):
+        raise cause
+    assert type(raised.value) is kind
+    assert raised.value.step == "starting the guest"
+
+
+def line(reset_count: int = 0, failures: int = 0) -> bytes:
+    return json.dumps({"utc_ms": 1, "i8042": {"reset_count": reset_count}, "vcpu": {"failures": failures}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "end"),
+    [
+        (None, "killed"),
+        (b"", "killed"),
+        (line() + b"\n", "killed"),
+        (line() + b"\n" + line(reset_count=1) + b"\n", "clean"),
+        (line() + b"\n" + line(failures=1) + b"\n", "crashed"),
+        (line(reset_count=1) + b"\n" + line() + b"\n", "clean"),
+        (b"\0" * 50_000 + line(reset_count=1) + b"\n", "clean"),
+        (line() + b"\n" + line(reset_count=1)[:-5], "killed"),
+        (b"[]\n{}\nnull\n\xff\n" + line(failures=2), "crashed"),
+        (b'{"i8042": 5}\n', "killed"),
+    ],
+)
+def test_the_end_is_read_from_the_metrics_whatever_state_they_are_in(
+    tmp_path: Path, content: bytes | None, end: End
+) -> None:
+    metrics = tmp_path / "metrics"
+    if content is not None:
+        metrics.write_bytes(content)
+    assert end_of(metrics) == end
+
+
+def program(path: Path, text: str = "#!/bin/sh\necho Firecracker v9\necho more\n") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def test_firecracker_is_the_named_one_or_on_path_or_below_the_state_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/nope")
+    assert find_firecracker(None, tmp_path) is None
+    fetched = program(tmp_path / "state/bin/firecracker")
+    assert find_firecracker(None, tmp_path / "state") == fetched
+    installed = program(tmp_path / "bin/firecracker")
+    assert find_firecracker(None, tmp_path / "state") == installed
+    named = program(tmp_path / "fc")
+    assert find_firecracker(str(named), tmp_path / "state") == named
+    assert version_of(named) == "Firecracker v9"
+
+
+def test_a_named_one_that_is_no_program_is_an_error_that_says_so(tmp_path: Path) -> None:
+    program(tmp_path / "bin/firecracker")
+    with pytest.raises(SetupError, match="MIKROM_FIRECRACKER=/nope is not a program"):
+        find_firecracker("/nope", tmp_path)
+
+
+def test_a_binary_that_does_not_run_has_no_version(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="is it a Firecracker for this machine"):
+        version_of(program(tmp_path / "fc", "#!/bin/sh\nexit 3\n"))
+    with pytest.raises(SetupError):
+        version_of(tmp_path / "nope")

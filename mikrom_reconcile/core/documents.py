@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -75,7 +74,8 @@ def read_tree(tree: SourceTree, schemas: Schemas) -> tuple[list[SpecDocument], l
 
 
 def _spec_document(path: str, document: YamlDocument) -> SpecDocument:
-    folder, stem = PurePosixPath(path).parent.name, PurePosixPath(path).stem
+    above, _, file_name = path.rpartition("/")
+    folder, stem = above.rpartition("/")[2], file_name.rpartition(".")[0]
     body = document.value if isinstance(document.value, dict) else {}
     if folder in VARS_FOLDERS:
         return SpecDocument(path=path, line=document.line, kind=VARS_FOLDERS[folder], name=stem, body=body)

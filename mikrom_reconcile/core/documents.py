@@ -33,13 +33,12 @@ class Flaw(msgspec.Struct, frozen=True, kw_only=True):
 
 def problems_of(flaws: Iterable[Flaw], tree: SourceTree) -> list[SpecProblem]:
     """The flaws with their places; only the files that have flaws are looked through for them."""
-    texts = {file.path: file.text for file in tree.files}
     places: dict[str, Places] = {}
     problems = []
     for flaw in flaws:
         path = flaw.document.path
         if path not in places:
-            places[path] = Places(texts[path])
+            places[path] = places_of(flaw.document, tree)
         line, column = places[path].find(flaw.document.line, flaw.pointer, key=flaw.key)
         problems.append(
             SpecProblem(
@@ -53,6 +52,11 @@ def problems_of(flaws: Iterable[Flaw], tree: SourceTree) -> list[SpecProblem]:
             )
         )
     return problems
+
+
+def places_of(document: SpecDocument, tree: SourceTree) -> Places:
+    """Where the values of the file stand that `document` is in."""
+    return Places(next(file.text for file in tree.files if file.path == document.path))
 
 
 def read_tree(tree: SourceTree, schemas: Schemas) -> tuple[list[SpecDocument], list[Flaw], list[SpecProblem]]:

@@ -1,0 +1,102 @@
+"""Where each value of a VM came from: which text, in which file, and which variables. For people, on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.documents import places_of
+from mikrom_reconcile.core.expand import PendingVM, Resolver, scope_of
+from mikrom_reconcile.core.specs import Specs
+from mikrom_reconcile.core.variables import names_in
+
+Pointer = tuple[str | int, ...]
+
+
+class VariableOrigin(msgspec.Struct, frozen=True, kw_only=True):
+    """A variable that a value looked up, directly or through others, and where its own value was found."""
+
+    name: str
+    value: Any
+    origin: str
+
+
+class FieldOrigin(msgspec.Struct, frozen=True, kw_only=True):
+    """One field of a VM. `written` is the text before variables; `place` is `path:line:column layer`, or "default"."""
+
+    path: str
+    value: Any
+    written: Any
+    place: str
+    variables: tuple[VariableOrigin, ...] = ()
+
+
+def origins(specs: Specs, vm: PendingVM, host: str) -> tuple[FieldOrigin, ...]:
+    """Every field of `vm` on `host`, sorted by path. Raises SpecError for what cannot be resolved."""
+    resolver = Resolver(specs)
+    state, spec = resolver.resolve(vm, host)
+    resolver.check()
+    values = {"state": state, **msgspec.to_builtins(spec)}
+    return tuple(_origin(specs, vm, host, path, value) for path, value in sorted(_leaves(values, ())))
+
+
+def _origin(specs: Specs, vm: PendingVM, host: str, path: tuple[str, ...], value: Any) -> FieldOrigin:
+    shown = ".".join(path)
+    for layer, pointer, fields in _layers(vm):
+        found, written = _at(fields, path)
+        if found:
+            if written is None:  # a null resets the field
+                break
+            document = vm.fleet.document
+            line, column = places_of(document, specs.tree).find(document.line, (*pointer, *path))
+            return FieldOrigin(
+                path=shown,
+                value=value,
+                written=written,
+                place=f"{document.path}:{line}:{column} {layer}",
+                variables=tuple(_variables(specs, vm, host, written)),
+            )
+    return FieldOrigin(path=shown, value=value, written=value, place="default")
+
+
+def _layers(vm: PendingVM) -> Iterator[tuple[str, Pointer, dict[str, Any]]]:
+    """The layers that may say something about a VM, the strongest first."""
+    fleet = vm.fleet
+    if vm.name in fleet.instances:
+        yield f"instance {vm.name}", ("spec", "instances", vm.name), fleet.instances[vm.name]
+    for number in reversed(range(len(fleet.overrides))):
+        override = fleet.overrides[number]
+        if fnmatchcase(vm.name, override.match):
+            yield f"override {override.match}", ("spec", "overrides", number), override.fields
+    yield "template", ("spec", "template"), fleet.template
+
+
+def _variables(specs: Specs, vm: PendingVM, host: str, written: Any) -> Iterator[VariableOrigin]:
+    if names_in(written):
+        scope = scope_of(vm, specs, host)
+        scope.resolve(written)
+        for name, (value, origin) in sorted(scope.used.items()):
+            yield VariableOrigin(name=name, value=value, origin=origin)
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, (*path, key))
+    else:
+        yield path, value
+
+
+def _at(fields: dict[str, Any], path: tuple[str, ...]) -> tuple[bool, Any]:
+    """Whether a layer says something about `path`: the value there, or a null above it."""
+    value: Any = fields
+    for step in path:
+        if value is None:
+            return True, None
+        if not isinstance(value, dict) or step not in value:
+            return False, None
+        value = value[step]
+    return True, value

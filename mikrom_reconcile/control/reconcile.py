@@ -68,6 +68,8 @@ class Reconciler:
                 for outcome in self._execute(request, actions, lease, deadline):
                     outcomes.append(outcome)
                     progress(outcome)
+                    if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
+                        break
                 decision = self._look(request, specs)
         finally:
             lease.release()

@@ -122,6 +122,7 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
             "unacked_index_key": f"{unacked}:index",
             "unacked_mutex_key": f"{unacked}:mutex",
         },
+        "result_backend_thread_safe": True,  # or each task, being a greenlet, makes a client and connections of its own
         "redis_max_connections": 4 * SLOTS,
         "redis_socket_timeout": 5.0,
         "redis_socket_connect_timeout": 2.0,

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from redis import Redis, RedisError
 
@@ -63,7 +63,7 @@ def redis_child(settings: Settings) -> Child:
         "port 0",
         f'unixsocket "{settings.run_dir / "redis.sock"}"',
         "unixsocketperm 700",
-        f"requirepass {url.split(':')[2].partition('@')[0]}",
+        f"requirepass {urlsplit(url).password}",
         'save ""',
         f'dir "{settings.run_dir}"',
     ]

@@ -75,9 +75,9 @@ def observe_host_task(task: Any, *, call: str, query: str) -> None:
     try:
         report = task.app.parts.hypervisor().observe(msgspec.json.decode(query, type=ObserveQuery))
         _say(task, call, "report", calls.pack(report))
-    except (MikromError, msgspec.MsgspecError, OSError) as error:
-        _log.warning("cannot observe: %s", error)
-        _say(task, call, "error", calls.pack(str(error)))
+    except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
+        _log.exception("cannot observe")
+        _say(task, call, "error", calls.pack(f"cannot observe: {error}; the log of the host's worker has more"))
 
 
 def console_task(task: Any, *, call: str, vm: str, max_bytes: int) -> None:
@@ -85,7 +85,7 @@ def console_task(task: Any, *, call: str, vm: str, max_bytes: int) -> None:
     try:
         text = task.app.parts.hypervisor().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES))
         _say(task, call, "console", text)
-    except (MikromError, OSError) as error:
+    except MikromError as error:
         _say(task, call, "error", calls.pack(str(error)))
 
 

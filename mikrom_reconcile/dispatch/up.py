@@ -24,7 +24,7 @@ from mikrom_reconcile.dispatch.private_services import (
     redis_child,
     service_children,
 )
-from mikrom_reconcile.dispatch.services import Connection, connection_file, running_up
+from mikrom_reconcile.dispatch.services import Connection, Service, connection_file, running_up
 from mikrom_reconcile.dispatch.supervise import Child, end_all
 from mikrom_reconcile.settings import Settings
 
@@ -33,6 +33,7 @@ STOP_S = 7.0
 
 _REDIS_S = 5.0
 _LOOK_S = 0.1
+_NEEDED: tuple[Service, ...] = ("host", "control")  # without these an order is not carried out
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Tell = Callable[[str], None]
@@ -50,11 +51,13 @@ def up(settings: Settings, *, run: bool, tell: Tell) -> int:
         try:
             _await(redis, within_s=_REDIS_S)
             tell(f"logs are in {logs_of(chosen)}")
+            tell(f"Flower: http://127.0.0.1:{chosen.flower_port}")
             if not settings.flower_basic_auth:
                 tell(f"Flower's user and password, until this ends: {chosen.flower_basic_auth}")
-            _keep([redis, *children], tell, until=lambda: ended.is_set() or all(child.ready for child in children))
+            workers = [child for child in children if child.name in _NEEDED]
+            _keep([redis, *children], tell, until=lambda: ended.is_set() or all(child.ready for child in workers))
             announce(Connection(pid=os.getpid(), broker_url=chosen.broker_url))
-            tell(f"ready; Flower is at http://127.0.0.1:{chosen.flower_port}; Ctrl-C ends the services")
+            tell("ready: other commands on this machine find these services; Ctrl-C ends them")
             if run:
                 children.append(apply_child(chosen))
             _keep([redis, *children], tell, until=ended.is_set)

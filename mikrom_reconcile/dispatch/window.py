@@ -11,31 +11,22 @@ from mikrom_reconcile.dispatch.outcomes import given_up
 
 
 class Window:
-    """The orders of one call: which wait, which are under way, at most `forks` of them per host.
-
-    Orders are taken from their source as late as possible: it dries up when the lease is lost.
-    """
+    """The orders of one call: which wait, which are under way, at most `forks` of them per host."""
 
     def __init__(self, orders: Iterable[Order], forks: int) -> None:
-        self._source = iter(orders)
         self._forks = forks
         self._waiting: dict[str, deque[Order]] = {}
         self._under_way: dict[str, dict[str, Order]] = {}
+        for order in orders:  # all at once: a host must not wait because those before it in the plan are busy
+            self._waiting.setdefault(order.action.host, deque()).append(order)
 
     def next_orders(self) -> Iterator[Order]:
         """Orders that may be sent now; each counts as under way."""
         for host, waiting in self._waiting.items():
-            while waiting and self._has_room(host):
-                yield self._begin(waiting.popleft())
-        while not self._waiting or any(map(self._has_room, self._waiting)):
-            order = next(self._source, None)
-            if order is None:
-                return
-            waiting = self._waiting.setdefault(order.action.host, deque())
-            if self._has_room(order.action.host):
-                yield self._begin(order)
-            else:
-                waiting.append(order)
+            while waiting and len(self._under_way.get(host, ())) < self._forks:
+                order = waiting.popleft()
+                self._under_way.setdefault(host, {})[order.action.id] = order
+                yield order
 
     def is_done(self) -> bool:
         """Whether nothing is under way; after `next_orders` that means that nothing waits either."""
@@ -57,12 +48,6 @@ class Window:
         """The end of the call: what was sent failed, what was not is skipped."""
         for host in sorted(self._under_way):
             yield from self.lose(host, why)
-        for order in (*chain.from_iterable(self._waiting.values()), *self._source):
+        for order in chain.from_iterable(self._waiting.values()):
             yield given_up(order, "skipped", why)
-
-    def _has_room(self, host: str) -> bool:
-        return len(self._under_way.get(host, ())) < self._forks
-
-    def _begin(self, order: Order) -> Order:
-        self._under_way.setdefault(order.action.host, {})[order.action.id] = order
-        return order
+        self._waiting.clear()

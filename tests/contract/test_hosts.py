@@ -133,20 +133,6 @@ def test_closing_the_iterator_sends_nothing_more_and_lets_go_on_what_runs(hosts:
     assert {row.phase for row in seen.values()} == {"running"}
 
 
-def test_orders_are_taken_only_when_they_can_be_sent(hosts: Hosts) -> None:
-    taken = []
-
-    def watched() -> Iterator[Order]:
-        for each in creates("lazy", 6):
-            taken.append(each.action.vm)
-            yield each
-
-    pending = hosts.execute(watched(), forks=2, deadline_s=20)
-    next(pending)
-    assert len(taken) <= 3
-    assert len(list(pending)) == 5
-
-
 def test_a_host_that_nobody_serves_is_unreachable_at_once_and_its_orders_fail_for_now(hosts: Hosts) -> None:
     began = time.monotonic()
     views = {view.host: view for view in hosts.observe({HERE: ObserveQuery(), "dark": ObserveQuery()}, deadline_s=20)}

@@ -32,6 +32,8 @@ SERVICES = {"redis", "host", "control", "beat", "flower"}
 class Up:
     """A running `mikrom up` with simulated microVMs."""
 
+    SIGNS = frozenset({"ready:", "beat:", "flower:"})
+
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
         self.specs = folder / "web.yml"
@@ -56,7 +58,7 @@ class Up:
         environment = self.environment | {"MIKROM_SPECS": str(self.specs)}
         with (folder / "up.log").open("wb") as log:
             self.process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, cwd=ROOT)
-        wait_until(lambda: self.process.poll() is not None or "ready; Flower" in self.said(), "mikrom up")
+        wait_until(lambda: self.process.poll() is not None or set(self.said().split()) >= self.SIGNS, "mikrom up")
         assert self.process.poll() is None, self.said()
 
     def said(self) -> str:

@@ -1,0 +1,89 @@
+"""What a service refuses to start without, and how a running `mikrom up` is found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mikrom_reconcile import locks
+from mikrom_reconcile.core.errors import SetupError, UsageError
+from mikrom_reconcile.dispatch import services
+from mikrom_reconcile.dispatch.broker import broker_url, without_password
+from mikrom_reconcile.settings import Settings, load
+
+
+def settings(folder: Path, **variables: str) -> Settings:
+    return load({"MIKROM_STATE_DIR": f"{folder}/state", "MIKROM_RUN_DIR": f"{folder}/run", **variables})
+
+
+@pytest.mark.parametrize(
+    ("service", "variables", "missing"),
+    [
+        ("host", {}, "MIKROM_BROKER_URL is not set"),
+        ("host", {"MIKROM_BROKER_URL": "amqp://guest@there"}, "must begin with redis://"),
+        ("host", {"MIKROM_BROKER_URL": "redis+socket:///no/such.sock"}, "no answer from the broker"),
+        ("control", {"MIKROM_BROKER_URL": "redis://x"}, "MIKROM_SPECS is not set"),
+        ("beat", {"MIKROM_BROKER_URL": "redis://x"}, "MIKROM_SPECS is not set"),
+        ("flower", {"MIKROM_BROKER_URL": "redis://x"}, "FLOWER_BASIC_AUTH is not set"),
+    ],
+)
+def test_a_service_says_what_it_does_not_start_without(
+    own_environment: Path, service: services.Service, variables: dict[str, str], missing: str
+) -> None:
+    with pytest.raises((UsageError, SetupError), match=missing):
+        services.check(service, settings(own_environment, **variables))
+
+
+def test_no_argument_of_a_service_tells_a_secret(own_environment: Path) -> None:
+    found = settings(own_environment, MIKROM_BROKER_URL="redis://:sesame@there/0", FLOWER_BASIC_AUTH="ana:sesame")
+    for service in ("host", "control", "beat", "flower"):
+        assert "sesame" not in " ".join(services.command(service, found))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:sesame@there:6379/0", "redis://:***@there:6379/0"),
+        ("rediss://ana:sesame@there/1?ssl_keyfile=sesame", "rediss://ana:***@there/1"),
+        ("redis+socket://:sesame@/run/mikrom/redis.sock", "redis+socket://:***@/run/mikrom/redis.sock"),
+        ("redis://there", "redis://there"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_refused_url_is_shown_without_its_password(own_environment: Path) -> None:
+    with pytest.raises(UsageError) as told:
+        broker_url(settings(own_environment, MIKROM_BROKER_URL="amqp://ana:sesame@there"))
+    assert "sesame" not in str(told.value)
+
+
+def test_up_is_found_only_while_it_lives(own_environment: Path) -> None:
+    found = settings(own_environment)
+    assert services.find_up(found) is None
+    path = services.connection_file(found)
+    fd = locks.open_lock_file(path)
+    assert locks.take(fd)
+    os.write(fd, msgspec.json.encode(services.Connection(pid=7, broker_url="redis+socket:///there")))
+    assert services.find_up(found) == "redis+socket:///there"
+    locks.give_back(fd)
+    assert path.exists()
+    assert services.find_up(found) is None
+
+
+def test_up_that_is_still_starting_is_never_taken_for_none(
+    own_environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "_STARTING_S", 0.2)
+    found = settings(own_environment)
+    fd = locks.open_lock_file(services.connection_file(found))
+    assert locks.take(fd)
+    for written in (b"", msgspec.json.encode(services.Connection(pid=7))):
+        os.pwrite(fd, written, 0)
+        with pytest.raises(SetupError, match="is not ready yet"):
+            services.find_up(found)
+    locks.give_back(fd)

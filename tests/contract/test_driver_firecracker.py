@@ -36,8 +36,7 @@ RECORD = record_of("a")
 
 def start(real: RealBench, boot_args: str = "") -> int:
     real.driver.start(record_of("a", boot_args), deadline_s=DEADLINE_S)
-    (pid,) = real.pids("a")
-    return pid
+    return written_down(real).pid
 
 
 def assert_starts_anew(real: RealBench) -> None:
@@ -46,10 +45,12 @@ def assert_starts_anew(real: RealBench) -> None:
     assert len(real.all_pids()) == 1
 
 
+def written_down(real: RealBench) -> Proc:
+    return msgspec.json.decode(real.state_file("a", "proc.json").read_bytes(), type=Proc)
+
+
 def edit_proc(real: RealBench, **changes: object) -> None:
-    path = real.state_file("a", "proc.json")
-    proc = msgspec.json.decode(path.read_bytes(), type=Proc)
-    path.write_bytes(msgspec.json.encode(replace(proc, **changes)))
+    real.state_file("a", "proc.json").write_bytes(msgspec.json.encode(replace(written_down(real), **changes)))
 
 
 @contextmanager

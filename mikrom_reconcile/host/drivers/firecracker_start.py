@@ -77,11 +77,9 @@ def abandon(places: Places, vmm: Proc) -> None:
 
 
 def clear(places: Places) -> None:
-    """Leave nothing that belongs to an earlier VMM but the console. The caller holds the lock."""
+    """Leave nothing that speaks of an earlier VMM, but what it logged. The caller holds the lock."""
     places.socket.unlink(missing_ok=True)
     places.proc.unlink(missing_ok=True)
-    for path in (places.log, places.metrics):
-        path.unlink(missing_ok=True)
 
 
 def _requests(spec: VMSpec, kernel: Path) -> Iterator[Request]:
@@ -105,7 +103,7 @@ def _spawn_process(binary: Path, places: Places, lock: int) -> int:
     for folder in (places.folder, places.run_folder):
         make_folder(folder)
     for path in (places.log, places.metrics):  # Firecracker does not make them
-        os.close(_opened(path, os.O_CREAT | os.O_EXCL))
+        os.close(_opened(path, os.O_CREAT | os.O_TRUNC))
     console = _opened(places.console, os.O_CREAT | os.O_APPEND)
     argv = (
         *(str(binary), "--id", places.vm, "--api-sock", str(places.socket)),

@@ -83,14 +83,14 @@ def embedded_engine(settings: Settings) -> Engine:
 
     hosts = LocalHosts(make_hypervisor(settings))
     store = SqliteStore(settings.state_dir / "store.sqlite", settings.state_dir / "locks")
-    return make_reconciler(settings, hosts, store)
+    return make_reconciler(settings, hosts, store, alone=True)
 
 
-def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore) -> Engine:
-    """The engine that plans and applies in this process, over any hosts and store."""
+def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone: bool = False) -> Engine:
+    """The engine that plans and applies in this process, over any hosts and store; `alone` reaches no other host."""
     from mikrom_reconcile.control.reconcile import Reconciler
 
-    return Reconciler(here=settings.host, hosts=hosts, store=store, clock=SystemClock(), schemas=schemas())
+    return Reconciler(here=settings.host, hosts=hosts, store=store, clock=SystemClock(), schemas=schemas(), alone=alone)
 
 
 def make_hypervisor(settings: Settings) -> Hypervisor:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import msgspec
 
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
-from mikrom_reconcile.core.errors import BusyError
+from mikrom_reconcile.core.errors import BusyError, SetupError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.plan import Decision, decide, question
 from mikrom_reconcile.core.selection import Selection
-from mikrom_reconcile.core.specs import Specs, read_specs
+from mikrom_reconcile.core.specs import Specs, hosts_of, read_specs
 
 OBSERVE_DEADLINE_S = 10.0
 """A host that has not reported by then counts as unreachable for this look; reports take milliseconds."""
@@ -26,7 +26,10 @@ LEASE_RETRY_S = 0.5
 
 
 class Reconciler:
-    """The Engine that plans and applies in this process. `here` is the host of specs without an Inventory."""
+    """The Engine that plans and applies in this process. `here` is the host of specs without an Inventory.
+
+    `alone` says that no other host can be reached from here.
+    """
 
     def __init__(
         self,
@@ -36,12 +39,14 @@ class Reconciler:
         store: RunStore,
         clock: Clock,
         schemas: Mapping[str, str],
+        alone: bool = False,
     ) -> None:
         self.hosts = hosts
         self.store = store
         self._here = here
         self._clock = clock
         self._schemas = schemas
+        self._alone = alone
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing."""
@@ -92,7 +97,14 @@ class Reconciler:
         return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
 
     def _specs(self, request: RunRequest) -> Specs:
-        return read_specs(request.tree, self._schemas, request.extra_vars)
+        specs = read_specs(request.tree, self._schemas, request.extra_vars)
+        others = sorted({*hosts_of(specs, self._here)} - {self._here})
+        if self._alone and others:
+            raise SetupError(
+                f"the specs name {', '.join(others)}, and without a broker only {self._here} can be reached:"
+                " set MIKROM_BROKER_URL, or start `mikrom up`"
+            )
+        return specs
 
     def _look(self, request: RunRequest, specs: Specs) -> Decision:
         """Observe every host and plan from what they report."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.core.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import HostView, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.outcomes import given_up
@@ -78,6 +78,8 @@ class LocalHosts:
             return HostView(host=self._hypervisor.name, report=report)
         except TimeoutError:
             return HostView(host=self._hypervisor.name, error=f"no answer within {deadline_s:g} s")
+        except MikromError as error:  # it cannot look: unknown, never empty
+            return HostView(host=self._hypervisor.name, error=str(error))
         finally:
             pool.shutdown(wait=False)
 

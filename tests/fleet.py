@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from mikrom_reconcile.dispatch.broker import client_of
 from mikrom_reconcile.dispatch.keys import Keys
@@ -41,7 +41,13 @@ class Fleet:
         conf = folder / "redis.conf"
         conf.write_text(f'port 0\nunixsocket {folder}/redis.sock\nrequirepass {PASSWORD}\nsave ""\ndir {folder}\n')
         self.run("redis", ["redis-server", str(conf)])
-        wait_until((folder / "redis.sock").exists, "the private Redis")
+        wait_until(self._answers, "the private Redis")
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.redis.ping())
+        except RedisError:
+            return False
 
     @staticmethod
     def environment_of(folder: Path, url: str, **more: str) -> dict[str, str]:

@@ -48,7 +48,7 @@ class Observer:
             digests = fleet_digests(own)
             differing = _differing(digests, query.known)
             rows += [row for row in own if row.fleet in differing]
-            if differing:
+            if differing or query.others:
                 rows += self._rows([record for record in records if record.project != query.project])
         return HostReport(
             host=self._host,

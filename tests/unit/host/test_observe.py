@@ -94,6 +94,13 @@ def test_only_the_fleet_that_differs_sends_its_rows_and_then_other_projects_do_t
     assert host.names("shop", digests) == ["cms-000", "db-000"]
 
 
+def test_rows_of_other_projects_come_when_they_are_asked_for_though_no_fleet_differs(host: Host) -> None:
+    query = ObserveQuery(project="new", others=True)
+    report = Observer(HOST, driver=host.driver, records=host.records).report(query, NOW)
+    assert [row.name for row in report.vms] == ["cms-000", "db-000", "web-000", "web-001"]
+    assert host.names("new", {}) == []
+
+
 def test_a_fleet_that_is_expected_and_not_here_counts_as_different(host: Host) -> None:
     digests = host.report("shop").digests
     assert host.names("shop", {**digests, "cache": "1:something"}) == ["cms-000"]

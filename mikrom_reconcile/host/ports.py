@@ -56,7 +56,10 @@ class Driver(Protocol):
         """Why this driver cannot run `spec`, or None."""
 
     def observe(self, record: VMRecord) -> VMMFacts:
-        """What is provably there now. Never changes anything and never raises for a broken VMM."""
+        """What is provably there now. Never changes anything and never raises for a broken VMM.
+
+        An ActionError says that this process cannot look (no descriptor left, folder closed): the VM is unknown.
+        """
 
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         """Boot the VM as `record.spec` says and return once its guest runs.

@@ -26,7 +26,8 @@ from mikrom_reconcile.host.drivers import firecracker
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.firecracker_api import Api
 from mikrom_reconcile.host.drivers.firecracker_end import trim
-from mikrom_reconcile.host.drivers.vmm import Proc
+from mikrom_reconcile.host.drivers.firecracker_start import abandon
+from mikrom_reconcile.host.drivers.vmm import Layout, Proc
 from tests.contract.drivers import DEADLINE_S, RealBench, is_live, record_of, wait_until
 
 pytestmark = pytest.mark.kvm
@@ -153,6 +154,34 @@ def test_a_held_lock_without_a_vmm_is_starting_and_nobody_is_harmed(real: RealBe
         locks.give_back(lock)
     assert real.all_pids() == []
     assert_starts_anew(real)
+
+
+def test_a_vmm_that_is_being_torn_down_is_waited_for(real: RealBench) -> None:
+    start(real)
+    real.kill("a")
+    closing = "import os, sys, time; os.close(0); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", closing], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as dying:
+        assert dying.stdout is not None
+        dying.stdout.readline()
+        identity = process.identify(dying.pid)
+        assert identity is not None
+        edit_proc(real, pid=identity.pid, starttime=identity.starttime)
+        assert real.driver.observe(RECORD).status == "none"
+        with pytest.raises(TemporaryError, match=f"pid {dying.pid} is dying and still not gone"):
+            real.driver.start(RECORD, deadline_s=0.1)
+        assert real.all_pids() == []
+        dying.kill()
+    assert_starts_anew(real)
+
+
+def test_giving_up_a_start_leaves_another_ones_vmm_alone(real: RealBench) -> None:
+    start(real)
+    real.kill("a")
+    given_up = written_down(real)
+    pid = start(real)
+    abandon(Layout(real.folder / "state", real.folder / "run").of("a"), given_up)
+    facts = real.driver.observe(RECORD)
+    assert (facts.status, facts.pid) == ("running", pid)
 
 
 def test_a_stale_socket_is_in_nobodys_way(real: RealBench) -> None:

@@ -147,7 +147,11 @@ class FirecrackerDriver:
             return facts is not None and facts.status == "running"
 
     def _ask(self, places: Places, found: process.Identity) -> VMMFacts | None:
-        """What a proven VMM says of itself; None when it has died meanwhile."""
+        """What a proven VMM says of itself; None when it has died meanwhile.
+
+        Firecracker 1.12.1 never ends by itself if a request comes at the very moment its guest ends: its main thread
+        waits for the API's and that for an answer. It is unresponsive then, and the next start or stop kills it.
+        """
         alive = partial(VMMFacts, pid=found.pid, age_s=process.age_s(found))
         for _ in range(ATTEMPTS):
             try:

@@ -190,6 +190,7 @@ def _end_one(
 
 
 def _who_is_left(places: Places, vmm: process.Identity | None) -> str:
-    if vmm is not None:
-        return f"pid {vmm.pid} has been killed and is still not gone; see what it waits for in /proc/{vmm.pid}/stack"
+    leaving = vmm or read_proc(places)
+    if leaving is not None and process.is_alive(leaving):
+        return f"pid {leaving.pid} is dying and still not gone; /proc/{leaving.pid}/stack says what it waits for"
     return f"{places.lock} is held by a process that cannot be found; see who with `fuser {places.lock}`"

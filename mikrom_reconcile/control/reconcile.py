@@ -11,7 +11,7 @@ from mikrom_reconcile.core.errors import BusyError, SetupError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.plan import Decision, decide, question
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, hosts_of, read_specs
@@ -87,7 +87,8 @@ class Reconciler:
             started_at=started_at,
             finished_at=self._clock.now(),
         )
-        self.store.save(report)
+        if request.origin != BEAT or outcomes or approved.changes:  # ticks that find nothing would bury the others
+            self.store.save(report)
         return report
 
     def _execute(

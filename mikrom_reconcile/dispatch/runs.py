@@ -19,7 +19,7 @@ import msgspec
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.errors import BusyError, MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest
 from mikrom_reconcile.dispatch import calls, deadlines
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.errors_on_the_wire import failure_of
@@ -93,14 +93,11 @@ def _reconcile(task: Any, run: str, tick: str | None) -> str:
 
 
 def _repair(app: FleetApp, engine: Engine, run: str) -> str:
-    """Plan, apply what may be done unattended, and one line about it."""
+    """Apply what may be done unattended, and one line about it."""
     settings = app.settings
     request = RunRequest(
-        run_id=run, origin="beat", tree=app.parts.read_tree(), forks=settings.forks, timeout_s=settings.timeout_s
+        run_id=run, origin=BEAT, tree=app.parts.read_tree(), forks=settings.forks, timeout_s=settings.timeout_s
     )
-    plan = engine.plan(request)
-    if not plan.actions:  # what changes nothing takes no lease and leaves no report
-        return f"nothing to do{_left(plan)}"
     return summary(engine.apply(request, None, progress=lambda _: deadlines.refuse_when_stopping()))
 
 

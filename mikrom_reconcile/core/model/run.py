@@ -14,6 +14,9 @@ from mikrom_reconcile.core.model.specs import SourceTree
 
 Result = Literal["done", "already_done", "stale", "skipped", "failed_temporary", "failed_permanent"]
 
+BEAT = "beat"
+"""The origin of scheduled runs."""
+
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is to do. A plan and the apply of it share one request and one `run_id`.

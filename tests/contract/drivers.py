@@ -81,11 +81,13 @@ class RealBench:
         )
 
     def pids(self, vm: str) -> list[int]:
-        return [pid for pid in self.all_pids() if f"--id\0{vm}\0" in command_line(pid)]
+        return self.all_pids(f"\0--id\0{vm}\0")
 
-    def all_pids(self) -> list[int]:
-        """Every process below this folder, whatever it holds or has written down."""
-        return [pid for pid in live_pids() if f"{self.folder}/" in command_line(pid)]
+    def all_pids(self, having: str = "") -> list[int]:
+        """Every Firecracker of this folder, whatever it holds or is written about it."""
+        pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
+        lines = ((pid, command_line(pid)) for pid in pids)
+        return [pid for pid, line in lines if f"\0{self.folder}/" in line and having in line]
 
     def kill(self, vm: str) -> None:
         (pid,) = self.pids(vm)
@@ -143,11 +145,6 @@ class SimulatedBench:
         return list(files_below(self.folder))
 
 
-def live_pids() -> list[int]:
-    pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
-    return [pid for pid in pids if is_live(pid)]
-
-
 def is_live(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -157,6 +154,7 @@ def is_live(pid: int) -> bool:
 
 
 def command_line(pid: int) -> str:
+    """Its arguments, each with a NUL behind it; a zombie has none."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):

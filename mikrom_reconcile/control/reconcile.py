@@ -110,7 +110,9 @@ class Reconciler:
     def _look(self, request: RunRequest, specs: Specs) -> Decision:
         """Observe every host and plan from what they report."""
         asked = question(specs, self.store.placements(specs.project), here=self._here, destroy=request.destroy)
-        limits = Limits(prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy)
+        limits = Limits(
+            prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy, retry=request.retry
+        )
         selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
         return decide(asked, self._observe(asked.queries), limits, selection)
 

@@ -191,6 +191,8 @@ _PATTERN_HINTS = {
     "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$": "up to 48 of a-z, 0-9 and '-', a letter or digit at both ends",
     "^(100|[0-9]{1,2})%$": "a number of VMs, or a percentage from 0% to 100%",
     "^[ -~]*$": "printable ASCII only",
+    "^\\$\\{[^}]+\\}$": "a whole number, or a ${variable}",
+    "^([0-9]{1,6}(ms|s|m|h|d)|\\$\\{[^}]+\\})$": "a whole number and a unit: 250ms, 10s, 5m, 1h, 2d",
 }
 
 

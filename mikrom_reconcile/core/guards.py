@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.lifecycle import SATISFIES
+from mikrom_reconcile.core.lifecycle import WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Policy, Share
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Refusal, VMChange
@@ -20,17 +20,21 @@ from mikrom_reconcile.core.observed import Sight
 DISRUPTION = "10%"
 """Share of a fleet that one pass may take down: what users of rolling updates expect when they say nothing."""
 
+UP = frozenset({"running", "paused"})
+"""States that need a VMM."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What this run allows beyond the fleets' own policy.
 
     `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed;
-    `all_removals` is for a destroy: removals are what was asked for.
+    `all_removals` is for a destroy: removals are what was asked for. `retry` brings back what was given up.
     """
 
     prune_max: Share | None = None
     confirmed: tuple[str, ...] = ()
     all_removals: bool = False
+    retry: bool = False
 
 
 def allowed(share: Share, total: int) -> int:
@@ -133,7 +137,7 @@ def limit_disruption(changes: list[VMChange], desired: DesiredState) -> list[VMC
 
     VMs that are down already use the share up; bringing those back is never limited.
     """
-    size = Counter(vm.fleet for vm in desired.vms if vm.state == "running")
+    size = Counter(vm.fleet for vm in desired.vms if vm.state in UP)
     down = Counter(change.fleet for change in changes if _is_down(change))
     budget = {fleet: max(0, allowed(DISRUPTION, total) - down[fleet]) for fleet, total in size.items()}
     result = []
@@ -153,10 +157,10 @@ def _waiting(size: int, down: int) -> str:
 
 
 def _is_down(change: VMChange) -> bool:
-    """A VM that should run and does not, whatever will be done about it."""
-    if change.desired is None or change.desired.state != "running":
+    """A VM that should be up and is not, whatever will be done about it."""
+    if change.desired is None or change.desired.state not in UP:
         return False
-    return change.observed is None or change.observed.phase not in SATISFIES["running"]
+    return change.observed is None or change.observed.phase not in WELL
 
 
 def owned_by_fleet(sight: Sight, desired: DesiredState) -> Counter[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.desired import desired_state
-from mikrom_reconcile.core.diff import diff, in_scope, name_taken
+from mikrom_reconcile.core.diff import diff, in_scope, name_taken, parked
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.expand import PendingVM, expand
 from mikrom_reconcile.core.guards import Limits, limit_disruption, limit_removals, owned_by_fleet, protect
@@ -27,6 +27,8 @@ VERBS: dict[ChangeKind, Verb] = {
     "create": "create",
     "start": "start",
     "stop": "stop",
+    "pause": "pause",
+    "resume": "resume",
     "update": "update",
     "restart": "restart",
     "move": "delete",  # it is made on its new host once it is proven gone from the old one
@@ -83,7 +85,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     sight = sight_of(observed, specs.project, asked.expected)
     desired = _placed(asked, sight)
     hiding = tuple(sorted(host for host in sight.dark if host not in asked.placements.covers))
-    changes, unchanged = diff(desired, sight, hiding)
+    changes, unchanged = diff(desired, sight, hiding, retry=limits.retry)
     policies = {fleet.name: fleet.policy for fleet in specs.fleets}
     changes, protected = protect(changes, policies, specs.project)
     changes, pruned = limit_removals(changes, owned_by_fleet(sight, desired), policies, limits)
@@ -92,7 +94,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     names = {(change.name, change.fleet) for change in changes}
     refusals = [
         refusal
-        for refusal in (*protected, *pruned, *_names_taken(changes))
+        for refusal in (*protected, *pruned, *_blocked(changes))
         if any(refusal.fleet == fleet and refusal.vm in {"", name} for name, fleet in names)
     ]
     plan = _numbered(
@@ -146,9 +148,9 @@ def _to_remember(asked: Question, desired: DesiredState, sight: Sight) -> Placem
     return Placements(vms=dict(sorted(vms.items())), covers=tuple(sorted({*asked.placements.covers, *answered})))
 
 
-def _names_taken(changes: Iterable[VMChange]) -> Iterator[Refusal]:
+def _blocked(changes: Iterable[VMChange]) -> Iterator[Refusal]:
     for change in changes:
-        if change.rule == name_taken.__name__:
+        if change.rule in {name_taken.__name__, parked.__name__}:
             yield Refusal(fleet=change.fleet, vm=change.name, rule=change.rule, message="; ".join(change.reasons))
 
 

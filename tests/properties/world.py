@@ -121,10 +121,15 @@ class World:
         wanted = action.desired
         assert wanted is not None
         fresh = found is None or found.phase == "deleting"
-        alive = found is not None and found.phase in {"running", "unresponsive", "socket_lost", "stopping"}
-        boots = action.verb in {"create", "start", "restart"} and wanted.state == "running"
-        phase: Phase = "running" if boots or (action.verb == "update" and alive) else "stopped"
-        keeps_drift = action.verb == "update" and alive and found is not None
+        alive = found is not None and found.phase in {"running", "paused", "unresponsive", "socket_lost", "stopping"}
+        phase: Phase = "stopped" if wanted.state == "absent" else wanted.state
+        if action.verb == "update":
+            assert found is not None
+            phase = found.phase
+        if action.verb in {"pause", "resume"}:
+            assert found is not None
+            assert found.phase == ("running" if action.verb == "pause" else "paused")
+        keeps_drift = action.verb in {"update", "pause", "resume"} and alive and found is not None
         there[action.vm] = Truth(
             project=action.project,
             fleet=wanted.fleet,

@@ -13,7 +13,7 @@ from mikrom_reconcile.core.model.observed import ObservedVM
 ChangeKind = Literal[
     "create", "start", "stop", "pause", "resume", "update", "restart", "replace", "move", "delete", "wait", "blocked"
 ]
-Verb = Literal["create", "start", "stop", "update", "restart", "delete"]
+Verb = Literal["create", "start", "stop", "pause", "resume", "update", "restart", "delete"]
 Impact = Literal["record", "live", "restart", "replace"]
 """What changing a field costs: only the record, a call to the running VMM, a restart, a new root disk."""
 

@@ -24,7 +24,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     `origin` says who asked ("apply by ana@build7", "beat"), for logs and for those who wait for the lease.
     `destroy` wants everything that the specs own gone. `prune_max` replaces the fleets' own share for this run;
     `confirmed` names fleets whose removals a person has confirmed by typing the name. `extra_vars` win over all other
-    variables; `limit`, `tags` and `skip_tags` narrow what is done (`core.selection`).
+    variables; `retry` brings back what was given up; `limit`, `tags` and `skip_tags` narrow what is done
+    (`core.selection`).
     """
 
     run_id: str
@@ -33,6 +34,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     destroy: bool = False
     prune_max: Share | None = None
     confirmed: tuple[str, ...] = ()
+    retry: bool = False
     extra_vars: dict[str, Any] = {}
     limit: str | None = None
     tags: tuple[str, ...] = ()

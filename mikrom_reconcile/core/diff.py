@@ -30,7 +30,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     `desired` is None for a VM that the specs do not want, `observed` None for one that no host reported.
     `taken` is a row that is not ours but has the name. `dark` is why the VM's host gave no report, "" if it did.
     `hiding` names dark hosts on which the VM may exist without our knowing. `double` says that the VM runs
-    elsewhere with a higher token. `retry` gives up nothing.
+    elsewhere with a higher token. `placed` is why its host was chosen, "" if it was not. `destroy` says that all has
+    to go, `retry` that nothing is given up.
     """
 
     desired: DesiredVM | None
@@ -39,6 +40,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     dark: str = ""
     hiding: tuple[str, ...] = ()
     double: str = ""
+    placed: str = ""
+    destroy: bool = False
     retry: bool = False
 
     @property
@@ -60,6 +63,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
             host=self.host,
             kind=kind,
             reasons=reasons,
+            placed=self.placed if kind in {"create", "move"} else "",
             wanted=wanted,
             fields=fields,
             desired=self.desired,
@@ -110,12 +114,13 @@ def _cases(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> Iter
             taken=sight.others.get(vm.name),
             dark=sight.dark.get(vm.host, ""),
             hiding=() if rows else hiding,
+            placed=desired.placed.get(vm.name, ""),
         )
     for name, rows in sight.own.items():
         kept_on = rows[0].host if name in wanted else ""
         for row in rows:
             if row.host != kept_on and (kept_on or in_scope(desired, row.fleet)):
-                yield Case(desired=None, observed=row, double=kept_on)
+                yield Case(desired=None, observed=row, double=kept_on, destroy=desired.destroy)
 
 
 def _effective(desired: DesiredVM, observed: ObservedVM) -> DesiredVM:
@@ -149,6 +154,13 @@ def runs_twice(case: Case) -> Verdict:
     """Of two VMs of one name the one that was changed last stays."""
     if case.double:
         return case.change("delete", f"a newer VM of this name is on {case.double}")
+    return None
+
+
+def destroyed(case: Case) -> Verdict:
+    """A destroy takes everything that the specs speak for."""
+    if case.desired is None and case.destroy:
+        return case.change("delete", "destroy was asked for")
     return None
 
 
@@ -290,6 +302,7 @@ def as_wanted(case: Case) -> Verdict:
 RULES: tuple[Callable[[Case], Verdict], ...] = (
     on_a_dark_host,
     runs_twice,
+    destroyed,
     not_wanted,
     wanted_absent,
     name_taken,

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.lifecycle import WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Policy, Share
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Refusal, VMChange
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Refusal, VMChange
 from mikrom_reconcile.core.observed import Sight
 
 DISRUPTION = "10%"
@@ -132,23 +132,29 @@ def _lifted(change: VMChange, seen: ObservedVM, policy: Policy, project: str) ->
     )
 
 
-def limit_disruption(changes: list[VMChange], desired: DesiredState) -> list[VMChange]:
+def limit_disruption(changes: list[VMChange], desired: DesiredState) -> tuple[list[VMChange], dict[str, Peak]]:
     """Lets at most a share of each fleet be taken down at a time; the others wait for a later pass.
 
-    VMs that are down already use the share up; bringing those back is never limited.
+    VMs that are down already use the share up; bringing those back is never limited. The peaks are those of the
+    fleets in which a VM is taken down, waiting ones included.
     """
     size = Counter(vm.fleet for vm in desired.vms if vm.state in UP)
     down = Counter(change.fleet for change in changes if _is_down(change))
     budget = {fleet: max(0, allowed(DISRUPTION, total) - down[fleet]) for fleet, total in size.items()}
     result = []
+    going: Counter[str] = Counter()
     for change in changes:
         if change.kind in {"restart", "move"} and not _is_down(change):
+            going[change.fleet] += 1
             if budget.get(change.fleet, 0) == 0:
                 result.append(_turned(change, "wait", _waiting(size[change.fleet], down[change.fleet])))
                 continue
             budget[change.fleet] -= 1
         result.append(change)
-    return result
+    return result, {
+        fleet: Peak(down=max(down[fleet], min(allowed(DISRUPTION, size[fleet]), down[fleet] + count)), size=size[fleet])
+        for fleet, count in sorted(going.items())
+    }
 
 
 def _waiting(size: int, down: int) -> str:

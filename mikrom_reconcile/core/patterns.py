@@ -56,11 +56,12 @@ def _matching(term: str, names: frozenset[str], groups: Mapping[str, frozenset[s
         return groups[term]
     if term in names:
         return frozenset({term})
-    found = frozenset(name for test in _tests(term) for name in names if test(name))
-    found |= frozenset(name for test in _tests(term) for group in groups if test(group) for name in groups[group])
-    if not found:
+    tests = _tests(term)
+    found = frozenset(name for test in tests for name in names if test(name))
+    inside = [groups[group] for test in tests for group in groups if test(group)]
+    if not found and not inside:
         raise PatternError(f"{term!r} matches no host and no group", term)
-    return found
+    return found.union(*inside)
 
 
 def _tests(term: str) -> list[Callable[[str], bool]]:

@@ -27,8 +27,8 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One Fleet document. `replicas` is None for a fleet of named instances. `hosts` are those that the pattern
-    selects, None where there is no inventory: this machine.
+    """One Fleet document. `replicas` is None for a fleet of named instances. `hosts` are those that `pattern` selects,
+    None where there is no inventory: this machine.
     """
 
     document: SpecDocument
@@ -36,6 +36,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...]
     vars: Mapping[str, Any]
     hosts: tuple[str, ...] | None
+    pattern: str
     replicas: int | None
     vm_name: str
     template: dict[str, Any]
@@ -86,15 +87,16 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
     spec = document.body["spec"]
     prune, lifecycle = spec.get("prune", {}), spec.get("lifecycle", {})
     default = Policy()
-    hosts = None
+    hosts, pattern = None, spec.get("hosts", "all")
     if inventory is not None:
-        hosts = select(spec.get("hosts", "all"), inventory.hosts, inventory.members())
+        hosts = select(pattern, inventory.hosts, inventory.members())
     return FleetSpec(
         document=document,
         name=document.name,
         tags=tuple(document.body["metadata"].get("tags", ())),
         vars=spec.get("vars", {}),
         hosts=hosts,
+        pattern=pattern,
         replicas=spec.get("replicas"),
         vm_name=spec.get("vm_name", "${fleet}-${index:03d}"),
         template=spec.get("template", {}),
@@ -218,8 +220,8 @@ def _image_flaws(document: SpecDocument, spec: dict[str, Any]) -> Iterator[Flaw]
 
 
 def one_per_place(problems: list[SpecProblem]) -> tuple[SpecProblem, ...]:
-    """Sorted by place; where several complain of one value, the first complaint is enough."""
+    """Sorted by place; where several complain of one place, the one that points deepest into the document stays."""
     kept: dict[tuple[str, int, int], SpecProblem] = {}
-    for problem in problems:
+    for problem in sorted(problems, key=lambda problem: -problem.pointer.count("/")):
         kept.setdefault((problem.path, problem.line, problem.column), problem)
     return tuple(kept[key] for key in sorted(kept))

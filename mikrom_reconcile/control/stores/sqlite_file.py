@@ -87,7 +87,10 @@ class SqliteFile:
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Make an empty database ours, and refuse one that is not."""
-        if self._is_ours(db):
+        db.execute("BEGIN")  # one snapshot: what another thread is just making must not look like a foreign file
+        ours = self._is_ours(db)
+        db.execute("COMMIT")
+        if ours:
             return
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("BEGIN IMMEDIATE")

@@ -84,6 +84,8 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
 
     `whole` says that the specs are the whole truth of the project (a `Project` document stands among them), so
     that fleets missing from them are removed. `fleets` names those that the specs mention, empty ones too.
+    `placed` says of the VMs whose host was chosen now, among several, why it was that one. `destroy` says that all of
+    them are to go, so that `vms` is empty.
     """
 
     revision: str
@@ -91,3 +93,5 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool
     fleets: tuple[str, ...]
     vms: tuple[DesiredVM, ...]
+    placed: dict[str, str] = {}
+    destroy: bool = False

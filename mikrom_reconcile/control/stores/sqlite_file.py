@@ -126,6 +126,8 @@ class SqliteFile:
                         part.rename(f"{aside}{suffix}")
             finally:
                 os.close(fd)
+        except FileNotFoundError:
+            return False
         except OSError as error:
             raise SetupError(f"{self._path}: {why}, and it cannot be moved away: {error}") from error
         _log.warning("%s cannot be used (%s): moved to %s and begun anew, no VM is concerned", self._path, why, aside)

@@ -132,21 +132,23 @@ def _lifted(change: VMChange, seen: ObservedVM, policy: Policy, project: str) ->
     )
 
 
-def limit_disruption(changes: list[VMChange], desired: DesiredState) -> tuple[list[VMChange], dict[str, Peak]]:
+def limit_disruption(
+    changes: list[VMChange], everything: list[VMChange], desired: DesiredState
+) -> tuple[list[VMChange], dict[str, Peak]]:
     """Lets at most a share of each fleet be taken down at a time; the others wait for a later pass.
 
-    VMs that are down already use the share up; bringing those back is never limited. The peaks are those of the
-    fleets in which a VM is taken down, waiting ones included.
+    VMs that are down already use the share up, also those among `everything` that this run leaves alone; bringing
+    those back is never limited. The peaks are those of the fleets in which a VM is taken down, waiting ones included.
     """
     size = Counter(vm.fleet for vm in desired.vms if vm.state in UP)
-    down = Counter(change.fleet for change in changes if _is_down(change))
+    down = Counter(change.fleet for change in everything if _is_down(change))
     budget = {fleet: max(0, allowed(DISRUPTION, total) - down[fleet]) for fleet, total in size.items()}
     result = []
     going: Counter[str] = Counter()
     for change in changes:
-        if change.kind in {"restart", "move"} and not _is_down(change):
+        if _takes_down(change):
             going[change.fleet] += 1
-            if budget.get(change.fleet, 0) == 0:
+            if budget[change.fleet] == 0:
                 result.append(_turned(change, "wait", _waiting(size[change.fleet], down[change.fleet])))
                 continue
             budget[change.fleet] -= 1
@@ -160,6 +162,12 @@ def limit_disruption(changes: list[VMChange], desired: DesiredState) -> tuple[li
 def _waiting(size: int, down: int) -> str:
     already = f", {down} are down already" if down else ""
     return f"at most {allowed(DISRUPTION, size)} of {size} VMs are taken down at a time{already}"
+
+
+def _takes_down(change: VMChange) -> bool:
+    """A VM runs as it should, and would not for a while."""
+    wanted = change.desired is not None and change.desired.state in UP
+    return wanted and change.kind in {"restart", "move"} and not _is_down(change)
 
 
 def _is_down(change: VMChange) -> bool:

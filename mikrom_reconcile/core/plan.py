@@ -106,7 +106,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     changes, protected = protect(changes, policies, specs.project)
     changes, pruned = limit_removals(changes, owned_by_fleet(sight, desired), policies, limits)
     chosen = selected(changes, selection, specs, desired, sight)
-    changes, peaks = limit_disruption(chosen.changes, desired)
+    changes, peaks = limit_disruption(chosen.changes, changes, desired)
     names = {(change.name, change.fleet) for change in changes}
     refusals = [
         refusal
@@ -170,10 +170,13 @@ def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredSta
 
 
 def _to_remember(asked: Question, desired: DesiredState, sight: Sight) -> Placements:
-    """Where everything is or is about to be; what was remembered on dark hosts stays remembered."""
+    """Where everything is, or else is about to be; what was remembered on dark hosts stays remembered.
+
+    A VM that is to move is remembered where it still is: if that host goes dark now, it must not be made elsewhere.
+    """
     vms = {name: host for name, host in asked.placements.vms.items() if host in sight.dark}
-    vms |= {name: rows[0].host for name, rows in sight.own.items()}
     vms |= {vm.name: vm.host for vm in desired.vms if vm.state != "absent"}
+    vms |= {name: rows[0].host for name, rows in sight.own.items()}
     answered = {host for host in asked.queries if host not in sight.dark}
     return Placements(vms=dict(sorted(vms.items())), covers=tuple(sorted({*asked.placements.covers, *answered})))
 

@@ -42,6 +42,7 @@ class Truth:
     token: int = 1
     uid: str = "u0"
     drift: tuple[Drift, ...] = ()
+    last_error: str | None = None
 
 
 @dataclass
@@ -72,7 +73,11 @@ class World:
         }
         differ = {fleet for fleet in fleets | set(query.known) if query.known.get(fleet) != digests.get(fleet)}
         strangers = bool(differ) or query.others
-        shown = [row for row in rows if (row.fleet in differ if row.project == query.project else strangers)]
+        shown = [
+            row
+            for row in rows
+            if (row.fleet in differ if row.project == query.project else strangers or row.phase == "unreadable")
+        ]
         tokens = {row.project: row.token for row in sorted(rows, key=lambda row: row.token)}
         return HostView(
             host=host,
@@ -90,7 +95,7 @@ class World:
         return ObservedVM(
             name=name,
             uid=truth.uid,
-            project=truth.project,
+            project="" if truth.phase == "unreadable" else truth.project,
             fleet=truth.fleet,
             host=host,
             phase=truth.phase,
@@ -102,6 +107,7 @@ class World:
             token=truth.token,
             created_at=NOW,
             drift=truth.drift,
+            last_error=truth.last_error,
         )
 
     def act(self, action: Action) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import yaml
 
 from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
@@ -21,7 +22,6 @@ from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, read_specs
-from mikrom_reconcile.core.yaml_text import read_documents
 from mikrom_reconcile.wiring import schemas
 from tests.properties.world import Truth, World
 
@@ -113,12 +113,17 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return decide(asked, state, limits, selection), world
 
 
+class _Loader(yaml.CSafeLoader):
+    """YAML in which no key is written twice: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        keys = [key.value for key, _ in node.value]
+        assert len(set(keys)) == len(keys), f"a key is written twice{node.start_mark}"
+        return super().construct_mapping(node, deep)
+
+
 def read_case(file: Path) -> Case:
-    """The case in `file`, read as specs are, since that refuses what would mislead."""
-    documents, mistakes = read_documents(file.name, file.read_text(encoding="utf-8"))
-    assert not mistakes, mistakes
-    (document,) = documents
-    return msgspec.convert(document.value, Case)
+    return msgspec.convert(yaml.load(file.read_text(encoding="utf-8"), _Loader), Case)
 
 
 def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) -> Truth:

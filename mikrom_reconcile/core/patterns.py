@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 EVERY = frozenset({"all", "*"})
 _SPLIT = re.compile(r"[:,](?![^\[]*\])")
-_RANGE = re.compile(r"^(.*?)\[([0-9]+):([0-9]+)\](.*)$")
+_RANGE = re.compile(r"^(.*?)\[([0-9]{1,9}):([0-9]{1,9})\](.*)$")
 _MAX_RANGE = 10_000
 
 
@@ -84,7 +84,7 @@ def _ranged(term: str) -> list[str]:
     if not match:
         return [term]
     head, first, last, tail = match.groups()
-    numbers = range(int(first), int(last) + 1)
-    if len(numbers) > _MAX_RANGE:
-        raise PatternError(f"{term!r} stands for {len(numbers)} names; at most {_MAX_RANGE}", term)
-    return [f"{head}{number:0{len(first)}d}{rest}" for number in numbers for rest in _ranged(tail)]
+    numbers, rests = range(int(first), int(last) + 1), _ranged(tail)
+    if len(numbers) * len(rests) > _MAX_RANGE:
+        raise PatternError(f"{term!r} stands for more than {_MAX_RANGE} names", term)
+    return [f"{head}{number:0{len(first)}d}{rest}" for number in numbers for rest in rests]

@@ -154,7 +154,10 @@ def _inventory_flaws(documents: list[SpecDocument], inventory: Inventory | None)
         if document.kind == "Inventory":
             yield from _group_flaws(document, hosts, groups)
         known = {"GroupVars": (*groups, "all"), "HostVars": hosts}.get(document.kind)
-        if known is not None and document.name not in known:
+        if known is not None and inventory is None:
+            message, hint = "there is no Inventory, so nothing has these variables", "add one, or remove the file"
+            yield Flaw(document=document, pointer=(), message=message, hint=hint)
+        elif known is not None and document.name not in known:
             what = "group" if document.kind == "GroupVars" else "host"
             message = f"the inventory has no {what} {document.name}"
             yield Flaw(document=document, pointer=(), message=message, hint=nearest(document.name, known))
@@ -183,6 +186,9 @@ def _fleet_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> 
             found = "both" if "replicas" in spec else "neither"
             message = f"a fleet has either replicas or instances, and this has {found}"
             yield Flaw(document=document, pointer=("spec",), message=message)
+        if "instances" in spec and "vm_name" in spec:
+            message = "vm_name is for replicas; instances have names of their own"
+            yield Flaw(document=document, pointer=("spec", "vm_name"), message=message, hint="remove it", key=True)
         yield from _host_flaws(document, spec, inventory)
         yield from _image_flaws(document, spec)
 

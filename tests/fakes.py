@@ -74,6 +74,16 @@ class FakeDriver:
             self.vmms.setdefault(record.vm, self.boots_instead or record.spec)
         self._fault("start, late")
 
+    def pause(self, record: VMRecord, *, deadline_s: float) -> None:
+        self.calls.append("pause")
+        self._fault("pause")
+        self.facts[record.vm] = VMMFacts(status="paused", pid=1)
+
+    def resume(self, record: VMRecord, *, deadline_s: float) -> None:
+        self.calls.append("resume")
+        self._fault("resume")
+        self.facts.pop(record.vm, None)
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         self.calls.append("stop")
         self.graces.append(grace_s)
@@ -120,7 +130,8 @@ def order(
 ) -> Order:
     """An order as a plan would make it after `seen` was observed; to be as `desired_vm` says unless told otherwise."""
     if desired is None and verb != "delete":
-        desired = desired_vm(vm, project=project, state="stopped" if verb == "stop" else "running")
+        states: dict[str, State] = {"stop": "stopped", "pause": "paused"}
+        desired = desired_vm(vm, project=project, state=states.get(verb, "running"))
     expect = Expect(uid=seen.uid if seen else None, generation=seen.generation if seen else 0)
     content = {"verb": verb, "host": host, "vm": vm, "project": project, "desired": desired, "expect": expect}
     action = Action(id=digest_of(content), deadline_s=deadline_s, **content)  # type: ignore[arg-type]

@@ -38,6 +38,8 @@ PRIORITIES: dict[Verb, int] = {
     "delete": SOON,
     "create": NORMAL,
     "start": NORMAL,
+    "pause": NORMAL,
+    "resume": NORMAL,
     "update": NORMAL,
     "restart": NORMAL,
 }

@@ -43,6 +43,16 @@ def stop_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
     return _carry_out(task, "stop", call, order)
 
 
+def pause_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+    """Let a guest stand still; its VMM and its memory stay."""
+    return _carry_out(task, "pause", call, order)
+
+
+def resume_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+    """Let a paused guest go on."""
+    return _carry_out(task, "resume", call, order)
+
+
 def restart_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
     """Stop a VM and start it with what is wanted now."""
     return _carry_out(task, "restart", call, order)
@@ -62,6 +72,8 @@ VM_TASKS = {
     "create": create_vm_task,
     "start": start_vm_task,
     "stop": stop_vm_task,
+    "pause": pause_vm_task,
+    "resume": resume_vm_task,
     "restart": restart_vm_task,
     "update": update_vm_task,
     "delete": delete_vm_task,

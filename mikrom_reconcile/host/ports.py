@@ -67,12 +67,21 @@ class Driver(Protocol):
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         """Boot the VM as `record.spec` says and return once its guest runs.
 
-        A proven half-started VMM of this VM is ended first; a running one is left alone (already started).
+        A proven half-started VMM of this VM is ended first; a running or paused one is left as it is.
         On failure no VMM is left behind, and the error says so.
         """
 
+    def pause(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Stop the vCPUs of a running VM; a paused one is left alone. Its VMM, memory and disks stay."""
+
+    def resume(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Let a paused VM go on where it was; a running one is left alone."""
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
-        """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing."""
+        """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing.
+
+        A paused guest is resumed first: it can hear nothing, and its disks deserve an orderly end too.
+        """
 
     def delete(self, record: VMRecord) -> None:
         """Remove everything this driver made for the VM. The VMM is gone already, or is killed."""

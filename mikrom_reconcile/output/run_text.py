@@ -19,6 +19,8 @@ PAST: dict[str, str] = {
     "create": "created",
     "start": "started",
     "stop": "stopped",
+    "pause": "paused",
+    "resume": "resumed",
     "update": "updated",
     "restart": "restarted",
     "delete": "deleted",

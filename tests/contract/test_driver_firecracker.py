@@ -24,7 +24,6 @@ from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import firecracker
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.firecracker_api import Api
 from mikrom_reconcile.host.drivers.firecracker_end import trim
 from mikrom_reconcile.host.drivers.firecracker_start import abandon
 from mikrom_reconcile.host.drivers.vmm import Layout, Proc
@@ -251,13 +250,16 @@ def test_the_pid_of_an_earlier_boot_is_nobody(real: RealBench) -> None:
         assert_starts_anew(real)
 
 
-def test_a_paused_vmm_is_not_running(real: RealBench) -> None:
-    pid = start(real)
-    head = b"PATCH /vm HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 18\r\n\r\n"
-    with Api(str(real.socket("a")), pid=pid, give_up_at=time.monotonic() + DEADLINE_S) as api:
-        assert api._exchange(head + b'{"state":"Paused"}')[0] == 204
-    assert real.driver.observe(RECORD).status == "unresponsive"
-    assert_starts_anew(real)
+def test_a_paused_guest_writes_nothing_until_it_is_resumed(real: RealBench) -> None:
+    start(real, "mikrom.heartbeat=1")
+    console = real.state_file("a", "console.log")
+    wait_until(lambda: b"MIKROM-UP" in console.read_bytes(), "the guest's first line")
+    real.driver.pause(RECORD, deadline_s=DEADLINE_S)
+    said = console.read_bytes()
+    time.sleep(1.5)
+    assert console.read_bytes() == said
+    real.driver.resume(RECORD, deadline_s=DEADLINE_S)
+    wait_until(lambda: len(console.read_bytes()) > len(said), "its heartbeat")
 
 
 def test_a_vmm_that_is_just_dying_is_none_whatever_of_it_is_left(real: RealBench) -> None:

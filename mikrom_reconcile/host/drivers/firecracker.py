@@ -14,10 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile.core.errors import PermanentError
+from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.observed import End, VMMFacts
+from mikrom_reconcile.core.model.observed import End, VMMFacts, VMMStatus
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits, vmm
 from mikrom_reconcile.host.drivers.failures import step
@@ -36,6 +36,9 @@ ANSWER_S = 1.0
 
 ATTEMPTS = 2
 """A VMM counts as unresponsive when it has failed to answer this often in a row."""
+
+
+_UP: dict[str, VMMStatus] = {"Running": "running", "Paused": "paused"}
 
 
 class _Instance(msgspec.Struct):
@@ -94,6 +97,14 @@ class FirecrackerDriver:
             abandon(places, proc)
             raise
 
+    def pause(self, record: VMRecord, *, deadline_s: float) -> None:
+        """The guest's clock stands still, too, and goes on from there."""
+        self._set_state(record, "Paused", "pausing its guest", deadline_s)
+
+    def resume(self, record: VMRecord, *, deadline_s: float) -> None:
+        """The vCPUs go on."""
+        self._set_state(record, "Resumed", "resuming its guest", deadline_s)
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, then SIGKILL; the socket, which Firecracker leaves behind, is removed."""
         places = self._layout.of(record.vm)
@@ -144,7 +155,7 @@ class FirecrackerDriver:
             if not isinstance(found, Proc) or found.uid != record.uid:
                 return False
             facts = self._ask(places, found)
-            return facts is not None and facts.status == "running"
+            return facts is not None and facts.status in _UP.values()
 
     def _ask(self, places: Places, found: process.Identity) -> VMMFacts | None:
         """What a proven VMM says of itself; None when it has died meanwhile.
@@ -168,18 +179,27 @@ class FirecrackerDriver:
                 continue
             if state == "Not started":
                 return alive(status="starting")
-            if state == "Running":
+            if (status := _UP.get(state)) is not None:
                 trim(places.metrics)
-                return alive(
-                    status="running", machine=config.machine_config, boot_args=config.boot_source.boot_args or ""
-                )
-            break  # Paused by somebody: not what any spec asks for so far
+                return alive(status=status, machine=config.machine_config, boot_args=config.boot_source.boot_args or "")
+            break  # no state that Firecracker has
         return alive(status="unresponsive")
+
+    def _set_state(self, record: VMRecord, state: str, doing: str, deadline_s: float) -> None:
+        places = self._layout.of(record.vm)
+        with step(record.vm, doing):
+            if (found := vmm.find(places)) is None:
+                raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
+            with self._api(places, found, min(deadline_s, self._answer_s)) as api:
+                api.patch("/vm", {"state": state})
 
     def _end(self, places: Places, *, grace_s: float, give_up_at: float) -> None:
         def leave(found: process.Identity) -> bool:
             try:
                 with self._api(places, found, min(grace_s, self._answer_s)) as api:
+                    # the request that ends the guest comes last: another one at that moment makes Firecracker hang
+                    if api.get("/", _Instance).state == "Paused":
+                        api.patch("/vm", {"state": "Resumed"})
                     api.put("/actions", {"action_type": "SendCtrlAltDel"})
             except (FaultError, UnreachableError, NoAnswerError):
                 return False

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile.core.errors import PermanentError
+from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.observed import End, VMMFacts
+from mikrom_reconcile.core.model.observed import End, VMMFacts, VMMStatus
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits
@@ -46,6 +46,7 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
     boot_args: str
     console: str
     hangs: bool = False
+    paused: bool = False
     end: End | None = None
 
 
@@ -71,7 +72,8 @@ class SimulatedDriver:
             return VMMFacts(status="none", end=end)
         if vm.hangs:
             return VMMFacts(status="unresponsive", pid=vm.pid, age_s=_age_s(vm))
-        return VMMFacts(status="running", pid=vm.pid, age_s=_age_s(vm), machine=vm.machine, boot_args=vm.boot_args)
+        status: VMMStatus = "paused" if vm.paused else "running"
+        return VMMFacts(status=status, pid=vm.pid, age_s=_age_s(vm), machine=vm.machine, boot_args=vm.boot_args)
 
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         """Write the file, unless this very VM runs."""
@@ -95,6 +97,14 @@ class SimulatedDriver:
                 console=f"{said}MIKROM-UP {boot_args}\n"[-CONSOLE_CHARACTERS:],
             ),
         )
+
+    def pause(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002 - nothing here takes time
+        """Note that it is paused. Time goes on all the same for `mikrom.mode=exit`."""
+        self._set_paused(record, "pausing its guest", paused=True)
+
+    def resume(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002 - nothing here takes time
+        """Note that it is not."""
+        self._set_paused(record, "resuming its guest", paused=False)
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """A guest that listens leaves at once; a deaf one is killed, without waiting for what never comes."""
@@ -134,6 +144,15 @@ class SimulatedDriver:
         """Rehearse that the VMM stops answering, until it is killed."""
         if (found := self._read(vm)) is not None:
             self._write(vm, msgspec.structs.replace(found, hangs=True))
+
+    def _set_paused(self, record: VMRecord, doing: str, *, paused: bool) -> None:
+        vm = self._read(record.vm)
+        if vm is None or _end_of(vm) is not None:
+            raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
+        if vm.hangs:
+            raise TemporaryError("its VMM does not answer", vm=record.vm, step=doing)
+        if vm.paused != paused:
+            self._write(record.vm, msgspec.structs.replace(vm, paused=paused))
 
     def _end(self, vm: str, end: End) -> None:
         found = self._read(vm)

@@ -113,7 +113,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         for refusal in (*protected, *pruned, *_blocked(changes))
         if any(refusal.fleet == fleet and refusal.vm in {"", name} for name, fleet in names)
     ]
-    plan = _numbered(
+    plan = numbered(
         Plan(
             id="",
             project=specs.project,
@@ -202,7 +202,7 @@ def _warnings(desired: DesiredState, sight: Sight, left_out: int) -> Iterator[st
         yield f"{left_out} more changes are outside --limit, --tags or --skip-tags"
 
 
-def _numbered(plan: Plan) -> Plan:
+def numbered(plan: Plan) -> Plan:
     """The plan with its id: a digest of everything but the time."""
     content = msgspec.to_builtins(plan)
     content.pop("taken_at")

@@ -15,7 +15,7 @@ from mikrom_reconcile.cli.root import root
 
 FIRST_RELEASE = {
     "validate", "plan", "apply", "destroy", "get", "status", "logs", "doctor", "version", "worker", "beat", "flower",
-    "up",
+    "up", "start", "stop", "pause", "resume", "restart", "delete",
 }  # fmt: skip
 
 

@@ -74,7 +74,8 @@ def check_plan(case: Case) -> None:
 
 
 def headline(change: VMChange) -> str:
-    kind = f"{change.kind} {change.wanted}" if change.wanted else change.kind
+    held_back = change.wanted and change.kind in {"wait", "blocked"}
+    kind = f"{change.kind} {change.wanted}" if held_back else change.kind
     return f"{kind} {change.name} on {change.host}"
 
 

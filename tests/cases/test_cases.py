@@ -55,7 +55,7 @@ def check_problems(case: Case, expected: dict[str, Words]) -> None:
     assert list(problems) == sorted(problems, key=lambda item: (item.path, item.line, item.column))
     texts = case.specs if isinstance(case.specs, dict) else {"fleet.yml": case.specs}
     for item in problems:
-        assert item.excerpt == ("", *texts[item.path].splitlines())[item.line]
+        assert item.excerpt == ("", *texts[item.path].splitlines(), "")[item.line]
 
 
 def check_plan(case: Case) -> None:

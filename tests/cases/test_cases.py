@@ -55,7 +55,7 @@ def check_problems(case: Case, expected: dict[str, Words]) -> None:
     assert list(problems) == sorted(problems, key=lambda item: (item.path, item.line, item.column))
     texts = case.specs if isinstance(case.specs, dict) else {"fleet.yml": case.specs}
     for item in problems:
-        assert item.excerpt == ("", *texts[item.path].splitlines())[item.line]
+        assert item.excerpt == ("", *texts[item.path].splitlines(), "")[item.line]
 
 
 def check_plan(case: Case) -> None:
@@ -74,7 +74,8 @@ def check_plan(case: Case) -> None:
 
 
 def headline(change: VMChange) -> str:
-    kind = f"{change.kind} {change.wanted}" if change.wanted else change.kind
+    held_back = change.wanted and change.kind in {"wait", "blocked"}
+    kind = f"{change.kind} {change.wanted}" if held_back else change.kind
     return f"{kind} {change.name} on {change.host}"
 
 

@@ -14,15 +14,12 @@ def phases(mikrom: Mikrom) -> dict[str, str]:
 
 def test_a_vm_goes_through_every_verb_and_the_next_apply_undoes_what_the_specs_contradict(mikrom: Mikrom) -> None:
     mikrom("apply", "--yes")
-    for verb, phase in (
-        ("stop", "stopped"), ("start", "running"), ("pause", "paused"), ("resume", "running"), ("restart", "running"),
-        ("pause", "paused"),
-    ):  # fmt: skip
+    for verb in ("stop", "start", "pause", "resume", "restart", "pause"):
         said = mikrom(verb, "web-000").stdout
         assert "all is as asked for" in said, said
         assert ("the next run undoes" in said) == (verb != "restart")
-        assert phases(mikrom) == {"web-000": phase, "web-001": "running", "web-002": "running"}
-        assert "Nothing to change" in mikrom(verb, "web-000").stdout or verb == "restart"
+    assert "Nothing to change: 1 VM as asked for" in mikrom("pause", "web-000").stdout
+    assert phases(mikrom) == {"web-000": "paused", "web-001": "running", "web-002": "running"}
     assert "~ resume   web-000" in mikrom("apply", "--yes").stdout
     assert set(phases(mikrom).values()) == {"running"}
 
@@ -31,7 +28,7 @@ def test_a_delete_asks_and_a_pattern_takes_many(mikrom: Mikrom) -> None:
     mikrom("apply", "--yes")
     assert "--yes" in mikrom("delete", "web-000", code=64).stderr
     run = document("run", mikrom("delete", "web-00[01]", "--yes", "-o", "json"))
-    assert [(told["vm"], told["verb"], told["result"]) for told in run["outcomes"]] == [
+    assert sorted((told["vm"], told["verb"], told["result"]) for told in run["outcomes"]) == [
         ("web-000", "delete", "done"), ("web-001", "delete", "done"),
     ]  # fmt: skip
     assert names(mikrom) == ["web-002"]

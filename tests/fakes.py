@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from mikrom_reconcile.core.digests import digest_of, spec_digest
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, State, VMSpec
-from mikrom_reconcile.core.model.observed import ObservedVM, VMMFacts
+from mikrom_reconcile.core.model.observed import Console, ObservedVM, VMMFacts
 from mikrom_reconcile.core.model.plan import Action, Expect, Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.ports import Stray, VMRecord
@@ -44,6 +44,7 @@ class FakeDriver:
     """
 
     name = "fake"
+    takes_memory = True
 
     def __init__(self) -> None:
         self.vmms: dict[str, VMSpec] = {}
@@ -99,8 +100,12 @@ class FakeDriver:
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
         return ()
 
-    def console(self, vm: str, *, max_bytes: int) -> bytes:
-        return f"MIKROM-UP {vm}".encode()[-max_bytes:]
+    def trim(self) -> None:
+        self.calls.append("trim")
+
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        content = f"MIKROM-UP {vm}".encode()[-max_bytes:]
+        return Console(content=content, end=len(content))
 
     def _fault(self, when: str) -> None:
         if self.faults[when]:

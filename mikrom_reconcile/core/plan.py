@@ -197,7 +197,7 @@ def _warnings(desired: DesiredState, sight: Sight, left_out: int) -> Iterator[st
         )
     for row in sorted(sight.others.values(), key=lambda row: row.name):
         if row.phase == "unreadable":
-            yield f"{row.name} on {row.host}: its record cannot be read: {row.last_error}"
+            yield f"{row.name} on {row.host} cannot be read: {row.last_error}"
     if left_out:
         yield f"{left_out} more changes are outside --limit, --tags or --skip-tags"
 

@@ -92,11 +92,11 @@ def observe_host_task(task: Any, *, call: str, query: str) -> None:
         _say(task, call, "error", calls.pack(f"cannot observe: {error}; the log of the host's worker has more"))
 
 
-def console_task(task: Any, *, call: str, vm: str, max_bytes: int) -> None:
-    """Tell the call the end of a VM's console."""
+def console_task(task: Any, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
+    """Tell the call the end of a VM's console, or what came after a place in it."""
     try:
-        text = task.app.parts.hypervisor().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES))
-        _say(task, call, "console", text)
+        console = task.app.parts.hypervisor().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES), after=after)
+        _say(task, call, "console", calls.pack(console))
     except MikromError as error:
         _say(task, call, "error", calls.pack(str(error)))
 

@@ -19,6 +19,7 @@ from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import Attempt, ObservedVM
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
+from mikrom_reconcile.host.memory import Memory
 from mikrom_reconcile.host.observe import drift_of, row_of
 from mikrom_reconcile.host.ordered import ordered_record, stamp
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
@@ -39,13 +40,23 @@ class Deed:
     `record` is what is on disk now, None for nothing. `seen` is what the last step verified.
     """
 
-    def __init__(self, order: Order, found: VMRecord | None, *, driver: Driver, records: Records, clock: Clock) -> None:
+    def __init__(
+        self,
+        order: Order,
+        found: VMRecord | None,
+        *,
+        driver: Driver,
+        records: Records,
+        clock: Clock,
+        memory: Memory,
+    ) -> None:
         self.order = order
         self.found = found
         self.record = found
         self._driver = driver
         self._records = records
         self._clock = clock
+        self._memory = memory
         self._began_s = clock.monotonic()
         self.seen: ObservedVM | None = None
         self._may_have_started = False
@@ -90,6 +101,9 @@ class Deed:
         step = f"checking what it is ordered to be by {action.verb}"
         if why_not := self._driver.unsupported(action.desired.spec):
             raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
+        need_mib = action.desired.spec.machine.mem_size_mib
+        if self._ordered.state in UP and (why_not := self._memory.promise(action.vm, need_mib)):
+            raise PermanentError(f"{why_not}; stop some, or give it less", vm=action.vm, step=step)
         if self.found is None and (facts := self._driver.observe(self._ordered)).status != "none":
             # never our own doing (the record is there first and goes last), so nobody can say whose it is
             message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"
@@ -120,6 +134,8 @@ class Deed:
     def record_order(self) -> None:
         """Write down what the VM is to be from now on."""
         self._write(self._ordered)
+        if self._ordered.state not in UP:
+            self._memory.forget(self._ordered.vm)
 
     def stop(self) -> None:
         """Shut the guest down, or kill it when it will not go."""

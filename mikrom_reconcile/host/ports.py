@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
-from mikrom_reconcile.core.model.observed import Attempt, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, Console, VMMFacts
 
 
 class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +54,8 @@ class Driver(Protocol):
     """
 
     name: str
+    takes_memory: bool
+    """Whether its VMs take what they are promised of this host's memory."""
 
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why this driver cannot run `spec`, or None."""
@@ -89,8 +91,11 @@ class Driver(Protocol):
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
         """VMMs of ours for which `known` holds no VM name."""
 
-    def console(self, vm: str, *, max_bytes: int) -> bytes:
-        """The last `max_bytes` of the guest's serial console, b"" if there is none."""
+    def trim(self) -> None:
+        """Cap what VMMs write: called every few seconds where something lives that long, observing does it too."""
+
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        """The last `max_bytes` of the guest's serial console, or of what came `after` that place in it."""
 
 
 class Clock(Protocol):

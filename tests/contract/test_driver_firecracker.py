@@ -24,7 +24,6 @@ from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import firecracker
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.firecracker_end import trim
 from mikrom_reconcile.host.drivers.firecracker_start import abandon
 from mikrom_reconcile.host.drivers.vmm import Layout, Proc
 from tests.contract.drivers import DEADLINE_S, RealBench, is_live, record_of, wait_until
@@ -422,16 +421,35 @@ def test_a_zombie_that_nobody_reaps_is_not_a_vmm(real: RealBench) -> None:
         parent.kill()
 
 
-def test_metrics_that_have_grown_are_cut_and_the_end_is_still_known(real: RealBench) -> None:
+@pytest.mark.parametrize("name", ["console.log", "fc.log"])
+def test_a_file_that_has_grown_gives_its_beginning_back_and_keeps_its_end(real: RealBench, name: str) -> None:
     start(real)
-    metrics = real.state_file("a", "metrics")
-    with metrics.open("ab") as file:
-        file.write(b"x" * (2 << 20))
+    path = real.state_file("a", name)
+    with path.open("ab") as file:
+        file.write(b"x" * (8 << 20) + b"the end\n")
     assert real.driver.observe(RECORD).status == "running"
-    assert metrics.stat().st_blocks * 512 < 64 << 10
-    trim(metrics)
+    assert path.stat().st_blocks * 512 <= firecracker.CONSOLE_BYTES + 8192
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        assert file.read() == b"the end\n"
+    real.driver.trim()
     real.driver.stop(RECORD, grace_s=DEADLINE_S)
     assert real.driver.observe(RECORD).end == "clean"
+
+
+def test_a_guest_that_writes_without_end_takes_bounded_disk_and_memory(real: RealBench) -> None:
+    start(real, "mikrom.mode=flood")
+    console = real.state_file("a", "console.log")
+    pid = written_down(real).pid
+    for _ in range(20):
+        time.sleep(0.1)
+        real.driver.trim()
+        # what it writes between the measurement and the hole comes on top
+        assert console.stat().st_blocks * 512 < 4 * firecracker.CONSOLE_BYTES
+    assert len(real.driver.console("a", max_bytes=1000).content) == 1000
+    resident_kib = int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+    assert resident_kib < 32 * 1024
+    real.driver.stop(RECORD, grace_s=0)
 
 
 def test_a_delete_leaves_what_it_did_not_make(real: RealBench) -> None:

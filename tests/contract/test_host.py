@@ -64,7 +64,7 @@ def test_a_vm_lives_through_every_verb_and_leaves_nothing(host: Host) -> None:
 def test_a_stopped_guest_was_asked_and_not_killed(host: Host) -> None:
     seen = host.created(VM)
     host.hypervisor.execute(order("stop", VM, seen))
-    assert b"MIKROM-CAD bye" in host.hypervisor.console(VM, max_bytes=1000)
+    assert b"MIKROM-CAD bye" in host.hypervisor.console(VM, max_bytes=1000).content
 
 
 def test_restart_gives_the_vmm_its_new_spec_and_update_touches_no_process(host: Host) -> None:

@@ -144,9 +144,9 @@ def test_a_host_that_nobody_serves_is_unreachable_at_once_and_its_orders_fail_fo
 
 def test_the_console_of_a_vm_comes_from_its_host_and_is_capped(hosts: Hosts) -> None:
     list(hosts.execute([create("talks-0")], forks=1, deadline_s=20))
-    assert hosts.console(HERE, "talks-0", max_bytes=1000).startswith(b"MIKROM-UP")
-    assert len(hosts.console(HERE, "talks-0", max_bytes=5)) == 5
-    assert hosts.console(HERE, "nobody", max_bytes=1000) == b""
+    assert hosts.console(HERE, "talks-0", max_bytes=1000).content.startswith(b"MIKROM-UP")
+    assert len(hosts.console(HERE, "talks-0", max_bytes=5).content) == 5
+    assert hosts.console(HERE, "nobody", max_bytes=1000).content == b""
 
 
 def test_the_console_of_a_host_that_nobody_serves_is_an_error(hosts: Hosts) -> None:

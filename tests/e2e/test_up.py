@@ -117,10 +117,12 @@ def test_other_commands_find_it_and_beat_brings_a_killed_vm_back(up: Up) -> None
     applied = up.mikrom("apply", str(up.specs), "--yes")
     assert applied.returncode == 0, applied.stderr
     driver = SimulatedDriver(up.settings.state_dir)
-    before = driver.console("web-001", max_bytes=1000)
+    before = driver.console("web-001", max_bytes=1000).content
     driver.kill("web-001")
     wait_until(
-        lambda: len(driver.console("web-001", max_bytes=1000)) > len(before), "web-001 to boot again", within_s=8
+        lambda: len(driver.console("web-001", max_bytes=1000).content) > len(before),
+        "web-001 to boot again",
+        within_s=8,
     )
     assert {vm: row["phase"] for vm, row in up.rows().items()} == {f"web-00{n}": "running" for n in range(3)}
 

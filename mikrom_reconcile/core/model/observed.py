@@ -82,6 +82,13 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
 
 
+class Console(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a VM's serial console. `end` is the place where it ends, counted in bytes since the VM was made."""
+
+    content: bytes = b""
+    end: int = 0
+
+
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """What a host has in all, not what is free."""
 

@@ -17,14 +17,15 @@ import msgspec
 from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.observed import End, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import Console, End, VMMFacts, VMMStatus
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits, vmm
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.drivers.firecracker_api import Api, FaultError, NoAnswerError, UnreachableError
-from mikrom_reconcile.host.drivers.firecracker_end import end_of, tail, trim
+from mikrom_reconcile.host.drivers.firecracker_end import end_of, part
 from mikrom_reconcile.host.drivers.firecracker_start import abandon, boot, spawn
 from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
+from mikrom_reconcile.host.holes import keep_tail
 from mikrom_reconcile.host.images import kernel_of_hello
 from mikrom_reconcile.host.ports import Stray, VMRecord
 
@@ -39,6 +40,13 @@ ATTEMPTS = 2
 
 
 _UP: dict[str, VMMStatus] = {"Running": "running", "Paused": "paused"}
+
+
+CONSOLE_BYTES = 1 << 20
+"""What is kept of a console at least: some ten thousand lines."""
+
+LOG_BYTES = 256 << 10
+"""…and of what the VMM logs and counts; metrics are a line of 4 kB a minute."""
 
 
 class _Instance(msgspec.Struct):
@@ -58,6 +66,7 @@ class FirecrackerDriver:
     """The driver for real microVMs. `answer_s` is how long it waits for a VMM that should answer at once."""
 
     name = "firecracker"
+    takes_memory = True
 
     def __init__(self, binary: Path, *, state_dir: Path, run_dir: Path, answer_s: float = ANSWER_S) -> None:
         self._binary = binary
@@ -133,10 +142,16 @@ class FirecrackerDriver:
                         found.append(Stray(vm=vm, pid=stray.pid))
         return tuple(found)
 
-    def console(self, vm: str, *, max_bytes: int) -> bytes:
+    def trim(self) -> None:
+        """Free the disk of what nobody will read any more."""
+        for vm in self._layout.vms():
+            with step(vm, "capping its console"):
+                _cap(self._layout.of(vm))
+
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the console, which goes on over restarts."""
         with step(vm, "reading its console"):
-            return tail(self._layout.of(vm).console, max_bytes)
+            return part(self._layout.of(vm).console, max_bytes, after)
 
     def _check(self, record: VMRecord, places: Places) -> None:
         problem = self.unsupported(record.spec)
@@ -180,7 +195,7 @@ class FirecrackerDriver:
             if state == "Not started":
                 return alive(status="starting")
             if (status := _UP.get(state)) is not None:
-                trim(places.metrics)
+                _cap(places)
                 return alive(status=status, machine=config.machine_config, boot_args=config.boot_source.boot_args or "")
             break  # no state that Firecracker has
         return alive(status="unresponsive")
@@ -210,6 +225,12 @@ class FirecrackerDriver:
     @staticmethod
     def _api(places: Places, found: process.Identity, timeout_s: float) -> Api:
         return Api(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
+
+
+def _cap(places: Places) -> None:
+    """Nothing that a guest can make grow takes more disk than twice its cap, from one look to the next."""
+    for path, max_bytes in ((places.console, CONSOLE_BYTES), (places.log, LOG_BYTES), (places.metrics, LOG_BYTES)):
+        keep_tail(path, max_bytes=max_bytes)
 
 
 def _last_end(places: Places) -> End:

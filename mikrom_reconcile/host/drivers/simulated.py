@@ -16,7 +16,7 @@ import msgspec
 
 from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.observed import End, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import Console, End, VMMFacts, VMMStatus
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits
@@ -36,7 +36,9 @@ _LAST_WORDS = {"exit": "MIKROM-EXIT bye\n", "crash": "MIKROM-CRASH\n", "clean": 
 
 
 class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
-    """What the file holds. `started_s` counts from the boot of the host; `end` is None until somebody ended it."""
+    """What the file holds. `started_s` counts from the boot of the host; `end` is None until somebody ended it.
+    `console_cut` bytes of the console are gone from its beginning.
+    """
 
     uid: str
     pid: int
@@ -45,6 +47,7 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     boot_args: str
     console: str
+    console_cut: int = 0
     hangs: bool = False
     paused: bool = False
     end: End | None = None
@@ -54,6 +57,7 @@ class SimulatedDriver:
     """The driver that starts nothing. `boot_s` is how long a start takes."""
 
     name = "simulated"
+    takes_memory = False
 
     def __init__(self, state_dir: Path, *, boot_s: float = 0.0) -> None:
         self._folder = state_dir / "sim"
@@ -84,7 +88,9 @@ class SimulatedDriver:
             return
         time.sleep(min(self._boot_s, deadline_s))
         boot_args = record.spec.boot_args
-        said = _console_of(before) if before is not None else ""
+        said = (_console_of(before) if before is not None else "") + f"MIKROM-UP {boot_args}\n"
+        kept = said[-CONSOLE_CHARACTERS:]
+        cut = len(said.encode()) - len(kept.encode()) + (before.console_cut if before is not None else 0)
         self._write(
             record.vm,
             SimulatedVM(
@@ -94,7 +100,8 @@ class SimulatedDriver:
                 started_s=_now_s(),
                 machine=record.spec.machine,
                 boot_args=boot_args,
-                console=f"{said}MIKROM-UP {boot_args}\n"[-CONSOLE_CHARACTERS:],
+                console=kept,
+                console_cut=cut,
             ),
         )
 
@@ -127,10 +134,18 @@ class SimulatedDriver:
         files = ((name, self._read(name)) for name in names if name not in known)
         return tuple(Stray(vm=name, pid=vm.pid) for name, vm in files if vm is not None and _end_of(vm) is None)
 
-    def console(self, vm: str, *, max_bytes: int) -> bytes:
+    def trim(self) -> None:
+        """Nothing to do: a console is cut when something is added to it."""
+
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """What the demo guest would have written."""
         found = self._read(vm)
-        return b"" if found is None else _console_of(found).encode()[-max_bytes:]
+        if found is None:
+            return Console()
+        said = _console_of(found).encode()
+        end = found.console_cut + len(said)
+        new = min(len(said), end - after) if after is not None and after <= end else len(said)
+        return Console(content=said[len(said) - min(new, max_bytes) :], end=end)
 
     def kill(self, vm: str) -> None:
         """Rehearse that somebody kills the VMM."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import msgspec
 
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
-from mikrom_reconcile.core.errors import BusyError, SetupError
+from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Plan
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
-from mikrom_reconcile.core.plan import Decision, decide, question
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, hosts_of, read_specs
 
@@ -49,11 +49,23 @@ class Reconciler:
         self._alone = alone
 
     def plan(self, request: RunRequest) -> Plan:
-        """What the request would change; changes nothing."""
-        return self._look(request, self._specs(request)).plan
+        """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
+        specs = self._specs(request)
+        unknown = sorted({*request.without_hosts} - {*hosts_of(specs, self._here)})
+        if unknown:
+            raise UsageError(f"--without-host: the inventory has no host {', '.join(unknown)}")
+        decision = self._look(request, specs)
+        if decision.unmatched:
+            raise UsageError(f"--limit: {decision.unmatched!r} matches no VM, host, group or fleet")
+        alive = sorted({*request.assume_dead} - {*decision.plan.unreachable})
+        if alive:
+            raise UsageError(f"--assume-dead: {', '.join(alive)} answers, or is no host of this project")
+        return decision.plan
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
+        if request.without_hosts:
+            raise UsageError("--without-host only asks what would be: such a plan cannot be carried out")
         specs = self._specs(request)
         started_at = self._clock.now()
         deadline = Deadline(self._clock, request.timeout_s)
@@ -86,6 +98,7 @@ class Reconciler:
             late=deadline.passed() and bool(decision.plan.actions),
             started_at=started_at,
             finished_at=self._clock.now(),
+            origin=request.origin,
         )
         if request.origin != BEAT or outcomes or approved.changes:  # ticks that find nothing would bury the others
             self.store.save(report)
@@ -109,13 +122,18 @@ class Reconciler:
 
     def _look(self, request: RunRequest, specs: Specs) -> Decision:
         """Observe every host and plan from what they report."""
-        asked = question(specs, self.store.placements(specs.project), here=self._here, destroy=request.destroy)
-        limits = Limits(prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy)
+        placements, dead = self.store.placements(specs.project), request.assume_dead + request.without_hosts
+        asked = question(specs, placements, here=self._here, destroy=request.destroy, dead=dead)
+        limits = Limits(
+            prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy, retry=request.retry
+        )
         selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
-        return decide(asked, self._observe(asked.queries), limits, selection)
+        return decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
 
-    def _observe(self, queries: Mapping[str, ObserveQuery]) -> ObservedState:
-        views = {view.host: view for view in self.hosts.observe(queries, deadline_s=OBSERVE_DEADLINE_S)}
+    def _observe(self, queries: Mapping[str, ObserveQuery], without: tuple[str, ...]) -> ObservedState:
+        asked = {host: query for host, query in queries.items() if host not in without}
+        views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVE_DEADLINE_S)}
+        views |= {host: HostView(host=host, error=LEFT_OUT) for host in without}
         silent = HostView(host="", error="gave no answer")
         hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))
         return ObservedState(taken_at=self._clock.now(), hosts=hosts)

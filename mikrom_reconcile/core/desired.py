@@ -15,7 +15,10 @@ def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Lands
     resolver = Resolver(specs)
     digests: dict[tuple[int, str, str], str] = {}  # VMs that come out equal share their spec object: one digest
     vms = []
-    for vm, host in landscape.place(pending):
+    placed: dict[str, str] = {}
+    for vm, host, why in landscape.place(pending):
+        if why:
+            placed[vm.name] = why
         state, spec = resolver.resolve(vm, host)
         fleet = vm.fleet
         key = (id(spec), fleet.name, state)
@@ -48,6 +51,7 @@ def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Lands
         whole=specs.whole,
         fleets=tuple(fleet.name for fleet in specs.fleets),
         vms=tuple(vms),
+        placed=placed,
     )
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.digests import comparable
 from mikrom_reconcile.core.fields import carried, field_changes, recorded
-from mikrom_reconcile.core.lifecycle import LIVE, SATISFIES
+from mikrom_reconcile.core.lifecycle import LEFT_DOWN, LIVE, SATISFIES, WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
@@ -30,7 +30,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     `desired` is None for a VM that the specs do not want, `observed` None for one that no host reported.
     `taken` is a row that is not ours but has the name. `dark` is why the VM's host gave no report, "" if it did.
     `hiding` names dark hosts on which the VM may exist without our knowing. `double` says that the VM runs
-    elsewhere with a higher token.
+    elsewhere with a higher token. `placed` is why its host was chosen, "" if it was not. `destroy` says that all has
+    to go, `retry` that nothing is given up.
     """
 
     desired: DesiredVM | None
@@ -39,6 +40,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     dark: str = ""
     hiding: tuple[str, ...] = ()
     double: str = ""
+    placed: str = ""
+    destroy: bool = False
+    retry: bool = False
 
     @property
     def host(self) -> str:
@@ -59,6 +63,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
             host=self.host,
             kind=kind,
             reasons=reasons,
+            placed=self.placed if kind in {"create", "move"} else "",
             wanted=wanted,
             fields=fields,
             desired=self.desired,
@@ -66,12 +71,17 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def diff(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> tuple[list[VMChange], dict[str, int]]:
-    """Every change, sorted by name and host, and how many VMs of each host are as they should be."""
+def diff(
+    desired: DesiredState, sight: Sight, hiding: tuple[str, ...], *, retry: bool = False
+) -> tuple[list[VMChange], dict[str, int]]:
+    """Every change, sorted by name and host, and how many VMs of each host are as they should be.
+
+    `hiding` names dark hosts on which VMs may exist unknown to us; `retry` brings back what was given up.
+    """
     changes: list[VMChange] = []
     unchanged = Counter(vm.host for vm in desired.vms if vm.name in sight.settled)
     for case in _cases(desired, sight, hiding):
-        verdict = judge(case)
+        verdict = judge(msgspec.structs.replace(case, retry=True) if retry else case)
         if verdict == UNCHANGED:
             unchanged[case.host] += 1
         elif isinstance(verdict, VMChange):
@@ -104,12 +114,13 @@ def _cases(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> Iter
             taken=sight.others.get(vm.name),
             dark=sight.dark.get(vm.host, ""),
             hiding=() if rows else hiding,
+            placed=desired.placed.get(vm.name, ""),
         )
     for name, rows in sight.own.items():
         kept_on = rows[0].host if name in wanted else ""
         for row in rows:
             if row.host != kept_on and (kept_on or in_scope(desired, row.fleet)):
-                yield Case(desired=None, observed=row, double=kept_on)
+                yield Case(desired=None, observed=row, double=kept_on, destroy=desired.destroy)
 
 
 def _effective(desired: DesiredVM, observed: ObservedVM) -> DesiredVM:
@@ -143,6 +154,13 @@ def runs_twice(case: Case) -> Verdict:
     """Of two VMs of one name the one that was changed last stays."""
     if case.double:
         return case.change("delete", f"a newer VM of this name is on {case.double}")
+    return None
+
+
+def destroyed(case: Case) -> Verdict:
+    """A destroy takes everything that the specs speak for."""
+    if case.desired is None and case.destroy:
+        return case.change("delete", "destroy was asked for")
     return None
 
 
@@ -211,8 +229,24 @@ def wanted_stopped(case: Case) -> Verdict:
     return case.change("update", "spec changed", fields=fields) if fields else UNCHANGED
 
 
+def parked(case: Case) -> Verdict:
+    """Its host has given up bringing it back; a changed spec or --retry begins anew."""
+    desired, observed = _both(case)
+    if observed.phase != "parked" or case.retry or changed_fields(desired, observed):
+        return None
+    tries = f"{len(observed.restarts)} restarts within {observed.spec.restart.interval} did not keep it up"
+    return case.change("blocked", f"parked: {tries}; change its spec, or --retry", wanted="start")
+
+
+def left_down(case: Case) -> Verdict:
+    """Its restart policy leaves it as it ended."""
+    desired, observed = _both(case)
+    ended_so = observed.phase in LEFT_DOWN[desired.spec.restart.policy]
+    return UNCHANGED if ended_so and not case.retry and not changed_fields(desired, observed) else None
+
+
 def down(case: Case) -> Verdict:
-    """It should run and no VMM lives."""
+    """It should be up and no VMM lives."""
     desired, observed = _both(case)
     if observed.phase not in LIVE or observed.phase == "starting":
         reason = f"it is {observed.phase}" + (f": {observed.last_error}" if observed.last_error else "")
@@ -223,25 +257,40 @@ def down(case: Case) -> Verdict:
 def broken(case: Case) -> Verdict:
     """A VMM lives and cannot be reached, or was told to stop."""
     desired, observed = _both(case)
-    if observed.phase not in SATISFIES["running"]:
+    if observed.phase not in WELL:
         return case.change("restart", f"it is {observed.phase}", fields=changed_fields(desired, observed))
     return None
 
 
-def spec_changed(case: Case) -> Verdict:
-    """The spec differs from what was applied; the costliest field decides."""
+def restarting(case: Case) -> Verdict:
+    """The spec differs from what was applied in a field that only a restart changes."""
     desired, observed = _both(case)
     fields = changed_fields(desired, observed)
-    if not fields:
-        return None
-    kind: ChangeKind = "restart" if any(field.impact == "restart" for field in fields) else "update"
-    return case.change(kind, "spec changed", *_drift_reasons(desired, observed), fields=fields)
+    if any(field.impact == "restart" for field in fields):
+        return case.change("restart", "spec changed", *_drift_reasons(desired, observed), fields=fields)
+    return None
 
 
 def drifted(case: Case) -> Verdict:
     """The VMM is not what its record says."""
     reasons = _drift_reasons(*_both(case))
     return case.change("restart", *reasons) if reasons else None
+
+
+def paused_or_not(case: Case) -> Verdict:
+    """It runs and should be paused, or the other way round."""
+    desired, observed = _both(case)
+    if observed.phase in SATISFIES[desired.state]:
+        return None
+    kind: ChangeKind = "pause" if desired.state == "paused" else "resume"
+    fields = changed_fields(desired, observed)
+    return case.change(kind, f"state: {desired.state}, and it is {observed.phase}", fields=fields)
+
+
+def recorded_only(case: Case) -> Verdict:
+    """The spec differs in what only the record knows."""
+    fields = changed_fields(*_both(case))
+    return case.change("update", "spec changed", fields=fields) if fields else None
 
 
 def as_wanted(case: Case) -> Verdict:
@@ -253,6 +302,7 @@ def as_wanted(case: Case) -> Verdict:
 RULES: tuple[Callable[[Case], Verdict], ...] = (
     on_a_dark_host,
     runs_twice,
+    destroyed,
     not_wanted,
     wanted_absent,
     name_taken,
@@ -261,10 +311,14 @@ RULES: tuple[Callable[[Case], Verdict], ...] = (
     misplaced,
     half_deleted,
     wanted_stopped,
+    parked,
+    left_down,
     down,
     broken,
-    spec_changed,
+    restarting,
     drifted,
+    paused_or_not,
+    recorded_only,
     as_wanted,
 )
 

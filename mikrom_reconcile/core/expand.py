@@ -6,6 +6,7 @@ host is known. VMs that come out equal share one spec object, so that a fleet of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,7 +18,7 @@ from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.merging import merged
 from mikrom_reconcile.core.model.desired import NAME_LENGTH, State, VMSpec
-from mikrom_reconcile.core.specs import FleetSpec, Specs, one_per_place
+from mikrom_reconcile.core.specs import IMAGES, FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
 
 HELLO_BOOT_ARGS = "console=ttyS0"
@@ -25,6 +26,8 @@ HELLO_BOOT_ARGS = "console=ttyS0"
 
 PER_VM = frozenset({"name", "index"})
 """Variables that differ from VM to VM."""
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 _DECIDES_PLACEMENT = ("machine", "state", "image")
 
@@ -51,8 +54,9 @@ def expand(specs: Specs) -> tuple[PendingVM, ...]:
     """Every VM that the specs want, sorted by name. Raises SpecError."""
     flaws: list[Flaw] = []
     vms: dict[str, PendingVM] = {}
+    shared = _shared_lookups(specs)
     for fleet in specs.fleets:
-        for vm in _fleet_vms(fleet, specs, flaws):
+        for vm in _fleet_vms(fleet, specs, shared | names_in(dict(fleet.vars)), flaws):
             other = vms.setdefault(vm.name, vm)
             if other is not vm:
                 message = f"two VMs would be called {vm.name}; the other is of fleet {other.fleet.name}"
@@ -63,7 +67,16 @@ def expand(specs: Specs) -> tuple[PendingVM, ...]:
     return tuple(vms[name] for name in sorted(vms))
 
 
-def _fleet_vms(fleet: FleetSpec, specs: Specs, flaws: list[Flaw]) -> Iterator[PendingVM]:
+def _shared_lookups(specs: Specs) -> frozenset[str]:
+    """Names that the variables of all fleets look up: those of the command line and of the inventory."""
+    inventory = specs.inventory or Inventory()
+    own = [host.vars for host in inventory.hosts.values()] + [group.vars for group in inventory.groups.values()]
+    return names_in([specs.extra_vars, inventory.group_vars, inventory.host_vars, *own])
+
+
+def _fleet_vms(
+    fleet: FleetSpec, specs: Specs, through_variables: frozenset[str], flaws: list[Flaw]
+) -> Iterator[PendingVM]:
     recipes: dict[tuple[int, ...], Recipe] = {}
     try:
         names = list(_names(fleet, specs))
@@ -78,9 +91,10 @@ def _fleet_vms(fleet: FleetSpec, specs: Specs, flaws: list[Flaw]) -> Iterator[Pe
     for name, index in names:
         matching = tuple(n for n, override in enumerate(fleet.overrides) if fnmatchcase(name, override.match))
         if index is None:
-            recipe = _recipe(fleet, matching, fleet.instances[name])
+            recipe = _recipe(fleet, matching, fleet.instances[name], through_variables)
         else:
-            recipe = recipes.get(matching) or recipes.setdefault(matching, _recipe(fleet, matching, {}))
+            recipe = recipes.get(matching) or _recipe(fleet, matching, {}, through_variables)
+            recipes[matching] = recipe
         host = fleet.instances[name].get("host") if index is None else None
         yield PendingVM(name=name, index=index, fleet=fleet, recipe=recipe, hosts=(host,) if host else fleet.hosts)
 
@@ -95,23 +109,21 @@ def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:
     else:
         for index in range(fleet.replicas):
             number = Layer(origin="built in", values={"index": index})
-            yield str(Scope(number, *fleet_layers(fleet, specs)).resolve(fleet.vm_name)), index
+            name = str(Scope(number, *fleet_layers(fleet, specs)).resolve(fleet.vm_name))
+            if not _NAME.fullmatch(name):
+                raise VariableError(f"{name!r} cannot be a VM's name: it has only a-z, 0-9 and, inside, '-'", "")
+            yield name, index
 
 
-def _recipe(fleet: FleetSpec, overrides: tuple[int, ...], own: dict[str, Any]) -> Recipe:
-    fields = fleet.template
+def _recipe(
+    fleet: FleetSpec, overrides: tuple[int, ...], own: dict[str, Any], through_variables: frozenset[str]
+) -> Recipe:
+    fields = merged({}, fleet.template)
     for number in overrides:
         fields = merged(fields, fleet.overrides[number].fields)
     fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
-    return Recipe(fleet=fleet, fields=fields, looked_up=_looked_up(fields, fleet))
-
-
-def _looked_up(fields: dict[str, Any], fleet: FleetSpec) -> frozenset[str]:
-    """Names that the fields look up, through the fleet's own variables too."""
-    names = names_in(fields)
-    if not names:
-        return names
-    return names | names_in(dict(fleet.vars))
+    looked_up = names_in(fields)
+    return Recipe(fleet=fleet, fields=fields, looked_up=looked_up | through_variables if looked_up else looked_up)
 
 
 def fleet_layers(fleet: FleetSpec, specs: Specs) -> tuple[Layer, ...]:
@@ -164,7 +176,11 @@ class Resolver:
         try:
             fields = self._fields(vm, host)
             state: State = msgspec.convert(fields.pop("state", "running"), State)
-            return state, msgspec.convert({"boot_args": HELLO_BOOT_ARGS} | fields, VMSpec)
+            spec = msgspec.convert({"boot_args": HELLO_BOOT_ARGS} | fields, VMSpec)
+            if spec.image in IMAGES:
+                return state, spec
+            pointer = _where(vm, min(names_in(vm.recipe.fields["image"])))
+            self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: unknown image {spec.image!r}"))
         except VariableError as error:
             self.flaws.append(_flaw(vm.fleet, _where(vm, error.name), f"{vm.name}: {error}"))
         except msgspec.ValidationError as error:

@@ -28,6 +28,10 @@ FIELDS: dict[str, Field] = {
     "machine.vcpu_count": Field(impact="restart", observed="vmm"),
     "machine.mem_size_mib": Field(impact="restart", observed="vmm"),
     "boot_args": Field(impact="restart", observed="vmm"),
+    "restart.policy": Field(impact="record", observed="record"),
+    "restart.attempts": Field(impact="record", observed="record"),
+    "restart.interval": Field(impact="record", observed="record"),
+    "restart.delay": Field(impact="record", observed="record"),
     # What follows is no part of the VMM's configuration; a changed state is acted on by its own rules.
     "fleet": Field(impact="record", observed="record"),
     "state": Field(impact="record", observed="record"),

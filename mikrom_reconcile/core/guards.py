@@ -11,26 +11,30 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.lifecycle import SATISFIES
+from mikrom_reconcile.core.lifecycle import WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Policy, Share
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Refusal, VMChange
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Refusal, VMChange
 from mikrom_reconcile.core.observed import Sight
 
 DISRUPTION = "10%"
 """Share of a fleet that one pass may take down: what users of rolling updates expect when they say nothing."""
+
+UP = frozenset({"running", "paused"})
+"""States that need a VMM."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What this run allows beyond the fleets' own policy.
 
     `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed;
-    `all_removals` is for a destroy: removals are what was asked for.
+    `all_removals` is for a destroy: removals are what was asked for. `retry` brings back what was given up.
     """
 
     prune_max: Share | None = None
     confirmed: tuple[str, ...] = ()
     all_removals: bool = False
+    retry: bool = False
 
 
 def allowed(share: Share, total: int) -> int:
@@ -128,23 +132,31 @@ def _lifted(change: VMChange, seen: ObservedVM, policy: Policy, project: str) ->
     )
 
 
-def limit_disruption(changes: list[VMChange], desired: DesiredState) -> list[VMChange]:
+def limit_disruption(
+    changes: list[VMChange], everything: list[VMChange], desired: DesiredState
+) -> tuple[list[VMChange], dict[str, Peak]]:
     """Lets at most a share of each fleet be taken down at a time; the others wait for a later pass.
 
-    VMs that are down already use the share up; bringing those back is never limited.
+    VMs that are down already use the share up, also those among `everything` that this run leaves alone; bringing
+    those back is never limited. The peaks are those of the fleets in which a VM is taken down, waiting ones included.
     """
-    size = Counter(vm.fleet for vm in desired.vms if vm.state == "running")
-    down = Counter(change.fleet for change in changes if _is_down(change))
+    size = Counter(vm.fleet for vm in desired.vms if vm.state in UP)
+    down = Counter(change.fleet for change in everything if _is_down(change))
     budget = {fleet: max(0, allowed(DISRUPTION, total) - down[fleet]) for fleet, total in size.items()}
     result = []
+    going: Counter[str] = Counter()
     for change in changes:
-        if change.kind in {"restart", "move"} and not _is_down(change):
-            if budget.get(change.fleet, 0) == 0:
+        if _takes_down(change):
+            going[change.fleet] += 1
+            if budget[change.fleet] == 0:
                 result.append(_turned(change, "wait", _waiting(size[change.fleet], down[change.fleet])))
                 continue
             budget[change.fleet] -= 1
         result.append(change)
-    return result
+    return result, {
+        fleet: Peak(down=max(down[fleet], min(allowed(DISRUPTION, size[fleet]), down[fleet] + count)), size=size[fleet])
+        for fleet, count in sorted(going.items())
+    }
 
 
 def _waiting(size: int, down: int) -> str:
@@ -152,11 +164,17 @@ def _waiting(size: int, down: int) -> str:
     return f"at most {allowed(DISRUPTION, size)} of {size} VMs are taken down at a time{already}"
 
 
+def _takes_down(change: VMChange) -> bool:
+    """A VM runs as it should, and would not for a while."""
+    wanted = change.desired is not None and change.desired.state in UP
+    return wanted and change.kind in {"restart", "move"} and not _is_down(change)
+
+
 def _is_down(change: VMChange) -> bool:
-    """A VM that should run and does not, whatever will be done about it."""
-    if change.desired is None or change.desired.state != "running":
+    """A VM that should be up and is not, whatever will be done about it."""
+    if change.desired is None or change.desired.state not in UP:
         return False
-    return change.observed is None or change.observed.phase not in SATISFIES["running"]
+    return change.observed is None or change.observed.phase not in WELL
 
 
 def owned_by_fleet(sight: Sight, desired: DesiredState) -> Counter[str]:

@@ -35,12 +35,13 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
 
     def members(self) -> dict[str, frozenset[str]]:
         """Each group with all its hosts, those of its children included. Groups in a circle share theirs."""
-        return {name: frozenset(self._hosts_of(name, frozenset())) for name in self.groups}
+        return {name: frozenset(self._hosts_of(name, set())) for name in self.groups}
 
     def groups_of(self, host: str) -> tuple[str, ...]:
         """The groups that a host is in, the most general first: parents before children, then by name."""
         inside = [name for name, hosts in self.members().items() if host in hosts]
-        return tuple(sorted(inside, key=lambda name: (self._depth(name, frozenset()), name)))
+        depths = self._depths()
+        return tuple(sorted(inside, key=lambda name: (depths[name], name)))
 
     def layers(self, host: str) -> tuple[Layer, ...]:
         """The variables of a host, the strongest first: host_vars, group_vars, the inventory's own."""
@@ -61,14 +62,20 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
             values |= layer.values
         return values | {"name": host}
 
-    def _hosts_of(self, group: str, seen: frozenset[str]) -> Iterator[str]:
+    def _hosts_of(self, group: str, seen: set[str]) -> Iterator[str]:
         if group in seen or group not in self.groups:
             return
+        seen.add(group)
         yield from self.groups[group].hosts
         for child in self.groups[group].children:
-            yield from self._hosts_of(child, seen | {group})
+            yield from self._hosts_of(child, seen)
 
-    def _depth(self, group: str, seen: frozenset[str]) -> int:
-        """How many groups stand above this one."""
-        parents = [name for name, other in self.groups.items() if group in other.children and name not in seen]
-        return 1 + max((self._depth(name, seen | {group}) for name in parents), default=-1)
+    def _depths(self) -> dict[str, int]:
+        """How many groups stand above each, by the longest way; those in a circle are as deep as there are groups."""
+        depths = dict.fromkeys(self.groups, 0)
+        below = set(self.groups)
+        for depth in range(len(self.groups)):
+            for name in below:
+                depths[name] = depth
+            below = {child for name in below for child in self.groups[name].children if child in depths}
+        return depths

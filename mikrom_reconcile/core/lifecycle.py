@@ -8,6 +8,13 @@ from mikrom_reconcile.core.model.observed import End, Phase, VMMFacts
 BOOT_S = 5.0
 """A VMM that has not booted its guest after this long never will: InstanceStart takes about 12 ms."""
 
+LEFT_DOWN: dict[str, frozenset[Phase]] = {
+    "always": frozenset(),
+    "on-failure": frozenset({"exited"}),
+    "never": frozenset({"exited", "crashed", "killed", "rebooted"}),
+}
+"""Phases in which each restart policy leaves a VM that should run."""
+
 ALIVE: dict[str, Phase] = {"unresponsive": "unresponsive", "socket_lost": "socket_lost"}
 """VMM statuses that are phases of their own, whatever was ordered (except a stop or delete)."""
 
@@ -22,30 +29,39 @@ ENDED: dict[End, Phase] = {
 
 SATISFIES: dict[State, frozenset[Phase]] = {
     "running": frozenset({"running"}),
+    "paused": frozenset({"paused"}),
     "stopped": frozenset({"stopped", "defined"}),
     "absent": frozenset(),
 }
 """Phases in which a VM is already as its spec's state wants it."""
 
-LIVE: frozenset[Phase] = frozenset({"starting", "running", "unresponsive", "socket_lost", "stopping"})
+WELL: frozenset[Phase] = frozenset({"running", "paused"})
+"""Phases of a VM that is up: its VMM lives, is reached and was not told to stop."""
+
+LIVE: frozenset[Phase] = frozenset({"starting", "running", "paused", "unresponsive", "socket_lost", "stopping"})
 """Phases in which a VMM process lives."""
 
 
-def phase_of(facts: VMMFacts, ordered: State, *, failed: bool) -> Phase:
+def phase_of(facts: VMMFacts, ordered: State, *, failed: bool, parked: bool) -> Phase:
     """The phase of a VM from what its driver proved and what was last ordered.
 
-    `failed` says that the last attempt to bring it up failed and left nothing running.
+    `failed` says that the last attempt to bring it up failed and left nothing running, `parked` that the host has
+    given up bringing it back.
     """
     if ordered == "absent":
         return "deleting"
     if facts.status == "none":
         if ordered == "stopped":
             return "stopped"
+        if parked:
+            return "parked"
         return "failed" if failed else ENDED[facts.end]
     if ordered == "stopped":
         return "stopping"
     if facts.status == "running":
         return "running"
+    if facts.status == "paused":
+        return "paused"
     if facts.status == "starting":
         return "failed" if facts.age_s > BOOT_S else "starting"
     return ALIVE[facts.status]

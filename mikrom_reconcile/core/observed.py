@@ -11,7 +11,7 @@ from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 
-SETTLED = {"running": "running", "stopped": "stopped"}
+SETTLED = {"running": "running", "stopped": "stopped", "paused": "paused"}
 """The phase in which control expects a VM of each state when nothing is to be done."""
 
 FleetOnHost = tuple[str, str]

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 EVERY = frozenset({"all", "*"})
 _SPLIT = re.compile(r"[:,](?![^\[]*\])")
-_RANGE = re.compile(r"^(.*?)\[([0-9]+):([0-9]+)\](.*)$")
+_RANGE = re.compile(r"^(.*?)\[([0-9]{1,9}):([0-9]{1,9})\](.*)$")
 _MAX_RANGE = 10_000
 
 
@@ -56,11 +56,12 @@ def _matching(term: str, names: frozenset[str], groups: Mapping[str, frozenset[s
         return groups[term]
     if term in names:
         return frozenset({term})
-    found = frozenset(name for test in _tests(term) for name in names if test(name))
-    found |= frozenset(name for test in _tests(term) for group in groups if test(group) for name in groups[group])
-    if not found:
+    tests = _tests(term)
+    found = frozenset(name for test in tests for name in names if test(name))
+    inside = [groups[group] for test in tests for group in groups if test(group)]
+    if not found and not inside:
         raise PatternError(f"{term!r} matches no host and no group", term)
-    return found
+    return found.union(*inside)
 
 
 def _tests(term: str) -> list[Callable[[str], bool]]:
@@ -83,7 +84,7 @@ def _ranged(term: str) -> list[str]:
     if not match:
         return [term]
     head, first, last, tail = match.groups()
-    numbers = range(int(first), int(last) + 1)
-    if len(numbers) > _MAX_RANGE:
-        raise PatternError(f"{term!r} stands for {len(numbers)} names; at most {_MAX_RANGE}", term)
-    return [f"{head}{number:0{len(first)}d}{rest}" for number in numbers for rest in _ranged(tail)]
+    numbers, rests = range(int(first), int(last) + 1), _ranged(tail)
+    if len(numbers) * len(rests) > _MAX_RANGE:
+        raise PatternError(f"{term!r} stands for more than {_MAX_RANGE} names", term)
+    return [f"{head}{number:0{len(first)}d}{rest}" for number in numbers for rest in rests]

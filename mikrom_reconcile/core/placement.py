@@ -22,15 +22,21 @@ class Landscape:
             self._load[host] = self._load.get(host, 0) + 1
         self._queues: dict[tuple[str, ...], list[tuple[int, str]]] = {}
 
-    def place(self, vms: Iterable[PendingVM]) -> Iterator[tuple[PendingVM, str]]:
-        """Each VM with its host. A VM on a dark host stays there: nobody knows more."""
+    def place(self, vms: Iterable[PendingVM]) -> Iterator[tuple[PendingVM, str, str]]:
+        """Each VM with its host, and why that host if it was chosen among several.
+
+        A VM on a dark host stays there: nobody knows more.
+        """
         for vm in vms:
             allowed = self._inventory if vm.hosts is None else vm.hosts
-            host = self._located.get(vm.name, "")
+            host, why = self._located.get(vm.name, ""), ""
             if not host or (host not in allowed and host not in self._dark):
                 host = self._emptiest(allowed)
-                self._load[host] = self._load.get(host, 0) + 1
-            yield vm, host
+                load = self._load.get(host, 0)
+                self._load[host] = load + 1
+                if len(allowed) > 1:
+                    why = f"{host} has the fewest VMs ({load}) of {vm.fleet.pattern}"
+            yield vm, host, why
 
     def _emptiest(self, allowed: tuple[str, ...]) -> str:
         """The host with the fewest VMs, by name among equals; a dark one only if all are."""

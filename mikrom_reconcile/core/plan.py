@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.desired import desired_state
-from mikrom_reconcile.core.diff import diff, in_scope, name_taken
+from mikrom_reconcile.core.diff import diff, in_scope, name_taken, parked
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.expand import PendingVM, expand
 from mikrom_reconcile.core.guards import Limits, limit_disruption, limit_removals, owned_by_fleet, protect
@@ -23,10 +23,15 @@ from mikrom_reconcile.core.specs import Specs, hosts_of
 ACTION_DEADLINE_S = 300.0
 """Longest one action may take, graceful stop included: five minutes, as the predecessor's users know it."""
 
+LEFT_OUT = "left out by --without-host"
+"""Why there is no report of a host that a plan is to do without."""
+
 VERBS: dict[ChangeKind, Verb] = {
     "create": "create",
     "start": "start",
     "stop": "stop",
+    "pause": "pause",
+    "resume": "resume",
     "update": "update",
     "restart": "restart",
     "move": "delete",  # it is made on its new host once it is proven gone from the old one
@@ -36,7 +41,10 @@ VERBS: dict[ChangeKind, Verb] = {
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run asks the hosts before it can plan, and what it asked it from. `hosts` may get new VMs."""
+    """What a run asks the hosts before it can plan, and what it asked it from. `hosts` may get new VMs.
+
+    `dead` names hosts whose VMs count as gone unless they answer.
+    """
 
     specs: Specs
     pending: tuple[PendingVM, ...]
@@ -45,35 +53,44 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     expected: dict[FleetOnHost, Expected]
     queries: dict[str, ObserveQuery]
     destroy: bool
+    dead: tuple[str, ...]
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far."""
+    """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
+
+    `unmatched` is the term of the limit that names nothing.
+    """
 
     plan: Plan
     placements: Placements
     highest_token: int
+    unmatched: str = ""
 
 
-def question(specs: Specs, placements: Placements, *, here: str, destroy: bool = False) -> Question:
+def question(
+    specs: Specs, placements: Placements, *, here: str, destroy: bool = False, dead: tuple[str, ...] = ()
+) -> Question:
     """What to ask the hosts of the inventory, or `here` without one, and those on which VMs are remembered.
 
     `destroy` wants everything that the specs own gone, so every row is asked for.
     """
     hosts = hosts_of(specs, here)
     pending = expand(specs)
-    desired = desired_state(specs, pending, Landscape(hosts, (), placements.vms))
+    alive = _without(placements, dead)
+    desired = desired_state(specs, pending, Landscape(hosts, (), alive.vms))
     if destroy:
-        desired = msgspec.structs.replace(desired, vms=())
-    known = expected(desired, placements)
+        desired = msgspec.structs.replace(desired, vms=(), destroy=True)
+    known = expected(desired, alive)
     return Question(
         specs=specs,
         pending=pending,
         placements=placements,
         hosts=hosts,
         expected=known,
-        queries=queries(desired, placements, {*hosts, *placements.vms.values()}, known),
+        queries=queries(desired, alive, {*hosts, *placements.vms.values()}, known),
         destroy=destroy,
+        dead=dead,
     )
 
 
@@ -81,18 +98,19 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     """The plan that follows from the reports. Pure: the same arguments give the same bytes."""
     specs = asked.specs
     sight = sight_of(observed, specs.project, asked.expected)
-    desired = _placed(asked, sight)
-    hiding = tuple(sorted(host for host in sight.dark if host not in asked.placements.covers))
-    changes, unchanged = diff(desired, sight, hiding)
+    dead = tuple(host for host in asked.dead if host in sight.dark)
+    desired = _placed(asked, sight, _without(asked.placements, dead))
+    hiding = tuple(sorted(host for host in sight.dark if host not in {*asked.placements.covers, *dead}))
+    changes, unchanged = diff(desired, sight, hiding, retry=limits.retry)
     policies = {fleet.name: fleet.policy for fleet in specs.fleets}
     changes, protected = protect(changes, policies, specs.project)
     changes, pruned = limit_removals(changes, owned_by_fleet(sight, desired), policies, limits)
-    changes, left_out = selected(changes, selection, specs)
-    changes = limit_disruption(changes, desired)
+    chosen = selected(changes, selection, specs, desired, sight)
+    changes, peaks = limit_disruption(chosen.changes, changes, desired)
     names = {(change.name, change.fleet) for change in changes}
     refusals = [
         refusal
-        for refusal in (*protected, *pruned, *_names_taken(changes))
+        for refusal in (*protected, *pruned, *_blocked(changes))
         if any(refusal.fleet == fleet and refusal.vm in {"", name} for name, fleet in names)
     ]
     plan = _numbered(
@@ -105,11 +123,17 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
             unchanged=unchanged,
             actions=tuple(actions_of(changes, specs.project)),
             refusals=tuple(refusals),
-            unreachable=dict(sorted(sight.dark.items())),
-            warnings=(*_warnings(desired, sight), *left_out),
+            unreachable={host: why for host, why in sorted(sight.dark.items()) if why != LEFT_OUT},
+            warnings=tuple(_warnings(desired, sight, chosen.left_out)),
+            peaks=peaks,
         )
     )
-    return Decision(plan=plan, placements=_to_remember(asked, desired, sight), highest_token=sight.highest_token)
+    return Decision(
+        plan=plan,
+        placements=_to_remember(asked, desired, sight),
+        highest_token=sight.highest_token,
+        unmatched=chosen.unmatched,
+    )
 
 
 def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
@@ -130,29 +154,40 @@ def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
         yield Action(id=digest_of(content), **content)
 
 
-def _placed(asked: Question, sight: Sight) -> DesiredState:
+def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
+    """The placements as if nothing were known to be on the dead hosts."""
+    if not dead:
+        return placements
+    vms = {name: host for name, host in placements.vms.items() if host not in dead}
+    return msgspec.structs.replace(placements, vms=vms)
+
+
+def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredState:
     """The specs on the hosts where things were found; nothing at all for a destroy."""
-    landscape = Landscape(asked.hosts, sight.dark, locations(sight, asked.placements, asked.hosts))
+    landscape = Landscape(asked.hosts, sight.dark, locations(sight, placements, asked.hosts))
     desired = desired_state(asked.specs, asked.pending, landscape)
-    return msgspec.structs.replace(desired, vms=()) if asked.destroy else desired
+    return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
 
 
 def _to_remember(asked: Question, desired: DesiredState, sight: Sight) -> Placements:
-    """Where everything is or is about to be; what was remembered on dark hosts stays remembered."""
+    """Where everything is, or else is about to be; what was remembered on dark hosts stays remembered.
+
+    A VM that is to move is remembered where it still is: if that host goes dark now, it must not be made elsewhere.
+    """
     vms = {name: host for name, host in asked.placements.vms.items() if host in sight.dark}
-    vms |= {name: rows[0].host for name, rows in sight.own.items()}
     vms |= {vm.name: vm.host for vm in desired.vms if vm.state != "absent"}
+    vms |= {name: rows[0].host for name, rows in sight.own.items()}
     answered = {host for host in asked.queries if host not in sight.dark}
     return Placements(vms=dict(sorted(vms.items())), covers=tuple(sorted({*asked.placements.covers, *answered})))
 
 
-def _names_taken(changes: Iterable[VMChange]) -> Iterator[Refusal]:
+def _blocked(changes: Iterable[VMChange]) -> Iterator[Refusal]:
     for change in changes:
-        if change.rule == name_taken.__name__:
+        if change.rule in {name_taken.__name__, parked.__name__}:
             yield Refusal(fleet=change.fleet, vm=change.name, rule=change.rule, message="; ".join(change.reasons))
 
 
-def _warnings(desired: DesiredState, sight: Sight) -> Iterator[str]:
+def _warnings(desired: DesiredState, sight: Sight, left_out: int) -> Iterator[str]:
     strangers = {row.fleet for rows in sight.own.values() for row in rows if not in_scope(desired, row.fleet)}
     for fleet in sorted(strangers):
         yield (
@@ -162,6 +197,8 @@ def _warnings(desired: DesiredState, sight: Sight) -> Iterator[str]:
     for row in sorted(sight.others.values(), key=lambda row: row.name):
         if row.phase == "unreadable":
             yield f"{row.name} on {row.host}: its record cannot be read: {row.last_error}"
+    if left_out:
+        yield f"{left_out} more changes are outside --limit, --tags or --skip-tags"
 
 
 def _numbered(plan: Plan) -> Plan:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import msgspec
 
 from mikrom_reconcile.core.inventory import Inventory
+from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
+from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import VMChange
+from mikrom_reconcile.core.observed import Sight
 from mikrom_reconcile.core.patterns import PatternError, select
 from mikrom_reconcile.core.specs import Specs
 
@@ -23,44 +27,48 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 EVERYTHING = Selection()
 
 
-def selected(changes: list[VMChange], selection: Selection, specs: Specs) -> tuple[list[VMChange], tuple[str, ...]]:
-    """The changes that are selected, and a warning that counts the others. Raises UsageError for a bad limit."""
+class Selected(msgspec.Struct, frozen=True, kw_only=True):
+    """The changes to act on, how many others there are, and the term of the limit that names nothing, "" if none."""
+
+    changes: list[VMChange]
+    left_out: int = 0
+    unmatched: str = ""
+
+
+def selected(
+    changes: list[VMChange], selection: Selection, specs: Specs, desired: DesiredState, sight: Sight
+) -> Selected:
+    """The changes that are selected; none at all when a term of the limit names nothing."""
     if selection == EVERYTHING:
-        return changes, ()
-    names = _limited(changes, selection.limit, specs)
+        return Selected(changes=changes)
+    kept = changes
+    if selection.limit is not None:
+        rows = (row for rows in sight.own.values() for row in rows)
+        try:
+            names = limited(selection.limit, (*desired.vms, *rows), specs)
+        except PatternError as error:
+            return Selected(changes=[], left_out=len(changes), unmatched=error.term)
+        kept = [change for change in kept if change.name in names]
     fleets = {fleet.name for fleet in specs.fleets if _tagged(fleet.tags, selection)}
     if not selection.tags:  # fleets that vanished have no tags: only a wanted tag leaves them out
         fleets |= {change.fleet for change in changes} - {fleet.name for fleet in specs.fleets}
-    kept = [change for change in changes if change.name in names and change.fleet in fleets]
-    left_out = len(changes) - len(kept)
-    return kept, (f"{left_out} more changes are outside --limit, --tags or --skip-tags",) if left_out else ()
+    kept = [change for change in kept if change.fleet in fleets]
+    return Selected(changes=kept, left_out=len(changes) - len(kept))
+
+
+def limited(limit: str, vms: Iterable[DesiredVM | ObservedVM], specs: Specs) -> frozenset[str]:
+    """The names of those `vms` that `limit` selects. Raises PatternError for a term that names nothing at all."""
+    inventory = specs.inventory or Inventory()
+    by_host: dict[str, set[str]] = defaultdict(set, {host: set() for host in inventory.hosts})
+    by_fleet: dict[str, set[str]] = defaultdict(set, {fleet.name: set() for fleet in specs.fleets})
+    for vm in vms:
+        by_host[vm.host].add(vm.name)
+        by_fleet[vm.fleet].add(vm.name)
+    groups = {group: set().union(*(by_host[host] for host in hosts)) for group, hosts in inventory.members().items()}
+    known = {name: frozenset(names) for name, names in (groups | by_host | by_fleet).items()}
+    return frozenset(select(limit, frozenset().union(*known.values()), known))
 
 
 def _tagged(tags: tuple[str, ...], selection: Selection) -> bool:
     wanted = not selection.tags or not set(tags).isdisjoint(selection.tags)
     return wanted and set(tags).isdisjoint(selection.skip_tags)
-
-
-def _limited(changes: list[VMChange], limit: str | None, specs: Specs) -> frozenset[str]:
-    everything = frozenset(change.name for change in changes)
-    if limit is None:
-        return everything
-    inventory = specs.inventory or Inventory()
-    known: dict[str, set[str]] = defaultdict(set)
-    for fleet in specs.fleets:
-        known[fleet.name] = set()
-    for host in inventory.hosts:
-        known[host] = set()
-    members = inventory.members()
-    for group in members:
-        known[group] = set()
-    for change in changes:
-        known[change.fleet].add(change.name)
-        known[change.host].add(change.name)
-        for group, hosts in members.items():
-            if change.host in hosts:
-                known[group].add(change.name)
-    try:
-        return frozenset(select(limit, everything, {name: frozenset(vms) for name, vms in known.items()}))
-    except PatternError:
-        return frozenset()  # names that need nothing are not among the changes

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.documents import Flaw, Schemas, nearest, problems_of, read_tree
+from mikrom_reconcile.core.documents import Flaw, Schemas, problems_of, read_tree
 from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.patterns import PatternError, select
+from mikrom_reconcile.core.schema_words import nearest
+from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
+from mikrom_reconcile.core.yaml_words import shown
 
 DEFAULT_PROJECT = "default"
 IMAGES = ("hello",)
@@ -27,8 +30,8 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One Fleet document. `replicas` is None for a fleet of named instances. `hosts` are those that the pattern
-    selects, None where there is no inventory: this machine.
+    """One Fleet document. `replicas` is None for a fleet of named instances. `hosts` are those that `pattern` selects,
+    None where there is no inventory: this machine.
     """
 
     document: SpecDocument
@@ -36,6 +39,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...]
     vars: Mapping[str, Any]
     hosts: tuple[str, ...] | None
+    pattern: str
     replicas: int | None
     vm_name: str
     template: dict[str, Any]
@@ -86,7 +90,9 @@ def gather(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None
     complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
     if complete or inventory is not None:
         flaws += [*_inventory_flaws(documents, inventory), *_host_flaws(documents, inventory)]
-    problems = [*reading.problems, *problems_of(flaws[:MAX_PROBLEMS], tree)]
+    unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
+    found = problems_of(flaws[:MAX_PROBLEMS], tree)  # what YAML could not read needs no second complaint
+    problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
     projects = [document.name for document in documents if document.kind == "Project"]
     bad = {id(flaw.document) for flaw in flaws}
     fleets = [_fleet(found, inventory) for found in documents if found.kind == "Fleet" and id(found) not in bad]
@@ -111,15 +117,16 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
     spec = document.body["spec"]
     prune, lifecycle = spec.get("prune", {}), spec.get("lifecycle", {})
     default = Policy()
-    hosts = None
+    hosts, pattern = None, spec.get("hosts", "all")
     if inventory is not None:
-        hosts = select(spec.get("hosts", "all"), inventory.hosts, inventory.members())
+        hosts = select(pattern, inventory.hosts, inventory.members())
     return FleetSpec(
         document=document,
         name=document.name,
         tags=tuple(document.body["metadata"].get("tags", ())),
         vars=spec.get("vars", {}),
         hosts=hosts,
+        pattern=pattern,
         replicas=spec.get("replicas"),
         vm_name=spec.get("vm_name", "${fleet}-${index:03d}"),
         template=spec.get("template", {}),
@@ -183,7 +190,10 @@ def _inventory_flaws(documents: list[SpecDocument], inventory: Inventory | None)
         if document.kind == "Inventory":
             yield from _group_flaws(document, hosts, groups)
         known = {"GroupVars": (*groups, "all"), "HostVars": hosts}.get(document.kind)
-        if known is not None and document.name not in known:
+        if known is not None and inventory is None:
+            message, hint = "there is no Inventory, so nothing has these variables", "add one, or remove the file"
+            yield Flaw(document=document, pointer=(), message=message, hint=hint)
+        elif known is not None and document.name not in known:
             what = "group" if document.kind == "GroupVars" else "host"
             message = f"the inventory has no {what} {document.name}"
             yield Flaw(document=document, pointer=(), message=message, hint=nearest(document.name, known))
@@ -209,7 +219,10 @@ def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
         if ("replicas" in spec) == ("instances" in spec):
             found = "both" if "replicas" in spec else "neither"
             message = f"a fleet has either replicas or instances, and this has {found}"
-            yield Flaw(document=document, pointer=("spec",), message=message, key=True)
+            yield Flaw(document=document, pointer=("spec",), message=message)
+        if "instances" in spec and "vm_name" in spec:
+            message = "vm_name is for replicas; instances have names of their own"
+            yield Flaw(document=document, pointer=("spec", "vm_name"), message=message, hint="remove it", key=True)
 
 
 def _host_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:
@@ -235,7 +248,7 @@ def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory
         known = pattern in inventory.hosts
         return None if known else (f"the inventory has no host {shown(pattern)}", nearest(pattern, tuple(inventory.hosts)))
     try:
-        chosen = inventory.select(pattern)
+        chosen = select(pattern, inventory.hosts, inventory.members())
     except PatternError as error:
         return str(error), nearest(error.term.lstrip("&!"), (*inventory.hosts, *inventory.groups))
     return None if chosen else (f"{shown(pattern)} selects no host", "")
@@ -259,9 +272,11 @@ def _fleets(documents: list[SpecDocument]) -> Iterator[SpecDocument]:
 
 
 def one_per_place(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ...]:
-    """Sorted by place; where several complain of one value, the first complaint is enough. No more than can be read."""
+    """Sorted by place; where several complain of one place, the one that points deepest into the document stays. No
+    more than anybody reads.
+    """
     kept: dict[tuple[str, int, int], SpecProblem] = {}
-    for problem in problems:
+    for problem in sorted(problems, key=lambda problem: -problem.pointer.count("/")):
         kept.setdefault((problem.path, problem.line, problem.column), problem)
     told = [kept[key] for key in sorted(kept)]
     if len(told) > MAX_PROBLEMS:

@@ -16,6 +16,9 @@ _INSIDE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)(?:
 _MAX_DEPTH = 8
 """How far a variable may lead to another; a circle is found here."""
 
+_MAX_LENGTH = 65_536
+"""Longest text that lookups may make: variables that multiply one another grow beyond any memory."""
+
 
 class VariableError(ValueError):
     """A lookup cannot be answered; `name` is the variable, "" if the text is no lookup at all."""
@@ -41,6 +44,8 @@ class Scope:
 
     def lookup(self, name: str, depth: int = 0) -> Any:
         """The value of `name`. Raises VariableError when no layer has it or it leads in a circle."""
+        if name in self.used:
+            return self.used[name][0]
         if depth > _MAX_DEPTH:
             raise VariableError(f"${{{name}}} leads in a circle", name)
         for layer in self._layers:
@@ -64,13 +69,16 @@ class Scope:
     def _text(self, text: str, depth: int) -> Any:
         whole = _LOOKUP.fullmatch(text)
         if whole and whole[1] is not None and ":" not in whole[1]:
-            return self.lookup(_parsed(whole[1])[0], depth)
-        return _LOOKUP.sub(lambda match: self._piece(match, depth), text)
+            return self.lookup(_parsed(whole)[0], depth)
+        answered = _LOOKUP.sub(lambda match: self._piece(match, depth), text)
+        if len(answered) > _MAX_LENGTH:
+            raise VariableError(f"lookups make a text of more than {_MAX_LENGTH} characters", min(names_in(text)))
+        return answered
 
     def _piece(self, match: re.Match[str], depth: int) -> str:
         if match[0] == "$${":
             return "${"
-        name, form = _parsed(match[1])
+        name, form = _parsed(match)
         value = self.lookup(name, depth)
         if isinstance(value, dict | list):
             raise VariableError(f"${{{name}}} is a {_KIND[type(value)]} and cannot stand inside text", name)
@@ -82,11 +90,12 @@ class Scope:
 
 
 def names_in(value: Any) -> frozenset[str]:
-    """The names that a value looks up directly."""
+    """The names that a value looks up directly; "" stands for what is no lookup, although it begins like one."""
     if isinstance(value, str):
         if "${" not in value:
             return frozenset()
-        return frozenset(_parsed(match[1])[0] for match in _LOOKUP.finditer(value) if match[0] != "$${")
+        lookups = (_INSIDE.match(match[1] or "") for match in _LOOKUP.finditer(value) if match[0] != "$${")
+        return frozenset(lookup[1] if lookup else "" for lookup in lookups)
     if isinstance(value, dict):
         return frozenset().union(*(names_in(item) for item in value.values()))
     if isinstance(value, list):
@@ -94,12 +103,10 @@ def names_in(value: Any) -> frozenset[str]:
     return frozenset()
 
 
-def _parsed(inside: str | None) -> tuple[str, str]:
-    match = _INSIDE.match(inside or "")
+def _parsed(lookup: re.Match[str]) -> tuple[str, str]:
+    match = _INSIDE.match(lookup[1] or "")
     if not match:
-        raise VariableError(
-            f"${{{inside or ''} is no lookup; write ${{name}}, ${{index:03d}}, or $${{ for the text", ""
-        )
+        raise VariableError(f"{lookup[0]} is no lookup; write ${{name}}, ${{index:03d}}, or $${{ for the text", "")
     return match[1], match[2] or ""
 
 

@@ -78,7 +78,7 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
         project=record.project,
         fleet=record.fleet,
         host=host,
-        phase=phase_of(facts, record.state, failed=record.last_error is not None),
+        phase=phase_of(facts, record.state, failed=record.last_error is not None, parked=record.parked),
         state=record.state,
         spec=record.spec,
         policy=record.policy,
@@ -88,6 +88,7 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
         created_at=record.created_at,
         drift=drift_of(record.spec, facts),
         attempt=record.attempt,
+        restarts=record.restarts,
         pid=facts.pid,
         last_error=record.last_error,
     )

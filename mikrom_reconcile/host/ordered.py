@@ -40,7 +40,7 @@ def ordered_record(order: Order, found: VMRecord | None, *, tombstone: Tombstone
         )
     if action.verb == "update":  # changes nothing about what runs, and so nothing about why it does not
         return replace(found, **wanted, **stamp(order, found))
-    return replace(found, **wanted, **stamp(order, found), last_error=None)
+    return replace(found, **wanted, **stamp(order, found), last_error=None, restarts=(), parked=False)
 
 
 def stamp(order: Order, found: VMRecord) -> dict[str, Any]:

@@ -17,7 +17,8 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is what was last ordered ("absent": a delete is under way), so that a later end of the VMM can be judged.
     `generation` grows with each order carried out and survives deletion in a tombstone. `action_id` is the last
-    order, so that its duplicate is known.
+    order, so that its duplicate is known. `restarts` are those that the host made by itself and still counts; `parked`
+    says that it has given up.
     """
 
     vm: str
@@ -34,6 +35,8 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     attempt: Attempt | None = None
     last_error: str | None = None
+    restarts: tuple[datetime, ...] = ()
+    parked: bool = False
 
 
 class Stray(msgspec.Struct, frozen=True, kw_only=True):

@@ -92,6 +92,17 @@ def differences(steps: Sequence[Step], endings: Sequence[Ending]) -> Iterator[st
             yield f"line {step.line}: {step.command}\n--- shown\n{shown}\n--- printed\n{printed}"
 
 
+def rewritten(document: str, steps: Sequence[Step], endings: Sequence[Ending]) -> str:
+    """The document with what its commands print now. What stays true stays as it is, and so does what has "…"."""
+    lines = document.splitlines()
+    for step, ending in reversed(list(zip(steps, endings, strict=True))):
+        if _LEFT_OUT in step.shown or _agree(_masked(step.shown), _masked(ending.printed)):
+            continue
+        first = step.line + step.command.count("\n")
+        lines[first : first + len(step.shown)] = "\n".join(ending.printed).rstrip().splitlines()
+    return "\n".join(lines) + "\n"
+
+
 def _masked(lines: Sequence[str]) -> list[str]:
     """The lines without what differs from run to run; empty ones left out."""
     masked = []

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.docs.console import Ending, Step, differences, play, steps_of
+from tests.docs.console import Ending, Step, differences, rewritten, steps_of
+from tests.docs.documents import DOCUMENTS, read_and_do
 
-ROOT = Path(__file__).parents[2]
 DRIVERS = ["simulated", pytest.param("firecracker", marks=pytest.mark.kvm)]
 
 pytestmark = pytest.mark.timeout(180)
@@ -42,36 +39,13 @@ def vmms_below(run_dir: Path) -> list[int]:
     return found
 
 
-def environment(driver: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "MIKROM_DRIVER": driver, "COLUMNS": "120"}
-
-
-def what_make_apply_runs() -> str:
-    """The recipe without its preparation, which has happened already where tests run."""
-    recipe = re.search(
-        r"^apply:.*\n\t@tools/bootstrap\.sh apply (bash -c '.*')$", (ROOT / "Makefile").read_text(), re.MULTILINE
-    )
-    assert recipe is not None
-    return recipe[1].replace("$(SPECS)", "specs/").replace("$(ARGS)", "").replace("$$", "$")
-
-
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_every_command_of_the_tutorial_does_what_it_says(driver: str, reader: Path) -> None:
-    steps = steps_of((ROOT / "docs/tutorial.md").read_text())
-    assert len(steps) > 20
-    endings = play(steps, folder=reader, environment=environment(driver))
-    assert list(differences(steps, endings)) == []
-
-
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_every_command_of_the_readme_does_what_it_says(driver: str, reader: Path) -> None:
-    shutil.copytree(ROOT / "specs", reader / "specs")
-    steps = steps_of((ROOT / "README.md").read_text())
-    assert [step.command for step in steps].count("make apply") == 1
-    make = f"make() {{ [[ $1 == apply ]] && {what_make_apply_runs()}; }}"
-    endings = play(steps, folder=reader, environment=environment(driver), before=make)
-    assert list(differences(steps, endings)) == []
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_of_a_document_does_what_it_says(document: str, driver: str, reader: Path) -> None:
+    steps, endings = read_and_do(document, reader, driver)
+    found = list(differences(steps, endings))
+    assert len(steps) > 5
+    assert not found, "\n\n".join([*found, "`python -m tests.docs.documents` shows anew what commands print"])
 
 
 def test_what_is_not_so_is_found() -> None:
@@ -88,3 +62,9 @@ def test_a_command_that_fails_is_no_surprise_only_where_its_exit_code_is_asked_f
     assert len(list(differences(steps, [Ending([], 1), Ending([], 0)]))) == 1
     steps = steps_of("```console\n$ false\n$ echo $?\n1\n```\n")
     assert list(differences(steps, [Ending([], 1), Ending(["1"], 0)])) == []
+
+
+def test_what_is_not_so_any_more_is_shown_anew_and_nothing_else() -> None:
+    document = "text\n```console\n$ cat <<'EOF'\na\nEOF\nold\n\n$ b\nin 5 ms\n$ c\nx\n…\n```\n"
+    endings = [Ending(["a", "", "new", ""], 0), Ending(["in 7 ms"], 0), Ending(["y"], 0)]
+    assert rewritten(document, steps_of(document), endings) == document.replace("old\n\n", "a\n\nnew\n")

@@ -82,7 +82,7 @@ def fleet_of(chance: Random, name: str) -> Fleet:
         name=name,
         replicas=chance.randint(0, 12),
         mem_size_mib=chance.choice([16, 32]),
-        state=chance.choice(["running", "running", "running", "stopped", "absent"]),
+        state=chance.choice(["running", "running", "running", "stopped", "paused", "absent"]),
         prune_max=chance.choice(SHARES),
         allow_empty=chance.random() < 0.5,
     )
@@ -96,8 +96,9 @@ def project_of(chance: Random) -> Project:
 SHARES: list[int | str] = ["20%", "100%", "50%", 0, 3]
 PHASES: dict[State, list[Phase]] = {
     "running": ["running", "running", "running", "running", "running", "running", "crashed", "killed", "exited",
-                "failed", "defined", "rebooted", "starting", "unresponsive", "socket_lost"],
+                "failed", "defined", "rebooted", "starting", "paused", "unresponsive", "socket_lost"],
     "stopped": ["stopped", "stopping"],
+    "paused": ["paused", "paused", "running", "crashed"],
     "absent": ["deleting"],
 }  # fmt: skip
 
@@ -108,7 +109,7 @@ def truth_of(chance: Random, project: Project, name: str) -> Truth:
     fleet_name = name.rpartition("-")[0]
     today = next((fleet for fleet in project.fleets if fleet.name == fleet_name), None)
     fleet = today if today and chance.random() < 0.6 else fleet_of(chance, fleet_name)
-    wanted: State = "running" if fleet.state == "running" else "stopped"
+    wanted: State = "running" if fleet.state == "running" else "paused" if fleet.state == "paused" else "stopped"
     state: State = wanted if chance.random() < 0.7 else chance.choice(["running", "stopped", "absent"])
     phase = chance.choice(PHASES[state])
     drifted = phase == "running" and chance.random() < 0.15

@@ -42,6 +42,7 @@ class Truth:
     token: int = 1
     uid: str = "u0"
     drift: tuple[Drift, ...] = ()
+    last_error: str | None = None
 
 
 @dataclass
@@ -72,7 +73,11 @@ class World:
         }
         differ = {fleet for fleet in fleets | set(query.known) if query.known.get(fleet) != digests.get(fleet)}
         strangers = bool(differ) or query.others
-        shown = [row for row in rows if (row.fleet in differ if row.project == query.project else strangers)]
+        shown = [
+            row
+            for row in rows
+            if (row.fleet in differ if row.project == query.project else strangers or row.phase == "unreadable")
+        ]
         tokens = {row.project: row.token for row in sorted(rows, key=lambda row: row.token)}
         return HostView(
             host=host,
@@ -90,7 +95,7 @@ class World:
         return ObservedVM(
             name=name,
             uid=truth.uid,
-            project=truth.project,
+            project="" if truth.phase == "unreadable" else truth.project,
             fleet=truth.fleet,
             host=host,
             phase=truth.phase,
@@ -102,6 +107,7 @@ class World:
             token=truth.token,
             created_at=NOW,
             drift=truth.drift,
+            last_error=truth.last_error,
         )
 
     def act(self, action: Action) -> str:
@@ -121,10 +127,15 @@ class World:
         wanted = action.desired
         assert wanted is not None
         fresh = found is None or found.phase == "deleting"
-        alive = found is not None and found.phase in {"running", "unresponsive", "socket_lost", "stopping"}
-        boots = action.verb in {"create", "start", "restart"} and wanted.state == "running"
-        phase: Phase = "running" if boots or (action.verb == "update" and alive) else "stopped"
-        keeps_drift = action.verb == "update" and alive and found is not None
+        alive = found is not None and found.phase in {"running", "paused", "unresponsive", "socket_lost", "stopping"}
+        phase: Phase = "stopped" if wanted.state == "absent" else wanted.state
+        if action.verb == "update":
+            assert found is not None
+            phase = found.phase
+        if action.verb in {"pause", "resume"}:
+            assert found is not None
+            assert found.phase == ("running" if action.verb == "pause" else "paused")
+        keeps_drift = action.verb in {"update", "pause", "resume"} and alive and found is not None
         there[action.vm] = Truth(
             project=action.project,
             fleet=wanted.fleet,

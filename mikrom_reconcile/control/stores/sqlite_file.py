@@ -87,7 +87,10 @@ class SqliteFile:
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Make an empty database ours, and refuse one that is not."""
-        if self._is_ours(db):
+        db.execute("BEGIN")  # one snapshot: what another thread is just making must not look like a foreign file
+        ours = self._is_ours(db)
+        db.execute("COMMIT")
+        if ours:
             return
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("BEGIN IMMEDIATE")
@@ -123,6 +126,8 @@ class SqliteFile:
                         part.rename(f"{aside}{suffix}")
             finally:
                 os.close(fd)
+        except FileNotFoundError:
+            return False
         except OSError as error:
             raise SetupError(f"{self._path}: {why}, and it cannot be moved away: {error}") from error
         _log.warning("%s cannot be used (%s): moved to %s and begun anew, no VM is concerned", self._path, why, aside)

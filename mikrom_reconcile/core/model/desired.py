@@ -9,11 +9,15 @@ import msgspec
 NAME_LENGTH = 48
 """Longest name of a VM: it is part of socket paths, which have at most 107 bytes."""
 
-State = Literal["running", "stopped", "absent"]
+State = Literal["running", "stopped", "paused", "absent"]
 """What the spec wants a VM to be. What a host sees is a `Phase`."""
 
 Share = int | str
 """A number of VMs, or a percentage of them such as "20%"."""
+
+
+Duration = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,6}(ms|s|m|h|d)$")]
+"""A time as specs write it, such as "10m"; `durations.seconds_of` reads it."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,12 +27,26 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     mem_size_mib: Annotated[int, msgspec.Meta(ge=1, le=1048576)] = 128
 
 
+class Restart(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host does by itself when a VMM dies that nobody ordered to.
+
+    `attempts` within `interval`, then the VM is parked; the first at once, each further one after `delay`.
+    `on-failure` leaves a guest down that shut itself down.
+    """
+
+    policy: Literal["always", "on-failure", "never"] = "always"
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    interval: Duration = "10m"
+    delay: Duration = "0s"
+
+
 class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a VMM is configured with. Field paths are the spec language's own (`fields.py`)."""
+    """Everything that a template says of a VM but its state. Field paths are the spec language's (`fields.py`)."""
 
     image: str
     machine: Machine = Machine()
     boot_args: Annotated[str, msgspec.Meta(max_length=2000, pattern="^[ -~]*$")] = ""
+    restart: Restart = Restart()
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +84,8 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
 
     `whole` says that the specs are the whole truth of the project (a `Project` document stands among them), so
     that fleets missing from them are removed. `fleets` names those that the specs mention, empty ones too.
+    `placed` says of the VMs whose host was chosen now, among several, why it was that one. `destroy` says that all of
+    them are to go, so that `vms` is empty.
     """
 
     revision: str
@@ -73,3 +93,5 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool
     fleets: tuple[str, ...]
     vms: tuple[DesiredVM, ...]
+    placed: dict[str, str] = {}
+    destroy: bool = False

@@ -9,15 +9,17 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, State, VMSpec
 
-VMMStatus = Literal["none", "starting", "running", "unresponsive", "socket_lost"]
-"""The VMM process, proven: none lives; it lives but has not booted its guest; Running; it does not answer."""
+VMMStatus = Literal["none", "starting", "running", "paused", "unresponsive", "socket_lost"]
+"""The VMM process, proven: none lives; it lives but has not booted its guest; Running; Paused; it does not
+answer; its socket is gone."""
 
 End = Literal["unknown", "clean", "crashed", "killed", "rebooted"]
 """How the last VMM ended: the guest reset itself, it crashed, the VMM was killed, or the host was rebooted."""
 
 Phase = Literal[
     "defined", "starting", "running", "unresponsive", "socket_lost",
-    "stopping", "stopped", "exited", "crashed", "killed", "rebooted", "failed", "deleting", "unreadable",
+    "paused", "stopping", "stopped", "exited", "crashed", "killed", "rebooted", "failed", "parked", "deleting",
+    "unreadable",
 ]  # fmt: skip
 """What a host sees of a VM; `lifecycle.py` has the table. Absence is the absence of an ObservedVM."""
 
@@ -56,7 +58,8 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as its host sees it: its record, and the phase that the host found it in.
 
     `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied.
-    `token` is the fencing token of the run that last changed it, `generation` counts its changes.
+    `token` is the fencing token of the run that last changed it, `generation` counts its changes. `restarts` are the
+    latest restarts that the host made by itself.
     """
 
     name: str
@@ -74,6 +77,7 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     drift: tuple[Drift, ...] = ()
     attempt: Attempt | None = None
+    restarts: tuple[datetime, ...] = ()
     pid: int | None = None
     last_error: str | None = None
 

@@ -13,7 +13,7 @@ from mikrom_reconcile.core.model.observed import ObservedVM
 ChangeKind = Literal[
     "create", "start", "stop", "pause", "resume", "update", "restart", "replace", "move", "delete", "wait", "blocked"
 ]
-Verb = Literal["create", "start", "stop", "update", "restart", "delete"]
+Verb = Literal["create", "start", "stop", "pause", "resume", "update", "restart", "delete"]
 Impact = Literal["record", "live", "restart", "replace"]
 """What changing a field costs: only the record, a call to the running VMM, a restart, a new root disk."""
 
@@ -30,7 +30,7 @@ class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
 class VMChange(msgspec.Struct, frozen=True, kw_only=True):
     """What happens to one VM and why. `wanted` is the kind that a `wait` or `blocked` change stands for.
 
-    `rule` names the rule in `diff` that decided.
+    `rule` names the rule in `diff` that decided, `placed` says why the VM goes to that host if there was a choice.
     """
 
     name: str
@@ -39,6 +39,7 @@ class VMChange(msgspec.Struct, frozen=True, kw_only=True):
     kind: ChangeKind
     reasons: tuple[str, ...]
     rule: str = ""
+    placed: str = ""
     wanted: ChangeKind | None = None
     fields: tuple[FieldChange, ...] = ()
     desired: DesiredVM | None = None
@@ -80,11 +81,18 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class Peak(msgspec.Struct, frozen=True, kw_only=True):
+    """At most `down` of a fleet's `size` VMs that should run are down at a time."""
+
+    down: int
+    size: int
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What one run would do. `id` is a digest of the content without the time: same input, same bytes.
 
     `unchanged` counts the VMs of each host that are as they should be. `unreachable` maps a host that gave no
-    report to the reason.
+    report to the reason. `peaks` tells of each fleet in which running VMs are taken down how many are down at once.
     """
 
     id: str
@@ -97,3 +105,4 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     refusals: tuple[Refusal, ...]
     unreachable: dict[str, str]
     warnings: tuple[str, ...]
+    peaks: dict[str, Peak] = {}

@@ -24,7 +24,9 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     `origin` says who asked ("apply by ana@build7", "beat"), for logs and for those who wait for the lease.
     `destroy` wants everything that the specs own gone. `prune_max` replaces the fleets' own share for this run;
     `confirmed` names fleets whose removals a person has confirmed by typing the name. `extra_vars` win over all other
-    variables; `limit`, `tags` and `skip_tags` narrow what is done (`core.selection`).
+    variables; `retry` brings back what was given up; `limit`, `tags` and `skip_tags` narrow what is done
+    (`core.selection`). `assume_dead` names hosts that are off for good, by a person's word: if they do not answer,
+    their VMs may be made elsewhere. `without_hosts` is for plans only: what if these hosts were lost?
     """
 
     run_id: str
@@ -33,10 +35,13 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     destroy: bool = False
     prune_max: Share | None = None
     confirmed: tuple[str, ...] = ()
+    retry: bool = False
     extra_vars: dict[str, Any] = {}
     limit: str | None = None
     tags: tuple[str, ...] = ()
     skip_tags: tuple[str, ...] = ()
+    assume_dead: tuple[str, ...] = ()
+    without_hosts: tuple[str, ...] = ()
     forks: int = 32
     timeout_s: float = 600.0
 
@@ -64,7 +69,7 @@ class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One run from plan to verification.
+    """One run from plan to verification. `origin` is that of its request.
 
     `remaining` is the plan that the last observation gives: what is still different, and None when the run
     ended before it could observe again. `late` says that the deadline passed first.
@@ -77,3 +82,4 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     late: bool
     started_at: datetime
     finished_at: datetime
+    origin: str = ""

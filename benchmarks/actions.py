@@ -1,0 +1,114 @@
+"""What an action costs beyond its driver: CPU of the executor alone, and of a whole apply from specs to report.
+
+The driver is the simulated one, so that the actions are many and the VMMs none; what is spent inside it is subtracted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+from benchmarks.rows import Row
+from benchmarks.scratch import scratch
+from mikrom_reconcile import wiring
+from mikrom_reconcile.control.stores.sqlite import SqliteStore
+from mikrom_reconcile.core.model.observed import VMMFacts
+from mikrom_reconcile.core.model.run import Order, RunRequest
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.dispatch.local import LocalHosts
+from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
+from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.settings import load
+
+ACTIONS = 1000
+ROUNDS = 3
+HOST = "localhost"
+SPECS = f"""
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {{name: web}}
+spec:
+  replicas: {ACTIONS}
+  template: {{image: hello, machine: {{mem_size_mib: 4}}}}
+"""
+
+
+class MeteredDriver(SimulatedDriver):
+    """Adds up the CPU seconds spent in it."""
+
+    def __init__(self, state_dir: Path) -> None:
+        super().__init__(state_dir)
+        self.spent_s: list[float] = []
+
+    def observe(self, record: VMRecord) -> VMMFacts:
+        """As the driver's."""
+        began_s = time.thread_time()
+        facts = super().observe(record)
+        self.spent_s.append(time.thread_time() - began_s)
+        return facts
+
+    def start(self, record: VMRecord, *, deadline_s: float) -> None:
+        """As the driver's."""
+        began_s = time.thread_time()
+        super().start(record, deadline_s=deadline_s)
+        self.spent_s.append(time.thread_time() - began_s)
+
+
+class Host:
+    """One machine with an engine, all in this process."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.driver = MeteredDriver(state_dir)
+        self.hypervisor = Hypervisor(HOST, driver=self.driver, records=Records(state_dir), clock=wiring.SystemClock())
+        store = SqliteStore(state_dir / "store.sqlite", state_dir / "locks")
+        settings = load({"MIKROM_STATE_DIR": str(state_dir), "MIKROM_HOST": HOST})
+        self.engine = wiring.make_reconciler(settings, LocalHosts(self.hypervisor), store)
+
+
+def measure() -> Iterator[Row]:
+    """Creates, one after another in the executor, and as one apply with 32 at once."""
+    yield _row(f"CPU of an action beyond its driver, executor ({ACTIONS} creates)", _execute_all)
+    yield _row(f"CPU of an action beyond its driver, apply ({ACTIONS} creates)", _apply)
+
+
+def _row(what: str, act: Callable[[Host], float]) -> Row:
+    with scratch() as folder:
+        figures = [_one_round(act, folder / str(number)) for number in range(ROUNDS)]
+    beyond, inside = (median(figure[side] for figure in figures) / ACTIONS * 1000 for side in (0, 1))
+    return Row(what=what, ours=f"{beyond:.2f} ms", other=f"{inside:.2f} ms", goal="at most 1 ms")
+
+
+def _one_round(act: Callable[[Host], float], folder: Path) -> tuple[float, float]:
+    """CPU seconds beyond the driver, and in it."""
+    host = Host(folder)
+    spent_s = act(host)
+    inside_s = sum(host.driver.spent_s)
+    return spent_s - inside_s, inside_s
+
+
+def _execute_all(host: Host) -> float:
+    orders = [Order(run_id="bench", token=1, action=action) for action in host.engine.plan(_request()).actions]
+    assert len(orders) == ACTIONS
+    began_s = time.process_time()
+    results = {host.hypervisor.execute(order).result for order in orders}
+    spent_s = time.process_time() - began_s
+    assert results == {"done"}
+    return spent_s
+
+
+def _apply(host: Host) -> float:
+    began_s = time.process_time()
+    report = host.engine.apply(_request(), None, progress=lambda _: None)
+    spent_s = time.process_time() - began_s
+    assert report.remaining is not None
+    assert report.remaining.changes == ()
+    return spent_s
+
+
+def _request() -> RunRequest:
+    tree = SourceTree(revision="bench", files=(SourceFile(path="web.yml", text=SPECS),))
+    return RunRequest(run_id="bench", origin="a benchmark", tree=tree, forks=32, timeout_s=600)

@@ -1,0 +1,169 @@
+"""What a file of tests/cases may say, and the specs and the world that it describes. How to write one is told in
+tests/cases/test_cases.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from mikrom_reconcile.core.digests import spec_digest
+from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
+from mikrom_reconcile.core.fields import without
+from mikrom_reconcile.core.guards import Limits
+from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
+from mikrom_reconcile.core.model.observed import Drift, HostView, Phase, Placements
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
+from mikrom_reconcile.core.selection import Selection
+from mikrom_reconcile.core.specs import Specs, read_specs
+from mikrom_reconcile.wiring import schemas
+from tests.properties.world import Truth, World
+
+HERE = "localhost"
+Words = str | list[str] | None
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """As in RunRequest."""
+
+    destroy: bool = False
+    prune_max: Share | None = None
+    confirmed: tuple[str, ...] = ()
+    extra_vars: dict[str, Any] = {}
+    limit: str | None = None
+    tags: tuple[str, ...] = ()
+    skip_tags: tuple[str, ...] = ()
+    assume_dead: tuple[str, ...] = ()
+    without_hosts: tuple[str, ...] = ()
+
+
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What differs from what the specs want of a VM on its host; where they want none of its name, from a running
+    `hello` of the fleet that its name begins with. `drift` maps a path to what the VMM really has.
+    """
+
+    project: str | None = None
+    fleet: str | None = None
+    state: State | None = None
+    phase: Phase | None = None
+    spec: dict[str, Any] = {}
+    policy: dict[str, Any] = {}
+    drift: dict[str, int | str] = {}
+    digest: str | None = None
+    token: int = 1
+    last_error: str | None = None
+
+
+class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`refusals` are keyed by `rule fleet` or `rule VM`, `problems` by `path:line:column`. `vms` maps every name to
+    some of its values by path.
+    """
+
+    changes: dict[str, Words] = {}
+    unchanged: dict[str, int] = {}
+    refusals: dict[str, Words] = {}
+    warnings: list[Words] = []
+    remembers: Placements | None = None
+    problems: dict[str, Words] | None = None
+    unmatched: str = ""
+    vms: dict[str, dict[str, Any] | None] | None = None
+
+
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    specs: str | dict[str, str]
+    expect: Expect
+    request: Request = Request()
+    remembered: Placements = Placements()
+    hosts: dict[str, dict[str, Row | Literal["as wanted"]]] = {}
+    dark: set[str] = set()
+
+    def read_specs(self) -> Specs:
+        texts = self.specs if isinstance(self.specs, dict) else {"fleet.yml": self.specs}
+        files = tuple(SourceFile(path=path, text=text) for path, text in texts.items())
+        return read_specs(SourceTree(revision="r1", files=files), schemas(), self.request.extra_vars)
+
+    def decide(self) -> tuple[Decision, World]:
+        """The decision of this run, and the world that it was made in."""
+        specs, wish = self.read_specs(), self.request
+        dead = wish.assume_dead + wish.without_hosts
+        asked = question(specs, self.remembered, here=HERE, destroy=wish.destroy, dead=dead)
+        unasked = (self.hosts.keys() | self.dark) - asked.queries.keys()
+        assert not unasked, f"nobody asks {unasked}"
+        pending = {vm.name: vm for vm in expand(specs)}
+        hosts = {
+            host: {
+                name: truth(specs, pending.get(name), host, name, Row() if row == "as wanted" else row)
+                for name, row in ranged(self.hosts.get(host, {}))
+            }
+            for host in asked.queries
+        }
+        world = World(hosts=hosts, dark=self.dark)
+        limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy)
+        selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
+        looked = {host: query for host, query in asked.queries.items() if host not in wish.without_hosts}
+        state = world.observe(looked)
+        left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)
+        state = msgspec.structs.replace(state, hosts=state.hosts + left_out)
+        return decide(asked, state, limits, selection), world
+
+
+class _Loader(yaml.CSafeLoader):
+    """YAML in which no key is written twice: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        keys = [key.value for key, _ in node.value]
+        assert len(set(keys)) == len(keys), f"a key is written twice{node.start_mark}"
+        return super().construct_mapping(node, deep)
+
+
+def read_case(file: Path) -> Case:
+    return msgspec.convert(yaml.load(file.read_text(encoding="utf-8"), _Loader), Case)
+
+
+def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) -> Truth:
+    """What is there."""
+    state, spec = Resolver(specs).resolve(vm, host) if vm else ("running", VMSpec(image="hello"))
+    state = row.state or ("stopped" if state == "stopped" else "running")
+    spec = msgspec.convert(msgspec.to_builtins(spec) | row.spec, VMSpec)
+    policy = msgspec.structs.replace(vm.fleet.policy if vm else Policy(), **row.policy)
+    project = row.project or specs.project
+    fleet = row.fleet or (vm.fleet.name if vm else name.rpartition("-")[0])
+    applied = without(spec, vm.fleet.ignore_changes if vm else ())
+    return Truth(
+        project=project,
+        fleet=fleet,
+        state=state,
+        spec=spec,
+        policy=policy,
+        spec_digest=row.digest or spec_digest(project=project, fleet=fleet, state=state, spec=applied, policy=policy),
+        phase=row.phase or ("running" if state == "running" else "stopped"),
+        token=row.token,
+        uid=f"{name}@{host}",
+        drift=tuple(Drift(path=path, recorded=flat(spec)[path], actual=real) for path, real in row.drift.items()),
+        last_error=row.last_error,
+    )
+
+
+def ranged(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries, `web-[000:001]` as web-000 and web-001."""
+    for key, value in entries.items():
+        match = re.match(r"(.*)\[(\d+):(\d+)\](.*)", key)
+        if match is None:
+            yield key, value
+            continue
+        for number in range(int(match[2]), int(match[3]) + 1):
+            yield f"{match[1]}{number:0{len(match[2])}d}{match[4]}", value
+
+
+def flat(value: Any, above: str = "") -> dict[str, Any]:
+    """The values by path: {"machine.vcpu_count": 1}."""
+    found: dict[str, Any] = {}
+    for key, item in msgspec.to_builtins(value).items():
+        found |= flat(item, f"{above}{key}.") if isinstance(item, dict) else {above + key: item}
+    return found

@@ -1,0 +1,208 @@
+"""Parts of a plan that come from the words of a command: limits, dead and missing hosts, destroy; and its peaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mikrom_reconcile import wiring
+from mikrom_reconcile.core.desired import wanted
+from mikrom_reconcile.core.guards import Limits
+from mikrom_reconcile.core.model.observed import (
+    Capacity,
+    HostReport,
+    HostView,
+    ObservedState,
+    ObservedVM,
+    Placements,
+)
+from mikrom_reconcile.core.model.plan import Peak
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
+from mikrom_reconcile.core.selection import EVERYTHING, Selection
+from mikrom_reconcile.core.specs import Specs, read_specs
+from tests.samples import NOW
+
+INVENTORY = """
+apiVersion: mikrom/v1
+kind: Inventory
+metadata: {name: lab}
+spec:
+  hosts: {hv01: {}, hv02: {}, hv03: {}}
+  groups: {kvm: {hosts: [hv01, hv02]}, spare: {hosts: [hv03]}}
+"""
+PROJECT = "\n---\napiVersion: mikrom/v1\nkind: Project\nmetadata: {name: demo}\n"
+HOSTS = ("hv01", "hv02", "hv03")
+
+
+def fleet(name: str, replicas: int, hosts: str = "kvm", mem: int = 16, tags: str = "") -> str:
+    return (
+        f"\n---\napiVersion: mikrom/v1\nkind: Fleet\nmetadata: {{name: {name}, tags: [{tags}]}}\nspec:\n"
+        f"  hosts: {hosts}\n  replicas: {replicas}\n  template: {{image: hello, machine: {{mem_size_mib: {mem}}}}}\n"
+    )
+
+
+def specs_of(*texts: str) -> Specs:
+    files = (SourceFile(path="specs/all.yml", text="".join((INVENTORY, PROJECT, *texts))),)
+    return read_specs(SourceTree(revision="r", files=files), wiring.schemas())
+
+
+def rows(specs: Specs, **where: str) -> tuple[ObservedVM, ...]:
+    """Every VM of the specs, as it is wanted, on the host that `where` gives its name, else where it belongs."""
+    return tuple(
+        ObservedVM(
+            name=vm.name, uid=f"u-{vm.name}", project="demo", fleet=vm.fleet,
+            host=where.get(vm.name.replace("-", "_"), vm.host), phase="running", state=vm.state, spec=vm.spec,
+            policy=vm.policy, spec_digest=vm.spec_digest, generation=1, token=1, created_at=NOW,
+        )
+        for vm in wanted(specs, here="localhost").vms
+    )  # fmt: skip
+
+
+def decided(
+    specs: Specs, seen: tuple[ObservedVM, ...], selection: Selection = EVERYTHING, *, dark: str = "", **asked: Any
+) -> Decision:
+    placements = Placements(vms={row.name: row.host for row in seen}, covers=HOSTS)
+    error = asked.pop("error", "gave no answer")
+    views = tuple(
+        HostView(host=host, error=error)
+        if host == dark
+        else HostView(host=host, report=report(host, tuple(row for row in seen if row.host == host)))
+        for host in HOSTS
+    )
+    put = question(specs, placements, here="localhost", **asked)
+    return decide(put, ObservedState(taken_at=NOW, hosts=views), Limits(all_removals=put.destroy), selection)
+
+
+def report(host: str, vms: tuple[ObservedVM, ...]) -> HostReport:
+    return HostReport(host=host, observed_at=NOW, capacity=Capacity(vcpu_count=8, mem_size_mib=8192), vms=vms)
+
+
+def kinds(decision: Decision) -> dict[str, str]:
+    return {change.name: f"{change.kind} on {change.host}" for change in decision.plan.changes}
+
+
+# ---- --limit -----------------------------------------------------------------------------------------------------
+
+TWO = (fleet("web", 2, tags="front"), fleet("db", 1, hosts="spare", tags="back"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "names"),
+    [
+        ("web", {"web-000", "web-001"}),
+        ("web-001", {"web-001"}),
+        ("hv03", {"db-000"}),
+        ("spare", {"db-000"}),
+        ("kvm:!web-000", {"web-001"}),
+        ("web-*", {"web-000", "web-001"}),
+        ("all:&hv01", {"web-000"}),
+    ],
+)
+def test_a_limit_names_vms_fleets_hosts_or_groups(limit: str, names: set[str]) -> None:
+    decision = decided(specs_of(*TWO), (), Selection(limit=limit))
+    assert set(kinds(decision)) == names
+    assert decision.unmatched == ""
+    assert decision.plan.warnings == (f"{3 - len(names)} more changes are outside --limit, --tags or --skip-tags",)
+
+
+@pytest.mark.parametrize(
+    ("limit", "term"), [("wbe", "wbe"), ("web-9", "web-9"), ("hv0[4:9]", "hv0[4:9]"), ("web:nothing*", "nothing*")]
+)
+def test_a_limit_that_names_nothing_selects_nothing_and_says_which_term_it_is(limit: str, term: str) -> None:
+    decision = decided(specs_of(*TWO), (), Selection(limit=limit))
+    assert decision.plan.changes == ()
+    assert decision.unmatched == term
+
+
+def test_a_limit_that_names_what_needs_nothing_is_no_mistake() -> None:
+    specs = specs_of(*TWO)
+    for limit in ("web-000", "hv02", "db", "kvm", "hv0*"):
+        decision = decided(specs, rows(specs), Selection(limit=limit))
+        assert (decision.unmatched, decision.plan.changes) == ("", ())
+    empty = decided(specs_of(fleet("web", 1)), (), Selection(limit="spar*"))
+    assert (empty.unmatched, empty.plan.changes) == ("", ())
+
+
+def test_tags_select_fleets_and_a_vanished_fleet_has_none() -> None:
+    specs, gone = specs_of(*TWO), rows(specs_of(fleet("old", 1)))
+    assert set(kinds(decided(specs, gone, Selection(tags=("front",))))) == {"web-000", "web-001"}
+    assert set(kinds(decided(specs, gone, Selection(skip_tags=("front",))))) == {"db-000", "old-000"}
+    assert kinds(decided(specs, gone, Selection(tags=("front",), skip_tags=("front",)))) == {}
+
+
+# ---- hosts that are dead, or thought away ------------------------------------------------------------------------
+
+
+def test_vms_of_a_host_that_is_assumed_dead_are_made_elsewhere() -> None:
+    specs = specs_of(fleet("web", 3))
+    seen = rows(specs)  # web-000 and web-002 on hv01
+    assert kinds(decided(specs, seen, dark="hv01")) == {"web-000": "blocked on hv01", "web-002": "blocked on hv01"}
+    decision = decided(specs, seen, dark="hv01", dead=("hv01",))
+    assert kinds(decision) == {"web-000": "create on hv02", "web-002": "create on hv02"}
+    assert decision.plan.unreachable == {"hv01": "gave no answer"}
+    assert decision.placements.vms == {"web-000": "hv02", "web-001": "hv02", "web-002": "hv02"}
+
+
+def test_a_host_that_answers_is_not_dead_whatever_anybody_says() -> None:
+    specs = specs_of(fleet("web", 3))
+    assert kinds(decided(specs, rows(specs), dead=("hv01",))) == {}
+
+
+def test_a_vm_that_may_only_be_on_the_dead_host_stays_blocked() -> None:
+    specs = specs_of(fleet("web", 1, hosts="hv01"))
+    assert kinds(decided(specs, rows(specs), dark="hv01", dead=("hv01",))) == {"web-000": "blocked on hv01"}
+
+
+def test_another_dark_host_hides_what_it_may_have() -> None:
+    specs = specs_of(fleet("web", 2))
+    seen = rows(specs)
+    placements = Placements(vms={row.name: row.host for row in seen}, covers=())
+    views = (
+        HostView(host="hv01", error="off"), HostView(host="hv02", report=report("hv02", seen[1:])),
+        HostView(host="hv03", error="off"),
+    )  # fmt: skip
+    put = question(specs, placements, here="localhost", dead=("hv01",))
+    (change,) = decide(put, ObservedState(taken_at=NOW, hosts=views), Limits()).plan.changes
+    assert change.rule == "may_hide"
+    assert "hv03" in change.reasons[0]
+    assert "hv01" not in change.reasons[0]
+
+
+def test_a_host_that_is_thought_away_is_no_unreachable_one() -> None:
+    specs = specs_of(fleet("web", 2), fleet("db", 1, hosts="hv01"))
+    decision = decided(specs, rows(specs), dark="hv01", error=LEFT_OUT, dead=("hv01",))
+    assert kinds(decision) == {"db-000": "blocked on hv01", "web-001": "create on hv02"}
+    assert decision.plan.unreachable == {}
+
+
+# ---- reasons -----------------------------------------------------------------------------------------------------
+
+
+def test_a_destroy_says_that_it_was_asked_for() -> None:
+    specs = specs_of(fleet("web", 1))
+    (change,) = decided(specs, rows(specs), destroy=True).plan.changes
+    assert (change.kind, change.rule, change.reasons) == ("delete", "destroyed", ("destroy was asked for",))
+
+
+def test_a_vm_that_could_go_to_several_hosts_says_why_it_goes_to_this_one() -> None:
+    first, second = decided(specs_of(fleet("web", 2)), ()).plan.changes
+    assert first.placed == "hv01 has the fewest VMs (0) of kvm"
+    assert second.placed == "hv02 has the fewest VMs (0) of kvm"
+    (alone,) = decided(specs_of(fleet("web", 1, hosts="hv03")), ()).plan.changes
+    assert alone.placed == ""
+    specs = specs_of(fleet("web", 1))
+    (moved,) = decided(specs, rows(specs, web_000="hv03")).plan.changes
+    assert (moved.kind, moved.placed) == ("move", "hv01 has the fewest VMs (0) of kvm")
+
+
+def test_the_peak_counts_what_is_down_and_what_is_taken_down_at_once() -> None:
+    before, after = specs_of(fleet("web", 20)), specs_of(fleet("web", 20, mem=32), fleet("db", 2))
+    assert decided(after, rows(before)).plan.peaks == {"web": Peak(down=2, size=20)}
+    missing = decided(after, rows(before)[3:])
+    assert missing.plan.peaks == {"web": Peak(down=3, size=20)}
+    assert decided(before, ()).plan.peaks == {}
+    assert decided(specs_of(fleet("web", 1, mem=32)), rows(specs_of(fleet("web", 1)))).plan.peaks == {
+        "web": Peak(down=1, size=1)
+    }

@@ -12,7 +12,7 @@ import msgspec
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.schema_words import Complaint, complaints, in_words, nearest
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS, Places, YamlDocument, read_file
-from mikrom_reconcile.core.yaml_words import Mistake
+from mikrom_reconcile.core.yaml_words import Mistake, shown
 
 Schemas = Mapping[str, str]
 """Kind to the text of its JSON Schema."""
@@ -36,12 +36,14 @@ class Flaw(msgspec.Struct, frozen=True, kw_only=True):
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """What could be read of a source tree.
 
-    `documents` obey their schema, in file order; `broken` do not, and `flaws` say why; `problems` are what YAML itself
-    refused. `whole` says that no document is missing: every one is good or broken.
+    `documents` obey their schema, in file order; `broken` do not, and `flaws` say why. Of the broken ones, those that
+    are `misspelt` only have keys too many. `problems` are what YAML itself refused. `whole` says that no document is
+    missing: every one is good or broken.
     """
 
     documents: list[SpecDocument]
     broken: list[SpecDocument]
+    misspelt: list[SpecDocument]
     flaws: list[Flaw]
     problems: list[SpecProblem]
     whole: bool
@@ -69,7 +71,7 @@ def places_of(document: SpecDocument, tree: SourceTree) -> Places:
 def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
     """Everything in the tree, until more mistakes are found than anybody reads."""
     validators = _Validators(schemas)
-    reading = Reading(documents=[], broken=[], flaws=[], problems=[], whole=True)
+    reading = Reading(documents=[], broken=[], misspelt=[], flaws=[], problems=[], whole=True)
     for file in tree.files:
         found = read_file(file.path, file.text)
         reading.problems.extend(found.problems)
@@ -78,6 +80,8 @@ def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
             document = _spec_document(file.path, yaml_document)
             flaws = list(islice(_flaws(document, yaml_document.value, validators), MAX_PROBLEMS))
             (reading.broken if flaws else reading.documents).append(document)
+            if flaws and all(flaw.key for flaw in flaws) and isinstance(document.body.get("spec"), dict):
+                reading.misspelt.append(document)
             reading.flaws.extend(flaws)
             if len(reading.problems) + len(reading.flaws) > MAX_PROBLEMS:
                 return msgspec.structs.replace(reading, whole=False)
@@ -118,7 +122,8 @@ def _complaints(kind: str, value: Any, validators: _Validators) -> Iterator[Comp
     elif kind in _PLANNED:
         yield Complaint(pointer=("kind",), message=f"kind {kind} is not implemented yet")
     elif kind not in validators.kinds:
-        message = f"unknown kind {in_words(value['kind'])}"
+        written = value["kind"]
+        message = f"unknown kind {shown(kind)}" if isinstance(written, str) else f"kind cannot be {in_words(written)}"
         yield Complaint(pointer=("kind",), message=message, hint=nearest(kind, validators.kinds))
     elif not validators.accept(kind, value):
         yield from validators.complaints(kind, value)

@@ -50,7 +50,7 @@ def complaints(errors: Iterable[Any], schema: Any, document: Any) -> Iterator[Co
             places.add(pointer)
             message, hint = _MESSAGES.get(rule, _other)(where, found, rules)
             if message:
-                yield Complaint(pointer=pointer, message=message, hint=hint or rules.get("description", ""))
+                yield Complaint(pointer=pointer, message=message, hint=hint)
 
 
 def _step(value: Any, step: str | int) -> Any:
@@ -71,7 +71,7 @@ def _missing(where: str, found: Any, rules: Any) -> tuple[str, str]:
 def _wrong_type(where: str, found: Any, rules: Any) -> tuple[str, str]:
     types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
     wanted = " or ".join(_TYPES[word] for word in types if word != "null")
-    return f"{where} must be {wanted}, not {in_words(found)}", ""
+    return f"{where} must be {wanted}, not {in_words(found)}", rules.get("description", "")
 
 
 def _wrong_word(where: str, found: Any, rules: Any) -> tuple[str, str]:
@@ -118,8 +118,7 @@ def _empty(where: str, found: Any, rules: Any) -> tuple[str, str]:
 
 
 def _other(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    del rules
-    return f"{where} cannot be {in_words(found)}", ""
+    return f"{where} cannot be {in_words(found)}", rules.get("description", "")
 
 
 _MESSAGES: dict[str, Callable[[str, Any, Any], tuple[str, str]]] = {

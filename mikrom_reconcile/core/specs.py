@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.documents import Flaw, Schemas, problems_of, read_tree
-from mikrom_reconcile.core.errors import SpecError
+from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
@@ -83,13 +83,15 @@ def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | 
 def gather(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Gathered:
     """The specs in `tree` as far as they are good, and every problem, sorted by place."""
     reading = read_tree(tree, schemas)
-    documents = reading.documents
+    documents, legible = reading.documents, [*reading.documents, *reading.misspelt]
+    if reading.whole and not documents and not reading.broken:
+        raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:5])}; is the path right?")
     inventory = _inventory(documents)
-    flaws = [*reading.flaws, *_doubles([*documents, *filter(_is_named, reading.broken)]), *_image_flaws(documents)]
-    flaws += _replica_flaws(documents)
+    flaws = [*reading.flaws, *_doubles([*documents, *filter(_is_named, reading.broken)])]
+    flaws += [*_replica_flaws(documents), *_image_flaws(legible)]
     complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
     if complete or inventory is not None:
-        flaws += [*_inventory_flaws(documents, inventory), *_host_flaws(documents, inventory)]
+        flaws += [*_inventory_flaws(documents, inventory), *_host_flaws(legible, inventory)]
     unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
     found = problems_of(flaws[:MAX_PROBLEMS], tree)  # what YAML could not read needs no second complaint
     problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
@@ -246,7 +248,9 @@ def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory
         return "there is no Inventory, so no host can be named", "add one, or leave this out"
     if pointer != ("spec", "hosts"):
         known = pattern in inventory.hosts
-        return None if known else (f"the inventory has no host {shown(pattern)}", nearest(pattern, tuple(inventory.hosts)))
+        return (
+            None if known else (f"the inventory has no host {shown(pattern)}", nearest(pattern, tuple(inventory.hosts)))
+        )
     try:
         chosen = select(pattern, inventory.hosts, inventory.members())
     except PatternError as error:

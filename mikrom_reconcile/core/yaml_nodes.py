@@ -55,11 +55,13 @@ def read_nodes(text: str, start: int, end: int) -> Reading:
     if found := _NOT_PRINTABLE.search(text, start, end):
         message = f"the character U+{ord(found[0]):04X} is not allowed in YAML"
         return Reading(roots=(), mistakes=(Mistake(at=found.start(), message=message),), whole=False)
-    roots: list[Node] = []
     reader = _Reader(text, start, end)
+    roots: list[Node] = []
     whole = True
     try:
-        roots.extend(root for root in reader.roots() if root.value is not None)
+        for root in reader.roots():
+            if root.value is not None:
+                roots.append(root)  # noqa: PERF401 - those before a mistake of syntax count
     except _Unreadable as error:
         reader.mistakes.append(error.mistake)
         whole = False
@@ -97,14 +99,14 @@ class _Reader:
         if depth > MAX_DEPTH:
             raise _Unreadable(at, f"nested deeper than {MAX_DEPTH} levels")
         if isinstance(event, yaml.AliasEvent):
-            node = self._aliased(event.anchor, at, depth)
+            node = self._aliased(str(event.anchor), at, depth)
         else:
             if event.tag is not None:
                 self._mistake(at, f"the tag {shown(event.tag)} is not allowed", "write the plain value")
-            self._open.add(event.anchor)
+            self._open.add(event.anchor or "")
             node = self._begun(event, at, depth, key=key)
-            self._open.discard(event.anchor)
-            self._anchors[event.anchor] = node
+            self._open.discard(event.anchor or "")
+            self._anchors[event.anchor or ""] = node
         if self._count > MAX_VALUES:
             raise _Unreadable(at, f"more than {MAX_VALUES} values in one document, aliases counted")
         return node
@@ -212,7 +214,9 @@ _NOT_CLOSED_YET = ("did not find expected ',' or ']'", "did not find expected ',
 _SYNTAX_HINTS = {
     "a tab cannot indent": "use spaces",
     _NO_TOKEN: "write text that begins with this character in quotes",
-    "mapping values are not allowed in this context": "write text that contains ': ' in quotes, or check the indentation",
+    "mapping values are not allowed in this context": "write text with ': ' in it in quotes, or check the indentation",
+    "found a tab character that violates indentation": "use spaces",
+    "did not find expected <document start>": "begin the next document with ---",
     "could not find expected ':'": "write 'key: value', with a space after the colon",
     "did not find expected key": "check the indentation",
     "did not find expected '-' indicator": "check the indentation",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from mikrom_reconcile.core.model.specs import EXCERPT_BEFORE, SpecProblem
-from mikrom_reconcile.core.yaml_words import MAX_DEPTH, MAX_INT, MAX_VALUES, Mistake, guess_at
+from mikrom_reconcile.core.yaml_words import MAX_DEPTH, MAX_INT, MAX_VALUES, Mistake, means_itself
 
 if TYPE_CHECKING:
     from mikrom_reconcile.core.yaml_nodes import Node, Reading
@@ -34,7 +34,6 @@ _LEAD = re.compile(r"(?:---)?[ \t]*(?:(?:#[^\n]*)?\n[ \t]*)*")
 # What the quick parser reads otherwise, or where lines end otherwise.
 _MAYBE_UNUSUAL = ("&", "*", "!", "<<", "0x", "0o", "0b", "\r", "\x85", "\u2028", "\u2029", "\ufeff")
 _UNUSUAL = re.compile("(?:^|[\\s\\[{,:])[&*!]|<<|0[xob]|[\r\x85\u2028\u2029\ufeff]")
-_SUSPECT = frozenset("0123456789+-.yYnNoO")  # how words begin that may be guessed at
 _SLOWLY: Final = object()
 
 
@@ -191,18 +190,18 @@ def _quickly(chunk: str) -> Any:
 
 
 def _usual(value: Any, depth: int) -> bool:
-    """Whether no word in it may have been a guess. Texts do not tell whether they were quoted, nor floats how they
-    were written.
-    """
+    """Whether no word in it may have been a guess; floats do not tell how they were written."""
     if depth > MAX_DEPTH:
         return False
     kind = type(value)
     if kind is str:
-        return value[:1] not in _SUSPECT or not guess_at(value)
+        return means_itself(str(value))
     if kind is dict:
-        return all(type(key) is str and _usual(key, depth + 1) and _usual(item, depth + 1) for key, item in value.items())
+        return all(
+            type(key) is str and _usual(key, depth + 1) and _usual(item, depth + 1) for key, item in value.items()
+        )
     if kind is list:
         return all(_usual(item, depth + 1) for item in value)
     if kind is int:
-        return -MAX_INT < value < MAX_INT
+        return bool(-MAX_INT < value < MAX_INT)
     return kind is not float

@@ -39,6 +39,8 @@ _WORDS = {
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
 }  # fmt: skip
 _NUMERIC = frozenset("0123456789+-.")
+_SUSPECT = _NUMERIC | frozenset("yYnNoO")  # how words begin that may be guessed at
+_LONG_NUMBER = 17  # digits: parsers differ in what they make of more
 
 
 class Mistake(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +59,13 @@ def guess_at(word: str) -> str:
     if _NUMBER_TO_SOME.fullmatch(word):
         return "" if _INT.fullmatch(word) or _FLOAT.fullmatch(word) else "a number"
     return "a date" if _DATE_TO_SOME.fullmatch(word) else ""
+
+
+def means_itself(word: str) -> bool:
+    """Whether a bare `word` would surely be text; what is quoted may look otherwise and be text all the same."""
+    return word[:1] not in _SUSPECT or not (
+        guess_at(word) or (len(word) > _LONG_NUMBER and _NUMBER_TO_SOME.fullmatch(word))
+    )
 
 
 def meaning_of(word: str) -> Any:

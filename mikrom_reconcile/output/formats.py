@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunReport
-from mikrom_reconcile.output.documents import json_of, plan_document, run_document
+from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.output.documents import json_of, plan_document, run_document, validation_document
 from mikrom_reconcile.output.plan_text import plan_text
+from mikrom_reconcile.output.problem_forms import problems_github, problems_junit, problems_sarif
 from mikrom_reconcile.output.run_text import run_text
 from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.output.units import counted
 
 PLAN: Final[Mapping[str, Callable[[Plan, Style], str]]] = {
     "text": plan_text,
@@ -21,3 +24,18 @@ RUN: Final[Mapping[str, Callable[[RunReport, Style], str]]] = {
     "text": run_text,
     "json": lambda report, _style: json_of(run_document(report)),
 }
+
+Counts = tuple[int, int, int]
+"""Documents, VMs and fleets; all 0 when something is wrong."""
+
+VALIDATION: Final[Mapping[str, Callable[[Sequence[SpecProblem], Counts], str]]] = {
+    "text": lambda problems, counts: "" if problems else _fine(*counts),
+    "json": lambda problems, counts: json_of(validation_document(problems, *counts)),
+    "github": lambda problems, _counts: problems_github(problems),
+    "sarif": lambda problems, _counts: problems_sarif(problems),
+    "junit": lambda problems, _counts: problems_junit(problems),
+}
+
+
+def _fine(documents: int, vms: int, fleets: int) -> str:
+    return f"{counted(documents, 'document')}, {counted(vms, 'VM')} in {counted(fleets, 'fleet')}: fine\n"

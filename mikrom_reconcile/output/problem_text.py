@@ -16,6 +16,11 @@ def problems_text(problems: Sequence[SpecProblem], style: Style) -> str:
     return "\n".join([*entries, style.paint(f"{counted(len(problems), 'problem')} in the specs", "bold")]) + "\n"
 
 
+def sentence(problem: SpecProblem) -> str:
+    """The problem and its hint on one line, without its place."""
+    return f"{problem.message}; {problem.hint}" if problem.hint else problem.message
+
+
 def _problem(problem: SpecProblem, style: Style) -> list[str]:
     place = f"{one_line(problem.path)}:{problem.line}:{problem.column}:"
     lines = [f"{style.paint(place, 'bold')} {style.paint(one_line(problem.message), 'red')}"]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView
-from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.model.specs import EXCERPT_BEFORE, SpecProblem
 from mikrom_reconcile.output.doctor_text import Check, SettingLine, doctor_text
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import console_text, one_line

@@ -41,6 +41,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     skip_tags: tuple[str, ...] = ()
     assume_dead: tuple[str, ...] = ()
     without_hosts: tuple[str, ...] = ()
+    retry: bool = False
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,7 +105,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for host in asked.queries
         }
         world = World(hosts=hosts, dark=self.dark)
-        limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy)
+        limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry)
         selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
         looked = {host: query for host, query in asked.queries.items() if host not in wish.without_hosts}
         state = world.observe(looked)

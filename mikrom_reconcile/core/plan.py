@@ -188,8 +188,9 @@ def _blocked(changes: Iterable[VMChange]) -> Iterator[Refusal]:
 
 
 def _warnings(desired: DesiredState, sight: Sight, left_out: int) -> Iterator[str]:
-    strangers = {row.fleet for rows in sight.own.values() for row in rows if not in_scope(desired, row.fleet)}
-    for fleet in sorted(strangers):
+    strangers = [row for rows in sight.own.values() for row in rows if not in_scope(desired, row.fleet)]
+    taken_over = {vm.name for vm in desired.vms} if strangers else set()
+    for fleet in sorted({row.fleet for row in strangers if row.name not in taken_over}):
         yield (
             f"fleet {fleet} is not in these specs and was left alone; "
             "only with a Project document are they the whole truth"

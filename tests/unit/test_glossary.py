@@ -1,0 +1,56 @@
+"""The glossary has every word that people meet, and no word twice."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from mikrom_reconcile.cli.commands import COMMANDS
+from mikrom_reconcile.core.model.desired import State
+from mikrom_reconcile.core.model.observed import Phase
+from mikrom_reconcile.core.model.plan import ChangeKind, Impact, Verb
+from mikrom_reconcile.core.model.run import Result
+
+GLOSSARY = (Path(__file__).parents[2] / "docs/glossary.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.*)\n((?:(?!## ).*\n)*)", GLOSSARY, re.MULTILINE))
+
+
+def terms_under(section: str) -> list[str]:
+    """The first column of the section's table, without its head."""
+    rows = re.findall(r"^\| ([^|]+) \|", SECTIONS[section], re.MULTILINE)
+    return [term.strip("`") for row in rows[1:] for term in row.split(", ")]
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [("States", State), ("Phases", Phase), ("Impacts", Impact), ("Results", Result)],
+)
+def test_every_word_of_a_type_is_explained_and_no_other(section: str, words: Any) -> None:
+    assert sorted(terms_under(section)) == sorted(get_args(words))
+
+
+def test_every_kind_of_change_is_explained_and_that_there_is_none() -> None:
+    assert sorted(terms_under("Kinds of change")) == sorted([*get_args(ChangeKind), "unchanged"])
+
+
+def test_every_verb_is_named() -> None:
+    named = set(re.findall(r"`(\w+)`", SECTIONS["Verbs"]))
+    assert set(get_args(Verb)) <= named
+
+
+def test_every_command_is_explained_and_no_other() -> None:
+    assert sorted(terms_under("Commands")) == sorted(f"mikrom {name}" for name in COMMANDS)
+
+
+def test_no_other_term_is_explained_twice() -> None:
+    counts = Counter(
+        term
+        for section in ("What you write", "What a host keeps and sees", "What a run does", "Where it runs")
+        for term in terms_under(section)
+    )
+    assert len(counts) > 50
+    assert [term for term, count in counts.items() if count > 1] == []

@@ -14,6 +14,7 @@ from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.patterns import PatternError, select
 from mikrom_reconcile.core.schema_words import nearest
+from mikrom_reconcile.core.variables import names_in
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.yaml_words import shown
 
@@ -266,7 +267,7 @@ def _image_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
         places += [(("spec", "instances", name), fields or {}) for name, fields in spec.get("instances", {}).items()]
         for pointer, fields in places:
             image = fields.get("image")
-            if image is not None and image not in IMAGES and "${" not in image:
+            if image is not None and image not in IMAGES and not names_in(image):
                 message, hint = f"unknown image {shown(image)}", nearest(image, IMAGES)
                 yield Flaw(document=document, pointer=(*pointer, "image"), message=message, hint=hint)
 

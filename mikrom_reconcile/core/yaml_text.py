@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from mikrom_reconcile.core.model.specs import EXCERPT_BEFORE, SpecProblem
+from mikrom_reconcile.core.model.specs import EXCERPT, EXCERPT_BEFORE, SpecProblem
 from mikrom_reconcile.core.yaml_words import MAX_DEPTH, MAX_INT, MAX_VALUES, Mistake, means_itself
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Lines:
         if mistake.earlier is not None:
             message += f"; it stands already on line {self.at(mistake.earlier)[0]}"
         first = max(start, start + column - 1 - EXCERPT_BEFORE)
-        last = start + column - 1 + EXCERPT_BEFORE
+        last = first + EXCERPT
         line_break = _LINE_BREAK.search(self._text, first, last)
         return SpecProblem(
             path=self._path,

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 EXCERPT_BEFORE = 50
-"""Characters of a line that are shown before a mistake: with those after it, a terminal is full."""
+EXCERPT = 110
+"""Characters of a line that are shown before a mistake, and in all: what a terminal has room for."""
 
 
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +42,8 @@ class SpecProblem(msgspec.Struct, frozen=True, kw_only=True):
     """One mistake in the specs, told to a person.
 
     `line` and `column` count from 1. `pointer` is the JSON pointer of the value ("" for the whole document).
-    `hint` says what to write instead; `excerpt` is the offending line, from at most EXCERPT_BEFORE characters before
-    the mistake to as many after it. Either may be empty.
+    `hint` says what to write instead; `excerpt` is EXCERPT characters of the offending line, EXCERPT_BEFORE of them
+    before the mistake if there are so many. Either may be empty.
     """
 
     path: str

@@ -10,7 +10,7 @@ COMMANDS = {
     "validate": ("Specs", "validate", "check the specs: every mistake at once, with its place"),
     "plan": ("Specs", "plan", "show what apply would change, and why"),
     "apply": ("Specs", "apply", "make it so: plan, ask, execute, verify"),
-    "destroy": ("Specs", "destroy", "remove what these specs own"),
+    "destroy": ("Specs", "apply", "remove what these specs own"),
     "get": ("Look", "get", "list the VMs on all hosts"),
     "status": ("Look", "status", "hosts, fleets and the last run on one screen"),
     "logs": ("Look", "logs", "the end of a VM's serial console"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 
 import click
@@ -10,8 +9,8 @@ import click
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.look import views_of, vms_in, warn_of_dark_hosts
-from mikrom_reconcile.cli.terminal import show, style_of
-from mikrom_reconcile.output.documents import json_of, vms_document
+from mikrom_reconcile.cli.terminal import present
+from mikrom_reconcile.output.documents import vms_document
 from mikrom_reconcile.output.verdict import UNREACHABLE
 from mikrom_reconcile.output.vm_text import vms_text
 
@@ -27,8 +26,5 @@ def vms(form: str) -> int:
     """Every VM on every host, as its host sees it. Exits with 4 when a host could not be read."""
     views = views_of(wiring.open_engine(settings.load()))
     rows = vms_in(views)
-    if form == "json":
-        show(json_of(vms_document(rows)))
-    else:
-        show(vms_text(rows, datetime.now(UTC), style_of(sys.stdout)))
+    present(form, lambda: vms_document(rows), lambda style: vms_text(rows, datetime.now(UTC), style))
     return UNREACHABLE if warn_of_dark_hosts(views) else 0

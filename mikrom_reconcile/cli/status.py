@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from datetime import UTC, datetime
 
@@ -11,11 +10,11 @@ import click
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.look import views_of
-from mikrom_reconcile.cli.terminal import show, style_of, warn
+from mikrom_reconcile.cli.terminal import present, warn
 from mikrom_reconcile.core.desired import wanted
 from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.specs import read_specs
-from mikrom_reconcile.output.documents import json_of, status_document
+from mikrom_reconcile.output.documents import status_document
 from mikrom_reconcile.output.status_text import FleetKey, status_of, status_text
 from mikrom_reconcile.output.verdict import UNREACHABLE
 from mikrom_reconcile.settings import Settings, load
@@ -31,10 +30,7 @@ def status(paths: tuple[str, ...], form: str) -> int:
     views = views_of(engine)
     last = engine.store.runs(1)
     found = status_of(views, _wanted(settings, paths), last[0] if last else None)
-    if form == "json":
-        show(json_of(status_document(found)))
-    else:
-        show(status_text(found, datetime.now(UTC), style_of(sys.stdout)))
+    present(form, lambda: status_document(found), lambda style: status_text(found, datetime.now(UTC), style))
     return UNREACHABLE if any(host.error for host in found.hosts) else 0
 
 

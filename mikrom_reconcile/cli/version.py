@@ -6,13 +6,12 @@ import click
 
 from mikrom_reconcile import __version__
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.terminal import show
-from mikrom_reconcile.output.documents import json_of
+from mikrom_reconcile.cli.terminal import present
 
 
 @click.command()
 @options.output()
 def version(form: str) -> int:
     """The version of mikrom."""
-    show(json_of({"version": __version__}) if form == "json" else f"{__version__}\n")
+    present(form, lambda: {"version": __version__}, lambda _: f"{__version__}\n")
     return 0

@@ -74,7 +74,7 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Specs:
-    """The specs in `tree`. Raises SpecError with every problem, sorted by place."""
+    """The specs in `tree`. Raises SpecError with every problem, sorted by place, and SourceError if it says nothing."""
     gathered = gather(tree, schemas, extra_vars)
     if gathered.problems:
         raise SpecError(gathered.problems)
@@ -86,7 +86,7 @@ def gather(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None
     reading = read_tree(tree, schemas)
     documents, legible = reading.documents, [*reading.documents, *reading.misspelt]
     if reading.whole and not documents and not reading.broken:
-        raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:5])}; is the path right?")
+        raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
     inventory = _inventory(documents)
     flaws = [*reading.flaws, *_doubles([*documents, *filter(_is_named, reading.broken)])]
     flaws += [*_replica_flaws(documents), *_image_flaws(legible)]

@@ -85,6 +85,15 @@ def meaning_of(word: str) -> Any:
     return word
 
 
+def bare(word: str) -> Any:
+    """What a bare word means that stands alone, as on a command line: a boolean, a number, else the text itself."""
+    try:
+        value = word if guess_at(word) else meaning_of(word)
+    except OverflowError:
+        return word
+    return word if value is None else value
+
+
 def shown(word: str) -> str:
     """A word of the specs inside a message, cut where it is long."""
     return repr(word if len(word) <= _SHOWN else word[: _SHOWN - 1] + "…")

@@ -17,7 +17,7 @@ from mikrom_reconcile.core.model.run import RunReport
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output.doctor_text import Check, SettingLine
 from mikrom_reconcile.output.neutral import json_text
-from mikrom_reconcile.output.plan_text import KINDS
+from mikrom_reconcile.output.plan_parts import KINDS
 from mikrom_reconcile.output.status_text import Status
 from mikrom_reconcile.output.verdict import verdict_of
 
@@ -32,8 +32,17 @@ def json_of(document: Mapping[str, Any]) -> str:
     return json_text(encoded.decode()) + "\n"
 
 
+def yaml_of(document: Mapping[str, Any]) -> str:
+    """The document as YAML that means the same as its JSON, in ASCII, so that no terminal can obey it."""
+    import yaml  # noqa: PLC0415 - most outputs are not YAML
+
+    plain = msgspec.json.decode(msgspec.json.encode({"format_version": FORMAT_VERSION, **document}))
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(yaml.dump(plain, Dumper=dumper, sort_keys=False, width=120))
+
+
 def plan_document(plan: Plan) -> Document:
-    """A plan. `changes` holds everything that is not unchanged."""
+    """A plan. `changes` holds everything that is not unchanged; `peaks` how many VMs of a fleet are down at once."""
     kinds = Counter(change.kind for change in plan.changes)
     return {
         "id": plan.id,
@@ -47,11 +56,12 @@ def plan_document(plan: Plan) -> Document:
                 "fleet": change.fleet,
                 "host": change.host,
                 "kind": change.kind,
-                "reasons": change.reasons,
+                "reasons": [*change.reasons, *([change.placed] if change.placed else [])],
                 "fields": change.fields,
             }
             for change in plan.changes
         ],
+        "peaks": plan.peaks,
         "refusals": plan.refusals,
         "warnings": [*plan.warnings, *(f"host {host}: {error}" for host, error in plan.unreachable.items())],
     }

@@ -261,6 +261,10 @@ class TestTheRemoteEngine:
         assert report.remaining.changes == ()
         assert engine.store.runs(1) == (report,)
         assert engine.plan(request(5, run_id="run-2")).changes == ()
+        again = engine.apply(
+            request(5, run_id="run-3"), plan, progress=silent
+        )  # a plan that was saved and brought back
+        assert (again.plan.id, again.outcomes) == (plan.id, ())
         assert "mikrom.plan" in fleet.log("control:localhost").partition("ready.")[2]
         assert "mikrom.plan" not in fleet.log(OWNER).partition("ready.")[2], "each queue has an exchange of its own"
 

@@ -202,7 +202,7 @@ def test_a_mistake_is_told_in_these_words(what: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n", "---\n---\n", "null\n"])
 def test_files_without_a_document_are_an_error_and_no_order_to_delete(text: str) -> None:
-    with pytest.raises(SourceError, match=r"no document in web\.yml; is the path right\?"):
+    with pytest.raises(SourceError, match=r"no document in web\.yml: nothing to plan from"):
         problems_in(web=text)
 
 

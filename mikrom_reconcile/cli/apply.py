@@ -21,6 +21,7 @@ from mikrom_reconcile.output import formats
 @click.command()
 @options.paths
 @options.selection
+@options.retry
 @options.assume_dead
 @options.yes
 @click.option("--check", is_flag=True, help="Only plan, as `mikrom plan` does.")

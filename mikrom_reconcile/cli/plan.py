@@ -19,6 +19,7 @@ from mikrom_reconcile.output.verdict import plan_exit_code
 @click.command()
 @options.paths
 @options.selection
+@options.retry
 @options.assume_dead
 @click.option("--without-host", "without_hosts", multiple=True, metavar="HOST", help="What if this host were lost?")
 @options.diff

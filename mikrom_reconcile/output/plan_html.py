@@ -6,13 +6,22 @@ the page forbids whatever is not its own style.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from html import escape
 
 from mikrom_reconcile.core.model.plan import FieldChange, Plan
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.plan_parts import KINDS, LOOKS, Group, alarms, fleets_of, short, summary, value_diff
+from mikrom_reconcile.output.plan_parts import (
+    KINDS,
+    LOOKS,
+    Group,
+    alarms,
+    fleets_of,
+    kinds_of,
+    short,
+    summary,
+    value_diff,
+)
 from mikrom_reconcile.output.style import Style
 
 _OPEN_GROUPS = 12
@@ -81,13 +90,13 @@ def plan_html(plan: Plan, style: Style) -> str:
 
 
 def _tally(plan: Plan) -> Iterator[str]:
-    kinds = Counter(change.kind for change in plan.changes)
+    kinds = kinds_of(plan)
     yield '<ul class="tally">'
     for kind in KINDS:
         if kinds[kind]:
             sign, look = LOOKS[kind]
             yield f'<li class="{look}">{sign} {kinds[kind]} {kind}</li>'
-    yield f'<li class="dim">{sum(plan.unchanged.values())} unchanged</li></ul>'
+    yield f'<li class="dim">{kinds["unchanged"]} unchanged</li></ul>'
 
 
 def _alarms(plan: Plan) -> Iterator[str]:

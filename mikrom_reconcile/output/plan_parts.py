@@ -58,12 +58,18 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
 
+def kinds_of(plan: Plan) -> dict[str, int]:
+    """How many VMs are unchanged, and how many there are of each kind of change."""
+    kinds = Counter(change.kind for change in plan.changes)
+    return {"unchanged": sum(plan.unchanged.values())} | {kind: kinds[kind] for kind in KINDS}
+
+
 def summary(plan: Plan) -> str:
     """The plan in one line."""
-    unchanged = sum(plan.unchanged.values())
-    kinds = Counter(change.kind for change in plan.changes)
+    kinds = kinds_of(plan)
+    unchanged = kinds["unchanged"]
     dark = f"; {counted(len(plan.unreachable), 'host')} could not be read" if plan.unreachable else ""
-    if not kinds:
+    if not plan.changes:
         return f"Nothing to change: {counted(unchanged, 'VM')} as specified{dark}."
     return f"Plan: {listed({_SUMMARY[kind]: kinds[kind] for kind in KINDS})}; {unchanged} unchanged{dark}."
 

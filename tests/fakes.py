@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 
 from mikrom_reconcile.core.digests import digest_of, spec_digest
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, State, VMSpec
-from mikrom_reconcile.core.model.observed import Console, ObservedVM, VMMFacts
+from mikrom_reconcile.core.model.observed import Console, ObservedVM, Stray, VMMFacts
 from mikrom_reconcile.core.model.plan import Action, Expect, Verb
 from mikrom_reconcile.core.model.run import Order
-from mikrom_reconcile.host.ports import Stray, VMRecord
+from mikrom_reconcile.host.ports import VMRecord
 
 HOST = "hv1"
 SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=4), boot_args="quiet")
@@ -98,6 +98,9 @@ class FakeDriver:
         self.vmms.pop(record.vm, None)
 
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
+        return ()
+
+    def foreign(self) -> tuple[Stray, ...]:
         return ()
 
     def trim(self) -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "status": ("Look", "status", "hosts, fleets and the last run on one screen"),
     "describe": ("Look", "get", "everything about a VM, a host or a fleet"),
     "explain": ("Look", "render", "why a VM is as it is, and what happens to it"),
+    "orphans": ("Look", "orphans", "what runs without a record or without a spec, and what is foreign"),
     "logs": ("Look", "logs", "the end of a VM's serial console"),
     "events": ("Look", "history", "what runs have done to which VM"),
     "history": ("Look", "history", "the runs that were kept"),

@@ -60,6 +60,8 @@ class Observer:
             highest_tokens=tokens,
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),
+            strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
+            foreign=self._driver.foreign() if query.strays else (),
         )
 
     def row(self, record: VMRecord) -> ObservedVM:

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
-from mikrom_reconcile.core.model.observed import Attempt, Console, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, Console, Stray, VMMFacts
 
 
 class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,13 +37,6 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
     restarts: tuple[datetime, ...] = ()
     parked: bool = False
-
-
-class Stray(msgspec.Struct, frozen=True, kw_only=True):
-    """A VMM that carries our marks but has no record."""
-
-    vm: str
-    pid: int
 
 
 class Driver(Protocol):
@@ -90,6 +83,9 @@ class Driver(Protocol):
 
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
         """VMMs of ours for which `known` holds no VM name."""
+
+    def foreign(self) -> tuple[Stray, ...]:
+        """VMMs of the same kind on this machine that are not ours. Only looks at them."""
 
     def trim(self) -> None:
         """Cap what VMMs write: called every few seconds where something lives that long, observing does it too."""

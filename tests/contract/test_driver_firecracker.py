@@ -452,6 +452,15 @@ def test_a_guest_that_writes_without_end_takes_bounded_disk_and_memory(real: Rea
     real.driver.stop(RECORD, grace_s=0)
 
 
+def test_a_firecracker_of_another_state_folder_is_foreign_and_no_stray(real: RealBench) -> None:
+    pid = start(real)
+    own = real.driver.foreign()
+    elsewhere = FirecrackerDriver(real.binary, state_dir=real.folder / "b/state", run_dir=real.folder / "b/run")
+    assert pid not in [stray.pid for stray in own]
+    assert ("a", pid) in [(stray.vm, stray.pid) for stray in elsewhere.foreign()]
+    assert elsewhere.strays(()) == ()
+
+
 def test_a_delete_leaves_what_it_did_not_make(real: RealBench) -> None:
     start(real)
     theirs = real.state_file("a", "record.json")

@@ -41,3 +41,12 @@ def test_protection_holds_and_says_the_way_out(mikrom: Mikrom, folder: Path) -> 
     said = mikrom("delete", "web-*", "--yes", code=8).stdout
     assert "prevent_destroy: false" in said
     assert len(names(mikrom)) == 3
+
+
+def test_what_has_no_record_or_no_spec_is_an_orphan(mikrom: Mikrom, folder: Path) -> None:
+    mikrom("apply", "--yes")
+    assert mikrom("orphans").stdout == "No orphans.\n"
+    (folder / "state/vms/web-000/record.json").unlink()
+    write_specs(folder, WEB % 2)
+    found = json.loads(mikrom("orphans", "-o", "json").stdout)["orphans"]
+    assert [(orphan["kind"], orphan["vm"]) for orphan in found] == [("no record", "web-000"), ("no spec", "web-002")]

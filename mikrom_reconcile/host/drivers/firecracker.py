@@ -17,7 +17,7 @@ import msgspec
 from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.observed import Console, End, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits, vmm
 from mikrom_reconcile.host.drivers.failures import step
@@ -27,7 +27,7 @@ from mikrom_reconcile.host.drivers.firecracker_start import abandon, boot, spawn
 from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
 from mikrom_reconcile.host.holes import keep_tail
 from mikrom_reconcile.host.images import kernel_of_hello
-from mikrom_reconcile.host.ports import Stray, VMRecord
+from mikrom_reconcile.host.ports import VMRecord
 
 MAX_SOCKET_PATH_BYTES = 107
 """The room in sockaddr_un, without the final zero."""
@@ -142,6 +142,14 @@ class FirecrackerDriver:
                         found.append(Stray(vm=vm, pid=stray.pid))
         return tuple(found)
 
+    def foreign(self) -> tuple[Stray, ...]:
+        """Processes called firecracker that have no lock file of ours as standard input, jailed ones too."""
+        return tuple(
+            Stray(vm=_named(argv), pid=pid)
+            for pid, argv in process.called("firecracker")
+            if not self._layout.is_lock(process.stdin_of(pid))
+        )
+
     def trim(self) -> None:
         """Free the disk of what nobody will read any more."""
         for vm in self._layout.vms():
@@ -225,6 +233,11 @@ class FirecrackerDriver:
     @staticmethod
     def _api(places: Places, found: process.Identity, timeout_s: float) -> Api:
         return Api(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
+
+
+def _named(argv: list[str]) -> str:
+    """The microVM's name in the command line of a Firecracker."""
+    return argv[argv.index("--id") + 1] if "--id" in argv[:-1] else ""
 
 
 def _cap(places: Places) -> None:

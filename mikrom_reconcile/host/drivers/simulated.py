@@ -16,13 +16,13 @@ import msgspec
 
 from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.observed import Console, End, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
-from mikrom_reconcile.host.ports import Stray, VMRecord
+from mikrom_reconcile.host.ports import VMRecord
 
 FIRST_PID = 1 << 22
 """Linux gives out no pid from here on, so that a simulated one can never be signalled."""
@@ -133,6 +133,10 @@ class SimulatedDriver:
         names = sorted(path.stem for path in self._folder.glob("*.json"))
         files = ((name, self._read(name)) for name in names if name not in known)
         return tuple(Stray(vm=name, pid=vm.pid) for name, vm in files if vm is not None and _end_of(vm) is None)
+
+    def foreign(self) -> tuple[Stray, ...]:
+        """Nobody else simulates here."""
+        return ()
 
     def trim(self) -> None:
         """Nothing to do: a console is cut when something is added to it."""

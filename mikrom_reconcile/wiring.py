@@ -5,6 +5,7 @@ Imports are inside the functions, so that a command pays only for what it uses.
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import UTC, datetime
 from functools import cache
@@ -45,10 +46,15 @@ class SystemClock:
 
 @cache
 def schemas() -> dict[str, str]:
-    """Kind to the text of its JSON Schema: from the package, or in a checkout from beside it."""
+    """Kind to the text of its JSON Schema."""
+    return {kind: schema_text(kind.lower()) for kind in KINDS}
+
+
+def schema_text(name: str) -> str:
+    """The text of a JSON Schema: from the package, or in a checkout from beside it."""
     packaged = resources.files("mikrom_reconcile") / "schemas"
     folder = packaged if packaged.is_dir() else Path(__file__).parent.parent / "schemas"
-    return {kind: (folder / f"{kind.lower()}.schema.json").read_text(encoding="utf-8") for kind in KINDS}
+    return (folder / f"{name}.schema.json").read_text(encoding="utf-8")
 
 
 def read_tree(settings: Settings, paths: Sequence[str]) -> SourceTree:
@@ -81,6 +87,8 @@ def embedded_engine(settings: Settings) -> Engine:
     from mikrom_reconcile.control.stores.sqlite import SqliteStore
     from mikrom_reconcile.dispatch.local import LocalHosts
 
+    # what became of each order is told as progress; without a handler Python would say it on stderr once more
+    logging.getLogger("mikrom_reconcile.host").addHandler(logging.NullHandler())
     hosts = LocalHosts(make_hypervisor(settings))
     store = SqliteStore(settings.state_dir / "store.sqlite", settings.state_dir / "locks")
     return make_reconciler(settings, hosts, store, alone=True)

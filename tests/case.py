@@ -73,6 +73,7 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remembers: Placements | None = None
     problems: dict[str, Words] | None = None
     unmatched: str = ""
+    error: str | None = None
     vms: dict[str, dict[str, Any] | None] | None = None
 
 

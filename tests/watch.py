@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -24,13 +25,14 @@ class VMM(NamedTuple):
 class Watch:
     """Looks at every VMM below `run_dir`, some hundred times a second, from when it is entered until it is left.
 
-    `started` grows with each VMM seen for the first time; `doubles` tells of VMs that were seen to have two at once.
+    `started` counts the VMMs that were ever seen, `alive` are those of the last look, and `doubles` tells of VMs that
+    had two at once.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.started = 0
         self.doubles: list[str] = []
-        self._alive: frozenset[VMM] = frozenset()
+        self.alive: frozenset[VMM] = frozenset()
         self._looks = 0
         self._marker = f"\0--api-sock\0{run_dir}/".encode()
         self._seen: set[VMM] = set()
@@ -46,18 +48,17 @@ class Watch:
         self._ended.set()
         self._thread.join()
 
-    def wait_for_start(self, number: int, *, within_s: float = 20.0) -> None:
-        """Return once VMM number `number` has been seen to start, counted from the beginning of the watch."""
+    def wait_until(self, holds: Callable[[Watch], object], what: str, *, within_s: float = 20.0) -> None:
+        """Return at the first look after which `holds` is true."""
         with self._changed:
-            there = self._changed.wait_for(lambda: self.started >= number, within_s)
-        assert there, f"waited {within_s} s for start number {number}, saw {self.started}"
+            assert self._changed.wait_for(lambda: holds(self), within_s), f"waited {within_s} s for {what}"
 
     def now(self) -> frozenset[VMM]:
         """The VMMs that live, from a look that began after this was called."""
         with self._changed:
             looks = self._looks + 2
             assert self._changed.wait_for(lambda: self._looks >= looks, 10.0), "the watch has stopped"
-            return self._alive
+            return self.alive
 
     def _watch(self) -> None:
         while not self._ended.is_set():
@@ -73,8 +74,8 @@ class Watch:
             self.doubles += [f"{other} beside {vmm}" for other in by_vm[vmm.vm] if self._vmm(other.pid) == other]
             by_vm[vmm.vm].append(vmm)
         with self._changed:
-            self._alive = frozenset(vmm for found in by_vm.values() for vmm in found)
-            self._seen |= self._alive
+            self.alive = frozenset(vmm for found in by_vm.values() for vmm in found)
+            self._seen |= self.alive
             self.started = len(self._seen)
             self._looks += 1
             self._changed.notify_all()

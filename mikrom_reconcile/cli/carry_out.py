@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 
 import msgspec
 
@@ -28,17 +27,22 @@ def refuse_without_anybody_to_ask(*, yes: bool) -> None:
         raise UsageError("there is no terminal to ask on; give --yes to go ahead without asking. Nothing was done.")
 
 
-def carry_out(engine: Engine, request: RunRequest, *, yes: bool, form: str) -> int:
-    """Plan, ask unless `yes`, execute, show; the exit code."""
-    plan = engine.plan(request)
+def carry_out(
+    engine: Engine, request: RunRequest, saved: Plan | None = None, *, yes: bool, form: str, full: bool = False
+) -> int:
+    """Plan, ask unless `yes`, execute, show; the exit code. A `saved` plan is executed as it is."""
+    plan = saved or engine.plan(request)
     if form == "text" or not yes:
-        _show_plan(plan, form)
+        _show_plan(plan, form, full=full)
     if not yes:
-        answered = _asked(engine, request, plan, form)
-        if answered is None:
+        confirmed = () if request.destroy or saved else _confirmed(plan)
+        if confirmed:
+            request = msgspec.structs.replace(request, confirmed=confirmed)
+            plan = engine.plan(request)
+            _show_plan(plan, form, full=full)
+        if not _agreed(request, plan):
             show("Nothing was done.\n", sys.stderr)
             return DECLINED
-        request, plan = answered
     progress = Progress(len(plan.actions))
     try:
         report = engine.apply(request, plan, progress=progress.heard)
@@ -48,23 +52,18 @@ def carry_out(engine: Engine, request: RunRequest, *, yes: bool, form: str) -> i
     return verdict_of(report).exit_code
 
 
-def _asked(engine: Engine, request: RunRequest, plan: Plan, form: str) -> tuple[RunRequest, Plan] | None:
-    """The request and plan that a person agreed to; None when they did not."""
+def _confirmed(plan: Plan) -> tuple[str, ...]:
+    """Fleets whose removals pass their share and were confirmed by a person all the same."""
+    over = sorted({refusal.fleet for refusal in plan.refusals if refusal.rule == "prune"})
+    return tuple(fleet for fleet in over if _typed(fleet, "to remove them all the same"))
+
+
+def _agreed(request: RunRequest, plan: Plan) -> bool:
+    """Whether a person wants this done; a plan without actions asks nothing."""
     if request.destroy:
         fleets = sorted({change.fleet for change in plan.changes if change.kind == "delete"})
-        return (request, plan) if all(_typed(fleet, "to destroy it") for fleet in fleets) else None
-    confirmed = tuple(fleet for fleet in _over_their_share(plan) if _typed(fleet, "to remove them all the same"))
-    if confirmed:
-        request = msgspec.structs.replace(request, confirmed=confirmed)
-        plan = engine.plan(request)
-        _show_plan(plan, form)
-    if not plan.actions:
-        return request, plan
-    return (request, plan) if ask("Apply this plan? [y/N]").lower() in {"y", "yes"} else None
-
-
-def _over_their_share(plan: Plan) -> Iterable[str]:
-    return sorted({refusal.fleet for refusal in plan.refusals if refusal.rule == "prune"})
+        return all(_typed(fleet, "to destroy it") for fleet in fleets)
+    return not plan.actions or ask("Apply this plan? [y/N]").lower() in {"y", "yes"}
 
 
 def _typed(fleet: str, purpose: str) -> bool:
@@ -72,6 +71,6 @@ def _typed(fleet: str, purpose: str) -> bool:
     return ask(f"Fleet {one_line(fleet)}: type its name {purpose}:") == fleet
 
 
-def _show_plan(plan: Plan, form: str) -> None:
+def _show_plan(plan: Plan, form: str, *, full: bool) -> None:
     stream = sys.stdout if form == "text" else sys.stderr  # another form has stdout to itself
-    show(plan_text(plan, style_of(stream)) + "\n", stream)
+    show(plan_text(plan, style_of(stream, full=full)) + "\n", stream)

@@ -7,15 +7,23 @@ starts of Python.
 from __future__ import annotations
 
 COMMANDS = {
+    "init": ("Specs", "init", "write a starter project"),
     "validate": ("Specs", "validate", "check the specs: every mistake at once, with its place"),
+    "render": ("Specs", "render", "the VMs that the specs stand for, and where each value comes from"),
     "plan": ("Specs", "plan", "show what apply would change, and why"),
     "apply": ("Specs", "apply", "make it so: plan, ask, execute, verify"),
-    "destroy": ("Specs", "destroy", "remove what these specs own"),
-    "get": ("Look", "get", "list the VMs on all hosts"),
+    "destroy": ("Specs", "apply", "remove what these specs own"),
+    "get": ("Look", "get", "list VMs, hosts, fleets or runs"),
     "status": ("Look", "status", "hosts, fleets and the last run on one screen"),
+    "describe": ("Look", "get", "everything about a VM, a host or a fleet"),
+    "explain": ("Look", "render", "why a VM is as it is, and what happens to it"),
     "logs": ("Look", "logs", "the end of a VM's serial console"),
+    "events": ("Look", "history", "what runs have done to which VM"),
+    "history": ("Look", "history", "the runs that were kept"),
     "doctor": ("Set-up", "doctor", "check this machine, and list every setting"),
-    "version": ("Set-up", "version", "the version of mikrom"),
+    "schema": ("Set-up", "set_up", "the JSON Schema of the specs, for editors"),
+    "completion": ("Set-up", "set_up", "the script that completes commands and names in a shell"),
+    "version": ("Set-up", "set_up", "the version of mikrom"),
     "up": ("Services", "services", "all services on this machine, with a Redis of their own"),
     "worker": ("Services", "services", "the Celery worker of a host, or of the control side"),
     "beat": ("Services", "services", "the clock of the scheduled runs"),
@@ -31,7 +39,7 @@ def overview() -> str:
     previous = None
     for name, (group, _, text) in COMMANDS.items():
         lines += [f"{group}:"] if group != previous else []
-        lines.append(f"  {name:<10}{text}")
+        lines.append(f"  {name:<12}{text}")
         previous = group
     lines += ["", "`mikrom COMMAND --help` tells more. Paths default to MIKROM_SPECS, then ./specs.", ""]
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -11,10 +10,10 @@ import click
 
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.checks import all_checks
-from mikrom_reconcile.cli.terminal import show, style_of
+from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.dispatch.broker import without_password
 from mikrom_reconcile.output.doctor_text import SettingLine, doctor_text
-from mikrom_reconcile.output.documents import doctor_document, json_of
+from mikrom_reconcile.output.documents import doctor_document
 from mikrom_reconcile.settings import Settings, load
 
 
@@ -25,10 +24,7 @@ def doctor(form: str) -> int:
     settings = load()
     checks = all_checks(settings)
     lines = tuple(_settings(settings))
-    if form == "json":
-        show(json_of(doctor_document(checks, lines)))
-    else:
-        show(doctor_text(checks, lines, style_of(sys.stdout)))
+    present(form, lambda: doctor_document(checks, lines), lambda style: doctor_text(checks, lines, style))
     return 1 if any(check.state == "broken" for check in checks) else 0
 
 

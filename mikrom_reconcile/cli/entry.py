@@ -15,6 +15,9 @@ from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.problem_text import problems_text
 from mikrom_reconcile.output.verdict import LATE
 
+COMPLETE_VARIABLE = "_MIKROM_COMPLETE"
+"""Set when a shell asks what may come next."""
+
 ERROR = 1
 USAGE = 64
 INTERNAL = 70
@@ -23,6 +26,10 @@ INTERRUPTED = 130
 
 def run(words: Sequence[str]) -> int:
     """The exit code of `mikrom WORDS`. What went wrong is on stderr. BrokenPipeError is the caller's matter."""
+    if instruction := os.environ.get(COMPLETE_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(root, {}, "mikrom", COMPLETE_VARIABLE, instruction)
     try:
         with root.make_context("mikrom", list(words)) as context:  # not root.main(): it makes 1 of a broken pipe
             return int(root.invoke(context) or 0)

@@ -1,17 +1,19 @@
-"""`mikrom get`."""
+"""`mikrom get` and `mikrom describe`: lists of what there is, and everything about one thing."""
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 
 import click
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.look import views_of, vms_in, warn_of_dark_hosts
-from mikrom_reconcile.cli.terminal import show, style_of
-from mikrom_reconcile.output.documents import json_of, vms_document
+from mikrom_reconcile.cli.history import KEPT, history
+from mikrom_reconcile.cli.look import names_for_tab, unknown, views_of, vms_in, wanted_by_fleet, warn_of_dark_hosts
+from mikrom_reconcile.cli.terminal import present
+from mikrom_reconcile.output.history_text import events
+from mikrom_reconcile.output.look_documents import description_document, vms_document
+from mikrom_reconcile.output.status_text import fleets_text, hosts_text, status_of
 from mikrom_reconcile.output.verdict import UNREACHABLE
 from mikrom_reconcile.output.vm_text import vms_text
 
@@ -27,8 +29,48 @@ def vms(form: str) -> int:
     """Every VM on every host, as its host sees it. Exits with 4 when a host could not be read."""
     views = views_of(wiring.open_engine(settings.load()))
     rows = vms_in(views)
-    if form == "json":
-        show(json_of(vms_document(rows)))
-    else:
-        show(vms_text(rows, datetime.now(UTC), style_of(sys.stdout)))
+    present(form, lambda: vms_document(rows), lambda style: vms_text(rows, datetime.now(UTC), style))
     return UNREACHABLE if warn_of_dark_hosts(views) else 0
+
+
+@get.command()
+@options.output()
+def hosts(form: str) -> int:
+    """Every host, with what it has in all. Exits with 4 when one could not be read."""
+    found = status_of(views_of(wiring.open_engine(settings.load())), {}, None).hosts
+    present(form, lambda: {"hosts": found}, lambda style: hosts_text(found, style))
+    return UNREACHABLE if any(host.error for host in found) else 0
+
+
+@get.command()
+@options.paths
+@options.output()
+def fleets(paths: tuple[str, ...], form: str) -> int:
+    """Every fleet that the specs name or a host has. Exits with 4 when a host could not be read."""
+    current = settings.load()
+    views = views_of(wiring.open_engine(current))
+    found = status_of(views, wanted_by_fleet(current, paths), None).fleets
+    present(form, lambda: {"fleets": found}, lambda style: fleets_text(found, style))
+    return UNREACHABLE if warn_of_dark_hosts(views) else 0
+
+
+get.add_command(history, "runs")
+
+
+@click.command()
+@click.argument("name", shell_complete=names_for_tab)
+@options.paths
+@options.output(("yaml", "json"))
+def describe(name: str, paths: tuple[str, ...], form: str) -> int:
+    """Everything that is known of a VM, a host or a fleet: record, phase, what was done to it, what is in it."""
+    current = settings.load()
+    engine = wiring.open_engine(current)
+    views = views_of(engine)
+    status = status_of(views, wanted_by_fleet(current, paths), None)
+    done = events(engine.store.runs(KEPT), name)
+    document = description_document(name, views, status.fleets, status.hosts, done)
+    if not document["found"]:
+        known = [*(row.name for row in vms_in(views)), *(host.host for host in status.hosts)]
+        raise unknown(name, [*known, *(fleet.fleet for fleet in status.fleets)], views)
+    present(form, lambda: document, str)
+    return 0

@@ -5,17 +5,16 @@ from __future__ import annotations
 import click
 
 from mikrom_reconcile import settings, wiring
-from mikrom_reconcile.cli.look import views_of, vms_in
+from mikrom_reconcile.cli.look import names_for_tab, unknown, views_of, vms_in
 from mikrom_reconcile.cli.terminal import show
-from mikrom_reconcile.core.errors import MikromError
-from mikrom_reconcile.output.neutral import console_text, one_line
+from mikrom_reconcile.output.neutral import console_text
 
 MAX_BYTES = 256 * 1024
 """What is fetched of a console: some thousand lines, and one message of a size that a broker takes lightly."""
 
 
 @click.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=names_for_tab)
 @click.option("--tail", "lines", type=click.IntRange(1), metavar="LINES", help="Only the last lines.")
 def logs(vm: str, lines: int | None) -> int:
     """The end of a VM's serial console, at most 256 KiB, without what a terminal could obey."""
@@ -23,9 +22,7 @@ def logs(vm: str, lines: int | None) -> int:
     views = views_of(engine)
     rows = [row for row in vms_in(views) if row.name == vm]
     if not rows:
-        dark = ", ".join(view.host for view in views if view.report is None)
-        unread = f" (could not be read: {dark})" if dark else ""
-        raise MikromError(f"no host has a VM named {one_line(vm)}{unread}; `mikrom get vms` lists them")
+        raise unknown(vm, [row.name for row in vms_in(views)], views)
     keeper = max(rows, key=lambda row: row.token)
     text = console_text(engine.hosts.console(keeper.host, vm, max_bytes=MAX_BYTES))
     kept = text.splitlines(keepends=True)[-lines:] if lines else [text]

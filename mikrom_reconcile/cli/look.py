@@ -1,19 +1,36 @@
-"""One look at all hosts, for the commands that only look."""
+"""What the commands that only look share: one look at all hosts, and one reading of the specs."""
 
 from __future__ import annotations
 
+import difflib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli.terminal import warn
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.desired import wanted
+from mikrom_reconcile.core.errors import MikromError, SourceError, SpecError
 from mikrom_reconcile.core.model.observed import HostView, ObservedVM, ObserveQuery
+from mikrom_reconcile.core.specs import Specs, read_specs
+from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.status_text import FleetKey
+from mikrom_reconcile.settings import Settings
 
 DEADLINE_S = 10.0
 """A host answers in milliseconds; a person waits for a dark one no longer than a run does."""
 
+COMPLETION_DEADLINE_S = 1.0
+"""Nobody waits longer for the names that Tab might offer."""
 
-def views_of(engine: Engine) -> tuple[HostView, ...]:
+
+def views_of(engine: Engine, deadline_s: float = DEADLINE_S) -> tuple[HostView, ...]:
     """What every host says of all of its VMs, sorted by host."""
     queries = {host: ObserveQuery() for host in engine.hosts.names()}
-    return tuple(sorted(engine.hosts.observe(queries, deadline_s=DEADLINE_S), key=lambda view: view.host))
+    return tuple(sorted(engine.hosts.observe(queries, deadline_s=deadline_s), key=lambda view: view.host))
 
 
 def vms_in(views: tuple[HostView, ...]) -> list[ObservedVM]:
@@ -27,3 +44,43 @@ def warn_of_dark_hosts(views: tuple[HostView, ...]) -> bool:
     for view in dark:
         warn(f"host {view.host} could not be read: {view.error}; its VMs are not shown")
     return bool(dark)
+
+
+def unknown(name: str, known: Iterable[str], views: tuple[HostView, ...]) -> MikromError:
+    """The error that nothing is called `name`, with the nearest name and the hosts that might know more."""
+    dark = ", ".join(view.host for view in views if view.report is None)
+    unread = f" (could not be read: {dark})" if dark else ""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "`mikrom get vms` lists the VMs"
+    return MikromError(f"nothing is called {one_line(name)}{unread}; {hint}")
+
+
+def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, Any] | None = None) -> Specs:
+    """The specs below `paths`. Raises SpecError, SourceError."""
+    return read_specs(wiring.read_tree(current, paths), wiring.schemas(), extra_vars)
+
+
+def wanted_by_fleet(current: Settings, paths: tuple[str, ...]) -> dict[FleetKey, int]:
+    """VMs per fleet that the specs want; nothing where there are no specs to read."""
+    try:
+        specs = specs_in(current, paths)
+        vms = wanted(specs, here=current.host).vms
+    except SourceError:
+        if paths:
+            raise
+        return {}
+    except SpecError as error:
+        warn(f"{error}, so only the hosts are asked; `mikrom validate` tells more")
+        return {}
+    counts = Counter(vm.fleet for vm in vms if vm.state != "absent")
+    return {(specs.project, fleet.name): counts[fleet.name] for fleet in specs.fleets}
+
+
+def names_for_tab(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of VMs and fleets that begin so; none when they cannot be had at once."""
+    del ctx, param
+    try:
+        rows = vms_in(views_of(wiring.open_engine(settings.load()), COMPLETION_DEADLINE_S))
+    except MikromError:
+        return []
+    return sorted({name for row in rows for name in (row.name, row.fleet) if name.startswith(incomplete)})

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
 
+from mikrom_reconcile import settings, wiring
+from mikrom_reconcile.core.errors import SpecError, UsageError
 from mikrom_reconcile.core.model.desired import Share
+from mikrom_reconcile.output import formats
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 paths = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path())
 
 
-def output(forms: Iterable[str] = ("text", "json")) -> Callable[[F], F]:
+DATA = ("text", *formats.DOCUMENT)
+"""The forms of everything that is a document."""
+
+
+def output(forms: Iterable[str] = DATA) -> Callable[[F], F]:
     """`-o`, with the forms that this command has; the first is the default."""
     words = list(forms)
     return click.option(
@@ -59,6 +67,78 @@ class SecondsType(click.ParamType[float]):
         return seconds
 
 
-timeout = click.option("--timeout", type=SecondsType(), help="Stop beginning actions after this long [MIKROM_TIMEOUT].")
+timeout = click.option(
+    "--timeout", "timeout_s", type=SecondsType(), help="Stop beginning actions after this long [MIKROM_TIMEOUT]."
+)
 forks = click.option("--forks", type=click.IntRange(1), help="Actions at once per host [MIKROM_FORKS].")
 yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+diff = click.option("--diff", "full", is_flag=True, help="Show every value that changes in full, line by line.")
+retry = click.option("--retry", is_flag=True, help="Bring back what was given up after too many restarts.")
+assume_dead = click.option(
+    "--assume-dead", multiple=True, metavar="HOST",
+    help="This host is off for good: its VMs may be made elsewhere. Only for a host that does not answer.",
+)  # fmt: skip
+
+
+def selection(command: F) -> F:
+    """`--limit`, `--tags`, `--skip-tags` and `-e`, under the names that a RunRequest has for them."""
+    for option in (
+        extra_vars,
+        click.option("--skip-tags", callback=_words, metavar="TAG,...", help="Not the fleets with any of these tags."),
+        click.option("--tags", callback=_words, metavar="TAG,...", help="Only the fleets with any of these tags."),
+        limit,
+    ):
+        command = option(command)
+    return command
+
+
+limit = click.option(
+    "--limit", metavar="PATTERN", help="Only these VMs, fleets, hosts or groups, such as web:!web-00*."
+)
+
+
+def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    del ctx, param
+    return tuple(word.strip() for word in (value or "").split(",") if word.strip())
+
+
+def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Variables from `name=value` and `@file`, the later ones first in rank."""
+    del ctx, param
+    found: dict[str, Any] = {}
+    for text in values:
+        found |= _from_file(text[1:]) if text.startswith("@") else _from_word(text)
+    for name in found:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UsageError(f"-e: {name!r} cannot be a variable's name; write letters, digits and '_'")
+    return found
+
+
+def _from_word(text: str) -> dict[str, Any]:
+    from mikrom_reconcile.core.yaml_text import bare
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"-e {text}: write -e name=value, or -e @file.yml")
+    return {name: bare(value)}
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    from mikrom_reconcile.core.yaml_text import read_documents
+
+    found: dict[str, Any] = {}
+    for file in wiring.read_tree(settings.load(), [path]).files:
+        documents, problems = read_documents(file.path, file.text)
+        if problems:
+            raise SpecError(tuple(problems))
+        for document in documents:
+            if not isinstance(document.value, dict):
+                raise UsageError(f"-e @{path}: line {document.line} begins no mapping of variables")
+            found |= document.value
+    return found
+
+
+extra_vars = click.option(
+    "-e", "--extra-vars", multiple=True, callback=_variables, metavar="NAME=VALUE",
+    help="A variable that wins over all others, or @file.yml with many.",
+)  # fmt: skip

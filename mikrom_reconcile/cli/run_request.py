@@ -5,33 +5,24 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+from typing import Any
 
-from mikrom_reconcile.core.model.desired import Share
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.settings import Settings
 
 
-def request_for(
-    command: str,
-    tree: SourceTree,
-    settings: Settings,
-    *,
-    destroy: bool = False,
-    prune_max: Share | None = None,
-    timeout_s: float | None = None,
-    forks: int | None = None,
-) -> RunRequest:
-    """The request of one command; what an option left open is as the settings say."""
+def request_for(command: str, tree: SourceTree, settings: Settings, **asked: Any) -> RunRequest:
+    """The request of one command. `asked` are fields of it; what is None there is as the settings say."""
+    given = {name: value for name, value in asked.items() if value is not None}
     return RunRequest(
-        run_id=os.urandom(6).hex(),
-        origin=f"{command} by {_user()}@{socket.gethostname()}",
-        tree=tree,
-        destroy=destroy,
-        prune_max=prune_max,
-        forks=forks or settings.forks,
-        timeout_s=timeout_s or settings.timeout_s,
+        **{"forks": settings.forks, "timeout_s": settings.timeout_s, **new_run(command), **given, "tree": tree}
     )
+
+
+def new_run(command: str) -> dict[str, str]:
+    """The fields that tell one run from another."""
+    return {"run_id": os.urandom(6).hex(), "origin": f"{command} by {_user()}@{socket.gethostname()}"}
 
 
 def _user() -> str:

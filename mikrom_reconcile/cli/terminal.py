@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
+from mikrom_reconcile.output import formats
+from mikrom_reconcile.output.documents import Document
 from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.style import Style
 
@@ -18,9 +21,9 @@ def is_live(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ
 
 
-def style_of(stream: TextIO) -> Style:
-    """Colours for `stream`, unless nobody sees them there or NO_COLOR says no."""
-    return Style(colour=is_live(stream) and not os.environ.get("NO_COLOR"))
+def style_of(stream: TextIO, *, full: bool = False) -> Style:
+    """Colours for `stream`, unless nobody sees them there or NO_COLOR says no; `full` is handed on."""
+    return Style(colour=is_live(stream) and not os.environ.get("NO_COLOR"), full=full)
 
 
 def show(text: str, stream: TextIO | None = None) -> None:
@@ -28,6 +31,14 @@ def show(text: str, stream: TextIO | None = None) -> None:
     target = stream or sys.stdout
     target.write(text)
     target.flush()
+
+
+def present(form: str, document: Callable[[], Document], text: Callable[[Style], str]) -> None:
+    """Show something on stdout in the form that was asked for; only that form is made."""
+    if form == "text":
+        show(text(style_of(sys.stdout)))
+    else:
+        show(formats.DOCUMENT[form](document()))
 
 
 def warn(message: str) -> None:

@@ -17,7 +17,7 @@ from mikrom_reconcile.output.units import counted
 
 @click.command()
 @options.paths
-@options.output()
+@options.output(("text", "json"))
 def validate(paths: tuple[str, ...], form: str) -> int:
     """Check the specs and tell every mistake at once, with its place. Asks no host."""
     problems: tuple[SpecProblem, ...] = ()

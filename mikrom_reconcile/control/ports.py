@@ -23,7 +23,7 @@ class Hosts(Protocol):
     """The hypervisor hosts, in this process or over Celery: one contract."""
 
     def names(self) -> tuple[str, ...]:
-        """The hosts that can be addressed now, sorted; one that does not answer may be missing here."""
+        """The hosts that are known without specs, sorted, dark ones included."""
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host, as they come; a host that has not answered by the deadline is unreachable."""

@@ -181,8 +181,9 @@ class Resolver:
                 return state, spec
             pointer = _where(vm, min(names_in(vm.recipe.fields["image"])))
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: unknown image {spec.image!r}"))
-        except VariableError as error:
-            self.flaws.append(_flaw(vm.fleet, _where(vm, error.name), f"{vm.name}: {error}"))
+        except VariableError:
+            for error in self._unanswered(vm, host):
+                self.flaws.append(_flaw(vm.fleet, _where(vm, error.name), f"{vm.name}: {error}"))
         except msgspec.ValidationError as error:
             what, _, where = str(error).partition(" - at `$")
             path = where.rstrip("`").lstrip(".")
@@ -193,12 +194,30 @@ class Resolver:
     def _fields(self, vm: PendingVM, host: str) -> dict[str, Any]:
         if not vm.recipe.looked_up:
             return dict(vm.recipe.fields)
-        before = scope_of(vm, self._specs, None)
-        after = scope_of(vm, self._specs, host)
-        return {
-            key: (before if key in _DECIDES_PLACEMENT else after).resolve(value)
-            for key, value in vm.recipe.fields.items()
-        }
+        scopes = self._scopes(vm, host)
+        return {key: scopes[key in _DECIDES_PLACEMENT].resolve(value) for key, value in vm.recipe.fields.items()}
+
+    def _scopes(self, vm: PendingVM, host: str) -> tuple[Scope, Scope]:
+        """What variables mean once the host is known, and before."""
+        return scope_of(vm, self._specs, host), scope_of(vm, self._specs, None)
+
+    def _unanswered(self, vm: PendingVM, host: str) -> Iterator[VariableError]:
+        """Why a text cannot be resolved, for each that cannot."""
+        scopes = self._scopes(vm, host)
+        for key, value in vm.recipe.fields.items():
+            for text in _texts_in(value):
+                try:
+                    scopes[key in _DECIDES_PLACEMENT].resolve(text)
+                except VariableError as error:
+                    yield error
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _texts_in(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str) -> Flaw:

@@ -10,8 +10,10 @@ import msgspec
 
 from mikrom_reconcile.core.documents import places_of
 from mikrom_reconcile.core.expand import PendingVM, Resolver, scope_of
+from mikrom_reconcile.core.fields import recorded
 from mikrom_reconcile.core.specs import Specs
 from mikrom_reconcile.core.variables import names_in
+from mikrom_reconcile.core.yaml_text import Places
 
 Pointer = tuple[str | int, ...]
 
@@ -34,32 +36,45 @@ class FieldOrigin(msgspec.Struct, frozen=True, kw_only=True):
     variables: tuple[VariableOrigin, ...] = ()
 
 
-def origins(specs: Specs, vm: PendingVM, host: str) -> tuple[FieldOrigin, ...]:
-    """Every field of `vm` on `host`, sorted by path. Raises SpecError for what cannot be resolved."""
-    resolver = Resolver(specs)
-    state, spec = resolver.resolve(vm, host)
-    resolver.check()
-    values = {"state": state, **msgspec.to_builtins(spec)}
-    return tuple(_origin(specs, vm, host, path, value) for path, value in sorted(_leaves(values, ())))
+class Provenance:
+    """Answers for the VMs of one reading of the specs; each file is looked through once."""
 
+    def __init__(self, specs: Specs) -> None:
+        self._specs = specs
+        self._resolver = Resolver(specs)
+        self._places: dict[str, Places] = {}
 
-def _origin(specs: Specs, vm: PendingVM, host: str, path: tuple[str, ...], value: Any) -> FieldOrigin:
-    shown = ".".join(path)
-    for layer, pointer, fields in _layers(vm):
-        found, written = _at(fields, path)
-        if found:
-            if written is None:  # a null resets the field
-                break
-            document = vm.fleet.document
-            line, column = places_of(document, specs.tree).find(document.line, (*pointer, *path))
-            return FieldOrigin(
-                path=shown,
-                value=value,
-                written=written,
-                place=f"{document.path}:{line}:{column} {layer}",
-                variables=tuple(_variables(specs, vm, host, written)),
-            )
-    return FieldOrigin(path=shown, value=value, written=value, place="default")
+    def of(self, vm: PendingVM, host: str) -> tuple[FieldOrigin, ...]:
+        """Every field of `vm` on `host`, sorted by path. Raises SpecError for what cannot be resolved."""
+        state, spec = self._resolver.resolve(vm, host)
+        self._resolver.check()
+        values = recorded(fleet=vm.fleet.name, state=state, spec=spec, policy=vm.fleet.policy)
+        del values["fleet"]  # that is the document itself
+        return tuple(self._origin(vm, host, path, value) for path, value in sorted(leaves(values)))
+
+    def place(self, vm: PendingVM, pointer: Pointer) -> str:
+        """Where `pointer` stands in the document of a VM's fleet: `path:line:column`."""
+        document = vm.fleet.document
+        if document.path not in self._places:
+            self._places[document.path] = places_of(document, self._specs.tree)
+        line, column = self._places[document.path].find(document.line, pointer)
+        return f"{document.path}:{line}:{column}"
+
+    def _origin(self, vm: PendingVM, host: str, path: tuple[str, ...], value: Any) -> FieldOrigin:
+        shown = ".".join(path)
+        for layer, pointer, fields in _layers(vm):
+            found, written = _at(fields, path)
+            if found:
+                if written is None:  # a null resets the field
+                    break
+                return FieldOrigin(
+                    path=shown,
+                    value=value,
+                    written=written,
+                    place=f"{self.place(vm, (*pointer, *path))} {layer}",
+                    variables=tuple(_variables(self._specs, vm, host, written)),
+                )
+        return FieldOrigin(path=shown, value=value, written=value, place="default")
 
 
 def _layers(vm: PendingVM) -> Iterator[tuple[str, Pointer, dict[str, Any]]]:
@@ -72,6 +87,7 @@ def _layers(vm: PendingVM) -> Iterator[tuple[str, Pointer, dict[str, Any]]]:
         if fnmatchcase(vm.name, override.match):
             yield f"override {override.match}", ("spec", "overrides", number), override.fields
     yield "template", ("spec", "template"), fleet.template
+    yield "fleet", ("spec",), {key: fleet.document.body["spec"].get(key, {}) for key in ("prune", "lifecycle")}
 
 
 def _variables(specs: Specs, vm: PendingVM, host: str, written: Any) -> Iterator[VariableOrigin]:
@@ -82,10 +98,11 @@ def _variables(specs: Specs, vm: PendingVM, host: str, written: Any) -> Iterator
             yield VariableOrigin(name=name, value=value, origin=origin)
 
 
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value in nested mappings that is no mapping, with its path."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _leaves(item, (*path, key))
+            yield from leaves(item, (*path, key))
     else:
         yield path, value
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.documents import Flaw, Schemas, nearest, problems_of, read_tree
-from mikrom_reconcile.core.errors import SpecError
+from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
@@ -59,12 +59,14 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Specs:
-    """The specs in `tree`. Raises SpecError with every problem, sorted by place."""
+    """The specs in `tree`. Raises SpecError with every problem, sorted by place, and SourceError if it says nothing."""
     documents, flaws, problems = read_tree(tree, schemas)
     inventory = _inventory(documents)
     flaws += [*_doubles(documents), *_inventory_flaws(documents, inventory), *_fleet_flaws(documents, inventory)]
     if flaws or problems:
         raise SpecError(one_per_place([*problems, *problems_of(flaws, tree)]))
+    if not documents:
+        raise SourceError(f"no document in {', '.join(file.path for file in tree.files)}: nothing to plan from")
     projects = [document.name for document in documents if document.kind == "Project"]
     fleets = [_fleet(document, inventory) for document in documents if document.kind == "Fleet"]
     return Specs(

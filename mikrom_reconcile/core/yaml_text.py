@@ -22,6 +22,7 @@ MAX_NODES = 1_000_000
 """Values of one document, aliases counted each time they are used: what stops an alias bomb."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
+_INT_LENGTH = 20  # more than 64 bits are no number of anything here
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]+)?([eE][-+]?[0-9]+)?$")
 _WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _GUESSES = {"bool": "a boolean", "int": "a number", "float": "a number", "timestamp": "a date"}
@@ -74,6 +75,23 @@ def read_documents(path: str, text: str) -> tuple[list[YamlDocument], list[SpecP
             SpecProblem(path=path, line=1, column=1, pointer="", message=f"nested deeper than {MAX_DEPTH} levels")
         )
     return documents, problems
+
+
+def bare(text: str) -> bool | int | float | str:
+    """What a bare word means that stands alone, as on a command line: a boolean, a number, else the text itself."""
+    resolver: Any = yaml.resolver.Resolver()
+    tag = resolver.resolve(yaml.ScalarNode, text, (True, False))
+    value = _typed(tag[len(_PREFIX) :], text)
+    return text if value is None else value
+
+
+def _typed(kind: str, text: str) -> bool | int | float | None:
+    """The value of a word that YAML takes for `kind`, if every program reads it so."""
+    if kind == "bool":
+        return _WORDS.get(text)
+    if kind == "int" and _INT.match(text) and len(text) < _INT_LENGTH:
+        return int(text)
+    return float(text) if kind == "float" and _FLOAT.match(text) else None
 
 
 class Places:
@@ -165,12 +183,9 @@ class _Reading:
         kind, text = node.tag[len(_PREFIX) :], node.value
         if kind == "null":
             return None
-        if kind == "bool" and text in _WORDS:
-            return _WORDS[text]
-        if kind == "int" and _INT.match(text) and len(text) < 20:
-            return int(text)
-        if kind == "float" and _FLOAT.match(text):
-            return float(text)
+        value = _typed(kind, text)
+        if value is not None:
+            return value
         if kind in _GUESSES:
             hint = f'write "{text}" for the text' + (", true or false for a boolean" if kind == "bool" else "")
             message = f"{text!r} is read as {_GUESSES[kind]} by some programs and as text by others"

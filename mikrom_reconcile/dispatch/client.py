@@ -1,7 +1,8 @@
 """The engine as the command line sees it in a fleet: a control worker far away, followed over a stream.
 
 The request with its source tree waits in Redis under the run; the plan that a control worker made stays there, and an
-apply names it by its id, so that a caller cannot bring a plan that no guard has seen. When the caller goes away
+apply names it by its id. A caller may bring back one that was saved: it can only leave out, never add, since a worker
+does what its own look and guards allow. When the caller goes away
 (Ctrl-C, kill), its call ends and the control worker sends nothing more; what is under way on the hosts goes on.
 """
 
@@ -65,7 +66,7 @@ class RemoteEngine:
         """Have `plan` carried out and follow it. Leaving this call ends the run: nothing more is sent."""
         arguments = {"plan": plan.id if plan is not None else None}
         deadline_s = request.timeout_s + _REPORT_S
-        with self._asking(request, "mikrom.apply", arguments, deadline_s=deadline_s) as answers:
+        with self._asking(request, "mikrom.apply", arguments, deadline_s=deadline_s, plan=plan) as answers:
             for answer in answers:
                 if answer.kind == "report":
                     return unpack(answer.body, RunReport)
@@ -74,13 +75,15 @@ class RemoteEngine:
 
     @contextmanager
     def _asking(
-        self, request: RunRequest, task: str, arguments: dict[str, Any], *, deadline_s: float
+        self, request: RunRequest, task: str, arguments: dict[str, Any], *, deadline_s: float, plan: Plan | None = None
     ) -> Iterator[Iterator[Answer]]:
         """The answers of a control worker to `task`."""
         try:
             if not living(self._redis, self._keys, "control"):
                 raise MikromError(_NO_CONTROL)
             self._redis.set(self._keys.request(request.run_id), pack(request), ex=LEFTOVER_S)
+            if plan is not None:
+                self._redis.set(self._keys.plan(request.run_id), pack(plan), ex=LEFTOVER_S, nx=True)
             with Call(self._redis, self._keys, f"{request.run_id}-{secrets.token_hex(4)}") as call:
                 call.listen("control")
                 self._app.send_task(

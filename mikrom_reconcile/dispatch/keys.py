@@ -41,6 +41,10 @@ class Keys:
         """Start id of the process behind `owner` ("host:hv01", "control:hv01", "beat:hv01"), while it lives."""
         return f"{self.prefix}:alive:{owner}"
 
+    def known(self, host: str) -> str:
+        """Exists for a day after the worker of `host` was last seen."""
+        return f"{self.prefix}:known:{host}"
+
     def call(self, call: str) -> str:
         """Exists while somebody waits for this call: without it no order is carried out."""
         return f"{self.prefix}:call:{call}"

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+KNOWN_S = 86400
+"""A host whose worker has not been seen for a day is no longer asked about; its records know it all the same."""
+
 # Only the process that still owns the key may remove it.
 _LEAVE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
@@ -41,6 +44,12 @@ def living(redis: Redis, keys: Keys, kind: str) -> tuple[str, ...]:
     return tuple(sorted({key.decode()[before:] for key in found}))
 
 
+def known(redis: Redis, keys: Keys) -> tuple[str, ...]:
+    """Hosts whose workers lived at some time within `KNOWN_S`, sorted: those that are dark now are among them."""
+    before = len(keys.known(""))
+    return tuple(sorted(key.decode()[before:] for key in redis.scan_iter(match=keys.known("*"), count=1000)))
+
+
 class Heartbeat:
     """Keeps one key alive from a thread, or from a greenlet where threads are patched."""
 
@@ -49,6 +58,7 @@ class Heartbeat:
         self.start_id = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._redis = redis
         self._key = keys.heartbeat(owner)
+        self._known = keys.known(owner.removeprefix("host:")) if owner.startswith("host:") else None
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -64,6 +74,8 @@ class Heartbeat:
         while not self._ended.is_set():
             try:
                 self._redis.set(self._key, self.start_id, px=int(TTL_S * 1000))
+                if self._known:
+                    self._redis.set(self._known, b"", ex=KNOWN_S)
             except RedisError as error:
                 _log.warning("heartbeat of %s: %s; trying again in %g s", self.owner, error, HEARTBEAT_S)
             self._ended.wait(HEARTBEAT_S)

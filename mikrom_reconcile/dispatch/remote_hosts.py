@@ -25,7 +25,7 @@ from mikrom_reconcile.dispatch import deadlines
 from mikrom_reconcile.dispatch.app import FIRST, NORMAL, SOON, FleetApp
 from mikrom_reconcile.dispatch.calls import Answer, Call, unpack
 from mikrom_reconcile.dispatch.keys import Keys
-from mikrom_reconcile.dispatch.presence import living, starts
+from mikrom_reconcile.dispatch.presence import known, starts
 from mikrom_reconcile.dispatch.window import Window
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class CeleryHosts:
         self._keys = app.keys
 
     def names(self) -> tuple[str, ...]:
-        """The hosts whose workers live, sorted."""
-        return living(self._redis, self._keys, "host")
+        """The hosts whose workers live, or lived within the last day, sorted."""
+        return known(self._redis, self._keys)
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host, as they come; a host without a living worker is unreachable at once."""

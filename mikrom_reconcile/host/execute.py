@@ -8,6 +8,7 @@ greenlet or a time limit, passes through once no half-started VMM is left.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -68,9 +69,12 @@ class Executor:
         self._clock = clock
         self._on_step = on_step
         self._observer = Observer(host, driver=driver, records=records)
+        self._sweeping = threading.Lock()
+        self._swept = False
 
     def execute(self, order: Order) -> ActionOutcome:
         """Carry out `order`, or say why not. No Exception leaves it; a BaseException does, with all cleaned up."""
+        self._sweep_once()
         started_at, began_s = self._clock.now(), self._clock.monotonic()
         try:
             ending = self._ending(order)
@@ -98,6 +102,14 @@ class Executor:
             observed=ending.observed,
             error=ending.error,
         )
+
+    def _sweep_once(self) -> None:
+        """Before the first order of this process, clean up after those that were killed."""
+        with self._sweeping:
+            if not self._swept:
+                self._swept = True
+                with suppress(MikromError):  # a folder that cannot be listed is told by the orders themselves
+                    self._records.sweep()
 
     def _ending(self, order: Order) -> Ending:
         vm = order.action.vm

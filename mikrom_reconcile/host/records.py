@@ -6,7 +6,7 @@
     locks/<vm>.action           held by whoever acts on the VM, never unlinked
 
 A record that cannot be read is `Unreadable` and says why: never an exception, and never taken for absent. A VM's
-folder without a record is no VM but what a killed writer left; the next write or removal cleans it.
+folder without a record is no VM but what a killed writer left; the next write, removal or sweep cleans it.
 Nothing here knows what a record is for, and nothing else writes one.
 """
 
@@ -160,6 +160,17 @@ class Records:
         path.with_name(path.name + ".new").unlink(missing_ok=True)
         with suppress(OSError):
             path.parent.rmdir()
+
+    def sweep(self) -> None:
+        """Clear every VM's folder that a killed writer left without a record. Raises SetupError.
+
+        Each is locked for a moment, in which an order for that VM would find it busy: so before orders, not beside.
+        """
+        for vm in _listed(self._vms):
+            if _NAME.fullmatch(vm) and not self._path(vm).exists():
+                with suppress(TemporaryError, OSError), self.lock(vm):
+                    if not self._path(vm).exists():
+                        self.clear(vm)
 
     def tombstone(self, vm: str) -> Tombstone | None:
         """What the last VM of this name left. None, too, when it is damaged: a new uid tells two lives apart."""

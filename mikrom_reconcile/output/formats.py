@@ -7,17 +7,26 @@ from typing import Final
 
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunReport
-from mikrom_reconcile.output.documents import json_of, plan_document, run_document
+from mikrom_reconcile.output.documents import Document, json_of, plan_document, run_document, yaml_of
+from mikrom_reconcile.output.plan_html import plan_html
+from mikrom_reconcile.output.plan_markdown import plan_markdown
 from mikrom_reconcile.output.plan_text import plan_text
 from mikrom_reconcile.output.run_text import run_text
 from mikrom_reconcile.output.style import Style
 
+DOCUMENT: Final[Mapping[str, Callable[[Document], str]]] = {"json": json_of, "yaml": yaml_of}
+"""What is the same for everything that is a document."""
+
 PLAN: Final[Mapping[str, Callable[[Plan, Style], str]]] = {
     "text": plan_text,
     "json": lambda plan, _style: json_of(plan_document(plan)),
+    "yaml": lambda plan, _style: yaml_of(plan_document(plan)),
+    "markdown": plan_markdown,
+    "html": plan_html,
 }
 
 RUN: Final[Mapping[str, Callable[[RunReport, Style], str]]] = {
     "text": run_text,
     "json": lambda report, _style: json_of(run_document(report)),
+    "yaml": lambda report, _style: yaml_of(run_document(report)),
 }

@@ -9,7 +9,7 @@ from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.plan_text import refusals, unreachable
+from mikrom_reconcile.output.plan_parts import refusals, unreachable
 from mikrom_reconcile.output.section import section
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted, duration, listed

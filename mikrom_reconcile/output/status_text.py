@@ -65,12 +65,21 @@ def status_of(views: Iterable[HostView], wanted: Mapping[FleetKey, int], last_ru
 
 def status_text(status: Status, now: datetime, style: Style) -> str:
     """The screen. Ends with a line break."""
-    parts = [table(("HOST", "VCPU", "MEM", "VMS", "RUNNING", ""), [_host_row(host) for host in status.hosts], style)]
+    parts = [hosts_text(status.hosts, style)]
     if status.fleets:
-        rows = [_fleet_row(fleet) for fleet in status.fleets]
-        parts.append(table(("PROJECT", "FLEET", "WANTED", "VMS", "RUNNING"), rows, style))
+        parts.append(fleets_text(status.fleets, style))
     parts.append(_last_run(status.last_run, now, style))
     return "\n".join(parts)
+
+
+def hosts_text(hosts: Iterable[HostStatus], style: Style) -> str:
+    """One line per host."""
+    return table(("HOST", "VCPU", "MEM", "VMS", "RUNNING", ""), [_host_row(host) for host in hosts], style)
+
+
+def fleets_text(fleets: Iterable[FleetStatus], style: Style) -> str:
+    """One line per fleet."""
+    return table(("PROJECT", "FLEET", "WANTED", "VMS", "RUNNING"), [_fleet_row(fleet) for fleet in fleets], style)
 
 
 def _host(view: HostView) -> HostStatus:

@@ -8,9 +8,10 @@ _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "
 
 
 class Style(msgspec.Struct, frozen=True):
-    """How text is painted. Without colour every method gives back what it got."""
+    """How text is painted, and whether values are shown in `full`. Without colour `paint` gives back what it got."""
 
     colour: bool = False
+    full: bool = False
 
     def paint(self, text: str, *looks: str) -> str:
         """`text` in one or more of: bold, dim, red, green, yellow, magenta, cyan."""

@@ -17,17 +17,18 @@ A case is one file, `<theme>/<what-it-shows>.yml`. To add one, copy its nearest 
         wait restart web-003 on localhost: [at most, 1 of 10]     # what it waits for
       unchanged: {localhost: 2}
 
-Instead of a plan, `expect` may name the `problems` in the specs, or the expanded `vms`.
+Instead of a plan, `expect` may name the `problems` in the specs, an `error` of the run, or the expanded `vms`.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.errors import SpecError
+from mikrom_reconcile.core.errors import MikromError, SpecError
 from mikrom_reconcile.core.model.plan import VMChange
 from tests.case import HERE, Case, Words, flat, ranged, read_case
 
@@ -43,6 +44,9 @@ def test_case(file: Path) -> None:
         asked = {name: values or {} for name, values in ranged(case.expect.vms)}
         vms = {vm.name: flat(vm) | flat(vm.spec) for vm in wanted(case.read_specs(), here=HERE).vms}
         assert {name: {path: vm[path] for path in asked.get(name, {})} for name, vm in vms.items()} == asked
+    elif case.expect.error is not None:
+        with pytest.raises(MikromError, match=re.escape(case.expect.error)):
+            case.decide()
     else:
         check_plan(case)
 
@@ -55,7 +59,7 @@ def check_problems(case: Case, expected: dict[str, Words]) -> None:
     assert list(problems) == sorted(problems, key=lambda item: (item.path, item.line, item.column))
     texts = case.specs if isinstance(case.specs, dict) else {"fleet.yml": case.specs}
     for item in problems:
-        assert item.excerpt == ("", *texts[item.path].splitlines())[item.line]
+        assert item.excerpt in ("", *texts[item.path].splitlines(), "")[item.line]
 
 
 def check_plan(case: Case) -> None:
@@ -74,7 +78,8 @@ def check_plan(case: Case) -> None:
 
 
 def headline(change: VMChange) -> str:
-    kind = f"{change.kind} {change.wanted}" if change.wanted else change.kind
+    held_back = change.wanted and change.kind in {"wait", "blocked"}
+    kind = f"{change.kind} {change.wanted}" if held_back else change.kind
     return f"{kind} {change.name} on {change.host}"
 
 

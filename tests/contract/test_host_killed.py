@@ -140,6 +140,16 @@ def assert_as_wanted(host: Host, vm: str, desired: DesiredVM | None) -> None:
     assert pids == ([seen.pid] if desired.state == "running" else [])
 
 
+def test_what_a_killed_create_left_goes_with_the_first_order_for_any_vm(host: Host) -> None:
+    half = host.state_dir / "vms/web-000/record.json.new"
+    half.parent.mkdir(mode=0o700, parents=True)
+    half.write_text("killed while it wrote this")
+    gone = host.created("web-001")
+    assert not half.parent.exists()
+    host.another().execute(host.order("delete", "web-001", gone, deadline_s=2))
+    assert host.leftovers() == []
+
+
 def test_a_lock_dies_with_its_holder(host: Host) -> None:
     assert killed_before_step(1, host, host.order("create", "web-000"))
     with host.records.lock("web-000"):

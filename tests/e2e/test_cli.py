@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import signal
@@ -11,77 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
+from tests.command import WEB, Mikrom, document, names, write_specs
 
-PROJECT = Path(__file__).parents[2]
-SCHEMAS = json.loads((PROJECT / "tests" / "documents.schema.json").read_text())
-WEB = """\
-apiVersion: mikrom/v1
-kind: Project
-metadata: {name: demo}
----
-apiVersion: mikrom/v1
-kind: Fleet
-metadata: {name: web}
-spec:
-  replicas: %d
-  template: {image: hello, machine: {mem_size_mib: 16}}
-"""
 CRASHING = "  template: {image: hello, boot_args: 'mikrom.mode=crash:0'}\n"
 SLOWLY = (
     "import sys; from mikrom_reconcile import wiring; from tests.slow_host import slow_host;"
     "wiring.make_hypervisor = lambda settings: slow_host(settings, 0.5);"
     "from mikrom_reconcile.__main__ import main; sys.exit(main())"
 )
-
-Run = subprocess.CompletedProcess[str]
-Mikrom = Callable[..., Run]
-
-
-@pytest.fixture
-def folder(own_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with `specs/`, from which three VMs follow."""
-    monkeypatch.setenv("MIKROM_DRIVER", "simulated")
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    for name in ("NO_COLOR", "CI"):
-        monkeypatch.delenv(name, raising=False)
-    (own_environment / "specs").mkdir()
-    (own_environment / "specs" / "web.yml").write_text(WEB % 3)
-    return own_environment
-
-
-@pytest.fixture
-def mikrom(folder: Path) -> Mikrom:
-    def run(*words: str, code: int | None = 0, program: Sequence[str] = ("-m", "mikrom_reconcile")) -> Run:
-        argv = [sys.executable, *program, *words]
-        done = subprocess.run(
-            argv, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False
-        )
-        assert "Traceback" not in done.stderr
-        if code is not None:
-            assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    return run
-
-
-def document(name: str, done: Run) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(done.stdout)
-    Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": SCHEMAS["$defs"]}).validate(loaded)
-    return loaded
-
-
-def names(mikrom: Mikrom) -> list[str]:
-    return [vm["name"] for vm in document("vms", mikrom("get", "vms", "-o", "json"))["vms"]]
-
-
-def write_specs(folder: Path, text: str) -> None:
-    (folder / "specs" / "web.yml").write_text(text)
 
 
 def test_specs_become_vms_and_then_there_is_nothing_to_change(mikrom: Mikrom) -> None:

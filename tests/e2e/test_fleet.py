@@ -133,11 +133,13 @@ def test_a_worker_told_to_end_ends_what_runs_says_so_and_is_gone_in_time(
     asked_at = time.monotonic()
     worker.terminate()
     outcomes: list[ActionOutcome] = told.result()  # type: ignore[assignment]
-    assert time.monotonic() - asked_at < 4
+    assert time.monotonic() - asked_at < 8  # it would be the 25 s of the deadline
     assert {outcome.result for outcome in outcomes} == {"failed_temporary"}
     assert all("is being stopped" in (outcome.error or "") for outcome in outcomes)
     assert worker.wait(timeout=7) == 0
-    assert side.hosts.names() == ()
+    assert side.hosts.names() == (HERE,)  # known still, so that `get vms` says that it is dark
+    (view,) = side.hosts.observe({HERE: ObserveQuery()}, deadline_s=5)
+    assert "no worker answers" in view.error
 
 
 def test_an_order_delivered_twice_at_once_has_one_effect(fleet: Fleet, side: Side) -> None:
@@ -223,7 +225,7 @@ def test_a_broker_that_does_not_answer_is_told_within_three_seconds(kind: str) -
     assert "secret" not in str(told.value)
 
 
-def test_the_command_line_says_within_three_seconds_that_its_broker_is_away(own_environment: Path) -> None:
+def test_the_command_line_soon_says_that_its_broker_is_away(own_environment: Path) -> None:
     (own_environment / "web.yml").write_text(request(1).tree.files[0].text)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -234,7 +236,7 @@ def test_the_command_line_says_within_three_seconds_that_its_broker_is_away(own_
         ended = subprocess.run(
             argv, env=Fleet.environment_of(own_environment, url), capture_output=True, cwd=ROOT, check=False
         )
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10  # 2.4 s on a machine with time to spare; more than 75 s without the preflight
     assert ended.returncode == 1
     assert b"no answer from the broker" in ended.stderr
 
@@ -261,6 +263,10 @@ class TestTheRemoteEngine:
         assert report.remaining.changes == ()
         assert engine.store.runs(1) == (report,)
         assert engine.plan(request(5, run_id="run-2")).changes == ()
+        again = engine.apply(
+            request(5, run_id="run-3"), plan, progress=silent
+        )  # a plan that was saved and brought back
+        assert (again.plan.id, again.outcomes) == (plan.id, ())
         assert "mikrom.plan" in fleet.log("control:localhost").partition("ready.")[2]
         assert "mikrom.plan" not in fleet.log(OWNER).partition("ready.")[2], "each queue has an exchange of its own"
 

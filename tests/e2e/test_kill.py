@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
 
@@ -41,8 +41,11 @@ FIRST: Mapping[str, int | str] = {"mem_size_mib": 4, "boot_args": "first"}
 CHANGES: tuple[Mapping[str, int | str], ...] = ({"mem_size_mib": 5}, {"boot_args": "second"})
 """Either of them restarts every VM, a tenth of them at a time."""
 
-LONGEST_DELAY_S = 0.03
-"""The time of a start or a restart: from what is awaited, every moment of it can be hit."""
+START_S = 0.03
+"""About the time of a start or a restart: with it, every moment between two starts can be hit."""
+
+FIRST_START_S = 0.25
+"""About the time until the first one."""
 
 FAILED, UNREACHABLE = 2, 4
 
@@ -131,24 +134,32 @@ def go_through_life(
     assert watch.doubles == []
 
 
-def killed_amid(host: Host, watch: Watch, chance: Random, kill: Callable[[subprocess.Popen[str]], None]) -> int:
-    """The exit code of an apply that saw a `kill` some way between its first start and its last."""
-    starts, delay_s = chance.randrange(1, VMS - 1), chance.uniform(0, LONGEST_DELAY_S)
-    before = watch.started
+def killed_amid(
+    host: Host, watch: Watch, chance: Random, kill: Callable[[subprocess.Popen[str]], None], *, least_starts: int = 0
+) -> int:
+    """The exit code of an apply that saw a `kill` some way between its begin and its last start."""
+    starts, before = chance.randrange(least_starts, VMS - 1), watch.started
+    delay_s = chance.uniform(0, START_S if starts else FIRST_START_S)
     apply = host.begin("apply")
-    try:
-        watch.wait_for_start(before + starts)
+    with killed_if_it_fails(apply):
+        watch.wait_until(lambda seen: seen.started >= before + starts, f"start number {starts}")
         time.sleep(delay_s)
         print(f"a kill {delay_s * 1000:.1f} ms after start {starts} of {VMS}")  # noqa: T201 - what a failure shows
         assert apply.poll() is None, "the apply had ended before"
         kill(apply)
-    except BaseException:
-        apply.kill()
-        raise
-    finally:
         code, said = end_of(apply)
-        print(f"the apply ended with {code}:\n{said}")  # noqa: T201
+    print(f"the apply ended with {code}:\n{said}")  # noqa: T201
     return code
+
+
+@contextmanager
+def killed_if_it_fails(process: subprocess.Popen[str]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        end_of(process)
+        raise
 
 
 def test_the_watch_sees_two_vmms_of_one_vm(own_environment: Path, watch: Watch) -> None:
@@ -156,10 +167,10 @@ def test_the_watch_sees_two_vmms_of_one_vm(own_environment: Path, watch: Watch) 
     run_dir.mkdir()
     argv = [os.environ["MIKROM_FIRECRACKER"], "--id", "web-000", "--api-sock"]
     first = subprocess.Popen([*argv, str(run_dir / "1.sock")], stdout=subprocess.DEVNULL)
-    watch.wait_for_start(1)
+    watch.wait_until(lambda seen: seen.started == 1, "the first")
     assert watch.doubles == []
     second = subprocess.Popen([*argv, str(run_dir / "2.sock")], stdout=subprocess.DEVNULL)
-    watch.wait_for_start(2)
+    watch.wait_until(lambda seen: seen.started == 2, "the second")
     assert f"pid={first.pid}" in watch.doubles[0]
     assert f"pid={second.pid}" in watch.doubles[0]
     for vmm in (first, second):
@@ -175,11 +186,32 @@ def test_after_a_killed_apply_the_next_one_converges(own_environment: Path, watc
         assert code == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("seed", [*SOAK_SEEDS, 100])
+def test_after_a_killed_apply_and_a_killed_destroy_the_next_destroy_leaves_nothing(
+    own_environment: Path, watch: Watch, seed: int
+) -> None:
+    host, chance = Host(own_environment, dict(os.environ)), Random(f"destroy {seed}")
+    host.want(FIRST)
+    # a destroy that finds no VM gives no order, and so does not clean up after a kill before the first record
+    killed_amid(host, watch, chance, lambda apply: apply.kill(), least_starts=1)
+    there = len(watch.now())
+    left = chance.randrange(there)
+    destroy = host.begin("destroy")
+    with killed_if_it_fails(destroy):
+        watch.wait_until(lambda seen: len(seen.alive) <= left, f"{left} of {there} VMMs to be left")
+        destroy.kill()
+        end_of(destroy)
+    host.run("destroy")
+    host.assert_nothing_left(watch)
+    assert watch.doubles == []
+
+
 @pytest.mark.parametrize("seed", [*SOAK_SEEDS, 100, 101])
 def test_after_a_killed_vmm_the_next_apply_converges(own_environment: Path, watch: Watch, seed: int) -> None:
     host, chance = Host(own_environment, dict(os.environ)), Random(f"vmm {seed}")
 
     def kill(_: subprocess.Popen[str]) -> None:
+        watch.wait_until(lambda seen: seen.alive, "a VMM to kill")
         os.kill(chance.choice(sorted(watch.now())).pid, signal.SIGKILL)
 
     for code in go_through_life(host, watch, chance, kill):

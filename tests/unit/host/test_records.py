@@ -169,6 +169,20 @@ def test_a_folder_without_a_record_is_no_vm(records: Records, state: Path) -> No
     assert list((state / "vms").iterdir()) == []
 
 
+def test_a_sweep_clears_what_killed_writers_left_and_nothing_else(records: Records, state: Path) -> None:
+    records.write(record_of())
+    for name in ("half", "held", "with-a-console"):
+        (state / "vms" / name).mkdir()
+        (state / "vms" / name / "record.json.new").write_text("half")
+    (state / "vms/with-a-console/console.log").write_text("of a VM whose record somebody moved away")
+    with records.lock("held"):
+        records.sweep()
+    assert sorted(path.name for path in (state / "vms").iterdir()) == ["held", "web-000", "with-a-console"]
+    assert (state / "vms/held/record.json.new").exists()
+    assert (state / "vms/with-a-console/console.log").exists()
+    assert records.read("web-000") == record_of()
+
+
 def test_an_unreadable_folder_of_records_is_an_error_and_not_an_empty_host(records: Records, state: Path) -> None:
     state.mkdir()
     (state / "vms").write_text("not a folder")

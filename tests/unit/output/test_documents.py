@@ -18,10 +18,9 @@ from mikrom_reconcile.output.doctor_text import Check, SettingLine
 from mikrom_reconcile.output.documents import (
     doctor_document,
     json_of,
-    status_document,
     validation_document,
-    vms_document,
 )
+from mikrom_reconcile.output.look_documents import status_document, vms_document
 from mikrom_reconcile.output.status_text import status_of
 from mikrom_reconcile.output.style import PLAIN, Style
 from tests.samples import MEMORY, change, observed, outcome, plan, refusal, report

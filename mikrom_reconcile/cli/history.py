@@ -1,0 +1,45 @@
+"""`mikrom history`, which is also `mikrom get runs`, and `mikrom events`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+
+from mikrom_reconcile import settings, wiring
+from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli.look import names_for_tab
+from mikrom_reconcile.cli.terminal import present
+from mikrom_reconcile.output import history_text
+from mikrom_reconcile.output.look_documents import events_document, runs_document
+
+KEPT = 100
+"""No store keeps more runs."""
+
+latest = click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=names_for_tab)
+@latest
+@options.output()
+def history(name: str | None, count: int, form: str) -> int:
+    """The runs that were kept, the latest first; with NAME those that touched that VM, host or fleet."""
+    kept = wiring.open_engine(settings.load()).store.runs(KEPT)
+    found = [report for report in kept if name is None or history_text.touched(report, name)][:count]
+    present(
+        form, lambda: runs_document(found), lambda style: history_text.history_text(found, datetime.now(UTC), style)
+    )
+    return 0
+
+
+@click.command()
+@click.option("--limit-to", "name", metavar="NAME", shell_complete=names_for_tab, help="Only this VM or host.")
+@latest
+@options.output()
+def events(name: str | None, count: int, form: str) -> int:
+    """What runs have done to which VM, the latest last."""
+    kept = wiring.open_engine(settings.load()).store.runs(KEPT)
+    found = history_text.events(kept, name)[-count:]
+    present(form, lambda: events_document(found), lambda style: history_text.events_text(found, style))
+    return 0

@@ -1,0 +1,107 @@
+"""`mikrom init`: the files of a project to begin with."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+
+from mikrom_reconcile.cli.terminal import show
+from mikrom_reconcile.core.errors import SourceError
+from mikrom_reconcile.core.model.desired import NAME_LENGTH
+from mikrom_reconcile.output.neutral import one_line
+
+_PROJECT = """\
+# These files are the whole truth of this project: a fleet that is removed from them is removed from the hosts.
+apiVersion: mikrom/v1
+kind: Project
+metadata: {name: NAME}
+"""
+_FLEET = """\
+apiVersion: mikrom/v1
+kind: Fleet
+metadata:
+  name: web
+  tags: [web]                          # mikrom plan --tags web
+spec:
+  replicas: 3                          # web-000, web-001, web-002
+  vars: {memory: 64}                   # mikrom plan -e memory=128
+  template:
+    image: hello                       # the demo guest that ships with mikrom
+    machine: {vcpu_count: 1, mem_size_mib: "${memory}"}
+  overrides:
+    - {match: web-000, machine: {mem_size_mib: 96}}
+  prune: {max: 20%}                    # more than that is never removed at once without a person's word
+"""
+_PRE_COMMIT = """\
+repos:
+  - repo: local
+    hooks:
+      - id: mikrom-validate
+        name: mikrom validate
+        entry: mikrom validate
+        language: system
+        files: ^specs/
+        pass_filenames: false
+"""
+_GITHUB = """\
+# Checks the specs of every pull request and shows what they would change.
+name: mikrom
+on: pull_request
+jobs:
+  plan:
+    runs-on: self-hosted                 # a machine that reaches the broker; without one, a hypervisor host
+    env:
+      MIKROM_BROKER_URL: ${{ secrets.MIKROM_BROKER_URL }}
+    steps:
+      - uses: actions/checkout@v4
+      - run: pip install mikrom-reconcile
+      - run: mikrom validate
+      - run: mikrom plan -o markdown >> "$GITHUB_STEP_SUMMARY"
+"""
+_GITLAB = """\
+# Checks the specs of every merge request and keeps what they would change; MIKROM_BROKER_URL is a CI/CD variable.
+plan:
+  rules: [{if: $CI_PIPELINE_SOURCE == "merge_request_event"}]
+  image: python:3.13
+  script:
+    - pip install mikrom-reconcile
+    - mikrom validate
+    - mikrom plan -o markdown > plan.md
+  artifacts: {paths: [plan.md]}
+"""
+FILES = {
+    "specs/project.yml": _PROJECT,
+    "specs/web.yml": _FLEET,
+    ".pre-commit-config.yaml": _PRE_COMMIT,
+    ".github/workflows/mikrom.yml": _GITHUB,
+    ".gitlab-ci.yml": _GITLAB,
+}
+"""Path to text; NAME is the project."""
+
+
+@click.command()
+@click.argument("folder", default=".", metavar="[DIR]")
+def init(folder: str) -> int:
+    """Write a starter project: a project and a fleet in specs/, and examples for pre-commit, GitHub and GitLab.
+
+    Nothing that is there is overwritten.
+    """
+    base = Path(folder)
+    there = [path for path in FILES if (base / path).exists()]
+    if there:
+        raise SourceError(f"{folder} has {', '.join(there)} already; nothing was written")
+    name = re.sub("[^a-z0-9]+", "-", base.resolve().name.lower())[:NAME_LENGTH].strip("-") or "demo"
+    try:
+        for path, text in FILES.items():
+            (base / path).parent.mkdir(parents=True, exist_ok=True)
+            with (base / path).open("x", encoding="utf-8") as file:
+                file.write(text.replace("NAME", name, 1) if text is _PROJECT else text)
+    except OSError as error:
+        raise SourceError(f"{error.filename}: {error.strerror}") from error
+    show("".join(f"wrote {one_line(str(base / path))}\n" for path in FILES))
+    cd = "" if folder == "." else f"cd {one_line(shlex.quote(folder))} && "
+    show(f"Next: {cd}mikrom validate && mikrom plan\n")
+    return 0

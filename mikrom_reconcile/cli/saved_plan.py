@@ -1,0 +1,83 @@
+"""A plan in a file, with the request that it was made from: looked at today, executed as it is tomorrow."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.digests import digest_of
+from mikrom_reconcile.core.errors import SourceError, UsageError
+from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.model.run import RunRequest
+
+FORMAT_VERSION = "1"
+"""Goes up whenever a plan or a request changes its shape: what was saved before is then planned anew, not guessed."""
+
+_AGAIN = "make it again with `mikrom plan --out FILE`"
+
+
+class SavedPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of the file. `digest` covers request and plan, against accidents; it is no signature."""
+
+    format_version: str
+    digest: str
+    request: RunRequest
+    plan: Plan
+
+
+def write(path: str, request: RunRequest, plan: Plan) -> None:
+    """Put the plan into a file that only this user may read: it holds the specs. An older one is replaced."""
+    if request.without_hosts:
+        raise UsageError("--without-host only asks what would be: such a plan cannot be saved")
+    saved = SavedPlan(format_version=FORMAT_VERSION, digest=digest_of((request, plan)), request=request, plan=plan)
+    try:
+        fd, made = tempfile.mkstemp(dir=Path(path).absolute().parent, prefix=".mikrom-plan-")
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(msgspec.json.encode(saved))
+            Path(made).replace(path)
+        except BaseException:
+            with suppress(OSError):
+                Path(made).unlink()
+            raise
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}") from error
+
+
+def find(paths: Sequence[str]) -> SavedPlan | None:
+    """The plan in the file that `paths` name; None if it is anything else. Raises SourceError for a broken one."""
+    if len(paths) != 1 or not Path(paths[0]).is_file():
+        return None
+    try:
+        content = Path(paths[0]).read_bytes()
+    except OSError as error:
+        raise SourceError(f"{paths[0]}: {error.strerror}") from error
+    if not content.lstrip().startswith(b"{"):
+        return None
+    try:
+        found: Any = msgspec.json.decode(content)
+    except msgspec.DecodeError:  # specs may be YAML in braces
+        if content.startswith(b'{"format_version":'):
+            raise SourceError(f"{paths[0]}: this plan is not whole; {_AGAIN}") from None
+        return None
+    return None if "apiVersion" in found or "kind" in found else _checked(paths[0], content, found)
+
+
+def _checked(path: str, content: bytes, found: dict[str, Any]) -> SavedPlan:
+    if "format_version" not in found or "plan" not in found:
+        raise SourceError(f"{path}: neither specs nor a plan that was saved with --out; {_AGAIN}")
+    if found["format_version"] != FORMAT_VERSION:
+        raise SourceError(f"{path}: a plan in format {found['format_version']}, not {FORMAT_VERSION}; {_AGAIN}")
+    try:
+        saved = msgspec.json.decode(content, type=SavedPlan)
+    except msgspec.ValidationError as error:
+        raise SourceError(f"{path}: this plan cannot be read: {error}; {_AGAIN}") from None
+    if saved.digest != digest_of((saved.request, saved.plan)):
+        raise SourceError(f"{path}: this plan was changed after it was made; {_AGAIN}")
+    return saved

@@ -1,0 +1,86 @@
+"""Where values come from, and why something happens to a VM or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from mikrom_reconcile.core.explain import Explanation, FieldStory
+from mikrom_reconcile.core.fields import recorded
+from mikrom_reconcile.core.model.desired import DesiredVM
+from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.provenance import FieldOrigin, leaves
+from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.plan_parts import short
+from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.output.table import Cell, table
+from mikrom_reconcile.output.units import counted
+
+
+def rendered_text(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[FieldOrigin]], style: Style) -> str:
+    """The fields of each VM, and where they come from where that is known. Ends with a line break."""
+    return "\n".join(_rendered(vm, origins.get(vm.name, ()), style) for vm in vms) or "No VMs.\n"
+
+
+def _rendered(vm: DesiredVM, origins: Iterable[FieldOrigin], style: Style) -> str:
+    values = recorded(fleet=vm.fleet, state=vm.state, spec=vm.spec, policy=vm.policy)
+    del values["fleet"]
+    sources = {origin.path: _source(origin) for origin in origins}
+    rows = [
+        ((f"  {path}", ""), (short(value), "cyan"), (sources.get(path, ""), "dim"))
+        for path, value in sorted((".".join(steps), value) for steps, value in leaves(values))
+    ]
+    return table((f"{vm.name} on {vm.host}, fleet {vm.fleet}", "", ""), rows, style)
+
+
+def explanation_text(told: Explanation, style: Style) -> str:
+    """The story of one VM, from its line in the specs to what happens to it. Ends with a line break."""
+    lines = [
+        ("Wanted", _wanted(told)),
+        *(("Observed", _observed(row)) for row in told.observed),
+        *([] if told.observed else [("Observed", "on no host that could be read")]),
+        ("Rule", f"{told.rule}: {told.meaning}" if told.rule else "none looks at it"),
+        *(("Refused", refusal) for refusal in told.refusals),
+        ("So", told.conclusion),
+    ]
+    text = "".join(f"{style.paint(f'{title:<10}', 'bold')}{one_line(line)}\n" for title, line in lines)
+    header = ("FIELD", "WANTED", "RECORDED", "ACTUAL", "FROM")
+    head = style.paint(one_line(f"{told.name}, project {told.project} at {told.revision}"), "bold")
+    return f"{head}\n\n{text}\n{table(header, list(_stories(told)), style)}"
+
+
+def _wanted(told: Explanation) -> str:
+    if told.wanted is None:
+        return "not by these specs"
+    return f"{told.wanted.state} on {told.wanted.host}, by fleet {told.wanted.fleet} at {told.place}"
+
+
+def _observed(row: ObservedVM) -> str:
+    pid = f", pid {row.pid}" if row.pid else ""
+    error = f", last error: {row.last_error}" if row.last_error else ""
+    history = f"{counted(row.generation, 'change')}, last by token {row.token}"
+    return f"{row.phase} on {row.host}{pid}, project {row.project}, fleet {row.fleet}, {history}{error}"
+
+
+def _stories(told: Explanation) -> Iterator[tuple[Cell, ...]]:
+    seen = bool(told.observed)
+    for story in told.fields:
+        wanted = short(story.wanted.value) if story.wanted else "-"
+        recorded, actual = (short(story.recorded), short(story.actual)) if seen else ("-", "-")
+        yield (
+            (story.path, ""),
+            (wanted, "cyan"),
+            (recorded, _look(story, recorded, wanted)),
+            (actual, "dim" if actual == recorded else "red"),
+            (_source(story.wanted) if story.wanted else "", "dim"),
+        )
+
+
+def _look(story: FieldStory, recorded: str, wanted: str) -> str:
+    return "dim" if story.wanted is None or recorded in {wanted, "-"} else "yellow"
+
+
+def _source(origin: FieldOrigin) -> str:
+    """The layer and place of a value, and the variables that it looked up."""
+    written = f", written {short(origin.written)}" if origin.variables else ""
+    variables = "".join(f", {used.name} = {short(used.value)} from {used.origin}" for used in origin.variables)
+    return f"{origin.place}{written}{variables}"

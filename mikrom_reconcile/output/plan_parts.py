@@ -1,0 +1,171 @@
+"""What every form of a plan shows: its summary, its changes in groups, what was refused or could not be read.
+
+Only words and their order are made here, without any form; nothing is made neutral yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+import msgspec
+
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan, VMChange
+from mikrom_reconcile.output.names import grouped
+from mikrom_reconcile.output.units import counted, listed
+
+KINDS: tuple[ChangeKind, ...] = get_args(ChangeKind)
+"""Every kind of change, in the order in which they are shown."""
+
+LOOKS: dict[ChangeKind, tuple[str, str]] = {
+    "create": ("+", "green"),
+    "start": ("+", "green"),
+    "stop": ("-", "yellow"),
+    "pause": ("~", "yellow"),
+    "resume": ("~", "green"),
+    "update": ("~", "cyan"),
+    "restart": ("~", "yellow"),
+    "replace": ("±", "red"),
+    "move": ("±", "red"),
+    "delete": ("-", "red"),
+    "wait": ("·", "dim"),
+    "blocked": ("!", "magenta"),
+}
+"""The sign and the colour of each kind."""
+
+SHORT_VALUE = 60
+"""Characters of a value that is not shown in full."""
+
+_SUMMARY = {kind: f"to {kind}" for kind in KINDS} | {"wait": "waiting", "blocked": "blocked"}
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """VMs of one fleet to which the same happens for the same reasons. `wanted` is what they wait or are blocked for.
+
+    `placed` is why the first of them goes to its host, if there was a choice.
+    """
+
+    kind: ChangeKind
+    wanted: str
+    names: str
+    hosts: str
+    why: str
+    placed: str
+    fields: tuple[FieldChange, ...]
+    names_by_host: dict[str, str]
+    size: int
+
+
+def kinds_of(plan: Plan) -> dict[str, int]:
+    """How many VMs are unchanged, and how many there are of each kind of change."""
+    kinds = Counter(change.kind for change in plan.changes)
+    return {"unchanged": sum(plan.unchanged.values())} | {kind: kinds[kind] for kind in KINDS}
+
+
+def summary(plan: Plan) -> str:
+    """The plan in one line."""
+    kinds = kinds_of(plan)
+    unchanged = kinds["unchanged"]
+    dark = f"; {counted(len(plan.unreachable), 'host')} could not be read" if plan.unreachable else ""
+    if not plan.changes:
+        return f"Nothing to change: {counted(unchanged, 'VM')} as specified{dark}."
+    return f"Plan: {listed({_SUMMARY[kind]: kinds[kind] for kind in KINDS})}; {unchanged} unchanged{dark}."
+
+
+def fleets_of(plan: Plan) -> Iterator[tuple[str, str, list[Group]]]:
+    """Each fleet with changes, sorted: its name, how many of its VMs are down at once ("" if none), its groups."""
+    fleets: dict[str, list[VMChange]] = defaultdict(list)
+    for change in plan.changes:
+        fleets[change.fleet].append(change)
+    for fleet in sorted(fleets):
+        peak = plan.peaks.get(fleet)
+        yield fleet, f"at most {peak.down} of {peak.size} down at a time" if peak else "", _groups(fleets[fleet])
+
+
+def _groups(changes: Iterable[VMChange]) -> list[Group]:
+    alike: dict[tuple[Any, ...], list[VMChange]] = defaultdict(list)
+    for change in changes:
+        fields = tuple((field.path, whole(field.before), whole(field.after), field.impact) for field in change.fields)
+        alike[KINDS.index(change.kind), change.wanted, change.reasons, bool(change.placed), fields].append(change)
+    entries = sorted(alike.values(), key=lambda group: (KINDS.index(group[0].kind), min(vm.name for vm in group)))
+    return [_group(sorted(entry, key=lambda change: change.name)) for entry in entries]
+
+
+def _group(changes: list[VMChange]) -> Group:
+    first = changes[0]
+    by_host: dict[str, list[str]] = defaultdict(list)
+    for change in changes:
+        by_host[change.host].append(change.name)
+    return Group(
+        kind=first.kind,
+        wanted=first.wanted or "",
+        names=grouped(change.name for change in changes),
+        hosts=grouped(by_host),
+        why="; ".join(first.reasons),
+        placed=first.placed and first.placed + (", and so on" if len(changes) > 1 else ""),
+        fields=first.fields,
+        names_by_host={host: grouped(by_host[host]) for host in sorted(by_host)},
+        size=len(changes),
+    )
+
+
+def refusals(plan: Plan) -> Iterator[str]:
+    """Each refusal in one line, once for all the VMs that it stands for."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for refusal in plan.refusals:
+        groups.setdefault((refusal.fleet, refusal.rule, refusal.message), []).append(refusal.vm)
+    for (fleet, rule, message), vms in groups.items():
+        named = grouped(vm for vm in vms if vm)
+        yield f"{named or f'fleet {fleet}'}: {message} [{rule}]"
+
+
+def unreachable(plan: Plan) -> Iterator[str]:
+    """The hosts that gave no report, in one line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for host, reason in plan.unreachable.items():
+        reasons.setdefault(reason, []).append(host)
+    return (f"{grouped(hosts)}: {reason}; its VMs are left as they are" for reason, hosts in reasons.items())
+
+
+def alarms(plan: Plan) -> Iterator[tuple[str, str, list[str]]]:
+    """What asks for attention: title, colour and lines of each section that has any."""
+    for title, look, lines in (
+        ("Refused", "magenta", list(refusals(plan))),
+        ("Could not be read", "red", list(unreachable(plan))),
+        ("Warnings", "yellow", list(plan.warnings)),
+    ):
+        if lines:
+            yield title, look, lines
+
+
+def whole(value: Any) -> str:
+    """A field's value on one line."""
+    return "(none)" if value is None else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def short(value: Any) -> str:
+    """A field's value on one line of at most `SHORT_VALUE` characters."""
+    text = whole(value)
+    return text if len(text) <= SHORT_VALUE else text[: SHORT_VALUE - 1] + "…"
+
+
+def value_diff(field: FieldChange) -> Iterator[str]:
+    """The lines of both values with "-", "+" or " " before them, and "…" for those that are equal and far away."""
+    import difflib  # noqa: PLC0415 - only a changed value that is shown in full needs it
+
+    lines = difflib.unified_diff(_value_lines(field.before), _value_lines(field.after), lineterm="")
+    for number, line in enumerate(lines):
+        if number > 2 and line.startswith("@@"):
+            yield " …"
+        elif number > 2:
+            yield f"{line[0]} {line[1:]}"
+
+
+def _value_lines(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, str) and "\n" in value:
+        return value.split("\n")
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str, indent=2).split("\n")

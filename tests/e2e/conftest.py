@@ -1,0 +1,39 @@
+"""What the tests of the command line share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.command import PROJECT, WEB, Mikrom, Run
+
+
+@pytest.fixture
+def folder(own_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with `specs/`, from which three VMs follow."""
+    monkeypatch.setenv("MIKROM_DRIVER", "simulated")
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    for name in ("NO_COLOR", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    (own_environment / "specs").mkdir()
+    (own_environment / "specs" / "web.yml").write_text(WEB % 3)
+    return own_environment
+
+
+@pytest.fixture
+def mikrom(folder: Path) -> Mikrom:
+    def run(*words: str, code: int | None = 0, program: Sequence[str] = ("-m", "mikrom_reconcile")) -> Run:
+        argv = [sys.executable, *program, *words]
+        done = subprocess.run(
+            argv, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False
+        )
+        assert "Traceback" not in done.stderr
+        if code is not None:
+            assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run

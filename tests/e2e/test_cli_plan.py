@@ -1,0 +1,216 @@
+"""Plans that are narrowed, parametrised, shown in other forms, saved and executed later: as processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.command import WEB, Mikrom, document, names, write_specs
+
+TWO = (
+    (WEB % 2).replace("{name: web}", "{name: web, tags: [front]}")
+    + """\
+---
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {name: db, tags: [back]}
+spec:
+  replicas: 1
+  vars: {mem: 16}
+  template: {image: hello, machine: {mem_size_mib: "${mem}"}, boot_args: "x=${mem}"}
+"""
+)
+
+
+def changed(mikrom: Mikrom, *words: str) -> set[str]:
+    return {change["vm"] for change in document("plan", mikrom("plan", "-o", "json", *words))["changes"]}
+
+
+@pytest.fixture(autouse=True)
+def two_fleets(folder: Path) -> None:
+    write_specs(folder, TWO)
+
+
+def test_a_run_is_narrowed_by_names_and_tags(mikrom: Mikrom) -> None:
+    assert changed(mikrom, "--limit", "web-001,db") == {"web-001", "db-000"}
+    assert changed(mikrom, "--tags", "front, other") == {"web-000", "web-001"}
+    assert changed(mikrom, "--skip-tags", "front") == {"db-000"}
+    mikrom("apply", "--yes", "--limit", "web:!web-001", code=0)
+    assert names(mikrom) == ["web-000"]
+    mikrom("apply", "--yes")
+    mikrom("destroy", "--yes", "--limit", "db-000", code=0)
+    assert names(mikrom) == ["web-000", "web-001"]
+
+
+def test_a_limit_that_names_nothing_is_a_usage_error(mikrom: Mikrom) -> None:
+    for command in (["plan"], ["apply", "--yes"], ["destroy", "--yes"]):
+        told = mikrom(*command, "--limit", "wbe-000", code=64).stderr
+        assert told == "error: --limit: 'wbe-000' matches no VM, host, group or fleet\n"
+    assert names(mikrom) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "mem", "boot_args"),
+    [
+        (["-e", "mem=32"], 32, "x=32"),
+        (["-e", "mem=32", "-e", "mem=48"], 48, "x=48"),
+        (["-e", "@extra.yml"], 64, "x=64"),
+        (["-e", "@extra.yml", "-e", "mem=32"], 32, "x=32"),
+    ],
+)
+def test_variables_of_the_command_line_win(
+    words: list[str], mem: int, boot_args: str, mikrom: Mikrom, folder: Path
+) -> None:
+    (folder / "extra.yml").write_text("mem: 64\n")
+    mikrom("apply", "--yes", *words)
+    assert {vm["name"]: vm["mem_size_mib"] for vm in document("vms", mikrom("get", "vms", "-o", "json"))["vms"]} == {
+        "db-000": mem, "web-000": 16, "web-001": 16,
+    }  # fmt: skip
+    fields = document("plan", mikrom("plan", "-o", "json"))["changes"][0]["fields"]
+    assert {field["path"]: field["before"] for field in fields} == {
+        "boot_args": boot_args, "machine.mem_size_mib": mem,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variable", "code", "told"),
+    [
+        ("mem", 64, "write -e name=value, or -e @file.yml"),
+        ("a-b=1", 64, "cannot be a variable's name"),
+        ("@nowhere.yml", 1, "nowhere.yml"),
+        ("@list.yml", 64, "begins no mapping"),
+        ("@broken.yml", 1, "broken.yml:2:1: not YAML"),
+        ("mem=no", 1, "machine.mem_size_mib"),
+    ],
+)
+def test_a_wrong_variable_is_told(variable: str, code: int, told: str, mikrom: Mikrom, folder: Path) -> None:
+    (folder / "list.yml").write_text("- 1\n")
+    (folder / "broken.yml").write_text("mem: [\n")
+    assert told in mikrom("plan", "-e", variable, code=code).stderr
+
+
+def test_every_form_of_a_plan_is_made(mikrom: Mikrom) -> None:
+    assert mikrom("plan", "-o", "markdown").stdout.startswith("### Plan for demo at files:")
+    assert mikrom("plan", "-o", "html").stdout.startswith("<!doctype html>")
+    assert yaml.safe_load(mikrom("plan", "-o", "yaml").stdout)["summary"]["create"] == 3
+    assert yaml.safe_load(mikrom("apply", "--yes", "-o", "yaml").stdout)["converged"] is True
+
+
+def test_values_are_shown_in_full_when_that_is_asked_for(mikrom: Mikrom, folder: Path) -> None:
+    mikrom("apply", "--yes")
+    write_specs(folder, TWO.replace("x=${mem}", "y" * 90))
+    assert "…" in mikrom("plan").stdout
+    for command in ("plan", "apply"):
+        words = ["--check"] if command == "apply" else []
+        assert f'                 + "{"y" * 90}"\n' in mikrom(command, "--diff", *words).stdout
+
+
+def test_what_if_this_host_were_lost(mikrom: Mikrom) -> None:
+    mikrom("apply", "--yes")
+    lost = document("plan", mikrom("plan", "--without-host", "localhost", "-o", "json", code=8))
+    assert lost["summary"]["blocked"] == 3
+    assert lost["warnings"] == []
+    assert "no host hv99" in mikrom("plan", "--without-host", "hv99", code=64).stderr
+    assert "cannot be saved" in mikrom("plan", "--without-host", "localhost", "--out", "p.json", code=64).stderr
+
+
+def test_only_a_host_that_does_not_answer_can_be_assumed_dead(mikrom: Mikrom) -> None:
+    for host in ("localhost", "hv99"):
+        told = mikrom("apply", "--yes", "--assume-dead", host, code=64).stderr
+        assert f"--assume-dead: {host} answers, or is no host of this project" in told
+    assert names(mikrom) == []
+
+
+# ---- saved plans -------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_plan_is_executed_as_it_is(mikrom: Mikrom, folder: Path) -> None:
+    planned = mikrom("plan", "--out", "plan.json", "--limit", "web", "-o", "json").stdout
+    assert (folder / "plan.json").stat().st_mode & 0o777 == 0o600
+    write_specs(folder, "these are no specs any more")
+    assert mikrom("apply", "plan.json", "--check", "-o", "json").stdout == planned
+    done = document("run", mikrom("apply", "plan.json", "--yes", "-o", "json"))
+    assert done["id"] == json.loads(planned)["id"]
+    assert names(mikrom) == ["web-000", "web-001"]
+    again = document("run", mikrom("apply", "plan.json", "--yes", "-o", "json"))
+    assert (again["outcomes"], again["converged"]) == ([], True)
+
+
+def test_a_saved_plan_is_refused_for_each_vm_whose_world_has_moved(mikrom: Mikrom, folder: Path) -> None:
+    mikrom("plan", "--out", "plan.json")
+    write_specs(folder, TWO.replace("mem_size_mib: 16", "mem_size_mib: 48"))
+    mikrom("apply", "--yes", "--limit", "web-000")
+    done = document("run", mikrom("apply", "plan.json", "--yes", "-o", "json", code=8))
+    results = {told["vm"]: told["result"] for told in done["outcomes"]}
+    assert results == {"web-000": "stale", "web-001": "done", "db-000": "done"}
+    memory = {vm["name"]: vm["mem_size_mib"] for vm in document("vms", mikrom("get", "vms", "-o", "json"))["vms"]}
+    assert memory == {"db-000": 16, "web-000": 48, "web-001": 16}
+
+
+def edited(content: dict[str, Any], what: str) -> str:
+    match what:
+        case "another format":
+            content["format_version"] = "2"
+        case "an edited plan":
+            content["plan"]["actions"] = []
+        case "edited specs":
+            content["request"]["tree"]["files"][0]["text"] += "\n"
+        case "a wrong shape":
+            content["plan"]["actions"] = "all"
+        case _:
+            del content["plan"]
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("another format", "a plan in format 2, not 1"),
+        ("an edited plan", "this plan was changed after it was made"),
+        ("edited specs", "this plan was changed after it was made"),
+        ("a wrong shape", "this plan cannot be read"),
+        ("no plan", "neither specs nor a plan"),
+    ],
+)
+def test_a_plan_that_is_not_as_it_was_made_is_an_error(what: str, told: str, mikrom: Mikrom, folder: Path) -> None:
+    mikrom("plan", "--out", "plan.json")
+    (folder / "plan.json").write_text(edited(json.loads((folder / "plan.json").read_text()), what))
+    error = mikrom("apply", "plan.json", "--yes", code=1).stderr
+    assert error.startswith("error: plan.json: ")
+    assert told in error
+    assert "`mikrom plan --out FILE`" in error
+    assert names(mikrom) == []
+
+
+def test_half_a_plan_and_a_plan_for_programs_are_errors_too(mikrom: Mikrom, folder: Path) -> None:
+    mikrom("plan", "--out", "plan.json")
+    whole = (folder / "plan.json").read_bytes()
+    (folder / "plan.json").write_bytes(whole[: len(whole) // 2])
+    assert "this plan is not whole" in mikrom("apply", "plan.json", "--yes", code=1).stderr
+    (folder / "plan.json").write_text(mikrom("plan", "-o", "json").stdout)
+    assert "neither specs nor a plan that was saved with --out" in mikrom("apply", "plan.json", "--yes", code=1).stderr
+
+
+def test_specs_in_braces_are_specs(mikrom: Mikrom, folder: Path) -> None:
+    text = "{apiVersion: mikrom/v1, kind: Fleet, metadata: {name: a}, spec: {replicas: 1, template: {image: hello}}}"
+    (folder / "flow.yml").write_text(text)
+    (folder / "fleet.json").write_text(json.dumps(yaml.safe_load(text.replace("name: a", "name: b"))))
+    mikrom("apply", "flow.yml", "--yes")
+    mikrom("apply", "fleet.json", "--yes")
+    assert names(mikrom) == ["a-000", "b-000"]
+
+
+def test_nothing_else_goes_with_a_saved_plan(mikrom: Mikrom) -> None:
+    mikrom("plan", "--out", "plan.json")
+    for words in (["--limit", "web"], ["-e", "a=1"], ["--prune-max", "5"], ["--assume-dead", "hv01"]):
+        assert "executed as it is" in mikrom("apply", "plan.json", "--yes", *words, code=64).stderr
+    mikrom("apply", "plan.json", "--yes", "--forks", "2", "--timeout", "20")
+    assert len(names(mikrom)) == 3
+
+
+def test_a_place_where_no_plan_can_be_saved_is_an_error(mikrom: Mikrom) -> None:
+    assert "nowhere/plan.json: No such file" in mikrom("plan", "--out", "nowhere/plan.json", code=1).stderr

@@ -9,10 +9,15 @@ from __future__ import annotations
 import signal
 import sys
 
-from benchmarks import actions, starts, startup
+from benchmarks import actions, starts, startup, supervision
 from benchmarks.rows import HEAD
 
-BENCHMARKS = {"startup": startup.measure, "actions": actions.measure, "starts": starts.measure}
+BENCHMARKS = {
+    "startup": startup.measure,
+    "actions": actions.measure,
+    "starts": starts.measure,
+    "supervision": supervision.measure,
+}
 
 
 def main(names: list[str]) -> int:

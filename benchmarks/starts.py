@@ -95,7 +95,7 @@ def _rates(folder: Path, argv: list[str], environment: dict[str, str]) -> Rates:
         between_s = (max(ticks) - min(ticks)) / os.sysconf("SC_CLK_TCK")
         return VMS / whole_s, (VMS - 1) / between_s
     finally:
-        _kill_all(folder)
+        kill_all(folder)
 
 
 def _started_ticks(process: Path) -> int:
@@ -103,7 +103,7 @@ def _started_ticks(process: Path) -> int:
     return int((process / "stat").read_text().rpartition(")")[2].split()[19])
 
 
-def _kill_all(folder: Path) -> None:
+def kill_all(folder: Path) -> None:
     """End every process that has the folder in its arguments."""
     while processes := _processes(folder):
         for process in processes:

@@ -153,6 +153,16 @@ def test_the_first_restart_is_at_once_and_the_next_after_the_delay(host: Supervi
     assert second - first >= timedelta(milliseconds=600)
 
 
+def test_a_start_that_orders_nothing_new_lets_no_crash_loop_begin_anew(host: SupervisedHost) -> None:
+    host.supervise()
+    host.created(VM, wish(delay="1h"))
+    host.bench.kill(VM)
+    wait_until(lambda: host.is_up(restarts=1), "the first restart")
+    host.bench.kill(VM)
+    assert [outcome.result for outcome in host.converge(VM, wish(delay="1h"))] == ["done"]
+    assert host.is_up(restarts=1)
+
+
 @pytest.mark.parametrize("verb", ["stop", "delete"])
 def test_what_was_ordered_down_stays_down(host: SupervisedHost, verb: Any) -> None:
     host.supervise()

@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help apply test check bench soak guest lock clean
+.PHONY: help apply test check bench soak guest docs lock clean
 
 SPECS ?= specs/
 ARGS ?=
@@ -29,6 +29,9 @@ bench: ## the measurements of the README
 
 guest: ## the demo guest, built anew from its sources
 	@tools/bootstrap.sh check $(MAKE) --no-print-directory -C $(GUEST)
+
+docs: ## docs/reference/specs.md, from schemas/
+	@tools/bootstrap.sh check python tools/spec_reference.py
 
 lock: ## requirements/*.txt, resolved anew: the newest releases that pyproject.toml allows, with hashes
 	@tools/bootstrap.sh check tools/lock.sh

@@ -115,7 +115,7 @@ def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 def _from_word(text: str) -> dict[str, Any]:
-    from mikrom_reconcile.core.yaml_text import bare
+    from mikrom_reconcile.core.yaml_words import bare
 
     name, equals, value = text.partition("=")
     if not equals:
@@ -124,14 +124,14 @@ def _from_word(text: str) -> dict[str, Any]:
 
 
 def _from_file(path: str) -> dict[str, Any]:
-    from mikrom_reconcile.core.yaml_text import read_documents
+    from mikrom_reconcile.core.yaml_text import read_file
 
     found: dict[str, Any] = {}
     for file in wiring.read_tree(settings.load(), [path]).files:
-        documents, problems = read_documents(file.path, file.text)
-        if problems:
-            raise SpecError(tuple(problems))
-        for document in documents:
+        read = read_file(file.path, file.text)
+        if read.problems:
+            raise SpecError(tuple(read.problems))
+        for document in read.documents:
             if not isinstance(document.value, dict):
                 raise UsageError(f"-e @{path}: line {document.line} begins no mapping of variables")
             found |= document.value

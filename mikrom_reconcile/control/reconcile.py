@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import msgspec
 
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
+from mikrom_reconcile.core.desired import checked
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
@@ -14,7 +15,7 @@ from mikrom_reconcile.core.model.plan import Action, Plan
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
 from mikrom_reconcile.core.selection import Selection
-from mikrom_reconcile.core.specs import Specs, hosts_of, read_specs
+from mikrom_reconcile.core.specs import Specs, hosts_of
 
 OBSERVE_DEADLINE_S = 10.0
 """A host that has not reported by then counts as unreachable for this look; reports take milliseconds."""
@@ -111,7 +112,7 @@ class Reconciler:
         return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
 
     def _specs(self, request: RunRequest) -> Specs:
-        specs = read_specs(request.tree, self._schemas, request.extra_vars)
+        specs = checked(request.tree, self._schemas, here=self._here, extra_vars=request.extra_vars)
         others = sorted({*hosts_of(specs, self._here)} - {self._here})
         if self._alone and others:
             raise SetupError(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mikrom_reconcile.core.digests import spec_digest
+from mikrom_reconcile.core.documents import Schemas
+from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.fields import without
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
+from mikrom_reconcile.core.model.specs import SourceTree, SpecProblem
 from mikrom_reconcile.core.placement import Landscape
-from mikrom_reconcile.core.specs import Specs, hosts_of
+from mikrom_reconcile.core.specs import Specs, gather, hosts_of, one_per_place
 
 
 def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Landscape) -> DesiredState:
@@ -53,6 +58,22 @@ def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Lands
         vms=tuple(vms),
         placed=placed,
     )
+
+
+def checked(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars: dict[str, Any] | None = None) -> Specs:
+    """The specs in `tree`. Raises SpecError with every problem: where documents are wrong, what the good ones want is
+    tried too, so that nobody has to mend in two rounds.
+    """
+    gathered = gather(tree, schemas, extra_vars)
+    if not gathered.problems:
+        return gathered.specs
+    found: tuple[SpecProblem, ...] = ()
+    if gathered.complete:
+        try:
+            wanted(gathered.specs, here=here)
+        except SpecError as error:
+            found = error.problems
+    raise SpecError(one_per_place([*gathered.problems, *found]))
 
 
 def wanted(specs: Specs, *, here: str) -> DesiredState:

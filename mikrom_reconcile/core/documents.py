@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
-from mikrom_reconcile.core.yaml_text import Places, YamlDocument, read_documents
+from mikrom_reconcile.core.schema_words import Complaint, complaints, in_words, nearest
+from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS, Places, YamlDocument, read_file
+from mikrom_reconcile.core.yaml_words import Mistake, shown
 
 Schemas = Mapping[str, str]
 """Kind to the text of its JSON Schema."""
@@ -31,50 +33,60 @@ class Flaw(msgspec.Struct, frozen=True, kw_only=True):
     key: bool = False
 
 
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What could be read of a source tree.
+
+    `documents` obey their schema, in file order; `broken` do not, and `flaws` say why. Of the broken ones, those that
+    are `misspelt` only have keys too many. `problems` are what YAML itself refused. `whole` says that no document is
+    missing: every one is good or broken.
+    """
+
+    documents: list[SpecDocument]
+    broken: list[SpecDocument]
+    misspelt: list[SpecDocument]
+    flaws: list[Flaw]
+    problems: list[SpecProblem]
+    whole: bool
+
+
 def problems_of(flaws: Iterable[Flaw], tree: SourceTree) -> list[SpecProblem]:
-    """The flaws with their places; only the files that have flaws are looked through for them."""
+    """The flaws with their places; only the documents that have flaws are looked through for them."""
     places: dict[str, Places] = {}
     problems = []
     for flaw in flaws:
         path = flaw.document.path
         if path not in places:
             places[path] = places_of(flaw.document, tree)
-        line, column = places[path].find(flaw.document.line, flaw.pointer, key=flaw.key)
-        problems.append(
-            SpecProblem(
-                path=path,
-                line=line,
-                column=column,
-                pointer="".join(f"/{step}" for step in flaw.pointer),
-                message=flaw.message,
-                hint=flaw.hint,
-                excerpt=places[path].line(line),
-            )
-        )
+        at = places[path].offset(flaw.document.line, flaw.pointer, key=flaw.key)
+        pointer = "".join(f"/{step}" for step in flaw.pointer)
+        problems.append(places[path].lines.problem(Mistake(at=at, message=flaw.message, hint=flaw.hint), pointer))
     return problems
 
 
 def places_of(document: SpecDocument, tree: SourceTree) -> Places:
-    """Where the values of the file stand that `document` is in."""
-    return Places(next(file.text for file in tree.files if file.path == document.path))
+    """Where everything in the document's file stands; slow, so make it only to tell somebody."""
+    return Places(document.path, next(file.text for file in tree.files if file.path == document.path))
 
 
-def read_tree(tree: SourceTree, schemas: Schemas) -> tuple[list[SpecDocument], list[Flaw], list[SpecProblem]]:
-    """The documents that obey their schema, in file order; the flaws of the others; what YAML itself refused."""
+def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
+    """Everything in the tree, until more mistakes are found than anybody reads."""
     validators = _Validators(schemas)
-    good: list[SpecDocument] = []
-    flaws: list[Flaw] = []
-    problems: list[SpecProblem] = []
+    reading = Reading(documents=[], broken=[], misspelt=[], flaws=[], problems=[], whole=True)
     for file in tree.files:
-        documents, mistakes = read_documents(file.path, file.text)
-        problems += mistakes
-        for yaml_document in documents:
+        found = read_file(file.path, file.text)
+        reading.problems.extend(found.problems)
+        whole = reading.whole and found.whole
+        for yaml_document in found.documents:
             document = _spec_document(file.path, yaml_document)
-            found = list(_document_flaws(document, yaml_document.value, validators))
-            flaws += found
-            if not found:
-                good.append(document)
-    return good, flaws, problems
+            flaws = list(islice(_flaws(document, yaml_document.value, validators), MAX_PROBLEMS))
+            (reading.broken if flaws else reading.documents).append(document)
+            if flaws and all(flaw.key for flaw in flaws) and isinstance(document.body.get("spec"), dict):
+                reading.misspelt.append(document)
+            reading.flaws.extend(flaws)
+            if len(reading.problems) + len(reading.flaws) > MAX_PROBLEMS:
+                return msgspec.structs.replace(reading, whole=False)
+        reading = msgspec.structs.replace(reading, whole=whole)
+    return reading
 
 
 def _spec_document(path: str, document: YamlDocument) -> SpecDocument:
@@ -88,22 +100,33 @@ def _spec_document(path: str, document: YamlDocument) -> SpecDocument:
     return SpecDocument(path=path, line=document.line, kind=str(body.get("kind")), name=name, body=body)
 
 
-def _document_flaws(document: SpecDocument, value: Any, validators: _Validators) -> Iterator[Flaw]:
+def _flaws(document: SpecDocument, value: Any, validators: _Validators) -> Iterator[Flaw]:
+    for complaint in _complaints(document.kind, value, validators):
+        yield Flaw(
+            document=document,
+            pointer=complaint.pointer,
+            message=complaint.message,
+            hint=complaint.hint,
+            key=complaint.key,
+        )
+
+
+def _complaints(kind: str, value: Any, validators: _Validators) -> Iterator[Complaint]:
     if not isinstance(value, dict):
         hint = "begin with apiVersion, kind and metadata"
-        yield Flaw(document=document, pointer=(), message="a document must be a mapping", hint=hint)
-    elif document.kind in VARS_FOLDERS.values():
+        yield Complaint(pointer=(), message="a document must be a mapping", hint=hint)
+    elif kind in VARS_FOLDERS.values():
         return
     elif "kind" not in value:
-        yield Flaw(document=document, pointer=(), message="kind is missing", hint=", ".join(validators.kinds))
-    elif document.kind not in validators.kinds:
-        planned = document.kind in _PLANNED
-        message = f"kind {document.kind} is not implemented yet" if planned else f"unknown kind {value['kind']!r}"
-        hint = "" if planned else nearest(document.kind, validators.kinds)
-        yield Flaw(document=document, pointer=("kind",), message=message, hint=hint)
-    else:
-        for error in validators.of(document.kind).iter_errors(value):
-            yield from _schema_flaws(document, error)
+        yield Complaint(pointer=(), message="kind is missing", hint=f"known are {', '.join(validators.kinds)}")
+    elif kind in _PLANNED:
+        yield Complaint(pointer=("kind",), message=f"kind {kind} is not implemented yet")
+    elif kind not in validators.kinds:
+        written = value["kind"]
+        message = f"unknown kind {shown(kind)}" if isinstance(written, str) else f"kind cannot be {in_words(written)}"
+        yield Complaint(pointer=("kind",), message=message, hint=nearest(kind, validators.kinds))
+    elif not validators.accept(kind, value):
+        yield from validators.complaints(kind, value)
 
 
 class _Validators:
@@ -114,101 +137,18 @@ class _Validators:
         self._compiled: dict[str, Any] = {}
         self.kinds = tuple(sorted(schemas))
 
-    def of(self, kind: str) -> Any:
+    def accept(self, kind: str, value: Any) -> bool:
+        """Whether `value` obeys the schema of `kind`."""
+        accepted: bool = self._of(kind).is_valid(value)
+        return accepted
+
+    def complaints(self, kind: str, value: Any) -> Iterator[Complaint]:
+        """What is wrong with `value`."""
+        return complaints(self._of(kind).iter_errors(value), json.loads(self._schemas[kind]), value)
+
+    def _of(self, kind: str) -> Any:
         if kind not in self._compiled:
-            from jsonschema import Draft202012Validator  # noqa: PLC0415 - 85 ms that `get vms` need not pay
+            import jsonschema_rs  # noqa: PLC0415 - 27 ms that `get vms` need not pay
 
-            self._compiled[kind] = Draft202012Validator(json.loads(self._schemas[kind]))
+            self._compiled[kind] = jsonschema_rs.Draft202012Validator(json.loads(self._schemas[kind]))
         return self._compiled[kind]
-
-
-def _schema_flaws(document: SpecDocument, error: Any) -> Iterator[Flaw]:
-    pointer = tuple(error.absolute_path)
-    where = ".".join(str(step) for step in pointer) or "the document"
-    if error.validator == "additionalProperties":
-        known = tuple(error.schema.get("properties", {}))
-        for key in error.instance:
-            if key not in known:
-                message, hint = f"unknown key {key!r} in {where}", nearest(str(key), known)
-                yield Flaw(document=document, pointer=(*pointer, key), message=message, hint=hint, key=True)
-    elif error.validator == "required":
-        missing = next(key for key in error.validator_value if f"'{key}'" in error.message)
-        hint = _described(error.schema, missing)
-        yield Flaw(document=document, pointer=pointer, message=f"{missing} is missing in {where}", hint=hint)
-    else:
-        message, hint = _MESSAGES.get(error.validator, _other)(where, error)
-        yield Flaw(document=document, pointer=pointer, message=message, hint=hint)
-
-
-def _wrong_type(where: str, error: Any) -> tuple[str, str]:
-    types = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-    wanted = " or ".join(_TYPE_WORDS[word] for word in types)
-    return f"{where} must be {wanted}, not {_shown(error.instance)}", error.schema.get("description", "")
-
-
-def _wrong_word(where: str, error: Any) -> tuple[str, str]:
-    words = tuple(str(word) for word in error.validator_value)
-    return f"{where} cannot be {_shown(error.instance)}", nearest(str(error.instance), words)
-
-
-def _wrong_constant(where: str, error: Any) -> tuple[str, str]:
-    return f"{where} cannot be {_shown(error.instance)}", f"write {error.validator_value}"
-
-
-def _wrong_pattern(where: str, error: Any) -> tuple[str, str]:
-    hint = _PATTERN_HINTS.get(error.validator_value, f"it must match {error.validator_value}")
-    return f"{where} cannot be {_shown(error.instance)}", hint
-
-
-def _out_of_range(where: str, error: Any) -> tuple[str, str]:
-    low, high = error.schema.get("minimum"), error.schema.get("maximum")
-    limits = f"from {low} up" if high is None else f"from {low} to {high}"
-    return f"{where} is {error.instance}; it must be {limits}", ""
-
-
-def _other(where: str, error: Any) -> tuple[str, str]:
-    return f"{where}: {error.message}"[:300], error.schema.get("description", "")
-
-
-_MESSAGES: dict[str, Callable[[str, Any], tuple[str, str]]] = {
-    "type": _wrong_type,
-    "enum": _wrong_word,
-    "const": _wrong_constant,
-    "pattern": _wrong_pattern,
-    "minimum": _out_of_range,
-    "maximum": _out_of_range,
-}
-_TYPE_WORDS = {
-    "object": "a mapping",
-    "array": "a list",
-    "string": "text",
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "true or false",
-    "null": "empty",
-}
-_PATTERN_HINTS = {
-    "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$": "up to 48 of a-z, 0-9 and '-', a letter or digit at both ends",
-    "^(100|[0-9]{1,2})%$": "a number of VMs, or a percentage from 0% to 100%",
-    "^[ -~]*$": "printable ASCII only",
-    "^\\$\\{[^}]+\\}$": "a whole number, or a ${variable}",
-    "^([0-9]{1,6}(ms|s|m|h|d)|\\$\\{[^}]+\\})$": "a whole number and a unit: 250ms, 10s, 5m, 1h, 2d",
-}
-
-
-def nearest(word: str, known: tuple[str, ...]) -> str:
-    """A hint: the known word that `word` may have been meant for, or all of them."""
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"known are {', '.join(known)}" if known else ""
-
-
-def _described(schema: Any, key: str) -> str:
-    entry = schema.get("properties", {}).get(key, {})
-    return entry.get("description") or (f"write {key}: {entry['const']}" if "const" in entry else "")
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"

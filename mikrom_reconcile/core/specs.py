@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.documents import Flaw, Schemas, nearest, problems_of, read_tree
+from mikrom_reconcile.core.documents import Flaw, Schemas, problems_of, read_tree
 from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.patterns import PatternError, select
+from mikrom_reconcile.core.schema_words import nearest
+from mikrom_reconcile.core.variables import names_in
+from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
+from mikrom_reconcile.core.yaml_words import shown
 
 DEFAULT_PROJECT = "default"
 IMAGES = ("hello",)
@@ -58,18 +62,44 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     fleets: tuple[FleetSpec, ...]
 
 
+class Gathered(msgspec.Struct, frozen=True, kw_only=True):
+    """What the documents say that are good, and every problem of the others.
+
+    `complete` says that nothing is missing that the good ones may refer to.
+    """
+
+    specs: Specs
+    problems: tuple[SpecProblem, ...]
+    complete: bool
+
+
 def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Specs:
     """The specs in `tree`. Raises SpecError with every problem, sorted by place, and SourceError if it says nothing."""
-    documents, flaws, problems = read_tree(tree, schemas)
+    gathered = gather(tree, schemas, extra_vars)
+    if gathered.problems:
+        raise SpecError(gathered.problems)
+    return gathered.specs
+
+
+def gather(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Gathered:
+    """The specs in `tree` as far as they are good, and every problem, sorted by place."""
+    reading = read_tree(tree, schemas)
+    documents, legible = reading.documents, [*reading.documents, *reading.misspelt]
+    if reading.whole and not documents and not reading.broken:
+        raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
     inventory = _inventory(documents)
-    flaws += [*_doubles(documents), *_inventory_flaws(documents, inventory), *_fleet_flaws(documents, inventory)]
-    if flaws or problems:
-        raise SpecError(one_per_place([*problems, *problems_of(flaws, tree)]))
-    if not documents:
-        raise SourceError(f"no document in {', '.join(file.path for file in tree.files)}: nothing to plan from")
+    flaws = [*reading.flaws, *_doubles([*documents, *filter(_is_named, reading.broken)])]
+    flaws += [*_replica_flaws(documents), *_image_flaws(legible)]
+    complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
+    if complete or inventory is not None:
+        flaws += [*_inventory_flaws(documents, inventory), *_host_flaws(legible, inventory)]
+    unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
+    found = problems_of(flaws[:MAX_PROBLEMS], tree)  # what YAML could not read needs no second complaint
+    problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
     projects = [document.name for document in documents if document.kind == "Project"]
-    fleets = [_fleet(document, inventory) for document in documents if document.kind == "Fleet"]
-    return Specs(
+    bad = {id(flaw.document) for flaw in flaws}
+    fleets = [_fleet(found, inventory) for found in documents if found.kind == "Fleet" and id(found) not in bad]
+    specs = Specs(
         tree=tree,
         documents=len(documents),
         project=projects[0] if projects else DEFAULT_PROJECT,
@@ -78,6 +108,7 @@ def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | 
         extra_vars=extra_vars or {},
         fleets=tuple(sorted(fleets, key=lambda fleet: fleet.name)),
     )
+    return Gathered(specs=specs, problems=one_per_place(problems), complete=complete)
 
 
 def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:
@@ -138,9 +169,15 @@ def _vars_files(documents: list[SpecDocument], kind: str) -> dict[str, dict[str,
 # ---- mistakes that no single document shows ---------------------------------------------------------------------
 
 
+def _is_named(document: SpecDocument) -> bool:
+    """Whether a broken document has at least a name that others could have too."""
+    metadata = document.body.get("metadata")
+    return isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
+
+
 def _doubles(documents: list[SpecDocument]) -> Iterator[Flaw]:
     first: dict[tuple[str, str], SpecDocument] = {}
-    for document in documents:
+    for document in sorted(documents, key=lambda document: (document.path, document.line)):
         single = document.kind in {"Project", "Inventory"}
         earlier = first.setdefault((document.kind, "" if single else document.name), document)
         if earlier is not document:
@@ -179,10 +216,8 @@ def _group_flaws(document: SpecDocument, hosts: tuple[str, ...], groups: tuple[s
                     yield Flaw(document=document, pointer=(*pointer, word, number), message=message, hint=hint)
 
 
-def _fleet_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:
-    for document in documents:
-        if document.kind != "Fleet":
-            continue
+def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
+    for document in _fleets(documents):
         spec = document.body["spec"]
         if ("replicas" in spec) == ("instances" in spec):
             found = "both" if "replicas" in spec else "neither"
@@ -191,45 +226,65 @@ def _fleet_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> 
         if "instances" in spec and "vm_name" in spec:
             message = "vm_name is for replicas; instances have names of their own"
             yield Flaw(document=document, pointer=("spec", "vm_name"), message=message, hint="remove it", key=True)
-        yield from _host_flaws(document, spec, inventory)
-        yield from _image_flaws(document, spec)
 
 
-def _host_flaws(document: SpecDocument, spec: dict[str, Any], inventory: Inventory | None) -> Iterator[Flaw]:
-    named: dict[tuple[str, ...], str] = {("spec", "hosts"): spec["hosts"]} if "hosts" in spec else {}
-    for name, fields in (spec.get("instances") or {}).items():
+def _host_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:
+    for document in _fleets(documents):
+        for pointer, pattern in _named_hosts(document.body["spec"]):
+            if complaint := _host_complaint(pointer, pattern, inventory):
+                message, hint = complaint
+                yield Flaw(document=document, pointer=pointer, message=message, hint=hint)
+
+
+def _named_hosts(spec: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    if "hosts" in spec:
+        yield ("spec", "hosts"), spec["hosts"]
+    for name, fields in spec.get("instances", {}).items():
         if fields and "host" in fields:
-            named["spec", "instances", name, "host"] = fields["host"]
-    for pointer, pattern in named.items():
-        if inventory is None:
-            message, hint = "there is no Inventory, so no host can be named", "add one, or leave this out"
-            yield Flaw(document=document, pointer=pointer, message=message, hint=hint)
-        elif pointer == ("spec", "hosts"):
-            try:
-                if not select(pattern, inventory.hosts, inventory.members()):
-                    yield Flaw(document=document, pointer=pointer, message=f"{pattern!r} selects no host")
-            except PatternError as error:
-                hint = nearest(error.term.lstrip("&!"), (*inventory.hosts, *inventory.groups))
-                yield Flaw(document=document, pointer=pointer, message=str(error), hint=hint)
-        elif pattern not in inventory.hosts:
-            message, hint = f"the inventory has no host {pattern}", nearest(pattern, tuple(inventory.hosts))
-            yield Flaw(document=document, pointer=pointer, message=message, hint=hint)
+            yield ("spec", "instances", name, "host"), fields["host"]
 
 
-def _image_flaws(document: SpecDocument, spec: dict[str, Any]) -> Iterator[Flaw]:
-    places: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [(("spec", "template"), spec.get("template", {}))]
-    places += [(("spec", "overrides", number), entry) for number, entry in enumerate(spec.get("overrides", ()))]
-    places += [(("spec", "instances", name), fields or {}) for name, fields in spec.get("instances", {}).items()]
-    for pointer, fields in places:
-        image = fields.get("image")
-        if image is not None and image not in IMAGES and "${" not in image:
-            message, hint = f"unknown image {image!r}", nearest(image, IMAGES)
-            yield Flaw(document=document, pointer=(*pointer, "image"), message=message, hint=hint)
+def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory | None) -> tuple[str, str] | None:
+    if inventory is None:
+        return "there is no Inventory, so no host can be named", "add one, or leave this out"
+    if pointer != ("spec", "hosts"):
+        known = pattern in inventory.hosts
+        return (
+            None if known else (f"the inventory has no host {shown(pattern)}", nearest(pattern, tuple(inventory.hosts)))
+        )
+    try:
+        chosen = select(pattern, inventory.hosts, inventory.members())
+    except PatternError as error:
+        return str(error), nearest(error.term.lstrip("&!"), (*inventory.hosts, *inventory.groups))
+    return None if chosen else (f"{shown(pattern)} selects no host", "")
 
 
-def one_per_place(problems: list[SpecProblem]) -> tuple[SpecProblem, ...]:
-    """Sorted by place; where several complain of one place, the one that points deepest into the document stays."""
+def _image_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
+    for document in _fleets(documents):
+        spec = document.body["spec"]
+        places: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [(("spec", "template"), spec.get("template", {}))]
+        places += [(("spec", "overrides", number), entry) for number, entry in enumerate(spec.get("overrides", ()))]
+        places += [(("spec", "instances", name), fields or {}) for name, fields in spec.get("instances", {}).items()]
+        for pointer, fields in places:
+            image = fields.get("image")
+            if image is not None and image not in IMAGES and not names_in(image):
+                message, hint = f"unknown image {shown(image)}", nearest(image, IMAGES)
+                yield Flaw(document=document, pointer=(*pointer, "image"), message=message, hint=hint)
+
+
+def _fleets(documents: list[SpecDocument]) -> Iterator[SpecDocument]:
+    return (document for document in documents if document.kind == "Fleet")
+
+
+def one_per_place(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ...]:
+    """Sorted by place; where several complain of one place, the one that points deepest into the document stays. No
+    more than anybody reads.
+    """
     kept: dict[tuple[str, int, int], SpecProblem] = {}
     for problem in sorted(problems, key=lambda problem: -problem.pointer.count("/")):
         kept.setdefault((problem.path, problem.line, problem.column), problem)
-    return tuple(kept[key] for key in sorted(kept))
+    told = [kept[key] for key in sorted(kept)]
+    if len(told) > MAX_PROBLEMS:
+        more = f"only the first {MAX_PROBLEMS} problems are told; this and others follow"
+        told[MAX_PROBLEMS:] = [msgspec.structs.replace(told[MAX_PROBLEMS], message=more, hint="")]
+    return tuple(told)

@@ -1,32 +1,40 @@
-"""YAML text to plain values whose type never depends on a guess, with a place in the file for each of them.
+"""The documents of a file as plain values, and the places of those values.
 
-YAML 1.1 (PyYAML) and 1.2 (editors, other tools) read some bare words differently: `no`, `010`, `12:30`, `2026-11-22`.
-Here each of those is an error that says so, so that a value means the same to everyone who reads it.
+A file is cut at its `---` lines: such a line always ends a document, even inside quotes. So a mistake of syntax in
+one document leaves the others readable, and only documents with something unusual in them have to be read by
+`yaml_nodes`, slowly; the others are read by a parser of the same descent in a tenth of the time.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from bisect import bisect_right
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import yaml
 
-from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.model.specs import EXCERPT, EXCERPT_BEFORE, SpecProblem
+from mikrom_reconcile.core.yaml_words import MAX_DEPTH, MAX_INT, MAX_VALUES, Mistake, means_itself
 
-MAX_DEPTH = 32
-"""Deepest nesting; the deepest legal document has 8."""
+if TYPE_CHECKING:
+    from mikrom_reconcile.core.yaml_nodes import Node, Reading
 
-MAX_NODES = 1_000_000
-"""Values of one document, aliases counted each time they are used: what stops an alias bomb."""
+MAX_PROBLEMS: Final = 500
+"""Mistakes that are told in one go; nobody reads more, and an attack must not cost more."""
 
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
-_INT_LENGTH = 20  # more than 64 bits are no number of anything here
-_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]+)?([eE][-+]?[0-9]+)?$")
-_WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_GUESSES = {"bool": "a boolean", "int": "a number", "float": "a number", "timestamp": "a date"}
-_PREFIX = "tag:yaml.org,2002:"
+MAX_DOCUMENTS: Final = 100_000
+"""Documents in one file."""
+
+_MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
+_LEAD = re.compile(r"(?:---)?[ \t]*(?:(?:#[^\n]*)?\n[ \t]*)*")
+
+# What the quick parser reads otherwise, or where lines end otherwise.
+_MAYBE_UNUSUAL = ("&", "*", "!", "<<", "0x", "0o", "0b", "\r", "\x85", "\u2028", "\u2029", "\ufeff")
+_UNUSUAL = re.compile("(?:^|[\\s\\[{,:])[&*!]|<<|0[xob]|[\r\x85\u2028\u2029\ufeff]")
+_SLOWLY: Final = object()
 
 
 class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,184 +44,164 @@ class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
     value: Any
 
 
-class _Mistake(Exception):  # noqa: N818 - it never leaves this module
-    def __init__(self, node: Any, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.node = node
-        self.message = message
-        self.hint = hint
+class YamlFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The documents of a file, empty ones left out, and what YAML itself makes wrong with them.
 
-
-def read_documents(path: str, text: str) -> tuple[list[YamlDocument], list[SpecProblem]]:
-    """The documents of one file, empty ones left out, and everything that YAML itself makes wrong with them.
-
-    A syntax error ends the file: what stands before it is read, what follows cannot be.
+    `whole` says that every document could be read, mistakes or not.
     """
+
+    documents: list[YamlDocument]
+    problems: list[SpecProblem]
+    whole: bool
+
+
+def read_file(path: str, text: str) -> YamlFile:
+    """The documents of one file, and every mistake of YAML in it."""
+    lines = Lines(path, text)
+    if text.count("\n---") >= MAX_DOCUMENTS:
+        too_many = Mistake(at=0, message=f"more than {MAX_DOCUMENTS} documents in one file", hint="split it")
+        return YamlFile(documents=[], problems=[lines.problem(too_many)], whole=False)
     documents: list[YamlDocument] = []
     problems: list[SpecProblem] = []
-    lines = text.splitlines()
-    try:
-        for root in yaml.compose_all(text, Loader=_LOADER):
-            if _is_null(root):
-                continue
-            reading = _Reading()
-            value = reading.value(root, 0)
-            documents.append(YamlDocument(line=root.start_mark.line + 1, value=value))
-            problems += [_problem(path, lines, m.node.start_mark, m.message, m.hint) for m in reading.mistakes]
-    except _Mistake as mistake:
-        problems.append(_problem(path, lines, mistake.node.start_mark, mistake.message, mistake.hint))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problems.append(_problem(path, lines, mark, f"not YAML: {error.problem or error.context}"))
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position)
-        column = error.position - (text.rfind("\n", 0, error.position) + 1)
-        message = f"not YAML: the character U+{ord(text[error.position]):04X} is not allowed"
-        problems.append(SpecProblem(path=path, line=line + 1, column=column + 1, pointer="", message=message))
-    except RecursionError:
-        problems.append(
-            SpecProblem(path=path, line=1, column=1, pointer="", message=f"nested deeper than {MAX_DEPTH} levels")
+    whole = True
+    line = 1
+    for start, end in _cuts(text):
+        chunk = text[start:end]
+        value = _quickly(chunk)
+        if value is _SLOWLY:
+            reading = _slowly(text, start, end)
+            documents += (YamlDocument(line=lines.at(root.at)[0], value=root.value) for root in reading.roots)
+            problems += map(lines.problem, islice(reading.mistakes, MAX_PROBLEMS))
+            whole = whole and reading.whole
+            if len(problems) >= MAX_PROBLEMS:
+                return YamlFile(documents=documents, problems=problems, whole=False)
+        elif value is not None:
+            lead = _LEAD.match(chunk)
+            documents.append(YamlDocument(line=line + (lead[0].count("\n") if lead else 0), value=value))
+        line += chunk.count("\n")
+    return YamlFile(documents=documents, problems=problems, whole=whole)
+
+
+class Lines:
+    """Lines and columns, from 1, of offsets into one file."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self._path = path
+        self._text = text
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(match.end() for match in _LINE_BREAK.finditer(self._text))]
+
+    def at(self, offset: int) -> tuple[int, int]:
+        """Line and column; what lies behind the last word is told there."""
+        offset = min(offset, len(self._text.rstrip()))
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
+
+    def start_of(self, line: int) -> int:
+        """Where a line begins."""
+        return self._starts[line - 1]
+
+    def problem(self, mistake: Mistake, pointer: str = "") -> SpecProblem:
+        """A mistake with its place and the line that it is in, cut around it if that is long."""
+        line, column = self.at(mistake.at)
+        start = self._starts[line - 1]
+        message = mistake.message
+        if mistake.earlier is not None:
+            message += f"; it stands already on line {self.at(mistake.earlier)[0]}"
+        first = max(start, start + column - 1 - EXCERPT_BEFORE)
+        last = first + EXCERPT
+        line_break = _LINE_BREAK.search(self._text, first, last)
+        return SpecProblem(
+            path=self._path,
+            line=line,
+            column=column,
+            pointer=pointer,
+            message=message,
+            hint=mistake.hint,
+            excerpt=self._text[first : line_break.start() if line_break else last],
         )
-    return documents, problems
-
-
-def bare(text: str) -> bool | int | float | str:
-    """What a bare word means that stands alone, as on a command line: a boolean, a number, else the text itself."""
-    resolver: Any = yaml.resolver.Resolver()
-    tag = resolver.resolve(yaml.ScalarNode, text, (True, False))
-    value = _typed(tag[len(_PREFIX) :], text)
-    return text if value is None else value
-
-
-def _typed(kind: str, text: str) -> bool | int | float | None:
-    """The value of a word that YAML takes for `kind`, if every program reads it so."""
-    if kind == "bool":
-        return _WORDS.get(text)
-    if kind == "int" and _INT.match(text) and len(text) < _INT_LENGTH:
-        return int(text)
-    return float(text) if kind == "float" and _FLOAT.match(text) else None
 
 
 class Places:
-    """Where values stand in one file; made only for a file that has a mistake, since finding places is slow."""
+    """Where values stand in one file; documents are read slowly for it, but only those that are asked about."""
 
-    def __init__(self, text: str) -> None:
-        self.lines = text.splitlines()
-        self._roots: dict[int, Any] = {}
-        try:
-            for root in yaml.compose_all(text, Loader=_LOADER):
-                if root is not None:
-                    self._roots[root.start_mark.line + 1] = root
-        except yaml.YAMLError:
-            pass  # the documents before the syntax error have their places
+    def __init__(self, path: str, text: str) -> None:
+        self.lines = Lines(path, text)
+        self._text = text
+        self._cuts = list(_cuts(text))
+        self._roots: dict[int, tuple[Node, ...]] = {}
 
-    def find(self, document_line: int, pointer: tuple[str | int, ...], *, key: bool = False) -> tuple[int, int]:
-        """Line and column, from 1, of the value at `pointer`, or of its key; of the nearest parent if it is absent."""
-        node = self._roots[document_line]
-        mark = node.start_mark
+    def offset(self, document_line: int, pointer: tuple[str | int, ...], *, key: bool = False) -> int:
+        """Where the value at `pointer` begins, or its key; that of the nearest parent if it is absent."""
+        node = self._root(document_line)
+        at = node.at
         for step in pointer:
-            child = _child(node, step)
-            if child is None:
-                break
-            key_node, node = child
-            mark = key_node.start_mark if key else node.start_mark
-        return mark.line + 1, mark.column + 1
-
-    def line(self, number: int) -> str:
-        """The text of a line, from 1; "" past the end."""
-        return self.lines[number - 1] if number <= len(self.lines) else ""
-
-
-class _Reading:
-    """Turns nodes into values, collecting the mistakes that do not end the reading."""
-
-    def __init__(self) -> None:
-        self.mistakes: list[_Mistake] = []
-        self._count = 0
-
-    def value(self, node: Any, depth: int) -> Any:
-        self._count += 1
-        if self._count > MAX_NODES:
-            raise _Mistake(node, f"more than {MAX_NODES} values in one document, aliases counted")
-        if depth > MAX_DEPTH:
-            raise _Mistake(node, f"nested deeper than {MAX_DEPTH} levels")
-        if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node)
-        if not node.tag.startswith(_PREFIX):
-            self.mistakes.append(_Mistake(node, f"the tag {node.tag} is not allowed", "write the plain value"))
-        if isinstance(node, yaml.SequenceNode):
-            return [self.value(item, depth + 1) for item in node.value]
-        return self._mapping(node, depth)
-
-    def _mapping(self, node: Any, depth: int) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        merged: dict[str, Any] = {}
-        first: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            if key_node.tag == _PREFIX + "merge":
-                for mapping in self._merged(value_node, depth):
-                    merged = mapping | merged  # the earlier of two merged mappings wins
-                continue
-            key = self._key(key_node)
-            if key in first:
-                message = f"duplicate key {key!r}; it stands already on line {first[key]}"
-                self.mistakes.append(_Mistake(key_node, message, "remove one of the two"))
-                continue
-            first[key] = key_node.start_mark.line + 1
-            result[key] = self.value(value_node, depth + 1)
-        return merged | result if merged else result
-
-    def _merged(self, node: Any, depth: int) -> Iterator[dict[str, Any]]:
-        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        for part in parts:
-            if isinstance(part, yaml.MappingNode):
-                yield self.value(part, depth + 1)
+            if isinstance(node.parts, dict) and step in node.parts:
+                key_at, node = node.parts[str(step)]
+            elif isinstance(node.parts, list) and isinstance(step, int) and step < len(node.parts):
+                key_at = node.at
+                node = node.parts[step]
             else:
-                self.mistakes.append(_Mistake(part, "'<<' merges mappings only", "point it at a mapping"))
+                break
+            at = key_at if key else node.at
+        return at
 
-    def _key(self, node: Any) -> str:
-        if not isinstance(node, yaml.ScalarNode):
-            raise _Mistake(node, "a key must be a word, not a list or a mapping")
-        return node.value if node.style else str(self._scalar(node))
+    def find(self, document_line: int, pointer: tuple[str | int, ...]) -> tuple[int, int]:
+        """Line and column, from 1, of the value at `pointer`, or of its nearest parent."""
+        return self.lines.at(self.offset(document_line, pointer))
 
-    def _scalar(self, node: Any) -> Any:
-        if not node.tag.startswith(_PREFIX):
-            self.mistakes.append(_Mistake(node, f"the tag {node.tag} is not allowed", "write the plain value"))
-            return node.value
-        kind, text = node.tag[len(_PREFIX) :], node.value
-        if kind == "null":
-            return None
-        value = _typed(kind, text)
-        if value is not None:
-            return value
-        if kind in _GUESSES:
-            hint = f'write "{text}" for the text' + (", true or false for a boolean" if kind == "bool" else "")
-            message = f"{text!r} is read as {_GUESSES[kind]} by some programs and as text by others"
-            self.mistakes.append(_Mistake(node, message, hint))
-        return text
+    def _root(self, document_line: int) -> Node:
+        number = bisect_right(self._cuts, (self.lines.start_of(document_line), len(self._text))) - 1
+        if number not in self._roots:
+            self._roots[number] = _slowly(self._text, *self._cuts[number]).roots
+        roots = self._roots[number]
+        return next((root for root in roots if self.lines.at(root.at)[0] == document_line), roots[0])
 
 
-def _child(node: Any, step: str | int) -> tuple[Any, Any] | None:
-    if isinstance(node, yaml.SequenceNode):
-        if isinstance(step, int) and step < len(node.value):
-            return node.value[step], node.value[step]
-        return None
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value_node in node.value:
-            if key_node.value == step:
-                return key_node, value_node
-    return None
+def _cuts(text: str) -> list[tuple[int, int]]:
+    """Start and end of each document; where directives make that harder to tell, all of the text."""
+    if text.startswith(("%", "...")) or "\n%" in text or "\n..." in text:
+        return [(0, len(text))]
+    starts = [match.start() for match in _MARKER.finditer(text)]
+    if not starts or starts[0] > 0:
+        starts.insert(0, 0)
+    return list(zip(starts, [*starts[1:], len(text)], strict=True))
 
 
-def _is_null(node: Any) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag == _PREFIX + "null"
+def _slowly(text: str, start: int, end: int) -> Reading:
+    from mikrom_reconcile.core.yaml_nodes import read_nodes  # noqa: PLC0415 - PyYAML: 17 ms for the unusual only
+
+    return read_nodes(text, start, end)
 
 
-def _problem(path: str, lines: list[str], mark: Any, message: str, hint: str = "") -> SpecProblem:
-    excerpt = lines[mark.line] if mark.line < len(lines) else ""
-    return SpecProblem(
-        path=path, line=mark.line + 1, column=mark.column + 1, pointer="", message=message, hint=hint, excerpt=excerpt
-    )
+def _quickly(chunk: str) -> Any:
+    """The value of a document that both parsers read alike, else `_SLOWLY`."""
+    if len(chunk) > MAX_VALUES or (any(mark in chunk for mark in _MAYBE_UNUSUAL) and _UNUSUAL.search(chunk)):
+        return _SLOWLY
+    import ryaml  # noqa: PLC0415 - 10 ms that a command without specs need not pay
+
+    try:
+        value = ryaml.loads(chunk)
+    except ValueError:
+        return _SLOWLY
+    return value if _usual(value, 0) else _SLOWLY
 
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+def _usual(value: Any, depth: int) -> bool:
+    """Whether no word in it may have been a guess; floats do not tell how they were written."""
+    if depth > MAX_DEPTH:
+        return False
+    kind = type(value)
+    if kind is str:
+        return means_itself(str(value))
+    if kind is dict:
+        return all(
+            type(key) is str and _usual(key, depth + 1) and _usual(item, depth + 1) for key, item in value.items()
+        )
+    if kind is list:
+        return all(_usual(item, depth + 1) for item in value)
+    if kind is int:
+        return bool(-MAX_INT < value < MAX_INT)
+    return kind is not float

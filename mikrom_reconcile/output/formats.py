@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunReport
-from mikrom_reconcile.output.documents import Document, json_of, plan_document, run_document, yaml_of
+from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.output.documents import (
+    Document,
+    json_of,
+    plan_document,
+    run_document,
+    validation_document,
+    yaml_of,
+)
 from mikrom_reconcile.output.plan_html import plan_html
 from mikrom_reconcile.output.plan_markdown import plan_markdown
 from mikrom_reconcile.output.plan_text import plan_text
+from mikrom_reconcile.output.problem_forms import problems_github, problems_junit, problems_sarif
 from mikrom_reconcile.output.run_text import run_text
 from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.output.units import counted
 
 DOCUMENT: Final[Mapping[str, Callable[[Document], str]]] = {"json": json_of, "yaml": yaml_of}
 """What is the same for everything that is a document."""
@@ -30,3 +40,18 @@ RUN: Final[Mapping[str, Callable[[RunReport, Style], str]]] = {
     "json": lambda report, _style: json_of(run_document(report)),
     "yaml": lambda report, _style: yaml_of(run_document(report)),
 }
+
+Counts = tuple[int, int, int]
+"""Documents, VMs and fleets; all 0 when something is wrong."""
+
+VALIDATION: Final[Mapping[str, Callable[[Sequence[SpecProblem], Counts], str]]] = {
+    "text": lambda problems, counts: "" if problems else _fine(*counts),
+    "json": lambda problems, counts: json_of(validation_document(problems, *counts)),
+    "github": lambda problems, _counts: problems_github(problems),
+    "sarif": lambda problems, _counts: problems_sarif(problems),
+    "junit": lambda problems, _counts: problems_junit(problems),
+}
+
+
+def _fine(documents: int, vms: int, fleets: int) -> str:
+    return f"{counted(documents, 'document')}, {counted(vms, 'VM')} in {counted(fleets, 'fleet')}: fine\n"

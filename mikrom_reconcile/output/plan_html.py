@@ -18,7 +18,6 @@ from mikrom_reconcile.output.plan_parts import (
     alarms,
     fleets_of,
     kinds_of,
-    short,
     summary,
     value_diff,
 )
@@ -136,10 +135,9 @@ def _facts(group: Group) -> Iterator[str]:
 
 def _fields(fields: Iterable[FieldChange]) -> Iterator[str]:
     for field in fields:
-        before, after = _h(short(field.before)), _h(short(field.after))
         yield f'<p class="field"><code>{_h(field.path)}</code> <span class="dim">({field.impact})</span></p>'
         lines = (f'<span class="{_CLASSES.get(line[0], "dim")}">{_h(line)}</span>' for line in value_diff(field))
-        yield f'<pre aria-label="from {before} to {after}">{"".join(lines)}</pre>'
+        yield f"<pre>{''.join(lines)}</pre>"
 
 
 def _h(text: str) -> str:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.model.specs import EXCERPT_BEFORE, SpecProblem
 from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted
-
-_WINDOW = 100
-"""Characters of a long line that are shown around the mistake: it fits a terminal with the indentation."""
 
 
 def problems_text(problems: Sequence[SpecProblem], style: Style) -> str:
@@ -19,13 +16,17 @@ def problems_text(problems: Sequence[SpecProblem], style: Style) -> str:
     return "\n".join([*entries, style.paint(f"{counted(len(problems), 'problem')} in the specs", "bold")]) + "\n"
 
 
+def sentence(problem: SpecProblem) -> str:
+    """The problem and its hint on one line, without its place."""
+    return f"{problem.message}; {problem.hint}" if problem.hint else problem.message
+
+
 def _problem(problem: SpecProblem, style: Style) -> list[str]:
     place = f"{one_line(problem.path)}:{problem.line}:{problem.column}:"
     lines = [f"{style.paint(place, 'bold')} {style.paint(one_line(problem.message), 'red')}"]
     if problem.excerpt:
-        start = max(0, problem.column - 1 - _WINDOW // 2)
-        shown = one_line(problem.excerpt[start : start + _WINDOW])
-        lines += [f"    {shown}", f"    {' ' * (problem.column - 1 - start)}{style.paint('^', 'green')}"]
+        before = min(problem.column - 1, EXCERPT_BEFORE)
+        lines += [f"    {one_line(problem.excerpt)}", f"    {' ' * before}{style.paint('^', 'green')}"]
     if problem.hint:
         lines.append(f"    {style.paint('hint:', 'cyan')} {one_line(problem.hint)}")
     return lines

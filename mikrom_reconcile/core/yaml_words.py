@@ -1,0 +1,107 @@
+"""What a bare word of YAML means, and which words mean different things to different programs.
+
+YAML 1.1 (PyYAML) and 1.2 (editors, other tools) read some of them differently: `no`, `010`, `12:30`, `2026-11-22`.
+Here each of those is a mistake, so that a value means the same to everyone who reads it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Final
+
+import msgspec
+
+MAX_DEPTH: Final = 32
+"""Deepest nesting; the deepest legal document has 8."""
+
+MAX_VALUES: Final = 200_000
+"""Values of one document, those behind an alias counted each time it is used: what stops an alias bomb."""
+
+MAX_INT: Final = 10**18
+"""Whole numbers stay below: every program can hold them."""
+
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+([eE][-+][0-9]+)?|\.[0-9]+")
+_NUMBER_TO_SOME = re.compile(
+    r"[-+]?(0[xX][0-9a-fA-F_]+|0[oO][0-7]+|0[bB][01_]+"
+    r"|[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?"
+    r"|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?"
+    r"|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"
+    r"|\.(inf|Inf|INF|nan|NaN|NAN))"
+)
+_DATE_TO_SOME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt]|[ \t]+)[0-9]{1,2}:.*")
+_BOOLEAN_TO_SOME = frozenset(
+    {"yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"},
+)
+_WORDS = {
+    "": None, "~": None, "null": None, "Null": None, "NULL": None,
+    "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
+}  # fmt: skip
+_NUMERIC = frozenset("0123456789+-.")
+_SUSPECT = _NUMERIC | frozenset("yYnNoO")  # how words begin that may be guessed at
+_LONG_NUMBER = 17  # digits: parsers differ in what they make of more
+
+
+class Mistake(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong at an offset into the text; `earlier` is where the other of two stands."""
+
+    at: int
+    message: str
+    hint: str = ""
+    earlier: int | None = None
+
+
+def guess_at(word: str) -> str:
+    """What some programs take a bare word for that others take for something else; "" if all agree."""
+    if word[:1] not in _NUMERIC:
+        return "a boolean" if word in _BOOLEAN_TO_SOME else ""
+    if _NUMBER_TO_SOME.fullmatch(word):
+        return "" if _INT.fullmatch(word) or _FLOAT.fullmatch(word) else "a number"
+    return "a date" if _DATE_TO_SOME.fullmatch(word) else ""
+
+
+def means_itself(word: str) -> bool:
+    """Whether a bare `word` would surely be text; what is quoted may look otherwise and be text all the same."""
+    return word[:1] not in _SUSPECT or not (
+        guess_at(word) or (len(word) > _LONG_NUMBER and _NUMBER_TO_SOME.fullmatch(word))
+    )
+
+
+def meaning_of(word: str) -> Any:
+    """The value of a bare word about which all agree. Raises OverflowError for a number beyond what all can hold."""
+    if word in _WORDS:
+        return _WORDS[word]
+    if word[:1] not in _NUMERIC:
+        return word
+    if _INT.fullmatch(word):
+        if len(word) > 20 or abs(int(word)) >= MAX_INT:
+            raise OverflowError
+        return int(word)
+    if _FLOAT.fullmatch(word):
+        if math.isinf(float(word)):
+            raise OverflowError
+        return float(word)
+    return word
+
+
+def bare(word: str) -> Any:
+    """What a bare word means that stands alone, as on a command line: a boolean, a number, else the text itself."""
+    try:
+        value = word if guess_at(word) else meaning_of(word)
+    except OverflowError:
+        return word
+    return word if value is None else value
+
+
+def shown(word: str) -> str:
+    """A word of the specs inside a message, cut where it is long."""
+    return repr(word if len(word) <= _SHOWN else word[: _SHOWN - 1] + "…")
+
+
+def quoted(word: str) -> str:
+    """The same word as somebody would write it to mean the text."""
+    return f'"{word}"' if len(word) <= _SHOWN else "it in quotes"
+
+
+_SHOWN = 60

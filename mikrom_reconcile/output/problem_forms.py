@@ -1,0 +1,91 @@
+"""What is wrong with the specs, for machines that show it to people: GitHub's log, SARIF viewers, JUnit reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile import __version__
+from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.output.neutral import json_text, one_line
+from mikrom_reconcile.output.problem_text import sentence
+
+_SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
+
+
+def problems_github(problems: Sequence[SpecProblem]) -> str:
+    """Workflow commands: each becomes an annotation on its line of a pull request."""
+    return "".join(
+        f"::error file={_property(problem.path)},line={problem.line},col={problem.column}::{_data(sentence(problem))}\n"
+        for problem in problems
+    )
+
+
+def _data(text: str) -> str:
+    return one_line(text).replace("%", "%25")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def problems_sarif(problems: Sequence[SpecProblem]) -> str:
+    """A SARIF 2.1.0 log with one run."""
+    driver = {"name": "mikrom", "version": __version__, "rules": [{"id": "spec"}]}
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "results": [_result(problem) for problem in problems],
+    }
+    log = {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
+    return json_text(msgspec.json.format(msgspec.json.encode(log), indent=2).decode()) + "\n"
+
+
+def _result(problem: SpecProblem) -> dict[str, Any]:
+    place = {
+        "artifactLocation": {"uri": _uri(problem.path)},
+        "region": {"startLine": problem.line, "startColumn": problem.column},
+    }
+    return {
+        "ruleId": "spec",
+        "level": "error",
+        "message": {"text": sentence(problem)},
+        "locations": [{"physicalLocation": place}],
+    }
+
+
+def _uri(path: str) -> str:
+    encoded = "".join(
+        char if char in _UNRESERVED else "".join(f"%{byte:02X}" for byte in char.encode()) for char in path
+    )
+    return f"file://{encoded}" if encoded.startswith("/") else encoded
+
+
+def problems_junit(problems: Sequence[SpecProblem]) -> str:
+    """A JUnit report: a failed test case for each problem, or one that passed."""
+    cases = [_case(problem) for problem in problems] or ['    <testcase classname="specs" name="validate"/>\n']
+    counts = f'tests="{len(cases)}" failures="{len(problems)}" errors="0" skipped="0"'
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f'<testsuites name="mikrom validate" {counts}>\n'
+        f'  <testsuite name="specs" {counts}>\n{"".join(cases)}  </testsuite>\n'
+        "</testsuites>\n"
+    )
+
+
+def _case(problem: SpecProblem) -> str:
+    place = f"{problem.path}:{problem.line}:{problem.column}"
+    name, message, line = (_xml(text) for text in (place, sentence(problem), problem.excerpt))
+    return (
+        f'    <testcase classname="specs" name="{name}">\n'
+        f'      <failure type="spec" message="{message}">{line}</failure>\n'
+        "    </testcase>\n"
+    )
+
+
+def _xml(text: str) -> str:
+    return escape(one_line(text).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd"))

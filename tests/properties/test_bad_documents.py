@@ -1,0 +1,133 @@
+"""Whatever becomes of a spec file, there is an answer: fine, or mistakes with places; never a traceback, and soon.
+
+Five thousand spoilt files, and both YAML parsers and two JSON Schema validators held against each other on all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import jsonschema
+import jsonschema_rs
+import pytest
+
+from mikrom_reconcile.control.sources.files import FileSource
+from mikrom_reconcile.core.desired import checked, wanted
+from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
+from mikrom_reconcile.core.yaml_nodes import read_nodes
+from mikrom_reconcile.core.yaml_text import _SLOWLY, _cuts, _quickly
+from mikrom_reconcile.output import formats
+from mikrom_reconcile.output.problem_text import problems_text
+from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.wiring import schemas
+from tests.properties.bad_specs import spoilt
+
+BATCHES, DOCUMENTS = 20, 250
+EVERY_BATCH = pytest.mark.parametrize("batch", range(BATCHES))
+LONGEST_S = 2.0
+
+
+def texts(batch: int) -> list[str]:
+    return [spoilt(Random(f"{batch}/{number}")) for number in range(DOCUMENTS)]
+
+
+def problems_in(tree: SourceTree) -> tuple[SpecProblem, ...]:
+    try:
+        wanted(checked(tree, schemas(), here="localhost"), here="localhost")
+    except SpecError as error:
+        return error.problems
+    except SourceError:  # nothing is left in the file
+        return ()
+    return ()
+
+
+@EVERY_BATCH
+def test_a_spoilt_file_is_answered_soon_and_every_mistake_has_a_place_inside_it(batch: int) -> None:
+    wrong = 0
+    for text in texts(batch):
+        began_s = time.process_time()
+        problems = problems_in(SourceTree(revision="r", files=(SourceFile(path="specs/web.yml", text=text),)))
+        assert time.process_time() - began_s < LONGEST_S
+        wrong += bool(problems)
+        check(problems, {"specs/web.yml": text})
+    assert wrong > DOCUMENTS // 2, "the accidents are too harmless"
+
+
+@EVERY_BATCH
+def test_broken_bytes_are_answered_too(batch: int, tmp_path: Path) -> None:
+    chance = Random(batch)
+    for text in texts(batch)[::25]:
+        content = bytearray(text.encode("utf-8", "surrogatepass"))
+        for _ in range(chance.choice([0, 1, 5])):
+            at = chance.randrange(len(content) + 1)
+            content[at : at + chance.choice([0, 1, 9])] = chance.randbytes(2)
+        (tmp_path / "web.yml").write_bytes(content)
+        try:
+            problems = problems_in(FileSource([tmp_path]).read())
+        except SpecError as error:
+            problems = error.problems
+        check(problems, None)
+
+
+def check(problems: tuple[SpecProblem, ...], texts: dict[str, str] | None) -> None:
+    """Places are inside the file, each is told once, and every form can show them."""
+    assert list(problems) == sorted(problems, key=lambda item: (item.path, item.line, item.column))
+    assert len({(item.path, item.line, item.column) for item in problems}) == len(problems)
+    for item in problems:
+        assert item.message
+        assert "Traceback" not in item.message
+        assert len(item.message) < 500
+        if texts is not None:
+            lines = re.split("\r\n|\r|\n", texts[item.path])
+            assert 1 <= item.line <= len(lines)
+            assert 1 <= item.column <= len(lines[item.line - 1]) + 1
+            assert item.excerpt in lines[item.line - 1]
+    if problems:
+        assert problems_text(problems, Style(colour=False)).count("\n") >= 2 * len(problems) - 1
+    for form, show in formats.VALIDATION.items():
+        shown = show(problems, (0, 0, 0))
+        if form in {"json", "sarif"}:
+            json.loads(shown)
+        elif form == "junit":
+            assert len(ET.fromstring(shown).findall(".//failure")) == len(problems)
+        elif form == "github":
+            assert shown.count("\n") == shown.count("::error file=") == len(problems)
+
+
+@EVERY_BATCH
+def test_what_is_read_quickly_means_what_the_slow_reader_says(batch: int) -> None:
+    quick = 0
+    for text in texts(batch):
+        for start, end in _cuts(text):
+            value = _quickly(text[start:end])
+            if value is _SLOWLY:
+                continue
+            quick += 1
+            slow = read_nodes(text, start, end)
+            assert slow.mistakes == ()
+            assert repr([root.value for root in slow.roots]) == repr([] if value is None else [value]), text[start:end]
+    assert quick > DOCUMENTS // 10, "hardly anything is read quickly"
+
+
+@EVERY_BATCH
+def test_another_validator_accepts_the_same_documents(batch: int) -> None:
+    kinds = {kind: json.loads(text) for kind, text in schemas().items()}
+    for text in texts(batch):
+        for start, end in _cuts(text):
+            for root in read_nodes(text, start, end).roots:
+                schema = kinds.get(str(root.value.get("kind"))) if isinstance(root.value, dict) else None
+                if schema and not _ends_a_line(root.value):
+                    other = jsonschema.Draft202012Validator(schema).is_valid(root.value)
+                    assert jsonschema_rs.Draft202012Validator(schema).is_valid(root.value) == other, text
+
+
+def _ends_a_line(value: Any) -> bool:
+    """Python's `$` allows a line break at the end, that of JSON Schema does not."""
+    return "\\n" in json.dumps(value)

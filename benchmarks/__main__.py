@@ -9,13 +9,14 @@ from __future__ import annotations
 import signal
 import sys
 
-from benchmarks import actions, starts, startup, thousand
+from benchmarks import actions, starts, startup, supervision, thousand
 from benchmarks.rows import HEAD
 
 BENCHMARKS = {
     "startup": startup.measure,
     "actions": actions.measure,
     "starts": starts.measure,
+    "supervision": supervision.measure,
     "thousand": thousand.measure,
 }
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from mikrom_reconcile.core.digests import digest_of, spec_digest
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, State, VMSpec
-from mikrom_reconcile.core.model.observed import Console, ObservedVM, Stray, VMMFacts
+from mikrom_reconcile.core.model.observed import Console, End, ObservedVM, Stray, VMMFacts
 from mikrom_reconcile.core.model.plan import Action, Expect, Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.ports import VMRecord
@@ -39,8 +39,8 @@ class FakeDriver:
     """A driver whose VMMs are entries of a dict.
 
     `faults` maps a method to what its next calls raise, before they do anything, or after it with "start, late".
-    `calls` tells what was called, observing apart. `facts` replaces what is seen of a VM, `boots_instead` the spec
-    that is booted.
+    `calls` tells what was called, observing apart. `facts` replaces what is seen of a VM, `ends` says how its
+    VMM ended, `boots_instead` is the spec that is booted.
     """
 
     name = "fake"
@@ -49,6 +49,7 @@ class FakeDriver:
     def __init__(self) -> None:
         self.vmms: dict[str, VMSpec] = {}
         self.facts: dict[str, VMMFacts] = {}
+        self.ends: dict[str, End] = {}
         self.faults: dict[str, list[BaseException]] = defaultdict(list)
         self.calls: list[str] = []
         self.graces: list[float] = []
@@ -65,8 +66,11 @@ class FakeDriver:
             return self.facts[record.vm]
         spec = self.vmms.get(record.vm)
         if spec is None:
-            return VMMFacts(status="none")
+            return VMMFacts(status="none", end=self.ends.get(record.vm, "unknown"))
         return VMMFacts(status="running", pid=1, machine=spec.machine, boot_args=spec.boot_args)
+
+    def watch(self, record: VMRecord) -> int | None:
+        return None
 
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         self.calls.append("start")

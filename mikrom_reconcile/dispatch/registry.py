@@ -1,12 +1,14 @@
-"""Ties the tasks to an app, and a worker's or Beat's life to its heartbeat. Wiring hands in the parts."""
+"""Ties the tasks to an app, and heartbeat and supervision to a process's life. Wiring hands in the parts."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 from celery import signals
+from kombu.utils import functional
 
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.errors import MikromError
@@ -44,6 +46,10 @@ def register(
 def _on_worker_init(sender: Any, **_: Any) -> None:
     """Fail now and in one line, not with the first action."""
     app: FleetApp = sender.app
+    if deadlines.is_gevent():
+        # `celery -P gevent` patches too late: looking for locks, gevent touches Celery's proxies, these import kombu,
+        # and kombu keeps the old sleep. Without a broker that worker then stands still for seconds, supervision too
+        functional.sleep = time.sleep
     if app.settings.worker_role == "host":
         try:
             app.parts.hypervisor()
@@ -52,7 +58,13 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
 
 
 def _on_worker_ready(sender: Any, **_: Any) -> None:
-    _start_heartbeat(sender.app, sender.app.settings.worker_role)
+    app: FleetApp = sender.app
+    role = app.settings.worker_role
+    if role == "host":
+        hypervisor = app.parts.hypervisor()
+        hypervisor.supervise()
+        signals.worker_shutting_down.connect(lambda **_: hypervisor.leave_alone(), weak=False)
+    _start_heartbeat(app, role)
 
 
 def _on_beat_init(sender: Any, **_: Any) -> None:

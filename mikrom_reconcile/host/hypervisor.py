@@ -10,6 +10,7 @@ from mikrom_reconcile.host.execute import Executor, no_seam
 from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.ports import Clock, Driver
 from mikrom_reconcile.host.records import Records, checked_name
+from mikrom_reconcile.host.supervise import RESCAN_S, Supervisor
 
 
 class Hypervisor:
@@ -29,9 +30,25 @@ class Hypervisor:
     ) -> None:
         self.name = name
         self._driver = driver
+        self._records = records
         self._clock = clock
         self._observer = Observer(name, driver=driver, records=records)
         self._executor = Executor(name, driver=driver, records=records, clock=clock, on_step=on_step)
+
+        self._supervisor: Supervisor | None = None
+
+    def supervise(self, *, rescan_s: float = RESCAN_S) -> None:
+        """Bring VMMs back that die, by their VMs' restart policies, until `leave_alone` or the end of the process."""
+        if self._supervisor is None:
+            self._supervisor = Supervisor(
+                self.name, driver=self._driver, records=self._records, clock=self._clock, rescan_s=rescan_s
+            )
+            self._supervisor.start()
+
+    def leave_alone(self) -> None:
+        """End the supervision, if there is one; VMs stay as they are. A signal handler may call it."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
 
     def observe(self, query: ObserveQuery) -> HostReport:
         """What is here now, as far as `query` asks. Raises SetupError when the records cannot be listed."""
@@ -39,7 +56,11 @@ class Hypervisor:
 
     def execute(self, order: Order) -> ActionOutcome:
         """Measure, act, verify. What went wrong is in the outcome; only what is no Exception passes through."""
-        return self._executor.execute(order)
+        try:
+            return self._executor.execute(order)
+        finally:
+            if self._supervisor is not None:
+                self._supervisor.tell(order.action.vm)
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the VM's console, or what came `after` a place in it. Raises PermanentError for no VM's name."""

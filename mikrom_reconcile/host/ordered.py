@@ -40,7 +40,10 @@ def ordered_record(order: Order, found: VMRecord | None, *, tombstone: Tombstone
         )
     if action.verb == "update":  # changes nothing about what runs, and so nothing about why it does not
         return replace(found, **wanted, **stamp(order, found))
-    return replace(found, **wanted, **stamp(order, found), last_error=None, restarts=(), parked=False)
+    # a start of the same again, such as Beat's, must not let a crash loop begin anew for ever
+    same = action.verb == "start" and found.spec_digest == desired.spec_digest and not found.parked
+    restarts = found.restarts if same else ()
+    return replace(found, **wanted, **stamp(order, found), last_error=None, restarts=restarts, parked=False)
 
 
 def stamp(order: Order, found: VMRecord) -> dict[str, Any]:

@@ -59,6 +59,12 @@ class Driver(Protocol):
         An ActionError says that this process cannot look (no descriptor left, folder closed): the VM is unknown.
         """
 
+    def watch(self, record: VMRecord) -> int | None:
+        """A descriptor that is readable once the VM's VMM has ended; the caller closes it.
+
+        None: no VMM lives, or this kind of VMM cannot be waited for. ActionErrors as of `observe`.
+        """
+
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         """Boot the VM as `record.spec` says and return once its guest runs.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import resource
 import select
 import signal
 import time
@@ -155,6 +156,58 @@ def wait_for_end(pidfd: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(math.ceil(max(0.0, timeout_s) * 1000)))
+
+
+def allow_descriptors() -> None:
+    """Let this process have as many descriptors as the system lets it: often 1,024 are the default, one per VM."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class Ends:
+    """The ends of many processes, awaited at once by one thread or greenlet, which alone may call all but `wake`."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._pidfds: dict[str, int] = {}
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._pidfds
+
+    def add(self, name: str, pidfd: int) -> None:
+        """Await the end of the process of `pidfd`, which is ours from now on, instead of that known by `name`."""
+        self.remove(name)
+        self._names[pidfd], self._pidfds[name] = name, pidfd
+        self._poll.register(pidfd, select.POLLIN)
+
+    def remove(self, name: str) -> None:
+        """Await it no more."""
+        if (pidfd := self._pidfds.pop(name, None)) is not None:
+            del self._names[pidfd]
+            self._poll.unregister(pidfd)
+            os.close(pidfd)
+
+    def wait(self, timeout_s: float) -> tuple[str, ...]:
+        """Names of those that have ended, not awaited any more; none at the time-out or when woken."""
+        ready = [pidfd for pidfd, _ in self._poll.poll(math.ceil(max(0.0, timeout_s) * 1000))]
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        ended = tuple(self._names[pidfd] for pidfd in ready if pidfd != self._wake)
+        for name in ended:
+            self.remove(name)
+        return ended
+
+    def wake(self) -> None:
+        """Let `wait` return. Never waits, so that a signal handler may call it, too."""
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Await nothing any more. `wake` may still be called until this object is gone."""
+        for name in tuple(self._pidfds):
+            self.remove(name)
 
 
 def kill(pidfd: int) -> None:

@@ -110,10 +110,14 @@ class Records:
             record = f"is the record of {record.vm}, copied or moved here"
         return record if isinstance(record, VMRecord) else Unreadable(vm=vm, reason=f"{path} {record}")
 
+    def names(self) -> tuple[str, ...]:
+        """Every VM that may have a record, sorted. Raises SetupError when their folder cannot be read."""
+        return tuple(name for name in _listed(self._vms) if _NAME.fullmatch(name))
+
     def list(self) -> Iterator[VMRecord | Unreadable]:
         """Every record of this host, sorted by VM. Raises SetupError when their folder cannot be read."""
-        for name in _listed(self._vms):
-            if _NAME.fullmatch(name) and (found := self.read(name)) is not None:
+        for name in self.names():
+            if (found := self.read(name)) is not None:
                 yield found
 
     def write(self, record: VMRecord) -> None:

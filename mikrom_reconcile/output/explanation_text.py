@@ -58,6 +58,10 @@ def _observed(row: ObservedVM) -> str:
     pid = f", pid {row.pid}" if row.pid else ""
     error = f", last error: {row.last_error}" if row.last_error else ""
     history = f"{counted(row.generation, 'change')}, last by token {row.token}"
+    if row.restarts:
+        history += (
+            f", {counted(len(row.restarts), 'restart')} by its host, last at {row.restarts[-1]:%Y-%m-%d %H:%M:%SZ}"
+        )
     return f"{row.phase} on {row.host}{pid}, project {row.project}, fleet {row.fleet}, {history}{error}"
 
 

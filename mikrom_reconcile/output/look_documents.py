@@ -41,6 +41,7 @@ def _vm_row(vm: ObservedVM) -> Document:
         "ip": None,
         "spec_digest": vm.spec_digest,
         "created_at": vm.created_at,
+        "restarts": vm.restarts,
         "last_error": vm.last_error,
     }
 

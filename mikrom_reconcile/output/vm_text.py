@@ -16,10 +16,13 @@ _HEADER: tuple[str, ...] = ("NAME", "FLEET", "HOST", "STATE", "PHASE", "VCPU", "
 
 
 def vms_text(vms: Sequence[ObservedVM], now: datetime, style: Style) -> str:
-    """One line per VM, then what went wrong with whom; the project is a column when there is more than one."""
+    """One line per VM, then what went wrong with whom; project and restarts are columns where they tell something."""
     if not vms:
         return "No VMs.\n"
     header, rows = _HEADER, [_row(vm, now) for vm in vms]
+    if any(vm.restarts for vm in vms):
+        header = (*header, "RESTARTS")
+        rows = [(*row, (str(len(vm.restarts)), "")) for vm, row in zip(vms, rows, strict=True)]
     if len({vm.project for vm in vms}) > 1:
         header = ("PROJECT", *header)
         rows = [((vm.project, ""), *row) for vm, row in zip(vms, rows, strict=True)]

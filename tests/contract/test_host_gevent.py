@@ -14,7 +14,9 @@ import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"""
 FOLDER = Path(__file__).parent
 
 
-@pytest.mark.parametrize(("file", "chosen"), [("test_host.py", ""), ("test_host_killed.py", "simulated")])
+@pytest.mark.parametrize(
+    ("file", "chosen"), [("test_host.py", ""), ("test_host_killed.py", "simulated"), ("test_supervise.py", "")]
+)
 def test_in_greenlets_it_is_the_same(file: str, chosen: str) -> None:
     plain = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen]
     run = subprocess.run(

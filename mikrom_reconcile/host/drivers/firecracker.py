@@ -89,6 +89,12 @@ class FirecrackerDriver:
                 return VMMFacts(status="starting")
             return VMMFacts(status="none", end=_last_end(places))
 
+    def watch(self, record: VMRecord) -> int | None:
+        """A pidfd of the proven VMM."""
+        with step(record.vm, "opening a pidfd of its VMM"):
+            found = vmm.find(self._layout.of(record.vm))
+            return None if found is None else process.open_pidfd(found)
+
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         """Spawn, write down, configure, boot."""
         give_up_at = time.monotonic() + deadline_s

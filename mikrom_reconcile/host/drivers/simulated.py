@@ -79,6 +79,10 @@ class SimulatedDriver:
         status: VMMStatus = "paused" if vm.paused else "running"
         return VMMFacts(status=status, pid=vm.pid, age_s=_age_s(vm), machine=vm.machine, boot_args=vm.boot_args)
 
+    def watch(self, record: VMRecord) -> int | None:  # noqa: ARG002 - the port's
+        """Nothing: no process ends here."""
+        return None
+
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         """Write the file, unless this very VM runs."""
         if (problem := self.unsupported(record.spec)) is not None:

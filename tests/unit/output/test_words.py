@@ -153,6 +153,11 @@ def test_the_project_is_a_column_only_when_there_are_several() -> None:
     assert "\nshop     b" in text
 
 
+def test_restarts_by_the_host_are_a_column_once_there_are_some() -> None:
+    text = vms_text([observed("a", restarts=(NOW, NOW)), observed("b")], NOW, PLAIN)
+    assert [line.split()[-1] for line in text.splitlines()] == ["RESTARTS", "2", "0"]
+
+
 def test_a_vm_whose_phase_satisfies_its_state_is_green_and_any_other_red() -> None:
     style = Style(colour=True)
     assert "\x1b[32mrunning" in vms_text([observed("a")], NOW, style)

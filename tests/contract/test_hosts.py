@@ -19,6 +19,7 @@ from mikrom_reconcile.dispatch.local import LocalHosts
 from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from tests.fakes import order
 from tests.fleet import Fleet
+from tests.scratch import SCRATCH
 from tests.slow_host import slow_host
 
 BOOT_S = 0.2
@@ -27,7 +28,7 @@ HERE = "localhost"
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    with tempfile.TemporaryDirectory(prefix="mk-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="mk-", dir=SCRATCH) as folder:
         fleet = Fleet(Path(folder))
         try:
             yield fleet

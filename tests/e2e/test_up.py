@@ -22,6 +22,7 @@ from mikrom_reconcile import locks
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.settings import load
 from tests.fleet import ROOT, wait_until
+from tests.scratch import SCRATCH
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(90)]
 
@@ -103,7 +104,7 @@ class Up:
 @pytest.fixture(scope="module")
 def up() -> Iterator[Up]:
     """Ended by the hardest of all ends, after which nothing may run on."""
-    with tempfile.TemporaryDirectory(prefix="mk-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="mk-", dir=SCRATCH) as folder:
         up = Up(Path(folder), "--no-run")
         try:
             yield up

@@ -18,18 +18,18 @@ from mikrom_reconcile.core.specs import Specs, gather, hosts_of, one_per_place
 def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Landscape) -> DesiredState:
     """All that the specs want. Raises SpecError for what cannot be resolved on the host that was chosen."""
     resolver = Resolver(specs)
-    digests: dict[tuple[int, str, str], str] = {}  # VMs that come out equal share their spec object: one digest
+    digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest
     vms = []
     placed: dict[str, str] = {}
     for vm, host, why in landscape.place(pending):
         if why:
             placed[vm.name] = why
-        state, spec = resolver.resolve(vm, host)
+        resolved = resolver.resolve(vm, host)
+        state, spec = resolved
         fleet = vm.fleet
-        key = (id(spec), fleet.name, state)
-        digest = digests.get(key)
+        digest = digests.get(id(resolved))
         if digest is None:
-            digest = digests[key] = spec_digest(
+            digest = digests[id(resolved)] = spec_digest(
                 project=specs.project,
                 fleet=fleet.name,
                 state=state,

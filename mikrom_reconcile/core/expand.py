@@ -164,9 +164,7 @@ class Resolver:
     def resolve(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
         """The VM's state and spec on `host`. A mistake is noted in `flaws`, once for each recipe."""
         names = vm.recipe.looked_up
-        by_vm = vm.name if names & PER_VM else ""
-        by_host = host if names else ""
-        key = (id(vm.recipe), by_host, by_vm)
+        key = (id(vm.recipe), host, vm.name if names & PER_VM else "") if names else (id(vm.recipe), "", "")
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._resolved(vm, host)

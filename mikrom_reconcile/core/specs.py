@@ -12,7 +12,7 @@ from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
-from mikrom_reconcile.core.patterns import PatternError, select
+from mikrom_reconcile.core.patterns import PatternError
 from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.variables import names_in
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
@@ -122,7 +122,7 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
     default = Policy()
     hosts, pattern = None, spec.get("hosts", "all")
     if inventory is not None:
-        hosts = select(pattern, inventory.hosts, inventory.members())
+        hosts = inventory.select(pattern)
     return FleetSpec(
         document=document,
         name=document.name,
@@ -219,6 +219,14 @@ def _group_flaws(document: SpecDocument, hosts: tuple[str, ...], groups: tuple[s
 def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
     for document in _fleets(documents):
         spec = document.body["spec"]
+        numbers = {
+            ("spec", "replicas"): spec.get("replicas"),
+            ("spec", "prune", "max"): spec.get("prune", {}).get("max"),
+        }
+        for pointer, number in numbers.items():
+            if isinstance(number, float):  # JSON Schema takes 3.0 for a whole number
+                message = f"{'.'.join(pointer)} must be a whole number, not {number}"
+                yield Flaw(document=document, pointer=pointer, message=message)
         if ("replicas" in spec) == ("instances" in spec):
             found = "both" if "replicas" in spec else "neither"
             message = f"a fleet has either replicas or instances, and this has {found}"
@@ -253,7 +261,7 @@ def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory
             None if known else (f"the inventory has no host {shown(pattern)}", nearest(pattern, tuple(inventory.hosts)))
         )
     try:
-        chosen = select(pattern, inventory.hosts, inventory.members())
+        chosen = inventory.select(pattern)
     except PatternError as error:
         return str(error), nearest(error.term.lstrip("&!"), (*inventory.hosts, *inventory.groups))
     return None if chosen else (f"{shown(pattern)} selects no host", "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from benchmarks import actions, starts, startup, supervision
+from benchmarks import actions, starts, startup, supervision, thousand
 from benchmarks.rows import HEAD
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "actions": actions.measure,
     "starts": starts.measure,
     "supervision": supervision.measure,
+    "thousand": thousand.measure,
 }
 
 

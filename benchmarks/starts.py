@@ -90,7 +90,7 @@ def _rates(folder: Path, argv: list[str], environment: dict[str, str]) -> Rates:
         began_s = time.perf_counter()
         subprocess.run(argv, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         whole_s = time.perf_counter() - began_s
-        ticks = [_started_ticks(process) for process in _processes(folder)]
+        ticks = [_started_ticks(process) for process in processes_of(folder)]
         assert len(ticks) == VMS
         between_s = (max(ticks) - min(ticks)) / os.sysconf("SC_CLK_TCK")
         return VMS / whole_s, (VMS - 1) / between_s
@@ -105,14 +105,14 @@ def _started_ticks(process: Path) -> int:
 
 def kill_all(folder: Path) -> None:
     """End every process that has the folder in its arguments."""
-    while processes := _processes(folder):
+    while processes := processes_of(folder):
         for process in processes:
             with suppress(ProcessLookupError):
                 os.kill(int(process.name), signal.SIGKILL)
         time.sleep(0.01)
 
 
-def _processes(folder: Path) -> list[Path]:
+def processes_of(folder: Path) -> list[Path]:
     """The /proc folders of all processes that have `folder` in their arguments."""
     found = []
     for process in Path("/proc").iterdir():

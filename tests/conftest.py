@@ -11,6 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.scratch import SCRATCH
+
 KEPT_VARIABLES = ("MIKROM_FIRECRACKER", "MIKROM_JAILER", "MIKROM_GUEST_ELF")
 FOREIGN_PREFIXES = ("MIKROM_", "CELERY_", "FLOWER_")
 
@@ -58,7 +60,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             monkeypatch.delenv(name)
     if binary is not None:
         monkeypatch.setenv("MIKROM_FIRECRACKER", binary)
-    with tempfile.TemporaryDirectory(prefix="mk-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="mk-", dir=SCRATCH) as folder:
         monkeypatch.setenv("MIKROM_STATE_DIR", f"{folder}/state")
         monkeypatch.setenv("MIKROM_RUN_DIR", f"{folder}/run")
         yield Path(folder)

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 
 from mikrom_reconcile.core.digests import digest_of, spec_digest
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, State, VMSpec
-from mikrom_reconcile.core.model.observed import End, ObservedVM, VMMFacts
+from mikrom_reconcile.core.model.observed import Console, End, ObservedVM, Stray, VMMFacts
 from mikrom_reconcile.core.model.plan import Action, Expect, Verb
 from mikrom_reconcile.core.model.run import Order
-from mikrom_reconcile.host.ports import Stray, VMRecord
+from mikrom_reconcile.host.ports import VMRecord
 
 HOST = "hv1"
 SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=4), boot_args="quiet")
@@ -44,6 +44,7 @@ class FakeDriver:
     """
 
     name = "fake"
+    takes_memory = True
 
     def __init__(self) -> None:
         self.vmms: dict[str, VMSpec] = {}
@@ -78,6 +79,16 @@ class FakeDriver:
             self.vmms.setdefault(record.vm, self.boots_instead or record.spec)
         self._fault("start, late")
 
+    def pause(self, record: VMRecord, *, deadline_s: float) -> None:
+        self.calls.append("pause")
+        self._fault("pause")
+        self.facts[record.vm] = VMMFacts(status="paused", pid=1)
+
+    def resume(self, record: VMRecord, *, deadline_s: float) -> None:
+        self.calls.append("resume")
+        self._fault("resume")
+        self.facts.pop(record.vm, None)
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         self.calls.append("stop")
         self.graces.append(grace_s)
@@ -93,8 +104,15 @@ class FakeDriver:
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
         return ()
 
-    def console(self, vm: str, *, max_bytes: int) -> bytes:
-        return f"MIKROM-UP {vm}".encode()[-max_bytes:]
+    def foreign(self) -> tuple[Stray, ...]:
+        return ()
+
+    def trim(self) -> None:
+        self.calls.append("trim")
+
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        content = f"MIKROM-UP {vm}".encode()[-max_bytes:]
+        return Console(content=content, end=len(content))
 
     def _fault(self, when: str) -> None:
         if self.faults[when]:
@@ -124,7 +142,8 @@ def order(
 ) -> Order:
     """An order as a plan would make it after `seen` was observed; to be as `desired_vm` says unless told otherwise."""
     if desired is None and verb != "delete":
-        desired = desired_vm(vm, project=project, state="stopped" if verb == "stop" else "running")
+        states: dict[str, State] = {"stop": "stopped", "pause": "paused"}
+        desired = desired_vm(vm, project=project, state=states.get(verb, "running"))
     expect = Expect(uid=seen.uid if seen else None, generation=seen.generation if seen else 0)
     content = {"verb": verb, "host": host, "vm": vm, "project": project, "desired": desired, "expect": expect}
     action = Action(id=digest_of(content), deadline_s=deadline_s, **content)  # type: ignore[arg-type]

@@ -63,6 +63,8 @@ def _agreed(request: RunRequest, plan: Plan) -> bool:
     if request.destroy:
         fleets = sorted({change.fleet for change in plan.changes if change.kind == "delete"})
         return all(_typed(fleet, "to destroy it") for fleet in fleets)
+    if request.verb is not None:
+        return not plan.actions or ask(f"{request.verb.capitalize()} these VMs? [y/N]").lower() in {"y", "yes"}
     return not plan.actions or ask("Apply this plan? [y/N]").lower() in {"y", "yes"}
 
 

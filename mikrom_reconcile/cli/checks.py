@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mikrom_reconcile
 from mikrom_reconcile import wiring
+from mikrom_reconcile.cli.host_checks import room_checks
 from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.core.model.desired import NAME_LENGTH
 from mikrom_reconcile.dispatch.broker import connect, without_password
@@ -31,7 +32,8 @@ KNOWN_BINARIES = {
 def all_checks(settings: Settings) -> list[Check]:
     """Every check, in the order in which things are needed."""
     checks: tuple[Callable[[Settings], Check], ...] = (_python, _driver, _kvm, _firecracker, _state_dir, _run_dir)
-    return [check(settings) for check in checks] + list(_broker(settings)) + [_redis_server()]
+    here = [check(settings) for check in checks]
+    return [*here, *room_checks(settings), *_broker(settings), _redis_server()]
 
 
 def _python(settings: Settings) -> Check:

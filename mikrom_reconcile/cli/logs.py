@@ -16,7 +16,8 @@ MAX_BYTES = 256 * 1024
 @click.command()
 @click.argument("vm", shell_complete=names_for_tab)
 @click.option("--tail", "lines", type=click.IntRange(1), metavar="LINES", help="Only the last lines.")
-def logs(vm: str, lines: int | None) -> int:
+@click.option("-f", "--follow", "following", is_flag=True, help="Go on with what it writes, until Ctrl-C.")
+def logs(vm: str, lines: int | None, *, following: bool) -> int:
     """The end of a VM's serial console, at most 256 KiB, without what a terminal could obey."""
     engine = wiring.open_engine(settings.load())
     views = views_of(engine)
@@ -24,7 +25,12 @@ def logs(vm: str, lines: int | None) -> int:
     if not rows:
         raise unknown(vm, [row.name for row in vms_in(views)], views)
     keeper = max(rows, key=lambda row: row.token)
-    text = console_text(engine.hosts.console(keeper.host, vm, max_bytes=MAX_BYTES))
+    console = engine.hosts.console(keeper.host, vm, max_bytes=MAX_BYTES)
+    text = console_text(console.content)
     kept = text.splitlines(keepends=True)[-lines:] if lines else [text]
     show("".join(kept))
-    return 0
+    if not following:
+        return 0
+    from mikrom_reconcile.cli.follow import follow
+
+    return follow(engine.hosts, keeper.host, vm, console.end)

@@ -27,9 +27,9 @@ COMPLETION_DEADLINE_S = 1.0
 """Nobody waits longer for the names that Tab might offer."""
 
 
-def views_of(engine: Engine, deadline_s: float = DEADLINE_S) -> tuple[HostView, ...]:
-    """What every host says of all of its VMs, sorted by host."""
-    queries = {host: ObserveQuery() for host in engine.hosts.names()}
+def views_of(engine: Engine, deadline_s: float = DEADLINE_S, *, strays: bool = False) -> tuple[HostView, ...]:
+    """What every host says of all of its VMs, and of VMMs without a record if `strays`, sorted by host."""
+    queries = {host: ObserveQuery(strays=strays) for host in engine.hosts.names()}
     return tuple(sorted(engine.hosts.observe(queries, deadline_s=deadline_s), key=lambda view: view.host))
 
 

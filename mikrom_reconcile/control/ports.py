@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Protocol
 
-from mikrom_reconcile.core.model.observed import HostView, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.model.specs import SourceTree
@@ -35,8 +35,11 @@ class Hosts(Protocol):
         Closing the iterator sends nothing more; what is under way goes on.
         """
 
-    def console(self, host: str, vm: str, *, max_bytes: int) -> bytes:
-        """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
+    def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        """The end of a VM's serial console, or of what came `after` a place in it.
+
+        Raises MikromError when the host cannot be reached.
+        """
 
 
 class Lease(Protocol):

@@ -13,6 +13,7 @@ from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Plan
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.one_off import decide_by_name
 from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, hosts_of
@@ -51,6 +52,8 @@ class Reconciler:
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
+        if request.verb is not None:
+            return self._look_by_name(request).plan
         specs = self._specs(request)
         unknown = sorted({*request.without_hosts} - {*hosts_of(specs, self._here)})
         if unknown:
@@ -65,21 +68,20 @@ class Reconciler:
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
-        if request.without_hosts:
-            raise UsageError("--without-host only asks what would be: such a plan cannot be carried out")
-        specs = self._specs(request)
+        project, look = self._project(request)
         started_at = self._clock.now()
         deadline = Deadline(self._clock, request.timeout_s)
-        lease = self._lease(specs.project, request, deadline, at_least=1)
+        lease = self._lease(project, request, deadline, at_least=1)
         try:
-            decision = self._look(request, specs)
+            decision = look(())
             if decision.highest_token >= lease.token:  # the store was lost; hosts remember higher tokens
                 lease.release()
-                lease = self._lease(specs.project, request, deadline, at_least=decision.highest_token + 1)
+                lease = self._lease(project, request, deadline, at_least=decision.highest_token + 1)
             approved = plan or decision.plan
             outcomes = list(moved(approved, decision.plan))
             while True:
-                self.store.remember(specs.project, decision.placements)
+                if request.verb is None:
+                    self.store.remember(project, decision.placements)
                 actions = due(approved, decision.plan, outcomes)
                 if not actions or deadline.passed() or not lease.held():
                     break
@@ -88,7 +90,7 @@ class Reconciler:
                     progress(outcome)
                     if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
                         break
-                decision = self._look(request, specs)
+                decision = look(outcomes)
         finally:
             lease.release()
         report = RunReport(
@@ -110,6 +112,23 @@ class Reconciler:
     ) -> Iterator[ActionOutcome]:
         orders = (Order(run_id=request.run_id, token=lease.token, action=action) for action in actions if lease.held())
         return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
+
+    def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], Decision]]:
+        """The project that a request is about, and how to look at it, given what was done so far."""
+        if request.without_hosts:
+            raise UsageError("--without-host only asks what would be: such a plan cannot be carried out")
+        if request.verb is not None:
+            project = self._look_by_name(request).plan.project
+            return project, lambda outcomes: self._look_by_name(request, outcomes, project)
+        specs = self._specs(request)
+        return specs.project, lambda _: self._look(request, specs)
+
+    def _look_by_name(self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = "") -> Decision:
+        """Observe every host that answers, and plan what was asked for by name."""
+        assert request.verb is not None, "asked only for those"  # noqa: S101
+        queries = {host: ObserveQuery() for host in self.hosts.names()}
+        acted_on = frozenset(outcome.vm for outcome in outcomes)
+        return decide_by_name(request.verb, request.names, self._observe(queries, ()), acted_on, project)
 
     def _specs(self, request: RunRequest) -> Specs:
         specs = checked(request.tree, self._schemas, here=self._here, extra_vars=request.extra_vars)

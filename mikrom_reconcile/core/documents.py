@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
-from mikrom_reconcile.core.schema_words import Complaint, complaints, in_words, nearest
+from mikrom_reconcile.core.schema_words import Complaint, complaints, in_words, nearest, telling
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS, Places, YamlDocument, read_file
 from mikrom_reconcile.core.yaml_words import Mistake, shown
 
@@ -130,25 +130,25 @@ def _complaints(kind: str, value: Any, validators: _Validators) -> Iterator[Comp
 
 
 class _Validators:
-    """One compiled validator per kind, made when it is first needed."""
+    """Of each kind a compiled validator, and one that can say why; made when they are first needed."""
 
     def __init__(self, schemas: Schemas) -> None:
         self._schemas = schemas
         self._compiled: dict[str, Any] = {}
+        self._telling: dict[str, Any] = {}
         self.kinds = tuple(sorted(schemas))
 
     def accept(self, kind: str, value: Any) -> bool:
         """Whether `value` obeys the schema of `kind`."""
-        accepted: bool = self._of(kind).is_valid(value)
-        return accepted
-
-    def complaints(self, kind: str, value: Any) -> Iterator[Complaint]:
-        """What is wrong with `value`, by the validator whose errors say more."""
-        return complaints(json.loads(self._schemas[kind]), value)
-
-    def _of(self, kind: str) -> Any:
         if kind not in self._compiled:
             import jsonschema_rs  # noqa: PLC0415 - 27 ms that `get vms` need not pay
 
             self._compiled[kind] = jsonschema_rs.Draft202012Validator(json.loads(self._schemas[kind]))
-        return self._compiled[kind]
+        accepted: bool = self._compiled[kind].is_valid(value)
+        return accepted
+
+    def complaints(self, kind: str, value: Any) -> Iterator[Complaint]:
+        """What is wrong with a `value` that was not accepted."""
+        if kind not in self._telling:
+            self._telling[kind] = telling(json.loads(self._schemas[kind]))
+        return complaints(self._telling[kind], value)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.lifecycle import WELL
+from mikrom_reconcile.core.lifecycle import UP, WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Policy, Share
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Refusal, VMChange
@@ -19,9 +19,6 @@ from mikrom_reconcile.core.observed import Sight
 
 DISRUPTION = "10%"
 """Share of a fleet that one pass may take down: what users of rolling updates expect when they say nothing."""
-
-UP = frozenset({"running", "paused"})
-"""States that need a VMM."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,6 +35,9 @@ SATISFIES: dict[State, frozenset[Phase]] = {
 }
 """Phases in which a VM is already as its spec's state wants it."""
 
+UP: frozenset[State] = frozenset({"running", "paused"})
+"""States that need a VMM."""
+
 WELL: frozenset[Phase] = frozenset({"running", "paused"})
 """Phases of a VM that is up: its VMM lives, is reached and was not told to stop."""
 

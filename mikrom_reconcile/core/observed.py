@@ -60,9 +60,9 @@ def queries(
 ) -> dict[str, ObserveQuery]:
     """What to ask each host: rows only of fleets that are not as expected.
 
-    Where a new VM may have to be made, the rows of other projects matter too: they may have its name.
+    Where a VM may have to be made, the rows of other projects matter too: they may have its name.
     """
-    new = any(vm.name not in placements.vms for vm in desired.vms)
+    new = any(placements.vms.get(vm.name) != vm.host for vm in desired.vms)
     by_host: dict[str, dict[str, str]] = defaultdict(dict)
     for (host, fleet), value in known.items():
         by_host[host][fleet] = value.digest
@@ -92,11 +92,6 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
     )
 
 
-def locations(sight: Sight, placements: Placements, inventory: Iterable[str]) -> dict[str, str]:
-    """Where each known VM is: where it was observed, else where it is remembered.
-
-    A host that left the inventory and answers without the VM is not a place for it any more.
-    """
-    kept = {*inventory, *sight.dark}
-    remembered = {name: host for name, host in placements.vms.items() if host in kept or name in sight.settled}
-    return remembered | {name: rows[0].host for name, rows in sight.own.items()}
+def locations(sight: Sight, placements: Placements) -> dict[str, str]:
+    """Where each known VM is: where it was observed, else where it is remembered."""
+    return placements.vms | {name: rows[0].host for name, rows in sight.own.items()}

@@ -113,7 +113,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         for refusal in (*protected, *pruned, *_blocked(changes))
         if any(refusal.fleet == fleet and refusal.vm in {"", name} for name, fleet in names)
     ]
-    plan = _numbered(
+    plan = numbered(
         Plan(
             id="",
             project=specs.project,
@@ -130,7 +130,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     )
     return Decision(
         plan=plan,
-        placements=_to_remember(asked, desired, sight),
+        placements=_to_remember(asked, desired, sight, changes),
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
     )
@@ -164,18 +164,23 @@ def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
 
 def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredState:
     """The specs on the hosts where things were found; nothing at all for a destroy."""
-    landscape = Landscape(asked.hosts, sight.dark, locations(sight, placements, asked.hosts))
+    landscape = Landscape(asked.hosts, sight.dark, locations(sight, placements))
     desired = desired_state(asked.specs, asked.pending, landscape)
     return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
 
 
-def _to_remember(asked: Question, desired: DesiredState, sight: Sight) -> Placements:
-    """Where everything is, or else is about to be; what was remembered on dark hosts stays remembered.
+def _to_remember(asked: Question, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]) -> Placements:
+    """Where everything is, or is made now; what was remembered on dark hosts stays remembered.
 
-    A VM that is to move is remembered where it still is: if that host goes dark now, it must not be made elsewhere.
+    A VM that is to move is remembered where it still is, and one whose name is taken where that was seen: if that
+    host goes dark, it must not be made elsewhere. One that may not be made yet is not remembered, so that the next run
+    asks again who has its name.
     """
     vms = {name: host for name, host in asked.placements.vms.items() if host in sight.dark}
-    vms |= {vm.name: vm.host for vm in desired.vms if vm.state != "absent"}
+    vms |= {vm.name: vm.host for vm in desired.vms if vm.name in sight.settled}
+    vms |= {change.name: change.host for change in changes if change.kind == "create"}
+    wanted = {vm.name for vm in desired.vms} - vms.keys() if sight.others else set()
+    vms |= {name: row.host for name, row in sight.others.items() if name in wanted}
     vms |= {name: rows[0].host for name, rows in sight.own.items()}
     answered = {host for host in asked.queries if host not in sight.dark}
     return Placements(vms=dict(sorted(vms.items())), covers=tuple(sorted({*asked.placements.covers, *answered})))
@@ -197,12 +202,12 @@ def _warnings(desired: DesiredState, sight: Sight, left_out: int) -> Iterator[st
         )
     for row in sorted(sight.others.values(), key=lambda row: row.name):
         if row.phase == "unreadable":
-            yield f"{row.name} on {row.host}: its record cannot be read: {row.last_error}"
+            yield f"{row.name} on {row.host} cannot be read: {row.last_error}"
     if left_out:
         yield f"{left_out} more changes are outside --limit, --tags or --skip-tags"
 
 
-def _numbered(plan: Plan) -> Plan:
+def numbered(plan: Plan) -> Plan:
     """The plan with its id: a digest of everything but the time."""
     content = msgspec.to_builtins(plan)
     content.pop("taken_at")

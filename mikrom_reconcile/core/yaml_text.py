@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from mikrom_reconcile.core.model.specs import EXCERPT, EXCERPT_BEFORE, SpecProblem
-from mikrom_reconcile.core.yaml_words import MAX_DEPTH, MAX_INT, MAX_VALUES, Mistake, means_itself
+from mikrom_reconcile.core.yaml_words import MAX_DEPTH, MAX_INT, MAX_VALUES, SUSPECT, Mistake, means_itself
 
 if TYPE_CHECKING:
     from mikrom_reconcile.core.yaml_nodes import Node, Reading
@@ -186,22 +186,29 @@ def _quickly(chunk: str) -> Any:
         value = ryaml.loads(chunk)
     except ValueError:
         return _SLOWLY
-    return value if _usual(value, 0) else _SLOWLY
+    return value if _usual(value) else _SLOWLY
 
 
-def _usual(value: Any, depth: int) -> bool:
+def _usual(document: Any) -> bool:
     """Whether no word in it may have been a guess; floats do not tell how they were written."""
-    if depth > MAX_DEPTH:
-        return False
-    kind = type(value)
-    if kind is str:
-        return means_itself(str(value))
-    if kind is dict:
-        return all(
-            type(key) is str and _usual(key, depth + 1) and _usual(item, depth + 1) for key, item in value.items()
-        )
-    if kind is list:
-        return all(_usual(item, depth + 1) for item in value)
-    if kind is int:
-        return bool(-MAX_INT < value < MAX_INT)
-    return kind is not float
+    level = [document]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for value in level:
+            kind = type(value)
+            if kind is str:
+                if value[:1] in SUSPECT and not means_itself(value):
+                    return False
+            elif kind is dict:
+                if not {*map(type, value)} <= {str}:
+                    return False
+                below += value
+                below += value.values()
+            elif kind is list:
+                below += value
+            elif kind is float or (kind is int and not -MAX_INT < value < MAX_INT):
+                return False
+        if not below:
+            return True
+        level = below
+    return False

@@ -39,7 +39,9 @@ _WORDS = {
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
 }  # fmt: skip
 _NUMERIC = frozenset("0123456789+-.")
-_SUSPECT = _NUMERIC | frozenset("yYnNoO")  # how words begin that may be guessed at
+SUSPECT = _NUMERIC | frozenset("yYnNoO")
+"""How words begin that may be guessed at."""
+
 _LONG_NUMBER = 17  # digits: parsers differ in what they make of more
 
 
@@ -63,7 +65,7 @@ def guess_at(word: str) -> str:
 
 def means_itself(word: str) -> bool:
     """Whether a bare `word` would surely be text; what is quoted may look otherwise and be text all the same."""
-    return word[:1] not in _SUSPECT or not (
+    return word[:1] not in SUSPECT or not (
         guess_at(word) or (len(word) > _LONG_NUMBER and _NUMBER_TO_SOME.fullmatch(word))
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from mikrom_reconcile.core.errors import MikromError, SetupError
-from mikrom_reconcile.core.model.observed import HostView, ObserveQuery
+from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.outcomes import given_up
 from mikrom_reconcile.host.hypervisor import Hypervisor
@@ -65,11 +65,11 @@ class LocalHosts:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def console(self, host: str, vm: str, *, max_bytes: int) -> bytes:
+    def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console."""
         if host != self._hypervisor.name:
             raise SetupError(self._elsewhere(host).error)
-        return self._hypervisor.console(vm, max_bytes=max_bytes)
+        return self._hypervisor.console(vm, max_bytes=max_bytes, after=after)
 
     def _view(self, query: ObserveQuery, deadline_s: float) -> HostView:
         pool = ThreadPoolExecutor(1, thread_name_prefix="mikrom-observe")

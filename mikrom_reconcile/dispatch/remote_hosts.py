@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from mikrom_reconcile.core.errors import MikromError
-from mikrom_reconcile.core.model.observed import HostReport, HostView, ObserveQuery
+from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch import deadlines
@@ -38,6 +38,8 @@ PRIORITIES: dict[Verb, int] = {
     "delete": SOON,
     "create": NORMAL,
     "start": NORMAL,
+    "pause": NORMAL,
+    "resume": NORMAL,
     "update": NORMAL,
     "restart": NORMAL,
 }
@@ -123,18 +125,19 @@ class CeleryHosts:
                 for host in watch.gone():
                     yield from window.lose(host, "the host's worker died or was restarted")
 
-    def console(self, host: str, vm: str, *, max_bytes: int) -> bytes:
+    def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
         watch = _Watch(self._redis, self._keys)
         until = time.monotonic() + _CONSOLE_S
         with self._call("console") as call:
             if watch.living((host,)):
                 call.listen(f"host:{host}")
-                self._send(host, "mikrom.console", {"call": call.name, "vm": vm, "max_bytes": max_bytes}, note=vm)
+                asked = {"call": call.name, "vm": vm, "max_bytes": max_bytes, "after": after}
+                self._send(host, "mikrom.console", asked, note=vm)
             while watch.living((host,)) and not watch.gone() and time.monotonic() < until:
                 for answer in call.read(1.0):
                     if answer.kind == "console":
-                        return answer.body
+                        return unpack(answer.body, Console)
                     raise MikromError(f"{host}: {unpack(answer.body, str)}")
         raise MikromError(f"{host}: {_NO_WORKER}")
 

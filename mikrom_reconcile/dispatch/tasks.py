@@ -43,6 +43,16 @@ def stop_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
     return _carry_out(task, "stop", call, order)
 
 
+def pause_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+    """Let a guest stand still; its VMM and its memory stay."""
+    return _carry_out(task, "pause", call, order)
+
+
+def resume_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+    """Let a paused guest go on."""
+    return _carry_out(task, "resume", call, order)
+
+
 def restart_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
     """Stop a VM and start it with what is wanted now."""
     return _carry_out(task, "restart", call, order)
@@ -62,6 +72,8 @@ VM_TASKS = {
     "create": create_vm_task,
     "start": start_vm_task,
     "stop": stop_vm_task,
+    "pause": pause_vm_task,
+    "resume": resume_vm_task,
     "restart": restart_vm_task,
     "update": update_vm_task,
     "delete": delete_vm_task,
@@ -80,11 +92,11 @@ def observe_host_task(task: Any, *, call: str, query: str) -> None:
         _say(task, call, "error", calls.pack(f"cannot observe: {error}; the log of the host's worker has more"))
 
 
-def console_task(task: Any, *, call: str, vm: str, max_bytes: int) -> None:
-    """Tell the call the end of a VM's console."""
+def console_task(task: Any, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
+    """Tell the call the end of a VM's console, or what came after a place in it."""
     try:
-        text = task.app.parts.hypervisor().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES))
-        _say(task, call, "console", text)
+        console = task.app.parts.hypervisor().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES), after=after)
+        _say(task, call, "console", calls.pack(console))
     except MikromError as error:
         _say(task, call, "error", calls.pack(str(error)))
 

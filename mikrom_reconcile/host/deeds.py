@@ -1,4 +1,4 @@
-"""The verbs, step by step: what create, start, stop, update, restart and delete do on a host.
+"""The verbs, step by step: what each of them does on a host.
 
 A deed writes what was ordered before it acts, and orders a VMM down before it records another spec for it. So a
 `kill -9` between any two steps leaves a record that tells no lie about a VMM that lives, the next observation has
@@ -14,11 +14,12 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
-from mikrom_reconcile.core.lifecycle import SATISFIES
+from mikrom_reconcile.core.lifecycle import SATISFIES, UP, WELL
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import Attempt, ObservedVM
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
+from mikrom_reconcile.host.memory import Memory
 from mikrom_reconcile.host.observe import drift_of, row_of
 from mikrom_reconcile.host.ordered import ordered_record, stamp
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
@@ -39,21 +40,35 @@ class Deed:
     `record` is what is on disk now, None for nothing. `seen` is what the last step verified.
     """
 
-    def __init__(self, order: Order, found: VMRecord | None, *, driver: Driver, records: Records, clock: Clock) -> None:
+    def __init__(
+        self,
+        order: Order,
+        found: VMRecord | None,
+        *,
+        driver: Driver,
+        records: Records,
+        clock: Clock,
+        memory: Memory,
+    ) -> None:
         self.order = order
         self.found = found
         self.record = found
         self._driver = driver
         self._records = records
         self._clock = clock
+        self._memory = memory
         self._began_s = clock.monotonic()
         self.seen: ObservedVM | None = None
         self._may_have_started = False
         tombstone = records.tombstone(order.action.vm) if found is None else None
         self._ordered = ordered_record(order, found, tombstone=tombstone, now=clock.now())
+        self._pauses = self._ordered.state == "paused"
 
     def steps(self) -> tuple[Step, ...]:
         """What is to be done, with names that fit after "while"."""
+        return tuple(step for step in self._all_steps() if step is not PAUSE or self._pauses)
+
+    def _all_steps(self) -> tuple[Step, ...]:
         steps = STEPS[self.order.action.verb]
         if START not in steps or STOP in steps or self.found is None:
             return steps
@@ -63,8 +78,9 @@ class Deed:
         if facts.status in {"none", "starting"}:
             return steps
         as_ordered = self.found.spec == self._ordered.spec and not drift_of(self._ordered.spec, facts)
-        if facts.status == "running" and as_ordered and self._ordered.state == "running":
-            return RECORD, VERIFY
+        if facts.status in WELL and as_ordered:
+            paused = facts.status == "paused"
+            return (RECORD, *([] if paused == self._pauses else [PAUSE if self._pauses else RESUME]), VERIFY)
         return STEPS["restart"]
 
     def already_done(self) -> bool:
@@ -85,6 +101,9 @@ class Deed:
         step = f"checking what it is ordered to be by {action.verb}"
         if why_not := self._driver.unsupported(action.desired.spec):
             raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
+        need_mib = action.desired.spec.machine.mem_size_mib
+        if self._ordered.state in UP and (why_not := self._memory.promise(action.vm, need_mib)):
+            raise PermanentError(f"{why_not}; stop some, or give it less", vm=action.vm, step=step)
         if self.found is None and (facts := self._driver.observe(self._ordered)).status != "none":
             # never our own doing (the record is there first and goes last), so nobody can say whose it is
             message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"
@@ -115,6 +134,8 @@ class Deed:
     def record_order(self) -> None:
         """Write down what the VM is to be from now on."""
         self._write(self._ordered)
+        if self._ordered.state not in UP:
+            self._memory.forget(self._ordered.vm)
 
     def stop(self) -> None:
         """Shut the guest down, or kill it when it will not go."""
@@ -129,11 +150,19 @@ class Deed:
             log.warning("%s; deleting it all the same", error, extra=log_fields(self.order, "stopping"))
 
     def start(self) -> None:
-        """Boot it, if it is to run."""
+        """Boot it, if it is to be up."""
         record = self._now()
-        if record.state == "running":
+        if record.state in UP:
             self._may_have_started = True
             self._driver.start(record, deadline_s=self.remaining_s("starting"))
+
+    def pause(self) -> None:
+        """Let the guest stand still. One that was down boots first: what is paused is a guest, not a VMM."""
+        self._driver.pause(self._now(), deadline_s=self.remaining_s("pausing"))
+
+    def resume(self) -> None:
+        """Let the guest go on."""
+        self._driver.resume(self._now(), deadline_s=self.remaining_s("resuming"))
 
     def delete(self) -> None:
         """Remove what the driver made."""
@@ -207,14 +236,20 @@ FINISH_DELETE: Step = ("finishing an earlier delete", Deed.finish_delete)
 RECORD: Step = ("recording the order", Deed.record_order)
 STOP: Step = ("stopping", Deed.stop)
 START: Step = ("starting", Deed.start)
+PAUSE: Step = ("pausing", Deed.pause)
+RESUME: Step = ("resuming", Deed.resume)
 VERIFY: Step = ("verifying", Deed.verify)
 
+BRING_UP = (RECORD, START, PAUSE, VERIFY)
+
 STEPS: dict[Verb, tuple[Step, ...]] = {
-    "create": (RECORD, START, VERIFY),
-    "start": (RECORD, START, VERIFY),
+    "create": BRING_UP,
+    "start": BRING_UP,
+    "pause": BRING_UP,
+    "resume": BRING_UP,
     "stop": (RECORD, STOP, VERIFY),
     "update": (RECORD,),
-    "restart": (("recording that it goes down", Deed.withdraw), STOP, RECORD, START, VERIFY),
+    "restart": (("recording that it goes down", Deed.withdraw), STOP, *BRING_UP),
     "delete": (
         RECORD,
         ("stopping", Deed.stop_or_go_on),
@@ -222,7 +257,8 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
         ("removing its record", Deed.remove_record),
     ),
 }
-"""Every verb. A create finishes an interrupted delete first; a start that finds a VMM other than ordered restarts."""
+"""Every verb. A create finishes an interrupted delete first. What brings a VM up finds one that is up already and
+pauses or resumes it; one that is other than ordered it restarts. PAUSE is only for a VM that is to be paused."""
 
 
 def log_fields(order: Order, step: str = "", duration_s: float = 0.0) -> dict[str, object]:

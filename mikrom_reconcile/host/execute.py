@@ -8,6 +8,7 @@ greenlet or a time limit, passes through once no half-started VMM is left.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +27,8 @@ from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, Result
 from mikrom_reconcile.host.deeds import Deed, Step, log_fields
 from mikrom_reconcile.host.fence import Answer, answer_without_acting
-from mikrom_reconcile.host.observe import Observer, unreadable_row
+from mikrom_reconcile.host.memory import Memory
+from mikrom_reconcile.host.observe import Observer, capacity, unreadable_row
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
 from mikrom_reconcile.host.records import Records, Unreadable
 
@@ -68,6 +70,9 @@ class Executor:
         self._records = records
         self._clock = clock
         self._on_step = on_step
+        self._memory = Memory(
+            mem_size_mib=capacity().mem_size_mib if driver.takes_memory else sys.maxsize, records=records, clock=clock
+        )
         self._observer = Observer(host, driver=driver, records=records)
         self._sweeping = threading.Lock()
         self._swept = False
@@ -121,7 +126,9 @@ class Executor:
             if answer is not None or isinstance(found, Unreadable):
                 assert answer is not None, "the fence never lets an unreadable record pass"  # noqa: S101
                 return Ending(result=answer.result, error=answer.error, observed=self._seen(vm))
-            deed = Deed(order, found, driver=self._driver, records=self._records, clock=self._clock)
+            deed = Deed(
+                order, found, driver=self._driver, records=self._records, clock=self._clock, memory=self._memory
+            )
             answer = self._carry_out(deed)
             seen = deed.seen if answer.error is None and deed.seen else self._seen(vm)
             return Ending(result=answer.result, error=answer.error, observed=seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mikrom_reconcile.core.model.observed import HostReport, ObserveQuery
+from mikrom_reconcile.core.model.observed import Console, HostReport, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.host.execute import Executor, no_seam
 from mikrom_reconcile.host.observe import Observer
@@ -62,6 +62,6 @@ class Hypervisor:
             if self._supervisor is not None:
                 self._supervisor.tell(order.action.vm)
 
-    def console(self, vm: str, *, max_bytes: int) -> bytes:
-        """The end of the VM's serial console, b"" if there is none. Raises PermanentError for what is no VM's name."""
-        return self._driver.console(checked_name(vm), max_bytes=max_bytes)
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        """The end of the VM's console, or what came `after` a place in it. Raises PermanentError for no VM's name."""
+        return self._driver.console(checked_name(vm), max_bytes=max_bytes, after=after)

@@ -12,7 +12,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
+from msgspec.structs import replace
+
 from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.errors import ActionError
 from mikrom_reconcile.core.lifecycle import phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
 from mikrom_reconcile.core.model.observed import Capacity, Drift, HostReport, ObservedVM, ObserveQuery, VMMFacts
@@ -57,17 +60,27 @@ class Observer:
             highest_tokens=tokens,
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),
+            strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
+            foreign=self._driver.foreign() if query.strays else (),
         )
 
     def row(self, record: VMRecord) -> ObservedVM:
-        """The VM of `record` as it is now."""
+        """The VM of `record` as it is now. Raises an ActionError where this process cannot look."""
         return row_of(record, self._driver.observe(record), self._host)
 
     def _rows(self, records: Sequence[VMRecord]) -> Iterator[ObservedVM]:
         if not records:
             return
         with ThreadPoolExecutor(min(LOOKERS, len(records)), thread_name_prefix="observe") as pool:
-            yield from pool.map(self.row, records)
+            yield from pool.map(self._row, records)
+
+    def _row(self, record: VMRecord) -> ObservedVM:
+        """The VM as it is now; `unreadable` with the reason if this process cannot look at it: the others count on."""
+        try:
+            return self.row(record)
+        except ActionError as error:
+            unseen = row_of(record, VMMFacts(status="none"), self._host)
+            return replace(unseen, phase="unreadable", last_error=str(error))
 
 
 def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:

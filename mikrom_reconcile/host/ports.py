@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
-from mikrom_reconcile.core.model.observed import Attempt, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, Console, Stray, VMMFacts
 
 
 class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,13 +39,6 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     parked: bool = False
 
 
-class Stray(msgspec.Struct, frozen=True, kw_only=True):
-    """A VMM that carries our marks but has no record."""
-
-    vm: str
-    pid: int
-
-
 class Driver(Protocol):
     """One kind of VMM. Methods block their thread or greenlet, never the process, and hold no lock of their own
     beyond the VMM's; the caller holds the VM's action lock for all but `observe`, `strays` and `console`.
@@ -54,6 +47,8 @@ class Driver(Protocol):
     """
 
     name: str
+    takes_memory: bool
+    """Whether its VMs take what they are promised of this host's memory."""
 
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why this driver cannot run `spec`, or None."""
@@ -73,12 +68,21 @@ class Driver(Protocol):
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         """Boot the VM as `record.spec` says and return once its guest runs.
 
-        A proven half-started VMM of this VM is ended first; a running one is left alone (already started).
+        A proven half-started VMM of this VM is ended first; a running or paused one is left as it is.
         On failure no VMM is left behind, and the error says so.
         """
 
+    def pause(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Stop the vCPUs of a running VM; a paused one is left alone. Its VMM, memory and disks stay."""
+
+    def resume(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Let a paused VM go on where it was; a running one is left alone."""
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
-        """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing."""
+        """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing.
+
+        A paused guest is resumed first: it can hear nothing, and its disks deserve an orderly end too.
+        """
 
     def delete(self, record: VMRecord) -> None:
         """Remove everything this driver made for the VM. The VMM is gone already, or is killed."""
@@ -86,8 +90,14 @@ class Driver(Protocol):
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
         """VMMs of ours for which `known` holds no VM name."""
 
-    def console(self, vm: str, *, max_bytes: int) -> bytes:
-        """The last `max_bytes` of the guest's serial console, b"" if there is none."""
+    def foreign(self) -> tuple[Stray, ...]:
+        """VMMs of the same kind on this machine that are not ours. Only looks at them."""
+
+    def trim(self) -> None:
+        """Cap what VMMs write: called every few seconds where something lives that long, observing does it too."""
+
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        """The last `max_bytes` of the guest's serial console, or of what came `after` that place in it."""
 
 
 class Clock(Protocol):

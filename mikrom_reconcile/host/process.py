@@ -16,6 +16,7 @@ import resource
 import select
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -89,6 +90,17 @@ def with_stdin(path: str) -> tuple[int, ...]:
     """Pids of all processes that have `path` as standard input. Reads all of /proc: milliseconds."""
     pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
     return tuple(pid for pid in pids if stdin_of(pid) == path)
+
+
+def called(name: str) -> Iterator[tuple[int, list[str]]]:
+    """Pid and arguments of every process whose program is called `name`, or begins so. Reads all of /proc."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):  # it ended meanwhile, or may not be looked into
+                if (folder / "comm").read_text("utf-8", "replace").startswith(name):
+                    arguments = (folder / "cmdline").read_text("utf-8", "replace").split("\0")
+                    if arguments != [""]:  # a zombie has none
+                        yield int(folder.name), arguments
 
 
 def spawn(argv: tuple[str, ...], *, stdin: int, output: int) -> int:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.errors import ActionError
-from mikrom_reconcile.core.lifecycle import ENDED, LEFT_DOWN, phase_of
+from mikrom_reconcile.core.lifecycle import ENDED, LEFT_DOWN, UP, phase_of
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.host.deeds import MAX_ERROR
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
@@ -134,9 +134,16 @@ class Supervisor:
             self._look_at(vm, waited=True)
 
     def _rescan(self) -> None:
+        self._pool.submit(self._trim)
         for vm in self._records.names():
             if vm not in self._ends and vm not in self._due and vm not in self._looking:
                 self._look_at(vm)
+
+    def _trim(self) -> None:
+        try:
+            self._driver.trim()
+        except ActionError as error:
+            log.warning("%s", error, extra={"host": self._host, "step": "capping consoles"})
 
     def _look_at(self, vm: str, *, waited: bool = False) -> None:
         """Have the pool look at `vm`, and again if it is looking at it already."""
@@ -164,7 +171,7 @@ class Supervisor:
 
     def _look(self, vm: str, *, waited: bool) -> Found:
         record = self._records.read(vm)
-        if not isinstance(record, VMRecord) or record.state != "running":
+        if not isinstance(record, VMRecord) or record.state not in UP:
             return Found()
         pidfd = self._driver.watch(record)
         if pidfd is not None or self._fate(record) is None:
@@ -180,7 +187,7 @@ class Supervisor:
         """The phase out of which the VM is to be brought back; None when it is not."""
         facts = self._driver.observe(record)
         phase = phase_of(facts, record.state, failed=record.last_error is not None, parked=record.parked)
-        if record.state != "running" or phase in LEFT_DOWN[record.spec.restart.policy]:
+        if record.state not in UP or phase in LEFT_DOWN[record.spec.restart.policy]:
             return None
         begun = bool(record.restarts) and record.attempt is None and phase in BEGUN
         return phase if phase in DIED or begun else None
@@ -203,6 +210,8 @@ class Supervisor:
         self._records.write(record)
         try:
             self._driver.start(record, deadline_s=START_S)
+            if record.state == "paused":
+                self._driver.pause(record, deadline_s=START_S)
             pidfd = self._driver.watch(record)
         except ActionError as error:
             log.warning("%s; trying again", error, extra=self._fields(record.vm))

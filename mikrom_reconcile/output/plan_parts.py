@@ -70,8 +70,13 @@ def summary(plan: Plan) -> str:
     unchanged = kinds["unchanged"]
     dark = f"; {counted(len(plan.unreachable), 'host')} could not be read" if plan.unreachable else ""
     if not plan.changes:
-        return f"Nothing to change: {counted(unchanged, 'VM')} as specified{dark}."
+        return f"Nothing to change: {counted(unchanged, 'VM')} as {_asked(plan)}{dark}."
     return f"Plan: {listed({_SUMMARY[kind]: kinds[kind] for kind in KINDS})}; {unchanged} unchanged{dark}."
+
+
+def _asked(plan: Plan) -> str:
+    """What the VMs are to be like: a plan without a revision comes from no specs."""
+    return "specified" if plan.revision else "asked for"
 
 
 def fleets_of(plan: Plan) -> Iterator[tuple[str, str, list[Group]]]:

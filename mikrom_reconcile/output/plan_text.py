@@ -17,7 +17,7 @@ _SIGNS = {"-": "red", "+": "green"}
 def plan_text(plan: Plan, style: Style) -> str:
     """The whole plan. Ends with a line break."""
     project, revision = one_line(plan.project), one_line(plan.revision)
-    lines = [style.paint(f"Project {project} at {revision}", "bold")]
+    lines = [style.paint(f"Project {project} at {revision}" if revision else f"Project {project}", "bold")]
     for fleet, peak, groups in fleets_of(plan):
         lines += ["", f"  {style.paint(one_line(fleet), 'bold')}{style.paint(f'  {peak}' if peak else '', 'dim')}"]
         for group in groups:

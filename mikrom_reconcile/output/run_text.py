@@ -19,6 +19,8 @@ PAST: dict[str, str] = {
     "create": "created",
     "start": "started",
     "stop": "stopped",
+    "pause": "paused",
+    "resume": "resumed",
     "update": "updated",
     "restart": "restarted",
     "delete": "deleted",
@@ -95,8 +97,9 @@ def conclusion(report: RunReport, verdict: Verdict, style: Style) -> str:
     took = duration((report.finished_at - report.started_at).total_seconds())
     done = Counter(outcome.verb for outcome in report.outcomes if outcome.result == "done")
     deeds = listed({PAST.get(verb, verb): count for verb, count in sorted(done.items())}) or "nothing was done"
+    asked = "specified" if report.plan.revision else "asked for"
     if verdict.exit_code == 0:
-        return style.paint(f"Converged in {took}: {deeds}; all is as specified.", "bold", "green")
+        return style.paint(f"Converged in {took}: {deeds}; all is as {asked}.", "bold", "green")
     parts = [f"{counted(len(verdict.failed), 'VM')} failed"] if verdict.failed else []
     parts += [f"{counted(len(verdict.refused), 'VM')} refused"] if verdict.refused else []
     parts += [f"{counted(len(verdict.unreachable), 'host')} could not be read"] if verdict.unreachable else []

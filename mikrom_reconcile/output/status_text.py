@@ -117,4 +117,5 @@ def _last_run(report: RunReport | None, now: datetime, style: Style) -> str:
     if report is None:
         return "No run so far.\n"
     when = f"{age(report.finished_at, now)} ago, project {one_line(report.plan.project)}"
-    return f"Last run {when} at {one_line(report.plan.revision)}:\n{conclusion(report, verdict_of(report), style)}\n"
+    at = report.plan.revision or report.origin
+    return f"Last run {when} at {one_line(at)}:\n{conclusion(report, verdict_of(report), style)}\n"

@@ -53,7 +53,9 @@ class Host:
         assert outcome.result == "done", outcome.error
         assert outcome.observed is not None
         if outcome.observed.phase == "running":  # the guest hears Ctrl-Alt-Del once it has said that it is up
-            wait_until(lambda: b"MIKROM-UP" in self.hypervisor.console(vm, max_bytes=1000), "the guest's first line")
+            wait_until(
+                lambda: b"MIKROM-UP" in self.hypervisor.console(vm, max_bytes=1000).content, "the guest's first line"
+            )
         return outcome.observed
 
     def order(

@@ -8,16 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.errors import PermanentError
+from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.observed import VMMFacts
+from mikrom_reconcile.core.model.observed import Console, VMMFacts
 from tests.contract.drivers import DEADLINE_S, Bench, record_of, wait_until
 
 NOTHING = VMMFacts(status="none")
 
 
 def console(bench: Bench, vm: str) -> str:
-    return bench.driver.console(vm, max_bytes=10_000).decode()
+    return bench.driver.console(vm, max_bytes=10_000).content.decode()
 
 
 def wait_for_console(bench: Bench, vm: str, text: str) -> None:
@@ -26,7 +26,7 @@ def wait_for_console(bench: Bench, vm: str, text: str) -> None:
 
 def test_of_a_vm_that_never_was_there_is_nothing(bench: Bench) -> None:
     assert bench.driver.observe(record_of("a")) == NOTHING
-    assert bench.driver.console("a", max_bytes=100) == b""
+    assert bench.driver.console("a", max_bytes=100).content == b""
     assert bench.driver.strays(()) == ()
 
 
@@ -139,6 +139,42 @@ def test_a_start_replaces_a_hanging_vmm(bench: Bench) -> None:
     assert bench.pids("a") != before
 
 
+def test_a_paused_vm_keeps_its_vmm_and_goes_on_when_resumed(bench: Bench) -> None:
+    record = record_of("a")
+    bench.driver.start(record, deadline_s=DEADLINE_S)
+    running = bench.driver.observe(record)
+    for _ in range(2):
+        bench.driver.pause(record, deadline_s=DEADLINE_S)
+        paused = bench.another().observe(record)
+        assert (paused.status, paused.pid) == ("paused", running.pid)
+        assert (paused.machine, paused.boot_args) == (running.machine, running.boot_args)
+    bench.driver.start(record, deadline_s=DEADLINE_S)
+    assert bench.driver.observe(record).status == "paused", "a start leaves a guest that was booted as it is"
+    for _ in range(2):
+        bench.another().resume(record, deadline_s=DEADLINE_S)
+        assert (bench.driver.observe(record).status, bench.pids("a")) == ("running", [running.pid])
+
+
+def test_a_paused_guest_is_stopped_in_order(bench: Bench) -> None:
+    record = record_of("a")
+    bench.driver.start(record, deadline_s=DEADLINE_S)
+    wait_for_console(bench, "a", "MIKROM-UP")
+    bench.driver.pause(record, deadline_s=DEADLINE_S)
+    bench.driver.stop(record, grace_s=DEADLINE_S)
+    assert bench.driver.observe(record) == VMMFacts(status="none", end="clean")
+    assert console(bench, "a").endswith("MIKROM-CAD bye\n")
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+def test_what_is_not_there_or_does_not_answer_cannot_be_paused_or_resumed(bench: Bench, verb: str) -> None:
+    record = record_of("a")
+    for harm in (bench.kill, bench.hang):
+        bench.driver.start(record, deadline_s=DEADLINE_S)
+        harm("a")
+        with pytest.raises(TemporaryError, match=r"pausing|resuming"):
+            getattr(bench.driver, verb)(record, deadline_s=DEADLINE_S)
+
+
 def test_stopping_and_deleting_what_is_not_there_does_nothing(bench: Bench) -> None:
     bench.driver.stop(record_of("a"), grace_s=DEADLINE_S)
     bench.driver.delete(record_of("a"))
@@ -163,7 +199,23 @@ def test_the_console_goes_on_over_restarts_and_is_cut_at_its_beginning(bench: Be
     whole = console(bench, "a")
     assert whole.startswith("MIKROM-UP first\nMIKROM-CAD bye\n")
     assert whole.endswith("MIKROM-UP second\nMIKROM-CAD bye\n")
-    assert bench.driver.console("a", max_bytes=4) == b"bye\n"
+    assert bench.driver.console("a", max_bytes=4).content == b"bye\n"
+
+
+def test_a_console_can_be_read_on_from_where_it_ended(bench: Bench) -> None:
+    first, second = record_of("a", "first"), record_of("a", "second")
+    bench.driver.start(first, deadline_s=DEADLINE_S)
+    wait_for_console(bench, "a", "MIKROM-UP first\n")
+    before = bench.driver.console("a", max_bytes=1000)
+    assert bench.driver.console("a", max_bytes=1000, after=before.end) == Console(end=before.end)
+    bench.driver.stop(first, grace_s=DEADLINE_S)
+    bench.driver.start(second, deadline_s=DEADLINE_S)
+    wait_for_console(bench, "a", "MIKROM-UP second\n")
+    after = bench.driver.console("a", max_bytes=1000, after=before.end)
+    assert after.content == b"MIKROM-CAD bye\nMIKROM-UP second\n"
+    assert after.end == before.end + len(after.content)
+    assert bench.driver.console("a", max_bytes=4, after=before.end).content == b"ond\n"
+    assert bench.driver.console("a", max_bytes=1000, after=10**9).content.startswith(b"MIKROM-UP first"), "a new file"
 
 
 def test_a_vmm_that_nobody_knows_is_a_stray(bench: Bench) -> None:

@@ -24,8 +24,6 @@ from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import firecracker
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.firecracker_api import Api
-from mikrom_reconcile.host.drivers.firecracker_end import trim
 from mikrom_reconcile.host.drivers.firecracker_start import abandon
 from mikrom_reconcile.host.drivers.vmm import Layout, Proc
 from tests.contract.drivers import DEADLINE_S, RealBench, is_live, record_of, wait_until
@@ -251,13 +249,16 @@ def test_the_pid_of_an_earlier_boot_is_nobody(real: RealBench) -> None:
         assert_starts_anew(real)
 
 
-def test_a_paused_vmm_is_not_running(real: RealBench) -> None:
-    pid = start(real)
-    head = b"PATCH /vm HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 18\r\n\r\n"
-    with Api(str(real.socket("a")), pid=pid, give_up_at=time.monotonic() + DEADLINE_S) as api:
-        assert api._exchange(head + b'{"state":"Paused"}')[0] == 204
-    assert real.driver.observe(RECORD).status == "unresponsive"
-    assert_starts_anew(real)
+def test_a_paused_guest_writes_nothing_until_it_is_resumed(real: RealBench) -> None:
+    start(real, "mikrom.heartbeat=1")
+    console = real.state_file("a", "console.log")
+    wait_until(lambda: b"MIKROM-UP" in console.read_bytes(), "the guest's first line")
+    real.driver.pause(RECORD, deadline_s=DEADLINE_S)
+    said = console.read_bytes()
+    time.sleep(1.5)
+    assert console.read_bytes() == said
+    real.driver.resume(RECORD, deadline_s=DEADLINE_S)
+    wait_until(lambda: len(console.read_bytes()) > len(said), "its heartbeat")
 
 
 def test_a_vmm_that_is_just_dying_is_none_whatever_of_it_is_left(real: RealBench) -> None:
@@ -420,16 +421,44 @@ def test_a_zombie_that_nobody_reaps_is_not_a_vmm(real: RealBench) -> None:
         parent.kill()
 
 
-def test_metrics_that_have_grown_are_cut_and_the_end_is_still_known(real: RealBench) -> None:
+@pytest.mark.parametrize("name", ["console.log", "fc.log"])
+def test_a_file_that_has_grown_gives_its_beginning_back_and_keeps_its_end(real: RealBench, name: str) -> None:
     start(real)
-    metrics = real.state_file("a", "metrics")
-    with metrics.open("ab") as file:
-        file.write(b"x" * (2 << 20))
+    path = real.state_file("a", name)
+    with path.open("ab") as file:
+        file.write(b"x" * (8 << 20) + b"the end\n")
     assert real.driver.observe(RECORD).status == "running"
-    assert metrics.stat().st_blocks * 512 < 64 << 10
-    trim(metrics)
+    assert path.stat().st_blocks * 512 <= firecracker.CONSOLE_BYTES + 8192
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        assert file.read() == b"the end\n"
+    real.driver.trim()
     real.driver.stop(RECORD, grace_s=DEADLINE_S)
     assert real.driver.observe(RECORD).end == "clean"
+
+
+def test_a_guest_that_writes_without_end_takes_bounded_disk_and_memory(real: RealBench) -> None:
+    start(real, "mikrom.mode=flood")
+    console = real.state_file("a", "console.log")
+    pid = written_down(real).pid
+    for _ in range(20):
+        time.sleep(0.1)
+        real.driver.trim()
+        # what it writes between the measurement and the hole comes on top
+        assert console.stat().st_blocks * 512 < 4 * firecracker.CONSOLE_BYTES
+    assert len(real.driver.console("a", max_bytes=1000).content) == 1000
+    resident_kib = int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+    assert resident_kib < 32 * 1024
+    real.driver.stop(RECORD, grace_s=0)
+
+
+def test_a_firecracker_of_another_state_folder_is_foreign_and_no_stray(real: RealBench) -> None:
+    pid = start(real)
+    own = real.driver.foreign()
+    elsewhere = FirecrackerDriver(real.binary, state_dir=real.folder / "b/state", run_dir=real.folder / "b/run")
+    assert pid not in [stray.pid for stray in own]
+    assert ("a", pid) in [(stray.vm, stray.pid) for stray in elsewhere.foreign()]
+    assert elsewhere.strays(()) == ()
 
 
 def test_a_delete_leaves_what_it_did_not_make(real: RealBench) -> None:

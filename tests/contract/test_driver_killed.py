@@ -18,7 +18,7 @@ from tests.contract.drivers import DEADLINE_S, Bench, record_of
 
 HOST_FOLDER = str(Path(mikrom_reconcile.host.__file__).parent)
 NEVER = sys.maxsize
-POINTS = 16
+POINTS = 20
 
 Deed = Callable[[Driver, VMRecord], None]
 
@@ -29,6 +29,15 @@ def start(driver: Driver, record: VMRecord) -> None:
 
 def stop(driver: Driver, record: VMRecord) -> None:
     driver.stop(record, grace_s=0.02)
+
+
+def pause(driver: Driver, record: VMRecord) -> None:
+    driver.pause(record, deadline_s=DEADLINE_S)
+
+
+def resume(driver: Driver, record: VMRecord) -> None:
+    pause(driver, record)
+    driver.resume(record, deadline_s=DEADLINE_S)
 
 
 def delete(driver: Driver, record: VMRecord) -> None:
@@ -102,14 +111,15 @@ def points(total: int) -> list[object]:
 
 
 @pytest.mark.parametrize("points", points(1000))
-@pytest.mark.parametrize("deed", [start, stop, delete])
+@pytest.mark.parametrize("deed", [start, stop, pause, resume, delete])
 def test_killed_anywhere_what_is_left_is_known_and_can_be_started(bench: Bench, deed: Deed, points: int) -> None:
     def mend(record: VMRecord) -> None:
         facts = bench.driver.observe(record)
-        assert facts.status in {"none", "starting", "running"}
+        assert facts.status in {"none", "starting", "running", "paused"}
         if deed is start:
             assert bench.pids(record.vm) == ([] if facts.pid is None else [facts.pid])
         bench.driver.start(record, deadline_s=DEADLINE_S)
+        bench.driver.resume(record, deadline_s=DEADLINE_S)
         assert bench.driver.observe(record).status == "running"
         assert len(bench.pids(record.vm)) == 1
 

@@ -25,7 +25,7 @@ from tests.contract.hosts import Host
 from tests.fakes import BIGGER, SPEC, desired_vm, order
 
 VM = "web-000"
-ALL_VERBS: tuple[Verb, ...] = ("create", "start", "stop", "update", "restart", "delete")
+ALL_VERBS: tuple[Verb, ...] = ("create", "start", "stop", "pause", "resume", "update", "restart", "delete")
 
 
 @pytest.fixture
@@ -41,7 +41,8 @@ def test_a_vm_lives_through_every_verb_and_leaves_nothing(host: Host) -> None:
     assert (seen.phase, seen.project, seen.drift, seen.generation) == ("running", "shop", (), 1)
     assert [seen.pid] == host.bench.pids(VM)
     steps: list[tuple[Verb, str]] = [
-        ("stop", "stopped"), ("start", "running"), ("update", "running"), ("restart", "running"),
+        ("stop", "stopped"), ("start", "running"), ("update", "running"), ("pause", "paused"), ("resume", "running"),
+        ("pause", "paused"), ("restart", "running"), ("pause", "paused"), ("stop", "stopped"), ("pause", "paused"),
     ]  # fmt: skip
     for generation, (verb, phase) in enumerate(steps, start=2):
         wanted = desired_vm(VM, prune_max=9) if verb == "update" else None
@@ -50,7 +51,7 @@ def test_a_vm_lives_through_every_verb_and_leaves_nothing(host: Host) -> None:
         assert outcome.observed is not None
         assert (outcome.observed.phase, outcome.observed.generation) == (phase, generation)
         assert outcome.observed.uid == seen.uid
-        assert len(host.bench.pids(VM)) == (phase == "running")
+        assert len(host.bench.pids(VM)) == (phase != "stopped")
         assert host.seen(VM) == outcome.observed
         seen = outcome.observed
     deleted = host.hypervisor.execute(order("delete", VM, seen))
@@ -63,7 +64,7 @@ def test_a_vm_lives_through_every_verb_and_leaves_nothing(host: Host) -> None:
 def test_a_stopped_guest_was_asked_and_not_killed(host: Host) -> None:
     seen = host.created(VM)
     host.hypervisor.execute(order("stop", VM, seen))
-    assert b"MIKROM-CAD bye" in host.hypervisor.console(VM, max_bytes=1000)
+    assert b"MIKROM-CAD bye" in host.hypervisor.console(VM, max_bytes=1000).content
 
 
 def test_restart_gives_the_vmm_its_new_spec_and_update_touches_no_process(host: Host) -> None:
@@ -75,6 +76,27 @@ def test_restart_gives_the_vmm_its_new_spec_and_update_touches_no_process(host: 
     assert outcome.result == "done", outcome.error
     assert host.bench.pids(VM) != [before]
     assert host.next_order(VM, desired_vm(VM, BIGGER)) is None
+
+
+def test_a_vm_that_is_to_be_paused_boots_and_is_paused(host: Host) -> None:
+    paused = desired_vm(VM, state="paused")
+    seen = host.created(VM, paused)
+    assert (seen.phase, host.next_order(VM, paused)) == ("paused", None)
+    bigger = desired_vm(VM, BIGGER, state="paused")
+    assert [outcome.verb for outcome in host.converge(VM, bigger)] == ["restart"]
+    host.bench.kill(VM)
+    assert [outcome.verb for outcome in host.converge(VM, bigger)] == ["start"]
+    assert [outcome.verb for outcome in host.converge(VM, desired_vm(VM, BIGGER))] == ["resume"]
+    assert len(host.bench.pids(VM)) == 1
+
+
+def test_a_guest_that_somebody_else_paused_or_resumed_is_put_right(host: Host) -> None:
+    host.created(VM)
+    host.bench.driver.pause(host.record(VM), deadline_s=5)
+    assert [outcome.verb for outcome in host.converge(VM, desired_vm(VM))] == ["resume"]
+    host.converge(VM, desired_vm(VM, state="paused"))
+    host.bench.driver.resume(host.record(VM), deadline_s=5)
+    assert [outcome.verb for outcome in host.converge(VM, desired_vm(VM, state="paused"))] == ["pause"]
 
 
 def test_a_killed_vmm_and_a_hung_one_are_seen_and_brought_back(host: Host) -> None:
@@ -226,13 +248,14 @@ def test_of_many_orders_for_one_vm_at_once_exactly_one_acts(host: Host, late: st
 
 CHOICES: dict[str, list[Verb]] = {
     "none": ["create"],
-    "running": ["start", "stop", "update", "restart", "delete"],
-    "stopped": ["start", "stop", "delete"],
+    "running": ["start", "stop", "update", "restart", "pause", "delete"],
+    "paused": ["resume", "stop", "pause", "restart", "delete"],
+    "stopped": ["start", "stop", "pause", "delete"],
 }
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(choices=st.lists(st.integers(0, 4), min_size=1, max_size=8), random=st.randoms(use_true_random=False))
+@given(choices=st.lists(st.integers(0, 5), min_size=1, max_size=8), random=st.randoms(use_true_random=False))
 def test_old_orders_replayed_in_any_order_change_nothing(
     own_environment: Path, choices: list[int], random: Random
 ) -> None:

@@ -78,6 +78,24 @@ def stop(host: Host, vm: str) -> tuple[Order, DesiredVM | None]:
     return host.order("stop", vm, host.created(vm), deadline_s=2), desired_vm(vm, state="stopped")
 
 
+def stop_paused(host: Host, vm: str) -> tuple[Order, DesiredVM | None]:
+    seen = host.created(vm, desired_vm(vm, state="paused"))
+    return host.order("stop", vm, seen, deadline_s=2), desired_vm(vm, state="stopped")
+
+
+def pause(host: Host, vm: str) -> tuple[Order, DesiredVM | None]:
+    return host.order("pause", vm, host.created(vm)), desired_vm(vm, state="paused")
+
+
+def resume(host: Host, vm: str) -> tuple[Order, DesiredVM | None]:
+    return host.order("resume", vm, host.created(vm, desired_vm(vm, state="paused"))), desired_vm(vm)
+
+
+def restart_paused(host: Host, vm: str) -> tuple[Order, DesiredVM | None]:
+    seen, wanted = host.created(vm, desired_vm(vm, state="paused")), desired_vm(vm, BIGGER, state="paused")
+    return host.order("restart", vm, seen, desired=wanted, deadline_s=2), wanted
+
+
 def restart(host: Host, vm: str) -> tuple[Order, DesiredVM | None]:
     seen = host.created(vm)
     return host.order("restart", vm, seen, desired=desired_vm(vm, BIGGER), deadline_s=2), desired_vm(vm, BIGGER)
@@ -93,7 +111,8 @@ def delete(host: Host, vm: str) -> tuple[Order, DesiredVM | None]:
 
 
 DEEDS: list[Prepare] = [
-    create, create_over_an_interrupted_delete, start, stop, restart, update, delete,
+    create, create_over_an_interrupted_delete, start, stop, stop_paused, pause, resume,
+    restart, restart_paused, update, delete,
 ]  # fmt: skip
 
 
@@ -137,7 +156,7 @@ def assert_as_wanted(host: Host, vm: str, desired: DesiredVM | None) -> None:
         return
     assert isinstance(seen, ObservedVM)
     assert (seen.spec, seen.policy, seen.last_error, seen.attempt) == (desired.spec, desired.policy, None, None)
-    assert pids == ([seen.pid] if desired.state == "running" else [])
+    assert pids == ([seen.pid] if desired.state != "stopped" else [])
 
 
 def test_what_a_killed_create_left_goes_with_the_first_order_for_any_vm(host: Host) -> None:

@@ -19,6 +19,7 @@ from mikrom_reconcile.dispatch.local import LocalHosts
 from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from tests.fakes import order
 from tests.fleet import Fleet
+from tests.scratch import SCRATCH
 from tests.slow_host import slow_host
 
 BOOT_S = 0.2
@@ -27,7 +28,7 @@ HERE = "localhost"
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    with tempfile.TemporaryDirectory(prefix="mk-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="mk-", dir=SCRATCH) as folder:
         fleet = Fleet(Path(folder))
         try:
             yield fleet
@@ -144,9 +145,9 @@ def test_a_host_that_nobody_serves_is_unreachable_at_once_and_its_orders_fail_fo
 
 def test_the_console_of_a_vm_comes_from_its_host_and_is_capped(hosts: Hosts) -> None:
     list(hosts.execute([create("talks-0")], forks=1, deadline_s=20))
-    assert hosts.console(HERE, "talks-0", max_bytes=1000).startswith(b"MIKROM-UP")
-    assert len(hosts.console(HERE, "talks-0", max_bytes=5)) == 5
-    assert hosts.console(HERE, "nobody", max_bytes=1000) == b""
+    assert hosts.console(HERE, "talks-0", max_bytes=1000).content.startswith(b"MIKROM-UP")
+    assert len(hosts.console(HERE, "talks-0", max_bytes=5).content) == 5
+    assert hosts.console(HERE, "nobody", max_bytes=1000).content == b""
 
 
 def test_the_console_of_a_host_that_nobody_serves_is_an_error(hosts: Hosts) -> None:

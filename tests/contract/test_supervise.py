@@ -77,6 +77,20 @@ def test_a_killed_vm_is_back_each_time_as_what_it_was(host: SupervisedHost) -> N
     assert host.next_order(VM, desired_vm(VM)) is None
 
 
+def test_a_paused_vm_whose_vmm_was_killed_is_brought_back_paused(host: SupervisedHost) -> None:
+    host.supervise()
+    paused = desired_vm(VM, state="paused")
+    before = host.created(VM, paused)
+    host.bench.kill(VM)
+
+    def is_back() -> bool:
+        seen = host.seen(VM)
+        return seen is not None and seen.phase == "paused" and seen.pid != before.pid
+
+    wait_until(is_back, "the VM to be back")
+    assert host.next_order(VM, paused) is None
+
+
 def test_vms_that_died_while_nobody_watched_are_brought_back_at_once(host: SupervisedHost) -> None:
     names = [f"web-{number:03d}" for number in range(5)]
     for name in names:

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from tests.docs.console import Ending, Step, differences, play, rewritten, steps_of
+from tests.scratch import SCRATCH
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/tutorial.md")
@@ -41,7 +42,7 @@ def what_make_apply_runs() -> str:
 def main() -> None:
     driver = "firecracker" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "simulated"
     for document in DOCUMENTS:
-        with tempfile.TemporaryDirectory(prefix="mk-", dir="/tmp") as folder:
+        with tempfile.TemporaryDirectory(prefix="mk-", dir=SCRATCH) as folder:
             os.environ.update(MIKROM_STATE_DIR=f"{folder}/state", MIKROM_RUN_DIR=f"{folder}/run")
             (reader := Path(folder) / "reader").mkdir()
             steps, endings = read_and_do(document, reader, driver)

@@ -58,7 +58,7 @@ KEPT = re.compile(
 )
 """Files that outlive the last VM. Of locks it is the rule that they are never unlinked."""
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.timeout(300)]  # many programs, on a machine that may be busy
 
 
 class Host:

@@ -22,6 +22,7 @@ from mikrom_reconcile import locks
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.settings import load
 from tests.fleet import ROOT, wait_until
+from tests.scratch import SCRATCH
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(90)]
 
@@ -103,7 +104,7 @@ class Up:
 @pytest.fixture(scope="module")
 def up() -> Iterator[Up]:
     """Ended by the hardest of all ends, after which nothing may run on."""
-    with tempfile.TemporaryDirectory(prefix="mk-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="mk-", dir=SCRATCH) as folder:
         up = Up(Path(folder), "--no-run")
         try:
             yield up
@@ -117,10 +118,12 @@ def test_other_commands_find_it_and_beat_brings_a_killed_vm_back(up: Up) -> None
     applied = up.mikrom("apply", str(up.specs), "--yes")
     assert applied.returncode == 0, applied.stderr
     driver = SimulatedDriver(up.settings.state_dir)
-    before = driver.console("web-001", max_bytes=1000)
+    before = driver.console("web-001", max_bytes=1000).content
     driver.kill("web-001")
     wait_until(
-        lambda: len(driver.console("web-001", max_bytes=1000)) > len(before), "web-001 to boot again", within_s=8
+        lambda: len(driver.console("web-001", max_bytes=1000).content) > len(before),
+        "web-001 to boot again",
+        within_s=8,
     )
     assert {vm: row["phase"] for vm, row in up.rows().items()} == {f"web-00{n}": "running" for n in range(3)}
 

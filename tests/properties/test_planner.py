@@ -83,7 +83,11 @@ def test_applying_plans_converges_and_then_there_is_nothing_left_to_do(chance: R
         taken = [host for host in HOSTS if host not in world.dark and name in before.hosts[host]
                  and before.hosts[host][name].project != project.name]  # fmt: skip
         assert taken or world.dark
-    assert look(project, world, memory).plan.changes == plan.changes
+    again = look(project, world, memory)
+    assert [(it.name, it.kind, it.rule) for it in again.plan.changes] == [
+        (it.name, it.kind, it.rule) for it in plan.changes
+    ]
+    assert look(project, world, again.placements).plan == again.plan
 
 
 @EVERY_SEED

@@ -115,11 +115,10 @@ class World:
         assert action.host not in self.dark, "an action was sent to a dark host"
         there = self.hosts[action.host]
         found = there.get(action.vm)
-        if found is not None:
-            assert found.project == action.project, "an action on a VM of another project"
         seen = (found.uid, found.generation) if found else (None, 0)
         if (action.expect.uid, action.expect.generation) != seen:
             return "stale"
+        assert found is None or found.project == action.project, "an action on a VM of another project"
         self.acted.append(action)
         if action.verb == "delete":
             del there[action.vm]

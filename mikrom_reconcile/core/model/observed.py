@@ -82,6 +82,20 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
 
 
+class Stray(msgspec.Struct, frozen=True, kw_only=True):
+    """A VMM without a record: `vm` is what it calls itself, "" when it does not say."""
+
+    vm: str
+    pid: int
+
+
+class Console(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a VM's serial console. `end` is the place where it ends, counted in bytes since the VM was made."""
+
+    content: bytes = b""
+    end: int = 0
+
+
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """What a host has in all, not what is free."""
 
@@ -95,16 +109,20 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     `project` limits the answer to that project's digests; None asks for every row of every project.
     `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. Rows of
     other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may have taken
-    a name.
+    a name. `strays` asks for VMMs without a record, too.
     """
 
     project: str | None = None
     known: dict[str, str] = {}
     others: bool = False
+    strays: bool = False
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest."""
+    """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
+
+    `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders.
+    """
 
     host: str
     observed_at: datetime
@@ -112,6 +130,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}
     vms: tuple[ObservedVM, ...] = ()
+    strays: tuple[Stray, ...] = ()
+    foreign: tuple[Stray, ...] = ()
 
 
 class HostView(msgspec.Struct, frozen=True, kw_only=True):

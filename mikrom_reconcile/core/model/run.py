@@ -9,7 +9,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Share
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.plan import Action, Plan
+from mikrom_reconcile.core.model.plan import Action, Plan, Verb
 from mikrom_reconcile.core.model.specs import SourceTree
 
 Result = Literal["done", "already_done", "stale", "skipped", "failed_temporary", "failed_permanent"]
@@ -26,7 +26,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     `confirmed` names fleets whose removals a person has confirmed by typing the name. `extra_vars` win over all other
     variables; `retry` brings back what was given up; `limit`, `tags` and `skip_tags` narrow what is done
     (`core.selection`). `assume_dead` names hosts that are off for good, by a person's word: if they do not answer,
-    their VMs may be made elsewhere. `without_hosts` is for plans only: what if these hosts were lost?
+    their VMs may be made elsewhere. `without_hosts` is for plans only: what if these hosts were lost? `verb` and
+    `names` ask for one deed on VMs by name instead, past the specs (`core.one_off`).
     """
 
     run_id: str
@@ -42,6 +43,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     skip_tags: tuple[str, ...] = ()
     assume_dead: tuple[str, ...] = ()
     without_hosts: tuple[str, ...] = ()
+    verb: Verb | None = None
+    names: tuple[str, ...] = ()
     forks: int = 32
     timeout_s: float = 600.0
 

@@ -14,19 +14,20 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile.core.errors import PermanentError
+from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.observed import End, VMMFacts
+from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits, vmm
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.drivers.firecracker_api import Api, FaultError, NoAnswerError, UnreachableError
-from mikrom_reconcile.host.drivers.firecracker_end import end_of, tail, trim
+from mikrom_reconcile.host.drivers.firecracker_end import end_of, part
 from mikrom_reconcile.host.drivers.firecracker_start import abandon, boot, spawn
 from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
+from mikrom_reconcile.host.holes import keep_tail
 from mikrom_reconcile.host.images import kernel_of_hello
-from mikrom_reconcile.host.ports import Stray, VMRecord
+from mikrom_reconcile.host.ports import VMRecord
 
 MAX_SOCKET_PATH_BYTES = 107
 """The room in sockaddr_un, without the final zero."""
@@ -36,6 +37,16 @@ ANSWER_S = 1.0
 
 ATTEMPTS = 2
 """A VMM counts as unresponsive when it has failed to answer this often in a row."""
+
+
+_UP: dict[str, VMMStatus] = {"Running": "running", "Paused": "paused"}
+
+
+CONSOLE_BYTES = 1 << 20
+"""What is kept of a console at least: some ten thousand lines."""
+
+LOG_BYTES = 256 << 10
+"""…and of what the VMM logs and counts; metrics are a line of 4 kB a minute."""
 
 
 class _Instance(msgspec.Struct):
@@ -55,6 +66,7 @@ class FirecrackerDriver:
     """The driver for real microVMs. `answer_s` is how long it waits for a VMM that should answer at once."""
 
     name = "firecracker"
+    takes_memory = True
 
     def __init__(self, binary: Path, *, state_dir: Path, run_dir: Path, answer_s: float = ANSWER_S) -> None:
         self._binary = binary
@@ -100,6 +112,14 @@ class FirecrackerDriver:
             abandon(places, proc)
             raise
 
+    def pause(self, record: VMRecord, *, deadline_s: float) -> None:
+        """The guest's clock stands still, too, and goes on from there."""
+        self._set_state(record, "Paused", "pausing its guest", deadline_s)
+
+    def resume(self, record: VMRecord, *, deadline_s: float) -> None:
+        """The vCPUs go on."""
+        self._set_state(record, "Resumed", "resuming its guest", deadline_s)
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, then SIGKILL; the socket, which Firecracker leaves behind, is removed."""
         places = self._layout.of(record.vm)
@@ -128,10 +148,24 @@ class FirecrackerDriver:
                         found.append(Stray(vm=vm, pid=stray.pid))
         return tuple(found)
 
-    def console(self, vm: str, *, max_bytes: int) -> bytes:
+    def foreign(self) -> tuple[Stray, ...]:
+        """Processes called firecracker that have no lock file of ours as standard input, jailed ones too."""
+        return tuple(
+            Stray(vm=_named(argv), pid=pid)
+            for pid, argv in process.called("firecracker")
+            if not self._layout.is_lock(process.stdin_of(pid))
+        )
+
+    def trim(self) -> None:
+        """Free the disk of what nobody will read any more."""
+        for vm in self._layout.vms():
+            with step(vm, "capping its console"):
+                _cap(self._layout.of(vm))
+
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the console, which goes on over restarts."""
         with step(vm, "reading its console"):
-            return tail(self._layout.of(vm).console, max_bytes)
+            return part(self._layout.of(vm).console, max_bytes, after)
 
     def _check(self, record: VMRecord, places: Places) -> None:
         problem = self.unsupported(record.spec)
@@ -150,7 +184,7 @@ class FirecrackerDriver:
             if not isinstance(found, Proc) or found.uid != record.uid:
                 return False
             facts = self._ask(places, found)
-            return facts is not None and facts.status == "running"
+            return facts is not None and facts.status in _UP.values()
 
     def _ask(self, places: Places, found: process.Identity) -> VMMFacts | None:
         """What a proven VMM says of itself; None when it has died meanwhile.
@@ -174,18 +208,27 @@ class FirecrackerDriver:
                 continue
             if state == "Not started":
                 return alive(status="starting")
-            if state == "Running":
-                trim(places.metrics)
-                return alive(
-                    status="running", machine=config.machine_config, boot_args=config.boot_source.boot_args or ""
-                )
-            break  # Paused by somebody: not what any spec asks for so far
+            if (status := _UP.get(state)) is not None:
+                _cap(places)
+                return alive(status=status, machine=config.machine_config, boot_args=config.boot_source.boot_args or "")
+            break  # no state that Firecracker has
         return alive(status="unresponsive")
+
+    def _set_state(self, record: VMRecord, state: str, doing: str, deadline_s: float) -> None:
+        places = self._layout.of(record.vm)
+        with step(record.vm, doing):
+            if (found := vmm.find(places)) is None:
+                raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
+            with self._api(places, found, min(deadline_s, self._answer_s)) as api:
+                api.patch("/vm", {"state": state})
 
     def _end(self, places: Places, *, grace_s: float, give_up_at: float) -> None:
         def leave(found: process.Identity) -> bool:
             try:
                 with self._api(places, found, min(grace_s, self._answer_s)) as api:
+                    # the request that ends the guest comes last: another one at that moment makes Firecracker hang
+                    if api.get("/", _Instance).state == "Paused":
+                        api.patch("/vm", {"state": "Resumed"})
                     api.put("/actions", {"action_type": "SendCtrlAltDel"})
             except (FaultError, UnreachableError, NoAnswerError):
                 return False
@@ -196,6 +239,17 @@ class FirecrackerDriver:
     @staticmethod
     def _api(places: Places, found: process.Identity, timeout_s: float) -> Api:
         return Api(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
+
+
+def _named(argv: list[str]) -> str:
+    """The microVM's name in the command line of a Firecracker."""
+    return argv[argv.index("--id") + 1] if "--id" in argv[:-1] else ""
+
+
+def _cap(places: Places) -> None:
+    """Nothing that a guest can make grow takes more disk than twice its cap, from one look to the next."""
+    for path, max_bytes in ((places.console, CONSOLE_BYTES), (places.log, LOG_BYTES), (places.metrics, LOG_BYTES)):
+        keep_tail(path, max_bytes=max_bytes)
 
 
 def _last_end(places: Places) -> End:

@@ -72,13 +72,20 @@ class Api:
 
     def put(self, path: str, content: object) -> None:
         """Put `content` at `path`. Raises FaultError when Firecracker refuses it."""
+        self._send("PUT", path, content)
+
+    def patch(self, path: str, content: object) -> None:
+        """Change what stands at `path`. Raises FaultError when Firecracker refuses it."""
+        self._send("PATCH", path, content)
+
+    def _send(self, method: str, path: str, content: object) -> None:
         body = msgspec.json.encode(content)
-        head = f"PUT {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         status, answer = self._exchange(head.encode() + body)
         if status == 400:
             raise FaultError(" ".join(_decoded(answer, _Fault).fault_message.split()))
         if status != 204:
-            raise NoAnswerError(f"PUT {path} was answered with status {status}")
+            raise NoAnswerError(f"{method} {path} was answered with status {status}")
 
     def _connect(self, path: str, pid: int) -> None:
         self._limit()

@@ -11,13 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile.core.model.observed import End
+from mikrom_reconcile.core.model.observed import Console, End
 
 _TAIL_BYTES = 32 << 10
 """Some lines of 4 kB."""
-
-_MAX_METRICS_BYTES = 1 << 20
-"""A line a minute: some four hours."""
 
 
 class _Keyboard(msgspec.Struct):
@@ -48,23 +45,24 @@ def end_of(metrics: Path) -> End:
     return end
 
 
-def trim(metrics: Path) -> None:
-    """Empty the file of a *living* process when it has grown: 6 MB a day otherwise. Raises OSError.
-
-    Firecracker goes on at its old offset and so leaves a hole, hence blocks and not size. Should the process end
-    at this very moment, its last line is lost and its end counts as a kill.
-    """
-    if metrics.stat().st_blocks * 512 > _MAX_METRICS_BYTES:
-        os.truncate(metrics, 0)
-
-
 def tail(path: Path, max_bytes: int) -> bytes:
     """The last `max_bytes` of a file, b"" when it does not exist. Raises OSError."""
+    return part(path, max_bytes).content
+
+
+def part(path: Path, max_bytes: int, after: int | None = None) -> Console:
+    """The last `max_bytes` of a file, or of what came `after`; a file that is shorter than that is a new one.
+
+    Raises OSError.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        return b""
+        return Console()
     try:
-        return os.pread(fd, max_bytes, max(0, os.fstat(fd).st_size - max_bytes))
+        size = os.fstat(fd).st_size
+        begin = max(0, size - max_bytes, after if after is not None and after <= size else 0)
+        content = os.pread(fd, min(max_bytes, size - begin), begin)
+        return Console(content=content, end=begin + len(content))
     finally:
         os.close(fd)

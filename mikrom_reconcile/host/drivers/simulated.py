@@ -14,15 +14,15 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile.core.errors import PermanentError
+from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.observed import End, VMMFacts
+from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
-from mikrom_reconcile.host.ports import Stray, VMRecord
+from mikrom_reconcile.host.ports import VMRecord
 
 FIRST_PID = 1 << 22
 """Linux gives out no pid from here on, so that a simulated one can never be signalled."""
@@ -36,7 +36,9 @@ _LAST_WORDS = {"exit": "MIKROM-EXIT bye\n", "crash": "MIKROM-CRASH\n", "clean": 
 
 
 class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
-    """What the file holds. `started_s` counts from the boot of the host; `end` is None until somebody ended it."""
+    """What the file holds. `started_s` counts from the boot of the host; `end` is None until somebody ended it.
+    `console_cut` bytes of the console are gone from its beginning.
+    """
 
     uid: str
     pid: int
@@ -45,7 +47,9 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     boot_args: str
     console: str
+    console_cut: int = 0
     hangs: bool = False
+    paused: bool = False
     end: End | None = None
 
 
@@ -53,6 +57,7 @@ class SimulatedDriver:
     """The driver that starts nothing. `boot_s` is how long a start takes."""
 
     name = "simulated"
+    takes_memory = False
 
     def __init__(self, state_dir: Path, *, boot_s: float = 0.0) -> None:
         self._folder = state_dir / "sim"
@@ -71,7 +76,8 @@ class SimulatedDriver:
             return VMMFacts(status="none", end=end)
         if vm.hangs:
             return VMMFacts(status="unresponsive", pid=vm.pid, age_s=_age_s(vm))
-        return VMMFacts(status="running", pid=vm.pid, age_s=_age_s(vm), machine=vm.machine, boot_args=vm.boot_args)
+        status: VMMStatus = "paused" if vm.paused else "running"
+        return VMMFacts(status=status, pid=vm.pid, age_s=_age_s(vm), machine=vm.machine, boot_args=vm.boot_args)
 
     def watch(self, record: VMRecord) -> int | None:  # noqa: ARG002 - the port's
         """Nothing: no process ends here."""
@@ -86,7 +92,9 @@ class SimulatedDriver:
             return
         time.sleep(min(self._boot_s, deadline_s))
         boot_args = record.spec.boot_args
-        said = _console_of(before) if before is not None else ""
+        said = (_console_of(before) if before is not None else "") + f"MIKROM-UP {boot_args}\n"
+        kept = said[-CONSOLE_CHARACTERS:]
+        cut = len(said.encode()) - len(kept.encode()) + (before.console_cut if before is not None else 0)
         self._write(
             record.vm,
             SimulatedVM(
@@ -96,9 +104,18 @@ class SimulatedDriver:
                 started_s=_now_s(),
                 machine=record.spec.machine,
                 boot_args=boot_args,
-                console=f"{said}MIKROM-UP {boot_args}\n"[-CONSOLE_CHARACTERS:],
+                console=kept,
+                console_cut=cut,
             ),
         )
+
+    def pause(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002 - nothing here takes time
+        """Note that it is paused. Time goes on all the same for `mikrom.mode=exit`."""
+        self._set_paused(record, "pausing its guest", paused=True)
+
+    def resume(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002 - nothing here takes time
+        """Note that it is not."""
+        self._set_paused(record, "resuming its guest", paused=False)
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """A guest that listens leaves at once; a deaf one is killed, without waiting for what never comes."""
@@ -121,10 +138,22 @@ class SimulatedDriver:
         files = ((name, self._read(name)) for name in names if name not in known)
         return tuple(Stray(vm=name, pid=vm.pid) for name, vm in files if vm is not None and _end_of(vm) is None)
 
-    def console(self, vm: str, *, max_bytes: int) -> bytes:
+    def foreign(self) -> tuple[Stray, ...]:
+        """Nobody else simulates here."""
+        return ()
+
+    def trim(self) -> None:
+        """Nothing to do: a console is cut when something is added to it."""
+
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """What the demo guest would have written."""
         found = self._read(vm)
-        return b"" if found is None else _console_of(found).encode()[-max_bytes:]
+        if found is None:
+            return Console()
+        said = _console_of(found).encode()
+        end = found.console_cut + len(said)
+        new = min(len(said), end - after) if after is not None and after <= end else len(said)
+        return Console(content=said[len(said) - min(new, max_bytes) :], end=end)
 
     def kill(self, vm: str) -> None:
         """Rehearse that somebody kills the VMM."""
@@ -138,6 +167,15 @@ class SimulatedDriver:
         """Rehearse that the VMM stops answering, until it is killed."""
         if (found := self._read(vm)) is not None:
             self._write(vm, msgspec.structs.replace(found, hangs=True))
+
+    def _set_paused(self, record: VMRecord, doing: str, *, paused: bool) -> None:
+        vm = self._read(record.vm)
+        if vm is None or _end_of(vm) is not None:
+            raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
+        if vm.hangs:
+            raise TemporaryError("its VMM does not answer", vm=record.vm, step=doing)
+        if vm.paused != paused:
+            self._write(record.vm, msgspec.structs.replace(vm, paused=paused))
 
     def _end(self, vm: str, end: End) -> None:
         found = self._read(vm)

@@ -94,6 +94,10 @@ class Layout:
         """The places of one VM."""
         return _places(self._state_dir, self._run_dir, vm)
 
+    def is_lock(self, path: str | None) -> bool:
+        """Whether `path` is a lock file of one of our VMMs."""
+        return path is not None and path.endswith(".vmm") and Path(path).parent == self._state_dir / "locks"
+
     def vms(self) -> Iterator[str]:
         """Names of all VMs that ever had a VMM here, sorted: lock files stay."""
         return iter(sorted(path.stem for path in (self._state_dir / "locks").glob("*.vmm")))

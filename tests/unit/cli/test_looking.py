@@ -13,7 +13,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import entry
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.errors import SetupError
-from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView, ObservedVM, ObserveQuery
+from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport
 from mikrom_reconcile.dispatch import services
 from mikrom_reconcile.settings import Settings
@@ -48,8 +48,9 @@ class FakeHosts:
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
         raise AssertionError("a command that looks gives no order")
 
-    def console(self, host: str, vm: str, *, max_bytes: int) -> bytes:
-        return f"console of {vm} on {host}\x1b[31m\r\nline 2\n".encode()
+    def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        content = f"console of {vm} on {host}\x1b[31m\r\nline 2\n".encode()
+        return Console(content=content, end=len(content))
 
 
 class FakeStore:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
-from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.outcomes import given_up
@@ -34,8 +34,8 @@ class EagerHosts:
             self.sent.append(order.action.vm)
             yield given_up(order, "done", "")
 
-    def console(self, host: str, vm: str, *, max_bytes: int) -> bytes:
-        return b""
+    def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        return Console()
 
 
 class LosingStore:

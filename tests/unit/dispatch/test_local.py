@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from mikrom_reconcile.core.errors import MikromError
-from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObserveQuery
+from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Expect
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.local import LocalHosts
@@ -49,8 +49,8 @@ class SlowHost:
             started_at=NOW, finished_at=NOW,
         )  # fmt: skip
 
-    def console(self, vm: str, *, max_bytes: int) -> bytes:
-        return f"console of {vm}".encode()[-max_bytes:]
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        return Console(content=f"console of {vm}".encode()[-max_bytes:])
 
 
 @pytest.fixture
@@ -145,4 +145,4 @@ def test_any_other_host_is_unreachable_and_the_reason_names_the_way_out(host: Sl
 
 
 def test_the_console_is_that_of_the_hypervisor(host: SlowHost) -> None:
-    assert hosts_of(host).console("localhost", "web-000", max_bytes=3) == b"000"
+    assert hosts_of(host).console("localhost", "web-000", max_bytes=3).content == b"000"

@@ -161,7 +161,7 @@ def test_an_order_for_a_name_that_leads_elsewhere_is_refused(host: Host) -> None
 
 
 def test_the_console_is_the_drivers(host: Host) -> None:
-    assert host.hypervisor.console(VM, max_bytes=7) == b"web-000"
+    assert host.hypervisor.console(VM, max_bytes=7).content == b"web-000"
     with pytest.raises(PermanentError):
         host.hypervisor.console("../../etc", max_bytes=7)
 

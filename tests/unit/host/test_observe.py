@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.digests import fleet_digest
-from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.core.errors import SetupError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.observed import Drift, HostReport, ObserveQuery, VMMFacts
 from mikrom_reconcile.host.observe import Observer, drift_of
@@ -168,3 +168,12 @@ def test_looking_changes_nothing(host: Host) -> None:
     host.report("shop")
     assert {path: path.stat().st_mtime_ns for path in host.path.rglob("*")} == before
     assert host.driver.calls == []
+
+
+def test_a_vm_that_cannot_be_looked_at_is_unreadable_and_the_others_are_reported(host: Host) -> None:
+    host.driver.faults["observe"] = [TemporaryError("Too many open files", vm="web-000", step="observing it")]
+    rows = host.report().vms
+    (unseen,) = [row for row in rows if row.phase == "unreadable"]
+    assert "Too many open files" in (unseen.last_error or "")
+    assert len(rows) == 4
+    assert {row.phase for row in rows if row is not unseen} == {"running"}

@@ -84,8 +84,7 @@ def test_vms_have_the_documented_shape() -> None:
     assert document["vms"][0] == {
         "name": "a", "project": "demo", "fleet": "web", "host": "localhost", "state": "running", "phase": "running",
         "uid": "01-uid", "pid": 4711, "vcpu_count": 1, "mem_size_mib": 16, "ip": None, "spec_digest": "1:d",
-        "created_at": "2026-11-22T07:00:00Z", "restarts": [],
-        "last_error": None,
+        "created_at": "2026-11-22T07:00:00Z", "last_error": None, "restarts": [],
     }  # fmt: skip
 
 

@@ -1,0 +1,42 @@
+"""`mikrom logs -f`: what a console says from here on, until Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+
+from mikrom_reconcile.cli.entry import INTERRUPTED
+from mikrom_reconcile.cli.terminal import show, warn
+from mikrom_reconcile.control.ports import Hosts
+from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.output.neutral import console_text
+
+LOOK_S = 0.5
+"""A person does not notice a shorter wait, and two messages a second are nothing to a broker."""
+
+PART_BYTES = 256 * 1024
+"""A guest that writes faster than this per look is shown with gaps, so that nothing piles up here."""
+
+LONGEST_LINE_BYTES = 4096
+"""A line that has not ended by then is shown as far as it goes."""
+
+
+def follow(hosts: Hosts, host: str, vm: str, end: int) -> int:
+    """Show what comes after `end`, line by line: an escape sequence that is half there could not be told from text."""
+    pending, dark = b"", False
+    try:
+        while True:
+            time.sleep(LOOK_S)
+            try:
+                console = hosts.console(host, vm, max_bytes=PART_BYTES, after=end)
+            except MikromError as error:
+                if not dark:
+                    warn(f"{error}; still trying")
+                dark = True
+                continue
+            dark = False
+            said = pending + console.content
+            whole = len(said) if not console.content or len(said) > LONGEST_LINE_BYTES else said.rfind(b"\n") + 1
+            show(console_text(said[:whole]))
+            pending, end = said[whole:], console.end
+    except KeyboardInterrupt:
+        return INTERRUPTED

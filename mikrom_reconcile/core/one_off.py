@@ -1,0 +1,143 @@
+"""Deeds asked for by name, past the specs: which VMs a person means, and what each of them then needs.
+
+Nothing here knows the specs: what they contradict is undone by the next run that reads them.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.diff import Case, Verdict
+from mikrom_reconcile.core.digests import spec_digest
+from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.guards import protect
+from mikrom_reconcile.core.lifecycle import LIVE, SATISFIES, WELL
+from mikrom_reconcile.core.model.desired import DesiredVM, State
+from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements
+from mikrom_reconcile.core.model.plan import ChangeKind, Plan, Verb, VMChange
+from mikrom_reconcile.core.plan import Decision, actions_of, numbered
+
+STATES: dict[Verb, State] = {"start": "running", "stop": "stopped", "pause": "paused", "resume": "running"}
+"""What each verb leaves a VM in; a restart leaves it as it was ordered, a delete not at all."""
+
+PAST_THE_SPECS = "this goes past the specs: the next run undoes what they contradict"
+
+
+def decide_by_name(
+    verb: Verb,
+    names: tuple[str, ...],
+    observed: ObservedState,
+    acted_on: frozenset[str] = frozenset(),
+    project: str = "",
+) -> Decision:
+    """The plan of one verb on the VMs that `names` mean, with `*` and `?` in them.
+
+    Asked again in the same run, `acted_on` names the VMs that were dealt with: restarted ones only have to run by now,
+    deleted ones may be gone. Raises UsageError for a name that means nothing, and for VMs of several projects, whose
+    leases nobody holds at once; not once the `project` is known.
+    """
+    rows = _meant(names, observed)
+    if not project:
+        _refuse_what_means_nothing(names, rows, observed)
+        project = _project_of(rows)
+    changes: list[VMChange] = []
+    unchanged: dict[str, int] = {}
+    for row in rows:
+        verdict = _judge("start" if verb == "restart" and row.name in acted_on else verb, row)
+        if isinstance(verdict, VMChange):
+            changes.append(verdict)
+        else:
+            unchanged[row.host] = unchanged.get(row.host, 0) + 1
+    changes, refusals = protect(changes, {}, project)
+    contradicting = any(change.desired is None or change.desired.state != change.observed.state
+                        for change in changes if change.observed and change.kind != "blocked")  # fmt: skip
+    plan = Plan(
+        id="",
+        project=project,
+        revision="",
+        taken_at=observed.taken_at,
+        changes=tuple(changes),
+        unchanged=unchanged,
+        actions=tuple(actions_of(changes, project)),
+        refusals=tuple(refusals),
+        unreachable={view.host: view.error for view in observed.hosts if view.report is None},
+        warnings=(PAST_THE_SPECS,) if contradicting else (),
+    )
+    tokens = [view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report]
+    return Decision(plan=numbered(plan), placements=Placements(), highest_token=max(tokens, default=0))
+
+
+def _meant(names: tuple[str, ...], observed: ObservedState) -> list[ObservedVM]:
+    """The rows that the names mean, sorted by name; of two of one name the one that was changed last."""
+    rows: dict[str, ObservedVM] = {}
+    for row in (row for view in observed.hosts if view.report for row in view.report.vms):
+        if row.name not in rows or row.token > rows[row.name].token:
+            rows[row.name] = row
+    return [rows[known] for known in sorted(rows) if any(fnmatchcase(known, name) for name in names)]
+
+
+def _refuse_what_means_nothing(names: tuple[str, ...], rows: list[ObservedVM], observed: ObservedState) -> None:
+    for name in names:
+        if not any(fnmatchcase(row.name, name) for row in rows):
+            dark = ", ".join(view.host for view in observed.hosts if view.report is None)
+            unread = f" (could not be read: {dark})" if dark else ""
+            raise UsageError(f"no host has a VM {name}{unread}; `mikrom get vms` lists them. Nothing was done.")
+
+
+def _project_of(rows: list[ObservedVM]) -> str:
+    projects = sorted({row.project for row in rows if row.project})
+    if len(projects) > 1:
+        raise UsageError(f"these VMs belong to several projects ({', '.join(projects)}): name those of one at a time")
+    if not projects:
+        row = rows[0]
+        raise UsageError(f"{row.name} on {row.host} cannot be read: {row.last_error}. Nothing was done.")
+    return projects[0]
+
+
+def _judge(verb: Verb, row: ObservedVM) -> Verdict:
+    """What `verb` means for a VM as it is now."""
+    case = Case(desired=None, observed=row)
+    if row.phase == "unreadable":
+        return case.change("blocked", f"it cannot be read: {row.last_error}")
+    if verb == "delete":
+        return case.change("delete", "asked for by name")
+    if row.phase == "deleting":
+        return case.change("blocked", "it is half deleted; `mikrom delete` finishes that")
+    state: State = STATES.get(verb, "paused" if row.state == "paused" else "running")
+    case = replace(case, desired=_recorded(row, state))
+    if verb == "stop":
+        done = row.phase in SATISFIES["stopped"] and row.state == "stopped"
+        return "unchanged" if done else case.change("stop", f"it is {row.phase}")
+    if verb in {"pause", "resume"} and row.phase not in WELL:
+        return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
+    if verb != "restart" and row.phase in SATISFIES[state] and row.state == state and not row.drift:
+        return "unchanged"
+    return case.change(_kind(verb, row), f"it is {row.phase}")
+
+
+def _kind(verb: Verb, row: ObservedVM) -> ChangeKind:
+    """How a VM gets up: a live one is paused or resumed if that is enough."""
+    if row.phase not in LIVE or row.phase == "starting":
+        return "start"
+    if verb == "restart" or row.phase not in WELL or row.drift:
+        return "restart"
+    return "pause" if verb == "pause" else "resume"
+
+
+def _recorded(row: ObservedVM, state: State) -> DesiredVM:
+    """The VM as it is recorded, in another state; its digest then differs from the one that the specs have."""
+    digest = row.spec_digest
+    if state != row.state:
+        digest = spec_digest(project=row.project, fleet=row.fleet, state=state, spec=row.spec, policy=row.policy)
+    return DesiredVM(
+        name=row.name,
+        project=row.project,
+        fleet=row.fleet,
+        host=row.host,
+        state=state,
+        spec=row.spec,
+        policy=row.policy,
+        spec_digest=digest,
+    )

@@ -1,0 +1,60 @@
+"""Whether this host still has the memory that a VM is promised; Firecracker takes any size and dies of it later.
+
+The rule: all VMs that are ordered to be up, this one included, were promised no more than the machine has. What they
+touched so far does not count, since they may touch the rest at any time. vCPUs are not limited: they only share time.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from mikrom_reconcile.core.lifecycle import UP
+from mikrom_reconcile.host.ports import Clock, VMRecord
+from mikrom_reconcile.host.records import Records
+
+RECOUNT_S = 5.0
+"""How long another process's orders may stay unknown here: to read all records takes 50 us each."""
+
+
+class Memory:
+    """What is promised on this host. Safe to use from many threads or greenlets at once."""
+
+    def __init__(self, *, mem_size_mib: int, records: Records, clock: Clock) -> None:
+        self._mem_size_mib = mem_size_mib
+        self._records = records
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._promised: dict[str, int] = {}
+        self._counted_s = float("-inf")
+
+    def promise(self, vm: str, need_mib: int) -> str | None:
+        """Promise `vm` its memory; why that cannot be, with what it needs and what is left, or None."""
+        with self._lock:
+            if self._clock.monotonic() - self._counted_s > RECOUNT_S:
+                self._count()
+            if need_mib > self._left(vm):
+                self._count()  # a refusal stays: it is never given on an old count
+            left = self._left(vm)
+            if need_mib <= left or need_mib <= self._promised.get(vm, 0):  # what was promised is kept
+                self._promised[vm] = need_mib
+                return None
+            others = len(self._promised.keys() - {vm})
+        return (
+            f"it needs {need_mib} MiB and {max(0, left)} MiB are left: of {self._mem_size_mib} MiB that the host has,"
+            f" {self._mem_size_mib - left} are promised to {others} other VMs"
+        )
+
+    def forget(self, vm: str) -> None:
+        """The VM is to be down: its memory is free for others."""
+        with self._lock:
+            self._promised.pop(vm, None)
+
+    def _left(self, vm: str) -> int:
+        return self._mem_size_mib - sum(self._promised.values()) + self._promised.get(vm, 0)
+
+    def _count(self) -> None:
+        found = (record for record in self._records.list() if isinstance(record, VMRecord))
+        self._promised = {
+            record.vm: record.spec.machine.mem_size_mib for record in found if record.state in UP and not record.parked
+        }
+        self._counted_s = self._clock.monotonic()

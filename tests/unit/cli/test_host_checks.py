@@ -1,0 +1,58 @@
+"""What `doctor` says of a machine that has no room: what there is, and how to mend it."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from mikrom_reconcile import settings
+from mikrom_reconcile.cli import host_checks
+from mikrom_reconcile.host.observe import capacity
+from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.output.doctor_text import Check
+from tests.contract.drivers import record_of
+
+
+def check(name: str) -> Check:
+    (found,) = [found for found in host_checks.room_checks(settings.load()) if found.name == name]
+    return found
+
+
+def test_a_machine_with_room_is_fine_and_every_check_says_what_it_found() -> None:
+    checks = list(host_checks.room_checks(settings.load()))
+    assert [check.name for check in checks] == ["user", "cgroups", "disk", "memory", "descriptors", "threads"]
+    assert all(check.found for check in checks)
+    assert all(check.remedy for check in checks if check.state != "ok")
+
+
+def test_more_promised_than_there_is(own_environment: Path) -> None:
+    Records(own_environment / "state").write(record_of("a", mem_size_mib=capacity().mem_size_mib + 1))
+    found = check("memory")
+    assert (found.state, "promised to 1 VM" in found.found) == ("broken", True)
+    assert "stop some VMs" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("free", "inodes", "state"),
+    [(1 << 40, 1000, "ok"), (1 << 29, 1000, "note"), (1, 1000, "broken"), (1 << 40, 3, "broken")],
+)
+def test_a_disk_that_is_full_or_nearly(monkeypatch: pytest.MonkeyPatch, free: int, inodes: int, state: str) -> None:
+    full = os.statvfs_result((1, 1, free, free, free, 1000, inodes, inodes, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    assert check("disk").state == state
+
+
+def test_fewer_descriptors_than_vms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    found = check("descriptors")
+    assert (found.state, found.found) == ("broken", "64 allowed, 256 needed")
+    assert "LimitNOFILE" in found.remedy
+
+
+def test_next_to_no_threads_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_checks, "_own_cgroup", lambda: (50, 42))
+    found = check("threads")
+    assert (found.state, found.found) == ("note", "room for 2 more VMs of one vCPU, by pids.max of this cgroup")

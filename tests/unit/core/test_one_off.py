@@ -1,0 +1,102 @@
+"""Deeds by name: which VMs are meant, and what a verb means for a VM as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.model.desired import Policy, State
+from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView, ObservedState, ObservedVM, Phase
+from mikrom_reconcile.core.model.plan import Plan, Verb
+from mikrom_reconcile.core.one_off import PAST_THE_SPECS, decide_by_name
+from tests.samples import NOW, observed
+
+
+def row(name: str, phase: Phase = "running", state: State = "running", **fields: Any) -> ObservedVM:
+    return observed(name, phase=phase, state=state, host="hv01", **fields)
+
+
+def planned(verb: Verb, names: tuple[str, ...], *rows: ObservedVM, acted_on: tuple[str, ...] = ()) -> Plan:
+    report = HostReport(host="hv01", observed_at=NOW, capacity=Capacity(vcpu_count=2, mem_size_mib=1024), vms=rows)
+    views = (HostView(host="hv01", report=report),)
+    return decide_by_name(
+        verb, names, ObservedState(taken_at=NOW, hosts=views), frozenset(acted_on), "demo" if acted_on else ""
+    ).plan
+
+
+@pytest.mark.parametrize(
+    ("verb", "phase", "state", "kind"),
+    [
+        ("start", "running", "running", None),
+        ("start", "stopped", "stopped", "start"),
+        ("start", "parked", "running", "start"),
+        ("start", "paused", "paused", "resume"),
+        ("start", "stopping", "stopped", "restart"),
+        ("start", "unresponsive", "running", "restart"),
+        ("stop", "running", "running", "stop"),
+        ("stop", "paused", "paused", "stop"),
+        ("stop", "crashed", "running", "stop"),
+        ("stop", "stopped", "stopped", None),
+        ("pause", "running", "running", "pause"),
+        ("pause", "paused", "paused", None),
+        ("pause", "stopped", "stopped", "blocked"),
+        ("resume", "paused", "paused", "resume"),
+        ("resume", "crashed", "running", "blocked"),
+        ("restart", "running", "running", "restart"),
+        ("restart", "paused", "paused", "restart"),
+        ("restart", "stopped", "stopped", "start"),
+        ("delete", "running", "running", "delete"),
+        ("delete", "deleting", "absent", "delete"),
+        ("start", "deleting", "absent", "blocked"),
+        ("delete", "unreadable", "stopped", "blocked"),
+    ],
+)
+def test_what_a_verb_means_for_a_vm(verb: Verb, phase: Phase, state: State, kind: str | None) -> None:
+    plan = planned(verb, ("web-000",), row("web-000", phase, state))
+    assert [change.kind for change in plan.changes] == ([kind] if kind else [])
+    assert sum(plan.unchanged.values()) == (kind is None)
+    assert [action.vm for action in plan.actions] == ([] if kind in {None, "blocked"} else ["web-000"])
+
+
+def test_names_may_be_patterns_and_each_has_to_mean_something() -> None:
+    rows = [row(f"web-{number:03d}") for number in (0, 1, 10)] + [row("db-000")]
+    assert [action.vm for action in planned("stop", ("web-00*", "db-000"), *rows).actions] == [
+        "db-000", "web-000", "web-001",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="no host has a VM web-9"):
+        planned("stop", ("web-000", "web-9"), *rows)
+
+
+def test_vms_of_several_projects_are_not_taken_in_one_run() -> None:
+    with pytest.raises(UsageError, match=r"several projects \(blog, shop\)"):
+        planned("stop", ("*",), row("web-000", project="shop"), row("cms-000", project="blog"))
+
+
+def test_the_digest_differs_from_the_specs_only_where_the_state_does() -> None:
+    there = row("web-000")
+    (stop,) = planned("stop", ("web-000",), there).actions
+    (restart,) = planned("restart", ("web-000",), there).actions
+    assert stop.desired is not None
+    assert restart.desired is not None
+    assert stop.desired.spec_digest != there.spec_digest == restart.desired.spec_digest
+
+
+def test_it_is_said_that_the_next_run_undoes_it_where_that_is_so() -> None:
+    assert planned("stop", ("web-000",), row("web-000")).warnings == (PAST_THE_SPECS,)
+    assert planned("delete", ("web-000",), row("web-000")).warnings == (PAST_THE_SPECS,)
+    assert planned("restart", ("web-000",), row("web-000")).warnings == ()
+
+
+def test_what_is_protected_is_not_deleted_and_the_way_out_is_told() -> None:
+    plan = planned("delete", ("*",), row("a", policy=Policy(prevent_destroy=True)), row("b"))
+    assert [(change.name, change.kind) for change in plan.changes] == [("a", "blocked"), ("b", "delete")]
+    assert [(refusal.vm, refusal.rule) for refusal in plan.refusals] == [("a", "prevent_destroy")]
+    assert "prevent_destroy: false" in plan.refusals[0].message
+
+
+def test_a_vm_that_was_restarted_only_has_to_run() -> None:
+    assert planned("restart", ("*",), row("a"), acted_on=("a",)).changes == ()
+    after = planned("restart", ("*",), row("a", "crashed"), acted_on=("a",))
+    assert [change.kind for change in after.changes] == ["start"]

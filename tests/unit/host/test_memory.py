@@ -1,0 +1,66 @@
+"""What VMs are promised never passes what the host has; who asks too much hears need and have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.host.memory import RECOUNT_S, Memory
+from mikrom_reconcile.host.observe import capacity
+from mikrom_reconcile.host.records import Records
+from tests.contract.drivers import record_of
+from tests.fakes import HOST, FakeDriver, HeldClock, desired_vm, order
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(tmp_path)
+
+
+def test_promises_end_where_the_memory_ends(records: Records) -> None:
+    memory = Memory(mem_size_mib=1000, records=records, clock=HeldClock())
+    for vm in ("a", "a"):
+        assert memory.promise(vm, 600) is None
+        records.write(record_of("a", mem_size_mib=600))
+    assert memory.promise("b", 500) == (
+        "it needs 500 MiB and 400 MiB are left: of 1000 MiB that the host has, 600 are promised to 1 other VMs"
+    )
+    assert memory.promise("b", 400) is None
+    memory.forget("a")
+    assert memory.promise("c", 600) is None
+
+
+def test_what_other_processes_ordered_counts(records: Records) -> None:
+    clock = HeldClock()
+    memory = Memory(mem_size_mib=1000, records=records, clock=clock)
+    assert memory.promise("a", 500) is None
+    records.write(record_of("a", mem_size_mib=500))
+    records.write(record_of("b", mem_size_mib=400))
+    records.write(replace(record_of("c", mem_size_mib=900), state="stopped"))
+    records.write(replace(record_of("d", mem_size_mib=900), parked=True))
+    clock.moved_s += RECOUNT_S + 1
+    assert "100 MiB are left" in (memory.promise("e", 101) or "")
+    assert memory.promise("e", 100) is None
+
+
+def test_what_was_promised_before_is_kept_on_a_host_that_is_too_small_by_now(records: Records) -> None:
+    records.write(record_of("a", mem_size_mib=900))
+    records.write(record_of("b", mem_size_mib=900))
+    memory = Memory(mem_size_mib=1000, records=records, clock=HeldClock())
+    assert memory.promise("a", 900) is None
+    assert memory.promise("a", 901) is not None
+
+
+def test_a_vm_that_does_not_fit_is_refused_before_anything_is_written(records: Records) -> None:
+    host = Hypervisor(HOST, driver=FakeDriver(), records=records, clock=HeldClock())
+    too_much = VMSpec(image="hello", machine=Machine(mem_size_mib=capacity().mem_size_mib + 1))
+    outcome = host.execute(order("create", "web-000", desired=desired_vm("web-000", too_much)))
+    assert outcome.result == "failed_permanent"
+    assert f"it needs {too_much.machine.mem_size_mib} MiB" in (outcome.error or "")
+    assert records.read("web-000") is None
+    stopped = desired_vm("web-000", too_much, state="stopped")
+    assert host.execute(order("create", "web-000", desired=stopped)).result == "done"

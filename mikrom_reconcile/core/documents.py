@@ -90,17 +90,24 @@ def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
 
 
 def _spec_document(path: str, document: YamlDocument) -> SpecDocument:
-    above, _, file_name = path.rpartition("/")
-    folder, stem = above.rpartition("/")[2], file_name.rpartition(".")[0]
     body = document.value if isinstance(document.value, dict) else {}
-    if folder in VARS_FOLDERS:
-        return SpecDocument(path=path, line=document.line, kind=VARS_FOLDERS[folder], name=stem, body=body)
+    vars_kind = _vars_kind(path)
+    if vars_kind:
+        stem = path.rpartition("/")[2].rpartition(".")[0]
+        return SpecDocument(path=path, line=document.line, kind=vars_kind, name=stem, body=body)
     metadata = body.get("metadata")
     name = str(metadata.get("name")) if isinstance(metadata, dict) else ""
     return SpecDocument(path=path, line=document.line, kind=str(body.get("kind")), name=name, body=body)
 
 
+def _vars_kind(path: str) -> str:
+    """The kind of a file of variables, "" for any other file."""
+    return VARS_FOLDERS.get(path.rpartition("/")[0].rpartition("/")[2], "")
+
+
 def _flaws(document: SpecDocument, value: Any, validators: _Validators) -> Iterator[Flaw]:
+    if isinstance(value, dict) and _vars_kind(document.path):
+        return
     for complaint in _complaints(document.kind, value, validators):
         yield Flaw(
             document=document,
@@ -115,8 +122,6 @@ def _complaints(kind: str, value: Any, validators: _Validators) -> Iterator[Comp
     if not isinstance(value, dict):
         hint = "begin with apiVersion, kind and metadata"
         yield Complaint(pointer=(), message="a document must be a mapping", hint=hint)
-    elif kind in VARS_FOLDERS.values():
-        return
     elif "kind" not in value:
         yield Complaint(pointer=(), message="kind is missing", hint=f"known are {', '.join(validators.kinds)}")
     elif kind in _PLANNED:

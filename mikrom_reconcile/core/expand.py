@@ -121,7 +121,8 @@ def _recipe(
     fields = merged({}, fleet.template)
     for number in overrides:
         fields = merged(fields, fleet.overrides[number].fields)
-    fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
+    if own:
+        fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
     looked_up = names_in(fields)
     return Recipe(fleet=fleet, fields=fields, looked_up=looked_up | through_variables if looked_up else looked_up)
 
@@ -146,6 +147,10 @@ def scope_of(vm: PendingVM, specs: Specs, host: str | None) -> Scope:
         built_in["host"] = inventory.facts(host)
         beneath = inventory.layers(host)
     return Scope(Layer(origin="built in", values=built_in), *fleet_layers(vm.fleet, specs), *beneath)
+
+
+class _Stated(msgspec.Struct, frozen=True):
+    state: State = "running"
 
 
 class Resolver:
@@ -173,7 +178,7 @@ class Resolver:
     def _resolved(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
         try:
             fields = self._fields(vm, host)
-            state: State = msgspec.convert(fields.pop("state", "running"), State)
+            state = msgspec.convert(fields, _Stated).state
             spec = msgspec.convert({"boot_args": HELLO_BOOT_ARGS} | fields, VMSpec)
             if spec.image in IMAGES:
                 return state, spec

@@ -12,7 +12,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
 from mikrom_reconcile.core.errors import UsageError
-from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
@@ -48,7 +48,7 @@ class EmptyHosts:
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
         raise AssertionError("a plan gives no order")
 
-    def console(self, host: str, vm: str, *, max_bytes: int) -> bytes:
+    def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         raise AssertionError("a plan reads no console")
 
 

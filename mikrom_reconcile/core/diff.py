@@ -82,10 +82,10 @@ def diff(
     unchanged = Counter(vm.host for vm in desired.vms if vm.name in sight.settled)
     for case in _cases(desired, sight, hiding):
         verdict = judge(msgspec.structs.replace(case, retry=True) if retry else case)
-        if verdict == UNCHANGED:
-            unchanged[case.host] += 1
-        elif isinstance(verdict, VMChange):
+        if isinstance(verdict, VMChange):
             changes.append(verdict)
+        else:
+            unchanged[case.host] += 1
     return sorted(changes, key=lambda change: (change.name, change.host)), dict(sorted(unchanged.items()))
 
 

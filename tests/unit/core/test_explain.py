@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from mikrom_reconcile import wiring
@@ -160,6 +161,22 @@ def test_a_name_that_another_project_has_is_wanted_and_blocked() -> None:
     assert found.wanted is not None
     assert (found.rule, found.observed[0].project) == ("name_taken", "other")
     assert {field.recorded for field in found.fields} == {None}
+
+
+def test_what_changes_between_the_plan_and_the_look_is_worth_a_second_look() -> None:
+    specs = specs_of()
+    report = HostReport(
+        host="localhost", observed_at=NOW, capacity=Capacity(vcpu_count=1, mem_size_mib=1024), vms=as_wanted(specs)
+    )
+    put = question(specs, Placements(), here="localhost")
+    state = ObservedState(taken_at=NOW, hosts=(HostView(host="localhost", report=report),))
+    plan = decide(put, state, Limits()).plan
+    gone = explain("web-000", specs, plan, [], here="localhost")
+    late = msgspec.structs.replace(report, vms=(observed("web-009", project="demo"),))
+    come = explain("web-009", specs, plan, [HostView(host="localhost", report=late)], here="localhost")
+    for found in (gone, come):
+        assert found is not None
+        assert found.conclusion == "nothing happens: it changed while this was looked at; ask again"
 
 
 def test_what_nobody_knows_has_no_story() -> None:

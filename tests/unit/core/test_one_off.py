@@ -74,6 +74,19 @@ def test_vms_of_several_projects_are_not_taken_in_one_run() -> None:
         planned("stop", ("*",), row("web-000", project="shop"), row("cms-000", project="blog"))
 
 
+def test_a_vm_that_cannot_be_read_belongs_to_nobody() -> None:
+    unreadable = row("web-000", "unreadable", "stopped", project="", last_error="its checksum is wrong")
+    with pytest.raises(UsageError, match="web-000 on hv01 cannot be read: its checksum is wrong"):
+        planned("stop", ("web-000",), unreadable)
+
+
+@pytest.mark.parametrize("tokens", [(1, 2), (2, 1)])
+def test_of_two_vms_of_one_name_the_one_that_was_changed_last_is_meant(tokens: tuple[int, int]) -> None:
+    rows = [row("web-000", token=token, uid=f"uid-{token}") for token in tokens]
+    (action,) = planned("stop", ("web-000",), *rows).actions
+    assert action.expect.uid == "uid-2"
+
+
 def test_the_digest_differs_from_the_specs_only_where_the_state_does() -> None:
     there = row("web-000")
     (stop,) = planned("stop", ("web-000",), there).actions

@@ -1,0 +1,57 @@
+"""Phases: every pair of what was ordered and what a driver proved."""
+
+from __future__ import annotations
+
+import pytest
+
+from mikrom_reconcile.core.lifecycle import BOOT_S, phase_of
+from mikrom_reconcile.core.model.desired import State
+from mikrom_reconcile.core.model.observed import End, Phase, VMMFacts, VMMStatus
+
+ALIVE: tuple[VMMStatus, ...] = ("starting", "running", "paused", "unresponsive", "socket_lost")
+
+
+@pytest.mark.parametrize("status", [*ALIVE, "none"])
+@pytest.mark.parametrize(("failed", "parked"), [(False, False), (True, False), (False, True)])
+def test_what_is_to_go_is_deleting_whatever_lives(status: VMMStatus, *, failed: bool, parked: bool) -> None:
+    assert phase_of(VMMFacts(status=status), "absent", failed=failed, parked=parked) == "deleting"
+
+
+@pytest.mark.parametrize("status", ALIVE)
+def test_what_lives_after_it_was_ordered_to_stop_is_stopping(status: VMMStatus) -> None:
+    assert phase_of(VMMFacts(status=status), "stopped", failed=False, parked=False) == "stopping"
+
+
+@pytest.mark.parametrize(("failed", "parked"), [(False, False), (True, False), (False, True)])
+def test_what_is_down_as_ordered_is_stopped_whatever_happened_before(*, failed: bool, parked: bool) -> None:
+    facts = VMMFacts(status="none", end="crashed")
+    assert phase_of(facts, "stopped", failed=failed, parked=parked) == "stopped"
+
+
+@pytest.mark.parametrize("ordered", ["running", "paused"])
+@pytest.mark.parametrize("status", ["running", "paused", "unresponsive", "socket_lost"])
+def test_what_lives_is_what_was_proven(status: VMMStatus, ordered: State) -> None:
+    assert phase_of(VMMFacts(status=status), ordered, failed=True, parked=True) == status
+
+
+@pytest.mark.parametrize(("age_s", "phase"), [(0.0, "starting"), (BOOT_S, "starting"), (BOOT_S + 0.1, "failed")])
+def test_what_has_not_booted_in_time_never_will(age_s: float, phase: Phase) -> None:
+    assert phase_of(VMMFacts(status="starting", age_s=age_s), "running", failed=False, parked=False) == phase
+
+
+@pytest.mark.parametrize(
+    ("end", "phase"),
+    [
+        ("clean", "exited"),
+        ("crashed", "crashed"),
+        ("killed", "killed"),
+        ("rebooted", "rebooted"),
+        ("unknown", "defined"),
+    ],
+)
+@pytest.mark.parametrize("ordered", ["running", "paused"])
+def test_how_it_ended_is_told_unless_it_was_given_up(end: End, phase: Phase, ordered: State) -> None:
+    facts = VMMFacts(status="none", end=end)
+    assert phase_of(facts, ordered, failed=False, parked=False) == phase
+    assert phase_of(facts, ordered, failed=True, parked=False) == "failed"
+    assert phase_of(facts, ordered, failed=True, parked=True) == "parked"

@@ -1,0 +1,39 @@
+"""Complaints that no schema of today brings forth, or only a long document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mikrom_reconcile.core.schema_words import complaints, nearest, telling
+
+
+def told(schema: dict[str, Any], document: Any) -> list[str]:
+    return [f"{found.message}; {found.hint}" for found in complaints(telling(schema), document)]
+
+
+@pytest.mark.parametrize(
+    ("schema", "document", "words"),
+    [
+        ({"type": "string", "maxLength": 3}, "café", "the document has 4 characters; at most 3 are allowed; "),
+        ({"minItems": 1, "description": "Who."}, [], "the document cannot be a list; Who."),
+        ({"minimum": 1}, 0, "the document is 0; it must be from 1 up; "),
+        ({"uniqueItems": True}, ["a", "b", "a"], 'the document has "a" twice; remove one of the two'),
+        ({"uniqueItems": True}, [*range(1001), 1000], "the document has something twice; "),
+        ({"pattern": "^x$"}, "x\n", 'the document cannot be "x\\n"; it must match ^x$'),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(schema: dict[str, Any], document: Any, words: str) -> None:
+    assert told(schema, document) == [words]
+
+
+def test_a_document_that_only_the_other_validator_refuses_is_still_a_mistake() -> None:
+    assert told({}, {}) == ["the document does not obey its schema; "]
+
+
+def test_among_thousands_of_words_the_nearest_begins_alike() -> None:
+    known = [f"a{number}" for number in range(2000)] + ["web-000"]
+    assert nearest("web-00", known) == "did you mean web-000?"
+    assert nearest("zzz", known).endswith("a11, and 1989 more")
+    assert nearest("zzz", ()) == ""

@@ -21,7 +21,7 @@ test: ## every test but the soak tests
 soak: ## the tests that take minutes
 	@tools/bootstrap.sh test pytest -m soak --timeout 3600 $(ARGS)
 
-check: ## format, lint, types, layers, schemas, scripts, and that the demo guest is what its sources build
+check: ## format, lint, types, layers, schemas, scripts, coverage of the core, and that the demo guest is what its sources build
 	@tools/bootstrap.sh check tools/check.sh
 
 bench: ## the measurements of the README

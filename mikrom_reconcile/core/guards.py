@@ -185,7 +185,7 @@ def _policy(fleet: str, going: list[VMChange], policies: Mapping[str, Policy]) -
     if fleet in policies:
         return policies[fleet]
     recorded = [change.observed.policy for change in going if change.observed]
-    return min(recorded, key=lambda policy: (allowed(policy.prune_max, 1000), policy.allow_empty), default=Policy())
+    return min(recorded, key=lambda policy: (allowed(policy.prune_max, 1000), policy.allow_empty))
 
 
 def _turned(change: VMChange, kind: ChangeKind, reason: str) -> VMChange:

@@ -42,7 +42,7 @@ def test_the_strongest_layer_that_says_something_is_named() -> None:
     assert found["prune.allow_empty"] == (False, "default")
     other = places("db-b")
     assert other["machine.vcpu_count"] == (2, "db.yml:11:42 override *")
-    assert other["boot_args"] == ("from an override", "db.yml:12:31 override db-b")
+    assert other["boot_args"] == ("from an override", "db.yml:12:32 override db-b")
 
 
 def test_what_a_null_resets_is_the_default_of_nobody_else() -> None:

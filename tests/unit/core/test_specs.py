@@ -1,14 +1,27 @@
-"""How much of what is wrong is told."""
+"""How much of what is wrong is told, and where reading ends."""
 
 from __future__ import annotations
 
-from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.core.specs import one_per_place
-from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
+import pytest
+
+from mikrom_reconcile import wiring
+from mikrom_reconcile.core.errors import SpecError
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
+from mikrom_reconcile.core.specs import one_per_place, read_specs
+from mikrom_reconcile.core.yaml_text import MAX_DOCUMENTS, MAX_PROBLEMS
+
+HEAD = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\n"
 
 
 def problem(line: int, pointer: str = "", message: str = "wrong") -> SpecProblem:
     return SpecProblem(path="web.yml", line=line, column=1, pointer=pointer, message=message, hint="write it right")
+
+
+def problems_in(*texts: str) -> tuple[SpecProblem, ...]:
+    files = tuple(SourceFile(path=f"{number}.yml", text=text) for number, text in enumerate(texts))
+    with pytest.raises(SpecError) as raised:
+        read_specs(SourceTree(revision="r1", files=files), wiring.schemas())
+    return raised.value.problems
 
 
 def test_of_two_complaints_about_one_place_the_deeper_is_told() -> None:
@@ -23,3 +36,22 @@ def test_no_more_is_told_than_anybody_reads() -> None:
     assert told[MAX_PROBLEMS - 1] == problem(MAX_PROBLEMS - 1)
     assert told[-1].message == f"only the first {MAX_PROBLEMS} problems are told; this and others follow"
     assert (told[-1].line, told[-1].hint) == (MAX_PROBLEMS, "")
+
+
+def test_reading_ends_where_more_is_wrong_than_anybody_reads() -> None:
+    unknown = HEAD + "spec: {replicas: 1}\n" + "".join(f"key{number}: 1\n" for number in range(300))
+    assert len(problems_in(unknown, unknown, unknown)) == MAX_PROBLEMS
+    twice = HEAD + "spec: {replicas: 1}\n" + "".join("a: 1\n" for _ in range(MAX_PROBLEMS + 9))
+    assert {item.path for item in problems_in(twice, twice)} == {"0.yml"}
+    assert len(problems_in(twice)) == MAX_PROBLEMS + 1
+
+
+def test_a_file_has_only_so_many_documents() -> None:
+    (only,) = problems_in("---\n" * (MAX_DOCUMENTS + 1))
+    assert (only.line, only.message, only.hint) == (1, f"more than {MAX_DOCUMENTS} documents in one file", "split it")
+
+
+def test_aliases_do_not_hide_how_deep_something_goes() -> None:
+    chain = "".join(f"  a{number}: &a{number} [*a{number - 1}]\n" for number in range(1, 40))
+    (only,) = problems_in(f"{HEAD}spec:\n  a0: &a0 [1]\n{chain}")
+    assert only.message == "nested deeper than 32 levels, aliases counted"

@@ -193,7 +193,7 @@ def name_taken(case: Case) -> Verdict:
     if case.taken is None or case.observed is not None:
         return None
     if case.taken.phase == "unreadable":
-        return case.change("blocked", f"it cannot be read on {case.taken.host}: {case.taken.last_error}")
+        return case.change("blocked", f"it is on {case.taken.host} and cannot be read: {case.taken.last_error}")
     return case.change("blocked", f"the name belongs to project {case.taken.project} on {case.taken.host}")
 
 

@@ -92,15 +92,15 @@ def with_stdin(path: str) -> tuple[int, ...]:
     return tuple(pid for pid in pids if stdin_of(pid) == path)
 
 
-def called(name: str) -> Iterator[tuple[int, list[str]]]:
-    """Pid and arguments of every process whose program is called `name`, or begins so. Reads all of /proc."""
+def programs() -> Iterator[tuple[int, str, list[str]]]:
+    """Pid, name and arguments of every process that may be looked into. Reads all of /proc: milliseconds."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            with suppress(OSError):  # it ended meanwhile, or may not be looked into
-                if (folder / "comm").read_text("utf-8", "replace").startswith(name):
-                    arguments = (folder / "cmdline").read_text("utf-8", "replace").split("\0")
-                    if arguments != [""]:  # a zombie has none
-                        yield int(folder.name), arguments
+            with suppress(OSError):  # it ended meanwhile
+                name = (folder / "comm").read_text("utf-8", "replace").rstrip("\n")
+                arguments = (folder / "cmdline").read_text("utf-8", "replace").split("\0")
+                if arguments != [""]:  # a zombie has none, nor has the kernel's own
+                    yield int(folder.name), name, arguments
 
 
 def spawn(argv: tuple[str, ...], *, stdin: int, output: int) -> int:

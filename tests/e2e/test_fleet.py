@@ -270,6 +270,25 @@ class TestTheRemoteEngine:
         assert "mikrom.plan" in fleet.log("control:localhost").partition("ready.")[2]
         assert "mikrom.plan" not in fleet.log(OWNER).partition("ready.")[2], "each queue has an exchange of its own"
 
+    def test_carries_out_deeds_by_name_and_reads_consoles_on(self, fleet: Fleet) -> None:
+        fleet.worker("host", MIKROM_TEST_BOOT_S="0")
+        fleet.worker("control", pool="threads")
+        engine = RemoteEngine(fleet.settings(), fleet.url)
+        engine.apply(request(3), None, progress=silent)
+        for verb, phase in (("pause", "paused"), ("resume", "running"), ("restart", "running"), ("stop", "stopped")):
+            asked = msgspec.structs.replace(request(0, run_id=verb), verb=verb, names=("web-00[01]",))
+            report = engine.apply(asked, engine.plan(asked), progress=silent)
+            assert [outcome.result for outcome in report.outcomes] == ["done", "done"], report.outcomes
+            assert report.remaining is not None
+            assert report.remaining.changes == ()
+            (view,) = engine.hosts.observe({HERE: ObserveQuery(strays=True)}, deadline_s=5)
+            assert view.report is not None
+            assert [row.phase for row in view.report.vms] == [phase, phase, "running"]
+            assert view.report.strays == ()
+        whole = engine.hosts.console(HERE, "web-002", max_bytes=1000)
+        assert whole.content.startswith(b"MIKROM-UP")
+        assert engine.hosts.console(HERE, "web-002", max_bytes=1000, after=3).content == whole.content[3:]
+
     def test_raises_what_is_wrong_with_the_specs_with_every_problem(self, fleet: Fleet) -> None:
         fleet.worker("control", pool="threads")
         engine = RemoteEngine(fleet.settings(), fleet.url)

@@ -149,11 +149,12 @@ class FirecrackerDriver:
         return tuple(found)
 
     def foreign(self) -> tuple[Stray, ...]:
-        """Processes called firecracker that have no lock file of ours as standard input, jailed ones too."""
+        """Processes that look like a Firecracker and have no lock file of ours as standard input, jailed ones too."""
         return tuple(
             Stray(vm=_named(argv), pid=pid)
-            for pid, argv in process.called("firecracker")
-            if not self._layout.is_lock(process.stdin_of(pid))
+            for pid, name, argv in process.programs()
+            if (name.startswith("firecracker") or "--api-sock" in argv)
+            and not self._layout.is_lock(process.stdin_of(pid))
         )
 
     def trim(self) -> None:

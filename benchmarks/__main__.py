@@ -9,11 +9,12 @@ from __future__ import annotations
 import signal
 import sys
 
-from benchmarks import actions, starts, startup, supervision, thousand
+from benchmarks import actions, planning, starts, startup, supervision, thousand
 from benchmarks.rows import HEAD
 
 BENCHMARKS = {
     "startup": startup.measure,
+    "planning": planning.measure,
     "actions": actions.measure,
     "starts": starts.measure,
     "supervision": supervision.measure,

@@ -1,0 +1,131 @@
+"""What a plan costs, beside Terraform's plan of the same VMs where its binary is found.
+
+    python -m benchmarks planning           # 10,000 and 100,000 VMs; takes minutes, most of them Terraform's
+    python -m benchmarks.planning 1000      # as many VMs, for a first look
+
+Ours is the whole process of `mikrom plan`, from the start of Python to the text on stdout, with the reports of one host
+for every 100 VMs as they arrive over Redis (`replay.py`); neither the hosts' own work nor the broker is in it.
+Terraform's is the whole process tree of `terraform plan`, with resources that exist in its state file only. One VM in
+a hundred, drawn by lot, runs an older spec on both sides.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from math import log
+from pathlib import Path
+from random import Random
+from statistics import median
+
+from benchmarks.many_vms import DRIFTED
+from benchmarks.rows import HEAD, Row, Usage, usage_of
+from benchmarks.scratch import scratch
+from benchmarks.terraform import write_project
+
+VMS = 10_000
+FOR_EACH = 1000
+ROUNDS = 3
+
+
+def measure(vms: int = VMS) -> Iterator[Row]:
+    """Cold, warm, one fleet; then ten times as many, and how the cost grows."""
+    with scratch() as folder:
+        other = _terraform(folder, "blocks", vms)
+        cold, warm = _ours(folder, "documents", vms)
+        yield from _beside(f"plan of {vms:,} documents, cold", cold, other, (50, 60, 10))
+        yield from _beside("the same, files unchanged since the last plan", warm, other, (150, 0, 0))
+        fleet, _ = _ours(folder, "replicas", vms)
+        yield from _beside(f"plan of one fleet of {vms:,}", fleet, other, (150, 0, 25))
+        some = min(FOR_EACH, vms)
+        few, _ = _ours(folder, "documents", some)
+        yield from _beside(
+            f"plan of {some:,} documents | for_each", few, _terraform(folder, "for_each", some), (100, 0, 0)
+        )
+        calm, _ = _ours(folder, "documents", 100, drifted=0)
+        yield from _beside(
+            "plan of 100 VMs, nothing to change", calm, _terraform(folder, "blocks", 100, drifted=0), (3, 3, 0)
+        )
+        yield from _many(folder, vms * 10, few, some)
+
+
+def _many(folder: Path, vms: int, few: Usage, some: int) -> Iterator[Row]:
+    start, _ = _ours(folder, "documents", 100)
+    cold, _ = _ours(folder, "documents", vms)
+    grown = log((cold.cpu_s - start.cpu_s) / (few.cpu_s - start.cpu_s)) / log((vms - 100) / (some - 100))
+    yield _alone(f"plan of {vms:,} documents, cold", cold, "at most 6 s")
+    yield Row(what=f"growth of CPU, {some:,} to {vms:,} documents", ours=f"{grown:.2f}", goal="exponent at most 1.05")
+    _, calm = _ours(folder, "documents", vms, drifted=0)
+    yield _alone("the same, unchanged files and nothing to change", calm, "at most 0.6 s")
+    fleet, _ = _ours(folder, "replicas", vms)
+    yield _alone(f"plan of one fleet of {vms:,}", fleet, "at most 0.8 s, 100 MiB")
+
+
+def _alone(what: str, ours: Usage, goal: str) -> Row:
+    return Row(what=f"CPU of {what}", ours=f"{ours.cpu_s:.2f} s", other=f"({ours.rss_mib:.0f} MiB)", goal=goal)
+
+
+def _beside(what: str, ours: Usage, other: Usage | None, goals: tuple[int, int, int]) -> Iterator[Row]:
+    """CPU, and wall and memory where there is a goal for them."""
+    theirs = other or Usage(cpu_s=0, wall_s=0, rss_mib=0)
+    figures = {
+        "CPU": (ours.cpu_s, theirs.cpu_s, "s", goals[0]),
+        "wall": (ours.wall_s, theirs.wall_s, "s", goals[1]),
+        "memory": (ours.rss_mib, theirs.rss_mib, "MiB", goals[2]),
+    }
+    for name, (mine, yours, unit, goal) in figures.items():
+        if goal:
+            yield Row(
+                what=f"{name} of {what}",
+                ours=f"{mine:.2f} {unit}",
+                other=f"{yours:.2f} {unit}" if other else "no terraform",
+                ratio=f"{yours / mine:.0f}x" if other else "",
+                goal=f"at least {goal}x",
+            )
+
+
+def _ours(folder: Path, form: str, vms: int, *, drifted: float = DRIFTED) -> tuple[Usage, Usage]:
+    """Medians without and with what an earlier plan remembers."""
+    world = folder / f"{form}-{vms}-{drifted:g}"
+    if not world.exists():
+        prepare = [sys.executable, "-m", "benchmarks.many_vms", form, str(vms), str(world), str(drifted)]
+        usage_of(prepare, _environment(world))
+    colds, warms = [], []
+    for _ in range(ROUNDS):
+        shutil.rmtree(world / "state" / "cache", ignore_errors=True)
+        colds.append(usage_of(_argv(world, "plan", str(world / "specs")), _environment(world)))
+        warms.append(usage_of(_argv(world, "plan", str(world / "specs")), _environment(world)))
+    return _median(colds), _median(warms)
+
+
+def _median(usages: list[Usage]) -> Usage:
+    return Usage(
+        cpu_s=median(usage.cpu_s for usage in usages),
+        wall_s=median(usage.wall_s for usage in usages),
+        rss_mib=median(usage.rss_mib for usage in usages),
+    )
+
+
+def _argv(world: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.replay", str(world), *words]
+
+
+def _environment(world: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MIKROM_", "CELERY_"))}
+    return kept | {"MIKROM_STATE_DIR": str(world / "state"), "MIKROM_RUN_DIR": str(world / "run")}
+
+
+def _terraform(folder: Path, form: str, vms: int, *, drifted: float = DRIFTED) -> Usage | None:
+    if shutil.which("terraform") is None:
+        return None
+    project = folder / f"terraform-{form}-{vms}-{drifted:g}"
+    write_project(form, vms, set(Random(1).sample(range(vms), int(vms * drifted))), project)
+    return usage_of(["terraform", f"-chdir={project}", "plan", "-input=false", "-no-color"], dict(os.environ))
+
+
+if __name__ == "__main__":
+    print(HEAD)
+    for row in measure(int(sys.argv[1])):
+        print(row.text(), flush=True)

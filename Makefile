@@ -15,8 +15,9 @@ help: ## this list
 apply: ## the microVMs of specs/ on this machine, then a table of them
 	@tools/bootstrap.sh apply bash -c 'mikrom apply $(SPECS) --yes $(ARGS); code=$$?; mikrom get vms; exit $$code'
 
+# Most tests wait for processes more than they compute: three at a time keep two cores busy.
 test: ## every test but the soak tests
-	@tools/bootstrap.sh test pytest -m 'not soak' $(ARGS)
+	@tools/bootstrap.sh test pytest -n 3 --dist worksteal -m 'not soak' $(ARGS)
 
 soak: ## the tests that take minutes
 	@tools/bootstrap.sh test pytest -m soak --timeout 3600 $(ARGS)

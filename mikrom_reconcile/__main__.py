@@ -6,9 +6,13 @@ click.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
+
+GARBAGE = 200_000
+"""Objects between two looks for circular garbage: specs are many objects that stay, and looking costs a fifth."""
 
 BROKEN_PIPE = 141
 """What a shell reports of a program whose reader went away: 128 and SIGPIPE."""
@@ -47,6 +51,7 @@ def _quick(words: list[str]) -> int | None:
 
 
 def _command(words: list[str]) -> int:
+    gc.set_threshold(GARBAGE)
     import signal  # noqa: PLC0415 - it costs a tenth of Python's start
 
     from mikrom_reconcile.cli import entry  # noqa: PLC0415

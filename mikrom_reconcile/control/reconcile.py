@@ -10,6 +10,7 @@ from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
 from mikrom_reconcile.core.desired import checked
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import Limits
+from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Plan
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
@@ -41,6 +42,7 @@ class Reconciler:
         store: RunStore,
         clock: Clock,
         schemas: Mapping[str, str],
+        cache: Cache = NO_CACHE,
         alone: bool = False,
     ) -> None:
         self.hosts = hosts
@@ -48,6 +50,7 @@ class Reconciler:
         self._here = here
         self._clock = clock
         self._schemas = schemas
+        self._cache = cache
         self._alone = alone
 
     def plan(self, request: RunRequest) -> Plan:
@@ -131,7 +134,7 @@ class Reconciler:
         return decide_by_name(request.verb, request.names, self._observe(queries, ()), acted_on, project)
 
     def _specs(self, request: RunRequest) -> Specs:
-        specs = checked(request.tree, self._schemas, here=self._here, extra_vars=request.extra_vars)
+        specs = checked(request.tree, self._schemas, here=self._here, extra_vars=request.extra_vars, cache=self._cache)
         others = sorted({*hosts_of(specs, self._here)} - {self._here})
         if self._alone and others:
             raise SetupError(

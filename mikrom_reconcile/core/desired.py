@@ -9,6 +9,7 @@ from mikrom_reconcile.core.documents import Schemas
 from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.fields import without
+from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.specs import SourceTree, SpecProblem
 from mikrom_reconcile.core.placement import Landscape
@@ -18,18 +19,18 @@ from mikrom_reconcile.core.specs import Specs, gather, hosts_of, one_per_place
 def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Landscape) -> DesiredState:
     """All that the specs want. Raises SpecError for what cannot be resolved on the host that was chosen."""
     resolver = Resolver(specs)
-    digests: dict[tuple[int, str, str], str] = {}  # VMs that come out equal share their spec object: one digest
+    digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest
     vms = []
     placed: dict[str, str] = {}
     for vm, host, why in landscape.place(pending):
         if why:
             placed[vm.name] = why
-        state, spec = resolver.resolve(vm, host)
+        resolved = resolver.resolve(vm, host)
+        state, spec = resolved
         fleet = vm.fleet
-        key = (id(spec), fleet.name, state)
-        digest = digests.get(key)
+        digest = digests.get(id(resolved))
         if digest is None:
-            digest = digests[key] = spec_digest(
+            digest = digests[id(resolved)] = spec_digest(
                 project=specs.project,
                 fleet=fleet.name,
                 state=state,
@@ -60,11 +61,18 @@ def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Lands
     )
 
 
-def checked(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars: dict[str, Any] | None = None) -> Specs:
+def checked(
+    tree: SourceTree,
+    schemas: Schemas,
+    *,
+    here: str,
+    extra_vars: dict[str, Any] | None = None,
+    cache: Cache = NO_CACHE,
+) -> Specs:
     """The specs in `tree`. Raises SpecError with every problem: where documents are wrong, what the good ones want is
     tried too, so that nobody has to mend in two rounds.
     """
-    gathered = gather(tree, schemas, extra_vars)
+    gathered = gather(tree, schemas, extra_vars, cache)
     if not gathered.problems:
         return gathered.specs
     found: tuple[SpecProblem, ...] = ()

@@ -18,7 +18,7 @@ from mikrom_reconcile.core.lifecycle import LEFT_DOWN, LIVE, SATISFIES, WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
-from mikrom_reconcile.core.observed import Sight
+from mikrom_reconcile.core.observed import SETTLED, Sight
 
 UNCHANGED: Final = "unchanged"
 Verdict = VMChange | Literal["unchanged"] | None
@@ -79,8 +79,9 @@ def diff(
     `hiding` names dark hosts on which VMs may exist unknown to us; `retry` brings back what was given up.
     """
     changes: list[VMChange] = []
-    unchanged = Counter(vm.host for vm in desired.vms if vm.name in sight.settled)
-    for case in _cases(desired, sight, hiding):
+    settled = sight.settled | {vm.name for vm in desired.vms if _is_settled(vm, sight.own.get(vm.name, ()))}
+    unchanged = Counter(vm.host for vm in desired.vms if vm.name in settled)
+    for case in _cases(desired, sight, hiding, settled):
         verdict = judge(msgspec.structs.replace(case, retry=True) if retry else case)
         if isinstance(verdict, VMChange):
             changes.append(verdict)
@@ -100,11 +101,20 @@ def judge(case: Case) -> Verdict:
     raise AssertionError(f"no rule matches {case}")
 
 
-def _cases(desired: DesiredState, sight: Sight, hiding: tuple[str, ...]) -> Iterator[Case]:
+def _is_settled(vm: DesiredVM, rows: tuple[ObservedVM, ...]) -> bool:
+    """Whether its row says what a fleet's digest would prove: it is where and as it is wanted, whatever the rules."""
+    if len(rows) != 1:
+        return False
+    (row,) = rows
+    as_wanted = row.spec_digest == vm.spec_digest and row.phase == SETTLED.get(vm.state)
+    return as_wanted and row.host == vm.host and row.fleet == vm.fleet and not row.drift
+
+
+def _cases(desired: DesiredState, sight: Sight, hiding: tuple[str, ...], settled: frozenset[str]) -> Iterator[Case]:
     wanted = set()
     for vm in desired.vms:
         wanted.add(vm.name)
-        if vm.name in sight.settled:
+        if vm.name in settled:
             continue
         rows = sight.own.get(vm.name, ())
         keeper = rows[0] if rows else None

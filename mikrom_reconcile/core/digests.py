@@ -42,10 +42,8 @@ def fleet_digest(rows: Iterable[tuple[str, str, str, tuple[Drift, ...]]]) -> str
 
     Control computes it from what it wants (phase as wanted, no drift), the host from what it sees.
     """
-    state = blake2b(digest_size=_SIZE)
-    for name, spec, phase, drift in sorted(rows):
-        state.update(f"{name}\0{spec}\0{phase}\0".encode())
-        if drift:
-            state.update(canonical_json(drift))
-        state.update(b"\n")
-    return f"{VERSION}:{state.hexdigest()}"
+    lines = [
+        f"{name}\0{spec}\0{phase}\0{canonical_json(drift).decode() if drift else ''}\n"
+        for name, spec, phase, drift in sorted(rows)
+    ]
+    return f"{VERSION}:{blake2b(''.join(lines).encode(), digest_size=_SIZE).hexdigest()}"

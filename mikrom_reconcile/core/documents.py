@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
+from mikrom_reconcile.core.known_files import Cache, KnownFiles
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.schema_words import Complaint, complaints, in_words, nearest, telling
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS, Places, YamlDocument, read_file
 from mikrom_reconcile.core.yaml_words import Mistake, shown
@@ -48,6 +49,10 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[SpecProblem]
     whole: bool
 
+    def mistakes(self) -> int:
+        """How many were found so far."""
+        return len(self.problems) + len(self.flaws)
+
 
 def problems_of(flaws: Iterable[Flaw], tree: SourceTree) -> list[SpecProblem]:
     """The flaws with their places; only the documents that have flaws are looked through for them."""
@@ -68,25 +73,39 @@ def places_of(document: SpecDocument, tree: SourceTree) -> Places:
     return Places(document.path, next(file.text for file in tree.files if file.path == document.path))
 
 
-def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
+def read_tree(tree: SourceTree, schemas: Schemas, cache: Cache) -> Reading:
     """Everything in the tree, until more mistakes are found than anybody reads."""
     validators = _Validators(schemas)
+    known_files = KnownFiles(cache, tree, schemas)
     reading = Reading(documents=[], broken=[], misspelt=[], flaws=[], problems=[], whole=True)
     for file in tree.files:
-        found = read_file(file.path, file.text)
-        reading.problems.extend(found.problems)
-        whole = reading.whole and found.whole
-        for yaml_document in found.documents:
-            document = _spec_document(file.path, yaml_document)
-            flaws = list(islice(_flaws(document, yaml_document.value, validators), MAX_PROBLEMS))
-            (reading.broken if flaws else reading.documents).append(document)
-            if flaws and all(flaw.key for flaw in flaws) and isinstance(document.body.get("spec"), dict):
-                reading.misspelt.append(document)
-            reading.flaws.extend(flaws)
-            if len(reading.problems) + len(reading.flaws) > MAX_PROBLEMS:
-                return msgspec.structs.replace(reading, whole=False)
-        reading = msgspec.structs.replace(reading, whole=whole)
+        known = known_files.documents(file)
+        if known is not None:
+            reading.documents.extend(known)
+            continue
+        mistakes, good = reading.mistakes(), len(reading.documents)
+        reading = _with_file(reading, file, validators)
+        if reading.mistakes() == mistakes:
+            known_files.add(file, reading.documents[good:])
+        elif reading.mistakes() > MAX_PROBLEMS:
+            return msgspec.structs.replace(reading, whole=False)
+    known_files.keep()
     return reading
+
+
+def _with_file(reading: Reading, file: SourceFile, validators: _Validators) -> Reading:
+    found = read_file(file.path, file.text)
+    reading.problems.extend(found.problems)
+    for yaml_document in found.documents:
+        document = _spec_document(file.path, yaml_document)
+        flaws = list(islice(_flaws(document, yaml_document.value, validators), MAX_PROBLEMS))
+        (reading.broken if flaws else reading.documents).append(document)
+        if flaws and all(flaw.key for flaw in flaws) and isinstance(document.body.get("spec"), dict):
+            reading.misspelt.append(document)
+        reading.flaws.extend(flaws)
+        if reading.mistakes() > MAX_PROBLEMS:
+            break
+    return msgspec.structs.replace(reading, whole=reading.whole and found.whole)
 
 
 def _spec_document(path: str, document: YamlDocument) -> SpecDocument:

@@ -121,7 +121,8 @@ def _recipe(
     fields = merged({}, fleet.template)
     for number in overrides:
         fields = merged(fields, fleet.overrides[number].fields)
-    fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
+    if own:
+        fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
     looked_up = names_in(fields)
     return Recipe(fleet=fleet, fields=fields, looked_up=looked_up | through_variables if looked_up else looked_up)
 
@@ -148,6 +149,10 @@ def scope_of(vm: PendingVM, specs: Specs, host: str | None) -> Scope:
     return Scope(Layer(origin="built in", values=built_in), *fleet_layers(vm.fleet, specs), *beneath)
 
 
+class _Stated(msgspec.Struct, frozen=True):
+    state: State = "running"
+
+
 class Resolver:
     """Turns pending VMs on hosts into state and spec; equal ones share their spec object."""
 
@@ -164,9 +169,7 @@ class Resolver:
     def resolve(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
         """The VM's state and spec on `host`. A mistake is noted in `flaws`, once for each recipe."""
         names = vm.recipe.looked_up
-        by_vm = vm.name if names & PER_VM else ""
-        by_host = host if names else ""
-        key = (id(vm.recipe), by_host, by_vm)
+        key = (id(vm.recipe), host, vm.name if names & PER_VM else "") if names else (id(vm.recipe), "", "")
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._resolved(vm, host)
@@ -175,7 +178,7 @@ class Resolver:
     def _resolved(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
         try:
             fields = self._fields(vm, host)
-            state: State = msgspec.convert(fields.pop("state", "running"), State)
+            state = msgspec.convert(fields, _Stated).state
             spec = msgspec.convert({"boot_args": HELLO_BOOT_ARGS} | fields, VMSpec)
             if spec.image in IMAGES:
                 return state, spec

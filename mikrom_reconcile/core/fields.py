@@ -5,12 +5,15 @@ To add a field: the schema, a Struct in `model/desired.py`, a row here, the driv
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
 from mikrom_reconcile.core.model.plan import FieldChange, Impact
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
 
 Observed = Literal["vmm", "record"]
 """Who knows the real value: the VMM itself, or only the VM's record."""
@@ -86,11 +89,15 @@ def _pop(fields: dict[str, Any], steps: list[str]) -> None:
 
 def field_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[FieldChange, ...]:
     """The fields in which two recordings differ, sorted by path."""
-    if before == after:
-        return ()
+    return () if before == after else _named(_encode(before), _encode(after))
+
+
+@lru_cache(maxsize=1024)
+def _named(before: bytes, after: bytes) -> tuple[FieldChange, ...]:
+    """The differences of two encoded recordings. VMs of a fleet mostly differ alike, and DeepDiff takes 0.7 ms."""
     from deepdiff import DeepDiff  # noqa: PLC0415 - 225 ms that a plan without differences need not pay
 
-    tree = DeepDiff(before, after, view="tree", ignore_order=False)
+    tree = DeepDiff(msgspec.json.decode(before), msgspec.json.decode(after), view="tree", ignore_order=False)
     changes = [
         FieldChange(path=path, before=_absent(item.t1), after=_absent(item.t2), impact=impact_of(path))
         for group in tree.values()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.core.patterns import select
 from mikrom_reconcile.core.variables import Layer
 
 
@@ -24,8 +26,10 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     vars: dict[str, Any] = {}
 
 
-class Inventory(msgspec.Struct, frozen=True, kw_only=True):
-    """All hosts and groups, with the files of group_vars/ and host_vars/."""
+class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """All hosts and groups, with the files of group_vars/ and host_vars/. Remembers what it was asked: thousands of
+    fleets ask the same.
+    """
 
     hosts: dict[str, Host] = {}
     groups: dict[str, Group] = {}
@@ -33,18 +37,30 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     host_vars: dict[str, dict[str, Any]] = {}
     origin: str = "no inventory"
 
+    @cached_property
     def members(self) -> dict[str, frozenset[str]]:
         """Each group with all its hosts, those of its children included. Groups in a circle share theirs."""
         return {name: frozenset(self._hosts_of(name, set())) for name in self.groups}
 
+    def select(self, pattern: str) -> tuple[str, ...]:
+        """The hosts that a pattern selects, sorted. Raises PatternError."""
+        if pattern not in self._selected:
+            self._selected[pattern] = select(pattern, self.hosts, self.members)
+        return self._selected[pattern]
+
     def groups_of(self, host: str) -> tuple[str, ...]:
         """The groups that a host is in, the most general first: parents before children, then by name."""
-        inside = [name for name, hosts in self.members().items() if host in hosts]
-        depths = self._depths()
+        inside = [name for name, hosts in self.members.items() if host in hosts]
+        depths = self._depths
         return tuple(sorted(inside, key=lambda name: (depths[name], name)))
 
     def layers(self, host: str) -> tuple[Layer, ...]:
         """The variables of a host, the strongest first: host_vars, group_vars, the inventory's own."""
+        if host not in self._layers:
+            self._layers[host] = self._layers_of(host)
+        return self._layers[host]
+
+    def _layers_of(self, host: str) -> tuple[Layer, ...]:
         groups = self.groups_of(host)[::-1]
         own = self.hosts.get(host, Host())
         found = [
@@ -62,6 +78,14 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
             values |= layer.values
         return values | {"name": host}
 
+    @cached_property
+    def _selected(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    @cached_property
+    def _layers(self) -> dict[str, tuple[Layer, ...]]:
+        return {}
+
     def _hosts_of(self, group: str, seen: set[str]) -> Iterator[str]:
         if group in seen or group not in self.groups:
             return
@@ -70,6 +94,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
         for child in self.groups[group].children:
             yield from self._hosts_of(child, seen)
 
+    @cached_property
     def _depths(self) -> dict[str, int]:
         """How many groups stand above each, by the longest way; those in a circle are as deep as there are groups."""
         depths = dict.fromkeys(self.groups, 0)

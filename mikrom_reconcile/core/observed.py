@@ -71,18 +71,19 @@ def queries(
 
 def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Expected]) -> Sight:
     """The reports of all hosts, sorted out for `project`; `known` is what the queries were made from."""
-    own: dict[str, list[ObservedVM]] = defaultdict(list)
+    own: dict[str, tuple[ObservedVM, ...]] = {}
     others: dict[str, ObservedVM] = {}
     views = sorted(state.hosts, key=lambda view: view.host)
     reports = [view.report for view in views if view.report]
     for vm in (vm for report in reports for vm in report.vms):
         if vm.project == project and vm.phase != "unreadable":
-            own[vm.name].append(vm)
+            rows = own.get(vm.name)
+            own[vm.name] = (vm,) if rows is None else tuple(sorted((*rows, vm), key=_rank))
         else:
             others.setdefault(vm.name, vm)
     digests = {(report.host, fleet): digest for report in reports for fleet, digest in report.digests.items()}
     return Sight(
-        own={name: tuple(sorted(rows, key=lambda row: (-row.token, row.host))) for name, rows in own.items()},
+        own=own,
         others=others,
         settled=frozenset(
             name for key, value in known.items() if digests.get(key) == value.digest for name in value.names
@@ -90,6 +91,11 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
         dark={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
     )
+
+
+def _rank(row: ObservedVM) -> tuple[int, str]:
+    """The keeper first."""
+    return -row.token, row.host
 
 
 def locations(sight: Sight, placements: Placements) -> dict[str, str]:

@@ -20,7 +20,10 @@ class Landscape:
         self._load: dict[str, int] = {}
         for host in located.values():
             self._load[host] = self._load.get(host, 0) + 1
-        self._queues: dict[tuple[str, ...], list[tuple[int, str]]] = {}
+        self._sets: dict[
+            int, frozenset[str]
+        ] = {}  # by the identity of a tuple: its fleet holds it, and hashing is slow
+        self._queues: dict[int, list[tuple[int, str]]] = {}
 
     def place(self, vms: Iterable[PendingVM]) -> Iterator[tuple[PendingVM, str, str]]:
         """Each VM with its host, and why that host if it was chosen among several.
@@ -30,7 +33,7 @@ class Landscape:
         for vm in vms:
             allowed = self._inventory if vm.hosts is None else vm.hosts
             host, why = self._located.get(vm.name, ""), ""
-            if not host or (host not in allowed and host not in self._dark):
+            if not host or (host not in self._set(allowed) and host not in self._dark):
                 host = self._emptiest(allowed)
                 load = self._load.get(host, 0)
                 self._load[host] = load + 1
@@ -38,14 +41,20 @@ class Landscape:
                     why = f"{host} has the fewest VMs ({load}) of {vm.fleet.pattern}"
             yield vm, host, why
 
+    def _set(self, allowed: tuple[str, ...]) -> frozenset[str]:
+        found = self._sets.get(id(allowed))
+        if found is None:
+            found = self._sets[id(allowed)] = frozenset(allowed)
+        return found
+
     def _emptiest(self, allowed: tuple[str, ...]) -> str:
         """The host with the fewest VMs, by name among equals; a dark one only if all are."""
         if len(allowed) == 1:
             return allowed[0]
-        queue = self._queues.get(allowed)
+        queue = self._queues.get(id(allowed))
         if queue is None:
             reachable = [host for host in allowed if host not in self._dark] or list(allowed)
-            queue = self._queues[allowed] = [(self._load.get(host, 0), host) for host in reachable]
+            queue = self._queues[id(allowed)] = [(self._load.get(host, 0), host) for host in reachable]
             heapify(queue)
         while queue[0][0] != self._load.get(queue[0][1], 0):  # other fleets have filled it meanwhile
             heapreplace(queue, (self._load[queue[0][1]], queue[0][1]))

@@ -43,12 +43,14 @@ VERBS: dict[ChangeKind, Verb] = {
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """What a run asks the hosts before it can plan, and what it asked it from. `hosts` may get new VMs.
 
-    `dead` names hosts whose VMs count as gone unless they answer.
+    `desired` holds if everything is found where it is remembered. `dead` names hosts whose VMs count as gone unless
+    they answer.
     """
 
     specs: Specs
     pending: tuple[PendingVM, ...]
     placements: Placements
+    desired: DesiredState
     hosts: tuple[str, ...]
     expected: dict[FleetOnHost, Expected]
     queries: dict[str, ObserveQuery]
@@ -86,6 +88,7 @@ def question(
         specs=specs,
         pending=pending,
         placements=placements,
+        desired=desired,
         hosts=hosts,
         expected=known,
         queries=queries(desired, alive, {*hosts, *placements.vms.values()}, known),
@@ -107,11 +110,9 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     changes, pruned = limit_removals(changes, owned_by_fleet(sight, desired), policies, limits)
     chosen = selected(changes, selection, specs, desired, sight)
     changes, peaks = limit_disruption(chosen.changes, changes, desired)
-    names = {(change.name, change.fleet) for change in changes}
+    concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
     refusals = [
-        refusal
-        for refusal in (*protected, *pruned, *_blocked(changes))
-        if any(refusal.fleet == fleet and refusal.vm in {"", name} for name, fleet in names)
+        refusal for refusal in (*protected, *pruned, *_blocked(changes)) if (refusal.fleet, refusal.vm) in concerned
     ]
     plan = numbered(
         Plan(
@@ -164,8 +165,10 @@ def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
 
 def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredState:
     """The specs on the hosts where things were found; nothing at all for a destroy."""
-    landscape = Landscape(asked.hosts, sight.dark, locations(sight, placements))
-    desired = desired_state(asked.specs, asked.pending, landscape)
+    located = locations(sight, placements)
+    if not sight.dark and located == _without(asked.placements, asked.dead).vms:
+        return asked.desired
+    desired = desired_state(asked.specs, asked.pending, Landscape(asked.hosts, sight.dark, located))
     return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
 
 

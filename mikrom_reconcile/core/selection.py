@@ -64,7 +64,7 @@ def limited(limit: str, vms: Iterable[DesiredVM | ObservedVM], specs: Specs) -> 
     for vm in vms:
         by_host[vm.host].add(vm.name)
         by_fleet[vm.fleet].add(vm.name)
-    groups = {group: set().union(*(by_host[host] for host in hosts)) for group, hosts in inventory.members().items()}
+    groups = {group: set().union(*(by_host[host] for host in hosts)) for group, hosts in inventory.members.items()}
     known = {name: frozenset(names) for name, names in (groups | by_host | by_fleet).items()}
     return frozenset(select(limit, frozenset().union(*known.values()), known))
 

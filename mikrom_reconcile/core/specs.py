@@ -10,9 +10,10 @@ import msgspec
 from mikrom_reconcile.core.documents import Flaw, Schemas, problems_of, read_tree
 from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.inventory import Group, Host, Inventory
-from mikrom_reconcile.core.model.desired import Policy
+from mikrom_reconcile.core.known_files import NO_CACHE, Cache
+from mikrom_reconcile.core.model.desired import Policy, Share
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
-from mikrom_reconcile.core.patterns import PatternError, select
+from mikrom_reconcile.core.patterns import PatternError
 from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.variables import names_in
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
@@ -62,6 +63,30 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     fleets: tuple[FleetSpec, ...]
 
 
+class _Prune(msgspec.Struct, frozen=True):
+    max: Share = Policy().prune_max
+    allow_empty: bool = Policy().allow_empty
+
+
+class _Lifecycle(msgspec.Struct, frozen=True):
+    prevent_destroy: bool | None = None
+    ignore_changes: tuple[str, ...] = ()
+
+
+class _FleetBody(msgspec.Struct, frozen=True):
+    """The `spec` of a Fleet document, with the defaults that its schema names."""
+
+    vars: dict[str, Any] = {}
+    hosts: str = "all"
+    replicas: int | None = None
+    vm_name: str = "${fleet}-${index:03d}"
+    template: dict[str, Any] = {}
+    overrides: tuple[dict[str, Any], ...] = ()
+    instances: dict[str, dict[str, Any] | None] = {}
+    prune: _Prune = _Prune()
+    lifecycle: _Lifecycle = _Lifecycle()
+
+
 class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     """What the documents say that are good, and every problem of the others.
 
@@ -81,9 +106,11 @@ def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | 
     return gathered.specs
 
 
-def gather(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Gathered:
+def gather(
+    tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None, cache: Cache = NO_CACHE
+) -> Gathered:
     """The specs in `tree` as far as they are good, and every problem, sorted by place."""
-    reading = read_tree(tree, schemas)
+    reading = read_tree(tree, schemas, cache)
     documents, legible = reading.documents, [*reading.documents, *reading.misspelt]
     if reading.whole and not documents and not reading.broken:
         raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
@@ -117,33 +144,28 @@ def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:
 
 
 def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
-    spec = document.body["spec"]
-    prune, lifecycle = spec.get("prune", {}), spec.get("lifecycle", {})
-    default = Policy()
-    hosts, pattern = None, spec.get("hosts", "all")
-    if inventory is not None:
-        hosts = select(pattern, inventory.hosts, inventory.members())
+    spec = msgspec.convert(document.body["spec"], _FleetBody)
     return FleetSpec(
         document=document,
         name=document.name,
         tags=tuple(document.body["metadata"].get("tags", ())),
-        vars=spec.get("vars", {}),
-        hosts=hosts,
-        pattern=pattern,
-        replicas=spec.get("replicas"),
-        vm_name=spec.get("vm_name", "${fleet}-${index:03d}"),
-        template=spec.get("template", {}),
+        vars=spec.vars,
+        hosts=inventory.select(spec.hosts) if inventory else None,
+        pattern=spec.hosts,
+        replicas=spec.replicas,
+        vm_name=spec.vm_name,
+        template=spec.template,
         overrides=tuple(
             Override(match=entry["match"], fields={key: value for key, value in entry.items() if key != "match"})
-            for entry in spec.get("overrides", ())
+            for entry in spec.overrides
         ),
-        instances={name: fields or {} for name, fields in spec.get("instances", {}).items()},
+        instances={name: fields or {} for name, fields in spec.instances.items()},
         policy=Policy(
-            prune_max=prune.get("max", default.prune_max),
-            allow_empty=prune.get("allow_empty", default.allow_empty),
-            prevent_destroy=lifecycle.get("prevent_destroy"),
+            prune_max=spec.prune.max,
+            allow_empty=spec.prune.allow_empty,
+            prevent_destroy=spec.lifecycle.prevent_destroy,
         ),
-        ignore_changes=tuple(lifecycle.get("ignore_changes", ())),
+        ignore_changes=spec.lifecycle.ignore_changes,
     )
 
 
@@ -219,6 +241,12 @@ def _group_flaws(document: SpecDocument, hosts: tuple[str, ...], groups: tuple[s
 def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
     for document in _fleets(documents):
         spec = document.body["spec"]
+        if isinstance(spec.get("replicas"), float):  # JSON Schema takes 3.0 for a whole number
+            message = f"spec.replicas must be a whole number, not {spec['replicas']}"
+            yield Flaw(document=document, pointer=("spec", "replicas"), message=message)
+        if isinstance(spec.get("prune", {}).get("max"), float):
+            message = f"spec.prune.max must be a whole number or text, not {spec['prune']['max']}"
+            yield Flaw(document=document, pointer=("spec", "prune", "max"), message=message)
         if ("replicas" in spec) == ("instances" in spec):
             found = "both" if "replicas" in spec else "neither"
             message = f"a fleet has either replicas or instances, and this has {found}"
@@ -253,7 +281,7 @@ def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory
             None if known else (f"the inventory has no host {shown(pattern)}", nearest(pattern, tuple(inventory.hosts)))
         )
     try:
-        chosen = select(pattern, inventory.hosts, inventory.members())
+        chosen = inventory.select(pattern)
     except PatternError as error:
         return str(error), nearest(error.term.lstrip("&!"), (*inventory.hosts, *inventory.groups))
     return None if chosen else (f"{shown(pattern)} selects no host", "")

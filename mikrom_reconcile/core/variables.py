@@ -91,16 +91,26 @@ class Scope:
 
 def names_in(value: Any) -> frozenset[str]:
     """The names that a value looks up directly; "" stands for what is no lookup, although it begins like one."""
-    if isinstance(value, str):
-        if "${" not in value:
-            return frozenset()
-        lookups = (_INSIDE.match(match[1] or "") for match in _LOOKUP.finditer(value) if match[0] != "$${")
-        return frozenset(lookup[1] if lookup else "" for lookup in lookups)
-    if isinstance(value, dict):
-        return frozenset().union(*(names_in(item) for item in value.values()))
-    if isinstance(value, list):
-        return frozenset().union(*(names_in(item) for item in value))
-    return frozenset()
+    texts = _texts_with_lookups(value)
+    if not texts:
+        return frozenset()
+    lookups = [match for text in texts for match in _LOOKUP.finditer(text) if match[0] != "$${"]
+    parsed = (_INSIDE.match(match[1] or "") for match in lookups)
+    return frozenset(lookup[1] if lookup else "" for lookup in parsed)
+
+
+def _texts_with_lookups(value: Any) -> list[str]:
+    found, left = [], [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            if "${" in value:
+                found.append(value)
+        elif isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return found
 
 
 def _parsed(lookup: re.Match[str]) -> tuple[str, str]:

@@ -12,7 +12,6 @@ from typing import Final, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.digests import comparable
 from mikrom_reconcile.core.fields import carried, field_changes, recorded
 from mikrom_reconcile.core.lifecycle import LEFT_DOWN, LIVE, SATISFIES, WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
@@ -334,8 +333,8 @@ RULES: tuple[Callable[[Case], Verdict], ...] = (
 
 
 def changed_fields(desired: DesiredVM, observed: ObservedVM) -> tuple[FieldChange, ...]:
-    """What differs between the spec and what was last applied; nothing when comparable digests are equal."""
-    if comparable(desired.spec_digest, observed.spec_digest) and desired.spec_digest == observed.spec_digest:
+    """What differs between the spec and what was last applied; nothing when their digests are equal."""
+    if desired.spec_digest == observed.spec_digest:
         return ()
     return field_changes(
         recorded(fleet=observed.fleet, state=observed.state, spec=observed.spec, policy=observed.policy),

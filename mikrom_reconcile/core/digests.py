@@ -1,7 +1,7 @@
 """Digests: equal digests mean that nothing has to be compared.
 
-A digest starts with its version ("1:…"). Digests of different versions are never compared, their fields are, so
-that a new release never restarts a VM because a hash changed.
+A digest starts with its version ("1:…"), so digests of different versions never match. Unequal digests mean only that
+the fields have to be compared: a new release never restarts a VM because a hash changed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,6 @@ def digest_of(value: Any) -> str:
 def spec_digest(*, project: str, fleet: str, state: State, spec: VMSpec, policy: Policy) -> str:
     """Digest of everything that is recorded for a VM; its name and host are not part of it."""
     return digest_of((project, fleet, state, spec, policy))
-
-
-def comparable(a: str, b: str) -> bool:
-    """Whether two digests are of the same version."""
-    return a.partition(":")[0] == b.partition(":")[0]
 
 
 def fleet_digest(rows: Iterable[tuple[str, str, str, tuple[Drift, ...]]]) -> str:

@@ -42,6 +42,7 @@ def decide_by_name(
     if not project:
         _refuse_what_means_nothing(names, rows, observed)
         project = _project_of(rows)
+    rows = [row for row in rows if row.project in {"", project}]
     changes: list[VMChange] = []
     unchanged: dict[str, int] = {}
     for row in rows:

@@ -109,6 +109,11 @@ def test_what_is_protected_is_not_deleted_and_the_way_out_is_told() -> None:
     assert "prevent_destroy: false" in plan.refusals[0].message
 
 
+def test_a_vm_of_another_project_that_comes_later_is_left_alone() -> None:
+    after = planned("stop", ("*",), row("a", "stopped", "stopped"), row("b", project="blog"), acted_on=("a",))
+    assert (after.changes, after.unchanged) == ((), {"hv01": 1})
+
+
 def test_a_vm_that_was_restarted_only_has_to_run() -> None:
     assert planned("restart", ("*",), row("a"), acted_on=("a",)).changes == ()
     after = planned("restart", ("*",), row("a", "crashed"), acted_on=("a",))

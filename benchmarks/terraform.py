@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Collection
 from pathlib import Path
+from random import Random
 from typing import Any
 
 _FIELDS = """\
@@ -82,6 +84,12 @@ def write_project(form: str, count: int, drifted: Collection[int], folder: Path)
     subprocess.run(["terraform", "init", "-input=false"], cwd=folder, check=True, capture_output=True)
 
 
+def main(form: str, count: str, folder: str, drifted: str) -> None:
+    """Write one project, in a process of its own: what it takes must not be counted for its siblings."""
+    chosen = Random(1).sample(range(int(count)), int(int(count) * float(drifted)))
+    write_project(form, int(count), set(chosen), Path(folder))
+
+
 def _name(number: int) -> str:
     return f"vm{number:06d}"
 
@@ -116,3 +124,7 @@ def _attributes(number: int, drifted: bool) -> dict[str, Any]:  # noqa: FBT001 -
     }
     typed = {"value": value, "type": _TYPE}
     return {"id": f"{number:032x}", "input": typed, "output": typed, "triggers_replace": None}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

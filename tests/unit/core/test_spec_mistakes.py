@@ -221,14 +221,14 @@ HOSTILE: dict[str, Callable[[], str]] = {
     "one long key": lambda: FLEET + "  " + "x" * 9_000_000 + ": 1\n",
     "one long number": lambda: FLEET.replace("3", "7" * 9_000_000),
     "one long line of values": lambda: FLEET + "  vars: {a: [" + "1," * 4_000_000 + "]}\n",
-    "many unknown keys": lambda: FLEET + "".join(f"  unknown{n}: 1\n" for n in range(60_000)),
+    "many unknown keys": lambda: FLEET + "".join(f"  unknown{n}: 1\n" for n in range(20_000)),
     "many duplicate keys": lambda: FLEET + "  replicas: 1\n" * 60_000,
     "many guesses": lambda: FLEET + "  vars: {a: [" + "no," * 60_000 + "]}\n",
     "many tags that are mappings": lambda: FLEET.replace(
         "{name: web}", "{name: web, tags: [" + "{a: 1}," * 20_000 + "]}"
     ),
     "many bad instances": lambda: (
-        FLEET + "  instances:\n" + "".join(f"    a{n}: {{state: up}}\n" for n in range(30_000))
+        FLEET + "  instances:\n" + "".join(f"    a{n}: {{state: up}}\n" for n in range(10_000))
     ),
     "many documents": lambda: "--- {kind: Fleat}\n" * 90_000,
     "many empty documents": lambda: "---\n" * 2_000_000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -92,12 +93,12 @@ TEXT = st.text(st.characters(codec="utf-8"))
 )
 def test_yaml_means_the_same_as_json_and_cannot_drive_the_terminal(value: object) -> None:
     text = formats.DOCUMENT["yaml"]({"value": value})
-    assert yaml.safe_load(text) == yaml.safe_load(json_of({"value": value}))
+    assert yaml.safe_load(text) == json.loads(json_of({"value": value}))
     assert all(" " <= char <= "~" or char == "\n" for char in text)
 
 
 def test_a_plan_as_yaml_is_the_same_document() -> None:
-    assert yaml.safe_load(formats.PLAN["yaml"](PLAN, PLAIN)) == yaml.safe_load(json_of(plan_document(PLAN)))
+    assert yaml.safe_load(formats.PLAN["yaml"](PLAN, PLAIN)) == json.loads(json_of(plan_document(PLAN)))
     assert list(plan_document(PLAN)["changes"][0]["reasons"]) == [
         "does not exist",
         "hv01 has the fewest VMs (2) of kvm:&gen2",

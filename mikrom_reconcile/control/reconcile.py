@@ -8,6 +8,7 @@ import msgspec
 
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
 from mikrom_reconcile.core.desired import checked
+from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
@@ -15,9 +16,10 @@ from mikrom_reconcile.core.model.observed import HostView, ObservedState, Observ
 from mikrom_reconcile.core.model.plan import Action, Plan
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.one_off import decide_by_name
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, question
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, hosts_of
+from mikrom_reconcile.core.standstill import Standstill, key_of, standstill
 
 OBSERVE_DEADLINE_S = 10.0
 """A host that has not reported by then counts as unreachable for this look; reports take milliseconds."""
@@ -57,17 +59,38 @@ class Reconciler:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
         if request.verb is not None:
             return self._look_by_name(request).plan
+        key = key_of(request, self._schemas, self._here)
+        earlier = self._earlier(key)
+        if earlier is not None:
+            return earlier
         specs = self._specs(request)
         unknown = sorted({*request.without_hosts} - {*hosts_of(specs, self._here)})
         if unknown:
             raise UsageError(f"--without-host: the inventory has no host {', '.join(unknown)}")
-        decision = self._look(request, specs)
+        asked = self._question(request, specs)
+        decision = self._decide(request, asked)
         if decision.unmatched:
             raise UsageError(f"--limit: {decision.unmatched!r} matches no VM, host, group or fleet")
         alive = sorted({*request.assume_dead} - {*decision.plan.unreachable})
         if alive:
             raise UsageError(f"--assume-dead: {', '.join(alive)} answers, or is no host of this project")
+        if (still := standstill(asked, decision.plan)) is not None:
+            self._cache.put(key, msgspec.msgpack.encode(still))
         return decision.plan
+
+    def _earlier(self, key: str) -> Plan | None:
+        """The plan of an earlier run that found nothing to do, if nothing has moved since."""
+        content = self._cache.get(key)
+        if content is None:
+            return None
+        try:
+            found = msgspec.msgpack.decode(content, type=Standstill)
+        except msgspec.MsgspecError:
+            return None
+        if digest_of(self.store.placements(found.plan.project)) != found.placements:
+            return None
+        observed = self._observe(found.queries, ())
+        return msgspec.structs.replace(found.plan, taken_at=observed.taken_at) if found.holds(observed) else None
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
@@ -145,8 +168,13 @@ class Reconciler:
 
     def _look(self, request: RunRequest, specs: Specs) -> Decision:
         """Observe every host and plan from what they report."""
+        return self._decide(request, self._question(request, specs))
+
+    def _question(self, request: RunRequest, specs: Specs) -> Question:
         placements, dead = self.store.placements(specs.project), request.assume_dead + request.without_hosts
-        asked = question(specs, placements, here=self._here, destroy=request.destroy, dead=dead)
+        return question(specs, placements, here=self._here, destroy=request.destroy, dead=dead)
+
+    def _decide(self, request: RunRequest, asked: Question) -> Decision:
         limits = Limits(
             prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy, retry=request.retry
         )

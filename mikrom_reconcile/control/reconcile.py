@@ -11,7 +11,7 @@ from mikrom_reconcile.core.desired import checked
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
-from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
+from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, Plan
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.one_off import decide_by_name
@@ -83,7 +83,7 @@ class Reconciler:
             approved = plan or decision.plan
             outcomes = list(moved(approved, decision.plan))
             while True:
-                if request.verb is None:
+                if request.verb is None and lease.held():
                     self.store.remember(project, decision.placements)
                 actions = due(approved, decision.plan, outcomes)
                 if not actions or deadline.passed() or not lease.held():
@@ -145,7 +145,15 @@ class Reconciler:
 
     def _look(self, request: RunRequest, specs: Specs) -> Decision:
         """Observe every host and plan from what they report."""
-        placements, dead = self.store.placements(specs.project), request.assume_dead + request.without_hosts
+        placements = self.store.placements(specs.project)
+        decision = self._decide(request, specs, placements)
+        if decision.doubtful:  # asked as if nobody knew where they are, every host tells all that it has of them
+            vms = {name: host for name, host in placements.vms.items() if name not in decision.doubtful}
+            decision = self._decide(request, specs, msgspec.structs.replace(placements, vms=vms))
+        return decision
+
+    def _decide(self, request: RunRequest, specs: Specs, placements: Placements) -> Decision:
+        dead = request.assume_dead + request.without_hosts
         asked = question(specs, placements, here=self._here, destroy=request.destroy, dead=dead)
         limits = Limits(
             prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy, retry=request.retry

@@ -18,6 +18,7 @@ from mikrom_reconcile.core.fields import without
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
 from mikrom_reconcile.core.model.observed import Drift, HostView, Phase, Placements
+from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
 from mikrom_reconcile.core.selection import Selection
@@ -71,6 +72,7 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refusals: dict[str, Words] = {}
     warnings: list[Words] = []
     remembers: Placements | None = None
+    peaks: dict[str, Peak] | None = None
     problems: dict[str, Words] | None = None
     unmatched: str = ""
     error: str | None = None

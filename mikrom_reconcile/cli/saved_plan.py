@@ -52,9 +52,11 @@ def write(path: str, request: RunRequest, plan: Plan) -> None:
 
 def find(paths: Sequence[str]) -> SavedPlan | None:
     """The plan in the file that `paths` name; None if it is anything else. Raises SourceError for a broken one."""
-    if len(paths) != 1 or not Path(paths[0]).is_file():
+    if len(paths) != 1:
         return None
     try:
+        if not Path(paths[0]).is_file():
+            return None
         content = Path(paths[0]).read_bytes()
     except OSError as error:
         raise SourceError(f"{paths[0]}: {error.strerror}") from error
@@ -62,7 +64,7 @@ def find(paths: Sequence[str]) -> SavedPlan | None:
         return None
     try:
         found: Any = msgspec.json.decode(content)
-    except msgspec.DecodeError:  # specs may be YAML in braces
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # specs may be YAML in braces
         if content.startswith(b'{"format_version":'):
             raise SourceError(f"{paths[0]}: this plan is not whole; {_AGAIN}") from None
         return None

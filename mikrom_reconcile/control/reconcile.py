@@ -12,7 +12,7 @@ from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
-from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
+from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, Plan
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.one_off import decide_by_name
@@ -67,8 +67,7 @@ class Reconciler:
         unknown = sorted({*request.without_hosts} - {*hosts_of(specs, self._here)})
         if unknown:
             raise UsageError(f"--without-host: the inventory has no host {', '.join(unknown)}")
-        asked = self._question(request, specs)
-        decision = self._decide(request, asked)
+        asked, decision = self._answered(request, specs)
         if decision.unmatched:
             raise UsageError(f"--limit: {decision.unmatched!r} matches no VM, host, group or fleet")
         alive = sorted({*request.assume_dead} - {*decision.plan.unreachable})
@@ -106,7 +105,7 @@ class Reconciler:
             approved = plan or decision.plan
             outcomes = list(moved(approved, decision.plan))
             while True:
-                if request.verb is None:
+                if request.verb is None and lease.held():
                     self.store.remember(project, decision.placements)
                 actions = due(approved, decision.plan, outcomes)
                 if not actions or deadline.passed() or not lease.held():
@@ -168,18 +167,24 @@ class Reconciler:
 
     def _look(self, request: RunRequest, specs: Specs) -> Decision:
         """Observe every host and plan from what they report."""
-        return self._decide(request, self._question(request, specs))
+        return self._answered(request, specs)[1]
 
-    def _question(self, request: RunRequest, specs: Specs) -> Question:
-        placements, dead = self.store.placements(specs.project), request.assume_dead + request.without_hosts
-        return question(specs, placements, here=self._here, destroy=request.destroy, dead=dead)
+    def _answered(self, request: RunRequest, specs: Specs) -> tuple[Question, Decision]:
+        placements = self.store.placements(specs.project)
+        asked, decision = self._decide(request, specs, placements)
+        if decision.doubtful:  # asked as if nobody knew where they are, every host tells all that it has of them
+            vms = {name: host for name, host in placements.vms.items() if name not in decision.doubtful}
+            return self._decide(request, specs, msgspec.structs.replace(placements, vms=vms))
+        return asked, decision
 
-    def _decide(self, request: RunRequest, asked: Question) -> Decision:
+    def _decide(self, request: RunRequest, specs: Specs, placements: Placements) -> tuple[Question, Decision]:
+        dead = request.assume_dead + request.without_hosts
+        asked = question(specs, placements, here=self._here, destroy=request.destroy, dead=dead)
         limits = Limits(
             prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy, retry=request.retry
         )
         selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
-        return decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
+        return asked, decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
 
     def _observe(self, queries: Mapping[str, ObserveQuery], without: tuple[str, ...]) -> ObservedState:
         asked = {host: query for host, query in queries.items() if host not in without}

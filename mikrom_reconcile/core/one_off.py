@@ -46,7 +46,7 @@ def decide_by_name(
     changes: list[VMChange] = []
     unchanged: dict[str, int] = {}
     for row in rows:
-        verdict = _judge("start" if verb == "restart" and row.name in acted_on else verb, row)
+        verdict = _judge(verb, row, acted_on=row.name in acted_on)
         if isinstance(verdict, VMChange):
             changes.append(verdict)
         else:
@@ -97,8 +97,8 @@ def _project_of(rows: list[ObservedVM]) -> str:
     return projects[0]
 
 
-def _judge(verb: Verb, row: ObservedVM) -> Verdict:
-    """What `verb` means for a VM as it is now."""
+def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
+    """What `verb` means for a VM as it is now; one that was `acted_on` is not restarted once more."""
     case = Case(desired=None, observed=row)
     if row.phase == "unreadable":
         return case.change("blocked", f"it cannot be read: {row.last_error}")
@@ -113,7 +113,12 @@ def _judge(verb: Verb, row: ObservedVM) -> Verdict:
         return "unchanged" if done else case.change("stop", f"it is {row.phase}")
     if verb in {"pause", "resume"} and row.phase not in WELL:
         return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
-    if verb != "restart" and row.phase in SATISFIES[state] and row.state == state and not row.drift:
+    as_asked = row.phase in SATISFIES[state] and row.state == state
+    if verb in {"pause", "resume"} and row.drift:  # its host could only restart it, and memory is to stay
+        paths = ", ".join(item.path for item in row.drift)
+        why = f"its VMM is not as recorded ({paths}); `mikrom restart` puts that right"
+        return "unchanged" if as_asked else case.change("blocked", why)
+    if as_asked and not row.drift and (verb != "restart" or acted_on):
         return "unchanged"
     return case.change(_kind(verb, row), f"it is {row.phase}")
 

@@ -61,13 +61,15 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
-    `unmatched` is the term of the limit that names nothing.
+    `unmatched` is the term of the limit that names nothing. `doubtful` names VMs that were found on one host while a
+    digest proves them on another: which is newer is not known without the rows of both.
     """
 
     plan: Plan
     placements: Placements
     highest_token: int
     unmatched: str = ""
+    doubtful: frozenset[str] = frozenset()
 
 
 def question(
@@ -134,6 +136,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         placements=_to_remember(asked, desired, sight, changes),
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
+        doubtful=sight.settled & sight.own.keys(),
     )
 
 

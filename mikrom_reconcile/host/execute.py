@@ -129,7 +129,10 @@ class Executor:
             deed = Deed(
                 order, found, driver=self._driver, records=self._records, clock=self._clock, memory=self._memory
             )
-            answer = self._carry_out(deed)
+            try:
+                answer = self._carry_out(deed)
+            finally:
+                self._memory.settle(vm)
             seen = deed.seen if answer.error is None and deed.seen else self._seen(vm)
             return Ending(result=answer.result, error=answer.error, observed=seen)
 

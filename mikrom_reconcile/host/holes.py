@@ -28,11 +28,12 @@ def keep_tail(path: Path, *, max_bytes: int) -> None:
         found = path.stat()
     except FileNotFoundError:
         return
-    if found.st_blocks * 512 <= 2 * max_bytes:
+    end = (found.st_size - max_bytes) // _BLOCK * _BLOCK
+    if found.st_blocks * 512 <= 2 * max_bytes or end <= 0:  # blocks may have been allocated ahead, as XFS does
         return
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        _punch(fd, (found.st_size - max_bytes) // _BLOCK * _BLOCK)
+        _punch(fd, end)
     finally:
         os.close(fd)
 

@@ -25,10 +25,14 @@ class Memory:
         self._clock = clock
         self._lock = threading.Lock()
         self._promised: dict[str, int] = {}
+        self._under_way: dict[str, int] = {}
         self._counted_s = float("-inf")
 
     def promise(self, vm: str, need_mib: int) -> str | None:
-        """Promise `vm` its memory; why that cannot be, with what it needs and what is left, or None."""
+        """Promise `vm` its memory; why that cannot be, with what it needs and what is left, or None.
+
+        No record says so yet, or it says that the VM goes down for a restart: the promise holds until `settle`.
+        """
         with self._lock:
             if self._clock.monotonic() - self._counted_s > RECOUNT_S:
                 self._count()
@@ -36,7 +40,7 @@ class Memory:
                 self._count()  # a refusal stays: it is never given on an old count
             left = self._left(vm)
             if need_mib <= left or need_mib <= self._promised.get(vm, 0):  # what was promised is kept
-                self._promised[vm] = need_mib
+                self._promised[vm] = self._under_way[vm] = need_mib
                 return None
             others = len(self._promised.keys() - {vm})
         return (
@@ -48,6 +52,12 @@ class Memory:
         """The VM is to be down: its memory is free for others."""
         with self._lock:
             self._promised.pop(vm, None)
+            self._under_way.pop(vm, None)
+
+    def settle(self, vm: str) -> None:
+        """The order for the VM has ended: from the next count on its record alone says what it is promised."""
+        with self._lock:
+            self._under_way.pop(vm, None)
 
     def _left(self, vm: str) -> int:
         return self._mem_size_mib - sum(self._promised.values()) + self._promised.get(vm, 0)
@@ -56,5 +66,5 @@ class Memory:
         found = (record for record in self._records.list() if isinstance(record, VMRecord))
         self._promised = {
             record.vm: record.spec.machine.mem_size_mib for record in found if record.state in UP and not record.parked
-        }
+        } | self._under_way
         self._counted_s = self._clock.monotonic()

@@ -71,6 +71,7 @@ def check_plan(case: Case) -> None:
     assert (plan.unchanged, decision.unmatched) == (expect.unchanged, expect.unmatched)
     assert set(plan.unreachable) == case.dark
     assert expect.remembers in (None, decision.placements)
+    assert expect.peaks in (None, plan.peaks)
     due = [headline(change) for change in plan.changes if change.kind not in {"wait", "blocked"}]
     deeds = [f"{action.verb} {action.vm} on {action.host}" for action in plan.actions]
     assert deeds == [line.replace("move ", "delete ") for line in due]

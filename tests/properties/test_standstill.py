@@ -123,6 +123,13 @@ def unwanted(world: World, memory: Placements) -> Placements:
     return memory
 
 
+def twice(world: World, memory: Placements) -> Placements:
+    here = memory.vms["web-001"]
+    other = next(host for host in HOSTS if host != here)
+    world.hosts[other]["web-001"] = world.hosts[here]["web-001"]
+    return memory
+
+
 def dark(world: World, memory: Placements) -> Placements:
     world.dark.add(HOSTS[1])
     return memory
@@ -132,7 +139,7 @@ def forgotten(world: World, memory: Placements) -> Placements:
     return Placements()
 
 
-@pytest.mark.parametrize("move", [crashed, gone, changed, unwanted, dark, forgotten])
+@pytest.mark.parametrize("move", [crashed, gone, changed, unwanted, twice, dark, forgotten])
 def test_whatever_moves_the_plan_is_made_anew(
     move: Callable[[World, Placements], Placements], settled: tuple[World, Placements]
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile.core.errors import PermanentError, TemporaryError
+from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
@@ -158,10 +158,16 @@ class FirecrackerDriver:
         )
 
     def trim(self) -> None:
-        """Free the disk of what nobody will read any more."""
-        for vm in self._layout.vms():
-            with step(vm, "capping its console"):
-                _cap(self._layout.of(vm))
+        """Free the disk of what nobody will read any more: all VMs, then the first error if there was one."""
+        failed: ActionError | None = None
+        for vm in self._layout.folders():
+            try:
+                with step(vm, "capping its console"):
+                    _cap(self._layout.of(vm))
+            except ActionError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the console, which goes on over restarts."""

@@ -102,6 +102,10 @@ class Layout:
         """Names of all VMs that ever had a VMM here, sorted: lock files stay."""
         return iter(sorted(path.stem for path in (self._state_dir / "locks").glob("*.vmm")))
 
+    def folders(self) -> Iterator[str]:
+        """Names of all VMs that have files here now: those of deleted VMs are gone."""
+        return iter(sorted(path.name for path in (self._state_dir / "vms").glob("*/")))
+
 
 @lru_cache(_KEPT_PLACES)
 def _places(state_dir: Path, run_dir: Path, vm: str) -> Places:

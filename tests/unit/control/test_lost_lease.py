@@ -43,6 +43,7 @@ class LosingStore:
 
     def __init__(self, hosts: EagerHosts) -> None:
         self.token = 1
+        self.remembered_when_held: list[bool] = []
         self._hosts = hosts
 
     def held(self) -> bool:
@@ -58,7 +59,7 @@ class LosingStore:
         return Placements()
 
     def remember(self, project: str, placements: Placements) -> None:
-        pass
+        self.remembered_when_held.append(self.held())
 
     def save(self, report: RunReport) -> None:
         pass
@@ -70,10 +71,12 @@ class LosingStore:
 def test_nothing_more_is_sent_once_the_lease_is_lost() -> None:
     hosts = EagerHosts()
     clock = wiring.SystemClock()
-    engine = Reconciler(here="localhost", hosts=hosts, store=LosingStore(hosts), clock=clock, schemas=wiring.schemas())
+    store = LosingStore(hosts)
+    engine = Reconciler(here="localhost", hosts=hosts, store=store, clock=clock, schemas=wiring.schemas())
     tree = SourceTree(revision="r", files=(SourceFile(path="web.yml", text=FLEET),))
     report = engine.apply(RunRequest(run_id="r", origin="a test", tree=tree), None, progress=lambda _: None)
     assert len(hosts.sent) == 2
     assert len(report.outcomes) == 2
     assert report.remaining is not None
     assert report.remaining.actions
+    assert store.remembered_when_held == [True], "the memory is the new holder's by then"

@@ -8,7 +8,7 @@ import pytest
 
 from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.model.desired import Policy, State
-from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView, ObservedState, ObservedVM, Phase
+from mikrom_reconcile.core.model.observed import Capacity, Drift, HostReport, HostView, ObservedState, ObservedVM, Phase
 from mikrom_reconcile.core.model.plan import Plan, Verb
 from mikrom_reconcile.core.one_off import PAST_THE_SPECS, decide_by_name
 from tests.samples import NOW, observed
@@ -118,3 +118,17 @@ def test_a_vm_that_was_restarted_only_has_to_run() -> None:
     assert planned("restart", ("*",), row("a"), acted_on=("a",)).changes == ()
     after = planned("restart", ("*",), row("a", "crashed"), acted_on=("a",))
     assert [change.kind for change in after.changes] == ["start"]
+
+
+def test_a_paused_vm_that_was_restarted_is_as_asked_when_it_is_paused_again() -> None:
+    assert planned("restart", ("*",), row("a", "paused", "paused"), acted_on=("a",)).changes == ()
+    after = planned("restart", ("*",), row("a", "running", "paused"), acted_on=("a",))
+    assert [change.kind for change in after.changes] == ["restart"]
+
+
+@pytest.mark.parametrize(("verb", "state", "other"), [("pause", "paused", "running"), ("resume", "running", "paused")])
+def test_pause_and_resume_never_become_a_restart_that_loses_memory(verb: Verb, state: Any, other: Any) -> None:
+    drift = (Drift(path="machine.vcpu_count", recorded=1, actual=2),)
+    assert planned(verb, ("*",), row("a", state, state, drift=drift)).changes == ()
+    (change,) = planned(verb, ("*",), row("a", other, other, drift=drift)).changes
+    assert (change.kind, "machine.vcpu_count" in change.reasons[0]) == ("blocked", True)

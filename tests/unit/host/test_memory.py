@@ -13,7 +13,7 @@ from mikrom_reconcile.host.memory import RECOUNT_S, Memory
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.records import Records
 from tests.contract.drivers import record_of
-from tests.fakes import HOST, FakeDriver, HeldClock, desired_vm, order
+from tests.fakes import HOST, SPEC, FakeDriver, HeldClock, desired_vm, order
 
 
 @pytest.fixture
@@ -53,6 +53,32 @@ def test_what_was_promised_before_is_kept_on_a_host_that_is_too_small_by_now(rec
     memory = Memory(mem_size_mib=1000, records=records, clock=HeldClock())
     assert memory.promise("a", 900) is None
     assert memory.promise("a", 901) is not None
+
+
+def test_a_promise_that_no_record_tells_of_yet_holds_until_its_order_has_ended(records: Records) -> None:
+    memory = Memory(mem_size_mib=1000, records=records, clock=HeldClock())
+    assert memory.promise("a", 800) is None
+    assert "200 MiB are left" in (memory.promise("b", 800) or "")
+    memory.settle("a")
+    assert memory.promise("b", 800) is None
+
+
+def test_a_vm_that_is_being_restarted_keeps_its_memory_while_it_is_down(records: Records) -> None:
+    driver, clock, heard = FakeDriver(), HeldClock(), []
+    most = capacity().mem_size_mib
+
+    def on_step(vm: str, step: str) -> None:
+        if vm == "a" and step == "recording the order" and driver.calls[-1:] == ["stop"]:
+            clock.moved_s += RECOUNT_S + 1  # its guest took that long to go
+            heard.append(host.execute(order("create", "b", desired=desired_vm("b", all_of_it))))
+
+    all_of_it = VMSpec(image="hello", machine=Machine(mem_size_mib=most))
+    host = Hypervisor(HOST, driver=driver, records=records, clock=clock, on_step=on_step)
+    created = host.execute(order("create", "a", desired=desired_vm("a", SPEC)))
+    restarted = host.execute(order("restart", "a", created.observed, desired=desired_vm("a", all_of_it)))
+    assert restarted.result == "done", restarted.error
+    assert [outcome.result for outcome in heard] == ["failed_permanent"]
+    assert "0 MiB are left" in (heard[0].error or "")
 
 
 def test_a_vm_that_does_not_fit_is_refused_before_anything_is_written(records: Records) -> None:

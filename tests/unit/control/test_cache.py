@@ -7,17 +7,6 @@ import pytest
 
 from mikrom_reconcile.control.sources import cache as module
 from mikrom_reconcile.control.sources.cache import FolderCache
-from mikrom_reconcile.core.known_files import KnownFiles
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.specs import gather
-from mikrom_reconcile.wiring import schemas
-
-FLEET = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: 1, template: {image: hello}}\n"
-
-
-def tree(*texts: str) -> SourceTree:
-    files = tuple(SourceFile(path=f"{number}.yml", text=text) for number, text in enumerate(texts))
-    return SourceTree(revision="r", files=files)
 
 
 def test_what_was_put_is_there_for_another_process(tmp_path: Path) -> None:
@@ -87,51 +76,3 @@ def test_what_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "LARGEST_BYTES", 10)
     FolderCache(tmp_path).put("a", b"x" * 11)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_known_documents_are_the_ones_that_were_read(tmp_path: Path) -> None:
-    cache = FolderCache(tmp_path)
-    first = gather(tree(FLEET), schemas(), None, cache)
-    assert gather(tree(FLEET), schemas(), None, cache) == first
-    assert KnownFiles(cache, tree(FLEET), schemas()).documents(tree(FLEET).files[0]) is not None
-
-
-def test_a_changed_file_is_read_anew_and_the_others_are_known(tmp_path: Path) -> None:
-    cache = FolderCache(tmp_path)
-    gather(tree(FLEET, FLEET.replace("web", "db")), schemas(), None, cache)
-    changed = tree(FLEET.replace("replicas: 1", "replicas: 2"), FLEET.replace("web", "db"))
-    assert KnownFiles(cache, changed, schemas()).documents(changed.files[0]) is None
-    assert KnownFiles(cache, changed, schemas()).documents(changed.files[1]) is not None
-    assert [fleet.replicas for fleet in gather(changed, schemas(), None, cache).specs.fleets] == [1, 2]
-
-
-def test_a_file_with_a_mistake_is_never_known(tmp_path: Path) -> None:
-    cache = FolderCache(tmp_path)
-    wrong = tree(FLEET, FLEET.replace("web", "db").replace("replicas", "replica"))
-    for _ in range(2):
-        assert len(gather(wrong, schemas(), None, cache).problems) == 1
-    assert KnownFiles(cache, wrong, schemas()).documents(wrong.files[0]) is not None
-    assert KnownFiles(cache, wrong, schemas()).documents(wrong.files[1]) is None
-
-
-def test_another_schema_knows_nothing_of_what_passed_this_one(tmp_path: Path) -> None:
-    cache = FolderCache(tmp_path)
-    gather(tree(FLEET), schemas(), None, cache)
-    stricter = schemas() | {"Fleet": schemas()["Fleet"].replace('"maximum": 1000000', '"maximum": 0')}
-    assert len(gather(tree(FLEET), stricter, None, cache).problems) == 1
-
-
-def test_mistakes_between_documents_are_told_although_both_are_known(tmp_path: Path) -> None:
-    cache = FolderCache(tmp_path)
-    for _ in range(2):
-        assert [problem.message for problem in gather(tree(FLEET, FLEET), schemas(), None, cache).problems] == [
-            "a second Fleet web; the first is 0.yml:1"
-        ]
-
-
-def test_content_of_another_shape_is_not_known(tmp_path: Path) -> None:
-    cache = FolderCache(tmp_path)
-    gather(tree(FLEET), schemas(), None, cache)
-    (key,) = [path.name for path in tmp_path.iterdir()]
-    cache.put(key, b"\x93\x01\x02\x03")
-    assert gather(tree(FLEET), schemas(), None, cache).specs.documents == 1

@@ -151,6 +151,10 @@ NASTY = {
         [('5:13 spec.replicas must be a whole number, not "3";'
          " How many VMs; lowering it removes those with the highest numbers.")],
     ),
+    "a number with a point": (FLEET.replace("3", "3.0"), ["5:13 spec.replicas must be a whole number, not 3.0"]),
+    "a share with a point": (
+        FLEET + "  prune: {max: 2.0}\n", ["7:16 spec.prune.max must be a whole number or text, not 2.0"],
+    ),
     "a number out of range": (FLEET.replace("3", "-1"), ["5:13 spec.replicas is -1; it must be from 0 to 1000000"]),
     "a tag twice": (
         FLEET.replace("{name: web}", "{name: web, tags: [a, b, a]}"),

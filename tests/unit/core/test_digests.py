@@ -22,7 +22,8 @@ def test_the_order_of_the_rows_does_not_count() -> None:
 def test_every_part_of_a_row_counts() -> None:
     name, spec, phase, _ = ROW
     drifts = [(Drift(path=path, recorded="a", actual=actual),) for path in ("boot_args", "image") for actual in "bc"]
-    rows = [ROW, (name, spec, "paused", ()), (name, "1:ab", phase, ()), ("web-00", spec, phase, ())]
+    rows: list[tuple[str, str, str, tuple[Drift, ...]]] = [ROW]
+    rows += [(name, spec, "paused", ()), (name, "1:ab", phase, ()), ("web-00", spec, phase, ())]
     rows += [(name, spec, phase, drift) for drift in drifts]
     assert len({fleet_digest([row]) for row in rows}) == len(rows)
     assert len({fleet_digest(()), fleet_digest([ROW]), fleet_digest([ROW, OTHER]), fleet_digest([ROW, ROW])}) == 4

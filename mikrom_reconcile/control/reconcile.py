@@ -13,10 +13,10 @@ from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
-from mikrom_reconcile.core.model.plan import Action, Plan
+from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.one_off import decide_by_name
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, question
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, expect_of, question
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, hosts_of
 from mikrom_reconcile.core.standstill import Standstill, key_of, standstill
@@ -228,19 +228,29 @@ def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
 
 
 def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Action]:
-    """The actions of `now` that were approved and not tried yet: those of the plan, what waited in it, and the
-    second half of its moves.
+    """The actions of `now` that were approved and not tried yet: those of the plan, what waited in it and was not
+    changed by anybody since, and the second half of its moves.
 
     Each VM is acted on once per run, so that one that keeps falling over cannot keep a run going.
     """
     tried = {(outcome.vm, outcome.host) for outcome in outcomes}
     approved_ids = {action.id for action in approved.actions}
-    to_follow = {change.name for change in approved.changes if change.kind in {"wait", "move"}}
+    waited = {(change.name, expect_of(change.observed)) for change in approved.changes if change.kind == "wait"}
+    moves = {change.name for change in approved.changes if change.kind == "move" or _waits_to_move(change)}
     return [
         action
         for action in now.actions
-        if (action.vm, action.host) not in tried and (action.id in approved_ids or action.vm in to_follow)
+        if (action.vm, action.host) not in tried
+        and (
+            action.id in approved_ids
+            or (action.vm, action.expect) in waited
+            or (action.verb == "create" and action.vm in moves)
+        )
     ]
+
+
+def _waits_to_move(change: VMChange) -> bool:
+    return change.kind == "wait" and change.wanted == "move"
 
 
 class Deadline:

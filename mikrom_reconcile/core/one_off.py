@@ -71,12 +71,13 @@ def decide_by_name(
 
 
 def _meant(names: tuple[str, ...], observed: ObservedState) -> list[ObservedVM]:
-    """The rows that the names mean, sorted by name; of two of one name the one that was changed last."""
-    rows: dict[str, ObservedVM] = {}
+    """The rows that the names mean, sorted by name; of two of one name and project the one that was changed last."""
+    rows: dict[tuple[str, str], ObservedVM] = {}
     for row in (row for view in observed.hosts if view.report for row in view.report.vms):
-        if row.name not in rows or row.token > rows[row.name].token:
-            rows[row.name] = row
-    return [rows[known] for known in sorted(rows) if any(fnmatchcase(known, name) for name in names)]
+        key = row.name, row.project
+        if key not in rows or row.token > rows[key].token:
+            rows[key] = row
+    return [rows[key] for key in sorted(rows) if any(fnmatchcase(key[0], name) for name in names)]
 
 
 def _refuse_what_means_nothing(names: tuple[str, ...], rows: list[ObservedVM], observed: ObservedState) -> None:

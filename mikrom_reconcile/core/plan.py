@@ -13,7 +13,7 @@ from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.expand import PendingVM, expand
 from mikrom_reconcile.core.guards import Limits, limit_disruption, limit_removals, owned_by_fleet, protect
 from mikrom_reconcile.core.model.desired import DesiredState
-from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
 from mikrom_reconcile.core.observed import Expected, FleetOnHost, Sight, expected, locations, queries, sight_of
 from mikrom_reconcile.core.placement import Landscape
@@ -145,17 +145,21 @@ def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
     for change in changes:
         if change.kind not in VERBS:
             continue
-        seen = change.observed
         content: dict[str, Any] = {
             "verb": VERBS[change.kind],
             "host": change.host,
             "vm": change.name,
             "project": project,
             "desired": None if VERBS[change.kind] == "delete" else change.desired,
-            "expect": Expect(uid=seen.uid, generation=seen.generation) if seen else Expect(uid=None, generation=0),
+            "expect": expect_of(change.observed),
             "deadline_s": ACTION_DEADLINE_S,
         }
         yield Action(id=digest_of(content), **content)
+
+
+def expect_of(seen: ObservedVM | None) -> Expect:
+    """What an action that was planned from this row expects to find."""
+    return Expect(uid=seen.uid, generation=seen.generation) if seen else Expect(uid=None, generation=0)
 
 
 def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:

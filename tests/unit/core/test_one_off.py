@@ -74,6 +74,11 @@ def test_vms_of_several_projects_are_not_taken_in_one_run() -> None:
         planned("stop", ("*",), row("web-000", project="shop"), row("cms-000", project="blog"))
 
 
+def test_a_name_that_two_projects_have_is_not_guessed_by_its_tokens() -> None:
+    with pytest.raises(UsageError, match=r"several projects \(blog, shop\)"):
+        planned("delete", ("web-000",), row("web-000", project="shop", token=9), row("web-000", project="blog"))
+
+
 def test_a_vm_that_cannot_be_read_belongs_to_nobody() -> None:
     unreadable = row("web-000", "unreadable", "stopped", project="", last_error="its checksum is wrong")
     with pytest.raises(UsageError, match="web-000 on hv01 cannot be read: its checksum is wrong"):

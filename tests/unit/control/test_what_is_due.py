@@ -1,0 +1,36 @@
+"""What of a later look was approved with the plan: what waited in it counts only as long as nobody changed it."""
+
+from __future__ import annotations
+
+from mikrom_reconcile.control.reconcile import due
+from mikrom_reconcile.core.model.plan import Plan, VMChange
+from mikrom_reconcile.core.plan import actions_of
+from tests.samples import change, observed, plan
+
+
+def planned(*changes: VMChange) -> Plan:
+    return plan(*changes, actions=tuple(actions_of(changes, "demo")))
+
+
+def verbs(approved: VMChange, now: VMChange) -> list[str]:
+    return [action.verb for action in due(planned(approved), planned(now), [])]
+
+
+def test_what_waited_is_done_however_it_ended_up_by_itself() -> None:
+    waits = change("web-000", "wait", wanted="restart", observed=observed("web-000", generation=3))
+    for kind in ("restart", "start"):
+        assert verbs(waits, change("web-000", kind, observed=observed("web-000", generation=3))) == [kind]
+
+
+def test_what_somebody_changed_while_it_waited_was_not_approved() -> None:
+    waits = change("web-000", "wait", wanted="restart", observed=observed("web-000", generation=3))
+    assert verbs(waits, change("web-000", "start", observed=observed("web-000", generation=4))) == []
+    assert verbs(waits, change("web-000", "create")) == []
+
+
+def test_a_move_that_waited_is_brought_to_its_end() -> None:
+    there = observed("web-000", generation=3)
+    waits = change("web-000", "wait", wanted="move", observed=there)
+    assert verbs(waits, change("web-000", "move", observed=there)) == ["delete"]
+    for begun in (waits, change("web-000", "move", observed=there)):
+        assert verbs(begun, change("web-000", "create")) == ["create"]

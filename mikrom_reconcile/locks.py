@@ -41,6 +41,18 @@ def take(fd: int) -> bool:
     return True
 
 
+def open_taken(path: Path) -> int | None:
+    """A descriptor of the lock file at `path` that holds its lock; None when somebody else does. Raises OSError."""
+    fd = open_lock_file(path)
+    taken = False
+    try:
+        taken = take(fd)
+    finally:
+        if not taken:
+            os.close(fd)
+    return fd if taken else None
+
+
 def give_back(fd: int) -> None:
     """Free the lock on `fd` for every holder of this open file, and close it.
 

@@ -93,9 +93,8 @@ def _await(redis: Child, *, within_s: float) -> None:
 def _held(settings: Settings) -> Iterator[Callable[[Connection], None]]:
     """The lock that says that an `up` runs here, and a way to write beside it what others need to know."""
     path = connection_file(settings)
-    fd = locks.open_lock_file(path)
-    if not locks.take(fd):
-        os.close(fd)
+    fd = locks.open_taken(path)
+    if fd is None:
         other = running_up(settings)
         pid = f", pid {other.pid}" if other else ""
         raise BusyError(f"another `mikrom up` runs here{pid} ({path}); end it first, or set another MIKROM_RUN_DIR")

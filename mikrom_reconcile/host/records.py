@@ -83,11 +83,10 @@ class Records:
         path = self._locks / f"{checked_name(vm)}.action"
         try:
             make_folder(self._locks)
-            fd = locks.open_lock_file(path)
+            fd = locks.open_taken(path)
         except OSError as error:
-            raise TemporaryError(f"cannot open {path}: {error.strerror}", vm=vm, step=step) from error
-        if not locks.take(fd):
-            os.close(fd)
+            raise TemporaryError(f"cannot lock {path}: {error.strerror}", vm=vm, step=step) from error
+        if fd is None:
             raise TemporaryError("another order is at work on it; try again when that is done", vm=vm, step=step)
         try:
             yield

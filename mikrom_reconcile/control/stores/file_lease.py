@@ -51,11 +51,10 @@ class FileLease:
 def take_lease_file(path: Path, *, scope: str, holder: str) -> int:
     """The descriptor whose lock is the lease of `scope`. Raises BusyError naming the holder, SetupError."""
     try:
-        fd = locks.open_lock_file(path)
+        fd = locks.open_taken(path)
     except OSError as error:
         raise SetupError(f"{path}: {error.strerror}; the state folder must be writable") from error
-    if not locks.take(fd):
-        os.close(fd)
+    if fd is None:
         raise BusyError(f"project {scope} is being changed by {_holder_in(path)}; wait for that run to end")
     told = Holder(holder=holder, pid=os.getpid(), since=datetime.now(UTC).replace(microsecond=0))
     os.ftruncate(fd, 0)

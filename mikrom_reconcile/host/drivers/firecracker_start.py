@@ -92,10 +92,8 @@ def _requests(spec: VMSpec, kernel: Path) -> Iterator[Request]:
 
 def _locked(places: Places) -> int:
     make_folder(places.lock.parent)
-    lock = locks.open_lock_file(places.lock)
-    if locks.take(lock):
+    if (lock := locks.open_taken(places.lock)) is not None:
         return lock
-    os.close(lock)
     raise TemporaryError("somebody else is starting it at this moment", vm=places.vm, step="starting Firecracker")
 
 

@@ -3,7 +3,8 @@
 A VMM has its VM's lock file, locked, as standard input, from before its first instruction until it is gone. So the
 lock says whether one lives, even if its spawner was killed before it could write anything down; and a process that
 is the recorded one (pid, start time, boot) *and* has that file as standard input is the VMM: nothing else is ever
-signalled. `proc.json` only spares the search through /proc.
+signalled. Where nothing was written down, it is the process whose standard input holds the lock: one that only reads
+the file is none.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def find(places: Places) -> process.Identity | None:
     if proc is not None and is_vmm(places, proc):
         return proc
     if locks.is_taken(places.lock):
-        for pid in process.with_stdin(str(places.lock)):
+        for pid in process.with_locked_stdin(str(places.lock)):
             if (identity := process.identify(pid)) is not None:
                 return identity
     return None

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from mikrom_reconcile import locks
 from mikrom_reconcile.host import process
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -20,9 +21,10 @@ END = (sys.executable, "-c", "")
 
 
 @contextmanager
-def spawned(argv: tuple[str, ...], folder: Path) -> Iterator[process.Identity]:
+def spawned(argv: tuple[str, ...], folder: Path, *, locked: bool = False) -> Iterator[process.Identity]:
     """A process with `folder`/stdin as standard input, gone and reaped at the end."""
     stdin = os.open(folder / "stdin", os.O_RDWR | os.O_CREAT)
+    assert not locked or locks.take(stdin)
     output = os.open(folder / "output", os.O_RDWR | os.O_CREAT)
     try:
         identity = process.identify(process.spawn(argv, stdin=stdin, output=output))
@@ -67,11 +69,17 @@ def test_a_process_is_found_by_its_standard_input_even_when_that_was_unlinked(tm
     path = str(tmp_path / "stdin")
     with spawned(SLEEP, tmp_path) as identity:
         assert process.stdin_of(identity.pid) == path
-        assert process.with_stdin(path) == (identity.pid,)
         Path(path).unlink()
         assert process.stdin_of(identity.pid) == path
     assert process.stdin_of(identity.pid) is None
-    assert process.with_stdin(path) == ()
+
+
+def test_only_who_holds_the_lock_is_found_by_it_not_who_reads_the_same_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "stdin")
+    with spawned(SLEEP, tmp_path, locked=True) as holder, spawned(SLEEP, tmp_path) as reader:
+        assert process.stdin_of(reader.pid) == path
+        assert process.with_locked_stdin(path) == (holder.pid,)
+    assert process.with_locked_stdin(path) == ()
 
 
 def test_a_zombie_is_known_but_not_alive_until_it_is_reaped(tmp_path: Path) -> None:

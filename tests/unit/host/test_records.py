@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.host import records as module
@@ -253,6 +255,19 @@ def test_the_action_lock_is_refused_at_once_while_somebody_holds_it(records: Rec
     with records.lock("web-000"):
         pass
     assert (state / "locks/web-000.action").exists(), "a lock file was unlinked"
+
+
+def test_a_lock_that_the_system_cannot_give_is_told_and_leaves_no_descriptor(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int) -> bool:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks, "take", refuse)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(TemporaryError, match="No locks available"), records.lock("web-000"):
+        pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "A", "-a", "a-", "a" * 49, "a\n", "é"])

@@ -91,8 +91,10 @@ def wanted(specs: Specs, *, here: str) -> DesiredState:
     """
     pending = expand(specs)
     resolver = Resolver(specs)
-    for vm in pending:
-        for host in vm.hosts or (here,):
+    one_of_each = {id(vm.recipe): vm for vm in reversed(pending)}  # what cannot be answered on a host cannot for any VM
+    for vm in one_of_each.values():
+        hosts = vm.hosts or (here,)
+        for host in hosts if vm.recipe.looked_up else hosts[:1]:
             resolver.resolve(vm, host)
     resolver.check()
     return desired_state(specs, pending, Landscape(hosts_of(specs, here), (), {}))

@@ -52,7 +52,7 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
 
 def _again(saved: SavedPlan, *, forks: int | None, timeout_s: float | None, **asked: Any) -> RunRequest:
     """The request of a saved plan, for a run of its own."""
-    if any(asked.values()) or asked["prune_max"] == 0:
+    if any(asked.values()) or asked["prune_max"] == 0 or asked["limit"] == "":
         raise UsageError("a saved plan is executed as it is: only --yes, --forks, --timeout and -o go with it")
     request = saved.request
     return msgspec.structs.replace(

@@ -206,7 +206,7 @@ def test_specs_in_braces_are_specs(mikrom: Mikrom, folder: Path) -> None:
 
 def test_nothing_else_goes_with_a_saved_plan(mikrom: Mikrom) -> None:
     mikrom("plan", "--out", "plan.json")
-    for word in ("--limit=web", "-ea=1", "--prune-max=5", "--prune-max=0", "--assume-dead=hv01"):
+    for word in ("--limit=web", "-ea=1", "--prune-max=5", "--prune-max=0", "--limit=", "--assume-dead=hv01"):
         assert "executed as it is" in mikrom("apply", "plan.json", "--yes", word, code=64).stderr
     mikrom("apply", "plan.json", "--yes", "--forks", "2", "--timeout", "20")
     assert len(names(mikrom)) == 3

@@ -9,7 +9,8 @@ from mikrom_reconcile.core.digests import digest_of, fleet_digest, spec_digest
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.observed import Drift
 
-ROW = ("web-000", "1:aa", "running", ())
+Row = tuple[str, str, str, tuple[Drift, ...]]
+ROW: Row = ("web-000", "1:aa", "running", ())
 OTHER = ("web-001", "1:bb", "stopped", (Drift(path="boot_args", recorded="a", actual="b"),))
 SPEC = VMSpec(image="hello")
 

@@ -25,3 +25,10 @@ def test_the_highest_token_of_the_project_on_any_host_counts() -> None:
 def test_of_two_strangers_of_one_name_the_one_on_the_first_host_is_told() -> None:
     for hosts in ((view("hv1", "web-000"), view("hv2", "web-000")), (view("hv2", "web-000"), view("hv1", "web-000"))):
         assert sight_of(ObservedState(taken_at=NOW, hosts=hosts), "shop", {}).others["web-000"].host == "hv1"
+
+
+def test_what_cannot_be_read_is_ours_by_no_word_of_its_own() -> None:
+    row = observed("web-000", host="hv1", project="shop", phase="unreadable")
+    report = HostReport(host="hv1", observed_at=NOW, capacity=Capacity(vcpu_count=1, mem_size_mib=1024), vms=(row,))
+    sight = sight_of(ObservedState(taken_at=NOW, hosts=(HostView(host="hv1", report=report),)), "shop", {})
+    assert (dict(sight.own), dict(sight.others)) == ({}, {"web-000": row})

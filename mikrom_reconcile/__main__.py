@@ -11,8 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-GARBAGE = 200_000
-"""Objects between two looks for circular garbage: specs are many objects that stay, and looking costs a fifth."""
+GARBAGE = 2_000_000
+"""Objects between two looks for circular garbage: specs are many objects that stay, and looking costs a fifth. Services
+live long and look as often as Python does.
+"""
 
 BROKEN_PIPE = 141
 """What a shell reports of a program whose reader went away: 128 and SIGPIPE."""
@@ -51,12 +53,14 @@ def _quick(words: list[str]) -> int | None:
 
 
 def _command(words: list[str]) -> int:
-    gc.set_threshold(GARBAGE)
     import signal  # noqa: PLC0415 - it costs a tenth of Python's start
 
     from mikrom_reconcile.cli import entry  # noqa: PLC0415
+    from mikrom_reconcile.cli.commands import COMMANDS  # noqa: PLC0415
     from mikrom_reconcile.output.verdict import LATE  # noqa: PLC0415
 
+    if words[0] in COMMANDS and COMMANDS[words[0]][0] != "Services":
+        gc.set_threshold(GARBAGE)
     code = entry.run(words)
     if code == entry.INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for what is under way

@@ -47,6 +47,15 @@ FIELDS: dict[str, Field] = {
 SPEC_PATHS = tuple(path for path, field in FIELDS.items() if field.impact != "record")
 """Paths of the VMM's configuration: those that `ignore_changes` may name."""
 
+_RECORD_PATHS = tuple(
+    path for path in FIELDS if path not in SPEC_PATHS and path.partition(".")[0] in VMSpec.__struct_fields__
+)
+
+
+def needs_restart(applied: VMSpec, wanted: VMSpec) -> bool:
+    """Whether the VMM has to go down for its spec to change so; the rest is only recorded."""
+    return bool(without(applied, _RECORD_PATHS) != without(wanted, _RECORD_PATHS))
+
 
 def recorded(*, fleet: str, state: State, spec: VMSpec, policy: Policy) -> dict[str, Any]:
     """The recorded values of a VM by path, in the spec language's own words."""

@@ -103,6 +103,7 @@ class RemoteEngine:
     def _follow(self, call: Call, until: float) -> Iterator[Answer]:
         """What the control worker says after it has accepted the call. Raises what it raised."""
         worker: Accepted | None = None
+        died = False
         while True:
             for answer in call.read(1.0):
                 if answer.kind == "accepted":
@@ -111,8 +112,9 @@ class RemoteEngine:
                     raise error_of(unpack(answer.body, Failure))
                 else:
                     yield answer
-            if worker is not None and not self._lives(worker):
+            if died:
                 raise MikromError("the control worker died under this run; run again: what was done stays done")
+            died = worker is not None and not self._lives(worker)  # it may still have said why: read once more
             if time.monotonic() >= until:
                 why = "did not finish in time" if worker else "had no slot in time"
                 raise PastDeadlineError(f"the control worker {why}; see `mikrom doctor` and its log")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
+from mikrom_reconcile.core.fields import needs_restart
 from mikrom_reconcile.core.lifecycle import SATISFIES, UP, WELL
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import Attempt, ObservedVM
@@ -108,7 +109,7 @@ class Deed:
             # never our own doing (the record is there first and goes last), so nobody can say whose it is
             message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"
             raise PermanentError(message, vm=action.vm, step=step)
-        respecified = action.verb == "update" and self.found and self.found.spec != action.desired.spec
+        respecified = action.verb == "update" and self.found and needs_restart(self.found.spec, action.desired.spec)
         if respecified and self.found and self._driver.observe(self.found).status != "none":
             raise PermanentError("its spec changes only while it is down: restart it", vm=action.vm, step=step)
 

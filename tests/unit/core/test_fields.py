@@ -1,0 +1,48 @@
+"""What a changed field costs, and what stays when its changes are ignored."""
+
+from __future__ import annotations
+
+import pytest
+
+from mikrom_reconcile.core.fields import carried, field_changes, impact_of, needs_restart, without
+from mikrom_reconcile.core.model.desired import Machine, Restart, VMSpec
+from mikrom_reconcile.core.model.plan import FieldChange
+
+SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=2, mem_size_mib=64), boot_args="a")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "down"),
+    [
+        (SPEC, False),
+        (VMSpec(image="other", machine=SPEC.machine, boot_args="a"), True),
+        (VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=64), boot_args="a"), True),
+        (VMSpec(image="hello", machine=Machine(vcpu_count=2, mem_size_mib=65), boot_args="a"), True),
+        (VMSpec(image="hello", machine=SPEC.machine, boot_args="b"), True),
+        (
+            VMSpec(image="hello", machine=SPEC.machine, boot_args="a", restart=Restart(policy="never", delay="3s")),
+            False,
+        ),
+    ],
+)
+def test_a_vmm_goes_down_only_for_what_it_knows_itself(wanted: VMSpec, *, down: bool) -> None:
+    assert needs_restart(SPEC, wanted) is down
+    assert needs_restart(wanted, SPEC) is down
+
+
+def test_ignored_fields_are_no_part_of_the_digest_and_stay_as_they_were() -> None:
+    assert without(SPEC, ()) is SPEC
+    fewer = without(SPEC, ("machine.vcpu_count", "boot_args"))
+    assert (fewer["machine"], "boot_args" in fewer) == ({"mem_size_mib": 64}, False)
+    now = carried(VMSpec(image="new", boot_args="b"), ("machine.vcpu_count", "boot_args"), SPEC)
+    assert now == VMSpec(image="new", machine=Machine(vcpu_count=2, mem_size_mib=128), boot_args="a")
+
+
+def test_a_field_that_only_one_side_knows_costs_what_an_unknown_field_costs() -> None:
+    changes = field_changes({"image": "hello", "new": {"x": 1}}, {"image": "hello", "gone": 2, "new": {}})
+    assert changes == (
+        FieldChange(path="gone", before=None, after=2, impact="restart"),
+        FieldChange(path="new.x", before=1, after=None, impact="restart"),
+    )
+    assert impact_of("prune.max") == "record"
+    assert field_changes({"a": 1}, {"a": 1}) == ()

@@ -130,7 +130,7 @@ def test_a_worker_that_is_back_brings_back_what_died_without_it_and_its_end_ends
 
 
 def test_a_vm_ordered_down_while_it_keeps_dying_stays_down(host: Host) -> None:
-    host.apply(1, boot_args="mikrom.mode=crash:150")
+    host.apply(1, boot_args="mikrom.mode=crash:800")
     records = Records(host.folder / "state")  # not by observing: a request amid a guest's end can hang Firecracker
     wait_until(lambda: len(getattr(records.read("web-000"), "restarts", ())) > 2, "some restarts")
     specs = host.folder / "specs.yml"
@@ -145,7 +145,7 @@ def test_a_vm_ordered_down_while_it_keeps_dying_stays_down(host: Host) -> None:
 
 
 def test_a_crash_loop_ends_parked_and_then_costs_nothing(host: Host) -> None:
-    host.apply(1, boot_args="mikrom.mode=crash:150", restart="{attempts: 5}")
+    host.apply(1, boot_args="mikrom.mode=crash:800", restart="{attempts: 5}")
     records = Records(host.folder / "state")
     wait_until(lambda: getattr(records.read("web-000"), "parked", False), "the VM to be parked")
     row = host.rows()["web-000"]

@@ -59,7 +59,8 @@ def _command(words: list[str]) -> int:
     from mikrom_reconcile.cli.commands import COMMANDS  # noqa: PLC0415
     from mikrom_reconcile.output.verdict import LATE  # noqa: PLC0415
 
-    if words[0] in COMMANDS and COMMANDS[words[0]][0] != "Services":
+    first = words[0] if words else ""  # a shell that asks what may come next gives no words
+    if first in COMMANDS and COMMANDS[first][0] != "Services":
         gc.set_threshold(GARBAGE)
     code = entry.run(words)
     if code == entry.INTERRUPTED:

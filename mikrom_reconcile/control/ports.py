@@ -9,14 +9,6 @@ from typing import Protocol
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
-from mikrom_reconcile.core.model.specs import SourceTree
-
-
-class Source(Protocol):
-    """Where specs come from."""
-
-    def read(self) -> SourceTree:
-        """Every spec file. Raises SourceError when it cannot be read or holds no file, SpecError for no text."""
 
 
 class Hosts(Protocol):

@@ -53,6 +53,13 @@ class Settings:
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)
     host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory")
     firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin")
+    image_dirs: tuple[Path, ...] = _env(
+        "MIKROM_IMAGE_DIRS", (), "folders, with : between, that file:// images may come from; else <state dir>/images",
+        lambda text: tuple(Path(folder).absolute() for folder in text.split(":") if folder),
+    )  # fmt: skip
+    image_max_mib: int = _env(
+        "MIKROM_IMAGE_MAX_MIB", 65536, "MiB of the largest image that a host takes", _positive_int
+    )
     broker_url: str | None = _env(
         "MIKROM_BROKER_URL", None, "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
     )

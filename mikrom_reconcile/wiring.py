@@ -128,6 +128,7 @@ def make_driver(settings: Settings) -> Driver:
         return SimulatedDriver(settings.state_dir)
     from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
     from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem
+    from mikrom_reconcile.host.media import Shelf
 
     binary = find_firecracker(settings.firecracker, settings.state_dir)
     problem = kvm_problem() or (None if binary else "no firecracker binary was found")
@@ -135,4 +136,5 @@ def make_driver(settings: Settings) -> Driver:
         raise SetupError(
             f"{problem}; see `mikrom doctor`, or set MIKROM_DRIVER=simulated to go through the motions without microVMs"
         )
-    return FirecrackerDriver(binary, state_dir=settings.state_dir, run_dir=settings.run_dir)
+    shelf = Shelf.below(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib)
+    return FirecrackerDriver(binary, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf)

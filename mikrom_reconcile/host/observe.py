@@ -117,9 +117,17 @@ def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
         )
     if facts.boot_args is not None:
         compared.append(("boot_args", spec.boot_args, facts.boot_args))
+    if facts.disks is not None and (lost := disks_of(spec) - facts.disks):
+        compared += ((f"drives.{name}", name, None) for name in sorted(lost))
     return tuple(
         Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
     )
+
+
+def disks_of(spec: VMSpec) -> frozenset[str]:
+    """The names of all disks of a VM."""
+    root = ("rootfs",) if spec.boot and spec.boot.rootfs else ()
+    return frozenset((*root, *spec.drives))
 
 
 def unreadable_row(found: Unreadable, host: str, now: datetime) -> ObservedVM:

@@ -23,10 +23,10 @@ from mikrom_reconcile.host.drivers import limits, vmm
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.drivers.firecracker_api import Api, FaultError, NoAnswerError, UnreachableError
 from mikrom_reconcile.host.drivers.firecracker_end import end_of, part
-from mikrom_reconcile.host.drivers.firecracker_start import abandon, boot, spawn
+from mikrom_reconcile.host.drivers.firecracker_start import abandon, boot, kernel_problem, spawn
 from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
 from mikrom_reconcile.host.holes import keep_tail
-from mikrom_reconcile.host.images import kernel_of_hello
+from mikrom_reconcile.host.media import Shelf
 from mikrom_reconcile.host.ports import VMRecord
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -57,9 +57,15 @@ class _BootSource(msgspec.Struct):
     boot_args: str | None = None
 
 
+class _Drive(msgspec.Struct):
+    drive_id: str
+    path_on_host: str | None = None
+
+
 class _Config(msgspec.Struct, rename="kebab"):
     machine_config: Machine
     boot_source: _BootSource
+    drives: tuple[_Drive, ...] = ()
 
 
 class FirecrackerDriver:
@@ -68,9 +74,12 @@ class FirecrackerDriver:
     name = "firecracker"
     takes_memory = True
 
-    def __init__(self, binary: Path, *, state_dir: Path, run_dir: Path, answer_s: float = ANSWER_S) -> None:
+    def __init__(
+        self, binary: Path, *, state_dir: Path, run_dir: Path, shelf: Shelf | None = None, answer_s: float = ANSWER_S
+    ) -> None:
         self._binary = binary
         self._layout = Layout(state_dir, run_dir)
+        self._shelf = shelf or Shelf.below(state_dir)
         self._answer_s = answer_s
 
     def unsupported(self, spec: VMSpec) -> str | None:
@@ -82,7 +91,7 @@ class FirecrackerDriver:
         places = self._layout.of(record.vm)
         with step(record.vm, "observing it"):
             found = vmm.find(places)
-            if found is not None and (facts := self._ask(places, found)) is not None:
+            if found is not None and (facts := self._ask(record, places, found)) is not None:
                 return facts
             process.reap()
             if vmm.is_being_spawned(places):
@@ -103,11 +112,13 @@ class FirecrackerDriver:
         if self._runs_already(record, places):
             return
         self._end(places, grace_s=0, give_up_at=give_up_at)
-        with step(record.vm, "copying its image"):
-            kernel = kernel_of_hello(self._layout.images)
+        with step(record.vm, "making its kernel and disks ready"):
+            media = self._shelf.prepared(record, give_up_at=give_up_at)
+            if problem := kernel_problem(media.kernel):
+                raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
         proc = spawn(self._binary, record, places)
         try:
-            boot(record, places, proc, kernel, give_up_at=give_up_at)
+            boot(record, places, proc, media, give_up_at=give_up_at)
         except BaseException:
             abandon(places, proc)
             raise
@@ -132,6 +143,7 @@ class FirecrackerDriver:
         self.stop(record, grace_s=0)
         places = self._layout.of(record.vm)
         with step(record.vm, "removing its files"):
+            self._shelf.remove(record)
             for path in places.files():
                 path.unlink(missing_ok=True)
             for folder in (places.run_folder, places.folder):
@@ -190,10 +202,10 @@ class FirecrackerDriver:
             found = vmm.find(places)
             if not isinstance(found, Proc) or found.uid != record.uid:
                 return False
-            facts = self._ask(places, found)
+            facts = self._ask(record, places, found)
             return facts is not None and facts.status in _UP.values()
 
-    def _ask(self, places: Places, found: process.Identity) -> VMMFacts | None:
+    def _ask(self, record: VMRecord, places: Places, found: process.Identity) -> VMMFacts | None:
         """What a proven VMM says of itself; None when it has died meanwhile.
 
         Firecracker 1.12.1 never ends by itself if a request comes at the very moment its guest ends: its main thread
@@ -217,7 +229,12 @@ class FirecrackerDriver:
                 return alive(status="starting")
             if (status := _UP.get(state)) is not None:
                 _cap(places)
-                return alive(status=status, machine=config.machine_config, boot_args=config.boot_source.boot_args or "")
+                return alive(
+                    status=status,
+                    machine=config.machine_config,
+                    boot_args=config.boot_source.boot_args or "",
+                    disks=self._as_recorded(record, config.drives),
+                )
             break  # no state that Firecracker has
         return alive(status="unresponsive")
 
@@ -242,6 +259,13 @@ class FirecrackerDriver:
             return True
 
         vmm.end(places, grace_s=grace_s, leave=leave, give_up_at=give_up_at)
+
+    def _as_recorded(self, record: VMRecord, drives: tuple[_Drive, ...]) -> frozenset[str]:
+        """The disks that the VMM has open under the paths that are the VM's."""
+        if not drives:
+            return frozenset()
+        paths = {disk.name: str(disk.path) for disk in self._shelf.disks_of(record)}
+        return frozenset(drive.drive_id for drive in drives if paths.get(drive.drive_id) == drive.path_on_host)
 
     @staticmethod
     def _api(places: Places, found: process.Identity, timeout_s: float) -> Api:

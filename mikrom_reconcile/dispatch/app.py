@@ -28,6 +28,8 @@ from mikrom_reconcile.settings import Settings
 if TYPE_CHECKING:
     from redis import Redis
 
+    from mikrom_reconcile.dispatch.signing import Signer, Verifier
+
 FIRST, SOON, NORMAL, LAST = 0, 3, 6, 9
 """Priorities, lower first: people who look; stop and delete; other actions; what Beat starts."""
 
@@ -55,6 +57,28 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
     def redis(self) -> Redis:
         """The client for everything that is not Celery's; it connects when it is first used."""
         return client_of(broker_url(self.settings))
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """What signs our orders. Raises SetupError for a key file that cannot be trusted."""
+        if (path := self.settings.signing_key) is None:
+            return None
+        from mikrom_reconcile.dispatch.signing import Signer  # noqa: PLC0415 - only who has a key pays for it
+
+        return Signer(path)
+
+    @cached_property
+    def verifier(self) -> Verifier | None:
+        """What proves orders to a host; None: whoever reaches its queue is obeyed. Raises SetupError as `signer`."""
+        if (path := self.settings.verify_key) is None:
+            return None
+        from mikrom_reconcile.dispatch.signing import Verifier  # noqa: PLC0415 - as above
+
+        return Verifier(path)
+
+    def load_key(self) -> None:
+        """Find out now, not with the first order, that the key of this worker's role cannot be used."""
+        _ = self.verifier if self.settings.worker_role == "host" else self.signer
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API."""

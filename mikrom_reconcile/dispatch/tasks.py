@@ -1,8 +1,9 @@
 """Tasks of a host worker: carry out one order, observe, fetch a console. Thin, plain functions.
 
 An order is judged by what it says itself, never by the name of the task that brought it: a message whose header was
-changed must not turn a stop into a delete. An order whose caller has gone is not begun. Nothing here raises because
-a VM failed: what became of an order is a value on the call's stream.
+changed must not turn a stop into a delete. An order whose caller has gone is not begun, and questions change nothing,
+whoever asks them. Nothing here raises because a VM failed or an order cannot be read: what became of it is a value on
+the call's stream.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch import calls, deadlines
 from mikrom_reconcile.dispatch.outcomes import given_up
+from mikrom_reconcile.dispatch.sent_order import SentOrder, read_order, refused
 
 _log = logging.getLogger(__name__)
 
@@ -28,44 +30,44 @@ CONSOLE_BYTES = 1024 * 1024
 _MARGIN_S = 5.0  # the action keeps its own deadline, and only what has lost its way is ended from outside
 
 
-def create_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def create_vm_task(task: Any, **sent: Any) -> dict[str, Any]:
     """Create a VM: its record first, then its VMM."""
-    return _carry_out(task, "create", call, order)
+    return _carry_out(task, "create", sent)
 
 
-def start_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def start_vm_task(task: Any, **sent: Any) -> dict[str, Any]:
     """Start a VM that has a record."""
-    return _carry_out(task, "start", call, order)
+    return _carry_out(task, "start", sent)
 
 
-def stop_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def stop_vm_task(task: Any, **sent: Any) -> dict[str, Any]:
     """Stop a VM; its record and its disks stay."""
-    return _carry_out(task, "stop", call, order)
+    return _carry_out(task, "stop", sent)
 
 
-def pause_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def pause_vm_task(task: Any, **sent: Any) -> dict[str, Any]:
     """Let a guest stand still; its VMM and its memory stay."""
-    return _carry_out(task, "pause", call, order)
+    return _carry_out(task, "pause", sent)
 
 
-def resume_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def resume_vm_task(task: Any, **sent: Any) -> dict[str, Any]:
     """Let a paused guest go on."""
-    return _carry_out(task, "resume", call, order)
+    return _carry_out(task, "resume", sent)
 
 
-def restart_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def restart_vm_task(task: Any, **sent: Any) -> dict[str, Any]:
     """Stop a VM and start it with what is wanted now."""
-    return _carry_out(task, "restart", call, order)
+    return _carry_out(task, "restart", sent)
 
 
-def update_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def update_vm_task(task: Any, **sent: Any) -> dict[str, Any]:
     """Change a VM's record only."""
-    return _carry_out(task, "update", call, order)
+    return _carry_out(task, "update", sent)
 
 
-def delete_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def delete_vm_task(task: Any, **sent: Any) -> dict[str, Any]:
     """Remove a VM and everything that was made for it."""
-    return _carry_out(task, "delete", call, order)
+    return _carry_out(task, "delete", sent)
 
 
 VM_TASKS = {
@@ -101,26 +103,37 @@ def console_task(task: Any, *, call: str, vm: str, max_bytes: int, after: int | 
         _say(task, call, "error", calls.pack(str(error)))
 
 
-def _carry_out(task: Any, verb: Verb, call: str, text: str) -> dict[str, Any]:
+def _carry_out(task: Any, verb: Verb, arguments: dict[str, Any]) -> dict[str, Any]:
     """What became of the order, for people who called the task themselves."""
-    order = _read(text)
-    if why := _refusal(task, verb, order, call):
-        _log.warning("%s %s: refused, %s", verb, order.action.vm, why, extra=_fields(order))
-        outcome = given_up(order, "skipped", why)
-    else:
-        outcome = _execute(task, order)
+    sent = msgspec.convert(arguments, SentOrder)
     try:
-        _say(task, call, "outcome", calls.pack(outcome))
+        order = read_order(sent, lambda: _is_genuine(task, sent))
+    except MikromError as error:
+        _log.warning("%s: refused, %s", verb, error)
+        outcome = refused(sent, verb, task.app.settings.host, str(error))
+    else:
+        if why := _refusal(task, verb, order, sent.call):
+            _log.warning("%s %s: refused, %s", verb, order.action.vm, why, extra=_fields(order))
+            outcome = given_up(order, "skipped", why)
+        else:
+            outcome = _execute(task, order)
+    try:
+        _say(task, sent.call, "outcome", calls.pack(outcome))
     except RedisError as error:
-        _log.warning("%s %s: nobody could be told: %s", verb, outcome.vm, error, extra=_fields(order))
+        _log.warning("%s %s: nobody could be told: %s", verb, outcome.vm, error)
     return {"vm": outcome.vm, "host": outcome.host, "verb": verb, "result": outcome.result, "error": outcome.error}
 
 
-def _read(text: str) -> Order:
-    try:
-        return msgspec.json.decode(text, type=Order)
-    except msgspec.MsgspecError as error:
-        raise MikromError(f"not an order: {error}; do all sides run one release?") from error
+def _is_genuine(task: Any, sent: SentOrder) -> bool:
+    """Whether the control side made this order for this worker; without a key of its own, a host believes it."""
+    app = task.app
+    if app.verifier is None:
+        return True
+    queue = app.keys.host_queue(app.settings.host)
+    genuine: bool = app.verifier.is_genuine(
+        sent.order, sent.signature, queue=queue, start_id=app.heartbeat.start_id, call=sent.call
+    )
+    return genuine
 
 
 def _refusal(task: Any, verb: Verb, order: Order, call: str) -> str | None:

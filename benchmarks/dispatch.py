@@ -1,8 +1,9 @@
 """1,000 actions through Celery beside 1,000 of Celery's own no-op tasks, to workers with the very same settings.
 
 An action is sent, carried out on the simulated driver, recorded on disk, told over the stream and taken in by the
-sender. A no-op is sent the same way, with its result ignored, and returns; that all have run is told once. Both sides
-have one worker, `mikrom worker` as it is; a round gives each side its turn. The first round does not count.
+sender. A no-op is sent and its result ignored, by a plain Celery app to a plain Celery worker; that all have run is
+told once. Ours is `mikrom worker` as it is, the other has the same command line and configuration and none of our
+code. Each round gives both their turn, then removes the VMs. The first round does not count.
 
 CPU milliseconds are those of the worker and, after it, of the sender, for each action or no-op.
 """
@@ -13,11 +14,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+from celery import Celery
 from redis import Redis
 
 from benchmarks.rows import Row
@@ -27,13 +28,13 @@ from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.run import Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch import services
-from mikrom_reconcile.dispatch.app import NORMAL, FleetApp, make_app
+from mikrom_reconcile.dispatch.app import FleetApp, configuration, make_app
 from mikrom_reconcile.dispatch.broker import client_of
 from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from mikrom_reconcile.settings import Settings, load
 
 ACTIONS = 1000
-ROUNDS = 5
+ROUNDS = 3
 OURS, OTHER = "hv01", "hv02"
 DONE = "bench:no-ops"
 SPECS = f"""
@@ -47,6 +48,7 @@ kind: Fleet
 metadata: {{name: round%d}}
 spec:
   replicas: {ACTIONS}
+  prune: {{allow_empty: true}}
   template: {{image: hello, machine: {{mem_size_mib: 4}}}}
 """
 
@@ -127,23 +129,26 @@ def measure() -> Iterator[Row]:
 
 
 def _take_turns(fleet: Fleet, ours: Side, other: Side) -> None:
-    app = make_app(fleet.settings("sender"))
+    settings = fleet.settings("sender")
+    plain = Celery("bench", broker=settings.broker_url, set_as_current=False)
+    plain.conf.update(configuration(settings))
+    app = make_app(settings)
     hosts = CeleryHosts(app, app.redis)
     for number in range(ROUNDS + 1):
         orders = _orders(fleet, app, hosts, number)
         ours.time(lambda orders=orders: _act(hosts, orders, app.settings.forks))  # type: ignore[misc]
-        other.time(lambda: _send_no_ops(app, fleet.redis))
+        other.time(lambda: _send_no_ops(plain, app.keys.host_queue(OTHER), fleet.redis))
+        _act(hosts, _orders(fleet, app, hosts, number, destroy=True), app.settings.forks)
 
 
-def _orders(fleet: Fleet, app: FleetApp, hosts: CeleryHosts, number: int) -> list[Order]:
-    """Creates of a new fleet, one for each VM."""
+def _orders(fleet: Fleet, app: FleetApp, hosts: CeleryHosts, number: int, *, destroy: bool = False) -> list[Order]:
+    """Creates of a new fleet, one for each VM, or their deletes."""
     engine = wiring.make_reconciler(app.settings, hosts, RedisStore(fleet.redis, prefix=app.keys.prefix))
     tree = SourceTree(revision="bench", files=(SourceFile(path="web.yml", text=SPECS % number),))
-    request = RunRequest(run_id="bench", origin="a benchmark", tree=tree)
+    request = RunRequest(run_id="bench", origin="a benchmark", tree=tree, destroy=destroy, prune_max="100%")
     orders = [Order(run_id="bench", token=1, action=action) for action in engine.plan(request).actions]
-    created = [order for order in orders if order.action.verb == "create"]
-    assert len(created) == ACTIONS
-    return created
+    assert len(orders) == ACTIONS
+    return orders
 
 
 def _act(hosts: CeleryHosts, orders: list[Order], forks: int) -> None:
@@ -151,10 +156,9 @@ def _act(hosts: CeleryHosts, orders: list[Order], forks: int) -> None:
     assert [outcome.result for outcome in outcomes] == ["done"] * ACTIONS
 
 
-def _send_no_ops(app: FleetApp, redis: Redis) -> None:
-    options: Mapping[str, Any] = {"priority": NORMAL, "time_limit": 300, "ignore_result": True}
+def _send_no_ops(app: Celery, queue: str, redis: Redis) -> None:
     for _ in range(ACTIONS):
-        app.send_task("bench.no_op", kwargs={"of": ACTIONS, "tell": DONE}, queue=app.keys.host_queue(OTHER), **options)
+        app.send_task("bench.no_op", kwargs={"of": ACTIONS, "tell": DONE}, queue=queue, ignore_result=True)
     while redis.brpop([DONE], timeout=4) is None:
         pass
 

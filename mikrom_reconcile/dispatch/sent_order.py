@@ -25,12 +25,14 @@ class SentOrder(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of a VM task. `order` is the JSON of an `Order`; `signature` is hexadecimal, empty without a key.
 
     `release` is that of the sender and proves nothing: it is there for the message.
+    `spent_s` of the action's deadline have passed in earlier attempts; the host itself says so, and nobody signs it.
     """
 
     call: str
     order: str
     release: str = "unknown"
     signature: str = ""
+    spent_s: float = 0.0
 
 
 def read_order(sent: SentOrder, is_genuine: Callable[[], bool]) -> Order:

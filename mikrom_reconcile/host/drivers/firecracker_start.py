@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import TemporaryError
 from mikrom_reconcile.core.model.desired import VMSpec
@@ -83,7 +85,9 @@ def clear(places: Places) -> None:
 
 
 def _requests(spec: VMSpec, kernel: Path) -> Iterator[Request]:
-    machine: dict[str, object] = {"vcpu_count": spec.machine.vcpu_count, "mem_size_mib": spec.machine.mem_size_mib}
+    machine: dict[str, object] = msgspec.to_builtins(spec.machine)
+    if spec.machine.cpu_template is None:
+        del machine["cpu_template"]
     yield "/machine-config", machine, "configuring the machine"
     boot_source: dict[str, object] = {"kernel_image_path": str(kernel), "boot_args": spec.boot_args}
     yield "/boot-source", boot_source, "configuring the boot source"

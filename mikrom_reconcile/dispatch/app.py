@@ -28,8 +28,13 @@ from mikrom_reconcile.settings import Settings
 if TYPE_CHECKING:
     from redis import Redis
 
-FIRST, SOON, NORMAL, LAST = 0, 3, 6, 9
-"""Priorities, lower first: people who look; stop and delete; other actions; what Beat starts."""
+FIRST, LAST = 0, 8
+"""Priorities, lower first: people who look; the ticks of Beat."""
+
+ORDERS = {False: (2, 4), True: (6, 8)}
+"""Priorities of orders by whether they are scheduled: those that make room (stop and delete), and all others."""
+
+STEPS = (FIRST, *ORDERS[False], *ORDERS[True])
 
 _HIDDEN = "(not shown)"
 
@@ -91,7 +96,7 @@ def _messages(keys: Keys, settings: Settings) -> dict[str, Any]:
         "task_default_queue": keys.queue,
         "task_queues": [Queue(own, Exchange(own), routing_key=own)],  # consumed by a worker that is not told with -Q
         "task_create_missing_queues": True,
-        "task_default_priority": NORMAL,
+        "task_default_priority": ORDERS[False][1],
         "task_acks_late": False,
         "task_publish_retry_policy": {"max_retries": 0},
         "result_expires": 3600,  # for people who call VM tasks themselves; the engine ignores results
@@ -115,7 +120,7 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
             "socket_keepalive": True,
             "visibility_timeout": 3600,
             "max_retries": 0,
-            "priority_steps": [FIRST, SOON, NORMAL, LAST],
+            "priority_steps": list(STEPS),
             "queue_order_strategy": "priority",
             # one set per host: with the shared ones any host reads what another has fetched
             "unacked_key": unacked,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.host.drivers.vmm import Places
 from mikrom_reconcile.host.drivers.vmm_start import Command
@@ -28,7 +30,9 @@ def command(binary: Path, places: Places) -> Command:
 
 def requests(spec: VMSpec, kernel: Path) -> Iterator[Request]:
     """What configures the VMM and boots its guest, in order."""
-    machine: dict[str, object] = {"vcpu_count": spec.machine.vcpu_count, "mem_size_mib": spec.machine.mem_size_mib}
+    machine: dict[str, object] = msgspec.to_builtins(spec.machine)
+    if spec.machine.cpu_template is None:
+        del machine["cpu_template"]
     yield "/machine-config", machine, "configuring the machine"
     boot_source: dict[str, object] = {"kernel_image_path": str(kernel), "boot_args": spec.boot_args}
     yield "/boot-source", boot_source, "configuring the boot source"

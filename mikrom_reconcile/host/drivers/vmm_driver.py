@@ -156,12 +156,14 @@ class VMMDriver(ABC):
         """Kill what lives, and remove every file that was made here but the lock."""
         self.stop(record, grace_s=0)
         places = self._layout.of(record.vm)
+        errors = [error for path in places.files() if (error := _not_removed(path))]
         with step(record.vm, "removing its files"):
-            for path in places.files():
-                path.unlink(missing_ok=True)
-            for folder in (places.run_folder, places.folder):
-                with suppress(OSError):  # never made, or somebody else's file is in it, such as the record
-                    folder.rmdir()
+            if errors:  # whatever else could go is gone
+                left = ", ".join(error.filename for error in errors)
+                raise OSError(errors[0].errno, f"{errors[0].strerror}; still there: {left}")
+        for folder in (places.run_folder, places.folder):
+            with suppress(OSError):  # never made, or somebody else's file is in it, such as the record
+                folder.rmdir()
 
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
         """VMMs that have a lock file of ours as standard input."""
@@ -264,6 +266,15 @@ class VMMDriver(ABC):
         if proc is None:
             return "unknown"
         return self._end_of(places) if proc.boot_id == process.boot_id() else "rebooted"
+
+
+def _not_removed(path: Path) -> OSError | None:
+    """Remove a file; why it is still there, or None."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return error
+    return None
 
 
 def _cap(places: Places) -> None:

@@ -19,6 +19,7 @@ from kombu import Exchange, Queue
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.dispatch import celery_costs
 from mikrom_reconcile.dispatch.broker import broker_url, client_of
 from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.dispatch.presence import Heartbeat
@@ -76,11 +77,19 @@ def make_app(settings: Settings) -> FleetApp:
     app = FleetApp("mikrom", broker=url, backend=url, set_as_current=False)
     app.settings = settings
     app.keys = keys
-    app.conf.update(_messages(keys, settings), **_transport(keys, settings), **_beat(settings))
-    if url.startswith("rediss://"):
-        # without it the broker's connection takes any certificate
-        app.conf.update(broker_use_ssl=dict(_VERIFIED), redis_backend_use_ssl=dict(_VERIFIED))
+    app.conf.update(configuration(settings))
+    celery_costs.lower(app)
     return app
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """What Celery is told. Raises UsageError without a broker."""
+    keys = Keys(settings.queue)
+    told = _messages(keys, settings) | _transport(keys, settings) | _beat(settings)
+    if broker_url(settings).startswith("rediss://"):
+        # without it the broker's connection takes any certificate
+        told |= {"broker_use_ssl": dict(_VERIFIED), "redis_backend_use_ssl": dict(_VERIFIED)}
+    return told
 
 
 _VERIFIED = {"ssl_cert_reqs": ssl.CERT_REQUIRED}

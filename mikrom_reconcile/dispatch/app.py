@@ -17,6 +17,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.dispatch import celery_costs
 from mikrom_reconcile.dispatch.broker import broker_url, client_of
@@ -168,15 +169,32 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
     }
 
 
+CLEANUP_S = 3600.0
+
+
 def _beat(settings: Settings) -> dict[str, Any]:
+    options = {"queue": settings.queue, "priority": LAST, "ignore_result": True}
     return {
         "beat_scheduler": "mikrom_reconcile.dispatch.beat:OncePerInterval",
         "beat_max_loop_interval": 5,
         "beat_schedule": {
             "reconcile": {
                 "task": "mikrom.reconcile",
-                "schedule": settings.reconcile_interval_s,
-                "options": {"queue": settings.queue, "priority": LAST, "ignore_result": True},
-            }
+                "schedule": _schedule(settings.reconcile_interval),
+                "options": options,
+            },
+            "cleanup": {"task": "mikrom.cleanup", "schedule": CLEANUP_S, "options": options},
         },
     }
+
+
+def _schedule(interval: float | str) -> Any:
+    """As Beat takes it: seconds, or a cron line."""
+    if isinstance(interval, float):
+        return interval
+    from celery.schedules import crontab  # noqa: PLC0415 - only where there is a cron line
+
+    try:
+        return crontab.from_string(interval)
+    except ValueError as error:
+        raise UsageError(f"MIKROM_RECONCILE_INTERVAL={interval!r}: {error} Example: */10 * * * *") from None

@@ -13,7 +13,7 @@ from kombu.utils import functional
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.dispatch import deadlines, log_lines, runs, tasks
+from mikrom_reconcile.dispatch import cleanup, deadlines, log_lines, runs, tasks
 from mikrom_reconcile.dispatch.app import FleetApp, Parts
 from mikrom_reconcile.dispatch.presence import Heartbeat
 from mikrom_reconcile.host.hypervisor import Hypervisor
@@ -35,6 +35,7 @@ def register(
     app.task(runs.plan_task, name="mikrom.plan", bind=True)
     app.task(runs.apply_task, name="mikrom.apply", bind=True)
     app.task(runs.reconcile_task, name="mikrom.reconcile", bind=True)
+    app.task(cleanup.cleanup_task, name="mikrom.cleanup", bind=True)
     signals.after_setup_logger.connect(log_lines.set_up, weak=False)
     signals.worker_init.connect(_on_worker_init, weak=False)
     signals.worker_ready.connect(_on_worker_ready, weak=False)

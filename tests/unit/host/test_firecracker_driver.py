@@ -11,9 +11,8 @@ import pytest
 
 from mikrom_reconcile.core.errors import ActionError, PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import End
-from mikrom_reconcile.host.drivers.failures import step
+from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, step
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.firecracker_api import FaultError, NoAnswerError
 from mikrom_reconcile.host.drivers.firecracker_end import end_of
 from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, version_of
 from mikrom_reconcile.host.drivers.vmm import Layout

@@ -189,8 +189,8 @@ class Resolver:
                 self.flaws.append(_flaw(vm.fleet, _where(vm, error.name), f"{vm.name}: {error}"))
         except msgspec.ValidationError as error:
             what, _, where = str(error).partition(" - at `$")
-            path = where.rstrip("`").lstrip(".")
-            pointer = ("spec", "template", *(path.split(".") if path else ()))
+            path = where.rstrip("`").lstrip(".").replace("[...]", ".*")  # it does not say which of the named things
+            pointer = ("spec", "template", *path.partition(".*")[0].split(".")) if path else ("spec", "template")
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: {path or 'template'}: {what.replace('`', '')}"))
         return "running", VMSpec(image="hello")
 

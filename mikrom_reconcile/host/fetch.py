@@ -94,6 +94,7 @@ def _answer(source: str, offset: int) -> http.client.HTTPResponse | None:
     try:
         answer: http.client.HTTPResponse = urllib.request.build_opener(_OnlyHttps()).open(request, timeout=IDLE_S)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
             return None
         raise FetchError(f"the server answers {error.code} {error.reason}", lasting=error.code in _LASTING) from error
@@ -108,6 +109,7 @@ def _answer(source: str, offset: int) -> http.client.HTTPResponse | None:
 class _OnlyHttps(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         if not newurl.startswith("https://"):
+            fp.close()
             raise FetchError(f"the server redirects to {newurl}, which is not https", lasting=True)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -134,7 +136,12 @@ def _local(path: str, folders: tuple[Path, ...]) -> Iterator[IO[bytes]]:
         linked = error.errno in {errno.ELOOP, errno.ENOTDIR}  # the latter for a link amid the path
         why = f"{error.strerror}" + (" (a symlink is not followed)" if linked else "")
         raise FetchError(f"{path}: {why}", lasting=True) from error
-    with os.fdopen(fd, "rb") as content:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FetchError(f"{path} is not a regular file", lasting=True)
+    with _regular(fd, path) as content:
         yield content
+
+
+def _regular(fd: int, path: str) -> IO[bytes]:
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return os.fdopen(fd, "rb")
+    os.close(fd)
+    raise FetchError(f"{path} is not a regular file", lasting=True)

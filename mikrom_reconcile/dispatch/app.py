@@ -19,6 +19,7 @@ from kombu import Exchange, Queue
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.dispatch import celery_costs
+from mikrom_reconcile.dispatch.answering import Answering
 from mikrom_reconcile.dispatch.broker import broker_url, client_of
 from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.dispatch.presence import Heartbeat
@@ -61,6 +62,11 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
     def redis(self) -> Redis:
         """The client for everything that is not Celery's; it connects when it is first used."""
         return client_of(broker_url(self.settings))
+
+    @cached_property
+    def answering(self) -> Answering:
+        """What a host worker knows of calls, and tells them."""
+        return Answering(self.redis, self.keys, f"host:{self.settings.host}")
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery import signals
 from kombu.utils import functional
+from redis import RedisError
 
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.errors import MikromError
@@ -84,4 +86,7 @@ def _on_shutting_down(**_: Any) -> None:
 
 
 def _on_worker_shutdown(sender: Any, **_: Any) -> None:
-    sender.app.heartbeat.leave()
+    app: FleetApp = sender.app
+    with suppress(RedisError):  # then the heartbeat says that they are lost
+        app.answering.flush()
+    app.heartbeat.leave()

@@ -48,6 +48,7 @@ missing_packages() { # prints the Debian packages without which the target canno
         fi
     fi
     [[ $purpose == check ]] || has redis-server || echo redis-server
+    [[ $purpose != test ]] || has faketime || echo faketime
     [[ $purpose != check ]] || has gcc || echo gcc
     [[ $purpose != check ]] || has ld || echo binutils
 }

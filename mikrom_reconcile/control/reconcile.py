@@ -15,6 +15,7 @@ from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.one_off import decide_by_name
 from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, expect_of, question
 from mikrom_reconcile.core.selection import Selection
@@ -54,6 +55,10 @@ class Reconciler:
         self._schemas = schemas
         self._cache = cache
         self._alone = alone
+
+    def source(self) -> SourceState | None:
+        """None: what is scheduled, and told of, is a matter of control workers."""
+        return None
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
@@ -127,6 +132,7 @@ class Reconciler:
             started_at=started_at,
             finished_at=self._clock.now(),
             origin=request.origin,
+            source_problem=request.source_problem,
         )
         if request.origin != BEAT or outcomes or approved.changes:  # ticks that find nothing would bury the others
             self.store.save(report)

@@ -50,6 +50,7 @@ missing_packages() { # prints the Debian packages without which the target canno
     [[ $purpose == check ]] || has redis-server || echo redis-server
     [[ $purpose != test ]] || has nginx || echo nginx
     [[ $purpose != test ]] || has supervisord || echo supervisor
+    [[ $purpose != test ]] || has faketime || echo faketime
     [[ $purpose != check ]] || has gcc || echo gcc
     [[ $purpose != check ]] || has ld || echo binutils
 }

@@ -135,7 +135,12 @@ class Reconciler:
     def _execute(
         self, request: RunRequest, actions: list[Action], lease: Lease, deadline: Deadline
     ) -> Iterator[ActionOutcome]:
-        orders = (Order(run_id=request.run_id, token=lease.token, action=action) for action in actions if lease.held())
+        scheduled = request.origin == BEAT
+        orders = (
+            Order(run_id=request.run_id, token=lease.token, action=action, scheduled=scheduled)
+            for action in actions
+            if lease.held()
+        )
         return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
 
     def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], Decision]]:

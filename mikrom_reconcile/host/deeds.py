@@ -194,15 +194,15 @@ class Deed:
     # ---- when a step failed -----------------------------------------------------------------------------------
 
     def clean_up(self) -> str:
-        """End the VMM that this deed may have started, and say what came of it."""
+        """End the VMM that this deed may have started, and say what came of it; "" where there is none."""
         if not self._may_have_started:
             return ""
         try:
             self._driver.stop(self._now(), grace_s=0)
             facts = self._driver.observe(self._now())
         except ActionError as error:
-            return f"; ending its VMM failed too: {error}"
-        return "; no VMM was left behind" if facts.status == "none" else f"; a VMM is left (pid {facts.pid})"
+            return f"ending its VMM failed too: {error}"
+        return "no VMM was left behind" if facts.status == "none" else f"a VMM is left (pid {facts.pid})"
 
     def note_failure(self, error: str) -> None:
         """Keep the error in the record and count the attempt. Raises TemporaryError when it cannot be written."""

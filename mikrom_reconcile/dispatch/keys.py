@@ -61,7 +61,6 @@ class Keys:
         """The plan that was shown for a run; an apply names it and does not bring its own."""
         return f"{self.prefix}:run:{run}:plan"
 
-    @property
-    def tick(self) -> str:
-        """The tick of the present interval; whichever Beat sets it sends it."""
-        return f"{self.prefix}:tick"
+    def tick(self, entry: str) -> str:
+        """The tick of an entry of Beat's ("reconcile") in the present interval; whichever Beat sets it sends it."""
+        return f"{self.prefix}:tick:{entry}"

@@ -88,7 +88,7 @@ def _unattended(run: str, carry_out: Callable[[str], tuple[str, int]]) -> dict[s
 
 def _reconcile(task: Any, run: str, tick: str | None) -> tuple[str, int]:
     app = task.app
-    if tick is not None and app.redis.get(app.keys.tick) != tick.encode():
+    if tick is not None and app.redis.get(app.keys.tick("reconcile")) != tick.encode():
         return "nothing: this tick is late, a newer one is due", 0
     try:
         # one at a time: a run that takes longer than the interval swallows the ticks that it misses

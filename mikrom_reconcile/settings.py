@@ -78,6 +78,12 @@ class Settings:
         "FLOWER_BASIC_AUTH", None, "user:password; Flower refuses to start without", secret=True
     )
     flower_port: int = _env("FLOWER_PORT", 5555, "port of Flower on loopback", _positive_int)
+    signing_key: Path | None = _env(
+        "MIKROM_SIGNING_KEY", None, "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders", Path
+    )
+    verify_key: Path | None = _env(
+        "MIKROM_VERIFY_KEY", None, "the public key of it: a host that has it carries out signed orders only", Path
+    )
     forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _positive_int)
     timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _positive_seconds)
     reconcile_interval: float | str = _env(

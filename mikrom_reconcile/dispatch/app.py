@@ -20,6 +20,7 @@ from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.dispatch import celery_costs
+from mikrom_reconcile.dispatch.answering import Answering
 from mikrom_reconcile.dispatch.broker import broker_url, client_of
 from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.dispatch.presence import Heartbeat
@@ -29,6 +30,8 @@ from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from mikrom_reconcile.dispatch.signing import Signer, Verifier
 
 FIRST, LAST = 0, 8
 """Priorities, lower first: people who look; the ticks of Beat."""
@@ -62,6 +65,33 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
     def redis(self) -> Redis:
         """The client for everything that is not Celery's; it connects when it is first used."""
         return client_of(broker_url(self.settings))
+
+    @cached_property
+    def answering(self) -> Answering:
+        """What a host worker knows of calls, and tells them."""
+        return Answering(self.redis, self.keys, f"host:{self.settings.host}")
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """What signs our orders. Raises SetupError for a key file that cannot be trusted."""
+        if (path := self.settings.signing_key) is None:
+            return None
+        from mikrom_reconcile.dispatch.signing import Signer  # noqa: PLC0415 - only who has a key pays for it
+
+        return Signer(path)
+
+    @cached_property
+    def verifier(self) -> Verifier | None:
+        """What proves orders to a host; None: whoever reaches its queue is obeyed. Raises SetupError as `signer`."""
+        if (path := self.settings.verify_key) is None:
+            return None
+        from mikrom_reconcile.dispatch.signing import Verifier  # noqa: PLC0415 - as above
+
+        return Verifier(path)
+
+    def load_key(self) -> None:
+        """Find out now, not with the first order, that the key of this worker's role cannot be used."""
+        _ = self.verifier if self.settings.worker_role == "host" else self.signer
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API."""

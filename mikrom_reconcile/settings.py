@@ -96,7 +96,9 @@ class Settings:
     reconcile_interval: float | str = _env(
         "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs, or a cron line in UTC", _seconds_or_cron
     )
-    specs: str | None = _env("MIKROM_SPECS", None, "path of the specs; the CLI falls back to ./specs, services refuse")
+    specs: str | None = _env(
+        "MIKROM_SPECS", None, "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
+    )
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", lambda text: text == "1")  # noqa: FBT003
 
 

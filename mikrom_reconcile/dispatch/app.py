@@ -17,9 +17,10 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import UsageError
-from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.dispatch import celery_costs
+from mikrom_reconcile.dispatch.answering import Answering
 from mikrom_reconcile.dispatch.broker import broker_url, client_of
 from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.dispatch.presence import Heartbeat
@@ -49,7 +50,7 @@ class Parts:
 
     hypervisor: Callable[[], Hypervisor]
     engine: Callable[[], Engine]
-    read_tree: Callable[[], SourceTree]
+    source: LastGood
 
 
 class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
@@ -64,6 +65,11 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
     def redis(self) -> Redis:
         """The client for everything that is not Celery's; it connects when it is first used."""
         return client_of(broker_url(self.settings))
+
+    @cached_property
+    def answering(self) -> Answering:
+        """What a host worker knows of calls, and tells them."""
+        return Answering(self.redis, self.keys, f"host:{self.settings.host}")
 
     @cached_property
     def signer(self) -> Signer | None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 from msgspec.structs import replace
-from redis import RedisError
 
 from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObserveQuery
@@ -95,23 +94,25 @@ VM_TASKS = {
 
 def observe_host_task(task: Any, *, call: str, query: str) -> None:
     """Tell the call what is on this host."""
-    if not calls.is_awaited(task.app.redis, task.app.keys, call):
+    if not task.app.answering.is_awaited(call):
         return
     try:
         report = task.app.parts.hypervisor().observe(msgspec.json.decode(query, type=ObserveQuery))
-        _say(task, call, "report", calls.pack(report))
+        task.app.answering.tell(call, "report", calls.pack(report))
     except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
         _log.exception("cannot observe")
-        _say(task, call, "error", calls.pack(f"cannot observe: {error}; the log of the host's worker has more"))
+        task.app.answering.tell(
+            call, "error", calls.pack(f"cannot observe: {error}; the log of the host's worker has more")
+        )
 
 
 def console_task(task: Any, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
     """Tell the call the end of a VM's console, or what came after a place in it."""
     try:
         console = task.app.parts.hypervisor().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES), after=after)
-        _say(task, call, "console", calls.pack(console))
+        task.app.answering.tell(call, "console", calls.pack(console))
     except MikromError as error:
-        _say(task, call, "error", calls.pack(str(error)))
+        task.app.answering.tell(call, "error", calls.pack(str(error)))
 
 
 def _vm_task(task: Any, verb: Verb, vm: str, order: dict[str, Any]) -> dict[str, Any]:
@@ -127,10 +128,7 @@ def _carry_out(task: Any, verb: Verb, arguments: dict[str, Any]) -> dict[str, An
     except MikromError as error:
         _log.warning("%s: refused, %s", verb, error)
         outcome = refused(sent, verb, task.app.settings.host, str(error))
-    try:
-        _say(task, sent.call, "outcome", calls.pack(outcome))
-    except RedisError as error:
-        _log.warning("%s %s: nobody could be told: %s", verb, outcome.vm, error)
+    task.app.answering.tell(sent.call, "outcome", calls.pack(outcome))
     return {"vm": outcome.vm, "host": outcome.host, "verb": verb, "result": outcome.result, "error": outcome.error}
 
 
@@ -186,7 +184,7 @@ def _refusal(task: Any, verb: Verb, order: Order, call: str) -> str | None:
         return f"the order is for host {order.action.host}, this is {task.app.settings.host}"
     if deadlines.is_stopping():
         return "the host's worker is being stopped"
-    if not calls.is_awaited(task.app.redis, task.app.keys, call):
+    if not task.app.answering.is_awaited(call):
         return "nobody waits for it any more"
     return None
 
@@ -198,11 +196,6 @@ def _execute(task: Any, order: Order) -> ActionOutcome:
             return outcome
     except MikromError as error:
         return given_up(order, "failed_temporary", str(error))
-
-
-def _say(task: Any, call: str, kind: str, body: bytes) -> None:
-    owner = f"host:{task.app.settings.host}"
-    calls.answer(task.app.redis, task.app.keys, call, owner, kind, body)
 
 
 def _fields(order: Order) -> dict[str, Any]:

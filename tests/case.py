@@ -60,6 +60,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str | None = None
     token: int = 1
     last_error: str | None = None
+    addresses: dict[str, str] = {}
 
 
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +87,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remembered: Placements = Placements()
     hosts: dict[str, dict[str, Row | Literal["as wanted"]]] = {}
     dark: set[str] = set()
+    released: dict[str, float] = {}
 
     def read_specs(self) -> Specs:
         texts = self.specs if isinstance(self.specs, dict) else {"fleet.yml": self.specs}
@@ -107,7 +109,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             }
             for host in asked.queries
         }
-        world = World(hosts=hosts, dark=self.dark)
+        world = World(hosts=hosts, dark=self.dark, released=self.released)
         limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry)
         selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
         left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)
@@ -154,6 +156,7 @@ def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) ->
         uid=f"{name}@{host}",
         drift=tuple(Drift(path=path, recorded=flat(spec)[path], actual=real) for path, real in row.drift.items()),
         last_error=row.last_error,
+        addresses=row.addresses,
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+from mikrom_reconcile.core.addresses import Addresses, clashes, still_good
 from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.documents import Schemas
+from mikrom_reconcile.core.documents import Flaw, Schemas
 from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.fields import without
@@ -15,9 +18,16 @@ from mikrom_reconcile.core.model.specs import SourceTree, SpecProblem
 from mikrom_reconcile.core.placement import Landscape
 from mikrom_reconcile.core.specs import Specs, gather, hosts_of, one_per_place
 
+NO_LEASES: Mapping[str, Addresses] = MappingProxyType({})
 
-def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Landscape) -> DesiredState:
-    """All that the specs want. Raises SpecError for what cannot be resolved on the host that was chosen."""
+
+def desired_state(
+    specs: Specs, pending: tuple[PendingVM, ...], landscape: Landscape, leases: Mapping[str, Addresses] = NO_LEASES
+) -> DesiredState:
+    """All that the specs want. Raises SpecError for what cannot be resolved on the host that was chosen.
+
+    `leases` are the addresses that VMs are known to have.
+    """
     resolver = Resolver(specs)
     digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest
     vms = []
@@ -48,8 +58,15 @@ def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Lands
                 policy=fleet.policy,
                 spec_digest=digest,
                 ignore_changes=fleet.ignore_changes,
+                addresses=still_good(spec, leases.get(vm.name, {}), specs.networks) if spec.network_interfaces else {},
             )
         )
+    if specs.networks:
+        fleets = {fleet.name: fleet for fleet in specs.fleets}
+        for wrong, name, why in clashes(vms, specs.networks):
+            pointer = ("spec", "template", "network_interfaces", name)
+            document = fleets[wrong.fleet].document
+            resolver.flaws.append(Flaw(document=document, pointer=pointer, message=f"{wrong.name}: {why}"))
     resolver.check()
     return DesiredState(
         revision=specs.tree.revision,

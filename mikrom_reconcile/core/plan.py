@@ -12,6 +12,7 @@ from mikrom_reconcile.core.diff import diff, in_scope, name_taken, parked
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.expand import PendingVM, expand
 from mikrom_reconcile.core.guards import Limits, limit_disruption, limit_removals, owned_by_fleet, protect
+from mikrom_reconcile.core.leases import held_by, leased
 from mikrom_reconcile.core.model.desired import DesiredState
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
@@ -107,7 +108,7 @@ def _question(
     dead: tuple[str, ...],
 ) -> Question:
     alive = _without(placements, dead)
-    desired = desired_state(specs, pending, Landscape(hosts, (), alive.vms))
+    desired = desired_state(specs, pending, Landscape(hosts, (), alive.vms), alive.addresses)
     if destroy:
         desired = msgspec.structs.replace(desired, vms=(), destroy=True)
     known = expected(desired, alive)
@@ -137,9 +138,14 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     changes, pruned = limit_removals(changes, owned_by_fleet(sight, desired), policies, limits)
     chosen = selected(changes, selection, specs, desired, sight)
     changes, peaks = limit_disruption(chosen.changes, changes, desired)
+    unleased: list[Refusal] = []
+    if specs.networks:
+        changes, unleased = leased(changes, held_by(desired, sight, asked.placements), specs.networks)
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
     refusals = [
-        refusal for refusal in (*protected, *pruned, *_blocked(changes)) if (refusal.fleet, refusal.vm) in concerned
+        refusal
+        for refusal in (*protected, *pruned, *unleased, *_blocked(changes))
+        if (refusal.fleet, refusal.vm) in concerned
     ]
     plan = numbered(
         Plan(
@@ -192,15 +198,19 @@ def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
     if not dead:
         return placements
     vms = {name: host for name, host in placements.vms.items() if host not in dead}
-    return msgspec.structs.replace(placements, vms=vms)
+    leases = {name: found for name, found in placements.addresses.items() if name in vms}
+    return msgspec.structs.replace(placements, vms=vms, addresses=leases)
 
 
 def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredState:
     """The specs on the hosts where things were found; nothing at all for a destroy."""
     located = locations(sight, placements)
-    if not sight.dark and located == _without(asked.placements, asked.dead).vms:
+    seen = {name: rows[0].addresses for name, rows in sight.own.items()} if asked.specs.networks else {}
+    known = _without(asked.placements, asked.dead)
+    if not sight.dark and located == known.vms and known.addresses == known.addresses | seen:
         return asked.desired
-    desired = desired_state(asked.specs, asked.pending, Landscape(asked.hosts, sight.dark, located))
+    landscape = Landscape(asked.hosts, sight.dark, located)
+    desired = desired_state(asked.specs, asked.pending, landscape, placements.addresses | seen)
     return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
 
 
@@ -218,7 +228,15 @@ def _to_remember(asked: Question, desired: DesiredState, sight: Sight, changes: 
     vms |= {name: row.host for name, row in sight.others.items() if name in wanted}
     vms |= {name: rows[0].host for name, rows in sight.own.items()}
     answered = {host for host in asked.queries if host not in sight.dark}
-    return Placements(vms=dict(sorted(vms.items())), covers=tuple(sorted({*asked.placements.covers, *answered})))
+    leases = {name: asked.placements.addresses.get(name, {}) for name, host in vms.items() if host in sight.dark}
+    leases |= {vm.name: vm.addresses for vm in desired.vms if vm.name in sight.settled}
+    leases |= {name: rows[0].addresses for name, rows in sight.own.items()}
+    leases |= {change.name: change.desired.addresses for change in changes if change.desired and change.kind in VERBS}
+    return Placements(
+        vms=dict(sorted(vms.items())),
+        covers=tuple(sorted({*asked.placements.covers, *answered})),
+        addresses={name: found for name, found in sorted(leases.items()) if found and name in vms},
+    )
 
 
 def _blocked(changes: Iterable[VMChange]) -> Iterator[Refusal]:

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.digests import fleet_digest, row_digest
 from mikrom_reconcile.core.errors import ActionError
 from mikrom_reconcile.core.lifecycle import phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
@@ -65,6 +65,7 @@ class Observer:
             settled=settled,
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
+            released=self._records.released(query.project) if query.project else {},
         )
 
     def row(self, record: VMRecord) -> ObservedVM:
@@ -107,6 +108,7 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
         restarts=record.restarts,
         pid=facts.pid,
         last_error=record.last_error,
+        addresses=record.addresses,
     )
 
 
@@ -160,7 +162,7 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
     """The digest of each fleet among the rows of one project."""
     fleets: dict[str, list[tuple[str, str, str, tuple[Drift, ...]]]] = defaultdict(list)
     for row in rows:
-        fleets[row.fleet].append((row.name, row.spec_digest, row.phase, row.drift))
+        fleets[row.fleet].append((row.name, row_digest(row.spec_digest, row.addresses), row.phase, row.drift))
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
 
 
@@ -169,7 +171,7 @@ def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[Observ
     told: list[ObservedVM] = []
     settled: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if query.alike.get(row.fleet) == (row.spec_digest, row.phase) and not row.drift:
+        if query.alike.get(row.fleet) == (row_digest(row.spec_digest, row.addresses), row.phase) and not row.drift:
             settled[row.fleet].append(row.name)
         else:
             told.append(row)

@@ -60,8 +60,8 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as its host sees it: its record, and the phase that the host found it in.
 
     `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied.
-    `token` is the fencing token of the run that last changed it, `generation` counts its changes. `restarts` are the
-    latest restarts that the host made by itself.
+    `token` is the fencing token of the run that last changed it, `generation` counts its changes. `addresses` maps
+    interfaces to their addresses. `restarts` are the latest restarts that the host made by itself.
     """
 
     name: str
@@ -82,6 +82,7 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     restarts: tuple[datetime, ...] = ()
     pid: int | None = None
     last_error: str | None = None
+    addresses: dict[str, str] = {}
 
 
 class Stray(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +127,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
 
     `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says.
+    `released` maps addresses of VMs of the project that are gone to the seconds since then; a day at most.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders.
     """
 
@@ -138,6 +140,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     settled: dict[str, tuple[str, ...]] = {}
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()
+    released: dict[str, float] = {}
 
 
 class HostView(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,8 +162,9 @@ class Placements(msgspec.Struct, frozen=True, kw_only=True):
     """Where a project's VMs were last known to be: VM name to host.
 
     `covers` names the hosts that have answered since this memory began. A VM that is not listed certainly does not
-    exist on a covered host, dark or not; on an uncovered one it may.
+    exist on a covered host, dark or not; on an uncovered one it may. `addresses` are those that the VMs lease.
     """
 
     vms: dict[str, str] = {}
     covers: tuple[str, ...] = ()
+    addresses: dict[str, dict[str, str]] = {}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import found_firecracker
-from tests.contract.drivers import Bench, RealBench, SimulatedBench
+from tests.conftest import found_firecracker, found_qemu
+from tests.contract.drivers import Bench, QemuBench, RealBench, SimulatedBench
 
 
 @pytest.fixture
@@ -23,9 +23,25 @@ def real(own_environment: Path) -> Iterator[RealBench]:
         bench.close()
 
 
-@pytest.fixture(params=[pytest.param("real", marks=pytest.mark.kvm), "simulated"])
+@pytest.fixture
+def qemu(own_environment: Path) -> Iterator[QemuBench]:
+    """QEMU; who uses it carries the mark qemu."""
+    binary = found_qemu()
+    assert binary is not None
+    bench = QemuBench(binary, own_environment)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+REAL = pytest.param("real", marks=pytest.mark.kvm)
+QEMU = pytest.param("qemu", marks=pytest.mark.qemu)
+
+
+@pytest.fixture(params=[REAL, QEMU, "simulated"])
 def bench(request: pytest.FixtureRequest, own_environment: Path) -> Bench:
     if request.param == "simulated":
         return SimulatedBench(own_environment)
-    found: Bench = request.getfixturevalue("real")
+    found: Bench = request.getfixturevalue(request.param)
     return found

@@ -1,4 +1,4 @@
-"""The two drivers as a test sees them: the same few hooks, and an eye on /proc that asks no driver."""
+"""The drivers as a test sees them: the same few hooks, and an eye on /proc that asks no driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Protocol
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
+from mikrom_reconcile.host.drivers.qemu import QemuDriver
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
+from mikrom_reconcile.host.drivers.vmm_driver import VMMDriver
 from mikrom_reconcile.host.ports import Driver, VMRecord
 
 DEADLINE_S = 10.0
@@ -68,20 +70,20 @@ class Bench(Protocol):
 
 
 class RealBench:
-    """Firecracker itself."""
+    """A VMM that is a process: Firecracker, unless a subclass says otherwise."""
 
     def __init__(self, binary: str, folder: Path) -> None:
         self.binary = Path(binary)
         self.folder = folder
         self.driver: Driver = self.another()
 
-    def another(self) -> FirecrackerDriver:
+    def another(self) -> VMMDriver:
         return FirecrackerDriver(
             self.binary, state_dir=self.folder / "state", run_dir=self.folder / "run", answer_s=ANSWER_S
         )
 
     def pids(self, vm: str) -> list[int]:
-        return self.all_pids(f"\0--id\0{vm}\0")
+        return self.all_pids(f"/{vm}/api.sock")
 
     def all_pids(self, having: str = "") -> list[int]:
         """Every Firecracker of this folder, whatever it holds or is written about it."""
@@ -119,6 +121,19 @@ class RealBench:
         for pid in self.all_pids():
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self.all_pids(), "the end of all VMMs")
+
+
+class QemuBench(RealBench):
+    """QEMU, in software emulation: that is there on every machine."""
+
+    def another(self) -> VMMDriver:
+        return QemuDriver(
+            self.binary,
+            state_dir=self.folder / "state",
+            run_dir=self.folder / "run",
+            answer_s=ANSWER_S,
+            accelerator="tcg",
+        )
 
 
 class SimulatedBench:

@@ -35,11 +35,13 @@ def qemu(own_environment: Path) -> Iterator[QemuBench]:
         bench.close()
 
 
-REAL = pytest.param("real", marks=pytest.mark.kvm)
-QEMU = pytest.param("qemu", marks=pytest.mark.qemu)
-
-
-@pytest.fixture(params=[REAL, QEMU, "simulated"])
+@pytest.fixture(
+    params=[
+        pytest.param("real", marks=pytest.mark.kvm),
+        pytest.param("qemu", marks=pytest.mark.qemu),
+        "simulated",
+    ]
+)
 def bench(request: pytest.FixtureRequest, own_environment: Path) -> Bench:
     if request.param == "simulated":
         return SimulatedBench(own_environment)

@@ -52,6 +52,8 @@ class Bench(Protocol):
     """One driver under test, and what can be done to its VMs behind its back."""
 
     driver: Driver
+    slowness: int
+    """How many times longer a start takes than Firecracker's: tests that try many places try fewer."""
 
     def another(self) -> Driver:
         """The same driver as another process would have it."""
@@ -71,6 +73,8 @@ class Bench(Protocol):
 
 class RealBench:
     """A VMM that is a process: Firecracker, unless a subclass says otherwise."""
+
+    slowness = 1
 
     def __init__(self, binary: str, folder: Path) -> None:
         self.binary = Path(binary)
@@ -126,18 +130,22 @@ class RealBench:
 class QemuBench(RealBench):
     """QEMU, in software emulation: that is there on every machine."""
 
+    slowness = 4
+
     def another(self) -> VMMDriver:
         return QemuDriver(
             self.binary,
             state_dir=self.folder / "state",
             run_dir=self.folder / "run",
-            answer_s=ANSWER_S,
+            answer_s=2.5 * ANSWER_S,  # its threads wait for a CPU as long as everybody does
             accelerator="tcg",
         )
 
 
 class SimulatedBench:
     """The driver that goes through the motions."""
+
+    slowness = 1
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

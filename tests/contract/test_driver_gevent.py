@@ -31,7 +31,12 @@ def passes_in_greenlets(*arguments: str) -> None:
 
 
 def test_the_simulated_driver_does_the_same_in_greenlets() -> None:
-    passes_in_greenlets(str(FOLDER / "test_driver.py"), "-m", "not kvm")
+    passes_in_greenlets(str(FOLDER / "test_driver.py"), "-m", "not kvm and not qemu")
+
+
+@pytest.mark.qemu
+def test_the_qemu_driver_does_the_same_in_greenlets() -> None:
+    passes_in_greenlets(str(FOLDER / "test_driver.py"), "-m", "qemu")
 
 
 @pytest.mark.kvm

@@ -28,10 +28,6 @@ def found_firecracker() -> str | None:
     return named or shutil.which("firecracker", path="/var/lib/mikrom/bin")
 
 
-def found_qemu() -> str | None:
-    return shutil.which("qemu-system-x86_64")
-
-
 def why_no_microvms() -> str:
     """Empty where real microVMs can run."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
@@ -42,19 +38,23 @@ def why_no_microvms() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    told = []
-    no_qemu = "" if found_qemu() else "no qemu-system-x86_64 on PATH (`make test` installs it)"
-    for mark, kind, reason in (("kvm", "Firecracker", why_no_microvms()), ("qemu", "QEMU", no_qemu)):
-        needing = [item for item in items if item.get_closest_marker(mark)]
-        if reason and needing:
-            told.append(f"{len(needing)} tests of real microVMs in {kind} were skipped: {reason}")
-            for item in needing:
-                item.add_marker(pytest.mark.skip(reason=reason))
-    config.stash[SKIPPED] = "\n".join(told)
+    reason = why_no_microvms()
+    needing = [item for item in items if item.get_closest_marker("kvm")]
+    if reason and needing:
+        config.stash[SKIPPED] = f"{len(needing)} tests of real microVMs were skipped: {reason}"
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of programs that this machine may lack; the summary of pytest names each that was skipped, and why."""
+    named = {program for marker in item.iter_markers("needs") for program in marker.args}
+    if missing := sorted(program for program in named if shutil.which(program) is None):
+        pytest.skip(f"not installed here: {', '.join(missing)}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash.get(SKIPPED, ""):
+    if SKIPPED in config.stash:
         terminalreporter.write_line(config.stash[SKIPPED], yellow=True)
 
 

@@ -32,7 +32,7 @@ pytestmark = [
         "bench",
         [
             pytest.param("real", marks=pytest.mark.kvm),
-            pytest.param("qemu", marks=[pytest.mark.qemu, pytest.mark.soak]),
+            pytest.param("qemu", marks=[pytest.mark.needs("qemu-system-x86_64"), pytest.mark.soak]),
             "simulated",
         ],
         indirect=True,

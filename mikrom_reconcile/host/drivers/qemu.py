@@ -22,6 +22,7 @@ from mikrom_reconcile.host.drivers.qemu_command import (
     Accelerator,
     arguments,
     boot_args_in,
+    disks_in,
     machine_in,
     name_in,
 )
@@ -31,6 +32,7 @@ from mikrom_reconcile.host.drivers.tails import tail
 from mikrom_reconcile.host.drivers.vmm import Places, Proc
 from mikrom_reconcile.host.drivers.vmm_driver import ANSWER_S, Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
+from mikrom_reconcile.host.media import Media, Shelf
 from mikrom_reconcile.host.ports import VMRecord
 
 _STATUS: dict[str, VMMStatus] = {"prelaunch": "starting", "running": "running", "paused": "paused"}
@@ -55,10 +57,11 @@ class QemuDriver(VMMDriver):
         *,
         state_dir: Path,
         run_dir: Path,
+        shelf: Shelf | None = None,
         answer_s: float = ANSWER_S,
         accelerator: Accelerator | None = None,
     ) -> None:
-        super().__init__(binary, state_dir=state_dir, run_dir=run_dir, answer_s=answer_s)
+        super().__init__(binary, state_dir=state_dir, run_dir=run_dir, shelf=shelf, answer_s=answer_s)
         self._chosen = accelerator
 
     def memory_mib(self, spec: VMSpec) -> int:
@@ -76,15 +79,23 @@ class QemuDriver(VMMDriver):
     def _accelerator(self) -> Accelerator:
         return self._chosen or accelerator_of(self._binary)[0]
 
+    def _kernel_problem(self, kernel: Path) -> str | None:
+        """QEMU itself says what is wrong with an ELF."""
+        with kernel.open("rb") as content:
+            head = content.read(1024)
+        if head[514:518] == b"HdrS" or head[:4] == b"\x7fELF":
+            return None
+        return "its kernel is neither a bzImage nor a vmlinux with a PVH entry, and QEMU boots those"
+
     def _is_one(self, name: str, argv: list[str]) -> str | None:
         return name_in(argv) if name.startswith("qemu-system") else None
 
-    def _command(self, record: VMRecord, places: Places, kernel: Path) -> Command:
-        argv = (str(self._binary), *arguments(record.spec, places, self._accelerator, kernel=kernel))
+    def _command(self, record: VMRecord, places: Places, media: Media) -> Command:
+        argv = (str(self._binary), *arguments(record.spec, media, places, self._accelerator))
         return Command(driver=self.name, program=PROGRAM, argv=argv, output=places.log, fresh=(places.log,))
 
-    def _boot(self, record: VMRecord, places: Places, proc: Proc, kernel: Path, *, give_up_at: float) -> None:
-        del kernel  # the command line has it
+    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: Media, *, give_up_at: float) -> None:
+        del media  # the command line has it
         with step(record.vm, "connecting to QEMU"):
             qmp = connected(lambda: Qmp(str(places.socket), pid=proc.pid, give_up_at=give_up_at), proc, give_up_at)
         with qmp, step(record.vm, "starting the guest"):
@@ -94,7 +105,7 @@ class QemuDriver(VMMDriver):
         with self._qmp(places, found, self._answer_s) as qmp:
             status = _status_of(qmp)
         argv = process.arguments(found.pid)
-        return Answer(status=status, machine=machine_in(argv), boot_args=boot_args_in(argv))
+        return Answer(status=status, machine=machine_in(argv), boot_args=boot_args_in(argv), disks=disks_in(argv))
 
     def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
         with self._qmp(places, found, timeout_s) as qmp:

@@ -1,15 +1,19 @@
-"""The command line of a QEMU: a pure function of a VM's spec and its places, and what can be read back from one.
+"""The command line of a QEMU: a pure function of spec, media and places, and what can be read back from one.
 
 QEMU takes its whole configuration at its start, so that the command line of the process is what it really runs.
 """
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.host.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.drivers.vmm import Places
+from mikrom_reconcile.host.media import Media
 
 PROGRAM = "QEMU"
 
@@ -35,6 +39,10 @@ _MACHINE = (
 )
 
 
+_ROOT = {False: " root=/dev/vda rw", True: " root=/dev/vda ro"}
+_DRIVE = re.compile(r"if=none,format=raw,readonly=\w+,id=(?P<name>\w+),file=(?P<path>.*)", re.DOTALL)
+
+
 def bare_arguments(accelerator: Accelerator, *, kernel: Path, boot_args: str, machine: Machine) -> tuple[str, ...]:
     """What boots `kernel` and nothing more."""
     return (
@@ -45,14 +53,32 @@ def bare_arguments(accelerator: Accelerator, *, kernel: Path, boot_args: str, ma
     )
 
 
-def arguments(spec: VMSpec, places: Places, accelerator: Accelerator, *, kernel: Path) -> tuple[str, ...]:
+def arguments(spec: VMSpec, media: Media, places: Places, accelerator: Accelerator) -> tuple[str, ...]:
     """The whole command line but the program. The guest stands still (`-S`) until it is told to go on."""
     return (
         *("-name", places.vm, "-S"),
-        *bare_arguments(accelerator, kernel=kernel, boot_args=spec.boot_args, machine=spec.machine),
+        *bare_arguments(
+            accelerator, kernel=media.kernel, boot_args=spec.boot_args + _root_of(media.disks), machine=spec.machine
+        ),
+        *(() if media.initrd is None else ("-initrd", str(media.initrd))),
+        *(word for number, disk in enumerate(media.disks) for word in _disk_arguments(number, disk)),
         *("-chardev", f"file,id=console,append=on,path={_quoted(places.console)}", "-serial", "chardev:console"),
         *("-qmp", f"unix:{_quoted(places.socket)},server=on,wait=off"),
         *("-pidfile", str(places.pidfile), "-d", "cpu_reset"),  # both tell how it ended
+    )
+
+
+def _root_of(disks: tuple[Disk, ...]) -> str:
+    """What Firecracker adds to the boot arguments for a root disk, so that one spec boots under both."""
+    return next((_ROOT[disk.read_only] for disk in disks if disk.name == ROOT_ID), "")
+
+
+def _disk_arguments(number: int, disk: Disk) -> tuple[str, ...]:
+    """A disk at its place on the bus: the guest names disks in that order, /dev/vda first."""
+    mode = "on" if disk.read_only else "off"
+    return (
+        *("-drive", f"if=none,format=raw,readonly={mode},id={disk.name},file={_quoted(disk.path)}"),
+        *("-device", f"virtio-blk-device,drive={disk.name},bus=virtio-mmio-bus.{number}"),
     )
 
 
@@ -71,8 +97,17 @@ def machine_in(argv: list[str]) -> Machine | None:
 
 
 def boot_args_in(argv: list[str]) -> str | None:
-    """The kernel's command line."""
-    return _after("-append", argv)
+    """The kernel's command line, without what a root disk adds to it."""
+    text = _after("-append", argv)
+    if text is not None and ROOT_ID in disks_in(argv):
+        return text.removesuffix(_ROOT[False]).removesuffix(_ROOT[True])
+    return text
+
+
+def disks_in(argv: list[str]) -> dict[str, str]:
+    """The disks by name, and the path of each."""
+    found = (_DRIVE.fullmatch(value) for option, value in pairwise(argv) if option == "-drive")
+    return {drive["name"]: drive["path"].replace(",,", ",") for drive in found if drive}
 
 
 def _after(option: str, argv: list[str]) -> str | None:

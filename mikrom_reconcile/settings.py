@@ -64,6 +64,13 @@ class Settings:
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)
     host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory")
     firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin")
+    image_dirs: tuple[Path, ...] = _env(
+        "MIKROM_IMAGE_DIRS", (), "folders, with : between, that file:// images may come from; else <state dir>/images",
+        lambda text: tuple(Path(folder).absolute() for folder in text.split(":") if folder),
+    )  # fmt: skip
+    image_max_mib: int = _env(
+        "MIKROM_IMAGE_MAX_MIB", 65536, "MiB of the largest image that a host takes", _positive_int
+    )
     broker_url: str | None = _env(
         "MIKROM_BROKER_URL", None, "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
     )
@@ -89,7 +96,9 @@ class Settings:
     reconcile_interval: float | str = _env(
         "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs, or a cron line in UTC", _seconds_or_cron
     )
-    specs: str | None = _env("MIKROM_SPECS", None, "path of the specs; the CLI falls back to ./specs, services refuse")
+    specs: str | None = _env(
+        "MIKROM_SPECS", None, "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
+    )
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", lambda text: text == "1")  # noqa: FBT003
 
 

@@ -17,8 +17,8 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import UsageError
-from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.dispatch import celery_costs
 from mikrom_reconcile.dispatch.answering import Answering
 from mikrom_reconcile.dispatch.broker import broker_url, client_of
@@ -50,7 +50,7 @@ class Parts:
 
     hypervisor: Callable[[], Hypervisor]
     engine: Callable[[], Engine]
-    read_tree: Callable[[], SourceTree]
+    source: LastGood
 
 
 class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types

@@ -45,11 +45,12 @@ def private_settings(settings: Settings) -> Settings:
     socket = settings.run_dir / "redis.sock"
     if len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
         raise UsageError(f"MIKROM_RUN_DIR={settings.run_dir}: too long for a socket path, {_SOCKET_PATH_BYTES} bytes")
+    specs = settings.specs or "specs"
     return replace(
         settings,
         broker_url=f"redis+socket://:{secrets.token_urlsafe(24)}@{quote(str(socket))}",
         flower_basic_auth=settings.flower_basic_auth or f"mikrom:{secrets.token_urlsafe(12)}",
-        specs=str(Path(settings.specs or "specs").absolute()),
+        specs=specs if specs.startswith("git+") else str(Path(specs).absolute()),
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
-from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import Attempt, ObservedState, ObservedVM, ObserveQuery, Placements
 
 SETTLED = {"running": "running", "stopped": "stopped", "paused": "paused"}
 """The phase in which control expects a VM of each state when nothing is to be done."""
@@ -30,7 +30,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
 
     `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others`
     holds rows that are not ours: of another project, or unreadable. `settled` names the VMs that a digest proves
-    to be as wanted; they have no rows. `dark` maps hosts without a report to the reason.
+    to be as wanted; they have no rows. `dark` maps hosts without a report to the reason. `maturing` and `attempts` are
+    those of all reports.
     """
 
     own: Mapping[str, tuple[ObservedVM, ...]]
@@ -38,6 +39,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     settled: frozenset[str]
     dark: Mapping[str, str]
     highest_token: int
+    maturing: Mapping[str, float] = {}
+    attempts: Mapping[str, Attempt] = {}
 
 
 def expected(desired: DesiredState, placements: Placements) -> dict[FleetOnHost, Expected]:
@@ -56,7 +59,11 @@ def expected(desired: DesiredState, placements: Placements) -> dict[FleetOnHost,
 
 
 def queries(
-    desired: DesiredState, placements: Placements, hosts: Iterable[str], known: Mapping[FleetOnHost, Expected]
+    desired: DesiredState,
+    placements: Placements,
+    hosts: Iterable[str],
+    known: Mapping[FleetOnHost, Expected],
+    min_healthy_s: dict[str, float],
 ) -> dict[str, ObserveQuery]:
     """What to ask each host: rows only of fleets that are not as expected.
 
@@ -66,7 +73,10 @@ def queries(
     by_host: dict[str, dict[str, str]] = defaultdict(dict)
     for (host, fleet), value in known.items():
         by_host[host][fleet] = value.digest
-    return {host: ObserveQuery(project=desired.project, known=by_host[host], others=new) for host in sorted(hosts)}
+    return {
+        host: ObserveQuery(project=desired.project, known=by_host[host], others=new, min_healthy_s=min_healthy_s)
+        for host in sorted(hosts)
+    }
 
 
 def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Expected]) -> Sight:
@@ -90,6 +100,8 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
         ),
         dark={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
+        maturing={name: left_s for report in reports for name, left_s in report.maturing.items()},
+        attempts={name: attempt for report in reports for name, attempt in report.attempts.items()},
     )
 
 

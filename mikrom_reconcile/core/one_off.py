@@ -10,11 +10,10 @@ from fnmatch import fnmatchcase
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.diff import Case, Verdict
-from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.errors import UsageError
-from mikrom_reconcile.core.guards import protect
+from mikrom_reconcile.core.guards import as_recorded, protect
 from mikrom_reconcile.core.lifecycle import LIVE, SATISFIES, WELL
-from mikrom_reconcile.core.model.desired import DesiredVM, State
+from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan, Verb, VMChange
 from mikrom_reconcile.core.plan import Decision, actions_of, numbered
@@ -51,7 +50,7 @@ def decide_by_name(
             changes.append(verdict)
         else:
             unchanged[row.host] = unchanged.get(row.host, 0) + 1
-    changes, refusals = protect(changes, {}, project)
+    changes, refusals = protect(changes, {})
     contradicting = any(change.desired is None or change.desired.state != change.observed.state
                         for change in changes if change.observed and change.kind != "blocked")  # fmt: skip
     plan = Plan(
@@ -108,7 +107,7 @@ def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     if row.phase == "deleting":
         return case.change("blocked", "it is half deleted; `mikrom delete` finishes that")
     state: State = STATES.get(verb, "paused" if row.state == "paused" else "running")
-    case = replace(case, desired=_recorded(row, state))
+    case = replace(case, desired=as_recorded(row, state, row.policy))
     if verb == "stop":
         done = row.phase in SATISFIES["stopped"] and row.state == "stopped"
         return "unchanged" if done else case.change("stop", f"it is {row.phase}")
@@ -131,20 +130,3 @@ def _kind(verb: Verb, row: ObservedVM) -> ChangeKind:
     if verb == "restart" or row.phase not in WELL or row.drift:
         return "restart"
     return "pause" if verb == "pause" else "resume"
-
-
-def _recorded(row: ObservedVM, state: State) -> DesiredVM:
-    """The VM as it is recorded, in another state; its digest then differs from the one that the specs have."""
-    digest = row.spec_digest
-    if state != row.state:
-        digest = spec_digest(project=row.project, fleet=row.fleet, state=state, spec=row.spec, policy=row.policy)
-    return DesiredVM(
-        name=row.name,
-        project=row.project,
-        fleet=row.fleet,
-        host=row.host,
-        state=state,
-        spec=row.spec,
-        policy=row.policy,
-        spec_digest=digest,
-    )

@@ -163,7 +163,9 @@ class Executor:
         except Exception as error:  # noqa: BLE001 - every failure is cleaned up, kept and told
             failure = _failure(deed.order, error)
             told = f"{failure.error}{deed.clean_up()}"
-            return Answer(result=failure.result, error=told + _noted(deed, told))
+            return Answer(
+                result=failure.result, error=told + _noted(deed, told, temporary=failure.result == "failed_temporary")
+            )
         except BaseException:
             with suppress(Exception):
                 deed.clean_up()
@@ -198,9 +200,9 @@ def _failure(order: Order, error: Exception) -> Ending:
     return Ending(result="failed_permanent", error=message)
 
 
-def _noted(deed: Deed, error: str) -> str:
+def _noted(deed: Deed, error: str, *, temporary: bool) -> str:
     try:
-        deed.note_failure(error)
+        deed.note_failure(error, temporary=temporary)
     except TemporaryError as why:
         return f"; and it could not be noted: {why}"
     return ""

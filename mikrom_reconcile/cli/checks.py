@@ -16,8 +16,8 @@ from mikrom_reconcile.cli.host_checks import room_checks
 from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.core.model.desired import NAME_LENGTH
 from mikrom_reconcile.dispatch.broker import connect, without_password
-from mikrom_reconcile.host.drivers.firecracker import MAX_SOCKET_PATH_BYTES
 from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem, version_of
+from mikrom_reconcile.host.drivers.vmm_driver import MAX_SOCKET_PATH_BYTES
 from mikrom_reconcile.output.doctor_text import Check
 from mikrom_reconcile.settings import Settings
 

@@ -103,9 +103,7 @@ class Reconciler:
                 lease.release()
                 lease = self._lease(project, request, deadline, at_least=decision.highest_token + 1)
             approved = plan or decision.plan
-            outcomes = list(moved(approved, decision.plan))
-            for outcome in outcomes:
-                progress(outcome)
+            outcomes = told(moved(approved, decision.plan), progress)
             while True:
                 if request.verb is None and lease.held():
                     self.store.remember(project, decision.placements)
@@ -136,7 +134,7 @@ class Reconciler:
         return report
 
     def _waits(self, request: RunRequest, approved: Plan, decision: Decision, deadline: Deadline) -> bool:
-        """Sleep until VMs may be healthy for which what was approved waits, if there are any; Beat comes again anyway."""
+        """Sleep until VMs may be healthy for which what was approved waits. False for none; Beat comes again anyway."""
         waiting = waited(approved) & waited(decision.plan)
         if decision.again_s is None or request.origin == BEAT or not waiting:
             return False
@@ -146,7 +144,12 @@ class Reconciler:
     def _execute(
         self, request: RunRequest, actions: list[Action], lease: Lease, deadline: Deadline
     ) -> Iterator[ActionOutcome]:
-        orders = (Order(run_id=request.run_id, token=lease.token, action=action) for action in actions if lease.held())
+        scheduled = request.origin == BEAT
+        orders = (
+            Order(run_id=request.run_id, token=lease.token, action=action, scheduled=scheduled)
+            for action in actions
+            if lease.held()
+        )
         return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
 
     def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], Decision]]:
@@ -222,6 +225,14 @@ class Reconciler:
                 if deadline.left_s() < LEASE_RETRY_S:
                     raise
                 self._clock.sleep(LEASE_RETRY_S)
+
+
+def told(outcomes: Iterable[ActionOutcome], progress: Callable[[ActionOutcome], None]) -> list[ActionOutcome]:
+    """The outcomes, of which `progress` has heard."""
+    heard = list(outcomes)
+    for outcome in heard:
+        progress(outcome)
+    return heard
 
 
 def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:

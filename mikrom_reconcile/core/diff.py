@@ -12,10 +12,10 @@ from typing import Final, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.fields import carried, field_changes, recorded
+from mikrom_reconcile.core.fields import carried, field_changes, impact_of, is_row_of, recorded
 from mikrom_reconcile.core.lifecycle import LEFT_DOWN, LIVE, SATISFIES, WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
-from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.observed import Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
 from mikrom_reconcile.core.observed import SETTLED, Sight
 
@@ -216,6 +216,11 @@ def missing(case: Case) -> Verdict:
 def misplaced(case: Case) -> Verdict:
     """It is where it may not be any more: it goes there now, and is made on its new host in the next pass."""
     desired, observed = _both(case)
+    if desired.host != observed.host and observed.spec.drives:
+        disks = ", ".join(sorted(observed.spec.drives))
+        return case.change(
+            "blocked", f"it belongs on {desired.host}, and its drives ({disks}) do not travel", wanted="move"
+        )
     if desired.host != observed.host:
         return case.change("move", f"it belongs on {desired.host}")
     return None
@@ -226,6 +231,19 @@ def half_deleted(case: Case) -> Verdict:
     if case.observed and case.observed.phase == "deleting":
         return case.change("create", "an earlier delete was interrupted")
     return None
+
+
+def shrinking(case: Case) -> Verdict:
+    """A drive never gets smaller: what lies behind its new end would be lost."""
+    smaller = [
+        field
+        for field in changed_fields(*_both(case))
+        if is_row_of("drives.*.size_mib", field.path) and field.after < field.before
+    ]
+    if not smaller:
+        return None
+    reasons = [f"{field.path} would shrink from {field.before} to {field.after}" for field in smaller]
+    return case.change("blocked", *reasons, "write the old size, or a drive of another name")
 
 
 def wanted_stopped(case: Case) -> Verdict:
@@ -246,6 +264,15 @@ def parked(case: Case) -> Verdict:
         return None
     tries = f"{len(observed.restarts)} restarts within {observed.spec.restart.interval} did not keep it up"
     return case.change("blocked", f"parked: {tries}; change its spec, or --retry", wanted="start")
+
+
+def replacing(case: Case) -> Verdict:
+    """The spec differs in what its root disk is made from."""
+    desired, observed = _both(case)
+    fields = changed_fields(desired, observed)
+    if any(field.impact == "replace" for field in fields):
+        return case.change("replace", "spec changed", *_drift_reasons(desired, observed), fields=fields)
+    return None
 
 
 def left_down(case: Case) -> Verdict:
@@ -282,9 +309,11 @@ def restarting(case: Case) -> Verdict:
 
 
 def drifted(case: Case) -> Verdict:
-    """The VMM is not what its record says."""
-    reasons = _drift_reasons(*_both(case))
-    return case.change("restart", *reasons) if reasons else None
+    """The VMM is not what its record says, in what only a restart mends."""
+    desired, observed = _both(case)
+    if any(impact_of(item.path) != "live" for item in _drift(desired, observed)):
+        return case.change("restart", *_drift_reasons(desired, observed), fields=changed_fields(desired, observed))
+    return None
 
 
 def paused_or_not(case: Case) -> Verdict:
@@ -297,10 +326,12 @@ def paused_or_not(case: Case) -> Verdict:
     return case.change(kind, f"state: {desired.state}, and it is {observed.phase}", fields=fields)
 
 
-def recorded_only(case: Case) -> Verdict:
-    """The spec differs in what only the record knows."""
-    fields = changed_fields(*_both(case))
-    return case.change("update", "spec changed", fields=fields) if fields else None
+def updating(case: Case) -> Verdict:
+    """What differs can change while it runs, or only the record knows it."""
+    desired, observed = _both(case)
+    fields = changed_fields(desired, observed)
+    reasons = [*(["spec changed"] if fields else []), *_drift_reasons(desired, observed)]
+    return case.change("update", *reasons, fields=fields) if reasons else None
 
 
 def as_wanted(case: Case) -> Verdict:
@@ -320,15 +351,17 @@ RULES: tuple[Callable[[Case], Verdict], ...] = (
     missing,
     misplaced,
     half_deleted,
+    shrinking,
     wanted_stopped,
     parked,
+    replacing,
     left_down,
     down,
     broken,
     restarting,
     drifted,
     paused_or_not,
-    recorded_only,
+    updating,
     as_wanted,
 )
 
@@ -344,11 +377,12 @@ def changed_fields(desired: DesiredVM, observed: ObservedVM) -> tuple[FieldChang
 
 
 def _drift_reasons(desired: DesiredVM, observed: ObservedVM) -> tuple[str, ...]:
-    return tuple(
-        f"drift: {item.path} is {item.actual}, recorded {item.recorded}"
-        for item in observed.drift
-        if item.path not in desired.ignore_changes
-    )
+    return tuple(f"drift: {item.path} is {item.actual}, recorded {item.recorded}" for item in _drift(desired, observed))
+
+
+def _drift(desired: DesiredVM, observed: ObservedVM) -> tuple[Drift, ...]:
+    """The drift that somebody minds."""
+    return tuple(item for item in observed.drift if item.path not in desired.ignore_changes)
 
 
 def _both(case: Case) -> tuple[DesiredVM, ObservedVM]:

@@ -44,15 +44,20 @@ def decide_by_name(
     rows = [row for row in rows if row.project in {"", project}]
     changes: list[VMChange] = []
     unchanged: dict[str, int] = {}
+    warnings: list[str] = []
     for row in rows:
         verdict = _judge(verb, row, acted_on=row.name in acted_on)
         if isinstance(verdict, VMChange):
             changes.append(verdict)
         else:
             unchanged[row.host] = unchanged.get(row.host, 0) + 1
+            if row.drift and row.name not in acted_on:
+                warnings.append(f"{row.name} on {row.host} is {row.phase} already, and left alone: {_drifted(row)}")
     changes, refusals = protect(changes, {})
     contradicting = any(change.desired is None or change.desired.state != change.observed.state
                         for change in changes if change.observed and change.kind != "blocked")  # fmt: skip
+    if contradicting:
+        warnings.append(PAST_THE_SPECS)
     plan = Plan(
         id="",
         project=project,
@@ -63,7 +68,7 @@ def decide_by_name(
         actions=tuple(actions_of(changes, project)),
         refusals=tuple(refusals),
         unreachable={view.host: view.error for view in observed.hosts if view.report is None},
-        warnings=(PAST_THE_SPECS,) if contradicting else (),
+        warnings=tuple(warnings),
     )
     tokens = [view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report]
     return Decision(plan=numbered(plan), placements=Placements(), highest_token=max(tokens, default=0))
@@ -114,19 +119,22 @@ def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     if verb in {"pause", "resume"} and row.phase not in WELL:
         return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
     as_asked = row.phase in SATISFIES[state] and row.state == state
-    if verb in {"pause", "resume"} and row.drift:  # its host could only restart it, and memory is to stay
-        paths = ", ".join(item.path for item in row.drift)
-        why = f"its VMM is not as recorded ({paths}); `mikrom restart` puts that right"
-        return "unchanged" if as_asked else case.change("blocked", why)
-    if as_asked and not row.drift and (verb != "restart" or acted_on):
+    if verb != "restart" and row.drift and row.phase in WELL:  # its host could only restart it, and memory is to stay
+        return "unchanged" if as_asked else case.change("blocked", _drifted(row))
+    if as_asked and (verb != "restart" or (acted_on and not row.drift)):
         return "unchanged"
     return case.change(_kind(verb, row), f"it is {row.phase}")
+
+
+def _drifted(row: ObservedVM) -> str:
+    paths = ", ".join(item.path for item in row.drift)
+    return f"its VMM is not as recorded ({paths}); `mikrom restart` puts that right"
 
 
 def _kind(verb: Verb, row: ObservedVM) -> ChangeKind:
     """How a VM gets up: a live one is paused or resumed if that is enough."""
     if row.phase not in LIVE or row.phase == "starting":
         return "start"
-    if verb == "restart" or row.phase not in WELL or row.drift:
+    if verb == "restart" or row.phase not in WELL:
         return "restart"
     return "pause" if verb == "pause" else "resume"

@@ -35,6 +35,7 @@ VERBS: dict[ChangeKind, Verb] = {
     "resume": "resume",
     "update": "update",
     "restart": "restart",
+    "replace": "restart",  # the host makes the root disk anew where it is not of the image that the spec names
     "move": "delete",  # it is made on its new host once it is proven gone from the old one
     "delete": "delete",
 }

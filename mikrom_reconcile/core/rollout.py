@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from mikrom_reconcile.core.diff import misplaced, name_taken, on_a_dark_host, parked, restarting
+from mikrom_reconcile.core.diff import misplaced, name_taken, on_a_dark_host, parked, replacing, restarting
 from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.guards import Limits, allowed, as_recorded, turned
 from mikrom_reconcile.core.lifecycle import LEFT_DOWN, UP, WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Rollout, Share
 from mikrom_reconcile.core.model.observed import Attempt
-from mikrom_reconcile.core.model.plan import Peak, Refusal, VMChange
+from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
 from mikrom_reconcile.core.observed import Sight
 
 DISRUPTION = "10%"
@@ -157,12 +157,12 @@ class _Stage:
     def _takes_down(self, change: VMChange) -> bool:
         """A VM runs as it should, and would not for a while."""
         wanted = change.desired is not None and change.desired.state in UP
-        return wanted and change.kind in {"restart", "move"} and change.name not in self._down
+        return wanted and change.kind in {"restart", "replace", "move"} and change.name not in self._down
 
     def _has_failed(self, name: str, limits: Limits) -> bool:
         """Bringing the VM to what is wanted now was tried, and is still to be done."""
         change = self._known.get(name)
-        if change is None or change.desired is None or change.kind not in {"create", "start", "restart"}:
+        if change is None or change.desired is None or change.kind not in {"create", "start", "restart", "replace"}:
             return False
         attempt = self._attempt(name)
         if attempt is None or attempt.repair or attempt.count == 0 or (limits.retry and name not in limits.tried):
@@ -304,21 +304,20 @@ def _is_down(vm: DesiredVM, sight: Sight) -> bool:
 
 def _rolls(change: VMChange) -> bool:
     """Whether it brings the VM to another spec, and not only back to its own or to another host."""
-    if change.desired is None or change.observed is None:
-        return False
-    return change.rule == restarting.__name__ or (
-        change.rule == misplaced.__name__ and change.desired.spec_digest != change.observed.spec_digest
-    )
+    if change.rule != misplaced.__name__:
+        return change.rule in {restarting.__name__, replacing.__name__}
+    return not (change.desired and change.observed and change.desired.spec_digest == change.observed.spec_digest)
 
 
 def _as_it_was(change: VMChange) -> VMChange:
     """A repair brings a VM back with the spec that it had, not with one that has failed elsewhere."""
     seen, desired = change.observed, change.desired
-    if change.kind not in {"start", "restart"} or seen is None or desired is None or not change.fields:
+    if change.kind not in {"start", "restart", "replace"} or seen is None or desired is None or not change.fields:
         return change
     was = as_recorded(seen, desired.state, seen.policy)
     reasons = (*change.reasons, "with the spec that it had: the rollout of this fleet is halted")
-    return msgspec.structs.replace(change, reasons=reasons, fields=(), desired=was)
+    kind: ChangeKind = "start" if change.kind == "start" else "restart"
+    return msgspec.structs.replace(change, kind=kind, reasons=reasons, fields=(), desired=was)
 
 
 def _named(texts: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from kombu import Exchange, Queue
 
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.dispatch import celery_costs
 from mikrom_reconcile.dispatch.broker import broker_url, client_of
 from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.dispatch.presence import Heartbeat
@@ -28,8 +29,13 @@ from mikrom_reconcile.settings import Settings
 if TYPE_CHECKING:
     from redis import Redis
 
-FIRST, SOON, NORMAL, LAST = 0, 3, 6, 9
-"""Priorities, lower first: people who look; stop and delete; other actions; what Beat starts."""
+FIRST, LAST = 0, 8
+"""Priorities, lower first: people who look; the ticks of Beat."""
+
+ORDERS = {False: (2, 4), True: (6, 8)}
+"""Priorities of orders by whether they are scheduled: those that make room (stop and delete), and all others."""
+
+STEPS = (FIRST, *ORDERS[False], *ORDERS[True])
 
 _HIDDEN = "(not shown)"
 
@@ -70,11 +76,19 @@ def make_app(settings: Settings) -> FleetApp:
     app = FleetApp("mikrom", broker=url, backend=url, set_as_current=False)
     app.settings = settings
     app.keys = keys
-    app.conf.update(_messages(keys, settings), **_transport(keys, settings), **_beat(settings))
-    if url.startswith("rediss://"):
-        # without it the broker's connection takes any certificate
-        app.conf.update(broker_use_ssl=dict(_VERIFIED), redis_backend_use_ssl=dict(_VERIFIED))
+    app.conf.update(configuration(settings))
+    celery_costs.lower(app)
     return app
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """What Celery is told. Raises UsageError without a broker."""
+    keys = Keys(settings.queue)
+    told = _messages(keys, settings) | _transport(keys, settings) | _beat(settings)
+    if broker_url(settings).startswith("rediss://"):
+        # without it the broker's connection takes any certificate
+        told |= {"broker_use_ssl": dict(_VERIFIED), "redis_backend_use_ssl": dict(_VERIFIED)}
+    return told
 
 
 _VERIFIED = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
@@ -91,7 +105,7 @@ def _messages(keys: Keys, settings: Settings) -> dict[str, Any]:
         "task_default_queue": keys.queue,
         "task_queues": [Queue(own, Exchange(own), routing_key=own)],  # consumed by a worker that is not told with -Q
         "task_create_missing_queues": True,
-        "task_default_priority": NORMAL,
+        "task_default_priority": ORDERS[False][1],
         "task_acks_late": False,
         "task_publish_retry_policy": {"max_retries": 0},
         "result_expires": 3600,  # for people who call VM tasks themselves; the engine ignores results
@@ -115,7 +129,7 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
             "socket_keepalive": True,
             "visibility_timeout": 3600,
             "max_retries": 0,
-            "priority_steps": [FIRST, SOON, NORMAL, LAST],
+            "priority_steps": list(STEPS),
             "queue_order_strategy": "priority",
             # one set per host: with the shared ones any host reads what another has fetched
             "unacked_key": unacked,

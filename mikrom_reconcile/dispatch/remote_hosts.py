@@ -19,12 +19,12 @@ from redis import RedisError
 
 from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
-from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch import deadlines
-from mikrom_reconcile.dispatch.app import FIRST, NORMAL, SOON, FleetApp
+from mikrom_reconcile.dispatch.app import FIRST, FleetApp
 from mikrom_reconcile.dispatch.calls import Answer, Call, unpack
 from mikrom_reconcile.dispatch.keys import Keys
+from mikrom_reconcile.dispatch.messages import priority_of, shown_of
 from mikrom_reconcile.dispatch.presence import known, starts
 from mikrom_reconcile.dispatch.window import Window
 
@@ -32,17 +32,6 @@ if TYPE_CHECKING:
     from redis import Redis
 
 _log = logging.getLogger(__name__)
-
-PRIORITIES: dict[Verb, int] = {
-    "stop": SOON,  # what goes makes room for what comes
-    "delete": SOON,
-    "create": NORMAL,
-    "start": NORMAL,
-    "pause": NORMAL,
-    "resume": NORMAL,
-    "update": NORMAL,
-    "restart": NORMAL,
-}
 
 _CONSOLE_S = 10.0
 _LOOK_S = 1.0
@@ -150,8 +139,8 @@ class CeleryHosts:
             action.host,
             f"mikrom.{action.verb}_vm",
             {"call": call.name, "order": msgspec.json.encode(order).decode()},
-            note=f"{action.vm} on {action.host} · run {order.run_id[:8]}",
-            priority=PRIORITIES[action.verb],
+            note=shown_of(order),
+            priority=priority_of(order),
             # a backstop only: the hard limit ends the task's greenlet without a word to anybody
             time_limit=action.deadline_s + 30,
         )

@@ -17,7 +17,7 @@ from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryE
 from mikrom_reconcile.core.fields import needs_restart
 from mikrom_reconcile.core.lifecycle import SATISFIES, UP, WELL
 from mikrom_reconcile.core.model.desired import State
-from mikrom_reconcile.core.model.observed import Attempt, ObservedVM
+from mikrom_reconcile.core.model.observed import Attempt, FailedResult, ObservedVM
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.memory import Memory
@@ -194,23 +194,23 @@ class Deed:
     # ---- when a step failed -----------------------------------------------------------------------------------
 
     def clean_up(self) -> str:
-        """End the VMM that this deed may have started, and say what came of it."""
+        """End the VMM that this deed may have started, and say what came of it; "" where there is none."""
         if not self._may_have_started:
             return ""
         try:
             self._driver.stop(self._now(), grace_s=0)
             facts = self._driver.observe(self._now())
         except ActionError as error:
-            return f"; ending its VMM failed too: {error}"
-        return "; no VMM was left behind" if facts.status == "none" else f"; a VMM is left (pid {facts.pid})"
+            return f"ending its VMM failed too: {error}"
+        return "no VMM was left behind" if facts.status == "none" else f"a VMM is left (pid {facts.pid})"
 
-    def note_failure(self, error: str, *, temporary: bool) -> None:
+    def note_failure(self, error: str, result: FailedResult) -> None:
         """Keep the error in the record and count the attempt. Raises TemporaryError when it cannot be written.
 
         Of an order that was refused before anything was done only the attempt is kept: what is there is as it was.
         """
         record, desired, vm = self.record, self.order.action.desired, self.order.action.vm
-        if record is self.found and temporary:
+        if record is self.found and result == "failed_temporary":
             return  # nothing was done, so nothing failed but the order
         attempt = record.attempt if record else self._records.attempts().get(vm)
         if desired is not None:
@@ -218,7 +218,7 @@ class Deed:
             attempt = Attempt(
                 spec_digest=desired.spec_digest,
                 count=1 + (same.count if same else 0),
-                result="failed_temporary" if temporary else "failed_permanent",
+                result=result,
                 repair=same.repair if same else record is not None and record.spec_digest == desired.spec_digest,
                 error=error[:MAX_ERROR],
             )

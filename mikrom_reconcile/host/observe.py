@@ -130,10 +130,12 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
 
 def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
     """Where a VMM differs from the spec that it should run; what it cannot be asked for does not differ."""
-    compared: list[tuple[str, int | str, int | str]] = []
-    if facts.machine is not None:
-        compared.append(("machine.vcpu_count", spec.machine.vcpu_count, facts.machine.vcpu_count))
-        compared.append(("machine.mem_size_mib", spec.machine.mem_size_mib, facts.machine.mem_size_mib))
+    compared: list[tuple[str, int | str | None, int | str | None]] = []
+    if facts.machine is not None and facts.machine != spec.machine:
+        compared += (
+            (f"machine.{name}", getattr(spec.machine, name), getattr(facts.machine, name))
+            for name in spec.machine.__struct_fields__
+        )
     if facts.boot_args is not None:
         compared.append(("boot_args", spec.boot_args, facts.boot_args))
     return tuple(

@@ -150,8 +150,21 @@ def test_an_order_delivered_twice_at_once_has_one_effect(fleet: Fleet, side: Sid
         side.send("mikrom.create_vm", call.name, sent)
         side.send("mikrom.create_vm", call.name, sent)
         results = sorted(outcome.result for outcome in answers(call, 2))
-    assert results in (["already_done", "done"], ["done", "failed_temporary"])  # the second may have met the lock
+    assert results == ["already_done", "done"]  # the second may have met the lock, and came again
     assert side.rows()["vm-1"].generation == 1
+
+
+@pytest.mark.parametrize(("failures", "result"), [(2, "done"), (3, "failed_temporary")])
+def test_a_temporary_failure_is_tried_again_by_the_same_worker(
+    fleet: Fleet, side: Side, failures: int, result: str
+) -> None:
+    fleet.worker("host", MIKROM_TEST_BOOT_S="0", MIKROM_TEST_FAILURES=str(failures))
+    (outcome,) = side.hosts.execute([order("create", "vm-1", host=HERE)], forks=1, deadline_s=15)
+    assert outcome.result == result
+    told = fleet.log(OWNER)
+    assert told.count("vm-1: starting: failed: vm-1: no memory") == failures
+    assert told.count("retry: Retry in ") == 2
+    assert 'step="attempt 2 of 3"' in told
 
 
 def test_an_order_that_nobody_waits_for_is_not_begun(fleet: Fleet, side: Side) -> None:
@@ -171,6 +184,14 @@ def test_an_order_for_another_host_or_under_another_name_is_not_carried_out(flee
     assert told["elsewhere"] == ("skipped", "the order is for host hv02, this is localhost")
     assert told["renamed"] == ("skipped", "the order says create")
     assert side.rows() == {}
+
+
+def test_a_vm_task_by_hand_belongs_to_control(fleet: Fleet, side: Side) -> None:
+    fleet.worker("host")
+    sent = side.app.send_task("mikrom.stop_vm", args=["web-000"], queue=KEYS.host_queue(HERE))
+    told = sent.get(timeout=10)
+    assert told["done"] == "nothing: mikrom.stop_vm takes the name of a VM, and goes to the control queue mikrom:queue"
+    assert told["exit_code"] == 1
 
 
 def test_what_is_no_order_and_no_message_of_celery_does_not_end_the_worker(fleet: Fleet, side: Side) -> None:

@@ -47,7 +47,7 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     actual: int | str | bool | None
 
 
-Failure = Literal["failed_temporary", "failed_permanent"]
+FailedResult = Literal["failed_temporary", "failed_permanent"]
 """How an order failed; see the results of orders."""
 
 
@@ -59,7 +59,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     spec_digest: str
     count: int
-    result: Failure = "failed_temporary"
+    result: FailedResult = "failed_temporary"
     repair: bool = False
     error: str = ""
 

@@ -50,11 +50,15 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """An action as it is sent to a host. `token` fences: a host refuses one lower than it has seen."""
+    """An action as it is sent to a host. `token` fences: a host refuses one lower than it has seen.
+
+    `scheduled` says that nobody waits for its run: it goes after what people asked for.
+    """
 
     run_id: str
     token: int
     action: Action
+    scheduled: bool = False
 
 
 class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,8 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, UnreachableError
+
 MAX_ANSWER_BYTES = 1 << 18
 """The largest answer is the configuration of a VM with many drives: some kilobytes."""
 
@@ -23,18 +25,6 @@ _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r", re.IGNORECASE
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 T = TypeVar("T")
-
-
-class FaultError(Exception):
-    """Firecracker refused, in its own words."""
-
-
-class UnreachableError(Exception):
-    """Nobody listens at the socket, or not who should."""
-
-
-class NoAnswerError(Exception):
-    """Somebody listens, and did not answer in time or not in HTTP."""
 
 
 class _Fault(msgspec.Struct):

@@ -19,6 +19,8 @@ def unsupported(spec: VMSpec) -> str | None:
         return f'there is no image "{spec.image}"; the only one so far is "{HELLO}"'
     if not 1 <= machine.vcpu_count <= MAX_VCPU_COUNT:
         return f"machine.vcpu_count is {machine.vcpu_count}; Firecracker takes 1 to {MAX_VCPU_COUNT}"
+    if machine.smt and machine.vcpu_count > 1 and machine.vcpu_count % 2:
+        return f"machine.vcpu_count is {machine.vcpu_count}; with machine.smt it is 1 or an even number"
     if machine.mem_size_mib < LEAST_MEM_SIZE_MIB:
         return f'machine.mem_size_mib is {machine.mem_size_mib}; "{HELLO}" needs {LEAST_MEM_SIZE_MIB} or more'
     size = len(spec.boot_args.encode())

@@ -65,12 +65,17 @@ class Places:
     @cached_property
     def log(self) -> Path:
         """What the VMM itself said since it was started."""
-        return self.folder / "fc.log"
+        return self.folder / "vmm.log"
 
     @cached_property
     def metrics(self) -> Path:
-        """The VMM's counters; the last line tells how it ended."""
+        """A Firecracker's counters; the last line tells how it ended."""
         return self.folder / "metrics"
+
+    @cached_property
+    def pidfile(self) -> Path:
+        """What a QEMU makes when it starts and removes when it ends in order."""
+        return self.folder / "qemu.pid"
 
     @cached_property
     def socket(self) -> Path:
@@ -80,7 +85,7 @@ class Places:
     def files(self) -> tuple[Path, ...]:
         """Everything that a driver may have made for the VM, the lock apart."""
         draft = self.proc.with_name(self.proc.name + ".new")
-        return (self.socket, self.proc, draft, self.console, self.log, self.metrics)
+        return (self.socket, self.proc, draft, self.console, self.log, self.metrics, self.pidfile)
 
 
 class Layout:

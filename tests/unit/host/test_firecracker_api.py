@@ -15,13 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mikrom_reconcile.host.drivers.firecracker_api import (
-    MAX_ANSWER_BYTES,
-    Api,
-    FaultError,
-    NoAnswerError,
-    UnreachableError,
-)
+from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, UnreachableError
+from mikrom_reconcile.host.drivers.firecracker_api import MAX_ANSWER_BYTES, Api
 
 PATIENCE_S = 0.2
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from mikrom_reconcile.core.diff import misplaced, name_taken, on_a_dark_host, parked, replacing, restarting
+from mikrom_reconcile.core.diff import misplaced, name_taken, on_a_dark_host, parked, replacing, restarting, runs_twice
 from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.guards import Limits, allowed, as_recorded, turned
 from mikrom_reconcile.core.lifecycle import LEFT_DOWN, UP, WELL
@@ -127,7 +127,7 @@ class _Stage:
             rollout is not None,
             rollout or Rollout(),
         )
-        self._known = {change.name: change for change in everything}
+        self._known = {change.name: change for change in everything if change.rule != runs_twice.__name__}
         if self._rollout.unreachable == "skip":
             vms = [vm for vm in vms if not self._was_judged(vm.name, on_a_dark_host)]
         names = [vm.name for vm in vms]
@@ -214,6 +214,8 @@ class _Stage:
 
     def judge(self, change: VMChange) -> VMChange:
         """The change, or what is left of it."""
+        if self._known.get(change.name) is not change:
+            return change
         if change.name in self._failed & self._going:  # it is still up, and would only keep the others waiting
             self._given_up.add(change.name)
             return turned(change, "blocked", "that has failed")

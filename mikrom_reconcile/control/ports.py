@@ -9,6 +9,7 @@ from typing import Protocol
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.specs import SourceState
 
 
 class Hosts(Protocol):
@@ -83,6 +84,9 @@ class Engine(Protocol):
 
     hosts: Hosts
     store: RunStore
+
+    def source(self) -> SourceState | None:
+        """What the last look at the source of scheduled runs gave; None where there are none."""
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change. Changes nothing and takes no lease. Raises SpecError, SourceError."""

@@ -12,11 +12,12 @@ from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
-from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Expect, Plan, VMChange
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.one_off import decide_by_name
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, expect_of, question
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, expect_of, question, thorough
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, hosts_of
 from mikrom_reconcile.core.standstill import Standstill, key_of, standstill
@@ -54,6 +55,10 @@ class Reconciler:
         self._schemas = schemas
         self._cache = cache
         self._alone = alone
+
+    def source(self) -> SourceState | None:
+        """None: what is scheduled, and told of, is a matter of control workers."""
+        return None
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
@@ -128,6 +133,7 @@ class Reconciler:
             started_at=started_at,
             finished_at=self._clock.now(),
             origin=request.origin,
+            source_problem=request.source_problem,
         )
         if request.origin != BEAT or outcomes or approved.changes:  # ticks that find nothing would bury the others
             self.store.save(report)
@@ -187,17 +193,15 @@ class Reconciler:
         self, request: RunRequest, specs: Specs, tried: frozenset[str] = frozenset()
     ) -> tuple[Question, Decision]:
         placements = self.store.placements(specs.project)
-        asked, decision = self._decide(request, specs, placements, tried)
-        if decision.doubtful:  # asked as if nobody knew where they are, every host tells all that it has of them
-            vms = {name: host for name, host in placements.vms.items() if name not in decision.doubtful}
-            return self._decide(request, specs, msgspec.structs.replace(placements, vms=vms), tried)
-        return asked, decision
-
-    def _decide(
-        self, request: RunRequest, specs: Specs, placements: Placements, tried: frozenset[str]
-    ) -> tuple[Question, Decision]:
         dead = request.assume_dead + request.without_hosts
         asked = question(specs, placements, here=self._here, destroy=request.destroy, dead=dead)
+        decision = self._decide(request, asked, tried)
+        if decision.doubtful:
+            asked = thorough(asked, decision.doubtful)
+            decision = self._decide(request, asked, tried)
+        return asked, decision
+
+    def _decide(self, request: RunRequest, asked: Question, tried: frozenset[str]) -> Decision:
         limits = Limits(
             prune_max=request.prune_max,
             confirmed=request.confirmed,
@@ -206,7 +210,7 @@ class Reconciler:
             tried=tried,
         )
         selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
-        return asked, decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
+        return decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
 
     def _observe(self, queries: Mapping[str, ObserveQuery], without: tuple[str, ...]) -> ObservedState:
         asked = {host: query for host, query in queries.items() if host not in without}

@@ -79,7 +79,8 @@ def diff(
     `hiding` names dark hosts on which VMs may exist unknown to us; `retry` brings back what was given up.
     """
     changes: list[VMChange] = []
-    settled = sight.settled | {vm.name for vm in desired.vms if _is_settled(vm, sight.own.get(vm.name, ()))}
+    own = sight.own
+    settled = sight.settled | {vm.name for vm in desired.vms if vm.name in own and _is_settled(vm, own[vm.name])}
     unchanged = Counter(vm.host for vm in desired.vms if vm.name in settled)
     for case in _cases(desired, sight, hiding, settled):
         verdict = judge(msgspec.structs.replace(case, retry=True) if retry else case)

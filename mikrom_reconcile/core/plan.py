@@ -63,9 +63,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
-    `unmatched` is the term of the limit that names nothing. `doubtful` names VMs that were found on one host while a
-    digest proves them on another: which is newer is not known without the rows of both. `again_s` is when VMs may be
-    healthy for which a rollout waits; None when there are none.
+    `unmatched` is the term of the limit that names nothing. With `doubtful` VMs the plan cannot be trusted: ask again,
+    `thorough`. `again_s` is when VMs may be healthy for which a rollout waits; None when there are none.
     """
 
     plan: Plan
@@ -77,14 +76,38 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def question(
-    specs: Specs, placements: Placements, *, here: str, destroy: bool = False, dead: tuple[str, ...] = ()
+    specs: Specs,
+    placements: Placements,
+    *,
+    here: str,
+    destroy: bool = False,
+    dead: tuple[str, ...] = (),
 ) -> Question:
     """What to ask the hosts of the inventory, or `here` without one, and those on which VMs are remembered.
 
     `destroy` wants everything that the specs own gone, so every row is asked for.
     """
-    hosts = hosts_of(specs, here)
-    pending = expand(specs)
+    return _question(specs, expand(specs), hosts_of(specs, here), placements, destroy=destroy, dead=dead)
+
+
+def thorough(asked: Question, doubtful: frozenset[str]) -> Question:
+    """The same question as if nobody knew where the doubtful VMs are: every host tells all that it has of them."""
+    vms = {name: host for name, host in asked.placements.vms.items() if name not in doubtful}
+    placements = msgspec.structs.replace(asked.placements, vms=vms)
+    found = _question(asked.specs, asked.pending, asked.hosts, placements, destroy=asked.destroy, dead=asked.dead)
+    every_row = {host: msgspec.structs.replace(query, alike={}) for host, query in found.queries.items()}
+    return msgspec.structs.replace(found, queries=every_row)
+
+
+def _question(
+    specs: Specs,
+    pending: tuple[PendingVM, ...],
+    hosts: tuple[str, ...],
+    placements: Placements,
+    *,
+    destroy: bool,
+    dead: tuple[str, ...],
+) -> Question:
     alive = _without(placements, dead)
     desired = desired_state(specs, pending, Landscape(hosts, (), alive.vms))
     if destroy:
@@ -140,7 +163,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         placements=_to_remember(asked, desired, sight, changes),
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
-        doubtful=sight.settled & sight.own.keys(),
+        doubtful=sight.doubtful,
         again_s=rolling.again_s,
     )
 

@@ -23,6 +23,7 @@ from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.errors import MikromError, PastDeadlineError, SetupError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest
+from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.app import FIRST, make_app
 from mikrom_reconcile.dispatch.broker import connect, without_password
 from mikrom_reconcile.dispatch.calls import Answer, Call, pack, unpack
@@ -31,6 +32,7 @@ from mikrom_reconcile.dispatch.keys import LEFTOVER_S
 from mikrom_reconcile.dispatch.presence import living, starts
 from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from mikrom_reconcile.dispatch.runs import Accepted
+from mikrom_reconcile.dispatch.source_sync import source_state
 from mikrom_reconcile.settings import Settings
 
 _PLAN_S = 120.0
@@ -52,6 +54,13 @@ class RemoteEngine:
         self._broker = without_password(broker_url)
         self.hosts: Hosts = CeleryHosts(self._app, self._redis)
         self.store: RunStore = RedisStore(self._redis, prefix=self._keys.prefix)
+
+    def source(self) -> SourceState | None:
+        """What the last look of a control worker at MIKROM_SPECS gave. Raises SetupError."""
+        try:
+            return source_state(self._redis, self._keys)
+        except RedisError as error:
+            raise SetupError(f"the broker {self._broker} was lost: {error}") from error
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change. Raises SpecError, SourceError, and MikromError without a control worker."""

@@ -62,6 +62,15 @@ class Keys:
         return f"{self.prefix}:run:{run}:plan"
 
     @property
-    def tick(self) -> str:
-        """The tick of the present interval; whichever Beat sets it sends it."""
-        return f"{self.prefix}:tick"
+    def source(self) -> str:
+        """What the last look at MIKROM_SPECS gave, for who looks."""
+        return f"{self.prefix}:source"
+
+    @property
+    def good_specs(self) -> str:
+        """The last good specs that any control worker has seen."""
+        return f"{self.prefix}:source:good"
+
+    def tick(self, entry: str) -> str:
+        """The tick of an entry of Beat's ("reconcile") in the present interval; whichever Beat sets it sends it."""
+        return f"{self.prefix}:tick:{entry}"

@@ -24,6 +24,7 @@ from mikrom_reconcile.dispatch import calls, deadlines
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.errors_on_the_wire import failure_of
 from mikrom_reconcile.dispatch.keys import LEFTOVER_S, TTL_S
+from mikrom_reconcile.dispatch.source_sync import specs_now
 from mikrom_reconcile.output.verdict import LATE, verdict_of
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def _unattended(run: str, carry_out: Callable[[str], tuple[str, int]]) -> dict[s
 
 def _reconcile(task: Any, run: str, tick: str | None) -> tuple[str, int]:
     app = task.app
-    if tick is not None and app.redis.get(app.keys.tick) != tick.encode():
+    if tick is not None and app.redis.get(app.keys.tick("reconcile")) != tick.encode():
         return "nothing: this tick is late, a newer one is due", 0
     try:
         # one at a time: a run that takes longer than the interval swallows the ticks that it misses
@@ -96,7 +97,7 @@ def _reconcile(task: Any, run: str, tick: str | None) -> tuple[str, int]:
     except BusyError:
         return "nothing: the run of an earlier tick still goes on", 0
     try:
-        return _apply(app, _request_of(app, run, BEAT, tree=app.parts.read_tree()))
+        return _apply(app, _request_of(app, run, BEAT))
     finally:
         turn.release()
 
@@ -107,12 +108,15 @@ def _deed(task: Any, run: str, verb: Verb, vm: str) -> tuple[str, int]:
         raise UsageError(f"mikrom.{verb}_vm takes the name of a VM, and goes to the control queue {app.keys.queue}")
     origin = f"mikrom.{verb}_vm"
     if verb in {"create", "update"}:
-        return _apply(app, _request_of(app, run, origin, tree=app.parts.read_tree(), limit=vm))
+        return _apply(app, _request_of(app, run, origin, limit=vm))
     nothing = SourceTree(revision="", files=())
     return _apply(app, _request_of(app, run, origin, tree=nothing, verb=verb, names=(vm,)))
 
 
 def _request_of(app: FleetApp, run: str, origin: str, **asked: Any) -> RunRequest:
+    """The request of a run that nobody watches; without a tree in `asked`, of the specs that are good now."""
+    if "tree" not in asked:
+        asked["tree"], asked["source_problem"] = specs_now(app)
     settings = app.settings
     return RunRequest(run_id=run, origin=origin, forks=settings.forks, timeout_s=settings.timeout_s, **asked)
 
@@ -128,7 +132,9 @@ def summary(report: RunReport) -> str:
     counts = Counter(f"{outcome.verb} {outcome.result}" for outcome in report.outcomes)
     did = ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing to do"
     left = "" if report.remaining is None else _left(report.remaining)
-    return f"{did}{left}{'; the deadline passed first' if report.late else ''}"
+    late = "; the deadline passed first" if report.late else ""
+    source = f"; the source is broken, {report.plan.revision} was used: {report.source_problem}"
+    return f"{did}{left}{late}{source if report.source_problem else ''}"
 
 
 def _left(plan: Plan) -> str:

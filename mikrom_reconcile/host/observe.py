@@ -50,6 +50,7 @@ class Observer:
         records = [record for record in found if isinstance(record, VMRecord)]
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, Unreadable)]
         digests: dict[str, str] = {}
+        settled: dict[str, tuple[str, ...]] = {}
         maturing: dict[str, float] = {}
         attempts: dict[str, Attempt] = {}
         if query.project is None:
@@ -63,9 +64,10 @@ class Observer:
             maturing = _maturing(looks, query.min_healthy_s)
             attempts = self._records.attempts()
             digests = fleet_digests(own)
-            differing = _differing(digests, query.known)
-            rows += [row for row in own if row.fleet in differing]
-            if differing or query.others:
+            fleets = differing(digests, query.known)
+            told, settled = parted([row for row in own if row.fleet in fleets], query)
+            rows += told
+            if fleets or query.others:
                 rows += self._rows([record for record in records if record.project != query.project])
         return HostReport(
             host=self._host,
@@ -74,6 +76,7 @@ class Observer:
             highest_tokens=tokens,
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),
+            settled=settled,
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
             maturing=maturing,
@@ -138,9 +141,17 @@ def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
         )
     if facts.boot_args is not None:
         compared.append(("boot_args", spec.boot_args, facts.boot_args))
+    if facts.disks is not None and (lost := disks_of(spec) - facts.disks):
+        compared += ((f"drives.{name}", name, None) for name in sorted(lost))
     return tuple(
         Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
     )
+
+
+def disks_of(spec: VMSpec) -> frozenset[str]:
+    """The names of all disks of a VM."""
+    root = ("rootfs",) if spec.boot and spec.boot.rootfs else ()
+    return frozenset((*root, *spec.drives))
 
 
 def unreadable_row(found: Unreadable, host: str, now: datetime) -> ObservedVM:
@@ -180,13 +191,25 @@ def _maturing(looks: Iterable[tuple[ObservedVM, float]], min_healthy_s: dict[str
     return {name: left for name, left in left_s.items() if left > 0}
 
 
+def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[ObservedVM], dict[str, tuple[str, ...]]]:
+    """The rows that control has to see, and by fleet the names of the VMs that are as it said they should all be."""
+    told: list[ObservedVM] = []
+    settled: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if query.alike.get(row.fleet) == (row.spec_digest, row.phase) and not row.drift:
+            settled[row.fleet].append(row.name)
+        else:
+            told.append(row)
+    return told, {fleet: tuple(names) for fleet, names in settled.items()}
+
+
 def capacity() -> Capacity:
     """What this machine has in all."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Capacity(vcpu_count=os.cpu_count() or 1, mem_size_mib=memory_bytes >> 20)
 
 
-def _differing(digests: dict[str, str], known: dict[str, str]) -> set[str]:
+def differing(digests: dict[str, str], known: dict[str, str]) -> set[str]:
     """Fleets that are not as control expects; one that is missing on either side counts as a fleet without VMs."""
     fleets = digests.keys() | known.keys()
     return {fleet for fleet in fleets if digests.get(fleet, _NO_VMS) != known.get(fleet, _NO_VMS)}

@@ -47,9 +47,13 @@ def _vm_row(vm: ObservedVM) -> Document:
 
 
 def status_document(status: Status) -> Document:
-    """Hosts and fleets; `wanted` is null where the specs name no such fleet, `last_run` before the first."""
+    """Hosts and fleets; `wanted` is null where the specs name no such fleet, `last_run` before the first, `source`
+    where nothing is scheduled.
+    """
     last = status.last_run
-    return {"hosts": status.hosts, "fleets": status.fleets, "last_run": last and _run_row(last)}
+    return {
+        "hosts": status.hosts, "fleets": status.fleets, "last_run": last and _run_row(last), "source": status.source,
+    }  # fmt: skip
 
 
 def runs_document(reports: Iterable[RunReport]) -> Document:
@@ -68,6 +72,7 @@ def _run_row(report: RunReport) -> Document:
         "summary": kinds_of(report.plan),
         "done": sum(outcome.result == "done" for outcome in report.outcomes),
         "exit_code": verdict_of(report).exit_code,
+        "source_problem": report.source_problem,
     }
 
 

@@ -99,7 +99,7 @@ def planned(desired: DesiredVM, seen: ObservedVM | None) -> VMChange:
 
 
 def test_every_row_of_the_table_is_measured_here() -> None:
-    rows = {path for path in FIELDS if opened(path)}
+    rows = {path for path in FIELDS if opened(path) and not f"{path}.".startswith("boot.")}
     assert set(MEASURED) == {path for path in rows - BY_OTHER_RULES if FIELDS[path].observed == "vmm"}
     assert set(MEASURED) | set(RECORD_ONLY) | BY_OTHER_RULES == rows
 

@@ -27,7 +27,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     variables; `retry` brings back what was given up; `limit`, `tags` and `skip_tags` narrow what is done
     (`core.selection`). `assume_dead` names hosts that are off for good, by a person's word: if they do not answer,
     their VMs may be made elsewhere. `without_hosts` is for plans only: what if these hosts were lost? `verb` and
-    `names` ask for one deed on VMs by name instead, past the specs (`core.one_off`).
+    `names` ask for one deed on VMs by name instead, past the specs (`core.one_off`). `source_problem` says why the tree
+    is the last good one and not what its source holds now; "" if it is.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     without_hosts: tuple[str, ...] = ()
     verb: Verb | None = None
     names: tuple[str, ...] = ()
+    source_problem: str = ""
     forks: int = 32
     timeout_s: float = 600.0
 
@@ -76,7 +78,7 @@ class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One run from plan to verification. `origin` is that of its request.
+    """One run from plan to verification. `origin` and `source_problem` are those of its request.
 
     `remaining` is the plan that the last observation gives: what is still different, and None when the run
     ended before it could observe again. `late` says that the deadline passed first.
@@ -90,3 +92,4 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     finished_at: datetime
     origin: str = ""
+    source_problem: str = ""

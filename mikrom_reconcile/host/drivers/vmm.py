@@ -94,7 +94,6 @@ class Layout:
     def __init__(self, state_dir: Path, run_dir: Path) -> None:
         self._state_dir = state_dir.resolve()
         self._run_dir = run_dir
-        self.images = self._state_dir / "images"
 
     def of(self, vm: str) -> Places:
         """The places of one VM."""

@@ -40,6 +40,9 @@ class FakeEngine:
         self.planned = planned
         self.applied: list[tuple[RunRequest, Plan | None]] = []
 
+    def source(self) -> None:
+        return None
+
     def plan(self, request: RunRequest) -> Plan:
         return REMOVE if request.confirmed else self.planned
 

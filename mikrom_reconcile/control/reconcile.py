@@ -14,7 +14,7 @@ from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Expect, Plan, VMChange
-from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.one_off import decide_by_name
 from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, expect_of, question, thorough
@@ -59,6 +59,15 @@ class Reconciler:
     def source(self) -> SourceState | None:
         """None: what is scheduled, and told of, is a matter of control workers."""
         return None
+
+    def unfinished(self) -> tuple[UnfinishedRun, ...]:
+        """None: a run in this process is told by this process."""
+        return ()
+
+    def hand_over(self, request: RunRequest, plan: Plan) -> None:
+        """Refused: this process is the one that carries it out."""
+        del request, plan
+        raise UsageError("--no-wait needs somebody who goes on: set MIKROM_BROKER_URL, or start `mikrom up`")
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""

@@ -8,7 +8,6 @@ greenlet or a time limit, passes through once no half-started VMM is left.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -78,7 +77,7 @@ class Executor:
         self._clock = clock
         self._on_step = on_step
         self._memory = Memory(
-            mem_size_mib=capacity().mem_size_mib if driver.takes_memory else sys.maxsize, records=records, clock=clock
+            mem_size_mib=capacity().mem_size_mib, need_mib=driver.memory_mib, records=records, clock=clock
         )
         self._observer = Observer(host, driver=driver, records=records)
         self._sweeping = threading.Lock()

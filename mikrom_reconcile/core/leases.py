@@ -6,7 +6,7 @@ remembered on a dark host, has it, and for its pool's cooldown after the host pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 
 import msgspec
@@ -33,7 +33,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     released: Mapping[str, float]
 
 
-def held_by(desired: DesiredState, sight: Sight, remembered: Placements) -> Held:
+def _held(desired: DesiredState, sight: Sight, remembered: Placements) -> Held:
     """What nobody else may lease: what seen, proven or (on dark hosts) remembered VMs have, and what is static."""
     by_vm: dict[str, Addresses] = {
         name: found for name, found in remembered.addresses.items() if remembered.vms.get(name) in sight.dark
@@ -46,18 +46,24 @@ def held_by(desired: DesiredState, sight: Sight, remembered: Placements) -> Held
 
 
 def leased(
-    changes: Iterable[VMChange], held: Held, networks: Mapping[str, Network]
+    changes: list[VMChange],
+    networks: Mapping[str, Network],
+    desired: DesiredState,
+    sight: Sight,
+    remembered: Placements,
 ) -> tuple[list[VMChange], list[Refusal]]:
     """The changes with an address for each interface; those that get none are refused, the others go on."""
-    desk = _Desk(held, networks)
+    if not networks:
+        return changes, []
+    desk = _Desk(_held(desired, sight, remembered), networks)
     result, refusals = [], []
     for change in changes:
-        desired = change.desired
-        if desired is None or change.kind not in _NEEDS_ONE or not desired.spec.network_interfaces:
+        vm = change.desired
+        if vm is None or change.kind not in _NEEDS_ONE or not vm.spec.network_interfaces:
             result.append(change)
             continue
         try:
-            result.append(replace(change, desired=replace(desired, addresses=desk.addresses_of(desired))))
+            result.append(replace(change, desired=replace(vm, addresses=desk.addresses_of(vm))))
         except _ExhaustedError as error:
             reasons = (*change.reasons, str(error))
             result.append(replace(change, kind="blocked", wanted=change.kind, reasons=reasons))

@@ -6,7 +6,6 @@ not ours is never touched. What is there is found by its alias, so whatever a ki
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import struct
@@ -28,7 +27,7 @@ from mikrom_reconcile.host.ports import VMRecord
 
 _STEP = "making its links"
 _WAIT_S = 0.005
-_NFT_S = 10.0
+_NFT, _NFT_S = "nft", 10.0
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
 _IFREQ = struct.Struct("16sH22x")
 _TAP_FLAGS = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, as Firecracker and QEMU open it
@@ -70,7 +69,7 @@ class Networks:
         with Netlink() as kernel:
             for interface in self.of(record):
                 nic = record.spec.network_interfaces[interface.name]
-                with self._bridge_lock(record, nic.network, give_up_at):
+                with self._bridge_lock(record.vm, self._bridge_name(record, nic.network), give_up_at):
                     bridge = self._bridge(kernel, record, nic)
                     self._tap(kernel, record, interface, bridge)
 
@@ -103,9 +102,14 @@ class Networks:
             taps = [link for link in kernel.links() if link.alias.startswith(prefix)] if self._made_any() else []
             for tap in taps:
                 kernel.delete(tap.index)
-        for network in sorted({nic.network for nic in record.spec.network_interfaces.values()}):
-            with self._bridge_lock(record, network, give_up_at), Netlink() as kernel:
-                self._drop_bridge(kernel, record, network)
+            bridges = (
+                [link.name for link in kernel.links() if link.alias.startswith(f"{self._prefix}network=")]
+                if taps
+                else []
+            )
+        for name in bridges:
+            with self._bridge_lock(record.vm, name, give_up_at), Netlink() as kernel:
+                _drop_if_unused(kernel, record.vm, name)
 
     def strays(self, known: Container[str]) -> Iterator[Link]:
         """Taps of ours whose VM is not `known`."""
@@ -131,12 +135,12 @@ class Networks:
         return any(self._locks.glob("bridge-*.lock"))
 
     @contextmanager
-    def _bridge_lock(self, record: VMRecord, network: str, give_up_at: float) -> Iterator[None]:
+    def _bridge_lock(self, vm: str, bridge: str, give_up_at: float) -> Iterator[None]:
         """Nobody else makes or drops the bridge meanwhile."""
-        path = self._locks / f"bridge-{self._bridge_name(record, network)}.lock"
+        path = self._locks / f"bridge-{bridge}.lock"
         while (lock := locks.open_taken(path)) is None:
             if time.monotonic() > give_up_at:
-                raise TemporaryError(f"another process still works on network {network}", vm=record.vm, step=_STEP)
+                raise TemporaryError(f"another process still works on bridge {bridge}", vm=vm, step=_STEP)
             time.sleep(_WAIT_S)
         try:
             yield
@@ -174,20 +178,21 @@ class Networks:
             raise TemporaryError(f"tap {interface.tap} vanished as soon as it was made", vm=record.vm, step=_STEP)
         kernel.set_up(found.index, alias=alias, master=bridge.index)
 
-    def _drop_bridge(self, kernel: Netlink, record: VMRecord, network: str) -> None:
-        bridge = kernel.link(self._bridge_name(record, network))
-        if bridge is not None and not any(link.master == bridge.index for link in kernel.links()):
-            if _has_table(bridge.name):
-                _nft(record.vm, f"delete table ip {bridge.name}")
-            kernel.delete(bridge.index)
-
     def _taken(self, record: VMRecord, what: str, found: Link) -> PermanentError:
         message = f"{what} is somebody else's (alias {found.alias!r}): remove it, or rename what it belongs to"
         return PermanentError(message, vm=record.vm, step=_STEP)
 
 
+def _drop_if_unused(kernel: Netlink, vm: str, name: str) -> None:
+    bridge = kernel.link(name)
+    if bridge is not None and not any(link.master == bridge.index for link in kernel.links()):
+        if _has_table(name):
+            _nft(vm, f"delete table ip {name}")
+        kernel.delete(bridge.index)
+
+
 def mac_of(record: VMRecord, name: str) -> str:
-    """A locally administered address that follows from project, VM and interface, so that it is the same on any host."""
+    """A locally administered address that follows from project, VM and interface: it is the same on any host."""
     return "06:" + ":".join(f"{byte:02x}" for byte in bytes.fromhex(_hash(f"{record.project} {record.vm} {name}", 5)))
 
 
@@ -236,7 +241,7 @@ table ip {bridge} {{
 
 def _has_table(name: str) -> bool:
     try:
-        done = subprocess.run(("nft", "list", "table", "ip", name), capture_output=True, timeout=_NFT_S, check=False)
+        done = subprocess.run((_NFT, "list", "table", "ip", name), capture_output=True, timeout=_NFT_S, check=False)
     except FileNotFoundError:
         return False
     return done.returncode == 0
@@ -245,7 +250,7 @@ def _has_table(name: str) -> bool:
 def _nft(vm: str, script: str) -> None:
     try:
         done = subprocess.run(
-            ("nft", "-f", "-"), input=script, text=True, capture_output=True, timeout=_NFT_S, check=False
+            (_NFT, "-f", "-"), input=script, text=True, capture_output=True, timeout=_NFT_S, check=False
         )
     except FileNotFoundError:
         message = "nat needs the program nft: install nftables, or leave nat out of the network"

@@ -36,6 +36,10 @@ LOOKERS = 16
 _NO_VMS = fleet_digest(())
 
 
+_Compared = tuple[str, int | str | None, int | str | None]
+"""Path, recorded and actual value."""
+
+
 class Observer:
     """Reports about one host. Safe to call from many threads or greenlets at once."""
 
@@ -135,7 +139,7 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
 
 def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
     """Where a VMM differs from the spec that it should run; what it cannot be asked for does not differ."""
-    compared: list[tuple[str, int | str | None, int | str | None]] = []
+    compared: list[_Compared] = []
     if facts.machine is not None and facts.machine != spec.machine:
         compared += (
             (f"machine.{name}", getattr(spec.machine, name), getattr(facts.machine, name))
@@ -145,9 +149,20 @@ def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
         compared.append(("boot_args", spec.boot_args, facts.boot_args))
     if facts.disks is not None and (lost := disks_of(spec) - facts.disks):
         compared += ((f"drives.{name}", name, None) for name in sorted(lost))
+    if facts.interfaces is not None:
+        compared += _of_interfaces(spec, facts.interfaces)
     return tuple(
         Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
     )
+
+
+def _of_interfaces(spec: VMSpec, linked: dict[str, int | None]) -> Iterator[_Compared]:
+    for name, nic in spec.network_interfaces.items():
+        if name not in linked:
+            yield f"network_interfaces.{name}", nic.network, None
+        else:
+            path = f"network_interfaces.{name}.rate_limiter.bandwidth_mbit"
+            yield path, nic.rate_limiter.bandwidth_mbit, linked[name]
 
 
 def disks_of(spec: VMSpec) -> frozenset[str]:

@@ -80,6 +80,9 @@ class Driver(Protocol):
     def resume(self, record: VMRecord, *, deadline_s: float) -> None:
         """Let a paused VM go on where it was; a running one is left alone."""
 
+    def update(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Bring a running VMM to `record.spec` in all that changes live (`fields.py`), and leave the rest alone."""
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing.
 

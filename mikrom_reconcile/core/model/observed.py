@@ -28,8 +28,9 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver can prove about one VM's VMM at this moment.
 
     `pid` is set while a VMM lives. `machine` and `boot_args` are what the VMM itself reports, None when it cannot
-    be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk). `end` speaks only when
-    `status` is "none". `age_s` is how long the VMM process has lived.
+    be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk); `interfaces` maps those
+    that are linked to their bandwidth in megabits per second. `end` speaks only when `status` is "none". `age_s` is how
+    long the VMM process has lived.
     """
 
     status: VMMStatus
@@ -39,6 +40,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None = None
     boot_args: str | None = None
     disks: frozenset[str] | None = None
+    interfaces: dict[str, int | None] | None = None
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,13 +54,17 @@ class Look:
         """The project that the specs are of."""
         return self._known.project if self._known else self._specs.project
 
-    def __call__(self) -> Decision:
-        """Observe every host and plan from what they report. Raises SpecError, and UsageError for unknown hosts."""
+    def __call__(self, tried: frozenset[str] = frozenset()) -> Decision:
+        """Observe every host and plan from what they report, after these VMs were `tried` in this run.
+
+        Raises SpecError, and UsageError for unknown hosts.
+        """
+        limits = self._limits(tried)
         placements = self._placements(self.project)
         known, observed = self._known, None
         if known is not None and known.follows_from(placements):
             observed = self._observe(known.queries, ())
-            if (decision := self._narrowed(known, observed, placements)) is not None:
+            if (decision := self._narrowed(known, observed, placements, limits)) is not None:
                 return decision
         unknown = sorted({*self._request.without_hosts} - {*hosts_of(self._specs, self._here)})
         if unknown:
@@ -70,8 +74,8 @@ class Look:
         if known is None or known.queries != asked.queries:
             observed = None
             self._remember(asked)
-        decision = self._decide(asked, observed)
-        return self._decide(thorough(asked, decision.doubtful)) if decision.doubtful else decision
+        decision = self._decide(asked, limits, observed)
+        return self._decide(thorough(asked, decision.doubtful), limits) if decision.doubtful else decision
 
     @cached_property
     def _specs(self) -> Specs:
@@ -90,25 +94,30 @@ class Look:
             self._known = known
             self._cache.put(self._key, msgspec.msgpack.encode(known))
 
-    def _narrowed(self, known: KnownQuestion, observed: ObservedState, placements: Placements) -> Decision | None:
+    def _narrowed(
+        self, known: KnownQuestion, observed: ObservedState, placements: Placements, limits: Limits
+    ) -> Decision | None:
         """What is decided from the specs of what differs alone, if it can be."""
         fleets = known.differing(observed)
         if fleets is None:
             return None
         some = some_specs(self._request.tree, self._schemas, self._request.extra_vars, self._cache, fleets)
-        return narrowed(known, some, observed, placements, self._limits, self._here)
+        return narrowed(known, some, observed, placements, limits, self._here)
 
-    def _decide(self, asked: Question, observed: ObservedState | None = None) -> Decision:
+    def _decide(self, asked: Question, limits: Limits, observed: ObservedState | None = None) -> Decision:
         request = self._request
         selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
         seen = observed or self._observe(asked.queries, request.without_hosts)
-        return decide(asked, seen, self._limits, selection)
+        return decide(asked, seen, limits, selection)
 
-    @property
-    def _limits(self) -> Limits:
+    def _limits(self, tried: frozenset[str]) -> Limits:
         request = self._request
         return Limits(
-            prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy, retry=request.retry
+            prune_max=request.prune_max,
+            confirmed=request.confirmed,
+            all_removals=request.destroy,
+            retry=request.retry,
+            tried=tried,
         )
 
 

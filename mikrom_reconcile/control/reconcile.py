@@ -12,8 +12,9 @@ from mikrom_reconcile.core.desired import checked
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
-from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
-from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.plan import Action, Expect, Plan, VMChange
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.one_off import decide_by_name
 from mikrom_reconcile.core.plan import LEFT_OUT, Decision, expect_of
 from mikrom_reconcile.core.specs import Specs, hosts_of
@@ -52,6 +53,19 @@ class Reconciler:
         self._cache = cache
         self._alone = alone
 
+    def source(self) -> SourceState | None:
+        """None: what is scheduled, and told of, is a matter of control workers."""
+        return None
+
+    def unfinished(self) -> tuple[UnfinishedRun, ...]:
+        """None: a run in this process is told by this process."""
+        return ()
+
+    def hand_over(self, request: RunRequest, plan: Plan) -> None:
+        """Refused: this process is the one that carries it out."""
+        del request, plan
+        raise UsageError("--no-wait needs somebody who goes on: set MIKROM_BROKER_URL, or start `mikrom up`")
+
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
         if request.verb is not None:
@@ -76,12 +90,13 @@ class Reconciler:
                 lease.release()
                 lease = self._lease(project, request, deadline, at_least=decision.highest_token + 1)
             approved = plan or decision.plan
-            outcomes = list(moved(approved, decision.plan))
+            outcomes = told(moved(approved, decision.plan), progress)
             while True:
                 if request.verb is None and lease.held():
                     self.store.remember(project, decision.placements)
                 actions = due(approved, decision.plan, outcomes)
-                if not actions or deadline.passed() or not lease.held():
+                ended = deadline.passed() or not lease.held()
+                if ended or not (actions or self._waits(request, approved, decision, deadline)):
                     break
                 for outcome in self._execute(request, actions, lease, deadline):
                     outcomes.append(outcome)
@@ -96,14 +111,23 @@ class Reconciler:
             plan=approved,
             outcomes=tuple(outcomes),
             remaining=decision.plan,
-            late=deadline.passed() and bool(decision.plan.actions),
+            late=deadline.passed() and (bool(decision.plan.actions) or decision.again_s is not None),
             started_at=started_at,
             finished_at=self._clock.now(),
             origin=request.origin,
+            source_problem=request.source_problem,
         )
         if request.origin != BEAT or outcomes or approved.changes:  # ticks that find nothing would bury the others
             self.store.save(report)
         return report
+
+    def _waits(self, request: RunRequest, approved: Plan, decision: Decision, deadline: Deadline) -> bool:
+        """Sleep until VMs may be healthy for which what was approved waits. False for none; Beat comes again anyway."""
+        waiting = waited(approved) & waited(decision.plan)
+        if decision.again_s is None or request.origin == BEAT or not waiting:
+            return False
+        self._clock.sleep(min(decision.again_s, deadline.left_s()))
+        return True
 
     def _execute(
         self, request: RunRequest, actions: list[Action], lease: Lease, deadline: Deadline
@@ -124,7 +148,7 @@ class Reconciler:
             project = self._look_by_name(request).plan.project
             return project, lambda outcomes: self._look_by_name(request, outcomes, project)
         look = self._look(request)
-        return look.project, lambda _: look()
+        return look.project, lambda outcomes: look(frozenset(outcome.vm for outcome in outcomes))
 
     def _look(self, request: RunRequest) -> Look:
         return Look(
@@ -173,6 +197,14 @@ class Reconciler:
                 self._clock.sleep(LEASE_RETRY_S)
 
 
+def told(outcomes: Iterable[ActionOutcome], progress: Callable[[ActionOutcome], None]) -> list[ActionOutcome]:
+    """The outcomes, of which `progress` has heard."""
+    heard = list(outcomes)
+    for outcome in heard:
+        progress(outcome)
+    return heard
+
+
 def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
     """A `stale` outcome for each approved action whose VM needs something else by now.
 
@@ -203,7 +235,7 @@ def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Ac
     """
     tried = {(outcome.vm, outcome.host) for outcome in outcomes}
     approved_ids = {action.id for action in approved.actions}
-    waited = {(change.name, expect_of(change.observed)) for change in approved.changes if change.kind == "wait"}
+    waiting = waited(approved)
     moves = {change.name for change in approved.changes if change.kind == "move" or _waits_to_move(change)}
     return [
         action
@@ -211,10 +243,15 @@ def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Ac
         if (action.vm, action.host) not in tried
         and (
             action.id in approved_ids
-            or (action.vm, action.expect) in waited
+            or (action.vm, action.expect) in waiting
             or (action.verb == "create" and action.vm in moves)
         )
     ]
+
+
+def waited(plan: Plan) -> set[tuple[str, Expect]]:
+    """The VMs that wait in a plan, as it found them."""
+    return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}
 
 
 def _waits_to_move(change: VMChange) -> bool:

@@ -19,11 +19,8 @@ from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.merging import merged
 from mikrom_reconcile.core.model.desired import NAME_LENGTH, State, VMSpec
-from mikrom_reconcile.core.specs import IMAGES, FleetSpec, Specs, one_per_place
+from mikrom_reconcile.core.specs import FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
-
-HELLO_BOOT_ARGS = "console=ttyS0"
-"""Boot arguments of the built-in image."""
 
 PER_VM = frozenset({"name", "index"})
 """Variables that differ from VM to VM."""
@@ -183,8 +180,11 @@ class Resolver:
         try:
             fields = self._fields(vm, host)
             state = msgspec.convert(fields, _Stated).state
-            spec = msgspec.convert({"boot_args": HELLO_BOOT_ARGS} | fields, VMSpec)
-            if spec.image in IMAGES:
+            image = self._specs.images.get(str(fields.get("image")))
+            if image is not None:
+                fields = {"boot_args": image.boot_args, "boot": image.boot} | fields
+            spec = msgspec.convert(fields, VMSpec)
+            if image is not None:
                 return state, spec
             pointer = _where(vm, min(names_in(vm.recipe.fields["image"])))
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: unknown image {spec.image!r}"))
@@ -193,8 +193,8 @@ class Resolver:
                 self.flaws.append(_flaw(vm.fleet, _where(vm, error.name), f"{vm.name}: {error}"))
         except msgspec.ValidationError as error:
             what, _, where = str(error).partition(" - at `$")
-            path = where.rstrip("`").lstrip(".")
-            pointer = ("spec", "template", *(path.split(".") if path else ()))
+            path = where.rstrip("`").lstrip(".").replace("[...]", ".*")  # it does not say which of the named things
+            pointer = ("spec", "template", *path.partition(".*")[0].split(".")) if path else ("spec", "template")
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: {path or 'template'}: {what.replace('`', '')}"))
         return "running", VMSpec(image="hello")
 

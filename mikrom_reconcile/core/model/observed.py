@@ -126,12 +126,14 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
 
     `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says.
-    `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders.
+    `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `note` is what
+    whoever changes something on this host should know of it, "" for nothing.
     """
 
     host: str
     observed_at: datetime
     capacity: Capacity
+    note: str = ""
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}
     vms: tuple[ObservedVM, ...] = ()

@@ -52,6 +52,7 @@ missing_packages() { # prints the Debian packages without which the target canno
     [[ $purpose != test ]] || has nginx || echo nginx
     [[ $purpose != test ]] || has supervisord || echo supervisor
     [[ $purpose != test ]] || has faketime || echo faketime
+    [[ $purpose != test ]] || has git || echo git
     [[ $purpose != check ]] || has gcc || echo gcc
     [[ $purpose != check ]] || has ld || echo binutils
 }

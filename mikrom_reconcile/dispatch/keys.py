@@ -61,6 +61,10 @@ class Keys:
         """The plan that was shown for a run; an apply names it and does not bring its own."""
         return f"{self.prefix}:run:{run}:plan"
 
+    def unfinished(self, run: str) -> str:
+        """How far a run is that has no report yet, or why it has none."""
+        return f"{self.prefix}:run:{run}:unfinished"
+
     @property
     def source(self) -> str:
         """What the last look at MIKROM_SPECS gave, for who looks."""

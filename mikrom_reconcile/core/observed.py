@@ -10,6 +10,7 @@ import msgspec
 from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, State
 from mikrom_reconcile.core.model.observed import (
+    Attempt,
     HostReport,
     ObservedState,
     ObservedVM,
@@ -43,7 +44,7 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     holds rows that are not ours: of another project, or unreadable. `settled` names the VMs that a digest proves
     to be as wanted; they have no rows. `doubtful` names VMs that are settled on one host and seen on another, or
     settled where they are not expected: which is newer is not known without all rows. `dark` maps hosts without a
-    report to the reason.
+    report to the reason. `maturing` and `attempts` are those of all reports.
     """
 
     own: Mapping[str, tuple[ObservedVM, ...]]
@@ -52,6 +53,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     doubtful: frozenset[str]
     dark: Mapping[str, str]
     highest_token: int
+    maturing: Mapping[str, float] = {}
+    attempts: Mapping[str, Attempt] = {}
 
 
 def expected(desired: DesiredState, placements: Placements) -> dict[FleetOnHost, Expected]:
@@ -73,7 +76,11 @@ def _expected(group: list[DesiredVM]) -> Expected:
 
 
 def queries(
-    desired: DesiredState, placements: Placements, hosts: Iterable[str], known: Mapping[FleetOnHost, Expected]
+    desired: DesiredState,
+    placements: Placements,
+    hosts: Iterable[str],
+    known: Mapping[FleetOnHost, Expected],
+    min_healthy_s: dict[str, float],
 ) -> dict[str, ObserveQuery]:
     """What to ask each host: rows only of fleets that are not as expected, and of VMs that are not as all of theirs.
 
@@ -87,7 +94,13 @@ def queries(
         if value.alike and len(value.names) > 1:  # a single VM that is not as expected needs its row
             alike[host][fleet] = value.alike
     return {
-        host: ObserveQuery(project=desired.project, known=by_host[host], alike=alike[host], others=new)
+        host: ObserveQuery(
+            project=desired.project,
+            known=by_host[host],
+            alike=alike[host],
+            others=new,
+            min_healthy_s=min_healthy_s,
+        )
         for host in sorted(hosts)
     }
 
@@ -112,6 +125,8 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
         doubtful=(settled & own.keys()) | strange,
         dark={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
+        maturing={name: left_s for report in reports for name, left_s in report.maturing.items()},
+        attempts={name: attempt for report in reports for name, attempt in report.attempts.items()},
     )
 
 

@@ -11,12 +11,13 @@ from mikrom_reconcile.core.desired import desired_state
 from mikrom_reconcile.core.diff import diff, in_scope, name_taken, parked
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.expand import PendingVM, expand
-from mikrom_reconcile.core.guards import Limits, limit_disruption, limit_removals, owned_by_fleet, protect
-from mikrom_reconcile.core.model.desired import DesiredState
+from mikrom_reconcile.core.guards import Limits, limit_removals, owned_by_fleet, protect
+from mikrom_reconcile.core.model.desired import DesiredState, Rollout
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
 from mikrom_reconcile.core.observed import Expected, FleetOnHost, Sight, expected, locations, queries, sight_of
 from mikrom_reconcile.core.placement import Landscape
+from mikrom_reconcile.core.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
 from mikrom_reconcile.core.specs import Specs, hosts_of
 
@@ -63,7 +64,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
     `unmatched` is the term of the limit that names nothing. With `doubtful` VMs the plan cannot be trusted: ask again,
-    `thorough`.
+    `thorough`. `again_s` is when VMs may be healthy for which a rollout waits; None when there are none.
     """
 
     plan: Plan
@@ -71,6 +72,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     highest_token: int
     unmatched: str = ""
     doubtful: frozenset[str] = frozenset()
+    again_s: float | None = None
 
 
 def question(
@@ -118,7 +120,7 @@ def _question(
         desired=desired,
         hosts=hosts,
         expected=known,
-        queries=queries(desired, alive, {*hosts, *placements.vms.values()}, known),
+        queries=queries(desired, alive, {*hosts, *placements.vms.values()}, known, min_healthy_s(_rollouts(specs))),
         destroy=destroy,
         dead=dead,
     )
@@ -133,14 +135,15 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     hiding = tuple(sorted(host for host in sight.dark if host not in {*asked.placements.covers, *dead}))
     changes, unchanged = diff(desired, sight, hiding, retry=limits.retry)
     policies = {fleet.name: fleet.policy for fleet in specs.fleets}
-    changes, protected = protect(changes, policies, specs.project)
+    changes, protected = protect(changes, policies)
     changes, pruned = limit_removals(changes, owned_by_fleet(sight, desired), policies, limits)
     chosen = selected(changes, selection, specs, desired, sight)
-    changes, peaks = limit_disruption(chosen.changes, changes, desired)
+    rolling = limit_disruption(chosen.changes, changes, desired, sight, _rollouts(specs), limits)
+    changes = rolling.changes
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
-    refusals = [
-        refusal for refusal in (*protected, *pruned, *_blocked(changes)) if (refusal.fleet, refusal.vm) in concerned
-    ]
+    actions = tuple(actions_of(changes, specs.project))
+    found = (*protected, *pruned, *_blocked(changes), *rolling.refusals)
+    refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
     plan = numbered(
         Plan(
             id="",
@@ -149,11 +152,11 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
             taken_at=observed.taken_at,
             changes=tuple(changes),
             unchanged=unchanged,
-            actions=tuple(actions_of(changes, specs.project)),
+            actions=actions,
             refusals=tuple(refusals),
             unreachable={host: why for host, why in sorted(sight.dark.items()) if why != LEFT_OUT},
-            warnings=tuple(_warnings(desired, sight, chosen.left_out)),
-            peaks=peaks,
+            warnings=(*_warnings(desired, sight, chosen.left_out), *_notes(observed, actions)),
+            peaks=rolling.peaks,
         )
     )
     return Decision(
@@ -162,7 +165,12 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
         doubtful=sight.doubtful,
+        again_s=rolling.again_s,
     )
+
+
+def _rollouts(specs: Specs) -> dict[str, Rollout | None]:
+    return {fleet.name: fleet.rollout for fleet in specs.fleets}
 
 
 def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
@@ -240,6 +248,14 @@ def _warnings(desired: DesiredState, sight: Sight, left_out: int) -> Iterator[st
             yield f"{row.name} on {row.host} cannot be read: {row.last_error}"
     if left_out:
         yield f"{left_out} more changes are outside --limit, --tags or --skip-tags"
+
+
+def _notes(observed: ObservedState, actions: tuple[Action, ...]) -> Iterator[str]:
+    """What should be known of the hosts on which something is done."""
+    concerned = {action.host for action in actions}
+    for view in observed.hosts:
+        if view.report and view.report.note and view.host in concerned:
+            yield f"{view.host}: {view.report.note}"
 
 
 def numbered(plan: Plan) -> Plan:

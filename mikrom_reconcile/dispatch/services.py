@@ -92,7 +92,8 @@ def arguments(service: Service, settings: Settings) -> list[str]:
         case "beat":
             return ["beat", "-l", "INFO"]
         case "flower":
-            return ["flower", "--address=127.0.0.1", f"--port={settings.flower_port}"]
+            names = Path(__file__).with_name("flower_names.py")
+            return ["flower", f"--conf={names}", "--address=127.0.0.1", f"--port={settings.flower_port}"]
 
 
 _KEPT_FOR: dict[str, Service] = {

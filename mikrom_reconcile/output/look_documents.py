@@ -11,7 +11,7 @@ from mikrom_reconcile.core.explain import Explanation
 from mikrom_reconcile.core.fields import recorded
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import HostView, ObservedVM
-from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.core.model.run import RunReport, UnfinishedRun
 from mikrom_reconcile.core.provenance import FieldOrigin
 from mikrom_reconcile.output.documents import Document, change_row, outcome_row
 from mikrom_reconcile.output.history_text import Event
@@ -56,9 +56,9 @@ def status_document(status: Status) -> Document:
     }  # fmt: skip
 
 
-def runs_document(reports: Iterable[RunReport]) -> Document:
-    """Runs that were kept, the latest first; `summary` is that of their plan."""
-    return {"runs": [_run_row(report) for report in reports]}
+def runs_document(reports: Iterable[RunReport], unfinished: Sequence[UnfinishedRun]) -> Document:
+    """Runs that were kept, the latest first, and those without a report; `summary` is that of their plan."""
+    return {"runs": [_run_row(report) for report in reports], "unfinished": unfinished}
 
 
 def _run_row(report: RunReport) -> Document:

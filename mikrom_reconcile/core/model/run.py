@@ -77,6 +77,22 @@ class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class UnfinishedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run without a report: nobody has begun it, it goes on, or it ended before it could report, with `error`.
+
+    `done` of `planned` actions (None: not known beforehand) have ended, `failed` of them badly.
+    """
+
+    run_id: str
+    origin: str
+    since: datetime
+    state: Literal["waiting", "running", "failed"]
+    planned: int | None = None
+    done: int = 0
+    failed: int = 0
+    error: str = ""
+
+
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """One run from plan to verification. `origin` and `source_problem` are those of its request.
 

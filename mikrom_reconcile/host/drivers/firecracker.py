@@ -56,6 +56,10 @@ class FirecrackerDriver(VMMDriver):
 
     name = "firecracker"
 
+    def memory_mib(self, spec: VMSpec) -> int:
+        """Firecracker itself takes some 2 MiB, which the host's own reserve has to bear."""
+        return spec.machine.mem_size_mib
+
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why Firecracker cannot run `spec`."""
         return limits.unsupported(spec)

@@ -29,7 +29,9 @@ def command(binary: Path, places: Places) -> Command:
         *("--metrics-path", str(places.metrics)),
     )
     # it makes neither its log nor its metrics file
-    return Command(program=PROGRAM, argv=argv, output=places.console, fresh=(places.log, places.metrics))
+    return Command(
+        driver="firecracker", program=PROGRAM, argv=argv, output=places.console, fresh=(places.log, places.metrics)
+    )
 
 
 def requests(spec: VMSpec, media: Media) -> Iterator[Request]:

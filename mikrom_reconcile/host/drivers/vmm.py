@@ -37,10 +37,11 @@ _KEPT_PLACES = 4096
 
 
 class Proc(process.Identity, frozen=True, kw_only=True):
-    """What proc.json holds: the process of the VM's last VMM, and for which record it was started."""
+    """What proc.json holds: the process of the VM's last VMM, for which record it was started, and by which driver."""
 
     uid: str
     generation: int
+    driver: str = "firecracker"
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,6 @@ class VMMDriver(ABC):
     """The driver of one kind of VMM. `answer_s` is how long it waits for a VMM that should answer at once."""
 
     name: str
-    takes_memory = True
 
     def __init__(
         self, binary: Path, *, state_dir: Path, run_dir: Path, shelf: Shelf | None = None, answer_s: float = ANSWER_S
@@ -72,6 +71,10 @@ class VMMDriver(ABC):
         self._answer_s = answer_s
 
     # ---- what is each VMM's own -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def memory_mib(self, spec: VMSpec) -> int:
+        """What its VMM may take of this host's memory."""
 
     @abstractmethod
     def unsupported(self, spec: VMSpec) -> str | None:
@@ -115,7 +118,7 @@ class VMMDriver(ABC):
         """What is provably there. Raises an ActionError if this *process* cannot look; that says nothing of the VM."""
         places = self._layout.of(record.vm)
         with step(record.vm, "observing it"):
-            found = vmm.find(places)
+            found = self._find(places)
             if found is not None and (facts := self._ask(record, places, found)) is not None:
                 return facts
             process.reap()
@@ -126,7 +129,7 @@ class VMMDriver(ABC):
     def watch(self, record: VMRecord) -> int | None:
         """A pidfd of the proven VMM."""
         with step(record.vm, "opening a pidfd of its VMM"):
-            found = vmm.find(self._layout.of(record.vm))
+            found = self._find(self._layout.of(record.vm))
             return None if found is None else process.open_pidfd(found)
 
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
@@ -229,11 +232,23 @@ class VMMDriver(ABC):
 
     def _runs_already(self, record: VMRecord, places: Places) -> bool:
         with step(record.vm, "looking for its VMM"):
-            found = vmm.find(places)
+            found = self._find(places)
             if not isinstance(found, Proc) or found.uid != record.uid:
                 return False
             facts = self._ask(record, places, found)
             return facts is not None and facts.status in _BOOTED
+
+    def _find(self, places: Places) -> process.Identity | None:
+        """The proven VMM. Raises PermanentError if another driver started it: it is not ours to judge or replace."""
+        found = vmm.find(places)
+        if isinstance(found, Proc) and found.driver != self.name:
+            raise PermanentError(
+                f"its VMM (pid {found.pid}) was started by the driver {found.driver} and this is {self.name}: "
+                f"stop it with MIKROM_DRIVER={found.driver}, or go on with that driver",
+                vm=places.vm,
+                step="looking for its VMM",
+            )
+        return found
 
     def _ask(self, record: VMRecord, places: Places, found: process.Identity) -> VMMFacts | None:
         """What is known of a proven VMM; None when it has died meanwhile."""
@@ -269,7 +284,7 @@ class VMMDriver(ABC):
     def _find_and_set_paused(self, record: VMRecord, doing: str, deadline_s: float, *, paused: bool) -> None:
         places = self._layout.of(record.vm)
         with step(record.vm, doing):
-            if (found := vmm.find(places)) is None:
+            if (found := self._find(places)) is None:
                 raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
             self._set_paused(places, found, min(deadline_s, self._answer_s), paused=paused)
 

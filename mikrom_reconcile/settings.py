@@ -43,6 +43,13 @@ def _seconds_or_cron(text: str) -> float | str:
         raise ValueError("must be a number of seconds above 0, or a cron line of five fields") from None
 
 
+def _listen(text: str) -> str:
+    address, _, port = text.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("must be a port, or address:port")
+    return f"{address or '127.0.0.1'}:{port}"
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
@@ -57,8 +64,8 @@ class Settings:
     """The settings of this process. Paths are absolute; None means that the default is found at run time."""
 
     driver: str = _env(
-        "MIKROM_DRIVER", "auto", "firecracker, simulated, or auto: firecracker if this machine can run it",
-        _one_of("auto", "firecracker", "simulated"),
+        "MIKROM_DRIVER", "auto", "firecracker, qemu, simulated, or auto: firecracker if it can run here, else qemu",
+        _one_of("auto", "firecracker", "qemu", "simulated"),
     )  # fmt: skip
     state_dir: Path = _env("MIKROM_STATE_DIR", None, "records, consoles and the embedded store", Path)
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)
@@ -95,6 +102,12 @@ class Settings:
     timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _positive_seconds)
     reconcile_interval: float | str = _env(
         "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs, or a cron line in UTC", _seconds_or_cron
+    )
+    metrics: str | None = _env(
+        "MIKROM_METRICS",
+        None,
+        "[address:]port where a control worker answers Prometheus; unset: nowhere",
+        _listen,
     )
     specs: str | None = _env(
         "MIKROM_SPECS", None, "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"

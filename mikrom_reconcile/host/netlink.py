@@ -1,7 +1,7 @@
 """The few requests of rtnetlink that a host needs: links, their bridge and alias, and a bridge's address.
 
 A plain socket, because the workers are gevent's: pyroute2 runs an asyncio loop for each request, of which a thread
-can have only one at a time, and takes forty times the CPU (docs/adr/0018). Numbers are those of linux/rtnetlink.h.
+can have only one at a time, and takes forty times the CPU (docs/adr/0021). Numbers are those of linux/rtnetlink.h.
 """
 
 from __future__ import annotations

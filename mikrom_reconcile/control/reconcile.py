@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
+from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
 from mikrom_reconcile.core.desired import checked
 from mikrom_reconcile.core.digests import digest_of
@@ -125,11 +126,7 @@ class Reconciler:
                 ended = deadline.passed() or not lease.held()
                 if ended or not (actions or self._waits(request, approved, decision, deadline)):
                     break
-                for outcome in self._execute(request, actions, lease, deadline):
-                    outcomes.append(outcome)
-                    progress(outcome)
-                    if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
-                        break
+                self._dispatch(request, actions, lease, deadline, outcomes, progress)
                 decision = look(outcomes)
         finally:
             lease.release()
@@ -156,16 +153,28 @@ class Reconciler:
         self._clock.sleep(min(decision.again_s, deadline.left_s()))
         return True
 
-    def _execute(
-        self, request: RunRequest, actions: list[Action], lease: Lease, deadline: Deadline
-    ) -> Iterator[ActionOutcome]:
+    def _dispatch(
+        self,
+        request: RunRequest,
+        actions: list[Action],
+        lease: Lease,
+        deadline: Deadline,
+        outcomes: list[ActionOutcome],
+        progress: Callable[[ActionOutcome], None],
+    ) -> None:
+        """Send the orders of one pass, and add to `outcomes` what becomes of each."""
         scheduled = request.origin == BEAT
         orders = (
             Order(run_id=request.run_id, token=lease.token, action=action, scheduled=scheduled)
             for action in actions
             if lease.held()
         )
-        return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
+        with traces.span("dispatch", actions=len(actions)):
+            for outcome in self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s()):
+                outcomes.append(outcome)
+                progress(outcome)
+                if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
+                    break
 
     def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], Decision]]:
         """The project that a request is about, and how to look at it, given what was done so far."""
@@ -219,11 +228,13 @@ class Reconciler:
             tried=tried,
         )
         selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
-        return decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
+        with traces.span("plan"):
+            return decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
 
     def _observe(self, queries: Mapping[str, ObserveQuery], without: tuple[str, ...]) -> ObservedState:
         asked = {host: query for host, query in queries.items() if host not in without}
-        views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVE_DEADLINE_S)}
+        with traces.span("observe", hosts=len(asked)):
+            views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVE_DEADLINE_S)}
         views |= {host: HostView(host=host, error=LEFT_OUT) for host in without}
         silent = HostView(host="", error="gave no answer")
         hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))

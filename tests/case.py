@@ -17,7 +17,7 @@ from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.fields import without
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
-from mikrom_reconcile.core.model.observed import Drift, HostView, Phase, Placements
+from mikrom_reconcile.core.model.observed import Capacity, Drift, HostView, Phase, Placements
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
@@ -85,6 +85,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request: Request = Request()
     remembered: Placements = Placements()
     hosts: dict[str, dict[str, Row | Literal["as wanted"]]] = {}
+    capacity: dict[str, Capacity] = {}
     dark: set[str] = set()
 
     def read_specs(self) -> Specs:
@@ -107,7 +108,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             }
             for host in asked.queries
         }
-        world = World(hosts=hosts, dark=self.dark)
+        world = World(hosts=hosts, dark=self.dark, capacity=self.capacity)
         limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry)
         selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
         looked = {host: query for host, query in asked.queries.items() if host not in wish.without_hosts}

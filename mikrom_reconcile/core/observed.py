@@ -9,7 +9,7 @@ import msgspec
 
 from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
-from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import HostReport, ObservedState, ObservedVM, ObserveQuery, Placements
 
 SETTLED = {"running": "running", "stopped": "stopped", "paused": "paused"}
 """The phase in which control expects a VM of each state when nothing is to be done."""
@@ -30,7 +30,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
 
     `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others`
     holds rows that are not ours: of another project, or unreadable. `settled` names the VMs that a digest proves
-    to be as wanted; they have no rows. `dark` maps hosts without a report to the reason.
+    to be as wanted; they have no rows. `dark` maps hosts without a report to the reason. `reports` are those of the
+    others by host.
     """
 
     own: Mapping[str, tuple[ObservedVM, ...]]
@@ -38,6 +39,7 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     settled: frozenset[str]
     dark: Mapping[str, str]
     highest_token: int
+    reports: Mapping[str, HostReport] = {}
 
 
 def expected(desired: DesiredState, placements: Placements) -> dict[FleetOnHost, Expected]:
@@ -56,17 +58,16 @@ def expected(desired: DesiredState, placements: Placements) -> dict[FleetOnHost,
 
 
 def queries(
-    desired: DesiredState, placements: Placements, hosts: Iterable[str], known: Mapping[FleetOnHost, Expected]
+    project: str, hosts: Iterable[str], known: Mapping[FleetOnHost, Expected], *, new: bool
 ) -> dict[str, ObserveQuery]:
     """What to ask each host: rows only of fleets that are not as expected.
 
-    Where a VM may have to be made, the rows of other projects matter too: they may have its name.
+    `new` says that VMs may have to be made. Then the rows of other projects matter too: they may have the name.
     """
-    new = any(placements.vms.get(vm.name) != vm.host for vm in desired.vms)
     by_host: dict[str, dict[str, str]] = defaultdict(dict)
     for (host, fleet), value in known.items():
         by_host[host][fleet] = value.digest
-    return {host: ObserveQuery(project=desired.project, known=by_host[host], others=new) for host in sorted(hosts)}
+    return {host: ObserveQuery(project=project, known=by_host[host], others=new) for host in sorted(hosts)}
 
 
 def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Expected]) -> Sight:
@@ -90,6 +91,7 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
         ),
         dark={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
+        reports={report.host: report for report in reports},
     )
 
 
@@ -99,5 +101,7 @@ def _rank(row: ObservedVM) -> tuple[int, str]:
 
 
 def locations(sight: Sight, placements: Placements) -> dict[str, str]:
-    """Where each known VM is: where it was observed, else where it is remembered."""
-    return placements.vms | {name: rows[0].host for name, rows in sight.own.items()}
+    """Where each known VM is: where it was observed, else where it is remembered, if that host is dark."""
+    dark, settled = sight.dark, sight.settled
+    remembered = {name: host for name, host in placements.vms.items() if name in settled or host in dark}
+    return remembered | {name: rows[0].host for name, rows in sight.own.items()}

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import cache
 
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.errors import ActionError
-from mikrom_reconcile.core.lifecycle import phase_of
+from mikrom_reconcile.core.lifecycle import UP, phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
 from mikrom_reconcile.core.model.observed import Capacity, Drift, HostReport, ObservedVM, ObserveQuery, VMMFacts
 from mikrom_reconcile.host.ports import Driver, VMRecord
@@ -57,6 +58,8 @@ class Observer:
             host=self._host,
             observed_at=now,
             capacity=capacity(),
+            promised=promised(records),
+            takes_memory=self._driver.takes_memory,
             highest_tokens=tokens,
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),
@@ -151,6 +154,16 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
 
 
+def promised(records: Iterable[VMRecord]) -> Capacity:
+    """What VMs that are ordered to be up may take; one that its host has given up takes nothing."""
+    machines = [record.spec.machine for record in records if record.state in UP and not record.parked]
+    return Capacity(
+        vcpu_count=sum(machine.vcpu_count for machine in machines),
+        mem_size_mib=sum(machine.mem_size_mib for machine in machines),
+    )
+
+
+@cache
 def capacity() -> Capacity:
     """What this machine has in all."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

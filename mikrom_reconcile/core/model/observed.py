@@ -121,12 +121,16 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
 
+    `promised` adds up what VMs of all projects that are ordered to be up may take; with `takes_memory` false they take
+    nothing of the memory that the host has.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders.
     """
 
     host: str
     observed_at: datetime
     capacity: Capacity
+    promised: Capacity = Capacity(vcpu_count=0, mem_size_mib=0)
+    takes_memory: bool = True
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}
     vms: tuple[ObservedVM, ...] = ()
@@ -153,8 +157,14 @@ class Placements(msgspec.Struct, frozen=True, kw_only=True):
     """Where a project's VMs were last known to be: VM name to host.
 
     `covers` names the hosts that have answered since this memory began. A VM that is not listed certainly does not
-    exist on a covered host, dark or not; on an uncovered one it may.
+    exist on a covered host, dark or not; on an uncovered one it may. `fleets` has the fleet of each VM whose name does
+    not say it, as `web-007` says `web`.
     """
 
     vms: dict[str, str] = {}
     covers: tuple[str, ...] = ()
+    fleets: dict[str, str] = {}
+
+    def fleet_of(self, vm: str) -> str:
+        """The fleet that a VM was last known to belong to."""
+        return self.fleets.get(vm) or vm.rpartition("-")[0]

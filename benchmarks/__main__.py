@@ -9,16 +9,18 @@ from __future__ import annotations
 import signal
 import sys
 
-from benchmarks import actions, planning, starts, startup, supervision, thousand
+from benchmarks import actions, dispatch, planning, starts, startup, supervision, thousand, traffic
 from benchmarks.rows import HEAD
 
 BENCHMARKS = {
     "startup": startup.measure,
     "planning": planning.measure,
     "actions": actions.measure,
+    "dispatch": dispatch.measure,
     "starts": starts.measure,
     "supervision": supervision.measure,
     "thousand": thousand.measure,
+    "traffic": traffic.measure,
 }
 
 

@@ -32,6 +32,17 @@ def _positive_seconds(text: str) -> float:
     return value
 
 
+def _seconds_or_cron(text: str) -> float | str:
+    """Whether the words of a cron line make sense, Celery's own reader of them says when a service starts."""
+    words = text.split()
+    if len(words) == 5:
+        return " ".join(words)
+    try:
+        return _positive_seconds(text)
+    except ValueError:
+        raise ValueError("must be a number of seconds above 0, or a cron line of five fields") from None
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
@@ -53,6 +64,13 @@ class Settings:
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)
     host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory")
     firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin")
+    image_dirs: tuple[Path, ...] = _env(
+        "MIKROM_IMAGE_DIRS", (), "folders, with : between, that file:// images may come from; else <state dir>/images",
+        lambda text: tuple(Path(folder).absolute() for folder in text.split(":") if folder),
+    )  # fmt: skip
+    image_max_mib: int = _env(
+        "MIKROM_IMAGE_MAX_MIB", 65536, "MiB of the largest image that a host takes", _positive_int
+    )
     broker_url: str | None = _env(
         "MIKROM_BROKER_URL", None, "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
     )
@@ -67,12 +85,20 @@ class Settings:
         "FLOWER_BASIC_AUTH", None, "user:password; Flower refuses to start without", secret=True
     )
     flower_port: int = _env("FLOWER_PORT", 5555, "port of Flower on loopback", _positive_int)
+    signing_key: Path | None = _env(
+        "MIKROM_SIGNING_KEY", None, "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders", Path
+    )
+    verify_key: Path | None = _env(
+        "MIKROM_VERIFY_KEY", None, "the public key of it: a host that has it carries out signed orders only", Path
+    )
     forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _positive_int)
     timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _positive_seconds)
-    reconcile_interval_s: float = _env(
-        "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs", _positive_seconds
+    reconcile_interval: float | str = _env(
+        "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs, or a cron line in UTC", _seconds_or_cron
     )
-    specs: str | None = _env("MIKROM_SPECS", None, "path of the specs; the CLI falls back to ./specs, services refuse")
+    specs: str | None = _env(
+        "MIKROM_SPECS", None, "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
+    )
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", lambda text: text == "1")  # noqa: FBT003
 
 

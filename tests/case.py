@@ -17,14 +17,22 @@ from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.fields import without
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
-from mikrom_reconcile.core.model.observed import Capacity, Drift, HostView, Phase, Placements
+from mikrom_reconcile.core.model.observed import (
+    Capacity,
+    Drift,
+    HostView,
+    ObservedState,
+    ObserveQuery,
+    Phase,
+    Placements,
+)
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, question
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, read_specs
 from mikrom_reconcile.wiring import schemas
-from tests.properties.world import Truth, World
+from tests.properties.world import Truth, World, decided
 
 HERE = "localhost"
 Words = str | list[str] | None
@@ -111,11 +119,14 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         world = World(hosts=hosts, dark=self.dark, capacity=self.capacity)
         limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry)
         selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
-        looked = {host: query for host, query in asked.queries.items() if host not in wish.without_hosts}
-        state = world.observe(looked)
         left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)
-        state = msgspec.structs.replace(state, hosts=state.hosts + left_out)
-        return decide(asked, state, limits, selection), world
+
+        def observe(queries: dict[str, ObserveQuery]) -> ObservedState:
+            looked = {host: query for host, query in queries.items() if host not in wish.without_hosts}
+            state = world.observe(looked)
+            return msgspec.structs.replace(state, hosts=state.hosts + left_out)
+
+        return decided(asked, observe, limits, selection), world
 
 
 class _Loader(yaml.CSafeLoader):

@@ -1,4 +1,6 @@
-"""The app of a worker whose simulated microVMs take MIKROM_TEST_BOOT_S seconds to start; all else is the real one."""
+"""The app of a worker whose simulated microVMs are slow, MIKROM_TEST_BOOT_S seconds for a start, and flaky: the first
+MIKROM_TEST_FAILURES starts fail. All else is the real one.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ from tests.slow_host import slow_host
 settings = load()
 app = make_app(settings)
 boot_s = float(os.environ.get("MIKROM_TEST_BOOT_S", "0.2"))
+failures = int(os.environ.get("MIKROM_TEST_FAILURES", "0"))
 hosts = CeleryHosts(app, app.redis)
 store = RedisStore(app.redis, prefix=app.keys.prefix)
 register(
     app,
-    hypervisor=cache(lambda: slow_host(settings, boot_s)),
+    hypervisor=cache(lambda: slow_host(settings, boot_s, failures=failures)),
     engine=cache(lambda: wiring.make_reconciler(settings, hosts, store)),
-    read_tree=lambda: wiring.read_tree(settings, ()),
+    source=wiring.make_source(settings),
 )

@@ -1,14 +1,29 @@
-"""A host whose simulated microVMs take their time, so that a test can come in between."""
+"""A host whose simulated microVMs take their time, so that a test can come in between, or fail at first."""
 
 from __future__ import annotations
 
+from mikrom_reconcile.core.errors import TemporaryError
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.wiring import SystemClock
 
 
-def slow_host(settings: Settings, boot_s: float) -> Hypervisor:
-    driver = SimulatedDriver(settings.state_dir, boot_s=boot_s)
+class FlakyDriver(SimulatedDriver):
+    """Its first `failures` starts fail for a reason that passes."""
+
+    failures = 0
+
+    def start(self, record: VMRecord, *, deadline_s: float) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise TemporaryError("no memory", vm=record.vm, step="booting")
+        super().start(record, deadline_s=deadline_s)
+
+
+def slow_host(settings: Settings, boot_s: float, *, failures: int = 0) -> Hypervisor:
+    driver = FlakyDriver(settings.state_dir, boot_s=boot_s)
+    driver.failures = failures
     return Hypervisor(settings.host, driver=driver, records=Records(settings.state_dir), clock=SystemClock())

@@ -12,11 +12,12 @@ from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
-from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
-from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.one_off import decide_by_name
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, expect_of, question
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, expect_of, question, thorough
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, hosts_of
 from mikrom_reconcile.core.standstill import Standstill, key_of, standstill
@@ -54,6 +55,19 @@ class Reconciler:
         self._schemas = schemas
         self._cache = cache
         self._alone = alone
+
+    def source(self) -> SourceState | None:
+        """None: what is scheduled, and told of, is a matter of control workers."""
+        return None
+
+    def unfinished(self) -> tuple[UnfinishedRun, ...]:
+        """None: a run in this process is told by this process."""
+        return ()
+
+    def hand_over(self, request: RunRequest, plan: Plan) -> None:
+        """Refused: this process is the one that carries it out."""
+        del request, plan
+        raise UsageError("--no-wait needs somebody who goes on: set MIKROM_BROKER_URL, or start `mikrom up`")
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
@@ -127,6 +141,7 @@ class Reconciler:
             started_at=started_at,
             finished_at=self._clock.now(),
             origin=request.origin,
+            source_problem=request.source_problem,
         )
         if request.origin != BEAT or outcomes or approved.changes:  # ticks that find nothing would bury the others
             self.store.save(report)
@@ -135,7 +150,12 @@ class Reconciler:
     def _execute(
         self, request: RunRequest, actions: list[Action], lease: Lease, deadline: Deadline
     ) -> Iterator[ActionOutcome]:
-        orders = (Order(run_id=request.run_id, token=lease.token, action=action) for action in actions if lease.held())
+        scheduled = request.origin == BEAT
+        orders = (
+            Order(run_id=request.run_id, token=lease.token, action=action, scheduled=scheduled)
+            for action in actions
+            if lease.held()
+        )
         return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
 
     def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], Decision]]:
@@ -171,20 +191,20 @@ class Reconciler:
 
     def _answered(self, request: RunRequest, specs: Specs) -> tuple[Question, Decision]:
         placements = self.store.placements(specs.project)
-        asked, decision = self._decide(request, specs, placements)
-        if decision.doubtful:  # asked as if nobody knew where they are, every host tells all that it has of them
-            vms = {name: host for name, host in placements.vms.items() if name not in decision.doubtful}
-            return self._decide(request, specs, msgspec.structs.replace(placements, vms=vms))
-        return asked, decision
-
-    def _decide(self, request: RunRequest, specs: Specs, placements: Placements) -> tuple[Question, Decision]:
         dead = request.assume_dead + request.without_hosts
         asked = question(specs, placements, here=self._here, destroy=request.destroy, dead=dead)
+        decision = self._decide(request, asked)
+        if decision.doubtful:
+            asked = thorough(asked, decision.doubtful)
+            decision = self._decide(request, asked)
+        return asked, decision
+
+    def _decide(self, request: RunRequest, asked: Question) -> Decision:
         limits = Limits(
             prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy, retry=request.retry
         )
         selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
-        return asked, decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
+        return decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
 
     def _observe(self, queries: Mapping[str, ObserveQuery], without: tuple[str, ...]) -> ObservedState:
         asked = {host: query for host, query in queries.items() if host not in without}

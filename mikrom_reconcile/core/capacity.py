@@ -15,11 +15,15 @@ from mikrom_reconcile.core.model.observed import Capacity, HostReport
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be promised on one host in all, and what already is; `inf` where nothing limits it."""
+    """What may be promised on one host in all, and what already is; `inf` where nothing limits it.
+
+    `overhead_mib` is what each VM takes beyond its own memory.
+    """
 
     vcpu_limit: float = inf
     mem_limit_mib: float = inf
     promised: Capacity = Capacity(vcpu_count=0, mem_size_mib=0)
+    overhead_mib: int = 0
 
 
 ENDLESS = Room()
@@ -31,12 +35,13 @@ def room_of(inventory: Inventory, report: HostReport) -> Room:
     said = inventory.sizing(report.host)
     mem_size_mib = said.capacity.mem_size_mib
     if mem_size_mib is None:
-        mem_size_mib = report.capacity.mem_size_mib if report.takes_memory else None
+        mem_size_mib = report.capacity.mem_size_mib if report.overhead_mib is not None else None
     vcpu_count = report.capacity.vcpu_count if said.capacity.vcpu_count is None else said.capacity.vcpu_count
     return Room(
         vcpu_limit=_limit(vcpu_count, said.reserve.vcpu_count, said.overcommit.vcpu_count),
         mem_limit_mib=_limit(mem_size_mib, said.reserve.mem_size_mib, said.overcommit.mem_size_mib or 1.0),
         promised=report.promised,
+        overhead_mib=report.overhead_mib or 0,
     )
 
 

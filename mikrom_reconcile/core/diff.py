@@ -12,10 +12,10 @@ from typing import Final, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.fields import carried, field_changes, recorded
+from mikrom_reconcile.core.fields import carried, field_changes, impact_of, is_row_of, recorded
 from mikrom_reconcile.core.lifecycle import LEFT_DOWN, LIVE, SATISFIES, WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
-from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.observed import Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
 from mikrom_reconcile.core.observed import SETTLED, Sight
 
@@ -82,7 +82,8 @@ def diff(
     `hiding` names dark hosts on which VMs may exist unknown to us; `retry` brings back what was given up.
     """
     changes: list[VMChange] = []
-    settled = sight.settled | {vm.name for vm in desired.vms if _is_settled(vm, sight.own.get(vm.name, ()))}
+    own = sight.own
+    settled = sight.settled | {vm.name for vm in desired.vms if vm.name in own and _is_settled(vm, own[vm.name])}
     settled -= desired.rejections.keys()
     if vanished := sight.reports.keys() - set(desired.hosts):
         settled -= {vm.name for vm in desired.vms if vm.host in vanished}
@@ -254,6 +255,19 @@ def half_deleted(case: Case) -> Verdict:
     return None
 
 
+def shrinking(case: Case) -> Verdict:
+    """A drive never gets smaller: what lies behind its new end would be lost."""
+    smaller = [
+        field
+        for field in changed_fields(*_both(case))
+        if is_row_of("drives.*.size_mib", field.path) and field.after < field.before
+    ]
+    if not smaller:
+        return None
+    reasons = [f"{field.path} would shrink from {field.before} to {field.after}" for field in smaller]
+    return case.change("blocked", *reasons, "write the old size, or a drive of another name")
+
+
 def wanted_stopped(case: Case) -> Verdict:
     """`state: stopped`, and a VMM lives or the record does not say so yet."""
     desired, observed = _both(case)
@@ -272,6 +286,15 @@ def parked(case: Case) -> Verdict:
         return None
     tries = f"{len(observed.restarts)} restarts within {observed.spec.restart.interval} did not keep it up"
     return case.change("blocked", f"parked: {tries}; change its spec, or --retry", wanted="start")
+
+
+def replacing(case: Case) -> Verdict:
+    """The spec differs in what its root disk is made from."""
+    desired, observed = _both(case)
+    fields = changed_fields(desired, observed)
+    if any(field.impact == "replace" for field in fields):
+        return case.change("replace", "spec changed", *_drift_reasons(desired, observed), fields=fields)
+    return None
 
 
 def left_down(case: Case) -> Verdict:
@@ -308,9 +331,11 @@ def restarting(case: Case) -> Verdict:
 
 
 def drifted(case: Case) -> Verdict:
-    """The VMM is not what its record says."""
-    reasons = _drift_reasons(*_both(case))
-    return case.change("restart", *reasons) if reasons else None
+    """The VMM is not what its record says, in what only a restart mends."""
+    desired, observed = _both(case)
+    if any(impact_of(item.path) != "live" for item in _drift(desired, observed)):
+        return case.change("restart", *_drift_reasons(desired, observed), fields=changed_fields(desired, observed))
+    return None
 
 
 def paused_or_not(case: Case) -> Verdict:
@@ -323,10 +348,12 @@ def paused_or_not(case: Case) -> Verdict:
     return case.change(kind, f"state: {desired.state}, and it is {observed.phase}", fields=fields)
 
 
-def recorded_only(case: Case) -> Verdict:
-    """The spec differs in what only the record knows."""
-    fields = changed_fields(*_both(case))
-    return case.change("update", "spec changed", fields=fields) if fields else None
+def updating(case: Case) -> Verdict:
+    """What differs can change while it runs, or only the record knows it."""
+    desired, observed = _both(case)
+    fields = changed_fields(desired, observed)
+    reasons = [*(["spec changed"] if fields else []), *_drift_reasons(desired, observed)]
+    return case.change("update", *reasons, fields=fields) if reasons else None
 
 
 def as_wanted(case: Case) -> Verdict:
@@ -338,7 +365,7 @@ def as_wanted(case: Case) -> Verdict:
 def cannot_leave(case: Case) -> Verdict:
     """It may not stay where it is, and no other host can have it: until one can, it is looked after where it is."""
     if case.rejections:
-        return case.change("blocked", "no other host can have it", *case.rejections, wanted="move")
+        return case.change("blocked", "it cannot leave this host", *case.rejections, wanted="move")
     return None
 
 
@@ -355,15 +382,17 @@ RULES: tuple[Callable[[Case], Verdict], ...] = (
     missing,
     misplaced,
     half_deleted,
+    shrinking,
     wanted_stopped,
     parked,
+    replacing,
     left_down,
     down,
     broken,
     restarting,
     drifted,
     paused_or_not,
-    recorded_only,
+    updating,
     as_wanted,
 )
 """`cannot_leave` comes after them all: it looks at what they leave unchanged."""
@@ -385,11 +414,12 @@ def changed_fields(desired: DesiredVM, observed: ObservedVM) -> tuple[FieldChang
 
 
 def _drift_reasons(desired: DesiredVM, observed: ObservedVM) -> tuple[str, ...]:
-    return tuple(
-        f"drift: {item.path} is {item.actual}, recorded {item.recorded}"
-        for item in observed.drift
-        if item.path not in desired.ignore_changes
-    )
+    return tuple(f"drift: {item.path} is {item.actual}, recorded {item.recorded}" for item in _drift(desired, observed))
+
+
+def _drift(desired: DesiredVM, observed: ObservedVM) -> tuple[Drift, ...]:
+    """The drift that somebody minds."""
+    return tuple(item for item in observed.drift if item.path not in desired.ignore_changes)
 
 
 def _both(case: Case) -> tuple[DesiredVM, ObservedVM]:

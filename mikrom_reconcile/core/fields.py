@@ -1,10 +1,12 @@
 """The one table of what is recorded for a VM: each field's path, what changing it costs, and where it is observed.
 
+In a path `*` stands for a name that people chose, and `**` for anything below.
 To add a field: the schema, a Struct in `model/desired.py`, a row here, the driver, and docs/adding-a-field.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -27,10 +29,36 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FIELDS: dict[str, Field] = {
-    "image": Field(impact="restart", observed="record"),
+    "image": Field(impact="record", observed="record"),  # a name: what it stands for is `boot`
     "machine.vcpu_count": Field(impact="restart", observed="vmm"),
     "machine.mem_size_mib": Field(impact="restart", observed="vmm"),
+    "machine.smt": Field(impact="restart", observed="vmm"),
+    "machine.cpu_template": Field(impact="restart", observed="vmm"),
+    "boot": Field(impact="replace", observed="record"),
+    "boot.kernel.source": Field(impact="record", observed="record"),
+    "boot.kernel.sha256": Field(impact="restart", observed="record"),
+    "boot.initrd": Field(impact="restart", observed="record"),
+    "boot.initrd.source": Field(impact="record", observed="record"),
+    "boot.initrd.sha256": Field(impact="restart", observed="record"),
+    "boot.rootfs": Field(impact="replace", observed="record"),
+    "boot.rootfs.source": Field(impact="record", observed="record"),
+    "boot.rootfs.sha256": Field(impact="replace", observed="record"),
+    "boot.rootfs.read_only": Field(impact="replace", observed="record"),
     "boot_args": Field(impact="restart", observed="vmm"),
+    "drives.*": Field(impact="restart", observed="vmm"),
+    "drives.*.size_mib": Field(impact="restart", observed="record"),
+    "drives.*.on_delete": Field(impact="record", observed="record"),
+    "network_interfaces.*": Field(impact="restart", observed="vmm"),
+    "network_interfaces.*.network": Field(impact="restart", observed="record"),
+    "network_interfaces.*.cidr": Field(impact="restart", observed="record"),
+    "network_interfaces.*.gateway": Field(impact="restart", observed="record"),
+    "network_interfaces.*.nat": Field(impact="live", observed="record"),
+    "network_interfaces.*.pool": Field(impact="restart", observed="record"),
+    "network_interfaces.*.ip": Field(impact="restart", observed="record"),
+    "network_interfaces.*.rate_limiter.bandwidth_mbit": Field(impact="live", observed="vmm"),
+    "mmds": Field(impact="restart", observed="record"),
+    "mmds.**": Field(impact="live", observed="vmm"),
+    "checks.**": Field(impact="record", observed="record"),
     "restart.policy": Field(impact="record", observed="record"),
     "restart.attempts": Field(impact="record", observed="record"),
     "restart.interval": Field(impact="record", observed="record"),
@@ -42,19 +70,16 @@ FIELDS: dict[str, Field] = {
     "prune.allow_empty": Field(impact="record", observed="record"),
     "lifecycle.prevent_destroy": Field(impact="record", observed="record"),
 }
-"""Impacts as measured on Firecracker 1.12.1."""
+"""Impacts as measured on Firecracker 1.12.1. Where a mapping appears or vanishes, its own row counts."""
 
-SPEC_PATHS = tuple(path for path, field in FIELDS.items() if field.impact != "record")
-"""Paths of the VMM's configuration: those that `ignore_changes` may name."""
-
-_RECORD_PATHS = tuple(
-    path for path in FIELDS if path not in SPEC_PATHS and path.partition(".")[0] in VMSpec.__struct_fields__
-)
+_MEANT = {"image": ("image", "boot")}
+"""Paths that stand for others, too: who ignores an image's name ignores what the name stands for."""
 
 
 def needs_restart(applied: VMSpec, wanted: VMSpec) -> bool:
-    """Whether the VMM has to go down for its spec to change so; the rest is only recorded."""
-    return bool(without(applied, _RECORD_PATHS) != without(wanted, _RECORD_PATHS))
+    """Whether the VMM has to go down for its spec to change so; the rest is recorded, or changed while it runs."""
+    changes = field_changes(msgspec.to_builtins(applied), msgspec.to_builtins(wanted))
+    return any(change.impact in {"restart", "replace"} for change in changes)
 
 
 def recorded(*, fleet: str, state: State, spec: VMSpec, policy: Policy) -> dict[str, Any]:
@@ -73,27 +98,35 @@ def without(spec: VMSpec, ignored: tuple[str, ...]) -> Any:
     if not ignored:
         return spec
     fields = msgspec.to_builtins(spec)
-    for path in ignored:
-        _pop(fields, path.split("."))
+    for above, last in _steps_to(ignored):
+        _inside(fields, above).pop(last, None)
     return fields
 
 
 def carried(spec: VMSpec, ignored: tuple[str, ...], applied: VMSpec) -> VMSpec:
     """`spec` with the ignored paths as they were last applied."""
     fields, before = msgspec.to_builtins(spec), msgspec.to_builtins(applied)
-    for path in ignored:
-        steps = path.split(".")
-        target, source = fields, before
-        for step in steps[:-1]:
-            target, source = target[step], source[step]
-        target[steps[-1]] = source[steps[-1]]
+    for above, last in _steps_to(ignored):
+        target, source = _inside(fields, above), _inside(before, above)
+        if last in source:
+            target[last] = source[last]
+        else:
+            target.pop(last, None)
     return msgspec.convert(fields, VMSpec)
 
 
-def _pop(fields: dict[str, Any], steps: list[str]) -> None:
-    for step in steps[:-1]:
-        fields = fields[step]
-    fields.pop(steps[-1])
+def _steps_to(paths: tuple[str, ...]) -> Iterator[tuple[list[str], str]]:
+    for path in (meant for named in paths for meant in _MEANT.get(named, (named,))):
+        *above, last = path.split(".")
+        yield above, last
+
+
+def _inside(fields: dict[str, Any], steps: list[str]) -> dict[str, Any]:
+    """The mapping at the end of the steps; an empty one of nobody's where there is none."""
+    for step in steps:
+        found = fields.get(step)
+        fields = found if isinstance(found, dict) else {}
+    return fields
 
 
 def field_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[FieldChange, ...]:
@@ -116,9 +149,18 @@ def _named(before: bytes, after: bytes) -> tuple[FieldChange, ...]:
     return tuple(sorted(changes, key=lambda change: change.path))
 
 
+@lru_cache(maxsize=1024)
 def impact_of(path: str) -> Impact:
     """What changing the field at `path` costs; an unknown field of a newer record costs a restart."""
-    return FIELDS[path].impact if path in FIELDS else "restart"
+    return next((field.impact for row, field in FIELDS.items() if is_row_of(row, path)), "restart")
+
+
+def is_row_of(row: str, path: str) -> bool:
+    """Whether the table's row `row` speaks of the field at `path`."""
+    steps, pattern = path.split("."), row.split(".")
+    if pattern[-1] == "**":
+        pattern = pattern[:-1] + ["*"] * max(1, len(steps) - len(pattern) + 1)
+    return len(steps) == len(pattern) and all(want in {"*", step} for want, step in zip(pattern, steps, strict=True))
 
 
 def _absent(value: Any) -> Any:

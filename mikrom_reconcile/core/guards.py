@@ -104,15 +104,16 @@ def _removal_refusal(
 def protect(
     changes: list[VMChange], policies: Mapping[str, Policy], project: str
 ) -> tuple[list[VMChange], list[Refusal]]:
-    """Refuses to remove VMs whose record forbids it, whatever the specs say about them now.
+    """Refuses to remove VMs, or what they wrote to their root disks, where their record forbids it, whatever the
+    specs say about them now.
 
-    An explicit `prevent_destroy: false` of the fleet is planned as a change of its own; the removal follows it.
+    An explicit `prevent_destroy: false` of the fleet is planned as a change of its own; what it forbade follows.
     """
     kept: list[VMChange] = []
     refusals: list[Refusal] = []
     for change in changes:
         seen = change.observed
-        if change.kind not in {"delete", "move"} or seen is None or not seen.policy.prevent_destroy:
+        if seen is None or not seen.policy.prevent_destroy or not _loses_disks(change, seen):
             kept.append(change)
             continue
         policy = policies.get(change.fleet)
@@ -123,6 +124,15 @@ def protect(
             way_out = f"to lift it: lifecycle: {{prevent_destroy: false}} in fleet {change.fleet}, apply, then remove"
             refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="prevent_destroy", message=way_out))
     return kept, refusals
+
+
+def _loses_disks(change: VMChange, seen: ObservedVM) -> bool:
+    """Whether data may be lost: the VM goes, or its writable root disk is made anew now or when it starts."""
+    if change.kind in {"delete", "move"}:
+        return True
+    rootfs = seen.spec.boot and seen.spec.boot.rootfs
+    replaced = any(field.impact == "replace" for field in change.fields)
+    return bool(replaced and rootfs and not rootfs.read_only and change.kind != "blocked")
 
 
 def _lifted(change: VMChange, seen: ObservedVM, policy: Policy, project: str) -> VMChange:
@@ -139,7 +149,7 @@ def _lifted(change: VMChange, seen: ObservedVM, policy: Policy, project: str) ->
     )
     lifted = FieldChange(path="lifecycle.prevent_destroy", before=True, after=False, impact="record")
     return msgspec.structs.replace(
-        _turned(change, "update", "its protection is lifted first, the removal follows in the next run"),
+        _turned(change, "update", "its protection is lifted first, what it forbade follows in the next run"),
         fields=(lifted,),
         desired=desired,
     )
@@ -180,7 +190,7 @@ def _waiting(size: int, down: int) -> str:
 def _takes_down(change: VMChange) -> bool:
     """A VM runs as it should, and would not for a while."""
     wanted = change.desired is not None and change.desired.state in UP
-    return wanted and change.kind in {"restart", "move"} and not _is_down(change)
+    return wanted and change.kind in {"restart", "replace", "move"} and not _is_down(change)
 
 
 def _is_down(change: VMChange) -> bool:

@@ -44,7 +44,8 @@ class Landscape:
     """The hosts of a run: who may be there, who is, and how much room is left. Each choice takes its room.
 
     `dark` maps hosts without a report to the reason, `located` has where VMs are, `hints` where they were last known
-    to be, `rooms` the room on hosts that answered. `here` is the host of specs without an Inventory.
+    to be, `rooms` the room on hosts that answered, `anchors` why VMs cannot leave at all. `here` is the host of specs
+    without an Inventory.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Landscape:
         dark: Mapping[str, str] | None = None,
         hints: Mapping[str, str] | None = None,
         rooms: Mapping[str, Room] | None = None,
+        anchors: Mapping[str, str] | None = None,
     ) -> None:
         self.hosts = hosts_of(specs, here)
         inventory = specs.inventory or Inventory()
@@ -64,6 +66,7 @@ class Landscape:
         self._dark = dark or {}
         self._located = located
         self._hints = hints or {}
+        self._anchors = anchors or {}
         self._rooms = {host: (rooms or {}).get(host, ENDLESS) for host in self.hosts}
         self._loads = Loads(Counter(located.values()), self._rooms)
         self._kinds: dict[bytes, int] = {}
@@ -86,6 +89,9 @@ class Landscape:
             vm, host = vms[number], placing.hosts[number]
             if host:
                 placing.leaves[vm.name] = self._why_not(vm, host)
+            if anchor := self._anchors.get(vm.name):
+                placing.rejections[vm.name] = (f"{host}: {placing.leaves[vm.name]}", anchor)
+                continue
             chosen, why = self._choose(vm, need(vm), members)
             placing.placed.update({vm.name: why} if why else {})
             placing.hosts[number] = chosen or host or self._unreadable_home(vm)
@@ -211,8 +217,9 @@ class Landscape:
     def _lack(self, host: str, need: Capacity) -> str:
         """What a host without room lacks, in numbers."""
         loads, room = self._loads, self._rooms[host]
-        if loads.mem_mib[host] < need.mem_size_mib:
-            left, limit, needs, what = loads.mem_mib[host], room.mem_limit_mib, need.mem_size_mib, "MiB"
+        mem_need_mib = loads.mem_need_mib(host, need)
+        if loads.mem_mib[host] < mem_need_mib:
+            left, limit, needs, what = loads.mem_mib[host], room.mem_limit_mib, mem_need_mib, "MiB"
         else:
             left, limit, needs, what = loads.vcpus[host], room.vcpu_limit, need.vcpu_count, "vCPUs"
         return f"{needs} {what} needed, {max(0, left):.0f} of {limit:.0f} left"

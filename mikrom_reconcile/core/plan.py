@@ -36,6 +36,7 @@ VERBS: dict[ChangeKind, Verb] = {
     "resume": "resume",
     "update": "update",
     "restart": "restart",
+    "replace": "restart",  # the host makes the root disk anew where it is not of the image that the spec names
     "move": "delete",  # it is made on its new host once it is proven gone from the old one
     "delete": "delete",
 }
@@ -65,8 +66,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
-    `unmatched` is the term of the limit that names nothing. `doubtful` names VMs that were found on one host while a
-    digest proves them on another: which is newer is not known without the rows of both.
+    `unmatched` is the term of the limit that names nothing. With `doubtful` VMs the plan cannot be trusted: ask again,
+    `thorough`.
     """
 
     plan: Plan
@@ -77,13 +78,38 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def question(
-    specs: Specs, placements: Placements, *, here: str, destroy: bool = False, dead: tuple[str, ...] = ()
+    specs: Specs,
+    placements: Placements,
+    *,
+    here: str,
+    destroy: bool = False,
+    dead: tuple[str, ...] = (),
 ) -> Question:
     """What to ask the hosts of the inventory, or `here` without one, and those on which VMs are remembered.
 
     `destroy` wants everything that the specs own gone, so every row is asked for.
     """
-    pending = expand(specs)
+    return _question(specs, expand(specs), here, placements, destroy=destroy, dead=dead)
+
+
+def thorough(asked: Question, doubtful: frozenset[str]) -> Question:
+    """The same question as if nobody knew where the doubtful VMs are: every host tells all that it has of them."""
+    vms = {name: host for name, host in asked.placements.vms.items() if name not in doubtful}
+    placements = msgspec.structs.replace(asked.placements, vms=vms)
+    found = _question(asked.specs, asked.pending, asked.here, placements, destroy=asked.destroy, dead=asked.dead)
+    every_row = {host: msgspec.structs.replace(query, alike={}) for host, query in found.queries.items()}
+    return msgspec.structs.replace(found, queries=every_row)
+
+
+def _question(
+    specs: Specs,
+    pending: tuple[PendingVM, ...],
+    here: str,
+    placements: Placements,
+    *,
+    destroy: bool,
+    dead: tuple[str, ...],
+) -> Question:
     alive = _without(placements, dead)
     landscape = Landscape(specs, here, located=alive.vms)
     at_home = landscape.at_home(pending)
@@ -145,7 +171,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         placements=_to_remember(asked, desired, sight, changes),
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
-        doubtful=sight.settled & sight.own.keys(),
+        doubtful=sight.doubtful,
     )
 
 
@@ -192,6 +218,11 @@ def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredSta
         dark=sight.dark,
         hints=placements.vms,
         rooms={host: room_of(inventory, report) for host, report in sight.reports.items()},
+        anchors={
+            name: f"its drives ({', '.join(sorted(rows[0].spec.drives))}) do not travel"
+            for name, rows in sight.own.items()
+            if rows[0].spec.drives
+        },
     )
     desired = desired_state(asked.specs, asked.pending, landscape)
     return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired

@@ -26,15 +26,20 @@ class Loads:
         self.vms = Counter(vms)
         self.vcpus = {host: max(0, room.vcpu_limit - room.promised.vcpu_count) for host, room in rooms.items()}
         self.mem_mib = {host: max(0, room.mem_limit_mib - room.promised.mem_size_mib) for host, room in rooms.items()}
+        self._rooms = rooms
+
+    def mem_need_mib(self, host: str, need: Capacity) -> int:
+        """What the VM takes of the host's memory."""
+        return need.mem_size_mib and need.mem_size_mib + self._rooms[host].overhead_mib
 
     def fits(self, host: str, need: Capacity) -> bool:
         """Whether the host has room for it."""
-        return self.mem_mib[host] >= need.mem_size_mib and self.vcpus[host] >= need.vcpu_count
+        return self.mem_mib[host] >= self.mem_need_mib(host, need) and self.vcpus[host] >= need.vcpu_count
 
     def add(self, host: str, need: Capacity) -> None:
         """One VM more on the host."""
         self.vms[host] += 1
-        self.mem_mib[host] -= need.mem_size_mib
+        self.mem_mib[host] -= self.mem_need_mib(host, need)
         self.vcpus[host] -= need.vcpu_count
 
 

@@ -10,6 +10,7 @@ import msgspec
 from mikrom_reconcile.core.constraints import Wishes
 from mikrom_reconcile.core.documents import Flaw, Schemas, problems_of, read_tree
 from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.images import BUILT_IN, Image, image_of
 from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.desired import Policy, Share
@@ -24,9 +25,6 @@ from mikrom_reconcile.core.yaml_words import shown
 DEFAULT_PROJECT = "default"
 VM_NAME = "${fleet}-${index:03d}"
 """The names of replicas, unless a fleet says otherwise."""
-
-IMAGES = ("hello",)
-"""Images that need no document of their own."""
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +64,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool
     inventory: Inventory | None
     extra_vars: dict[str, Any]
+    images: dict[str, Image]
     fleets: tuple[FleetSpec, ...]
 
 
@@ -123,11 +122,13 @@ def gather(
         raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
     inventory = _inventory(documents)
     flaws = [*reading.flaws, *_doubles([*documents, *filter(_is_named, reading.broken)])]
-    flaws += [*_replica_flaws(documents), *_image_flaws(legible)]
+    flaws += [*_replica_flaws(documents), *_built_in_flaws(documents)]
+    if reading.whole and not any(document.kind == "Image" for document in reading.broken):
+        flaws += _image_flaws(legible, (*BUILT_IN, *(image.name for image in _of_kind(documents, "Image"))))
     complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
     if complete or inventory is not None:
         flaws += [*_inventory_flaws(documents, inventory), *_host_flaws(legible, inventory)]
-        flaws += placement_flaws(_fleets(documents), inventory or Inventory())
+        flaws += placement_flaws(_of_kind(documents, "Fleet"), inventory or Inventory())
     unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
     found = problems_of(flaws[:MAX_PROBLEMS], tree)  # what YAML could not read needs no second complaint
     problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
@@ -141,6 +142,7 @@ def gather(
         whole=bool(projects),
         inventory=inventory,
         extra_vars=extra_vars or {},
+        images=BUILT_IN | {image.name: image_of(image.body["spec"]) for image in _of_kind(documents, "Image")},
         fleets=tuple(sorted(fleets, key=lambda fleet: fleet.name)),
     )
     return Gathered(specs=specs, problems=one_per_place(problems), complete=complete)
@@ -259,7 +261,7 @@ def _group_flaws(document: SpecDocument, hosts: tuple[str, ...], groups: tuple[s
 
 
 def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
-    for document in _fleets(documents):
+    for document in _of_kind(documents, "Fleet"):
         spec = document.body["spec"]
         if isinstance(spec.get("replicas"), float):  # JSON Schema takes 3.0 for a whole number
             message = f"spec.replicas must be a whole number, not {spec['replicas']}"
@@ -277,7 +279,7 @@ def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
 
 
 def _host_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:
-    for document in _fleets(documents):
+    for document in _of_kind(documents, "Fleet"):
         for pointer, pattern in _named_hosts(document.body["spec"]):
             if complaint := _host_complaint(pointer, pattern, inventory):
                 message, hint = complaint
@@ -307,21 +309,28 @@ def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory
     return None if chosen else (f"{shown(pattern)} selects no host", "")
 
 
-def _image_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
-    for document in _fleets(documents):
+def _built_in_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
+    for document in _of_kind(documents, "Image"):
+        if document.name in BUILT_IN:
+            message = f"the image {document.name} is built in; call this another name"
+            yield Flaw(document=document, pointer=("metadata", "name"), message=message)
+
+
+def _image_flaws(documents: list[SpecDocument], known: tuple[str, ...]) -> Iterator[Flaw]:
+    for document in _of_kind(documents, "Fleet"):
         spec = document.body["spec"]
         places: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [(("spec", "template"), spec.get("template", {}))]
         places += [(("spec", "overrides", number), entry) for number, entry in enumerate(spec.get("overrides", ()))]
         places += [(("spec", "instances", name), fields or {}) for name, fields in spec.get("instances", {}).items()]
         for pointer, fields in places:
             image = fields.get("image")
-            if image is not None and image not in IMAGES and not names_in(image):
-                message, hint = f"unknown image {shown(image)}", nearest(image, IMAGES)
+            if image is not None and image not in known and not names_in(image):
+                message, hint = f"unknown image {shown(image)}", nearest(image, known)
                 yield Flaw(document=document, pointer=(*pointer, "image"), message=message, hint=hint)
 
 
-def _fleets(documents: list[SpecDocument]) -> Iterator[SpecDocument]:
-    return (document for document in documents if document.kind == "Fleet")
+def _of_kind(documents: list[SpecDocument], kind: str) -> Iterator[SpecDocument]:
+    return (document for document in documents if document.kind == kind)
 
 
 def one_per_place(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ...]:

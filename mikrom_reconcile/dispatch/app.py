@@ -17,7 +17,10 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from mikrom_reconcile.control.ports import Engine
-from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.control.sources.last_good import LastGood
+from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.dispatch import celery_costs
+from mikrom_reconcile.dispatch.answering import Answering
 from mikrom_reconcile.dispatch.broker import broker_url, client_of
 from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.dispatch.presence import Heartbeat
@@ -28,8 +31,15 @@ from mikrom_reconcile.settings import Settings
 if TYPE_CHECKING:
     from redis import Redis
 
-FIRST, SOON, NORMAL, LAST = 0, 3, 6, 9
-"""Priorities, lower first: people who look; stop and delete; other actions; what Beat starts."""
+    from mikrom_reconcile.dispatch.signing import Signer, Verifier
+
+FIRST, LAST = 0, 8
+"""Priorities, lower first: people who look; the ticks of Beat."""
+
+ORDERS = {False: (2, 4), True: (6, 8)}
+"""Priorities of orders by whether they are scheduled: those that make room (stop and delete), and all others."""
+
+STEPS = (FIRST, *ORDERS[False], *ORDERS[True])
 
 _HIDDEN = "(not shown)"
 
@@ -40,7 +50,7 @@ class Parts:
 
     hypervisor: Callable[[], Hypervisor]
     engine: Callable[[], Engine]
-    read_tree: Callable[[], SourceTree]
+    source: LastGood
 
 
 class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
@@ -56,6 +66,33 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
         """The client for everything that is not Celery's; it connects when it is first used."""
         return client_of(broker_url(self.settings))
 
+    @cached_property
+    def answering(self) -> Answering:
+        """What a host worker knows of calls, and tells them."""
+        return Answering(self.redis, self.keys, f"host:{self.settings.host}")
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """What signs our orders. Raises SetupError for a key file that cannot be trusted."""
+        if (path := self.settings.signing_key) is None:
+            return None
+        from mikrom_reconcile.dispatch.signing import Signer  # noqa: PLC0415 - only who has a key pays for it
+
+        return Signer(path)
+
+    @cached_property
+    def verifier(self) -> Verifier | None:
+        """What proves orders to a host; None: whoever reaches its queue is obeyed. Raises SetupError as `signer`."""
+        if (path := self.settings.verify_key) is None:
+            return None
+        from mikrom_reconcile.dispatch.signing import Verifier  # noqa: PLC0415 - as above
+
+        return Verifier(path)
+
+    def load_key(self) -> None:
+        """Find out now, not with the first order, that the key of this worker's role cannot be used."""
+        _ = self.verifier if self.settings.worker_role == "host" else self.signer
+
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API."""
         options.setdefault("argsrepr", _HIDDEN)
@@ -70,11 +107,19 @@ def make_app(settings: Settings) -> FleetApp:
     app = FleetApp("mikrom", broker=url, backend=url, set_as_current=False)
     app.settings = settings
     app.keys = keys
-    app.conf.update(_messages(keys, settings), **_transport(keys, settings), **_beat(settings))
-    if url.startswith("rediss://"):
-        # without it the broker's connection takes any certificate
-        app.conf.update(broker_use_ssl=dict(_VERIFIED), redis_backend_use_ssl=dict(_VERIFIED))
+    app.conf.update(configuration(settings))
+    celery_costs.lower(app)
     return app
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """What Celery is told. Raises UsageError without a broker."""
+    keys = Keys(settings.queue)
+    told = _messages(keys, settings) | _transport(keys, settings) | _beat(settings)
+    if broker_url(settings).startswith("rediss://"):
+        # without it the broker's connection takes any certificate
+        told |= {"broker_use_ssl": dict(_VERIFIED), "redis_backend_use_ssl": dict(_VERIFIED)}
+    return told
 
 
 _VERIFIED = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
@@ -91,7 +136,7 @@ def _messages(keys: Keys, settings: Settings) -> dict[str, Any]:
         "task_default_queue": keys.queue,
         "task_queues": [Queue(own, Exchange(own), routing_key=own)],  # consumed by a worker that is not told with -Q
         "task_create_missing_queues": True,
-        "task_default_priority": NORMAL,
+        "task_default_priority": ORDERS[False][1],
         "task_acks_late": False,
         "task_publish_retry_policy": {"max_retries": 0},
         "result_expires": 3600,  # for people who call VM tasks themselves; the engine ignores results
@@ -115,7 +160,7 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
             "socket_keepalive": True,
             "visibility_timeout": 3600,
             "max_retries": 0,
-            "priority_steps": [FIRST, SOON, NORMAL, LAST],
+            "priority_steps": list(STEPS),
             "queue_order_strategy": "priority",
             # one set per host: with the shared ones any host reads what another has fetched
             "unacked_key": unacked,
@@ -130,15 +175,32 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
     }
 
 
+CLEANUP_S = 3600.0
+
+
 def _beat(settings: Settings) -> dict[str, Any]:
+    options = {"queue": settings.queue, "priority": LAST, "ignore_result": True}
     return {
         "beat_scheduler": "mikrom_reconcile.dispatch.beat:OncePerInterval",
         "beat_max_loop_interval": 5,
         "beat_schedule": {
             "reconcile": {
                 "task": "mikrom.reconcile",
-                "schedule": settings.reconcile_interval_s,
-                "options": {"queue": settings.queue, "priority": LAST, "ignore_result": True},
-            }
+                "schedule": _schedule(settings.reconcile_interval),
+                "options": options,
+            },
+            "cleanup": {"task": "mikrom.cleanup", "schedule": CLEANUP_S, "options": options},
         },
     }
+
+
+def _schedule(interval: float | str) -> Any:
+    """As Beat takes it: seconds, or a cron line."""
+    if isinstance(interval, float):
+        return interval
+    from celery.schedules import crontab  # noqa: PLC0415 - only where there is a cron line
+
+    try:
+        return crontab.from_string(interval)
+    except ValueError as error:
+        raise UsageError(f"MIKROM_RECONCILE_INTERVAL={interval!r}: {error} Example: */10 * * * *") from None

@@ -27,10 +27,11 @@ class OncePerInterval(Scheduler):  # type: ignore[misc]  # Celery has no types
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:  # noqa: FBT001, FBT002 - Celery's signature
         """Send the entry's task with the id of this tick, or nothing."""
         tick = secrets.token_hex(8)
-        interval_s = entry.schedule.run_every.total_seconds()
+        # seconds and cron lines alike: until the entry is due again
+        interval_s = entry.schedule.remaining_estimate(entry.schedule.now()).total_seconds()
         lives_ms = int(1000 * max(interval_s - _MARGIN_S, interval_s / 2))
-        if not self.app.redis.set(self.app.keys.tick, tick, nx=True, px=lives_ms):
-            _log.debug("this interval has had its tick")
+        if not self.app.redis.set(self.app.keys.tick(entry.name), tick, nx=True, px=lives_ms):
+            _log.debug("%s has had its tick in this interval", entry.name)
             return None
         entry.kwargs = {"tick": tick}
         return super().apply_async(entry, producer=producer, advance=advance, **options)

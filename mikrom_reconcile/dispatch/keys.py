@@ -61,7 +61,20 @@ class Keys:
         """The plan that was shown for a run; an apply names it and does not bring its own."""
         return f"{self.prefix}:run:{run}:plan"
 
+    def unfinished(self, run: str) -> str:
+        """How far a run is that has no report yet, or why it has none."""
+        return f"{self.prefix}:run:{run}:unfinished"
+
     @property
-    def tick(self) -> str:
-        """The tick of the present interval; whichever Beat sets it sends it."""
-        return f"{self.prefix}:tick"
+    def source(self) -> str:
+        """What the last look at MIKROM_SPECS gave, for who looks."""
+        return f"{self.prefix}:source"
+
+    @property
+    def good_specs(self) -> str:
+        """The last good specs that any control worker has seen."""
+        return f"{self.prefix}:source:good"
+
+    def tick(self, entry: str) -> str:
+        """The tick of an entry of Beat's ("reconcile") in the present interval; whichever Beat sets it sends it."""
+        return f"{self.prefix}:tick:{entry}"

@@ -21,12 +21,15 @@ from mikrom_reconcile.core.errors import SetupError, UsageError
 from mikrom_reconcile.dispatch.broker import broker_url, client_of
 from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.dispatch.presence import starts
-from mikrom_reconcile.dispatch.services import Service, command, environment
+from mikrom_reconcile.dispatch.services import Service, command, environment, meant_for
+from mikrom_reconcile.dispatch.signing import make_pair
 from mikrom_reconcile.dispatch.supervise import Child
 from mikrom_reconcile.settings import Settings
 
 _SOCKET_PATH_BYTES = 107  # sun_path of Linux, without its final zero
 _ANSWER_S = 1.0
+_LARGEST_MIB = 512  # some messages of the largest size that is allowed, beside thousands of usual ones
+_SIGNING_KEY, _VERIFY_KEY = "signing.pem", "verify.pem"
 
 
 def private_settings(settings: Settings) -> Settings:
@@ -42,11 +45,12 @@ def private_settings(settings: Settings) -> Settings:
     socket = settings.run_dir / "redis.sock"
     if len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
         raise UsageError(f"MIKROM_RUN_DIR={settings.run_dir}: too long for a socket path, {_SOCKET_PATH_BYTES} bytes")
+    specs = settings.specs or "specs"
     return replace(
         settings,
         broker_url=f"redis+socket://:{secrets.token_urlsafe(24)}@{quote(str(socket))}",
         flower_basic_auth=settings.flower_basic_auth or f"mikrom:{secrets.token_urlsafe(12)}",
-        specs=str(Path(settings.specs or "specs").absolute()),
+        specs=specs if specs.startswith("git+") else str(Path(specs).absolute()),
     )
 
 
@@ -65,6 +69,8 @@ def redis_child(settings: Settings) -> Child:
         "unixsocketperm 700",
         f"requirepass {urlsplit(url).password}",
         'save ""',
+        f"maxmemory {_LARGEST_MIB}mb",
+        "maxmemory-policy noeviction",  # what it dropped by itself might be an order; who is refused is told
         f'dir "{settings.run_dir}"',
     ]
     conf.touch(mode=0o600)
@@ -74,14 +80,15 @@ def redis_child(settings: Settings) -> Child:
     return Child(
         "redis",
         ["redis-server", str(conf)],
-        os.environ,
+        meant_for(None, os.environ),
         log=logs_of(settings) / "redis.log",
         is_ready=lambda _: _answers(client),
     )
 
 
 def service_children(settings: Settings) -> list[Child]:
-    """Workers, Beat and Flower."""
+    """Workers, Beat and Flower. The workers get a pair of keys that lasts as long as they do."""
+    make_pair(settings.run_dir / _SIGNING_KEY, settings.run_dir / _VERIFY_KEY)
     redis = client_of(broker_url(settings), read_s=_ANSWER_S)
     keys = Keys(settings.queue)
     owners: dict[Service, Callable[[int], str]] = {
@@ -106,9 +113,14 @@ def apply_child(settings: Settings) -> Child:
 
 
 def _environment(service: Service, settings: Settings) -> dict[str, str]:
-    """Ours, and everything that was chosen for this time."""
-    chosen = {"MIKROM_SPECS": settings.specs or "", "FLOWER_BASIC_AUTH": settings.flower_basic_auth or ""}
-    return os.environ | environment(service, settings) | chosen
+    """Ours, and what was chosen for this time, as far as it concerns the service."""
+    chosen = {
+        "MIKROM_SPECS": settings.specs or "",
+        "MIKROM_SIGNING_KEY": str(settings.run_dir / _SIGNING_KEY),
+        "MIKROM_VERIFY_KEY": str(settings.run_dir / _VERIFY_KEY),
+        "FLOWER_BASIC_AUTH": settings.flower_basic_auth or "",
+    }
+    return meant_for(service, os.environ | environment(service, settings) | chosen)
 
 
 def _child(service: Service, settings: Settings, *, is_ready: Callable[[int], bool]) -> Child:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery import signals
 from kombu.utils import functional
+from redis import RedisError
 
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import MikromError
-from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.dispatch import deadlines, log_lines, runs, tasks
+from mikrom_reconcile.dispatch import cleanup, deadlines, log_lines, runs, source_sync, tasks
 from mikrom_reconcile.dispatch.app import FleetApp, Parts
 from mikrom_reconcile.dispatch.presence import Heartbeat
 from mikrom_reconcile.host.hypervisor import Hypervisor
@@ -24,10 +26,10 @@ def register(
     *,
     hypervisor: Callable[[], Hypervisor],
     engine: Callable[[], Engine],
-    read_tree: Callable[[], SourceTree],
+    source: LastGood,
 ) -> None:
     """Give `app` its tasks. Each callable is asked again for every task and may answer with the same object."""
-    app.parts = Parts(hypervisor=hypervisor, engine=engine, read_tree=read_tree)
+    app.parts = Parts(hypervisor=hypervisor, engine=engine, source=source)
     for verb, function in tasks.VM_TASKS.items():
         app.task(function, name=f"mikrom.{verb}_vm", bind=True)
     app.task(tasks.observe_host_task, name="mikrom.observe_host", bind=True)
@@ -35,6 +37,8 @@ def register(
     app.task(runs.plan_task, name="mikrom.plan", bind=True)
     app.task(runs.apply_task, name="mikrom.apply", bind=True)
     app.task(runs.reconcile_task, name="mikrom.reconcile", bind=True)
+    app.task(source_sync.sync_source_task, name="mikrom.sync_source", bind=True)
+    app.task(cleanup.cleanup_task, name="mikrom.cleanup", bind=True)
     signals.after_setup_logger.connect(log_lines.set_up, weak=False)
     signals.worker_init.connect(_on_worker_init, weak=False)
     signals.worker_ready.connect(_on_worker_ready, weak=False)
@@ -50,33 +54,35 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
         # `celery -P gevent` patches too late: looking for locks, gevent touches Celery's proxies, these import kombu,
         # and kombu keeps the old sleep. Without a broker that worker then stands still for seconds, supervision too
         functional.sleep = time.sleep
-    if app.settings.worker_role == "host":
-        try:
+    app.heartbeat = _heartbeat(app, app.settings.worker_role)
+    try:
+        if app.settings.worker_role == "host":
             app.parts.hypervisor()
-        except MikromError as error:
-            raise SystemExit(f"mikrom worker: {error}") from error
+        app.load_key()
+    except MikromError as error:
+        raise SystemExit(f"mikrom worker: {error}") from error
 
 
 def _on_worker_ready(sender: Any, **_: Any) -> None:
     app: FleetApp = sender.app
-    role = app.settings.worker_role
-    if role == "host":
+    if app.settings.worker_role == "host":
         hypervisor = app.parts.hypervisor()
         hypervisor.supervise()
         signals.worker_shutting_down.connect(lambda **_: hypervisor.leave_alone(), weak=False)
-    _start_heartbeat(app, role)
+    app.heartbeat.start()
 
 
 def _on_beat_init(sender: Any, **_: Any) -> None:
-    _start_heartbeat(sender.app, "beat")
+    app: FleetApp = sender.app
+    app.heartbeat = _heartbeat(app, "beat")
+    app.heartbeat.start()
 
 
-def _start_heartbeat(app: FleetApp, role: str) -> None:
+def _heartbeat(app: FleetApp, role: str) -> Heartbeat:
     host = app.settings.host
     # a host has one worker; control workers and Beats may be several on one machine
     owner = f"host:{host}" if role == "host" else f"{role}:{host}:{os.getpid()}"
-    app.heartbeat = Heartbeat(app.redis, app.keys, owner)
-    app.heartbeat.start()
+    return Heartbeat(app.redis, app.keys, owner)
 
 
 def _on_shutting_down(**_: Any) -> None:
@@ -84,4 +90,7 @@ def _on_shutting_down(**_: Any) -> None:
 
 
 def _on_worker_shutdown(sender: Any, **_: Any) -> None:
-    sender.app.heartbeat.leave()
+    app: FleetApp = sender.app
+    with suppress(RedisError):  # then the heartbeat says that they are lost
+        app.answering.flush()
+    app.heartbeat.leave()

@@ -17,14 +17,15 @@ import msgspec
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
+from mikrom_reconcile import __version__
 from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
-from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch import deadlines
-from mikrom_reconcile.dispatch.app import FIRST, NORMAL, SOON, FleetApp
+from mikrom_reconcile.dispatch.app import FIRST, FleetApp
 from mikrom_reconcile.dispatch.calls import Answer, Call, unpack
 from mikrom_reconcile.dispatch.keys import Keys
+from mikrom_reconcile.dispatch.messages import priority_of, shown_of
 from mikrom_reconcile.dispatch.presence import known, starts
 from mikrom_reconcile.dispatch.window import Window
 
@@ -32,17 +33,6 @@ if TYPE_CHECKING:
     from redis import Redis
 
 _log = logging.getLogger(__name__)
-
-PRIORITIES: dict[Verb, int] = {
-    "stop": SOON,  # what goes makes room for what comes
-    "delete": SOON,
-    "create": NORMAL,
-    "start": NORMAL,
-    "pause": NORMAL,
-    "resume": NORMAL,
-    "update": NORMAL,
-    "restart": NORMAL,
-}
 
 _CONSOLE_S = 10.0
 _LOOK_S = 1.0
@@ -111,7 +101,7 @@ class CeleryHosts:
                     host = order.action.host
                     if watch.living((host,)):
                         call.listen(f"host:{host}")
-                        self._send_order(call, order)
+                        self._send_order(call, order, watch.start_of(host))
                     else:
                         yield from window.lose(host, _NO_WORKER)
                 if window.is_done():
@@ -144,25 +134,30 @@ class CeleryHosts:
     def _call(self, purpose: str) -> Call:
         return Call(self._redis, self._keys, f"{purpose}-{secrets.token_hex(8)}")
 
-    def _send_order(self, call: Call, order: Order) -> None:
+    def _send_order(self, call: Call, order: Order, start_id: str) -> None:
         action = order.action
+        sent = {"call": call.name, "order": msgspec.json.encode(order).decode(), "release": __version__}
+        if self._app.signer is not None:
+            queue = self._keys.host_queue(action.host)
+            signature = self._app.signer.sign(sent["order"], queue=queue, start_id=start_id, call=call.name)
+            sent["signature"] = signature
         self._send(
             action.host,
             f"mikrom.{action.verb}_vm",
-            {"call": call.name, "order": msgspec.json.encode(order).decode()},
-            note=f"{action.vm} on {action.host} · run {order.run_id[:8]}",
-            priority=PRIORITIES[action.verb],
+            sent,
+            note=shown_of(order),
+            priority=priority_of(order),
             # a backstop only: the hard limit ends the task's greenlet without a word to anybody
             time_limit=action.deadline_s + 30,
         )
 
     def _send(
-        self, host: str, task: str, arguments: dict[str, object], *, note: str, priority: int = FIRST,
+        self, host: str, task: str, arguments: Mapping[str, object], *, note: str, priority: int = FIRST,
         time_limit: float | None = None,
     ) -> None:  # fmt: skip
         self._app.send_task(
             task,
-            kwargs=arguments,
+            kwargs=dict(arguments),
             queue=self._keys.host_queue(host),
             priority=priority,
             time_limit=time_limit,
@@ -185,6 +180,10 @@ class _Watch:
         wanted = set(hosts)
         self._starts |= self._look(wanted - self._starts.keys())
         return wanted & self._starts.keys()
+
+    def start_of(self, host: str) -> str:
+        """The start id of a worker that is watched."""
+        return self._starts[host].decode()
 
     def gone(self) -> set[str]:
         """Hosts whose worker is no longer the one that was asked; looks once a second, tells each once."""

@@ -1,7 +1,7 @@
-"""Tasks of a control worker: plan, apply, and Beat's reconcile. They drive the same engine as the embedded CLI.
+"""Tasks of a control worker: plan, apply, Beat's reconcile, and deeds that people ask for by task.
 
-An apply goes on only while its caller waits: once the caller's key is gone, nothing more is sent. Errors go back as
-values, and a run that nobody waits for is not begun.
+They drive the same engine as the embedded CLI. An apply goes on only while its caller waits: once the caller's key
+is gone, nothing more is sent. Errors go back as values, and a run that nobody waits for is not begun.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.errors import BusyError, MikromError, UsageError
-from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest
+from mikrom_reconcile.core.model.plan import Plan, Verb
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.dispatch import calls, deadlines
 from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.errors_on_the_wire import failure_of
+from mikrom_reconcile.dispatch.errors_on_the_wire import Failure, failure_of
 from mikrom_reconcile.dispatch.keys import LEFTOVER_S, TTL_S
+from mikrom_reconcile.dispatch.source_sync import specs_now
+from mikrom_reconcile.dispatch.unfinished import Unfinished, tell
+from mikrom_reconcile.output.verdict import LATE, verdict_of
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +52,11 @@ def plan_task(task: Any, *, call: str, run: str) -> None:
         _log.info("plan %s: %d actions", plan.id, len(plan.actions), extra={"run": run})
 
 
-def apply_task(task: Any, *, call: str, run: str, plan: str | None) -> None:
-    """Carry out the plan of a run, by its id; None approves whatever is found."""
+def apply_task(task: Any, *, call: str | None, run: str, plan: str | None) -> None:
+    """Carry out the plan of a run, by its id; None approves whatever is found. Without a `call` nobody waits for it."""
+    if call is None:
+        _apply_unwatched(task, run, plan)
+        return
     with _answering(task, call) as say:
         request = _request(task, run)
         shown = None if plan is None else _plan(task, run, plan)
@@ -59,46 +66,96 @@ def apply_task(task: Any, *, call: str, run: str, plan: str | None) -> None:
             caller_waits()
 
         caller_waits = _watch(task, call)
-        report = task.app.parts.engine().apply(request, shown, progress=progress)
-        say("report", report)
-        _log.info("apply: %s", summary(report), extra={"run": run})
+        say("report", _carried_out(task.app, request, shown, progress))
+
+
+def _apply_unwatched(task: Any, run: str, plan: str | None) -> None:
+    app, origin = task.app, "apply"
+    try:
+        request = _request(task, run)
+        origin = request.origin
+        shown = None if plan is None else _plan(task, run, plan)
+        _carried_out(app, request, shown, lambda _: deadlines.refuse_when_stopping())
+    except Exception as error:  # noqa: BLE001 - whoever looks for the run is told of every end
+        failure = _failed(error, run, task.request.id)
+        ended = UnfinishedRun(run_id=run, origin=origin, since=datetime.now(UTC), state="failed", error=failure.message)
+        tell(app.redis, app.keys, ended)
+
+
+def _carried_out(
+    app: FleetApp, request: RunRequest, plan: Plan | None, progress: Callable[[ActionOutcome], None]
+) -> RunReport:
+    """Every run of a control worker, told to who looks while it goes on."""
+    with Unfinished(app, request, None if plan is None else len(plan.actions)) as unfinished:
+
+        def heard(outcome: ActionOutcome) -> None:
+            unfinished.heard(outcome)
+            progress(outcome)
+
+        report = app.parts.engine().apply(request, plan, progress=heard)
+    _log.info("%s: %s", request.origin, summary(report), extra={"run": request.run_id})
+    return report
 
 
 def reconcile_task(task: Any, *, tick: str | None = None) -> dict[str, Any]:
     """Beat's run: read the specs, plan, apply what is allowed unattended. A tick that is late does nothing."""
-    run = f"beat-{secrets.token_hex(6)}"
+    return _unattended(f"{BEAT}-{secrets.token_hex(6)}", lambda run: _reconcile(task, run, tick))
+
+
+def by_hand(task: Any, verb: Verb, vm: str) -> dict[str, Any]:
+    """A VM task that a person called: one deed on the VMs of that name, or, to create or update, what the specs say."""
+    return _unattended(f"task-{secrets.token_hex(6)}", lambda run: _deed(task, run, verb, vm))
+
+
+def _unattended(run: str, carry_out: Callable[[str], tuple[str, int]]) -> dict[str, Any]:
+    """What became of a run that nobody watches; `exit_code` is that of `mikrom apply`."""
     try:
-        return {"run": run, "done": _reconcile(task, run, tick)}
+        done, exit_code = carry_out(run)
     except MikromError as error:
-        _log.warning("nothing done: %s", error, extra={"run": run})
-        return {"run": run, "done": f"nothing: {error}"}
+        done, exit_code = f"nothing: {error}", LATE if isinstance(error, BusyError) else 1
+    level = logging.WARNING if exit_code else logging.INFO
+    _log.log(level, "%s: %s", run.partition("-")[0], done, extra={"run": run})
+    return {"run": run, "done": done, "exit_code": exit_code}
 
 
-def _reconcile(task: Any, run: str, tick: str | None) -> str:
+def _reconcile(task: Any, run: str, tick: str | None) -> tuple[str, int]:
     app = task.app
-    if tick is not None and app.redis.get(app.keys.tick) != tick.encode():
-        return "nothing: this tick is late, a newer one is due"
-    engine = app.parts.engine()
+    if tick is not None and app.redis.get(app.keys.tick("reconcile")) != tick.encode():
+        return "nothing: this tick is late, a newer one is due", 0
     try:
         # one at a time: a run that takes longer than the interval swallows the ticks that it misses
-        turn = engine.store.lease("beat:reconcile", holder=run, ttl_s=TTL_S, at_least=0)
+        turn = app.parts.engine().store.lease("beat:reconcile", holder=run, ttl_s=TTL_S, at_least=0)
     except BusyError:
-        return "nothing: the run of an earlier tick still goes on"
+        return "nothing: the run of an earlier tick still goes on", 0
     try:
-        done = _repair(app, engine, run)
+        return _apply(app, _request_of(app, run, BEAT))
     finally:
         turn.release()
-    _log.info("reconcile: %s", done, extra={"run": run})
-    return done
 
 
-def _repair(app: FleetApp, engine: Engine, run: str) -> str:
-    """Apply what may be done unattended, and one line about it."""
+def _deed(task: Any, run: str, verb: Verb, vm: str) -> tuple[str, int]:
+    app = task.app
+    if app.settings.worker_role != "control" or not vm:
+        raise UsageError(f"mikrom.{verb}_vm takes the name of a VM, and goes to the control queue {app.keys.queue}")
+    origin = f"mikrom.{verb}_vm"
+    if verb in {"create", "update"}:
+        return _apply(app, _request_of(app, run, origin, limit=vm))
+    nothing = SourceTree(revision="", files=())
+    return _apply(app, _request_of(app, run, origin, tree=nothing, verb=verb, names=(vm,)))
+
+
+def _request_of(app: FleetApp, run: str, origin: str, **asked: Any) -> RunRequest:
+    """The request of a run that nobody watches; without a tree in `asked`, of the specs that are good now."""
+    if "tree" not in asked:
+        asked["tree"], asked["source_problem"] = specs_now(app)
     settings = app.settings
-    request = RunRequest(
-        run_id=run, origin=BEAT, tree=app.parts.read_tree(), forks=settings.forks, timeout_s=settings.timeout_s
-    )
-    return summary(engine.apply(request, None, progress=lambda _: deadlines.refuse_when_stopping()))
+    return RunRequest(run_id=run, origin=origin, forks=settings.forks, timeout_s=settings.timeout_s, **asked)
+
+
+def _apply(app: FleetApp, request: RunRequest) -> tuple[str, int]:
+    """Apply what may be done unattended: one line about it, and the exit code."""
+    report = _carried_out(app, request, None, lambda _: deadlines.refuse_when_stopping())
+    return summary(report), verdict_of(report).exit_code
 
 
 def summary(report: RunReport) -> str:
@@ -106,7 +163,9 @@ def summary(report: RunReport) -> str:
     counts = Counter(f"{outcome.verb} {outcome.result}" for outcome in report.outcomes)
     did = ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing to do"
     left = "" if report.remaining is None else _left(report.remaining)
-    return f"{did}{left}{'; the deadline passed first' if report.late else ''}"
+    late = "; the deadline passed first" if report.late else ""
+    source = f"; the source is broken, {report.plan.revision} was used: {report.source_problem}"
+    return f"{did}{left}{late}{source if report.source_problem else ''}"
 
 
 def _left(plan: Plan) -> str:
@@ -130,11 +189,16 @@ def _answering(task: Any, call: str) -> Iterator[Say]:
     try:
         yield say
     except Exception as error:  # noqa: BLE001 - the caller is told of every end; who else would be
-        if isinstance(error, MikromError):
-            _log.warning("ended: %s", error, extra={"run": call})
-        else:
-            _log.exception("internal error", extra={"run": call})
-        say("error", failure_of(error, task_id=task.request.id))
+        say("error", _failed(error, call, task.request.id))
+
+
+def _failed(error: Exception, run: str, task_id: str) -> Failure:
+    """Log what ended a run, and what to tell whoever waits for it."""
+    if isinstance(error, MikromError):
+        _log.warning("ended: %s", error, extra={"run": run})
+    else:
+        _log.error("internal error", exc_info=error, extra={"run": run})
+    return failure_of(error, task_id=task_id)
 
 
 def _watch(task: Any, call: str) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -91,7 +92,20 @@ def arguments(service: Service, settings: Settings) -> list[str]:
         case "beat":
             return ["beat", "-l", "INFO"]
         case "flower":
-            return ["flower", "--address=127.0.0.1", f"--port={settings.flower_port}"]
+            names = Path(__file__).with_name("flower_names.py")
+            return ["flower", f"--conf={names}", "--address=127.0.0.1", f"--port={settings.flower_port}"]
+
+
+_KEPT_FOR: dict[str, Service] = {
+    "FLOWER_BASIC_AUTH": "flower",
+    "MIKROM_SIGNING_KEY": "control",
+    "MIKROM_VERIFY_KEY": "host",
+}
+
+
+def meant_for(service: Service | None, variables: Mapping[str, str]) -> dict[str, str]:
+    """`variables` without those that only another service may know."""
+    return {name: value for name, value in variables.items() if _KEPT_FOR.get(name, service) == service}
 
 
 def environment(service: Service, settings: Settings) -> dict[str, str]:
@@ -112,6 +126,10 @@ def check(service: Service, settings: Settings) -> Settings:
     settings = replace(settings, broker_url=settings.broker_url or find_up(settings))
     if service in {"control", "beat"} and not settings.specs:
         raise UsageError("MIKROM_SPECS is not set: a service does not guess which specs it keeps applying")
+    if settings.specs and settings.specs.startswith("git+"):
+        from mikrom_reconcile.control.sources.git_place import GitPlace  # noqa: PLC0415 - only where it is needed
+
+        GitPlace.of(settings.specs)
     if service == "flower" and not settings.flower_basic_auth:
         raise UsageError("FLOWER_BASIC_AUTH is not set (user:password): Flower shows every task and can stop workers")
     connect(broker_url(settings)).close()
@@ -122,4 +140,4 @@ def become(service: Service, settings: Settings) -> NoReturn:
     """Replace this process by the service, so that a supervisor watches the right one."""
     settings = check(service, settings)
     argv = command(service, settings)
-    os.execve(argv[0], argv, os.environ | environment(service, settings))  # noqa: S606 - without a shell, on purpose
+    os.execve(argv[0], argv, meant_for(service, os.environ) | environment(service, settings))  # noqa: S606 - without a shell, on purpose

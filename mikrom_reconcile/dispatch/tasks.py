@@ -1,71 +1,83 @@
 """Tasks of a host worker: carry out one order, observe, fetch a console. Thin, plain functions.
 
+A VM task that comes with a VM's name instead of an order was called by a person, and is for control to carry out.
+
 An order is judged by what it says itself, never by the name of the task that brought it: a message whose header was
-changed must not turn a stop into a delete. An order whose caller has gone is not begun. Nothing here raises because
-a VM failed: what became of an order is a value on the call's stream.
+changed must not turn a stop into a delete. An order whose caller has gone is not begun, and questions change nothing,
+whoever asks them. Nothing here raises because a VM failed or an order cannot be read: what became of it is a value on
+the call's stream.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from typing import Any
 
 import msgspec
-from redis import RedisError
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch import calls, deadlines
+from mikrom_reconcile.dispatch.messages import shown_of
 from mikrom_reconcile.dispatch.outcomes import given_up
+from mikrom_reconcile.dispatch.runs import by_hand
+from mikrom_reconcile.dispatch.sent_order import SentOrder, read_order, refused
 
 _log = logging.getLogger(__name__)
 
 CONSOLE_BYTES = 1024 * 1024
 """More of a console than this is fetched on the host itself."""
 
+ATTEMPTS = 3
+"""Of an order that fails for a reason that may pass; what fails otherwise is tried once."""
+
+FIRST_PAUSE_S = 1.0
+
 _MARGIN_S = 5.0  # the action keeps its own deadline, and only what has lost its way is ended from outside
 
 
-def create_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def create_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
     """Create a VM: its record first, then its VMM."""
-    return _carry_out(task, "create", call, order)
+    return _vm_task(task, "create", vm, order)
 
 
-def start_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def start_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
     """Start a VM that has a record."""
-    return _carry_out(task, "start", call, order)
+    return _vm_task(task, "start", vm, order)
 
 
-def stop_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def stop_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
     """Stop a VM; its record and its disks stay."""
-    return _carry_out(task, "stop", call, order)
+    return _vm_task(task, "stop", vm, order)
 
 
-def pause_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def pause_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
     """Let a guest stand still; its VMM and its memory stay."""
-    return _carry_out(task, "pause", call, order)
+    return _vm_task(task, "pause", vm, order)
 
 
-def resume_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def resume_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
     """Let a paused guest go on."""
-    return _carry_out(task, "resume", call, order)
+    return _vm_task(task, "resume", vm, order)
 
 
-def restart_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def restart_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
     """Stop a VM and start it with what is wanted now."""
-    return _carry_out(task, "restart", call, order)
+    return _vm_task(task, "restart", vm, order)
 
 
-def update_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def update_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
     """Change a VM's record only."""
-    return _carry_out(task, "update", call, order)
+    return _vm_task(task, "update", vm, order)
 
 
-def delete_vm_task(task: Any, *, call: str, order: str) -> dict[str, Any]:
+def delete_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
     """Remove a VM and everything that was made for it."""
-    return _carry_out(task, "delete", call, order)
+    return _vm_task(task, "delete", vm, order)
 
 
 VM_TASKS = {
@@ -82,45 +94,86 @@ VM_TASKS = {
 
 def observe_host_task(task: Any, *, call: str, query: str) -> None:
     """Tell the call what is on this host."""
-    if not calls.is_awaited(task.app.redis, task.app.keys, call):
+    if not task.app.answering.is_awaited(call):
         return
     try:
         report = task.app.parts.hypervisor().observe(msgspec.json.decode(query, type=ObserveQuery))
-        _say(task, call, "report", calls.pack(report))
+        task.app.answering.tell(call, "report", calls.pack(report))
     except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
         _log.exception("cannot observe")
-        _say(task, call, "error", calls.pack(f"cannot observe: {error}; the log of the host's worker has more"))
+        task.app.answering.tell(
+            call, "error", calls.pack(f"cannot observe: {error}; the log of the host's worker has more")
+        )
 
 
 def console_task(task: Any, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
     """Tell the call the end of a VM's console, or what came after a place in it."""
     try:
         console = task.app.parts.hypervisor().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES), after=after)
-        _say(task, call, "console", calls.pack(console))
+        task.app.answering.tell(call, "console", calls.pack(console))
     except MikromError as error:
-        _say(task, call, "error", calls.pack(str(error)))
+        task.app.answering.tell(call, "error", calls.pack(str(error)))
 
 
-def _carry_out(task: Any, verb: Verb, call: str, text: str) -> dict[str, Any]:
-    """What became of the order, for people who called the task themselves."""
-    order = _read(text)
-    if why := _refusal(task, verb, order, call):
-        _log.warning("%s %s: refused, %s", verb, order.action.vm, why, extra=_fields(order))
-        outcome = given_up(order, "skipped", why)
-    else:
-        outcome = _execute(task, order)
+def _vm_task(task: Any, verb: Verb, vm: str, order: dict[str, Any]) -> dict[str, Any]:
+    """Control sends an order to a host; people send a VM's name to control, which makes orders of it."""
+    return _carry_out(task, verb, order) if order else by_hand(task, verb, vm)
+
+
+def _carry_out(task: Any, verb: Verb, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What became of an order that control sent."""
+    sent = msgspec.convert(arguments, SentOrder)
     try:
-        _say(task, call, "outcome", calls.pack(outcome))
-    except RedisError as error:
-        _log.warning("%s %s: nobody could be told: %s", verb, outcome.vm, error, extra=_fields(order))
+        outcome = _obey(task, verb, sent, read_order(sent, lambda: _is_genuine(task, sent)))
+    except MikromError as error:
+        _log.warning("%s: refused, %s", verb, error)
+        outcome = refused(sent, verb, task.app.settings.host, str(error))
+    task.app.answering.tell(sent.call, "outcome", calls.pack(outcome))
     return {"vm": outcome.vm, "host": outcome.host, "verb": verb, "result": outcome.result, "error": outcome.error}
 
 
-def _read(text: str) -> Order:
-    try:
-        return msgspec.json.decode(text, type=Order)
-    except msgspec.MsgspecError as error:
-        raise MikromError(f"not an order: {error}; do all sides run one release?") from error
+def _is_genuine(task: Any, sent: SentOrder) -> bool:
+    """Whether the control side made this order for this worker; without a key of its own, a host believes it."""
+    app = task.app
+    if app.verifier is None:
+        return True
+    queue = app.keys.host_queue(app.settings.host)
+    genuine: bool = app.verifier.is_genuine(
+        sent.order, sent.signature, queue=queue, start_id=app.heartbeat.start_id, call=sent.call
+    )
+    return genuine
+
+
+def _obey(task: Any, verb: Verb, sent: SentOrder, order: Order) -> ActionOutcome:
+    if why := _refusal(task, verb, order, sent.call):
+        _log.warning("%s %s: refused, %s", verb, order.action.vm, why, extra=_fields(order))
+        return given_up(order, "skipped", why)
+    left_s = order.action.deadline_s - max(0.0, sent.spent_s)
+    outcome = _execute(task, replace(order, action=replace(order.action, deadline_s=left_s)))
+    if outcome.result == "failed_temporary":
+        spent_s = sent.spent_s + (outcome.finished_at - outcome.started_at).total_seconds()
+        _try_again(task, order, outcome.error, replace(sent, spent_s=spent_s))
+    return outcome
+
+
+def _try_again(task: Any, order: Order, error: str | None, sent: SentOrder) -> None:
+    """Put the order into this host's own queue for its next attempt and end this one; nothing where none is left."""
+    attempt = task.request.retries + 1
+    # twice as long each time, and never the same for two that failed together
+    pause_s = random.uniform(0.5, 1.0) * FIRST_PAUSE_S * 2 ** (attempt - 1)  # noqa: S311 - jitter is no secret
+    spent_s = sent.spent_s + pause_s
+    if attempt >= ATTEMPTS or spent_s >= order.action.deadline_s or deadlines.is_stopping():
+        return
+    fields = _fields(order) | {"step": f"attempt {attempt} of {ATTEMPTS}"}
+    _log.warning("%s %s: again in %.1f s", order.action.verb, order.action.vm, pause_s, extra=fields)
+    raise task.retry(
+        kwargs=msgspec.to_builtins(replace(sent, spent_s=spent_s)),
+        countdown=pause_s,
+        max_retries=ATTEMPTS - 1,
+        exc=MikromError(error),
+        queue=task.app.keys.host_queue(task.app.settings.host),
+        kwargsrepr=shown_of(order),
+    )
 
 
 def _refusal(task: Any, verb: Verb, order: Order, call: str) -> str | None:
@@ -131,7 +184,7 @@ def _refusal(task: Any, verb: Verb, order: Order, call: str) -> str | None:
         return f"the order is for host {order.action.host}, this is {task.app.settings.host}"
     if deadlines.is_stopping():
         return "the host's worker is being stopped"
-    if not calls.is_awaited(task.app.redis, task.app.keys, call):
+    if not task.app.answering.is_awaited(call):
         return "nobody waits for it any more"
     return None
 
@@ -143,11 +196,6 @@ def _execute(task: Any, order: Order) -> ActionOutcome:
             return outcome
     except MikromError as error:
         return given_up(order, "failed_temporary", str(error))
-
-
-def _say(task: Any, call: str, kind: str, body: bytes) -> None:
-    owner = f"host:{task.app.settings.host}"
-    calls.answer(task.app.redis, task.app.keys, call, owner, kind, body)
 
 
 def _fields(order: Order) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-/* hello: the demo guest of mikrom. It has no kernel below it: Firecracker starts it as if it were one.
+/* hello: the demo guest of mikrom. It has no kernel below it: Firecracker, or QEMU,
+ * starts it as if it were one.
  *
  * It prints a line, sleeps, and ends when the host sends Ctrl-Alt-Del. Boot arguments make it behave
  * worse (README.md lists them), so that the reconciler can be tried against guests that exit, crash,
  * hang, burn CPU, take memory or never stop talking.
  *
  * Read it from the bottom, guest_main, upwards. Port numbers and bits are those of the IBM PC, as far as
- * Firecracker imitates it: a serial port, a keyboard controller, a timer, two interrupt controllers.
+ * both imitate it: a serial port, a keyboard controller, a timer, two interrupt controllers.
  */
 
 #include <stdbool.h>
@@ -278,7 +279,8 @@ static struct request read_request(const char *boot_args)
     return request;
 }
 
-/* ---- The zero page: what Firecracker tells a kernel (Documentation/arch/x86/zero-page.rst of Linux) ---- */
+/* ---- What a kernel is told: by Firecracker in the zero page (Documentation/arch/x86/zero-page.rst of Linux), by QEMU in
+ * the start info (docs/misc/pvh.pandoc of Xen). ---- */
 
 struct __attribute__((packed)) memory_range {
     uint64_t start, size;
@@ -294,16 +296,27 @@ struct __attribute__((packed)) zero_page {
     struct memory_range memory[];
 };
 
+struct padded_memory_range {
+    struct memory_range range;
+    uint32_t reserved;
+};
+
+struct start_info {
+    uint8_t skipped_to_24[24];
+    uint64_t boot_args;
+    uint64_t root_of_acpi_tables;
+    uint64_t memory;
+    uint32_t memory_ranges;
+};
+
 enum { USABLE_MEMORY = 1, MIB = 1 << 20, FREE_MEMORY = 2 * MIB, MAPPED_MEMORY = 1024 * MIB };
 
-static uint64_t end_of_memory(const struct zero_page *zero_page)
+/* Where the range ends from which the guest may take memory, else what is known so far. */
+static uint64_t end_of_memory(struct memory_range range, uint64_t end)
 {
-    uint64_t end = 0;
-    for (int i = 0; i < zero_page->memory_ranges; i++) {
-        struct memory_range range = zero_page->memory[i];
-        if (range.type == USABLE_MEMORY && range.start < FREE_MEMORY)
-            end = range.start + range.size;
-    }
+    if (range.type != USABLE_MEMORY || range.start >= FREE_MEMORY)
+        return end;
+    end = range.start + range.size;
     return end < MAPPED_MEMORY ? end : MAPPED_MEMORY;
 }
 
@@ -323,10 +336,9 @@ static _Noreturn void flood(void)
 }
 
 /* One byte in each page makes the host give it memory. Says how much there was to take. */
-static void touch(uint64_t wanted_mib, const struct zero_page *zero_page)
+static void touch(uint64_t wanted_mib, uint64_t end)
 {
     uint64_t touched_mib = 0;
-    uint64_t end = end_of_memory(zero_page);
     for (uint64_t at = FREE_MEMORY; touched_mib < wanted_mib && at + MIB <= end; at += MIB, touched_mib++)
         for (uint64_t page = at; page < at + MIB; page += 4096)
             *(volatile uint8_t *)page = 1;
@@ -366,10 +378,8 @@ static _Noreturn void live(struct request request)
     }
 }
 
-_Noreturn void guest_main(const struct zero_page *zero_page)
+static _Noreturn void run(const char *boot_args, uint64_t end)
 {
-    const char *boot_args = (const char *)(uint64_t)zero_page->boot_args;
-
     print("MIKROM-UP ");
     print(boot_args);
     print("\n");
@@ -380,6 +390,23 @@ _Noreturn void guest_main(const struct zero_page *zero_page)
     if (request.mode == FLOOD)
         flood();
     if (request.mode == TOUCH)
-        touch(request.amount, zero_page);
+        touch(request.amount, end);
     live(request);
+}
+
+_Noreturn void guest_main(const struct zero_page *zero_page)
+{
+    uint64_t end = 0;
+    for (int i = 0; i < zero_page->memory_ranges; i++)
+        end = end_of_memory(zero_page->memory[i], end);
+    run((const char *)(uint64_t)zero_page->boot_args, end);
+}
+
+_Noreturn void guest_main_pvh(const struct start_info *start_info)
+{
+    const struct padded_memory_range *memory = (const struct padded_memory_range *)start_info->memory;
+    uint64_t end = 0;
+    for (uint32_t i = 0; i < start_info->memory_ranges; i++)
+        end = end_of_memory(memory[i].range, end);
+    run((const char *)start_info->boot_args, end);
 }

@@ -102,7 +102,7 @@ class Deed:
         step = f"checking what it is ordered to be by {action.verb}"
         if why_not := self._driver.unsupported(action.desired.spec):
             raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
-        need_mib = action.desired.spec.machine.mem_size_mib
+        need_mib = self._driver.memory_mib(action.desired.spec)
         if self._ordered.state in UP and (why_not := self._memory.promise(action.vm, need_mib)):
             raise PermanentError(f"{why_not}; stop some, or give it less", vm=action.vm, step=step)
         if self.found is None and (facts := self._driver.observe(self._ordered)).status != "none":
@@ -194,15 +194,15 @@ class Deed:
     # ---- when a step failed -----------------------------------------------------------------------------------
 
     def clean_up(self) -> str:
-        """End the VMM that this deed may have started, and say what came of it."""
+        """End the VMM that this deed may have started, and say what came of it; "" where there is none."""
         if not self._may_have_started:
             return ""
         try:
             self._driver.stop(self._now(), grace_s=0)
             facts = self._driver.observe(self._now())
         except ActionError as error:
-            return f"; ending its VMM failed too: {error}"
-        return "; no VMM was left behind" if facts.status == "none" else f"; a VMM is left (pid {facts.pid})"
+            return f"ending its VMM failed too: {error}"
+        return "no VMM was left behind" if facts.status == "none" else f"a VMM is left (pid {facts.pid})"
 
     def note_failure(self, error: str) -> None:
         """Keep the error in the record and count the attempt. Raises TemporaryError when it cannot be written."""

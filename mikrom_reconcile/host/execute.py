@@ -8,7 +8,6 @@ greenlet or a time limit, passes through once no half-started VMM is left.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,6 +49,13 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     observed: ObservedVM | None = None
 
 
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an order that an error ended."""
+
+    result: Result
+    error: str
+
+
 class Executor:
     """Carries out orders on one host. Safe to call from many threads, greenlets and processes at once.
 
@@ -71,7 +77,7 @@ class Executor:
         self._clock = clock
         self._on_step = on_step
         self._memory = Memory(
-            mem_size_mib=capacity().mem_size_mib if driver.takes_memory else sys.maxsize, records=records, clock=clock
+            mem_size_mib=capacity().mem_size_mib, need_mib=driver.memory_mib, records=records, clock=clock
         )
         self._observer = Observer(host, driver=driver, records=records)
         self._sweeping = threading.Lock()
@@ -84,7 +90,8 @@ class Executor:
         try:
             ending = self._ending(order)
         except Exception as error:  # noqa: BLE001 - whatever it is, control has to hear of it
-            ending = _failure(order, error)
+            failure = _failure(order, error)
+            ending = Ending(result=failure.result, error=failure.error)
         duration_s = self._clock.monotonic() - began_s
         level = logging.WARNING if ending.error else logging.INFO
         about = ending.error or ending.result
@@ -162,7 +169,10 @@ class Executor:
             self._on_step(deed.order.action.vm, "done")
         except Exception as error:  # noqa: BLE001 - every failure is cleaned up, kept and told
             failure = _failure(deed.order, error)
-            told = f"{failure.error}{deed.clean_up()}"
+            began_s = self._clock.monotonic()
+            if cleaned := deed.clean_up():
+                self._log_step(deed, "cleaning up", began_s, cleaned)
+            told = failure.error + (f"; {cleaned}" if cleaned else "")
             return Answer(result=failure.result, error=told + _noted(deed, told))
         except BaseException:
             with suppress(Exception):
@@ -175,9 +185,18 @@ class Executor:
         self._on_step(deed.order.action.vm, name)
         deed.remaining_s(name)
         began_s = self._clock.monotonic()
-        act(deed)
-        duration_s = self._clock.monotonic() - began_s
-        log.info("%s: %s", deed.order.action.vm, name, extra=log_fields(deed.order, name, duration_s))
+        try:
+            act(deed)
+        except Exception as error:
+            self._log_step(deed, name, began_s, f"failed: {error}")
+            raise
+        self._log_step(deed, name, began_s)
+
+    def _log_step(self, deed: Deed, step: str, began_s: float, trouble: str = "") -> None:
+        level = logging.WARNING if trouble else logging.INFO
+        told = f"{step}: {trouble}" if trouble else step
+        fields = log_fields(deed.order, step, self._clock.monotonic() - began_s)
+        log.log(level, "%s: %s", deed.order.action.vm, told, extra=fields)
 
     def _seen(self, vm: str) -> ObservedVM | None:
         found = self._records.read(vm)
@@ -188,14 +207,14 @@ class Executor:
         return None
 
 
-def _failure(order: Order, error: Exception) -> Ending:
+def _failure(order: Order, error: Exception) -> Failure:
     if isinstance(error, TEMPORARY):
-        return Ending(result="failed_temporary", error=str(error))
+        return Failure(result="failed_temporary", error=str(error))
     if isinstance(error, MikromError):
-        return Ending(result="failed_permanent", error=str(error))
+        return Failure(result="failed_permanent", error=str(error))
     log.error("%s %s broke", order.action.verb, order.action.vm, exc_info=error, extra=log_fields(order))
     message = f"{order.action.vm}: {type(error).__name__}: {error} (a mistake in mikrom: its log on the host has more)"
-    return Ending(result="failed_permanent", error=message)
+    return Failure(result="failed_permanent", error=message)
 
 
 def _noted(deed: Deed, error: str) -> str:

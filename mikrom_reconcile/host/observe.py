@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 
 from msgspec.structs import replace
 
@@ -37,12 +37,20 @@ class Observer:
         self._driver = driver
         self._records = records
 
+    @cached_property
+    def _overhead_mib(self) -> int | None:
+        """What a VM takes beyond its own memory; None: nothing of the host's memory at all."""
+        probe = VMSpec(image="hello")
+        takes_mib = self._driver.memory_mib(probe)
+        return takes_mib - probe.machine.mem_size_mib if takes_mib else None
+
     def report(self, query: ObserveQuery, now: datetime) -> HostReport:
         """The answer to `query`. VMs whose record cannot be read are always in it. Raises SetupError."""
         found = tuple(self._records.list())
         records = [record for record in found if isinstance(record, VMRecord)]
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, Unreadable)]
         digests: dict[str, str] = {}
+        settled: dict[str, tuple[str, ...]] = {}
         if query.project is None:
             tokens = self._records.highest_tokens()
             rows += self._rows(records)
@@ -50,19 +58,21 @@ class Observer:
             tokens = {query.project: self._records.highest_token(query.project)}
             own = list(self._rows([record for record in records if record.project == query.project]))
             digests = fleet_digests(own)
-            differing = _differing(digests, query.known)
-            rows += [row for row in own if row.fleet in differing]
-            if differing or query.others:
+            fleets = differing(digests, query.known)
+            told, settled = parted([row for row in own if row.fleet in fleets], query)
+            rows += told
+            if fleets or query.others:
                 rows += self._rows([record for record in records if record.project != query.project])
         return HostReport(
             host=self._host,
             observed_at=now,
             capacity=capacity(),
-            promised=promised(records),
-            takes_memory=self._driver.takes_memory,
+            promised=promised(records, self._overhead_mib or 0),
+            overhead_mib=self._overhead_mib,
             highest_tokens=tokens,
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),
+            settled=settled,
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
         )
@@ -112,15 +122,25 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
 
 def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
     """Where a VMM differs from the spec that it should run; what it cannot be asked for does not differ."""
-    compared: list[tuple[str, int | str, int | str]] = []
-    if facts.machine is not None:
-        compared.append(("machine.vcpu_count", spec.machine.vcpu_count, facts.machine.vcpu_count))
-        compared.append(("machine.mem_size_mib", spec.machine.mem_size_mib, facts.machine.mem_size_mib))
+    compared: list[tuple[str, int | str | None, int | str | None]] = []
+    if facts.machine is not None and facts.machine != spec.machine:
+        compared += (
+            (f"machine.{name}", getattr(spec.machine, name), getattr(facts.machine, name))
+            for name in spec.machine.__struct_fields__
+        )
     if facts.boot_args is not None:
         compared.append(("boot_args", spec.boot_args, facts.boot_args))
+    if facts.disks is not None and (lost := disks_of(spec) - facts.disks):
+        compared += ((f"drives.{name}", name, None) for name in sorted(lost))
     return tuple(
         Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
     )
+
+
+def disks_of(spec: VMSpec) -> frozenset[str]:
+    """The names of all disks of a VM."""
+    root = ("rootfs",) if spec.boot and spec.boot.rootfs else ()
+    return frozenset((*root, *spec.drives))
 
 
 def unreadable_row(found: Unreadable, host: str, now: datetime) -> ObservedVM:
@@ -154,12 +174,24 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
 
 
-def promised(records: Iterable[VMRecord]) -> Capacity:
+def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[ObservedVM], dict[str, tuple[str, ...]]]:
+    """The rows that control has to see, and by fleet the names of the VMs that are as it said they should all be."""
+    told: list[ObservedVM] = []
+    settled: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if query.alike.get(row.fleet) == (row.spec_digest, row.phase) and not row.drift:
+            settled[row.fleet].append(row.name)
+        else:
+            told.append(row)
+    return told, {fleet: tuple(names) for fleet, names in settled.items()}
+
+
+def promised(records: Iterable[VMRecord], overhead_mib: int) -> Capacity:
     """What VMs that are ordered to be up may take; one that its host has given up takes nothing."""
     machines = [record.spec.machine for record in records if record.state in UP and not record.parked]
     return Capacity(
         vcpu_count=sum(machine.vcpu_count for machine in machines),
-        mem_size_mib=sum(machine.mem_size_mib for machine in machines),
+        mem_size_mib=sum(machine.mem_size_mib + overhead_mib for machine in machines),
     )
 
 
@@ -170,7 +202,7 @@ def capacity() -> Capacity:
     return Capacity(vcpu_count=os.cpu_count() or 1, mem_size_mib=memory_bytes >> 20)
 
 
-def _differing(digests: dict[str, str], known: dict[str, str]) -> set[str]:
+def differing(digests: dict[str, str], known: dict[str, str]) -> set[str]:
     """Fleets that are not as control expects; one that is missing on either side counts as a fleet without VMs."""
     fleets = digests.keys() | known.keys()
     return {fleet for fleet in fleets if digests.get(fleet, _NO_VMS) != known.get(fleet, _NO_VMS)}

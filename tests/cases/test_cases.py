@@ -75,7 +75,7 @@ def check_plan(case: Case) -> None:
     assert expect.peaks in (None, plan.peaks)
     due = [headline(change) for change in plan.changes if change.kind not in {"wait", "blocked"}]
     deeds = [f"{action.verb} {action.vm} on {action.host}" for action in plan.actions]
-    assert deeds == [line.replace("move ", "delete ") for line in due]
+    assert deeds == [line.replace("move ", "delete ").replace("replace ", "restart ") for line in due]
     assert all(world.act(action) == "done" for action in plan.actions), "a host would refuse this"
 
 

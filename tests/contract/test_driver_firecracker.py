@@ -23,10 +23,10 @@ from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers import firecracker
+from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.firecracker_start import abandon
 from mikrom_reconcile.host.drivers.vmm import Layout, Proc
+from mikrom_reconcile.host.drivers.vmm_start import abandon
 from tests.contract.drivers import DEADLINE_S, RealBench, is_live, record_of, wait_until
 
 pytestmark = pytest.mark.kvm
@@ -73,8 +73,8 @@ def spawn_unconfigured(real: RealBench, monkeypatch: pytest.MonkeyPatch) -> int:
         raise SystemExit
 
     with monkeypatch.context() as patched:
-        for name in ("boot", "abandon"):
-            patched.setattr(firecracker, name, die)
+        for name in ("last_words_of", "abandon"):
+            patched.setattr(vmm_driver, name, die)
         with pytest.raises(SystemExit):
             real.driver.start(RECORD, deadline_s=DEADLINE_S)
     (pid,) = real.all_pids()
@@ -105,7 +105,7 @@ def test_a_vmm_has_a_session_and_nothing_of_ours(real: RealBench) -> None:
         with contextlib.suppress(FileNotFoundError):  # the VMM closes the connection that started it about now
             open_files.append(str(link.readlink()))
     images = real.folder / "state/images"
-    ours = {real.lock("a"), *(real.state_file("a", name) for name in ("console.log", "fc.log", "metrics"))}
+    ours = {real.lock("a"), *(real.state_file("a", name) for name in ("console.log", "vmm.log", "metrics"))}
     regular = {Path(path) for path in open_files if Path(path).is_file()}
     assert {path for path in regular if path.parent != images} == ours
 
@@ -219,7 +219,7 @@ def test_a_foreign_server_at_the_socket_is_not_the_vmm(real: RealBench, monkeypa
     with socket.socket(socket.AF_UNIX) as foreign:
         foreign.bind(str(real.socket("a")))
         foreign.listen()
-        monkeypatch.setattr(firecracker, "BOOT_S", 0.0)
+        monkeypatch.setattr(vmm_driver, "BOOT_S", 0.0)
         facts = real.driver.observe(RECORD)
         assert (facts.status, facts.pid) == ("socket_lost", pid)
         real.driver.stop(RECORD, grace_s=DEADLINE_S)
@@ -230,7 +230,7 @@ def test_a_lost_socket_is_starting_at_first_and_then_lost(real: RealBench, monke
     pid = start(real)
     real.socket("a").unlink()
     assert real.driver.observe(RECORD).status == "starting"
-    monkeypatch.setattr(firecracker, "BOOT_S", 0.0)
+    monkeypatch.setattr(vmm_driver, "BOOT_S", 0.0)
     facts = real.driver.observe(RECORD)
     assert (facts.status, facts.pid) == ("socket_lost", pid)
     assert_starts_anew(real)
@@ -277,8 +277,9 @@ def test_a_bad_kernel_is_told_in_firecrackers_words_and_leaves_nothing(real: Rea
     start(real)
     real.driver.delete(RECORD)
     (kernel,) = (real.folder / "state/images").iterdir()
-    kernel.write_bytes(b"\0" * kernel.stat().st_size)
-    with pytest.raises(PermanentError, match=r"a: Firecracker refused: .*Elf.*\(while starting the guest\)"):
+    whole = kernel.read_bytes()
+    kernel.write_bytes(whole[:24] + b"\xff" * (len(whole) - 24))
+    with pytest.raises(PermanentError, match=r"a: its VMM refused: .*\(while starting the guest\)"):
         real.driver.start(RECORD, deadline_s=DEADLINE_S)
     assert real.all_pids() == []
     assert real.driver.observe(RECORD) == VMMFacts(status="none")
@@ -345,7 +346,7 @@ def test_a_disk_that_is_full_when_the_vmm_is_written_down_leaves_no_vmm(
         raise OSError(28, "No space left on device", "proc.json")
 
     with monkeypatch.context() as patched:
-        patched.setattr("mikrom_reconcile.host.drivers.firecracker_start.write_proc", full)
+        patched.setattr("mikrom_reconcile.host.drivers.vmm_start.write_proc", full)
         with pytest.raises(TemporaryError, match="No space left on device"):
             real.driver.start(RECORD, deadline_s=DEADLINE_S)
     assert real.all_pids() == []
@@ -425,14 +426,14 @@ def test_a_zombie_that_nobody_reaps_is_not_a_vmm(real: RealBench) -> None:
         parent.kill()
 
 
-@pytest.mark.parametrize("name", ["console.log", "fc.log"])
+@pytest.mark.parametrize("name", ["console.log", "vmm.log"])
 def test_a_file_that_has_grown_gives_its_beginning_back_and_keeps_its_end(real: RealBench, name: str) -> None:
     start(real)
     path = real.state_file("a", name)
     with path.open("ab") as file:
         file.write(b"x" * (8 << 20) + b"the end\n")
     assert real.driver.observe(RECORD).status == "running"
-    assert path.stat().st_blocks * 512 <= firecracker.CONSOLE_BYTES + 8192
+    assert path.stat().st_blocks * 512 <= vmm_driver.CONSOLE_BYTES + 8192
     with path.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         assert file.read() == b"the end\n"
@@ -449,7 +450,7 @@ def test_a_guest_that_writes_without_end_takes_bounded_disk_and_memory(real: Rea
         time.sleep(0.1)
         real.driver.trim()
         # what it writes between the measurement and the hole comes on top
-        assert console.stat().st_blocks * 512 < 4 * firecracker.CONSOLE_BYTES
+        assert console.stat().st_blocks * 512 < 4 * vmm_driver.CONSOLE_BYTES
     assert len(real.driver.console("a", max_bytes=1000).content) == 1000
     resident_kib = int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
     assert resident_kib < 32 * 1024

@@ -85,7 +85,7 @@ def test_every_order_has_one_outcome_and_what_it_made_is_observed(hosts: Hosts) 
     assert sorted((outcome.vm, outcome.result) for outcome in outcomes) == [(f"one-{n}", "done") for n in range(9)]
     seen = rows(hosts, "one")
     assert {row.phase for row in seen.values()} == {"running"}
-    assert {outcome.observed for outcome in outcomes} == set(seen.values())
+    assert {outcome.vm: outcome.observed for outcome in outcomes} == seen
 
 
 def test_no_more_than_forks_are_under_way_at_once(hosts: Hosts) -> None:

@@ -23,7 +23,7 @@ spec:
 
 
 @pytest.mark.redis
-def test_a_run_is_asked_for_as_the_guide_says(own_environment: Path) -> None:
+def test_tasks_are_called_as_the_guide_says(own_environment: Path) -> None:
     [(program, printed)] = re.findall(r"```python\n(.*?)```.*?```text\n(.*?)```", TEXT, re.DOTALL)
     (own_environment / "web.yml").write_text(SPECS)
     fleet = Fleet(own_environment)
@@ -39,6 +39,9 @@ def test_a_run_is_asked_for_as_the_guide_says(own_environment: Path) -> None:
             [sys.executable, "-c", program], env=fleet.environment(), cwd=ROOT, capture_output=True, text=True,
             check=False, timeout=50,
         )  # fmt: skip
+        kept_s = [fleet.redis.ttl(key) for key in fleet.redis.scan_iter(match="celery-task-meta-*")]
     finally:
         fleet.close()
-    assert done.stdout == printed, done.stderr
+    assert re.sub(r"task-\w+", "task-…", done.stdout) == printed, done.stderr
+    assert len(kept_s) == 6
+    assert all(3500 < left_s <= 3600 for left_s in kept_s), "results are kept for one hour"

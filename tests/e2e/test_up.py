@@ -164,6 +164,19 @@ def test_no_secret_is_in_an_argument_and_no_file_is_open_to_others(up: Up) -> No
     assert not [path for path in files if path.stat().st_mode & 0o077]
 
 
+def test_each_service_is_told_only_the_secrets_that_are_its_own(up: Up) -> None:
+    told: dict[str, set[str]] = {}
+    for pid, command in up.children().items():
+        if "celery" in command:
+            service = next(name for name in (" gevent ", " threads ", " beat ", " flower ") if name in command)
+            environ = (Path("/proc") / str(pid) / "environ").read_bytes().decode().split("\0")
+            told[service.strip()] = {variable.partition("=")[0] for variable in environ}
+    kept = {"FLOWER_BASIC_AUTH": "flower", "MIKROM_SIGNING_KEY": "threads", "MIKROM_VERIFY_KEY": "gevent"}
+    assert {name: [service for service in told if name in told[service]] for name in kept} == {
+        name: [service] for name, service in kept.items()
+    }
+
+
 @pytest.mark.parametrize("driver", ["simulated", pytest.param("firecracker", marks=pytest.mark.kvm)])
 def test_one_ctrl_c_ends_the_services_within_ten_seconds_and_leaves_the_microvms(
     own_environment: Path, driver: str

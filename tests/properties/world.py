@@ -6,11 +6,13 @@ what is on dark hosts. What it shares with the code is only the language of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 
 from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
 from mikrom_reconcile.core.model.observed import (
     Capacity,
@@ -23,6 +25,8 @@ from mikrom_reconcile.core.model.observed import (
     Phase,
 )
 from mikrom_reconcile.core.model.plan import Action
+from mikrom_reconcile.core.plan import Decision, Question, decide, thorough
+from mikrom_reconcile.core.selection import EVERYTHING, Selection
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -74,9 +78,16 @@ class World:
         }
         differ = {fleet for fleet in fleets | set(query.known) if query.known.get(fleet) != digests.get(fleet)}
         strangers = bool(differ) or query.others
+        as_told = {
+            row.name: row.fleet
+            for row in rows
+            if row.project == query.project and row.fleet in differ and not row.drift
+            if query.alike.get(row.fleet) == (row.spec_digest, row.phase)
+        }
         shown = [
             row
             for row in rows
+            if row.name not in as_told
             if (row.fleet in differ if row.project == query.project else strangers or row.phase == "unreadable")
         ]
         tokens = {row.project: row.token for row in sorted(rows, key=lambda row: row.token)}
@@ -90,6 +101,10 @@ class World:
                 highest_tokens=tokens,
                 digests=digests,
                 vms=tuple(shown),
+                settled={
+                    fleet: tuple(sorted(name for name in as_told if as_told[name] == fleet))
+                    for fleet in sorted({*as_told.values()})
+                },
             ),
         )
 
@@ -167,3 +182,19 @@ class World:
 
     def copy(self) -> World:
         return replace(self, hosts={host: dict(vms) for host, vms in self.hosts.items()}, acted=[])
+
+
+def decided(
+    asked: Question,
+    observe: Callable[[dict[str, ObserveQuery]], ObservedState],
+    limits: Limits,
+    selection: Selection = EVERYTHING,
+) -> Decision:
+    """What is decided once nothing is doubtful, as the engine asks."""
+    decision = decide(asked, observe(asked.queries), limits, selection)
+    if not decision.doubtful:
+        return decision
+    again = thorough(asked, decision.doubtful)
+    decision = decide(again, observe(again.queries), limits, selection)
+    assert not decision.doubtful
+    return decision

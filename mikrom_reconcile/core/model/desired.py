@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+
+from mikrom_reconcile.core.model.devices import Boot, Check, Drive, Duration, NetworkInterface
 
 NAME_LENGTH = 48
 """Longest name of a VM: it is part of socket paths, which have at most 107 bytes."""
@@ -16,8 +18,8 @@ Share = int | str
 """A number of VMs, or a percentage of them such as "20%"."""
 
 
-Duration = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,6}(ms|s|m|h|d)$")]
-"""A time as specs write it, such as "10m"; `durations.seconds_of` reads it."""
+CPUTemplate = Literal["C3", "T2", "T2S", "T2CL", "T2A"]
+"""Firecracker's built-in masks of CPU features, so that a fleet sees one CPU on unlike hosts."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +27,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
     vcpu_count: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
     mem_size_mib: Annotated[int, msgspec.Meta(ge=1, le=1048576)] = 128
+    smt: bool = False
+    cpu_template: CPUTemplate | None = None
 
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,11 +45,20 @@ class Restart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a template says of a VM but its state. Field paths are the spec language's (`fields.py`)."""
+    """Everything that a template says of a VM but its state. Field paths are the spec language's (`fields.py`).
+
+    `boot` is what the image of that name stands for, None for the built-in one. `mmds` is what the guest reads as its
+    metadata, None if it has no metadata service; secrets in it are references.
+    """
 
     image: str
     machine: Machine = Machine()
+    boot: Boot | None = None
     boot_args: Annotated[str, msgspec.Meta(max_length=2000, pattern="^[ -~]*$")] = ""
+    drives: dict[str, Drive] = {}
+    network_interfaces: dict[str, NetworkInterface] = {}
+    mmds: dict[str, Any] | None = None
+    checks: dict[str, Check] = {}
     restart: Restart = Restart()
 
 

@@ -28,7 +28,8 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver can prove about one VM's VMM at this moment.
 
     `pid` is set while a VMM lives. `machine` and `boot_args` are what the VMM itself reports, None when it cannot
-    be asked. `end` speaks only when `status` is "none". `age_s` is how long the VMM process has lived.
+    be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk). `end` speaks only when
+    `status` is "none". `age_s` is how long the VMM process has lived.
     """
 
     status: VMMStatus
@@ -37,6 +38,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     age_s: float = 0.0
     machine: Machine | None = None
     boot_args: str | None = None
+    disks: frozenset[str] | None = None
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,13 +109,15 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What a run wants to know of a host.
 
     `project` limits the answer to that project's digests; None asks for every row of every project.
-    `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. Rows of
-    other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may have taken
-    a name. `strays` asks for VMMs without a record, too.
+    `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. `alike` maps a
+    fleet to the spec digest and the phase that all of its VMs should have: those that have them, and no drift, need no
+    row either. Rows of other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they
+    may have taken a name. `strays` asks for VMMs without a record, too.
     """
 
     project: str | None = None
     known: dict[str, str] = {}
+    alike: dict[str, tuple[str, Phase]] = {}
     others: bool = False
     strays: bool = False
 
@@ -121,8 +125,9 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
 
-    `promised` adds up what VMs of all projects that are ordered to be up may take; with `takes_memory` false they take
-    nothing of the memory that the host has.
+    `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says.
+    `promised` adds up what VMs of all projects that are ordered to be up may take. `overhead_mib` is what each takes
+    beyond its own memory; None: they take none of the host's memory at all.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders.
     """
 
@@ -130,10 +135,11 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     observed_at: datetime
     capacity: Capacity
     promised: Capacity = Capacity(vcpu_count=0, mem_size_mib=0)
-    takes_memory: bool = True
+    overhead_mib: int | None = 0
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}
     vms: tuple[ObservedVM, ...] = ()
+    settled: dict[str, tuple[str, ...]] = {}
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()
 

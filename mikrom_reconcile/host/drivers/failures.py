@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mikrom_reconcile.core.errors import PermanentError, TemporaryError
-from mikrom_reconcile.host.drivers.firecracker_api import FaultError, NoAnswerError, UnreachableError
 
 _PERMANENT_ERRORS = frozenset(
     {
@@ -25,6 +24,18 @@ _TEMPORARY_FAULT = re.compile(rf"\(os error ({'|'.join(map(str, _SHORTAGES))})\)
 """Firecracker's faults end in the system's error, if one was the cause; without one the configuration is wrong."""
 
 
+class FaultError(Exception):
+    """A VMM refused, in its own words."""
+
+
+class UnreachableError(Exception):
+    """Nobody listens at a VMM's socket, or not who should."""
+
+
+class NoAnswerError(Exception):
+    """Somebody listens, and did not answer in time or not in the VMM's language."""
+
+
 @contextmanager
 def step(vm: str, doing: str) -> Iterator[None]:
     """Turn what is raised inside into a TemporaryError or PermanentError of `vm` "while `doing`"."""
@@ -32,9 +43,9 @@ def step(vm: str, doing: str) -> Iterator[None]:
         yield
     except FaultError as error:
         kind = TemporaryError if _TEMPORARY_FAULT.search(str(error)) else PermanentError
-        raise kind(f"Firecracker refused: {error}", vm=vm, step=doing) from error
+        raise kind(f"its VMM refused: {error}", vm=vm, step=doing) from error
     except (UnreachableError, NoAnswerError) as error:
-        raise TemporaryError(f"Firecracker failed: {error}", vm=vm, step=doing) from error
+        raise TemporaryError(f"its VMM failed: {error}", vm=vm, step=doing) from error
     except OSError as error:
         kind = PermanentError if error.errno in _PERMANENT_ERRORS else TemporaryError
         where = f"{error.filename}: " if error.filename else ""

@@ -1,166 +1,70 @@
-"""The steps from nothing to a booted Firecracker, in an order that survives a kill between any two of them.
-
-The lock is the VMM's before its first instruction, the VMM is written down before it is configured, and only the
-last request boots the guest. So whatever is left of a killed start is found through the lock, and has no guest
-that could have done anything.
-"""
+"""What a Firecracker is started and configured with. Only the last request boots the guest."""
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import TemporaryError
+import msgspec
+
 from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.folders import make_folder
-from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers.failures import step
-from mikrom_reconcile.host.drivers.firecracker_api import Api, NoAnswerError, UnreachableError
-from mikrom_reconcile.host.drivers.firecracker_end import tail
-from mikrom_reconcile.host.drivers.vmm import POLL_S, Places, Proc, kill, write_proc
-from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.disks import ROOT_ID
+from mikrom_reconcile.host.drivers.vmm import Places
+from mikrom_reconcile.host.drivers.vmm_start import Command
+from mikrom_reconcile.host.media import Media
 
-DEATH_S = 0.1
-"""From closing its API socket to its death a VMM takes milliseconds."""
+PROGRAM = "Firecracker"
 
-_LAST_WORDS_BYTES = 500
+_X86_64 = (62).to_bytes(2, "little")
 
 Request = tuple[str, dict[str, object], str]
 """Path, content, and what is being done, in words."""
 
 
-def spawn(binary: Path, record: VMRecord, places: Places) -> Proc:
-    """A Firecracker that is written down and waits to be configured. On failure none is left."""
-    with step(record.vm, "starting Firecracker"):
-        lock = _locked(places)
-        try:
-            clear(places)
-            pid = _spawn_process(binary, places, lock)
-            identity = process.identify(pid)
-            if identity is None:
-                raise TemporaryError(_last_words(places), vm=record.vm, step="starting Firecracker")
-            return _written_down(record, places, identity)
-        finally:
-            os.close(lock)  # only this copy: Firecracker keeps its own
-
-
-def boot(record: VMRecord, places: Places, vmm: Proc, kernel: Path, *, give_up_at: float) -> None:
-    """Configure a spawned Firecracker and start its guest."""
-    try:
-        with step(record.vm, "connecting to Firecracker"):
-            api = _connected(places, vmm, give_up_at)
-        with api:
-            for path, content, doing in _requests(record.spec, kernel):
-                with step(record.vm, doing):
-                    api.put(path, content)
-    except TemporaryError as error:
-        if not _died(vmm):
-            raise
-        raise TemporaryError(_last_words(places), vm=record.vm, step=error.step) from error
-
-
-def abandon(places: Places, vmm: Proc) -> None:
-    """End a VMM that did not come up and remove what it left, unless somebody has already started another."""
-    with suppress(OSError):  # the failure that led here is the one to tell
-        kill(vmm)
-        process.reap()
-        lock = locks.open_lock_file(places.lock)
-        try:
-            if locks.take(lock):
-                clear(places)
-        finally:
-            os.close(lock)
-
-
-def clear(places: Places) -> None:
-    """Leave nothing that speaks of an earlier VMM, but what it logged. The caller holds the lock."""
-    places.socket.unlink(missing_ok=True)
-    places.proc.unlink(missing_ok=True)
-
-
-def _requests(spec: VMSpec, kernel: Path) -> Iterator[Request]:
-    machine: dict[str, object] = {"vcpu_count": spec.machine.vcpu_count, "mem_size_mib": spec.machine.mem_size_mib}
-    yield "/machine-config", machine, "configuring the machine"
-    boot_source: dict[str, object] = {"kernel_image_path": str(kernel), "boot_args": spec.boot_args}
-    yield "/boot-source", boot_source, "configuring the boot source"
-    yield "/actions", {"action_type": "InstanceStart"}, "starting the guest"
-
-
-def _locked(places: Places) -> int:
-    make_folder(places.lock.parent)
-    if (lock := locks.open_taken(places.lock)) is not None:
-        return lock
-    raise TemporaryError("somebody else is starting it at this moment", vm=places.vm, step="starting Firecracker")
-
-
-def _spawn_process(binary: Path, places: Places, lock: int) -> int:
-    for folder in (places.folder, places.run_folder):
-        make_folder(folder)
-    for path in (places.log, places.metrics):  # Firecracker does not make them
-        os.close(_opened(path, os.O_CREAT | os.O_TRUNC))
-    console = _opened(places.console, os.O_CREAT | os.O_APPEND)
+def command(binary: Path, places: Places) -> Command:
+    """A Firecracker without a configuration. It logs to standard output unless told otherwise: that is the console."""
     argv = (
         *(str(binary), "--id", places.vm, "--api-sock", str(places.socket)),
         *("--log-path", str(places.log), "--level", "Warn"),  # a level lower it logs each request, so each observation
         *("--metrics-path", str(places.metrics)),
     )
-    try:
-        return process.spawn(argv, stdin=lock, output=console)
-    finally:
-        os.close(console)
-
-
-def _opened(path: Path, flags: int) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
-
-
-def _written_down(record: VMRecord, places: Places, identity: process.Identity) -> Proc:
-    proc = Proc(
-        pid=identity.pid,
-        starttime=identity.starttime,
-        boot_id=identity.boot_id,
-        uid=record.uid,
-        generation=record.generation,
+    # it makes neither its log nor its metrics file
+    return Command(
+        driver="firecracker", program=PROGRAM, argv=argv, output=places.console, fresh=(places.log, places.metrics)
     )
-    try:
-        write_proc(places, proc)
-    except BaseException:
-        kill(proc)
-        raise
-    return proc
 
 
-def _connected(places: Places, vmm: Proc, give_up_at: float) -> Api:
-    """A connection, as soon as Firecracker listens."""
-    while True:
-        try:
-            return Api(str(places.socket), pid=vmm.pid, give_up_at=give_up_at)
-        except UnreachableError as error:
-            if time.monotonic() > give_up_at or not process.is_alive(vmm):
-                raise NoAnswerError(f"it never listened: {error}") from error
-        time.sleep(POLL_S)
+def requests(spec: VMSpec, media: Media) -> Iterator[Request]:
+    """What configures the VMM and boots its guest, in order."""
+    machine: dict[str, object] = msgspec.to_builtins(spec.machine)
+    if spec.machine.cpu_template is None:
+        del machine["cpu_template"]
+    yield "/machine-config", machine, "configuring the machine"
+    boot_source: dict[str, object] = {"kernel_image_path": str(media.kernel), "boot_args": spec.boot_args}
+    if media.initrd is not None:
+        boot_source["initrd_path"] = str(media.initrd)
+    yield "/boot-source", boot_source, "configuring the boot source"
+    for disk in media.disks:
+        drive: dict[str, object] = {
+            "drive_id": disk.name,
+            "path_on_host": str(disk.path),
+            "is_root_device": disk.name == ROOT_ID,
+            "is_read_only": disk.read_only,
+        }
+        yield f"/drives/{disk.name}", drive, f"configuring the disk {disk.name}"
+    yield "/actions", {"action_type": "InstanceStart"}, "starting the guest"
 
 
-def _died(vmm: Proc) -> bool:
-    """Whether the VMM is gone, or just closing its files to go."""
-    pidfd = process.open_pidfd(vmm)
-    if pidfd is None:
-        return True
-    try:
-        return process.wait_for_end(pidfd, DEATH_S)
-    finally:
-        os.close(pidfd)
-
-
-def _last_words(places: Places) -> str:
-    """What Firecracker said before it ended by itself. It complains in its log or, before that is open, on stderr."""
-    for path in (places.log, places.console):
-        lines = tail(path, _LAST_WORDS_BYTES).decode(errors="replace").split("\n")
-        words = [line for line in lines if line.strip()]
-        if words:
-            return f"Firecracker ended by itself, saying: {words[-1].strip()}"
-    return "Firecracker ended by itself without a word"
+def kernel_problem(kernel: Path) -> str | None:
+    """Why Firecracker cannot boot this kernel, None if nothing speaks against it. Raises OSError."""
+    with kernel.open("rb") as content:
+        head = content.read(1024)
+    if head[514:518] == b"HdrS":
+        return "its kernel is a bzImage, and Firecracker boots a vmlinux: unpack it with the kernel's extract-vmlinux"
+    if head[:4] != b"\x7fELF":
+        packed = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"\xfd\x37": "xz"}.get(head[:2])
+        found = f"packed with {packed}: unpack it" if packed else "no ELF file"
+        return f"its kernel is {found}; Firecracker boots a vmlinux"
+    if head[18:20] != _X86_64:
+        return f"its kernel is for another CPU (ELF machine {int.from_bytes(head[18:20], 'little')}, x86-64 is 62)"
+    return None

@@ -37,10 +37,11 @@ _KEPT_PLACES = 4096
 
 
 class Proc(process.Identity, frozen=True, kw_only=True):
-    """What proc.json holds: the process of the VM's last VMM, and for which record it was started."""
+    """What proc.json holds: the process of the VM's last VMM, for which record it was started, and by which driver."""
 
     uid: str
     generation: int
+    driver: str = "firecracker"
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,17 @@ class Places:
     @cached_property
     def log(self) -> Path:
         """What the VMM itself said since it was started."""
-        return self.folder / "fc.log"
+        return self.folder / "vmm.log"
 
     @cached_property
     def metrics(self) -> Path:
-        """The VMM's counters; the last line tells how it ended."""
+        """A Firecracker's counters; the last line tells how it ended."""
         return self.folder / "metrics"
+
+    @cached_property
+    def pidfile(self) -> Path:
+        """What a QEMU makes when it starts and removes when it ends in order."""
+        return self.folder / "qemu.pid"
 
     @cached_property
     def socket(self) -> Path:
@@ -80,7 +86,7 @@ class Places:
     def files(self) -> tuple[Path, ...]:
         """Everything that a driver may have made for the VM, the lock apart."""
         draft = self.proc.with_name(self.proc.name + ".new")
-        return (self.socket, self.proc, draft, self.console, self.log, self.metrics)
+        return (self.socket, self.proc, draft, self.console, self.log, self.metrics, self.pidfile)
 
 
 class Layout:
@@ -89,7 +95,6 @@ class Layout:
     def __init__(self, state_dir: Path, run_dir: Path) -> None:
         self._state_dir = state_dir.resolve()
         self._run_dir = run_dir
-        self.images = self._state_dir / "images"
 
     def of(self, vm: str) -> Places:
         """The places of one VM."""

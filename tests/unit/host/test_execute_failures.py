@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 from msgspec.structs import replace
 
@@ -178,43 +176,3 @@ def test_a_record_that_failed_and_yet_runs_is_put_right_by_the_same_order(host: 
     assert (host.record().last_error, host.record().attempt) == (None, None)
     assert outcome.observed is not None
     assert (outcome.observed.last_error, outcome.observed.attempt) == (None, None)
-
-
-# ---- logging --------------------------------------------------------------------------------------------------
-
-
-def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    for entry in caplog.records:
-        assert (entry.vm, entry.host, entry.run) == (VM, HOST, "run-1")  # type: ignore[attr-defined]
-        assert entry.duration_s >= 0  # type: ignore[attr-defined]
-    return [(entry.levelname, entry.step) for entry in caplog.records]  # type: ignore[attr-defined]
-
-
-def test_create_logs_every_step(host: Host, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    host.created()
-    steps = ["recording the order", "starting", "verifying"]
-    assert lines(caplog) == [*[("INFO", step) for step in steps], ("INFO", "")]
-
-
-def test_create_logs_the_error_and_cleans_up(host: Host, caplog: pytest.LogCaptureFixture) -> None:
-    host.driver.faults["start, late"] = [PERMANENT]
-    host.execute(order("create", VM))
-    assert lines(caplog) == [("WARNING", "")]
-    assert "bad kernel" in caplog.text
-    assert host.driver.vmms == {}
-
-
-def test_delete_logs_every_step(host: Host, caplog: pytest.LogCaptureFixture) -> None:
-    seen = host.created()
-    caplog.set_level(logging.INFO)
-    host.driver.faults["stop"] = [TEMPORARY]
-    host.execute(order("delete", VM, seen))
-    assert lines(caplog) == [
-        ("INFO", "recording the order"),
-        ("WARNING", "stopping"),
-        ("INFO", "stopping"),
-        ("INFO", "removing what its driver made"),
-        ("INFO", "removing its record"),
-        ("INFO", ""),
-    ]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from mikrom_reconcile.core.errors import ActionError, PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import End
-from mikrom_reconcile.host.drivers.failures import step
-from mikrom_reconcile.host.drivers.firecracker_api import FaultError, NoAnswerError
+from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, step
+from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.firecracker_end import end_of
 from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, version_of
+from mikrom_reconcile.host.drivers.vmm import Layout
+from mikrom_reconcile.host.ordered import ordered_record
+from tests.fakes import order
 
 
 @pytest.mark.parametrize(
@@ -107,3 +111,18 @@ def test_a_binary_that_does_not_run_has_no_version(tmp_path: Path) -> None:
         version_of(program(tmp_path / "fc", "#!/bin/sh\nexit 3\n"))
     with pytest.raises(SetupError):
         version_of(tmp_path / "nope")
+
+
+def test_a_delete_removes_what_it_can_and_names_what_is_left(own_environment: Path) -> None:
+    driver = FirecrackerDriver(Path("/bin/false"), state_dir=own_environment / "state", run_dir=own_environment / "run")
+    places = Layout(own_environment / "state", own_environment / "run").of("web-000")
+    for folder in (places.folder, places.run_folder):
+        folder.mkdir(parents=True)
+    socket, first, *others = places.files()
+    (first / "in-the-way").mkdir(parents=True)
+    for path in (socket, *others):
+        path.touch()
+    record = ordered_record(order("create", "web-000"), None, tombstone=None, now=datetime.now(UTC))
+    with pytest.raises(PermanentError, match=f"still there: {first}"):
+        driver.delete(record)
+    assert [path for path in places.files() if path.exists()] == [first]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile.core.errors import PermanentError
-from mikrom_reconcile.host.drivers.firecracker import CONSOLE_BYTES, FirecrackerDriver
+from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.vmm import Layout
+from mikrom_reconcile.host.drivers.vmm_driver import CONSOLE_BYTES
 from mikrom_reconcile.host.holes import keep_tail
 
 

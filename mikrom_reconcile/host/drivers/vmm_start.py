@@ -1,0 +1,164 @@
+"""The steps from nothing to a VMM that waits for its orders, in an order that survives a kill between any two of them.
+
+The lock is the VMM's before its first instruction, the VMM is written down before it is configured, and only the
+last request boots the guest. So whatever is left of a killed start is found through the lock, and has no guest
+that could have done anything. Nothing here knows the VMM's kind.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from mikrom_reconcile import locks
+from mikrom_reconcile.core.errors import TemporaryError
+from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.host import process
+from mikrom_reconcile.host.drivers.failures import NoAnswerError, UnreachableError, step
+from mikrom_reconcile.host.drivers.tails import tail
+from mikrom_reconcile.host.drivers.vmm import POLL_S, Places, Proc, kill, write_proc
+from mikrom_reconcile.host.ports import VMRecord
+
+DEATH_S = 0.1
+"""From closing its API socket to its death a VMM takes milliseconds."""
+
+_LAST_WORDS_BYTES = 500
+
+T = TypeVar("T")
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """How a VMM is started. `driver` is its driver's name, `program` its own, `output` takes its standard output and
+    error, and the files `fresh` have to be there and empty before.
+    """
+
+    driver: str
+    program: str
+    argv: tuple[str, ...]
+    output: Path
+    fresh: tuple[Path, ...]
+
+
+def spawn(command: Command, record: VMRecord, places: Places) -> Proc:
+    """A VMM that is written down and waits to be configured. On failure none is left."""
+    doing = f"starting {command.program}"
+    with step(record.vm, doing):
+        lock = _locked(places, doing)
+        try:
+            clear(places)
+            pid = _spawn_process(command, places, lock)
+            identity = process.identify(pid)
+            if identity is None:
+                raise TemporaryError(_last_words(command.program, places), vm=record.vm, step=doing)
+            return _written_down(command.driver, record, places, identity)
+        finally:
+            os.close(lock)  # only this copy: the VMM keeps its own
+
+
+def connected(connect: Callable[[], T], vmm: Proc, give_up_at: float) -> T:
+    """What `connect` returns, as soon as the VMM listens."""
+    while True:
+        try:
+            return connect()
+        except UnreachableError as error:
+            if time.monotonic() > give_up_at or not process.is_alive(vmm):
+                raise NoAnswerError(f"it never listened: {error}") from error
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def last_words_of(program: str, places: Places, vmm: Proc) -> Iterator[None]:
+    """If the VMM has died when a TemporaryError is raised inside, what it said is the error to tell."""
+    try:
+        yield
+    except TemporaryError as error:
+        if not _died(vmm):
+            raise
+        raise TemporaryError(_last_words(program, places), vm=places.vm, step=error.step) from error
+
+
+def abandon(places: Places, vmm: Proc) -> None:
+    """End a VMM that did not come up and remove what it left, unless somebody has already started another."""
+    with suppress(OSError):  # the failure that led here is the one to tell
+        kill(vmm)
+        process.reap()
+        lock = locks.open_lock_file(places.lock)
+        try:
+            if locks.take(lock):
+                clear(places)
+        finally:
+            os.close(lock)
+
+
+def clear(places: Places) -> None:
+    """Leave nothing that speaks of an earlier VMM, but what it logged. The caller holds the lock."""
+    for path in (places.socket, places.pidfile, places.proc):
+        path.unlink(missing_ok=True)
+
+
+def _locked(places: Places, doing: str) -> int:
+    make_folder(places.lock.parent)
+    if (lock := locks.open_taken(places.lock)) is not None:
+        return lock
+    raise TemporaryError("somebody else is starting it at this moment", vm=places.vm, step=doing)
+
+
+def _spawn_process(command: Command, places: Places, lock: int) -> int:
+    for folder in (places.folder, places.run_folder):
+        make_folder(folder)
+    for path in command.fresh:
+        os.close(_opened(path, os.O_CREAT | os.O_TRUNC))
+    os.close(_opened(places.console, os.O_CREAT))
+    output = _opened(command.output, os.O_APPEND)
+    try:
+        return process.spawn(command.argv, stdin=lock, output=output)
+    finally:
+        os.close(output)
+
+
+def _opened(path: Path, flags: int) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+
+
+def _written_down(driver: str, record: VMRecord, places: Places, identity: process.Identity) -> Proc:
+    proc = Proc(
+        pid=identity.pid,
+        starttime=identity.starttime,
+        boot_id=identity.boot_id,
+        uid=record.uid,
+        generation=record.generation,
+        driver=driver,
+    )
+    try:
+        write_proc(places, proc)
+    except BaseException:
+        kill(proc)
+        raise
+    return proc
+
+
+def _died(vmm: Proc) -> bool:
+    """Whether the VMM is gone, or just closing its files to go."""
+    pidfd = process.open_pidfd(vmm)
+    if pidfd is None:
+        return True
+    try:
+        return process.wait_for_end(pidfd, DEATH_S)
+    finally:
+        os.close(pidfd)
+
+
+def _last_words(program: str, places: Places) -> str:
+    """What a VMM said before it ended by itself: in its log or, if that is not open yet, on standard error."""
+    for path in (places.log, places.console):
+        lines = tail(path, _LAST_WORDS_BYTES).decode(errors="replace").split("\n")
+        words = [line for line in lines if line.strip()]
+        if words:
+            return f"{program} ended by itself, saying: {words[-1].strip()}"
+    return f"{program} ended by itself without a word"

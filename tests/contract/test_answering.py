@@ -1,0 +1,102 @@
+"""What a host worker tells calls arrives, in order, and not one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import RedisError
+
+from mikrom_reconcile.dispatch import answering
+from mikrom_reconcile.dispatch.answering import Answering
+from mikrom_reconcile.dispatch.calls import Call
+from tests.fleet import KEYS, Fleet, wait_until
+
+pytestmark = pytest.mark.redis
+
+OWNER = "host:hv01"
+
+
+@pytest.fixture
+def fleet(own_environment: Path) -> Iterator[Fleet]:
+    made = Fleet(own_environment)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def calls_of(fleet: Fleet, command: str) -> int:
+    commands: Any = fleet.redis.info("commandstats")
+    return int(commands.get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
+def bodies(call: Call, count: int) -> list[bytes]:
+    found: list[bytes] = []
+    until = time.monotonic() + 10
+    while len(found) < count and time.monotonic() < until:
+        found += [answer.body for answer in call.read(0.1)]
+    return found
+
+
+def test_a_hundred_answers_arrive_in_order_in_a_few_messages(fleet: Fleet) -> None:
+    told = Answering(fleet.redis, KEYS, OWNER)
+    expected = [str(number).encode() for number in range(100)]
+    with Call(fleet.redis, KEYS, "one") as call:
+        call.listen(OWNER)
+        for body in expected:
+            told.tell("one", "outcome", body)
+        assert bodies(call, 100) == expected
+    assert calls_of(fleet, "expire") < 20  # one for each message
+    assert fleet.redis.ttl(KEYS.answers("one", OWNER)) < 0  # gone with the call
+
+
+def test_what_is_told_while_the_broker_is_away_is_told_when_it_is_back(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "_AGAIN_S", 0.05)
+    told = Answering(fleet.redis, KEYS, OWNER)
+    fleet.stop_redis()
+    told.tell("one", "outcome", b"first")
+    told.tell("one", "outcome", b"second")
+    with pytest.raises(RedisError):
+        told.flush()
+    fleet.run("redis-again", ["redis-server", str(fleet.folder / "redis.conf")])
+    with wait_for_call(fleet) as call:
+        call.listen(OWNER)
+        assert bodies(call, 2) == [b"first", b"second"]
+
+
+def wait_for_call(fleet: Fleet) -> Call:
+    def answers() -> bool:
+        try:
+            return bool(fleet.redis.ping())
+        except RedisError:
+            return False
+
+    wait_until(answers, "Redis to be back")
+    return Call(fleet.redis, KEYS, "one")
+
+
+def test_an_answer_that_the_server_refuses_keeps_no_other(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    told = Answering(fleet.redis, KEYS, OWNER)
+    fleet.redis.set(KEYS.answers("odd", OWNER), b"not a stream")
+    with Call(fleet.redis, KEYS, "one") as call:
+        call.listen(OWNER)
+        told.tell("odd", "outcome", b"lost")
+        told.tell("one", "outcome", b"kept")
+        assert bodies(call, 1) == [b"kept"]
+    wait_until(lambda: "WRONGTYPE" in caplog.text, "the line in the log")
+
+
+def test_that_a_call_is_awaited_is_asked_once_a_second(fleet: Fleet) -> None:
+    told = Answering(fleet.redis, KEYS, OWNER)
+    with Call(fleet.redis, KEYS, "one"):
+        began_s = time.monotonic()
+        assert all(told.is_awaited("one") for _ in range(100))
+        assert calls_of(fleet, "exists") <= 1 + (time.monotonic() - began_s)
+    wait_until(lambda: not told.is_awaited("one"), "the end of the call", within_s=2 * answering.BELIEVED_S)
+    assert not told.is_awaited("another")

@@ -1,0 +1,207 @@
+"""The VM tasks as a host worker runs them: what they log, what they do about a failure, and what they answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from redis import Redis
+
+from mikrom_reconcile import wiring
+from mikrom_reconcile.core.model.plan import Verb
+from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.dispatch import deadlines
+from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from mikrom_reconcile.dispatch.calls import Call, unpack
+from mikrom_reconcile.dispatch.log_lines import FieldsFormatter, TaskId
+from mikrom_reconcile.dispatch.messages import priority_of
+from mikrom_reconcile.dispatch.registry import register
+from tests.fakes import HOST, order
+from tests.fleet import KEYS, Fleet
+from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
+
+pytestmark = pytest.mark.redis
+
+OWNER = f"host:{HOST}"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+@pytest.fixture
+def redis(own_environment: Path) -> Iterator[Fleet]:
+    fleet = Fleet(own_environment)
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def app(redis: Fleet, host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[FleetApp]:
+    """The app of a host worker over a host that fails as told. It does not wait between attempts."""
+    app = make_app(replace(redis.settings(), host=HOST))
+    register(
+        app, hypervisor=lambda: host.hypervisor, engine=lambda: pytest.fail("no engine"),
+        source=wiring.make_source(redis.settings()),
+    )  # fmt: skip
+    yield app
+    app.close()
+
+
+class Worker:
+    """Runs VM tasks in this process, and hears what they answer to a call."""
+
+    def __init__(self, app: FleetApp, redis: Redis) -> None:
+        self.app = app
+        self.redis = redis
+
+    def run(self, sent: Order) -> ActionOutcome:
+        with Call(self.redis, KEYS, "a-call") as call:
+            call.listen(OWNER)
+            arguments = {"call": call.name, "order": msgspec.json.encode(sent).decode()}
+            self.app.tasks[f"mikrom.{sent.action.verb}_vm"].apply(kwargs=arguments, task_id="the-task")
+            (answer,) = call.read(1)
+        return unpack(answer.body, ActionOutcome)
+
+
+@pytest.fixture
+def worker(app: FleetApp, redis: Fleet) -> Worker:
+    return Worker(app, redis.redis)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """The log of mikrom, with the ids of tasks, as a worker writes it."""
+    caplog.set_level(logging.INFO, logger="mikrom_reconcile")
+    task_id = TaskId()
+    caplog.handler.addFilter(task_id)
+    yield caplog
+    caplog.handler.removeFilter(task_id)
+
+
+def steps(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Level and step of each line, once every line has told task, run, VM, host and duration."""
+    found = [entry for entry in log.records if entry.name.startswith("mikrom_reconcile.host")]
+    for entry in found:
+        fields: dict[str, Any] = entry.__dict__
+        assert (fields["celery.task_id"], fields["run"], fields["vm"], fields["host"]) == (
+            "the-task", "run-1", VM, HOST,
+        )  # fmt: skip
+        assert fields["duration_s"] >= 0
+        assert f"celery.task_id=the-task run=run-1 vm={VM} host={HOST}" in FieldsFormatter().format(entry)
+    return [(entry.levelname, entry.step) for entry in found]  # type: ignore[attr-defined]
+
+
+class TestWhatThePredecessorDid:
+    def test_create_logs_every_step(self, worker: Worker, log: pytest.LogCaptureFixture) -> None:
+        assert worker.run(order("create", VM)).result == "done"
+        assert steps(log) == [
+            ("INFO", "recording the order"), ("INFO", "starting"), ("INFO", "verifying"), ("INFO", ""),
+        ]  # fmt: skip
+
+    def test_create_logs_the_error_and_cleans_up_and_says_so(
+        self, worker: Worker, host: Host, log: pytest.LogCaptureFixture
+    ) -> None:
+        host.driver.faults["start, late"] = [PERMANENT]
+        outcome = worker.run(order("create", VM))
+        assert steps(log) == [
+            ("INFO", "recording the order"), ("WARNING", "starting"), ("WARNING", "cleaning up"), ("WARNING", ""),
+        ]  # fmt: skip
+        assert "bad kernel" in log.messages[1]
+        assert log.messages[2] == f"{VM}: cleaning up: no VMM was left behind"
+        assert outcome.result == "failed_permanent"
+        assert error(outcome).endswith("(while booting); no VMM was left behind")
+        assert host.driver.vmms == {}
+
+    def test_delete_logs_every_step(self, worker: Worker, host: Host, log: pytest.LogCaptureFixture) -> None:
+        seen = host.created()
+        log.clear()
+        assert worker.run(order("delete", VM, seen)).result == "done"
+        assert steps(log) == [
+            ("INFO", "recording the order"), ("INFO", "stopping"), ("INFO", "removing what its driver made"),
+            ("INFO", "removing its record"), ("INFO", ""),
+        ]  # fmt: skip
+
+    def test_delete_goes_on_after_a_partial_failure_and_reports_what_remains(
+        self, worker: Worker, host: Host, log: pytest.LogCaptureFixture
+    ) -> None:
+        seen = host.created()
+        log.clear()
+        host.driver.faults["stop"] = [TEMPORARY]
+        host.driver.faults["delete"] = [PERMANENT]
+        outcome = worker.run(order("delete", VM, seen))
+        assert steps(log) == [
+            ("INFO", "recording the order"), ("WARNING", "stopping"), ("INFO", "stopping"),
+            ("WARNING", "removing what its driver made"), ("WARNING", ""),
+        ]  # fmt: skip
+        assert "deleting it all the same" in log.messages[1]
+        assert outcome.result == "failed_permanent"
+        assert outcome.observed is not None
+        assert outcome.observed.phase == "deleting", "its record remains, so that the next run finishes"
+        assert outcome.observed.last_error == error(outcome)
+        again = worker.run(order("delete", VM, host.record()))
+        assert (again.result, again.observed) == ("done", None)
+
+
+class TestAttempts:
+    def test_a_temporary_error_is_tried_three_times_with_growing_pauses(
+        self, worker: Worker, host: Host, log: pytest.LogCaptureFixture
+    ) -> None:
+        host.driver.faults["start"] = [TEMPORARY] * 3
+        outcome = worker.run(order("create", VM))
+        assert outcome.result == "failed_temporary"
+        assert host.record().attempt.count == 3  # type: ignore[union-attr]
+        pauses = [float(line.rpartition("again in ")[2].split()[0]) for line in log.messages if "again in" in line]
+        assert len(pauses) == 2
+        assert 0.5 <= pauses[0] <= 1 <= pauses[1] <= 2
+
+    def test_one_that_passes_is_no_failure(self, worker: Worker, host: Host) -> None:
+        host.driver.faults["start"] = [TEMPORARY]
+        assert worker.run(order("create", VM)).result == "done"
+        assert host.record().attempt is None
+
+    def test_a_permanent_error_is_tried_once(self, worker: Worker, host: Host) -> None:
+        host.driver.faults["start"] = [PERMANENT]
+        assert worker.run(order("create", VM)).result == "failed_permanent"
+        assert host.driver.calls.count("start") == 1
+
+    def test_no_attempt_begins_past_the_deadline(self, worker: Worker, host: Host) -> None:
+        host.driver.faults["start"] = [TEMPORARY]
+        assert worker.run(order("create", VM, deadline_s=0.4)).result == "failed_temporary"
+        assert host.driver.calls.count("start") == 1
+
+    def test_a_worker_that_ends_tries_nothing_again(
+        self, worker: Worker, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = iter([False, True])
+        monkeypatch.setattr(deadlines, "is_stopping", lambda: next(asked))
+        host.driver.faults["start"] = [TEMPORARY]
+        assert worker.run(order("create", VM)).result == "failed_temporary"
+
+
+def test_people_go_before_the_schedule_and_what_makes_room_before_what_takes_it(app: FleetApp) -> None:
+    """Sent in the worst order, taken from a real queue in the right one."""
+    sent = [
+        msgspec.structs.replace(order(verb, verb), scheduled=scheduled)
+        for scheduled in (True, False)
+        for verb in get_args(Verb)
+    ]
+    for each in sent:
+        app.send_task(
+            f"mikrom.{each.action.verb}_vm", queue=KEYS.host_queue(HOST), priority=priority_of(each),
+            kwargsrepr=f"{'scheduled ' * each.scheduled}{each.action.verb}",
+        )  # fmt: skip
+    with app.connection_for_read() as connection, connection.SimpleQueue(KEYS.host_queue(HOST)) as queue:
+        taken = []
+        for _ in sent:
+            message = queue.get(timeout=5)
+            taken.append(message.headers["kwargsrepr"])
+            message.ack()
+    people = sorted(get_args(Verb), key=lambda verb: verb not in {"stop", "delete"})
+    assert taken == [*people, *(f"scheduled {verb}" for verb in people)]

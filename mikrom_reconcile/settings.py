@@ -43,6 +43,13 @@ def _seconds_or_cron(text: str) -> float | str:
         raise ValueError("must be a number of seconds above 0, or a cron line of five fields") from None
 
 
+def _listen(text: str) -> str:
+    address, _, port = text.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("must be a port, or address:port")
+    return f"{address or '127.0.0.1'}:{port}"
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
@@ -95,6 +102,12 @@ class Settings:
     timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _positive_seconds)
     reconcile_interval: float | str = _env(
         "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs, or a cron line in UTC", _seconds_or_cron
+    )
+    metrics: str | None = _env(
+        "MIKROM_METRICS",
+        None,
+        "[address:]port where a control worker answers Prometheus; unset: nowhere",
+        _listen,
     )
     specs: str | None = _env(
         "MIKROM_SPECS", None, "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"

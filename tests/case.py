@@ -18,6 +18,7 @@ from mikrom_reconcile.core.fields import without
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
 from mikrom_reconcile.core.model.observed import (
+    Attempt,
     Capacity,
     Drift,
     HostView,
@@ -55,7 +56,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What differs from what the specs want of a VM on its host; where they want none of its name, from a running
-    `hello` of the fleet that its name begins with. `drift` maps a path to what the VMM really has.
+    `hello` of the fleet that its name begins with. `drift` maps a path to what the VMM really has. `attempt` was one to
+    bring it to what the specs want; `up_s` is how long it has been up.
     """
 
     project: str | None = None
@@ -68,6 +70,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str | None = None
     token: int = 1
     last_error: str | None = None
+    attempt: dict[str, Any] | None = None
+    up_s: float = 3600.0
 
 
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +85,7 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warnings: list[Words] = []
     remembers: Placements | None = None
     peaks: dict[str, Peak] | None = None
+    again_s: float | None = None
     problems: dict[str, Words] | None = None
     unmatched: str = ""
     error: str | None = None
@@ -95,6 +100,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: dict[str, dict[str, Row | Literal["as wanted"]]] = {}
     capacity: dict[str, Capacity] = {}
     dark: set[str] = set()
+    attempts: dict[str, dict[str, Any]] = {}
 
     def read_specs(self) -> Specs:
         texts = self.specs if isinstance(self.specs, dict) else {"fleet.yml": self.specs}
@@ -116,7 +122,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             }
             for host in asked.queries
         }
-        world = World(hosts=hosts, dark=self.dark, capacity=self.capacity)
+        failed = {name: attempt_of(specs, pending[name], HERE, told) for name, told in ranged(self.attempts)}
+        world = World(hosts=hosts, dark=self.dark, attempts=failed, capacity=self.capacity)
         limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry)
         selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
         left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)
@@ -163,7 +170,17 @@ def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) ->
         uid=f"{name}@{host}",
         drift=tuple(Drift(path=path, recorded=flat(spec)[path], actual=real) for path, real in row.drift.items()),
         last_error=row.last_error,
+        attempt=attempt_of(specs, vm, host, row.attempt) if vm and row.attempt is not None else None,
+        up_s=row.up_s,
     )
+
+
+def attempt_of(specs: Specs, vm: PendingVM, host: str, told: dict[str, Any]) -> Attempt:
+    """An attempt to bring `vm` to what the specs want of it, failed once unless told otherwise."""
+    state, spec = Resolver(specs).resolve(vm, host)
+    applied = without(spec, vm.fleet.ignore_changes)
+    digest = spec_digest(project=specs.project, fleet=vm.fleet.name, state=state, spec=applied, policy=vm.fleet.policy)
+    return Attempt(**{"spec_digest": digest, "count": 1, "error": "no kernel", **told})
 
 
 def ranged(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

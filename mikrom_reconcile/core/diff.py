@@ -59,10 +59,11 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     def change(
         self, kind: ChangeKind, *reasons: str, wanted: ChangeKind | None = None, fields: tuple[FieldChange, ...] = ()
     ) -> VMChange:
-        """A change of this VM."""
+        """A change of this VM. A removal concerns the fleet that loses it, as it is recorded."""
+        side = (self.observed if kind == "delete" else None) or self.desired or self.observed or self._wanted()
         return VMChange(
-            name=(self.desired or self.observed or self._wanted()).name,
-            fleet=(self.desired or self.observed or self._wanted()).fleet,
+            name=side.name,
+            fleet=side.fleet,
             host=self.host,
             kind=kind,
             reasons=reasons,

@@ -10,6 +10,7 @@ import msgspec
 from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, State
 from mikrom_reconcile.core.model.observed import (
+    Attempt,
     HostReport,
     ObservedState,
     ObservedVM,
@@ -43,7 +44,7 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     holds rows that are not ours: of another project, or unreadable. `settled` names the VMs that a digest proves
     to be as wanted; they have no rows. `doubtful` names VMs that are settled on one host and seen on another, or
     settled where they are not expected: which is newer is not known without all rows. `dark` maps hosts without a
-    report to the reason. `reports` are those of the others by host.
+    report to the reason. `reports` are those of the others by host, `maturing` and `attempts` what all of them say.
     """
 
     own: Mapping[str, tuple[ObservedVM, ...]]
@@ -53,6 +54,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     dark: Mapping[str, str]
     highest_token: int
     reports: Mapping[str, HostReport] = {}
+    maturing: Mapping[str, float] = {}
+    attempts: Mapping[str, Attempt] = {}
 
 
 def expected(desired: DesiredState, placements: Placements) -> dict[FleetOnHost, Expected]:
@@ -74,7 +77,12 @@ def _expected(group: list[DesiredVM]) -> Expected:
 
 
 def queries(
-    project: str, hosts: Iterable[str], known: Mapping[FleetOnHost, Expected], *, new: bool
+    project: str,
+    hosts: Iterable[str],
+    known: Mapping[FleetOnHost, Expected],
+    min_healthy_s: dict[str, float],
+    *,
+    new: bool,
 ) -> dict[str, ObserveQuery]:
     """What to ask each host: rows only of fleets that are not as expected, and of VMs that are not as all of theirs.
 
@@ -87,7 +95,13 @@ def queries(
         if value.alike and len(value.names) > 1:  # a single VM that is not as expected needs its row
             alike[host][fleet] = value.alike
     return {
-        host: ObserveQuery(project=project, known=by_host[host], alike=alike[host], others=new)
+        host: ObserveQuery(
+            project=project,
+            known=by_host[host],
+            alike=alike[host],
+            others=new,
+            min_healthy_s=min_healthy_s,
+        )
         for host in sorted(hosts)
     }
 
@@ -113,6 +127,8 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
         dark={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
         reports={report.host: report for report in reports},
+        maturing={name: left_s for report in reports for name, left_s in report.maturing.items()},
+        attempts={name: attempt for report in reports for name, attempt in report.attempts.items()},
     )
 
 

@@ -12,13 +12,14 @@ from mikrom_reconcile.core.desired import desired_state
 from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, in_scope
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.expand import PendingVM, expand
-from mikrom_reconcile.core.guards import Limits, holdings, limit_disruption, limit_removals, protect
+from mikrom_reconcile.core.guards import Limits, holdings, limit_removals, protect
 from mikrom_reconcile.core.inventory import Inventory
-from mikrom_reconcile.core.model.desired import DesiredState
+from mikrom_reconcile.core.model.desired import DesiredState, Rollout
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
 from mikrom_reconcile.core.observed import Expected, FleetOnHost, Sight, expected, locations, queries, sight_of
 from mikrom_reconcile.core.placement import Landscape
+from mikrom_reconcile.core.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
 from mikrom_reconcile.core.specs import VM_NAME, Specs, drained_hosts
 
@@ -67,7 +68,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
     `unmatched` is the term of the limit that names nothing. With `doubtful` VMs the plan cannot be trusted: ask again,
-    `thorough`.
+    `thorough`. `again_s` is when VMs may be healthy for which a rollout waits; None when there are none.
     """
 
     plan: Plan
@@ -75,6 +76,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     highest_token: int
     unmatched: str = ""
     doubtful: frozenset[str] = frozenset()
+    again_s: float | None = None
 
 
 def question(
@@ -127,7 +129,7 @@ def _question(
         complete=complete,
         here=here,
         expected=known,
-        queries=queries(specs.project, asked, known, new=not complete and not destroy),
+        queries=queries(specs.project, asked, known, min_healthy_s(_rollouts(specs)), new=not complete and not destroy),
         destroy=destroy,
         dead=dead,
     )
@@ -142,15 +144,15 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     hiding = tuple(sorted(host for host in sight.dark if host not in {*asked.placements.covers, *dead}))
     changes, unchanged = diff(desired, sight, hiding, retry=limits.retry)
     policies = {fleet.name: fleet.policy for fleet in specs.fleets}
-    changes, protected = protect(changes, policies, specs.project)
+    changes, protected = protect(changes, policies)
     fleets = holdings(sight, desired, _without(asked.placements, dead))
     changes, pruned = limit_removals(changes, fleets, policies, limits, drained_hosts(specs))
     chosen = selected(changes, selection, specs, desired, sight)
-    changes, peaks = limit_disruption(chosen.changes, changes, desired)
+    rolling = limit_disruption(chosen.changes, changes, desired, sight, _rollouts(specs), limits)
+    changes = rolling.changes
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
-    refusals = [
-        refusal for refusal in (*protected, *pruned, *_blocked(changes)) if (refusal.fleet, refusal.vm) in concerned
-    ]
+    found = (*protected, *pruned, *_blocked(changes), *rolling.refusals)
+    refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
     plan = numbered(
         Plan(
             id="",
@@ -163,7 +165,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
             refusals=tuple(refusals),
             unreachable={host: why for host, why in sorted(sight.dark.items()) if why != LEFT_OUT},
             warnings=tuple(_warnings(desired, sight, chosen.left_out)),
-            peaks=peaks,
+            peaks=rolling.peaks,
         )
     )
     return Decision(
@@ -172,7 +174,12 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
         doubtful=sight.doubtful,
+        again_s=rolling.again_s,
     )
+
+
+def _rollouts(specs: Specs) -> dict[str, Rollout | None]:
+    return {fleet.name: fleet.rollout for fleet in specs.fleets}
 
 
 def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:

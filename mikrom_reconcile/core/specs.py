@@ -13,7 +13,7 @@ from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.images import BUILT_IN, Image, image_of
 from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
-from mikrom_reconcile.core.model.desired import Policy, Share
+from mikrom_reconcile.core.model.desired import Policy, Rollout, Share
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.patterns import PatternError
 from mikrom_reconcile.core.placement_mistakes import circle_flaws, placement_flaws
@@ -36,7 +36,7 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One Fleet document. `replicas` is None for a fleet of named instances. `hosts` are those that `pattern` selects,
-    None where there is no inventory: this machine.
+    None where there is no inventory: this machine. `rollout` is None where it says nothing of it.
     """
 
     document: SpecDocument
@@ -53,6 +53,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     ignore_changes: tuple[str, ...]
     wishes: Wishes
+    rollout: Rollout | None
 
 
 class Specs(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +90,7 @@ class _FleetBody(msgspec.Struct, frozen=True):
     overrides: tuple[dict[str, Any], ...] = ()
     instances: dict[str, dict[str, Any] | None] = {}
     placement: Wishes = Wishes()
+    rollout: Rollout | None = None
     prune: _Prune = _Prune()
     lifecycle: _Lifecycle = _Lifecycle()
 
@@ -183,6 +185,7 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
         ),
         ignore_changes=spec.lifecycle.ignore_changes,
         wishes=spec.placement,
+        rollout=spec.rollout,
     )
 
 
@@ -266,9 +269,10 @@ def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
         if isinstance(spec.get("replicas"), float):  # JSON Schema takes 3.0 for a whole number
             message = f"spec.replicas must be a whole number, not {spec['replicas']}"
             yield Flaw(document=document, pointer=("spec", "replicas"), message=message)
-        if isinstance(spec.get("prune", {}).get("max"), float):
-            message = f"spec.prune.max must be a whole number or text, not {spec['prune']['max']}"
-            yield Flaw(document=document, pointer=("spec", "prune", "max"), message=message)
+        for pointer, share in _shares(spec):
+            if isinstance(share, float):
+                message = f"{'.'.join(map(str, pointer))} must be a whole number or text, not {share}"
+                yield Flaw(document=document, pointer=pointer, message=message)
         if ("replicas" in spec) == ("instances" in spec):
             found = "both" if "replicas" in spec else "neither"
             message = f"a fleet has either replicas or instances, and this has {found}"
@@ -276,6 +280,14 @@ def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
         if "instances" in spec and "vm_name" in spec:
             message = "vm_name is for replicas; instances have names of their own"
             yield Flaw(document=document, pointer=("spec", "vm_name"), message=message, hint="remove it", key=True)
+
+
+def _shares(spec: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    yield ("spec", "prune", "max"), spec.get("prune", {}).get("max")
+    serial = spec.get("rollout", {}).get("serial")
+    sizes = enumerate(serial) if isinstance(serial, list) else [("", serial)]
+    for number, share in sizes:
+        yield ("spec", "rollout", "serial", *([] if number == "" else [number])), share
 
 
 def _host_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:

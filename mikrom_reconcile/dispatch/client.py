@@ -24,11 +24,11 @@ from mikrom_reconcile.core.errors import MikromError, PastDeadlineError, SetupEr
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
-from mikrom_reconcile.dispatch.app import FIRST, make_app
+from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.broker import connect, without_password
 from mikrom_reconcile.dispatch.calls import Answer, Call, pack, unpack
 from mikrom_reconcile.dispatch.errors_on_the_wire import Failure, error_of
-from mikrom_reconcile.dispatch.keys import LEFTOVER_S
+from mikrom_reconcile.dispatch.keys import FIRST, LEFTOVER_S
 from mikrom_reconcile.dispatch.presence import living, starts
 from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from mikrom_reconcile.dispatch.runs import Accepted

@@ -15,7 +15,7 @@ from redis import RedisError
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import MikromError
-from mikrom_reconcile.dispatch import cleanup, deadlines, log_lines, runs, source_sync, tasks
+from mikrom_reconcile.dispatch import cleanup, deadlines, log_lines, metrics, runs, source_sync, tasks
 from mikrom_reconcile.dispatch.app import FleetApp, Parts
 from mikrom_reconcile.dispatch.presence import Heartbeat
 from mikrom_reconcile.host.hypervisor import Hypervisor
@@ -58,6 +58,8 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
     try:
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
+        else:
+            app.metrics = metrics.serve(app)
         app.load_key()
     except MikromError as error:
         raise SystemExit(f"mikrom worker: {error}") from error

@@ -25,6 +25,7 @@ from mikrom_reconcile.dispatch import calls, deadlines
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.errors_on_the_wire import Failure, failure_of
 from mikrom_reconcile.dispatch.keys import LEFTOVER_S, TTL_S
+from mikrom_reconcile.dispatch.metrics import Tick
 from mikrom_reconcile.dispatch.source_sync import specs_now
 from mikrom_reconcile.dispatch.unfinished import Unfinished, tell
 from mikrom_reconcile.output.verdict import LATE, verdict_of
@@ -66,7 +67,9 @@ def apply_task(task: Any, *, call: str | None, run: str, plan: str | None) -> No
             caller_waits()
 
         caller_waits = _watch(task, call)
-        say("report", _carried_out(task.app, request, shown, progress))
+        report = _carried_out(task.app, request, shown, progress)
+        say("report", report)
+        _log.info("apply: %s", summary(report), extra={"run": run})
 
 
 def _apply_unwatched(task: Any, run: str, plan: str | None) -> None:
@@ -75,7 +78,8 @@ def _apply_unwatched(task: Any, run: str, plan: str | None) -> None:
         request = _request(task, run)
         origin = request.origin
         shown = None if plan is None else _plan(task, run, plan)
-        _carried_out(app, request, shown, lambda _: deadlines.refuse_when_stopping())
+        report = _carried_out(app, request, shown, lambda _: deadlines.refuse_when_stopping())
+        _log.info("apply: %s", summary(report), extra={"run": run})
     except Exception as error:  # noqa: BLE001 - whoever looks for the run is told of every end
         failure = _failed(error, run, task.request.id)
         ended = UnfinishedRun(run_id=run, origin=origin, since=datetime.now(UTC), state="failed", error=failure.message)
@@ -92,8 +96,11 @@ def _carried_out(
             unfinished.heard(outcome)
             progress(outcome)
 
-        report = app.parts.engine().apply(request, plan, progress=heard)
-    _log.info("%s: %s", request.origin, summary(report), extra={"run": request.run_id})
+        began_s, report = time.monotonic(), None
+        try:
+            report = app.parts.engine().apply(request, plan, progress=heard)
+        finally:
+            app.metrics.ran(request, report, time.monotonic() - began_s)
     return report
 
 
@@ -121,16 +128,22 @@ def _unattended(run: str, carry_out: Callable[[str], tuple[str, int]]) -> dict[s
 def _reconcile(task: Any, run: str, tick: str | None) -> tuple[str, int]:
     app = task.app
     if tick is not None and app.redis.get(app.keys.tick("reconcile")) != tick.encode():
+        app.metrics.ticked("late")
         return "nothing: this tick is late, a newer one is due", 0
     try:
         # one at a time: a run that takes longer than the interval swallows the ticks that it misses
         turn = app.parts.engine().store.lease("beat:reconcile", holder=run, ttl_s=TTL_S, at_least=0)
     except BusyError:
+        app.metrics.ticked("skipped")
         return "nothing: the run of an earlier tick still goes on", 0
+    became: Tick = "failed"
     try:
-        return _apply(app, _request_of(app, run, BEAT))
+        done = _apply(app, _request_of(app, run, BEAT))
+        became = "run"
+        return done
     finally:
         turn.release()
+        app.metrics.ticked(became)
 
 
 def _deed(task: Any, run: str, verb: Verb, vm: str) -> tuple[str, int]:

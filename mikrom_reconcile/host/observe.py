@@ -17,9 +17,17 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.errors import ActionError
-from mikrom_reconcile.core.lifecycle import UP, phase_of
+from mikrom_reconcile.core.lifecycle import UP, WELL, phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
-from mikrom_reconcile.core.model.observed import Capacity, Drift, HostReport, ObservedVM, ObserveQuery, VMMFacts
+from mikrom_reconcile.core.model.observed import (
+    Attempt,
+    Capacity,
+    Drift,
+    HostReport,
+    ObservedVM,
+    ObserveQuery,
+    VMMFacts,
+)
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, Unreadable
 
@@ -51,12 +59,18 @@ class Observer:
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, Unreadable)]
         digests: dict[str, str] = {}
         settled: dict[str, tuple[str, ...]] = {}
+        maturing: dict[str, float] = {}
+        attempts: dict[str, Attempt] = {}
         if query.project is None:
             tokens = self._records.highest_tokens()
             rows += self._rows(records)
         else:
             tokens = {query.project: self._records.highest_token(query.project)}
-            own = list(self._rows([record for record in records if record.project == query.project]))
+            mine = [record for record in records if record.project == query.project]
+            looks = list(self._looks(mine))
+            own = [row for row, _ in looks]
+            maturing = _maturing(looks, query.min_healthy_s)
+            attempts = self._records.attempts()
             digests = fleet_digests(own)
             fleets = differing(digests, query.known)
             told, settled = parted([row for row in own if row.fleet in fleets], query)
@@ -75,6 +89,8 @@ class Observer:
             settled=settled,
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
+            maturing=maturing,
+            attempts=attempts,
         )
 
     def row(self, record: VMRecord) -> ObservedVM:
@@ -82,18 +98,23 @@ class Observer:
         return row_of(record, self._driver.observe(record), self._host)
 
     def _rows(self, records: Sequence[VMRecord]) -> Iterator[ObservedVM]:
+        return (row for row, _ in self._looks(records))
+
+    def _looks(self, records: Sequence[VMRecord]) -> Iterator[tuple[ObservedVM, float]]:
+        """Each VM, and how long its VMM has lived."""
         if not records:
             return
         with ThreadPoolExecutor(min(LOOKERS, len(records)), thread_name_prefix="observe") as pool:
-            yield from pool.map(self._row, records)
+            yield from pool.map(self._look, records)
 
-    def _row(self, record: VMRecord) -> ObservedVM:
+    def _look(self, record: VMRecord) -> tuple[ObservedVM, float]:
         """The VM as it is now; `unreadable` with the reason if this process cannot look at it: the others count on."""
         try:
-            return self.row(record)
+            facts = self._driver.observe(record)
+            return row_of(record, facts, self._host), facts.age_s
         except ActionError as error:
             unseen = row_of(record, VMMFacts(status="none"), self._host)
-            return replace(unseen, phase="unreadable", last_error=str(error))
+            return replace(unseen, phase="unreadable", last_error=str(error)), 0.0
 
 
 def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
@@ -172,6 +193,12 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
     for row in rows:
         fleets[row.fleet].append((row.name, row.spec_digest, row.phase, row.drift))
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
+
+
+def _maturing(looks: Iterable[tuple[ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:
+    """The seconds until VMs that are up count as healthy, for those that do not yet."""
+    left_s = {row.name: min_healthy_s.get(row.fleet, 0.0) - age_s for row, age_s in looks if row.phase in WELL}
+    return {name: left for name, left in left_s.items() if left > 0}
 
 
 def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[ObservedVM], dict[str, tuple[str, ...]]]:

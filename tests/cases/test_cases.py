@@ -12,6 +12,7 @@ A case is one file, `<theme>/<what-it-shows>.yml`. To add one, copy its nearest 
         web-002: {phase: crashed}         # as wanted but for this (`Row`)
     capacity: {hv1: {vcpu_count: 4, mem_size_mib: 1024}}    # what hosts say that they have; plenty unless given
     dark: [hv2]                           # hosts that do not answer
+    attempts: {web-004: {count: 2}}       # of VMs that are not there because they could not be made
     expect:                               # all of the plan: what is not written must not be there (`Expect`)
       changes:
         start web-002 on localhost: it is crashed                 # `kind VM on host`: words of the explanation
@@ -73,6 +74,7 @@ def check_plan(case: Case) -> None:
     assert set(plan.unreachable) == case.dark
     assert expect.remembers in (None, decision.placements)
     assert expect.peaks in (None, plan.peaks)
+    assert decision.again_s == expect.again_s
     due = [headline(change) for change in plan.changes if change.kind not in {"wait", "blocked"}]
     deeds = [f"{action.verb} {action.vm} on {action.host}" for action in plan.actions]
     assert deeds == [line.replace("move ", "delete ").replace("replace ", "restart ") for line in due]

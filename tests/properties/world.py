@@ -15,6 +15,7 @@ from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
 from mikrom_reconcile.core.model.observed import (
+    Attempt,
     Capacity,
     Drift,
     HostReport,
@@ -47,11 +48,15 @@ class Truth:
     uid: str = "u0"
     drift: tuple[Drift, ...] = ()
     last_error: str | None = None
+    attempt: Attempt | None = None
+    up_s: float = 3600.0
 
 
 @dataclass
 class World:
-    """Hosts by name, each a mapping of VM name to truth; `dark` hosts answer nothing and do nothing."""
+    """Hosts by name, each a mapping of VM name to truth; `dark` hosts answer nothing and do nothing. `attempts` are
+    those to make VMs that are not there.
+    """
 
     hosts: dict[str, dict[str, Truth]]
     dark: set[str] = field(default_factory=set)
@@ -59,6 +64,7 @@ class World:
     token: int = 10
     uids: count[int] = field(default_factory=count)
     acted: list[Action] = field(default_factory=list)
+    attempts: dict[str, Attempt] = field(default_factory=dict)
 
     def observe(self, queries: dict[str, ObserveQuery]) -> ObservedState:
         return ObservedState(taken_at=NOW, hosts=tuple(self._view(host, query) for host, query in queries.items()))
@@ -101,6 +107,13 @@ class World:
                 highest_tokens=tokens,
                 digests=digests,
                 vms=tuple(shown),
+                maturing={
+                    row.name: least_s - self.hosts[host][row.name].up_s
+                    for row in rows
+                    if row.phase in {"running", "paused"}
+                    and (least_s := query.min_healthy_s.get(row.fleet, 0.0)) > self.hosts[host][row.name].up_s
+                },
+                attempts=self.attempts,
                 settled={
                     fleet: tuple(sorted(name for name in as_told if as_told[name] == fleet))
                     for fleet in sorted({*as_told.values()})
@@ -134,6 +147,7 @@ class World:
             created_at=NOW,
             drift=truth.drift,
             last_error=truth.last_error,
+            attempt=truth.attempt,
         )
 
     def act(self, action: Action) -> str:

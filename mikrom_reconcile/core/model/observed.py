@@ -49,11 +49,21 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     actual: int | str | bool | None
 
 
+FailedResult = Literal["failed_temporary", "failed_permanent"]
+"""How an order failed; see the results of orders."""
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """How often bringing a VM to one spec has failed in a row."""
+    """How often bringing a VM to one spec has failed in a row: 0 while the first try is under way.
+
+    `repair` says that it had been as that spec says before, so that a failure tells nothing against the spec.
+    """
 
     spec_digest: str
     count: int
+    result: FailedResult = "failed_temporary"
+    repair: bool = False
+    error: str = ""
 
 
 class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +122,8 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. `alike` maps a
     fleet to the spec digest and the phase that all of its VMs should have: those that have them, and no drift, need no
     row either. Rows of other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they
-    may have taken a name. `strays` asks for VMMs without a record, too.
+    may have taken a name. `strays` asks for VMMs without a record, too. `min_healthy_s` maps a fleet to how long its
+    VMs have to be up before they count as healthy.
     """
 
     project: str | None = None
@@ -120,6 +131,7 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     alike: dict[str, tuple[str, Phase]] = {}
     others: bool = False
     strays: bool = False
+    min_healthy_s: dict[str, float] = {}
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +140,9 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says.
     `promised` adds up what VMs of all projects that are ordered to be up may take. `overhead_mib` is what each takes
     beyond its own memory; None: they take none of the host's memory at all.
-    `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders.
+    `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
+    that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
+    `attempts` tells of VMs that have no record because this host could not make them.
     """
 
     host: str
@@ -142,6 +156,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     settled: dict[str, tuple[str, ...]] = {}
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()
+    maturing: dict[str, float] = {}
+    attempts: dict[str, Attempt] = {}
 
 
 class HostView(msgspec.Struct, frozen=True, kw_only=True):

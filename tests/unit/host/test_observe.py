@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.errors import SetupError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
-from mikrom_reconcile.core.model.observed import Drift, HostReport, ObserveQuery, Phase, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, Drift, HostReport, ObserveQuery, Phase, VMMFacts
 from mikrom_reconcile.host.observe import Observer, drift_of
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
@@ -133,6 +133,18 @@ def test_a_fleet_that_nobody_expects_sends_its_rows(host: Host) -> None:
     digests = host.report("shop").digests
     del digests["web"]
     assert host.names("shop", digests) == ["cms-000", "web-000", "web-001"]
+
+
+def test_what_is_not_up_for_long_enough_is_told_with_the_time_that_is_left(host: Host) -> None:
+    host.driver.facts["web-000"] = VMMFacts(status="running", age_s=4.0)
+    host.driver.facts["web-001"] = VMMFacts(status="running", age_s=10.5)
+    host.records.note_attempt("web-002", Attempt(spec_digest="1:cc", count=1))
+    query = ObserveQuery(project="shop", min_healthy_s={"web": 10.0})
+    report = Observer(HOST, driver=host.driver, records=host.records).report(query, NOW)
+    assert report.maturing == {"web-000": 6.0}
+    assert report.attempts == {"web-002": Attempt(spec_digest="1:cc", count=1)}
+    host.driver.facts["web-000"] = VMMFacts(status="none", end="killed")
+    assert Observer(HOST, driver=host.driver, records=host.records).report(query, NOW).maturing == {}, "it is down"
 
 
 def test_an_unreadable_record_is_reported_whatever_was_asked(host: Host) -> None:

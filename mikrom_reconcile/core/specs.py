@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -134,10 +135,30 @@ def gather(
     unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
     found = problems_of(flaws[:MAX_PROBLEMS], tree)  # what YAML could not read needs no second complaint
     problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
-    projects = [document.name for document in documents if document.kind == "Project"]
     bad = {id(flaw.document) for flaw in flaws}
-    fleets = [_fleet(found, inventory) for found in documents if found.kind == "Fleet" and id(found) not in bad]
-    specs = Specs(
+    specs = _specs(tree, documents, inventory, extra_vars, bad)
+    return Gathered(specs=specs, problems=one_per_place(problems), complete=complete)
+
+
+def some_specs(
+    tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None, cache: Cache, fleets: Collection[str]
+) -> Specs:
+    """The specs as if they had no other fleets than these; of a tree that is known to be good."""
+    documents = read_tree(tree, schemas, cache).documents if fleets else []
+    chosen = [document for document in documents if document.kind != "Fleet" or document.name in fleets]
+    return _specs(tree, chosen, _inventory(chosen), extra_vars)
+
+
+def _specs(
+    tree: SourceTree,
+    documents: list[SpecDocument],
+    inventory: Inventory | None,
+    extra_vars: dict[str, Any] | None,
+    bad: Collection[int] = (),
+) -> Specs:
+    fleets = [_fleet(document, inventory) for document in _of_kind(documents, "Fleet") if id(document) not in bad]
+    projects = [document.name for document in documents if document.kind == "Project"]
+    return Specs(
         tree=tree,
         documents=len(documents),
         project=projects[0] if projects else DEFAULT_PROJECT,
@@ -145,9 +166,8 @@ def gather(
         inventory=inventory,
         extra_vars=extra_vars or {},
         images=BUILT_IN | {image.name: image_of(image.body["spec"]) for image in _of_kind(documents, "Image")},
-        fleets=tuple(sorted(fleets, key=lambda fleet: fleet.name)),
+        fleets=tuple(sorted(fleets, key=attrgetter("name"))),
     )
-    return Gathered(specs=specs, problems=one_per_place(problems), complete=complete)
 
 
 def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:

@@ -40,10 +40,11 @@ _NO_VMS = fleet_digest(())
 class Observer:
     """Reports about one host. Safe to call from many threads or greenlets at once."""
 
-    def __init__(self, host: str, *, driver: Driver, records: Records) -> None:
+    def __init__(self, host: str, *, driver: Driver, records: Records, note: str = "") -> None:
         self._host = host
         self._driver = driver
         self._records = records
+        self._note = note
 
     @cached_property
     def _overhead_mib(self) -> int | None:
@@ -83,6 +84,7 @@ class Observer:
             capacity=capacity(),
             promised=promised(records, self._overhead_mib or 0),
             overhead_mib=self._overhead_mib,
+            note=self._note,
             highest_tokens=tokens,
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),

@@ -142,7 +142,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     beyond its own memory; None: they take none of the host's memory at all.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
     that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
-    `attempts` tells of VMs that have no record because this host could not make them.
+    `attempts` tells of VMs that have no record because this host could not make them. `note` is what whoever changes
+    something on this host should know of it, "" for nothing.
     """
 
     host: str
@@ -150,6 +151,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Capacity
     promised: Capacity = Capacity(vcpu_count=0, mem_size_mib=0)
     overhead_mib: int | None = 0
+    note: str = ""
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}
     vms: tuple[ObservedVM, ...] = ()

@@ -216,15 +216,19 @@ def told(outcomes: Iterable[ActionOutcome], progress: Callable[[ActionOutcome], 
 
 
 def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
-    """A `stale` outcome for each approved action whose VM needs something else by now.
+    """A `stale` outcome for each approved action whose VM needs something else by now, there or on another host.
 
     A VM that needs nothing any more is no matter: somebody else did it.
     """
     still = {action.id for action in now.actions}
     changes = {(change.name, change.host): change for change in now.changes}
+    elsewhere = {change.name: change for change in now.changes if change.desired is not None}
+    kept = {(change.name, change.host) for change in approved.changes if change.desired is not None}
     for action in approved.actions:
-        change = changes.get((action.vm, action.host))
+        vm = (action.vm, action.host)
+        change = changes.get(vm) or (elsewhere.get(action.vm) if vm in kept else None)
         if action.id not in still and change is not None:
+            needs = f"{change.kind} on {change.host}: {'; '.join(change.reasons)}"
             yield ActionOutcome(
                 action_id=action.id,
                 vm=action.vm,
@@ -233,7 +237,7 @@ def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
                 result="stale",
                 started_at=now.taken_at,
                 finished_at=now.taken_at,
-                error=f"the world has moved since the plan; now: {change.kind}: {'; '.join(change.reasons)}",
+                error=f"the world has moved since the plan; now: {needs}",
             )
 
 

@@ -141,6 +141,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     rolling = limit_disruption(chosen.changes, changes, desired, sight, _rollouts(specs), limits)
     changes = rolling.changes
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
+    actions = tuple(actions_of(changes, specs.project))
     found = (*protected, *pruned, *_blocked(changes), *rolling.refusals)
     refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
     plan = numbered(
@@ -151,10 +152,10 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
             taken_at=observed.taken_at,
             changes=tuple(changes),
             unchanged=unchanged,
-            actions=tuple(actions_of(changes, specs.project)),
+            actions=actions,
             refusals=tuple(refusals),
             unreachable={host: why for host, why in sorted(sight.dark.items()) if why != LEFT_OUT},
-            warnings=tuple(_warnings(desired, sight, chosen.left_out)),
+            warnings=(*_warnings(desired, sight, chosen.left_out), *_notes(observed, actions)),
             peaks=rolling.peaks,
         )
     )
@@ -247,6 +248,14 @@ def _warnings(desired: DesiredState, sight: Sight, left_out: int) -> Iterator[st
             yield f"{row.name} on {row.host} cannot be read: {row.last_error}"
     if left_out:
         yield f"{left_out} more changes are outside --limit, --tags or --skip-tags"
+
+
+def _notes(observed: ObservedState, actions: tuple[Action, ...]) -> Iterator[str]:
+    """What should be known of the hosts on which something is done."""
+    concerned = {action.host for action in actions}
+    for view in observed.hosts:
+        if view.report and view.report.note and view.host in concerned:
+            yield f"{view.host}: {view.report.note}"
 
 
 def numbered(plan: Plan) -> Plan:

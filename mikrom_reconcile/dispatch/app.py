@@ -107,7 +107,7 @@ def make_app(settings: Settings) -> FleetApp:
     app.settings = settings
     app.keys = keys
     app.conf.update(configuration(settings))
-    celery_costs.lower(app)
+    celery_costs.lower(app, written_down=settings.worker_role != "host")
     return app
 
 

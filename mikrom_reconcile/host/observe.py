@@ -39,10 +39,11 @@ _NO_VMS = fleet_digest(())
 class Observer:
     """Reports about one host. Safe to call from many threads or greenlets at once."""
 
-    def __init__(self, host: str, *, driver: Driver, records: Records) -> None:
+    def __init__(self, host: str, *, driver: Driver, records: Records, note: str = "") -> None:
         self._host = host
         self._driver = driver
         self._records = records
+        self._note = note
 
     def report(self, query: ObserveQuery, now: datetime) -> HostReport:
         """The answer to `query`. VMs whose record cannot be read are always in it. Raises SetupError."""
@@ -73,6 +74,7 @@ class Observer:
             host=self._host,
             observed_at=now,
             capacity=capacity(),
+            note=self._note,
             highest_tokens=tokens,
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),

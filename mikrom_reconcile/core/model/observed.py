@@ -140,12 +140,14 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
     that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
-    `attempts` tells of VMs that have no record because this host could not make them.
+    `attempts` tells of VMs that have no record because this host could not make them. `note` is what whoever changes
+    something on this host should know of it, "" for nothing.
     """
 
     host: str
     observed_at: datetime
     capacity: Capacity
+    note: str = ""
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}
     vms: tuple[ObservedVM, ...] = ()

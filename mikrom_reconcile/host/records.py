@@ -19,6 +19,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -44,6 +45,9 @@ _SWEEP_ONE_IN = 256
 
 _KEPT_TOKENS = 2
 """A reader that lists the folder while the highest token is added still finds the one before it."""
+
+_KEPT_PATHS = 4096
+"""Paths of records: to make one takes as long as to open its file."""
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 
@@ -78,6 +82,7 @@ class Records:
         self._attempts = state_dir / "attempts"
         self._tokens = state_dir / "tokens"
         self._locks = state_dir / "locks"
+        self._path = lru_cache(_KEPT_PATHS)(self._path_of)
 
     @contextmanager
     def lock(self, vm: str) -> Iterator[None]:
@@ -85,7 +90,6 @@ class Records:
         step = "taking its action lock"
         path = self._locks / f"{checked_name(vm)}.action"
         try:
-            make_folder(self._locks)
             fd = locks.open_taken(path)
         except OSError as error:
             raise TemporaryError(f"cannot lock {path}: {error.strerror}", vm=vm, step=step) from error
@@ -125,9 +129,10 @@ class Records:
     def write(self, record: VMRecord) -> None:
         """Replace the VM's record. The caller holds the action lock. Raises TemporaryError, changing nothing."""
         path = self._path(record.vm)
-        is_new = not path.parent.exists()
         try:
-            make_folder(path.parent)
+            is_new = not path.parent.exists()
+            if is_new:
+                make_folder(path.parent)
             write_whole(path, _sealed(record))
             if is_new:
                 sync_folder(self._vms)
@@ -204,7 +209,7 @@ class Records:
 
     def highest_token(self, project: str) -> int:
         """The highest token that this host has seen of a project, 0 if none. Raises SetupError."""
-        return max((int(name) for name in _listed(self._tokens / checked_name(project)) if name.isdigit()), default=0)
+        return max(map(int, filter(str.isdigit, _listed(self._tokens / checked_name(project)))), default=0)
 
     def highest_tokens(self) -> dict[str, int]:
         """The highest token of every project. Raises SetupError."""
@@ -224,7 +229,7 @@ class Records:
         for old in seen[_KEPT_TOKENS:]:
             (folder / str(old)).unlink(missing_ok=True)
 
-    def _path(self, vm: str) -> Path:
+    def _path_of(self, vm: str) -> Path:
         return self._vms / checked_name(vm) / "record.json"
 
     def _tombstone_path(self, vm: str) -> Path:
@@ -279,7 +284,7 @@ def _checksum(content: bytes) -> str:
 def _listed(folder: Path) -> list[str]:
     """The names in a folder, sorted; none when it does not exist yet. Raises SetupError."""
     try:
-        return sorted(entry.name for entry in folder.iterdir())
+        return sorted(os.listdir(folder))  # noqa: PTH208 - pathlib makes a Path of each
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -99,9 +99,9 @@ def machine_in(argv: list[str]) -> Machine | None:
 def boot_args_in(argv: list[str]) -> str | None:
     """The kernel's command line, without what a root disk adds to it."""
     text = _after("-append", argv)
-    if text is not None and ROOT_ID in disks_in(argv):
-        return text.removesuffix(_ROOT[False]).removesuffix(_ROOT[True])
-    return text
+    if text is None or ROOT_ID not in disks_in(argv):
+        return text
+    return text[: -len(_ROOT[False])]  # as long as the other
 
 
 def disks_in(argv: list[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
 from mikrom_reconcile.core.model.observed import (
     Attempt,
+    Capacity,
     Drift,
     HostView,
     ObservedState,
@@ -97,6 +98,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request: Request = Request()
     remembered: Placements = Placements()
     hosts: dict[str, dict[str, Row | Literal["as wanted"]]] = {}
+    capacity: dict[str, Capacity] = {}
     dark: set[str] = set()
     attempts: dict[str, dict[str, Any]] = {}
 
@@ -121,7 +123,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for host in asked.queries
         }
         failed = {name: attempt_of(specs, pending[name], HERE, told) for name, told in ranged(self.attempts)}
-        world = World(hosts=hosts, dark=self.dark, attempts=failed)
+        world = World(hosts=hosts, dark=self.dark, attempts=failed, capacity=self.capacity)
         limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry)
         selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
         left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)

@@ -17,9 +17,11 @@ import msgspec
 from mikrom_reconcile.core.documents import Flaw, problems_of
 from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.inventory import Inventory
+from mikrom_reconcile.core.lifecycle import UP
 from mikrom_reconcile.core.merging import merged
-from mikrom_reconcile.core.model.desired import NAME_LENGTH, State, VMSpec
-from mikrom_reconcile.core.specs import FleetSpec, Specs, one_per_place
+from mikrom_reconcile.core.model.desired import NAME_LENGTH, Machine, State, VMSpec
+from mikrom_reconcile.core.model.observed import Capacity
+from mikrom_reconcile.core.specs import VM_NAME, FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
 
 PER_VM = frozenset({"name", "index"})
@@ -104,7 +106,7 @@ def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:
     if fleet.replicas is None:
         for name in fleet.instances:
             yield name, None
-    elif fleet.vm_name == "${fleet}-${index:03d}":  # spares a scope for each VM of a large fleet
+    elif fleet.vm_name == VM_NAME:  # spares a scope for each VM of a large fleet
         for index in range(fleet.replicas):
             yield f"{fleet.name}-{index:03d}", index
     else:
@@ -154,12 +156,20 @@ class _Stated(msgspec.Struct, frozen=True):
     state: State = "running"
 
 
+class _Sized(_Stated, frozen=True):
+    machine: Machine = Machine()
+
+
+NOTHING = Capacity(vcpu_count=0, mem_size_mib=0)
+
+
 class Resolver:
     """Turns pending VMs on hosts into state and spec; equal ones share their spec object."""
 
     def __init__(self, specs: Specs) -> None:
         self._specs = specs
         self._known: dict[int | tuple[int, str, str], tuple[State, VMSpec]] = {}
+        self._needs: dict[tuple[int, str], Capacity] = {}
         self.flaws: list[Flaw] = []
 
     def check(self) -> None:
@@ -174,6 +184,21 @@ class Resolver:
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._resolved(vm, host)
+        return found
+
+    def need(self, vm: PendingVM) -> Capacity:
+        """What the VM takes of any host: nothing while it is to be down. Mistakes are noted where it is resolved."""
+        key = (id(vm.recipe), vm.name if vm.recipe.looked_up & PER_VM else "")
+        found = self._needs.get(key)
+        if found is None:
+            fields = {key: value for key, value in vm.recipe.fields.items() if key in {"machine", "state"}}
+            try:
+                sized = msgspec.convert(scope_of(vm, self._specs, None).resolve(fields), _Sized)
+            except (VariableError, msgspec.ValidationError):
+                sized = _Sized(state="absent")
+            machine = sized.machine
+            needed = Capacity(vcpu_count=machine.vcpu_count, mem_size_mib=machine.mem_size_mib)
+            found = self._needs[key] = needed if sized.state in UP else NOTHING
         return found
 
     def _resolved(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:

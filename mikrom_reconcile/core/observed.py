@@ -44,7 +44,7 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     holds rows that are not ours: of another project, or unreadable. `settled` names the VMs that a digest proves
     to be as wanted; they have no rows. `doubtful` names VMs that are settled on one host and seen on another, or
     settled where they are not expected: which is newer is not known without all rows. `dark` maps hosts without a
-    report to the reason. `maturing` and `attempts` are those of all reports.
+    report to the reason. `reports` are those of the others by host, `maturing` and `attempts` what all of them say.
     """
 
     own: Mapping[str, tuple[ObservedVM, ...]]
@@ -53,6 +53,7 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     doubtful: frozenset[str]
     dark: Mapping[str, str]
     highest_token: int
+    reports: Mapping[str, HostReport] = {}
     maturing: Mapping[str, float] = {}
     attempts: Mapping[str, Attempt] = {}
 
@@ -76,17 +77,17 @@ def _expected(group: list[DesiredVM]) -> Expected:
 
 
 def queries(
-    desired: DesiredState,
-    placements: Placements,
+    project: str,
     hosts: Iterable[str],
     known: Mapping[FleetOnHost, Expected],
     min_healthy_s: dict[str, float],
+    *,
+    new: bool,
 ) -> dict[str, ObserveQuery]:
     """What to ask each host: rows only of fleets that are not as expected, and of VMs that are not as all of theirs.
 
-    Where a VM may have to be made, the rows of other projects matter too: they may have its name.
+    `new` says that VMs may have to be made. Then the rows of other projects matter too: they may have the name.
     """
-    new = any(placements.vms.get(vm.name) != vm.host for vm in desired.vms)
     by_host: dict[str, dict[str, str]] = defaultdict(dict)
     alike: dict[str, dict[str, tuple[str, Phase]]] = defaultdict(dict)
     for (host, fleet), value in known.items():
@@ -95,7 +96,7 @@ def queries(
             alike[host][fleet] = value.alike
     return {
         host: ObserveQuery(
-            project=desired.project,
+            project=project,
             known=by_host[host],
             alike=alike[host],
             others=new,
@@ -125,6 +126,7 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
         doubtful=(settled & own.keys()) | strange,
         dark={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
+        reports={report.host: report for report in reports},
         maturing={name: left_s for report in reports for name, left_s in report.maturing.items()},
         attempts={name: attempt for report in reports for name, attempt in report.attempts.items()},
     )
@@ -155,5 +157,7 @@ def _rank(row: ObservedVM) -> tuple[int, str]:
 
 
 def locations(sight: Sight, placements: Placements) -> dict[str, str]:
-    """Where each known VM is: where it was observed, else where it is remembered."""
-    return placements.vms | {name: rows[0].host for name, rows in sight.own.items()}
+    """Where each known VM is: where it was observed, else where it is remembered, if that host is dark."""
+    dark, settled = sight.dark, sight.settled
+    remembered = {name: host for name, host in placements.vms.items() if name in settled or host in dark}
+    return remembered | {name: rows[0].host for name, rows in sight.own.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.core.constraints import Wishes
 from mikrom_reconcile.core.documents import Flaw, Schemas, problems_of, read_tree
 from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.images import BUILT_IN, Image, image_of
@@ -16,12 +17,15 @@ from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.desired import Policy, Rollout, Share
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.patterns import PatternError
+from mikrom_reconcile.core.placement_mistakes import circle_flaws, placement_flaws
 from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.variables import names_in
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.yaml_words import shown
 
 DEFAULT_PROJECT = "default"
+VM_NAME = "${fleet}-${index:03d}"
+"""The names of replicas, unless a fleet says otherwise."""
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +53,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     instances: dict[str, dict[str, Any]]
     policy: Policy
     ignore_changes: tuple[str, ...]
+    wishes: Wishes
     rollout: Rollout | None
 
 
@@ -81,10 +86,11 @@ class _FleetBody(msgspec.Struct, frozen=True):
     vars: dict[str, Any] = {}
     hosts: str = "all"
     replicas: int | None = None
-    vm_name: str = "${fleet}-${index:03d}"
+    vm_name: str = VM_NAME
     template: dict[str, Any] = {}
     overrides: tuple[dict[str, Any], ...] = ()
     instances: dict[str, dict[str, Any] | None] = {}
+    placement: Wishes = Wishes()
     rollout: Rollout | None = None
     prune: _Prune = _Prune()
     lifecycle: _Lifecycle = _Lifecycle()
@@ -125,6 +131,7 @@ def gather(
     complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
     if complete or inventory is not None:
         flaws += [*_inventory_flaws(documents, inventory), *_host_flaws(legible, inventory)]
+        flaws += placement_flaws(_of_kind(documents, "Fleet"), inventory or Inventory())
     unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
     found = problems_of(flaws[:MAX_PROBLEMS], tree)  # what YAML could not read needs no second complaint
     problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
@@ -168,6 +175,12 @@ def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:
     return tuple(sorted(specs.inventory.hosts)) if specs.inventory else (here,)
 
 
+def drained_hosts(specs: Specs) -> frozenset[str]:
+    """The hosts that the inventory says to drain."""
+    hosts = specs.inventory.hosts.items() if specs.inventory else ()
+    return frozenset(name for name, host in hosts if host.state == "drain")
+
+
 def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
     spec = msgspec.convert(document.body["spec"], _FleetBody)
     return FleetSpec(
@@ -191,6 +204,7 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
             prevent_destroy=spec.lifecycle.prevent_destroy,
         ),
         ignore_changes=spec.lifecycle.ignore_changes,
+        wishes=spec.placement,
         rollout=spec.rollout,
     )
 
@@ -202,12 +216,16 @@ def _inventory(documents: list[SpecDocument]) -> Inventory | None:
         return None
     spec = document.body["spec"]
     return Inventory(
-        hosts={name: msgspec.convert(host or {}, Host) for name, host in spec["hosts"].items()},
-        groups={name: msgspec.convert(group or {}, Group) for name, group in spec.get("groups", {}).items()},
+        hosts=msgspec.convert(_filled(spec["hosts"]), dict[str, Host], strict=False),  # 3.0 may stand for 3
+        groups=msgspec.convert(_filled(spec.get("groups", {})), dict[str, Group], strict=False),
         group_vars=_vars_files(documents, "GroupVars"),
         host_vars=_vars_files(documents, "HostVars"),
         origin=document.path,
     )
+
+
+def _filled(entries: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry or {} for name, entry in entries.items()}
 
 
 def _vars_files(documents: list[SpecDocument], kind: str) -> dict[str, dict[str, Any]]:
@@ -239,6 +257,7 @@ def _inventory_flaws(documents: list[SpecDocument], inventory: Inventory | None)
     groups = tuple(inventory.groups) if inventory else ()
     for document in documents:
         if document.kind == "Inventory":
+            yield from circle_flaws(document)
             yield from _group_flaws(document, hosts, groups)
         known = {"GroupVars": (*groups, "all"), "HostVars": hosts}.get(document.kind)
         if known is not None and inventory is None:

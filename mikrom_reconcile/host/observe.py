@@ -11,12 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import cache, cached_property
 
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.errors import ActionError
-from mikrom_reconcile.core.lifecycle import WELL, phase_of
+from mikrom_reconcile.core.lifecycle import UP, WELL, phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
 from mikrom_reconcile.core.model.observed import (
     Attempt,
@@ -44,6 +45,13 @@ class Observer:
         self._driver = driver
         self._records = records
         self._note = note
+
+    @cached_property
+    def _overhead_mib(self) -> int | None:
+        """What a VM takes beyond its own memory; None: nothing of the host's memory at all."""
+        probe = VMSpec(image="hello")
+        takes_mib = self._driver.memory_mib(probe)
+        return takes_mib - probe.machine.mem_size_mib if takes_mib else None
 
     def report(self, query: ObserveQuery, now: datetime) -> HostReport:
         """The answer to `query`. VMs whose record cannot be read are always in it. Raises SetupError."""
@@ -74,6 +82,8 @@ class Observer:
             host=self._host,
             observed_at=now,
             capacity=capacity(),
+            promised=promised(records, self._overhead_mib or 0),
+            overhead_mib=self._overhead_mib,
             note=self._note,
             highest_tokens=tokens,
             digests=digests,
@@ -205,6 +215,16 @@ def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[Observ
     return told, {fleet: tuple(names) for fleet, names in settled.items()}
 
 
+def promised(records: Iterable[VMRecord], overhead_mib: int) -> Capacity:
+    """What VMs that are ordered to be up may take; one that its host has given up takes nothing."""
+    machines = [record.spec.machine for record in records if record.state in UP and not record.parked]
+    return Capacity(
+        vcpu_count=sum(machine.vcpu_count for machine in machines),
+        mem_size_mib=sum(machine.mem_size_mib + overhead_mib for machine in machines),
+    )
+
+
+@cache
 def capacity() -> Capacity:
     """What this machine has in all."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

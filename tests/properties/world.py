@@ -60,6 +60,7 @@ class World:
 
     hosts: dict[str, dict[str, Truth]]
     dark: set[str] = field(default_factory=set)
+    capacity: dict[str, Capacity] = field(default_factory=dict)
     token: int = 10
     uids: count[int] = field(default_factory=count)
     acted: list[Action] = field(default_factory=list)
@@ -101,7 +102,8 @@ class World:
             report=HostReport(
                 host=host,
                 observed_at=NOW,
-                capacity=Capacity(vcpu_count=64, mem_size_mib=1 << 20),
+                capacity=self.capacity.get(host, Capacity(vcpu_count=64, mem_size_mib=1 << 20)),
+                promised=self.promised(host),
                 highest_tokens=tokens,
                 digests=digests,
                 vms=tuple(shown),
@@ -117,6 +119,15 @@ class World:
                     for fleet in sorted({*as_told.values()})
                 },
             ),
+        )
+
+    def promised(self, host: str) -> Capacity:
+        """What VMs of all projects that are ordered to be up may take of the host."""
+        up = [truth for truth in self.hosts[host].values() if truth.state in {"running", "paused"}]
+        machines = [truth.spec.machine for truth in up if truth.phase not in {"parked", "unreadable"}]
+        return Capacity(
+            vcpu_count=sum(machine.vcpu_count for machine in machines),
+            mem_size_mib=sum(machine.mem_size_mib for machine in machines),
         )
 
     def _row(self, host: str, name: str, truth: Truth) -> ObservedVM:

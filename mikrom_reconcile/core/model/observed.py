@@ -138,6 +138,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
 
     `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says.
+    `promised` adds up what VMs of all projects that are ordered to be up may take. `overhead_mib` is what each takes
+    beyond its own memory; None: they take none of the host's memory at all.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
     that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
     `attempts` tells of VMs that have no record because this host could not make them. `note` is what whoever changes
@@ -147,6 +149,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     observed_at: datetime
     capacity: Capacity
+    promised: Capacity = Capacity(vcpu_count=0, mem_size_mib=0)
+    overhead_mib: int | None = 0
     note: str = ""
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}
@@ -177,8 +181,14 @@ class Placements(msgspec.Struct, frozen=True, kw_only=True):
     """Where a project's VMs were last known to be: VM name to host.
 
     `covers` names the hosts that have answered since this memory began. A VM that is not listed certainly does not
-    exist on a covered host, dark or not; on an uncovered one it may.
+    exist on a covered host, dark or not; on an uncovered one it may. `fleets` has the fleet of each VM whose name does
+    not say it, as `web-007` says `web`.
     """
 
     vms: dict[str, str] = {}
     covers: tuple[str, ...] = ()
+    fleets: dict[str, str] = {}
+
+    def fleet_of(self, vm: str) -> str:
+        """The fleet that a VM was last known to belong to."""
+        return self.fleets.get(vm) or vm.rpartition("-")[0]

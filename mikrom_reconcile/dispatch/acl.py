@@ -41,16 +41,14 @@ def _host(keys: Keys, host: str, database: int) -> str:
     queue, owner = keys.host_queue(host), f"host:{host}"
     own = [
         *_with_priorities(queue),
-        f"_kombu.binding.{queue}",
-        f"_kombu.binding_permanent.{queue}",
+        *_bindings(queue, _COMMANDS_TO_WORKERS),
         *_with_priorities(f"host@{host}.{_COMMANDS_TO_WORKERS}"),
         *_fetched(keys, owner),
         keys.heartbeat(owner),
         keys.known(host),
     ]
     read = [keys.call("*"), f"_kombu.binding.{_REPLIES}"]
-    bindings = [f"_kombu.{kind}.{_COMMANDS_TO_WORKERS}" for kind in ("binding", "binding_permanent")]
-    written = [keys.answers("*", owner), f"[0-9a-f]*.{_REPLIES}", *bindings]
+    written = [keys.answers("*", owner), f"[0-9a-f]*.{_REPLIES}"]
     return " ".join(
         [
             _COMMANDS,
@@ -64,10 +62,14 @@ def _host(keys: Keys, host: str, database: int) -> str:
 
 
 def _flower(keys: Keys, database: int) -> str:
-    own = [f"[0-9a-f]*.{_REPLIES}*", f"_kombu.binding*.{_REPLIES}", "celeryev.*", *_fetched(keys, "control")]
+    own = [
+        *(f"[0-9a-f]*.{_REPLIES}*", "celeryev.*", "_kombu.binding_deadlines"),
+        *_bindings(_REPLIES, _COMMANDS_TO_WORKERS, "celeryev"),
+        *_fetched(keys, "control"),
+    ]
     return " ".join(
         [
-            f"{_COMMANDS} {_LISTEN}",
+            f"{_COMMANDS} {_LISTEN} +time +zrangebyscore",
             *(f"~{key}" for key in own),
             f"%R~{keys.queue}*",
             f"&/{database}.celeryev/* &/{database}.{_COMMANDS_TO_WORKERS}",
@@ -78,6 +80,11 @@ def _flower(keys: Keys, database: int) -> str:
 def _fetched(keys: Keys, owner: str) -> list[str]:
     unacked = keys.unacked(owner)
     return [unacked, f"{unacked}:index", f"{unacked}:mutex"]
+
+
+def _bindings(*exchanges: str) -> list[str]:
+    """Where kombu notes the queues of an exchange; what goes to all workers is published, and none is noted."""
+    return [f"_kombu.{kind}.{exchange}" for exchange in exchanges for kind in ("binding", "binding_permanent")]
 
 
 def _with_priorities(queue: str) -> list[str]:

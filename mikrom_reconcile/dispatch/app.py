@@ -147,6 +147,8 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
     owner = "control" if settings.worker_role == "control" else f"host:{settings.host}"
     unacked = keys.unacked(owner)
     return {
+        # expiring queues have every worker sweep what is not its own; a host's is only heard, and never holds anything
+        "control_queue_expires": None if settings.worker_role == "host" else 10.0,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # a supervised worker waits for its broker for ever
         "broker_transport_options": {

@@ -15,7 +15,8 @@ _COMMANDS_TO_WORKERS, _REPLIES = "celery.pidbox", "reply.celery.pidbox"
 
 # redis-py greets and pings, kombu fetches, acknowledges and restores, the rest is ours. None of it lists keys
 _COMMANDS = (
-    "-@all +@connection -@dangerous +multi +exec +discard +watch +unwatch +eval +evalsha +script|exists +script|load"
+    "-@all +@connection -@dangerous +acl|whoami +multi +exec +discard +watch +unwatch"
+    " +eval +evalsha +script|exists +script|load"
     " +brpop +rpop +lpush +rpush +llen +hget +hset +hdel +zadd +zrem +zrange +sadd +srem +smembers"
     " +get +set +del +exists +expire +pexpire +xadd +publish"
 )

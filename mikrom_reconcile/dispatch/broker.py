@@ -36,6 +36,12 @@ def broker_url(settings: Settings) -> str:
     return url
 
 
+def user_of(redis: Redis) -> str:
+    """The name by which the broker knows this client; "default" where it has no users."""
+    found: Any = redis.acl_whoami()
+    return found.decode() if isinstance(found, bytes) else str(found)
+
+
 def is_remote(url: str) -> bool:
     """Whether the broker is on another machine, or may be."""
     parts = urlsplit(url)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from benchmarks import actions, dispatch, planning, starts, startup, supervision, thousand
+from benchmarks import actions, dispatch, planning, starts, startup, supervision, thousand, traffic
 from benchmarks.rows import HEAD
 
 BENCHMARKS = {
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "starts": starts.measure,
     "supervision": supervision.measure,
     "thousand": thousand.measure,
+    "traffic": traffic.measure,
 }
 
 

@@ -63,7 +63,7 @@ class Side:
         self._log = fleet.folder / f"{host}.log"
         with self._log.open("wb") as log:
             self.worker = subprocess.Popen(argv, env=fleet.environment(host), stdout=log, stderr=log)
-        _wait(lambda: b" ready." in self._log.read_bytes(), f"the worker of {host}")
+        wait(lambda: b" ready." in self._log.read_bytes(), f"the worker of {host}")
         self.figures: list[tuple[float, float, float]] = []
 
     def time(self, act: Callable[[], None]) -> None:
@@ -88,7 +88,7 @@ class Fleet:
         self._url = f"redis+socket://{socket}"
         argv = ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
         self.server = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-        _wait(socket.exists, "Redis")
+        wait(socket.exists, "Redis")
         self.redis: Redis = client_of(self._url)
 
     def environment(self, host: str) -> dict[str, str]:
@@ -168,7 +168,8 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _wait(holds: Callable[[], bool], what: str) -> None:
+def wait(holds: Callable[[], bool], what: str) -> None:
+    """Until it holds; ends this process after 20 s."""
     until = time.monotonic() + 20
     while not holds():
         if time.monotonic() > until:

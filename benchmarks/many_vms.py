@@ -25,7 +25,7 @@ from mikrom_reconcile.core.model.desired import DesiredVM, Machine
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.plan import question
 from mikrom_reconcile.core.specs import read_specs
-from mikrom_reconcile.host.observe import _differing, fleet_digests
+from mikrom_reconcile.host.observe import differing, fleet_digests, parted
 
 VMS_PER_HOST = 100
 DOCUMENTS_PER_FILE = 100
@@ -105,14 +105,16 @@ def write_answers(folder: Path, *, drifted: float) -> None:
 
 def _report(host: str, query: ObserveQuery, rows: list[ObservedVM]) -> HostReport:
     digests = fleet_digests(rows)
-    differing = _differing(digests, query.known)
+    fleets = differing(digests, query.known)
+    told, settled = parted([row for row in rows if row.fleet in fleets], query)
     return HostReport(
         host=host,
         observed_at=datetime.now(UTC),
         capacity=Capacity(vcpu_count=64, mem_size_mib=1 << 20),
         highest_tokens={"bench": 7},
         digests=digests,
-        vms=tuple(row for row in rows if row.fleet in differing),
+        vms=tuple(told),
+        settled=settled,
     )
 
 

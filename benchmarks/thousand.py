@@ -19,7 +19,7 @@ from benchmarks.rows import Row
 from benchmarks.starts import kill_all, processes_of
 from benchmarks.startup import MIKROM
 from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem
-from mikrom_reconcile.host.images import kernel_of_hello
+from mikrom_reconcile.host.images import Images
 from mikrom_reconcile.settings import load
 
 VMS = 1000
@@ -79,7 +79,7 @@ def _rows(binary: Path, folder: Path) -> Iterator[Row]:
     bare = folder / "bare"
     bare.mkdir()
     loop = Path(__file__).with_name("bare_loop.py")
-    kernel = kernel_of_hello(bare)
+    kernel = Images(bare).hello()
     bare_s, _ = _timed([sys.executable, str(loop), str(binary), str(kernel), str(bare), str(VMS), str(FORKS)], {})
     yield Row(
         what="created: `mikrom apply` | bare loop",

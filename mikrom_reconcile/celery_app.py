@@ -27,7 +27,7 @@ def _make() -> FleetApp:
         made,
         hypervisor=cache(lambda: wiring.make_hypervisor(settings)),
         engine=cache(lambda: wiring.make_reconciler(settings, hosts, store)),
-        read_tree=lambda: wiring.read_tree(settings, ()),
+        source=wiring.make_source(settings),
     )
     return made
 

@@ -51,6 +51,13 @@ def _host_name(text: str) -> str:
     return text
 
 
+def _listen(text: str) -> str:
+    address, _, port = text.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("must be a port, or address:port")
+    return f"{address or '127.0.0.1'}:{port}"
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
@@ -72,6 +79,13 @@ class Settings:
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)
     host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory", _host_name)
     firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin")
+    image_dirs: tuple[Path, ...] = _env(
+        "MIKROM_IMAGE_DIRS", (), "folders, with : between, that file:// images may come from; else <state dir>/images",
+        lambda text: tuple(Path(folder).absolute() for folder in text.split(":") if folder),
+    )  # fmt: skip
+    image_max_mib: int = _env(
+        "MIKROM_IMAGE_MAX_MIB", 65536, "MiB of the largest image that a host takes", _positive_int
+    )
     broker_url: str | None = _env(
         "MIKROM_BROKER_URL", None, "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
     )
@@ -97,7 +111,15 @@ class Settings:
     reconcile_interval: float | str = _env(
         "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs, or a cron line in UTC", _seconds_or_cron
     )
-    specs: str | None = _env("MIKROM_SPECS", None, "path of the specs; the CLI falls back to ./specs, services refuse")
+    metrics: str | None = _env(
+        "MIKROM_METRICS",
+        None,
+        "[address:]port where a control worker answers Prometheus; unset: nowhere",
+        _listen,
+    )
+    specs: str | None = _env(
+        "MIKROM_SPECS", None, "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
+    )
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", lambda text: text == "1")  # noqa: FBT003
 
 

@@ -13,18 +13,19 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.core.errors import SetupError, UsageError
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mikrom_reconcile.control.ports import Engine, Hosts, RunStore
+    from mikrom_reconcile.control.sources.last_good import LastGood
     from mikrom_reconcile.core.model.specs import SourceTree
     from mikrom_reconcile.host.hypervisor import Hypervisor
     from mikrom_reconcile.host.ports import Driver
 
-KINDS = ("Project", "Inventory", "Fleet")
+KINDS = ("Project", "Inventory", "Image", "Fleet")
 """Kinds of documents, each with a schema of its own."""
 
 
@@ -57,12 +58,34 @@ def schema_text(name: str) -> str:
     return (folder / f"{name}.schema.json").read_text(encoding="utf-8")
 
 
-def read_tree(settings: Settings, paths: Sequence[str]) -> SourceTree:
-    """The spec files below `paths`, else below MIKROM_SPECS, else below ./specs."""
+def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None = None) -> SourceTree:
+    """The spec files below `paths`, else in MIKROM_SPECS, else below ./specs. `known` need not be fetched again."""
+    chosen = list(paths) or [settings.specs or "specs"]
+    if any(path.startswith("git+") for path in chosen):
+        from mikrom_reconcile.control.sources.git_place import GitPlace
+        from mikrom_reconcile.control.sources.git_source import GitSource
+
+        if len(chosen) > 1:
+            raise UsageError("specs from git are one source: give one git+ address and nothing else")
+        return GitSource(GitPlace.of(chosen[0])).read(known)
     from mikrom_reconcile.control.sources.files import FileSource
 
-    chosen = list(paths) or [settings.specs or "specs"]
     return FileSource([Path(path) for path in chosen]).read()
+
+
+def make_source(settings: Settings) -> LastGood:
+    """MIKROM_SPECS as scheduled runs use it, with the last good revision below the state folder."""
+    from mikrom_reconcile.control.sources.cache import FolderCache
+    from mikrom_reconcile.control.sources.last_good import LastGood
+    from mikrom_reconcile.core.desired import checked
+
+    cache = FolderCache(settings.state_dir / "cache")
+    return LastGood(
+        settings.specs or "",
+        read=lambda known: read_tree(settings, (), known),
+        check=lambda tree: checked(tree, schemas(), here=settings.host, cache=cache),
+        kept=FolderCache(settings.state_dir / "source"),
+    )
 
 
 def open_engine(settings: Settings) -> Engine:
@@ -128,6 +151,7 @@ def make_driver(settings: Settings) -> Driver:
         return SimulatedDriver(settings.state_dir)
     from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
     from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem
+    from mikrom_reconcile.host.media import Shelf
 
     binary = find_firecracker(settings.firecracker, settings.state_dir)
     problem = kvm_problem() or (None if binary else "no firecracker binary was found")
@@ -135,4 +159,5 @@ def make_driver(settings: Settings) -> Driver:
         raise SetupError(
             f"{problem}; see `mikrom doctor`, or set MIKROM_DRIVER=simulated to go through the motions without microVMs"
         )
-    return FirecrackerDriver(binary, state_dir=settings.state_dir, run_dir=settings.run_dir)
+    shelf = Shelf.below(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib)
+    return FirecrackerDriver(binary, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf)

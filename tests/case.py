@@ -17,14 +17,22 @@ from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.fields import without
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
-from mikrom_reconcile.core.model.observed import Drift, HostView, Phase, Placements
+from mikrom_reconcile.core.model.observed import (
+    Attempt,
+    Drift,
+    HostView,
+    ObservedState,
+    ObserveQuery,
+    Phase,
+    Placements,
+)
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, question
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, read_specs
 from mikrom_reconcile.wiring import schemas
-from tests.properties.world import Truth, World
+from tests.properties.world import Truth, World, decided
 
 HERE = "localhost"
 Words = str | list[str] | None
@@ -47,7 +55,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What differs from what the specs want of a VM on its host; where they want none of its name, from a running
-    `hello` of the fleet that its name begins with. `drift` maps a path to what the VMM really has.
+    `hello` of the fleet that its name begins with. `drift` maps a path to what the VMM really has. `attempt` was one to
+    bring it to what the specs want; `up_s` is how long it has been up.
     """
 
     project: str | None = None
@@ -60,6 +69,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str | None = None
     token: int = 1
     last_error: str | None = None
+    attempt: dict[str, Any] | None = None
+    up_s: float = 3600.0
 
 
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +84,7 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warnings: list[Words] = []
     remembers: Placements | None = None
     peaks: dict[str, Peak] | None = None
+    again_s: float | None = None
     problems: dict[str, Words] | None = None
     unmatched: str = ""
     error: str | None = None
@@ -86,6 +98,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remembered: Placements = Placements()
     hosts: dict[str, dict[str, Row | Literal["as wanted"]]] = {}
     dark: set[str] = set()
+    attempts: dict[str, dict[str, Any]] = {}
 
     def read_specs(self) -> Specs:
         texts = self.specs if isinstance(self.specs, dict) else {"fleet.yml": self.specs}
@@ -107,14 +120,18 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             }
             for host in asked.queries
         }
-        world = World(hosts=hosts, dark=self.dark)
+        failed = {name: attempt_of(specs, pending[name], HERE, told) for name, told in ranged(self.attempts)}
+        world = World(hosts=hosts, dark=self.dark, attempts=failed)
         limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry)
         selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
-        looked = {host: query for host, query in asked.queries.items() if host not in wish.without_hosts}
-        state = world.observe(looked)
         left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)
-        state = msgspec.structs.replace(state, hosts=state.hosts + left_out)
-        return decide(asked, state, limits, selection), world
+
+        def observe(queries: dict[str, ObserveQuery]) -> ObservedState:
+            looked = {host: query for host, query in queries.items() if host not in wish.without_hosts}
+            state = world.observe(looked)
+            return msgspec.structs.replace(state, hosts=state.hosts + left_out)
+
+        return decided(asked, observe, limits, selection), world
 
 
 class _Loader(yaml.CSafeLoader):
@@ -151,7 +168,17 @@ def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) ->
         uid=f"{name}@{host}",
         drift=tuple(Drift(path=path, recorded=flat(spec)[path], actual=real) for path, real in row.drift.items()),
         last_error=row.last_error,
+        attempt=attempt_of(specs, vm, host, row.attempt) if vm and row.attempt is not None else None,
+        up_s=row.up_s,
     )
+
+
+def attempt_of(specs: Specs, vm: PendingVM, host: str, told: dict[str, Any]) -> Attempt:
+    """An attempt to bring `vm` to what the specs want of it, failed once unless told otherwise."""
+    state, spec = Resolver(specs).resolve(vm, host)
+    applied = without(spec, vm.fleet.ignore_changes)
+    digest = spec_digest(project=specs.project, fleet=vm.fleet.name, state=state, spec=applied, policy=vm.fleet.policy)
+    return Attempt(**{"spec_digest": digest, "count": 1, "error": "no kernel", **told})
 
 
 def ranged(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

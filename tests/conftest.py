@@ -46,6 +46,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of programs that this machine may lack; the summary of pytest names each that was skipped, and why."""
+    named = {program for marker in item.iter_markers("needs") for program in marker.args}
+    if missing := sorted(program for program in named if shutil.which(program) is None):
+        pytest.skip(f"not installed here: {', '.join(missing)}")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if SKIPPED in config.stash:
         terminalreporter.write_line(config.stash[SKIPPED], yellow=True)

@@ -44,7 +44,6 @@ class FakeDriver:
     """
 
     name = "fake"
-    takes_memory = True
 
     def __init__(self) -> None:
         self.vmms: dict[str, VMSpec] = {}
@@ -56,6 +55,9 @@ class FakeDriver:
         self.refused: str | None = None
         self.boots_instead: VMSpec | None = None
         self._lock = threading.Lock()
+
+    def memory_mib(self, spec: VMSpec) -> int:
+        return spec.machine.mem_size_mib
 
     def unsupported(self, spec: VMSpec) -> str | None:
         return self.refused

@@ -25,5 +25,5 @@ register(
     app,
     hypervisor=cache(lambda: slow_host(settings, boot_s, failures=failures)),
     engine=cache(lambda: wiring.make_reconciler(settings, hosts, store)),
-    read_tree=lambda: wiring.read_tree(settings, ()),
+    source=wiring.make_source(settings),
 )

@@ -48,15 +48,18 @@ missing_packages() { # prints the Debian packages without which the target canno
         fi
     fi
     [[ $purpose == check ]] || has redis-server || echo redis-server
+    [[ $purpose != test ]] || has nginx || echo nginx
+    [[ $purpose != test ]] || has supervisord || echo supervisor
     [[ $purpose != test ]] || has faketime || echo faketime
+    [[ $purpose != test ]] || has git || echo git
     [[ $purpose != check ]] || has gcc || echo gcc
     [[ $purpose != check ]] || has ld || echo binutils
 }
 
 install_packages() {
-    local log code=0 policy=/usr/sbin/policy-rc.d own_policy=
+    local log package code=0 policy=/usr/sbin/policy-rc.d own_policy=
     say "installing with apt: $*"
-    # Only the redis-server program is wanted, not a service on port 6379: nothing starts now or at the next boot.
+    # Only the programs are wanted, no service on port 6379 or 80: nothing starts now or at the next boot.
     if [[ ! -e $policy ]]; then
         own_policy=$policy
         printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
@@ -67,8 +70,9 @@ install_packages() {
         --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"; } >"$log" 2>&1 </dev/null; then
         tail -n 5 "$log" >&2
         code=1
-    elif [[ " $* " == *" redis-server "* ]] && has systemctl; then
-        as_root systemctl --quiet disable redis-server 2>/dev/null || true
+    elif has systemctl; then
+        # each by itself, since those that are no service are refused
+        for package in "$@"; do as_root systemctl --quiet disable "$package" 2>/dev/null || true; done
     fi
     rm -f "$log"
     [[ -z $own_policy ]] || as_root rm -f "$own_policy"
@@ -88,6 +92,8 @@ ensure_packages() {
     ((${#missing[@]})) || return 0
     if [[ $purpose == apply && ${missing[*]} == redis-server ]]; then
         say "redis-server is missing: make apply works without it, mikrom up does not (apt-get install redis-server)"
+    elif ! printf '%s\n' "${missing[@]}" | grep -qvxE 'nginx|supervisor'; then
+        say "missing here: ${missing[*]}. The tests that need them are skipped (apt-get install ${missing[*]})"
     else
         die "missing here: ${missing[*]}. As root: apt-get install ${missing[*]}"
     fi

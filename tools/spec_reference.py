@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "specs.md"
-KINDS = ("Project", "Inventory", "Fleet")
+KINDS = ("Project", "Inventory", "Image", "Fleet")
 
 _HEAD = """\
 # The spec language, field by field
@@ -74,7 +74,7 @@ def _value(field: dict[str, Any]) -> str:
 def _word(name: str, field: dict[str, Any]) -> str:
     if name == "array":
         return f"list of {_value(field['items'])}"
-    if name == "integer" and "minimum" in field:
+    if name in {"integer", "number"} and "minimum" in field:
         return f"{field['minimum']} to {field['maximum']}" if "maximum" in field else f"{field['minimum']} or more"
     if name == "string" and field.get("pattern", "").startswith("^\\$"):
         return "a variable"

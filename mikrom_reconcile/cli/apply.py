@@ -26,15 +26,17 @@ from mikrom_reconcile.output import formats
 @options.yes
 @click.option("--check", is_flag=True, help="Only plan, as `mikrom plan` does.")
 @options.diff
+@options.wait
 @click.option("--prune-max", type=options.ShareType(), help="How much of a fleet this run may remove: 5, or 20%.")
 @options.timeout
 @options.forks
 @options.output(formats.RUN)
-def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bool, **asked: Any) -> int:
+def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bool, wait: bool, **asked: Any) -> int:
     """Make it so: plan, ask, execute, verify. PATH may be a plan that `mikrom plan --out` saved.
 
     Exits with 0 when everything was then seen to be as specified, else with a sum of 2 (a VM is not), 4 (a host
-    could not be read), 8 (something was refused) and 16 (the deadline passed first).
+    could not be read), 8 (something was refused) and 16 (the deadline passed first). With --no-wait it exits with 0
+    once the run is handed over; `mikrom get runs RUN -f` follows it.
     """
     if not check:
         refuse_without_anybody_to_ask(yes=yes)
@@ -47,7 +49,7 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
     engine = wiring.open_engine(current)
     if check:
         return show_plan(plan or engine.plan(request), form, full=full)
-    return carry_out(engine, request, plan, yes=yes, form=form, full=full)
+    return carry_out(engine, request, plan, yes=yes, form=form, full=full, wait=wait)
 
 
 def _again(saved: SavedPlan, *, forks: int | None, timeout_s: float | None, **asked: Any) -> RunRequest:

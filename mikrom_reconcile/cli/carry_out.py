@@ -7,7 +7,7 @@ import sys
 import msgspec
 
 from mikrom_reconcile.cli.progress import Progress
-from mikrom_reconcile.cli.terminal import ask, can_ask, show, style_of
+from mikrom_reconcile.cli.terminal import ask, can_ask, present, show, style_of
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.model.plan import Plan
@@ -28,9 +28,19 @@ def refuse_without_anybody_to_ask(*, yes: bool) -> None:
 
 
 def carry_out(
-    engine: Engine, request: RunRequest, saved: Plan | None = None, *, yes: bool, form: str, full: bool = False
+    engine: Engine,
+    request: RunRequest,
+    saved: Plan | None = None,
+    *,
+    yes: bool,
+    form: str,
+    full: bool = False,
+    wait: bool = True,
 ) -> int:
-    """Plan, ask unless `yes`, execute, show; the exit code. A `saved` plan is executed as it is."""
+    """Plan, ask unless `yes`, execute, show; the exit code. A `saved` plan is executed as it is.
+
+    Without `wait` others execute it, and only the run's id is shown.
+    """
     plan = saved or engine.plan(request)
     if form == "text" or not yes:
         _show_plan(plan, form, full=full)
@@ -43,6 +53,11 @@ def carry_out(
         if not _agreed(request, plan):
             show("Nothing was done.\n", sys.stderr)
             return DECLINED
+    if not wait:
+        engine.hand_over(request, plan)
+        following = f"Run {request.run_id} was handed over; `mikrom get runs {request.run_id} -f` follows it.\n"
+        present(form, lambda: {"run_id": request.run_id}, lambda _: following)
+        return 0
     progress = Progress(len(plan.actions))
     try:
         report = engine.apply(request, plan, progress=progress.heard)

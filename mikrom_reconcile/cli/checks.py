@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mikrom_reconcile
@@ -15,10 +16,13 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.cli.host_checks import room_checks
 from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.core.model.desired import NAME_LENGTH
+from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.broker import connect, without_password
+from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem, version_of
 from mikrom_reconcile.host.drivers.vmm_driver import MAX_SOCKET_PATH_BYTES
 from mikrom_reconcile.output.doctor_text import Check
+from mikrom_reconcile.output.status_text import source_line
 from mikrom_reconcile.settings import Settings
 
 KNOWN_BINARIES = {
@@ -106,15 +110,27 @@ def _folder(name: str, variable: str, folder: Path) -> Check:
 
 def _broker(settings: Settings) -> Iterator[Check]:
     """Only where a broker is set or a `mikrom up` runs."""
+    from mikrom_reconcile.dispatch.source_sync import source_state  # with it comes redis
+
     try:
         url = wiring.broker_of(settings)
         if url is None:
             yield Check(name="broker", state="ok", found="none: embedded, this machine is the only host")
             return
-        connect(url).close()
-        yield Check(name="broker", state="ok", found=f"{without_password(url)} answers")
+        with connect(url) as redis:
+            yield Check(name="broker", state="ok", found=f"{without_password(url)} answers")
+            if (source := source_state(redis, Keys(settings.queue))) is not None:
+                yield _source(source)
     except SetupError as error:
         yield Check(name="broker", state="broken", found=str(error), remedy="start it, or unset MIKROM_BROKER_URL")
+
+
+def _source(source: SourceState) -> Check:
+    """The specs of scheduled runs, as a control worker saw them last."""
+    found = source_line(source, datetime.now(UTC))
+    if not source.problem:
+        return Check(name="source", state="ok", found=found)
+    return Check(name="source", state="broken", found=found, remedy="mend the specs, or MIKROM_SPECS there")
 
 
 def _redis_server() -> Check:

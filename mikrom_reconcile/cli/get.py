@@ -8,7 +8,8 @@ import click
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.history import KEPT, history
+from mikrom_reconcile.cli.follow_run import KEPT
+from mikrom_reconcile.cli.history import history
 from mikrom_reconcile.cli.look import names_for_tab, unknown, views_of, vms_in, wanted_by_fleet, warn_of_dark_hosts
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.output.history_text import events

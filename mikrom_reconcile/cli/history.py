@@ -8,13 +8,11 @@ import click
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli.follow_run import KEPT, follow_run
 from mikrom_reconcile.cli.look import names_for_tab
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.output import history_text
 from mikrom_reconcile.output.look_documents import events_document, runs_document
-
-KEPT = 100
-"""No store keeps more runs."""
 
 latest = click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 
@@ -22,13 +20,22 @@ latest = click.option("-n", "count", type=click.IntRange(1), default=20, show_de
 @click.command()
 @click.argument("name", required=False, shell_complete=names_for_tab)
 @latest
+@click.option("-f", "--follow", "following", is_flag=True, help="NAME is a run: wait for its end and tell how it went.")
 @options.output()
-def history(name: str | None, count: int, form: str) -> int:
-    """The runs that were kept, the latest first; with NAME those that touched that VM, host or fleet."""
-    kept = wiring.open_engine(settings.load()).store.runs(KEPT)
-    found = [report for report in kept if name is None or history_text.touched(report, name)][:count]
+def history(name: str | None, count: int, form: str, *, following: bool) -> int:
+    """The runs that go on and those that were kept, the latest first.
+
+    With NAME that run, or those that touched that VM, host or fleet. With -f it exits as `mikrom apply` would have.
+    """
+    engine = wiring.open_engine(settings.load())
+    if following:
+        return follow_run(engine, name, form)
+    found = [report for report in engine.store.runs(KEPT) if name is None or history_text.touched(report, name)][:count]
+    unfinished = [run for run in engine.unfinished() if name in {None, run.run_id}]
     present(
-        form, lambda: runs_document(found), lambda style: history_text.history_text(found, datetime.now(UTC), style)
+        form,
+        lambda: runs_document(found, unfinished),
+        lambda style: history_text.history_text(found, datetime.now(UTC), style, unfinished),
     )
     return 0
 

@@ -73,6 +73,9 @@ timeout = click.option(
 forks = click.option("--forks", type=click.IntRange(1), help="Actions at once per host [MIKROM_FORKS].")
 yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 diff = click.option("--diff", "full", is_flag=True, help="Show every value that changes in full, line by line.")
+wait = click.option(
+    "--wait/--no-wait", default=True, help="Leave the run to a control worker, and do not wait for its end."
+)
 retry = click.option("--retry", is_flag=True, help="Bring back what was given up after too many restarts.")
 assume_dead = click.option(
     "--assume-dead", multiple=True, metavar="HOST",

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.specs import SourceState
 
 
 class Hosts(Protocol):
@@ -84,6 +85,12 @@ class Engine(Protocol):
     hosts: Hosts
     store: RunStore
 
+    def source(self) -> SourceState | None:
+        """What the last look at the source of scheduled runs gave; None where there are none."""
+
+    def unfinished(self) -> tuple[UnfinishedRun, ...]:
+        """Runs that others carry out and that have no report, the latest first."""
+
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change. Changes nothing and takes no lease. Raises SpecError, SourceError."""
 
@@ -94,3 +101,6 @@ class Engine(Protocol):
         found (unattended runs). `progress` hears each outcome as it comes. Raises BusyError when the lease is not
         to be had in time.
         """
+
+    def hand_over(self, request: RunRequest, plan: Plan) -> None:
+        """Have others carry out `plan`, and leave. Raises UsageError where there is nobody else."""

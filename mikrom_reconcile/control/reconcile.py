@@ -12,11 +12,12 @@ from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
-from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
-from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
-from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
+from mikrom_reconcile.core.model.plan import Action, Expect, Plan, VMChange
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.one_off import decide_by_name
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, expect_of, question
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, expect_of, question, thorough
 from mikrom_reconcile.core.selection import Selection
 from mikrom_reconcile.core.specs import Specs, hosts_of
 from mikrom_reconcile.core.standstill import Standstill, key_of, standstill
@@ -54,6 +55,19 @@ class Reconciler:
         self._schemas = schemas
         self._cache = cache
         self._alone = alone
+
+    def source(self) -> SourceState | None:
+        """None: what is scheduled, and told of, is a matter of control workers."""
+        return None
+
+    def unfinished(self) -> tuple[UnfinishedRun, ...]:
+        """None: a run in this process is told by this process."""
+        return ()
+
+    def hand_over(self, request: RunRequest, plan: Plan) -> None:
+        """Refused: this process is the one that carries it out."""
+        del request, plan
+        raise UsageError("--no-wait needs somebody who goes on: set MIKROM_BROKER_URL, or start `mikrom up`")
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
@@ -103,12 +117,13 @@ class Reconciler:
                 lease.release()
                 lease = self._lease(project, request, deadline, at_least=decision.highest_token + 1)
             approved = plan or decision.plan
-            outcomes = list(moved(approved, decision.plan))
+            outcomes = told(moved(approved, decision.plan), progress)
             while True:
                 if request.verb is None and lease.held():
                     self.store.remember(project, decision.placements)
                 actions = due(approved, decision.plan, outcomes)
-                if not actions or deadline.passed() or not lease.held():
+                ended = deadline.passed() or not lease.held()
+                if ended or not (actions or self._waits(request, approved, decision, deadline)):
                     break
                 for outcome in self._execute(request, actions, lease, deadline):
                     outcomes.append(outcome)
@@ -123,14 +138,23 @@ class Reconciler:
             plan=approved,
             outcomes=tuple(outcomes),
             remaining=decision.plan,
-            late=deadline.passed() and bool(decision.plan.actions),
+            late=deadline.passed() and (bool(decision.plan.actions) or decision.again_s is not None),
             started_at=started_at,
             finished_at=self._clock.now(),
             origin=request.origin,
+            source_problem=request.source_problem,
         )
         if request.origin != BEAT or outcomes or approved.changes:  # ticks that find nothing would bury the others
             self.store.save(report)
         return report
+
+    def _waits(self, request: RunRequest, approved: Plan, decision: Decision, deadline: Deadline) -> bool:
+        """Sleep until VMs may be healthy for which what was approved waits. False for none; Beat comes again anyway."""
+        waiting = waited(approved) & waited(decision.plan)
+        if decision.again_s is None or request.origin == BEAT or not waiting:
+            return False
+        self._clock.sleep(min(decision.again_s, deadline.left_s()))
+        return True
 
     def _execute(
         self, request: RunRequest, actions: list[Action], lease: Lease, deadline: Deadline
@@ -151,7 +175,7 @@ class Reconciler:
             project = self._look_by_name(request).plan.project
             return project, lambda outcomes: self._look_by_name(request, outcomes, project)
         specs = self._specs(request)
-        return specs.project, lambda _: self._look(request, specs)
+        return specs.project, lambda outcomes: self._look(request, specs, outcomes)
 
     def _look_by_name(self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = "") -> Decision:
         """Observe every host that answers, and plan what was asked for by name."""
@@ -170,26 +194,32 @@ class Reconciler:
             )
         return specs
 
-    def _look(self, request: RunRequest, specs: Specs) -> Decision:
+    def _look(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome]) -> Decision:
         """Observe every host and plan from what they report."""
-        return self._answered(request, specs)[1]
+        return self._answered(request, specs, frozenset(outcome.vm for outcome in outcomes))[1]
 
-    def _answered(self, request: RunRequest, specs: Specs) -> tuple[Question, Decision]:
+    def _answered(
+        self, request: RunRequest, specs: Specs, tried: frozenset[str] = frozenset()
+    ) -> tuple[Question, Decision]:
         placements = self.store.placements(specs.project)
-        asked, decision = self._decide(request, specs, placements)
-        if decision.doubtful:  # asked as if nobody knew where they are, every host tells all that it has of them
-            vms = {name: host for name, host in placements.vms.items() if name not in decision.doubtful}
-            return self._decide(request, specs, msgspec.structs.replace(placements, vms=vms))
-        return asked, decision
-
-    def _decide(self, request: RunRequest, specs: Specs, placements: Placements) -> tuple[Question, Decision]:
         dead = request.assume_dead + request.without_hosts
         asked = question(specs, placements, here=self._here, destroy=request.destroy, dead=dead)
+        decision = self._decide(request, asked, tried)
+        if decision.doubtful:
+            asked = thorough(asked, decision.doubtful)
+            decision = self._decide(request, asked, tried)
+        return asked, decision
+
+    def _decide(self, request: RunRequest, asked: Question, tried: frozenset[str]) -> Decision:
         limits = Limits(
-            prune_max=request.prune_max, confirmed=request.confirmed, all_removals=request.destroy, retry=request.retry
+            prune_max=request.prune_max,
+            confirmed=request.confirmed,
+            all_removals=request.destroy,
+            retry=request.retry,
+            tried=tried,
         )
         selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
-        return asked, decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
+        return decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
 
     def _observe(self, queries: Mapping[str, ObserveQuery], without: tuple[str, ...]) -> ObservedState:
         asked = {host: query for host, query in queries.items() if host not in without}
@@ -208,6 +238,14 @@ class Reconciler:
                 if deadline.left_s() < LEASE_RETRY_S:
                     raise
                 self._clock.sleep(LEASE_RETRY_S)
+
+
+def told(outcomes: Iterable[ActionOutcome], progress: Callable[[ActionOutcome], None]) -> list[ActionOutcome]:
+    """The outcomes, of which `progress` has heard."""
+    heard = list(outcomes)
+    for outcome in heard:
+        progress(outcome)
+    return heard
 
 
 def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
@@ -240,7 +278,7 @@ def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Ac
     """
     tried = {(outcome.vm, outcome.host) for outcome in outcomes}
     approved_ids = {action.id for action in approved.actions}
-    waited = {(change.name, expect_of(change.observed)) for change in approved.changes if change.kind == "wait"}
+    waiting = waited(approved)
     moves = {change.name for change in approved.changes if change.kind == "move" or _waits_to_move(change)}
     return [
         action
@@ -248,10 +286,15 @@ def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Ac
         if (action.vm, action.host) not in tried
         and (
             action.id in approved_ids
-            or (action.vm, action.expect) in waited
+            or (action.vm, action.expect) in waiting
             or (action.verb == "create" and action.vm in moves)
         )
     ]
+
+
+def waited(plan: Plan) -> set[tuple[str, Expect]]:
+    """The VMs that wait in a plan, as it found them."""
+    return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}
 
 
 def _waits_to_move(change: VMChange) -> bool:

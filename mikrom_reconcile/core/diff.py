@@ -55,10 +55,11 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     def change(
         self, kind: ChangeKind, *reasons: str, wanted: ChangeKind | None = None, fields: tuple[FieldChange, ...] = ()
     ) -> VMChange:
-        """A change of this VM."""
+        """A change of this VM. A removal concerns the fleet that loses it, as it is recorded."""
+        side = (self.observed if kind == "delete" else None) or self.desired or self.observed or self._wanted()
         return VMChange(
-            name=(self.desired or self.observed or self._wanted()).name,
-            fleet=(self.desired or self.observed or self._wanted()).fleet,
+            name=side.name,
+            fleet=side.fleet,
             host=self.host,
             kind=kind,
             reasons=reasons,
@@ -78,7 +79,8 @@ def diff(
     `hiding` names dark hosts on which VMs may exist unknown to us; `retry` brings back what was given up.
     """
     changes: list[VMChange] = []
-    settled = sight.settled | {vm.name for vm in desired.vms if _is_settled(vm, sight.own.get(vm.name, ()))}
+    own = sight.own
+    settled = sight.settled | {vm.name for vm in desired.vms if vm.name in own and _is_settled(vm, own[vm.name])}
     unchanged = Counter(vm.host for vm in desired.vms if vm.name in settled)
     for case in _cases(desired, sight, hiding, settled):
         verdict = judge(msgspec.structs.replace(case, retry=True) if retry else case)

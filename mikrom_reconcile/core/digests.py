@@ -37,8 +37,8 @@ def fleet_digest(rows: Iterable[tuple[str, str, str, tuple[Drift, ...]]]) -> str
 
     Control computes it from what it wants (phase as wanted, no drift), the host from what it sees.
     """
-    lines = [
+    lines = sorted(
         f"{name}\0{spec}\0{phase}\0{canonical_json(drift).decode() if drift else ''}\n"
-        for name, spec, phase, drift in sorted(rows)
-    ]
+        for name, spec, phase, drift in rows
+    )
     return f"{VERSION}:{blake2b(''.join(lines).encode(), digest_size=_SIZE).hexdigest()}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -18,11 +19,8 @@ from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.merging import merged
 from mikrom_reconcile.core.model.desired import NAME_LENGTH, State, VMSpec
-from mikrom_reconcile.core.specs import IMAGES, FleetSpec, Specs, one_per_place
+from mikrom_reconcile.core.specs import FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
-
-HELLO_BOOT_ARGS = "console=ttyS0"
-"""Boot arguments of the built-in image."""
 
 PER_VM = frozenset({"name", "index"})
 """Variables that differ from VM to VM."""
@@ -56,7 +54,7 @@ def expand(specs: Specs) -> tuple[PendingVM, ...]:
     vms: dict[str, PendingVM] = {}
     shared = _shared_lookups(specs)
     for fleet in specs.fleets:
-        for vm in _fleet_vms(fleet, specs, shared | names_in(dict(fleet.vars)), flaws):
+        for vm in _fleet_vms(fleet, specs, shared, flaws):
             other = vms.setdefault(vm.name, vm)
             if other is not vm:
                 message = f"two VMs would be called {vm.name}; the other is of fleet {other.fleet.name}"
@@ -64,7 +62,7 @@ def expand(specs: Specs) -> tuple[PendingVM, ...]:
                 break
     if flaws:
         raise SpecError(tuple(one_per_place(problems_of(flaws, specs.tree))))
-    return tuple(vms[name] for name in sorted(vms))
+    return tuple(sorted(vms.values(), key=attrgetter("name")))
 
 
 def _shared_lookups(specs: Specs) -> frozenset[str]:
@@ -74,9 +72,7 @@ def _shared_lookups(specs: Specs) -> frozenset[str]:
     return names_in([specs.extra_vars, inventory.group_vars, inventory.host_vars, *own])
 
 
-def _fleet_vms(
-    fleet: FleetSpec, specs: Specs, through_variables: frozenset[str], flaws: list[Flaw]
-) -> Iterator[PendingVM]:
+def _fleet_vms(fleet: FleetSpec, specs: Specs, shared: frozenset[str], flaws: list[Flaw]) -> Iterator[PendingVM]:
     recipes: dict[tuple[int, ...], Recipe] = {}
     try:
         names = list(_names(fleet, specs))
@@ -88,15 +84,20 @@ def _fleet_vms(
         message = f"the VM name {longest} has {len(longest)} characters; at most {NAME_LENGTH} are allowed"
         flaws.append(_flaw(fleet, ("metadata", "name"), message))
         return
+    patterns = [(number, override.match) for number, override in enumerate(fleet.overrides)]
     for name, index in names:
-        matching = tuple(n for n, override in enumerate(fleet.overrides) if fnmatchcase(name, override.match))
+        matching = tuple([number for number, pattern in patterns if fnmatchcase(name, pattern)]) if patterns else ()
         if index is None:
-            recipe = _recipe(fleet, matching, fleet.instances[name], through_variables)
-        else:
-            recipe = recipes.get(matching) or _recipe(fleet, matching, {}, through_variables)
-            recipes[matching] = recipe
-        host = fleet.instances[name].get("host") if index is None else None
-        yield PendingVM(name=name, index=index, fleet=fleet, recipe=recipe, hosts=(host,) if host else fleet.hosts)
+            own = fleet.instances[name]
+            hosts = (own["host"],) if own.get("host") else fleet.hosts
+            yield PendingVM(
+                name=name, index=None, fleet=fleet, recipe=_recipe(fleet, matching, own, shared), hosts=hosts
+            )
+            continue
+        recipe = recipes.get(matching)
+        if recipe is None:
+            recipe = recipes[matching] = _recipe(fleet, matching, {}, shared)
+        yield PendingVM(name=name, index=index, fleet=fleet, recipe=recipe, hosts=fleet.hosts)
 
 
 def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:
@@ -115,16 +116,16 @@ def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:
             yield name, index
 
 
-def _recipe(
-    fleet: FleetSpec, overrides: tuple[int, ...], own: dict[str, Any], through_variables: frozenset[str]
-) -> Recipe:
+def _recipe(fleet: FleetSpec, overrides: tuple[int, ...], own: dict[str, Any], shared: frozenset[str]) -> Recipe:
     fields = merged({}, fleet.template)
     for number in overrides:
         fields = merged(fields, fleet.overrides[number].fields)
     if own:
         fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
     looked_up = names_in(fields)
-    return Recipe(fleet=fleet, fields=fields, looked_up=looked_up | through_variables if looked_up else looked_up)
+    if looked_up:
+        looked_up |= shared | names_in(dict(fleet.vars))  # through one variable, others
+    return Recipe(fleet=fleet, fields=fields, looked_up=looked_up)
 
 
 def fleet_layers(fleet: FleetSpec, specs: Specs) -> tuple[Layer, ...]:
@@ -158,7 +159,7 @@ class Resolver:
 
     def __init__(self, specs: Specs) -> None:
         self._specs = specs
-        self._known: dict[tuple[int, str, str], tuple[State, VMSpec]] = {}
+        self._known: dict[int | tuple[int, str, str], tuple[State, VMSpec]] = {}
         self.flaws: list[Flaw] = []
 
     def check(self) -> None:
@@ -169,7 +170,7 @@ class Resolver:
     def resolve(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
         """The VM's state and spec on `host`. A mistake is noted in `flaws`, once for each recipe."""
         names = vm.recipe.looked_up
-        key = (id(vm.recipe), host, vm.name if names & PER_VM else "") if names else (id(vm.recipe), "", "")
+        key = (id(vm.recipe), host, vm.name if names & PER_VM else "") if names else id(vm.recipe)
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._resolved(vm, host)
@@ -179,8 +180,11 @@ class Resolver:
         try:
             fields = self._fields(vm, host)
             state = msgspec.convert(fields, _Stated).state
-            spec = msgspec.convert({"boot_args": HELLO_BOOT_ARGS} | fields, VMSpec)
-            if spec.image in IMAGES:
+            image = self._specs.images.get(str(fields.get("image")))
+            if image is not None:
+                fields = {"boot_args": image.boot_args, "boot": image.boot} | fields
+            spec = msgspec.convert(fields, VMSpec)
+            if image is not None:
                 return state, spec
             pointer = _where(vm, min(names_in(vm.recipe.fields["image"])))
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: unknown image {spec.image!r}"))
@@ -189,8 +193,8 @@ class Resolver:
                 self.flaws.append(_flaw(vm.fleet, _where(vm, error.name), f"{vm.name}: {error}"))
         except msgspec.ValidationError as error:
             what, _, where = str(error).partition(" - at `$")
-            path = where.rstrip("`").lstrip(".")
-            pointer = ("spec", "template", *(path.split(".") if path else ()))
+            path = where.rstrip("`").lstrip(".").replace("[...]", ".*")  # it does not say which of the named things
+            pointer = ("spec", "template", *path.partition(".*")[0].split(".")) if path else ("spec", "template")
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: {path or 'template'}: {what.replace('`', '')}"))
         return "running", VMSpec(image="hello")
 

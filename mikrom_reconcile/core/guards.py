@@ -11,27 +11,25 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.lifecycle import UP, WELL
-from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Policy, Share
+from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Policy, Share, State
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Refusal, VMChange
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Refusal, VMChange
 from mikrom_reconcile.core.observed import Sight
-
-DISRUPTION = "10%"
-"""Share of a fleet that one pass may take down: what users of rolling updates expect when they say nothing."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What this run allows beyond the fleets' own policy.
 
     `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed;
-    `all_removals` is for a destroy: removals are what was asked for. `retry` brings back what was given up.
+    `all_removals` is for a destroy: removals are what was asked for. `retry` brings back what was given up, once: VMs
+    that this run has `tried` are given up again if that failed.
     """
 
     prune_max: Share | None = None
     confirmed: tuple[str, ...] = ()
     all_removals: bool = False
     retry: bool = False
+    tried: frozenset[str] = frozenset()
 
 
 def allowed(share: Share, total: int) -> int:
@@ -62,7 +60,7 @@ def limit_removals(
     ]
     refused = {refusal.fleet for refusal in refusals}
     kept = [
-        _turned(change, "blocked", "the removals of this fleet were refused")
+        turned(change, "blocked", "the removals of this fleet were refused")
         if change.kind == "delete" and change.fleet in refused
         else change
         for change in changes
@@ -85,9 +83,7 @@ def _removal_refusal(
     return (Refusal(fleet=fleet, vm="", rule="prune", message=message),)
 
 
-def protect(
-    changes: list[VMChange], policies: Mapping[str, Policy], project: str
-) -> tuple[list[VMChange], list[Refusal]]:
+def protect(changes: list[VMChange], policies: Mapping[str, Policy]) -> tuple[list[VMChange], list[Refusal]]:
     """Refuses to remove VMs, or what they wrote to their root disks, where their record forbids it, whatever the
     specs say about them now.
 
@@ -102,9 +98,9 @@ def protect(
             continue
         policy = policies.get(change.fleet)
         if policy is not None and policy.prevent_destroy is False:
-            kept.append(_lifted(change, seen, policy, project))
+            kept.append(_lifted(change, seen, policy))
         else:
-            kept.append(_turned(change, "blocked", "prevent_destroy is recorded with it"))
+            kept.append(turned(change, "blocked", "prevent_destroy is recorded with it"))
             way_out = f"to lift it: lifecycle: {{prevent_destroy: false}} in fleet {change.fleet}, apply, then remove"
             refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="prevent_destroy", message=way_out))
     return kept, refusals
@@ -119,69 +115,14 @@ def _loses_disks(change: VMChange, seen: ObservedVM) -> bool:
     return bool(replaced and rootfs and not rootfs.read_only and change.kind != "blocked")
 
 
-def _lifted(change: VMChange, seen: ObservedVM, policy: Policy, project: str) -> VMChange:
-    digest = spec_digest(project=project, fleet=seen.fleet, state=seen.state, spec=seen.spec, policy=policy)
-    desired = DesiredVM(
-        name=seen.name,
-        project=project,
-        fleet=seen.fleet,
-        host=seen.host,
-        state=seen.state,
-        spec=seen.spec,
-        policy=policy,
-        spec_digest=digest,
-    )
+def _lifted(change: VMChange, seen: ObservedVM, policy: Policy) -> VMChange:
+    desired = as_recorded(seen, seen.state, policy)
     lifted = FieldChange(path="lifecycle.prevent_destroy", before=True, after=False, impact="record")
     return msgspec.structs.replace(
-        _turned(change, "update", "its protection is lifted first, what it forbade follows in the next run"),
+        turned(change, "update", "its protection is lifted first, what it forbade follows in the next run"),
         fields=(lifted,),
         desired=desired,
     )
-
-
-def limit_disruption(
-    changes: list[VMChange], everything: list[VMChange], desired: DesiredState
-) -> tuple[list[VMChange], dict[str, Peak]]:
-    """Lets at most a share of each fleet be taken down at a time; the others wait for a later pass.
-
-    VMs that are down already use the share up, also those among `everything` that this run leaves alone; bringing
-    those back is never limited. The peaks are those of the fleets in which a VM is taken down, waiting ones included.
-    """
-    size = Counter(vm.fleet for vm in desired.vms if vm.state in UP)
-    down = Counter(change.fleet for change in everything if _is_down(change))
-    budget = {fleet: max(0, allowed(DISRUPTION, total) - down[fleet]) for fleet, total in size.items()}
-    result = []
-    going: Counter[str] = Counter()
-    for change in changes:
-        if _takes_down(change):
-            going[change.fleet] += 1
-            if budget[change.fleet] == 0:
-                result.append(_turned(change, "wait", _waiting(size[change.fleet], down[change.fleet])))
-                continue
-            budget[change.fleet] -= 1
-        result.append(change)
-    return result, {
-        fleet: Peak(down=max(down[fleet], min(allowed(DISRUPTION, size[fleet]), down[fleet] + count)), size=size[fleet])
-        for fleet, count in sorted(going.items())
-    }
-
-
-def _waiting(size: int, down: int) -> str:
-    already = f", {down} are down already" if down else ""
-    return f"at most {allowed(DISRUPTION, size)} of {size} VMs are taken down at a time{already}"
-
-
-def _takes_down(change: VMChange) -> bool:
-    """A VM runs as it should, and would not for a while."""
-    wanted = change.desired is not None and change.desired.state in UP
-    return wanted and change.kind in {"restart", "replace", "move"} and not _is_down(change)
-
-
-def _is_down(change: VMChange) -> bool:
-    """A VM that should be up and is not, whatever will be done about it."""
-    if change.desired is None or change.desired.state not in UP:
-        return False
-    return change.observed is None or change.observed.phase not in WELL
 
 
 def owned_by_fleet(sight: Sight, desired: DesiredState) -> Counter[str]:
@@ -198,5 +139,23 @@ def _policy(fleet: str, going: list[VMChange], policies: Mapping[str, Policy]) -
     return min(recorded, key=lambda policy: (allowed(policy.prune_max, 1000), policy.allow_empty))
 
 
-def _turned(change: VMChange, kind: ChangeKind, reason: str) -> VMChange:
+def as_recorded(seen: ObservedVM, state: State, policy: Policy) -> DesiredVM:
+    """The VM with the spec that is recorded of it."""
+    digest = seen.spec_digest
+    if (state, policy) != (seen.state, seen.policy):
+        digest = spec_digest(project=seen.project, fleet=seen.fleet, state=state, spec=seen.spec, policy=policy)
+    return DesiredVM(
+        name=seen.name,
+        project=seen.project,
+        fleet=seen.fleet,
+        host=seen.host,
+        state=state,
+        spec=seen.spec,
+        policy=policy,
+        spec_digest=digest,
+    )
+
+
+def turned(change: VMChange, kind: ChangeKind, reason: str) -> VMChange:
+    """The change as a guard makes it; what it was is what is `wanted`."""
     return msgspec.structs.replace(change, kind=kind, wanted=change.kind, reasons=(*change.reasons, reason))

@@ -8,10 +8,18 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from mikrom_reconcile.core.digests import fleet_digest
-from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
-from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
+from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, State
+from mikrom_reconcile.core.model.observed import (
+    Attempt,
+    HostReport,
+    ObservedState,
+    ObservedVM,
+    ObserveQuery,
+    Phase,
+    Placements,
+)
 
-SETTLED = {"running": "running", "stopped": "stopped", "paused": "paused"}
+SETTLED: dict[State, Phase] = {"running": "running", "stopped": "stopped", "paused": "paused"}
 """The phase in which control expects a VM of each state when nothing is to be done."""
 
 FleetOnHost = tuple[str, str]
@@ -19,10 +27,14 @@ FleetOnHost = tuple[str, str]
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """What one fleet looks like on one host once everything is as wanted."""
+    """What one fleet looks like on one host once everything is as wanted.
+
+    `alike` is the spec digest and the phase that all of its VMs have, None where they differ.
+    """
 
     digest: str
     names: tuple[str, ...]
+    alike: tuple[str, Phase] | None
 
 
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,14 +42,19 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
 
     `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others`
     holds rows that are not ours: of another project, or unreadable. `settled` names the VMs that a digest proves
-    to be as wanted; they have no rows. `dark` maps hosts without a report to the reason.
+    to be as wanted; they have no rows. `doubtful` names VMs that are settled on one host and seen on another, or
+    settled where they are not expected: which is newer is not known without all rows. `dark` maps hosts without a
+    report to the reason. `maturing` and `attempts` are those of all reports.
     """
 
     own: Mapping[str, tuple[ObservedVM, ...]]
     others: Mapping[str, ObservedVM]
     settled: frozenset[str]
+    doubtful: frozenset[str]
     dark: Mapping[str, str]
     highest_token: int
+    maturing: Mapping[str, float] = {}
+    attempts: Mapping[str, Attempt] = {}
 
 
 def expected(desired: DesiredState, placements: Placements) -> dict[FleetOnHost, Expected]:
@@ -46,27 +63,46 @@ def expected(desired: DesiredState, placements: Placements) -> dict[FleetOnHost,
     for vm in desired.vms:
         if vm.state in SETTLED and placements.vms.get(vm.name) == vm.host:
             groups[vm.host, vm.fleet].append(vm)
-    return {
-        key: Expected(
-            digest=fleet_digest((vm.name, vm.spec_digest, SETTLED[vm.state], ()) for vm in group),
-            names=tuple(vm.name for vm in group),
-        )
-        for key, group in groups.items()
-    }
+    return {key: _expected(group) for key, group in groups.items()}
+
+
+def _expected(group: list[DesiredVM]) -> Expected:
+    kinds = {(vm.spec_digest, SETTLED[vm.state]) for vm in group}
+    return Expected(
+        digest=fleet_digest((vm.name, vm.spec_digest, SETTLED[vm.state], ()) for vm in group),
+        names=tuple([vm.name for vm in group]),
+        alike=kinds.pop() if len(kinds) == 1 else None,
+    )
 
 
 def queries(
-    desired: DesiredState, placements: Placements, hosts: Iterable[str], known: Mapping[FleetOnHost, Expected]
+    desired: DesiredState,
+    placements: Placements,
+    hosts: Iterable[str],
+    known: Mapping[FleetOnHost, Expected],
+    min_healthy_s: dict[str, float],
 ) -> dict[str, ObserveQuery]:
-    """What to ask each host: rows only of fleets that are not as expected.
+    """What to ask each host: rows only of fleets that are not as expected, and of VMs that are not as all of theirs.
 
     Where a VM may have to be made, the rows of other projects matter too: they may have its name.
     """
     new = any(placements.vms.get(vm.name) != vm.host for vm in desired.vms)
     by_host: dict[str, dict[str, str]] = defaultdict(dict)
+    alike: dict[str, dict[str, tuple[str, Phase]]] = defaultdict(dict)
     for (host, fleet), value in known.items():
         by_host[host][fleet] = value.digest
-    return {host: ObserveQuery(project=desired.project, known=by_host[host], others=new) for host in sorted(hosts)}
+        if value.alike and len(value.names) > 1:  # a single VM that is not as expected needs its row
+            alike[host][fleet] = value.alike
+    return {
+        host: ObserveQuery(
+            project=desired.project,
+            known=by_host[host],
+            alike=alike[host],
+            others=new,
+            min_healthy_s=min_healthy_s,
+        )
+        for host in sorted(hosts)
+    }
 
 
 def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Expected]) -> Sight:
@@ -81,16 +117,36 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
             own[vm.name] = (vm,) if rows is None else tuple(sorted((*rows, vm), key=_rank))
         else:
             others.setdefault(vm.name, vm)
-    digests = {(report.host, fleet): digest for report in reports for fleet, digest in report.digests.items()}
+    settled, strange = _settled(reports, known)
     return Sight(
         own=own,
         others=others,
-        settled=frozenset(
-            name for key, value in known.items() if digests.get(key) == value.digest for name in value.names
-        ),
+        settled=settled,
+        doubtful=(settled & own.keys()) | strange,
         dark={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
+        maturing={name: left_s for report in reports for name, left_s in report.maturing.items()},
+        attempts={name: attempt for report in reports for name, attempt in report.attempts.items()},
     )
+
+
+def _settled(
+    reports: Iterable[HostReport], known: Mapping[FleetOnHost, Expected]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of those that are as wanted where they are expected, and of those that somebody has unexpectedly."""
+    settled: set[str] = set()
+    strange: set[str] = set()
+    for report in reports:
+        for fleet, digest in report.digests.items():
+            value = known.get((report.host, fleet))
+            if value is not None and digest == value.digest:
+                settled.update(value.names)
+        for fleet, names in report.settled.items():
+            value = known.get((report.host, fleet))
+            here = value.names if value else ()
+            settled.update(names)
+            strange.update(set(names).difference(here))
+    return frozenset(settled - strange), frozenset(strange)
 
 
 def _rank(row: ObservedVM) -> tuple[int, str]:

@@ -10,11 +10,10 @@ from fnmatch import fnmatchcase
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.diff import Case, Verdict
-from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.errors import UsageError
-from mikrom_reconcile.core.guards import protect
+from mikrom_reconcile.core.guards import as_recorded, protect
 from mikrom_reconcile.core.lifecycle import LIVE, SATISFIES, WELL
-from mikrom_reconcile.core.model.desired import DesiredVM, State
+from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan, Verb, VMChange
 from mikrom_reconcile.core.plan import Decision, actions_of, numbered
@@ -45,15 +44,20 @@ def decide_by_name(
     rows = [row for row in rows if row.project in {"", project}]
     changes: list[VMChange] = []
     unchanged: dict[str, int] = {}
+    warnings: list[str] = []
     for row in rows:
         verdict = _judge(verb, row, acted_on=row.name in acted_on)
         if isinstance(verdict, VMChange):
             changes.append(verdict)
         else:
             unchanged[row.host] = unchanged.get(row.host, 0) + 1
-    changes, refusals = protect(changes, {}, project)
+            if row.drift and row.name not in acted_on:
+                warnings.append(f"{row.name} on {row.host} is {row.phase} already, and left alone: {_drifted(row)}")
+    changes, refusals = protect(changes, {})
     contradicting = any(change.desired is None or change.desired.state != change.observed.state
                         for change in changes if change.observed and change.kind != "blocked")  # fmt: skip
+    if contradicting:
+        warnings.append(PAST_THE_SPECS)
     plan = Plan(
         id="",
         project=project,
@@ -64,7 +68,7 @@ def decide_by_name(
         actions=tuple(actions_of(changes, project)),
         refusals=tuple(refusals),
         unreachable={view.host: view.error for view in observed.hosts if view.report is None},
-        warnings=(PAST_THE_SPECS,) if contradicting else (),
+        warnings=tuple(warnings),
     )
     tokens = [view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report]
     return Decision(plan=numbered(plan), placements=Placements(), highest_token=max(tokens, default=0))
@@ -108,43 +112,29 @@ def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     if row.phase == "deleting":
         return case.change("blocked", "it is half deleted; `mikrom delete` finishes that")
     state: State = STATES.get(verb, "paused" if row.state == "paused" else "running")
-    case = replace(case, desired=_recorded(row, state))
+    case = replace(case, desired=as_recorded(row, state, row.policy))
     if verb == "stop":
         done = row.phase in SATISFIES["stopped"] and row.state == "stopped"
         return "unchanged" if done else case.change("stop", f"it is {row.phase}")
     if verb in {"pause", "resume"} and row.phase not in WELL:
         return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
     as_asked = row.phase in SATISFIES[state] and row.state == state
-    if verb in {"pause", "resume"} and row.drift:  # its host could only restart it, and memory is to stay
-        paths = ", ".join(item.path for item in row.drift)
-        why = f"its VMM is not as recorded ({paths}); `mikrom restart` puts that right"
-        return "unchanged" if as_asked else case.change("blocked", why)
-    if as_asked and not row.drift and (verb != "restart" or acted_on):
+    if verb != "restart" and row.drift and row.phase in WELL:  # its host could only restart it, and memory is to stay
+        return "unchanged" if as_asked else case.change("blocked", _drifted(row))
+    if as_asked and (verb != "restart" or (acted_on and not row.drift)):
         return "unchanged"
     return case.change(_kind(verb, row), f"it is {row.phase}")
+
+
+def _drifted(row: ObservedVM) -> str:
+    paths = ", ".join(item.path for item in row.drift)
+    return f"its VMM is not as recorded ({paths}); `mikrom restart` puts that right"
 
 
 def _kind(verb: Verb, row: ObservedVM) -> ChangeKind:
     """How a VM gets up: a live one is paused or resumed if that is enough."""
     if row.phase not in LIVE or row.phase == "starting":
         return "start"
-    if verb == "restart" or row.phase not in WELL or row.drift:
+    if verb == "restart" or row.phase not in WELL:
         return "restart"
     return "pause" if verb == "pause" else "resume"
-
-
-def _recorded(row: ObservedVM, state: State) -> DesiredVM:
-    """The VM as it is recorded, in another state; its digest then differs from the one that the specs have."""
-    digest = row.spec_digest
-    if state != row.state:
-        digest = spec_digest(project=row.project, fleet=row.fleet, state=state, spec=row.spec, policy=row.policy)
-    return DesiredVM(
-        name=row.name,
-        project=row.project,
-        fleet=row.fleet,
-        host=row.host,
-        state=state,
-        spec=row.spec,
-        policy=row.policy,
-        spec_digest=digest,
-    )

@@ -11,12 +11,13 @@ from mikrom_reconcile.core.desired import desired_state
 from mikrom_reconcile.core.diff import diff, in_scope, name_taken, parked
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.expand import PendingVM, expand
-from mikrom_reconcile.core.guards import Limits, limit_disruption, limit_removals, owned_by_fleet, protect
-from mikrom_reconcile.core.model.desired import DesiredState
+from mikrom_reconcile.core.guards import Limits, limit_removals, owned_by_fleet, protect
+from mikrom_reconcile.core.model.desired import DesiredState, Rollout
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
 from mikrom_reconcile.core.observed import Expected, FleetOnHost, Sight, expected, locations, queries, sight_of
 from mikrom_reconcile.core.placement import Landscape
+from mikrom_reconcile.core.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
 from mikrom_reconcile.core.specs import Specs, hosts_of
 
@@ -62,8 +63,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
-    `unmatched` is the term of the limit that names nothing. `doubtful` names VMs that were found on one host while a
-    digest proves them on another: which is newer is not known without the rows of both.
+    `unmatched` is the term of the limit that names nothing. With `doubtful` VMs the plan cannot be trusted: ask again,
+    `thorough`. `again_s` is when VMs may be healthy for which a rollout waits; None when there are none.
     """
 
     plan: Plan
@@ -71,17 +72,42 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     highest_token: int
     unmatched: str = ""
     doubtful: frozenset[str] = frozenset()
+    again_s: float | None = None
 
 
 def question(
-    specs: Specs, placements: Placements, *, here: str, destroy: bool = False, dead: tuple[str, ...] = ()
+    specs: Specs,
+    placements: Placements,
+    *,
+    here: str,
+    destroy: bool = False,
+    dead: tuple[str, ...] = (),
 ) -> Question:
     """What to ask the hosts of the inventory, or `here` without one, and those on which VMs are remembered.
 
     `destroy` wants everything that the specs own gone, so every row is asked for.
     """
-    hosts = hosts_of(specs, here)
-    pending = expand(specs)
+    return _question(specs, expand(specs), hosts_of(specs, here), placements, destroy=destroy, dead=dead)
+
+
+def thorough(asked: Question, doubtful: frozenset[str]) -> Question:
+    """The same question as if nobody knew where the doubtful VMs are: every host tells all that it has of them."""
+    vms = {name: host for name, host in asked.placements.vms.items() if name not in doubtful}
+    placements = msgspec.structs.replace(asked.placements, vms=vms)
+    found = _question(asked.specs, asked.pending, asked.hosts, placements, destroy=asked.destroy, dead=asked.dead)
+    every_row = {host: msgspec.structs.replace(query, alike={}) for host, query in found.queries.items()}
+    return msgspec.structs.replace(found, queries=every_row)
+
+
+def _question(
+    specs: Specs,
+    pending: tuple[PendingVM, ...],
+    hosts: tuple[str, ...],
+    placements: Placements,
+    *,
+    destroy: bool,
+    dead: tuple[str, ...],
+) -> Question:
     alive = _without(placements, dead)
     desired = desired_state(specs, pending, Landscape(hosts, (), alive.vms))
     if destroy:
@@ -94,7 +120,7 @@ def question(
         desired=desired,
         hosts=hosts,
         expected=known,
-        queries=queries(desired, alive, {*hosts, *placements.vms.values()}, known),
+        queries=queries(desired, alive, {*hosts, *placements.vms.values()}, known, min_healthy_s(_rollouts(specs))),
         destroy=destroy,
         dead=dead,
     )
@@ -109,14 +135,14 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     hiding = tuple(sorted(host for host in sight.dark if host not in {*asked.placements.covers, *dead}))
     changes, unchanged = diff(desired, sight, hiding, retry=limits.retry)
     policies = {fleet.name: fleet.policy for fleet in specs.fleets}
-    changes, protected = protect(changes, policies, specs.project)
+    changes, protected = protect(changes, policies)
     changes, pruned = limit_removals(changes, owned_by_fleet(sight, desired), policies, limits)
     chosen = selected(changes, selection, specs, desired, sight)
-    changes, peaks = limit_disruption(chosen.changes, changes, desired)
+    rolling = limit_disruption(chosen.changes, changes, desired, sight, _rollouts(specs), limits)
+    changes = rolling.changes
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
-    refusals = [
-        refusal for refusal in (*protected, *pruned, *_blocked(changes)) if (refusal.fleet, refusal.vm) in concerned
-    ]
+    found = (*protected, *pruned, *_blocked(changes), *rolling.refusals)
+    refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
     plan = numbered(
         Plan(
             id="",
@@ -129,7 +155,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
             refusals=tuple(refusals),
             unreachable={host: why for host, why in sorted(sight.dark.items()) if why != LEFT_OUT},
             warnings=tuple(_warnings(desired, sight, chosen.left_out)),
-            peaks=peaks,
+            peaks=rolling.peaks,
         )
     )
     return Decision(
@@ -137,8 +163,13 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         placements=_to_remember(asked, desired, sight, changes),
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
-        doubtful=sight.settled & sight.own.keys(),
+        doubtful=sight.doubtful,
+        again_s=rolling.again_s,
     )
+
+
+def _rollouts(specs: Specs) -> dict[str, Rollout | None]:
+    return {fleet.name: fleet.rollout for fleet in specs.fleets}
 
 
 def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:

@@ -158,6 +158,7 @@ _MESSAGES: dict[str, Callable[[str, Any, Any], tuple[str, str]]] = {
     "maxLength": _too_long,
     "uniqueItems": _not_unique,
     "minProperties": _empty,
+    "minItems": _empty,
 }
 _TYPES = {
     "object": "a mapping",
@@ -171,6 +172,11 @@ _TYPES = {
 _PATTERNS = {
     "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$": "up to 48 of a-z, 0-9 and '-', a letter or digit at both ends",
     "^(100|[0-9]{1,2})%$": "a number of VMs, or a percentage from 0% to 100%",
+    "^(100|[1-9][0-9]?)%$": "a number of VMs, or a percentage from 1% to 100%",
+    "^[0-9]{1,6}(ms|s|m|h|d)$": "a whole number and a unit: 250ms, 10s, 5m, 1h, 2d",
+    "^[0-9a-f]{64}$": "64 hexadecimal digits, as sha256sum prints them",
+    "^(file:///|https://)[!-~]+$": "file:///path or https://host/path",
+    "^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$": "up to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends",
     "^[ -~]*$": "printable ASCII only",
     "^[A-Za-z_][A-Za-z0-9_]*$": "letters, digits and '_', no digit first",
     "^\\$\\{[^}]+\\}$": "a whole number, or a ${variable}",

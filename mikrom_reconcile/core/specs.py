@@ -9,9 +9,10 @@ import msgspec
 
 from mikrom_reconcile.core.documents import Flaw, Schemas, problems_of, read_tree
 from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.images import BUILT_IN, Image, image_of
 from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
-from mikrom_reconcile.core.model.desired import Policy, Share
+from mikrom_reconcile.core.model.desired import Policy, Rollout, Share
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.patterns import PatternError
 from mikrom_reconcile.core.schema_words import nearest
@@ -20,8 +21,6 @@ from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.yaml_words import shown
 
 DEFAULT_PROJECT = "default"
-IMAGES = ("hello",)
-"""Images that need no document of their own."""
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +32,7 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One Fleet document. `replicas` is None for a fleet of named instances. `hosts` are those that `pattern` selects,
-    None where there is no inventory: this machine.
+    None where there is no inventory: this machine. `rollout` is None where it says nothing of it.
     """
 
     document: SpecDocument
@@ -49,6 +48,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     instances: dict[str, dict[str, Any]]
     policy: Policy
     ignore_changes: tuple[str, ...]
+    rollout: Rollout | None
 
 
 class Specs(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +60,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool
     inventory: Inventory | None
     extra_vars: dict[str, Any]
+    images: dict[str, Image]
     fleets: tuple[FleetSpec, ...]
 
 
@@ -83,6 +84,7 @@ class _FleetBody(msgspec.Struct, frozen=True):
     template: dict[str, Any] = {}
     overrides: tuple[dict[str, Any], ...] = ()
     instances: dict[str, dict[str, Any] | None] = {}
+    rollout: Rollout | None = None
     prune: _Prune = _Prune()
     lifecycle: _Lifecycle = _Lifecycle()
 
@@ -116,7 +118,9 @@ def gather(
         raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
     inventory = _inventory(documents)
     flaws = [*reading.flaws, *_doubles([*documents, *filter(_is_named, reading.broken)])]
-    flaws += [*_replica_flaws(documents), *_image_flaws(legible)]
+    flaws += [*_replica_flaws(documents), *_built_in_flaws(documents)]
+    if reading.whole and not any(document.kind == "Image" for document in reading.broken):
+        flaws += _image_flaws(legible, (*BUILT_IN, *(image.name for image in _of_kind(documents, "Image"))))
     complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
     if complete or inventory is not None:
         flaws += [*_inventory_flaws(documents, inventory), *_host_flaws(legible, inventory)]
@@ -133,6 +137,7 @@ def gather(
         whole=bool(projects),
         inventory=inventory,
         extra_vars=extra_vars or {},
+        images=BUILT_IN | {image.name: image_of(image.body["spec"]) for image in _of_kind(documents, "Image")},
         fleets=tuple(sorted(fleets, key=lambda fleet: fleet.name)),
     )
     return Gathered(specs=specs, problems=one_per_place(problems), complete=complete)
@@ -166,6 +171,7 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
             prevent_destroy=spec.lifecycle.prevent_destroy,
         ),
         ignore_changes=spec.lifecycle.ignore_changes,
+        rollout=spec.rollout,
     )
 
 
@@ -239,14 +245,15 @@ def _group_flaws(document: SpecDocument, hosts: tuple[str, ...], groups: tuple[s
 
 
 def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
-    for document in _fleets(documents):
+    for document in _of_kind(documents, "Fleet"):
         spec = document.body["spec"]
         if isinstance(spec.get("replicas"), float):  # JSON Schema takes 3.0 for a whole number
             message = f"spec.replicas must be a whole number, not {spec['replicas']}"
             yield Flaw(document=document, pointer=("spec", "replicas"), message=message)
-        if isinstance(spec.get("prune", {}).get("max"), float):
-            message = f"spec.prune.max must be a whole number or text, not {spec['prune']['max']}"
-            yield Flaw(document=document, pointer=("spec", "prune", "max"), message=message)
+        for pointer, share in _shares(spec):
+            if isinstance(share, float):
+                message = f"{'.'.join(map(str, pointer))} must be a whole number or text, not {share}"
+                yield Flaw(document=document, pointer=pointer, message=message)
         if ("replicas" in spec) == ("instances" in spec):
             found = "both" if "replicas" in spec else "neither"
             message = f"a fleet has either replicas or instances, and this has {found}"
@@ -256,8 +263,16 @@ def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
             yield Flaw(document=document, pointer=("spec", "vm_name"), message=message, hint="remove it", key=True)
 
 
+def _shares(spec: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    yield ("spec", "prune", "max"), spec.get("prune", {}).get("max")
+    serial = spec.get("rollout", {}).get("serial")
+    sizes = enumerate(serial) if isinstance(serial, list) else [("", serial)]
+    for number, share in sizes:
+        yield ("spec", "rollout", "serial", *([] if number == "" else [number])), share
+
+
 def _host_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:
-    for document in _fleets(documents):
+    for document in _of_kind(documents, "Fleet"):
         for pointer, pattern in _named_hosts(document.body["spec"]):
             if complaint := _host_complaint(pointer, pattern, inventory):
                 message, hint = complaint
@@ -287,21 +302,28 @@ def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory
     return None if chosen else (f"{shown(pattern)} selects no host", "")
 
 
-def _image_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
-    for document in _fleets(documents):
+def _built_in_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
+    for document in _of_kind(documents, "Image"):
+        if document.name in BUILT_IN:
+            message = f"the image {document.name} is built in; call this another name"
+            yield Flaw(document=document, pointer=("metadata", "name"), message=message)
+
+
+def _image_flaws(documents: list[SpecDocument], known: tuple[str, ...]) -> Iterator[Flaw]:
+    for document in _of_kind(documents, "Fleet"):
         spec = document.body["spec"]
         places: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [(("spec", "template"), spec.get("template", {}))]
         places += [(("spec", "overrides", number), entry) for number, entry in enumerate(spec.get("overrides", ()))]
         places += [(("spec", "instances", name), fields or {}) for name, fields in spec.get("instances", {}).items()]
         for pointer, fields in places:
             image = fields.get("image")
-            if image is not None and image not in IMAGES and not names_in(image):
-                message, hint = f"unknown image {shown(image)}", nearest(image, IMAGES)
+            if image is not None and image not in known and not names_in(image):
+                message, hint = f"unknown image {shown(image)}", nearest(image, known)
                 yield Flaw(document=document, pointer=(*pointer, "image"), message=message, hint=hint)
 
 
-def _fleets(documents: list[SpecDocument]) -> Iterator[SpecDocument]:
-    return (document for document in documents if document.kind == "Fleet")
+def _of_kind(documents: list[SpecDocument], kind: str) -> Iterator[SpecDocument]:
+    return (document for document in documents if document.kind == kind)
 
 
 def one_per_place(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ...]:

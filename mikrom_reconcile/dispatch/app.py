@@ -7,6 +7,7 @@ Not set on purpose, because a gevent pool ignores or breaks them: `worker_max_ta
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +17,13 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import UsageError
-from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.dispatch import celery_costs
 from mikrom_reconcile.dispatch.answering import Answering
 from mikrom_reconcile.dispatch.broker import broker_url, client_of, split_tls
-from mikrom_reconcile.dispatch.keys import Keys
+from mikrom_reconcile.dispatch.keys import LAST, ORDERS, STEPS, Keys
+from mikrom_reconcile.dispatch.metrics import NoMetrics
 from mikrom_reconcile.dispatch.presence import Heartbeat
 from mikrom_reconcile.dispatch.services import SLOTS
 from mikrom_reconcile.host.hypervisor import Hypervisor
@@ -32,14 +34,6 @@ if TYPE_CHECKING:
 
     from mikrom_reconcile.dispatch.signing import Signer, Verifier
 
-FIRST, LAST = 0, 8
-"""Priorities, lower first: people who look; the ticks of Beat."""
-
-ORDERS = {False: (2, 4), True: (6, 8)}
-"""Priorities of orders by whether they are scheduled: those that make room (stop and delete), and all others."""
-
-STEPS = (FIRST, *ORDERS[False], *ORDERS[True])
-
 _HIDDEN = "(not shown)"
 
 
@@ -49,7 +43,7 @@ class Parts:
 
     hypervisor: Callable[[], Hypervisor]
     engine: Callable[[], Engine]
-    read_tree: Callable[[], SourceTree]
+    source: LastGood
 
 
 class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
@@ -59,6 +53,7 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
     keys: Keys
     parts: Parts
     heartbeat: Heartbeat
+    metrics: NoMetrics = NoMetrics()
 
     @cached_property
     def redis(self) -> Redis:
@@ -93,7 +88,11 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
         _ = self.verifier if self.settings.worker_role == "host" else self.signer
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
-        """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API."""
+        """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API.
+
+        `sent_at` is for metrics: Celery itself does not say how old a message is.
+        """
+        options["headers"] = {**(options.get("headers") or {}), "sent_at": time.time()}
         options.setdefault("argsrepr", _HIDDEN)
         options.setdefault("kwargsrepr", _HIDDEN)
         return super().send_task(name, *args, **options)

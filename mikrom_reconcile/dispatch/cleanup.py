@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from mikrom_reconcile.dispatch.app import STEPS
 from mikrom_reconcile.dispatch.presence import known
 
 _log = logging.getLogger(__name__)
@@ -26,8 +25,7 @@ def cleanup_task(task: Any, *, tick: str | None = None) -> dict[str, Any]:
     gone = sorted((waiting | fetched) - {*known(redis, keys)})
     for host in gone:
         queue, unacked = keys.host_queue(host), keys.unacked(f"host:{host}")
-        lists = [queue, *(f"{queue}\x06\x16{step}" for step in STEPS)]
         bindings = [f"_kombu.{kind}.{queue}" for kind in ("binding", "binding_permanent")]
-        redis.delete(*lists, *bindings, unacked, f"{unacked}:index", f"{unacked}:mutex")
+        redis.delete(*keys.lists(queue), *bindings, unacked, f"{unacked}:index", f"{unacked}:mutex")
         _log.info("removed the queue of a host that was not seen for a day", extra={"host": host})
     return {"hosts": gone}

@@ -22,15 +22,18 @@ from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.errors import MikromError, PastDeadlineError, SetupError
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest
-from mikrom_reconcile.dispatch.app import FIRST, make_app
+from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.specs import SourceState
+from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.broker import connect, without_password
 from mikrom_reconcile.dispatch.calls import Answer, Call, pack, unpack
 from mikrom_reconcile.dispatch.errors_on_the_wire import Failure, error_of
-from mikrom_reconcile.dispatch.keys import LEFTOVER_S
+from mikrom_reconcile.dispatch.keys import FIRST, LEFTOVER_S
 from mikrom_reconcile.dispatch.presence import living, starts
 from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from mikrom_reconcile.dispatch.runs import Accepted
+from mikrom_reconcile.dispatch.source_sync import source_state
+from mikrom_reconcile.dispatch.unfinished import tell, unfinished_runs, waiting_run
 from mikrom_reconcile.settings import Settings
 
 _PLAN_S = 120.0
@@ -52,6 +55,23 @@ class RemoteEngine:
         self._broker = without_password(broker_url)
         self.hosts: Hosts = CeleryHosts(self._app, self._redis)
         self.store: RunStore = RedisStore(self._redis, prefix=self._keys.prefix)
+
+    def source(self) -> SourceState | None:
+        """What the last look of a control worker at MIKROM_SPECS gave. Raises SetupError."""
+        with self._told():
+            return source_state(self._redis, self._keys)
+
+    def unfinished(self) -> tuple[UnfinishedRun, ...]:
+        """Runs that wait for a control worker, go on, or ended without a report. Raises SetupError."""
+        with self._told():
+            return unfinished_runs(self._redis, self._keys)
+
+    def hand_over(self, request: RunRequest, plan: Plan) -> None:
+        """Have a control worker carry out `plan`, and leave. It begins within the run's time, or not at all."""
+        with self._told():
+            self._keep(request, plan, kept_s=int(request.timeout_s) + 1)
+            tell(self._redis, self._keys, waiting_run(request, len(plan.actions)))
+            self._send("mikrom.apply", request, {"call": None, "plan": plan.id})
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change. Raises SpecError, SourceError, and MikromError without a control worker."""
@@ -78,23 +98,36 @@ class RemoteEngine:
         self, request: RunRequest, task: str, arguments: dict[str, Any], *, deadline_s: float, plan: Plan | None = None
     ) -> Iterator[Iterator[Answer]]:
         """The answers of a control worker to `task`."""
-        try:
-            if not living(self._redis, self._keys, "control"):
-                raise MikromError(_NO_CONTROL)
-            self._redis.set(self._keys.request(request.run_id), pack(request), ex=LEFTOVER_S)
-            if plan is not None:
-                self._redis.set(self._keys.plan(request.run_id), pack(plan), ex=LEFTOVER_S, nx=True)
+        with self._told():
+            self._keep(request, plan, kept_s=LEFTOVER_S)
             with Call(self._redis, self._keys, f"{request.run_id}-{secrets.token_hex(4)}") as call:
                 call.listen("control")
-                self._app.send_task(
-                    task,
-                    kwargs={"call": call.name, "run": request.run_id, **arguments},
-                    queue=self._keys.queue,
-                    priority=FIRST,
-                    ignore_result=True,
-                    kwargsrepr=f"run {request.run_id} · {request.origin}",
-                )
+                self._send(task, request, {"call": call.name, **arguments})
                 yield self._follow(call, time.monotonic() + deadline_s)
+
+    def _keep(self, request: RunRequest, plan: Plan | None, *, kept_s: int) -> None:
+        """Leave what a control worker needs where it looks for it. Raises MikromError when there is none."""
+        if not living(self._redis, self._keys, "control"):
+            raise MikromError(_NO_CONTROL)
+        self._redis.set(self._keys.request(request.run_id), pack(request), ex=kept_s)
+        if plan is not None:
+            self._redis.set(self._keys.plan(request.run_id), pack(plan), ex=LEFTOVER_S, nx=True)
+
+    def _send(self, task: str, request: RunRequest, arguments: dict[str, Any]) -> None:
+        self._app.send_task(
+            task,
+            kwargs={"run": request.run_id, **arguments},
+            queue=self._keys.queue,
+            priority=FIRST,
+            ignore_result=True,
+            kwargsrepr=f"run {request.run_id} · {request.origin}",
+        )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A lost broker is a SetupError."""
+        try:
+            yield
         except (RedisError, OperationalError) as error:
             raise SetupError(
                 f"the broker {self._broker} was lost: {error}; whatever had begun goes on, run again to see"

@@ -18,6 +18,15 @@ LEFTOVER_S = 3600
 """What nobody fetched is dropped after this long: as long as Celery keeps results."""
 
 
+FIRST, LAST = 0, 8
+"""Priorities, lower first: people who look; the ticks of Beat."""
+
+ORDERS = {False: (2, 4), True: (6, 8)}
+"""Priorities of orders by whether they are scheduled: those that make room (stop and delete), and all others."""
+
+STEPS = (FIRST, *ORDERS[False], *ORDERS[True])
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """The names that follow from the control queue's name ("mikrom:queue" unless inherited)."""
@@ -32,6 +41,10 @@ class Keys:
     def host_queue(self, host: str) -> str:
         """Queue that only the worker of `host` consumes."""
         return f"{self.queue}.{host}"
+
+    def lists(self, queue: str) -> list[str]:
+        """Where Celery keeps the messages of a queue: a list for each step of priority, the first without a mark."""
+        return [f"{queue}\x06\x16{step}" if step else queue for step in STEPS]
 
     def unacked(self, owner: str) -> str:
         """Where Celery keeps the messages that `owner` ("host:hv01", "control") has fetched but not begun."""
@@ -60,6 +73,25 @@ class Keys:
     def plan(self, run: str) -> str:
         """The plan that was shown for a run; an apply names it and does not bring its own."""
         return f"{self.prefix}:run:{run}:plan"
+
+    def unfinished(self, run: str) -> str:
+        """How far a run is that has no report yet, or why it has none."""
+        return f"{self.prefix}:run:{run}:unfinished"
+
+    @property
+    def source(self) -> str:
+        """What the last look at MIKROM_SPECS gave, for who looks."""
+        return f"{self.prefix}:source"
+
+    @property
+    def good_specs(self) -> str:
+        """The last good specs that any control worker has seen."""
+        return f"{self.prefix}:source:good"
+
+    @property
+    def run_times(self) -> str:
+        """When each project's last whole run ended, and the last one that converged; for metrics."""
+        return f"{self.prefix}:run-times"
 
     def tick(self, entry: str) -> str:
         """The tick of an entry of Beat's ("reconcile") in the present interval; whichever Beat sets it sends it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mikrom_reconcile.core.model.run import Order
-from mikrom_reconcile.dispatch.app import ORDERS
+from mikrom_reconcile.dispatch.keys import ORDERS
 
 
 def priority_of(order: Order) -> int:

@@ -28,6 +28,7 @@ from mikrom_reconcile.settings import Settings
 
 _SOCKET_PATH_BYTES = 107  # sun_path of Linux, without its final zero
 _ANSWER_S = 1.0
+_LARGEST_MIB = 512  # some messages of the largest size that is allowed, beside thousands of usual ones
 _SIGNING_KEY, _VERIFY_KEY = "signing.pem", "verify.pem"
 
 
@@ -44,11 +45,12 @@ def private_settings(settings: Settings) -> Settings:
     socket = settings.run_dir / "redis.sock"
     if len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
         raise UsageError(f"MIKROM_RUN_DIR={settings.run_dir}: too long for a socket path, {_SOCKET_PATH_BYTES} bytes")
+    specs = settings.specs or "specs"
     return replace(
         settings,
         broker_url=f"redis+socket://:{secrets.token_urlsafe(24)}@{quote(str(socket))}",
         flower_basic_auth=settings.flower_basic_auth or f"mikrom:{secrets.token_urlsafe(12)}",
-        specs=str(Path(settings.specs or "specs").absolute()),
+        specs=specs if specs.startswith("git+") else str(Path(specs).absolute()),
     )
 
 
@@ -67,6 +69,8 @@ def redis_child(settings: Settings) -> Child:
         "unixsocketperm 700",
         f"requirepass {urlsplit(url).password}",
         'save ""',
+        f"maxmemory {_LARGEST_MIB}mb",
+        "maxmemory-policy noeviction",  # what it dropped by itself might be an order; who is refused is told
         f'dir "{settings.run_dir}"',
     ]
     conf.touch(mode=0o600)

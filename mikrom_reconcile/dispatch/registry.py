@@ -14,9 +14,9 @@ from redis import RedisError
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import MikromError, SetupError, UsageError
-from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.dispatch import cleanup, deadlines, log_lines, runs, tasks
+from mikrom_reconcile.dispatch import cleanup, deadlines, log_lines, metrics, runs, source_sync, tasks
 from mikrom_reconcile.dispatch.app import FleetApp, Parts
 from mikrom_reconcile.dispatch.broker import broker_url, is_remote
 from mikrom_reconcile.dispatch.presence import Heartbeat, this_machine
@@ -28,10 +28,10 @@ def register(
     *,
     hypervisor: Callable[[], Hypervisor],
     engine: Callable[[], Engine],
-    read_tree: Callable[[], SourceTree],
+    source: LastGood,
 ) -> None:
     """Give `app` its tasks. Each callable is asked again for every task and may answer with the same object."""
-    app.parts = Parts(hypervisor=hypervisor, engine=engine, read_tree=read_tree)
+    app.parts = Parts(hypervisor=hypervisor, engine=engine, source=source)
     for verb, function in tasks.VM_TASKS.items():
         app.task(function, name=f"mikrom.{verb}_vm", bind=True)
     app.task(tasks.observe_host_task, name="mikrom.observe_host", bind=True)
@@ -39,6 +39,7 @@ def register(
     app.task(runs.plan_task, name="mikrom.plan", bind=True)
     app.task(runs.apply_task, name="mikrom.apply", bind=True)
     app.task(runs.reconcile_task, name="mikrom.reconcile", bind=True)
+    app.task(source_sync.sync_source_task, name="mikrom.sync_source", bind=True)
     app.task(cleanup.cleanup_task, name="mikrom.cleanup", bind=True)
     signals.after_setup_logger.connect(log_lines.set_up, weak=False)
     signals.worker_init.connect(_on_worker_init, weak=False)
@@ -60,6 +61,8 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
             _be_the_only_one(app)
+        else:
+            app.metrics = metrics.serve(app)
         app.load_key()
     except MikromError as error:
         raise SystemExit(f"mikrom worker: {error}") from error

@@ -22,9 +22,9 @@ from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch import deadlines
-from mikrom_reconcile.dispatch.app import FIRST, FleetApp
+from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.calls import Answer, Call, unpack
-from mikrom_reconcile.dispatch.keys import Keys
+from mikrom_reconcile.dispatch.keys import FIRST, Keys
 from mikrom_reconcile.dispatch.messages import priority_of, shown_of
 from mikrom_reconcile.dispatch.presence import known, starts
 from mikrom_reconcile.dispatch.window import Window

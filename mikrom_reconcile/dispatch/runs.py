@@ -12,18 +12,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from mikrom_reconcile.core.errors import BusyError, MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan, Verb
-from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.dispatch import calls, deadlines
 from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.errors_on_the_wire import failure_of
+from mikrom_reconcile.dispatch.errors_on_the_wire import Failure, failure_of
 from mikrom_reconcile.dispatch.keys import LEFTOVER_S, TTL_S
+from mikrom_reconcile.dispatch.metrics import Tick
+from mikrom_reconcile.dispatch.source_sync import specs_now
+from mikrom_reconcile.dispatch.unfinished import Unfinished, tell
 from mikrom_reconcile.output.verdict import LATE, verdict_of
 
 _log = logging.getLogger(__name__)
@@ -49,8 +53,11 @@ def plan_task(task: Any, *, call: str, run: str) -> None:
         _log.info("plan %s: %d actions", plan.id, len(plan.actions), extra={"run": run})
 
 
-def apply_task(task: Any, *, call: str, run: str, plan: str | None) -> None:
-    """Carry out the plan of a run, by its id; None approves whatever is found."""
+def apply_task(task: Any, *, call: str | None, run: str, plan: str | None) -> None:
+    """Carry out the plan of a run, by its id; None approves whatever is found. Without a `call` nobody waits for it."""
+    if call is None:
+        _apply_unwatched(task, run, plan)
+        return
     with _answering(task, call) as say:
         request = _request(task, run)
         shown = None if plan is None else _plan(task, run, plan)
@@ -60,9 +67,41 @@ def apply_task(task: Any, *, call: str, run: str, plan: str | None) -> None:
             caller_waits()
 
         caller_waits = _watch(task, call)
-        report = task.app.parts.engine().apply(request, shown, progress=progress)
+        report = _carried_out(task.app, request, shown, progress)
         say("report", report)
         _log.info("apply: %s", summary(report), extra={"run": run})
+
+
+def _apply_unwatched(task: Any, run: str, plan: str | None) -> None:
+    app, origin = task.app, "apply"
+    try:
+        request = _request(task, run)
+        origin = request.origin
+        shown = None if plan is None else _plan(task, run, plan)
+        report = _carried_out(app, request, shown, lambda _: deadlines.refuse_when_stopping())
+        _log.info("apply: %s", summary(report), extra={"run": run})
+    except Exception as error:  # noqa: BLE001 - whoever looks for the run is told of every end
+        failure = _failed(error, run, task.request.id)
+        ended = UnfinishedRun(run_id=run, origin=origin, since=datetime.now(UTC), state="failed", error=failure.message)
+        tell(app.redis, app.keys, ended)
+
+
+def _carried_out(
+    app: FleetApp, request: RunRequest, plan: Plan | None, progress: Callable[[ActionOutcome], None]
+) -> RunReport:
+    """Every run of a control worker, told to who looks while it goes on."""
+    with Unfinished(app, request, None if plan is None else len(plan.actions)) as unfinished:
+
+        def heard(outcome: ActionOutcome) -> None:
+            unfinished.heard(outcome)
+            progress(outcome)
+
+        began_s, report = time.monotonic(), None
+        try:
+            report = app.parts.engine().apply(request, plan, progress=heard)
+        finally:
+            app.metrics.ran(request, report, time.monotonic() - began_s)
+    return report
 
 
 def reconcile_task(task: Any, *, tick: str | None = None) -> dict[str, Any]:
@@ -89,16 +128,22 @@ def _unattended(run: str, carry_out: Callable[[str], tuple[str, int]]) -> dict[s
 def _reconcile(task: Any, run: str, tick: str | None) -> tuple[str, int]:
     app = task.app
     if tick is not None and app.redis.get(app.keys.tick("reconcile")) != tick.encode():
+        app.metrics.ticked("late")
         return "nothing: this tick is late, a newer one is due", 0
     try:
         # one at a time: a run that takes longer than the interval swallows the ticks that it misses
         turn = app.parts.engine().store.lease("beat:reconcile", holder=run, ttl_s=TTL_S, at_least=0)
     except BusyError:
+        app.metrics.ticked("skipped")
         return "nothing: the run of an earlier tick still goes on", 0
+    became: Tick = "failed"
     try:
-        return _apply(app, _request_of(app, run, BEAT, tree=app.parts.read_tree()))
+        done = _apply(app, _request_of(app, run, BEAT))
+        became = "run"
+        return done
     finally:
         turn.release()
+        app.metrics.ticked(became)
 
 
 def _deed(task: Any, run: str, verb: Verb, vm: str) -> tuple[str, int]:
@@ -107,19 +152,22 @@ def _deed(task: Any, run: str, verb: Verb, vm: str) -> tuple[str, int]:
         raise UsageError(f"mikrom.{verb}_vm takes the name of a VM, and goes to the control queue {app.keys.queue}")
     origin = f"mikrom.{verb}_vm"
     if verb in {"create", "update"}:
-        return _apply(app, _request_of(app, run, origin, tree=app.parts.read_tree(), limit=vm))
+        return _apply(app, _request_of(app, run, origin, limit=vm))
     nothing = SourceTree(revision="", files=())
     return _apply(app, _request_of(app, run, origin, tree=nothing, verb=verb, names=(vm,)))
 
 
 def _request_of(app: FleetApp, run: str, origin: str, **asked: Any) -> RunRequest:
+    """The request of a run that nobody watches; without a tree in `asked`, of the specs that are good now."""
+    if "tree" not in asked:
+        asked["tree"], asked["source_problem"] = specs_now(app)
     settings = app.settings
     return RunRequest(run_id=run, origin=origin, forks=settings.forks, timeout_s=settings.timeout_s, **asked)
 
 
 def _apply(app: FleetApp, request: RunRequest) -> tuple[str, int]:
     """Apply what may be done unattended: one line about it, and the exit code."""
-    report = app.parts.engine().apply(request, None, progress=lambda _: deadlines.refuse_when_stopping())
+    report = _carried_out(app, request, None, lambda _: deadlines.refuse_when_stopping())
     return summary(report), verdict_of(report).exit_code
 
 
@@ -128,7 +176,9 @@ def summary(report: RunReport) -> str:
     counts = Counter(f"{outcome.verb} {outcome.result}" for outcome in report.outcomes)
     did = ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing to do"
     left = "" if report.remaining is None else _left(report.remaining)
-    return f"{did}{left}{'; the deadline passed first' if report.late else ''}"
+    late = "; the deadline passed first" if report.late else ""
+    source = f"; the source is broken, {report.plan.revision} was used: {report.source_problem}"
+    return f"{did}{left}{late}{source if report.source_problem else ''}"
 
 
 def _left(plan: Plan) -> str:
@@ -152,11 +202,16 @@ def _answering(task: Any, call: str) -> Iterator[Say]:
     try:
         yield say
     except Exception as error:  # noqa: BLE001 - the caller is told of every end; who else would be
-        if isinstance(error, MikromError):
-            _log.warning("ended: %s", error, extra={"run": call})
-        else:
-            _log.exception("internal error", extra={"run": call})
-        say("error", failure_of(error, task_id=task.request.id))
+        say("error", _failed(error, call, task.request.id))
+
+
+def _failed(error: Exception, run: str, task_id: str) -> Failure:
+    """Log what ended a run, and what to tell whoever waits for it."""
+    if isinstance(error, MikromError):
+        _log.warning("ended: %s", error, extra={"run": run})
+    else:
+        _log.error("internal error", exc_info=error, extra={"run": run})
+    return failure_of(error, task_id=task_id)
 
 
 def _watch(task: Any, call: str) -> Callable[[], None]:

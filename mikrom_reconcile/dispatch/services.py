@@ -92,7 +92,8 @@ def arguments(service: Service, settings: Settings) -> list[str]:
         case "beat":
             return ["beat", "-l", "INFO"]
         case "flower":
-            return ["flower", "--address=127.0.0.1", f"--port={settings.flower_port}"]
+            names = Path(__file__).with_name("flower_names.py")
+            return ["flower", f"--conf={names}", "--address=127.0.0.1", f"--port={settings.flower_port}"]
 
 
 _KEPT_FOR: dict[str, Service] = {
@@ -125,6 +126,10 @@ def check(service: Service, settings: Settings) -> Settings:
     settings = replace(settings, broker_url=settings.broker_url or find_up(settings))
     if service in {"control", "beat"} and not settings.specs:
         raise UsageError("MIKROM_SPECS is not set: a service does not guess which specs it keeps applying")
+    if settings.specs and settings.specs.startswith("git+"):
+        from mikrom_reconcile.control.sources.git_place import GitPlace  # noqa: PLC0415 - only where it is needed
+
+        GitPlace.of(settings.specs)
     if service == "flower" and not settings.flower_basic_auth:
         raise UsageError("FLOWER_BASIC_AUTH is not set (user:password): Flower shows every task and can stop workers")
     connect(broker_url(settings)).close()

@@ -8,6 +8,7 @@ what the services are.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -21,6 +22,9 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
 """Who has run this long begins again with the first pause."""
+
+LARGEST_LOG_BYTES = 16 * 1024 * 1024
+"""A longer log goes to `<log>.1`, in place of what was there: a service has twice this at most."""
 
 _LAST_BYTES = 4096
 
@@ -64,6 +68,8 @@ class Child:
         code = self._process.poll()
         if code is not None:
             return self._ended(code)
+        if self._log is not None:
+            _cap(self._log)
         if not self.ready and self._is_ready(self._process.pid):
             self.ready = True
             return f"{self.name}: ready after {time.monotonic() - self._started_at:.1f} s"
@@ -110,6 +116,13 @@ class Child:
         pause_s, self._start_at = self._pause_s, now + self._pause_s
         self._pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return f"{self.name}: ended ({how}), starts again in {pause_s:g} s; {_last_line(self._log)}"
+
+
+def _cap(log: Path) -> None:
+    """Begin a log anew that has become too long. Copied, not renamed: its service has it open, to append to it."""
+    if log.stat().st_size > LARGEST_LOG_BYTES:
+        shutil.copy(log, f"{log}.1")
+        os.truncate(log, 0)
 
 
 def _last_line(log: Path) -> str:

@@ -17,7 +17,7 @@ from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryE
 from mikrom_reconcile.core.fields import needs_restart
 from mikrom_reconcile.core.lifecycle import SATISFIES, UP, WELL
 from mikrom_reconcile.core.model.desired import State
-from mikrom_reconcile.core.model.observed import Attempt, ObservedVM
+from mikrom_reconcile.core.model.observed import Attempt, FailedResult, ObservedVM
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.memory import Memory
@@ -102,7 +102,7 @@ class Deed:
         step = f"checking what it is ordered to be by {action.verb}"
         if why_not := self._driver.unsupported(action.desired.spec):
             raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
-        need_mib = action.desired.spec.machine.mem_size_mib
+        need_mib = self._driver.memory_mib(action.desired.spec)
         if self._ordered.state in UP and (why_not := self._memory.promise(action.vm, need_mib)):
             raise PermanentError(f"{why_not}; stop some, or give it less", vm=action.vm, step=step)
         if self.found is None and (facts := self._driver.observe(self._ordered)).status != "none":
@@ -204,15 +204,31 @@ class Deed:
             return f"ending its VMM failed too: {error}"
         return "no VMM was left behind" if facts.status == "none" else f"a VMM is left (pid {facts.pid})"
 
-    def note_failure(self, error: str) -> None:
-        """Keep the error in the record and count the attempt. Raises TemporaryError when it cannot be written."""
-        if self.record is None or self.record is self.found:
+    def note_failure(self, error: str, result: FailedResult) -> None:
+        """Keep the error in the record and count the attempt. Raises TemporaryError when it cannot be written.
+
+        Of an order that was refused before anything was done only the attempt is kept: what is there is as it was.
+        """
+        record, desired, vm = self.record, self.order.action.desired, self.order.action.vm
+        if record is self.found and result == "failed_temporary":
             return  # nothing was done, so nothing failed but the order
-        attempt, desired = self.record.attempt, self.order.action.desired
+        attempt = record.attempt if record else self._records.attempts().get(vm)
         if desired is not None:
-            before = attempt.count if attempt and attempt.spec_digest == desired.spec_digest else 0
-            attempt = Attempt(spec_digest=desired.spec_digest, count=before + 1)
-        self._write(replace(self.record, last_error=error[:MAX_ERROR], attempt=attempt))
+            same = attempt if attempt and attempt.spec_digest == desired.spec_digest else None
+            attempt = Attempt(
+                spec_digest=desired.spec_digest,
+                count=1 + (same.count if same else 0),
+                result=result,
+                repair=same.repair if same else record is not None and record.spec_digest == desired.spec_digest,
+                error=error[:MAX_ERROR],
+            )
+        if record is None:
+            if attempt is not None:
+                self._records.note_attempt(vm, attempt)
+        elif record is self.found:
+            self._write(replace(record, attempt=attempt))
+        else:
+            self._write(replace(record, last_error=error[:MAX_ERROR], attempt=attempt))
 
     def _look(self, record: VMRecord) -> ObservedVM:
         self.seen = row_of(record, self._driver.observe(record), self.order.action.host)

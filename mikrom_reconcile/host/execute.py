@@ -8,7 +8,6 @@ greenlet or a time limit, passes through once no half-started VMM is left.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +22,7 @@ from mikrom_reconcile.core.errors import (
     PermanentError,
     TemporaryError,
 )
-from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.observed import FailedResult, ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, Result
 from mikrom_reconcile.host.deeds import Deed, Step, log_fields
 from mikrom_reconcile.host.fence import Answer, answer_without_acting
@@ -53,7 +52,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """What became of an order that an error ended."""
 
-    result: Result
+    result: FailedResult
     error: str
 
 
@@ -78,7 +77,7 @@ class Executor:
         self._clock = clock
         self._on_step = on_step
         self._memory = Memory(
-            mem_size_mib=capacity().mem_size_mib if driver.takes_memory else sys.maxsize, records=records, clock=clock
+            mem_size_mib=capacity().mem_size_mib, need_mib=driver.memory_mib, records=records, clock=clock
         )
         self._observer = Observer(host, driver=driver, records=records)
         self._sweeping = threading.Lock()
@@ -174,7 +173,7 @@ class Executor:
             if cleaned := deed.clean_up():
                 self._log_step(deed, "cleaning up", began_s, cleaned)
             told = failure.error + (f"; {cleaned}" if cleaned else "")
-            return Answer(result=failure.result, error=told + _noted(deed, told))
+            return Answer(result=failure.result, error=told + _noted(deed, told, failure))
         except BaseException:
             with suppress(Exception):
                 deed.clean_up()
@@ -218,9 +217,9 @@ def _failure(order: Order, error: Exception) -> Failure:
     return Failure(result="failed_permanent", error=message)
 
 
-def _noted(deed: Deed, error: str) -> str:
+def _noted(deed: Deed, error: str, failure: Failure) -> str:
     try:
-        deed.note_failure(error)
+        deed.note_failure(error, failure.result)
     except TemporaryError as why:
         return f"; and it could not be noted: {why}"
     return ""

@@ -1,4 +1,4 @@
-"""Whether this host still has the memory that a VM is promised; Firecracker takes any size and dies of it later.
+"""Whether this host still has the memory that a VM is promised; a VMM takes any size and dies of it later.
 
 The rule: all VMs that are ordered to be up, this one included, were promised no more than the machine has. What they
 touched so far does not count, since they may touch the rest at any time. vCPUs are not limited: they only share time.
@@ -7,8 +7,10 @@ touched so far does not count, since they may touch the rest at any time. vCPUs 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from mikrom_reconcile.core.lifecycle import UP
+from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.host.ports import Clock, VMRecord
 from mikrom_reconcile.host.records import Records
 
@@ -19,8 +21,9 @@ RECOUNT_S = 5.0
 class Memory:
     """What is promised on this host. Safe to use from many threads or greenlets at once."""
 
-    def __init__(self, *, mem_size_mib: int, records: Records, clock: Clock) -> None:
+    def __init__(self, *, mem_size_mib: int, need_mib: Callable[[VMSpec], int], records: Records, clock: Clock) -> None:
         self._mem_size_mib = mem_size_mib
+        self._need_mib = need_mib
         self._records = records
         self._clock = clock
         self._lock = threading.Lock()
@@ -65,6 +68,6 @@ class Memory:
     def _count(self) -> None:
         found = (record for record in self._records.list() if isinstance(record, VMRecord))
         self._promised = {
-            record.vm: record.spec.machine.mem_size_mib for record in found if record.state in UP and not record.parked
+            record.vm: self._need_mib(record.spec) for record in found if record.state in UP and not record.parked
         } | self._under_way
         self._counted_s = self._clock.monotonic()

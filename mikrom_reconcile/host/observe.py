@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -16,9 +16,17 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.errors import ActionError
-from mikrom_reconcile.core.lifecycle import phase_of
+from mikrom_reconcile.core.lifecycle import WELL, phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
-from mikrom_reconcile.core.model.observed import Capacity, Drift, HostReport, ObservedVM, ObserveQuery, VMMFacts
+from mikrom_reconcile.core.model.observed import (
+    Attempt,
+    Capacity,
+    Drift,
+    HostReport,
+    ObservedVM,
+    ObserveQuery,
+    VMMFacts,
+)
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, Unreadable
 
@@ -42,16 +50,24 @@ class Observer:
         records = [record for record in found if isinstance(record, VMRecord)]
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, Unreadable)]
         digests: dict[str, str] = {}
+        settled: dict[str, tuple[str, ...]] = {}
+        maturing: dict[str, float] = {}
+        attempts: dict[str, Attempt] = {}
         if query.project is None:
             tokens = self._records.highest_tokens()
             rows += self._rows(records)
         else:
             tokens = {query.project: self._records.highest_token(query.project)}
-            own = list(self._rows([record for record in records if record.project == query.project]))
+            mine = [record for record in records if record.project == query.project]
+            looks = list(self._looks(mine))
+            own = [row for row, _ in looks]
+            maturing = _maturing(looks, query.min_healthy_s)
+            attempts = self._records.attempts()
             digests = fleet_digests(own)
-            differing = _differing(digests, query.known)
-            rows += [row for row in own if row.fleet in differing]
-            if differing or query.others:
+            fleets = differing(digests, query.known)
+            told, settled = parted([row for row in own if row.fleet in fleets], query)
+            rows += told
+            if fleets or query.others:
                 rows += self._rows([record for record in records if record.project != query.project])
         return HostReport(
             host=self._host,
@@ -60,8 +76,11 @@ class Observer:
             highest_tokens=tokens,
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),
+            settled=settled,
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
+            maturing=maturing,
+            attempts=attempts,
         )
 
     def row(self, record: VMRecord) -> ObservedVM:
@@ -69,18 +88,23 @@ class Observer:
         return row_of(record, self._driver.observe(record), self._host)
 
     def _rows(self, records: Sequence[VMRecord]) -> Iterator[ObservedVM]:
+        return (row for row, _ in self._looks(records))
+
+    def _looks(self, records: Sequence[VMRecord]) -> Iterator[tuple[ObservedVM, float]]:
+        """Each VM, and how long its VMM has lived."""
         if not records:
             return
         with ThreadPoolExecutor(min(LOOKERS, len(records)), thread_name_prefix="observe") as pool:
-            yield from pool.map(self._row, records)
+            yield from pool.map(self._look, records)
 
-    def _row(self, record: VMRecord) -> ObservedVM:
+    def _look(self, record: VMRecord) -> tuple[ObservedVM, float]:
         """The VM as it is now; `unreadable` with the reason if this process cannot look at it: the others count on."""
         try:
-            return self.row(record)
+            facts = self._driver.observe(record)
+            return row_of(record, facts, self._host), facts.age_s
         except ActionError as error:
             unseen = row_of(record, VMMFacts(status="none"), self._host)
-            return replace(unseen, phase="unreadable", last_error=str(error))
+            return replace(unseen, phase="unreadable", last_error=str(error)), 0.0
 
 
 def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
@@ -117,9 +141,17 @@ def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
         )
     if facts.boot_args is not None:
         compared.append(("boot_args", spec.boot_args, facts.boot_args))
+    if facts.disks is not None and (lost := disks_of(spec) - facts.disks):
+        compared += ((f"drives.{name}", name, None) for name in sorted(lost))
     return tuple(
         Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
     )
+
+
+def disks_of(spec: VMSpec) -> frozenset[str]:
+    """The names of all disks of a VM."""
+    root = ("rootfs",) if spec.boot and spec.boot.rootfs else ()
+    return frozenset((*root, *spec.drives))
 
 
 def unreadable_row(found: Unreadable, host: str, now: datetime) -> ObservedVM:
@@ -153,13 +185,31 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
 
 
+def _maturing(looks: Iterable[tuple[ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:
+    """The seconds until VMs that are up count as healthy, for those that do not yet."""
+    left_s = {row.name: min_healthy_s.get(row.fleet, 0.0) - age_s for row, age_s in looks if row.phase in WELL}
+    return {name: left for name, left in left_s.items() if left > 0}
+
+
+def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[ObservedVM], dict[str, tuple[str, ...]]]:
+    """The rows that control has to see, and by fleet the names of the VMs that are as it said they should all be."""
+    told: list[ObservedVM] = []
+    settled: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if query.alike.get(row.fleet) == (row.spec_digest, row.phase) and not row.drift:
+            settled[row.fleet].append(row.name)
+        else:
+            told.append(row)
+    return told, {fleet: tuple(names) for fleet, names in settled.items()}
+
+
 def capacity() -> Capacity:
     """What this machine has in all."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Capacity(vcpu_count=os.cpu_count() or 1, mem_size_mib=memory_bytes >> 20)
 
 
-def _differing(digests: dict[str, str], known: dict[str, str]) -> set[str]:
+def differing(digests: dict[str, str], known: dict[str, str]) -> set[str]:
     """Fleets that are not as control expects; one that is missing on either side counts as a fleet without VMs."""
     fleets = digests.keys() | known.keys()
     return {fleet for fleet in fleets if digests.get(fleet, _NO_VMS) != known.get(fleet, _NO_VMS)}

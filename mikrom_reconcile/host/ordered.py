@@ -8,6 +8,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from mikrom_reconcile.core.model.desired import DesiredVM
+from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Tombstone
@@ -36,6 +38,7 @@ def ordered_record(order: Order, found: VMRecord | None, *, tombstone: Tombstone
             token=order.token,
             action_id=action.id,
             created_at=now,
+            attempt=Attempt(spec_digest=desired.spec_digest, count=0),
             **wanted,
         )
     if action.verb == "update":  # changes nothing about what runs, and so nothing about why it does not
@@ -43,7 +46,16 @@ def ordered_record(order: Order, found: VMRecord | None, *, tombstone: Tombstone
     # a start of the same again, such as Beat's, must not let a crash loop begin anew for ever
     same = action.verb == "start" and found.spec_digest == desired.spec_digest and not found.parked
     restarts = found.restarts if same else ()
-    return replace(found, **wanted, **stamp(order, found), last_error=None, restarts=restarts, parked=False)
+    attempt = _attempt(found, desired)
+    stamped = stamp(order, found)
+    return replace(found, **wanted, **stamped, attempt=attempt, last_error=None, restarts=restarts, parked=False)
+
+
+def _attempt(found: VMRecord, desired: DesiredVM) -> Attempt | None:
+    """What is known of bringing the VM to `desired`; None when it was so before."""
+    if found.attempt is not None and found.attempt.spec_digest == desired.spec_digest:
+        return found.attempt
+    return None if found.spec_digest == desired.spec_digest else Attempt(spec_digest=desired.spec_digest, count=0)
 
 
 def stamp(order: Order, found: VMRecord) -> dict[str, Any]:

@@ -47,8 +47,9 @@ class Driver(Protocol):
     """
 
     name: str
-    takes_memory: bool
-    """Whether its VMs take what they are promised of this host's memory."""
+
+    def memory_mib(self, spec: VMSpec) -> int:
+        """What a VM of that spec may take of this host's memory, its VMM included."""
 
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why this driver cannot run `spec`, or None."""

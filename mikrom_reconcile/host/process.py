@@ -98,9 +98,16 @@ def programs() -> Iterator[tuple[int, str, list[str]]]:
         if folder.name.isdigit():
             with suppress(OSError):  # it ended meanwhile
                 name = (folder / "comm").read_text("utf-8", "replace").rstrip("\n")
-                arguments = (folder / "cmdline").read_text("utf-8", "replace").split("\0")
-                if arguments != [""]:  # a zombie has none, nor has the kernel's own
-                    yield int(folder.name), name, arguments
+                if argv := arguments(int(folder.name)):
+                    yield int(folder.name), name, argv
+
+
+def arguments(pid: int) -> list[str]:
+    """The command line of `pid`; none if it is a zombie, gone, or the kernel's own. Raises OSError."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").split("\0")[:-1]
+    except _GONE:
+        return []
 
 
 def spawn(argv: tuple[str, ...], *, stdin: int, output: int) -> int:

@@ -2,6 +2,7 @@
 
     vms/<vm>/record.json        the record in an envelope with its checksum; drivers keep their files beside it
     tombstones/<vm>.json        what a deleted VM leaves, so that its name's generation goes on
+    attempts/<vm>.json          that a VM could not be made here; gone once it has a record
     tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
     locks/<vm>.action           held by whoever acts on the VM, never unlinked
 
@@ -25,6 +26,7 @@ import msgspec
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
+from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host.files import OddFileError, read_small, sync_folder, write_whole
 from mikrom_reconcile.host.ports import VMRecord
@@ -73,6 +75,7 @@ class Records:
     def __init__(self, state_dir: Path) -> None:
         self._vms = state_dir / "vms"
         self._tombstones = state_dir / "tombstones"
+        self._attempts = state_dir / "attempts"
         self._tokens = state_dir / "tokens"
         self._locks = state_dir / "locks"
 
@@ -128,6 +131,7 @@ class Records:
             write_whole(path, _sealed(record))
             if is_new:
                 sync_folder(self._vms)
+                self._attempt_path(record.vm).unlink(missing_ok=True)
         except OSError as error:
             with suppress(OSError):
                 path.parent.rmdir()  # only if it is empty: made just now, or left by a killed writer
@@ -151,7 +155,7 @@ class Records:
             message = f"cannot remove {path}: {error.strerror}"
             raise TemporaryError(message, vm=record.vm, step="removing its record") from error
         if secrets.randbelow(_SWEEP_ONE_IN) == 0:
-            self._sweep_tombstones()
+            self._sweep_old()
 
     def clear(self, vm: str) -> None:
         """Remove what a killed writer left of a VM that has no record. Files of others stay, and so its folder."""
@@ -177,6 +181,26 @@ class Records:
             content = read_small(self._tombstone_path(vm), max_bytes=MAX_RECORD_BYTES)
             return None if content is None else msgspec.json.decode(content, type=Tombstone)
         return None
+
+    def note_attempt(self, vm: str, attempt: Attempt | None) -> None:
+        """Remember that a VM which has no record could not be made. Raises TemporaryError."""
+        path = self._attempt_path(vm)
+        try:
+            make_folder(self._attempts)
+            write_whole(path, msgspec.json.encode(attempt))
+        except OSError as error:
+            message = f"cannot write {path}: {error.strerror}"
+            raise TemporaryError(message, vm=vm, step="noting the attempt") from error
+
+    def attempts(self) -> dict[str, Attempt]:
+        """The attempts to make VMs that have no record. One that cannot be read is as if it had not been."""
+        found = {}
+        for name in _listed(self._attempts):
+            with suppress(OSError, OddFileError, msgspec.MsgspecError):
+                content = read_small(self._attempts / name, max_bytes=MAX_RECORD_BYTES)
+                if content is not None:
+                    found[name.removesuffix(".json")] = msgspec.json.decode(content, type=Attempt)
+        return found
 
     def highest_token(self, project: str) -> int:
         """The highest token that this host has seen of a project, 0 if none. Raises SetupError."""
@@ -206,12 +230,16 @@ class Records:
     def _tombstone_path(self, vm: str) -> Path:
         return self._tombstones / f"{checked_name(vm)}.json"
 
-    def _sweep_tombstones(self) -> None:
+    def _attempt_path(self, vm: str) -> Path:
+        return self._attempts / f"{checked_name(vm)}.json"
+
+    def _sweep_old(self) -> None:
         oldest = time.time() - TOMBSTONE_S
-        with suppress(OSError), os.scandir(self._tombstones) as entries:
-            for entry in entries:
-                if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                    Path(entry.path).unlink(missing_ok=True)
+        for folder in (self._tombstones, self._attempts):
+            with suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                        Path(entry.path).unlink(missing_ok=True)
 
 
 def checked_name(name: str) -> str:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from mikrom_reconcile.core.model.run import ActionOutcome, RunReport
+from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, UnfinishedRun
 from mikrom_reconcile.output.plan_parts import summary
 from mikrom_reconcile.output.run_text import conclusion, outcome_line
 from mikrom_reconcile.output.style import PLAIN, Style
 from mikrom_reconcile.output.table import table
-from mikrom_reconcile.output.units import age
+from mikrom_reconcile.output.units import age, counted
 from mikrom_reconcile.output.verdict import verdict_of
 
 Event = tuple[RunReport, ActionOutcome]
 
 
 def touched(report: RunReport, name: str) -> bool:
-    """Whether a run acted on a VM, on a host or in a fleet of that name."""
+    """Whether a run is called so, or acted on a VM, on a host or in a fleet of that name."""
+    if report.run_id == name:
+        return True
     members = {change.name for change in report.plan.changes if change.fleet == name} | {name}
     return any(outcome.host == name or outcome.vm in members for outcome in report.outcomes)
 
@@ -33,11 +35,23 @@ def events(reports: Iterable[RunReport], name: str | None) -> list[Event]:
     return sorted(found, key=lambda event: event[1].finished_at)
 
 
-def history_text(reports: Sequence[RunReport], now: datetime, style: Style) -> str:
-    """One line per run. Ends with a line break."""
-    if not reports:
+def history_text(
+    reports: Sequence[RunReport], now: datetime, style: Style, unfinished: Sequence[UnfinishedRun] = ()
+) -> str:
+    """One line per run, those without a report first. Ends with a line break."""
+    if not reports and not unfinished:
         return "No run so far.\n"
-    rows = []
+    rows = [
+        (
+            (_time(run.since), ""),
+            (age(run.since, now), "dim"),
+            (run.run_id, "dim"),
+            (run.origin, ""),
+            ("" if run.planned is None else counted(run.planned, "action"), ""),
+            (unfinished_line(run), "red" if run.state == "failed" else "yellow"),
+        )
+        for run in unfinished
+    ]
     for report in reports:
         verdict = verdict_of(report)
         rows.append(
@@ -51,6 +65,19 @@ def history_text(reports: Sequence[RunReport], now: datetime, style: Style) -> s
             )
         )
     return table(("WHEN", "AGE", "RUN", "WHO", "PLAN", "RESULT"), rows, style)
+
+
+def unfinished_line(run: UnfinishedRun) -> str:
+    """How far a run is that has no report."""
+    match run.state:
+        case "waiting":
+            return "Waits for a control worker."
+        case "running":
+            of = "" if run.planned is None else f" of {run.planned}"
+            failed = f", {run.failed} failed" if run.failed else ""
+            return f"Goes on: {run.done}{of} done{failed}."
+        case "failed":
+            return f"Ended without a report: {run.error}"
 
 
 def events_text(found: Iterable[Event], style: Style) -> str:

@@ -11,7 +11,7 @@ from mikrom_reconcile.core.explain import Explanation
 from mikrom_reconcile.core.fields import recorded
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import HostView, ObservedVM
-from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.core.model.run import RunReport, UnfinishedRun
 from mikrom_reconcile.core.provenance import FieldOrigin
 from mikrom_reconcile.output.documents import Document, change_row, outcome_row
 from mikrom_reconcile.output.history_text import Event
@@ -47,14 +47,18 @@ def _vm_row(vm: ObservedVM) -> Document:
 
 
 def status_document(status: Status) -> Document:
-    """Hosts and fleets; `wanted` is null where the specs name no such fleet, `last_run` before the first."""
+    """Hosts and fleets; `wanted` is null where the specs name no such fleet, `last_run` before the first, `source`
+    where nothing is scheduled.
+    """
     last = status.last_run
-    return {"hosts": status.hosts, "fleets": status.fleets, "last_run": last and _run_row(last)}
+    return {
+        "hosts": status.hosts, "fleets": status.fleets, "last_run": last and _run_row(last), "source": status.source,
+    }  # fmt: skip
 
 
-def runs_document(reports: Iterable[RunReport]) -> Document:
-    """Runs that were kept, the latest first; `summary` is that of their plan."""
-    return {"runs": [_run_row(report) for report in reports]}
+def runs_document(reports: Iterable[RunReport], unfinished: Sequence[UnfinishedRun]) -> Document:
+    """Runs that were kept, the latest first, and those without a report; `summary` is that of their plan."""
+    return {"runs": [_run_row(report) for report in reports], "unfinished": unfinished}
 
 
 def _run_row(report: RunReport) -> Document:
@@ -68,6 +72,7 @@ def _run_row(report: RunReport) -> Document:
         "summary": kinds_of(report.plan),
         "done": sum(outcome.result == "done" for outcome in report.outcomes),
         "exit_code": verdict_of(report).exit_code,
+        "source_problem": report.source_problem,
     }
 
 

@@ -50,6 +50,8 @@ def run_text(report: RunReport, style: Style) -> str:
     lines = section("Failed", _reasons(verdict.failed), style, "red")
     lines += section("Refused", _refused(final, verdict.refused), style, "magenta")
     lines += section("Could not be read", unreachable(final), style, "red")
+    problem = [f"revision {report.plan.revision} was used: {report.source_problem}"] if report.source_problem else []
+    lines += section("The source is broken", problem, style, "red")
     lines += ["", *_recap(report, verdict, style), "", conclusion(report, verdict, style)]
     return "\n".join(lines[1:]) + "\n"
 

@@ -10,6 +10,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.observed import HostView
 from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.run_text import conclusion
 from mikrom_reconcile.output.style import Style
@@ -48,10 +49,16 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[HostStatus, ...]
     fleets: tuple[FleetStatus, ...]
     last_run: RunReport | None
+    source: SourceState | None = None
 
 
-def status_of(views: Iterable[HostView], wanted: Mapping[FleetKey, int], last_run: RunReport | None) -> Status:
-    """The status from the reports of all hosts and from what the specs want."""
+def status_of(
+    views: Iterable[HostView],
+    wanted: Mapping[FleetKey, int],
+    last_run: RunReport | None,
+    source: SourceState | None = None,
+) -> Status:
+    """The status from the reports of all hosts, from what the specs want, and what is known of scheduled runs."""
     views = tuple(views)
     rows = [vm for view in views if view.report for vm in view.report.vms]
     vms = Counter((vm.project, vm.fleet) for vm in rows)
@@ -60,7 +67,7 @@ def status_of(views: Iterable[HostView], wanted: Mapping[FleetKey, int], last_ru
         FleetStatus(project=key[0], fleet=key[1], wanted=wanted.get(key), vms=vms[key], running=running[key])
         for key in sorted({*vms, *wanted})
     )
-    return Status(hosts=tuple(_host(view) for view in views), fleets=fleets, last_run=last_run)
+    return Status(hosts=tuple(_host(view) for view in views), fleets=fleets, last_run=last_run, source=source)
 
 
 def status_text(status: Status, now: datetime, style: Style) -> str:
@@ -69,7 +76,20 @@ def status_text(status: Status, now: datetime, style: Style) -> str:
     if status.fleets:
         parts.append(fleets_text(status.fleets, style))
     parts.append(_last_run(status.last_run, now, style))
+    if status.source is not None:
+        line = source_line(status.source, now)
+        parts.append((style.paint(line, "red") if status.source.problem else line) + "\n")
     return "\n".join(parts)
+
+
+def source_line(source: SourceState, now: datetime) -> str:
+    """What is known of the specs of scheduled runs, without a line break."""
+    name = f"Scheduled runs use {one_line(source.name)}"
+    if not source.problem:
+        return f"{name}: revision {one_line(source.revision)}, read {age(source.looked_at, now)} ago."
+    used = f"revision {one_line(source.revision)} is used on" if source.revision else "nothing is planned"
+    good = f", which was good until {age(source.good_at, now)} ago" if source.good_at else ""
+    return f"{name}{good}; {used}: {one_line(source.problem)}"
 
 
 def hosts_text(hosts: Iterable[HostStatus], style: Style) -> str:

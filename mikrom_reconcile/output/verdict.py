@@ -83,12 +83,12 @@ def verdict_of(report: RunReport) -> Verdict:
 
 def _finding(change: VMChange, outcome: ActionOutcome | None, *, late: bool, planned: bool) -> Finding | None:
     """Why this VM is not as specified; None when only the deadline is to blame. First match wins."""
+    if outcome is not None and outcome.result in FAILED:
+        return "failed", f"{outcome.verb}: {outcome.error or outcome.result}"
     if change.kind == "blocked":
         return "refused", _why(change)
     if outcome is not None and outcome.result == "stale":
         return "refused", outcome.error or "the world has moved since the plan"
-    if outcome is not None and outcome.result in FAILED:
-        return "failed", f"{outcome.verb}: {outcome.error or outcome.result}"
     if late:
         return None
     if outcome is not None and outcome.result == "skipped":

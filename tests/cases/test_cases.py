@@ -11,6 +11,7 @@ A case is one file, `<theme>/<what-it-shows>.yml`. To add one, copy its nearest 
         web-[000:001]: as wanted          # stands for web-000 and web-001, here and in `expect`
         web-002: {phase: crashed}         # as wanted but for this (`Row`)
     dark: [hv2]                           # hosts that do not answer
+    attempts: {web-004: {count: 2}}       # of VMs that are not there because they could not be made
     expect:                               # all of the plan: what is not written must not be there (`Expect`)
       changes:
         start web-002 on localhost: it is crashed                 # `kind VM on host`: words of the explanation
@@ -72,9 +73,10 @@ def check_plan(case: Case) -> None:
     assert set(plan.unreachable) == case.dark
     assert expect.remembers in (None, decision.placements)
     assert expect.peaks in (None, plan.peaks)
+    assert decision.again_s == expect.again_s
     due = [headline(change) for change in plan.changes if change.kind not in {"wait", "blocked"}]
     deeds = [f"{action.verb} {action.vm} on {action.host}" for action in plan.actions]
-    assert deeds == [line.replace("move ", "delete ") for line in due]
+    assert deeds == [line.replace("move ", "delete ").replace("replace ", "restart ") for line in due]
     assert all(world.act(action) == "done" for action in plan.actions), "a host would refuse this"
 
 

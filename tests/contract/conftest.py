@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import found_firecracker
-from tests.contract.drivers import Bench, RealBench, SimulatedBench
+from tests.contract.drivers import Bench, QemuBench, RealBench, SimulatedBench
 
 
 @pytest.fixture
@@ -23,9 +24,27 @@ def real(own_environment: Path) -> Iterator[RealBench]:
         bench.close()
 
 
-@pytest.fixture(params=[pytest.param("real", marks=pytest.mark.kvm), "simulated"])
+@pytest.fixture
+def qemu(own_environment: Path) -> Iterator[QemuBench]:
+    """QEMU; who uses it carries the mark needs."""
+    binary = shutil.which("qemu-system-x86_64")
+    assert binary is not None
+    bench = QemuBench(binary, own_environment)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("real", marks=pytest.mark.kvm),
+        pytest.param("qemu", marks=pytest.mark.needs("qemu-system-x86_64")),
+        "simulated",
+    ]
+)
 def bench(request: pytest.FixtureRequest, own_environment: Path) -> Bench:
     if request.param == "simulated":
         return SimulatedBench(own_environment)
-    found: Bench = request.getfixturevalue("real")
+    found: Bench = request.getfixturevalue(request.param)
     return found

@@ -1,4 +1,4 @@
-"""The two drivers as a test sees them: the same few hooks, and an eye on /proc that asks no driver."""
+"""The drivers as a test sees them: the same few hooks, and an eye on /proc that asks no driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Protocol
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
+from mikrom_reconcile.host.drivers.qemu import QemuDriver
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
+from mikrom_reconcile.host.drivers.vmm_driver import VMMDriver
 from mikrom_reconcile.host.ports import Driver, VMRecord
 
 DEADLINE_S = 10.0
@@ -50,6 +52,8 @@ class Bench(Protocol):
     """One driver under test, and what can be done to its VMs behind its back."""
 
     driver: Driver
+    slowness: int
+    """How many times longer a start takes than Firecracker's: tests that try many places try fewer."""
 
     def another(self) -> Driver:
         """The same driver as another process would have it."""
@@ -68,20 +72,22 @@ class Bench(Protocol):
 
 
 class RealBench:
-    """Firecracker itself."""
+    """A VMM that is a process: Firecracker, unless a subclass says otherwise."""
+
+    slowness = 1
 
     def __init__(self, binary: str, folder: Path) -> None:
         self.binary = Path(binary)
         self.folder = folder
         self.driver: Driver = self.another()
 
-    def another(self) -> FirecrackerDriver:
+    def another(self) -> VMMDriver:
         return FirecrackerDriver(
             self.binary, state_dir=self.folder / "state", run_dir=self.folder / "run", answer_s=ANSWER_S
         )
 
     def pids(self, vm: str) -> list[int]:
-        return self.all_pids(f"\0--id\0{vm}\0")
+        return self.all_pids(f"/{vm}/api.sock")
 
     def all_pids(self, having: str = "") -> list[int]:
         """Every Firecracker of this folder, whatever it holds or is written about it."""
@@ -121,8 +127,25 @@ class RealBench:
         wait_until(lambda: not self.all_pids(), "the end of all VMMs")
 
 
+class QemuBench(RealBench):
+    """QEMU, in software emulation: that is there on every machine."""
+
+    slowness = 4
+
+    def another(self) -> VMMDriver:
+        return QemuDriver(
+            self.binary,
+            state_dir=self.folder / "state",
+            run_dir=self.folder / "run",
+            answer_s=2.5 * ANSWER_S,  # its threads wait for a CPU as long as everybody does
+            accelerator="tcg",
+        )
+
+
 class SimulatedBench:
     """The driver that goes through the motions."""
+
+    slowness = 1
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -19,7 +19,7 @@ from mikrom_reconcile.wiring import SystemClock
 from tests.contract.drivers import Bench, wait_until
 from tests.fakes import HOST, order
 
-KEPT = ("locks", "tombstones", "tokens", "images")
+KEPT = ("locks", "tombstones", "tokens", "images", "attempts")
 """Folders of the state that outlive the last VM."""
 
 

@@ -31,7 +31,12 @@ def passes_in_greenlets(*arguments: str) -> None:
 
 
 def test_the_simulated_driver_does_the_same_in_greenlets() -> None:
-    passes_in_greenlets(str(FOLDER / "test_driver.py"), "-m", "not kvm")
+    passes_in_greenlets(str(FOLDER / "test_driver.py"), "-k", "simulated")
+
+
+@pytest.mark.needs("qemu-system-x86_64")
+def test_the_qemu_driver_does_the_same_in_greenlets() -> None:
+    passes_in_greenlets(str(FOLDER / "test_driver.py"), "-k", "qemu")
 
 
 @pytest.mark.kvm

@@ -93,7 +93,7 @@ def killed_at_each_of(
     total = lines_until_killed(deed, bench.another(), record, kill_before=NEVER)
     assert total is not None
     bench.driver.delete(record)
-    points = min(points, total)
+    points = min(points // bench.slowness, total)
     for point in range(points):
         record = victim()
         # waiting makes a run longer or shorter by some lines, so that the last point may lie behind its end

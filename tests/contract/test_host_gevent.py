@@ -15,7 +15,8 @@ FOLDER = Path(__file__).parent
 
 
 @pytest.mark.parametrize(
-    ("file", "chosen"), [("test_host.py", ""), ("test_host_killed.py", "simulated"), ("test_supervise.py", "")]
+    ("file", "chosen"),
+    [("test_host.py", "not qemu"), ("test_host_killed.py", "simulated"), ("test_supervise.py", "not qemu")],
 )
 def test_in_greenlets_it_is_the_same(file: str, chosen: str) -> None:
     plain = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen]

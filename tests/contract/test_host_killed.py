@@ -25,7 +25,19 @@ from tests.contract.hosts import Host
 from tests.fakes import BIGGER, desired_vm
 
 # Python 3.12 and later warn when a process with threads forks, and pytest-xdist has some; the child touches none
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+    # what is killed here is the executor, which knows no driver: QEMU's starts cost too much to try each step with them
+    pytest.mark.parametrize(
+        "bench",
+        [
+            pytest.param("real", marks=pytest.mark.kvm),
+            pytest.param("qemu", marks=[pytest.mark.needs("qemu-system-x86_64"), pytest.mark.soak]),
+            "simulated",
+        ],
+        indirect=True,
+    ),
+]
 
 Prepare = Callable[[Host, str], tuple[Order, DesiredVM | None]]
 

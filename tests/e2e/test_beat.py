@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from celery.result import AsyncResult
 
-from mikrom_reconcile.dispatch.app import LAST, FleetApp, make_app
+from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from mikrom_reconcile.dispatch.keys import LAST
 from tests.fleet import KEYS, Fleet, wait_until
 
 pytestmark = pytest.mark.redis

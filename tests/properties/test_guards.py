@@ -14,10 +14,10 @@ from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.plan import decide, question
+from mikrom_reconcile.core.plan import question
 from mikrom_reconcile.core.specs import read_specs
 from mikrom_reconcile.wiring import schemas
-from tests.properties.world import World
+from tests.properties.world import World, decided
 
 HOSTS = ("hv1", "hv2", "hv3")
 TICKS = 12
@@ -66,7 +66,7 @@ class Checkout:
         files = tuple(SourceFile(path=f"{n}.yml", text=yaml.safe_dump(body)) for n, body in enumerate(self.documents))
         specs = read_specs(SourceTree(revision="r1", files=files), schemas())
         asked = question(specs, self.memory, here=HOSTS[0])
-        decision = decide(asked, self.world.observe(asked.queries), limits)
+        decision = decided(asked, self.world.observe, limits)
         self.memory = decision.placements
         return decision.plan
 

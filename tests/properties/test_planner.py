@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from mikrom_reconcile.core.guards import Limits
-from mikrom_reconcile.core.model.observed import ObservedState, Placements
+from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.plan import Decision, decide, question
+from mikrom_reconcile.core.plan import Decision, question
 from mikrom_reconcile.core.specs import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import HOSTS, Project, memory_of, project_of, world_of
-from tests.properties.world import World
+from tests.properties.world import World, decided
 
 T = TypeVar("T")
 SEEDS = 200
@@ -37,7 +37,7 @@ def shuffled(chance: Random, items: Iterable[T]) -> list[T]:
 
 def look(project: Project, world: World, memory: Placements, limits: Limits = UNLIMITED) -> Decision:
     asked = question(read_specs(project.tree(), schemas()), memory, here=HOSTS[0])
-    return decide(asked, world.observe(asked.queries), limits)
+    return decided(asked, world.observe, limits)
 
 
 def converge(project: Project, world: World, memory: Placements, chance: Random) -> tuple[Plan, Placements]:
@@ -188,17 +188,20 @@ def test_equal_input_in_any_order_gives_equal_bytes(chance: Random) -> None:
     specs = read_specs(project.tree(list(order)), schemas())
     remembered = dict(shuffled(chance, memory.vms.items()))
     asked = question(specs, Placements(vms=remembered, covers=memory.covers), here=HOSTS[0])
-    state = world.observe(asked.queries)
-    views = [
-        view
-        if view.report is None
-        else msgspec.structs.replace(
-            view, report=msgspec.structs.replace(view.report, vms=tuple(shuffled(chance, view.report.vms)))
-        )
-        for view in shuffled(chance, state.hosts)
-    ]
-    again = decide(asked, ObservedState(taken_at=state.taken_at, hosts=tuple(views)), Limits())
-    assert msgspec.json.encode(again) == first
+
+    def observe(queries: dict[str, ObserveQuery]) -> ObservedState:
+        state = world.observe(queries)
+        views = [
+            view
+            if view.report is None
+            else msgspec.structs.replace(
+                view, report=msgspec.structs.replace(view.report, vms=tuple(shuffled(chance, view.report.vms)))
+            )
+            for view in shuffled(chance, state.hosts)
+        ]
+        return ObservedState(taken_at=state.taken_at, hosts=tuple(views))
+
+    assert msgspec.json.encode(decided(asked, observe, Limits())) == first
 
 
 @EVERY_SEED

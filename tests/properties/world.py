@@ -6,13 +6,16 @@ what is on dark hosts. What it shares with the code is only the language of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 
 from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
 from mikrom_reconcile.core.model.observed import (
+    Attempt,
     Capacity,
     Drift,
     HostReport,
@@ -23,6 +26,8 @@ from mikrom_reconcile.core.model.observed import (
     Phase,
 )
 from mikrom_reconcile.core.model.plan import Action
+from mikrom_reconcile.core.plan import Decision, Question, decide, thorough
+from mikrom_reconcile.core.selection import EVERYTHING, Selection
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -43,17 +48,22 @@ class Truth:
     uid: str = "u0"
     drift: tuple[Drift, ...] = ()
     last_error: str | None = None
+    attempt: Attempt | None = None
+    up_s: float = 3600.0
 
 
 @dataclass
 class World:
-    """Hosts by name, each a mapping of VM name to truth; `dark` hosts answer nothing and do nothing."""
+    """Hosts by name, each a mapping of VM name to truth; `dark` hosts answer nothing and do nothing. `attempts` are
+    those to make VMs that are not there.
+    """
 
     hosts: dict[str, dict[str, Truth]]
     dark: set[str] = field(default_factory=set)
     token: int = 10
     uids: count[int] = field(default_factory=count)
     acted: list[Action] = field(default_factory=list)
+    attempts: dict[str, Attempt] = field(default_factory=dict)
 
     def observe(self, queries: dict[str, ObserveQuery]) -> ObservedState:
         return ObservedState(taken_at=NOW, hosts=tuple(self._view(host, query) for host, query in queries.items()))
@@ -73,9 +83,16 @@ class World:
         }
         differ = {fleet for fleet in fleets | set(query.known) if query.known.get(fleet) != digests.get(fleet)}
         strangers = bool(differ) or query.others
+        as_told = {
+            row.name: row.fleet
+            for row in rows
+            if row.project == query.project and row.fleet in differ and not row.drift
+            if query.alike.get(row.fleet) == (row.spec_digest, row.phase)
+        }
         shown = [
             row
             for row in rows
+            if row.name not in as_told
             if (row.fleet in differ if row.project == query.project else strangers or row.phase == "unreadable")
         ]
         tokens = {row.project: row.token for row in sorted(rows, key=lambda row: row.token)}
@@ -88,6 +105,17 @@ class World:
                 highest_tokens=tokens,
                 digests=digests,
                 vms=tuple(shown),
+                maturing={
+                    row.name: least_s - self.hosts[host][row.name].up_s
+                    for row in rows
+                    if row.phase in {"running", "paused"}
+                    and (least_s := query.min_healthy_s.get(row.fleet, 0.0)) > self.hosts[host][row.name].up_s
+                },
+                attempts=self.attempts,
+                settled={
+                    fleet: tuple(sorted(name for name in as_told if as_told[name] == fleet))
+                    for fleet in sorted({*as_told.values()})
+                },
             ),
         )
 
@@ -108,6 +136,7 @@ class World:
             created_at=NOW,
             drift=truth.drift,
             last_error=truth.last_error,
+            attempt=truth.attempt,
         )
 
     def act(self, action: Action) -> str:
@@ -156,3 +185,19 @@ class World:
 
     def copy(self) -> World:
         return replace(self, hosts={host: dict(vms) for host, vms in self.hosts.items()}, acted=[])
+
+
+def decided(
+    asked: Question,
+    observe: Callable[[dict[str, ObserveQuery]], ObservedState],
+    limits: Limits,
+    selection: Selection = EVERYTHING,
+) -> Decision:
+    """What is decided once nothing is doubtful, as the engine asks."""
+    decision = decide(asked, observe(asked.queries), limits, selection)
+    if not decision.doubtful:
+        return decision
+    again = thorough(asked, decision.doubtful)
+    decision = decide(again, observe(again.queries), limits, selection)
+    assert not decision.doubtful
+    return decision

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mikrom_reconcile.control.sources.git import commit_of
@@ -22,7 +22,7 @@ MAX_BYTES = 10 * 1024 * 1024
 MAX_TREE_BYTES = 10 * MAX_BYTES
 """Largest tree: 100,000 documents take about 60 MiB."""
 
-_SUFFIXES = (".yml", ".yaml")
+SUFFIXES = (".yml", ".yaml")
 
 
 class FileSource:
@@ -37,24 +37,11 @@ class FileSource:
         Raises SourceError for a place that cannot be read or holds no spec file, and SpecError for files that are
         too large or no text, all of them at once.
         """
-        files: list[SourceFile] = []
-        problems: list[SpecProblem] = []
-        bytes_left = MAX_TREE_BYTES
-        for path in self._spec_files():
-            content = _bytes_of(path)
-            bytes_left -= len(content)
-            if bytes_left < 0:
-                raise SourceError(f"more than {MAX_TREE_BYTES >> 20} MiB of specs up to {path}; is the path right?")
-            shown = os.fsencode(path).decode("utf-8", "replace")  # a name may be no UTF-8, but what travels must be
-            if problem := _problem_in(shown, content):
-                problems.append(problem)
-            else:
-                files.append(SourceFile(path=shown, text=content.decode("utf-8-sig")))
-        if problems:
-            raise SpecError(tuple(problems))
-        if not files:
-            raise SourceError(f"no *.yml or *.yaml file in {', '.join(map(str, self._paths))}")
-        return SourceTree(revision=commit_of(self._paths) or _revision_of(files), files=tuple(files))
+        # a name may be no UTF-8, but what travels must be
+        found = ((os.fsencode(path).decode("utf-8", "replace"), _bytes_of(path)) for path in self._spec_files())
+        return tree_of(
+            found, lambda files: commit_of(self._paths) or _revision_of(files), where=", ".join(map(str, self._paths))
+        )
 
     def _spec_files(self) -> list[Path]:
         """Every file to read, once, under the first of its names, sorted."""
@@ -64,6 +51,33 @@ class FileSource:
         except OSError as error:
             raise _unreadable(error) from error
         return sorted(by_identity.values())
+
+
+def tree_of(
+    found: Iterable[tuple[str, bytes]], revision_of: Callable[[list[SourceFile]], str], *, where: str
+) -> SourceTree:
+    """The tree of files, given by path and content. Raises SourceError when there is none, SpecError, all at once."""
+    files: list[SourceFile] = []
+    problems: list[SpecProblem] = []
+    size = 0
+    for path, content in found:
+        size = checked_size(path, size + len(content))
+        if problem := _problem_in(path, content):
+            problems.append(problem)
+        else:
+            files.append(SourceFile(path=path, text=content.decode("utf-8-sig")))
+    if problems:
+        raise SpecError(tuple(problems))
+    if not files:
+        raise SourceError(f"no *.yml or *.yaml file in {where}")
+    return SourceTree(revision=revision_of(files), files=tuple(files))
+
+
+def checked_size(path: str, size: int) -> int:
+    """`size`, the bytes of all files up to `path`. Raises SourceError when they are too many."""
+    if size > MAX_TREE_BYTES:
+        raise SourceError(f"more than {MAX_TREE_BYTES >> 20} MiB of specs up to {path}; is the path right?")
+    return size
 
 
 def _files_in(given: Path) -> Iterator[Path]:
@@ -82,7 +96,7 @@ def _files_in(given: Path) -> Iterator[Path]:
                     continue
                 if entry.is_dir():
                     folders.append((Path(entry.path), (*ancestors, real)))
-                elif entry.name.endswith(_SUFFIXES):
+                elif entry.name.endswith(SUFFIXES):
                     yield Path(entry.path)
 
 

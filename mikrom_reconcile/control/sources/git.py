@@ -13,7 +13,8 @@ from pathlib import Path
 TIMEOUT_S = 2.0
 """`git status` of a few folders takes milliseconds; a repository that needs longer goes without a commit's name."""
 
-_ABBREVIATED = 12  # digits of a commit; what git itself would choose for a very large repository
+ABBREVIATED = 12
+"""Digits of a commit; what git itself would choose for a very large repository."""
 
 
 def commit_of(paths: Sequence[Path]) -> str | None:
@@ -43,4 +44,4 @@ def _revision_in(lines: list[str]) -> str | None:
     if commit == "(initial)":
         return None
     dirty = any(not line.startswith("#") for line in lines)
-    return commit[:_ABBREVIATED] + ("-dirty" if dirty else "")
+    return commit[:ABBREVIATED] + ("-dirty" if dirty else "")

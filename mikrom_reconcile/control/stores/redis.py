@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -85,6 +86,7 @@ class RedisStore:
     def __init__(self, redis: Redis, *, prefix: str) -> None:
         self._redis = redis
         self._prefix = prefix
+        self._known: dict[str, tuple[bytes, Placements]] = {}
 
     def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> RedisLease:
         """Take the lease of a project, with a token of at least `at_least`. Raises BusyError naming the holder."""
@@ -100,14 +102,27 @@ class RedisStore:
 
     def placements(self, project: str) -> Placements:
         """Where the project's VMs were last known to be; empty when nothing is remembered."""
+        key = self._placements(project)
         with _told():
-            found: Any = self._redis.get(self._placements(project))
-        return (_decoded(found, Placements) if found else None) or Placements()
+            digest: Any = self._redis.hget(key, "digest")
+            known = self._known.get(project)
+            if known is not None and known[0] == digest:
+                return known[1]
+            found: Any = self._redis.hmget(key, "digest", "content")
+        digest, content = found
+        placements = (_decoded(content, Placements) if content else None) or Placements()
+        if digest is not None:
+            self._known[project] = (digest, placements)
+        return placements
 
     def remember(self, project: str, placements: Placements) -> None:
-        """Replace the placements of a project."""
+        """Replace the placements of a project, unless they are the same: then nothing of their size is sent."""
+        key = self._placements(project)
+        content = msgspec.json.encode(placements)
+        digest = blake2b(content, digest_size=16).hexdigest()
         with _told():
-            self._redis.set(self._placements(project), msgspec.json.encode(placements))
+            if self._redis.hget(key, "digest") != digest.encode():
+                self._redis.hset(key, mapping={"digest": digest, "content": content})
 
     def save(self, report: RunReport) -> None:
         """Keep the report of a finished run; older ones than the last `KEPT_RUNS` are dropped."""

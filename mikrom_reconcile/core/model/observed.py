@@ -28,7 +28,8 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver can prove about one VM's VMM at this moment.
 
     `pid` is set while a VMM lives. `machine` and `boot_args` are what the VMM itself reports, None when it cannot
-    be asked. `end` speaks only when `status` is "none". `age_s` is how long the VMM process has lived.
+    be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk). `end` speaks only when
+    `status` is "none". `age_s` is how long the VMM process has lived.
     """
 
     status: VMMStatus
@@ -37,6 +38,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     age_s: float = 0.0
     machine: Machine | None = None
     boot_args: str | None = None
+    disks: frozenset[str] | None = None
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,11 +49,21 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     actual: int | str | bool | None
 
 
+FailedResult = Literal["failed_temporary", "failed_permanent"]
+"""How an order failed; see the results of orders."""
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """How often bringing a VM to one spec has failed in a row."""
+    """How often bringing a VM to one spec has failed in a row: 0 while the first try is under way.
+
+    `repair` says that it had been as that spec says before, so that a failure tells nothing against the spec.
+    """
 
     spec_digest: str
     count: int
+    result: FailedResult = "failed_temporary"
+    repair: bool = False
+    error: str = ""
 
 
 class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,21 +119,28 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What a run wants to know of a host.
 
     `project` limits the answer to that project's digests; None asks for every row of every project.
-    `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. Rows of
-    other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may have taken
-    a name. `strays` asks for VMMs without a record, too.
+    `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. `alike` maps a
+    fleet to the spec digest and the phase that all of its VMs should have: those that have them, and no drift, need no
+    row either. Rows of other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they
+    may have taken a name. `strays` asks for VMMs without a record, too. `min_healthy_s` maps a fleet to how long its
+    VMs have to be up before they count as healthy.
     """
 
     project: str | None = None
     known: dict[str, str] = {}
+    alike: dict[str, tuple[str, Phase]] = {}
     others: bool = False
     strays: bool = False
+    min_healthy_s: dict[str, float] = {}
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
 
-    `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders.
+    `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says.
+    `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
+    that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
+    `attempts` tells of VMs that have no record because this host could not make them.
     """
 
     host: str
@@ -130,8 +149,11 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}
     vms: tuple[ObservedVM, ...] = ()
+    settled: dict[str, tuple[str, ...]] = {}
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()
+    maturing: dict[str, float] = {}
+    attempts: dict[str, Attempt] = {}
 
 
 class HostView(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,10 +82,16 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peak(msgspec.Struct, frozen=True, kw_only=True):
-    """At most `down` of a fleet's `size` VMs that should run are down at a time."""
+    """At most `down` of a fleet's `size` VMs that should run are down at a time, `pending` are still to be taken down.
+
+    With a rollout, `batches` are the sizes of its batches and `batch` is the number of the one that it is at.
+    """
 
     down: int
     size: int
+    pending: int = 0
+    batch: int = 0
+    batches: tuple[int, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

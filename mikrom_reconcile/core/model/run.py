@@ -27,7 +27,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     variables; `retry` brings back what was given up; `limit`, `tags` and `skip_tags` narrow what is done
     (`core.selection`). `assume_dead` names hosts that are off for good, by a person's word: if they do not answer,
     their VMs may be made elsewhere. `without_hosts` is for plans only: what if these hosts were lost? `verb` and
-    `names` ask for one deed on VMs by name instead, past the specs (`core.one_off`).
+    `names` ask for one deed on VMs by name instead, past the specs (`core.one_off`). `source_problem` says why the tree
+    is the last good one and not what its source holds now; "" if it is.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     without_hosts: tuple[str, ...] = ()
     verb: Verb | None = None
     names: tuple[str, ...] = ()
+    source_problem: str = ""
     forks: int = 32
     timeout_s: float = 600.0
 
@@ -75,8 +77,24 @@ class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class UnfinishedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run without a report: nobody has begun it, it goes on, or it ended before it could report, with `error`.
+
+    `done` of `planned` actions (None: not known beforehand) have ended, `failed` of them badly.
+    """
+
+    run_id: str
+    origin: str
+    since: datetime
+    state: Literal["waiting", "running", "failed"]
+    planned: int | None = None
+    done: int = 0
+    failed: int = 0
+    error: str = ""
+
+
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One run from plan to verification. `origin` is that of its request.
+    """One run from plan to verification. `origin` and `source_problem` are those of its request.
 
     `remaining` is the plan that the last observation gives: what is still different, and None when the run
     ended before it could observe again. `late` says that the deadline passed first.
@@ -90,3 +108,4 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     finished_at: datetime
     origin: str = ""
+    source_problem: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -26,6 +27,21 @@ class SourceTree(msgspec.Struct, frozen=True, kw_only=True):
 
     revision: str
     files: tuple[SourceFile, ...]
+
+
+class SourceState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the last look at the source of scheduled runs gave; `name` is how it is set.
+
+    `revision` is the last good one ("" for none), first seen `since`; `good_at` is when the source was last as good as
+    that. `problem` says why it is not used as it is now.
+    """
+
+    name: str
+    revision: str
+    since: datetime | None
+    good_at: datetime | None
+    looked_at: datetime
+    problem: str = ""
 
 
 class SpecDocument(msgspec.Struct, frozen=True, kw_only=True):

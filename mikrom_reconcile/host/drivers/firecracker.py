@@ -18,10 +18,11 @@ from mikrom_reconcile.host.drivers import limits
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.drivers.firecracker_api import Api
 from mikrom_reconcile.host.drivers.firecracker_end import end_of
-from mikrom_reconcile.host.drivers.firecracker_start import command, requests
+from mikrom_reconcile.host.drivers.firecracker_start import command, kernel_problem, requests
 from mikrom_reconcile.host.drivers.vmm import Places, Proc
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
+from mikrom_reconcile.host.media import Media
 from mikrom_reconcile.host.ports import VMRecord
 
 _STATUS: dict[str, VMMStatus] = {"Not started": "starting", "Running": "running", "Paused": "paused"}
@@ -35,9 +36,15 @@ class _BootSource(msgspec.Struct):
     boot_args: str | None = None
 
 
+class _Drive(msgspec.Struct):
+    drive_id: str
+    path_on_host: str | None = None
+
+
 class _Config(msgspec.Struct, rename="kebab"):
     machine_config: Machine
     boot_source: _BootSource
+    drives: tuple[_Drive, ...] = ()
 
 
 class FirecrackerDriver(VMMDriver):
@@ -49,24 +56,31 @@ class FirecrackerDriver(VMMDriver):
 
     name = "firecracker"
 
+    def memory_mib(self, spec: VMSpec) -> int:
+        """Firecracker itself takes some 2 MiB, which the host's own reserve has to bear."""
+        return spec.machine.mem_size_mib
+
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why Firecracker cannot run `spec`."""
         return limits.unsupported(spec)
+
+    def _kernel_problem(self, kernel: Path) -> str | None:
+        return kernel_problem(kernel)
 
     def _is_one(self, name: str, argv: list[str]) -> str | None:
         if not name.startswith("firecracker") and "--api-sock" not in argv:  # jailed ones have another name
             return None
         return argv[argv.index("--id") + 1] if "--id" in argv[:-1] else ""
 
-    def _command(self, record: VMRecord, places: Places, kernel: Path) -> Command:
-        del record, kernel  # requests bring them
+    def _command(self, record: VMRecord, places: Places, media: Media) -> Command:
+        del record, media  # requests bring them
         return command(self._binary, places)
 
-    def _boot(self, record: VMRecord, places: Places, proc: Proc, kernel: Path, *, give_up_at: float) -> None:
+    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: Media, *, give_up_at: float) -> None:
         with step(record.vm, "connecting to Firecracker"):
             api = connected(lambda: Api(str(places.socket), pid=proc.pid, give_up_at=give_up_at), proc, give_up_at)
         with api:
-            for path, content, doing in requests(record.spec, kernel):
+            for path, content, doing in requests(record.spec, media):
                 with step(record.vm, doing):
                     api.put(path, content)
 
@@ -77,7 +91,12 @@ class FirecrackerDriver(VMMDriver):
         status = _STATUS.get(state, "unresponsive")
         if status not in {"running", "paused"}:
             return Answer(status=status)
-        return Answer(status=status, machine=config.machine_config, boot_args=config.boot_source.boot_args or "")
+        return Answer(
+            status=status,
+            machine=config.machine_config,
+            boot_args=config.boot_source.boot_args or "",
+            disks={drive.drive_id: drive.path_on_host or "" for drive in config.drives},
+        )
 
     def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
         with self._api(places, found, timeout_s) as api:

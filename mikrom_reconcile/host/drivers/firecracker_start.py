@@ -8,10 +8,14 @@ from pathlib import Path
 import msgspec
 
 from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.host.disks import ROOT_ID
 from mikrom_reconcile.host.drivers.vmm import Places
 from mikrom_reconcile.host.drivers.vmm_start import Command
+from mikrom_reconcile.host.media import Media
 
 PROGRAM = "Firecracker"
+
+_X86_64 = (62).to_bytes(2, "little")
 
 Request = tuple[str, dict[str, object], str]
 """Path, content, and what is being done, in words."""
@@ -25,15 +29,42 @@ def command(binary: Path, places: Places) -> Command:
         *("--metrics-path", str(places.metrics)),
     )
     # it makes neither its log nor its metrics file
-    return Command(program=PROGRAM, argv=argv, output=places.console, fresh=(places.log, places.metrics))
+    return Command(
+        driver="firecracker", program=PROGRAM, argv=argv, output=places.console, fresh=(places.log, places.metrics)
+    )
 
 
-def requests(spec: VMSpec, kernel: Path) -> Iterator[Request]:
+def requests(spec: VMSpec, media: Media) -> Iterator[Request]:
     """What configures the VMM and boots its guest, in order."""
     machine: dict[str, object] = msgspec.to_builtins(spec.machine)
     if spec.machine.cpu_template is None:
         del machine["cpu_template"]
     yield "/machine-config", machine, "configuring the machine"
-    boot_source: dict[str, object] = {"kernel_image_path": str(kernel), "boot_args": spec.boot_args}
+    boot_source: dict[str, object] = {"kernel_image_path": str(media.kernel), "boot_args": spec.boot_args}
+    if media.initrd is not None:
+        boot_source["initrd_path"] = str(media.initrd)
     yield "/boot-source", boot_source, "configuring the boot source"
+    for disk in media.disks:
+        drive: dict[str, object] = {
+            "drive_id": disk.name,
+            "path_on_host": str(disk.path),
+            "is_root_device": disk.name == ROOT_ID,
+            "is_read_only": disk.read_only,
+        }
+        yield f"/drives/{disk.name}", drive, f"configuring the disk {disk.name}"
     yield "/actions", {"action_type": "InstanceStart"}, "starting the guest"
+
+
+def kernel_problem(kernel: Path) -> str | None:
+    """Why Firecracker cannot boot this kernel, None if nothing speaks against it. Raises OSError."""
+    with kernel.open("rb") as content:
+        head = content.read(1024)
+    if head[514:518] == b"HdrS":
+        return "its kernel is a bzImage, and Firecracker boots a vmlinux: unpack it with the kernel's extract-vmlinux"
+    if head[:4] != b"\x7fELF":
+        packed = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"\xfd\x37": "xz"}.get(head[:2])
+        found = f"packed with {packed}: unpack it" if packed else "no ELF file"
+        return f"its kernel is {found}; Firecracker boots a vmlinux"
+    if head[18:20] != _X86_64:
+        return f"its kernel is for another CPU (ELF machine {int.from_bytes(head[18:20], 'little')}, x86-64 is 62)"
+    return None

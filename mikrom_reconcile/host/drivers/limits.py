@@ -15,13 +15,13 @@ MAX_BOOT_ARGS_BYTES = 2047
 def unsupported(spec: VMSpec) -> str | None:
     """Why nobody can run `spec`, and what to write instead. None: nothing is known against it."""
     machine = spec.machine
-    if spec.image != HELLO:
-        return f'there is no image "{spec.image}"; the only one so far is "{HELLO}"'
+    if spec.image != HELLO and spec.boot is None:
+        return f'the image "{spec.image}" is not built in as "{HELLO}" is, and no Image document says what it boots'
     if not 1 <= machine.vcpu_count <= MAX_VCPU_COUNT:
         return f"machine.vcpu_count is {machine.vcpu_count}; Firecracker takes 1 to {MAX_VCPU_COUNT}"
     if machine.smt and machine.vcpu_count > 1 and machine.vcpu_count % 2:
         return f"machine.vcpu_count is {machine.vcpu_count}; with machine.smt it is 1 or an even number"
-    if machine.mem_size_mib < LEAST_MEM_SIZE_MIB:
+    if spec.boot is None and machine.mem_size_mib < LEAST_MEM_SIZE_MIB:
         return f'machine.mem_size_mib is {machine.mem_size_mib}; "{HELLO}" needs {LEAST_MEM_SIZE_MIB} or more'
     size = len(spec.boot_args.encode())
     if size > MAX_BOOT_ARGS_BYTES:

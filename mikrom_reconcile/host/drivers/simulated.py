@@ -57,11 +57,14 @@ class SimulatedDriver:
     """The driver that starts nothing. `boot_s` is how long a start takes."""
 
     name = "simulated"
-    takes_memory = False
 
     def __init__(self, state_dir: Path, *, boot_s: float = 0.0) -> None:
         self._folder = state_dir / "sim"
         self._boot_s = boot_s
+
+    def memory_mib(self, spec: VMSpec) -> int:  # noqa: ARG002 - the port's
+        """Nothing: no guest runs."""
+        return 0
 
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why no driver can run `spec`."""

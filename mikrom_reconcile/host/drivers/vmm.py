@@ -37,10 +37,11 @@ _KEPT_PLACES = 4096
 
 
 class Proc(process.Identity, frozen=True, kw_only=True):
-    """What proc.json holds: the process of the VM's last VMM, and for which record it was started."""
+    """What proc.json holds: the process of the VM's last VMM, for which record it was started, and by which driver."""
 
     uid: str
     generation: int
+    driver: str = "firecracker"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,6 @@ class Layout:
     def __init__(self, state_dir: Path, run_dir: Path) -> None:
         self._state_dir = state_dir.resolve()
         self._run_dir = run_dir
-        self.images = self._state_dir / "images"
 
     def of(self, vm: str) -> Places:
         """The places of one VM."""

@@ -24,7 +24,7 @@ from mikrom_reconcile.host.drivers.tails import part
 from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
 from mikrom_reconcile.host.drivers.vmm_start import Command, abandon, last_words_of, spawn
 from mikrom_reconcile.host.holes import keep_tail
-from mikrom_reconcile.host.images import kernel_of_hello
+from mikrom_reconcile.host.media import Media, Shelf
 from mikrom_reconcile.host.ports import VMRecord
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -46,40 +46,54 @@ _BOOTED = frozenset({"running", "paused"})
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a VMM says of itself. "unresponsive" stands for a state that no VMM in order has."""
+    """What a VMM says of itself. "unresponsive" stands for a state that no VMM in order has.
+
+    `disks` maps the name of each disk that it has open to the path under which it opened it.
+    """
 
     status: VMMStatus
     machine: Machine | None = None
     boot_args: str | None = None
+    disks: dict[str, str] | None = None
 
 
 class VMMDriver(ABC):
     """The driver of one kind of VMM. `answer_s` is how long it waits for a VMM that should answer at once."""
 
     name: str
-    takes_memory = True
 
-    def __init__(self, binary: Path, *, state_dir: Path, run_dir: Path, answer_s: float = ANSWER_S) -> None:
+    def __init__(
+        self, binary: Path, *, state_dir: Path, run_dir: Path, shelf: Shelf | None = None, answer_s: float = ANSWER_S
+    ) -> None:
         self._binary = binary
         self._layout = Layout(state_dir, run_dir)
+        self._shelf = shelf or Shelf.below(state_dir)
         self._answer_s = answer_s
 
     # ---- what is each VMM's own -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def memory_mib(self, spec: VMSpec) -> int:
+        """What its VMM may take of this host's memory."""
 
     @abstractmethod
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why this VMM cannot run `spec`."""
 
     @abstractmethod
+    def _kernel_problem(self, kernel: Path) -> str | None:
+        """Why this VMM cannot boot a kernel, None if nothing speaks against it. Raises OSError."""
+
+    @abstractmethod
     def _is_one(self, name: str, argv: list[str]) -> str | None:
         """The VM's name ("" if it has none) in the command line of a VMM of this kind; None: it is none."""
 
     @abstractmethod
-    def _command(self, record: VMRecord, places: Places, kernel: Path) -> Command:
+    def _command(self, record: VMRecord, places: Places, media: Media) -> Command:
         """How it is started, so that it waits with its guest for `_boot`."""
 
     @abstractmethod
-    def _boot(self, record: VMRecord, places: Places, proc: Proc, kernel: Path, *, give_up_at: float) -> None:
+    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: Media, *, give_up_at: float) -> None:
         """Configure it and let its guest run."""
 
     @abstractmethod
@@ -104,8 +118,8 @@ class VMMDriver(ABC):
         """What is provably there. Raises an ActionError if this *process* cannot look; that says nothing of the VM."""
         places = self._layout.of(record.vm)
         with step(record.vm, "observing it"):
-            found = vmm.find(places)
-            if found is not None and (facts := self._ask(places, found)) is not None:
+            found = self._find(places)
+            if found is not None and (facts := self._ask(record, places, found)) is not None:
                 return facts
             process.reap()
             if vmm.is_being_spawned(places):
@@ -115,7 +129,7 @@ class VMMDriver(ABC):
     def watch(self, record: VMRecord) -> int | None:
         """A pidfd of the proven VMM."""
         with step(record.vm, "opening a pidfd of its VMM"):
-            found = vmm.find(self._layout.of(record.vm))
+            found = self._find(self._layout.of(record.vm))
             return None if found is None else process.open_pidfd(found)
 
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
@@ -126,13 +140,15 @@ class VMMDriver(ABC):
         if self._runs_already(record, places):
             return
         self._end(places, grace_s=0, give_up_at=give_up_at)
-        with step(record.vm, "copying its image"):
-            kernel = kernel_of_hello(self._layout.images)
-        command = self._command(record, places, kernel)
+        with step(record.vm, "making its kernel and disks ready"):
+            media = self._shelf.prepared(record, give_up_at=give_up_at)
+            if problem := self._kernel_problem(media.kernel):
+                raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
+        command = self._command(record, places, media)
         proc = spawn(command, record, places)
         try:
             with last_words_of(command.program, places, proc):
-                self._boot(record, places, proc, kernel, give_up_at=give_up_at)
+                self._boot(record, places, proc, media, give_up_at=give_up_at)
         except BaseException:
             abandon(places, proc)
             raise
@@ -157,6 +173,8 @@ class VMMDriver(ABC):
         self.stop(record, grace_s=0)
         places = self._layout.of(record.vm)
         errors = [error for path in places.files() if (error := _not_removed(path))]
+        with step(record.vm, "removing its disks"):
+            self._shelf.remove(record)
         with step(record.vm, "removing its files"):
             if errors:  # whatever else could go is gone
                 left = ", ".join(error.filename for error in errors)
@@ -214,13 +232,25 @@ class VMMDriver(ABC):
 
     def _runs_already(self, record: VMRecord, places: Places) -> bool:
         with step(record.vm, "looking for its VMM"):
-            found = vmm.find(places)
+            found = self._find(places)
             if not isinstance(found, Proc) or found.uid != record.uid:
                 return False
-            facts = self._ask(places, found)
+            facts = self._ask(record, places, found)
             return facts is not None and facts.status in _BOOTED
 
-    def _ask(self, places: Places, found: process.Identity) -> VMMFacts | None:
+    def _find(self, places: Places) -> process.Identity | None:
+        """The proven VMM. Raises PermanentError if another driver started it: it is not ours to judge or replace."""
+        found = vmm.find(places)
+        if isinstance(found, Proc) and found.driver != self.name:
+            raise PermanentError(
+                f"its VMM (pid {found.pid}) was started by the driver {found.driver} and this is {self.name}: "
+                f"stop it with MIKROM_DRIVER={found.driver}, or go on with that driver",
+                vm=places.vm,
+                step="looking for its VMM",
+            )
+        return found
+
+    def _ask(self, record: VMRecord, places: Places, found: process.Identity) -> VMMFacts | None:
         """What is known of a proven VMM; None when it has died meanwhile."""
         answer = Answer(status="unresponsive")
         for _ in range(ATTEMPTS):
@@ -241,12 +271,20 @@ class VMMDriver(ABC):
             age_s=process.age_s(found),
             machine=answer.machine,
             boot_args=answer.boot_args,
+            disks=None if answer.disks is None else self._own_disks(record, answer.disks),
         )
+
+    def _own_disks(self, record: VMRecord, found: dict[str, str]) -> frozenset[str]:
+        """The disks that the VMM has open and that are the VM's, each under its own path."""
+        if not found:
+            return frozenset()
+        paths = {disk.name: str(disk.path) for disk in self._shelf.disks_of(record)}
+        return frozenset(name for name, path in found.items() if paths.get(name) == path)
 
     def _find_and_set_paused(self, record: VMRecord, doing: str, deadline_s: float, *, paused: bool) -> None:
         places = self._layout.of(record.vm)
         with step(record.vm, doing):
-            if (found := vmm.find(places)) is None:
+            if (found := self._find(places)) is None:
                 raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
             self._set_paused(places, found, min(deadline_s, self._answer_s), paused=paused)
 

@@ -34,10 +34,11 @@ T = TypeVar("T")
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """How a VMM is started. `program` is its name for people, `output` where its standard output and error go,
-    `fresh` the files that have to be there and empty before.
+    """How a VMM is started. `driver` is its driver's name, `program` its own, `output` takes its standard output and
+    error, and the files `fresh` have to be there and empty before.
     """
 
+    driver: str
     program: str
     argv: tuple[str, ...]
     output: Path
@@ -55,7 +56,7 @@ def spawn(command: Command, record: VMRecord, places: Places) -> Proc:
             identity = process.identify(pid)
             if identity is None:
                 raise TemporaryError(_last_words(command.program, places), vm=record.vm, step=doing)
-            return _written_down(record, places, identity)
+            return _written_down(command.driver, record, places, identity)
         finally:
             os.close(lock)  # only this copy: the VMM keeps its own
 
@@ -125,13 +126,14 @@ def _opened(path: Path, flags: int) -> int:
     return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
 
 
-def _written_down(record: VMRecord, places: Places, identity: process.Identity) -> Proc:
+def _written_down(driver: str, record: VMRecord, places: Places, identity: process.Identity) -> Proc:
     proc = Proc(
         pid=identity.pid,
         starttime=identity.starttime,
         boot_id=identity.boot_id,
         uid=record.uid,
         generation=record.generation,
+        driver=driver,
     )
     try:
         write_proc(places, proc)

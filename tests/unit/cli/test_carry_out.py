@@ -14,7 +14,7 @@ from mikrom_reconcile.cli.carry_out import carry_out, refuse_without_anybody_to_
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest
+from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceTree
 from tests.samples import change, outcome, plan, refusal, report
 
@@ -38,7 +38,17 @@ class FakeEngine:
         self.hosts = cast("Hosts", None)
         self.store = cast("RunStore", None)
         self.planned = planned
+        self.handed_over: Plan | None = None
         self.applied: list[tuple[RunRequest, Plan | None]] = []
+
+    def source(self) -> None:
+        return None
+
+    def unfinished(self) -> tuple[UnfinishedRun, ...]:
+        return ()
+
+    def hand_over(self, request: RunRequest, plan: Plan) -> None:
+        self.handed_over = plan
 
     def plan(self, request: RunRequest) -> Plan:
         return REMOVE if request.confirmed else self.planned

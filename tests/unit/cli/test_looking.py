@@ -63,6 +63,9 @@ class FakeEngine:
         self.hosts = hosts
         self.store = cast("RunStore", FakeStore())
 
+    def source(self) -> None:
+        return None
+
 
 @pytest.fixture
 def engine_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:

@@ -71,13 +71,13 @@ def test_another_root_disk_replaces_the_vm_whatever_its_phase(phase: str) -> Non
 def test_protection_holds_for_a_root_disk_that_the_guest_has_written_to(
     before: VMSpec, policy: Policy, kinds: list[str]
 ) -> None:
-    kept, _ = protect([verdict(wanted(B, policy), seen(before))], {"web": policy}, "shop")
+    kept, _ = protect([verdict(wanted(B, policy), seen(before))], {"web": policy})
     assert [change.kind for change in kept] == kinds
 
 
 def test_a_stopped_vm_is_protected_too() -> None:
     desired = replace(wanted(B), state="stopped")
-    kept, refusals = protect([verdict(desired, seen(A, phase="stopped", state="stopped"))], {"web": POLICY}, "shop")
+    kept, refusals = protect([verdict(desired, seen(A, phase="stopped", state="stopped"))], {"web": POLICY})
     assert [change.kind for change in kept] == ["blocked"]
     assert [refusal.rule for refusal in refusals] == ["prevent_destroy"]
 
@@ -88,7 +88,7 @@ def test_a_drive_grows_and_never_shrinks() -> None:
     change = verdict(wanted(small), seen(large))
     assert (change.kind, change.rule) == ("blocked", "shrinking")
     assert change.reasons[0] == "drives.data.size_mib would shrink from 128 to 64"
-    kept, _ = protect([change], {"web": POLICY}, "shop")
+    kept, _ = protect([change], {"web": POLICY})
     assert kept == [change]
 
 

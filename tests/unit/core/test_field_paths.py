@@ -11,7 +11,9 @@ from mikrom_reconcile.core.fields import FIELDS, impact_of, is_row_of, recorded
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, Check, Drive, NetworkInterface, PinnedFile, RootDisk
 
-SCHEMA = json.loads((Path(__file__).parents[3] / "schemas/fleet.schema.json").read_text(encoding="utf-8"))
+SCHEMAS = Path(__file__).parents[3] / "schemas"
+SCHEMA = json.loads((SCHEMAS / "fleet.schema.json").read_text(encoding="utf-8"))
+IMAGE = json.loads((SCHEMAS / "image.schema.json").read_text(encoding="utf-8"))["properties"]["spec"]
 KERNEL = PinnedFile(source="file:///k", sha256="0" * 64)
 FLEET = SCHEMA["properties"]["spec"]["properties"]
 
@@ -28,11 +30,14 @@ def paths_of(schema: dict[str, Any], above: str = "") -> Iterator[str]:
     for name, entry in schema["properties"].items():
         if "properties" in entry:
             yield from paths_of(entry, f"{above}{name}.")
+        elif isinstance(named := entry.get("additionalProperties"), dict):
+            yield f"{above}{name}.*"
+            yield from paths_of(named, f"{above}{name}.*.")
         else:
             yield f"{above}{name}"
 
 
-CLOSED = ("boot.", "drives.", "network_interfaces.", "mmds.", "checks.")
+CLOSED = ("network_interfaces.", "mmds.", "checks.")
 """Beginnings of paths that have a type and a row already, and that the schema does not take yet."""
 
 FULL = VMSpec(
@@ -58,8 +63,14 @@ def test_everything_that_is_recorded_has_a_row_in_the_table_and_every_row_is_rec
     assert {row for row in FIELDS if not any(is_row_of(row, path) for path in paths | above)} == set()
 
 
+def test_the_schema_of_images_opens_all_that_a_vm_boots() -> None:
+    boot = {path.removeprefix("boot.") for path in FIELDS if path.startswith("boot.")}
+    assert set(paths_of(IMAGE)) - {"boot_args"} == boot - {"initrd", "rootfs"} | {"rootfs.source", "kernel.source"}
+
+
 def test_the_schema_opens_every_field_of_a_vm_wherever_one_is_written() -> None:
-    of_a_vm = (path for path in FIELDS if path.partition(".")[0] in VMSpec.__struct_fields__ and opened(path))
+    written = set(VMSpec.__struct_fields__) - {"boot"}  # what an image's name stands for is written in its document
+    of_a_vm = (path for path in FIELDS if path.partition(".")[0] in written and opened(path))
     expected = sorted([*of_a_vm, "state"])
     assert sorted(paths_of(FLEET["template"])) == expected
     assert sorted(set(paths_of(FLEET["overrides"]["items"])) - {"match"}) == expected
@@ -67,7 +78,7 @@ def test_the_schema_opens_every_field_of_a_vm_wherever_one_is_written() -> None:
 
 
 def test_every_field_of_a_vmm_can_be_ignored() -> None:
-    ignorable = FLEET["lifecycle"]["properties"]["ignore_changes"]["items"]["enum"]
-    assert sorted(ignorable) == sorted(
-        ["image", *(path for path in FIELDS if impact_of(path) != "record" and opened(path))]
-    )
+    ignorable = FLEET["lifecycle"]["properties"]["ignore_changes"]["items"]["else"]["enum"]
+    elsewhere = ("boot.", *(path for path in FIELDS if "*" in path))  # meant by `image`, or of names that people chose
+    known = (path for path in FIELDS if opened(path) and not f"{path}.".startswith(elsewhere))
+    assert sorted(ignorable) == sorted(["image", *(path for path in known if impact_of(path) != "record")])

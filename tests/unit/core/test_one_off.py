@@ -137,3 +137,24 @@ def test_pause_and_resume_never_become_a_restart_that_loses_memory(verb: Verb, s
     assert planned(verb, ("*",), row("a", state, state, drift=drift)).changes == ()
     (change,) = planned(verb, ("*",), row("a", other, other, drift=drift)).changes
     assert (change.kind, "machine.vcpu_count" in change.reasons[0]) == ("blocked", True)
+
+
+def test_a_start_leaves_a_running_vm_that_drifted_alone_and_says_so() -> None:
+    drift = (Drift(path="machine.vcpu_count", recorded=1, actual=2),)
+    plan = planned("start", ("*",), row("a", drift=drift))
+    assert (plan.changes, plan.unchanged) == ((), {"hv01": 1})
+    (told,) = plan.warnings
+    assert "a on hv01 is running already, and left alone" in told
+    assert "(machine.vcpu_count); `mikrom restart` puts that right" in told
+    (change,) = planned("start", ("*",), row("a", "paused", "paused", drift=drift)).changes
+    assert (change.kind, "mikrom restart" in change.reasons[0]) == ("blocked", True)
+    (change,) = planned("start", ("*",), row("a", "unresponsive", drift=drift)).changes
+    assert change.kind == "restart"
+
+
+def test_a_restart_that_leaves_drift_behind_has_not_done_what_was_asked() -> None:
+    drift = (Drift(path="machine.vcpu_count", recorded=1, actual=2),)
+    assert planned("restart", ("a",), row("a"), acted_on=("a",)).changes == ()
+    assert [change.kind for change in planned("restart", ("a",), row("a", drift=drift), acted_on=("a",)).changes] == [
+        "restart"
+    ]

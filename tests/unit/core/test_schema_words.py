@@ -17,7 +17,7 @@ def told(schema: dict[str, Any], document: Any) -> list[str]:
     ("schema", "document", "words"),
     [
         ({"type": "string", "maxLength": 3}, "café", "the document has 4 characters; at most 3 are allowed; "),
-        ({"minItems": 1, "description": "Who."}, [], "the document cannot be a list; Who."),
+        ({"maxItems": 0, "description": "Who."}, [1], "the document cannot be a list; Who."),
         ({"minimum": 1}, 0, "the document is 0; it must be from 1 up; "),
         ({"uniqueItems": True}, ["a", "b", "a"], 'the document has "a" twice; remove one of the two'),
         ({"uniqueItems": True}, [*range(1001), 1000], "the document has something twice; "),

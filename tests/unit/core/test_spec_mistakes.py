@@ -84,8 +84,8 @@ NASTY = {
     ),
     "an unknown kind": (FLEET.replace("Fleet", "Flet"), ["2:7 unknown kind 'Flet'; did you mean Fleet?"]),
     "a kind that is to come": (FLEET.replace("Fleet", "Network"), ["2:7 kind Network is not implemented yet"]),
-    "a kind that is a list": ("kind: [a]\n", ["1:7 kind cannot be a list; known are Fleet, Inventory, Project"]),
-    "a kind that is empty": ("kind:\n", ["1:6 kind cannot be null; known are Fleet, Inventory, Project"]),
+    "a kind that is a list": ("kind: [a]\n", ["1:7 kind cannot be a list; known are Fleet, Image, Inventory, Project"]),
+    "a kind that is empty": ("kind:\n", ["1:6 kind cannot be null; known are Fleet, Image, Inventory, Project"]),
     "another version": (
         FLEET.replace("/v1", "/v2"), ['1:13 apiVersion cannot be "mikrom/v2"; write mikrom/v1'],
     ),

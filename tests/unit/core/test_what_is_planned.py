@@ -199,10 +199,10 @@ def test_a_vm_that_could_go_to_several_hosts_says_why_it_goes_to_this_one() -> N
 
 def test_the_peak_counts_what_is_down_and_what_is_taken_down_at_once() -> None:
     before, after = specs_of(fleet("web", 20)), specs_of(fleet("web", 20, mem=32), fleet("db", 2))
-    assert decided(after, rows(before)).plan.peaks == {"web": Peak(down=2, size=20)}
+    assert decided(after, rows(before)).plan.peaks == {"web": Peak(down=2, size=20, pending=20)}
     missing = decided(after, rows(before)[3:])
-    assert missing.plan.peaks == {"web": Peak(down=3, size=20)}
+    assert missing.plan.peaks == {"web": Peak(down=3, size=20, pending=17)}
     assert decided(before, ()).plan.peaks == {}
     assert decided(specs_of(fleet("web", 1, mem=32)), rows(specs_of(fleet("web", 1)))).plan.peaks == {
-        "web": Peak(down=1, size=1)
+        "web": Peak(down=1, size=1, pending=1)
     }

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from redis import Redis
 
+from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch import deadlines
@@ -47,7 +48,7 @@ def app(redis: Fleet, host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[F
     app = make_app(replace(redis.settings(), host=HOST))
     register(
         app, hypervisor=lambda: host.hypervisor, engine=lambda: pytest.fail("no engine"),
-        read_tree=lambda: pytest.fail("no specs"),
+        source=wiring.make_source(redis.settings()),
     )  # fmt: skip
     yield app
     app.close()

@@ -6,9 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.errors import PastDeadlineError, PermanentError
-from mikrom_reconcile.core.model.observed import Attempt, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, ObserveQuery, VMMFacts
 from mikrom_reconcile.host.hypervisor import Hypervisor
-from tests.fakes import BIGGER, HOST, desired_vm, order
+from tests.fakes import BIGGER, HOST, SPEC, desired_vm, order
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
 
 
@@ -42,13 +42,14 @@ def test_attempts_are_counted_for_one_spec_and_forgotten_on_success(host: Host) 
     digest = desired_vm(VM).spec_digest
     host.driver.faults["start"] = [TEMPORARY, TEMPORARY, PERMANENT, TEMPORARY]
     seen = host.execute(order("create", VM)).observed
-    assert host.record().attempt == Attempt(spec_digest=digest, count=1)
-    for count in (2, 3):
+    assert (attempt_of(host).spec_digest, attempt_of(host).count) == (digest, 1)
+    for count, result in ((2, "failed_temporary"), (3, "failed_permanent")):
         seen = host.execute(order("start", VM, seen)).observed
-        assert host.record().attempt == Attempt(spec_digest=digest, count=count)
+        assert (attempt_of(host).count, attempt_of(host).result) == (count, result)
+        assert not attempt_of(host).repair
     other = desired_vm(VM, BIGGER)
     seen = host.execute(order("start", VM, seen, desired=other)).observed
-    assert host.record().attempt == Attempt(spec_digest=other.spec_digest, count=1)
+    assert (attempt_of(host).spec_digest, attempt_of(host).count) == (other.spec_digest, 1)
     outcome = host.execute(order("start", VM, seen, desired=other))
     assert outcome.result == "done"
     assert (host.record().attempt, host.record().last_error) == (None, None)
@@ -124,7 +125,7 @@ def test_what_is_no_exception_passes_through_after_cleaning_up(host: Host, end: 
     with pytest.raises(end):
         host.execute(order("create", VM))
     assert host.driver.calls == ["start", "stop"]
-    assert host.record().attempt is None, "an interruption is no failure of the spec"
+    assert attempt_of(host).count == 0, "an interruption is no failure of the spec"
     host.driver.vmms.clear()
     assert host.execute(order("create", VM)).result == "done", "the lock was not given back"
 
@@ -176,3 +177,54 @@ def test_a_record_that_failed_and_yet_runs_is_put_right_by_the_same_order(host: 
     assert (host.record().last_error, host.record().attempt) == (None, None)
     assert outcome.observed is not None
     assert (outcome.observed.last_error, outcome.observed.attempt) == (None, None)
+
+
+def test_an_attempt_to_make_a_vm_that_left_no_record_is_kept_until_it_is_made(host: Host) -> None:
+    host.driver.refused = "33 vcpus"
+    for count in (1, 2):
+        assert host.execute(order("create", VM)).result == "failed_permanent"
+        (attempt,) = host.records.attempts().values()
+        assert (attempt.count, attempt.result, "33 vcpus" in attempt.error) == (count, "failed_permanent", True)
+    assert host.execute(order("create", VM, desired=desired_vm(VM, BIGGER))).result == "failed_permanent"
+    assert host.records.attempts()[VM].count == 1, "another spec has other attempts"
+    host.driver.refused = None
+    host.created()
+    assert (host.records.attempts(), host.record().attempt) == ({}, None)
+
+
+def test_an_order_that_is_refused_leaves_what_runs_as_it_was_but_for_the_attempt(host: Host) -> None:
+    seen = host.created()
+    host.driver.refused = "33 vcpus"
+    outcome = host.execute(order("restart", VM, seen, desired=desired_vm(VM, BIGGER)))
+    assert (outcome.result, host.driver.vmms) == ("failed_permanent", {VM: SPEC})
+    assert outcome.observed is not None
+    assert replace(outcome.observed, attempt=None) == seen
+    assert (attempt_of(host).spec_digest, attempt_of(host).repair) == (desired_vm(VM, BIGGER).spec_digest, False)
+    host.driver.refused = None
+    assert host.execute(order("restart", VM, seen, desired=desired_vm(VM, BIGGER))).result == "done"
+    assert host.record().attempt is None
+
+
+def test_a_vm_that_ran_with_its_spec_and_cannot_be_brought_back_tells_nothing_against_that(host: Host) -> None:
+    seen = host.created()
+    host.driver.vmms.clear()
+    host.driver.faults["start"] = [TEMPORARY, PERMANENT]
+    for count in (1, 2):
+        seen = host.execute(order("start", VM, seen)).observed or seen
+        assert (attempt_of(host).count, attempt_of(host).repair) == (count, True)
+
+
+def test_a_start_that_was_cut_off_is_a_first_try_the_next_time_too(host: Host) -> None:
+    seen = host.created()
+    host.driver.faults["start"] = [SystemExit(), PERMANENT]
+    with pytest.raises(SystemExit):
+        host.execute(order("restart", VM, seen, desired=desired_vm(VM, BIGGER)))
+    seen = host.hypervisor.observe(ObserveQuery()).vms[0]
+    host.execute(order("start", VM, seen, desired=desired_vm(VM, BIGGER)))
+    assert (attempt_of(host).count, attempt_of(host).repair) == (1, False)
+
+
+def attempt_of(host: Host) -> Attempt:
+    found = host.record().attempt
+    assert found is not None
+    return found

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mikrom_reconcile.host.drivers.connection import MAX_ANSWER_BYTES
 from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, UnreachableError
-from mikrom_reconcile.host.drivers.firecracker_api import MAX_ANSWER_BYTES, Api
+from mikrom_reconcile.host.drivers.firecracker_api import Api
 
 PATIENCE_S = 0.2
 

@@ -15,6 +15,8 @@ from mikrom_reconcile.host.records import Records
 from tests.contract.drivers import record_of
 from tests.fakes import HOST, SPEC, FakeDriver, HeldClock, desired_vm, order
 
+MEM_SIZE_MIB = FakeDriver().memory_mib
+
 
 @pytest.fixture
 def records(tmp_path: Path) -> Records:
@@ -22,7 +24,7 @@ def records(tmp_path: Path) -> Records:
 
 
 def test_promises_end_where_the_memory_ends(records: Records) -> None:
-    memory = Memory(mem_size_mib=1000, records=records, clock=HeldClock())
+    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
     for vm in ("a", "a"):
         assert memory.promise(vm, 600) is None
         records.write(record_of("a", mem_size_mib=600))
@@ -36,7 +38,7 @@ def test_promises_end_where_the_memory_ends(records: Records) -> None:
 
 def test_what_other_processes_ordered_counts(records: Records) -> None:
     clock = HeldClock()
-    memory = Memory(mem_size_mib=1000, records=records, clock=clock)
+    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=clock)
     assert memory.promise("a", 500) is None
     records.write(record_of("a", mem_size_mib=500))
     records.write(record_of("b", mem_size_mib=400))
@@ -50,13 +52,13 @@ def test_what_other_processes_ordered_counts(records: Records) -> None:
 def test_what_was_promised_before_is_kept_on_a_host_that_is_too_small_by_now(records: Records) -> None:
     records.write(record_of("a", mem_size_mib=900))
     records.write(record_of("b", mem_size_mib=900))
-    memory = Memory(mem_size_mib=1000, records=records, clock=HeldClock())
+    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
     assert memory.promise("a", 900) is None
     assert memory.promise("a", 901) is not None
 
 
 def test_a_promise_that_no_record_tells_of_yet_holds_until_its_order_has_ended(records: Records) -> None:
-    memory = Memory(mem_size_mib=1000, records=records, clock=HeldClock())
+    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
     assert memory.promise("a", 800) is None
     assert "200 MiB are left" in (memory.promise("b", 800) or "")
     memory.settle("a")

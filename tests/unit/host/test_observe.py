@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.errors import SetupError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
-from mikrom_reconcile.core.model.observed import Drift, HostReport, ObserveQuery, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, Drift, HostReport, ObserveQuery, Phase, VMMFacts
 from mikrom_reconcile.host.observe import Observer, drift_of
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
@@ -47,7 +47,9 @@ class Host:
         self.records.raise_token("blog", 3)
 
     def report(self, project: str | None = None, known: dict[str, str] | None = None) -> HostReport:
-        query = ObserveQuery(project=project, known=known or {})
+        return self.ask(ObserveQuery(project=project, known=known or {}))
+
+    def ask(self, query: ObserveQuery) -> HostReport:
         return Observer(HOST, driver=self.driver, records=self.records).report(query, NOW)
 
     def names(self, project: str | None, known: dict[str, str]) -> list[str]:
@@ -94,6 +96,26 @@ def test_only_the_fleet_that_differs_sends_its_rows_and_then_other_projects_do_t
     assert host.names("shop", digests) == ["cms-000", "db-000"]
 
 
+def test_of_a_fleet_that_differs_those_vms_have_no_row_that_are_as_all_of_it_should_be(host: Host) -> None:
+    del host.driver.vmms["web-001"]
+    report = host.ask(ObserveQuery(project="shop", known={"web": "1:other"}, alike={"web": ("1:aa", "running")}))
+    assert report.settled == {"web": ("web-000",)}
+    assert [row.name for row in report.vms] == ["cms-000", "db-000", "web-001"]
+
+
+@pytest.mark.parametrize("alike", [("1:bb", "running"), ("1:aa", "stopped")])
+def test_a_vm_with_another_spec_or_in_another_phase_than_all_has_a_row(host: Host, alike: tuple[str, Phase]) -> None:
+    report = host.ask(ObserveQuery(project="shop", known={"web": "1:other"}, alike={"web": alike}))
+    assert report.settled == {}
+    assert {"web-000", "web-001"} <= {row.name for row in report.vms}
+
+
+def test_a_vm_that_has_drifted_has_a_row_though_its_record_is_as_all_should_be(host: Host) -> None:
+    host.driver.vmms["web-001"] = VMSpec(image="hello", machine=Machine(mem_size_mib=1))
+    report = host.ask(ObserveQuery(project="shop", known={"web": "1:other"}, alike={"web": ("1:aa", "running")}))
+    assert report.settled == {"web": ("web-000",)}
+
+
 def test_rows_of_other_projects_come_when_they_are_asked_for_though_no_fleet_differs(host: Host) -> None:
     query = ObserveQuery(project="new", others=True)
     report = Observer(HOST, driver=host.driver, records=host.records).report(query, NOW)
@@ -111,6 +133,18 @@ def test_a_fleet_that_nobody_expects_sends_its_rows(host: Host) -> None:
     digests = host.report("shop").digests
     del digests["web"]
     assert host.names("shop", digests) == ["cms-000", "web-000", "web-001"]
+
+
+def test_what_is_not_up_for_long_enough_is_told_with_the_time_that_is_left(host: Host) -> None:
+    host.driver.facts["web-000"] = VMMFacts(status="running", age_s=4.0)
+    host.driver.facts["web-001"] = VMMFacts(status="running", age_s=10.5)
+    host.records.note_attempt("web-002", Attempt(spec_digest="1:cc", count=1))
+    query = ObserveQuery(project="shop", min_healthy_s={"web": 10.0})
+    report = Observer(HOST, driver=host.driver, records=host.records).report(query, NOW)
+    assert report.maturing == {"web-000": 6.0}
+    assert report.attempts == {"web-002": Attempt(spec_digest="1:cc", count=1)}
+    host.driver.facts["web-000"] = VMMFacts(status="none", end="killed")
+    assert Observer(HOST, driver=host.driver, records=host.records).report(query, NOW).maturing == {}, "it is down"
 
 
 def test_an_unreadable_record_is_reported_whatever_was_asked(host: Host) -> None:

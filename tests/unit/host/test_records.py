@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.desired import Policy
+from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.host import records as module
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import MAX_RECORD_BYTES, Records, Tombstone, Unreadable
@@ -218,6 +219,16 @@ def test_old_tombstones_go_in_time(records: Records, state: Path, monkeypatch: p
     os.utime(state / "tombstones/old-000.json", (long_ago, long_ago))
     records.remove(record_of("another-000"))
     assert {path.stem for path in (state / "tombstones").iterdir()} == {"young-000", "another-000"}
+
+
+def test_attempts_that_cannot_be_read_are_as_if_they_had_not_been(records: Records, state: Path) -> None:
+    records.note_attempt("web-000", Attempt(spec_digest="1:aa", count=2))
+    for vm, content in (("web-001", ""), ("web-002", "[]")):
+        (state / f"attempts/{vm}.json").write_text(content)
+    (state / "attempts/web-003.json").mkdir()
+    assert records.attempts() == {"web-000": Attempt(spec_digest="1:aa", count=2)}
+    with pytest.raises(TemporaryError, match="cannot write"):
+        records.note_attempt("web-003", Attempt(spec_digest="1:aa", count=1))
 
 
 def test_the_highest_token_never_falls(records: Records, state: Path) -> None:

@@ -1,0 +1,40 @@
+"""`mikrom get runs RUN -f`: wait for a run that others carry out, and tell how it went."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from mikrom_reconcile.cli.terminal import show, style_of
+from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.errors import MikromError, UsageError
+from mikrom_reconcile.output import formats
+from mikrom_reconcile.output.history_text import unfinished_line
+from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.verdict import verdict_of
+
+KEPT = 100
+"""No store keeps more runs."""
+
+_LOOK_S = 0.5
+
+
+def follow_run(engine: Engine, run_id: str | None, form: str) -> int:
+    """Show how far the run is until it has ended, then its recap; its exit code. Raises UsageError for no such run."""
+    said = ""
+    while True:
+        run = next((run for run in engine.unfinished() if run.run_id == run_id), None)
+        if run is None:
+            break
+        line = unfinished_line(run)
+        if run.state == "failed":
+            raise MikromError(f"run {one_line(run.run_id)}: {line}")
+        if line != said:
+            show(f"{one_line(line)}\n", sys.stderr)
+        said = line
+        time.sleep(_LOOK_S)
+    for report in engine.store.runs(KEPT):
+        if report.run_id == run_id:
+            show(formats.RUN[form](report, style_of(sys.stdout)))
+            return verdict_of(report).exit_code
+    raise UsageError(f"-f: no run is called {one_line(run_id or '')!r}; `mikrom get runs` lists them")

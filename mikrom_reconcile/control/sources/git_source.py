@@ -1,0 +1,136 @@
+"""Specs from a git repository, fetched by the git program with the credentials that its own configuration has.
+
+Git is asked which commit is there; only when that is another than the last one it is fetched, without history, into a
+folder that is removed again. Files are read from the commit itself, never checked out: no link is followed, no filter
+and no hook runs. It must never ask a question, and never take longer than its time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+from mikrom_reconcile.control.sources.files import SUFFIXES, checked_size, tree_of
+from mikrom_reconcile.control.sources.git import ABBREVIATED
+from mikrom_reconcile.control.sources.git_place import PROTOCOLS, GitPlace
+from mikrom_reconcile.core.errors import SourceError
+from mikrom_reconcile.core.model.specs import SourceTree
+
+LIMIT_S = 30.0
+"""For everything together: a repository of specs is small, and a run waits for it."""
+
+_COMMIT_DIGITS = 40
+_FETCHED = "refs/mikrom/specs"
+_QUIET = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "fetch.recurseSubmodules=false"]
+
+
+class GitSource:
+    """Every `*.yml` and `*.yaml` below a folder of a commit; hidden ones are left out."""
+
+    def __init__(self, place: GitPlace, *, limit_s: float = LIMIT_S) -> None:
+        self._place = place
+        self._limit_s = limit_s
+        self._give_up_at = 0.0
+
+    def read(self, known: SourceTree | None = None) -> SourceTree:
+        """The specs as they are there now; `known` again when it has the commit that is there. Raises SourceError."""
+        self._give_up_at = time.monotonic() + self._limit_s
+        name, commit = self._there_now()
+        if known is not None and commit is not None and known.revision == commit[:ABBREVIATED]:
+            return known
+        with tempfile.TemporaryDirectory(prefix="mikrom-git-") as folder:
+            here = f"--git-dir={folder}"
+            self._git("init", "--quiet", "--bare", folder)
+            options = ["--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules"]
+            self._git(here, "fetch", *options, "--", self._place.url, f"+{name}:{_FETCHED}")
+            commit = self._git(here, "rev-parse", "--verify", f"{_FETCHED}^{{commit}}").decode().strip()
+            blobs = self._blobs(here)
+            content = self._git(here, "cat-file", "--batch", said="".join(f"{blob}\n" for blob in blobs.values()))
+        where = f"{self._place.url}#{self._place.folder} at {commit[:ABBREVIATED]}"
+        return tree_of(zip(blobs, _contents(content), strict=True), lambda _: commit[:ABBREVIATED], where=where)
+
+    def _there_now(self) -> tuple[str, str | None]:
+        """The full name of the ref, and its commit if it can be told without fetching."""
+        ref = self._place.ref
+        if len(ref) == _COMMIT_DIGITS and set(ref) <= set("0123456789abcdef"):
+            return ref, ref
+        names = [ref, f"refs/heads/{ref}", f"refs/tags/{ref}"]
+        said = self._git("ls-remote", "--quiet", "--", self._place.url, *names, f"refs/tags/{ref}^{{}}").decode()
+        there = {name: commit for commit, name in (line.split("\t") for line in said.splitlines())}
+        for name in names:
+            if name in there:
+                return name, there.get(f"{name}^{{}}", there[name])
+        raise SourceError(f"{self._place.url} has no branch, tag or ref {ref}")
+
+    def _blobs(self, here: str) -> dict[str, str]:
+        """Path to object of every spec file, sorted by path. Raises SourceError for links and for too much."""
+        below = f"{self._place.folder}/" if self._place.folder else "."
+        said = self._git(here, "ls-tree", "-r", "-z", "--long", "--full-tree", _FETCHED, "--", below)
+        blobs, sizes = {}, 0
+        for line in said.decode("utf-8", "replace").split("\0")[:-1]:
+            about, _, path = line.partition("\t")
+            mode, kind, blob, size = about.split()
+            if not path.endswith(SUFFIXES) or any(part.startswith(".") for part in path.split("/")):
+                continue
+            if kind != "blob" or mode == "120000":
+                raise SourceError(f"{path} in {self._place.url} is a link; specs from git are plain files")
+            sizes = checked_size(path, sizes + int(size))
+            blobs[path] = blob
+        return dict(sorted(blobs.items()))
+
+    def _git(self, *arguments: str, said: str = "") -> bytes:
+        """What git answers. Raises SourceError with its last words, or when the time is over."""
+        try:
+            process = subprocess.Popen(
+                [shutil.which("git") or "git", *_QUIET, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_environment(),
+                start_new_session=True,  # so that its ssh ends with it
+            )
+        except OSError as error:
+            raise SourceError(f"cannot start git: {error.strerror}; is it installed?") from error
+        try:
+            answer, complaint = process.communicate(said.encode(), max(0.1, self._give_up_at - time.monotonic()))
+        except BaseException as error:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise SourceError(f"{self._place.url}: no answer within {self._limit_s:g} s") from None
+            raise
+        if process.returncode:
+            said_why = complaint.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+            why = next((line for line in said_why if line.startswith(("fatal:", "error:"))), said_why[-1])
+            raise SourceError(f"{self._place.url}: {why}")
+        return answer
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what would lead git elsewhere, and so that it never asks anybody."""
+    kept = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+    own = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "SSH_ASKPASS": "true", "LC_ALL": "C"}
+    own |= {"GIT_ALLOW_PROTOCOL": ":".join(PROTOCOLS), "GIT_LITERAL_PATHSPECS": "1"}
+    return {"GIT_SSH_COMMAND": "ssh -oBatchMode=yes", **kept, **own}
+
+
+_ELSEWHERE = frozenset(
+    ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE")
+)
+
+
+def _contents(batch: bytes) -> Iterator[bytes]:
+    """The contents in an answer of `cat-file --batch`: a line with the size, the content, a line break."""
+    at = 0
+    while at < len(batch):
+        end = batch.index(b"\n", at)
+        size = int(batch[at:end].split()[2])
+        yield batch[end + 1 : end + 1 + size]
+        at = end + size + 2

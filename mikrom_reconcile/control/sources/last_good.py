@@ -1,0 +1,92 @@
+"""The specs as a service uses them: as they are now if they are good, else as they were when they last were.
+
+A source that is broken, empty or gone must never change what is wanted, least of all to nothing. What was good last
+is kept on disk, so that it outlives the process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from mikrom_reconcile.control.sources.cache import FolderCache
+from mikrom_reconcile.core.digests import digest_of
+from mikrom_reconcile.core.errors import SourceError, SpecError, UsageError
+from mikrom_reconcile.core.model.specs import SourceTree
+
+
+class Good(msgspec.Struct, frozen=True, kw_only=True):
+    """Specs that were found good, and when they first were."""
+
+    since: datetime
+    tree: SourceTree
+
+
+class Look(NamedTuple):
+    """What a look at the source gave: the last good specs, None if there were none yet, and what is wrong now."""
+
+    good: Good | None
+    problem: str
+
+
+class LastGood:
+    """A source and its last good revision. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        read: Callable[[SourceTree | None], SourceTree],
+        check: Callable[[SourceTree], object],
+        kept: FolderCache,
+    ) -> None:
+        """`read` is given what is known, `check` raises SpecError; `kept` holds the last good one under `name`."""
+        self._read = read
+        self._check = check
+        self._kept = kept
+        self._key = digest_of(name).partition(":")[2]
+        self._lock = threading.Lock()
+        self._good: Good | None = None
+
+    def look(self) -> Look:
+        """Read the source, and keep what it holds if that is good."""
+        with self._lock:
+            known = self._good = self._good or self._on_disk()
+            try:
+                tree = self._read(known.tree if known else None)
+                if known is None or tree != known.tree:
+                    self._check(tree)
+                    self._keep(Good(since=datetime.now(UTC), tree=tree))
+            except (SourceError, SpecError, UsageError) as error:
+                return Look(known, _told(error))
+            return Look(self._good, "")
+
+    def take(self, good: Good) -> None:
+        """Use what somebody else found good, because it is newer than what is known here."""
+        with self._lock:
+            if self._good is None or self._good.since < good.since:
+                self._keep(good)
+
+    def _keep(self, good: Good) -> None:
+        self._good = good
+        self._kept.put(self._key, msgspec.msgpack.encode(good))
+
+    def _on_disk(self) -> Good | None:
+        content = self._kept.get(self._key)
+        if content is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(content, type=Good)
+        except msgspec.MsgspecError:
+            return None
+
+
+def _told(error: SourceError | SpecError | UsageError) -> str:
+    if not isinstance(error, SpecError):
+        return str(error)
+    first = error.problems[0]
+    return f"{error}, the first in {first.path}:{first.line}:{first.column}: {first.message}"

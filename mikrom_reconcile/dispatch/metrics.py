@@ -1,0 +1,232 @@
+"""What a control worker counts, and that it counts nothing unless it is asked to: MIKROM_METRICS.
+
+Names of metrics are what dashboards and alarms rely on: none changes its meaning. It must not slow a run down, and no
+label may hold what users choose without bound, such as the names of VMs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from redis import RedisError
+
+from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.core.model.run import BEAT, RunReport, RunRequest
+from mikrom_reconcile.dispatch.presence import known, living
+from mikrom_reconcile.dispatch.source_sync import source_state
+from mikrom_reconcile.output.verdict import CHANGES_OR_FAILED, REFUSED, UNREACHABLE, verdict_of
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import GaugeMetricFamily
+
+    from mikrom_reconcile.dispatch.app import FleetApp
+
+_log = logging.getLogger(__name__)
+
+Tick = Literal["run", "skipped", "late", "failed"]
+
+_RUN_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
+_ACTION_BUCKETS_S = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class RunTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """When whole runs of a project ended, in seconds since the epoch; shared by control workers through Redis."""
+
+    first_at: float
+    ended_at: float
+    converged_at: float | None = None
+
+
+class NoMetrics:
+    """Counts nothing."""
+
+    def ran(self, request: RunRequest, report: RunReport | None, duration_s: float) -> None:
+        """A run has ended, without a report if an error ended it."""
+
+    def ticked(self, result: Tick) -> None:
+        """Beat's tick has become something."""
+
+
+class Metrics(NoMetrics):
+    """Counts in this process, and looks into Redis for what is true of the whole fleet when it is scraped."""
+
+    def __init__(self, app: FleetApp) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Histogram  # noqa: PLC0415 - only who asks pays
+
+        self.registry = registry = CollectorRegistry()
+        self._app = app
+        self._runs = Histogram(
+            "mikrom_run_duration_seconds", "Runs, by who asked and how they ended.", ["origin", "result"],
+            buckets=_RUN_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+        self._actions = Counter("mikrom_actions", "Actions, by verb and result.", ["verb", "result"], registry=registry)
+        self._action_s = Histogram(
+            "mikrom_action_duration_seconds", "From the order to its outcome on the host.", ["verb"],
+            buckets=_ACTION_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+        self._drift = Counter(
+            "mikrom_drift", "VMs that scheduled runs found other than wanted, by the rule that saw it.",
+            ["rule", "kind"], registry=registry,
+        )  # fmt: skip
+        self._ticks = Counter("mikrom_ticks", "Beat's ticks, by what became of them.", ["result"], registry=registry)
+        registry.register(_Fleet(app))
+
+    def ran(self, request: RunRequest, report: RunReport | None, duration_s: float) -> None:
+        """Count a run, its actions, and what it found; and tell all control workers when it ended."""
+        origin = request.origin.partition(" ")[0]
+        if report is None:
+            self._runs.labels(origin, "error").observe(duration_s)
+            return
+        exit_code = verdict_of(report).exit_code
+        self._runs.labels(origin, _result(exit_code)).observe(duration_s)
+        for outcome in report.outcomes:
+            self._actions.labels(outcome.verb, outcome.result).inc()
+            self._action_s.labels(outcome.verb).observe((outcome.finished_at - outcome.started_at).total_seconds())
+        if request.origin == BEAT:
+            for change in report.plan.changes:
+                self._drift.labels(change.rule, change.kind).inc()
+        if not (request.limit or request.tags or request.skip_tags or request.verb or request.destroy):
+            self._remember(report.plan.project, report.finished_at, converged=exit_code == 0)
+
+    def ticked(self, result: Tick) -> None:
+        """Count a tick."""
+        self._ticks.labels(result).inc()
+
+    def _remember(self, project: str, ended_at: datetime, *, converged: bool) -> None:
+        redis, key, at = self._app.redis, self._app.keys.run_times, ended_at.timestamp()
+        with suppress(RedisError):  # the run itself was told already
+            before = _times(redis.hget(key, project)) or RunTimes(first_at=at, ended_at=at)
+            times = RunTimes(
+                first_at=before.first_at, ended_at=at, converged_at=at if converged else before.converged_at
+            )
+            redis.hset(key, project, msgspec.json.encode(times))
+
+
+def serve(app: FleetApp) -> NoMetrics:
+    """Answer scrapes where MIKROM_METRICS says. Raises SetupError when that cannot be had."""
+    if app.settings.metrics is None:
+        return NoMetrics()
+    from prometheus_client import start_http_server  # noqa: PLC0415 - only who asks pays
+
+    metrics = Metrics(app)
+    address, _, port = app.settings.metrics.rpartition(":")
+    try:
+        start_http_server(int(port), address.strip("[]"), registry=metrics.registry)
+    except OSError as error:
+        raise SetupError(f"MIKROM_METRICS={app.settings.metrics}: {error.strerror or error}") from error
+    return metrics
+
+
+class _Fleet:
+    """What is true of the fleet, whichever control worker is asked."""
+
+    def __init__(self, app: FleetApp) -> None:
+        self._app = app
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One look into Redis."""
+        from prometheus_client.metrics_core import GaugeMetricFamily  # noqa: PLC0415 - as above
+
+        up = GaugeMetricFamily("mikrom_redis_up", "1 while the broker answers this control worker.")
+        gauges: list[GaugeMetricFamily] = []
+        try:
+            for name, about, labels, values in self._values():
+                gauge = GaugeMetricFamily(name, about, labels=labels)
+                for label, value in values:
+                    gauge.add_metric(label, value)
+                gauges.append(gauge)
+            up.add_metric([], 1)
+        except RedisError as error:
+            _log.warning("metrics: %s", error)
+            up.add_metric([], 0)
+            gauges.clear()
+        yield from (up, *gauges)
+
+    def _values(self) -> Iterator[tuple[str, str, list[str], list[tuple[list[str], float]]]]:
+        """Name, meaning, labels, and their values. Raises RedisError."""
+        redis, keys, now = self._app.redis, self._app.keys, time.time()
+        hosts = known(redis, keys)
+        alive = {kind: living(redis, keys, kind) for kind in ("host", "control", "beat")}
+        count = [([kind], float(len(names))) for kind, names in alive.items()]
+        yield "mikrom_workers", "Processes that live, by kind.", ["kind"], count
+        dark = float(len({*hosts} - {*alive["host"]}))
+        yield "mikrom_dark_hosts", "Hosts seen within a day whose worker does not live.", [], [([], dark)]
+        waiting = {name: self._waiting(name) for name in (keys.queue, *map(keys.host_queue, hosts))}
+        messages = [([name], float(length)) for name, (length, _) in waiting.items()]
+        yield "mikrom_queue_messages", "Messages that wait.", ["queue"], messages
+        ages = [([name], max(0.0, now - sent_at) if sent_at else 0.0) for name, (_, sent_at) in waiting.items()]
+        yield "mikrom_queue_age_seconds", "Age of the message that waits longest.", ["queue"], ages
+        yield from self._runs(now)
+        yield from self._source(now)
+
+    def _waiting(self, queue: str) -> tuple[int, float | None]:
+        """How many messages wait, and when the oldest of them was sent."""
+        pipe = self._app.redis.pipeline(transaction=False)
+        for name in self._app.keys.lists(queue):
+            pipe.llen(name)
+            pipe.lindex(name, -1)
+        found = pipe.execute()
+        sent = [at for message in found[1::2] if message and (at := _sent_at(message))]
+        return sum(found[::2]), min(sent, default=None)
+
+    def _runs(self, now: float) -> Iterator[tuple[str, str, list[str], list[tuple[list[str], float]]]]:
+        found: Any = self._app.redis.hgetall(self._app.keys.run_times)
+        runs = {name.decode(): times for name, packed in found.items() if (times := _times(packed))}
+        ended = [([name], times.ended_at) for name, times in runs.items()]
+        yield "mikrom_last_run_timestamp_seconds", "When the last whole run of a project ended.", ["project"], ended
+        good = [([name], times.converged_at) for name, times in runs.items() if times.converged_at]
+        about = "When a project was last seen to be as specified."
+        yield "mikrom_last_converged_timestamp_seconds", about, ["project"], good
+        lags = [
+            ([name], 0.0 if times.converged_at == times.ended_at else now - (times.converged_at or times.first_at))
+            for name, times in runs.items()
+        ]
+        about = "For how long a project has not been as specified; 0 while it is."
+        yield "mikrom_convergence_lag_seconds", about, ["project"], lags
+
+    def _source(self, now: float) -> Iterator[tuple[str, str, list[str], list[tuple[list[str], float]]]]:
+        state = source_state(self._app.redis, self._app.keys)
+        if state is None:
+            return
+        broken = float(bool(state.problem))
+        yield "mikrom_source_broken", "1 while scheduled runs use the last good specs.", [], [([], broken)]
+        if state.good_at is not None:
+            about = "Since the specs of scheduled runs were last read and found good."
+            yield "mikrom_source_age_seconds", about, [], [([], max(0.0, now - state.good_at.timestamp()))]
+        about = "The revision that scheduled runs use."
+        yield "mikrom_source_revision_info", about, ["revision"], [([state.revision], 1.0)]
+
+
+def _result(exit_code: int) -> str:
+    for bit, word in ((CHANGES_OR_FAILED, "failed"), (UNREACHABLE, "unreachable"), (REFUSED, "refused")):
+        if exit_code & bit:
+            return word
+    return "late" if exit_code else "converged"
+
+
+def _times(packed: Any) -> RunTimes | None:
+    try:
+        return msgspec.json.decode(packed, type=RunTimes) if packed else None
+    except msgspec.MsgspecError:  # another release wrote it
+        return None
+
+
+class _Headers(msgspec.Struct):
+    sent_at: float | None = None
+
+
+class _Message(msgspec.Struct):
+    headers: _Headers = msgspec.field(default_factory=_Headers)
+
+
+def _sent_at(message: bytes) -> float | None:
+    try:
+        return msgspec.json.decode(message, type=_Message).headers.sent_at
+    except msgspec.MsgspecError:  # somebody else's
+        return None

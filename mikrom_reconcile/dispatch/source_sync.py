@@ -1,0 +1,90 @@
+"""The specs of scheduled runs, kept in step among control workers, and what is known of their source, for who looks.
+
+Each control worker keeps the last good revision on its disk; Redis has it, too, so that one whose source is away uses
+what another has seen since. Either may be lost. It must never make a plan of a source that cannot be read.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from redis import RedisError
+
+from mikrom_reconcile.control.sources.last_good import Good
+from mikrom_reconcile.core.errors import MikromError, SourceError
+from mikrom_reconcile.core.model.specs import SourceState, SourceTree
+from mikrom_reconcile.dispatch import calls
+from mikrom_reconcile.dispatch.keys import Keys
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from mikrom_reconcile.dispatch.app import FleetApp
+
+_log = logging.getLogger(__name__)
+
+
+def sync_source_task(task: Any) -> dict[str, Any]:
+    """Look at MIKROM_SPECS now; every scheduled run begins with the same look."""
+    try:
+        tree, problem = specs_now(task.app)
+    except SourceError as error:
+        return {"revision": "", "problem": str(error)}
+    return {"revision": tree.revision, "problem": problem}
+
+
+def specs_now(app: FleetApp) -> tuple[SourceTree, str]:
+    """The specs to use, and why they are the last good ones instead of those that are there now; "" if they are not.
+
+    Raises SourceError when nothing good is known.
+    """
+    good, problem = app.parts.source.look()
+    if problem and (other := _shared(app)) is not None:
+        app.parts.source.take(other)
+        good = max((other, *([good] if good else [])), key=lambda one: one.since)
+    _note(app, good, problem)
+    if good is None:
+        raise SourceError(f"{problem}; no good revision of it is known, so nothing is planned")
+    if problem:
+        _log.warning("the source is broken, revision %s is used: %s", good.tree.revision, problem)
+    return good.tree, problem
+
+
+def source_state(redis: Redis, keys: Keys) -> SourceState | None:
+    """What the last look gave; None before the first."""
+    found: Any = redis.get(keys.source)
+    try:
+        return msgspec.json.decode(found, type=SourceState) if found else None
+    except msgspec.MsgspecError:  # another release wrote it
+        return None
+
+
+def _shared(app: FleetApp) -> Good | None:
+    found: Any = app.redis.get(app.keys.good_specs)
+    try:
+        return calls.unpack(found, Good) if found else None
+    except MikromError:
+        return None
+
+
+def _note(app: FleetApp, good: Good | None, problem: str) -> None:
+    """Tell the others. A Redis that is away ends the run soon enough, and says so itself."""
+    now = datetime.now(UTC)
+    try:
+        before = source_state(app.redis, app.keys)
+        state = SourceState(
+            name=app.settings.specs or "",
+            revision=good.tree.revision if good else "",
+            since=good.since if good else None,
+            good_at=now if not problem else before.good_at if before else None,
+            looked_at=now,
+            problem=problem,
+        )
+        if good and (before is None or before.since != good.since or not app.redis.exists(app.keys.good_specs)):
+            app.redis.set(app.keys.good_specs, calls.pack(good))
+        app.redis.set(app.keys.source, msgspec.json.encode(state))
+    except (RedisError, MikromError) as error:
+        _log.warning("the state of the source could not be told: %s", error)

@@ -1,0 +1,137 @@
+"""QEMU microVMs: for machines on which Firecracker cannot run, and for guests that need another VMM.
+
+`vmm_driver.py` has what is not QEMU's own, `qemu_command.py` the command line, `qemu_qmp.py` the language.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.core.model.observed import End, VMMStatus
+from mikrom_reconcile.host import process
+from mikrom_reconcile.host.drivers import limits
+from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, step
+from mikrom_reconcile.host.drivers.qemu_command import (
+    OVERHEAD_MIB,
+    PROGRAM,
+    Accelerator,
+    arguments,
+    boot_args_in,
+    disks_in,
+    machine_in,
+    name_in,
+)
+from mikrom_reconcile.host.drivers.qemu_qmp import Qmp
+from mikrom_reconcile.host.drivers.qemu_setup import accelerator_of
+from mikrom_reconcile.host.drivers.tails import tail
+from mikrom_reconcile.host.drivers.vmm import Places, Proc
+from mikrom_reconcile.host.drivers.vmm_driver import ANSWER_S, Answer, VMMDriver
+from mikrom_reconcile.host.drivers.vmm_start import Command, connected
+from mikrom_reconcile.host.media import Media, Shelf
+from mikrom_reconcile.host.ports import VMRecord
+
+_STATUS: dict[str, VMMStatus] = {"prelaunch": "starting", "running": "running", "paused": "paused"}
+
+_CTRL_ALT_DEL = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
+
+_LOG_BYTES = 8 << 10
+
+
+class _Run(msgspec.Struct):
+    status: str
+
+
+class QemuDriver(VMMDriver):
+    """The driver for QEMU's microvm machine. `accelerator` None: KVM if it works here, else software emulation."""
+
+    name = "qemu"
+
+    def __init__(
+        self,
+        binary: Path,
+        *,
+        state_dir: Path,
+        run_dir: Path,
+        shelf: Shelf | None = None,
+        answer_s: float = ANSWER_S,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        super().__init__(binary, state_dir=state_dir, run_dir=run_dir, shelf=shelf, answer_s=answer_s)
+        self._chosen = accelerator
+
+    def memory_mib(self, spec: VMSpec) -> int:
+        """QEMU itself takes more than a small guest does."""
+        return spec.machine.mem_size_mib + OVERHEAD_MIB[self._accelerator]
+
+    def unsupported(self, spec: VMSpec) -> str | None:
+        """Why QEMU cannot run `spec`."""
+        for field, there in (("smt", spec.machine.smt), ("cpu_template", spec.machine.cpu_template)):
+            if there:
+                return f"machine.{field} is Firecracker's; this host runs its VMs in QEMU, which does not have it"
+        return limits.unsupported(spec)
+
+    @property
+    def _accelerator(self) -> Accelerator:
+        return self._chosen or accelerator_of(self._binary)[0]
+
+    def _kernel_problem(self, kernel: Path) -> str | None:
+        """QEMU itself says what is wrong with an ELF."""
+        with kernel.open("rb") as content:
+            head = content.read(1024)
+        if head[514:518] == b"HdrS" or head[:4] == b"\x7fELF":
+            return None
+        return "its kernel is neither a bzImage nor a vmlinux with a PVH entry, and QEMU boots those"
+
+    def _is_one(self, name: str, argv: list[str]) -> str | None:
+        return name_in(argv) if name.startswith("qemu-system") else None
+
+    def _command(self, record: VMRecord, places: Places, media: Media) -> Command:
+        argv = (str(self._binary), *arguments(record.spec, media, places, self._accelerator))
+        return Command(driver=self.name, program=PROGRAM, argv=argv, output=places.log, fresh=(places.log,))
+
+    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: Media, *, give_up_at: float) -> None:
+        del media  # the command line has it
+        with step(record.vm, "connecting to QEMU"):
+            qmp = connected(lambda: Qmp(str(places.socket), pid=proc.pid, give_up_at=give_up_at), proc, give_up_at)
+        with qmp, step(record.vm, "starting the guest"):
+            qmp.execute("cont")
+
+    def _answer(self, places: Places, found: process.Identity) -> Answer:
+        with self._qmp(places, found, self._answer_s) as qmp:
+            status = _status_of(qmp)
+        argv = process.arguments(found.pid)
+        return Answer(status=status, machine=machine_in(argv), boot_args=boot_args_in(argv), disks=disks_in(argv))
+
+    def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
+        with self._qmp(places, found, timeout_s) as qmp:
+            qmp.execute("stop" if paused else "cont")
+
+    def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
+        with self._qmp(places, found, timeout_s) as qmp:
+            if (status := _status_of(qmp)) == "paused":
+                qmp.execute("cont")
+            elif status != "running":
+                raise FaultError("its guest does not run")
+            qmp.execute("system_powerdown")  # heard by a guest with ACPI
+            with suppress(NoAnswerError):  # its guest may be quicker than its answer
+                qmp.execute("send-key", keys=_CTRL_ALT_DEL)
+
+    def _end_of(self, places: Places) -> End:
+        """A QEMU that ends in order removes its pid file. Only the translator tells a triple fault from a reset."""
+        said = tail(places.log, _LOG_BYTES)
+        if places.pidfile.exists() or b"terminating on signal" in said:
+            return "killed"
+        return "crashed" if b"Triple fault" in said else "clean"
+
+    @staticmethod
+    def _qmp(places: Places, found: process.Identity, timeout_s: float) -> Qmp:
+        return Qmp(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
+
+
+def _status_of(qmp: Qmp) -> VMMStatus:
+    return _STATUS.get(qmp.execute("query-status", _Run).status, "unresponsive")

@@ -1,0 +1,121 @@
+"""The command line of a QEMU: a pure function of spec, media and places, and what can be read back from one.
+
+QEMU takes its whole configuration at its start, so that the command line of the process is what it really runs.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.host.disks import ROOT_ID, Disk
+from mikrom_reconcile.host.drivers.vmm import Places
+from mikrom_reconcile.host.media import Media
+
+PROGRAM = "QEMU"
+
+Accelerator = Literal["kvm", "tcg"]
+"""What runs the guest's instructions: the CPU through KVM, or QEMU's translator."""
+
+TRANSLATED_MIB = 64
+"""What QEMU may keep of translated code; left to itself it takes up to 1 GiB."""
+
+OVERHEAD_MIB: dict[Accelerator, int] = {"kvm": 48, "tcg": 48 + TRANSLATED_MIB}
+"""Memory of a QEMU beside its guest's: 42 MiB were measured without translated code."""
+
+_ACCELERATION: dict[Accelerator, tuple[str, ...]] = {
+    "kvm": ("-accel", "kvm", "-cpu", "host"),
+    "tcg": ("-accel", f"tcg,tb-size={TRANSLATED_MIB}", "-cpu", "max"),
+}
+
+_MACHINE = (
+    # a timer, an interrupt controller and a keyboard, as a Firecracker has them; the guest finds devices through ACPI
+    *("-M", "microvm,rtc=on,pic=on,pit=on,auto-kernel-cmdline=off", "-device", "i8042"),
+    *("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"),
+    "-no-reboot",  # a guest that resets itself has ended, as under Firecracker
+)
+
+
+_ROOT = {False: " root=/dev/vda rw", True: " root=/dev/vda ro"}
+_DRIVE = re.compile(r"if=none,format=raw,readonly=\w+,id=(?P<name>\w+),file=(?P<path>.*)", re.DOTALL)
+
+
+def bare_arguments(accelerator: Accelerator, *, kernel: Path, boot_args: str, machine: Machine) -> tuple[str, ...]:
+    """What boots `kernel` and nothing more."""
+    return (
+        *_MACHINE,
+        *_ACCELERATION[accelerator],
+        *("-smp", str(machine.vcpu_count), "-m", f"{machine.mem_size_mib}M"),
+        *("-kernel", str(kernel), "-append", boot_args),
+    )
+
+
+def arguments(spec: VMSpec, media: Media, places: Places, accelerator: Accelerator) -> tuple[str, ...]:
+    """The whole command line but the program. The guest stands still (`-S`) until it is told to go on."""
+    return (
+        *("-name", places.vm, "-S"),
+        *bare_arguments(
+            accelerator, kernel=media.kernel, boot_args=spec.boot_args + _root_of(media.disks), machine=spec.machine
+        ),
+        *(() if media.initrd is None else ("-initrd", str(media.initrd))),
+        *(word for number, disk in enumerate(media.disks) for word in _disk_arguments(number, disk)),
+        *("-chardev", f"file,id=console,append=on,path={_quoted(places.console)}", "-serial", "chardev:console"),
+        *("-qmp", f"unix:{_quoted(places.socket)},server=on,wait=off"),
+        *("-pidfile", str(places.pidfile), "-d", "cpu_reset"),  # both tell how it ended
+    )
+
+
+def _root_of(disks: tuple[Disk, ...]) -> str:
+    """What Firecracker adds to the boot arguments for a root disk, so that one spec boots under both."""
+    return next((_ROOT[disk.read_only] for disk in disks if disk.name == ROOT_ID), "")
+
+
+def _disk_arguments(number: int, disk: Disk) -> tuple[str, ...]:
+    """A disk at its place on the bus: the guest names disks in that order, /dev/vda first."""
+    mode = "on" if disk.read_only else "off"
+    return (
+        *("-drive", f"if=none,format=raw,readonly={mode},id={disk.name},file={_quoted(disk.path)}"),
+        *("-device", f"virtio-blk-device,drive={disk.name},bus=virtio-mmio-bus.{number}"),
+    )
+
+
+def name_in(argv: list[str]) -> str:
+    """The VM's name in a command line; "" if it has none."""
+    return _after("-name", argv) or ""
+
+
+def machine_in(argv: list[str]) -> Machine | None:
+    """The machine that a command line asks for; None if it is not one of ours."""
+    vcpu_count, mem_size = _after("-smp", argv) or "", _after("-m", argv) or ""
+    mem_size_mib = mem_size.removesuffix("M")
+    if not (vcpu_count.isdecimal() and mem_size_mib.isdecimal() and mem_size.endswith("M")):
+        return None
+    return Machine(vcpu_count=int(vcpu_count), mem_size_mib=int(mem_size_mib))
+
+
+def boot_args_in(argv: list[str]) -> str | None:
+    """The kernel's command line, without what a root disk adds to it."""
+    text = _after("-append", argv)
+    if text is not None and ROOT_ID in disks_in(argv):
+        return text.removesuffix(_ROOT[False]).removesuffix(_ROOT[True])
+    return text
+
+
+def disks_in(argv: list[str]) -> dict[str, str]:
+    """The disks by name, and the path of each."""
+    found = (_DRIVE.fullmatch(value) for option, value in pairwise(argv) if option == "-drive")
+    return {drive["name"]: drive["path"].replace(",,", ",") for drive in found if drive}
+
+
+def _after(option: str, argv: list[str]) -> str | None:
+    """What follows the first `option`. What we look for stands before the boot arguments, which may hold any word."""
+    place = argv.index(option) if option in argv else len(argv)
+    return argv[place + 1] if place + 1 < len(argv) else None
+
+
+def _quoted(path: Path) -> str:
+    """A path as the value of a suboption, in which a comma ends it."""
+    return str(path).replace(",", ",,")

@@ -1,0 +1,147 @@
+"""Bytes of an image file from where a spec says they are, into a file of ours: whole, resumed or not at all.
+
+What they must be is checked by the caller (`images.py`). Reads go through in small pieces, so that other greenlets of
+a worker run meanwhile; a link of a path is never followed, and a redirect never leaves https.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import io
+import os
+import ssl
+import stat
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+from typing import IO
+from urllib.parse import unquote, urlsplit
+
+from mikrom_reconcile.core.errors import MikromError
+
+PIECE_BYTES = 1 << 20
+"""Takes a millisecond or two to hash and to write."""
+
+IDLE_S = 20.0
+"""A server that sends nothing for so long has stopped."""
+
+_LASTING = frozenset({400, 401, 403, 404, 405, 410})
+
+
+class FetchError(MikromError):
+    """It could not be had. `lasting`: asking again changes nothing."""
+
+    def __init__(self, message: str, *, lasting: bool) -> None:
+        super().__init__(message)
+        self.lasting = lasting
+
+
+class Opened:
+    """A source that is being read from `offset` on; `size` is that of the whole, None if nobody says."""
+
+    def __init__(self, content: IO[bytes], *, offset: int, size: int | None) -> None:
+        self.content = content
+        self.offset = offset
+        self.size = size
+
+    def pieces(self, give_up_at: float) -> Iterator[bytes]:
+        """What is left to read. Raises FetchError when it ends early or time does."""
+        at = self.offset
+        while piece := self._read():
+            at += len(piece)
+            yield piece
+            time.sleep(0)  # lets other greenlets run
+            if time.monotonic() > give_up_at:
+                raise FetchError(f"no more time after {at} bytes; the next attempt goes on from there", lasting=False)
+        if self.size is not None and at < self.size:
+            message = f"it ended after {at} of {self.size} bytes; the next attempt goes on from there"
+            raise FetchError(message, lasting=False)
+
+    def _read(self) -> bytes:
+        try:
+            return self.content.read(PIECE_BYTES)
+        except (OSError, http.client.HTTPException) as error:  # a time-out, a reset, a broken chunk
+            raise FetchError(f"it broke off: {error}; the next attempt goes on from there", lasting=False) from error
+
+
+@contextmanager
+def opened(source: str, *, offset: int, folders: tuple[Path, ...]) -> Iterator[Opened]:
+    """The source, from `offset` on if it can, else from its beginning. Raises FetchError."""
+    parts = urlsplit(source)
+    if parts.scheme == "file":
+        with _local(unquote(parts.path), folders) as content:
+            size = os.fstat(content.fileno()).st_size
+            yield Opened(content, offset=0, size=size)
+        return
+    answer = _answer(source, offset)
+    if answer is None:
+        yield Opened(io.BytesIO(), offset=offset, size=None)
+        return
+    with answer:
+        begin = offset if answer.status == HTTPStatus.PARTIAL_CONTENT else 0
+        length = answer.headers.get("Content-Length", "")
+        yield Opened(answer, offset=begin, size=begin + int(length) if length.isdigit() else None)
+
+
+def _answer(source: str, offset: int) -> http.client.HTTPResponse | None:
+    """The server's answer, None when nothing lies behind `offset`."""
+    request = urllib.request.Request(source, headers={"Range": f"bytes={offset}-"} if offset else {})  # noqa: S310 - the schema lets only https through
+    try:
+        answer: http.client.HTTPResponse = urllib.request.build_opener(_OnlyHttps()).open(request, timeout=IDLE_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
+            return None
+        raise FetchError(f"the server answers {error.code} {error.reason}", lasting=error.code in _LASTING) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise FetchError(
+            f"no connection: {reason}", lasting=isinstance(reason, ssl.SSLCertVerificationError)
+        ) from error
+    return answer
+
+
+class _OnlyHttps(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        if not newurl.startswith("https://"):
+            fp.close()
+            raise FetchError(f"the server redirects to {newurl}, which is not https", lasting=True)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@contextmanager
+def _local(path: str, folders: tuple[Path, ...]) -> Iterator[IO[bytes]]:
+    """The file at `path`, opened step by step below one of the folders: no step may be a link."""
+    pure = PurePosixPath(path)
+    below = next((folder for folder in folders if pure.is_relative_to(folder)), None)
+    if below is None or ".." in pure.parts:
+        allowed = ", ".join(map(str, folders))
+        raise FetchError(
+            f"{path} is not below {allowed}: MIKROM_IMAGE_DIRS says where files may come from", lasting=True
+        )
+    try:
+        fd = os.open(below, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for step in pure.relative_to(below).parts:
+            above, fd = fd, -1
+            try:
+                fd = os.open(step, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
+            finally:
+                os.close(above)
+    except OSError as error:
+        linked = error.errno in {errno.ELOOP, errno.ENOTDIR}  # the latter for a link amid the path
+        why = f"{error.strerror}" + (" (a symlink is not followed)" if linked else "")
+        raise FetchError(f"{path}: {why}", lasting=True) from error
+    with _regular(fd, path) as content:
+        yield content
+
+
+def _regular(fd: int, path: str) -> IO[bytes]:
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return os.fdopen(fd, "rb")
+    os.close(fd)
+    raise FetchError(f"{path} is not a regular file", lasting=True)

@@ -1,0 +1,64 @@
+"""What a VM boots from and what it stores on, made ready for a VMM: for every driver that runs real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from mikrom_reconcile.core.errors import PermanentError, TemporaryError
+from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.host.disks import Disk, Disks
+from mikrom_reconcile.host.fetch import FetchError
+from mikrom_reconcile.host.images import MAX_MIB, Images
+from mikrom_reconcile.host.ports import VMRecord
+
+
+class Media(msgspec.Struct, frozen=True, kw_only=True):
+    """Files that a VMM is started with. The root disk is the first of the disks, if there is one."""
+
+    kernel: Path
+    initrd: Path | None = None
+    disks: tuple[Disk, ...] = ()
+
+
+class Shelf:
+    """Where media come from on this host. The caller holds the VM's action lock."""
+
+    def __init__(self, images: Images, disks: Disks) -> None:
+        self._images = images
+        self._disks = disks
+
+    @classmethod
+    def below(cls, state_dir: Path, *, folders: tuple[Path, ...] = (), max_mib: int = MAX_MIB) -> Shelf:
+        """That of the host whose state folder this is; `file://` images come from `folders` only."""
+        state_dir = state_dir.resolve()
+        return cls(Images(state_dir, folders=folders, max_mib=max_mib), Disks(state_dir))
+
+    def prepared(self, record: VMRecord, *, give_up_at: float) -> Media:
+        """The VM's media, fetched, copied and grown as its spec says. Raises ActionErrors and OSErrors."""
+        boot = record.spec.boot
+        if boot is None:
+            kernel, initrd, rootfs = self._images.hello(), None, None
+        else:
+            kernel = self._fetched(record.vm, boot.kernel, "kernel", give_up_at)
+            initrd = self._fetched(record.vm, boot.initrd, "initrd", give_up_at) if boot.initrd else None
+            rootfs = self._fetched(record.vm, boot.rootfs, "root disk's image", give_up_at) if boot.rootfs else None
+        self._disks.prepare(record, rootfs)
+        return Media(kernel=kernel, initrd=initrd, disks=self._disks.of(record, rootfs))
+
+    def disks_of(self, record: VMRecord) -> tuple[Disk, ...]:
+        """The VM's disks as they are once they are prepared."""
+        rootfs = record.spec.boot and record.spec.boot.rootfs
+        return self._disks.of(record, self._images.path_of(rootfs) if rootfs else None)
+
+    def remove(self, record: VMRecord) -> None:
+        """Remove what was made for this VM alone, but the drives that are to be retained."""
+        self._disks.remove(record)
+
+    def _fetched(self, vm: str, file: PinnedFile, what: str, give_up_at: float) -> Path:
+        try:
+            return self._images.fetched(file, give_up_at=give_up_at)
+        except FetchError as error:
+            kind = PermanentError if error.lasting else TemporaryError
+            raise kind(str(error), vm=vm, step=f"fetching its {what}") from error

@@ -1,0 +1,91 @@
+"""A host worker answers whoever asks after it, whatever it is busy with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mikrom_reconcile import wiring
+from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.core.model.run import RunReport, RunRequest
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.dispatch import services
+from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from tests.fleet import Fleet
+from tests.watch import Watch
+
+VMS = 100
+ANSWER_S = 1.0
+SPECS = f"""
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {{name: web}}
+spec:
+  replicas: {VMS}
+  template: {{image: hello, machine: {{mem_size_mib: 4}}}}
+"""
+
+pytestmark = [pytest.mark.kvm, pytest.mark.redis]
+
+
+@pytest.fixture
+def watch(own_environment: Path) -> Iterator[Watch]:
+    """Kills what a test leaves."""
+    with Watch(own_environment / "run") as watch:
+        try:
+            yield watch
+        finally:
+            for vmm in watch.now():
+                os.kill(vmm.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def fleet(own_environment: Path, watch: Watch) -> Iterator[Fleet]:
+    fleet = Fleet(own_environment)
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def test_a_worker_answers_a_ping_within_a_second_while_a_hundred_vms_boot(fleet: Fleet, watch: Watch) -> None:
+    real = {"MIKROM_DRIVER": "firecracker", "MIKROM_FIRECRACKER": os.environ["MIKROM_FIRECRACKER"]}
+    settings = fleet.settings(**real)
+    worker = fleet.run("host-localhost", services.command("host", settings), **real)
+    fleet.wait_for("host:localhost", worker)
+    app = make_app(settings)
+    ping_s(app)  # connects
+    with ThreadPoolExecutor() as pool:
+        booting = pool.submit(lambda: apply(fleet, app))
+        answers_s = []
+        while not booting.done():
+            answers_s.append(ping_s(app))
+        report = booting.result()
+    assert [outcome.result for outcome in report.outcomes] == ["done"] * VMS
+    assert len(watch.now()) == VMS
+    assert len(answers_s) > 1, "nothing was asked while they booted"
+    assert max(answers_s) < ANSWER_S, answers_s
+
+
+def apply(fleet: Fleet, app: FleetApp) -> RunReport:
+    """All at once."""
+    hosts = CeleryHosts(app, fleet.redis)
+    engine = wiring.make_reconciler(app.settings, hosts, RedisStore(fleet.redis, prefix=app.keys.prefix))
+    tree = SourceTree(revision="r", files=(SourceFile(path="web.yml", text=SPECS),))
+    request = RunRequest(run_id="7f3c", origin="a test", tree=tree, forks=VMS)
+    return engine.apply(request, None, progress=lambda _: None)
+
+
+def ping_s(app: FleetApp) -> float:
+    """Seconds until the worker has answered, as `celery inspect ping --destination host@localhost` asks it."""
+    began_s = time.monotonic()
+    answer = app.control.inspect(destination=["host@localhost"], timeout=10, limit=1).ping()
+    assert answer == {"host@localhost": {"ok": "pong"}}
+    return time.monotonic() - began_s

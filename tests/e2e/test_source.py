@@ -1,0 +1,138 @@
+"""The specs of scheduled runs: from git, followed, and never lost to a source that breaks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from tests.fleet import KEYS, ROOT, Fleet
+from tests.unit.control.test_git_source import Repository
+
+pytestmark = pytest.mark.redis
+
+WEB = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: %d, template: {image: hello}}\n"
+
+
+@pytest.fixture
+def fleet(own_environment: Path) -> Iterator[Fleet]:
+    fleet = Fleet(own_environment)
+    try:
+        fleet.worker("host", MIKROM_TEST_BOOT_S="0")
+        yield fleet
+    finally:
+        fleet.close()
+
+
+@pytest.fixture
+def app(fleet: Fleet) -> Iterator[FleetApp]:
+    app = make_app(fleet.settings())
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def repository(own_environment: Path) -> Repository:
+    return Repository(own_environment / "repository")
+
+
+def asked(app: FleetApp, task: str) -> dict[str, Any]:
+    told: dict[str, Any] = app.send_task(f"mikrom.{task}", queue=KEYS.queue).get(timeout=15)
+    return told
+
+
+def mikrom(fleet: Fleet, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "mikrom_reconcile", *words]
+    return subprocess.run(argv, env=fleet.environment(), capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_a_branch_is_followed_and_a_broken_commit_keeps_the_last_good_one(
+    fleet: Fleet, app: FleetApp, repository: Repository
+) -> None:
+    good = repository.commit(web=WEB % 2)[:12]
+    fleet.worker("control", pool="threads", MIKROM_SPECS=f"git+file://{repository.folder}@main#specs")
+    assert asked(app, "sync_source") == {"revision": good, "problem": ""}
+    assert asked(app, "reconcile")["done"] == "2 create done"
+    assert "→" not in mikrom(fleet, "doctor").stdout.partition("source")[2].partition("\n")[0]
+
+    repository.commit(web=WEB % -1)
+    told = asked(app, "sync_source")
+    assert told["revision"] == good
+    assert "specs/web.yml:4" in told["problem"]
+    (fleet.folder / "state" / "sim" / "web-001.json").unlink()
+    done = asked(app, "reconcile")["done"]
+    assert done.startswith(f"1 start done; the source is broken, {good} was used: 1 problem(s)")
+    last = json.loads(mikrom(fleet, "get", "runs", "-o", "json").stdout)["runs"][0]
+    assert (last["revision"], last["source_problem"]) == (good, told["problem"])
+    status = mikrom(fleet, "status").stdout
+    assert f"revision {good} is used on: 1 problem(s)" in status
+    assert json.loads(mikrom(fleet, "status", "-o", "json").stdout)["source"]["problem"] == told["problem"]
+    doctor = mikrom(fleet, "doctor")
+    assert doctor.returncode == 1
+    assert f"revision {good} is used on" in doctor.stdout
+
+    mended = repository.commit(web=WEB % 3)[:12]
+    assert asked(app, "reconcile")["done"] == "1 create done"
+    assert asked(app, "sync_source") == {"revision": mended, "problem": ""}
+    assert mikrom(fleet, "doctor").returncode == 0
+
+
+def test_a_source_that_vanishes_changes_nothing_even_after_a_restart_and_the_loss_of_redis(
+    fleet: Fleet, app: FleetApp, repository: Repository
+) -> None:
+    good = repository.commit(web=WEB % 2)[:12]
+    specs = f"git+file://{repository.folder}@main#specs"
+    control = fleet.worker("control", pool="threads", MIKROM_SPECS=specs)
+    assert asked(app, "reconcile")["done"] == "2 create done"
+    repository.folder.rename(repository.folder.with_name("moved"))
+    control.kill()
+    control.wait()
+    fleet.redis.flushall()
+    fleet.worker("control", pool="threads", MIKROM_SPECS=specs)
+    done = asked(app, "reconcile")["done"]
+    assert done.startswith(f"nothing to do; the source is broken, {good} was used:")
+    assert "does not appear to be a git repository" in done
+
+
+def test_with_the_last_good_one_lost_too_there_is_no_plan_at_all(
+    fleet: Fleet, app: FleetApp, repository: Repository
+) -> None:
+    repository.commit(web=WEB % 2)
+    specs = f"git+file://{repository.folder}@main#specs"
+    other = str(fleet.folder / "other-state")
+    control = fleet.worker("control", pool="threads", MIKROM_SPECS=specs, MIKROM_STATE_DIR=other)
+    assert asked(app, "reconcile")["done"] == "2 create done"
+    repository.folder.rename(repository.folder.with_name("moved"))
+    control.kill()
+    control.wait()
+    yet_another = str(fleet.folder / "yet-another-state")
+    control = fleet.worker("control", pool="threads", MIKROM_SPECS=specs, MIKROM_STATE_DIR=yet_another)
+    assert asked(app, "reconcile")["done"].startswith("nothing to do; the source is broken"), "Redis has it still"
+    control.kill()
+    control.wait()
+    fleet.redis.delete(KEYS.good_specs, KEYS.source)
+    third = str(fleet.folder / "third-state")
+    fleet.worker("control", pool="threads", MIKROM_SPECS=specs, MIKROM_STATE_DIR=third)
+    told = asked(app, "reconcile")
+    assert told["exit_code"] == 1
+    assert told["done"].endswith("no good revision of it is known, so nothing is planned")
+    assert "nothing is planned" in mikrom(fleet, "status").stdout
+    assert len(json.loads(mikrom(fleet, "get", "vms", "-o", "json").stdout)["vms"]) == 2
+
+
+def test_commands_read_specs_from_git_themselves(fleet: Fleet, repository: Repository) -> None:
+    fleet.worker("control", pool="threads")
+    commit = repository.commit(web=WEB % 2)[:12]
+    place = f"git+file://{repository.folder}@main#specs"
+    planned = mikrom(fleet, "plan", place, "-o", "json")
+    assert json.loads(planned.stdout)["revision"] == commit
+    refused = mikrom(fleet, "plan", place, "specs")
+    assert refused.returncode == 64
+    hostile = mikrom(fleet, "plan", "git+ext::sh -c x")
+    assert (hostile.returncode, "its protocol must be one of" in hostile.stderr) == (64, True)

@@ -1,0 +1,141 @@
+"""Disks on a host: a root disk per image, drives that grow and outlive their VM, nothing half made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.errors import PermanentError, TemporaryError
+from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.core.model.devices import Boot, Drive, PinnedFile, RootDisk
+from mikrom_reconcile.host.disks import Disks
+from mikrom_reconcile.host.ports import VMRecord
+from tests.contract.drivers import record_of
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """Eight MiB with one in its midst, as images of file systems are: mostly holes."""
+    path = tmp_path / "image"
+    with path.open("wb") as out:
+        out.truncate(8 * MIB)
+        out.seek(3 * MIB)
+        out.write(b"x" * MIB)
+    return path
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Disks:
+    return Disks(tmp_path)
+
+
+def vm(name: str = "a", digest: str = "1", *, read_only: bool = False, **drives: Drive) -> VMRecord:
+    rootfs = RootDisk(source="file:///r", sha256=digest * 64, read_only=read_only)
+    boot = Boot(kernel=PinnedFile(source="file:///k", sha256="0" * 64), rootfs=rootfs)
+    return replace(record_of(name), spec=VMSpec(image="web", boot=boot, drives=drives))
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Path below the folder to size, of what was made."""
+    made = (path for top in ("vms", "drives") for path in (folder / top).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in made}
+
+
+def test_each_vm_has_a_root_disk_of_its_own_without_the_holes(disks: Disks, image: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        disks.prepare(vm(name), image)
+    (root,) = disks.of(vm("a"), image)
+    assert (root.name, root.read_only, root.path.read_bytes()) == ("rootfs", False, image.read_bytes())
+    assert root.path.stat().st_blocks * 512 <= 2 * MIB
+    root.path.write_bytes(b"written by the guest")
+    disks.prepare(vm("a"), image)
+    assert root.path.read_bytes() == b"written by the guest"
+    (other,) = disks.of(vm("b"), image)
+    assert other.path.read_bytes() == image.read_bytes()
+    assert len(files(tmp_path)) == 2
+
+
+def test_another_image_makes_the_root_disk_anew_and_leaves_the_drives(
+    disks: Disks, image: Path, tmp_path: Path
+) -> None:
+    first = vm(data=Drive(size_mib=1))
+    disks.prepare(first, image)
+    root, data = disks.of(first, image)
+    root.path.write_bytes(b"old")
+    data.path.write_bytes(b"kept".ljust(MIB))
+    second = vm(digest="2", data=Drive(size_mib=1))
+    disks.prepare(second, image)
+    assert not root.path.exists()
+    assert disks.of(second, image)[0].path.read_bytes() == image.read_bytes()
+    assert data.path.read_bytes().startswith(b"kept")
+
+
+def test_what_a_killed_copy_left_is_no_disk(disks: Disks, image: Path, tmp_path: Path) -> None:
+    (root,) = disks.of(vm(), image)
+    root.path.parent.mkdir(parents=True)
+    root.path.with_name(f"{root.path.name}.new").write_bytes(b"half")
+    disks.prepare(vm(), image)
+    assert files(tmp_path) == {str(root.path.relative_to(tmp_path)): 8 * MIB}
+
+
+def test_a_read_only_root_disk_is_the_image_itself(disks: Disks, image: Path, tmp_path: Path) -> None:
+    disks.prepare(vm(read_only=True), image)
+    (root,) = disks.of(vm(read_only=True), image)
+    assert (root.path, root.read_only) == (image, True)
+    assert files(tmp_path) == {}
+
+
+def test_drives_come_in_the_order_of_their_names_and_grow_with_what_is_in_them(disks: Disks, tmp_path: Path) -> None:
+    small = replace(
+        record_of("a"), spec=VMSpec(image="hello", drives={"z": Drive(size_mib=1), "data": Drive(size_mib=1)})
+    )
+    disks.prepare(small, None)
+    data, z = disks.of(small, None)
+    assert (data.name, z.name) == ("data", "z")
+    data.path.write_bytes(b"kept".ljust(MIB))
+    large = replace(small, spec=VMSpec(image="hello", drives={"data": Drive(size_mib=3)}))
+    disks.prepare(large, None)
+    assert data.path.stat().st_size == 3 * MIB
+    assert data.path.read_bytes()[:MIB] == b"kept".ljust(MIB)
+    with pytest.raises(PermanentError, match="drive data has 3 MiB and never shrinks: write size_mib: 3"):
+        disks.prepare(small, None)
+
+
+def test_a_delete_takes_the_root_disk_and_retains_drives_unless_told_otherwise(
+    disks: Disks, image: Path, tmp_path: Path
+) -> None:
+    record = vm(kept=Drive(size_mib=1), gone=Drive(size_mib=1, on_delete="delete"))
+    disks.prepare(record, image)
+    disks.remove(record)
+    disks.remove(record)
+    assert files(tmp_path) == {"drives/default/a/kept.img": MIB}
+    again = vm(kept=Drive(size_mib=1))
+    disks.prepare(again, image)
+    assert disks.of(again, image)[1].path == tmp_path / "drives/default/a/kept.img"
+    elsewhere = replace(again, project="other")
+    assert disks.of(elsewhere, image)[1].path != disks.of(again, image)[1].path
+
+
+def test_a_host_without_room_says_so_and_makes_nothing(
+    disks: Disks, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = os.statvfs_result((4096, 4096, 100, 100, 300, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _path: full)
+    with pytest.raises(TemporaryError, match=rf"its disks need 65 MiB more and 1 are left in {tmp_path}; free some"):
+        disks.prepare(vm(data=Drive(size_mib=64)), image)
+    assert files(tmp_path) == {}
+
+
+def test_a_link_in_the_place_of_a_drive_is_not_followed(disks: Disks, tmp_path: Path) -> None:
+    record = replace(record_of("a"), spec=VMSpec(image="hello", drives={"data": Drive(size_mib=1)}))
+    (data,) = disks.of(record, None)
+    data.path.parent.mkdir(parents=True)
+    data.path.symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic links"):
+        disks.prepare(record, None)
+    assert not (tmp_path / "victim").exists()

@@ -73,7 +73,7 @@ def _be_the_only_one(app: FleetApp) -> None:
     host, state_dir = app.settings.host, app.settings.state_dir
     if host == "localhost" and is_remote(broker_url(app.settings)):
         raise UsageError(f"MIKROM_HOST is {host}, which every machine is: set it to this host's name in the inventory")
-    if locks.open_taken(state_dir / "worker.lock") is None:  # held until this process ends
+    if locks.open_taken(state_dir / "locks" / "worker") is None:  # held until this process ends
         raise SetupError(f"another host worker runs here with MIKROM_STATE_DIR={state_dir}: end it first")
     app.heartbeat.refuse_a_second()
 

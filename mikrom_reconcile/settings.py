@@ -72,8 +72,8 @@ class Settings:
     """The settings of this process. Paths are absolute; None means that the default is found at run time."""
 
     driver: str = _env(
-        "MIKROM_DRIVER", "auto", "firecracker, simulated, or auto: firecracker if this machine can run it",
-        _one_of("auto", "firecracker", "simulated"),
+        "MIKROM_DRIVER", "auto", "firecracker, qemu, simulated, or auto: firecracker if it can run here, else qemu",
+        _one_of("auto", "firecracker", "qemu", "simulated"),
     )  # fmt: skip
     state_dir: Path = _env("MIKROM_STATE_DIR", None, "records, consoles and the embedded store", Path)
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mikrom_reconcile.core.errors import SetupError, UsageError
+from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from mikrom_reconcile.control.ports import Engine, Hosts, RunStore
     from mikrom_reconcile.control.sources.last_good import LastGood
     from mikrom_reconcile.core.model.specs import SourceTree
+    from mikrom_reconcile.host.drivers.choice import Choice
     from mikrom_reconcile.host.hypervisor import Hypervisor
     from mikrom_reconcile.host.ports import Driver
 
-KINDS = ("Project", "Inventory", "Image", "Fleet")
+KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
 """Kinds of documents, each with a schema of its own."""
 
 
@@ -135,29 +136,33 @@ def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone:
 
 def make_hypervisor(settings: Settings) -> Hypervisor:
     """This machine as a host, with the driver that the settings choose."""
+    from mikrom_reconcile.host.drivers.choice import choice_of
     from mikrom_reconcile.host.hypervisor import Hypervisor
     from mikrom_reconcile.host.records import Records
 
+    choice = choice_of(settings)
     return Hypervisor(
-        settings.host, driver=make_driver(settings), records=Records(settings.state_dir), clock=SystemClock()
+        settings.host,
+        driver=make_driver(settings, choice),
+        records=Records(settings.state_dir),
+        clock=SystemClock(),
+        note=choice.note,
     )
 
 
-def make_driver(settings: Settings) -> Driver:
-    """The driver of MIKROM_DRIVER. Raises SetupError saying what is missing for it."""
-    if settings.driver == "simulated":
+def make_driver(settings: Settings, choice: Choice) -> Driver:
+    """The chosen driver."""
+    if choice.driver == "simulated":
         from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 
         return SimulatedDriver(settings.state_dir)
-    from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-    from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem
     from mikrom_reconcile.host.media import Shelf
 
-    binary = find_firecracker(settings.firecracker, settings.state_dir)
-    problem = kvm_problem() or (None if binary else "no firecracker binary was found")
-    if problem or binary is None:
-        raise SetupError(
-            f"{problem}; see `mikrom doctor`, or set MIKROM_DRIVER=simulated to go through the motions without microVMs"
-        )
     shelf = Shelf.below(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib)
-    return FirecrackerDriver(binary, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf)
+    if choice.driver == "qemu":
+        from mikrom_reconcile.host.drivers.qemu import QemuDriver
+
+        return QemuDriver(choice.binary, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf)
+    from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
+
+    return FirecrackerDriver(choice.binary, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf)

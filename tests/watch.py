@@ -26,13 +26,14 @@ class Watch:
     """Looks at every VMM below `run_dir`, some hundred times a second, from when it is entered until it is left.
 
     `started` counts the VMMs that were ever seen, `alive` are those of the last look, and `doubles` tells of VMs that
-    had two at once.
+    had two at once. `fewest` is how many VMs lived at least, since a test set it.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.started = 0
         self.doubles: list[str] = []
         self.alive: frozenset[VMM] = frozenset()
+        self.fewest = 0
         self._looks = 0
         self._marker = f"\0--api-sock\0{run_dir}/".encode()
         self._seen: set[VMM] = set()
@@ -75,6 +76,7 @@ class Watch:
             by_vm[vmm.vm].append(vmm)
         with self._changed:
             self.alive = frozenset(vmm for found in by_vm.values() for vmm in found)
+            self.fewest = min(self.fewest, len(by_vm))
             self._seen |= self.alive
             self.started = len(self._seen)
             self._looks += 1

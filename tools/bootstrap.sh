@@ -48,6 +48,8 @@ missing_packages() { # prints the Debian packages without which the target canno
         fi
     fi
     [[ $purpose == check ]] || has redis-server || echo redis-server
+    [[ $purpose != test ]] || has nft || echo nftables
+    [[ $purpose != test && ${MIKROM_DRIVER:-auto} != qemu ]] || has qemu-system-x86_64 || echo qemu-system-x86
     [[ $purpose != test ]] || has nginx || echo nginx
     [[ $purpose != test ]] || has supervisord || echo supervisor
     [[ $purpose != test ]] || has faketime || echo faketime
@@ -172,17 +174,19 @@ EOF
 
 ensure_firecracker() {
     local reason
-    [[ ${MIKROM_DRIVER:-auto} != simulated ]] || return 0
+    case ${MIKROM_DRIVER:-auto} in simulated | qemu) return 0 ;; esac
     reason=$(why_not_firecracker)
     if [[ -z $reason ]]; then
         find_firecracker >/dev/null || fetch_firecracker
         MIKROM_FIRECRACKER=$(find_firecracker)
         export MIKROM_FIRECRACKER
+    elif [[ $purpose == apply ]] && has qemu-system-x86_64; then
+        say "$reason: QEMU runs the microVMs instead"
     elif [[ $purpose == apply ]]; then
         export MIKROM_DRIVER=simulated
-        say "$reason: the simulated driver is used instead, no real microVM runs (by hand: export MIKROM_DRIVER=simulated)"
+        say "$reason: the simulated driver is used instead, no real microVM runs (with the package qemu-system-x86 they do, in QEMU)"
     else
-        say "$reason: the tests of real microVMs are skipped, those of the simulated driver run"
+        say "$reason: the tests of Firecracker are skipped, those of QEMU and of the simulated driver run"
     fi
 }
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from mikrom_reconcile.core.model.desired import NAME_LENGTH
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.broker import connect, without_password
 from mikrom_reconcile.dispatch.keys import Keys
+from mikrom_reconcile.host.drivers import qemu_setup
+from mikrom_reconcile.host.drivers.choice import choice_of
 from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem, version_of
 from mikrom_reconcile.host.drivers.vmm_driver import MAX_SOCKET_PATH_BYTES
 from mikrom_reconcile.output.doctor_text import Check
@@ -35,7 +38,15 @@ KNOWN_BINARIES = {
 
 def all_checks(settings: Settings) -> list[Check]:
     """Every check, in the order in which things are needed."""
-    checks: tuple[Callable[[Settings], Check], ...] = (_python, _driver, _kvm, _firecracker, _state_dir, _run_dir)
+    checks: tuple[Callable[[Settings], Check], ...] = (
+        _python,
+        _driver,
+        _kvm,
+        _firecracker,
+        _qemu,
+        _state_dir,
+        _run_dir,
+    )
     here = [check(settings) for check in checks]
     return [*here, *room_checks(settings), *_broker(settings), _redis_server()]
 
@@ -49,12 +60,23 @@ def _python(settings: Settings) -> Check:
 def _driver(settings: Settings) -> Check:
     if settings.driver == "simulated":
         return Check(name="driver", state="note", found="simulated: nothing real runs", remedy="unset MIKROM_DRIVER")
-    return Check(name="driver", state="ok", found="firecracker")
+    try:
+        choice = choice_of(settings)
+    except SetupError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Check(name="driver", state="broken", found=found, remedy=remedy)
+    if choice.note:
+        remedy = "see kvm and firecracker below; MIKROM_DRIVER=qemu if it is what you want"
+        return Check(name="driver", state="note", found=f"qemu: {choice.note}", remedy=remedy)
+    return Check(name="driver", state="ok", found=choice.driver)
 
 
 def _needed(settings: Settings, name: str, found: str, remedy: str) -> Check:
-    """Something that only real microVMs need is missing."""
-    return Check(name=name, state="note" if settings.driver == "simulated" else "broken", found=found, remedy=remedy)
+    """Something that only Firecracker needs is missing."""
+    with suppress(SetupError):
+        if choice_of(settings).driver != "firecracker":
+            return Check(name=name, state="note", found=found, remedy=remedy)
+    return Check(name=name, state="broken", found=found, remedy=remedy)
 
 
 def _kvm(settings: Settings) -> Check:
@@ -76,6 +98,28 @@ def _firecracker(settings: Settings) -> Check:
         return _needed(settings, "firecracker", str(error), remedy)
     origin = KNOWN_BINARIES.get(digest, f"SHA-256 {digest}, of an origin that mikrom does not know")
     return Check(name="firecracker", state="ok", found=f"{version} at {binary}, {origin}")
+
+
+def _qemu(settings: Settings) -> Check:
+    """QEMU is needed where Firecracker cannot run, and looked at closely only where it is used."""
+    binary, used = qemu_setup.find_qemu(), settings.driver == "qemu"
+    if binary is None:
+        found, remedy = f"no {qemu_setup.NAME} was found", "install the package qemu-system-x86"
+        return Check(name="qemu", state="broken" if used else "note", found=found, remedy=remedy)
+    with suppress(SetupError):
+        used = choice_of(settings).driver == "qemu"
+    if not used:
+        return Check(name="qemu", state="ok", found=f"{binary}, for where Firecracker cannot run")
+    try:
+        version = version_of(binary)
+    except SetupError as error:
+        return Check(name="qemu", state="broken", found=str(error), remedy="install the package qemu-system-x86 anew")
+    accelerator, why_not_kvm = qemu_setup.accelerator_of(binary)
+    if accelerator == "kvm":
+        return Check(name="qemu", state="ok", found=f"{version} at {binary}, with KVM")
+    remedy = "starts and guests are slow so; with hardware virtualization it uses KVM by itself"
+    found = f"{version} at {binary}, in software emulation: {why_not_kvm}"
+    return Check(name="qemu", state="note", found=found, remedy=remedy)
 
 
 def _state_dir(settings: Settings) -> Check:

@@ -50,7 +50,7 @@ def fleets(paths: tuple[str, ...], form: str) -> int:
     """Every fleet that the specs name or a host has. Exits with 4 when a host could not be read."""
     current = settings.load()
     views = views_of(wiring.open_engine(current))
-    found = status_of(views, wanted_by_fleet(current, paths), None).fleets
+    found = status_of(views, wanted_by_fleet(current, paths, views), None).fleets
     present(form, lambda: {"fleets": found}, lambda style: fleets_text(found, style))
     return UNREACHABLE if warn_of_dark_hosts(views) else 0
 
@@ -67,7 +67,7 @@ def describe(name: str, paths: tuple[str, ...], form: str) -> int:
     current = settings.load()
     engine = wiring.open_engine(current)
     views = views_of(engine)
-    status = status_of(views, wanted_by_fleet(current, paths), None)
+    status = status_of(views, wanted_by_fleet(current, paths, views), None)
     done = events(engine.store.runs(KEPT), name)
     document = description_document(name, views, status.fleets, status.hosts, done)
     if not document["found"]:

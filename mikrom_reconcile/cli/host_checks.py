@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from mikrom_reconcile import wiring
 from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.core.lifecycle import UP
+from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.host.drivers.choice import choice_of
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
@@ -41,7 +44,7 @@ def room_checks(settings: Settings) -> Iterator[Check]:
     except SetupError as error:
         yield Check(name="records", state="broken", found=str(error))
         return
-    yield _memory(records)
+    yield _memory(records, _need_mib(settings))
     yield _descriptors(len(records))
     yield _threads()
 
@@ -70,9 +73,16 @@ def _disk(folder: Path) -> Check:
     return Check(name="disk", state="broken" if free < LEAST_BYTES or no_inodes else "note", found=text, remedy=remedy)
 
 
-def _memory(records: list[VMRecord]) -> Check:
+def _need_mib(settings: Settings) -> Callable[[VMSpec], int]:
+    """What a VM takes on this host."""
+    with suppress(SetupError):  # told by another check
+        return wiring.make_driver(settings, choice_of(settings)).memory_mib
+    return lambda spec: spec.machine.mem_size_mib
+
+
+def _memory(records: list[VMRecord], need_mib: Callable[[VMSpec], int]) -> Check:
     have_mib = capacity().mem_size_mib
-    promised_mib = sum(record.spec.machine.mem_size_mib for record in records)
+    promised_mib = sum(need_mib(record.spec) for record in records)
     available_mib = _number(Path("/proc/meminfo"), after="MemAvailable:") >> 10
     text = f"{have_mib} MiB, {available_mib} available; {promised_mib} promised to {counted(len(records), 'VM')}"
     if promised_mib > have_mib:

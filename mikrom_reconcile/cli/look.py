@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -14,10 +15,14 @@ from mikrom_reconcile.cli.terminal import warn
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.desired import wanted
 from mikrom_reconcile.core.errors import MikromError, SourceError, SpecError
-from mikrom_reconcile.core.model.observed import HostView, ObservedVM, ObserveQuery
+from mikrom_reconcile.core.guards import Limits
+from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObservedVM, ObserveQuery, Placements
+from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.plan import decide, question
 from mikrom_reconcile.core.specs import Specs, read_specs
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.status_text import FleetKey
+from mikrom_reconcile.output.plan_parts import rollout_of
+from mikrom_reconcile.output.status_text import FleetKey, Wish
 from mikrom_reconcile.settings import Settings
 
 DEADLINE_S = 10.0
@@ -60,8 +65,8 @@ def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, An
     return read_specs(wiring.read_tree(current, paths), wiring.schemas(), extra_vars)
 
 
-def wanted_by_fleet(current: Settings, paths: tuple[str, ...]) -> dict[FleetKey, int]:
-    """VMs per fleet that the specs want; nothing where there are no specs to read."""
+def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: tuple[HostView, ...]) -> dict[FleetKey, Wish]:
+    """What the specs want of each fleet, and how far that is by what the hosts say; nothing where there are none."""
     try:
         specs = specs_in(current, paths)
         vms = wanted(specs, here=current.host).vms
@@ -73,7 +78,18 @@ def wanted_by_fleet(current: Settings, paths: tuple[str, ...]) -> dict[FleetKey,
         warn(f"{error}, so only the hosts are asked; `mikrom validate` tells more")
         return {}
     counts = Counter(vm.fleet for vm in vms if vm.state != "absent")
-    return {(specs.project, fleet.name): counts[fleet.name] for fleet in specs.fleets}
+    plan = _plan_from(specs, views, current.host)
+    return {
+        (specs.project, fleet.name): Wish(vms=counts[fleet.name], rollout=rollout_of(plan, fleet.name))
+        for fleet in specs.fleets
+    }
+
+
+def _plan_from(specs: Specs, views: tuple[HostView, ...], here: str) -> Plan:
+    """The plan that follows from a look that was made for something else."""
+    found = {vm.name: vm.host for vm in vms_in(views) if vm.project == specs.project}
+    asked = question(specs, Placements(vms=found, covers=tuple(view.host for view in views)), here=here)
+    return decide(asked, ObservedState(taken_at=datetime.now(UTC), hosts=views), Limits()).plan
 
 
 def names_for_tab(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -25,6 +25,6 @@ def status(paths: tuple[str, ...], form: str) -> int:
     engine = wiring.open_engine(settings)
     views = views_of(engine)
     last = engine.store.runs(1)
-    found = status_of(views, wanted_by_fleet(settings, paths), last[0] if last else None, engine.source())
+    found = status_of(views, wanted_by_fleet(settings, paths, views), last[0] if last else None, engine.source())
     present(form, lambda: status_document(found), lambda style: status_text(found, datetime.now(UTC), style))
     return UNREACHABLE if any(host.error for host in found.hosts) else 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from kombu import Exchange, Queue
 
+from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import UsageError
@@ -90,9 +91,9 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API.
 
-        `sent_at` is for metrics: Celery itself does not say how old a message is.
+        `sent_at` is for metrics: Celery itself does not say how old a message is. A trace goes on in the headers, too.
         """
-        options["headers"] = {**(options.get("headers") or {}), "sent_at": time.time()}
+        options["headers"] = {**(options.get("headers") or {}), **traces.carried(), "sent_at": time.time()}
         options.setdefault("argsrepr", _HIDDEN)
         options.setdefault("kwargsrepr", _HIDDEN)
         return super().send_task(name, *args, **options)
@@ -106,7 +107,7 @@ def make_app(settings: Settings) -> FleetApp:
     app.settings = settings
     app.keys = keys
     app.conf.update(configuration(settings))
-    celery_costs.lower(app)
+    celery_costs.lower(app, written_down=settings.worker_role != "host")
     return app
 
 

@@ -12,7 +12,7 @@ from celery import signals
 from kombu.utils import functional
 from redis import RedisError
 
-from mikrom_reconcile import locks
+from mikrom_reconcile import locks, traces
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import MikromError, SetupError, UsageError
@@ -57,6 +57,7 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
         # and kombu keeps the old sleep. Without a broker that worker then stands still for seconds, supervision too
         functional.sleep = time.sleep
     app.heartbeat = _heartbeat(app, app.settings.worker_role)
+    traces.set_up(app.settings.worker_role)
     try:
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
@@ -105,6 +106,7 @@ def _on_shutting_down(**_: Any) -> None:
 
 
 def _on_worker_shutdown(sender: Any, **_: Any) -> None:
+    traces.flush()
     app: FleetApp = sender.app
     with suppress(RedisError):  # then the heartbeat says that they are lost
         app.answering.flush()

@@ -16,7 +16,7 @@ from mikrom_reconcile.host.supervise import RESCAN_S, Supervisor
 class Hypervisor:
     """One host: its driver, its records and its clock. Safe to call from many threads or greenlets at once.
 
-    `on_step` is the executor's seam for crashes in tests.
+    `note` is what whoever plans for this host should know of it. `on_step` is the executor's seam for crashes in tests.
     """
 
     def __init__(
@@ -26,13 +26,14 @@ class Hypervisor:
         driver: Driver,
         records: Records,
         clock: Clock,
+        note: str = "",
         on_step: Callable[[str, str], None] = no_seam,
     ) -> None:
         self.name = name
         self._driver = driver
         self._records = records
         self._clock = clock
-        self._observer = Observer(name, driver=driver, records=records)
+        self._observer = Observer(name, driver=driver, records=records, note=note)
         self._executor = Executor(name, driver=driver, records=records, clock=clock, on_step=on_step)
 
         self._supervisor: Supervisor | None = None

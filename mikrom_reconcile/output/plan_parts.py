@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any, get_args
 
 import msgspec
 
-from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan, VMChange
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Plan, VMChange
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.units import counted, listed
 
@@ -80,13 +81,34 @@ def _asked(plan: Plan) -> str:
 
 
 def fleets_of(plan: Plan) -> Iterator[tuple[str, str, list[Group]]]:
-    """Each fleet with changes, sorted: its name, how many of its VMs are down at once ("" if none), its groups."""
+    """Each fleet with changes, sorted: its name, how its VMs are taken down ("" if none are), its groups."""
     fleets: dict[str, list[VMChange]] = defaultdict(list)
     for change in plan.changes:
         fleets[change.fleet].append(change)
     for fleet in sorted(fleets):
         peak = plan.peaks.get(fleet)
-        yield fleet, f"at most {peak.down} of {peak.size} down at a time" if peak else "", _groups(fleets[fleet])
+        yield fleet, _pace(peak) if peak else "", _groups(fleets[fleet])
+
+
+def _pace(peak: Peak) -> str:
+    """How many VMs are down at a time, and in which batches: equal ones in a row are told once."""
+    text = f"at most {peak.down} of {peak.size} down at a time"
+    if not peak.batches:
+        return text
+    rows = [(size, len(list(alike))) for size, alike in groupby(peak.batches)]
+    sizes = ", ".join(f"{count} x {size}" if count > 1 else str(size) for size, count in rows)
+    return f"{text}, batch {peak.batch} of {len(peak.batches)} ({sizes})"
+
+
+def rollout_of(plan: Plan, fleet: str) -> str:
+    """Where the rollout of a fleet stands, "" if nothing is rolled out."""
+    if any(refusal.rule == "halted" and refusal.fleet == fleet and not refusal.vm for refusal in plan.refusals):
+        return "halted"
+    peak = plan.peaks.get(fleet)
+    if peak is None:
+        return ""
+    batch = f"batch {peak.batch} of {len(peak.batches)}, " if peak.batches else ""
+    return f"{batch}{peak.pending} of {peak.size} VMs to go"
 
 
 def _groups(changes: Iterable[VMChange]) -> list[Group]:

@@ -23,13 +23,24 @@ FleetKey = tuple[str, str]
 
 
 class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One fleet: how many VMs the specs want (None: the specs do not name it), have a record, and run."""
+    """One fleet: how many VMs the specs want (None: the specs do not name it), have a record, and run.
+
+    `rollout` says where its rollout stands, "" if nothing is rolled out.
+    """
 
     project: str
     fleet: str
     wanted: int | None
     vms: int
     running: int
+    rollout: str = ""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What the specs want of one fleet: how many VMs, and where its rollout stands."""
+
+    vms: int
+    rollout: str = ""
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +65,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 def status_of(
     views: Iterable[HostView],
-    wanted: Mapping[FleetKey, int],
+    wanted: Mapping[FleetKey, Wish],
     last_run: RunReport | None,
     source: SourceState | None = None,
 ) -> Status:
@@ -64,8 +75,16 @@ def status_of(
     vms = Counter((vm.project, vm.fleet) for vm in rows)
     running = Counter((vm.project, vm.fleet) for vm in rows if vm.phase == "running")
     fleets = tuple(
-        FleetStatus(project=key[0], fleet=key[1], wanted=wanted.get(key), vms=vms[key], running=running[key])
+        FleetStatus(
+            project=key[0],
+            fleet=key[1],
+            wanted=wish.vms if wish else None,
+            vms=vms[key],
+            running=running[key],
+            rollout=wish.rollout if wish else "",
+        )
         for key in sorted({*vms, *wanted})
+        for wish in [wanted.get(key)]
     )
     return Status(hosts=tuple(_host(view) for view in views), fleets=fleets, last_run=last_run, source=source)
 
@@ -99,7 +118,7 @@ def hosts_text(hosts: Iterable[HostStatus], style: Style) -> str:
 
 def fleets_text(fleets: Iterable[FleetStatus], style: Style) -> str:
     """One line per fleet."""
-    return table(("PROJECT", "FLEET", "WANTED", "VMS", "RUNNING"), [_fleet_row(fleet) for fleet in fleets], style)
+    return table(("PROJECT", "FLEET", "WANTED", "VMS", "RUNNING", ""), [_fleet_row(fleet) for fleet in fleets], style)
 
 
 def _host(view: HostView) -> HostStatus:
@@ -130,6 +149,7 @@ def _fleet_row(fleet: FleetStatus) -> tuple[Cell, ...]:
         (wanted, ""),
         (str(fleet.vms), ""),
         (str(fleet.running), look),
+        (fleet.rollout, "red" if fleet.rollout == "halted" else "yellow"),
     )
 
 

@@ -65,18 +65,20 @@ def decided(
 ) -> Decision:
     placements = Placements(vms={row.name: row.host for row in seen}, covers=HOSTS)
     error = asked.pop("error", "gave no answer")
+    note = asked.pop("note", "")
     views = tuple(
         HostView(host=host, error=error)
         if host == dark
-        else HostView(host=host, report=report(host, tuple(row for row in seen if row.host == host)))
+        else HostView(host=host, report=report(host, tuple(row for row in seen if row.host == host), note))
         for host in HOSTS
     )
     put = question(specs, placements, here="localhost", **asked)
     return decide(put, ObservedState(taken_at=NOW, hosts=views), Limits(all_removals=put.destroy), selection)
 
 
-def report(host: str, vms: tuple[ObservedVM, ...]) -> HostReport:
-    return HostReport(host=host, observed_at=NOW, capacity=Capacity(vcpu_count=8, mem_size_mib=8192), vms=vms)
+def report(host: str, vms: tuple[ObservedVM, ...], note: str = "") -> HostReport:
+    capacity = Capacity(vcpu_count=8, mem_size_mib=8192)
+    return HostReport(host=host, observed_at=NOW, capacity=capacity, note=note, vms=vms)
 
 
 def kinds(decision: Decision) -> dict[str, str]:
@@ -206,3 +208,12 @@ def test_the_peak_counts_what_is_down_and_what_is_taken_down_at_once() -> None:
     assert decided(specs_of(fleet("web", 1, mem=32)), rows(specs_of(fleet("web", 1)))).plan.peaks == {
         "web": Peak(down=1, size=1, pending=1)
     }
+
+
+# ---- what should be known of a host --------------------------------------------------------------------------------
+
+
+def test_a_note_of_a_host_is_told_where_something_is_done_and_only_there() -> None:
+    planned = decided(specs_of(fleet("db", 1, hosts="spare")), (), note="QEMU runs its VMs").plan
+    assert planned.warnings == ("hv03: QEMU runs its VMs",)
+    assert decided(specs_of(), (), note="QEMU runs its VMs").plan.warnings == ()

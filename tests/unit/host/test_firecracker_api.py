@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -18,47 +16,13 @@ from hypothesis import strategies as st
 from mikrom_reconcile.host.drivers.connection import MAX_ANSWER_BYTES
 from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, UnreachableError
 from mikrom_reconcile.host.drivers.firecracker_api import Api
+from tests.unit.host.servers import Serve, answering, server
 
 PATIENCE_S = 0.2
-
-Serve = Callable[[socket.socket], None]
 
 
 class State(msgspec.Struct):
     state: str
-
-
-@contextmanager
-def server(folder: Path, serve: Serve) -> Iterator[str]:
-    """A server of this process that deals with one connection."""
-    path = folder / "s"
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen()
-
-        def run() -> None:
-            with suppress(OSError), listening.accept()[0] as connection:
-                serve(connection)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield str(path)
-        finally:
-            with suppress(OSError):
-                listening.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-
-def answering(*parts: bytes, pause_s: float = 0) -> Serve:
-    def serve(connection: socket.socket) -> None:
-        connection.recv(65536)
-        for part in parts:
-            connection.sendall(part)
-            time.sleep(pause_s)
-
-    return serve
 
 
 def connected(path: str, *, pid: int | None = None) -> Api:

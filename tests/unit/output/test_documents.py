@@ -21,7 +21,7 @@ from mikrom_reconcile.output.documents import (
     validation_document,
 )
 from mikrom_reconcile.output.look_documents import status_document, vms_document
-from mikrom_reconcile.output.status_text import status_of
+from mikrom_reconcile.output.status_text import Wish, status_of
 from mikrom_reconcile.output.style import PLAIN, Style
 from tests.samples import MEMORY, change, observed, outcome, plan, refusal, report
 
@@ -91,7 +91,7 @@ def test_vms_have_the_documented_shape() -> None:
 @pytest.mark.parametrize(
     ("name", "document"),
     [
-        ("status", status_document(status_of([], {("demo", "web"): 3}, report(PLAN, remaining=None)))),
+        ("status", status_document(status_of([], {("demo", "web"): Wish(vms=3)}, report(PLAN, remaining=None)))),
         ("status", status_document(status_of([], {}, None))),
         ("validation", validation_document([PROBLEM], 0, 0, 0)),
         ("validation", validation_document([], 3, 8, 2)),

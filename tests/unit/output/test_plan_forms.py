@@ -10,12 +10,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.plan import FieldChange, Peak, Plan
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.documents import json_of, plan_document
 from mikrom_reconcile.output.plan_markdown import MAX_CHARACTERS
-from mikrom_reconcile.output.plan_parts import value_diff
+from mikrom_reconcile.output.plan_parts import rollout_of, value_diff
 from mikrom_reconcile.output.style import PLAIN, Style
 from tests.samples import MEMORY, change, plan, refusal
 
@@ -53,6 +54,8 @@ def evil_plan() -> Plan:
 def test_a_plan_says_why_there_and_how_many_at_once() -> None:
     text = formats.PLAN["text"](PLAN, PLAIN)
     assert "  web  at most 1 of 3 down at a time\n" in text
+    steps = replace(PLAN, peaks={"web": Peak(down=4, size=10, pending=9, batch=2, batches=(1, 4, 4, 1))})
+    assert "at most 4 of 10 down at a time, batch 2 of 4 (1, 2 x 4, 1)\n" in formats.PLAN["text"](steps, PLAIN)
     assert (
         "    + create   web-[000-001] on hv[01-02]: does not exist\n"
         "               hv01 has the fewest VMs (2) of kvm:&gen2, and so on\n"
@@ -214,3 +217,12 @@ def test_a_long_page_begins_folded() -> None:
     few, many = (plan(*(change(f"v{n}", "stop", f"r{n}") for n in range(count))) for count in (3, 30))
     assert formats.PLAN["html"](few, PLAIN).count("<details open>") == 3
     assert formats.PLAN["html"](many, PLAIN).count("<details>") == 30
+
+
+def test_where_a_rollout_stands() -> None:
+    assert rollout_of(PLAN, "db") == ""
+    assert rollout_of(replace(PLAN, peaks={"web": Peak(down=1, size=3, pending=2)}), "web") == "2 of 3 VMs to go"
+    batches = Peak(down=1, size=3, pending=2, batch=2, batches=(1, 1, 1))
+    assert rollout_of(replace(PLAN, peaks={"web": batches}), "web") == "batch 2 of 3, 2 of 3 VMs to go"
+    halted = replace(PLAN, refusals=(refusal("web", "it failed", rule="halted"),))
+    assert rollout_of(halted, "web") == "halted"

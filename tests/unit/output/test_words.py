@@ -16,7 +16,7 @@ from mikrom_reconcile.output.doctor_text import Check, SettingLine, doctor_text
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import console_text, one_line
 from mikrom_reconcile.output.problem_text import problems_text
-from mikrom_reconcile.output.status_text import status_of, status_text
+from mikrom_reconcile.output.status_text import Wish, status_of, status_text
 from mikrom_reconcile.output.style import PLAIN, Style
 from mikrom_reconcile.output.table import table
 from mikrom_reconcile.output.units import age, counted, duration, mebibytes
@@ -173,7 +173,7 @@ def test_status_shows_hosts_fleets_and_the_last_run() -> None:
         HostView(host="hv02", error="gave no answer"),
     ]
     last = report(plan(), outcome("web-000"), remaining=plan())
-    status = status_of(views, {("demo", "web"): 3, ("demo", "new"): 2}, last)
+    status = status_of(views, {("demo", "web"): Wish(vms=3, rollout="halted"), ("demo", "new"): Wish(vms=2)}, last)
     assert status_text(status, NOW + timedelta(minutes=3), PLAIN) == (
         "HOST  VCPU  MEM       VMS  RUNNING\n"
         "hv01  2     23.5 GiB  3    2\n"
@@ -182,7 +182,7 @@ def test_status_shows_hosts_fleets_and_the_last_run() -> None:
         "PROJECT  FLEET  WANTED  VMS  RUNNING\n"
         "demo     new    2       0    0\n"
         "demo     old    -       1    1\n"
-        "demo     web    3       2    1\n"
+        "demo     web    3       2    1        halted\n"
         "\n"
         "Last run 2min ago, project demo at 3f2a1c9d8e7b:\n"
         "Converged in 2.0 s: 1 created; all is as specified.\n"

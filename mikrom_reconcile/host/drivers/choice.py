@@ -1,0 +1,41 @@
+"""Which driver this machine uses: as MIKROM_DRIVER says, or the best that can run here. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.host.drivers import qemu_setup
+from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem
+from mikrom_reconcile.settings import Settings
+
+_WAY_OUT = "see `mikrom doctor`, or set MIKROM_DRIVER=simulated to go through the motions without microVMs"
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """The driver's name, its VMM's binary, and what a person should know of the choice: "" if there is nothing."""
+
+    driver: str
+    binary: Path = Path()
+    note: str = ""
+
+
+def choice_of(settings: Settings) -> Choice:
+    """The driver to use. Raises SetupError saying what is missing for it."""
+    if settings.driver == "simulated":
+        return Choice(driver="simulated")
+    problem = ""
+    if settings.driver != "qemu":
+        firecracker = find_firecracker(settings.firecracker, settings.state_dir)
+        problem = kvm_problem() or ("" if firecracker else "no firecracker binary was found")
+        if firecracker and not problem:
+            return Choice(driver="firecracker", binary=firecracker)
+        if settings.driver == "firecracker":
+            raise SetupError(f"{problem}; {_WAY_OUT}")
+    if (qemu := qemu_setup.find_qemu()) is None:
+        lacking = f"no {qemu_setup.NAME} was found"
+        raise SetupError(f"{problem}, and {lacking}; {_WAY_OUT}" if problem else f"{lacking}; {_WAY_OUT}")
+    why = problem.partition(": ")[0]
+    return Choice(driver="qemu", binary=qemu, note=f"QEMU runs its VMs, not Firecracker: {why}" if why else "")

@@ -1,0 +1,112 @@
+"""Which driver is used where what is missing, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.host.drivers import choice, firecracker_setup, qemu_setup
+from mikrom_reconcile.host.drivers.choice import Choice, choice_of
+from mikrom_reconcile.settings import Settings, load
+
+NO_KVM = "this machine has no /dev/kvm: turn on virtualization"
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
+    """With KVM, without any VMM."""
+    monkeypatch.setattr(choice, "kvm_problem", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("MIKROM_FIRECRACKER", raising=False)
+    return load()
+
+
+def install(folder: Path, name: str, text: str = "exit 0") -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o700)
+    return path
+
+
+def test_firecracker_comes_first(settings: Settings, tmp_path: Path) -> None:
+    firecracker = install(tmp_path, "firecracker")
+    install(tmp_path, qemu_setup.NAME)
+    assert choice_of(settings) == Choice(driver="firecracker", binary=firecracker)
+
+
+def test_without_firecracker_or_kvm_qemu_does_it_and_it_is_said(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = install(tmp_path, qemu_setup.NAME)
+    found = choice_of(settings)
+    assert (found.driver, found.binary) == ("qemu", qemu)
+    assert found.note == "QEMU runs its VMs, not Firecracker: no firecracker binary was found"
+    install(tmp_path, "firecracker")
+    monkeypatch.setattr(choice, "kvm_problem", lambda: NO_KVM)
+    assert choice_of(settings).note == "QEMU runs its VMs, not Firecracker: this machine has no /dev/kvm"
+
+
+def test_who_asks_for_a_driver_gets_no_other_and_no_note(settings: Settings, tmp_path: Path) -> None:
+    qemu = install(tmp_path, qemu_setup.NAME)
+    assert choice_of(dataclasses.replace(settings, driver="qemu")) == Choice(driver="qemu", binary=qemu)
+    assert choice_of(dataclasses.replace(settings, driver="simulated")) == Choice(driver="simulated")
+    with pytest.raises(SetupError, match=r"^no firecracker binary was found; see `mikrom doctor`"):
+        choice_of(dataclasses.replace(settings, driver="firecracker"))
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        ("auto", "no firecracker binary was found, and no qemu-system-x86_64 was found; see"),
+        ("qemu", "no qemu-system-x86_64 was found; see"),
+    ],
+)
+def test_what_is_missing_is_named_with_a_way_out(settings: Settings, driver: str, words: str) -> None:
+    with pytest.raises(SetupError, match=f"^{words}.*MIKROM_DRIVER=simulated"):
+        choice_of(dataclasses.replace(settings, driver=driver))
+
+
+# ---- KVM or software emulation -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_kvm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(qemu_setup, "kvm_problem", lambda: None)
+    monkeypatch.setattr(qemu_setup, "_PVM", tmp_path / "no such module")
+
+
+def test_without_kvm_guests_are_emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(qemu_setup, "kvm_problem", lambda: NO_KVM)
+    assert qemu_setup.accelerator_of(tmp_path / "qemu-1") == ("tcg", "this machine has no /dev/kvm")
+
+
+def test_the_kvm_of_a_pvm_guest_is_not_used(with_kvm: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(qemu_setup, "_PVM", tmp_path)
+    accelerator, why = qemu_setup.accelerator_of(tmp_path / "qemu-2")
+    assert (accelerator, "PVM" in why) == ("tcg", True)
+
+
+@pytest.mark.parametrize(
+    ("does", "accelerator", "why"),
+    [
+        ("echo MIKROM-EXIT bye", "kvm", ""),
+        ("echo hello; echo no MSR >&2; exit 1", "tcg", "a trial guest did not boot under KVM: no MSR"),
+        ("exit 0", "tcg", "a trial guest did not boot under KVM: it said nothing"),
+        ("exec sleep 9", "tcg", "timed out"),
+    ],
+)
+def test_kvm_is_used_if_a_guest_boots_under_it(
+    with_kvm: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, does: str, accelerator: str, why: str
+) -> None:
+    monkeypatch.setattr(qemu_setup, "_PROBE_S", 0.3)
+    found = qemu_setup.accelerator_of(install(tmp_path, "qemu", does))
+    assert found[0] == accelerator
+    assert why in found[1]
+
+
+@pytest.mark.kvm
+def test_a_kvm_that_can_be_opened_has_no_problem() -> None:
+    assert firecracker_setup.kvm_problem() is None

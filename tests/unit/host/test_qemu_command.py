@@ -1,0 +1,94 @@
+"""The command line of a QEMU says what a spec wants, and gives it back as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.host.disks import ROOT_ID, Disk
+from mikrom_reconcile.host.drivers.qemu_command import (
+    OVERHEAD_MIB,
+    Accelerator,
+    arguments,
+    boot_args_in,
+    disks_in,
+    machine_in,
+    name_in,
+)
+from mikrom_reconcile.host.drivers.vmm import Layout
+from mikrom_reconcile.host.media import Media
+
+PLACES = Layout(Path("/srv/mikrom"), Path("/run/a,b")).of("web-001")
+KERNEL = Path("/srv/kernel")
+WORDS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
+
+
+def disk(name: str, path: str | None = None, *, read_only: bool = False) -> Disk:
+    return Disk(name=name, path=Path(path or f"/srv/{name}.img"), read_only=read_only)
+
+
+def line(spec: VMSpec, *disks: Disk, initrd: Path | None = None, accelerator: Accelerator = "tcg") -> list[str]:
+    return list(arguments(spec, Media(kernel=KERNEL, initrd=initrd, disks=disks), PLACES, accelerator))
+
+
+def after(option: str, argv: list[str]) -> str:
+    return argv[argv.index(option) + 1]
+
+
+@given(
+    boot_args=st.one_of(
+        WORDS,
+        st.sampled_from(["-smp", "-m", "-name", "-append", "-drive", " root=/dev/vda rw", " root=/dev/vda ro", ""]),
+    ),
+    machine=st.builds(Machine, vcpu_count=st.integers(1, 32), mem_size_mib=st.integers(1, 1048576)),
+    paths=st.lists(WORDS.map(lambda text: f"/srv/{text}"), max_size=3),
+    rooted=st.booleans(),
+    read_only=st.booleans(),
+)
+def test_what_a_spec_says_is_read_back(
+    boot_args: str, machine: Machine, paths: list[str], *, rooted: bool, read_only: bool
+) -> None:
+    disks = [disk(f"d{number}", path) for number, path in enumerate(paths)]
+    if rooted:
+        disks.insert(0, disk(ROOT_ID, "/srv/r,oot", read_only=read_only))
+    argv = line(VMSpec(image="x", machine=machine, boot_args=boot_args), *disks)
+    assert name_in(argv) == "web-001"
+    assert machine_in(argv) == machine
+    assert boot_args_in(argv) == boot_args
+    assert disks_in(argv) == {disk.name: str(disk.path) for disk in disks}
+
+
+def test_a_command_line_that_is_not_ours_says_nothing() -> None:
+    for argv in ([], ["-smp"], ["-smp", "2", "-m", "1G"], ["-smp", "cpus=2", "-m", "8M"]):
+        assert machine_in(argv) is None
+    assert (name_in(["-name"]), boot_args_in([]), disks_in(["-drive", "file=/a"])) == ("", None, {})
+
+
+def test_disks_stand_on_the_bus_in_their_order_and_the_root_disk_is_mounted_as_under_firecracker() -> None:
+    argv = line(VMSpec(image="x", boot_args="quiet"), disk(ROOT_ID, read_only=True), disk("data"))
+    devices = [value for value in argv if value.startswith("virtio-blk")]
+    assert devices == [
+        f"virtio-blk-device,drive={ROOT_ID},bus=virtio-mmio-bus.0",
+        "virtio-blk-device,drive=data,bus=virtio-mmio-bus.1",
+    ]
+    assert after("-append", argv) == "quiet root=/dev/vda ro"
+    assert f"readonly=on,id={ROOT_ID}" in after("-drive", argv)
+
+
+def test_a_comma_in_a_path_ends_no_option() -> None:
+    assert after("-qmp", line(VMSpec(image="x"))) == "unix:/run/a,,b/web-001/api.sock,server=on,wait=off"
+
+
+@pytest.mark.parametrize(("accelerator", "words"), [("kvm", "kvm -cpu host"), ("tcg", "tcg,tb-size=64 -cpu max")])
+def test_an_accelerator_brings_its_cpu(accelerator: Accelerator, words: str) -> None:
+    assert f"-accel {words}" in " ".join(line(VMSpec(image="x"), accelerator=accelerator))
+    assert OVERHEAD_MIB["tcg"] > OVERHEAD_MIB["kvm"]
+
+
+def test_an_initrd_is_loaded_if_there_is_one() -> None:
+    assert after("-initrd", line(VMSpec(image="x"), initrd=Path("/srv/initrd"))) == "/srv/initrd"
+    assert "-initrd" not in line(VMSpec(image="x"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
-from tests.fleet import KEYS, ROOT, Fleet
+from tests.fleet import KEYS, ROOT, Fleet, wait_until
 from tests.unit.control.test_git_source import Repository
 
 pytestmark = pytest.mark.redis
@@ -95,6 +95,7 @@ def test_a_source_that_vanishes_changes_nothing_even_after_a_restart_and_the_los
     control.wait()
     fleet.redis.flushall()
     fleet.worker("control", pool="threads", MIKROM_SPECS=specs)
+    wait_until(lambda: fleet.redis.exists(KEYS.heartbeat("host:localhost")), "the host to be seen again")
     done = asked(app, "reconcile")["done"]
     assert done.startswith(f"nothing to do; the source is broken, {good} was used:")
     assert "does not appear to be a git repository" in done

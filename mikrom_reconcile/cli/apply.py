@@ -24,9 +24,7 @@ from mikrom_reconcile.output import formats
 @options.retry
 @options.assume_dead
 @options.yes
-@click.option(
-    "--check", is_flag=True, help="Only plan; of a saved plan, say what would be refused by now."
-)
+@click.option("--check", is_flag=True, help="Only plan; of a saved plan, say what would be refused by now.")
 @options.diff
 @options.wait
 @click.option("--prune-max", type=options.ShareType(), help="How much of a fleet this run may remove: 5, or 20%.")

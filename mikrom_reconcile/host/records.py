@@ -6,6 +6,7 @@
     tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
     released/<project>/<ip>     an address whose VM is gone; when, says the file's time
     locks/<vm>.action           held by whoever acts on the VM, never unlinked
+    locks/worker                held by the one host worker with this state folder
 
 A record that cannot be read is `Unreadable` and says why: never an exception, and never taken for absent. A VM's
 folder without a record is no VM but what a killed writer left; the next write, removal or sweep cleans it.

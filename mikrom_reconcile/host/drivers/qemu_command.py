@@ -31,6 +31,11 @@ _ACCELERATION: dict[Accelerator, tuple[str, ...]] = {
     "tcg": ("-accel", f"tcg,tb-size={TRANSLATED_MIB}", "-cpu", "max"),
 }
 
+_STEADY_CLOCK = ("-icount", "shift=auto")
+"""The translator's clock counts instructions: a Linux that measures its clocks on a busy host hangs without it (6.1:
+"tsc: Unable to calibrate against PIT"). With more than one vCPU it hangs with it.
+"""
+
 _MACHINE = (
     # a timer, an interrupt controller and a keyboard, as a Firecracker has them; the guest finds devices through ACPI
     *("-M", "microvm,rtc=on,pic=on,pit=on,auto-kernel-cmdline=off", "-device", "i8042"),
@@ -48,6 +53,7 @@ def bare_arguments(accelerator: Accelerator, *, kernel: Path, boot_args: str, ma
     return (
         *_MACHINE,
         *_ACCELERATION[accelerator],
+        *(_STEADY_CLOCK if accelerator == "tcg" and machine.vcpu_count == 1 else ()),
         *("-smp", str(machine.vcpu_count), "-m", f"{machine.mem_size_mib}M"),
         *("-kernel", str(kernel), "-append", boot_args),
     )
@@ -61,7 +67,7 @@ def arguments(spec: VMSpec, media: Media, places: Places, accelerator: Accelerat
             accelerator, kernel=media.kernel, boot_args=spec.boot_args + _root_of(media.disks), machine=spec.machine
         ),
         *(() if media.initrd is None else ("-initrd", str(media.initrd))),
-        *(word for number, disk in enumerate(media.disks) for word in _disk_arguments(number, disk)),
+        *(word for disk in media.disks for word in _disk_arguments(disk)),
         *("-chardev", f"file,id=console,append=on,path={_quoted(places.console)}", "-serial", "chardev:console"),
         *("-qmp", f"unix:{_quoted(places.socket)},server=on,wait=off"),
         *("-pidfile", str(places.pidfile), "-d", "cpu_reset"),  # both tell how it ended
@@ -73,12 +79,12 @@ def _root_of(disks: tuple[Disk, ...]) -> str:
     return next((_ROOT[disk.read_only] for disk in disks if disk.name == ROOT_ID), "")
 
 
-def _disk_arguments(number: int, disk: Disk) -> tuple[str, ...]:
-    """A disk at its place on the bus: the guest names disks in that order, /dev/vda first."""
+def _disk_arguments(disk: Disk) -> tuple[str, ...]:
+    """One disk. QEMU finds the places on its bus, so that a guest names disks in their order, /dev/vda first."""
     mode = "on" if disk.read_only else "off"
     return (
         *("-drive", f"if=none,format=raw,readonly={mode},id={disk.name},file={_quoted(disk.path)}"),
-        *("-device", f"virtio-blk-device,drive={disk.name},bus=virtio-mmio-bus.{number}"),
+        *("-device", f"virtio-blk-device,drive={disk.name}"),
     )
 
 

@@ -23,8 +23,11 @@ _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 def open_lock_file(path: Path) -> int:
     """A descriptor of the lock file at `path`, 0600, made with its folder (0700) where missing."""
-    make_folder(path.parent)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        make_folder(path.parent)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def take(fd: int) -> bool:

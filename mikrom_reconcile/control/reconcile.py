@@ -6,21 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
+from mikrom_reconcile import traces
+from mikrom_reconcile.control.look import Look
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
 from mikrom_reconcile.core.desired import checked
-from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
-from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Expect, Plan, VMChange
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.one_off import decide_by_name
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, Question, decide, expect_of, question, thorough
-from mikrom_reconcile.core.selection import Selection
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, expect_of
 from mikrom_reconcile.core.specs import Specs, hosts_of
-from mikrom_reconcile.core.standstill import Standstill, key_of, standstill
 
 OBSERVE_DEADLINE_S = 10.0
 """A host that has not reported by then counts as unreachable for this look; reports take milliseconds."""
@@ -73,37 +71,13 @@ class Reconciler:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
         if request.verb is not None:
             return self._look_by_name(request).plan
-        key = key_of(request, self._schemas, self._here)
-        earlier = self._earlier(key)
-        if earlier is not None:
-            return earlier
-        specs = self._specs(request)
-        unknown = sorted({*request.without_hosts} - {*hosts_of(specs, self._here)})
-        if unknown:
-            raise UsageError(f"--without-host: the inventory has no host {', '.join(unknown)}")
-        asked, decision = self._answered(request, specs)
+        decision = self._look(request)()
         if decision.unmatched:
             raise UsageError(f"--limit: {decision.unmatched!r} matches no VM, host, group or fleet")
         alive = sorted({*request.assume_dead} - {*decision.plan.unreachable})
         if alive:
             raise UsageError(f"--assume-dead: {', '.join(alive)} answers, or is no host of this project")
-        if (still := standstill(asked, decision.plan)) is not None:
-            self._cache.put(key, msgspec.msgpack.encode(still))
         return decision.plan
-
-    def _earlier(self, key: str) -> Plan | None:
-        """The plan of an earlier run that found nothing to do, if nothing has moved since."""
-        content = self._cache.get(key)
-        if content is None:
-            return None
-        try:
-            found = msgspec.msgpack.decode(content, type=Standstill)
-        except msgspec.MsgspecError:
-            return None
-        if digest_of(self.store.placements(found.plan.project)) != found.placements:
-            return None
-        observed = self._observe(found.queries, ())
-        return msgspec.structs.replace(found.plan, taken_at=observed.taken_at) if found.holds(observed) else None
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
@@ -125,11 +99,7 @@ class Reconciler:
                 ended = deadline.passed() or not lease.held()
                 if ended or not (actions or self._waits(request, approved, decision, deadline)):
                     break
-                for outcome in self._execute(request, actions, lease, deadline):
-                    outcomes.append(outcome)
-                    progress(outcome)
-                    if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
-                        break
+                self._dispatch(request, actions, lease, deadline, outcomes, progress)
                 decision = look(outcomes)
         finally:
             lease.release()
@@ -156,16 +126,28 @@ class Reconciler:
         self._clock.sleep(min(decision.again_s, deadline.left_s()))
         return True
 
-    def _execute(
-        self, request: RunRequest, actions: list[Action], lease: Lease, deadline: Deadline
-    ) -> Iterator[ActionOutcome]:
+    def _dispatch(
+        self,
+        request: RunRequest,
+        actions: list[Action],
+        lease: Lease,
+        deadline: Deadline,
+        outcomes: list[ActionOutcome],
+        progress: Callable[[ActionOutcome], None],
+    ) -> None:
+        """Send the orders of one pass, and add to `outcomes` what becomes of each."""
         scheduled = request.origin == BEAT
         orders = (
             Order(run_id=request.run_id, token=lease.token, action=action, scheduled=scheduled)
             for action in actions
             if lease.held()
         )
-        return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
+        with traces.span("dispatch", actions=len(actions)):
+            for outcome in self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s()):
+                outcomes.append(outcome)
+                progress(outcome)
+                if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
+                    break
 
     def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], Decision]]:
         """The project that a request is about, and how to look at it, given what was done so far."""
@@ -174,8 +156,19 @@ class Reconciler:
         if request.verb is not None:
             project = self._look_by_name(request).plan.project
             return project, lambda outcomes: self._look_by_name(request, outcomes, project)
-        specs = self._specs(request)
-        return specs.project, lambda outcomes: self._look(request, specs, outcomes)
+        look = self._look(request)
+        return look.project, lambda outcomes: look(frozenset(outcome.vm for outcome in outcomes))
+
+    def _look(self, request: RunRequest) -> Look:
+        return Look(
+            request,
+            here=self._here,
+            schemas=self._schemas,
+            cache=self._cache,
+            read=self._specs,
+            observe=self._observe,
+            placements=self.store.placements,
+        )
 
     def _look_by_name(self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = "") -> Decision:
         """Observe every host that answers, and plan what was asked for by name."""
@@ -194,36 +187,10 @@ class Reconciler:
             )
         return specs
 
-    def _look(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome]) -> Decision:
-        """Observe every host and plan from what they report."""
-        return self._answered(request, specs, frozenset(outcome.vm for outcome in outcomes))[1]
-
-    def _answered(
-        self, request: RunRequest, specs: Specs, tried: frozenset[str] = frozenset()
-    ) -> tuple[Question, Decision]:
-        placements = self.store.placements(specs.project)
-        dead = request.assume_dead + request.without_hosts
-        asked = question(specs, placements, here=self._here, destroy=request.destroy, dead=dead)
-        decision = self._decide(request, asked, tried)
-        if decision.doubtful:
-            asked = thorough(asked, decision.doubtful)
-            decision = self._decide(request, asked, tried)
-        return asked, decision
-
-    def _decide(self, request: RunRequest, asked: Question, tried: frozenset[str]) -> Decision:
-        limits = Limits(
-            prune_max=request.prune_max,
-            confirmed=request.confirmed,
-            all_removals=request.destroy,
-            retry=request.retry,
-            tried=tried,
-        )
-        selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
-        return decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
-
     def _observe(self, queries: Mapping[str, ObserveQuery], without: tuple[str, ...]) -> ObservedState:
         asked = {host: query for host, query in queries.items() if host not in without}
-        views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVE_DEADLINE_S)}
+        with traces.span("observe", hosts=len(asked)):
+            views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVE_DEADLINE_S)}
         views |= {host: HostView(host=host, error=LEFT_OUT) for host in without}
         silent = HostView(host="", error="gave no answer")
         hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))
@@ -249,15 +216,19 @@ def told(outcomes: Iterable[ActionOutcome], progress: Callable[[ActionOutcome], 
 
 
 def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
-    """A `stale` outcome for each approved action whose VM needs something else by now.
+    """A `stale` outcome for each approved action whose VM needs something else by now, there or on another host.
 
     A VM that needs nothing any more is no matter: somebody else did it.
     """
     still = {action.id for action in now.actions}
     changes = {(change.name, change.host): change for change in now.changes}
+    elsewhere = {change.name: change for change in now.changes if change.desired is not None}
+    kept = {(change.name, change.host) for change in approved.changes if change.desired is not None}
     for action in approved.actions:
-        change = changes.get((action.vm, action.host))
+        vm = (action.vm, action.host)
+        change = changes.get(vm) or (elsewhere.get(action.vm) if vm in kept else None)
         if action.id not in still and change is not None:
+            needs = f"{change.kind} on {change.host}: {'; '.join(change.reasons)}"
             yield ActionOutcome(
                 action_id=action.id,
                 vm=action.vm,
@@ -266,7 +237,7 @@ def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
                 result="stale",
                 started_at=now.taken_at,
                 finished_at=now.taken_at,
-                error=f"the world has moved since the plan; now: {change.kind}: {'; '.join(change.reasons)}",
+                error=f"the world has moved since the plan; now: {needs}",
             )
 
 

@@ -1,7 +1,7 @@
 """Calls as a host's worker sees them: whether somebody waits, and what they are told; few messages for many orders.
 
 Answers leave in the order in which they were given; those that come while others are on their way, or within
-10 ms of these, share a message. Nobody waits until they have left: what a killed worker had not sent is known to be
+20 ms of these, share a message. Nobody waits until they have left: what a killed worker had not sent is known to be
 lost by its heartbeat. That a call is awaited is believed for a second; its key itself outlives its caller by fifteen.
 """
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-EVERY_S = 0.01
-"""Between two messages; a VM's start takes longer."""
+EVERY_S = 0.02
+"""Between two messages; the first does not wait."""
 
 BELIEVED_S = 1.0
 

@@ -37,6 +37,8 @@ class FieldsFormatter(logging.Formatter):
 
 def set_up(logger: logging.Logger, **_: Any) -> None:
     """Receiver of Celery's `after_setup_logger`."""
+    # what no line shows is not looked up: under gevent a name of a thread alone takes as long as the rest of a record
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for handler in logger.handlers:
         handler.addFilter(TaskId())
         handler.setFormatter(FieldsFormatter(_FORMAT))

@@ -35,7 +35,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
                 os.fsync(fd)
         finally:
             os.close(fd)
-        draft.replace(path)
+        os.replace(draft, path)  # noqa: PTH105 - at half of what pathlib takes
     except BaseException:
         with suppress(OSError):
             draft.unlink()

@@ -4,7 +4,9 @@
     tombstones/<vm>.json        what a deleted VM leaves, so that its name's generation goes on
     attempts/<vm>.json          that a VM could not be made here; gone once it has a record
     tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
+    released/<project>/<ip>     an address whose VM is gone; when, says the file's time
     locks/<vm>.action           held by whoever acts on the VM, never unlinked
+    locks/worker                held by the one host worker with this state folder
 
 A record that cannot be read is `Unreadable` and says why: never an exception, and never taken for absent. A VM's
 folder without a record is no VM but what a killed writer left; the next write, removal or sweep cleans it.
@@ -19,6 +21,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -39,11 +42,17 @@ MAX_RECORD_BYTES = 1 << 20
 TOMBSTONE_S = 30 * 86400
 """A tombstone matters while an order from before the deletion may still come: for a run's length, not a month."""
 
+_RELEASED_S = 86400
+"""No cooldown is longer than a day, as far as this host remembers."""
+
 _SWEEP_ONE_IN = 256
 """Old tombstones are looked for on one removal in so many, so that names used once do not pile up for ever."""
 
 _KEPT_TOKENS = 2
 """A reader that lists the folder while the highest token is added still finds the one before it."""
+
+_KEPT_PATHS = 4096
+"""Paths of records: to make one takes as long as to open its file."""
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 
@@ -77,7 +86,9 @@ class Records:
         self._tombstones = state_dir / "tombstones"
         self._attempts = state_dir / "attempts"
         self._tokens = state_dir / "tokens"
+        self._released = state_dir / "released"
         self._locks = state_dir / "locks"
+        self._path = lru_cache(_KEPT_PATHS)(self._path_of)
 
     @contextmanager
     def lock(self, vm: str) -> Iterator[None]:
@@ -85,7 +96,6 @@ class Records:
         step = "taking its action lock"
         path = self._locks / f"{checked_name(vm)}.action"
         try:
-            make_folder(self._locks)
             fd = locks.open_taken(path)
         except OSError as error:
             raise TemporaryError(f"cannot lock {path}: {error.strerror}", vm=vm, step=step) from error
@@ -125,9 +135,10 @@ class Records:
     def write(self, record: VMRecord) -> None:
         """Replace the VM's record. The caller holds the action lock. Raises TemporaryError, changing nothing."""
         path = self._path(record.vm)
-        is_new = not path.parent.exists()
         try:
-            make_folder(path.parent)
+            is_new = not path.parent.exists()
+            if is_new:
+                make_folder(path.parent)
             write_whole(path, _sealed(record))
             if is_new:
                 sync_folder(self._vms)
@@ -147,6 +158,7 @@ class Records:
         path = self._path(record.vm)
         try:
             make_folder(self._tombstones)
+            self._release(record)
             write_whole(self._tombstone_path(record.vm), msgspec.json.encode(tombstone))
             path.unlink(missing_ok=True)
             self.clear(record.vm)
@@ -156,6 +168,25 @@ class Records:
             raise TemporaryError(message, vm=record.vm, step="removing its record") from error
         if secrets.randbelow(_SWEEP_ONE_IN) == 0:
             self._sweep_old()
+
+    def released(self, project: str) -> dict[str, float]:
+        """Addresses of VMs that are gone, with the seconds since then. Those of yesterday are forgotten."""
+        folder, found = self._released / checked_name(project), {}
+        for ip in _listed(folder):
+            with suppress(OSError):
+                age_s = max(0.0, time.time() - (folder / ip).stat().st_mtime)
+                if age_s > _RELEASED_S:
+                    (folder / ip).unlink()
+                else:
+                    found[ip] = age_s
+        return found
+
+    def _release(self, record: VMRecord) -> None:
+        """Note when the VM's addresses came back, before anybody can miss its record."""
+        folder = self._released / checked_name(record.project)
+        for ip in record.addresses.values():
+            make_folder(folder)
+            (folder / ip).touch(0o600)
 
     def clear(self, vm: str) -> None:
         """Remove what a killed writer left of a VM that has no record. Files of others stay, and so its folder."""
@@ -204,7 +235,7 @@ class Records:
 
     def highest_token(self, project: str) -> int:
         """The highest token that this host has seen of a project, 0 if none. Raises SetupError."""
-        return max((int(name) for name in _listed(self._tokens / checked_name(project)) if name.isdigit()), default=0)
+        return max(map(int, filter(str.isdigit, _listed(self._tokens / checked_name(project)))), default=0)
 
     def highest_tokens(self) -> dict[str, int]:
         """The highest token of every project. Raises SetupError."""
@@ -224,7 +255,7 @@ class Records:
         for old in seen[_KEPT_TOKENS:]:
             (folder / str(old)).unlink(missing_ok=True)
 
-    def _path(self, vm: str) -> Path:
+    def _path_of(self, vm: str) -> Path:
         return self._vms / checked_name(vm) / "record.json"
 
     def _tombstone_path(self, vm: str) -> Path:
@@ -279,7 +310,7 @@ def _checksum(content: bytes) -> str:
 def _listed(folder: Path) -> list[str]:
     """The names in a folder, sorted; none when it does not exist yet. Raises SetupError."""
     try:
-        return sorted(entry.name for entry in folder.iterdir())
+        return sorted(os.listdir(folder))  # noqa: PTH208 - pathlib makes a Path of each
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -1,8 +1,9 @@
-"""A plan that is remembered because it found nothing to do is the plan that would be made now, or it is made anew."""
+"""What is planned from the fleets that differ alone is what is planned from everything."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -13,15 +14,17 @@ import pytest
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.desired import Machine
-from mikrom_reconcile.core.model.observed import HostView, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import HostView, ObserveQuery, Phase, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunRequest
+from mikrom_reconcile.core.specs import Specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import HOSTS, PROJECT, Fleet, Project
 from tests.properties.test_planner import converge
 from tests.properties.world import World
 
 FLEETS = tuple(Fleet(name, 5, 16, "running", "20%", allow_empty=False) for name in ("db", "web"))
+SEEDS, CASES = 30, 10
 SPECS = Project(whole=True, fleets=FLEETS)
 
 
@@ -173,13 +176,54 @@ def test_another_request_has_a_plan_of_its_own(asked: RunRequest, settled: tuple
         assert with_cache == without
 
 
-def test_a_plan_with_anything_to_look_at_is_not_remembered(settled: tuple[World, Placements]) -> None:
-    world, memory = settled
-    cache = Kept()
-    both(world, crashed(world, memory), cache, request())
-    documents_only = set(cache)
-    both(world, memory, cache, request())
-    assert set(cache) == documents_only
+def disturbed(chance: Random, world: World) -> None:
+    """Something happens to a VM: mostly what needs a new look at its fleet alone."""
+    host = chance.choice([host for host in HOSTS if world.hosts[host]])
+    name = chance.choice(sorted(world.hosts[host]))
+    vm = world.hosts[host][name]
+    match chance.randrange(12):
+        case 0:
+            del world.hosts[host][name]
+        case 1:
+            world.hosts[chance.choice(HOSTS)][name] = replace(vm, token=vm.token + chance.randrange(2))
+        case 2:
+            world.hosts[host][f"{name}9"] = replace(vm, phase=chance.choice(("running", "crashed")))
+        case 3:
+            spec = msgspec.structs.replace(vm.spec, machine=Machine(vcpu_count=1, mem_size_mib=99))
+            world.hosts[host][name] = replace(vm, spec=spec, spec_digest="1:x")
+        case _:
+            phase: Phase = chance.choice(("crashed", "exited", "paused", "stopped", "unresponsive", "parked"))
+            world.hosts[host][name] = replace(vm, phase=phase)
+
+
+def test_whatever_happens_the_plan_is_that_of_a_look_at_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In most cases without one."""
+    reads: list[RunRequest] = []
+    read = Reconciler._specs
+
+    def counted(self: Reconciler, request: RunRequest) -> Specs:
+        reads.append(request)
+        return read(self, request)
+
+    monkeypatch.setattr(Reconciler, "_specs", counted)
+    for seed in range(SEEDS):
+        chance = Random(seed)
+        fleets = tuple(
+            Fleet(name, chance.randint(1, 6), 16, "running", "20%", allow_empty=False) for name in ("a", "b", "c", "d")
+        )
+        project = Project(whole=True, fleets=fleets)
+        world = World(hosts={host: {} for host in HOSTS})
+        _, memory = converge(project, world, Placements(covers=HOSTS), chance)
+        cache = Kept()
+        both(world, memory, cache, request(project))
+        for _ in range(CASES):
+            there = world.copy()
+            for _ in range(chance.randint(1, 3)):
+                disturbed(chance, there)
+            with_cache, without = both(there, memory, cache, request(project))
+            assert with_cache == without
+    without_cache = SEEDS * (CASES + 1)
+    assert len(reads) - without_cache - SEEDS < SEEDS * CASES // 2
 
 
 def test_what_another_release_remembered_is_not_believed(settled: tuple[World, Placements]) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mikrom_reconcile.host.hypervisor import Hypervisor
     from mikrom_reconcile.host.ports import Driver
 
-KINDS = ("Project", "Inventory", "Image", "Fleet")
+KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
 """Kinds of documents, each with a schema of its own."""
 
 

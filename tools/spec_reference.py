@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "specs.md"
-KINDS = ("Project", "Inventory", "Image", "Fleet")
+KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
 
 _HEAD = """\
 # The spec language, field by field
@@ -22,7 +22,14 @@ Generated from [schemas/](../../schemas) by `make docs`; `mikrom schema KIND` pr
 `group_vars/` and `host_vars/` are mappings of variables without a schema. Keys in `<…>` are names of your own, `[]` is
 each entry of a list.
 """
-_TYPES = {"string": "text", "integer": "whole number", "boolean": "true or false", "null": "null", "object": "mapping"}
+_TYPES = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "null": "null",
+    "object": "mapping",
+}
 
 
 def page() -> str:

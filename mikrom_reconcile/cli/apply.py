@@ -24,7 +24,7 @@ from mikrom_reconcile.output import formats
 @options.retry
 @options.assume_dead
 @options.yes
-@click.option("--check", is_flag=True, help="Only plan, as `mikrom plan` does.")
+@click.option("--check", is_flag=True, help="Only plan; of a saved plan, say what would be refused by now.")
 @options.diff
 @options.wait
 @click.option("--prune-max", type=options.ShareType(), help="How much of a fleet this run may remove: 5, or 20%.")
@@ -48,7 +48,10 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
         request, plan = _again(saved, **asked), saved.plan
     engine = wiring.open_engine(current)
     if check:
-        return show_plan(plan or engine.plan(request), form, full=full)
+        from mikrom_reconcile.control.reconcile import rechecked
+
+        now = engine.plan(request)
+        return show_plan(rechecked(plan, now) if plan else now, form, full=full)
     return carry_out(engine, request, plan, yes=yes, form=form, full=full, wait=wait)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from mikrom_reconcile.core.addresses import Addresses, clashes, still_good
 from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.documents import Schemas
+from mikrom_reconcile.core.documents import Flaw, Schemas
 from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.fields import without
@@ -13,19 +16,24 @@ from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.specs import SourceTree, SpecProblem
 from mikrom_reconcile.core.placement import Landscape
-from mikrom_reconcile.core.specs import Specs, gather, hosts_of, one_per_place
+from mikrom_reconcile.core.specs import Specs, gather, one_per_place
+
+NO_LEASES: Mapping[str, Addresses] = MappingProxyType({})
 
 
-def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Landscape) -> DesiredState:
-    """All that the specs want. Raises SpecError for what cannot be resolved on the host that was chosen."""
+def desired_state(
+    specs: Specs, pending: Sequence[PendingVM], landscape: Landscape, leases: Mapping[str, Addresses] = NO_LEASES
+) -> DesiredState:
+    """What the specs want of these VMs. Raises SpecError for what cannot be resolved on the host that was chosen.
+
+    `leases` are the addresses that VMs are known to have.
+    """
     resolver = Resolver(specs)
     digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest
     vms = []
-    placed: dict[str, str] = {}
-    for vm, host, why in landscape.place(pending):
-        if why:
-            placed[vm.name] = why
-        resolved = resolver.resolve(vm, host)
+    placing = landscape.place(pending, resolver.need)
+    for vm, host in zip(pending, placing.hosts, strict=True):
+        resolved = resolver.resolve(vm, host or (vm.hosts or landscape.hosts)[0])
         state, spec = resolved
         fleet = vm.fleet
         digest = digests.get(id(resolved))
@@ -48,8 +56,15 @@ def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Lands
                 policy=fleet.policy,
                 spec_digest=digest,
                 ignore_changes=fleet.ignore_changes,
+                addresses=still_good(spec, leases.get(vm.name, {}), specs.networks) if spec.network_interfaces else {},
             )
         )
+    if specs.networks:
+        fleets = {fleet.name: fleet for fleet in specs.fleets}
+        for wrong, name, why in clashes(vms, specs.networks):
+            pointer = ("spec", "template", "network_interfaces", name)
+            document = fleets[wrong.fleet].document
+            resolver.flaws.append(Flaw(document=document, pointer=pointer, message=f"{wrong.name}: {why}"))
     resolver.check()
     return DesiredState(
         revision=specs.tree.revision,
@@ -57,7 +72,10 @@ def desired_state(specs: Specs, pending: tuple[PendingVM, ...], landscape: Lands
         whole=specs.whole,
         fleets=tuple(fleet.name for fleet in specs.fleets),
         vms=tuple(vms),
-        placed=placed,
+        hosts=landscape.hosts,
+        placed=placing.placed,
+        leaves=placing.leaves,
+        rejections=placing.rejections,
     )
 
 
@@ -97,4 +115,4 @@ def wanted(specs: Specs, *, here: str) -> DesiredState:
         for host in hosts if vm.recipe.looked_up else hosts[:1]:
             resolver.resolve(vm, host)
     resolver.check()
-    return desired_state(specs, pending, Landscape(hosts_of(specs, here), (), {}))
+    return desired_state(specs, pending, Landscape(specs, here, located={}))

@@ -29,8 +29,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     `desired` is None for a VM that the specs do not want, `observed` None for one that no host reported.
     `taken` is a row that is not ours but has the name. `dark` is why the VM's host gave no report, "" if it did.
     `hiding` names dark hosts on which the VM may exist without our knowing. `double` says that the VM runs
-    elsewhere with a higher token. `placed` is why its host was chosen, "" if it was not. `destroy` says that all has
-    to go, `retry` that nothing is given up.
+    elsewhere with a higher token. `placed` is why its host was chosen, "" if it was not; `leaves` why it may not stay
+    where it is; `rejections` why no host can have it. `vanished` says that its host left the inventory. `destroy` says
+    that all has to go, `retry` that nothing is given up.
     """
 
     desired: DesiredVM | None
@@ -40,6 +41,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     hiding: tuple[str, ...] = ()
     double: str = ""
     placed: str = ""
+    leaves: str = ""
+    rejections: tuple[str, ...] = ()
+    vanished: bool = False
     destroy: bool = False
     retry: bool = False
 
@@ -81,8 +85,11 @@ def diff(
     changes: list[VMChange] = []
     own = sight.own
     settled = sight.settled | {vm.name for vm in desired.vms if vm.name in own and _is_settled(vm, own[vm.name])}
+    settled -= desired.rejections.keys()
+    if vanished := sight.reports.keys() - set(desired.hosts):
+        settled -= {vm.name for vm in desired.vms if vm.host in vanished}
     unchanged = Counter(vm.host for vm in desired.vms if vm.name in settled)
-    for case in _cases(desired, sight, hiding, settled):
+    for case in _cases(desired, sight, hiding, settled, vanished):
         verdict = judge(msgspec.structs.replace(case, retry=True) if retry else case)
         if isinstance(verdict, VMChange):
             changes.append(verdict)
@@ -93,13 +100,10 @@ def diff(
 
 def judge(case: Case) -> Verdict:
     """What the first matching rule says."""
-    for rule in RULES:
-        verdict = rule(case)
-        if isinstance(verdict, VMChange):
-            return msgspec.structs.replace(verdict, rule=rule.__name__)
-        if verdict is not None:
-            return verdict
-    raise AssertionError(f"no rule matches {case}")
+    rule, verdict = next((rule, verdict) for rule in RULES if (verdict := rule(case)) is not None)
+    if verdict == UNCHANGED:
+        rule, verdict = cannot_leave, cannot_leave(case) or UNCHANGED
+    return msgspec.structs.replace(verdict, rule=rule.__name__) if isinstance(verdict, VMChange) else verdict
 
 
 def _is_settled(vm: DesiredVM, rows: tuple[ObservedVM, ...]) -> bool:
@@ -111,7 +115,9 @@ def _is_settled(vm: DesiredVM, rows: tuple[ObservedVM, ...]) -> bool:
     return as_wanted and row.host == vm.host and row.fleet == vm.fleet and not row.drift
 
 
-def _cases(desired: DesiredState, sight: Sight, hiding: tuple[str, ...], settled: frozenset[str]) -> Iterator[Case]:
+def _cases(
+    desired: DesiredState, sight: Sight, hiding: tuple[str, ...], settled: frozenset[str], vanished: set[str]
+) -> Iterator[Case]:
     wanted = set()
     for vm in desired.vms:
         wanted.add(vm.name)
@@ -126,12 +132,16 @@ def _cases(desired: DesiredState, sight: Sight, hiding: tuple[str, ...], settled
             dark=sight.dark.get(vm.host, ""),
             hiding=() if rows else hiding,
             placed=desired.placed.get(vm.name, ""),
+            leaves=desired.leaves.get(vm.name, ""),
+            rejections=desired.rejections.get(vm.name, ()),
+            vanished=keeper is not None and keeper.host in vanished,
         )
     for name, rows in sight.own.items():
         kept_on = rows[0].host if name in wanted else ""
         for row in rows:
             if row.host != kept_on and (kept_on or in_scope(desired, row.fleet)):
-                yield Case(desired=None, observed=row, double=kept_on, destroy=desired.destroy)
+                gone = row.host in vanished
+                yield Case(desired=None, observed=row, double=kept_on, vanished=gone, destroy=desired.destroy)
 
 
 def _effective(desired: DesiredVM, observed: ObservedVM) -> DesiredVM:
@@ -158,6 +168,16 @@ def on_a_dark_host(case: Case) -> Verdict:
     """What cannot be read is unknown: neither made elsewhere nor deleted."""
     if case.dark and case.desired:
         return case.change("blocked", f"its host {case.desired.host} could not be read: {case.dark}")
+    return None
+
+
+def left_the_inventory(case: Case) -> Verdict:
+    """A host that left the inventory counts as dark until it is empty: leaving is no order to move or remove."""
+    if case.vanished and not case.destroy:
+        host = case.host
+        way_out = f"put it back with state: drain, or --assume-dead {host} once it is off for good"
+        wanted: ChangeKind = "move" if case.desired else "delete"
+        return case.change("blocked", f"its host {host} left the inventory: {way_out}", wanted=wanted)
     return None
 
 
@@ -207,6 +227,13 @@ def may_hide(case: Case) -> Verdict:
     return None
 
 
+def homeless(case: Case) -> Verdict:
+    """No host has it, and none can."""
+    if case.observed is None and case.rejections:
+        return case.change("blocked", "no host can have it", *case.rejections, wanted="create")
+    return None
+
+
 def missing(case: Case) -> Verdict:
     """No host has it."""
     if case.observed is None:
@@ -217,13 +244,8 @@ def missing(case: Case) -> Verdict:
 def misplaced(case: Case) -> Verdict:
     """It is where it may not be any more: it goes there now, and is made on its new host in the next pass."""
     desired, observed = _both(case)
-    if desired.host != observed.host and observed.spec.drives:
-        disks = ", ".join(sorted(observed.spec.drives))
-        return case.change(
-            "blocked", f"it belongs on {desired.host}, and its drives ({disks}) do not travel", wanted="move"
-        )
     if desired.host != observed.host:
-        return case.change("move", f"it belongs on {desired.host}")
+        return case.change("move", f"it belongs on {desired.host}", f"{observed.host}: {case.leaves}")
     return None
 
 
@@ -341,14 +363,23 @@ def as_wanted(case: Case) -> Verdict:
     return UNCHANGED
 
 
+def cannot_leave(case: Case) -> Verdict:
+    """It may not stay where it is, and no other host can have it: until one can, it is looked after where it is."""
+    if case.rejections:
+        return case.change("blocked", "it cannot leave this host", *case.rejections, wanted="move")
+    return None
+
+
 RULES: tuple[Callable[[Case], Verdict], ...] = (
     on_a_dark_host,
+    left_the_inventory,
     runs_twice,
     destroyed,
     not_wanted,
     wanted_absent,
     name_taken,
     may_hide,
+    homeless,
     missing,
     misplaced,
     half_deleted,
@@ -365,6 +396,12 @@ RULES: tuple[Callable[[Case], Verdict], ...] = (
     updating,
     as_wanted,
 )
+"""`cannot_leave` comes after them all: it looks at what they leave unchanged."""
+
+STANDS_IN_THE_WAY = frozenset(
+    rule.__name__ for rule in (left_the_inventory, name_taken, homeless, parked, cannot_leave)
+)
+"""Rules whose `blocked` asks for somebody to do something; a dark host only has to answer again."""
 
 
 def changed_fields(desired: DesiredVM, observed: ObservedVM) -> tuple[FieldChange, ...]:

@@ -6,7 +6,7 @@ the fields have to be compared: a new release never restarts a VM because a hash
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -32,8 +32,13 @@ def spec_digest(*, project: str, fleet: str, state: State, spec: VMSpec, policy:
     return digest_of((project, fleet, state, spec, policy))
 
 
+def row_digest(spec_digest: str, addresses: Mapping[str, str]) -> str:
+    """What a fleet's digest says of a VM's spec: which addresses it leases is no part of that, but of what it has."""
+    return f"{spec_digest} {canonical_json(addresses).decode()}" if addresses else spec_digest
+
+
 def fleet_digest(rows: Iterable[tuple[str, str, str, tuple[Drift, ...]]]) -> str:
-    """Digest of one fleet on one host from `(name, spec_digest, phase, drift)` rows in any order.
+    """Digest of one fleet on one host from `(name, row digest, phase, drift)` rows in any order.
 
     Control computes it from what it wants (phase as wanted, no drift), the host from what it sees.
     """

@@ -17,9 +17,14 @@ import msgspec
 from mikrom_reconcile.core.documents import Flaw, problems_of
 from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.inventory import Inventory
+from mikrom_reconcile.core.lifecycle import UP
 from mikrom_reconcile.core.merging import merged
-from mikrom_reconcile.core.model.desired import NAME_LENGTH, State, VMSpec
-from mikrom_reconcile.core.specs import FleetSpec, Specs, one_per_place
+from mikrom_reconcile.core.model.desired import NAME_LENGTH, Machine, State, VMSpec
+from mikrom_reconcile.core.model.devices import NetworkInterface
+from mikrom_reconcile.core.model.observed import Capacity
+from mikrom_reconcile.core.networks import WHOLE
+from mikrom_reconcile.core.schema_words import nearest
+from mikrom_reconcile.core.specs import VM_NAME, FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
 
 PER_VM = frozenset({"name", "index"})
@@ -104,7 +109,7 @@ def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:
     if fleet.replicas is None:
         for name in fleet.instances:
             yield name, None
-    elif fleet.vm_name == "${fleet}-${index:03d}":  # spares a scope for each VM of a large fleet
+    elif fleet.vm_name == VM_NAME:  # spares a scope for each VM of a large fleet
         for index in range(fleet.replicas):
             yield f"{fleet.name}-{index:03d}", index
     else:
@@ -154,12 +159,20 @@ class _Stated(msgspec.Struct, frozen=True):
     state: State = "running"
 
 
+class _Sized(_Stated, frozen=True):
+    machine: Machine = Machine()
+
+
+NOTHING = Capacity(vcpu_count=0, mem_size_mib=0)
+
+
 class Resolver:
     """Turns pending VMs on hosts into state and spec; equal ones share their spec object."""
 
     def __init__(self, specs: Specs) -> None:
         self._specs = specs
         self._known: dict[int | tuple[int, str, str], tuple[State, VMSpec]] = {}
+        self._needs: dict[tuple[int, str], Capacity] = {}
         self.flaws: list[Flaw] = []
 
     def check(self) -> None:
@@ -176,6 +189,21 @@ class Resolver:
             found = self._known[key] = self._resolved(vm, host)
         return found
 
+    def need(self, vm: PendingVM) -> Capacity:
+        """What the VM takes of any host: nothing while it is to be down. Mistakes are noted where it is resolved."""
+        key = (id(vm.recipe), vm.name if vm.recipe.looked_up & PER_VM else "")
+        found = self._needs.get(key)
+        if found is None:
+            fields = {key: value for key, value in vm.recipe.fields.items() if key in {"machine", "state"}}
+            try:
+                sized = msgspec.convert(scope_of(vm, self._specs, None).resolve(fields), _Sized)
+            except (VariableError, msgspec.ValidationError):
+                sized = _Sized(state="absent")
+            machine = sized.machine
+            needed = Capacity(vcpu_count=machine.vcpu_count, mem_size_mib=machine.mem_size_mib)
+            found = self._needs[key] = needed if sized.state in UP else NOTHING
+        return found
+
     def _resolved(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
         try:
             fields = self._fields(vm, host)
@@ -185,7 +213,7 @@ class Resolver:
                 fields = {"boot_args": image.boot_args, "boot": image.boot} | fields
             spec = msgspec.convert(fields, VMSpec)
             if image is not None:
-                return state, spec
+                return state, self._on_networks(vm, spec)
             pointer = _where(vm, min(names_in(vm.recipe.fields["image"])))
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: unknown image {spec.image!r}"))
         except VariableError:
@@ -197,6 +225,29 @@ class Resolver:
             pointer = ("spec", "template", *path.partition(".*")[0].split(".")) if path else ("spec", "template")
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: {path or 'template'}: {what.replace('`', '')}"))
         return "running", VMSpec(image="hello")
+
+    def _on_networks(self, vm: PendingVM, spec: VMSpec) -> VMSpec:
+        """The spec with what the networks of its interfaces say."""
+        interfaces = {name: self._on_network(vm, name, nic) for name, nic in spec.network_interfaces.items()}
+        return msgspec.structs.replace(spec, network_interfaces=interfaces) if interfaces else spec
+
+    def _on_network(self, vm: PendingVM, name: str, nic: NetworkInterface) -> NetworkInterface:
+        own = vm.fleet.instances.get(vm.name, {}).get("network_interfaces", {})
+        written = ("instances", vm.name) if name in own else ("template",)
+        pointer = ("spec", *written, "network_interfaces", name)
+        network = self._specs.networks.get(nic.network)
+        if network is None:
+            message, hint = f"unknown network {nic.network!r}", nearest(nic.network, tuple(self._specs.networks))
+            self.flaws.append(_flaw(vm.fleet, (*pointer, "network"), f"{vm.name}: {message}", hint))
+            return nic
+        if nic.ip is not None:
+            if complaint := network.complaint(nic.ip):
+                self.flaws.append(_flaw(vm.fleet, (*pointer, "ip"), f"{vm.name}: {complaint}"))
+        elif (nic.pool or WHOLE) not in network.pools:
+            said = f"network {network.name} has no pool {nic.pool!r}" if nic.pool else "say which pool, or which ip"
+            hint = nearest(nic.pool or "", tuple(network.pools))
+            self.flaws.append(_flaw(vm.fleet, (*pointer, "pool"), f"{vm.name}: {said}", hint))
+        return msgspec.structs.replace(nic, cidr=network.cidr, gateway=network.gateway, nat=network.nat)
 
     def _fields(self, vm: PendingVM, host: str) -> dict[str, Any]:
         if not vm.recipe.looked_up:
@@ -227,8 +278,8 @@ def _texts_in(value: Any) -> Iterator[str]:
         yield value
 
 
-def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str) -> Flaw:
-    return Flaw(document=fleet.document, pointer=pointer, message=message)
+def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str, hint: str = "") -> Flaw:
+    return Flaw(document=fleet.document, pointer=pointer, message=message, hint=hint)
 
 
 def _where(vm: PendingVM, name: str) -> tuple[str | int, ...]:

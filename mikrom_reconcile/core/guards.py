@@ -6,13 +6,13 @@ A refusal stops only what it concerns, and its message says the rule, the number
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
 from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Policy, Share, State
-from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.observed import ObservedVM, Placements
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Refusal, VMChange
 from mikrom_reconcile.core.observed import Sight
 
@@ -41,42 +41,58 @@ def allowed(share: Share, total: int) -> int:
 
 
 def limit_removals(
-    changes: list[VMChange], owned: Mapping[str, int], policies: Mapping[str, Policy], limits: Limits
+    changes: list[VMChange],
+    fleets: Mapping[str, Holding],
+    policies: Mapping[str, Policy],
+    limits: Limits,
+    drained: Container[str] = (),
 ) -> tuple[list[VMChange], list[Refusal]]:
     """Refuses all removals of a fleet that together pass its share, or that would take its last VM.
 
-    All or none: letting some through would empty a fleet in steps. `owned` counts the VMs that each fleet has,
-    `policies` are those of the fleets in the specs.
+    All or none: letting some through would empty a fleet in steps. A move takes a VM's root disk with it, so it counts,
+    unless it is off a host that the inventory says to drain. `policies` are those of the fleets in the specs.
     """
     removals: dict[str, list[VMChange]] = defaultdict(list)
     for change in changes:
-        if change.kind == "delete":
+        if _removes(change, drained):
             removals[change.fleet].append(change)
     refusals = [
         refusal
         for fleet, going in sorted(removals.items())
         if fleet not in limits.confirmed and not limits.all_removals
-        for refusal in _removal_refusal(fleet, going, owned[fleet], _policy(fleet, going, policies), limits.prune_max)
+        for refusal in _removal_refusal(
+            fleet, going, fleets.get(fleet, Holding()), _policy(fleet, going, policies), limits.prune_max
+        )
     ]
     refused = {refusal.fleet for refusal in refusals}
     kept = [
         turned(change, "blocked", "the removals of this fleet were refused")
-        if change.kind == "delete" and change.fleet in refused
+        if change.fleet in refused and _removes(change, drained)
         else change
         for change in changes
     ]
     return kept, refusals
 
 
+def _removes(change: VMChange, drained: Container[str]) -> bool:
+    return change.kind == "delete" or (change.kind == "move" and change.host not in drained)
+
+
 def _removal_refusal(
-    fleet: str, going: list[VMChange], owned: int, policy: Policy, prune_max: Share | None
+    fleet: str, going: list[VMChange], has: Holding, policy: Policy, prune_max: Share | None
 ) -> Iterable[Refusal]:
     share = policy.prune_max if prune_max is None else prune_max
+    owned, unseen = has.owned + has.unseen, has.unseen
     budget = allowed(share, owned)
     way_out = "to allow it once: --prune-max 100%, or confirm at the prompt"
-    if len(going) > budget:
-        message = f"{len(going)} of {owned} VMs would go, prune.max {share} allows {budget}; {way_out}"
-    elif len(going) == owned and not policy.allow_empty and prune_max != "100%":
+    moves = sum(change.kind == "move" for change in going)
+    deletes = len(going) - moves
+    if len(going) + unseen > budget:
+        told = f"{len(going) + unseen} of {owned} VMs would go"
+        told += f" ({moves} of them to another host)" if moves else ""
+        told += f" ({unseen} of them on hosts that cannot be read)" if unseen else ""
+        message = f"{told}, prune.max {share} allows {budget}; {way_out}"
+    elif deletes and deletes == has.owned and not policy.allow_empty and prune_max != "100%":
         message = f"its last VM would go; {way_out}; for good: prune: {{allow_empty: true}}"
     else:
         return ()
@@ -125,10 +141,26 @@ def _lifted(change: VMChange, seen: ObservedVM, policy: Policy) -> VMChange:
     )
 
 
-def owned_by_fleet(sight: Sight, desired: DesiredState) -> Counter[str]:
-    """How many VMs of each fleet the hosts that answered have."""
-    rows = Counter(row.fleet for rows in sight.own.values() for row in rows)
-    return rows + Counter(vm.fleet for vm in desired.vms if vm.name in sight.settled)
+class Holding(msgspec.Struct, frozen=True):
+    """VMs of a fleet: `owned` on hosts that answered, and `unseen` ones that nothing wants, last known on dark hosts.
+
+    Those have to go as soon as their host answers: a share that forgot them could be spent anew on each host.
+    """
+
+    owned: int = 0
+    unseen: int = 0
+
+
+def holdings(sight: Sight, desired: DesiredState, remembered: Placements) -> dict[str, Holding]:
+    """What each fleet has."""
+    owned = Counter(row.fleet for rows in sight.own.values() for row in rows)
+    owned += Counter(vm.fleet for vm in desired.vms if vm.name in sight.settled)
+    unseen: Counter[str] = Counter()
+    if sight.dark:
+        wanted = {vm.name for vm in desired.vms if vm.state != "absent"}
+        lost = (name for name, host in remembered.vms.items() if host in sight.dark and name not in wanted)
+        unseen.update(remembered.fleet_of(name) for name in lost if name not in sight.own)
+    return {fleet: Holding(owned[fleet], unseen[fleet]) for fleet in owned | unseen}
 
 
 def _policy(fleet: str, going: list[VMChange], policies: Mapping[str, Policy]) -> Policy:

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from mikrom_reconcile.core.patterns import select
 from mikrom_reconcile.core.variables import Layer
 
+HostState = Literal["active", "cordon", "drain"]
+"""Whether a host gets new VMs, keeps those that it has, or loses them too."""
 
-class Host(msgspec.Struct, frozen=True, kw_only=True):
+
+class Amounts(msgspec.Struct, frozen=True):
+    """vCPUs and memory in MiB; None: not said here."""
+
+    vcpu_count: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    mem_size_mib: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class Overcommit(msgspec.Struct, frozen=True):
+    """How often each vCPU and each MiB may be promised; None: not said here."""
+
+    vcpu_count: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    mem_size_mib: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+class Sizing(msgspec.Struct, frozen=True, kw_only=True):
+    """What the inventory says of how much a host may be promised."""
+
+    capacity: Amounts = Amounts()
+    overcommit: Overcommit = Overcommit()
+    reserve: Amounts = Amounts()
+
+
+class Host(Sizing, frozen=True, kw_only=True):
     """One hypervisor host."""
 
     vars: dict[str, Any] = {}
+    state: HostState = "active"
 
 
-class Group(msgspec.Struct, frozen=True, kw_only=True):
+class Group(Sizing, frozen=True, kw_only=True):
     """Hosts that have something in common, directly or through other groups."""
 
     hosts: tuple[str, ...] = ()
@@ -78,6 +104,16 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             values |= layer.values
         return values | {"name": host}
 
+    def sizing(self, host: str) -> Sizing:
+        """How much a host may be promised: what it says itself, else its groups, the most special first."""
+        said: list[Sizing] = [self.hosts.get(host, Host())]
+        said += [self.groups[name] for name in self.groups_of(host)[::-1]]
+        return Sizing(
+            capacity=Amounts(*_first([each.capacity for each in said])),
+            overcommit=Overcommit(*_first([each.overcommit for each in said])),
+            reserve=Amounts(*_first([each.reserve for each in said])),
+        )
+
     @cached_property
     def _selected(self) -> dict[str, tuple[str, ...]]:
         return {}
@@ -104,3 +140,11 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 depths[name] = depth
             below = {child for name in below for child in self.groups[name].children if child in depths}
         return depths
+
+
+def _first(said: Sequence[Amounts | Overcommit]) -> tuple[Any, Any]:
+    """For vCPUs and for memory the first that says something."""
+    return (
+        next((each.vcpu_count for each in said if each.vcpu_count is not None), None),
+        next((each.mem_size_mib for each in said if each.mem_size_mib is not None), None),
+    )

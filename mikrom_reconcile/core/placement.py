@@ -1,61 +1,239 @@
 """Which host each VM belongs on. An existing VM stays where it is, while that is allowed; a new one goes where the
-fewest are.
+fewest are, among the hosts that have room for it and that its fleet prefers. The same input gives the same hosts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from heapq import heapify, heapreplace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
+
+from mikrom_reconcile.core.capacity import ENDLESS, Room
+from mikrom_reconcile.core.constraints import Attributes, Spread, told
 from mikrom_reconcile.core.expand import PendingVM
+from mikrom_reconcile.core.inventory import Inventory
+from mikrom_reconcile.core.model.observed import Capacity
+from mikrom_reconcile.core.shelves import Census, Loads, Shelves
+from mikrom_reconcile.core.specs import FleetSpec, Specs, hosts_of
+
+TOLD_HOSTS = 5
+"""Hosts that are named for one reason: a thousand names help nobody."""
+
+Need = Callable[[PendingVM], Capacity]
+"""What a VM takes of its host."""
+
+Members = dict[int, list[str]]
+"""By the identity of a fleet the hosts of its VMs."""
+
+
+class Placing(msgspec.Struct, frozen=True, kw_only=True):
+    """A host for each VM that was asked about, in that order; "" for a new one that none can have.
+
+    `placed` says of chosen hosts why it was that one, `leaves` why VMs may not stay where they are, and `rejections`
+    why no host can have them.
+    """
+
+    hosts: list[str]
+    placed: dict[str, str] = {}
+    leaves: dict[str, str] = {}
+    rejections: dict[str, tuple[str, ...]] = {}
 
 
 class Landscape:
-    """The hosts of a run, and how many VMs each has or will have."""
+    """The hosts of a run: who may be there, who is, and how much room is left. Each choice takes its room.
 
-    def __init__(self, inventory: tuple[str, ...], dark: Iterable[str], located: Mapping[str, str]) -> None:
-        self._inventory = inventory
-        self._dark = frozenset(dark)
+    `dark` maps hosts without a report to the reason, `located` has where VMs are, `hints` where they were last known
+    to be, `rooms` the room on hosts that answered, `anchors` why VMs cannot leave at all. `here` is the host of specs
+    without an Inventory.
+    """
+
+    def __init__(
+        self,
+        specs: Specs,
+        here: str,
+        *,
+        located: Mapping[str, str],
+        dark: Mapping[str, str] | None = None,
+        hints: Mapping[str, str] | None = None,
+        rooms: Mapping[str, Room] | None = None,
+        anchors: Mapping[str, str] | None = None,
+    ) -> None:
+        self.hosts = hosts_of(specs, here)
+        inventory = specs.inventory or Inventory()
+        self._attributes = Attributes(inventory, specs.extra_vars)
+        self._states = {host: entry.state for host, entry in inventory.hosts.items() if entry.state != "active"}
+        self._dark = dark or {}
         self._located = located
-        self._load: dict[str, int] = {}
-        for host in located.values():
-            self._load[host] = self._load.get(host, 0) + 1
-        self._sets: dict[
-            int, frozenset[str]
-        ] = {}  # by the identity of a tuple: its fleet holds it, and hashing is slow
-        self._queues: dict[int, list[tuple[int, str]]] = {}
+        self._hints = hints or {}
+        self._anchors = anchors or {}
+        self._rooms = {host: (rooms or {}).get(host, ENDLESS) for host in self.hosts}
+        self._loads = Loads(Counter(located.values()), self._rooms)
+        self._kinds: dict[bytes, int] = {}
+        self._kind_of: dict[int, int] = {}  # by the identity of a fleet: the specs hold it, and hashing is slow
+        self._homes: dict[tuple[int, int], frozenset[str]] = {}
+        self._shelves: dict[tuple[int, int, Capacity], Shelves] = {}
+        self._census: dict[int, list[Census]] = {}
 
-    def place(self, vms: Iterable[PendingVM]) -> Iterator[tuple[PendingVM, str, str]]:
-        """Each VM with its host, and why that host if it was chosen among several.
+    def at_home(self, vms: Iterable[PendingVM]) -> list[PendingVM]:
+        """Those that are on a host where they may stay, as far as anybody knows."""
+        return [vm for vm in vms if self._located.get(vm.name) in self._homes_of(vm)]
 
-        A VM on a dark host stays there: nobody knows more.
-        """
-        for vm in vms:
-            allowed = self._inventory if vm.hosts is None else vm.hosts
-            host, why = self._located.get(vm.name, ""), ""
-            if not host or (host not in self._set(allowed) and host not in self._dark):
-                host = self._emptiest(allowed)
-                load = self._load.get(host, 0)
-                self._load[host] = load + 1
-                if len(allowed) > 1:
-                    why = f"{host} has the fewest VMs ({load}) of {vm.fleet.pattern}"
-            yield vm, host, why
+    def place(self, vms: Sequence[PendingVM], need: Need) -> Placing:
+        """A host for each. Those that are nowhere choose before those that have to move: they are down."""
+        placing = Placing(hosts=[self._located.get(vm.name, "") for vm in vms])
+        restless = [number for number, vm in enumerate(vms) if not self._stays(vm, placing.hosts[number])]
+        members = _members(vms, placing.hosts) if restless else {}
+        homeless: list[PendingVM] = []
+        for number in sorted(restless, key=lambda number: bool(placing.hosts[number])):
+            vm, host = vms[number], placing.hosts[number]
+            if host:
+                placing.leaves[vm.name] = self._why_not(vm, host)
+            if anchor := self._anchors.get(vm.name):
+                placing.rejections[vm.name] = (f"{host}: {placing.leaves[vm.name]}", anchor)
+                continue
+            chosen, why = self._choose(vm, need(vm), members)
+            placing.placed.update({vm.name: why} if why else {})
+            placing.hosts[number] = chosen or host or self._unreadable_home(vm)
+            if not chosen:
+                homeless.append(vm)
+        alike: dict[tuple[int, int, Capacity], tuple[str, ...]] = {}
+        for vm in homeless:  # told when all have chosen: only then is it known how full the hosts are
+            key = (id(vm.hosts), id(vm.fleet), need(vm))
+            placing.rejections[vm.name] = alike[key] = alike.get(key) or self._rejections(vm, need(vm))
+        return placing
 
-    def _set(self, allowed: tuple[str, ...]) -> frozenset[str]:
-        found = self._sets.get(id(allowed))
+    def _stays(self, vm: PendingVM, host: str | None) -> bool:
+        """One on a dark host stays there: nobody knows more. So does one on a host that left the inventory."""
+        return bool(host) and (host in self._homes_of(vm) or host in self._dark or host not in self._rooms)
+
+    def _homes_of(self, vm: PendingVM) -> frozenset[str]:
+        """The hosts that may have the VM and keep it, whether or not they take new ones."""
+        return self._homes_in(vm.hosts, vm.fleet)
+
+    def _homes_in(self, hosts: tuple[str, ...] | None, fleet: FleetSpec) -> frozenset[str]:
+        key = (id(hosts), self._kind(fleet))
+        found = self._homes.get(key)
         if found is None:
-            found = self._sets[id(allowed)] = frozenset(allowed)
+            allowed = self.hosts if hosts is None else hosts
+            found = self._homes[key] = frozenset(host for host in allowed if not self._unfit(fleet, host))
         return found
 
-    def _emptiest(self, allowed: tuple[str, ...]) -> str:
-        """The host with the fewest VMs, by name among equals; a dark one only if all are."""
-        if len(allowed) == 1:
-            return allowed[0]
-        queue = self._queues.get(id(allowed))
-        if queue is None:
-            reachable = [host for host in allowed if host not in self._dark] or list(allowed)
-            queue = self._queues[id(allowed)] = [(self._load.get(host, 0), host) for host in reachable]
-            heapify(queue)
-        while queue[0][0] != self._load.get(queue[0][1], 0):  # other fleets have filled it meanwhile
-            heapreplace(queue, (self._load[queue[0][1]], queue[0][1]))
-        return queue[0][1]
+    def _kind(self, fleet: FleetSpec) -> int:
+        """A number for the fleet's wishes: thousands of fleets have the same."""
+        kind = self._kind_of.get(id(fleet))
+        if kind is None:
+            encoded = msgspec.json.encode(fleet.wishes)
+            kind = self._kind_of[id(fleet)] = self._kinds.setdefault(encoded, len(self._kinds))
+        return kind
+
+    # ---- choosing -------------------------------------------------------------------------------------------------
+
+    def _choose(self, vm: PendingVM, need: Capacity, members: Members) -> tuple[str, str]:
+        """A host, and why if there was a choice; "" if none can take it. It goes back to where it was, if it can."""
+        shelves, census = self._shelves_of(vm, need, members)
+        hint = self._hints.get(vm.name, "")
+        if self._takes(vm, hint) and self._loads.fits(hint, need):
+            host, why = hint, ""
+        else:
+            host, weight = shelves.best() or ("", 0)
+            why = self._praise(vm, host, weight, census) if host and len(self._homes_of(vm)) > 1 else ""
+        if host:
+            self._loads.add(host, need)
+            for each in census:
+                each.add(host)
+        return host, why
+
+    def _takes(self, vm: PendingVM, host: str) -> bool:
+        return host in self._homes_of(vm) and host not in self._dark and host not in self._states
+
+    def _shelves_of(self, vm: PendingVM, need: Capacity, members: Members) -> tuple[Shelves, list[Census]]:
+        wishes = vm.fleet.wishes
+        census: list[Census] = []
+        if wishes.spread:
+            census = self._census.get(id(vm.fleet)) or self._counted(vm.fleet, members[id(vm.fleet)])
+            self._census[id(vm.fleet)] = census
+        key = (id(vm.hosts), id(vm.fleet) if census else self._kind(vm.fleet), need)
+        shelves = self._shelves.get(key)
+        if shelves is None:
+            takers = (host for host in sorted(self._homes_of(vm)) if self._takes(vm, host))
+            weights = {host: self._attributes.weight(host, wishes) for host in takers}
+            shelves = self._shelves[key] = Shelves(weights, need, self._loads, census)
+        return shelves, census
+
+    def _counted(self, fleet: FleetSpec, hosts: list[str]) -> list[Census]:
+        """For each spread of the fleet how its VMs are spread now; `hosts` are where they are."""
+        homes = self._homes_in(fleet.hosts, fleet)
+        return [
+            Census(spread, {host: self._value(host, spread) for host in homes}, hosts) for spread in fleet.wishes.spread
+        ]
+
+    def _value(self, host: str, spread: Spread) -> str:
+        return told(self._attributes.value(host, spread.attribute))
+
+    # ---- reasons --------------------------------------------------------------------------------------------------
+
+    def _praise(self, vm: PendingVM, host: str, weight: int, census: list[Census]) -> str:
+        reason = f"{host} has the fewest VMs ({self._loads.vms[host]}) of {vm.fleet.pattern}"
+        if weight:
+            reason += f" with affinity {weight}"
+        for each in census:
+            value = each.values.get(host, "")
+            reason += f", and {each.counts[value]} of {vm.fleet.name} have {each.spread.attribute} {value}"
+        return reason
+
+    def _unfit(self, fleet: FleetSpec, host: str) -> str:
+        """Why the host may not keep VMs of the fleet, though its pattern allows it; "" if it may."""
+        if self._states.get(host) == "drain":
+            return "state: drain"
+        return self._attributes.unmet(host, fleet.wishes)
+
+    def _why_not(self, vm: PendingVM, host: str) -> str:
+        """Why the host may not have the VM; "" if only its room can be in the way."""
+        if vm.hosts is not None and host not in vm.hosts:
+            return f"not in hosts: {vm.hosts[0] if len(vm.hosts) == 1 else vm.fleet.pattern}"
+        if unfit := self._unfit(vm.fleet, host):
+            return unfit
+        if host in self._dark:
+            return f"could not be read: {self._dark[host]}"
+        return f"state: {self._states[host]}" if host in self._states else ""
+
+    def _unreadable_home(self, vm: PendingVM) -> str:
+        """A dark host, if only dark ones might have taken the VM: it is told with that host. "" otherwise."""
+        likely = self._homes_of(vm) - self._states.keys()
+        return "" if likely - self._dark.keys() else min(likely, default="")
+
+    def _rejections(self, vm: PendingVM, need: Capacity) -> tuple[str, ...]:
+        """Why none of the hosts can have the VM, those that are alike in one line."""
+        alike: dict[str, list[str]] = defaultdict(list)
+        for host in self.hosts:
+            alike[self._why_not(vm, host)].append(host)
+        full = sorted(alike.pop("", ()), key=lambda host: (-self._loads.mem_mib[host], host))
+        lines = [f"{host}: {self._lack(host, need)}" for host in full[:TOLD_HOSTS]]
+        if len(full) > TOLD_HOSTS:
+            lines.append(f"{len(full) - TOLD_HOSTS} more hosts have no room either")
+        return (*lines, *(f"{_named(hosts)}: {why}" for why, hosts in alike.items()))
+
+    def _lack(self, host: str, need: Capacity) -> str:
+        """What a host without room lacks, in numbers."""
+        loads, room = self._loads, self._rooms[host]
+        mem_need_mib = loads.mem_need_mib(host, need)
+        if loads.mem_mib[host] < mem_need_mib:
+            left, limit, needs, what = loads.mem_mib[host], room.mem_limit_mib, mem_need_mib, "MiB"
+        else:
+            left, limit, needs, what = loads.vcpus[host], room.vcpu_limit, need.vcpu_count, "vCPUs"
+        return f"{needs} {what} needed, {max(0, left):.0f} of {limit:.0f} left"
+
+
+def _members(vms: Iterable[PendingVM], hosts: Iterable[str]) -> Members:
+    """Where the VMs of each fleet are that is to be spread."""
+    members: Members = defaultdict(list)
+    for vm, host in zip(vms, hosts, strict=True):
+        if vm.fleet.wishes.spread:
+            members[id(vm.fleet)].append(host)
+    return members
+
+
+def _named(hosts: list[str]) -> str:
+    more = len(hosts) - TOLD_HOSTS
+    return ", ".join(hosts[:TOLD_HOSTS]) + (f" and {more} more" if more > 0 else "")

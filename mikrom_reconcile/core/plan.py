@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.core.capacity import room_of
 from mikrom_reconcile.core.desired import desired_state
-from mikrom_reconcile.core.diff import diff, in_scope, name_taken, parked
+from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, in_scope
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.expand import PendingVM, expand
-from mikrom_reconcile.core.guards import Limits, limit_removals, owned_by_fleet, protect
+from mikrom_reconcile.core.guards import Limits, holdings, limit_removals, protect
+from mikrom_reconcile.core.inventory import Inventory
+from mikrom_reconcile.core.leases import leased
 from mikrom_reconcile.core.model.desired import DesiredState, Rollout
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
@@ -19,7 +22,7 @@ from mikrom_reconcile.core.observed import Expected, FleetOnHost, Sight, expecte
 from mikrom_reconcile.core.placement import Landscape
 from mikrom_reconcile.core.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
-from mikrom_reconcile.core.specs import Specs, hosts_of
+from mikrom_reconcile.core.specs import VM_NAME, Specs, drained_hosts
 
 ACTION_DEADLINE_S = 300.0
 """Longest one action may take, graceful stop included: five minutes, as the predecessor's users know it."""
@@ -45,15 +48,17 @@ VERBS: dict[ChangeKind, Verb] = {
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """What a run asks the hosts before it can plan, and what it asked it from. `hosts` may get new VMs.
 
-    `desired` holds if everything is found where it is remembered. `dead` names hosts whose VMs count as gone unless
-    they answer.
+    `desired` has the VMs that are remembered on hosts where they may stay; it is all that is wanted if `complete`, and
+    holds if they are found there. `dead` names hosts whose VMs count as gone unless they answer. `here` is the host of
+    specs without an Inventory.
     """
 
     specs: Specs
     pending: tuple[PendingVM, ...]
     placements: Placements
     desired: DesiredState
-    hosts: tuple[str, ...]
+    complete: bool
+    here: str
     expected: dict[FleetOnHost, Expected]
     queries: dict[str, ObserveQuery]
     destroy: bool
@@ -87,14 +92,14 @@ def question(
 
     `destroy` wants everything that the specs own gone, so every row is asked for.
     """
-    return _question(specs, expand(specs), hosts_of(specs, here), placements, destroy=destroy, dead=dead)
+    return _question(specs, expand(specs), here, placements, destroy=destroy, dead=dead)
 
 
 def thorough(asked: Question, doubtful: frozenset[str]) -> Question:
     """The same question as if nobody knew where the doubtful VMs are: every host tells all that it has of them."""
     vms = {name: host for name, host in asked.placements.vms.items() if name not in doubtful}
     placements = msgspec.structs.replace(asked.placements, vms=vms)
-    found = _question(asked.specs, asked.pending, asked.hosts, placements, destroy=asked.destroy, dead=asked.dead)
+    found = _question(asked.specs, asked.pending, asked.here, placements, destroy=asked.destroy, dead=asked.dead)
     every_row = {host: msgspec.structs.replace(query, alike={}) for host, query in found.queries.items()}
     return msgspec.structs.replace(found, queries=every_row)
 
@@ -102,25 +107,30 @@ def thorough(asked: Question, doubtful: frozenset[str]) -> Question:
 def _question(
     specs: Specs,
     pending: tuple[PendingVM, ...],
-    hosts: tuple[str, ...],
+    here: str,
     placements: Placements,
     *,
     destroy: bool,
     dead: tuple[str, ...],
 ) -> Question:
     alive = _without(placements, dead)
-    desired = desired_state(specs, pending, Landscape(hosts, (), alive.vms))
+    landscape = Landscape(specs, here, located=alive.vms)
+    at_home = landscape.at_home(pending)
+    desired = desired_state(specs, at_home, landscape, alive.addresses)
     if destroy:
         desired = msgspec.structs.replace(desired, vms=(), destroy=True)
     known = expected(desired, alive)
+    complete = len(at_home) == len(pending)
+    asked = {*landscape.hosts, *placements.vms.values()}
     return Question(
         specs=specs,
         pending=pending,
         placements=placements,
         desired=desired,
-        hosts=hosts,
+        complete=complete,
+        here=here,
         expected=known,
-        queries=queries(desired, alive, {*hosts, *placements.vms.values()}, known, min_healthy_s(_rollouts(specs))),
+        queries=queries(specs.project, asked, known, min_healthy_s(_rollouts(specs)), new=not complete and not destroy),
         destroy=destroy,
         dead=dead,
     )
@@ -136,13 +146,14 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     changes, unchanged = diff(desired, sight, hiding, retry=limits.retry)
     policies = {fleet.name: fleet.policy for fleet in specs.fleets}
     changes, protected = protect(changes, policies)
-    changes, pruned = limit_removals(changes, owned_by_fleet(sight, desired), policies, limits)
+    fleets = holdings(sight, desired, _without(asked.placements, dead))
+    changes, pruned = limit_removals(changes, fleets, policies, limits, drained_hosts(specs))
     chosen = selected(changes, selection, specs, desired, sight)
     rolling = limit_disruption(chosen.changes, changes, desired, sight, _rollouts(specs), limits)
-    changes = rolling.changes
+    changes, unleased = leased(rolling.changes, specs.networks, desired, sight, asked.placements)
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
     actions = tuple(actions_of(changes, specs.project))
-    found = (*protected, *pruned, *_blocked(changes), *rolling.refusals)
+    found = (*protected, *pruned, *unleased, *_blocked(changes), *rolling.refusals)
     refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
     plan = numbered(
         Plan(
@@ -200,15 +211,32 @@ def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
     if not dead:
         return placements
     vms = {name: host for name, host in placements.vms.items() if host not in dead}
-    return msgspec.structs.replace(placements, vms=vms)
+    leases = {name: found for name, found in placements.addresses.items() if name in vms}
+    return msgspec.structs.replace(placements, vms=vms, addresses=leases)
 
 
 def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredState:
     """The specs on the hosts where things were found; nothing at all for a destroy."""
     located = locations(sight, placements)
-    if not sight.dark and located == _without(asked.placements, asked.dead).vms:
+    leases = placements.addresses | _seen_leases(asked.specs, sight)
+    as_remembered = located == _without(asked.placements, asked.dead).vms and leases == placements.addresses
+    if asked.complete and not sight.dark and as_remembered:
         return asked.desired
-    desired = desired_state(asked.specs, asked.pending, Landscape(asked.hosts, sight.dark, located))
+    inventory = asked.specs.inventory or Inventory()
+    landscape = Landscape(
+        asked.specs,
+        asked.here,
+        located=located,
+        dark=sight.dark,
+        hints=placements.vms,
+        rooms={host: room_of(inventory, report) for host, report in sight.reports.items()},
+        anchors={
+            name: f"its drives ({', '.join(sorted(rows[0].spec.drives))}) do not travel"
+            for name, rows in sight.own.items()
+            if rows[0].spec.drives
+        },
+    )
+    desired = desired_state(asked.specs, asked.pending, landscape, leases)
     return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
 
 
@@ -226,12 +254,47 @@ def _to_remember(asked: Question, desired: DesiredState, sight: Sight, changes: 
     vms |= {name: row.host for name, row in sight.others.items() if name in wanted}
     vms |= {name: rows[0].host for name, rows in sight.own.items()}
     answered = {host for host in asked.queries if host not in sight.dark}
-    return Placements(vms=dict(sorted(vms.items())), covers=tuple(sorted({*asked.placements.covers, *answered})))
+    return Placements(
+        vms=dict(sorted(vms.items())),
+        covers=tuple(sorted({*asked.placements.covers, *answered})),
+        addresses=_to_lease(asked, desired, sight, changes) if asked.specs.networks else {},
+        fleets=dict(sorted(_odd_fleets(asked, desired, sight, vms))),
+    )
+
+
+def _to_lease(
+    asked: Question, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]
+) -> dict[str, dict[str, str]]:
+    """The addresses that VMs have, or get now."""
+    remembered = asked.placements
+    leases = {name: found for name, found in remembered.addresses.items() if remembered.vms.get(name) in sight.dark}
+    leases |= {vm.name: vm.addresses for vm in desired.vms if vm.name in sight.settled}
+    leases |= _seen_leases(asked.specs, sight)
+    leases |= {change.name: change.desired.addresses for change in changes if change.desired and change.kind in VERBS}
+    return {name: found for name, found in sorted(leases.items()) if found}
+
+
+def _seen_leases(specs: Specs, sight: Sight) -> dict[str, dict[str, str]]:
+    """The addresses in the rows of VMs."""
+    if not specs.networks:
+        return {}
+    return {name: rows[0].addresses for name, rows in sight.own.items() if rows[0].addresses}
+
+
+def _odd_fleets(
+    asked: Question, desired: DesiredState, sight: Sight, vms: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """The fleets of VMs whose names do not say them; most fleets name their VMs so that they do."""
+    yield from ((name, fleet) for name, fleet in asked.placements.fleets.items() if vms.get(name) in sight.dark)
+    odd = {fleet.name for fleet in asked.specs.fleets if fleet.replicas is None or fleet.vm_name != VM_NAME}
+    told = ((vm.name, vm.fleet) for vm in (desired.vms if odd else ()) if vm.fleet in odd and vm.name in vms)
+    seen = ((name, rows[0].fleet) for name, rows in sight.own.items())
+    yield from ((name, fleet) for name, fleet in (*told, *seen) if name.rpartition("-")[0] != fleet)
 
 
 def _blocked(changes: Iterable[VMChange]) -> Iterator[Refusal]:
     for change in changes:
-        if change.rule in {name_taken.__name__, parked.__name__}:
+        if change.kind == "blocked" and change.rule in STANDS_IN_THE_WAY:
             yield Refusal(fleet=change.fleet, vm=change.name, rule=change.rule, message="; ".join(change.reasons))
 
 

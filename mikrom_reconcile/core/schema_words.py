@@ -179,6 +179,7 @@ _PATTERNS = {
     "^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$": "up to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends",
     "^[ -~]*$": "printable ASCII only",
     "^[A-Za-z_][A-Za-z0-9_]*$": "letters, digits and '_', no digit first",
+    "^host(\\.[A-Za-z_][A-Za-z0-9_]*)+$": "a variable of the host, such as host.rack",
     "^\\$\\{[^}]+\\}$": "a whole number, or a ${variable}",
     "^([0-9]{1,6}(ms|s|m|h|d)|\\$\\{[^}]+\\})$": "a whole number and a unit: 250ms, 10s, 5m, 1h, 2d",
     "\\$\\{index(:0?[1-9][0-9]?d)?\\}": "${index} or ${index:03d} must be in it",

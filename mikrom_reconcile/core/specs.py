@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.core.constraints import Wishes
 from mikrom_reconcile.core.documents import Flaw, Schemas, problems_of, read_tree
 from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.images import BUILT_IN, Image, image_of
@@ -15,13 +16,17 @@ from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.desired import Policy, Rollout, Share
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
+from mikrom_reconcile.core.networks import Network, network_flaws, network_of, overlapping
 from mikrom_reconcile.core.patterns import PatternError
+from mikrom_reconcile.core.placement_mistakes import circle_flaws, placement_flaws
 from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.variables import names_in
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.yaml_words import shown
 
 DEFAULT_PROJECT = "default"
+VM_NAME = "${fleet}-${index:03d}"
+"""The names of replicas, unless a fleet says otherwise."""
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +54,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     instances: dict[str, dict[str, Any]]
     policy: Policy
     ignore_changes: tuple[str, ...]
+    wishes: Wishes
     rollout: Rollout | None
 
 
@@ -62,6 +68,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     inventory: Inventory | None
     extra_vars: dict[str, Any]
     images: dict[str, Image]
+    networks: dict[str, Network]
     fleets: tuple[FleetSpec, ...]
 
 
@@ -81,10 +88,11 @@ class _FleetBody(msgspec.Struct, frozen=True):
     vars: dict[str, Any] = {}
     hosts: str = "all"
     replicas: int | None = None
-    vm_name: str = "${fleet}-${index:03d}"
+    vm_name: str = VM_NAME
     template: dict[str, Any] = {}
     overrides: tuple[dict[str, Any], ...] = ()
     instances: dict[str, dict[str, Any] | None] = {}
+    placement: Wishes = Wishes()
     rollout: Rollout | None = None
     prune: _Prune = _Prune()
     lifecycle: _Lifecycle = _Lifecycle()
@@ -119,12 +127,13 @@ def gather(
         raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
     inventory = _inventory(documents)
     flaws = [*reading.flaws, *_doubles([*documents, *filter(_is_named, reading.broken)])]
-    flaws += [*_replica_flaws(documents), *_built_in_flaws(documents)]
+    flaws += [*_replica_flaws(documents), *_built_in_flaws(documents), *_network_flaws(documents)]
     if reading.whole and not any(document.kind == "Image" for document in reading.broken):
         flaws += _image_flaws(legible, (*BUILT_IN, *(image.name for image in _of_kind(documents, "Image"))))
     complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
     if complete or inventory is not None:
         flaws += [*_inventory_flaws(documents, inventory), *_host_flaws(legible, inventory)]
+        flaws += placement_flaws(_of_kind(documents, "Fleet"), inventory or Inventory())
     unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
     found = problems_of(flaws[:MAX_PROBLEMS], tree)  # what YAML could not read needs no second complaint
     problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
@@ -159,6 +168,11 @@ def _specs(
         inventory=inventory,
         extra_vars=extra_vars or {},
         images=BUILT_IN | {image.name: image_of(image.body["spec"]) for image in _of_kind(documents, "Image")},
+        networks={
+            found.name: network_of(found.name, found.body["spec"])
+            for found in _of_kind(documents, "Network")
+            if id(found) not in bad
+        },
         fleets=tuple(sorted(fleets, key=attrgetter("name"))),
     )
 
@@ -166,6 +180,12 @@ def _specs(
 def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:
     """The hosts of the inventory, sorted; without one, `here`."""
     return tuple(sorted(specs.inventory.hosts)) if specs.inventory else (here,)
+
+
+def drained_hosts(specs: Specs) -> frozenset[str]:
+    """The hosts that the inventory says to drain."""
+    hosts = specs.inventory.hosts.items() if specs.inventory else ()
+    return frozenset(name for name, host in hosts if host.state == "drain")
 
 
 def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
@@ -191,6 +211,7 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
             prevent_destroy=spec.lifecycle.prevent_destroy,
         ),
         ignore_changes=spec.lifecycle.ignore_changes,
+        wishes=spec.placement,
         rollout=spec.rollout,
     )
 
@@ -202,12 +223,16 @@ def _inventory(documents: list[SpecDocument]) -> Inventory | None:
         return None
     spec = document.body["spec"]
     return Inventory(
-        hosts={name: msgspec.convert(host or {}, Host) for name, host in spec["hosts"].items()},
-        groups={name: msgspec.convert(group or {}, Group) for name, group in spec.get("groups", {}).items()},
+        hosts=msgspec.convert(_filled(spec["hosts"]), dict[str, Host], strict=False),  # 3.0 may stand for 3
+        groups=msgspec.convert(_filled(spec.get("groups", {})), dict[str, Group], strict=False),
         group_vars=_vars_files(documents, "GroupVars"),
         host_vars=_vars_files(documents, "HostVars"),
         origin=document.path,
     )
+
+
+def _filled(entries: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry or {} for name, entry in entries.items()}
 
 
 def _vars_files(documents: list[SpecDocument], kind: str) -> dict[str, dict[str, Any]]:
@@ -239,6 +264,7 @@ def _inventory_flaws(documents: list[SpecDocument], inventory: Inventory | None)
     groups = tuple(inventory.groups) if inventory else ()
     for document in documents:
         if document.kind == "Inventory":
+            yield from circle_flaws(document)
             yield from _group_flaws(document, hosts, groups)
         known = {"GroupVars": (*groups, "all"), "HostVars": hosts}.get(document.kind)
         if known is not None and inventory is None:
@@ -327,6 +353,20 @@ def _built_in_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
         if document.name in BUILT_IN:
             message = f"the image {document.name} is built in; call this another name"
             yield Flaw(document=document, pointer=("metadata", "name"), message=message)
+
+
+def _network_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
+    good = {}
+    for document in _of_kind(documents, "Network"):
+        flaws = list(network_flaws(document.body["spec"]))
+        for pointer, message in flaws:
+            yield Flaw(document=document, pointer=("spec", *pointer), message=message)
+        if not flaws:
+            good[document.name] = document
+    networks = [network_of(name, document.body["spec"]) for name, document in good.items()]
+    for name, other in overlapping(networks):
+        message = f"network {name} shares addresses with network {other} ({good[other].path}:{good[other].line})"
+        yield Flaw(document=good[name], pointer=("spec", "cidr"), message=message)
 
 
 def _image_flaws(documents: list[SpecDocument], known: tuple[str, ...]) -> Iterator[Flaw]:

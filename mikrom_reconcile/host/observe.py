@@ -11,12 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import cache, cached_property
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.digests import fleet_digest, row_digest
 from mikrom_reconcile.core.errors import ActionError
-from mikrom_reconcile.core.lifecycle import WELL, phase_of
+from mikrom_reconcile.core.lifecycle import UP, WELL, phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
 from mikrom_reconcile.core.model.observed import (
     Attempt,
@@ -36,6 +37,10 @@ LOOKERS = 16
 _NO_VMS = fleet_digest(())
 
 
+_Compared = tuple[str, int | str | None, int | str | None]
+"""Path, recorded and actual value."""
+
+
 class Observer:
     """Reports about one host. Safe to call from many threads or greenlets at once."""
 
@@ -44,6 +49,13 @@ class Observer:
         self._driver = driver
         self._records = records
         self._note = note
+
+    @cached_property
+    def _overhead_mib(self) -> int | None:
+        """What a VM takes beyond its own memory; None: nothing of the host's memory at all."""
+        probe = VMSpec(image="hello")
+        takes_mib = self._driver.memory_mib(probe)
+        return takes_mib - probe.machine.mem_size_mib if takes_mib else None
 
     def report(self, query: ObserveQuery, now: datetime) -> HostReport:
         """The answer to `query`. VMs whose record cannot be read are always in it. Raises SetupError."""
@@ -74,6 +86,8 @@ class Observer:
             host=self._host,
             observed_at=now,
             capacity=capacity(),
+            promised=promised(records, self._overhead_mib or 0),
+            overhead_mib=self._overhead_mib,
             note=self._note,
             highest_tokens=tokens,
             digests=digests,
@@ -81,6 +95,7 @@ class Observer:
             settled=settled,
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
+            released=self._records.released(query.project) if query.project else {},
             maturing=maturing,
             attempts=attempts,
         )
@@ -130,12 +145,13 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
         restarts=record.restarts,
         pid=facts.pid,
         last_error=record.last_error,
+        addresses=record.addresses,
     )
 
 
 def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
     """Where a VMM differs from the spec that it should run; what it cannot be asked for does not differ."""
-    compared: list[tuple[str, int | str | None, int | str | None]] = []
+    compared: list[_Compared] = []
     if facts.machine is not None and facts.machine != spec.machine:
         compared += (
             (f"machine.{name}", getattr(spec.machine, name), getattr(facts.machine, name))
@@ -145,9 +161,20 @@ def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
         compared.append(("boot_args", spec.boot_args, facts.boot_args))
     if facts.disks is not None and (lost := disks_of(spec) - facts.disks):
         compared += ((f"drives.{name}", name, None) for name in sorted(lost))
+    if facts.interfaces is not None:
+        compared += _of_interfaces(spec, facts.interfaces)
     return tuple(
         Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
     )
+
+
+def _of_interfaces(spec: VMSpec, linked: dict[str, int | None]) -> Iterator[_Compared]:
+    for name, nic in spec.network_interfaces.items():
+        if name not in linked:
+            yield f"network_interfaces.{name}", nic.network, None
+        else:
+            path = f"network_interfaces.{name}.rate_limiter.bandwidth_mbit"
+            yield path, nic.rate_limiter.bandwidth_mbit, linked[name]
 
 
 def disks_of(spec: VMSpec) -> frozenset[str]:
@@ -183,7 +210,7 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
     """The digest of each fleet among the rows of one project."""
     fleets: dict[str, list[tuple[str, str, str, tuple[Drift, ...]]]] = defaultdict(list)
     for row in rows:
-        fleets[row.fleet].append((row.name, row.spec_digest, row.phase, row.drift))
+        fleets[row.fleet].append((row.name, row_digest(row.spec_digest, row.addresses), row.phase, row.drift))
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
 
 
@@ -198,13 +225,23 @@ def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[Observ
     told: list[ObservedVM] = []
     settled: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if query.alike.get(row.fleet) == (row.spec_digest, row.phase) and not row.drift:
+        if query.alike.get(row.fleet) == (row_digest(row.spec_digest, row.addresses), row.phase) and not row.drift:
             settled[row.fleet].append(row.name)
         else:
             told.append(row)
     return told, {fleet: tuple(names) for fleet, names in settled.items()}
 
 
+def promised(records: Iterable[VMRecord], overhead_mib: int) -> Capacity:
+    """What VMs that are ordered to be up may take; one that its host has given up takes nothing."""
+    machines = [record.spec.machine for record in records if record.state in UP and not record.parked]
+    return Capacity(
+        vcpu_count=sum(machine.vcpu_count for machine in machines),
+        mem_size_mib=sum(machine.mem_size_mib + overhead_mib for machine in machines),
+    )
+
+
+@cache
 def capacity() -> Capacity:
     """What this machine has in all."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -10,6 +10,7 @@ A case is one file, `<theme>/<what-it-shows>.yml`. To add one, copy its nearest 
       localhost:
         web-[000:001]: as wanted          # stands for web-000 and web-001, here and in `expect`
         web-002: {phase: crashed}         # as wanted but for this (`Row`)
+    capacity: {hv1: {vcpu_count: 4, mem_size_mib: 1024}}    # what hosts say that they have; plenty unless given
     dark: [hv2]                           # hosts that do not answer
     attempts: {web-004: {count: 2}}       # of VMs that are not there because they could not be made
     expect:                               # all of the plan: what is not written must not be there (`Expect`)
@@ -83,7 +84,7 @@ def check_plan(case: Case) -> None:
 def headline(change: VMChange) -> str:
     held_back = change.wanted and change.kind in {"wait", "blocked"}
     kind = f"{change.kind} {change.wanted}" if held_back else change.kind
-    return f"{kind} {change.name} on {change.host}"
+    return f"{kind} {change.name} on {change.host or 'no host'}"
 
 
 def told(change: VMChange) -> str:

@@ -93,6 +93,8 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as the specs want it, on its host.
 
     `spec_digest` covers project, fleet, state, spec and policy, not name and host, and carries its version.
+    `addresses` maps interfaces to the addresses that are static or leased; those of a VM that is as wanted are in its
+    record.
     """
 
     name: str
@@ -104,6 +106,7 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     spec_digest: str
     ignore_changes: tuple[str, ...] = ()
+    addresses: dict[str, str] = {}
 
 
 class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,8 +114,10 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
 
     `whole` says that the specs are the whole truth of the project (a `Project` document stands among them), so
     that fleets missing from them are removed. `fleets` names those that the specs mention, empty ones too.
-    `placed` says of the VMs whose host was chosen now, among several, why it was that one. `destroy` says that all of
-    them are to go, so that `vms` is empty.
+    `hosts` are those of the inventory. `placed` says of the VMs whose host was chosen now, among several, why it was
+    that one; `leaves` of those that may not stay where they are, why; `rejections` of those for which no host was
+    found, why not each of them: the former have no host, or one that is dark, the latter stay. `destroy` says that all
+    of them are to go, so that `vms` is empty.
     """
 
     revision: str
@@ -120,5 +125,8 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool
     fleets: tuple[str, ...]
     vms: tuple[DesiredVM, ...]
+    hosts: tuple[str, ...] = ()
     placed: dict[str, str] = {}
+    leaves: dict[str, str] = {}
+    rejections: dict[str, tuple[str, ...]] = {}
     destroy: bool = False

@@ -28,8 +28,9 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver can prove about one VM's VMM at this moment.
 
     `pid` is set while a VMM lives. `machine` and `boot_args` are what the VMM itself reports, None when it cannot
-    be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk). `end` speaks only when
-    `status` is "none". `age_s` is how long the VMM process has lived.
+    be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk); `interfaces` maps those
+    that are linked to their bandwidth in megabits per second. `end` speaks only when `status` is "none". `age_s` is how
+    long the VMM process has lived.
     """
 
     status: VMMStatus
@@ -39,6 +40,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None = None
     boot_args: str | None = None
     disks: frozenset[str] | None = None
+    interfaces: dict[str, int | None] | None = None
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +72,8 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as its host sees it: its record, and the phase that the host found it in.
 
     `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied.
-    `token` is the fencing token of the run that last changed it, `generation` counts its changes. `restarts` are the
-    latest restarts that the host made by itself.
+    `token` is the fencing token of the run that last changed it, `generation` counts its changes. `addresses` maps
+    interfaces to their addresses. `restarts` are the latest restarts that the host made by itself.
     """
 
     name: str
@@ -92,6 +94,7 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     restarts: tuple[datetime, ...] = ()
     pid: int | None = None
     last_error: str | None = None
+    addresses: dict[str, str] = {}
 
 
 class Stray(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,15 +141,20 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
 
     `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says.
+    `promised` adds up what VMs of all projects that are ordered to be up may take. `overhead_mib` is what each takes
+    beyond its own memory; None: they take none of the host's memory at all.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
     that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
-    `attempts` tells of VMs that have no record because this host could not make them. `note` is what whoever changes
-    something on this host should know of it, "" for nothing.
+    `attempts` tells of VMs that have no record because this host could not make them. `released` maps addresses of
+    VMs of the project that are gone to the seconds since then, of the last day. `note` is
+    what whoever changes something on this host should know of it, "" for nothing.
     """
 
     host: str
     observed_at: datetime
     capacity: Capacity
+    promised: Capacity = Capacity(vcpu_count=0, mem_size_mib=0)
+    overhead_mib: int | None = 0
     note: str = ""
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}
@@ -154,6 +162,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     settled: dict[str, tuple[str, ...]] = {}
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()
+    released: dict[str, float] = {}
     maturing: dict[str, float] = {}
     attempts: dict[str, Attempt] = {}
 
@@ -177,8 +186,15 @@ class Placements(msgspec.Struct, frozen=True, kw_only=True):
     """Where a project's VMs were last known to be: VM name to host.
 
     `covers` names the hosts that have answered since this memory began. A VM that is not listed certainly does not
-    exist on a covered host, dark or not; on an uncovered one it may.
+    exist on a covered host, dark or not; on an uncovered one it may. `fleets` has the fleet of each VM whose name does
+    not say it, as `web-007` says `web`; `addresses` are those that the VMs lease.
     """
 
     vms: dict[str, str] = {}
     covers: tuple[str, ...] = ()
+    addresses: dict[str, dict[str, str]] = {}
+    fleets: dict[str, str] = {}
+
+    def fleet_of(self, vm: str) -> str:
+        """The fleet that a VM was last known to belong to."""
+        return self.fleets.get(vm) or vm.rpartition("-")[0]

@@ -23,6 +23,7 @@ from mikrom_reconcile.host.drivers.qemu_command import (
     arguments,
     boot_args_in,
     disks_in,
+    interfaces_in,
     machine_in,
     name_in,
 )
@@ -73,6 +74,9 @@ class QemuDriver(VMMDriver):
         for field, there in (("smt", spec.machine.smt), ("cpu_template", spec.machine.cpu_template)):
             if there:
                 return f"machine.{field} is Firecracker's; this host runs its VMs in QEMU, which does not have it"
+        for name, nic in spec.network_interfaces.items():
+            if nic.rate_limiter.bandwidth_mbit is not None:
+                return f"network_interfaces.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
         return limits.unsupported(spec)
 
     @property
@@ -105,11 +109,20 @@ class QemuDriver(VMMDriver):
         with self._qmp(places, found, self._answer_s) as qmp:
             status = _status_of(qmp)
         argv = process.arguments(found.pid)
-        return Answer(status=status, machine=machine_in(argv), boot_args=boot_args_in(argv), disks=disks_in(argv))
+        return Answer(
+            status=status,
+            machine=machine_in(argv),
+            boot_args=boot_args_in(argv),
+            disks=disks_in(argv),
+            interfaces=interfaces_in(argv),
+        )
 
     def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
         with self._qmp(places, found, timeout_s) as qmp:
             qmp.execute("stop" if paused else "cont")
+
+    def _update(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> None:
+        """Nothing: what changes live is refused by `unsupported`."""
 
     def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
         with self._qmp(places, found, timeout_s) as qmp:

@@ -14,6 +14,7 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.host.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.drivers.vmm import Places
 from mikrom_reconcile.host.media import Media
+from mikrom_reconcile.host.networks import Interface
 
 PROGRAM = "QEMU"
 
@@ -40,6 +41,8 @@ _MACHINE = (
 
 
 _ROOT = {False: " root=/dev/vda rw", True: " root=/dev/vda ro"}
+_NETDEV = re.compile(r"tap,id=(?P<name>\w+),ifname=(?P<tap>\w+),")
+_NIC = re.compile(r"virtio-net-device,netdev=(?P<name>\w+),mac=(?P<mac>[0-9a-f:]+),")
 _DRIVE = re.compile(r"if=none,format=raw,readonly=\w+,id=(?P<name>\w+),file=(?P<path>.*)", re.DOTALL)
 
 
@@ -58,10 +61,15 @@ def arguments(spec: VMSpec, media: Media, places: Places, accelerator: Accelerat
     return (
         *("-name", places.vm, "-S"),
         *bare_arguments(
-            accelerator, kernel=media.kernel, boot_args=spec.boot_args + _root_of(media.disks), machine=spec.machine
+            accelerator, kernel=media.kernel, boot_args=media.boot_args + _root_of(media.disks), machine=spec.machine
         ),
         *(() if media.initrd is None else ("-initrd", str(media.initrd))),
         *(word for number, disk in enumerate(media.disks) for word in _disk_arguments(number, disk)),
+        *(
+            word
+            for number, nic in enumerate(media.interfaces, len(media.disks))
+            for word in _nic_arguments(number, nic)
+        ),
         *("-chardev", f"file,id=console,append=on,path={_quoted(places.console)}", "-serial", "chardev:console"),
         *("-qmp", f"unix:{_quoted(places.socket)},server=on,wait=off"),
         *("-pidfile", str(places.pidfile), "-d", "cpu_reset"),  # both tell how it ended
@@ -79,6 +87,14 @@ def _disk_arguments(number: int, disk: Disk) -> tuple[str, ...]:
     return (
         *("-drive", f"if=none,format=raw,readonly={mode},id={disk.name},file={_quoted(disk.path)}"),
         *("-device", f"virtio-blk-device,drive={disk.name},bus=virtio-mmio-bus.{number}"),
+    )
+
+
+def _nic_arguments(number: int, interface: Interface) -> tuple[str, ...]:
+    """An interface at its place on the bus, behind the disks."""
+    return (
+        *("-netdev", f"tap,id={interface.name},ifname={interface.tap},script=no,downscript=no"),
+        *("-device", f"virtio-net-device,netdev={interface.name},mac={interface.mac},bus=virtio-mmio-bus.{number}"),
     )
 
 
@@ -106,8 +122,21 @@ def boot_args_in(argv: list[str]) -> str | None:
 
 def disks_in(argv: list[str]) -> dict[str, str]:
     """The disks by name, and the path of each."""
-    found = (_DRIVE.fullmatch(value) for option, value in pairwise(argv) if option == "-drive")
+    found = (_DRIVE.fullmatch(value) for value in _values("-drive", argv))
     return {drive["name"]: drive["path"].replace(",,", ",") for drive in found if drive}
+
+
+def interfaces_in(argv: list[str]) -> dict[str, Interface]:
+    """The interfaces by name, with the tap and the MAC address of each."""
+    taps = {found["name"]: found["tap"] for value in _values("-netdev", argv) if (found := _NETDEV.match(value))}
+    macs = {found["name"]: found["mac"] for value in _values("-device", argv) if (found := _NIC.match(value))}
+    return {
+        name: Interface(name=name, tap=tap, mac=macs.get(name, ""), bandwidth_mbit=None) for name, tap in taps.items()
+    }
+
+
+def _values(option: str, argv: list[str]) -> list[str]:
+    return [value for word, value in pairwise(argv) if word == option]
 
 
 def _after(option: str, argv: list[str]) -> str | None:

@@ -25,6 +25,7 @@ from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
 from mikrom_reconcile.host.drivers.vmm_start import Command, abandon, last_words_of, spawn
 from mikrom_reconcile.host.holes import keep_tail
 from mikrom_reconcile.host.media import Media, Shelf
+from mikrom_reconcile.host.networks import Interface, boot_args_of
 from mikrom_reconcile.host.ports import VMRecord
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -48,13 +49,15 @@ _BOOTED = frozenset({"running", "paused"})
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a VMM says of itself. "unresponsive" stands for a state that no VMM in order has.
 
-    `disks` maps the name of each disk that it has open to the path under which it opened it.
+    `disks` maps the name of each disk that it has open to the path under which it opened it, `interfaces`
+    the name of each interface to what it has there.
     """
 
     status: VMMStatus
     machine: Machine | None = None
     boot_args: str | None = None
     disks: dict[str, str] | None = None
+    interfaces: dict[str, Interface] | None = None
 
 
 class VMMDriver(ABC):
@@ -105,6 +108,10 @@ class VMMDriver(ABC):
         """Let its vCPUs stand still or go on. Raises FaultError, UnreachableError, NoAnswerError, OSError."""
 
     @abstractmethod
+    def _update(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> None:
+        """Bring a VMM to its record in what changes while it runs. Raises as `_set_paused` does."""
+
+    @abstractmethod
     def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
         """Ask its guest to shut down, one that is paused too. Raises as `_set_paused` does."""
 
@@ -140,7 +147,7 @@ class VMMDriver(ABC):
         if self._runs_already(record, places):
             return
         self._end(places, grace_s=0, give_up_at=give_up_at)
-        with step(record.vm, "making its kernel and disks ready"):
+        with step(record.vm, "making its kernel, disks and links ready"):
             media = self._shelf.prepared(record, give_up_at=give_up_at)
             if problem := self._kernel_problem(media.kernel):
                 raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
@@ -161,6 +168,14 @@ class VMMDriver(ABC):
         """The vCPUs go on."""
         self._find_and_set_paused(record, "resuming its guest", deadline_s, paused=False)
 
+    def update(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Change what can be changed while the guest runs."""
+        places = self._layout.of(record.vm)
+        doing = "changing it while it runs"
+        with step(record.vm, doing):
+            if (found := vmm.find(places)) is not None:
+                self._update(record, places, found, min(deadline_s, self._answer_s))
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, then SIGKILL; the socket, which a VMM may leave behind, is removed."""
         places = self._layout.of(record.vm)
@@ -173,8 +188,8 @@ class VMMDriver(ABC):
         self.stop(record, grace_s=0)
         places = self._layout.of(record.vm)
         errors = [error for path in places.files() if (error := _not_removed(path))]
-        with step(record.vm, "removing its disks"):
-            self._shelf.remove(record)
+        with step(record.vm, "removing its disks and links"):
+            self._shelf.remove(record, give_up_at=time.monotonic() + vmm.KILL_S)
         with step(record.vm, "removing its files"):
             if errors:  # whatever else could go is gone
                 left = ", ".join(error.filename for error in errors)
@@ -270,8 +285,9 @@ class VMMDriver(ABC):
             pid=found.pid,
             age_s=process.age_s(found),
             machine=answer.machine,
-            boot_args=answer.boot_args,
+            boot_args=record.spec.boot_args if answer.boot_args == boot_args_of(record) else answer.boot_args,
             disks=None if answer.disks is None else self._own_disks(record, answer.disks),
+            interfaces=None if answer.interfaces is None else self._own_interfaces(record, answer.interfaces),
         )
 
     def _own_disks(self, record: VMRecord, found: dict[str, str]) -> frozenset[str]:
@@ -280,6 +296,17 @@ class VMMDriver(ABC):
             return frozenset()
         paths = {disk.name: str(disk.path) for disk in self._shelf.disks_of(record)}
         return frozenset(name for name, path in found.items() if paths.get(name) == path)
+
+    def _own_interfaces(self, record: VMRecord, found: dict[str, Interface]) -> dict[str, int | None]:
+        """The bandwidths of the interfaces that are the VM's: of its MAC address, and over its tap, which is there."""
+        if not record.spec.network_interfaces:
+            return {}
+        wanted = ((own.name, own, found.get(own.name)) for own in self._shelf.interfaces_of(record))
+        return {
+            name: there.bandwidth_mbit
+            for name, own, there in wanted
+            if there is not None and (own.tap, own.mac) == (there.tap, there.mac)
+        }
 
     def _find_and_set_paused(self, record: VMRecord, doing: str, deadline_s: float, *, paused: bool) -> None:
         places = self._layout.of(record.vm)

@@ -92,13 +92,6 @@ def test_a_drive_grows_and_never_shrinks() -> None:
     assert kept == [change]
 
 
-def test_a_vm_with_drives_does_not_move() -> None:
-    spec = VMSpec(image="hello", drives={"data": Drive(size_mib=64)})
-    change = verdict(wanted(spec, host="hv2"), seen(spec))
-    assert (change.kind, change.wanted) == ("blocked", "move")
-    assert "its drives (data) do not travel" in change.reasons[0]
-
-
 def test_a_rate_limit_changes_while_the_vm_runs_and_so_does_its_drift() -> None:
     free, slow = (
         VMSpec(image="hello", network_interfaces={"eth0": NetworkInterface(network="n", rate_limiter=limit)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import msgspec
@@ -35,6 +36,16 @@ def test_a_service_says_what_it_does_not_start_without(
 ) -> None:
     with pytest.raises((UsageError, SetupError), match=missing):
         services.check(service, settings(own_environment, **variables))
+
+
+def test_flower_names_a_port_that_is_taken(own_environment: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = settings(
+            own_environment, MIKROM_BROKER_URL="redis://x", FLOWER_BASIC_AUTH="ana:x", FLOWER_PORT=str(port)
+        )
+        with pytest.raises(SetupError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            services.check("flower", found)
 
 
 def test_no_argument_of_a_service_tells_a_secret(own_environment: Path) -> None:

@@ -1,0 +1,60 @@
+"""How much a host may be promised, and how much of that is left.
+
+The host says what it has, unless the inventory does. Without `overcommit` memory is limited to that and vCPUs are not
+limited: they only share time.
+"""
+
+from __future__ import annotations
+
+from math import floor, inf
+
+import msgspec
+
+from mikrom_reconcile.core.inventory import Inventory
+from mikrom_reconcile.core.model.observed import Capacity, HostReport
+
+
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be promised on one host in all, and what already is; `inf` where nothing limits it.
+
+    `overhead_mib` is what each VM takes beyond its own memory.
+    """
+
+    vcpu_limit: float = inf
+    mem_limit_mib: float = inf
+    promised: Capacity = Capacity(vcpu_count=0, mem_size_mib=0)
+    overhead_mib: int = 0
+
+
+ENDLESS = Room()
+"""The room of a host of which nothing is known."""
+
+
+def room_of(inventory: Inventory, report: HostReport) -> Room:
+    """The room on the host that reports: (capacity - reserve) * overcommit, less what its VMs were promised."""
+    said = inventory.sizing(report.host)
+    mem_size_mib = said.capacity.mem_size_mib
+    if mem_size_mib is None:
+        mem_size_mib = report.capacity.mem_size_mib if report.overhead_mib is not None else None
+    vcpu_count = report.capacity.vcpu_count if said.capacity.vcpu_count is None else said.capacity.vcpu_count
+    return Room(
+        vcpu_limit=_limit(vcpu_count, said.reserve.vcpu_count, said.overcommit.vcpu_count),
+        mem_limit_mib=_limit(mem_size_mib, said.reserve.mem_size_mib, said.overcommit.mem_size_mib or 1.0),
+        promised=report.promised,
+        overhead_mib=report.overhead_mib or 0,
+    )
+
+
+def mem_limit_mib(inventory: Inventory, report: HostReport) -> int | None:
+    """What the host must be told to go by instead of the memory that it has; None if it knows by itself."""
+    said = inventory.sizing(report.host)
+    if (said.capacity.mem_size_mib, said.reserve.mem_size_mib, said.overcommit.mem_size_mib) == (None, None, None):
+        return None
+    limit = room_of(inventory, report).mem_limit_mib
+    return None if limit == inf else int(limit)
+
+
+def _limit(capacity: int | None, reserve: int | None, overcommit: float | None) -> float:
+    if capacity is None or overcommit is None:
+        return inf
+    return floor(round(max(0, capacity - (reserve or 0)) * overcommit, 6))  # 4.35 * 100 is 434.99999999999994

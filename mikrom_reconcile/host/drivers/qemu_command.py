@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.host.disks import ROOT_ID, Disk
@@ -23,6 +25,12 @@ Accelerator = Literal["kvm", "tcg"]
 
 TRANSLATED_MIB = 64
 """What QEMU may keep of translated code; left to itself it takes up to 1 GiB."""
+
+METADATA_ID = "mmds"
+"""The serial number of the disk that the guest finds its metadata on; the last of its disks."""
+
+METADATA_BYTES = 64 << 10
+"""Room for what Firecracker's service takes, which is 50 KiB."""
 
 OVERHEAD_MIB: dict[Accelerator, int] = {"kvm": 64, "tcg": 64 + TRANSLATED_MIB}
 """Memory of a QEMU beside its guest's: 42 MiB were measured with the demo guest, 107 with an emulated Linux."""
@@ -64,18 +72,26 @@ def bare_arguments(accelerator: Accelerator, *, kernel: Path, boot_args: str, ma
 
 def arguments(spec: VMSpec, media: Media, places: Places, accelerator: Accelerator) -> tuple[str, ...]:
     """The whole command line but the program. The guest stands still (`-S`) until it is told to go on."""
+    disks = media.disks
+    if media.metadata is not None:
+        disks = (*disks, Disk(name=METADATA_ID, path=places.metadata, read_only=True))
     return (
         *("-name", places.vm, "-S"),
         *bare_arguments(
             accelerator, kernel=media.kernel, boot_args=media.boot_args + _root_of(media.disks), machine=spec.machine
         ),
         *(() if media.initrd is None else ("-initrd", str(media.initrd))),
-        *(word for disk in media.disks for word in _disk_arguments(disk)),
+        *(word for disk in disks for word in _disk_arguments(disk)),
         *(word for interface in media.interfaces for word in _nic_arguments(interface)),
         *("-chardev", f"file,id=console,append=on,path={_quoted(places.console)}", "-serial", "chardev:console"),
         *("-qmp", f"unix:{_quoted(places.socket)},server=on,wait=off"),
         *("-pidfile", str(places.pidfile), "-d", "cpu_reset"),  # both tell how it ended
     )
+
+
+def metadata_disk(metadata: dict[str, Any]) -> bytes:
+    """A disk that holds the metadata as JSON and line ends behind it: QEMU has no metadata service."""
+    return msgspec.json.encode(metadata, order="deterministic").ljust(METADATA_BYTES, b"\n")
 
 
 def _root_of(disks: tuple[Disk, ...]) -> str:
@@ -88,7 +104,7 @@ def _disk_arguments(disk: Disk) -> tuple[str, ...]:
     mode = "on" if disk.read_only else "off"
     return (
         *("-drive", f"if=none,format=raw,readonly={mode},id={disk.name},file={_quoted(disk.path)}"),
-        *("-device", f"virtio-blk-device,drive={disk.name}"),
+        *("-device", f"virtio-blk-device,drive={disk.name},serial={disk.name[:20]}"),
     )
 
 

@@ -81,7 +81,7 @@ def test_a_command_line_that_is_not_ours_says_nothing() -> None:
 def test_disks_stand_on_the_bus_in_their_order_and_the_root_disk_is_mounted_as_under_firecracker() -> None:
     argv = line(VMSpec(image="x", boot_args="quiet"), disk(ROOT_ID, read_only=True), disk("data"))
     devices = [value for value in argv if value.startswith("virtio-blk")]
-    assert devices == [f"virtio-blk-device,drive={ROOT_ID}", "virtio-blk-device,drive=data"]
+    assert devices == [f"virtio-blk-device,drive={name},serial={name}" for name in (ROOT_ID, "data")]
     assert after("-append", argv) == "quiet root=/dev/vda ro"
     assert f"readonly=on,id={ROOT_ID}" in after("-drive", argv)
 

@@ -1,5 +1,7 @@
-"""Checks: whether a guest works, and not only its VMM. They are tried when the host is observed, each no more often than
-its interval says, and what came of them is kept beside the VMs, so that any process of this host goes on from there.
+"""Checks: whether a guest works, and not only its VMM.
+
+They are tried when the host is observed, each no more often than its interval says, and what came of them is kept, so
+that any process of this host goes on from there.
 """
 
 from __future__ import annotations
@@ -76,9 +78,7 @@ class Checks:
         """The VM is gone."""
         self._path(vm).unlink(missing_ok=True)
 
-    def _result(
-        self, name: str, check: Check, kept: _Kept, record: VMRecord, said: Said, give_up_at: float
-    ) -> Result:
+    def _result(self, name: str, check: Check, kept: _Kept, record: VMRecord, said: Said, give_up_at: float) -> Result:
         last = kept.results.get(name)
         if last is not None and last.check != check:
             last = None

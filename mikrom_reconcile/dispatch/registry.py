@@ -56,16 +56,16 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
         # `celery -P gevent` patches too late: looking for locks, gevent touches Celery's proxies, these import kombu,
         # and kombu keeps the old sleep. Without a broker that worker then stands still for seconds, supervision too
         functional.sleep = time.sleep
-    app.heartbeat = _heartbeat(app, app.settings.worker_role)
     traces.set_up(app.settings.worker_role)
     try:
+        app.heartbeat = _heartbeat(app, app.settings.worker_role)
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
             _be_the_only_one(app)
         else:
             app.metrics = metrics.serve(app)
         app.load_key()
-    except MikromError as error:
+    except (MikromError, OSError) as error:  # Celery would go on after anything else, and say nothing
         raise SystemExit(f"mikrom worker: {error}") from error
 
 

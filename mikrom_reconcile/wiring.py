@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mikrom_reconcile.host.hypervisor import Hypervisor
     from mikrom_reconcile.host.ports import Driver
 
-KINDS = ("Project", "Inventory", "Image", "Fleet")
+KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
 """Kinds of documents, each with a schema of its own."""
 
 
@@ -157,8 +157,14 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
 
         return SimulatedDriver(settings.state_dir)
     from mikrom_reconcile.host.media import Shelf
+    from mikrom_reconcile.host.secrets import Secrets
 
-    shelf = Shelf.below(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib)
+    shelf = Shelf.below(
+        settings.state_dir,
+        folders=settings.image_dirs,
+        max_mib=settings.image_max_mib,
+        secrets=Secrets(settings.secret_dirs, settings.secret_env),
+    )
     if choice.driver == "qemu":
         from mikrom_reconcile.host.drivers.qemu import QemuDriver
 

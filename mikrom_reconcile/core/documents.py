@@ -21,7 +21,7 @@ Schemas = Mapping[str, str]
 VARS_FOLDERS = {"group_vars": "GroupVars", "host_vars": "HostVars"}
 """Ansible's folders: a file in them holds the variables of the group or host that it is named after."""
 
-_PLANNED = ("Network", "Refactor")
+_PLANNED = ("Refactor",)
 
 
 class Flaw(msgspec.Struct, frozen=True, kw_only=True):

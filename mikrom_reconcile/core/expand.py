@@ -20,7 +20,10 @@ from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.lifecycle import UP
 from mikrom_reconcile.core.merging import merged
 from mikrom_reconcile.core.model.desired import NAME_LENGTH, Machine, State, VMSpec
+from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.core.model.observed import Capacity
+from mikrom_reconcile.core.networks import WHOLE
+from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.specs import VM_NAME, FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
 
@@ -210,7 +213,7 @@ class Resolver:
                 fields = {"boot_args": image.boot_args, "boot": image.boot} | fields
             spec = msgspec.convert(fields, VMSpec)
             if image is not None:
-                return state, spec
+                return state, self._on_networks(vm, spec)
             pointer = _where(vm, min(names_in(vm.recipe.fields["image"])))
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: unknown image {spec.image!r}"))
         except VariableError:
@@ -222,6 +225,29 @@ class Resolver:
             pointer = ("spec", "template", *path.partition(".*")[0].split(".")) if path else ("spec", "template")
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: {path or 'template'}: {what.replace('`', '')}"))
         return "running", VMSpec(image="hello")
+
+    def _on_networks(self, vm: PendingVM, spec: VMSpec) -> VMSpec:
+        """The spec with what the networks of its interfaces say."""
+        interfaces = {name: self._on_network(vm, name, nic) for name, nic in spec.network_interfaces.items()}
+        return msgspec.structs.replace(spec, network_interfaces=interfaces) if interfaces else spec
+
+    def _on_network(self, vm: PendingVM, name: str, nic: NetworkInterface) -> NetworkInterface:
+        own = vm.fleet.instances.get(vm.name, {}).get("network_interfaces", {})
+        written = ("instances", vm.name) if name in own else ("template",)
+        pointer = ("spec", *written, "network_interfaces", name)
+        network = self._specs.networks.get(nic.network)
+        if network is None:
+            message, hint = f"unknown network {nic.network!r}", nearest(nic.network, tuple(self._specs.networks))
+            self.flaws.append(_flaw(vm.fleet, (*pointer, "network"), f"{vm.name}: {message}", hint))
+            return nic
+        if nic.ip is not None:
+            if complaint := network.complaint(nic.ip):
+                self.flaws.append(_flaw(vm.fleet, (*pointer, "ip"), f"{vm.name}: {complaint}"))
+        elif (nic.pool or WHOLE) not in network.pools:
+            said = f"network {network.name} has no pool {nic.pool!r}" if nic.pool else "say which pool, or which ip"
+            hint = nearest(nic.pool or "", tuple(network.pools))
+            self.flaws.append(_flaw(vm.fleet, (*pointer, "pool"), f"{vm.name}: {said}", hint))
+        return msgspec.structs.replace(nic, cidr=network.cidr, gateway=network.gateway, nat=network.nat)
 
     def _fields(self, vm: PendingVM, host: str) -> dict[str, Any]:
         if not vm.recipe.looked_up:
@@ -252,8 +278,8 @@ def _texts_in(value: Any) -> Iterator[str]:
         yield value
 
 
-def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str) -> Flaw:
-    return Flaw(document=fleet.document, pointer=pointer, message=message)
+def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str, hint: str = "") -> Flaw:
+    return Flaw(document=fleet.document, pointer=pointer, message=message, hint=hint)
 
 
 def _where(vm: PendingVM, name: str) -> tuple[str | int, ...]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from celery import signals
-from kombu.utils import functional
 from redis import RedisError
 
-from mikrom_reconcile import traces
+from mikrom_reconcile import locks, traces
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import LastGood
-from mikrom_reconcile.core.errors import MikromError
-from mikrom_reconcile.dispatch import cleanup, deadlines, log_lines, metrics, runs, source_sync, tasks
+from mikrom_reconcile.core.errors import MikromError, SetupError, UsageError
+from mikrom_reconcile.dispatch import cleanup, deadlines, gevent_gaps, log_lines, metrics, runs, source_sync, tasks
 from mikrom_reconcile.dispatch.app import FleetApp, Parts
-from mikrom_reconcile.dispatch.presence import Heartbeat
+from mikrom_reconcile.dispatch.broker import broker_url, is_remote
+from mikrom_reconcile.dispatch.presence import Heartbeat, this_machine
 from mikrom_reconcile.host.hypervisor import Hypervisor
 
 
@@ -52,19 +51,28 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
     """Fail now and in one line, not with the first action."""
     app: FleetApp = sender.app
     if deadlines.is_gevent():
-        # `celery -P gevent` patches too late: looking for locks, gevent touches Celery's proxies, these import kombu,
-        # and kombu keeps the old sleep. Without a broker that worker then stands still for seconds, supervision too
-        functional.sleep = time.sleep
-    app.heartbeat = _heartbeat(app, app.settings.worker_role)
+        gevent_gaps.mend()
     traces.set_up(app.settings.worker_role)
     try:
+        app.heartbeat = _heartbeat(app, app.settings.worker_role)
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
+            _be_the_only_one(app)
         else:
             app.metrics = metrics.serve(app)
         app.load_key()
-    except MikromError as error:
+    except (MikromError, OSError) as error:  # Celery would go on after anything else, and say nothing
         raise SystemExit(f"mikrom worker: {error}") from error
+
+
+def _be_the_only_one(app: FleetApp) -> None:
+    """Raises MikromError where another worker is this host's, or could be: two would share one queue and no records."""
+    host, state_dir = app.settings.host, app.settings.state_dir
+    if host == "localhost" and is_remote(broker_url(app.settings)):
+        raise UsageError(f"MIKROM_HOST is {host}, which every machine is: set it to this host's name in the inventory")
+    if locks.open_taken(state_dir / "locks" / "worker") is None:  # held until this process ends
+        raise SetupError(f"another host worker runs here with MIKROM_STATE_DIR={state_dir}: end it first")
+    app.heartbeat.refuse_a_second()
 
 
 def _on_worker_ready(sender: Any, **_: Any) -> None:
@@ -86,7 +94,7 @@ def _heartbeat(app: FleetApp, role: str) -> Heartbeat:
     host = app.settings.host
     # a host has one worker; control workers and Beats may be several on one machine
     owner = f"host:{host}" if role == "host" else f"{role}:{host}:{os.getpid()}"
-    return Heartbeat(app.redis, app.keys, owner)
+    return Heartbeat(app.redis, app.keys, owner, machine=this_machine(app.settings.state_dir))
 
 
 def _on_shutting_down(**_: Any) -> None:

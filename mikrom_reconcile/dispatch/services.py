@@ -111,7 +111,7 @@ def meant_for(service: Service | None, variables: Mapping[str, str]) -> dict[str
 
 def environment(service: Service, settings: Settings) -> dict[str, str]:
     """What a service needs in its environment: the broker that was found, and the role that it plays."""
-    role = service if service in {"host", "control"} else settings.worker_role
+    role = "host" if service == "host" else "control"  # Beat and Flower are of the control side, and no host's worker
     return {"MIKROM_BROKER_URL": settings.broker_url or "", "MIKROM_WORKER_ROLE": role}
 
 

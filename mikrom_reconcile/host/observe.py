@@ -15,7 +15,7 @@ from functools import cache, cached_property
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.digests import fleet_digest, row_digest
 from mikrom_reconcile.core.errors import ActionError
 from mikrom_reconcile.core.lifecycle import UP, WELL, phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
@@ -35,6 +35,10 @@ LOOKERS = 16
 """VMs looked at at once: one that does not answer takes seconds, and the others must not wait behind it."""
 
 _NO_VMS = fleet_digest(())
+
+
+_Compared = tuple[str, int | str | None, int | str | None]
+"""Path, recorded and actual value."""
 
 
 class Observer:
@@ -91,6 +95,7 @@ class Observer:
             settled=settled,
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
+            released=self._records.released(query.project) if query.project else {},
             maturing=maturing,
             attempts=attempts,
         )
@@ -140,12 +145,13 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
         restarts=record.restarts,
         pid=facts.pid,
         last_error=record.last_error,
+        addresses=record.addresses,
     )
 
 
 def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
     """Where a VMM differs from the spec that it should run; what it cannot be asked for does not differ."""
-    compared: list[tuple[str, int | str | None, int | str | None]] = []
+    compared: list[_Compared] = []
     if facts.machine is not None and facts.machine != spec.machine:
         compared += (
             (f"machine.{name}", getattr(spec.machine, name), getattr(facts.machine, name))
@@ -155,9 +161,21 @@ def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
         compared.append(("boot_args", spec.boot_args, facts.boot_args))
     if facts.disks is not None and (lost := disks_of(spec) - facts.disks):
         compared += ((f"drives.{name}", name, None) for name in sorted(lost))
+    if facts.interfaces is not None:
+        compared += _of_interfaces(spec, facts.interfaces)
+    compared += ((f"mmds.{key}", "(as the spec says)", "(changed)") for key in facts.odd_metadata)
     return tuple(
         Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
     )
+
+
+def _of_interfaces(spec: VMSpec, linked: dict[str, int | None]) -> Iterator[_Compared]:
+    for name, nic in spec.network_interfaces.items():
+        if name not in linked:
+            yield f"network_interfaces.{name}", nic.network, None
+        else:
+            path = f"network_interfaces.{name}.rate_limiter.bandwidth_mbit"
+            yield path, nic.rate_limiter.bandwidth_mbit, linked[name]
 
 
 def disks_of(spec: VMSpec) -> frozenset[str]:
@@ -193,7 +211,7 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
     """The digest of each fleet among the rows of one project."""
     fleets: dict[str, list[tuple[str, str, str, tuple[Drift, ...]]]] = defaultdict(list)
     for row in rows:
-        fleets[row.fleet].append((row.name, row.spec_digest, row.phase, row.drift))
+        fleets[row.fleet].append((row.name, row_digest(row.spec_digest, row.addresses), row.phase, row.drift))
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
 
 
@@ -208,7 +226,7 @@ def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[Observ
     told: list[ObservedVM] = []
     settled: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if query.alike.get(row.fleet) == (row.spec_digest, row.phase) and not row.drift:
+        if query.alike.get(row.fleet) == (row_digest(row.spec_digest, row.addresses), row.phase) and not row.drift:
             settled[row.fleet].append(row.name)
         else:
             told.append(row)

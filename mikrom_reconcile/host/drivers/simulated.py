@@ -120,6 +120,9 @@ class SimulatedDriver:
         """Note that it is not."""
         self._set_paused(record, "resuming its guest", paused=False)
 
+    def update(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Nothing: what changes live is not simulated."""
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """A guest that listens leaves at once; a deaf one is killed, without waiting for what never comes."""
         vm = self._read(record.vm)

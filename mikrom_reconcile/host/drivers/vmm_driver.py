@@ -175,7 +175,7 @@ class VMMDriver(ABC):
         places = self._layout.of(record.vm)
         doing = "changing it while it runs"
         with step(record.vm, doing):
-            if (found := vmm.find(places)) is not None:
+            if (found := self._find(places)) is not None:
                 self._update(record, places, found, min(deadline_s, self._answer_s))
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:

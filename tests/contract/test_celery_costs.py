@@ -36,7 +36,7 @@ def test_sixty_orders_cost_few_messages_of_events_and_nothing_is_written_down_fo
     with app.connection_for_read() as connection, ThreadPoolExecutor() as pool:
         receiver = app.events.Receiver(connection, handlers={"*": lambda event: told.append(event["type"])})
         listening = pool.submit(receiver.capture, limit=None, timeout=None, wakeup=False)
-        wait_until(lambda: fleet.redis.pubsub_numpat(), "somebody to listen")
+        wait_until(fleet.redis.pubsub_numpat, "somebody to listen")
         fleet.redis.config_resetstat()
         orders = [order("create", f"vm-{number}", host="localhost") for number in range(ORDERS)]
         outcomes = list(hosts.execute(orders, forks=32, deadline_s=30))

@@ -22,6 +22,8 @@ from mikrom_reconcile.dispatch.broker import broker_url, is_remote
 from mikrom_reconcile.dispatch.presence import Heartbeat, this_machine
 from mikrom_reconcile.host.hypervisor import Hypervisor
 
+_AS_OURS = {"bind": True, "Request": "mikrom_reconcile.dispatch.request:QuietRequest"}
+
 
 def register(
     app: FleetApp,
@@ -33,14 +35,14 @@ def register(
     """Give `app` its tasks. Each callable is asked again for every task and may answer with the same object."""
     app.parts = Parts(hypervisor=hypervisor, engine=engine, source=source)
     for verb, function in tasks.VM_TASKS.items():
-        app.task(function, name=f"mikrom.{verb}_vm", bind=True)
-    app.task(tasks.observe_host_task, name="mikrom.observe_host", bind=True)
-    app.task(tasks.console_task, name="mikrom.console", bind=True)
-    app.task(runs.plan_task, name="mikrom.plan", bind=True)
-    app.task(runs.apply_task, name="mikrom.apply", bind=True)
-    app.task(runs.reconcile_task, name="mikrom.reconcile", bind=True)
-    app.task(source_sync.sync_source_task, name="mikrom.sync_source", bind=True)
-    app.task(cleanup.cleanup_task, name="mikrom.cleanup", bind=True)
+        app.task(function, name=f"mikrom.{verb}_vm", **_AS_OURS)
+    app.task(tasks.observe_host_task, name="mikrom.observe_host", **_AS_OURS)
+    app.task(tasks.console_task, name="mikrom.console", **_AS_OURS)
+    app.task(runs.plan_task, name="mikrom.plan", **_AS_OURS)
+    app.task(runs.apply_task, name="mikrom.apply", **_AS_OURS)
+    app.task(runs.reconcile_task, name="mikrom.reconcile", **_AS_OURS)
+    app.task(source_sync.sync_source_task, name="mikrom.sync_source", **_AS_OURS)
+    app.task(cleanup.cleanup_task, name="mikrom.cleanup", **_AS_OURS)
     signals.after_setup_logger.connect(log_lines.set_up, weak=False)
     signals.worker_init.connect(_on_worker_init, weak=False)
     signals.worker_ready.connect(_on_worker_ready, weak=False)

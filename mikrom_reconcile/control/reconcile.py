@@ -11,13 +11,14 @@ from mikrom_reconcile.control.look import Look
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
 from mikrom_reconcile.core.desired import checked
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
+from mikrom_reconcile.core.guards import turned
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
-from mikrom_reconcile.core.model.plan import Action, Expect, Plan, VMChange
+from mikrom_reconcile.core.model.plan import Action, Expect, Plan, Refusal, VMChange
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.one_off import decide_by_name
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, expect_of
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, expect_of, numbered
 from mikrom_reconcile.core.specs import Specs, hosts_of
 
 OBSERVE_DEADLINE_S = 10.0
@@ -239,6 +240,39 @@ def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
                 finished_at=now.taken_at,
                 error=f"the world has moved since the plan; now: {needs}",
             )
+
+
+def rechecked(approved: Plan, now: Plan) -> Plan:
+    """What an apply of `approved` would find to do now: VMs that need something else are blocked, and those that need
+    nothing any more are left out. The plan itself if nothing has moved.
+    """
+    stale = {(outcome.vm, outcome.host): outcome.error or "" for outcome in moved(approved, now)}
+    still = {action.id for action in now.actions}
+    settled = {(action.vm, action.host) for action in approved.actions if action.id not in still} - stale.keys()
+    if not stale and not settled:
+        return approved
+    named = [(change, (change.name, change.host)) for change in approved.changes]
+    refused = tuple(
+        Refusal(fleet=change.fleet, vm=change.name, rule="stale", message=stale[vm])
+        for change, vm in named
+        if vm in stale
+    )
+    return numbered(
+        msgspec.structs.replace(
+            approved,
+            id="",
+            taken_at=now.taken_at,
+            changes=tuple(
+                turned(change, "blocked", stale[vm]) if vm in stale else change
+                for change, vm in named
+                if vm not in settled
+            ),
+            unchanged=now.unchanged,
+            actions=tuple(action for action in approved.actions if action.id in still),
+            refusals=(*approved.refusals, *refused),
+            unreachable=now.unreachable,
+        )
+    )
 
 
 def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Action]:

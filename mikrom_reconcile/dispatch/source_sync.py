@@ -14,6 +14,7 @@ import msgspec
 from redis import RedisError
 
 from mikrom_reconcile.control.sources.last_good import Good
+from mikrom_reconcile.core.digests import texts_digest
 from mikrom_reconcile.core.errors import MikromError, SourceError
 from mikrom_reconcile.core.model.specs import SourceState, SourceTree
 from mikrom_reconcile.dispatch import calls
@@ -78,6 +79,7 @@ def _note(app: FleetApp, good: Good | None, problem: str) -> None:
         state = SourceState(
             name=app.settings.specs or "",
             revision=good.tree.revision if good else "",
+            digest=texts_digest(good.tree) if good else "",
             since=good.since if good else None,
             good_at=now if not problem else before.good_at if before else None,
             looked_at=now,

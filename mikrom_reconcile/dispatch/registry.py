@@ -54,13 +54,13 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
     app: FleetApp = sender.app
     if deadlines.is_gevent():
         gevent_gaps.mend()
-    app.heartbeat = _heartbeat(app, app.settings.worker_role)
     traces.set_up(app.settings.worker_role)
     try:
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
             _be_the_only_one(app)
         else:
+            app.heartbeat = _heartbeat(app, "control")
             app.metrics = metrics.serve(app)
         app.load_key()
     except MikromError as error:
@@ -74,6 +74,7 @@ def _be_the_only_one(app: FleetApp) -> None:
         raise UsageError(f"MIKROM_HOST is {host}, which every machine is: set it to this host's name in the inventory")
     if locks.open_taken(state_dir / "locks" / "worker") is None:  # held until this process ends
         raise SetupError(f"another host worker runs here with MIKROM_STATE_DIR={state_dir}: end it first")
+    app.heartbeat = _heartbeat(app, "host")
     app.heartbeat.refuse_a_second()
 
 
@@ -94,9 +95,10 @@ def _on_beat_init(sender: Any, **_: Any) -> None:
 
 def _heartbeat(app: FleetApp, role: str) -> Heartbeat:
     host = app.settings.host
-    # a host has one worker; control workers and Beats may be several on one machine
-    owner = f"host:{host}" if role == "host" else f"{role}:{host}:{os.getpid()}"
-    return Heartbeat(app.redis, app.keys, owner, machine=this_machine(app.settings.state_dir))
+    if role == "host":
+        return Heartbeat(app.redis, app.keys, f"host:{host}", machine=this_machine(app.settings.state_dir))
+    # control workers and Beats may be several on one machine
+    return Heartbeat(app.redis, app.keys, f"{role}:{host}:{os.getpid()}")
 
 
 def _on_shutting_down(**_: Any) -> None:

@@ -56,6 +56,7 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
         gevent_gaps.mend()
     traces.set_up(app.settings.worker_role)
     try:
+        app.heartbeat = _heartbeat(app, app.settings.worker_role)
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
             _be_the_only_one(app)
@@ -63,7 +64,7 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
             app.heartbeat = _heartbeat(app, "control")
             app.metrics = metrics.serve(app)
         app.load_key()
-    except MikromError as error:
+    except (MikromError, OSError) as error:  # Celery would go on after anything else, and say nothing
         raise SystemExit(f"mikrom worker: {error}") from error
 
 

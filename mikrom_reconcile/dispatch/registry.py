@@ -56,7 +56,6 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
         gevent_gaps.mend()
     traces.set_up(app.settings.worker_role)
     try:
-        app.heartbeat = _heartbeat(app, app.settings.worker_role)
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
             _be_the_only_one(app)

@@ -86,6 +86,15 @@ class Settings:
     image_max_mib: int = _env(
         "MIKROM_IMAGE_MAX_MIB", 65536, "MiB of the largest image that a host takes", _positive_int
     )
+    secret_dirs: tuple[Path, ...] = _env(
+        "MIKROM_SECRET_DIRS", (Path("/etc/mikrom/secrets"),),
+        "folders, with : between, that file:// secrets may come from",
+        lambda text: tuple(Path(folder).absolute() for folder in text.split(":") if folder),
+    )  # fmt: skip
+    secret_env: tuple[str, ...] = _env(
+        "MIKROM_SECRET_ENV", (), "names, with , between, of variables that env:// secrets may read",
+        lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
+    )  # fmt: skip
     broker_url: str | None = _env(
         "MIKROM_BROKER_URL", None, "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
     )

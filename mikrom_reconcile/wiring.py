@@ -157,8 +157,14 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
 
         return SimulatedDriver(settings.state_dir)
     from mikrom_reconcile.host.media import Shelf
+    from mikrom_reconcile.host.secrets import Secrets
 
-    shelf = Shelf.below(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib)
+    shelf = Shelf.below(
+        settings.state_dir,
+        folders=settings.image_dirs,
+        max_mib=settings.image_max_mib,
+        secrets=Secrets(settings.secret_dirs, settings.secret_env),
+    )
     if choice.driver == "qemu":
         from mikrom_reconcile.host.drivers.qemu import QemuDriver
 

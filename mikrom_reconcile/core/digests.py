@@ -14,6 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
 from mikrom_reconcile.core.model.observed import Drift
+from mikrom_reconcile.core.model.specs import SourceTree
 
 VERSION = "1"
 _SIZE = 16  # bytes; 128 bits keep chance collisions out of any fleet
@@ -25,6 +26,11 @@ canonical_json = msgspec.json.Encoder(order="deterministic").encode
 def digest_of(value: Any) -> str:
     """Versioned BLAKE2b of the canonical JSON of `value`, 34 characters."""
     return f"{VERSION}:{blake2b(canonical_json(value), digest_size=_SIZE).hexdigest()}"
+
+
+def texts_digest(tree: SourceTree) -> str:
+    """Digest of what the files of a tree say, whatever they are called and wherever they lie."""
+    return digest_of(sorted(file.text for file in tree.files))
 
 
 def spec_digest(*, project: str, fleet: str, state: State, spec: VMSpec, policy: Policy) -> str:

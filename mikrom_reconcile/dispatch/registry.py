@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from celery import signals
-from kombu.utils import functional
 from redis import RedisError
 
 from mikrom_reconcile import locks, traces
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import MikromError, SetupError, UsageError
-from mikrom_reconcile.dispatch import cleanup, deadlines, log_lines, metrics, runs, source_sync, tasks
+from mikrom_reconcile.dispatch import cleanup, deadlines, gevent_gaps, log_lines, metrics, runs, source_sync, tasks
 from mikrom_reconcile.dispatch.app import FleetApp, Parts
 from mikrom_reconcile.dispatch.broker import broker_url, is_remote
 from mikrom_reconcile.dispatch.presence import Heartbeat, this_machine
@@ -53,19 +51,17 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
     """Fail now and in one line, not with the first action."""
     app: FleetApp = sender.app
     if deadlines.is_gevent():
-        # `celery -P gevent` patches too late: looking for locks, gevent touches Celery's proxies, these import kombu,
-        # and kombu keeps the old sleep. Without a broker that worker then stands still for seconds, supervision too
-        functional.sleep = time.sleep
-    app.heartbeat = _heartbeat(app, app.settings.worker_role)
+        gevent_gaps.mend()
     traces.set_up(app.settings.worker_role)
     try:
+        app.heartbeat = _heartbeat(app, app.settings.worker_role)
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
             _be_the_only_one(app)
         else:
             app.metrics = metrics.serve(app)
         app.load_key()
-    except MikromError as error:
+    except (MikromError, OSError) as error:  # Celery would go on after anything else, and say nothing
         raise SystemExit(f"mikrom worker: {error}") from error
 
 

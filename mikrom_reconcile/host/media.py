@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -11,8 +12,10 @@ from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.host.disks import Disk, Disks
 from mikrom_reconcile.host.fetch import FetchError
 from mikrom_reconcile.host.images import MAX_MIB, Images
+from mikrom_reconcile.host.metadata import metadata_of
 from mikrom_reconcile.host.networks import Interface, Networks, boot_args_of
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.secrets import SecretError, Secrets
 
 
 class Media(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,21 +26,31 @@ class Media(msgspec.Struct, frozen=True, kw_only=True):
     boot_args: str = ""
     disks: tuple[Disk, ...] = ()
     interfaces: tuple[Interface, ...] = ()
+    metadata: dict[str, Any] | None = None
 
 
 class Shelf:
     """Where media come from on this host. The caller holds the VM's action lock."""
 
-    def __init__(self, images: Images, disks: Disks, networks: Networks) -> None:
+    def __init__(self, images: Images, disks: Disks, networks: Networks, secrets: Secrets) -> None:
         self._images = images
         self._disks = disks
         self._networks = networks
+        self._secrets = secrets
 
     @classmethod
-    def below(cls, state_dir: Path, *, folders: tuple[Path, ...] = (), max_mib: int = MAX_MIB) -> Shelf:
+    def below(
+        cls,
+        state_dir: Path,
+        *,
+        folders: tuple[Path, ...] = (),
+        max_mib: int = MAX_MIB,
+        secrets: Secrets | None = None,
+    ) -> Shelf:
         """That of the host whose state folder this is; `file://` images come from `folders` only."""
         state_dir = state_dir.resolve()
-        return cls(Images(state_dir, folders=folders, max_mib=max_mib), Disks(state_dir), Networks(state_dir))
+        images = Images(state_dir, folders=folders, max_mib=max_mib)
+        return cls(images, Disks(state_dir), Networks(state_dir), secrets or Secrets())
 
     def prepared(self, record: VMRecord, *, give_up_at: float) -> Media:
         """The VM's media, fetched, copied and grown as its spec says. Raises ActionErrors and OSErrors."""
@@ -48,6 +61,7 @@ class Shelf:
             kernel = self._fetched(record.vm, boot.kernel, "kernel", give_up_at)
             initrd = self._fetched(record.vm, boot.initrd, "initrd", give_up_at) if boot.initrd else None
             rootfs = self._fetched(record.vm, boot.rootfs, "root disk's image", give_up_at) if boot.rootfs else None
+        metadata = self.metadata_of(record)
         self._disks.prepare(record, rootfs)
         self._networks.prepare(record, give_up_at=give_up_at)
         return Media(
@@ -56,7 +70,15 @@ class Shelf:
             boot_args=boot_args_of(record),
             disks=self._disks.of(record, rootfs),
             interfaces=self._networks.of(record),
+            metadata=metadata,
         )
+
+    def metadata_of(self, record: VMRecord) -> dict[str, Any] | None:
+        """What the guest can read of itself. Raises PermanentError."""
+        try:
+            return metadata_of(record, self._secrets)
+        except SecretError as error:
+            raise PermanentError(str(error), vm=record.vm, step="resolving its secrets") from error
 
     def disks_of(self, record: VMRecord) -> tuple[Disk, ...]:
         """The VM's disks as they are once they are prepared."""

@@ -163,6 +163,7 @@ def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
         compared += ((f"drives.{name}", name, None) for name in sorted(lost))
     if facts.interfaces is not None:
         compared += _of_interfaces(spec, facts.interfaces)
+    compared += ((f"mmds.{key}", "(as the spec says)", "(changed)") for key in facts.odd_metadata)
     return tuple(
         Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
     )

@@ -29,7 +29,8 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     `pid` is set while a VMM lives. `machine` and `boot_args` are what the VMM itself reports, None when it cannot
     be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk); `interfaces` maps those
-    that are linked to their bandwidth in megabits per second. `end` speaks only when `status` is "none". `age_s` is how
+    that are linked to their bandwidth in megabits per second, `odd_metadata` names top keys of its metadata that are
+    not as they should be. `end` speaks only when `status` is "none". `age_s` is how
     long the VMM process has lived.
     """
 
@@ -41,6 +42,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     boot_args: str | None = None
     disks: frozenset[str] | None = None
     interfaces: dict[str, int | None] | None = None
+    odd_metadata: tuple[str, ...] = ()
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):

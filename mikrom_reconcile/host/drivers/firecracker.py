@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -103,10 +104,11 @@ class FirecrackerDriver(VMMDriver):
                 with step(record.vm, doing):
                     api.put(path, content)
 
-    def _answer(self, places: Places, found: process.Identity) -> Answer:
+    def _answer(self, record: VMRecord, places: Places, found: process.Identity) -> Answer:
         with self._api(places, found, self._answer_s) as api:
             state = api.get("/", _Instance).state
             config = api.get("/vm/config", _Config)
+            metadata = api.get("/mmds", dict[str, Any]) if record.spec.mmds is not None else None
         status = _STATUS.get(state, "unresponsive")
         if status not in {"running", "paused"}:
             return Answer(status=status)
@@ -116,6 +118,7 @@ class FirecrackerDriver(VMMDriver):
             boot_args=config.boot_source.boot_args or "",
             disks={drive.drive_id: drive.path_on_host or "" for drive in config.drives},
             interfaces={nic.iface_id: _interface(nic) for nic in config.network_interfaces},
+            metadata=metadata,
         )
 
     def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
@@ -130,6 +133,8 @@ class FirecrackerDriver(VMMDriver):
                 if has is not None and has.bandwidth_mbit != interface.bandwidth_mbit:
                     content = {"iface_id": interface.name} | limits_of(interface)
                     api.patch(f"/network-interfaces/{interface.name}", content)
+            if (metadata := self._shelf.metadata_of(record)) is not None:
+                api.put("/mmds", metadata)
 
     def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
         with self._api(places, found, timeout_s) as api:

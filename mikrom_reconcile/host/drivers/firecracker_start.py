@@ -62,6 +62,10 @@ def requests(spec: VMSpec, media: Media) -> Iterator[Request]:
         nic: dict[str, object] = {"host_dev_name": interface.tap, "guest_mac": interface.mac} | limits_of(interface)
         doing = f"configuring the interface {interface.name}"
         yield f"/network-interfaces/{interface.name}", {"iface_id": interface.name} | nic, doing
+    if media.metadata is not None:
+        service: dict[str, object] = {"version": "V2", "network_interfaces": [nic.name for nic in media.interfaces]}
+        yield "/mmds/config", service, "configuring the metadata service"
+        yield "/mmds", media.metadata, "giving the guest its metadata"
     yield "/actions", {"action_type": "InstanceStart"}, "starting the guest"
 
 

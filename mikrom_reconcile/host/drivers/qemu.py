@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
+from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits
 from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, step
@@ -25,6 +27,7 @@ from mikrom_reconcile.host.drivers.qemu_command import (
     disks_in,
     interfaces_in,
     machine_in,
+    metadata_disk,
     name_in,
 )
 from mikrom_reconcile.host.drivers.qemu_qmp import Qmp
@@ -33,6 +36,7 @@ from mikrom_reconcile.host.drivers.tails import tail
 from mikrom_reconcile.host.drivers.vmm import Places, Proc
 from mikrom_reconcile.host.drivers.vmm_driver import ANSWER_S, Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
+from mikrom_reconcile.host.files import write_whole
 from mikrom_reconcile.host.media import Media, Shelf
 from mikrom_reconcile.host.ports import VMRecord
 
@@ -95,6 +99,10 @@ class QemuDriver(VMMDriver):
         return name_in(argv) if name.startswith("qemu-system") else None
 
     def _command(self, record: VMRecord, places: Places, media: Media) -> Command:
+        if media.metadata is not None:
+            with step(record.vm, "writing its metadata"):
+                make_folder(places.folder)
+                write_whole(places.metadata, metadata_disk(media.metadata), durable=False)
         argv = (str(self._binary), *arguments(record.spec, media, places, self._accelerator))
         return Command(driver=self.name, program=PROGRAM, argv=argv, output=places.log, fresh=(places.log,))
 
@@ -105,7 +113,7 @@ class QemuDriver(VMMDriver):
         with qmp, step(record.vm, "starting the guest"):
             qmp.execute("cont")
 
-    def _answer(self, places: Places, found: process.Identity) -> Answer:
+    def _answer(self, record: VMRecord, places: Places, found: process.Identity) -> Answer:
         with self._qmp(places, found, self._answer_s) as qmp:
             status = _status_of(qmp)
         argv = process.arguments(found.pid)
@@ -115,6 +123,7 @@ class QemuDriver(VMMDriver):
             boot_args=boot_args_in(argv),
             disks=disks_in(argv),
             interfaces=interfaces_in(argv),
+            metadata=_metadata_on(places.metadata) if record.spec.mmds is not None else None,
         )
 
     def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
@@ -122,7 +131,11 @@ class QemuDriver(VMMDriver):
             qmp.execute("stop" if paused else "cont")
 
     def _update(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> None:
-        """Nothing: what changes live is refused by `unsupported`."""
+        """Only the metadata: everything else that Firecracker changes live is refused by `unsupported`."""
+        del found, timeout_s  # nothing has to be asked
+        if (metadata := self._shelf.metadata_of(record)) is not None:
+            with places.metadata.open("r+b") as disk:  # QEMU has this very file open
+                disk.write(metadata_disk(metadata))
 
     def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
         with self._qmp(places, found, timeout_s) as qmp:
@@ -144,6 +157,15 @@ class QemuDriver(VMMDriver):
     @staticmethod
     def _qmp(places: Places, found: process.Identity, timeout_s: float) -> Qmp:
         return Qmp(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
+
+
+def _metadata_on(disk: Path) -> dict[str, Any]:
+    """What the guest can read there; nothing if that is no metadata any more."""
+    try:
+        found: dict[str, Any] = msgspec.json.decode(disk.read_bytes().rstrip(b"\n\0"), type=dict[str, Any])
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return {}
+    return found
 
 
 def _status_of(qmp: Qmp) -> VMMStatus:

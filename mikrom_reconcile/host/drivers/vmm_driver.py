@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -58,6 +59,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     boot_args: str | None = None
     disks: dict[str, str] | None = None
     interfaces: dict[str, Interface] | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class VMMDriver(ABC):
@@ -100,7 +102,7 @@ class VMMDriver(ABC):
         """Configure it and let its guest run."""
 
     @abstractmethod
-    def _answer(self, places: Places, found: process.Identity) -> Answer:
+    def _answer(self, record: VMRecord, places: Places, found: process.Identity) -> Answer:
         """What it says of itself within `answer_s`. Raises UnreachableError, NoAnswerError, OSError."""
 
     @abstractmethod
@@ -173,7 +175,7 @@ class VMMDriver(ABC):
         places = self._layout.of(record.vm)
         doing = "changing it while it runs"
         with step(record.vm, doing):
-            if (found := vmm.find(places)) is not None:
+            if (found := self._find(places)) is not None:
                 self._update(record, places, found, min(deadline_s, self._answer_s))
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
@@ -270,7 +272,7 @@ class VMMDriver(ABC):
         answer = Answer(status="unresponsive")
         for _ in range(ATTEMPTS):
             try:
-                answer = self._answer(places, found)
+                answer = self._answer(record, places, found)
                 break
             except (UnreachableError, NoAnswerError) as error:
                 if not vmm.is_vmm(places, found):
@@ -287,6 +289,7 @@ class VMMDriver(ABC):
             machine=answer.machine,
             boot_args=record.spec.boot_args if answer.boot_args == boot_args_of(record) else answer.boot_args,
             disks=None if answer.disks is None else self._own_disks(record, answer.disks),
+            odd_metadata=() if answer.metadata is None else self._odd_metadata(record, answer.metadata),
             interfaces=None if answer.interfaces is None else self._own_interfaces(record, answer.interfaces),
         )
 
@@ -296,6 +299,14 @@ class VMMDriver(ABC):
             return frozenset()
         paths = {disk.name: str(disk.path) for disk in self._shelf.disks_of(record)}
         return frozenset(name for name, path in found.items() if paths.get(name) == path)
+
+    def _odd_metadata(self, record: VMRecord, found: dict[str, Any]) -> tuple[str, ...]:
+        """The keys that differ; none if a secret cannot be had now: what cannot be read is not said to differ."""
+        try:
+            wanted = self._shelf.metadata_of(record) or {}
+        except PermanentError:
+            return ()
+        return tuple(sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)))
 
     def _own_interfaces(self, record: VMRecord, found: dict[str, Interface]) -> dict[str, int | None]:
         """The bandwidths of the interfaces that are the VM's: of its MAC address, and over its tap, which is there."""

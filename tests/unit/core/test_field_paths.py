@@ -37,11 +37,13 @@ def paths_of(schema: dict[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{name}"
 
 
-CLOSED = ("mmds.", "checks.")
+CLOSED = ("checks.",)
 """Beginnings of paths that have a type and a row already, and that the schema does not take yet."""
 
 OF_A_NETWORK = {f"network_interfaces.*.{word}" for word in ("cidr", "gateway", "nat")}
 """What the document of a network says, for all VMs that are on it."""
+
+UNWRITTEN = OF_A_NETWORK | {"mmds.**"}
 
 FULL = VMSpec(
     image="web",
@@ -73,9 +75,7 @@ def test_the_schema_of_images_opens_all_that_a_vm_boots() -> None:
 
 def test_the_schema_opens_every_field_of_a_vm_wherever_one_is_written() -> None:
     written = set(VMSpec.__struct_fields__) - {"boot"}  # what an image's name stands for is written in its document
-    of_a_vm = (
-        path for path in FIELDS if path.partition(".")[0] in written and opened(path) and path not in OF_A_NETWORK
-    )
+    of_a_vm = (path for path in FIELDS if path.partition(".")[0] in written and opened(path) and path not in UNWRITTEN)
     expected = sorted([*of_a_vm, "state"])
     assert sorted(paths_of(FLEET["template"])) == expected
     assert sorted(set(paths_of(FLEET["overrides"]["items"])) - {"match"}) == expected

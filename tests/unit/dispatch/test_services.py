@@ -13,6 +13,7 @@ from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import SetupError, UsageError
 from mikrom_reconcile.dispatch import services
 from mikrom_reconcile.dispatch.broker import broker_url, without_password
+from mikrom_reconcile.dispatch.private_services import private_settings
 from mikrom_reconcile.settings import Settings, load
 
 
@@ -98,3 +99,14 @@ def test_up_that_is_still_starting_is_never_taken_for_none(
         with pytest.raises(SetupError, match="is not ready yet"):
             services.find_up(found)
     locks.give_back(fd)
+
+
+@pytest.mark.parametrize("specs", ["git+https://example.net/repo@main#specs", "/srv/specs"])
+def test_up_takes_specs_from_git_as_they_are(own_environment: Path, specs: str) -> None:
+    assert private_settings(settings(own_environment, MIKROM_SPECS=specs)).specs == specs
+
+
+def test_a_service_does_not_start_with_a_source_that_git_would_misunderstand(own_environment: Path) -> None:
+    found = settings(own_environment, MIKROM_BROKER_URL="redis://x", MIKROM_SPECS="git+ext::sh -c x")
+    with pytest.raises(UsageError, match="its protocol must be one of"):
+        services.check("control", found)

@@ -31,7 +31,7 @@ def security_checks(settings: Settings) -> Iterator[Check]:
     yield _user()
     yield _folder("state folder", settings.state_dir)
     yield _folder("run folder", settings.run_dir)
-    for file in (Path(".env"), *sorted(Path("/etc/mikrom").glob("*.env"))):
+    for file in (Path(".env"), *sorted(Path("/etc/mikrom").glob("*env"))):
         if file.is_file():
             yield _environment_file(file)
     try:
@@ -54,7 +54,7 @@ def security_checks(settings: Settings) -> Iterator[Check]:
 def _user() -> Check:
     if os.geteuid() != 0:
         return Check(name="user", state="ok", found=f"uid {os.geteuid()}: a VMM can do no more than it")
-    remedy = "run the host worker as a user of its own, in group kvm"
+    remedy = "run only guests that you trust, or the host worker as a user of its own in group kvm: no tap then"
     return Check(name="user", state="note", found="root: a guest that breaks out of its VMM is root", remedy=remedy)
 
 

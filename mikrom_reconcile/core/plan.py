@@ -11,6 +11,7 @@ from mikrom_reconcile.core.capacity import room_of
 from mikrom_reconcile.core.desired import desired_state
 from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, in_scope
 from mikrom_reconcile.core.digests import digest_of
+from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.expand import PendingVM, expand
 from mikrom_reconcile.core.guards import Limits, holdings, limit_removals, protect
 from mikrom_reconcile.core.inventory import Inventory
@@ -69,7 +70,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
     `unmatched` is the term of the limit that names nothing. With `doubtful` VMs the plan cannot be trusted: ask again,
-    `thorough`. `again_s` is when VMs may be healthy for which a rollout waits; None when there are none.
+    `thorough`. `again_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
     """
 
     plan: Plan
@@ -176,7 +177,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
         doubtful=sight.doubtful,
-        again_s=rolling.again_s,
+        again_s=min([*filter(None, (rolling.again_s,)), *_booting_s(changes)], default=None),
     )
 
 
@@ -279,6 +280,13 @@ def _seen_leases(specs: Specs, sight: Sight) -> dict[str, dict[str, str]]:
     if not specs.networks:
         return {}
     return {name: rows[0].addresses for name, rows in sight.own.items() if rows[0].addresses}
+
+
+def _booting_s(changes: Iterable[VMChange]) -> Iterator[float]:
+    """When VMs that boot may have passed their checks."""
+    for change in changes:
+        if change.observed and change.observed.phase == "booting":
+            yield min((seconds_of(check.interval) for check in change.observed.spec.checks.values()), default=1.0)
 
 
 def _odd_fleets(

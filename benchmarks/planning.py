@@ -19,7 +19,7 @@ from math import log
 from pathlib import Path
 from statistics import median
 
-from benchmarks.rows import HEAD, Row, Usage, usage_of
+from benchmarks.rows import HEAD, Goal, Row, Usage, keep_bytecode, line, usage_of
 from benchmarks.scratch import scratch
 
 VMS = 10_000
@@ -33,19 +33,17 @@ def measure(vms: int = VMS) -> Iterator[Row]:
     with scratch() as folder:
         other = _terraform(folder, "blocks", vms)
         cold, warm = _ours(folder, "documents", vms)
-        yield from _beside(f"plan of {vms:,} documents, cold", cold, other, (50, 60, 10))
-        yield from _beside("the same, files unchanged since the last plan", warm, other, (150, 0, 0))
+        yield from _beside(1, f"plan of {vms:,} documents, 1 % changed, cold", cold, other, (50, 60, 10))
+        yield from _beside(1, "the same, files unchanged since the last plan", warm, other, (150, 0, 0))
         fleet, _ = _ours(folder, "replicas", vms)
-        yield from _beside(f"plan of one fleet of {vms:,}", fleet, other, (150, 0, 25))
+        yield from _beside(1, f"plan of one fleet of {vms:,}, 1 % changed", fleet, other, (150, 0, 25))
         some = min(FOR_EACH, vms)
         few, _ = _ours(folder, "documents", some)
-        yield from _beside(
-            f"plan of {some:,} documents | for_each", few, _terraform(folder, "for_each", some), (100, 0, 0)
-        )
+        users = _terraform(folder, "for_each", some)
+        yield from _beside(1, f"plan of {some:,} documents | for_each", few, users, (100, 0, 0))
         calm, _ = _ours(folder, "documents", 100, drifted=0)
-        yield from _beside(
-            "plan of 100 VMs, nothing to change", calm, _terraform(folder, "blocks", 100, drifted=0), (3, 3, 0)
-        )
+        other = _terraform(folder, "blocks", 100, drifted=0)
+        yield from _beside(4, "plan of 100 VMs, nothing to change", calm, other, (3, 3, 0))
         yield from _many(folder, vms * 10, few, some)
 
 
@@ -53,35 +51,43 @@ def _many(folder: Path, vms: int, few: Usage, some: int) -> Iterator[Row]:
     start, _ = _ours(folder, "documents", 100)
     cold, _ = _ours(folder, "documents", vms)
     grown = log((cold.cpu_s - start.cpu_s) / (few.cpu_s - start.cpu_s)) / log((vms - 100) / (some - 100))
-    yield _alone(f"plan of {vms:,} documents, cold", cold, "at most 6 s")
-    yield Row(what=f"growth of CPU, {some:,} to {vms:,} documents", ours=f"{grown:.2f}", goal="exponent at most 1.05")
+    yield Row(
+        what=f"exponent of growth of CPU, {some:,} to {vms:,} documents",
+        ours=f"{grown:.2f}",
+        goal=Goal(number=2, bound=1.05, unit="", at_most=True),
+        figure=grown,
+    )
+    yield from _alone(f"plan of {vms:,} documents, 1 % changed, cold", cold, 6)
     _, calm = _ours(folder, "documents", vms, drifted=0)
-    yield _alone("the same, unchanged files and nothing to change", calm, "at most 0.6 s")
+    yield from _alone("the same, files unchanged and nothing to change", calm, 0.6)
     fleet, _ = _ours(folder, "replicas", vms)
-    yield _alone(f"plan of one fleet of {vms:,}", fleet, "at most 0.8 s, 100 MiB")
+    yield from _alone(f"plan of one fleet of {vms:,}, 1 % changed", fleet, 0.8, most_mib=100)
 
 
-def _alone(what: str, ours: Usage, goal: str) -> Row:
-    return Row(what=f"CPU of {what}", ours=f"{ours.cpu_s:.2f} s", other=f"({ours.rss_mib:.0f} MiB)", goal=goal)
+def _alone(what: str, ours: Usage, most_s: float, most_mib: float | None = None) -> Iterator[Row]:
+    goal = Goal(number=3, bound=most_s, unit="s", at_most=True)
+    yield Row(what=f"CPU of {what}", ours=f"{ours.cpu_s:.2f} s", goal=goal, figure=ours.cpu_s)
+    memory = None if most_mib is None else Goal(number=3, bound=most_mib, unit="MiB", at_most=True)
+    yield Row(what=f"memory of {what}", ours=f"{ours.rss_mib:.0f} MiB", goal=memory, figure=ours.rss_mib)
 
 
-def _beside(what: str, ours: Usage, other: Usage | None, goals: tuple[int, int, int]) -> Iterator[Row]:
+def _beside(number: int, what: str, ours: Usage, other: Usage | None, bounds: tuple[int, int, int]) -> Iterator[Row]:
     """CPU, and wall and memory where there is a goal for them."""
-    theirs = other or Usage(cpu_s=0, wall_s=0, rss_mib=0)
-    figures = {
-        "CPU": (ours.cpu_s, theirs.cpu_s, "s", goals[0]),
-        "wall": (ours.wall_s, theirs.wall_s, "s", goals[1]),
-        "memory": (ours.rss_mib, theirs.rss_mib, "MiB", goals[2]),
-    }
-    for name, (mine, yours, unit, goal) in figures.items():
-        if goal:
-            yield Row(
-                what=f"{name} of {what}",
-                ours=f"{mine:.2f} {unit}",
-                other=f"{yours:.2f} {unit}" if other else "no terraform",
-                ratio=f"{yours / mine:.0f}x" if other else "",
-                goal=f"at least {goal}x",
-            )
+    for measured, bound, name, unit in zip(
+        ("cpu_s", "wall_s", "rss_mib"), bounds, ("CPU", "wall", "memory"), ("s", "s", "MiB"), strict=True
+    ):
+        if not bound:
+            continue
+        mine = getattr(ours, measured)
+        yours = getattr(other, measured) if other else None
+        yield Row(
+            what=f"{name} of {what}",
+            ours=f"{mine:.2f} {unit}",
+            other=f"{yours:.2f} {unit}" if yours else "no terraform",
+            ratio=f"{yours / mine:.0f}x" if yours else "",
+            goal=Goal(number=number, bound=bound),
+            figure=yours / mine if yours else None,
+        )
 
 
 def _ours(folder: Path, form: str, vms: int, *, drifted: float = DRIFTED) -> tuple[Usage, Usage]:
@@ -124,6 +130,7 @@ def _terraform(folder: Path, form: str, vms: int, *, drifted: float = DRIFTED) -
 
 
 if __name__ == "__main__":
-    print(HEAD)
+    keep_bytecode()
+    print(line(HEAD))
     for row in measure(int(sys.argv[1])):
-        print(row.text(), flush=True)
+        print(line(row.cells()), flush=True)

@@ -1,4 +1,4 @@
-"""A line of the table, and the CPU time of a program."""
+"""A line of the table, the goal that it is held to, and what a program takes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,61 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_LINE = "{:<58}{:>14}{:>14}{:>8}  {}"
+HEAD = ("goal", "what", "ours", "other", "ratio", "wanted", "met")
+_LINE = "{:<5}{:<62}{:>17}{:>14}{:>8}  {:<16}{}"
 
-HEAD = _LINE.format("what", "ours", "other", "ratio", "goal")
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """The bound that a figure has to keep, under the number by which people speak of the goal."""
+
+    number: int
+    bound: float
+    unit: str = "x"
+    at_most: bool = False
+
+    def __str__(self) -> str:
+        """The bound in words."""
+        return f"at {'most' if self.at_most else 'least'} {self.bound:g}{'' if self.unit == 'x' else ' '}{self.unit}"
+
+    def met_by(self, figure: float) -> bool:
+        """Whether the figure keeps the bound."""
+        return figure <= self.bound if self.at_most else figure >= self.bound
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One comparison, in words and with units."""
+    """One comparison, in words and with units. `figure` is what the goal is about; None where it was not measured."""
 
     what: str
     ours: str
     other: str = ""
     ratio: str = ""
-    goal: str = ""
+    goal: Goal | None = None
+    figure: float | None = None
 
-    def text(self) -> str:
-        """The row as a line."""
-        return _LINE.format(self.what, self.ours, self.other, self.ratio, self.goal).rstrip()
+    def cells(self) -> tuple[str, ...]:
+        """The row under HEAD."""
+        if self.goal is None:
+            return "", self.what, self.ours, self.other, self.ratio, "", ""
+        met = "" if self.figure is None else "yes" if self.goal.met_by(self.figure) else "NO"
+        return str(self.goal.number), self.what, self.ours, self.other, self.ratio, str(self.goal), met
+
+
+def line(cells: Sequence[str]) -> str:
+    """Cells as a line of a terminal."""
+    return _LINE.format(*cells).rstrip()
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a table."""
+    lines = [HEAD, ("---",) * len(HEAD), *(row.cells() for row in rows)]
+    return "".join(f"| {' | '.join(cell.replace('|', 'and') for cell in cells)} |\n" for cells in lines)
+
+
+def keep_bytecode() -> None:
+    """Let the programs that are measured here keep what Python compiled, as an installed mikrom does."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -43,6 +44,13 @@ def _seconds_or_cron(text: str) -> float | str:
         raise ValueError("must be a number of seconds above 0, or a cron line of five fields") from None
 
 
+def _host_name(text: str) -> str:
+    # it becomes part of queues, keys and ACL patterns; the inventory's schema has the same rule
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
+        raise ValueError("must be a host's name in the inventory: letters, digits, dots, dashes, underscores")
+    return text
+
+
 def _listen(text: str) -> str:
     address, _, port = text.rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536:
@@ -69,7 +77,7 @@ class Settings:
     )  # fmt: skip
     state_dir: Path = _env("MIKROM_STATE_DIR", None, "records, consoles and the embedded store", Path)
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)
-    host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory")
+    host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory", _host_name)
     firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin")
     image_dirs: tuple[Path, ...] = _env(
         "MIKROM_IMAGE_DIRS", (), "folders, with : between, that file:// images may come from; else <state dir>/images",
@@ -78,6 +86,15 @@ class Settings:
     image_max_mib: int = _env(
         "MIKROM_IMAGE_MAX_MIB", 65536, "MiB of the largest image that a host takes", _positive_int
     )
+    secret_dirs: tuple[Path, ...] = _env(
+        "MIKROM_SECRET_DIRS", (Path("/etc/mikrom/secrets"),),
+        "folders, with : between, that file:// secrets may come from",
+        lambda text: tuple(Path(folder).absolute() for folder in text.split(":") if folder),
+    )  # fmt: skip
+    secret_env: tuple[str, ...] = _env(
+        "MIKROM_SECRET_ENV", (), "names, with , between, of variables that env:// secrets may read",
+        lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
+    )  # fmt: skip
     broker_url: str | None = _env(
         "MIKROM_BROKER_URL", None, "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
     )

@@ -9,7 +9,6 @@ import logging
 import time
 from datetime import UTC, datetime
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from mikrom_reconcile.host.hypervisor import Hypervisor
     from mikrom_reconcile.host.ports import Driver
 
-KINDS = ("Project", "Inventory", "Image", "Fleet")
+KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
 """Kinds of documents, each with a schema of its own."""
 
 
@@ -54,8 +53,8 @@ def schemas() -> dict[str, str]:
 
 def schema_text(name: str) -> str:
     """The text of a JSON Schema: from the package, or in a checkout from beside it."""
-    packaged = resources.files("mikrom_reconcile") / "schemas"
-    folder = packaged if packaged.is_dir() else Path(__file__).parent.parent / "schemas"
+    packaged = Path(__file__).with_name("schemas")  # importlib.resources would take 5 ms
+    folder = packaged if packaged.is_dir() else packaged.parent.parent / "schemas"
     return (folder / f"{name}.schema.json").read_text(encoding="utf-8")
 
 
@@ -157,8 +156,14 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
 
         return SimulatedDriver(settings.state_dir)
     from mikrom_reconcile.host.media import Shelf
+    from mikrom_reconcile.host.secrets import Secrets
 
-    shelf = Shelf.below(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib)
+    shelf = Shelf.below(
+        settings.state_dir,
+        folders=settings.image_dirs,
+        max_mib=settings.image_max_mib,
+        secrets=Secrets(settings.secret_dirs, settings.secret_env),
+    )
     if choice.driver == "qemu":
         from mikrom_reconcile.host.drivers.qemu import QemuDriver
 

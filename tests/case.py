@@ -70,6 +70,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str | None = None
     token: int = 1
     last_error: str | None = None
+    addresses: dict[str, str] = {}
     attempt: dict[str, Any] | None = None
     up_s: float = 3600.0
 
@@ -100,6 +101,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: dict[str, dict[str, Row | Literal["as wanted"]]] = {}
     capacity: dict[str, Capacity] = {}
     dark: set[str] = set()
+    released: dict[str, float] = {}
     attempts: dict[str, dict[str, Any]] = {}
 
     def read_specs(self) -> Specs:
@@ -123,7 +125,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for host in asked.queries
         }
         failed = {name: attempt_of(specs, pending[name], HERE, told) for name, told in ranged(self.attempts)}
-        world = World(hosts=hosts, dark=self.dark, attempts=failed, capacity=self.capacity)
+        world = World(hosts=hosts, dark=self.dark, attempts=failed, capacity=self.capacity, released=self.released)
         limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry)
         selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
         left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)
@@ -170,6 +172,7 @@ def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) ->
         uid=f"{name}@{host}",
         drift=tuple(Drift(path=path, recorded=flat(spec)[path], actual=real) for path, real in row.drift.items()),
         last_error=row.last_error,
+        addresses=row.addresses,
         attempt=attempt_of(specs, vm, host, row.attempt) if vm and row.attempt is not None else None,
         up_s=row.up_s,
     )

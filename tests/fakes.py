@@ -91,6 +91,9 @@ class FakeDriver:
         self._fault("resume")
         self.facts.pop(record.vm, None)
 
+    def update(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Nothing that it has changes live."""
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         self.calls.append("stop")
         self.graces.append(grace_s)

@@ -31,15 +31,19 @@ def wait_until(holds: Callable[[], object], what: str, *, within_s: float = READ
 
 
 class Fleet:
-    """One Redis on a socket file, and every process that was started beside it."""
+    """One Redis on a socket file, and every process that was started beside it.
 
-    def __init__(self, folder: Path) -> None:
+    With `listen`, lines of its configuration, Redis is reached by `url` instead.
+    """
+
+    def __init__(self, folder: Path, *, url: str = "", listen: str = "") -> None:
         self.folder = folder
-        self.url = f"redis+socket://:{PASSWORD}@{folder}/redis.sock"
+        self.url = url or f"redis+socket://:{PASSWORD}@{folder}/redis.sock"
         self.redis: Redis = client_of(self.url)
         self._processes: list[subprocess.Popen[bytes]] = []
         conf = folder / "redis.conf"
-        conf.write_text(f'port 0\nunixsocket {folder}/redis.sock\nrequirepass {PASSWORD}\nsave ""\ndir {folder}\n')
+        listen = listen or f"unixsocket {folder}/redis.sock\nrequirepass {PASSWORD}"
+        conf.write_text(f'port 0\n{listen}\nsave ""\ndir {folder}\n')
         self.run("redis", ["redis-server", str(conf)])
         wait_until(self._answers, "the private Redis")
 

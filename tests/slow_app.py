@@ -1,11 +1,15 @@
 """The app of a worker whose simulated microVMs are slow, MIKROM_TEST_BOOT_S seconds for a start, and flaky: the first
-MIKROM_TEST_FAILURES starts fail. All else is the real one.
+MIKROM_TEST_FAILURES starts fail. The disk stalls for as long as there is a file MIKROM_TEST_STALL. All else is the real
+one.
 """
 
 from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
+
+from gevent.monkey import get_original
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
@@ -14,6 +18,18 @@ from mikrom_reconcile.dispatch.registry import register
 from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from mikrom_reconcile.settings import load
 from tests.slow_host import slow_host
+
+
+def stalling_fsync(fd: int) -> None:
+    """As a disk does: nothing else runs in the thread that waits for it."""
+    while stall.exists():
+        get_original("time", "sleep")(0.02)
+    real_fsync(fd)
+
+
+if "MIKROM_TEST_STALL" in os.environ:
+    stall, real_fsync = Path(os.environ["MIKROM_TEST_STALL"]), os.fsync
+    os.fsync = stalling_fsync  # type: ignore[assignment]
 
 settings = load()
 app = make_app(settings)

@@ -13,6 +13,9 @@ from mikrom_reconcile.cli.carry_out import carry_out, refuse_without_anybody_to_
 from mikrom_reconcile.cli.plan import show_plan
 from mikrom_reconcile.cli.run_request import new_run, request_for
 from mikrom_reconcile.cli.saved_plan import SavedPlan
+from mikrom_reconcile.cli.terminal import warn
+from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.digests import texts_digest
 from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.output import formats
@@ -24,7 +27,7 @@ from mikrom_reconcile.output import formats
 @options.retry
 @options.assume_dead
 @options.yes
-@click.option("--check", is_flag=True, help="Only plan, as `mikrom plan` does.")
+@click.option("--check", is_flag=True, help="Only plan; of a saved plan, say what would be refused by now.")
 @options.diff
 @options.wait
 @click.option("--prune-max", type=options.ShareType(), help="How much of a fleet this run may remove: 5, or 20%.")
@@ -47,9 +50,20 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
     else:
         request, plan = _again(saved, **asked), saved.plan
     engine = wiring.open_engine(current)
+    _warn_of_scheduled_runs(engine, request)
     if check:
-        return show_plan(plan or engine.plan(request), form, full=full)
+        from mikrom_reconcile.control.reconcile import rechecked
+
+        now = engine.plan(request)
+        return show_plan(rechecked(plan, now) if plan else now, form, full=full)
     return carry_out(engine, request, plan, yes=yes, form=form, full=full, wait=wait)
+
+
+def _warn_of_scheduled_runs(engine: Engine, request: RunRequest) -> None:
+    """Beat knows nothing of what is done by hand from other specs than its own."""
+    source = engine.source()
+    if source is not None and source.digest and (request.destroy or source.digest != texts_digest(request.tree)):
+        warn(f"Beat's next run undoes what {source.name} at {source.revision} contradicts")
 
 
 def _again(saved: SavedPlan, *, forks: int | None, timeout_s: float | None, **asked: Any) -> RunRequest:
@@ -77,4 +91,6 @@ def destroy(paths: tuple[str, ...], form: str, *, yes: bool, **asked: Any) -> in
     refuse_without_anybody_to_ask(yes=yes)
     current = settings.load()
     request = request_for("destroy", wiring.read_tree(current, paths), current, destroy=True, **asked)
-    return carry_out(wiring.open_engine(current), request, yes=yes, form=form)
+    engine = wiring.open_engine(current)
+    _warn_of_scheduled_runs(engine, request)
+    return carry_out(engine, request, yes=yes, form=form)

@@ -10,6 +10,7 @@ import click
 
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.checks import all_checks
+from mikrom_reconcile.cli.security_checks import security_checks
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.dispatch.broker import without_password
 from mikrom_reconcile.output.doctor_text import SettingLine, doctor_text
@@ -18,12 +19,13 @@ from mikrom_reconcile.settings import Settings, load
 
 
 @click.command()
+@click.option("--security", is_flag=True, help="Look for what an intruder could use instead.")
 @options.output()
-def doctor(form: str) -> int:
+def doctor(*, security: bool, form: str) -> int:
     """Check this machine, say how to mend what is broken, and list every setting. Exits with 1 when something is."""
     settings = load()
-    checks = all_checks(settings)
-    lines = tuple(_settings(settings))
+    checks = [*security_checks(settings)] if security else all_checks(settings)
+    lines = () if security else tuple(_settings(settings))
     present(form, lambda: doctor_document(checks, lines), lambda style: doctor_text(checks, lines, style))
     return 1 if any(check.state == "broken" for check in checks) else 0
 

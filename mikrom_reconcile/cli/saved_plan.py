@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,20 @@ from mikrom_reconcile.core.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunRequest
 
-FORMAT_VERSION = "1"
-"""Goes up whenever a plan or a request changes its shape: what was saved before is then planned anew, not guessed."""
-
 _AGAIN = "make it again with `mikrom plan --out FILE`"
+
+
+@cache
+def format_version() -> str:
+    """A digest of the shape of plans and requests: what was saved in another shape is planned anew, not guessed."""
+    return digest_of(_shape(msgspec.json.schema_components((RunRequest, Plan))))
+
+
+def _shape(schema: Any) -> Any:
+    """A schema without what is said in it for people."""
+    if isinstance(schema, dict):
+        return {key: _shape(value) for key, value in schema.items() if key not in {"title", "description"}}
+    return [_shape(value) for value in schema] if isinstance(schema, list | tuple) else schema
 
 
 class SavedPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +45,9 @@ def write(path: str, request: RunRequest, plan: Plan) -> None:
     """Put the plan into a file that only this user may read: it holds the specs. An older one is replaced."""
     if request.without_hosts:
         raise UsageError("--without-host only asks what would be: such a plan cannot be saved")
-    saved = SavedPlan(format_version=FORMAT_VERSION, digest=digest_of((request, plan)), request=request, plan=plan)
+    import tempfile  # 4 ms that only who saves has to pay
+
+    saved = SavedPlan(format_version=format_version(), digest=digest_of((request, plan)), request=request, plan=plan)
     try:
         fd, made = tempfile.mkstemp(dir=Path(path).absolute().parent, prefix=".mikrom-plan-")
         try:
@@ -74,8 +86,8 @@ def find(paths: Sequence[str]) -> SavedPlan | None:
 def _checked(path: str, content: bytes, found: dict[str, Any]) -> SavedPlan:
     if "format_version" not in found or "plan" not in found:
         raise SourceError(f"{path}: neither specs nor a plan that was saved with --out; {_AGAIN}")
-    if found["format_version"] != FORMAT_VERSION:
-        raise SourceError(f"{path}: a plan in format {found['format_version']}, not {FORMAT_VERSION}; {_AGAIN}")
+    if found["format_version"] != format_version():
+        raise SourceError(f"{path}: another release saved this plan, in a form of its own; {_AGAIN}")
     try:
         saved = msgspec.json.decode(content, type=SavedPlan)
     except msgspec.ValidationError as error:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import msgspec
 
+from mikrom_reconcile import traces
 from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import Cache
@@ -59,6 +60,10 @@ class Look:
 
         Raises SpecError, and UsageError for unknown hosts.
         """
+        with traces.span("plan"):
+            return self._decided(tried)
+
+    def _decided(self, tried: frozenset[str]) -> Decision:
         limits = self._limits(tried)
         placements = self._placements(self.project)
         known, observed = self._known, None

@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
+from mikrom_reconcile import traces
 from mikrom_reconcile.control.look import Look
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
 from mikrom_reconcile.core.desired import checked
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
+from mikrom_reconcile.core.guards import turned
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
-from mikrom_reconcile.core.model.plan import Action, Expect, Plan, VMChange
+from mikrom_reconcile.core.model.plan import Action, Expect, Plan, Refusal, VMChange
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.one_off import decide_by_name
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, expect_of
+from mikrom_reconcile.core.plan import LEFT_OUT, Decision, expect_of, numbered
 from mikrom_reconcile.core.specs import Specs, hosts_of
 
 OBSERVE_DEADLINE_S = 10.0
@@ -96,13 +98,9 @@ class Reconciler:
                     self.store.remember(project, decision.placements)
                 actions = due(approved, decision.plan, outcomes)
                 ended = deadline.passed() or not lease.held()
-                if ended or not (actions or self._waits(request, approved, decision, deadline)):
+                if ended or not (actions or self._waits(request, approved, decision, deadline, outcomes)):
                     break
-                for outcome in self._execute(request, actions, lease, deadline):
-                    outcomes.append(outcome)
-                    progress(outcome)
-                    if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
-                        break
+                self._dispatch(request, actions, lease, deadline, outcomes, progress)
                 decision = look(outcomes)
         finally:
             lease.release()
@@ -121,24 +119,48 @@ class Reconciler:
             self.store.save(report)
         return report
 
-    def _waits(self, request: RunRequest, approved: Plan, decision: Decision, deadline: Deadline) -> bool:
-        """Sleep until VMs may be healthy for which what was approved waits. False for none; Beat comes again anyway."""
+    def _waits(
+        self,
+        request: RunRequest,
+        approved: Plan,
+        decision: Decision,
+        deadline: Deadline,
+        outcomes: Iterable[ActionOutcome],
+    ) -> bool:
+        """Sleep until VMs may be healthy for which what was approved waits, and those that this run has brought up.
+
+        False for none; Beat comes again anyway.
+        """
         waiting = waited(approved) & waited(decision.plan)
-        if decision.again_s is None or request.origin == BEAT or not waiting:
+        acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
+        booting = acted_on & {(change.name, change.host) for change in decision.plan.changes if boots(change)}
+        if decision.again_s is None or request.origin == BEAT or not (waiting or booting):
             return False
         self._clock.sleep(min(decision.again_s, deadline.left_s()))
         return True
 
-    def _execute(
-        self, request: RunRequest, actions: list[Action], lease: Lease, deadline: Deadline
-    ) -> Iterator[ActionOutcome]:
+    def _dispatch(
+        self,
+        request: RunRequest,
+        actions: list[Action],
+        lease: Lease,
+        deadline: Deadline,
+        outcomes: list[ActionOutcome],
+        progress: Callable[[ActionOutcome], None],
+    ) -> None:
+        """Send the orders of one pass, and add to `outcomes` what becomes of each."""
         scheduled = request.origin == BEAT
         orders = (
             Order(run_id=request.run_id, token=lease.token, action=action, scheduled=scheduled)
             for action in actions
             if lease.held()
         )
-        return self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s())
+        with traces.span("dispatch", actions=len(actions)):
+            for outcome in self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s()):
+                outcomes.append(outcome)
+                progress(outcome)
+                if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
+                    break
 
     def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], Decision]]:
         """The project that a request is about, and how to look at it, given what was done so far."""
@@ -180,7 +202,8 @@ class Reconciler:
 
     def _observe(self, queries: Mapping[str, ObserveQuery], without: tuple[str, ...]) -> ObservedState:
         asked = {host: query for host, query in queries.items() if host not in without}
-        views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVE_DEADLINE_S)}
+        with traces.span("observe", hosts=len(asked)):
+            views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVE_DEADLINE_S)}
         views |= {host: HostView(host=host, error=LEFT_OUT) for host in without}
         silent = HostView(host="", error="gave no answer")
         hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))
@@ -231,6 +254,39 @@ def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
             )
 
 
+def rechecked(approved: Plan, now: Plan) -> Plan:
+    """What an apply of `approved` would find to do now: VMs that need something else are blocked, and those that need
+    nothing any more are left out. The plan itself if nothing has moved.
+    """
+    stale = {(outcome.vm, outcome.host): outcome.error or "" for outcome in moved(approved, now)}
+    still = {action.id for action in now.actions}
+    settled = {(action.vm, action.host) for action in approved.actions if action.id not in still} - stale.keys()
+    if not stale and not settled:
+        return approved
+    named = [(change, (change.name, change.host)) for change in approved.changes]
+    refused = tuple(
+        Refusal(fleet=change.fleet, vm=change.name, rule="stale", message=stale[vm])
+        for change, vm in named
+        if vm in stale
+    )
+    return numbered(
+        msgspec.structs.replace(
+            approved,
+            id="",
+            taken_at=now.taken_at,
+            changes=tuple(
+                turned(change, "blocked", stale[vm]) if vm in stale else change
+                for change, vm in named
+                if vm not in settled
+            ),
+            unchanged=now.unchanged,
+            actions=tuple(action for action in approved.actions if action.id in still),
+            refusals=(*approved.refusals, *refused),
+            unreachable=now.unreachable,
+        )
+    )
+
+
 def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Action]:
     """The actions of `now` that were approved and not tried yet: those of the plan, what waited in it and was not
     changed by anybody since, and the second half of its moves.
@@ -256,6 +312,11 @@ def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Ac
 def waited(plan: Plan) -> set[tuple[str, Expect]]:
     """The VMs that wait in a plan, as it found them."""
     return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}
+
+
+def boots(change: VMChange) -> bool:
+    """Whether only time is needed until its checks pass."""
+    return change.observed is not None and change.observed.phase == "booting"
 
 
 def _waits_to_move(change: VMChange) -> bool:

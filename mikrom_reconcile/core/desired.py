@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from mikrom_reconcile.core.addresses import Addresses, clashes, still_good
 from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.documents import Schemas
+from mikrom_reconcile.core.documents import Flaw, Schemas
 from mikrom_reconcile.core.errors import SpecError
 from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.fields import without
@@ -16,9 +18,16 @@ from mikrom_reconcile.core.model.specs import SourceTree, SpecProblem
 from mikrom_reconcile.core.placement import Landscape
 from mikrom_reconcile.core.specs import Specs, gather, one_per_place
 
+NO_LEASES: Mapping[str, Addresses] = MappingProxyType({})
 
-def desired_state(specs: Specs, pending: Sequence[PendingVM], landscape: Landscape) -> DesiredState:
-    """What the specs want of these VMs. Raises SpecError for what cannot be resolved on the host that was chosen."""
+
+def desired_state(
+    specs: Specs, pending: Sequence[PendingVM], landscape: Landscape, leases: Mapping[str, Addresses] = NO_LEASES
+) -> DesiredState:
+    """What the specs want of these VMs. Raises SpecError for what cannot be resolved on the host that was chosen.
+
+    `leases` are the addresses that VMs are known to have.
+    """
     resolver = Resolver(specs)
     digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest
     vms = []
@@ -47,8 +56,15 @@ def desired_state(specs: Specs, pending: Sequence[PendingVM], landscape: Landsca
                 policy=fleet.policy,
                 spec_digest=digest,
                 ignore_changes=fleet.ignore_changes,
+                addresses=still_good(spec, leases.get(vm.name, {}), specs.networks) if spec.network_interfaces else {},
             )
         )
+    if specs.networks:
+        fleets = {fleet.name: fleet for fleet in specs.fleets}
+        for wrong, name, why in clashes(vms, specs.networks):
+            pointer = ("spec", "template", "network_interfaces", name)
+            document = fleets[wrong.fleet].document
+            resolver.flaws.append(Flaw(document=document, pointer=pointer, message=f"{wrong.name}: {why}"))
     resolver.check()
     return DesiredState(
         revision=specs.tree.revision,

@@ -6,7 +6,7 @@ the fields have to be compared: a new release never restarts a VM because a hash
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -14,6 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
 from mikrom_reconcile.core.model.observed import Drift
+from mikrom_reconcile.core.model.specs import SourceTree
 
 VERSION = "1"
 _SIZE = 16  # bytes; 128 bits keep chance collisions out of any fleet
@@ -27,13 +28,23 @@ def digest_of(value: Any) -> str:
     return f"{VERSION}:{blake2b(canonical_json(value), digest_size=_SIZE).hexdigest()}"
 
 
+def texts_digest(tree: SourceTree) -> str:
+    """Digest of what the files of a tree say, whatever they are called and wherever they lie."""
+    return digest_of(sorted(file.text for file in tree.files))
+
+
 def spec_digest(*, project: str, fleet: str, state: State, spec: VMSpec, policy: Policy) -> str:
     """Digest of everything that is recorded for a VM; its name and host are not part of it."""
     return digest_of((project, fleet, state, spec, policy))
 
 
+def row_digest(spec_digest: str, addresses: Mapping[str, str]) -> str:
+    """What a fleet's digest says of a VM's spec: which addresses it leases is no part of that, but of what it has."""
+    return f"{spec_digest} {canonical_json(addresses).decode()}" if addresses else spec_digest
+
+
 def fleet_digest(rows: Iterable[tuple[str, str, str, tuple[Drift, ...]]]) -> str:
-    """Digest of one fleet on one host from `(name, spec_digest, phase, drift)` rows in any order.
+    """Digest of one fleet on one host from `(name, row digest, phase, drift)` rows in any order.
 
     Control computes it from what it wants (phase as wanted, no drift), the host from what it sees.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -21,7 +22,7 @@ Schemas = Mapping[str, str]
 VARS_FOLDERS = {"group_vars": "GroupVars", "host_vars": "HostVars"}
 """Ansible's folders: a file in them holds the variables of the group or host that it is named after."""
 
-_PLANNED = ("Network", "Refactor")
+_PLANNED = ("Refactor",)
 
 
 class Flaw(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +120,7 @@ def _spec_document(path: str, document: YamlDocument) -> SpecDocument:
     return SpecDocument(path=path, line=document.line, kind=str(body.get("kind")), name=name, body=body)
 
 
+@lru_cache(maxsize=1)  # one file after another
 def _vars_kind(path: str) -> str:
     """The kind of a file of variables, "" for any other file."""
     return VARS_FOLDERS.get(path.rpartition("/")[0].rpartition("/")[2], "")

@@ -20,9 +20,13 @@ from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.lifecycle import UP
 from mikrom_reconcile.core.merging import merged
 from mikrom_reconcile.core.model.desired import NAME_LENGTH, Machine, State, VMSpec
+from mikrom_reconcile.core.model.devices import Check, NetworkInterface
 from mikrom_reconcile.core.model.observed import Capacity
+from mikrom_reconcile.core.networks import WHOLE
+from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.specs import VM_NAME, FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
+from mikrom_reconcile.core.yaml_words import shown
 
 PER_VM = frozenset({"name", "index"})
 """Variables that differ from VM to VM."""
@@ -210,7 +214,8 @@ class Resolver:
                 fields = {"boot_args": image.boot_args, "boot": image.boot} | fields
             spec = msgspec.convert(fields, VMSpec)
             if image is not None:
-                return state, spec
+                self._look_at_checks(vm, spec)
+                return state, self._on_networks(vm, spec)
             pointer = _where(vm, min(names_in(vm.recipe.fields["image"])))
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: unknown image {spec.image!r}"))
         except VariableError:
@@ -222,6 +227,34 @@ class Resolver:
             pointer = ("spec", "template", *path.partition(".*")[0].split(".")) if path else ("spec", "template")
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: {path or 'template'}: {what.replace('`', '')}"))
         return "running", VMSpec(image="hello")
+
+    def _look_at_checks(self, vm: PendingVM, spec: VMSpec) -> None:
+        for name, check in spec.checks.items():
+            for complaint in check_complaints(check):
+                self.flaws.append(_flaw(vm.fleet, ("spec", "template", "checks", name), f"{vm.name}: {complaint}"))
+
+    def _on_networks(self, vm: PendingVM, spec: VMSpec) -> VMSpec:
+        """The spec with what the networks of its interfaces say."""
+        interfaces = {name: self._on_network(vm, name, nic) for name, nic in spec.network_interfaces.items()}
+        return msgspec.structs.replace(spec, network_interfaces=interfaces) if interfaces else spec
+
+    def _on_network(self, vm: PendingVM, name: str, nic: NetworkInterface) -> NetworkInterface:
+        own = vm.fleet.instances.get(vm.name, {}).get("network_interfaces", {})
+        written = ("instances", vm.name) if name in own else ("template",)
+        pointer = ("spec", *written, "network_interfaces", name)
+        network = self._specs.networks.get(nic.network)
+        if network is None:
+            message, hint = f"unknown network {nic.network!r}", nearest(nic.network, tuple(self._specs.networks))
+            self.flaws.append(_flaw(vm.fleet, (*pointer, "network"), f"{vm.name}: {message}", hint))
+            return nic
+        if nic.ip is not None:
+            if complaint := network.complaint(nic.ip):
+                self.flaws.append(_flaw(vm.fleet, (*pointer, "ip"), f"{vm.name}: {complaint}"))
+        elif (nic.pool or WHOLE) not in network.pools:
+            said = f"network {network.name} has no pool {nic.pool!r}" if nic.pool else "say which pool, or which ip"
+            hint = nearest(nic.pool or "", tuple(network.pools))
+            self.flaws.append(_flaw(vm.fleet, (*pointer, "pool"), f"{vm.name}: {said}", hint))
+        return msgspec.structs.replace(nic, cidr=network.cidr, gateway=network.gateway, nat=network.nat)
 
     def _fields(self, vm: PendingVM, host: str) -> dict[str, Any]:
         if not vm.recipe.looked_up:
@@ -244,6 +277,19 @@ class Resolver:
                     yield error
 
 
+def check_complaints(check: Check) -> Iterator[str]:
+    """What a schema cannot see in a check."""
+    if check.type == "tcp" and check.port is None:
+        yield "a tcp check needs a port"
+    if check.type == "console" and check.expect is None and check.deny is None:
+        yield "a console check needs expect, deny or both"
+    for word in (check.expect, check.deny):
+        try:
+            re.compile(word or "")
+        except re.error as error:
+            yield f"{shown(word or '')} is no regular expression: {error}"
+
+
 def _texts_in(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for item in value.values():
@@ -252,8 +298,8 @@ def _texts_in(value: Any) -> Iterator[str]:
         yield value
 
 
-def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str) -> Flaw:
-    return Flaw(document=fleet.document, pointer=pointer, message=message)
+def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str, hint: str = "") -> Flaw:
+    return Flaw(document=fleet.document, pointer=pointer, message=message, hint=hint)
 
 
 def _where(vm: PendingVM, name: str) -> tuple[str | int, ...]:

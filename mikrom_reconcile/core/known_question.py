@@ -19,6 +19,7 @@ from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.expand import expand
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
+from mikrom_reconcile.core.model.plan import VMChange
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.plan import Decision, Question, decide, numbered, question
 from mikrom_reconcile.core.specs import Specs
@@ -77,8 +78,8 @@ def narrowed(
 ) -> Decision | None:
     """What is decided from `some`, the specs of just the fleets that differ; None if others may have a part in it.
 
-    They have none while only VMs of those fleets are seen, all of them, where they are remembered: then nothing is
-    made, removed, moved or placed.
+    They have none while only VMs of those fleets are seen, all of them, where they are remembered, and keep their
+    addresses: then nothing is made, removed, moved, placed or leased.
     """
     some = msgspec.structs.replace(some, project=known.project)  # where nothing differs, no document was read
     where = {vm.name: placements.vms.get(vm.name, "") for vm in expand(some)}
@@ -90,7 +91,7 @@ def narrowed(
         if ours and where.get(row.name) != row.host:
             return None
     decision = decide(asked, observed, limits)
-    if decision.doubtful or any(change.observed is None for change in decision.plan.changes):
+    if decision.doubtful or any(_looks_beyond(change) for change in decision.plan.changes):
         return None
     unchanged = Counter(decision.plan.unchanged)
     fleets = {fleet.name for fleet in some.fleets}
@@ -101,6 +102,12 @@ def narrowed(
     return msgspec.structs.replace(
         decision, plan=numbered(plan), placements=msgspec.structs.replace(placements, covers=covers)
     )
+
+
+def _looks_beyond(change: VMChange) -> bool:
+    """Whether other fleets matter to a change: for a host to place a VM on, for an address that nobody else has."""
+    desired, observed = change.desired, change.observed
+    return observed is None or (desired is not None and desired.addresses != observed.addresses)
 
 
 def _digest(placements: Placements) -> bytes:

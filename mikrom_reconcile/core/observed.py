@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.digests import fleet_digest, row_digest
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, State
 from mikrom_reconcile.core.model.observed import (
     Attempt,
@@ -44,7 +44,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     holds rows that are not ours: of another project, or unreadable. `settled` names the VMs that a digest proves
     to be as wanted; they have no rows. `doubtful` names VMs that are settled on one host and seen on another, or
     settled where they are not expected: which is newer is not known without all rows. `dark` maps hosts without a
-    report to the reason. `reports` are those of the others by host, `maturing` and `attempts` what all of them say.
+    report to the reason. `reports` are those of the others by host, `maturing`, `attempts` and `released` what
+    all of them say.
     """
 
     own: Mapping[str, tuple[ObservedVM, ...]]
@@ -53,6 +54,7 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     doubtful: frozenset[str]
     dark: Mapping[str, str]
     highest_token: int
+    released: Mapping[str, float] = {}
     reports: Mapping[str, HostReport] = {}
     maturing: Mapping[str, float] = {}
     attempts: Mapping[str, Attempt] = {}
@@ -68,9 +70,9 @@ def expected(desired: DesiredState, placements: Placements) -> dict[FleetOnHost,
 
 
 def _expected(group: list[DesiredVM]) -> Expected:
-    kinds = {(vm.spec_digest, SETTLED[vm.state]) for vm in group}
+    kinds = {(row_digest(vm.spec_digest, vm.addresses), SETTLED[vm.state]) for vm in group}
     return Expected(
-        digest=fleet_digest((vm.name, vm.spec_digest, SETTLED[vm.state], ()) for vm in group),
+        digest=fleet_digest((vm.name, row_digest(vm.spec_digest, vm.addresses), SETTLED[vm.state], ()) for vm in group),
         names=tuple([vm.name for vm in group]),
         alike=kinds.pop() if len(kinds) == 1 else None,
     )
@@ -126,6 +128,7 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
         doubtful=(settled & own.keys()) | strange,
         dark={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
+        released=_released(reports),
         reports={report.host: report for report in reports},
         maturing={name: left_s for report in reports for name, left_s in report.maturing.items()},
         attempts={name: attempt for report in reports for name, attempt in report.attempts.items()},
@@ -149,6 +152,14 @@ def _settled(
             settled.update(names)
             strange.update(set(names).difference(here))
     return frozenset(settled - strange), frozenset(strange)
+
+
+def _released(reports: Iterable[HostReport]) -> dict[str, float]:
+    """Of an address that came back on several hosts the latest time counts."""
+    released: dict[str, float] = {}
+    for ip, age_s in (item for report in reports for item in report.released.items()):
+        released[ip] = min(age_s, released.get(ip, age_s))
+    return released
 
 
 def _rank(row: ObservedVM) -> tuple[int, str]:

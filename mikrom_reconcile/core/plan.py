@@ -11,9 +11,11 @@ from mikrom_reconcile.core.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.desired import desired_state
 from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, in_scope
 from mikrom_reconcile.core.digests import digest_of
+from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.expand import PendingVM, expand
 from mikrom_reconcile.core.guards import Limits, holdings, limit_removals, protect
 from mikrom_reconcile.core.inventory import Inventory
+from mikrom_reconcile.core.leases import leased
 from mikrom_reconcile.core.model.desired import DesiredState, Rollout
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
@@ -70,7 +72,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
     `unmatched` is the term of the limit that names nothing. With `doubtful` VMs the plan cannot be trusted: ask again,
-    `thorough`. `again_s` is when VMs may be healthy for which a rollout waits; None when there are none.
+    `thorough`. `again_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
     """
 
     plan: Plan
@@ -117,7 +119,7 @@ def _question(
     alive = _without(placements, dead)
     landscape = Landscape(specs, here, located=alive.vms)
     at_home = landscape.at_home(pending)
-    desired = desired_state(specs, at_home, landscape)
+    desired = desired_state(specs, at_home, landscape, alive.addresses)
     if destroy:
         desired = msgspec.structs.replace(desired, vms=(), destroy=True)
     known = expected(desired, alive)
@@ -151,10 +153,10 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     changes, pruned = limit_removals(changes, fleets, policies, limits, drained_hosts(specs))
     chosen = selected(changes, selection, specs, desired, sight)
     rolling = limit_disruption(chosen.changes, changes, desired, sight, _rollouts(specs), limits)
-    changes = rolling.changes
+    changes, unleased = leased(rolling.changes, specs.networks, desired, sight, asked.placements)
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
     actions = tuple(actions_of(changes, specs.project, _mem_limits_mib(specs, sight, changes)))
-    found = (*protected, *pruned, *_blocked(changes), *rolling.refusals)
+    found = (*protected, *pruned, *unleased, *_blocked(changes), *rolling.refusals)
     refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
     plan = numbered(
         Plan(
@@ -177,7 +179,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
         doubtful=sight.doubtful,
-        again_s=rolling.again_s,
+        again_s=min([*filter(None, (rolling.again_s,)), *_booting_s(changes)], default=None),
     )
 
 
@@ -225,13 +227,16 @@ def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
     if not dead:
         return placements
     vms = {name: host for name, host in placements.vms.items() if host not in dead}
-    return msgspec.structs.replace(placements, vms=vms)
+    leases = {name: found for name, found in placements.addresses.items() if name in vms}
+    return msgspec.structs.replace(placements, vms=vms, addresses=leases)
 
 
 def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredState:
     """The specs on the hosts where things were found; nothing at all for a destroy."""
     located = locations(sight, placements)
-    if asked.complete and not sight.dark and located == _without(asked.placements, asked.dead).vms:
+    leases = placements.addresses | _seen_leases(asked.specs, sight)
+    as_remembered = located == _without(asked.placements, asked.dead).vms and leases == placements.addresses
+    if asked.complete and not sight.dark and as_remembered:
         return asked.desired
     inventory = asked.specs.inventory or Inventory()
     landscape = Landscape(
@@ -247,7 +252,7 @@ def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredSta
             if rows[0].spec.drives
         },
     )
-    desired = desired_state(asked.specs, asked.pending, landscape)
+    desired = desired_state(asked.specs, asked.pending, landscape, leases)
     return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
 
 
@@ -268,8 +273,35 @@ def _to_remember(asked: Question, desired: DesiredState, sight: Sight, changes: 
     return Placements(
         vms=dict(sorted(vms.items())),
         covers=tuple(sorted({*asked.placements.covers, *answered})),
+        addresses=_to_lease(asked, desired, sight, changes) if asked.specs.networks else {},
         fleets=dict(sorted(_odd_fleets(asked, desired, sight, vms))),
     )
+
+
+def _to_lease(
+    asked: Question, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]
+) -> dict[str, dict[str, str]]:
+    """The addresses that VMs have, or get now."""
+    remembered = asked.placements
+    leases = {name: found for name, found in remembered.addresses.items() if remembered.vms.get(name) in sight.dark}
+    leases |= {vm.name: vm.addresses for vm in desired.vms if vm.name in sight.settled}
+    leases |= _seen_leases(asked.specs, sight)
+    leases |= {change.name: change.desired.addresses for change in changes if change.desired and change.kind in VERBS}
+    return {name: found for name, found in sorted(leases.items()) if found}
+
+
+def _seen_leases(specs: Specs, sight: Sight) -> dict[str, dict[str, str]]:
+    """The addresses in the rows of VMs."""
+    if not specs.networks:
+        return {}
+    return {name: rows[0].addresses for name, rows in sight.own.items() if rows[0].addresses}
+
+
+def _booting_s(changes: Iterable[VMChange]) -> Iterator[float]:
+    """When VMs that boot may have passed their checks."""
+    for change in changes:
+        if change.observed and change.observed.phase == "booting":
+            yield min((seconds_of(check.interval) for check in change.observed.spec.checks.values()), default=1.0)
 
 
 def _odd_fleets(

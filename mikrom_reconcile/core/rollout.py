@@ -219,11 +219,12 @@ class _Stage:
         if change.name in self._failed & self._going:  # it is still up, and would only keep the others waiting
             self._given_up.add(change.name)
             return turned(change, "blocked", "that has failed")
+        has_failed = change.name in self._failed or self._halts_creates is not None
+        if has_failed and change.name in self._down and (repair := _as_it_was(change)):
+            return repair
         if self._is_halted(change):
             self._stopped = True
             return turned(change, "blocked", "the rollout of this fleet is halted")
-        if self._halts_creates is not None and change.name in self._down:
-            return _as_it_was(change)
         if change.name not in self._going:
             return change
         if why := self._waits(change.name):
@@ -311,13 +312,15 @@ def _rolls(change: VMChange) -> bool:
     return not (change.desired and change.observed and change.desired.spec_digest == change.observed.spec_digest)
 
 
-def _as_it_was(change: VMChange) -> VMChange:
-    """A repair brings a VM back with the spec that it had, not with one that has failed elsewhere."""
+def _as_it_was(change: VMChange) -> VMChange | None:
+    """A repair with the spec that the VM had, not with one that has failed; None where that is no way."""
     seen, desired = change.observed, change.desired
-    if change.kind not in {"start", "restart", "replace"} or seen is None or desired is None or not change.fields:
-        return change
+    if change.kind not in {"start", "restart", "replace"} or seen is None or desired is None:
+        return None
+    if not change.fields or seen.phase == "parked":
+        return None
     was = as_recorded(seen, desired.state, seen.policy)
-    reasons = (*change.reasons, "with the spec that it had: the rollout of this fleet is halted")
+    reasons = (*change.reasons, "with the spec that it had, because the new one has failed")
     kind: ChangeKind = "start" if change.kind == "start" else "restart"
     return msgspec.structs.replace(change, kind=kind, reasons=reasons, fields=(), desired=was)
 

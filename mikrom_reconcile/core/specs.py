@@ -16,6 +16,7 @@ from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.desired import Policy, Rollout, Share
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
+from mikrom_reconcile.core.networks import Network, network_flaws, network_of, overlapping
 from mikrom_reconcile.core.patterns import PatternError
 from mikrom_reconcile.core.placement_mistakes import circle_flaws, placement_flaws
 from mikrom_reconcile.core.schema_words import nearest
@@ -67,6 +68,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     inventory: Inventory | None
     extra_vars: dict[str, Any]
     images: dict[str, Image]
+    networks: dict[str, Network]
     fleets: tuple[FleetSpec, ...]
 
 
@@ -125,7 +127,7 @@ def gather(
         raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
     inventory = _inventory(documents)
     flaws = [*reading.flaws, *_doubles([*documents, *filter(_is_named, reading.broken)])]
-    flaws += [*_replica_flaws(documents), *_built_in_flaws(documents)]
+    flaws += [*_replica_flaws(documents), *_built_in_flaws(documents), *_network_flaws(documents)]
     if reading.whole and not any(document.kind == "Image" for document in reading.broken):
         flaws += _image_flaws(legible, (*BUILT_IN, *(image.name for image in _of_kind(documents, "Image"))))
     complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
@@ -166,6 +168,11 @@ def _specs(
         inventory=inventory,
         extra_vars=extra_vars or {},
         images=BUILT_IN | {image.name: image_of(image.body["spec"]) for image in _of_kind(documents, "Image")},
+        networks={
+            found.name: network_of(found.name, found.body["spec"])
+            for found in _of_kind(documents, "Network")
+            if id(found) not in bad
+        },
         fleets=tuple(sorted(fleets, key=attrgetter("name"))),
     )
 
@@ -346,6 +353,20 @@ def _built_in_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
         if document.name in BUILT_IN:
             message = f"the image {document.name} is built in; call this another name"
             yield Flaw(document=document, pointer=("metadata", "name"), message=message)
+
+
+def _network_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
+    good = {}
+    for document in _of_kind(documents, "Network"):
+        flaws = list(network_flaws(document.body["spec"]))
+        for pointer, message in flaws:
+            yield Flaw(document=document, pointer=("spec", *pointer), message=message)
+        if not flaws:
+            good[document.name] = document
+    networks = [network_of(name, document.body["spec"]) for name, document in good.items()]
+    for name, other in overlapping(networks):
+        message = f"network {name} shares addresses with network {other} ({good[other].path}:{good[other].line})"
+        yield Flaw(document=good[name], pointer=("spec", "cidr"), message=message)
 
 
 def _image_flaws(documents: list[SpecDocument], known: tuple[str, ...]) -> Iterator[Flaw]:

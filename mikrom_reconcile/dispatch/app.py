@@ -7,7 +7,6 @@ Not set on purpose, because a gevent pool ignores or breaks them: `worker_max_ta
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from kombu import Exchange, Queue
 
+from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.dispatch import celery_costs
 from mikrom_reconcile.dispatch.answering import Answering
-from mikrom_reconcile.dispatch.broker import broker_url, client_of
+from mikrom_reconcile.dispatch.broker import broker_url, client_of, split_tls
 from mikrom_reconcile.dispatch.keys import LAST, ORDERS, STEPS, Keys
 from mikrom_reconcile.dispatch.metrics import NoMetrics
 from mikrom_reconcile.dispatch.presence import Heartbeat
@@ -91,9 +91,9 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API.
 
-        `sent_at` is for metrics: Celery itself does not say how old a message is.
+        `sent_at` is for metrics: Celery itself does not say how old a message is. A trace goes on in the headers, too.
         """
-        options["headers"] = {**(options.get("headers") or {}), "sent_at": time.time()}
+        options["headers"] = {**(options.get("headers") or {}), **traces.carried(), "sent_at": time.time()}
         options.setdefault("argsrepr", _HIDDEN)
         options.setdefault("kwargsrepr", _HIDDEN)
         return super().send_task(name, *args, **options)
@@ -101,7 +101,7 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
 
 def make_app(settings: Settings) -> FleetApp:
     """The app of a worker, of Beat, of Flower or of a client. Connects to nothing. Raises UsageError."""
-    url = broker_url(settings)
+    url, _ = split_tls(broker_url(settings))
     keys = Keys(settings.queue)
     app = FleetApp("mikrom", broker=url, backend=url, set_as_current=False)
     app.settings = settings
@@ -115,13 +115,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
     """What Celery is told. Raises UsageError without a broker."""
     keys = Keys(settings.queue)
     told = _messages(keys, settings) | _transport(keys, settings) | _beat(settings)
-    if broker_url(settings).startswith("rediss://"):
-        # without it the broker's connection takes any certificate
-        told |= {"broker_use_ssl": dict(_VERIFIED), "redis_backend_use_ssl": dict(_VERIFIED)}
+    _, tls = split_tls(broker_url(settings))
+    if tls:  # without it the broker's connection takes any certificate
+        told |= {"broker_use_ssl": dict(tls), "redis_backend_use_ssl": dict(tls)}
     return told
-
-
-_VERIFIED = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 
 
 def _messages(keys: Keys, settings: Settings) -> dict[str, Any]:
@@ -150,6 +147,8 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
     owner = "control" if settings.worker_role == "control" else f"host:{settings.host}"
     unacked = keys.unacked(owner)
     return {
+        # expiring queues have every worker sweep what is not its own; a host's is only heard, and never holds anything
+        "control_queue_expires": None if settings.worker_role == "host" else 10.0,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # a supervised worker waits for its broker for ever
         "broker_transport_options": {

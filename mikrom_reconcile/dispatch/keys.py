@@ -64,7 +64,7 @@ class Keys:
 
     def answers(self, call: str, owner: str) -> str:
         """Stream of what `owner` ("host:hv01", "control") answers to this call."""
-        return f"{self.prefix}:call:{call}:{owner}"
+        return f"{self.prefix}:answers:{call}:{owner}"
 
     def request(self, run: str) -> str:
         """The request of a run, its source tree included."""

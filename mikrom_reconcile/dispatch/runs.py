@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from mikrom_reconcile import traces
 from mikrom_reconcile.core.errors import BusyError, MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan, Verb
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest, UnfinishedRun
@@ -47,7 +48,8 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 def plan_task(task: Any, *, call: str, run: str) -> None:
     """Plan the stored request of a run and keep the plan for its apply."""
     with _answering(task, call) as say:
-        plan = task.app.parts.engine().plan(_request(task, run))
+        with traces.span("run", run=run):
+            plan = task.app.parts.engine().plan(_request(task, run))
         task.app.redis.set(task.app.keys.plan(run), calls.pack(plan), ex=LEFTOVER_S)
         say("planned", plan.id)
         _log.info("plan %s: %d actions", plan.id, len(plan.actions), extra={"run": run})
@@ -98,7 +100,8 @@ def _carried_out(
 
         began_s, report = time.monotonic(), None
         try:
-            report = app.parts.engine().apply(request, plan, progress=heard)
+            with traces.span("run", run=request.run_id, origin=request.origin):
+                report = app.parts.engine().apply(request, plan, progress=heard)
         finally:
             app.metrics.ran(request, report, time.monotonic() - began_s)
     return report

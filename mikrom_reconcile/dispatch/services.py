@@ -7,6 +7,7 @@ Celery's documentation. No secret is ever an argument: they are in the environme
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -110,7 +111,7 @@ def meant_for(service: Service | None, variables: Mapping[str, str]) -> dict[str
 
 def environment(service: Service, settings: Settings) -> dict[str, str]:
     """What a service needs in its environment: the broker that was found, and the role that it plays."""
-    role = service if service in {"host", "control"} else settings.worker_role
+    role = "host" if service == "host" else "control"  # Beat and Flower are of the control side, and no host's worker
     return {"MIKROM_BROKER_URL": settings.broker_url or "", "MIKROM_WORKER_ROLE": role}
 
 
@@ -132,8 +133,17 @@ def check(service: Service, settings: Settings) -> Settings:
         GitPlace.of(settings.specs)
     if service == "flower" and not settings.flower_basic_auth:
         raise UsageError("FLOWER_BASIC_AUTH is not set (user:password): Flower shows every task and can stop workers")
+    if service == "flower":
+        _refuse_a_taken_port(settings.flower_port)
     connect(broker_url(settings)).close()
     return settings
+
+
+def _refuse_a_taken_port(port: int) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise SetupError(f"Flower cannot listen on 127.0.0.1:{port}: {error.strerror}; set FLOWER_PORT") from error
 
 
 def become(service: Service, settings: Settings) -> NoReturn:

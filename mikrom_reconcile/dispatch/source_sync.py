@@ -14,6 +14,7 @@ import msgspec
 from redis import RedisError
 
 from mikrom_reconcile.control.sources.last_good import Good
+from mikrom_reconcile.core.digests import texts_digest
 from mikrom_reconcile.core.errors import MikromError, SourceError
 from mikrom_reconcile.core.model.specs import SourceState, SourceTree
 from mikrom_reconcile.dispatch import calls
@@ -41,11 +42,12 @@ def specs_now(app: FleetApp) -> tuple[SourceTree, str]:
 
     Raises SourceError when nothing good is known.
     """
-    good, problem = app.parts.source.look()
+    before = source_state(app.redis, app.keys)
+    good, problem = app.parts.source.look(before.number if before else 0)
     if problem and (other := _shared(app)) is not None:
         app.parts.source.take(other)
-        good = max((other, *([good] if good else [])), key=lambda one: one.since)
-    _note(app, good, problem)
+        good = max((other, *([good] if good else [])), key=lambda one: one.number)
+    _note(app, before, good, problem)
     if good is None:
         raise SourceError(f"{problem}; no good revision of it is known, so nothing is planned")
     if problem:
@@ -70,20 +72,21 @@ def _shared(app: FleetApp) -> Good | None:
         return None
 
 
-def _note(app: FleetApp, good: Good | None, problem: str) -> None:
+def _note(app: FleetApp, before: SourceState | None, good: Good | None, problem: str) -> None:
     """Tell the others. A Redis that is away ends the run soon enough, and says so itself."""
-    now = datetime.now(UTC)
+    now, highest = datetime.now(UTC), before.number if before else 0
+    state = SourceState(
+        name=app.settings.specs or "",
+        revision=good.tree.revision if good else "",
+        number=max(highest, good.number if good else 0),
+        digest=texts_digest(good.tree) if good else "",
+        since=good.since if good else None,
+        good_at=now if not problem else before.good_at if before else None,
+        looked_at=now,
+        problem=problem,
+    )
     try:
-        before = source_state(app.redis, app.keys)
-        state = SourceState(
-            name=app.settings.specs or "",
-            revision=good.tree.revision if good else "",
-            since=good.since if good else None,
-            good_at=now if not problem else before.good_at if before else None,
-            looked_at=now,
-            problem=problem,
-        )
-        if good and (before is None or before.since != good.since or not app.redis.exists(app.keys.good_specs)):
+        if good and (good.number > highest or not app.redis.exists(app.keys.good_specs)):
             app.redis.set(app.keys.good_specs, calls.pack(good))
         app.redis.set(app.keys.source, msgspec.json.encode(state))
     except (RedisError, MikromError) as error:

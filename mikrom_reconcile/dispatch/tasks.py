@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from mikrom_reconcile import traces
 from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
@@ -173,6 +174,7 @@ def _try_again(task: Any, order: Order, error: str | None, sent: SentOrder) -> N
         exc=MikromError(error),
         queue=task.app.keys.host_queue(task.app.settings.host),
         kwargsrepr=shown_of(order),
+        headers=_trace_of(task),
     )
 
 
@@ -190,12 +192,22 @@ def _refusal(task: Any, verb: Verb, order: Order, call: str) -> str | None:
 
 
 def _execute(task: Any, order: Order) -> ActionOutcome:
-    try:
-        with deadlines.limited(order.action.deadline_s + _MARGIN_S):
-            outcome: ActionOutcome = task.app.parts.hypervisor().execute(order)
-            return outcome
-    except MikromError as error:
-        return given_up(order, "failed_temporary", str(error))
+    action = order.action
+    about = {"run": order.run_id, "vm": action.vm, "host": action.host, "task_id": task.request.id}
+    with traces.span(f"{action.verb} VM", _trace_of(task), **about) as span:
+        try:
+            with deadlines.limited(action.deadline_s + _MARGIN_S):
+                outcome: ActionOutcome = task.app.parts.hypervisor().execute(order)
+        except MikromError as error:
+            outcome = given_up(order, "failed_temporary", str(error))
+        span.ended(outcome.result, outcome.error)
+    return outcome
+
+
+def _trace_of(task: Any) -> dict[str, str]:
+    """What the message says of the trace that it belongs to."""
+    parent = getattr(task.request, "traceparent", None)
+    return {"traceparent": parent} if isinstance(parent, str) else {}
 
 
 def _fields(order: Order) -> dict[str, Any]:

@@ -165,6 +165,12 @@ class Deed:
         """Let the guest go on."""
         self._driver.resume(self._now(), deadline_s=self.remaining_s("resuming"))
 
+    def change(self) -> None:
+        """Change what can be changed while it runs."""
+        record = self._now()
+        if record.state in UP:
+            self._driver.update(record, deadline_s=self.remaining_s("changing it while it runs"))
+
     def delete(self) -> None:
         """Remove what the driver made."""
         self._driver.delete(self._now())
@@ -265,7 +271,7 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
     "pause": BRING_UP,
     "resume": BRING_UP,
     "stop": (RECORD, STOP, VERIFY),
-    "update": (RECORD,),
+    "update": (RECORD, ("changing it while it runs", Deed.change)),
     "restart": (("recording that it goes down", Deed.withdraw), STOP, *BRING_UP),
     "delete": (
         RECORD,

@@ -74,7 +74,7 @@ def opened(source: str, *, offset: int, folders: tuple[Path, ...]) -> Iterator[O
     """The source, from `offset` on if it can, else from its beginning. Raises FetchError."""
     parts = urlsplit(source)
     if parts.scheme == "file":
-        with _local(unquote(parts.path), folders) as content:
+        with local_file(unquote(parts.path), folders, "MIKROM_IMAGE_DIRS") as content:
             size = os.fstat(content.fileno()).st_size
             yield Opened(content, offset=0, size=size)
         return
@@ -115,15 +115,16 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
 
 
 @contextmanager
-def _local(path: str, folders: tuple[Path, ...]) -> Iterator[IO[bytes]]:
-    """The file at `path`, opened step by step below one of the folders: no step may be a link."""
+def local_file(path: str, folders: tuple[Path, ...], setting: str) -> Iterator[IO[bytes]]:
+    """The file at `path`, opened step by step below one of the folders of a `setting`: no step may be a link.
+
+    Raises FetchError.
+    """
     pure = PurePosixPath(path)
     below = next((folder for folder in folders if pure.is_relative_to(folder)), None)
     if below is None or ".." in pure.parts:
         allowed = ", ".join(map(str, folders))
-        raise FetchError(
-            f"{path} is not below {allowed}: MIKROM_IMAGE_DIRS says where files may come from", lasting=True
-        )
+        raise FetchError(f"{path} is not below {allowed}: {setting} says where files may come from", lasting=True)
     try:
         fd = os.open(below, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         for step in pure.relative_to(below).parts:

@@ -7,15 +7,16 @@ changed does not grow with its VMs. Only looks: nothing here changes a VM, a rec
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.digests import fleet_digest, row_digest
 from mikrom_reconcile.core.errors import ActionError
 from mikrom_reconcile.core.lifecycle import UP, WELL, phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
@@ -31,10 +32,17 @@ from mikrom_reconcile.core.model.observed import (
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, Unreadable
 
+CHECKS_S = 3.0
+"""How long a look tries checks that are due: guests that do not answer must not make their host look dark."""
+
 LOOKERS = 16
 """VMs looked at at once: one that does not answer takes seconds, and the others must not wait behind it."""
 
 _NO_VMS = fleet_digest(())
+
+
+_Compared = tuple[str, int | str | None, int | str | None]
+"""Path, recorded and actual value."""
 
 
 class Observer:
@@ -91,6 +99,7 @@ class Observer:
             settled=settled,
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
+            released=self._records.released(query.project) if query.project else {},
             maturing=maturing,
             attempts=attempts,
         )
@@ -106,17 +115,28 @@ class Observer:
         """Each VM, and how long its VMM has lived."""
         if not records:
             return
+        look = partial(self._look, give_up_at=time.monotonic() + CHECKS_S)
         with ThreadPoolExecutor(min(LOOKERS, len(records)), thread_name_prefix="observe") as pool:
-            yield from pool.map(self._look, records)
+            yield from pool.map(look, records)
 
-    def _look(self, record: VMRecord) -> tuple[ObservedVM, float]:
+    def _look(self, record: VMRecord, *, give_up_at: float) -> tuple[ObservedVM, float]:
         """The VM as it is now; `unreadable` with the reason if this process cannot look at it: the others count on."""
         try:
             facts = self._driver.observe(record)
-            return row_of(record, facts, self._host), facts.age_s
+            row = row_of(record, facts, self._host)
+            if record.spec.checks and row.phase == "running":
+                row = self._with_health(row, record, facts, give_up_at)
         except ActionError as error:
             unseen = row_of(record, VMMFacts(status="none"), self._host)
             return replace(unseen, phase="unreadable", last_error=str(error)), 0.0
+        return row, facts.age_s
+
+    def _with_health(self, row: ObservedVM, record: VMRecord, facts: VMMFacts, give_up_at: float) -> ObservedVM:
+        def said(max_bytes: int) -> bytes:
+            return self._driver.console(record.vm, max_bytes=max_bytes, after=facts.console_at).content
+
+        health = self._records.checks.health(record, facts, said, give_up_at=give_up_at)
+        return replace(row, phase=health.phase, health=health.why)
 
 
 def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
@@ -140,12 +160,13 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
         restarts=record.restarts,
         pid=facts.pid,
         last_error=record.last_error,
+        addresses=record.addresses,
     )
 
 
 def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
     """Where a VMM differs from the spec that it should run; what it cannot be asked for does not differ."""
-    compared: list[tuple[str, int | str | None, int | str | None]] = []
+    compared: list[_Compared] = []
     if facts.machine is not None and facts.machine != spec.machine:
         compared += (
             (f"machine.{name}", getattr(spec.machine, name), getattr(facts.machine, name))
@@ -155,9 +176,21 @@ def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
         compared.append(("boot_args", spec.boot_args, facts.boot_args))
     if facts.disks is not None and (lost := disks_of(spec) - facts.disks):
         compared += ((f"drives.{name}", name, None) for name in sorted(lost))
+    if facts.interfaces is not None:
+        compared += _of_interfaces(spec, facts.interfaces)
+    compared += ((f"mmds.{key}", "(as the spec says)", "(changed)") for key in facts.odd_metadata)
     return tuple(
         Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
     )
+
+
+def _of_interfaces(spec: VMSpec, linked: dict[str, int | None]) -> Iterator[_Compared]:
+    for name, nic in spec.network_interfaces.items():
+        if name not in linked:
+            yield f"network_interfaces.{name}", nic.network, None
+        else:
+            path = f"network_interfaces.{name}.rate_limiter.bandwidth_mbit"
+            yield path, nic.rate_limiter.bandwidth_mbit, linked[name]
 
 
 def disks_of(spec: VMSpec) -> frozenset[str]:
@@ -193,7 +226,7 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
     """The digest of each fleet among the rows of one project."""
     fleets: dict[str, list[tuple[str, str, str, tuple[Drift, ...]]]] = defaultdict(list)
     for row in rows:
-        fleets[row.fleet].append((row.name, row.spec_digest, row.phase, row.drift))
+        fleets[row.fleet].append((row.name, row_digest(row.spec_digest, row.addresses), row.phase, row.drift))
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
 
 
@@ -208,7 +241,7 @@ def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[Observ
     told: list[ObservedVM] = []
     settled: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if query.alike.get(row.fleet) == (row.spec_digest, row.phase) and not row.drift:
+        if query.alike.get(row.fleet) == (row_digest(row.spec_digest, row.addresses), row.phase) and not row.drift:
             settled[row.fleet].append(row.name)
         else:
             told.append(row)

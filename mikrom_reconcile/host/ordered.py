@@ -26,7 +26,7 @@ def ordered_record(order: Order, found: VMRecord | None, *, tombstone: Tombstone
         return replace(found, state="absent", last_error=None, **stamp(order, found))
     wanted: dict[str, Any] = {
         "fleet": desired.fleet, "state": desired.state, "spec": desired.spec, "policy": desired.policy,
-        "spec_digest": desired.spec_digest,
+        "spec_digest": desired.spec_digest, "addresses": desired.addresses,
     }  # fmt: skip
     if found is None or found.state == "absent":
         last = found or tombstone

@@ -18,7 +18,7 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     `state` is what was last ordered ("absent": a delete is under way), so that a later end of the VMM can be judged.
     `generation` grows with each order carried out and survives deletion in a tombstone. `action_id` is the last
     order, so that its duplicate is known. `restarts` are those that the host made by itself and still counts; `parked`
-    says that it has given up.
+    says that it has given up. `addresses` are its leases: nobody else may have them while the record is there.
     """
 
     vm: str
@@ -37,6 +37,7 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
     restarts: tuple[datetime, ...] = ()
     parked: bool = False
+    addresses: dict[str, str] = {}
 
 
 class Driver(Protocol):
@@ -78,6 +79,9 @@ class Driver(Protocol):
 
     def resume(self, record: VMRecord, *, deadline_s: float) -> None:
         """Let a paused VM go on where it was; a running one is left alone."""
+
+    def update(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Bring a running VMM to `record.spec` in all that changes live (`fields.py`), and leave the rest alone."""
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing.

@@ -4,7 +4,10 @@
     tombstones/<vm>.json        what a deleted VM leaves, so that its name's generation goes on
     attempts/<vm>.json          that a VM could not be made here; gone once it has a record
     tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
+    released/<project>/<ip>     an address whose VM is gone; when, says the file's time
+    checks/<vm>.json            what came of its checks (`checks.py`)
     locks/<vm>.action           held by whoever acts on the VM, never unlinked
+    locks/worker                held by the one host worker with this state folder
 
 A record that cannot be read is `Unreadable` and says why: never an exception, and never taken for absent. A VM's
 folder without a record is no VM but what a killed writer left; the next write, removal or sweep cleans it.
@@ -29,6 +32,7 @@ from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.host.checks import Checks
 from mikrom_reconcile.host.files import OddFileError, read_small, sync_folder, write_whole
 from mikrom_reconcile.host.ports import VMRecord
 
@@ -39,6 +43,9 @@ MAX_RECORD_BYTES = 1 << 20
 
 TOMBSTONE_S = 30 * 86400
 """A tombstone matters while an order from before the deletion may still come: for a run's length, not a month."""
+
+_RELEASED_S = 86400
+"""No cooldown is longer than a day, as far as this host remembers."""
 
 _SWEEP_ONE_IN = 256
 """Old tombstones are looked for on one removal in so many, so that names used once do not pile up for ever."""
@@ -81,6 +88,8 @@ class Records:
         self._tombstones = state_dir / "tombstones"
         self._attempts = state_dir / "attempts"
         self._tokens = state_dir / "tokens"
+        self._released = state_dir / "released"
+        self.checks = Checks(state_dir)
         self._locks = state_dir / "locks"
         self._path = lru_cache(_KEPT_PATHS)(self._path_of)
 
@@ -152,15 +161,36 @@ class Records:
         path = self._path(record.vm)
         try:
             make_folder(self._tombstones)
+            self._release(record)
             write_whole(self._tombstone_path(record.vm), msgspec.json.encode(tombstone))
             path.unlink(missing_ok=True)
             self.clear(record.vm)
+            self.checks.forget(record.vm)
             sync_folder(self._vms)
         except OSError as error:
             message = f"cannot remove {path}: {error.strerror}"
             raise TemporaryError(message, vm=record.vm, step="removing its record") from error
         if secrets.randbelow(_SWEEP_ONE_IN) == 0:
             self._sweep_old()
+
+    def released(self, project: str) -> dict[str, float]:
+        """Addresses of VMs that are gone, with the seconds since then. Those of yesterday are forgotten."""
+        folder, found = self._released / checked_name(project), {}
+        for ip in _listed(folder):
+            with suppress(OSError):
+                age_s = max(0.0, time.time() - (folder / ip).stat().st_mtime)
+                if age_s > _RELEASED_S:
+                    (folder / ip).unlink()
+                else:
+                    found[ip] = age_s
+        return found
+
+    def _release(self, record: VMRecord) -> None:
+        """Note when the VM's addresses came back, before anybody can miss its record."""
+        folder = self._released / checked_name(record.project)
+        for ip in record.addresses.values():
+            make_folder(folder)
+            (folder / ip).touch(0o600)
 
     def clear(self, vm: str) -> None:
         """Remove what a killed writer left of a VM that has no record. Files of others stay, and so its folder."""

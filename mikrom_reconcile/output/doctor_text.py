@@ -34,7 +34,7 @@ class SettingLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def doctor_text(checks: Sequence[Check], settings: Sequence[SettingLine], style: Style) -> str:
-    """The checks with their remedies, then the settings. Ends with a line break."""
+    """The checks with their remedies, then the settings if there are any. Ends with a line break."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -48,4 +48,5 @@ def doctor_text(checks: Sequence[Check], settings: Sequence[SettingLine], style:
         ((line.variable, ""), (line.value, "" if line.source == "environment" else "dim"), (line.doc, "dim"))
         for line in settings
     ]
-    return "\n".join([*lines, "", verdict, "", table(("SETTING", "VALUE", ""), rows, style)])
+    listed = ["", table(("SETTING", "VALUE", ""), rows, style)] if rows else [""]
+    return "\n".join([*lines, "", verdict, *listed])

@@ -18,7 +18,7 @@ from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.local import LocalHosts
 from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from tests.fakes import order
-from tests.fleet import Fleet
+from tests.fleet import KEYS, Fleet
 from tests.scratch import SCRATCH
 from tests.slow_host import slow_host
 
@@ -50,6 +50,7 @@ def hosts(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Hosts]:
     app.close()
     worker.kill()  # the end that takes no 4.5 s
     worker.wait()
+    fleet.redis.delete(KEYS.heartbeat(f"host:{HERE}"))  # the next one has another state folder
 
 
 def create(vm: str) -> Order:

@@ -136,6 +136,8 @@ def test_a_saved_plan_is_executed_as_it_is(mikrom: Mikrom, folder: Path) -> None
     done = document("run", mikrom("apply", "plan.json", "--yes", "-o", "json"))
     assert done["id"] == json.loads(planned)["id"]
     assert names(mikrom) == ["web-000", "web-001"]
+    checked = document("plan", mikrom("apply", "plan.json", "--check", "-o", "json"))
+    assert (checked["changes"], checked["summary"]["unchanged"]) == ([], 2)
     again = document("run", mikrom("apply", "plan.json", "--yes", "-o", "json"))
     assert (again["outcomes"], again["converged"]) == ([], True)
 
@@ -144,6 +146,11 @@ def test_a_saved_plan_is_refused_for_each_vm_whose_world_has_moved(mikrom: Mikro
     mikrom("plan", "--out", "plan.json")
     write_specs(folder, TWO.replace("mem_size_mib: 16", "mem_size_mib: 48"))
     mikrom("apply", "--yes", "--limit", "web-000")
+    checked = document("plan", mikrom("apply", "plan.json", "--check", "-o", "json", code=8))
+    assert [(told["vm"], told["rule"]) for told in checked["refusals"]] == [("web-000", "stale")]
+    assert {told["vm"]: told["kind"] for told in checked["changes"]} == {
+        "db-000": "create", "web-000": "blocked", "web-001": "create",
+    }  # fmt: skip
     done = document("run", mikrom("apply", "plan.json", "--yes", "-o", "json", code=8))
     results = {told["vm"]: told["result"] for told in done["outcomes"]}
     assert results == {"web-000": "stale", "web-001": "done", "db-000": "done"}
@@ -169,7 +176,7 @@ def edited(content: dict[str, Any], what: str) -> str:
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        ("another format", "a plan in format 2, not 1"),
+        ("another format", "another release saved this plan"),
         ("an edited plan", "this plan was changed after it was made"),
         ("edited specs", "this plan was changed after it was made"),
         ("a wrong shape", "this plan cannot be read"),

@@ -361,3 +361,27 @@ class TestTheRemoteEngine:
         assert view.report is not None
         assert len(view.report.vms) <= 4
         engine.store.lease("default", holder="the next run", ttl_s=1, at_least=1).release()
+
+
+def test_a_stalled_disk_makes_no_worker_look_dead(
+    fleet: Fleet, side: Side, background: Callable[..., Future[T]]
+) -> None:
+    stall = fleet.folder / "stall"
+    fleet.worker("host", MIKROM_TEST_BOOT_S="0", MIKROM_TEST_STALL=str(stall))
+    stall.touch()
+    orders = [order("create", f"vm-{number}", host=HERE) for number in range(20)]
+    told = background(lambda: list(side.hosts.execute(orders, forks=20, deadline_s=40)))
+    wait_until((fleet.folder / "state" / "locks" / "vm-1.action").exists, "vm-1 to be begun")
+    until = time.monotonic() + 7  # a heartbeat is due every five seconds
+    while time.monotonic() < until:
+        began = time.monotonic()
+        answer = side.app.control.inspect(destination=[f"host@{HERE}"], timeout=5, limit=1).ping()
+        assert answer == {f"host@{HERE}": {"ok": "pong"}}
+        assert time.monotonic() - began < 1
+        assert not told.done()
+        lives_ms: int = fleet.redis.pttl(KEYS.heartbeat(OWNER))
+        assert lives_ms > 7000
+        time.sleep(0.2)
+    stall.unlink()
+    outcomes: list[ActionOutcome] = told.result(timeout=20)  # type: ignore[assignment]
+    assert [outcome.result for outcome in outcomes] == ["done"] * 20

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import resources
@@ -42,7 +44,7 @@ class Site:
     """Twenty microVMs of one fleet, and the folder that images may come from."""
 
     def __init__(self, folder: Path, mikrom: Mikrom, watch: Watch) -> None:
-        self.mikrom, self.watch = mikrom, watch
+        self.folder, self.mikrom, self.watch = folder, mikrom, watch
         self._specs = folder / "specs" / "web.yml"
         self.kernel = folder / "state" / "images" / "own.elf"
 
@@ -60,6 +62,11 @@ class Site:
 
     def vmms(self) -> dict[str, VMM]:
         return {vmm.vm: vmm for vmm in self.watch.now()}
+
+    def wait_for(self, more: int) -> None:
+        """Until so many more VMMs were started."""
+        expected = self.watch.started + more
+        self.watch.wait_until(lambda watch: watch.started >= expected, f"{more} more VMMs")
 
     def rollout(self) -> str:
         (fleet,) = document("fleets", self.mikrom("get", "fleets", "-o", "json"))["fleets"]
@@ -94,6 +101,22 @@ def test_batches_follow_each_other_once_they_were_up_for_long_enough(site: Site)
     for one, other in pairwise(batches):
         assert min(other) >= max(one) + 0.28, "a batch began before the one before it had been up for 300 ms"
     assert site.rollout() == ""
+
+
+def test_it_goes_on_after_its_controller_was_killed(site: Site) -> None:
+    before = site.begun()
+    site.write(boot_args="quiet")
+    for more in (1, 2, 4, 3):
+        apply = subprocess.Popen([sys.executable, "-m", "mikrom_reconcile", "apply", "--yes"], cwd=site.folder)
+        site.wait_for(more)
+        apply.kill()
+        apply.wait()
+    site.mikrom("apply", "--yes")
+    after = site.vmms()
+    assert after.keys() == before.keys()
+    assert not {*after.values()} & {*before.values()}
+    assert site.watch.fewest >= VMS - 2
+    assert site.watch.doubles == []
 
 
 def test_a_kernel_that_does_not_start_halts_it_until_the_spec_changes(site: Site) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
-from tests.fleet import KEYS, ROOT, Fleet
+from tests.fleet import KEYS, ROOT, Fleet, wait_until
 from tests.unit.control.test_git_source import Repository
 
 pytestmark = pytest.mark.redis
@@ -95,6 +95,7 @@ def test_a_source_that_vanishes_changes_nothing_even_after_a_restart_and_the_los
     control.wait()
     fleet.redis.flushall()
     fleet.worker("control", pool="threads", MIKROM_SPECS=specs)
+    wait_until(lambda: fleet.redis.exists(KEYS.heartbeat("host:localhost")), "the host to be seen again")
     done = asked(app, "reconcile")["done"]
     assert done.startswith(f"nothing to do; the source is broken, {good} was used:")
     assert "does not appear to be a git repository" in done
@@ -126,12 +127,22 @@ def test_with_the_last_good_one_lost_too_there_is_no_plan_at_all(
     assert len(json.loads(mikrom(fleet, "get", "vms", "-o", "json").stdout)["vms"]) == 2
 
 
-def test_commands_read_specs_from_git_themselves(fleet: Fleet, repository: Repository) -> None:
-    fleet.worker("control", pool="threads")
+def test_commands_read_specs_from_git_themselves_and_warn_of_others_than_those_of_beat(
+    fleet: Fleet, app: FleetApp, repository: Repository
+) -> None:
     commit = repository.commit(web=WEB % 2)[:12]
     place = f"git+file://{repository.folder}@main#specs"
+    fleet.worker("control", pool="threads", MIKROM_SPECS=place)
     planned = mikrom(fleet, "plan", place, "-o", "json")
     assert json.loads(planned.stdout)["revision"] == commit
+    asked(app, "sync_source")
+    same, other = fleet.folder / "same.yml", fleet.folder / "other.yml"
+    same.write_text(WEB % 2)
+    other.write_text(WEB % 1)
+    warning = f"Beat's next run undoes what {place} at {commit} contradicts"
+    assert warning not in mikrom(fleet, "apply", str(same), "--yes").stderr
+    assert warning in mikrom(fleet, "apply", str(other), "--check").stderr
+    assert warning in mikrom(fleet, "destroy", str(same), "--yes").stderr
     refused = mikrom(fleet, "plan", place, "specs")
     assert refused.returncode == 64
     hostile = mikrom(fleet, "plan", "git+ext::sh -c x")

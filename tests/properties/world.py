@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 
-from mikrom_reconcile.core.digests import fleet_digest
+from mikrom_reconcile.core.digests import fleet_digest, row_digest
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
 from mikrom_reconcile.core.model.observed import (
@@ -48,6 +48,7 @@ class Truth:
     uid: str = "u0"
     drift: tuple[Drift, ...] = ()
     last_error: str | None = None
+    addresses: dict[str, str] = field(default_factory=dict)
     attempt: Attempt | None = None
     up_s: float = 3600.0
 
@@ -64,6 +65,7 @@ class World:
     token: int = 10
     uids: count[int] = field(default_factory=count)
     acted: list[Action] = field(default_factory=list)
+    released: dict[str, float] = field(default_factory=dict)
     attempts: dict[str, Attempt] = field(default_factory=dict)
 
     def observe(self, queries: dict[str, ObserveQuery]) -> ObservedState:
@@ -76,7 +78,7 @@ class World:
         fleets = {row.fleet for row in rows if row.project == query.project}
         digests = {
             fleet: fleet_digest(
-                (row.name, row.spec_digest, row.phase, row.drift)
+                (row.name, row_digest(row.spec_digest, row.addresses), row.phase, row.drift)
                 for row in rows
                 if (row.project, row.fleet) == (query.project, fleet)
             )
@@ -88,7 +90,7 @@ class World:
             row.name: row.fleet
             for row in rows
             if row.project == query.project and row.fleet in differ and not row.drift
-            if query.alike.get(row.fleet) == (row.spec_digest, row.phase)
+            if query.alike.get(row.fleet) == (row_digest(row.spec_digest, row.addresses), row.phase)
         }
         shown = [
             row
@@ -118,6 +120,7 @@ class World:
                     fleet: tuple(sorted(name for name in as_told if as_told[name] == fleet))
                     for fleet in sorted({*as_told.values()})
                 },
+                released=self.released,
             ),
         )
 
@@ -147,6 +150,7 @@ class World:
             created_at=NOW,
             drift=truth.drift,
             last_error=truth.last_error,
+            addresses=truth.addresses,
             attempt=truth.attempt,
         )
 
@@ -161,7 +165,7 @@ class World:
         assert found is None or found.project == action.project, "an action on a VM of another project"
         self.acted.append(action)
         if action.verb == "delete":
-            del there[action.vm]
+            self.released |= dict.fromkeys(there.pop(action.vm).addresses.values(), 0.0)
             return "done"
         wanted = action.desired
         assert wanted is not None
@@ -187,6 +191,7 @@ class World:
             token=self.token,
             uid=f"u{next(self.uids)}" if fresh or found is None else found.uid,
             drift=found.drift if keeps_drift and found is not None else (),
+            addresses=wanted.addresses,
         )
         return "done"
 

@@ -20,8 +20,12 @@ from mikrom_reconcile.core.model.specs import SourceTree
 
 
 class Good(msgspec.Struct, frozen=True, kw_only=True):
-    """Specs that were found good, and when they first were."""
+    """Specs that were found good, and when they first were.
 
+    The higher `number` is the newer one, whatever the clocks of control workers say.
+    """
+
+    number: int
     since: datetime
     tree: SourceTree
 
@@ -52,15 +56,16 @@ class LastGood:
         self._lock = threading.Lock()
         self._good: Good | None = None
 
-    def look(self) -> Look:
-        """Read the source, and keep what it holds if that is good."""
+    def look(self, highest: int = 0) -> Look:
+        """Read the source, and keep what it holds if that is good; others have numbers up to `highest`."""
         with self._lock:
             known = self._good = self._good or self._on_disk()
             try:
                 tree = self._read(known.tree if known else None)
                 if known is None or tree != known.tree:
                     self._check(tree)
-                    self._keep(Good(since=datetime.now(UTC), tree=tree))
+                    number = max(highest, known.number if known else 0) + 1
+                    self._keep(Good(number=number, since=datetime.now(UTC), tree=tree))
             except (SourceError, SpecError, UsageError) as error:
                 return Look(known, _told(error))
             return Look(self._good, "")
@@ -68,7 +73,7 @@ class LastGood:
     def take(self, good: Good) -> None:
         """Use what somebody else found good, because it is newer than what is known here."""
         with self._lock:
-            if self._good is None or self._good.since < good.since:
+            if self._good is None or self._good.number < good.number:
                 self._keep(good)
 
     def _keep(self, good: Good) -> None:

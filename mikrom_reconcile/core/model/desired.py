@@ -93,6 +93,8 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as the specs want it, on its host.
 
     `spec_digest` covers project, fleet, state, spec and policy, not name and host, and carries its version.
+    `addresses` maps interfaces to the addresses that are static or leased; those of a VM that is as wanted are in its
+    record.
     """
 
     name: str
@@ -104,6 +106,7 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     spec_digest: str
     ignore_changes: tuple[str, ...] = ()
+    addresses: dict[str, str] = {}
 
 
 class DesiredState(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ End = Literal["unknown", "clean", "crashed", "killed", "rebooted"]
 """How the last VMM ended: the guest reset itself, it crashed, the VMM was killed, or the host was rebooted."""
 
 Phase = Literal[
-    "defined", "starting", "running", "unresponsive", "socket_lost",
+    "defined", "starting", "booting", "running", "unhealthy", "unresponsive", "socket_lost",
     "paused", "stopping", "stopped", "exited", "crashed", "killed", "rebooted", "failed", "parked", "deleting",
     "unreadable",
 ]  # fmt: skip
@@ -28,8 +28,10 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver can prove about one VM's VMM at this moment.
 
     `pid` is set while a VMM lives. `machine` and `boot_args` are what the VMM itself reports, None when it cannot
-    be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk). `end` speaks only when
-    `status` is "none". `age_s` is how long the VMM process has lived.
+    be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk); `interfaces` maps those
+    that are linked to their bandwidth in megabits per second, `odd_metadata` names top keys of its metadata that are
+    not as they should be. `end` speaks only when `status` is "none". `age_s` is how
+    long the VMM process has lived, `console_at` the place in the console at which it began.
     """
 
     status: VMMStatus
@@ -39,6 +41,9 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None = None
     boot_args: str | None = None
     disks: frozenset[str] | None = None
+    interfaces: dict[str, int | None] | None = None
+    odd_metadata: tuple[str, ...] = ()
+    console_at: int = 0
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +75,9 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as its host sees it: its record, and the phase that the host found it in.
 
     `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied.
-    `token` is the fencing token of the run that last changed it, `generation` counts its changes. `restarts` are the
-    latest restarts that the host made by itself.
+    `token` is the fencing token of the run that last changed it, `generation` counts its changes. `addresses` maps
+    interfaces to their addresses, `health` says which check does not pass, and why. `restarts` are the latest restarts
+    that the host made by itself.
     """
 
     name: str
@@ -92,6 +98,8 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     restarts: tuple[datetime, ...] = ()
     pid: int | None = None
     last_error: str | None = None
+    addresses: dict[str, str] = {}
+    health: str = ""
 
 
 class Stray(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,8 +150,9 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     beyond its own memory; None: they take none of the host's memory at all.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
     that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
-    `attempts` tells of VMs that have no record because this host could not make them. `note` is what whoever changes
-    something on this host should know of it, "" for nothing.
+    `attempts` tells of VMs that have no record because this host could not make them. `released` maps addresses of
+    VMs of the project that are gone to the seconds since then, of the last day. `note` is
+    what whoever changes something on this host should know of it, "" for nothing.
     """
 
     host: str
@@ -158,6 +167,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     settled: dict[str, tuple[str, ...]] = {}
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()
+    released: dict[str, float] = {}
     maturing: dict[str, float] = {}
     attempts: dict[str, Attempt] = {}
 
@@ -182,11 +192,12 @@ class Placements(msgspec.Struct, frozen=True, kw_only=True):
 
     `covers` names the hosts that have answered since this memory began. A VM that is not listed certainly does not
     exist on a covered host, dark or not; on an uncovered one it may. `fleets` has the fleet of each VM whose name does
-    not say it, as `web-007` says `web`.
+    not say it, as `web-007` says `web`; `addresses` are those that the VMs lease.
     """
 
     vms: dict[str, str] = {}
     covers: tuple[str, ...] = ()
+    addresses: dict[str, dict[str, str]] = {}
     fleets: dict[str, str] = {}
 
     def fleet_of(self, vm: str) -> str:

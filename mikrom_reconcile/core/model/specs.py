@@ -32,12 +32,15 @@ class SourceTree(msgspec.Struct, frozen=True, kw_only=True):
 class SourceState(msgspec.Struct, frozen=True, kw_only=True):
     """What the last look at the source of scheduled runs gave; `name` is how it is set.
 
-    `revision` is the last good one ("" for none), first seen `since`; `good_at` is when the source was last as good as
-    that. `problem` says why it is not used as it is now.
+    `revision` is the last good one ("" for none), the `number`th that any control worker has seen, first `since` then,
+    with the `digest` of its texts; `good_at` is when the source was last as good as that. `problem` says why it is not
+    used as it is now.
     """
 
     name: str
     revision: str
+    number: int
+    digest: str
     since: datetime | None
     good_at: datetime | None
     looked_at: datetime

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,11 +19,12 @@ from mikrom_reconcile.host.drivers import limits
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.drivers.firecracker_api import Api
 from mikrom_reconcile.host.drivers.firecracker_end import end_of
-from mikrom_reconcile.host.drivers.firecracker_start import command, kernel_problem, requests
+from mikrom_reconcile.host.drivers.firecracker_start import command, kernel_problem, limits_of, mbit_of, requests
 from mikrom_reconcile.host.drivers.vmm import Places, Proc
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
 from mikrom_reconcile.host.media import Media
+from mikrom_reconcile.host.networks import Interface
 from mikrom_reconcile.host.ports import VMRecord
 
 _STATUS: dict[str, VMMStatus] = {"Not started": "starting", "Running": "running", "Paused": "paused"}
@@ -41,10 +43,28 @@ class _Drive(msgspec.Struct):
     path_on_host: str | None = None
 
 
+class _Bucket(msgspec.Struct):
+    size: int = 0
+    refill_time: int = 0
+
+
+class _Limiter(msgspec.Struct):
+    bandwidth: _Bucket | None = None
+
+
+class _Nic(msgspec.Struct):
+    iface_id: str
+    host_dev_name: str
+    guest_mac: str | None = None
+    rx_rate_limiter: _Limiter | None = None
+    tx_rate_limiter: _Limiter | None = None
+
+
 class _Config(msgspec.Struct, rename="kebab"):
     machine_config: Machine
     boot_source: _BootSource
     drives: tuple[_Drive, ...] = ()
+    network_interfaces: tuple[_Nic, ...] = ()
 
 
 class FirecrackerDriver(VMMDriver):
@@ -84,10 +104,11 @@ class FirecrackerDriver(VMMDriver):
                 with step(record.vm, doing):
                     api.put(path, content)
 
-    def _answer(self, places: Places, found: process.Identity) -> Answer:
+    def _answer(self, record: VMRecord, places: Places, found: process.Identity) -> Answer:
         with self._api(places, found, self._answer_s) as api:
             state = api.get("/", _Instance).state
             config = api.get("/vm/config", _Config)
+            metadata = api.get("/mmds", dict[str, Any]) if record.spec.mmds is not None else None
         status = _STATUS.get(state, "unresponsive")
         if status not in {"running", "paused"}:
             return Answer(status=status)
@@ -96,11 +117,24 @@ class FirecrackerDriver(VMMDriver):
             machine=config.machine_config,
             boot_args=config.boot_source.boot_args or "",
             disks={drive.drive_id: drive.path_on_host or "" for drive in config.drives},
+            interfaces={nic.iface_id: _interface(nic) for nic in config.network_interfaces},
+            metadata=metadata,
         )
 
     def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
         with self._api(places, found, timeout_s) as api:
             api.patch("/vm", {"state": "Paused" if paused else "Resumed"})
+
+    def _update(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> None:
+        with self._api(places, found, timeout_s) as api:
+            there = {nic.iface_id: _interface(nic) for nic in api.get("/vm/config", _Config).network_interfaces}
+            for interface in self._shelf.interfaces_of(record):
+                has = there.get(interface.name)
+                if has is not None and has.bandwidth_mbit != interface.bandwidth_mbit:
+                    content = {"iface_id": interface.name} | limits_of(interface)
+                    api.patch(f"/network-interfaces/{interface.name}", content)
+            if (metadata := self._shelf.metadata_of(record)) is not None:
+                api.put("/mmds", metadata)
 
     def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
         with self._api(places, found, timeout_s) as api:
@@ -115,3 +149,15 @@ class FirecrackerDriver(VMMDriver):
     @staticmethod
     def _api(places: Places, found: process.Identity, timeout_s: float) -> Api:
         return Api(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
+
+
+def _interface(nic: _Nic) -> Interface:
+    """What the VMM has; a limit that only one direction has is none that we gave it."""
+    limits = {_limit(limiter) for limiter in (nic.rx_rate_limiter, nic.tx_rate_limiter)}
+    mbit = limits.pop() if len(limits) == 1 else -1
+    return Interface(name=nic.iface_id, tap=nic.host_dev_name, mac=nic.guest_mac or "", bandwidth_mbit=mbit)
+
+
+def _limit(limiter: _Limiter | None) -> int | None:
+    bucket = limiter.bandwidth if limiter else None
+    return mbit_of(bucket.size, bucket.refill_time) if bucket else None

@@ -12,8 +12,14 @@ from mikrom_reconcile.host.disks import ROOT_ID
 from mikrom_reconcile.host.drivers.vmm import Places
 from mikrom_reconcile.host.drivers.vmm_start import Command
 from mikrom_reconcile.host.media import Media
+from mikrom_reconcile.host.networks import Interface
 
 PROGRAM = "Firecracker"
+
+REFILL_MS = 1000
+"""A bucket for a second: what comes in bursts may use all of it at once."""
+
+_BYTES_A_MBIT = 125_000
 
 _X86_64 = (62).to_bytes(2, "little")
 
@@ -40,7 +46,7 @@ def requests(spec: VMSpec, media: Media) -> Iterator[Request]:
     if spec.machine.cpu_template is None:
         del machine["cpu_template"]
     yield "/machine-config", machine, "configuring the machine"
-    boot_source: dict[str, object] = {"kernel_image_path": str(media.kernel), "boot_args": spec.boot_args}
+    boot_source: dict[str, object] = {"kernel_image_path": str(media.kernel), "boot_args": media.boot_args}
     if media.initrd is not None:
         boot_source["initrd_path"] = str(media.initrd)
     yield "/boot-source", boot_source, "configuring the boot source"
@@ -52,7 +58,27 @@ def requests(spec: VMSpec, media: Media) -> Iterator[Request]:
             "is_read_only": disk.read_only,
         }
         yield f"/drives/{disk.name}", drive, f"configuring the disk {disk.name}"
+    for interface in media.interfaces:
+        nic: dict[str, object] = {"host_dev_name": interface.tap, "guest_mac": interface.mac} | limits_of(interface)
+        doing = f"configuring the interface {interface.name}"
+        yield f"/network-interfaces/{interface.name}", {"iface_id": interface.name} | nic, doing
+    if media.metadata is not None:
+        service: dict[str, object] = {"version": "V2", "network_interfaces": [nic.name for nic in media.interfaces]}
+        yield "/mmds/config", service, "configuring the metadata service"
+        yield "/mmds", media.metadata, "giving the guest its metadata"
     yield "/actions", {"action_type": "InstanceStart"}, "starting the guest"
+
+
+def limits_of(interface: Interface) -> dict[str, object]:
+    """What makes its rate limiters carry that much in each direction; without a limit, what takes one away."""
+    mbit = interface.bandwidth_mbit
+    bandwidth = {"size": mbit * _BYTES_A_MBIT, "refill_time": REFILL_MS} if mbit else {"size": 0, "refill_time": 0}
+    return {f"{direction}_rate_limiter": {"bandwidth": bandwidth} for direction in ("rx", "tx")}
+
+
+def mbit_of(size: int, refill_ms: int) -> int | None:
+    """The bandwidth that a rate limiter allows, in megabits per second; None for no limit."""
+    return size * REFILL_MS // (refill_ms * _BYTES_A_MBIT) if refill_ms else None
 
 
 def kernel_problem(kernel: Path) -> str | None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
+from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import limits
 from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, step
@@ -23,7 +25,9 @@ from mikrom_reconcile.host.drivers.qemu_command import (
     arguments,
     boot_args_in,
     disks_in,
+    interfaces_in,
     machine_in,
+    metadata_disk,
     name_in,
 )
 from mikrom_reconcile.host.drivers.qemu_qmp import Qmp
@@ -32,6 +36,7 @@ from mikrom_reconcile.host.drivers.tails import tail
 from mikrom_reconcile.host.drivers.vmm import Places, Proc
 from mikrom_reconcile.host.drivers.vmm_driver import ANSWER_S, Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
+from mikrom_reconcile.host.files import write_whole
 from mikrom_reconcile.host.media import Media, Shelf
 from mikrom_reconcile.host.ports import VMRecord
 
@@ -73,6 +78,9 @@ class QemuDriver(VMMDriver):
         for field, there in (("smt", spec.machine.smt), ("cpu_template", spec.machine.cpu_template)):
             if there:
                 return f"machine.{field} is Firecracker's; this host runs its VMs in QEMU, which does not have it"
+        for name, nic in spec.network_interfaces.items():
+            if nic.rate_limiter.bandwidth_mbit is not None:
+                return f"network_interfaces.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
         return limits.unsupported(spec)
 
     @property
@@ -91,6 +99,10 @@ class QemuDriver(VMMDriver):
         return name_in(argv) if name.startswith("qemu-system") else None
 
     def _command(self, record: VMRecord, places: Places, media: Media) -> Command:
+        if media.metadata is not None:
+            with step(record.vm, "writing its metadata"):
+                make_folder(places.folder)
+                write_whole(places.metadata, metadata_disk(media.metadata), durable=False)
         argv = (str(self._binary), *arguments(record.spec, media, places, self._accelerator))
         return Command(driver=self.name, program=PROGRAM, argv=argv, output=places.log, fresh=(places.log,))
 
@@ -101,15 +113,29 @@ class QemuDriver(VMMDriver):
         with qmp, step(record.vm, "starting the guest"):
             qmp.execute("cont")
 
-    def _answer(self, places: Places, found: process.Identity) -> Answer:
+    def _answer(self, record: VMRecord, places: Places, found: process.Identity) -> Answer:
         with self._qmp(places, found, self._answer_s) as qmp:
             status = _status_of(qmp)
         argv = process.arguments(found.pid)
-        return Answer(status=status, machine=machine_in(argv), boot_args=boot_args_in(argv), disks=disks_in(argv))
+        return Answer(
+            status=status,
+            machine=machine_in(argv),
+            boot_args=boot_args_in(argv),
+            disks=disks_in(argv),
+            interfaces=interfaces_in(argv),
+            metadata=_metadata_on(places.metadata) if record.spec.mmds is not None else None,
+        )
 
     def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
         with self._qmp(places, found, timeout_s) as qmp:
             qmp.execute("stop" if paused else "cont")
+
+    def _update(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> None:
+        """Only the metadata: everything else that Firecracker changes live is refused by `unsupported`."""
+        del found, timeout_s  # nothing has to be asked
+        if (metadata := self._shelf.metadata_of(record)) is not None:
+            with places.metadata.open("r+b") as disk:  # QEMU has this very file open
+                disk.write(metadata_disk(metadata))
 
     def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
         with self._qmp(places, found, timeout_s) as qmp:
@@ -131,6 +157,15 @@ class QemuDriver(VMMDriver):
     @staticmethod
     def _qmp(places: Places, found: process.Identity, timeout_s: float) -> Qmp:
         return Qmp(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
+
+
+def _metadata_on(disk: Path) -> dict[str, Any]:
+    """What the guest can read there; nothing if that is no metadata any more."""
+    try:
+        found: dict[str, Any] = msgspec.json.decode(disk.read_bytes().rstrip(b"\n\0"), type=dict[str, Any])
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return {}
+    return found
 
 
 def _status_of(qmp: Qmp) -> VMMStatus:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.host.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.drivers.vmm import Places
 from mikrom_reconcile.host.media import Media
+from mikrom_reconcile.host.networks import Interface
 
 PROGRAM = "QEMU"
 
@@ -23,13 +26,24 @@ Accelerator = Literal["kvm", "tcg"]
 TRANSLATED_MIB = 64
 """What QEMU may keep of translated code; left to itself it takes up to 1 GiB."""
 
-OVERHEAD_MIB: dict[Accelerator, int] = {"kvm": 48, "tcg": 48 + TRANSLATED_MIB}
-"""Memory of a QEMU beside its guest's: 42 MiB were measured without translated code."""
+METADATA_ID = "mmds"
+"""The serial number of the disk that the guest finds its metadata on; the last of its disks."""
+
+METADATA_BYTES = 64 << 10
+"""Room for what Firecracker's service takes, which is 50 KiB."""
+
+OVERHEAD_MIB: dict[Accelerator, int] = {"kvm": 64, "tcg": 64 + TRANSLATED_MIB}
+"""Memory of a QEMU beside its guest's: 42 MiB were measured with the demo guest, 107 with an emulated Linux."""
 
 _ACCELERATION: dict[Accelerator, tuple[str, ...]] = {
     "kvm": ("-accel", "kvm", "-cpu", "host"),
     "tcg": ("-accel", f"tcg,tb-size={TRANSLATED_MIB}", "-cpu", "max"),
 }
+
+_STEADY_CLOCK = ("-icount", "shift=auto")
+"""The translator's clock counts instructions: a Linux that measures its clocks on a busy host hangs without it (6.1:
+"tsc: Unable to calibrate against PIT"). With more than one vCPU it hangs with it.
+"""
 
 _MACHINE = (
     # a timer, an interrupt controller and a keyboard, as a Firecracker has them; the guest finds devices through ACPI
@@ -40,6 +54,8 @@ _MACHINE = (
 
 
 _ROOT = {False: " root=/dev/vda rw", True: " root=/dev/vda ro"}
+_NETDEV = re.compile(r"tap,id=(?P<name>\w+),ifname=(?P<tap>\w+),")
+_NIC = re.compile(r"virtio-net-device,netdev=(?P<name>\w+),mac=(?P<mac>[0-9a-f:]+)")
 _DRIVE = re.compile(r"if=none,format=raw,readonly=\w+,id=(?P<name>\w+),file=(?P<path>.*)", re.DOTALL)
 
 
@@ -48,6 +64,7 @@ def bare_arguments(accelerator: Accelerator, *, kernel: Path, boot_args: str, ma
     return (
         *_MACHINE,
         *_ACCELERATION[accelerator],
+        *(_STEADY_CLOCK if accelerator == "tcg" and machine.vcpu_count == 1 else ()),
         *("-smp", str(machine.vcpu_count), "-m", f"{machine.mem_size_mib}M"),
         *("-kernel", str(kernel), "-append", boot_args),
     )
@@ -55,17 +72,26 @@ def bare_arguments(accelerator: Accelerator, *, kernel: Path, boot_args: str, ma
 
 def arguments(spec: VMSpec, media: Media, places: Places, accelerator: Accelerator) -> tuple[str, ...]:
     """The whole command line but the program. The guest stands still (`-S`) until it is told to go on."""
+    disks = media.disks
+    if media.metadata is not None:
+        disks = (*disks, Disk(name=METADATA_ID, path=places.metadata, read_only=True))
     return (
         *("-name", places.vm, "-S"),
         *bare_arguments(
-            accelerator, kernel=media.kernel, boot_args=spec.boot_args + _root_of(media.disks), machine=spec.machine
+            accelerator, kernel=media.kernel, boot_args=media.boot_args + _root_of(media.disks), machine=spec.machine
         ),
         *(() if media.initrd is None else ("-initrd", str(media.initrd))),
-        *(word for number, disk in enumerate(media.disks) for word in _disk_arguments(number, disk)),
+        *(word for disk in disks for word in _disk_arguments(disk)),
+        *(word for interface in media.interfaces for word in _nic_arguments(interface)),
         *("-chardev", f"file,id=console,append=on,path={_quoted(places.console)}", "-serial", "chardev:console"),
         *("-qmp", f"unix:{_quoted(places.socket)},server=on,wait=off"),
         *("-pidfile", str(places.pidfile), "-d", "cpu_reset"),  # both tell how it ended
     )
+
+
+def metadata_disk(metadata: dict[str, Any]) -> bytes:
+    """A disk that holds the metadata as JSON and line ends behind it: QEMU has no metadata service."""
+    return msgspec.json.encode(metadata, order="deterministic").ljust(METADATA_BYTES, b"\n")
 
 
 def _root_of(disks: tuple[Disk, ...]) -> str:
@@ -73,12 +99,20 @@ def _root_of(disks: tuple[Disk, ...]) -> str:
     return next((_ROOT[disk.read_only] for disk in disks if disk.name == ROOT_ID), "")
 
 
-def _disk_arguments(number: int, disk: Disk) -> tuple[str, ...]:
-    """A disk at its place on the bus: the guest names disks in that order, /dev/vda first."""
+def _disk_arguments(disk: Disk) -> tuple[str, ...]:
+    """One disk. QEMU finds the places on its bus, so that a guest names disks in their order, /dev/vda first."""
     mode = "on" if disk.read_only else "off"
     return (
         *("-drive", f"if=none,format=raw,readonly={mode},id={disk.name},file={_quoted(disk.path)}"),
-        *("-device", f"virtio-blk-device,drive={disk.name},bus=virtio-mmio-bus.{number}"),
+        *("-device", f"virtio-blk-device,drive={disk.name},serial={disk.name[:20]}"),
+    )
+
+
+def _nic_arguments(interface: Interface) -> tuple[str, ...]:
+    """An interface; a guest names them in their order, too."""
+    return (
+        *("-netdev", f"tap,id={interface.name},ifname={interface.tap},script=no,downscript=no"),
+        *("-device", f"virtio-net-device,netdev={interface.name},mac={interface.mac}"),
     )
 
 
@@ -106,8 +140,21 @@ def boot_args_in(argv: list[str]) -> str | None:
 
 def disks_in(argv: list[str]) -> dict[str, str]:
     """The disks by name, and the path of each."""
-    found = (_DRIVE.fullmatch(value) for option, value in pairwise(argv) if option == "-drive")
+    found = (_DRIVE.fullmatch(value) for value in _values("-drive", argv))
     return {drive["name"]: drive["path"].replace(",,", ",") for drive in found if drive}
+
+
+def interfaces_in(argv: list[str]) -> dict[str, Interface]:
+    """The interfaces by name, with the tap and the MAC address of each."""
+    taps = {found["name"]: found["tap"] for value in _values("-netdev", argv) if (found := _NETDEV.match(value))}
+    macs = {found["name"]: found["mac"] for value in _values("-device", argv) if (found := _NIC.fullmatch(value))}
+    return {
+        name: Interface(name=name, tap=tap, mac=macs.get(name, ""), bandwidth_mbit=None) for name, tap in taps.items()
+    }
+
+
+def _values(option: str, argv: list[str]) -> list[str]:
+    return [value for word, value in pairwise(argv) if word == option]
 
 
 def _after(option: str, argv: list[str]) -> str | None:

@@ -37,11 +37,14 @@ _KEPT_PLACES = 4096
 
 
 class Proc(process.Identity, frozen=True, kw_only=True):
-    """What proc.json holds: the process of the VM's last VMM, for which record it was started, and by which driver."""
+    """What proc.json holds: the process of the VM's last VMM, for which record it was started, by which driver, and how
+    much the console held before.
+    """
 
     uid: str
     generation: int
     driver: str = "firecracker"
+    console_at: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ class Places:
         return self.folder / "qemu.pid"
 
     @cached_property
+    def metadata(self) -> Path:
+        """The disk with the guest's metadata, for a VMM that has no service for it."""
+        return self.folder / "metadata.img"
+
+    @cached_property
     def socket(self) -> Path:
         """The VMM's API."""
         return self.run_folder / "api.sock"
@@ -86,7 +94,7 @@ class Places:
     def files(self) -> tuple[Path, ...]:
         """Everything that a driver may have made for the VM, the lock apart."""
         draft = self.proc.with_name(self.proc.name + ".new")
-        return (self.socket, self.proc, draft, self.console, self.log, self.metrics, self.pidfile)
+        return (self.socket, self.proc, draft, self.console, self.log, self.metrics, self.pidfile, self.metadata)
 
 
 class Layout:

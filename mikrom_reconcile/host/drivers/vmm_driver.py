@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,7 @@ from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
 from mikrom_reconcile.host.drivers.vmm_start import Command, abandon, last_words_of, spawn
 from mikrom_reconcile.host.holes import keep_tail
 from mikrom_reconcile.host.media import Media, Shelf
+from mikrom_reconcile.host.networks import Interface, boot_args_of
 from mikrom_reconcile.host.ports import VMRecord
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -48,13 +50,16 @@ _BOOTED = frozenset({"running", "paused"})
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a VMM says of itself. "unresponsive" stands for a state that no VMM in order has.
 
-    `disks` maps the name of each disk that it has open to the path under which it opened it.
+    `disks` maps the name of each disk that it has open to the path under which it opened it, `interfaces`
+    the name of each interface to what it has there.
     """
 
     status: VMMStatus
     machine: Machine | None = None
     boot_args: str | None = None
     disks: dict[str, str] | None = None
+    interfaces: dict[str, Interface] | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class VMMDriver(ABC):
@@ -97,12 +102,16 @@ class VMMDriver(ABC):
         """Configure it and let its guest run."""
 
     @abstractmethod
-    def _answer(self, places: Places, found: process.Identity) -> Answer:
+    def _answer(self, record: VMRecord, places: Places, found: process.Identity) -> Answer:
         """What it says of itself within `answer_s`. Raises UnreachableError, NoAnswerError, OSError."""
 
     @abstractmethod
     def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
         """Let its vCPUs stand still or go on. Raises FaultError, UnreachableError, NoAnswerError, OSError."""
+
+    @abstractmethod
+    def _update(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> None:
+        """Bring a VMM to its record in what changes while it runs. Raises as `_set_paused` does."""
 
     @abstractmethod
     def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
@@ -140,7 +149,7 @@ class VMMDriver(ABC):
         if self._runs_already(record, places):
             return
         self._end(places, grace_s=0, give_up_at=give_up_at)
-        with step(record.vm, "making its kernel and disks ready"):
+        with step(record.vm, "making its kernel, disks and links ready"):
             media = self._shelf.prepared(record, give_up_at=give_up_at)
             if problem := self._kernel_problem(media.kernel):
                 raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
@@ -161,6 +170,14 @@ class VMMDriver(ABC):
         """The vCPUs go on."""
         self._find_and_set_paused(record, "resuming its guest", deadline_s, paused=False)
 
+    def update(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Change what can be changed while the guest runs."""
+        places = self._layout.of(record.vm)
+        doing = "changing it while it runs"
+        with step(record.vm, doing):
+            if (found := self._find(places)) is not None:
+                self._update(record, places, found, min(deadline_s, self._answer_s))
+
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, then SIGKILL; the socket, which a VMM may leave behind, is removed."""
         places = self._layout.of(record.vm)
@@ -173,8 +190,8 @@ class VMMDriver(ABC):
         self.stop(record, grace_s=0)
         places = self._layout.of(record.vm)
         errors = [error for path in places.files() if (error := _not_removed(path))]
-        with step(record.vm, "removing its disks"):
-            self._shelf.remove(record)
+        with step(record.vm, "removing its disks and links"):
+            self._shelf.remove(record, give_up_at=time.monotonic() + vmm.KILL_S)
         with step(record.vm, "removing its files"):
             if errors:  # whatever else could go is gone
                 left = ", ".join(error.filename for error in errors)
@@ -255,7 +272,7 @@ class VMMDriver(ABC):
         answer = Answer(status="unresponsive")
         for _ in range(ATTEMPTS):
             try:
-                answer = self._answer(places, found)
+                answer = self._answer(record, places, found)
                 break
             except (UnreachableError, NoAnswerError) as error:
                 if not vmm.is_vmm(places, found):
@@ -270,8 +287,11 @@ class VMMDriver(ABC):
             pid=found.pid,
             age_s=process.age_s(found),
             machine=answer.machine,
-            boot_args=answer.boot_args,
+            console_at=found.console_at if isinstance(found, Proc) else 0,
+            boot_args=record.spec.boot_args if answer.boot_args == boot_args_of(record) else answer.boot_args,
             disks=None if answer.disks is None else self._own_disks(record, answer.disks),
+            odd_metadata=() if answer.metadata is None else self._odd_metadata(record, answer.metadata),
+            interfaces=None if answer.interfaces is None else self._own_interfaces(record, answer.interfaces),
         )
 
     def _own_disks(self, record: VMRecord, found: dict[str, str]) -> frozenset[str]:
@@ -280,6 +300,25 @@ class VMMDriver(ABC):
             return frozenset()
         paths = {disk.name: str(disk.path) for disk in self._shelf.disks_of(record)}
         return frozenset(name for name, path in found.items() if paths.get(name) == path)
+
+    def _odd_metadata(self, record: VMRecord, found: dict[str, Any]) -> tuple[str, ...]:
+        """The keys that differ; none if a secret cannot be had now: what cannot be read is not said to differ."""
+        try:
+            wanted = self._shelf.metadata_of(record) or {}
+        except PermanentError:
+            return ()
+        return tuple(sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)))
+
+    def _own_interfaces(self, record: VMRecord, found: dict[str, Interface]) -> dict[str, int | None]:
+        """The bandwidths of the interfaces that are the VM's: of its MAC address, and over its tap, which is there."""
+        if not record.spec.network_interfaces:
+            return {}
+        wanted = ((own.name, own, found.get(own.name)) for own in self._shelf.interfaces_of(record))
+        return {
+            name: there.bandwidth_mbit
+            for name, own, there in wanted
+            if there is not None and (own.tap, own.mac) == (there.tap, there.mac)
+        }
 
     def _find_and_set_paused(self, record: VMRecord, doing: str, deadline_s: float, *, paused: bool) -> None:
         places = self._layout.of(record.vm)

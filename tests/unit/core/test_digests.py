@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import permutations
 from typing import Any
 
-from mikrom_reconcile.core.digests import digest_of, fleet_digest, spec_digest
+from mikrom_reconcile.core.digests import digest_of, fleet_digest, spec_digest, texts_digest
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.observed import Drift
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 
 Row = tuple[str, str, str, tuple[Drift, ...]]
 ROW: Row = ("web-000", "1:aa", "running", ())
@@ -53,3 +54,11 @@ def test_everything_that_is_recorded_counts() -> None:
 def test_a_digest_begins_with_its_version_and_does_not_change_by_itself() -> None:
     """Digests are in the records of hosts: another value here means that every record has to be compared once."""
     assert digest_of({"b": 1, "a": [True, None]}) == "1:6a0f35aa86c886528608b4dea5d46072"
+
+
+def test_what_files_say_counts_and_not_what_they_are_called() -> None:
+    def tree(**texts: str) -> SourceTree:
+        return SourceTree(revision="", files=tuple(SourceFile(path=path, text=text) for path, text in texts.items()))
+
+    assert texts_digest(tree(a="one", b="two")) == texts_digest(tree(d="two", c="one"))
+    assert len({texts_digest(one) for one in (tree(a="one"), tree(a="two"), tree(a="one", b="one"), tree())}) == 4

@@ -12,6 +12,8 @@ from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.wiring import schemas
 
+KINDS = "known are Fleet, Image, Inventory, Network, Project"
+
 FLEET = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec:\n  replicas: 3\n  template: {image: hello}\n"
 INVENTORY = "apiVersion: mikrom/v1\nkind: Inventory\nmetadata: {name: all}\nspec: {hosts: {hv01: , hv02: }}\n"
 GUESS = "is read as {} by some programs and as text by others"
@@ -83,9 +85,9 @@ NASTY = {
         ["1:1 apiVersion and metadata are missing in the document; write apiVersion: mikrom/v1"],
     ),
     "an unknown kind": (FLEET.replace("Fleet", "Flet"), ["2:7 unknown kind 'Flet'; did you mean Fleet?"]),
-    "a kind that is to come": (FLEET.replace("Fleet", "Network"), ["2:7 kind Network is not implemented yet"]),
-    "a kind that is a list": ("kind: [a]\n", ["1:7 kind cannot be a list; known are Fleet, Image, Inventory, Project"]),
-    "a kind that is empty": ("kind:\n", ["1:6 kind cannot be null; known are Fleet, Image, Inventory, Project"]),
+    "a kind that is to come": (FLEET.replace("Fleet", "Refactor"), ["2:7 kind Refactor is not implemented yet"]),
+    "a kind that is a list": ("kind: [a]\n", [f"1:7 kind cannot be a list; {KINDS}"]),
+    "a kind that is empty": ("kind:\n", [f"1:6 kind cannot be null; {KINDS}"]),
     "another version": (
         FLEET.replace("/v1", "/v2"), ['1:13 apiVersion cannot be "mikrom/v2"; write mikrom/v1'],
     ),

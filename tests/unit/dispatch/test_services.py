@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import SetupError, UsageError
 from mikrom_reconcile.dispatch import services
 from mikrom_reconcile.dispatch.broker import broker_url, without_password
+from mikrom_reconcile.dispatch.private_services import private_settings
 from mikrom_reconcile.settings import Settings, load
 
 
@@ -35,6 +37,16 @@ def test_a_service_says_what_it_does_not_start_without(
 ) -> None:
     with pytest.raises((UsageError, SetupError), match=missing):
         services.check(service, settings(own_environment, **variables))
+
+
+def test_flower_names_a_port_that_is_taken(own_environment: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = settings(
+            own_environment, MIKROM_BROKER_URL="redis://x", FLOWER_BASIC_AUTH="ana:x", FLOWER_PORT=str(port)
+        )
+        with pytest.raises(SetupError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            services.check("flower", found)
 
 
 def test_no_argument_of_a_service_tells_a_secret(own_environment: Path) -> None:
@@ -87,3 +99,14 @@ def test_up_that_is_still_starting_is_never_taken_for_none(
         with pytest.raises(SetupError, match="is not ready yet"):
             services.find_up(found)
     locks.give_back(fd)
+
+
+@pytest.mark.parametrize("specs", ["git+https://example.net/repo@main#specs", "/srv/specs"])
+def test_up_takes_specs_from_git_as_they_are(own_environment: Path, specs: str) -> None:
+    assert private_settings(settings(own_environment, MIKROM_SPECS=specs)).specs == specs
+
+
+def test_a_service_does_not_start_with_a_source_that_git_would_misunderstand(own_environment: Path) -> None:
+    found = settings(own_environment, MIKROM_BROKER_URL="redis://x", MIKROM_SPECS="git+ext::sh -c x")
+    with pytest.raises(UsageError, match="its protocol must be one of"):
+        services.check("control", found)

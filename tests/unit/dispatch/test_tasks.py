@@ -21,6 +21,7 @@ from mikrom_reconcile.dispatch.calls import Call, unpack
 from mikrom_reconcile.dispatch.log_lines import FieldsFormatter, TaskId
 from mikrom_reconcile.dispatch.messages import priority_of
 from mikrom_reconcile.dispatch.registry import register
+from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from tests.fakes import HOST, order
 from tests.fleet import KEYS, Fleet
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
@@ -205,3 +206,20 @@ def test_people_go_before_the_schedule_and_what_makes_room_before_what_takes_it(
             message.ack()
     people = sorted(get_args(Verb), key=lambda verb: verb not in {"stop", "delete"})
     assert taken == [*people, *(f"scheduled {verb}" for verb in people)]
+
+
+def test_an_order_travels_with_its_backstop_its_priority_and_no_argument_to_read(app: FleetApp, redis: Fleet) -> None:
+    redis.redis.set(KEYS.heartbeat(OWNER), "1-a-worker")
+    sent = msgspec.structs.replace(order("delete", VM), scheduled=True)
+    (outcome,) = CeleryHosts(app, redis.redis).execute([sent], forks=1, deadline_s=0.1)
+    assert outcome.result == "failed_temporary"
+    with app.connection_for_read() as connection, connection.SimpleQueue(KEYS.host_queue(HOST)) as queue:
+        message = queue.get(timeout=5)
+        message.ack()
+    assert message.headers["timelimit"] == [sent.action.deadline_s + 30, None]
+    assert message.properties["priority"] == 6
+    assert (message.headers["argsrepr"], message.headers["kwargsrepr"]) == (
+        "(not shown)",
+        f"{VM} on {HOST} · run run-1",
+    )
+    assert message.headers["sent_at"] > 0

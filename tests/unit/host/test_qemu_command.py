@@ -16,11 +16,13 @@ from mikrom_reconcile.host.drivers.qemu_command import (
     arguments,
     boot_args_in,
     disks_in,
+    interfaces_in,
     machine_in,
     name_in,
 )
 from mikrom_reconcile.host.drivers.vmm import Layout
 from mikrom_reconcile.host.media import Media
+from mikrom_reconcile.host.networks import Interface
 
 PLACES = Layout(Path("/srv/mikrom"), Path("/run/a,b")).of("web-001")
 KERNEL = Path("/srv/kernel")
@@ -31,8 +33,11 @@ def disk(name: str, path: str | None = None, *, read_only: bool = False) -> Disk
     return Disk(name=name, path=Path(path or f"/srv/{name}.img"), read_only=read_only)
 
 
-def line(spec: VMSpec, *disks: Disk, initrd: Path | None = None, accelerator: Accelerator = "tcg") -> list[str]:
-    return list(arguments(spec, Media(kernel=KERNEL, initrd=initrd, disks=disks), PLACES, accelerator))
+def line(
+    spec: VMSpec, *disks: Disk, interfaces: tuple[Interface, ...] = (), accelerator: Accelerator = "tcg"
+) -> list[str]:
+    media = Media(kernel=KERNEL, boot_args=spec.boot_args, disks=disks, interfaces=interfaces)
+    return list(arguments(spec, media, PLACES, accelerator))
 
 
 def after(option: str, argv: list[str]) -> str:
@@ -55,11 +60,16 @@ def test_what_a_spec_says_is_read_back(
     disks = [disk(f"d{number}", path) for number, path in enumerate(paths)]
     if rooted:
         disks.insert(0, disk(ROOT_ID, "/srv/r,oot", read_only=read_only))
-    argv = line(VMSpec(image="x", machine=machine, boot_args=boot_args), *disks)
+    nics = tuple(
+        Interface(name=f"eth{number}", tap=f"mk{number}", mac=f"06:00:00:00:00:0{number}", bandwidth_mbit=None)
+        for number in range(len(paths))
+    )
+    argv = line(VMSpec(image="x", machine=machine, boot_args=boot_args), *disks, interfaces=nics)
     assert name_in(argv) == "web-001"
     assert machine_in(argv) == machine
     assert boot_args_in(argv) == boot_args
     assert disks_in(argv) == {disk.name: str(disk.path) for disk in disks}
+    assert interfaces_in(argv) == {nic.name: nic for nic in nics}
 
 
 def test_a_command_line_that_is_not_ours_says_nothing() -> None:
@@ -71,10 +81,7 @@ def test_a_command_line_that_is_not_ours_says_nothing() -> None:
 def test_disks_stand_on_the_bus_in_their_order_and_the_root_disk_is_mounted_as_under_firecracker() -> None:
     argv = line(VMSpec(image="x", boot_args="quiet"), disk(ROOT_ID, read_only=True), disk("data"))
     devices = [value for value in argv if value.startswith("virtio-blk")]
-    assert devices == [
-        f"virtio-blk-device,drive={ROOT_ID},bus=virtio-mmio-bus.0",
-        "virtio-blk-device,drive=data,bus=virtio-mmio-bus.1",
-    ]
+    assert devices == [f"virtio-blk-device,drive={name},serial={name}" for name in (ROOT_ID, "data")]
     assert after("-append", argv) == "quiet root=/dev/vda ro"
     assert f"readonly=on,id={ROOT_ID}" in after("-drive", argv)
 
@@ -90,5 +97,16 @@ def test_an_accelerator_brings_its_cpu(accelerator: Accelerator, words: str) -> 
 
 
 def test_an_initrd_is_loaded_if_there_is_one() -> None:
-    assert after("-initrd", line(VMSpec(image="x"), initrd=Path("/srv/initrd"))) == "/srv/initrd"
+    media = Media(kernel=KERNEL, initrd=Path("/srv/initrd"))
+    assert after("-initrd", list(arguments(VMSpec(image="x"), media, PLACES, "tcg"))) == "/srv/initrd"
     assert "-initrd" not in line(VMSpec(image="x"))
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "vcpu_count", "steady"), [("tcg", 1, True), ("tcg", 2, False), ("kvm", 1, False)]
+)
+def test_the_clock_of_one_emulated_vcpu_counts_instructions(
+    accelerator: Accelerator, vcpu_count: int, *, steady: bool
+) -> None:
+    spec = VMSpec(image="x", machine=Machine(vcpu_count=vcpu_count))
+    assert ("-icount" in line(spec, accelerator=accelerator)) is steady

@@ -9,14 +9,17 @@ from textwrap import dedent
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView
-from mikrom_reconcile.core.model.specs import EXCERPT_BEFORE, SpecProblem
+from mikrom_reconcile.core.model.run import UnfinishedRun
+from mikrom_reconcile.core.model.specs import EXCERPT_BEFORE, SourceState, SpecProblem
 from mikrom_reconcile.output.doctor_text import Check, SettingLine, doctor_text
+from mikrom_reconcile.output.history_text import history_text, unfinished_line
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import console_text, one_line
 from mikrom_reconcile.output.problem_text import problems_text
-from mikrom_reconcile.output.status_text import Wish, status_of, status_text
+from mikrom_reconcile.output.status_text import Wish, source_line, status_of, status_text
 from mikrom_reconcile.output.style import PLAIN, Style
 from mikrom_reconcile.output.table import table
 from mikrom_reconcile.output.units import age, counted, duration, mebibytes
@@ -202,3 +205,38 @@ def test_doctor_says_how_to_mend_what_is_broken() -> None:
         "SETTING       VALUE\n"
         "MIKROM_FORKS  32     actions at once\n"
     )
+
+
+SOURCE = SourceState(
+    name="git+https://there/fleet@main", revision="4f1c", number=3, digest="1:aa", since=NOW, good_at=NOW, looked_at=NOW
+)
+GONE = replace(SOURCE, problem="gone")
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        (SOURCE, "revision 4f1c, read 5s ago."),
+        (GONE, "which was good until 5s ago; revision 4f1c is used on: gone"),
+        (replace(GONE, good_at=None, revision="", since=None), "main; nothing is planned: gone"),
+    ],
+)
+def test_the_source_of_scheduled_runs_is_told_in_one_line(state: SourceState, line: str) -> None:
+    told = source_line(state, NOW + timedelta(seconds=5))
+    assert told.startswith("Scheduled runs use git+https://there/fleet@main")
+    assert told.endswith(line)
+    assert line in status_text(status_of((), {}, None, state), NOW + timedelta(seconds=5), PLAIN)
+
+
+def test_runs_without_a_report_come_first_and_say_how_far_they_are() -> None:
+    waiting = UnfinishedRun(run_id="r1", origin="apply by ana", since=NOW, state="waiting", planned=4)
+    going = UnfinishedRun(run_id="r2", origin="beat", since=NOW, state="running", done=2, failed=1)
+    failed = UnfinishedRun(run_id="r3", origin="apply by ana", since=NOW, state="failed", error="no lease\x1b[2J")
+    assert unfinished_line(waiting) == "Waits for a control worker."
+    assert unfinished_line(going) == "Goes on: 2 done, 1 failed."
+    _, *lines = history_text([report(plan(), remaining=plan())], NOW, PLAIN, [waiting, going, failed]).splitlines()
+    assert [line.split()[3] for line in lines[:3]] == ["r1", "r2", "r3"]
+    assert "4 actions" in lines[0]
+    assert "\x1b" not in lines[2]
+    assert "Ended without a report: no lease" in lines[2]
+    assert len(lines) == 4

@@ -1,0 +1,125 @@
+"""Spans from a run to its actions, for OpenTelemetry: where the extra `otel` is installed and OTEL_* asks for them.
+
+Everywhere else a span is one shared object that does nothing, and nothing is imported. Contexts travel as W3C
+`traceparent` in the headers of messages. It must never change what a run does, nor end it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+_ASKED_BY = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+FLUSH_S = 1.0
+"""What a worker that ends waits for its last spans to be taken: a collector may be silent."""
+
+_tracer: Any = None
+_provider: Any = None
+
+
+class Span:
+    """What goes on inside a `with` block; here: nothing that anybody hears of."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The end of the block is the end of the span."""
+
+    def ended(self, result: str, error: str | None) -> None:
+        """Say how it ended; an error marks the span."""
+
+
+_NONE = Span()
+
+
+def span(name: str, parent: Mapping[str, str] | None = None, **about: str | int) -> AbstractContextManager[Span]:
+    """A span inside the one that is open here, or inside that of a message's headers; `about` as `mikrom.<name>`."""
+    return _NONE if _tracer is None else _Recorded(name, parent, about)
+
+
+def carried() -> dict[str, str]:
+    """Headers by which another process can go on with the span that is open here."""
+    if _tracer is None:
+        return {}
+    from opentelemetry import propagate  # noqa: PLC0415 - only where it is used
+
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    return headers
+
+
+def set_up(role: str) -> None:
+    """Begin to record, if that is asked for. What is missing for it is a warning, never an end."""
+    global _tracer, _provider
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "otlp")
+    if not any(os.environ.get(variable) for variable in _ASKED_BY) or exporter == "none":
+        return
+    try:
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - only who asks pays
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+        name = os.environ.get("OTEL_SERVICE_NAME") or f"mikrom-{role}"
+        # at its end it would wait for a silent collector longer than a supervisor waits for the worker
+        provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(_exporter(exporter)))
+    except (ImportError, ValueError) as error:
+        log.warning(
+            "no traces, though OTEL_* asks for them: %s; is the extra installed (mikrom-reconcile[otel])?", error
+        )
+        return
+    _tracer, _provider = provider.get_tracer("mikrom_reconcile"), provider
+
+
+def flush() -> None:
+    """Send what is left, for `FLUSH_S` at most."""
+    if _provider is not None:
+        flushing = threading.Thread(target=_provider.force_flush, name="flush spans", daemon=True)
+        flushing.start()
+        flushing.join(FLUSH_S)
+
+
+def _exporter(name: str) -> Any:
+    from opentelemetry.sdk.trace.export import ConsoleSpanExporter  # noqa: PLC0415 - as above
+
+    if name == "console":
+        return ConsoleSpanExporter(formatter=lambda told: told.to_json(indent=None) + "\n")
+    if name != "otlp":
+        raise ValueError(f"OTEL_TRACES_EXPORTER={name} is not otlp, console or none")
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+
+    return OTLPSpanExporter()
+
+
+class _Recorded(Span):
+    """A span that OpenTelemetry keeps."""
+
+    def __init__(self, name: str, parent: Mapping[str, str] | None, about: Mapping[str, str | int]) -> None:
+        from opentelemetry import propagate  # noqa: PLC0415 - only where it is used
+
+        context = propagate.extract(parent) if parent else None
+        attributes = {f"mikrom.{key}": value for key, value in about.items()}
+        self._open = _tracer.start_as_current_span(name, context=context, attributes=attributes)
+
+    def __enter__(self) -> Self:
+        self._span = self._open.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.__exit__(*error)
+
+    def ended(self, result: str, error: str | None) -> None:
+        """Say how it ended; an error marks the span."""
+        from opentelemetry.trace import StatusCode  # noqa: PLC0415 - only where it is used
+
+        self._span.set_attribute("mikrom.result", result)
+        if error:
+            self._span.set_status(StatusCode.ERROR, error)

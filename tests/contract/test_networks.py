@@ -1,0 +1,192 @@
+"""Real microVMs on real taps and bridges, in a network namespace of the test's own."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.errors import PermanentError
+from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
+from mikrom_reconcile.core.model.devices import NetworkInterface, RateLimiter
+from mikrom_reconcile.host.netlink import Link, Netlink
+from mikrom_reconcile.host.networks import Networks
+from mikrom_reconcile.host.ports import VMRecord
+from tests.contract.drivers import RealBench, record_of
+from tests.contract.hosts import Host
+from tests.contract.test_fields import Socket
+from tests.fakes import desired_vm, order
+from tests.netns import own_namespace
+
+VM = "web-000"
+
+
+@pytest.fixture(autouse=True)
+def namespace() -> Iterator[int]:
+    with own_namespace() as inside:
+        yield inside
+
+
+@pytest.fixture
+def host(real: RealBench, own_environment: Path) -> Host:
+    return Host(real, own_environment)
+
+
+def nic(**fields: Any) -> NetworkInterface:
+    return NetworkInterface(network="prod", cidr="10.0.0.0/24", gateway="10.0.0.1", **fields)
+
+
+def wanted(name: str = VM, address: str = "10.0.0.9", **fields: Any) -> DesiredVM:
+    spec = VMSpec(image="hello", machine=Machine(mem_size_mib=4), network_interfaces={"eth0": nic(**fields)})
+    return replace(desired_vm(name, spec), addresses={"eth0": address})
+
+
+def record(name: str = "a", **fields: Any) -> VMRecord:
+    spec = VMSpec(image="hello", network_interfaces={"eth0": nic(**fields)})
+    return replace(record_of(name), spec=spec, addresses={"eth0": "10.0.0.9"})
+
+
+def soon() -> float:
+    return time.monotonic() + 10
+
+
+def devices() -> dict[str, Link]:
+    """Every device but the loopback."""
+    with Netlink() as kernel:
+        return {link.name: link for link in kernel.links() if link.name != "lo"}
+
+
+def bandwidth(real: RealBench) -> list[int | None]:
+    _, config = Socket(real.socket(VM)).ask("GET", "/vm/config")
+    (found,) = config["network-interfaces"]
+    limits = (found["rx_rate_limiter"], found["tx_rate_limiter"])
+    return [limit and limit["bandwidth"] and limit["bandwidth"]["size"] for limit in limits]
+
+
+@pytest.mark.kvm
+def test_a_vm_has_its_tap_on_the_bridge_and_its_address_in_the_boot_arguments(host: Host, real: RealBench) -> None:
+    seen = host.created(VM, wanted())
+    assert (seen.addresses, seen.drift) == ({"eth0": "10.0.0.9"}, ())
+    bridge, tap = sorted(devices().values(), key=lambda link: link.master)
+    assert (tap.master, tap.up, bridge.up) == (bridge.index, True, True)
+    _, config = Socket(real.socket(VM)).ask("GET", "/vm/config")
+    assert config["network-interfaces"][0]["host_dev_name"] == tap.name
+    assert config["boot-source"]["boot_args"].endswith("ip=10.0.0.9::10.0.0.1:255.255.255.0:web-000:eth0:off")
+    host.converge(VM, None)
+    assert devices() == {}
+    assert host.records.released("shop").keys() == {"10.0.0.9"}
+
+
+@pytest.mark.kvm
+def test_a_rate_limit_changes_while_the_vm_runs_and_what_others_change_is_changed_back(
+    host: Host, real: RealBench
+) -> None:
+    pid = host.created(VM, wanted()).pid
+    for limit, size in ((8, 1_000_000), (80, 10_000_000), (None, None)):
+        desired = wanted(rate_limiter=RateLimiter(bandwidth_mbit=limit))
+        assert [(outcome.verb, outcome.result) for outcome in host.converge(VM, desired)] == [("update", "done")]
+        assert bandwidth(real) == [size, size]
+    tampered = {"iface_id": "eth0", "rx_rate_limiter": {"bandwidth": {"size": 7, "refill_time": 1000}}}
+    assert Socket(real.socket(VM)).ask("PATCH", "/network-interfaces/eth0", tampered)[0] == 204
+    seen = host.seen(VM)
+    assert seen is not None
+    assert [drift.path for drift in seen.drift] == ["network_interfaces.eth0.rate_limiter.bandwidth_mbit"]
+    assert [outcome.verb for outcome in host.converge(VM, wanted())] == ["update"]
+    assert bandwidth(real) == [None, None]
+    assert real.pids(VM) == [pid]
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("what", ["deleted", "taken off its bridge"])
+def test_a_tap_that_was_lost_under_a_running_vm_is_drift(host: Host, real: RealBench, what: str) -> None:
+    host.created(VM, wanted())
+    (tap,) = (link for link in devices().values() if link.master)
+    with Netlink() as kernel:
+        if what == "deleted":
+            kernel.delete(tap.index)
+        else:
+            kernel.set_up(tap.index, alias=tap.alias, master=0)
+    seen = host.seen(VM)
+    assert seen is not None
+    assert [(drift.path, drift.actual) for drift in seen.drift] == [("network_interfaces.eth0", None)]
+    assert [outcome.verb for outcome in host.converge(VM, wanted())] == ["restart"]
+    assert len(real.pids(VM)) == 1
+    assert len(devices()) == 2
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("what", ["tap", "bridge"])
+def test_a_name_that_is_somebody_elses_stops_that_vm_alone(host: Host, real: RealBench, what: str) -> None:
+    networks = Networks((host.state_dir).resolve())
+    own = replace(record(VM), project="shop")
+    networks.prepare(own, give_up_at=soon())
+    (victim,) = (link for link in devices().values() if bool(link.master) == (what == "tap"))
+    with Netlink() as kernel:
+        kernel.set_up(victim.index, alias="precious")
+    outcome = host.hypervisor.execute(order("create", VM, desired=wanted()))
+    assert outcome.result == "failed_permanent"
+    assert f"{what} {victim.name} is somebody else's (alias 'precious')" in str(outcome.error)
+    assert devices()[victim.name].alias == "precious"
+    assert real.pids(VM) == []
+
+
+def test_links_are_made_once_by_many_and_bridges_go_with_the_last_tap(tmp_path: Path) -> None:
+    networks = Networks(tmp_path)
+    records = [record(f"vm-{number:02d}") for number in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda one: networks.prepare(one, give_up_at=soon()), records * 2))
+    found = devices()
+    assert len(found) == 21
+    assert len({link.master for link in found.values()} - {0}) == 1
+    assert all(networks.in_place(one) == {"eth0"} for one in records)
+    known = {one.vm for one in records[1:]}
+    assert [link.alias.rpartition("vm=")[2] for link in networks.strays(known)] == ["vm-00:nic=eth0"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda one: networks.remove(one, give_up_at=soon()), records * 2))
+    assert devices() == {}
+
+
+def test_what_a_killed_maker_left_without_an_alias_is_made_whole(tmp_path: Path) -> None:
+    networks = Networks(tmp_path)
+    networks.prepare(record(), give_up_at=soon())
+    with Netlink() as kernel:
+        for link in devices().values():
+            kernel.set_up(link.index, alias="", master=0 if link.master else None)
+    assert networks.in_place(record()) == set()
+    networks.prepare(record(), give_up_at=soon())
+    assert networks.in_place(record()) == {"eth0"}
+
+
+def test_nat_is_a_table_of_the_bridges_own_and_goes_with_it(tmp_path: Path) -> None:
+    networks = Networks(tmp_path)
+    networks.prepare(record(nat=True), give_up_at=soon())
+    rules = subprocess.run(("nft", "list", "ruleset"), capture_output=True, text=True, check=True).stdout
+    assert "ip saddr 10.0.0.0/24" in rules
+    assert rules.count("masquerade") == 1
+    networks.remove(record(nat=True), give_up_at=soon())
+    assert subprocess.run(("nft", "list", "ruleset"), capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_nat_without_nft_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(PermanentError, match="install nftables, or leave nat out"):
+        Networks(tmp_path).prepare(record(nat=True), give_up_at=soon())
+
+
+def test_one_address_is_made_and_released_a_thousand_times(tmp_path: Path) -> None:
+    networks = Networks(tmp_path)
+    stay = record("stays")
+    networks.prepare(stay, give_up_at=soon())
+    for _ in range(1000):
+        networks.prepare(record(), give_up_at=soon())
+        with Netlink() as kernel:
+            link = kernel.link(networks.of(record())[0].tap)
+            assert link is not None
+            kernel.delete(link.index)
+    assert networks.in_place(record()) == set()

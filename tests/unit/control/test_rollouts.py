@@ -1,0 +1,76 @@
+"""A run and the batches of a rollout: an apply waits for them, Beat comes again, and progress hears everything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mikrom_reconcile import settings, wiring
+from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+
+FLEET = """
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {{name: web}}
+spec:
+  replicas: 3
+  template: {{image: hello, boot_args: "{boot_args}"}}
+  rollout: {{min_healthy_time: {time}}}
+"""
+Apply = Callable[..., RunReport]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setenv("MIKROM_DRIVER", "simulated")
+    return wiring.open_engine(settings.load())
+
+
+def request(boot_args: str, *, min_healthy_time: str = "200ms", origin: str = "a test", **asked: float) -> RunRequest:
+    text = FLEET.format(boot_args=boot_args, time=min_healthy_time)
+    tree = SourceTree(revision="r", files=(SourceFile(path="web.yml", text=text),))
+    return RunRequest(run_id="r", origin=origin, tree=tree, **asked)  # type: ignore[arg-type]
+
+
+def applied(engine: Engine, asked: RunRequest, heard: list[ActionOutcome] | None = None) -> RunReport:
+    return engine.apply(asked, None, progress=([] if heard is None else heard).append)
+
+
+def test_an_apply_waits_until_each_batch_was_healthy_for_long_enough(engine: Engine) -> None:
+    applied(engine, request("a"))
+    began_s = time.monotonic()
+    report = applied(engine, request("b"))
+    assert time.monotonic() - began_s >= 0.4
+    assert [outcome.vm for outcome in report.outcomes] == ["web-000", "web-001", "web-002"]
+    assert (report.remaining is not None and report.remaining.changes, report.late) == ((), False)
+
+
+def test_a_scheduled_run_leaves_the_next_batch_to_the_next_tick(engine: Engine) -> None:
+    applied(engine, request("a"))
+    ticks = [applied(engine, request("b", origin=BEAT, min_healthy_time=time)) for time in ("1h", "1h", "1ms")]
+    first, second, third = ([outcome.vm for outcome in report.outcomes] for report in ticks)
+    assert (first, second) == (["web-000"], []), "it was not healthy for long enough"
+    assert third[0] == "web-001"
+
+
+def test_a_run_whose_time_is_over_before_a_batch_is_healthy_is_late(engine: Engine) -> None:
+    applied(engine, request("a"))
+    began_s = time.monotonic()
+    report = applied(engine, request("b", min_healthy_time="1h", timeout_s=0.5))
+    assert time.monotonic() - began_s < 5
+    assert [outcome.vm for outcome in report.outcomes] == ["web-000"]
+    assert report.late
+
+
+def test_progress_hears_what_has_become_stale(engine: Engine) -> None:
+    applied(engine, request("a"))
+    plan = engine.plan(request("b"))
+    applied(engine, request("c"))
+    heard: list[ActionOutcome] = []
+    report = engine.apply(request("b"), plan, progress=heard.append)
+    assert [(outcome.vm, outcome.result) for outcome in heard] == [("web-000", "stale")]
+    assert tuple(heard) == report.outcomes

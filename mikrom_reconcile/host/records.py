@@ -33,7 +33,7 @@ from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryEr
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host.checks import Checks
-from mikrom_reconcile.host.files import OddFileError, read_small, sync_folder, write_whole
+from mikrom_reconcile.host.files import OddFileError, SharedFolder, read_small, sync_folder, write_whole
 from mikrom_reconcile.host.ports import VMRecord
 
 FORMAT_VERSION = 1
@@ -91,6 +91,7 @@ class Records:
         self._released = state_dir / "released"
         self.checks = Checks(state_dir)
         self._locks = state_dir / "locks"
+        self._names = SharedFolder(self._vms)
         self._path = lru_cache(_KEPT_PATHS)(self._path_of)
 
     @contextmanager
@@ -135,16 +136,19 @@ class Records:
             if (found := self.read(name)) is not None:
                 yield found
 
-    def write(self, record: VMRecord) -> None:
-        """Replace the VM's record. The caller holds the action lock. Raises TemporaryError, changing nothing."""
+    def write(self, record: VMRecord, *, or_before: bool = False) -> None:
+        """Replace the VM's record. The caller holds the action lock. Raises TemporaryError, changing nothing.
+
+        With `or_before` a power cut may bring back what it was before.
+        """
         path = self._path(record.vm)
         try:
             is_new = not path.parent.exists()
             if is_new:
                 make_folder(path.parent)
-            write_whole(path, _sealed(record))
+            write_whole(path, _sealed(record), or_before=or_before)
             if is_new:
-                sync_folder(self._vms)
+                self._names.sync()
                 self._attempt_path(record.vm).unlink(missing_ok=True)
         except OSError as error:
             with suppress(OSError):
@@ -166,7 +170,7 @@ class Records:
             path.unlink(missing_ok=True)
             self.clear(record.vm)
             self.checks.forget(record.vm)
-            sync_folder(self._vms)
+            self._names.sync()
         except OSError as error:
             message = f"cannot remove {path}: {error.strerror}"
             raise TemporaryError(message, vm=record.vm, step="removing its record") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.capacity import room_of
+from mikrom_reconcile.core.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.desired import desired_state
 from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, in_scope
 from mikrom_reconcile.core.digests import digest_of
@@ -24,6 +24,8 @@ from mikrom_reconcile.core.placement import Landscape
 from mikrom_reconcile.core.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
 from mikrom_reconcile.core.specs import VM_NAME, Specs, drained_hosts
+
+NO_LIMITS: Mapping[str, int] = {}
 
 ACTION_DEADLINE_S = 300.0
 """Longest one action may take, graceful stop included: five minutes, as the predecessor's users know it."""
@@ -153,7 +155,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     rolling = limit_disruption(chosen.changes, changes, desired, sight, _rollouts(specs), limits)
     changes, unleased = leased(rolling.changes, specs.networks, desired, sight, asked.placements)
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
-    actions = tuple(actions_of(changes, specs.project))
+    actions = tuple(actions_of(changes, specs.project, _mem_limits_mib(specs, sight, changes)))
     found = (*protected, *pruned, *unleased, *_blocked(changes), *rolling.refusals)
     refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
     plan = numbered(
@@ -185,8 +187,10 @@ def _rollouts(specs: Specs) -> dict[str, Rollout | None]:
     return {fleet.name: fleet.rollout for fleet in specs.fleets}
 
 
-def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
-    """One action for each change that has a verb, in the order of the changes."""
+def actions_of(
+    changes: Iterable[VMChange], project: str, mem_limits_mib: Mapping[str, int] = NO_LIMITS
+) -> Iterator[Action]:
+    """One action for each change that has a verb, in the order of the changes. `mem_limits_mib` are by host."""
     for change in changes:
         if change.kind not in VERBS:
             continue
@@ -199,12 +203,23 @@ def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
             "expect": expect_of(change.observed),
             "deadline_s": ACTION_DEADLINE_S,
         }
+        if change.host in mem_limits_mib:
+            content["mem_limit_mib"] = mem_limits_mib[change.host]
         yield Action(id=digest_of(content), **content)
 
 
 def expect_of(seen: ObservedVM | None) -> Expect:
     """What an action that was planned from this row expects to find."""
     return Expect(uid=seen.uid, generation=seen.generation) if seen else Expect(uid=None, generation=0)
+
+
+def _mem_limits_mib(specs: Specs, sight: Sight, changes: Iterable[VMChange]) -> dict[str, int]:
+    """What hosts are told to go by instead of the memory that they have, because the inventory says so."""
+    if specs.inventory is None:
+        return {}
+    hosts = {change.host for change in changes if change.kind in VERBS} & sight.reports.keys()
+    limits = {host: mem_limit_mib(specs.inventory, sight.reports[host]) for host in hosts}
+    return {host: limit for host, limit in limits.items() if limit is not None}
 
 
 def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:

@@ -334,7 +334,7 @@ def restarting(case: Case) -> Verdict:
 def drifted(case: Case) -> Verdict:
     """The VMM is not what its record says, in what only a restart mends."""
     desired, observed = _both(case)
-    if any(impact_of(item.path) != "live" for item in _drift(desired, observed)):
+    if any(impact_of(item.path) in {"restart", "replace"} for item in _drift(desired, observed)):
         return case.change("restart", *_drift_reasons(desired, observed), fields=changed_fields(desired, observed))
     return None
 

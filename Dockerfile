@@ -22,7 +22,7 @@ ENV PATH=/opt/mikrom/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MIKROM_STATE_DIR=/var/lib/mikrom \
     MIKROM_RUN_DIR=/tmp/mikrom
-USER mikrom
+USER 10001
 WORKDIR /var/lib/mikrom
 ENTRYPOINT ["mikrom"]
 CMD ["--help"]

@@ -2,8 +2,8 @@
 
 Both come from Debian packages that are unpacked, not installed; what was built stays in a cache folder. The guest
 
-- counts its boots on the root disk (ext4) and on each further disk (its first bytes): `MIKROM-BOOTS rootfs 1`;
-- takes the address of the kernel's `ip=` argument and serves its name over HTTP on port 80;
+- counts its boots on the root disk (ext4) and on each drive (in its first bytes): `MIKROM-BOOTS rootfs 1`;
+- takes the address of the kernel's `ip=` argument and serves its name over HTTP on port 80, and its metadata;
 - says `MIKROM-LINUX up`, and ends at Ctrl-Alt-Del, after `MIKROM-LINUX bye`.
 """
 
@@ -38,13 +38,13 @@ INITTAB = """::sysinit:/rc
 
 LEAVE = """#!/bin/sh
 echo MIKROM-LINUX bye
-umount -a -r
 sync
+umount /root-disk 2>/dev/null
 exec reboot -f
 """
 
 RC = r"""#!/bin/sh
-mkdir -p /proc /sys /dev /root-disk /www
+mkdir -p /proc /sys /root-disk /www
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
@@ -61,11 +61,17 @@ if [ -n "$root" ] && mount -t ext4 "$root" /root-disk; then
     sync
     echo "MIKROM-BOOTS rootfs $(grep -c . /root-disk/boots)"
 fi
-for disk in /dev/vd?; do
+for disk in /sys/block/vd*; do
+    name=$(cat "$disk/serial" 2>/dev/null)
+    disk=/dev/${disk##*/}
     [ "$disk" != "$root" ] && [ -b "$disk" ] || continue
-    boots=$(($(head -c 8 "$disk" | tr -dc 0-9) + 1))
+    if [ "$name" = mmds ]; then
+        head -n 1 "$disk" >/www/metadata
+        continue
+    fi
+    boots=$(($(head -c 8 "$disk" | tr -dc 0-9 | sed 's/^0*//') + 1))
     printf '%08d' "$boots" | dd of="$disk" conv=notrunc,fsync 2>/dev/null
-    echo "MIKROM-BOOTS ${disk#/dev/} $boots"
+    echo "MIKROM-BOOTS $name $boots"
 done
 
 if [ -n "$ip" ]; then # client::gateway:netmask:hostname:device:off

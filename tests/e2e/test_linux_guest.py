@@ -1,0 +1,125 @@
+"""A real Linux in QEMU's software emulation, from a spec to a page that the host reads over tap and bridge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.command import Mikrom
+from tests.linux_guest import BOOT_ARGS, PROGRAMS, built, make_rootfs
+from tests.netns import own_namespace
+
+# the kernel comes from Debian's archive, and each boot takes seconds of CPU time
+pytestmark = [pytest.mark.soak, pytest.mark.needs(*PROGRAMS), pytest.mark.timeout(600)]
+
+VM = "web-000"
+BOOT_S = 120.0
+"""Three seconds where nothing else runs."""
+
+SPECS = """\
+apiVersion: mikrom/v1
+kind: Project
+metadata: {{name: demo}}
+---
+apiVersion: mikrom/v1
+kind: Image
+metadata: {{name: linux}}
+spec:
+  kernel: {kernel}
+  initrd: {initrd}
+  rootfs: {rootfs}
+  boot_args: "{boot_args}"
+---
+apiVersion: mikrom/v1
+kind: Network
+metadata: {{name: prod}}
+spec: {{cidr: 10.77.0.0/24}}
+---
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {{name: web}}
+spec:
+  replicas: 1
+  template:
+    image: linux
+    machine: {{mem_size_mib: 128}}
+    drives: {{data: {{size_mib: 4, on_delete: delete}}}}
+    network_interfaces: {{eth0: {{network: prod}}}}
+    mmds: {{role: page}}
+"""
+
+
+class Spec:
+    """The spec of one VM, and the files that it names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images = folder / "images"
+        self.images.mkdir()
+        guest = built()
+        self._boots = {name: Path(shutil.copy(getattr(guest, name), self.images)) for name in ("kernel", "initrd")}
+
+    def write(self, *, rootfs_mib: int) -> None:
+        rootfs = make_rootfs(self.images / f"root-{rootfs_mib}.ext4", size_mib=rootfs_mib)
+        files = {**self._boots, "rootfs": rootfs}
+        pinned = {name: json.dumps({"source": path.as_uri(), "sha256": digest(path)}) for name, path in files.items()}
+        (self.folder / "specs/web.yml").write_text(SPECS.format(boot_args=BOOT_ARGS, **pinned))
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def spec(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spec]:
+    spec = Spec(folder)
+    monkeypatch.setenv("MIKROM_DRIVER", "qemu")
+    monkeypatch.setenv("MIKROM_IMAGE_DIRS", str(spec.images))
+    with own_namespace():
+        yield spec
+
+
+def boots_seen(mikrom: Mikrom, boots: int) -> dict[str, int]:
+    """What the guest counted on its disks, once it has come up `boots` times; the latest of each."""
+    deadline = time.monotonic() + BOOT_S
+    while (said := mikrom("logs", VM).stdout).count("MIKROM-LINUX up") < boots:
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
+    return {name: int(count) for name, count in re.findall(r"MIKROM-BOOTS (\w+) (\d+)", said)}
+
+
+def page(mikrom: Mikrom, path: str = "") -> str:
+    address = re.findall(r"MIKROM-ADDRESS (\S+)", mikrom("logs", VM).stdout)[-1]
+    with urllib.request.urlopen(f"http://{address}/{path}", timeout=10) as answer:
+        return str(answer.read().decode().strip())
+
+
+def test_a_linux_guest_serves_a_page_and_keeps_its_data_but_not_its_root_disk(mikrom: Mikrom, spec: Spec) -> None:
+    spec.write(rootfs_mib=8)
+    try:
+        mikrom("apply", "--yes")
+        assert boots_seen(mikrom, 1) == {"rootfs": 1, "data": 1}
+        assert page(mikrom) == VM
+        metadata = json.loads(page(mikrom, "metadata"))
+        assert (metadata["role"], metadata["mikrom"]["name"]) == ("page", VM)
+
+        mikrom("restart", VM)
+        assert boots_seen(mikrom, 2) == {"rootfs": 2, "data": 2}
+        assert mikrom("logs", VM).stdout.count("MIKROM-LINUX bye") == 1, "it was shut down in order"
+
+        spec.write(rootfs_mib=9)
+        assert "replace" in mikrom("plan", code=None).stdout
+        mikrom("apply", "--yes")
+        assert boots_seen(mikrom, 3) == {"rootfs": 1, "data": 3}
+        assert page(mikrom) == VM
+    finally:
+        mikrom("destroy", "--yes", code=None)
+    assert mikrom("get", "vms", "-o", "json").stdout.count(VM) == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import socket
 from typing import Any
 
 from mikrom_reconcile.core.model.run import RunRequest
@@ -22,7 +21,7 @@ def request_for(command: str, tree: SourceTree, settings: Settings, **asked: Any
 
 def new_run(command: str) -> dict[str, str]:
     """The fields that tell one run from another."""
-    return {"run_id": os.urandom(6).hex(), "origin": f"{command} by {_user()}@{socket.gethostname()}"}
+    return {"run_id": os.urandom(6).hex(), "origin": f"{command} by {_user()}@{os.uname().nodename}"}
 
 
 def _user() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -46,6 +45,8 @@ def write(path: str, request: RunRequest, plan: Plan) -> None:
     """Put the plan into a file that only this user may read: it holds the specs. An older one is replaced."""
     if request.without_hosts:
         raise UsageError("--without-host only asks what would be: such a plan cannot be saved")
+    import tempfile  # 4 ms that only who saves has to pay
+
     saved = SavedPlan(format_version=format_version(), digest=digest_of((request, plan)), request=request, plan=plan)
     try:
         fd, made = tempfile.mkstemp(dir=Path(path).absolute().parent, prefix=".mikrom-plan-")

@@ -31,7 +31,7 @@ def security_checks(settings: Settings) -> Iterator[Check]:
     yield _user()
     yield _folder("state folder", settings.state_dir)
     yield _folder("run folder", settings.run_dir)
-    for file in (Path(".env"), *sorted(Path("/etc/mikrom").glob("*.env"))):
+    for file in (Path(".env"), *sorted(Path("/etc/mikrom").glob("*env"))):
         if file.is_file():
             yield _environment_file(file)
     try:
@@ -39,8 +39,8 @@ def security_checks(settings: Settings) -> Iterator[Check]:
         if url is None:
             yield Check(name="broker", state="ok", found="none: embedded, nothing listens and no order travels")
         else:
-            yield from _broker(url)
             yield from _orders(settings, remote=is_remote(url))
+            yield from _broker(url)
     except MikromError as error:
         yield Check(name="broker", state="broken", found=str(error), remedy="mend that first, then ask again")
     yield _flower(settings)
@@ -54,7 +54,7 @@ def security_checks(settings: Settings) -> Iterator[Check]:
 def _user() -> Check:
     if os.geteuid() != 0:
         return Check(name="user", state="ok", found=f"uid {os.geteuid()}: a VMM can do no more than it")
-    remedy = "run the host worker as a user of its own, in group kvm"
+    remedy = "run only guests that you trust, or the host worker as a user of its own in group kvm: no tap then"
     return Check(name="user", state="note", found="root: a guest that breaks out of its VMM is root", remedy=remedy)
 
 

@@ -98,7 +98,7 @@ class Reconciler:
                     self.store.remember(project, decision.placements)
                 actions = due(approved, decision.plan, outcomes)
                 ended = deadline.passed() or not lease.held()
-                if ended or not (actions or self._waits(request, approved, decision, deadline)):
+                if ended or not (actions or self._waits(request, approved, decision, deadline, outcomes)):
                     break
                 self._dispatch(request, actions, lease, deadline, outcomes, progress)
                 decision = look(outcomes)
@@ -119,10 +119,22 @@ class Reconciler:
             self.store.save(report)
         return report
 
-    def _waits(self, request: RunRequest, approved: Plan, decision: Decision, deadline: Deadline) -> bool:
-        """Sleep until VMs may be healthy for which what was approved waits. False for none; Beat comes again anyway."""
+    def _waits(
+        self,
+        request: RunRequest,
+        approved: Plan,
+        decision: Decision,
+        deadline: Deadline,
+        outcomes: Iterable[ActionOutcome],
+    ) -> bool:
+        """Sleep until VMs may be healthy for which what was approved waits, and those that this run has brought up.
+
+        False for none; Beat comes again anyway.
+        """
         waiting = waited(approved) & waited(decision.plan)
-        if decision.again_s is None or request.origin == BEAT or not waiting:
+        acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
+        booting = acted_on & {(change.name, change.host) for change in decision.plan.changes if boots(change)}
+        if decision.again_s is None or request.origin == BEAT or not (waiting or booting):
             return False
         self._clock.sleep(min(decision.again_s, deadline.left_s()))
         return True
@@ -300,6 +312,11 @@ def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Ac
 def waited(plan: Plan) -> set[tuple[str, Expect]]:
     """The VMs that wait in a plan, as it found them."""
     return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}
+
+
+def boots(change: VMChange) -> bool:
+    """Whether only time is needed until its checks pass."""
+    return change.observed is not None and change.observed.phase == "booting"
 
 
 def _waits_to_move(change: VMChange) -> bool:

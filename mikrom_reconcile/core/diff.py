@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 
 from mikrom_reconcile.core.fields import carried, field_changes, impact_of, is_row_of, recorded
-from mikrom_reconcile.core.lifecycle import LEFT_DOWN, LIVE, SATISFIES, WELL
+from mikrom_reconcile.core.lifecycle import LEFT_DOWN, LIVE, SATISFIES, UNWELL, WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.observed import Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
@@ -317,7 +317,7 @@ def down(case: Case) -> Verdict:
 def broken(case: Case) -> Verdict:
     """A VMM lives and cannot be reached, or was told to stop."""
     desired, observed = _both(case)
-    if observed.phase not in WELL:
+    if observed.phase not in WELL | UNWELL:
         return case.change("restart", f"it is {observed.phase}", fields=changed_fields(desired, observed))
     return None
 
@@ -342,7 +342,8 @@ def drifted(case: Case) -> Verdict:
 def paused_or_not(case: Case) -> Verdict:
     """It runs and should be paused, or the other way round."""
     desired, observed = _both(case)
-    if observed.phase in SATISFIES[desired.state]:
+    as_wanted = observed.phase in SATISFIES[desired.state]
+    if as_wanted or (desired.state == "running" and observed.phase in UNWELL):
         return None
     kind: ChangeKind = "pause" if desired.state == "paused" else "resume"
     fields = changed_fields(desired, observed)
@@ -355,6 +356,14 @@ def updating(case: Case) -> Verdict:
     fields = changed_fields(desired, observed)
     reasons = [*(["spec changed"] if fields else []), *_drift_reasons(desired, observed)]
     return case.change("update", *reasons, fields=fields) if reasons else None
+
+
+def unwell(case: Case) -> Verdict:
+    """It runs, and its guest does not do what its checks want: only time or a person can help."""
+    observed = _both(case)[1]
+    if observed.phase in UNWELL:
+        return case.change("wait", f"it is {observed.phase}: {observed.health}")
+    return None
 
 
 def as_wanted(case: Case) -> Verdict:
@@ -394,6 +403,7 @@ RULES: tuple[Callable[[Case], Verdict], ...] = (
     drifted,
     paused_or_not,
     updating,
+    unwell,
     as_wanted,
 )
 """`cannot_leave` comes after them all: it looks at what they leave unchanged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -119,6 +120,7 @@ def _spec_document(path: str, document: YamlDocument) -> SpecDocument:
     return SpecDocument(path=path, line=document.line, kind=str(body.get("kind")), name=name, body=body)
 
 
+@lru_cache(maxsize=1)  # one file after another
 def _vars_kind(path: str) -> str:
     """The kind of a file of variables, "" for any other file."""
     return VARS_FOLDERS.get(path.rpartition("/")[0].rpartition("/")[2], "")

@@ -20,12 +20,13 @@ from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.lifecycle import UP
 from mikrom_reconcile.core.merging import merged
 from mikrom_reconcile.core.model.desired import NAME_LENGTH, Machine, State, VMSpec
-from mikrom_reconcile.core.model.devices import NetworkInterface
+from mikrom_reconcile.core.model.devices import Check, NetworkInterface
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.networks import WHOLE
 from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.specs import VM_NAME, FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
+from mikrom_reconcile.core.yaml_words import shown
 
 PER_VM = frozenset({"name", "index"})
 """Variables that differ from VM to VM."""
@@ -213,6 +214,7 @@ class Resolver:
                 fields = {"boot_args": image.boot_args, "boot": image.boot} | fields
             spec = msgspec.convert(fields, VMSpec)
             if image is not None:
+                self._look_at_checks(vm, spec)
                 return state, self._on_networks(vm, spec)
             pointer = _where(vm, min(names_in(vm.recipe.fields["image"])))
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: unknown image {spec.image!r}"))
@@ -225,6 +227,11 @@ class Resolver:
             pointer = ("spec", "template", *path.partition(".*")[0].split(".")) if path else ("spec", "template")
             self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: {path or 'template'}: {what.replace('`', '')}"))
         return "running", VMSpec(image="hello")
+
+    def _look_at_checks(self, vm: PendingVM, spec: VMSpec) -> None:
+        for name, check in spec.checks.items():
+            for complaint in check_complaints(check):
+                self.flaws.append(_flaw(vm.fleet, ("spec", "template", "checks", name), f"{vm.name}: {complaint}"))
 
     def _on_networks(self, vm: PendingVM, spec: VMSpec) -> VMSpec:
         """The spec with what the networks of its interfaces say."""
@@ -268,6 +275,19 @@ class Resolver:
                     scopes[key in _DECIDES_PLACEMENT].resolve(text)
                 except VariableError as error:
                     yield error
+
+
+def check_complaints(check: Check) -> Iterator[str]:
+    """What a schema cannot see in a check."""
+    if check.type == "tcp" and check.port is None:
+        yield "a tcp check needs a port"
+    if check.type == "console" and check.expect is None and check.deny is None:
+        yield "a console check needs expect, deny or both"
+    for word in (check.expect, check.deny):
+        try:
+            re.compile(word or "")
+        except re.error as error:
+            yield f"{shown(word or '')} is no regular expression: {error}"
 
 
 def _texts_in(value: Any) -> Iterator[str]:

@@ -41,7 +41,10 @@ UP: frozenset[State] = frozenset({"running", "paused"})
 WELL: frozenset[Phase] = frozenset({"running", "paused"})
 """Phases of a VM that is up: its VMM lives, is reached and was not told to stop."""
 
-LIVE: frozenset[Phase] = frozenset({"starting", "running", "paused", "unresponsive", "socket_lost", "stopping"})
+UNWELL: frozenset[Phase] = frozenset({"booting", "unhealthy"})
+"""Phases of a VM whose VMM is as it should be, and whose guest does not do yet, or any more, what its checks want."""
+
+LIVE: frozenset[Phase] = UNWELL | {"starting", "running", "paused", "unresponsive", "socket_lost", "stopping"}
 """Phases in which a VMM process lives."""
 
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.diff import Case, Verdict
 from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.guards import as_recorded, protect
-from mikrom_reconcile.core.lifecycle import LIVE, SATISFIES, WELL
+from mikrom_reconcile.core.lifecycle import LIVE, SATISFIES, UNWELL, WELL
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan, Verb, VMChange
@@ -104,6 +104,7 @@ def _project_of(rows: list[ObservedVM]) -> str:
 
 def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     """What `verb` means for a VM as it is now; one that was `acted_on` is not restarted once more."""
+    row = replace(row, phase="running") if row.phase in UNWELL else row
     case = Case(desired=None, observed=row)
     if row.phase == "unreadable":
         return case.change("blocked", f"it cannot be read: {row.last_error}")

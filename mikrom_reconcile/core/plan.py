@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.capacity import room_of
+from mikrom_reconcile.core.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.desired import desired_state
 from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, in_scope
 from mikrom_reconcile.core.digests import digest_of
+from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.expand import PendingVM, expand
 from mikrom_reconcile.core.guards import Limits, holdings, limit_removals, protect
 from mikrom_reconcile.core.inventory import Inventory
@@ -23,6 +24,8 @@ from mikrom_reconcile.core.placement import Landscape
 from mikrom_reconcile.core.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
 from mikrom_reconcile.core.specs import VM_NAME, Specs, drained_hosts
+
+NO_LIMITS: Mapping[str, int] = {}
 
 ACTION_DEADLINE_S = 300.0
 """Longest one action may take, graceful stop included: five minutes, as the predecessor's users know it."""
@@ -69,7 +72,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
     `unmatched` is the term of the limit that names nothing. With `doubtful` VMs the plan cannot be trusted: ask again,
-    `thorough`. `again_s` is when VMs may be healthy for which a rollout waits; None when there are none.
+    `thorough`. `again_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
     """
 
     plan: Plan
@@ -152,7 +155,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     rolling = limit_disruption(chosen.changes, changes, desired, sight, _rollouts(specs), limits)
     changes, unleased = leased(rolling.changes, specs.networks, desired, sight, asked.placements)
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
-    actions = tuple(actions_of(changes, specs.project))
+    actions = tuple(actions_of(changes, specs.project, _mem_limits_mib(specs, sight, changes)))
     found = (*protected, *pruned, *unleased, *_blocked(changes), *rolling.refusals)
     refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
     plan = numbered(
@@ -176,7 +179,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
         doubtful=sight.doubtful,
-        again_s=rolling.again_s,
+        again_s=min([*filter(None, (rolling.again_s,)), *_booting_s(changes)], default=None),
     )
 
 
@@ -184,8 +187,10 @@ def _rollouts(specs: Specs) -> dict[str, Rollout | None]:
     return {fleet.name: fleet.rollout for fleet in specs.fleets}
 
 
-def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
-    """One action for each change that has a verb, in the order of the changes."""
+def actions_of(
+    changes: Iterable[VMChange], project: str, mem_limits_mib: Mapping[str, int] = NO_LIMITS
+) -> Iterator[Action]:
+    """One action for each change that has a verb, in the order of the changes. `mem_limits_mib` are by host."""
     for change in changes:
         if change.kind not in VERBS:
             continue
@@ -198,12 +203,23 @@ def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
             "expect": expect_of(change.observed),
             "deadline_s": ACTION_DEADLINE_S,
         }
+        if change.host in mem_limits_mib:
+            content["mem_limit_mib"] = mem_limits_mib[change.host]
         yield Action(id=digest_of(content), **content)
 
 
 def expect_of(seen: ObservedVM | None) -> Expect:
     """What an action that was planned from this row expects to find."""
     return Expect(uid=seen.uid, generation=seen.generation) if seen else Expect(uid=None, generation=0)
+
+
+def _mem_limits_mib(specs: Specs, sight: Sight, changes: Iterable[VMChange]) -> dict[str, int]:
+    """What hosts are told to go by instead of the memory that they have, because the inventory says so."""
+    if specs.inventory is None:
+        return {}
+    hosts = {change.host for change in changes if change.kind in VERBS} & sight.reports.keys()
+    limits = {host: mem_limit_mib(specs.inventory, sight.reports[host]) for host in hosts}
+    return {host: limit for host, limit in limits.items() if limit is not None}
 
 
 def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
@@ -279,6 +295,13 @@ def _seen_leases(specs: Specs, sight: Sight) -> dict[str, dict[str, str]]:
     if not specs.networks:
         return {}
     return {name: rows[0].addresses for name, rows in sight.own.items() if rows[0].addresses}
+
+
+def _booting_s(changes: Iterable[VMChange]) -> Iterator[float]:
+    """When VMs that boot may have passed their checks."""
+    for change in changes:
+        if change.observed and change.observed.phase == "booting":
+            yield min((seconds_of(check.interval) for check in change.observed.spec.checks.values()), default=1.0)
 
 
 def _odd_fleets(

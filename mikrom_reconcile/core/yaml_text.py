@@ -65,9 +65,10 @@ def read_file(path: str, text: str) -> YamlFile:
     problems: list[SpecProblem] = []
     whole = True
     line = 1
+    suspicious = _is_suspicious(text)
     for start, end in _cuts(text):
         chunk = text[start:end]
-        value = _quickly(chunk)
+        value = _quickly(chunk, suspicious=suspicious)
         if value is _SLOWLY:
             reading = _slowly(text, start, end)
             documents += (YamlDocument(line=lines.at(root.at)[0], value=root.value) for root in reading.roots)
@@ -176,9 +177,14 @@ def _slowly(text: str, start: int, end: int) -> Reading:
     return read_nodes(text, start, end)
 
 
-def _quickly(chunk: str) -> Any:
-    """The value of a document that both parsers read alike, else `_SLOWLY`."""
-    if len(chunk) > MAX_VALUES or (any(mark in chunk for mark in _MAYBE_UNUSUAL) and _UNUSUAL.search(chunk)):
+def _is_suspicious(text: str) -> bool:
+    """Whether there is anything in it that the quick parser may read otherwise."""
+    return any(mark in text for mark in _MAYBE_UNUSUAL)
+
+
+def _quickly(chunk: str, *, suspicious: bool = True) -> Any:
+    """The value of a document that both parsers read alike, else `_SLOWLY`; `suspicious` is what its file is."""
+    if len(chunk) > MAX_VALUES or (suspicious and _is_suspicious(chunk) and _UNUSUAL.search(chunk)):
         return _SLOWLY
     import ryaml  # noqa: PLC0415 - 10 ms that a command without specs need not pay
 
@@ -193,6 +199,7 @@ def _usual(document: Any) -> bool:
     """Whether no word in it may have been a guess; floats do not tell how they were written."""
     level = [document]
     for _ in range(MAX_DEPTH + 1):
+        keys: list[Any] = []
         below: list[Any] = []
         for value in level:
             kind = type(value)
@@ -200,15 +207,15 @@ def _usual(document: Any) -> bool:
                 if value[:1] in SUSPECT and not means_itself(value):
                     return False
             elif kind is dict:
-                if not {*map(type, value)} <= {str}:
-                    return False
-                below += value
+                keys += value
                 below += value.values()
             elif kind is list:
                 below += value
             elif kind is float or (kind is int and not -MAX_INT < value < MAX_INT):
                 return False
-        if not below:
+        if not {*map(type, keys)} <= {str}:
+            return False
+        level = below + keys
+        if not level:
             return True
-        level = below
     return False

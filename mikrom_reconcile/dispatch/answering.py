@@ -33,7 +33,7 @@ _KEPT = 10_000  # answers, when the broker is away: more than can be under way
 
 
 class _Given(NamedTuple):
-    stream: str
+    stream: bytes
     kind: str
     body: bytes
 
@@ -64,7 +64,8 @@ class Answering:
 
     def tell(self, call: str, kind: str, body: bytes) -> None:
         """Have the call told, soon."""
-        self._given.append(_Given(self._keys.answers(call, self._owner), kind, body))
+        stream = self._keys.answers(call, self._owner).encode()  # here, where a name that is no text ends its task only
+        self._given.append(_Given(stream, kind, body))
         self._is_given.set()
 
     def flush(self) -> None:

@@ -21,6 +21,7 @@ EVENTS_EVERY_S = 0.05
 
 _MOST_EVENTS = 200
 
+_acknowledge: Any = kombu_redis.QoS.ack
 _new_client: Any = kombu_redis.Channel._create_client  # noqa: SLF001 - no public way
 
 
@@ -48,6 +49,7 @@ def lower(app: Celery, *, written_down: bool) -> None:
     app.steps["consumer"].add(EventsInBatches)
     for queue in app.conf.task_queues:
         queue.no_ack = not written_down
+    kombu_redis.QoS.ack = _acknowledge_what_is_written  # type: ignore[method-assign]
     kombu_redis.Channel._create_client = _client  # type: ignore[method-assign]  # noqa: SLF001
 
 
@@ -68,6 +70,12 @@ def _collect(dispatcher: Any, timer: Any) -> None:
     dispatcher.buffer_group = frozenset({"task"})
     dispatcher.buffer_limit = _MOST_EVENTS
     dispatcher.on_send_buffered = flush_soon
+
+
+def _acknowledge_what_is_written(qos: Any, delivery_tag: str) -> None:
+    """As kombu does; only that it also crosses out, and keeps in mind for ever, what it never wrote down."""
+    if delivery_tag in qos._delivered:  # noqa: SLF001 - no public way
+        _acknowledge(qos, delivery_tag)
 
 
 def _client(channel: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature

@@ -24,7 +24,6 @@ from redis.exceptions import NoPermissionError
 
 from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.dispatch.keys import HEARTBEAT_S, TTL_S, Keys
-from mikrom_reconcile.folders import make_folder
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -69,7 +68,6 @@ def known(redis: Redis, keys: Keys) -> tuple[str, ...]:
 def this_machine(state_dir: Path) -> str:
     """What no other machine and no other state folder has, and a restart of a worker does not change."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    make_folder(state_dir)
     folder = state_dir.stat()
     return blake2b(f"{boot} {folder.st_dev} {folder.st_ino}".encode(), digest_size=8).hexdigest()
 
@@ -77,10 +75,10 @@ def this_machine(state_dir: Path) -> str:
 class Heartbeat:
     """Keeps one key alive from a thread, or from a greenlet where threads are patched.
 
-    A key that another machine keeps alive is left to it, and this process is told to end.
+    With a `machine`, a key that another machine keeps alive is left to it, and this process is told to end.
     """
 
-    def __init__(self, redis: Redis, keys: Keys, owner: str, *, machine: str) -> None:
+    def __init__(self, redis: Redis, keys: Keys, owner: str, *, machine: str = "") -> None:
         self.owner = owner
         self.start_id = f"{os.getpid()}-{machine}-{secrets.token_hex(8)}-{socket.gethostname()}"
         self._machine = machine
@@ -113,8 +111,7 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._ended.is_set():
             try:
-                held: Any = self._redis.eval(_RENEW, 1, self._key, self.start_id, self._machine, int(TTL_S * 1000))
-                if held is not None:
+                if (held := self._renew()) is not None:
                     _log.critical("%s", self._taken_by(held))
                     os.kill(os.getpid(), signal.SIGTERM)  # its supervisor starts it again, and says so again
                     return
@@ -123,6 +120,15 @@ class Heartbeat:
             except RedisError as error:
                 _log.warning("heartbeat of %s: %s; trying again in %g s", self.owner, error, HEARTBEAT_S)
             self._ended.wait(HEARTBEAT_S)
+
+    def _renew(self) -> bytes | None:
+        """Who else has the key, if anybody has."""
+        ttl_ms = int(TTL_S * 1000)
+        if self._machine:
+            held: Any = self._redis.eval(_RENEW, 1, self._key, self.start_id, self._machine, ttl_ms)
+            return held if isinstance(held, bytes) else None
+        self._redis.set(self._key, self.start_id, px=ttl_ms)
+        return None
 
     def _is_foreign(self, held: bytes) -> bool:
         return f"-{self._machine}-" not in held.decode(errors="replace")

@@ -20,6 +20,8 @@ from mikrom_reconcile.dispatch.broker import broker_url, is_remote
 from mikrom_reconcile.dispatch.presence import Heartbeat, this_machine
 from mikrom_reconcile.host.hypervisor import Hypervisor
 
+_AS_OURS = {"bind": True, "Request": "mikrom_reconcile.dispatch.request:QuietRequest"}
+
 
 def register(
     app: FleetApp,
@@ -31,14 +33,14 @@ def register(
     """Give `app` its tasks. Each callable is asked again for every task and may answer with the same object."""
     app.parts = Parts(hypervisor=hypervisor, engine=engine, source=source)
     for verb, function in tasks.VM_TASKS.items():
-        app.task(function, name=f"mikrom.{verb}_vm", bind=True)
-    app.task(tasks.observe_host_task, name="mikrom.observe_host", bind=True)
-    app.task(tasks.console_task, name="mikrom.console", bind=True)
-    app.task(runs.plan_task, name="mikrom.plan", bind=True)
-    app.task(runs.apply_task, name="mikrom.apply", bind=True)
-    app.task(runs.reconcile_task, name="mikrom.reconcile", bind=True)
-    app.task(source_sync.sync_source_task, name="mikrom.sync_source", bind=True)
-    app.task(cleanup.cleanup_task, name="mikrom.cleanup", bind=True)
+        app.task(function, name=f"mikrom.{verb}_vm", **_AS_OURS)
+    app.task(tasks.observe_host_task, name="mikrom.observe_host", **_AS_OURS)
+    app.task(tasks.console_task, name="mikrom.console", **_AS_OURS)
+    app.task(runs.plan_task, name="mikrom.plan", **_AS_OURS)
+    app.task(runs.apply_task, name="mikrom.apply", **_AS_OURS)
+    app.task(runs.reconcile_task, name="mikrom.reconcile", **_AS_OURS)
+    app.task(source_sync.sync_source_task, name="mikrom.sync_source", **_AS_OURS)
+    app.task(cleanup.cleanup_task, name="mikrom.cleanup", **_AS_OURS)
     signals.after_setup_logger.connect(log_lines.set_up, weak=False)
     signals.worker_init.connect(_on_worker_init, weak=False)
     signals.worker_ready.connect(_on_worker_ready, weak=False)
@@ -54,11 +56,11 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
         gevent_gaps.mend()
     traces.set_up(app.settings.worker_role)
     try:
-        app.heartbeat = _heartbeat(app, app.settings.worker_role)
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
             _be_the_only_one(app)
         else:
+            app.heartbeat = _heartbeat(app, "control")
             app.metrics = metrics.serve(app)
         app.load_key()
     except (MikromError, OSError) as error:  # Celery would go on after anything else, and say nothing
@@ -72,6 +74,7 @@ def _be_the_only_one(app: FleetApp) -> None:
         raise UsageError(f"MIKROM_HOST is {host}, which every machine is: set it to this host's name in the inventory")
     if locks.open_taken(state_dir / "locks" / "worker") is None:  # held until this process ends
         raise SetupError(f"another host worker runs here with MIKROM_STATE_DIR={state_dir}: end it first")
+    app.heartbeat = _heartbeat(app, "host")
     app.heartbeat.refuse_a_second()
 
 
@@ -92,9 +95,10 @@ def _on_beat_init(sender: Any, **_: Any) -> None:
 
 def _heartbeat(app: FleetApp, role: str) -> Heartbeat:
     host = app.settings.host
-    # a host has one worker; control workers and Beats may be several on one machine
-    owner = f"host:{host}" if role == "host" else f"{role}:{host}:{os.getpid()}"
-    return Heartbeat(app.redis, app.keys, owner, machine=this_machine(app.settings.state_dir))
+    if role == "host":
+        return Heartbeat(app.redis, app.keys, f"host:{host}", machine=this_machine(app.settings.state_dir))
+    # control workers and Beats may be several on one machine
+    return Heartbeat(app.redis, app.keys, f"{role}:{host}:{os.getpid()}")
 
 
 def _on_shutting_down(**_: Any) -> None:

@@ -103,7 +103,7 @@ class Deed:
         if why_not := self._driver.unsupported(action.desired.spec):
             raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
         need_mib = self._driver.memory_mib(action.desired.spec)
-        if self._ordered.state in UP and (why_not := self._memory.promise(action.vm, need_mib)):
+        if self._ordered.state in UP and (why_not := self._memory.promise(action.vm, need_mib, action.mem_limit_mib)):
             raise PermanentError(f"{why_not}; stop some, or give it less", vm=action.vm, step=step)
         if self.found is None and (facts := self._driver.observe(self._ordered)).status != "none":
             # never our own doing (the record is there first and goes last), so nobody can say whose it is

@@ -7,11 +7,12 @@ changed does not grow with its VMs. Only looks: nothing here changes a VM, a rec
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 from msgspec.structs import replace
 
@@ -30,6 +31,9 @@ from mikrom_reconcile.core.model.observed import (
 )
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, Unreadable
+
+CHECKS_S = 3.0
+"""How long a look tries checks that are due: guests that do not answer must not make their host look dark."""
 
 LOOKERS = 16
 """VMs looked at at once: one that does not answer takes seconds, and the others must not wait behind it."""
@@ -111,17 +115,28 @@ class Observer:
         """Each VM, and how long its VMM has lived."""
         if not records:
             return
+        look = partial(self._look, give_up_at=time.monotonic() + CHECKS_S)
         with ThreadPoolExecutor(min(LOOKERS, len(records)), thread_name_prefix="observe") as pool:
-            yield from pool.map(self._look, records)
+            yield from pool.map(look, records)
 
-    def _look(self, record: VMRecord) -> tuple[ObservedVM, float]:
+    def _look(self, record: VMRecord, *, give_up_at: float) -> tuple[ObservedVM, float]:
         """The VM as it is now; `unreadable` with the reason if this process cannot look at it: the others count on."""
         try:
             facts = self._driver.observe(record)
-            return row_of(record, facts, self._host), facts.age_s
+            row = row_of(record, facts, self._host)
+            if record.spec.checks and row.phase == "running":
+                row = self._with_health(row, record, facts, give_up_at)
         except ActionError as error:
             unseen = row_of(record, VMMFacts(status="none"), self._host)
             return replace(unseen, phase="unreadable", last_error=str(error)), 0.0
+        return row, facts.age_s
+
+    def _with_health(self, row: ObservedVM, record: VMRecord, facts: VMMFacts, give_up_at: float) -> ObservedVM:
+        def said(max_bytes: int) -> bytes:
+            return self._driver.console(record.vm, max_bytes=max_bytes, after=facts.console_at).content
+
+        health = self._records.checks.health(record, facts, said, give_up_at=give_up_at)
+        return replace(row, phase=health.phase, health=health.why)
 
 
 def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:

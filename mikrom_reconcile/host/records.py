@@ -5,6 +5,7 @@
     attempts/<vm>.json          that a VM could not be made here; gone once it has a record
     tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
     released/<project>/<ip>     an address whose VM is gone; when, says the file's time
+    checks/<vm>.json            what came of its checks (`checks.py`)
     locks/<vm>.action           held by whoever acts on the VM, never unlinked
     locks/worker                held by the one host worker with this state folder
 
@@ -31,6 +32,7 @@ from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.host.checks import Checks
 from mikrom_reconcile.host.files import OddFileError, read_small, sync_folder, write_whole
 from mikrom_reconcile.host.ports import VMRecord
 
@@ -87,6 +89,7 @@ class Records:
         self._attempts = state_dir / "attempts"
         self._tokens = state_dir / "tokens"
         self._released = state_dir / "released"
+        self.checks = Checks(state_dir)
         self._locks = state_dir / "locks"
         self._path = lru_cache(_KEPT_PATHS)(self._path_of)
 
@@ -162,6 +165,7 @@ class Records:
             write_whole(self._tombstone_path(record.vm), msgspec.json.encode(tombstone))
             path.unlink(missing_ok=True)
             self.clear(record.vm)
+            self.checks.forget(record.vm)
             sync_folder(self._vms)
         except OSError as error:
             message = f"cannot remove {path}: {error.strerror}"

@@ -17,7 +17,7 @@ WHAT_NEXT: dict[Kind, str] = {
     "no record": "a VMM of this state folder that no record knows: restore its record, or kill the pid",
     "no spec": "no spec wants it: the next apply removes it if the specs are the whole truth, `mikrom delete` at once",
     "other project": "it is left alone, and its name cannot be used",
-    "foreign": "a Firecracker of another program or state folder: it is left alone",
+    "foreign": "a VMM of another program or state folder: it is left alone",
 }
 
 

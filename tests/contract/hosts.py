@@ -73,7 +73,9 @@ class Host:
         change = judge(Case(desired=desired, observed=seen))
         if not isinstance(change, VMChange):
             return None
-        (action,) = actions_of([change], "shop")
+        action = next(actions_of([change], "shop"), None)
+        if action is None:
+            return None  # it waits for something
         return Order(run_id=f"run-{self.token}", token=self.token, action=action)
 
     def converge(self, vm: str, desired: DesiredVM | None) -> list[ActionOutcome]:

@@ -17,7 +17,9 @@ from tests.conftest import found_firecracker, why_no_microvms
 from tests.deploy.installed import BIN, adapted, free_port
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 
-pytestmark = [pytest.mark.redis, pytest.mark.needs("supervisord"), pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.redis, pytest.mark.needs("supervisord"), pytest.mark.timeout(200)]
+
+READY_S = 60.0  # four services start at once, and a loaded machine takes its time
 
 # real microVMs where there can be some
 DRIVER = {"MIKROM_DRIVER": "simulated"}
@@ -84,9 +86,9 @@ class Machine:
         return start_id.startswith(f"{pid}-".encode())
 
     def await_all(self) -> None:
-        wait_until(lambda: self.said().count("spawned") >= 4, "supervisord")
+        wait_until(lambda: self.said().count("spawned") >= 4, "supervisord", within_s=READY_S)
         for service in ("host", "control", "beat"):
-            wait_until(partial(self.beats, service), service)
+            wait_until(partial(self.beats, service), service, within_s=READY_S)
 
     def mikrom(self, *words: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **self.variables}
@@ -118,7 +120,7 @@ def test_killed_services_come_back_the_microvms_stay_and_all_end_in_order(machin
         before = machine.said().count("spawned")
         for service in services:
             os.kill(machine.pid(service), sent)
-        wait_until(lambda: machine.said().count("spawned") == before + len(services), "new ones")  # noqa: B023 - asked here
+        wait_until(lambda: machine.said().count("spawned") == before + len(services), "new ones", within_s=READY_S)  # noqa: B023 - asked here
         machine.await_all()
     assert rows == machine.mikrom("get", "vms", "-o", "json").stdout, "the same microVMs, with the same pids"
     machine.mikrom("destroy", f"{machine.folder}/web.yml", "--yes")

@@ -58,7 +58,10 @@ def test_of_two_that_start_at_once_one_ends_itself(
     fleet: Fleet, own_environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[tuple[int, int]] = []
-    machines = [this_machine(own_environment / name) for name in ("one", "two")]
+    folders = [own_environment / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    machines = [this_machine(folder) for folder in folders]
     assert machines[0] != machines[1]
     first, second = (Heartbeat(fleet.redis, KEYS, "host:hv01", machine=machine) for machine in machines)
     first.start()

@@ -157,6 +157,21 @@ def test_a_worker_does_not_start_with_a_key_that_others_may_have_changed(fleet: 
     assert "Traceback" not in fleet.log(OWNER)
 
 
+def test_who_inspects_a_worker_sees_no_argument_of_what_it_does(fleet: Fleet) -> None:
+    fleet.worker("host", MIKROM_TEST_BOOT_S="20")
+    control = Control(fleet)
+    with ThreadPoolExecutor() as pool:
+        outcomes = control.hosts.execute([order("create", "vm-1", host=HERE)], forks=1, deadline_s=4)
+        told = pool.submit(list, outcomes)
+        wait_until((fleet.folder / "state" / "vms" / "vm-1").exists, "the action")
+        (active,) = control.app.control.inspect(timeout=1).active().values()
+        assert [(task["name"], task["args"], task["kwargs"]) for task in active] == [
+            ("mikrom.create_vm", "(not shown)", "vm-1 on localhost · run run-1")
+        ]
+        assert [outcome.result for outcome in told.result()] == ["failed_temporary"]
+    control.app.close()
+
+
 class TestAnOrderThatCannotBeRead:
     @pytest.fixture
     def control(self, fleet: Fleet) -> Iterator[Control]:
@@ -186,6 +201,15 @@ class TestAnOrderThatCannotBeRead:
             outcome = control.tell("mikrom.delete_vm", call, order="\0garbage", release="9.9.9")
         assert outcome.result == "failed_permanent"
         assert "not an order" in (outcome.error or "")
+
+    def test_does_not_silence_its_host_even_if_nobody_can_be_answered(self, control: Control) -> None:
+        for arguments in ({"call": "\ud800", "order": "{}"}, {"call": 7, "order": []}, {"nothing": "of the kind"}):
+            control.app.send_task("mikrom.create_vm", kwargs=arguments, queue=QUEUE, ignore_result=True)
+        for asked in ({"call": "\ud800", "query": "{}"}, {"call": {}, "query": "{}"}):
+            control.app.send_task("mikrom.observe_host", kwargs=asked, queue=QUEUE, ignore_result=True)
+        odd = {"call": "odd", "vm": "../../etc", "max_bytes": -1, "after": -1}
+        control.app.send_task("mikrom.console", kwargs=odd, queue=QUEUE, ignore_result=True)
+        assert control.vms() == []
 
     @staticmethod
     def tell(control: Control, document: Any) -> ActionOutcome:

@@ -17,7 +17,7 @@ End = Literal["unknown", "clean", "crashed", "killed", "rebooted"]
 """How the last VMM ended: the guest reset itself, it crashed, the VMM was killed, or the host was rebooted."""
 
 Phase = Literal[
-    "defined", "starting", "running", "unresponsive", "socket_lost",
+    "defined", "starting", "booting", "running", "unhealthy", "unresponsive", "socket_lost",
     "paused", "stopping", "stopped", "exited", "crashed", "killed", "rebooted", "failed", "parked", "deleting",
     "unreadable",
 ]  # fmt: skip
@@ -31,7 +31,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk); `interfaces` maps those
     that are linked to their bandwidth in megabits per second, `odd_metadata` names top keys of its metadata that are
     not as they should be. `end` speaks only when `status` is "none". `age_s` is how
-    long the VMM process has lived.
+    long the VMM process has lived, `console_at` the place in the console at which it began.
     """
 
     status: VMMStatus
@@ -43,6 +43,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     disks: frozenset[str] | None = None
     interfaces: dict[str, int | None] | None = None
     odd_metadata: tuple[str, ...] = ()
+    console_at: int = 0
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +76,8 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied.
     `token` is the fencing token of the run that last changed it, `generation` counts its changes. `addresses` maps
-    interfaces to their addresses. `restarts` are the latest restarts that the host made by itself.
+    interfaces to their addresses, `health` says which check does not pass, and why. `restarts` are the latest restarts
+    that the host made by itself.
     """
 
     name: str
@@ -97,6 +99,7 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     last_error: str | None = None
     addresses: dict[str, str] = {}
+    health: str = ""
 
 
 class Stray(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,9 @@ def unsupported(spec: VMSpec) -> str | None:
         return "mmds is read over a network interface, and there is none: add one, or leave mmds out"
     if problem := problem_of(spec):
         return problem
+    for name, check in spec.checks.items():
+        if check.type != "console" and not spec.network_interfaces:
+            return f"checks.{name} is tried over a network interface, and there is none: add one, or check the console"
     size = len(spec.boot_args.encode())
     if size > MAX_BOOT_ARGS_BYTES:
         return f"boot_args has {size} bytes; a kernel command line takes {MAX_BOOT_ARGS_BYTES}"

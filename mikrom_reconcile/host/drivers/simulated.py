@@ -37,7 +37,7 @@ _LAST_WORDS = {"exit": "MIKROM-EXIT bye\n", "crash": "MIKROM-CRASH\n", "clean": 
 
 class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
     """What the file holds. `started_s` counts from the boot of the host; `end` is None until somebody ended it.
-    `console_cut` bytes of the console are gone from its beginning.
+    `console_cut` bytes of the console are gone from its beginning, and this VM's own begins at `console_at`.
     """
 
     uid: str
@@ -48,6 +48,7 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
     boot_args: str
     console: str
     console_cut: int = 0
+    console_at: int = 0
     hangs: bool = False
     paused: bool = False
     end: End | None = None
@@ -80,7 +81,14 @@ class SimulatedDriver:
         if vm.hangs:
             return VMMFacts(status="unresponsive", pid=vm.pid, age_s=_age_s(vm))
         status: VMMStatus = "paused" if vm.paused else "running"
-        return VMMFacts(status=status, pid=vm.pid, age_s=_age_s(vm), machine=vm.machine, boot_args=vm.boot_args)
+        return VMMFacts(
+            status=status,
+            pid=vm.pid,
+            age_s=_age_s(vm),
+            machine=vm.machine,
+            boot_args=vm.boot_args,
+            console_at=vm.console_at,
+        )
 
     def watch(self, record: VMRecord) -> int | None:  # noqa: ARG002 - the port's
         """Nothing: no process ends here."""
@@ -95,7 +103,8 @@ class SimulatedDriver:
             return
         time.sleep(min(self._boot_s, deadline_s))
         boot_args = record.spec.boot_args
-        said = (_console_of(before) if before is not None else "") + f"MIKROM-UP {boot_args}\n"
+        earlier = _console_of(before) if before is not None else ""
+        said = f"{earlier}MIKROM-UP {boot_args}\n"
         kept = said[-CONSOLE_CHARACTERS:]
         cut = len(said.encode()) - len(kept.encode()) + (before.console_cut if before is not None else 0)
         self._write(
@@ -109,6 +118,7 @@ class SimulatedDriver:
                 boot_args=boot_args,
                 console=kept,
                 console_cut=cut,
+                console_at=len(earlier.encode()) + (before.console_cut if before is not None else 0),
             ),
         )
 

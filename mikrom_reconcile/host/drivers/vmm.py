@@ -37,11 +37,14 @@ _KEPT_PLACES = 4096
 
 
 class Proc(process.Identity, frozen=True, kw_only=True):
-    """What proc.json holds: the process of the VM's last VMM, for which record it was started, and by which driver."""
+    """What proc.json holds: the process of the VM's last VMM, for which record it was started, by which driver, and how
+    much the console held before.
+    """
 
     uid: str
     generation: int
     driver: str = "firecracker"
+    console_at: int = 0
 
 
 @dataclass(frozen=True)

@@ -287,6 +287,7 @@ class VMMDriver(ABC):
             pid=found.pid,
             age_s=process.age_s(found),
             machine=answer.machine,
+            console_at=found.console_at if isinstance(found, Proc) else 0,
             boot_args=record.spec.boot_args if answer.boot_args == boot_args_of(record) else answer.boot_args,
             disks=None if answer.disks is None else self._own_disks(record, answer.disks),
             odd_metadata=() if answer.metadata is None else self._odd_metadata(record, answer.metadata),

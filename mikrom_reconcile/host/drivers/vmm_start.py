@@ -52,11 +52,12 @@ def spawn(command: Command, record: VMRecord, places: Places) -> Proc:
         lock = _locked(places, doing)
         try:
             clear(places)
+            console_at = _size_of(places.console)
             pid = _spawn_process(command, places, lock)
             identity = process.identify(pid)
             if identity is None:
                 raise TemporaryError(_last_words(command.program, places), vm=record.vm, step=doing)
-            return _written_down(command.driver, record, places, identity)
+            return _written_down(command.driver, record, places, identity, console_at)
         finally:
             os.close(lock)  # only this copy: the VMM keeps its own
 
@@ -126,7 +127,14 @@ def _opened(path: Path, flags: int) -> int:
     return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
 
 
-def _written_down(driver: str, record: VMRecord, places: Places, identity: process.Identity) -> Proc:
+def _size_of(console: Path) -> int:
+    try:
+        return console.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _written_down(driver: str, record: VMRecord, places: Places, identity: process.Identity, console_at: int) -> Proc:
     proc = Proc(
         pid=identity.pid,
         starttime=identity.starttime,
@@ -134,6 +142,7 @@ def _written_down(driver: str, record: VMRecord, places: Places, identity: proce
         uid=record.uid,
         generation=record.generation,
         driver=driver,
+        console_at=console_at,
     )
     try:
         write_proc(places, proc)

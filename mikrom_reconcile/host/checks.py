@@ -1,0 +1,169 @@
+"""Checks: whether a guest works, and not only its VMM.
+
+They are tried when the host is observed, each no more often than its interval says, and what came of them is kept, so
+that any process of this host goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from mikrom_reconcile.core.durations import seconds_of
+from mikrom_reconcile.core.model.devices import Check
+from mikrom_reconcile.core.model.observed import VMMFacts
+from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.host.ports import VMRecord
+
+CONSOLE_BYTES = 1 << 20
+"""How much of what a guest printed since its boot is looked through."""
+
+Said = Callable[[int], bytes]
+"""What the guest printed since its boot, that many bytes at most."""
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a guest that runs also works: "booting" until all of its checks have passed, "unhealthy" once one that
+    had passed fails. `why` names the check that says so.
+    """
+
+    phase: Literal["running", "booting", "unhealthy"] = "running"
+    why: str = ""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a check so far. `passes` counts those in a row; `was_healthy` says that it once had enough."""
+
+    check: Check
+    at_s: float
+    passes: int = 0
+    was_healthy: bool = False
+    why: str = ""
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """The results of one VMM: those of an earlier one say nothing."""
+
+    pid: int
+    started_s: float
+    results: dict[str, Result] = {}
+
+
+class Checks:
+    """The checks of the VMs of one state folder."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._folder = state_dir / "checks"
+
+    def health(self, record: VMRecord, facts: VMMFacts, said: Said, *, give_up_at: float) -> Health:
+        """The health of a VM whose VMM runs. What is due is tried while there is time; else the last result counts."""
+        started_s = time.monotonic() - facts.age_s
+        kept = self._kept(record.vm, facts.pid or 0, started_s)
+        results = {name: self._result(name, check, kept, record, said, give_up_at) for name, check in _all(record)}
+        if results != kept.results:
+            self._keep(record.vm, msgspec.structs.replace(kept, results=results))
+        return judged(results)
+
+    def forget(self, vm: str) -> None:
+        """The VM is gone."""
+        self._path(vm).unlink(missing_ok=True)
+
+    def _result(self, name: str, check: Check, kept: _Kept, record: VMRecord, said: Said, give_up_at: float) -> Result:
+        last = kept.results.get(name)
+        if last is not None and last.check != check:
+            last = None
+        now_s = time.monotonic()
+        if last is not None and now_s - last.at_s < seconds_of(check.interval):
+            return last
+        if now_s > give_up_at:
+            return last or Result(check=check, at_s=0.0, why="not tried yet")
+        why = tried(check, record, said)
+        passes = 0 if why else (last.passes if last else 0) + 1
+        healthy = passes >= check.healthy_after or bool(last and last.was_healthy)
+        return Result(check=check, at_s=now_s, passes=passes, was_healthy=healthy, why=why)
+
+    def _kept(self, vm: str, pid: int, started_s: float) -> _Kept:
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            kept = msgspec.json.decode(self._path(vm).read_bytes(), type=_Kept)
+            if kept.pid == pid and abs(kept.started_s - started_s) < 1.0:
+                return kept
+        return _Kept(pid=pid, started_s=started_s)
+
+    def _keep(self, vm: str, kept: _Kept) -> None:
+        """Nobody needs it after a power cut, and who cannot write it tries its checks more often."""
+        draft = self._folder / f"{vm}.{secrets.token_hex(4)}"
+        with contextlib.suppress(OSError):
+            make_folder(self._folder)
+            draft.write_bytes(msgspec.json.encode(kept))
+            draft.replace(self._path(vm))
+
+    def _path(self, vm: str) -> Path:
+        return self._folder / f"{vm}.json"
+
+
+def judged(results: dict[str, Result]) -> Health:
+    """What the results mean together; the first check by name that is not as it should be is named."""
+    for name, result in sorted(results.items()):
+        if not result.was_healthy:
+            count = f"{result.passes} of {result.check.healthy_after} passes"
+            return Health(phase="booting", why=f"check {name}: {result.why or count}")
+    for name, result in sorted(results.items()):
+        if result.why:
+            return Health(phase="unhealthy", why=f"check {name}: {result.why}")
+    return Health()
+
+
+def tried(check: Check, record: VMRecord, said: Said) -> str:
+    """Try it once; why it failed, "" if it passed."""
+    if check.type == "console":
+        return _console(check, said)
+    address = record.addresses.get(min(record.spec.network_interfaces, default=""), "")
+    if not address:
+        return "the VM has no address"
+    timeout_s = seconds_of(check.timeout)
+    try:
+        return _tcp(address, check, timeout_s) if check.type == "tcp" else _http(address, check, timeout_s)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return f"{address}:{check.port}: {reason or type(error).__name__}"
+
+
+def _tcp(address: str, check: Check, timeout_s: float) -> str:
+    with socket.create_connection((address, check.port or 0), timeout=timeout_s):
+        return ""
+
+
+def _http(address: str, check: Check, timeout_s: float) -> str:
+    import http.client  # noqa: PLC0415 - 20 ms that every start of `mikrom` would pay
+
+    connection = http.client.HTTPConnection(address, check.port or 80, timeout=timeout_s)
+    try:
+        connection.request("GET", check.path, headers={"User-Agent": "mikrom", "Connection": "close"})
+        status = connection.getresponse().status
+    except http.client.HTTPException as error:
+        raise OSError(str(error) or type(error).__name__) from error
+    finally:
+        connection.close()
+    return "" if status < http.client.BAD_REQUEST else f"GET {check.path} answers {status}"
+
+
+def _console(check: Check, said: Said) -> str:
+    text = said(CONSOLE_BYTES).decode(errors="replace")
+    if check.deny and (found := re.search(check.deny, text)):
+        return f"the console says {found.group(0)[:80]!r}"
+    if check.expect and not re.search(check.expect, text):
+        return f"the console does not yet say {check.expect!r}"
+    return ""
+
+
+def _all(record: VMRecord) -> list[tuple[str, Check]]:
+    return sorted(record.spec.checks.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -9,10 +10,10 @@ import msgspec
 
 from mikrom_reconcile.core.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.desired import desired_state
-from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, in_scope
+from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, homeless, in_scope
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.durations import seconds_of
-from mikrom_reconcile.core.expand import PendingVM, expand
+from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.guards import Limits, holdings, limit_removals, protect
 from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.leases import leased
@@ -26,6 +27,7 @@ from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
 from mikrom_reconcile.core.specs import VM_NAME, Specs, drained_hosts
 
 NO_LIMITS: Mapping[str, int] = {}
+NOBODY: Mapping[str, list[ObservedVM]] = {}
 
 ACTION_DEADLINE_S = 300.0
 """Longest one action may take, graceful stop included: five minutes, as the predecessor's users know it."""
@@ -152,7 +154,8 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     fleets = holdings(sight, desired, _without(asked.placements, dead))
     changes, pruned = limit_removals(changes, fleets, policies, limits, drained_hosts(specs))
     chosen = selected(changes, selection, specs, desired, sight)
-    rolling = limit_disruption(chosen.changes, changes, desired, sight, _rollouts(specs), limits)
+    mine = _awaiting_room(chosen.changes, asked, sight, _without(asked.placements, dead))
+    rolling = limit_disruption(mine, changes, desired, sight, _rollouts(specs), limits)
     changes, unleased = leased(rolling.changes, specs.networks, desired, sight, asked.placements)
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
     actions = tuple(actions_of(changes, specs.project, _mem_limits_mib(specs, sight, changes)))
@@ -238,22 +241,55 @@ def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredSta
     as_remembered = located == _without(asked.placements, asked.dead).vms and leases == placements.addresses
     if asked.complete and not sight.dark and as_remembered:
         return asked.desired
+    desired = desired_state(asked.specs, asked.pending, _landscape(asked, sight, placements, located), leases)
+    return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
+
+
+def _landscape(
+    asked: Question,
+    sight: Sight,
+    placements: Placements,
+    located: Mapping[str, str],
+    going: Mapping[str, list[ObservedVM]] = NOBODY,
+) -> Landscape:
+    """The hosts as they were found, once those of their VMs are gone that are `going`."""
     inventory = asked.specs.inventory or Inventory()
-    landscape = Landscape(
+    return Landscape(
         asked.specs,
         asked.here,
         located=located,
         dark=sight.dark,
         hints=placements.vms,
-        rooms={host: room_of(inventory, report) for host, report in sight.reports.items()},
+        rooms={host: room_of(inventory, report, going.get(host, ())) for host, report in sight.reports.items()},
         anchors={
             name: f"its drives ({', '.join(sorted(rows[0].spec.drives))}) do not travel"
             for name, rows in sight.own.items()
             if rows[0].spec.drives
         },
     )
-    desired = desired_state(asked.specs, asked.pending, landscape, leases)
-    return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
+
+
+def _awaiting_room(changes: list[VMChange], asked: Question, sight: Sight, placements: Placements) -> list[VMChange]:
+    """VMs for which no host has room wait, if what goes by this very plan makes it."""
+    going: dict[str, list[ObservedVM]] = defaultdict(list)
+    for change in changes:
+        if change.kind in {"delete", "move"} and change.observed is not None:
+            going[change.host].append(change.observed)
+    lacking = {change.name for change in changes if change.rule == homeless.__name__}
+    if not going or not lacking:
+        return changes
+    landscape = _landscape(asked, sight, placements, locations(sight, placements), going)
+    placing = landscape.place(asked.pending, Resolver(asked.specs).need)
+    found = {vm.name: host for vm, host in zip(asked.pending, placing.hosts, strict=True) if vm.name in lacking}
+    return [_waiting(change, found.get(change.name, "")) for change in changes]
+
+
+def _waiting(change: VMChange, host: str) -> VMChange:
+    if not host or change.desired is None:
+        return change
+    desired = msgspec.structs.replace(change.desired, host=host)
+    reason = f"waits for the room that is made on {host}"
+    return msgspec.structs.replace(change, kind="wait", host=host, reasons=(reason,), desired=desired)
 
 
 def _to_remember(asked: Question, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]) -> Placements:

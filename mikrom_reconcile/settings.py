@@ -44,8 +44,8 @@ def _seconds_or_cron(text: str) -> float | str:
         raise ValueError("must be a number of seconds above 0, or a cron line of five fields") from None
 
 
-def _host_name(text: str) -> str:
-    # it becomes part of queues, keys and ACL patterns; the inventory's schema has the same rule
+def host_name(text: str) -> str:
+    """`text`, which becomes part of queues, keys and ACL patterns; the inventory's schema has the same rule."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
         raise ValueError("must be a host's name in the inventory: letters, digits, dots, dashes, underscores")
     return text
@@ -77,7 +77,7 @@ class Settings:
     )  # fmt: skip
     state_dir: Path = _env("MIKROM_STATE_DIR", None, "records, consoles and the embedded store", Path)
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)
-    host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory", _host_name)
+    host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory", host_name)
     firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin")
     image_dirs: tuple[Path, ...] = _env(
         "MIKROM_IMAGE_DIRS", (), "folders, with : between, that file:// images may come from; else <state dir>/images",

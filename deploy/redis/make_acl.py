@@ -46,4 +46,7 @@ def _password(folder: Path, broker: str, user: str) -> str:
 if __name__ == "__main__":
     if len(sys.argv) < 4 or "://" not in sys.argv[2]:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    try:
+        main(Path(sys.argv[1]), sys.argv[2], [settings.host_name(host) for host in sys.argv[3:]])
+    except ValueError as error:
+        sys.exit(f"make_acl.py: {error}")

@@ -39,8 +39,8 @@ def security_checks(settings: Settings) -> Iterator[Check]:
         if url is None:
             yield Check(name="broker", state="ok", found="none: embedded, nothing listens and no order travels")
         else:
-            yield from _broker(url)
             yield from _orders(settings, remote=is_remote(url))
+            yield from _broker(url)
     except MikromError as error:
         yield Check(name="broker", state="broken", found=str(error), remedy="mend that first, then ask again")
     yield _flower(settings)

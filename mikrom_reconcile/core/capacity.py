@@ -6,12 +6,14 @@ limited: they only share time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import floor, inf
 
 import msgspec
 
 from mikrom_reconcile.core.inventory import Inventory
-from mikrom_reconcile.core.model.observed import Capacity, HostReport
+from mikrom_reconcile.core.lifecycle import UP
+from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedVM
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,18 +32,25 @@ ENDLESS = Room()
 """The room of a host of which nothing is known."""
 
 
-def room_of(inventory: Inventory, report: HostReport) -> Room:
-    """The room on the host that reports: (capacity - reserve) * overcommit, less what its VMs were promised."""
+def room_of(inventory: Inventory, report: HostReport, going: Iterable[ObservedVM] = ()) -> Room:
+    """The room on the host that reports: (capacity - reserve) * overcommit, less what its VMs were promised. Those that
+    are `going` count no more.
+    """
     said = inventory.sizing(report.host)
     mem_size_mib = said.capacity.mem_size_mib
     if mem_size_mib is None:
         mem_size_mib = report.capacity.mem_size_mib if report.overhead_mib is not None else None
+    overhead_mib = report.overhead_mib or 0
+    gone = [row.spec.machine for row in going if row.state in UP and row.phase != "parked"]
     vcpu_count = report.capacity.vcpu_count if said.capacity.vcpu_count is None else said.capacity.vcpu_count
     return Room(
         vcpu_limit=_limit(vcpu_count, said.reserve.vcpu_count, said.overcommit.vcpu_count),
         mem_limit_mib=_limit(mem_size_mib, said.reserve.mem_size_mib, said.overcommit.mem_size_mib or 1.0),
-        promised=report.promised,
-        overhead_mib=report.overhead_mib or 0,
+        promised=Capacity(
+            vcpu_count=report.promised.vcpu_count - sum(machine.vcpu_count for machine in gone),
+            mem_size_mib=report.promised.mem_size_mib - sum(machine.mem_size_mib + overhead_mib for machine in gone),
+        ),
+        overhead_mib=overhead_mib,
     )
 
 

@@ -8,71 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Final, Literal
 
 import msgspec
 
+from mikrom_reconcile.core.case import UNCHANGED, Case, Verdict
 from mikrom_reconcile.core.fields import carried, field_changes, impact_of, is_row_of, recorded
 from mikrom_reconcile.core.lifecycle import LEFT_DOWN, LIVE, SATISFIES, UNWELL, WELL
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.observed import Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
 from mikrom_reconcile.core.observed import SETTLED, Sight
-
-UNCHANGED: Final = "unchanged"
-Verdict = VMChange | Literal["unchanged"] | None
-
-
-class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a rule may look at for one VM.
-
-    `desired` is None for a VM that the specs do not want, `observed` None for one that no host reported.
-    `taken` is a row that is not ours but has the name. `dark` is why the VM's host gave no report, "" if it did.
-    `hiding` names dark hosts on which the VM may exist without our knowing. `double` says that the VM runs
-    elsewhere with a higher token. `placed` is why its host was chosen, "" if it was not; `leaves` why it may not stay
-    where it is; `rejections` why no host can have it. `vanished` says that its host left the inventory. `destroy` says
-    that all has to go, `retry` that nothing is given up.
-    """
-
-    desired: DesiredVM | None
-    observed: ObservedVM | None
-    taken: ObservedVM | None = None
-    dark: str = ""
-    hiding: tuple[str, ...] = ()
-    double: str = ""
-    placed: str = ""
-    leaves: str = ""
-    rejections: tuple[str, ...] = ()
-    vanished: bool = False
-    destroy: bool = False
-    retry: bool = False
-
-    @property
-    def host(self) -> str:
-        """Where the VM is, or else where it belongs."""
-        return (self.observed or self._wanted()).host
-
-    def _wanted(self) -> DesiredVM:
-        assert self.desired is not None, "a case has at least one side"  # noqa: S101
-        return self.desired
-
-    def change(
-        self, kind: ChangeKind, *reasons: str, wanted: ChangeKind | None = None, fields: tuple[FieldChange, ...] = ()
-    ) -> VMChange:
-        """A change of this VM. A removal concerns the fleet that loses it, as it is recorded."""
-        side = (self.observed if kind == "delete" else None) or self.desired or self.observed or self._wanted()
-        return VMChange(
-            name=side.name,
-            fleet=side.fleet,
-            host=self.host,
-            kind=kind,
-            reasons=reasons,
-            placed=self.placed if kind in {"create", "move"} else "",
-            wanted=wanted,
-            fields=fields,
-            desired=self.desired,
-            observed=self.observed,
-        )
 
 
 def diff(
@@ -334,7 +279,7 @@ def restarting(case: Case) -> Verdict:
 def drifted(case: Case) -> Verdict:
     """The VMM is not what its record says, in what only a restart mends."""
     desired, observed = _both(case)
-    if any(impact_of(item.path) != "live" for item in _drift(desired, observed)):
+    if any(impact_of(item.path) in {"restart", "replace"} for item in _drift(desired, observed)):
         return case.change("restart", *_drift_reasons(desired, observed), fields=changed_fields(desired, observed))
     return None
 

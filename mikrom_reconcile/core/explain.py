@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.core.case import Case
 from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.diff import RULES, Case, left_down
+from mikrom_reconcile.core.diff import RULES, cannot_leave, left_down
 from mikrom_reconcile.core.expand import expand
 from mikrom_reconcile.core.fields import recorded
 from mikrom_reconcile.core.model.desired import DesiredVM
@@ -115,7 +116,7 @@ def _quiet_rule(desired: DesiredVM | None, own: ObservedVM | None) -> str:
 
 
 def _meaning(rule: str) -> str:
-    texts = {known.__name__: known.__doc__ or "" for known in RULES}
+    texts = {known.__name__: known.__doc__ or "" for known in (*RULES, cannot_leave)}
     return texts.get(rule, "").partition("\n")[0]
 
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.diff import Case, Verdict
+from mikrom_reconcile.core.case import Case, Verdict
 from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.guards import as_recorded, protect
 from mikrom_reconcile.core.lifecycle import LIVE, SATISFIES, UNWELL, WELL

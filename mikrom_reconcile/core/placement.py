@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from mikrom_reconcile.core.capacity import ENDLESS, Room
-from mikrom_reconcile.core.constraints import Attributes, Spread, told
+from mikrom_reconcile.core.constraints import Attributes, told
 from mikrom_reconcile.core.expand import PendingVM
 from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.model.observed import Capacity
-from mikrom_reconcile.core.shelves import Census, Loads, Shelves
+from mikrom_reconcile.core.shelves import Bookcase, Census, Loads, Shelf, shelved
 from mikrom_reconcile.core.specs import FleetSpec, Specs, hosts_of
 
 TOLD_HOSTS = 5
@@ -72,8 +72,8 @@ class Landscape:
         self._kinds: dict[bytes, int] = {}
         self._kind_of: dict[int, int] = {}  # by the identity of a fleet: the specs hold it, and hashing is slow
         self._homes: dict[tuple[int, int], frozenset[str]] = {}
-        self._shelves: dict[tuple[int, int, Capacity], Shelves] = {}
-        self._census: dict[int, list[Census]] = {}
+        self._shelves: dict[tuple[int, int, Capacity], Shelf | Bookcase] = {}
+        self._census: dict[int, Census] = {}
 
     def at_home(self, vms: Iterable[PendingVM]) -> list[PendingVM]:
         """Those that are on a host where they may stay, as far as anybody knows."""
@@ -131,55 +131,54 @@ class Landscape:
 
     def _choose(self, vm: PendingVM, need: Capacity, members: Members) -> tuple[str, str]:
         """A host, and why if there was a choice; "" if none can take it. It goes back to where it was, if it can."""
-        shelves, census = self._shelves_of(vm, need, members)
+        census = self._census_of(vm.fleet, members)
         hint = self._hints.get(vm.name, "")
         if self._takes(vm, hint) and self._loads.fits(hint, need):
             host, why = hint, ""
         else:
-            host, weight = shelves.best() or ("", 0)
-            why = self._praise(vm, host, weight, census) if host and len(self._homes_of(vm)) > 1 else ""
+            host = self._shelves_of(vm, need, census).best() or ""
+            why = self._praise(vm, host, census) if host and len(self._homes_of(vm)) > 1 else ""
         if host:
             self._loads.add(host, need)
-            for each in census:
-                each.add(host)
+            if census:
+                census.add(host)
         return host, why
 
     def _takes(self, vm: PendingVM, host: str) -> bool:
         return host in self._homes_of(vm) and host not in self._dark and host not in self._states
 
-    def _shelves_of(self, vm: PendingVM, need: Capacity, members: Members) -> tuple[Shelves, list[Census]]:
-        wishes = vm.fleet.wishes
-        census: list[Census] = []
-        if wishes.spread:
-            census = self._census.get(id(vm.fleet)) or self._counted(vm.fleet, members[id(vm.fleet)])
-            self._census[id(vm.fleet)] = census
+    def _shelves_of(self, vm: PendingVM, need: Capacity, census: Census | None) -> Shelf | Bookcase:
         key = (id(vm.hosts), id(vm.fleet) if census else self._kind(vm.fleet), need)
-        shelves = self._shelves.get(key)
-        if shelves is None:
-            takers = (host for host in sorted(self._homes_of(vm)) if self._takes(vm, host))
-            weights = {host: self._attributes.weight(host, wishes) for host in takers}
-            shelves = self._shelves[key] = Shelves(weights, need, self._loads, census)
-        return shelves, census
+        found = self._shelves.get(key)
+        if found is None:
+            takers = (host for host in self._homes_of(vm) if self._takes(vm, host))
+            weights = {host: self._attributes.weight(host, vm.fleet.wishes) for host in takers}
+            found = self._shelves[key] = shelved(weights, need, self._loads, census)
+        return found
 
-    def _counted(self, fleet: FleetSpec, hosts: list[str]) -> list[Census]:
-        """For each spread of the fleet how its VMs are spread now; `hosts` are where they are."""
-        homes = self._homes_in(fleet.hosts, fleet)
-        return [
-            Census(spread, {host: self._value(host, spread) for host in homes}, hosts) for spread in fleet.wishes.spread
-        ]
+    def _census_of(self, fleet: FleetSpec, members: Members) -> Census | None:
+        """How the fleet's VMs are spread now; None for one that is not to be spread."""
+        spread = fleet.wishes.spread
+        if spread and id(fleet) not in self._census:
+            homes = self._homes_in(fleet.hosts, fleet)
+            paths = {host: tuple(self._value(host, each.attribute) for each in spread) for host in homes}
+            self._census[id(fleet)] = Census(paths, tuple(each.max_skew for each in spread), members[id(fleet)])
+        return self._census.get(id(fleet))
 
-    def _value(self, host: str, spread: Spread) -> str:
-        return told(self._attributes.value(host, spread.attribute))
+    def _value(self, host: str, attribute: str) -> str:
+        return told(self._attributes.value(host, attribute))
 
     # ---- reasons --------------------------------------------------------------------------------------------------
 
-    def _praise(self, vm: PendingVM, host: str, weight: int, census: list[Census]) -> str:
+    def _praise(self, vm: PendingVM, host: str, census: Census | None) -> str:
         reason = f"{host} has the fewest VMs ({self._loads.vms[host]}) of {vm.fleet.pattern}"
-        if weight:
+        wishes = vm.fleet.wishes
+        if weight := self._attributes.weight(host, wishes):
             reason += f" with affinity {weight}"
-        for each in census:
-            value = each.values.get(host, "")
-            reason += f", and {each.counts[value]} of {vm.fleet.name} have {each.spread.attribute} {value}"
+        path = census.paths.get(host, ()) if census else ()
+        for depth, value in enumerate(path):
+            count = census.groups[path[:depth]].counts[value] if census else 0
+            reason += f", {wishes.spread[depth].attribute} {value} has {count} of {vm.fleet.name}"
         return reason
 
     def _unfit(self, fleet: FleetSpec, host: str) -> str:

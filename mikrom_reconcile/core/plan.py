@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.capacity import room_of
+from mikrom_reconcile.core.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.desired import desired_state
-from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, in_scope
+from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, homeless, in_scope
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.durations import seconds_of
-from mikrom_reconcile.core.expand import PendingVM, expand
+from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.guards import Limits, holdings, limit_removals, protect
 from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.leases import leased
@@ -24,6 +25,9 @@ from mikrom_reconcile.core.placement import Landscape
 from mikrom_reconcile.core.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
 from mikrom_reconcile.core.specs import VM_NAME, Specs, drained_hosts
+
+NO_LIMITS: Mapping[str, int] = {}
+NOBODY: Mapping[str, list[ObservedVM]] = {}
 
 ACTION_DEADLINE_S = 300.0
 """Longest one action may take, graceful stop included: five minutes, as the predecessor's users know it."""
@@ -150,10 +154,11 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     fleets = holdings(sight, desired, _without(asked.placements, dead))
     changes, pruned = limit_removals(changes, fleets, policies, limits, drained_hosts(specs))
     chosen = selected(changes, selection, specs, desired, sight)
-    rolling = limit_disruption(chosen.changes, changes, desired, sight, _rollouts(specs), limits)
+    mine = _awaiting_room(chosen.changes, asked, sight, _without(asked.placements, dead))
+    rolling = limit_disruption(mine, changes, desired, sight, _rollouts(specs), limits)
     changes, unleased = leased(rolling.changes, specs.networks, desired, sight, asked.placements)
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
-    actions = tuple(actions_of(changes, specs.project))
+    actions = tuple(actions_of(changes, specs.project, _mem_limits_mib(specs, sight, changes)))
     found = (*protected, *pruned, *unleased, *_blocked(changes), *rolling.refusals)
     refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
     plan = numbered(
@@ -185,8 +190,10 @@ def _rollouts(specs: Specs) -> dict[str, Rollout | None]:
     return {fleet.name: fleet.rollout for fleet in specs.fleets}
 
 
-def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
-    """One action for each change that has a verb, in the order of the changes."""
+def actions_of(
+    changes: Iterable[VMChange], project: str, mem_limits_mib: Mapping[str, int] = NO_LIMITS
+) -> Iterator[Action]:
+    """One action for each change that has a verb, in the order of the changes. `mem_limits_mib` are by host."""
     for change in changes:
         if change.kind not in VERBS:
             continue
@@ -199,12 +206,23 @@ def actions_of(changes: Iterable[VMChange], project: str) -> Iterator[Action]:
             "expect": expect_of(change.observed),
             "deadline_s": ACTION_DEADLINE_S,
         }
+        if change.host in mem_limits_mib:
+            content["mem_limit_mib"] = mem_limits_mib[change.host]
         yield Action(id=digest_of(content), **content)
 
 
 def expect_of(seen: ObservedVM | None) -> Expect:
     """What an action that was planned from this row expects to find."""
     return Expect(uid=seen.uid, generation=seen.generation) if seen else Expect(uid=None, generation=0)
+
+
+def _mem_limits_mib(specs: Specs, sight: Sight, changes: Iterable[VMChange]) -> dict[str, int]:
+    """What hosts are told to go by instead of the memory that they have, because the inventory says so."""
+    if specs.inventory is None:
+        return {}
+    hosts = {change.host for change in changes if change.kind in VERBS} & sight.reports.keys()
+    limits = {host: mem_limit_mib(specs.inventory, sight.reports[host]) for host in hosts}
+    return {host: limit for host, limit in limits.items() if limit is not None}
 
 
 def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
@@ -223,22 +241,55 @@ def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredSta
     as_remembered = located == _without(asked.placements, asked.dead).vms and leases == placements.addresses
     if asked.complete and not sight.dark and as_remembered:
         return asked.desired
+    desired = desired_state(asked.specs, asked.pending, _landscape(asked, sight, placements, located), leases)
+    return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
+
+
+def _landscape(
+    asked: Question,
+    sight: Sight,
+    placements: Placements,
+    located: Mapping[str, str],
+    going: Mapping[str, list[ObservedVM]] = NOBODY,
+) -> Landscape:
+    """The hosts as they were found, once those of their VMs are gone that are `going`."""
     inventory = asked.specs.inventory or Inventory()
-    landscape = Landscape(
+    return Landscape(
         asked.specs,
         asked.here,
         located=located,
         dark=sight.dark,
         hints=placements.vms,
-        rooms={host: room_of(inventory, report) for host, report in sight.reports.items()},
+        rooms={host: room_of(inventory, report, going.get(host, ())) for host, report in sight.reports.items()},
         anchors={
             name: f"its drives ({', '.join(sorted(rows[0].spec.drives))}) do not travel"
             for name, rows in sight.own.items()
             if rows[0].spec.drives
         },
     )
-    desired = desired_state(asked.specs, asked.pending, landscape, leases)
-    return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
+
+
+def _awaiting_room(changes: list[VMChange], asked: Question, sight: Sight, placements: Placements) -> list[VMChange]:
+    """VMs for which no host has room wait, if what goes by this very plan makes it."""
+    going: dict[str, list[ObservedVM]] = defaultdict(list)
+    for change in changes:
+        if change.kind in {"delete", "move"} and change.observed is not None:
+            going[change.host].append(change.observed)
+    lacking = {change.name for change in changes if change.rule == homeless.__name__}
+    if not going or not lacking:
+        return changes
+    landscape = _landscape(asked, sight, placements, locations(sight, placements), going)
+    placing = landscape.place(asked.pending, Resolver(asked.specs).need)
+    found = {vm.name: host for vm, host in zip(asked.pending, placing.hosts, strict=True) if vm.name in lacking}
+    return [_waiting(change, found.get(change.name, "")) for change in changes]
+
+
+def _waiting(change: VMChange, host: str) -> VMChange:
+    if not host or change.desired is None:
+        return change
+    desired = msgspec.structs.replace(change.desired, host=host)
+    reason = f"waits for the room that is made on {host}"
+    return msgspec.structs.replace(change, kind="wait", host=host, reasons=(reason,), desired=desired)
 
 
 def _to_remember(asked: Question, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]) -> Placements:

@@ -45,7 +45,11 @@ class Provenance:
         self._places: dict[str, Places] = {}
 
     def of(self, vm: PendingVM, host: str) -> tuple[FieldOrigin, ...]:
-        """Every field of `vm` on `host`, sorted by path. Raises SpecError for what cannot be resolved."""
+        """Every field of `vm` on `host`, sorted by path. Raises SpecError for what cannot be resolved.
+
+        A VM that no host can have is told as its first host would have it.
+        """
+        host = host or (vm.hosts or ("",))[0]
         state, spec = self._resolver.resolve(vm, host)
         self._resolver.check()
         values = recorded(fleet=vm.fleet.name, state=state, spec=spec, policy=vm.fleet.policy)

@@ -1,22 +1,23 @@
 """The choice of a host among many, again and again, without looking at all of them each time.
 
-Hosts that are equally good for a fleet stand on one shelf, sorted by how many VMs they have. What only ever grows (how
-full a host is) is looked up anew when its turn comes; what may shrink (how far a value is above the emptiest) has the
-shelves sorted again, which is rare. So a choice costs the logarithm of the hosts.
+Hosts stand on shelves, sorted by how many VMs they have; where a fleet is to be spread, there is a shelf for each
+value, and inside it one for each value of the next attribute. How full a host is only ever grows, so its place is put
+right when its turn comes. A choice costs the logarithm of the hosts, not their number.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from heapq import heapify, heappop, heapreplace
+from typing import Any, TypeVar
 
 from mikrom_reconcile.core.capacity import Room
-from mikrom_reconcile.core.constraints import Spread
 from mikrom_reconcile.core.model.observed import Capacity
 
-Key = tuple[int, int, int, str]
-"""What is compared, the smallest wins: VMs above the allowed skew, weight (negative), VMs on the host, its name."""
+T = TypeVar("T", bound=Hashable)
+Path = tuple[str, ...]
+"""The values of a host, one for each attribute that a fleet is spread over."""
 
 
 class Loads:
@@ -43,81 +44,138 @@ class Loads:
         self.vcpus[host] -= need.vcpu_count
 
 
-class Census:
-    """How many VMs of a fleet each value of one attribute has; `floor` is what the emptiest has."""
+class Group:
+    """How many VMs of a fleet each of some values has; `floor` is what the emptiest has."""
 
-    def __init__(self, spread: Spread, values: Mapping[str, str], vms: Iterable[str]) -> None:
-        self.spread = spread
-        self.values = values
-        self.counts = Counter(dict.fromkeys(values.values(), 0))
-        self.counts.update(values[host] for host in vms if host in values)
-        self._find_floor()
+    def __init__(self, max_skew: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.floor = 0
+        self._max_skew = max_skew
+        self._at_floor = 0
 
-    def add(self, host: str) -> None:
-        """One VM more on the host; one that the fleet's pattern does not name counts nowhere."""
-        value = self.values.get(host, "")
+    def open(self, value: str) -> None:
+        """A value that may get VMs, before any are counted."""
+        self._at_floor += value not in self.counts
+        self.counts[value] += 0
+
+    def add(self, value: str) -> None:
+        """One VM more."""
         self.counts[value] += 1
         if self.counts[value] - 1 == self.floor:
             self._at_floor -= 1
             if not self._at_floor:
-                self._find_floor()
+                self.floor = min(self.counts.values())
+                self._at_floor = sum(count == self.floor for count in self.counts.values())
 
     def excess(self, value: str) -> int:
         """How far beyond the skew one VM more would put this value."""
-        return max(0, self.counts[value] + 1 - self.floor - self.spread.max_skew)
-
-    def _find_floor(self) -> None:
-        self.floor = min(self.counts.values(), default=0)
-        self._at_floor = sum(count == self.floor for count in self.counts.values())
+        return max(0, self.counts[value] + 1 - self.floor - self._max_skew)
 
 
-class Shelves:
-    """The hosts that VMs of one size may go to, with how much their fleet prefers each."""
+class Census:
+    """How a fleet is spread: over the values of the first attribute, and inside each over those of the next."""
 
-    def __init__(self, weights: Mapping[str, int], need: Capacity, loads: Loads, census: list[Census]) -> None:
+    def __init__(self, paths: Mapping[str, Path], max_skews: tuple[int, ...], vms: Iterable[str]) -> None:
+        self.paths = paths
+        self.groups: dict[Path, Group] = {}
+        for path in paths.values():
+            for depth, max_skew in enumerate(max_skews):
+                self.groups.setdefault(path[:depth], Group(max_skew)).open(path[depth])
+        for host in vms:
+            self.add(host)
+
+    def add(self, host: str) -> None:
+        """One VM more on the host; one that the fleet's pattern does not name counts nowhere."""
+        path = self.paths.get(host, ())
+        for depth, value in enumerate(path):
+            self.groups[path[:depth]].add(value)
+
+
+class Shelf:
+    """Hosts that VMs of one size may go to, with how much their fleet prefers each."""
+
+    def __init__(self, weights: Mapping[str, int], need: Capacity, loads: Loads) -> None:
+        self._weights = weights
         self._need = need
         self._loads = loads
-        self._census = census
-        shelves: dict[tuple[int, tuple[str, ...]], list[tuple[int, str]]] = {}
+        self._hosts = _heap(weights, self._key)
+
+    def best(self) -> str | None:
+        """The host for the next VM; None if none has room."""
+        return _first(self._hosts, self._key)
+
+    def weight(self) -> int | None:
+        """The weight of that host."""
+        host = self.best()
+        return None if host is None else self._weights[host]
+
+    def _key(self, host: str) -> tuple[int, int] | None:
+        if not self._loads.fits(host, self._need):  # nothing is given back while hosts are chosen
+            return None
+        return -self._weights[host], self._loads.vms[host]
+
+
+class Bookcase:
+    """A shelf, or another bookcase, for each value of an attribute. What is beyond the skew comes last."""
+
+    def __init__(self, weights: Mapping[str, int], need: Capacity, loads: Loads, census: Census, above: Path) -> None:
+        inside: dict[str, dict[str, int]] = {}
         for host, weight in weights.items():
-            values = tuple(each.values.get(host, "") for each in census)
-            shelves.setdefault((weight, values), []).append((loads.vms[host], host))
-        self._shelves = [(weight, values, queue) for (weight, values), queue in shelves.items()]
-        for _, _, queue in self._shelves:
-            heapify(queue)
-        self._sort()
+            inside.setdefault(census.paths.get(host, (*above, ""))[len(above)], {})[host] = weight
+        self._group = census.groups[above]
+        self._parts = {value: shelved(hosts, need, loads, census, (*above, value)) for value, hosts in inside.items()}
+        self._weights = _heap(self._parts, self._weight_key)
+        self._order_parts()
 
-    def best(self) -> tuple[str, int] | None:
-        """The host for the next VM and its weight; None if no host has room."""
-        if self._floors != [each.floor for each in self._census]:
-            self._sort()
-        while self._order:
-            key, number = self._order[0]
-            now = self._key(number)
-            if now == key:
-                return key[3], -key[1]
-            if now is None:
-                heappop(self._order)
-            else:
-                heapreplace(self._order, (now, number))
-        return None
+    def best(self) -> str | None:
+        """The host for the next VM; None if none has room."""
+        if self._floor != self._group.floor:  # what was too far above the old floor may be allowed now
+            self._order_parts()
+        value = _first(self._values, self._key)
+        return None if value is None else self._parts[value].best()
 
-    def _sort(self) -> None:
-        self._floors = [each.floor for each in self._census]
-        keys = ((self._key(number), number) for number in range(len(self._shelves)))
-        self._order = [(key, number) for key, number in keys if key is not None]
-        heapify(self._order)
+    def weight(self) -> int | None:
+        """The highest weight in it."""
+        value = _first(self._weights, self._weight_key)
+        return None if value is None else self._parts[value].weight()
 
-    def _key(self, number: int) -> Key | None:
-        weight, values, queue = self._shelves[number]
-        loads, need = self._loads, self._need
-        while queue:
-            vms, host = queue[0]
-            if not loads.fits(host, need):  # nothing is given back while hosts are chosen
-                heappop(queue)
-            elif vms != (now := loads.vms[host]):
-                heapreplace(queue, (now, host))
-            else:
-                excess = sum(each.excess(value) for each, value in zip(self._census, values, strict=True))
-                return excess, -weight, vms, host
-        return None
+    def _order_parts(self) -> None:
+        self._floor = self._group.floor
+        self._values = _heap(self._parts, self._key)
+
+    def _weight_key(self, value: str) -> int | None:
+        weight = self._parts[value].weight()
+        return None if weight is None else -weight
+
+    def _key(self, value: str) -> tuple[int, int, int] | None:
+        weight = self._parts[value].weight()
+        return None if weight is None else (self._group.excess(value), -weight, self._group.counts[value])
+
+
+def shelved(
+    weights: Mapping[str, int], need: Capacity, loads: Loads, census: Census | None, above: Path = ()
+) -> Shelf | Bookcase:
+    """The hosts in the order in which they are to be chosen."""
+    if census is None or above not in census.groups:
+        return Shelf(weights, need, loads)
+    return Bookcase(weights, need, loads, census, above)
+
+
+def _heap(items: Iterable[T], key_of: Callable[[T], Any]) -> list[tuple[Any, T]]:
+    heap = [(key, item) for item in items if (key := key_of(item)) is not None]
+    heapify(heap)
+    return heap
+
+
+def _first(heap: list[tuple[Any, T]], key_of: Callable[[T], Any]) -> T | None:
+    """The item with the smallest key, by name among equals; keys that have grown since are put right on the way."""
+    while heap:
+        key, item = heap[0]
+        now = key_of(item)
+        if now == key:
+            return item
+        if now is None:
+            heappop(heap)
+        else:
+            heapreplace(heap, (now, item))
+    return None

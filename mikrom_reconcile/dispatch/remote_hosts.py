@@ -202,18 +202,30 @@ def _host(owner: str) -> str:
     return owner.removeprefix("host:")
 
 
+def _speaks_for_itself(host: str, named: Iterable[str]) -> None:
+    """Raises MikromError for an answer about another host: one that was broken into may tell lies about itself only."""
+    if others := {*named} - {host}:
+        raise MikromError(
+            f"host {host} spoke for {', '.join(sorted(others))}, and is not believed: see to it, it may be broken into"
+        )
+
+
 def _outcome(answer: Answer) -> ActionOutcome | None:
     try:
-        return unpack(answer.body, ActionOutcome)
+        outcome = unpack(answer.body, ActionOutcome)
+        _speaks_for_itself(_host(answer.owner), [outcome.host])
     except MikromError as error:
         _log.warning("%s: %s", answer.owner, error)
         return None
+    return outcome
 
 
 def _view(host: str, kind: str, body: bytes) -> HostView:
     try:
         if kind == "report":
-            return HostView(host=host, report=unpack(body, HostReport))
+            report = unpack(body, HostReport)
+            _speaks_for_itself(host, [report.host, *(row.host for row in report.vms)])
+            return HostView(host=host, report=report)
         return HostView(host=host, error=unpack(body, str))
     except MikromError as error:
         return HostView(host=host, error=str(error))

@@ -41,9 +41,10 @@ def read_order(sent: SentOrder, is_genuine: Callable[[], bool]) -> Order:
         raise MikromError(_FORGED if sent.signature else _UNSIGNED)
     try:
         order = msgspec.json.decode(sent.order, type=Order)
+        is_lossy = _loses(msgspec.json.decode(sent.order), msgspec.to_builtins(order))
     except (msgspec.MsgspecError, RecursionError) as error:
         raise MikromError(f"not an order: {error}; {_releases(sent)}") from error
-    if _loses(msgspec.json.decode(sent.order), msgspec.to_builtins(order)):
+    if is_lossy:
         raise MikromError(f"the order says something that this host does not know; {_releases(sent)}")
     return order
 

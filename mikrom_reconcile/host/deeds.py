@@ -103,7 +103,7 @@ class Deed:
         if why_not := self._driver.unsupported(action.desired.spec):
             raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
         need_mib = self._driver.memory_mib(action.desired.spec)
-        if self._ordered.state in UP and (why_not := self._memory.promise(action.vm, need_mib)):
+        if self._ordered.state in UP and (why_not := self._memory.promise(action.vm, need_mib, action.mem_limit_mib)):
             raise PermanentError(f"{why_not}; stop some, or give it less", vm=action.vm, step=step)
         if self.found is None and (facts := self._driver.observe(self._ordered)).status != "none":
             # never our own doing (the record is there first and goes last), so nobody can say whose it is
@@ -194,7 +194,7 @@ class Deed:
         """What is as ordered has no error and no attempts."""
         cleared = replace(self._now(), attempt=None, last_error=None)
         if self.seen is not None:
-            self._write(cleared)
+            self._write(cleared, or_before=True)  # a power cut ends the VMM, too, and then they are not forgotten
             self.seen = replace(self.seen, attempt=None, last_error=None)
 
     # ---- when a step failed -----------------------------------------------------------------------------------
@@ -247,9 +247,9 @@ class Deed:
         assert self.record is not None, "every verb records the order first"  # noqa: S101
         return self.record
 
-    def _write(self, record: VMRecord) -> None:
+    def _write(self, record: VMRecord, *, or_before: bool = False) -> None:
         if record != self.record:
-            self._records.write(record)
+            self._records.write(record, or_before=or_before)
             self.record = record
 
 

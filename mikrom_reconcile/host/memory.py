@@ -1,7 +1,8 @@
 """Whether this host still has the memory that a VM is promised; a VMM takes any size and dies of it later.
 
-The rule: all VMs that are ordered to be up, this one included, were promised no more than the machine has. What they
-touched so far does not count, since they may touch the rest at any time. vCPUs are not limited: they only share time.
+The rule: all VMs that are ordered to be up, this one included, were promised no more than the machine has, or than its
+inventory allows instead. What they touched so far does not count, since they may touch the rest at any time. vCPUs are
+not limited: they only share time.
 """
 
 from __future__ import annotations
@@ -31,24 +32,27 @@ class Memory:
         self._under_way: dict[str, int] = {}
         self._counted_s = float("-inf")
 
-    def promise(self, vm: str, need_mib: int) -> str | None:
+    def promise(self, vm: str, need_mib: int, limit_mib: int | None = None) -> str | None:
         """Promise `vm` its memory; why that cannot be, with what it needs and what is left, or None.
 
+        `limit_mib` is what the inventory allows in all, instead of what the host has.
         No record says so yet, or it says that the VM goes down for a restart: the promise holds until `settle`.
         """
         with self._lock:
             if self._clock.monotonic() - self._counted_s > RECOUNT_S:
                 self._count()
-            if need_mib > self._left(vm):
+            limit_mib = self._mem_size_mib if limit_mib is None else limit_mib
+            if need_mib > limit_mib - self._others(vm):
                 self._count()  # a refusal stays: it is never given on an old count
-            left = self._left(vm)
+            left = limit_mib - self._others(vm)
             if need_mib <= left or need_mib <= self._promised.get(vm, 0):  # what was promised is kept
                 self._promised[vm] = self._under_way[vm] = need_mib
                 return None
             others = len(self._promised.keys() - {vm})
         return (
-            f"it needs {need_mib} MiB and {max(0, left)} MiB are left: of {self._mem_size_mib} MiB that the host has,"
-            f" {self._mem_size_mib - left} are promised to {others} other VMs"
+            f"it needs {need_mib} MiB and {max(0, left)} MiB are left: of {limit_mib} MiB that"
+            f" {'the host has' if limit_mib == self._mem_size_mib else 'the inventory allows'},"
+            f" {limit_mib - left} are promised to {others} other VMs"
         )
 
     def forget(self, vm: str) -> None:
@@ -62,8 +66,8 @@ class Memory:
         with self._lock:
             self._under_way.pop(vm, None)
 
-    def _left(self, vm: str) -> int:
-        return self._mem_size_mib - sum(self._promised.values()) + self._promised.get(vm, 0)
+    def _others(self, vm: str) -> int:
+        return sum(self._promised.values()) - self._promised.get(vm, 0)
 
     def _count(self) -> None:
         found = (record for record in self._records.list() if isinstance(record, VMRecord))

@@ -48,4 +48,5 @@ def doctor_text(checks: Sequence[Check], settings: Sequence[SettingLine], style:
         ((line.variable, ""), (line.value, "" if line.source == "environment" else "dim"), (line.doc, "dim"))
         for line in settings
     ]
-    return "\n".join([*lines, "", verdict, "", table(("SETTING", "VALUE", ""), rows, style) if rows else ""])
+    listed = ["", table(("SETTING", "VALUE", ""), rows, style)] if rows else [""]
+    return "\n".join([*lines, "", verdict, *listed])

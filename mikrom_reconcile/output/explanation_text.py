@@ -10,7 +10,7 @@ from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.provenance import FieldOrigin, leaves
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.plan_parts import short
+from mikrom_reconcile.output.plan_parts import NO_HOST, short
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import Cell, table
 from mikrom_reconcile.output.units import counted
@@ -29,7 +29,7 @@ def _rendered(vm: DesiredVM, origins: Iterable[FieldOrigin], style: Style) -> st
         ((f"  {path}", ""), (short(value), "cyan"), (sources.get(path, ""), "dim"))
         for path, value in sorted((".".join(steps), value) for steps, value in leaves(values))
     ]
-    return table((f"{vm.name} on {vm.host}, fleet {vm.fleet}", "", ""), rows, style)
+    return table((f"{vm.name} on {vm.host or NO_HOST}, fleet {vm.fleet}", "", ""), rows, style)
 
 
 def explanation_text(told: Explanation, style: Style) -> str:
@@ -51,7 +51,7 @@ def explanation_text(told: Explanation, style: Style) -> str:
 def _wanted(told: Explanation) -> str:
     if told.wanted is None:
         return "not by these specs"
-    return f"{told.wanted.state} on {told.wanted.host}, by fleet {told.wanted.fleet} at {told.place}"
+    return f"{told.wanted.state} on {told.wanted.host or NO_HOST}, by fleet {told.wanted.fleet} at {told.place}"
 
 
 def _observed(row: ObservedVM) -> str:

@@ -36,6 +36,9 @@ LOOKS: dict[ChangeKind, tuple[str, str]] = {
 }
 """The sign and the colour of each kind."""
 
+NO_HOST = "no host"
+"""Where a VM is that no host can have."""
+
 SHORT_VALUE = 60
 """Characters of a value that is not shown in full."""
 
@@ -124,7 +127,7 @@ def _group(changes: list[VMChange]) -> Group:
     first = changes[0]
     by_host: dict[str, list[str]] = defaultdict(list)
     for change in changes:
-        by_host[change.host].append(change.name)
+        by_host[change.host or NO_HOST].append(change.name)
     return Group(
         kind=first.kind,
         wanted=first.wanted or "",

@@ -9,7 +9,7 @@ from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.plan_parts import refusals, unreachable
+from mikrom_reconcile.output.plan_parts import NO_HOST, refusals, unreachable
 from mikrom_reconcile.output.section import section
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted, duration, listed
@@ -69,7 +69,7 @@ def _reasons(reasons: Mapping[VMOnHost, str]) -> Iterator[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for (vm, host), reason in sorted(reasons.items()):
         groups.setdefault((host, reason), []).append(vm)
-    return (f"{grouped(vms)} on {host}: {reason}" for (host, reason), vms in groups.items())
+    return (f"{grouped(vms)} on {host or NO_HOST}: {reason}" for (host, reason), vms in groups.items())
 
 
 def _recap(report: RunReport, verdict: Verdict, style: Style) -> Iterator[str]:
@@ -77,7 +77,7 @@ def _recap(report: RunReport, verdict: Verdict, style: Style) -> Iterator[str]:
     final = report.remaining or report.plan
     changed = Counter(outcome.host for outcome in report.outcomes if outcome.result == "done")
     failed = Counter(host for _, host in verdict.failed)
-    refused = Counter(host for _, host in verdict.refused)
+    refused = Counter(host or NO_HOST for _, host in verdict.refused)
     hosts = sorted({*final.unchanged, *changed, *failed, *refused, *verdict.unreachable})
     width = max((len(host) for host in hosts), default=0)
     for host in hosts:

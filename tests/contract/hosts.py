@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mikrom_reconcile.core.diff import Case, judge
+from mikrom_reconcile.core.case import Case
+from mikrom_reconcile.core.diff import judge
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb, VMChange

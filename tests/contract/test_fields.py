@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from mikrom_reconcile.core.diff import Case, judge
+from mikrom_reconcile.core.case import Case
+from mikrom_reconcile.core.diff import judge
 from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.fields import FIELDS, recorded
 from mikrom_reconcile.core.model.desired import DesiredVM, Policy, VMSpec

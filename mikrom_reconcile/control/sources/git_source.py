@@ -114,15 +114,26 @@ class GitSource:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what would lead git elsewhere, and so that it never asks anybody."""
+    """This process's, without what would lead git elsewhere, and so that it never asks a person.
+
+    GIT_ASKPASS stays: a service may have its credentials from it.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-    own = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "SSH_ASKPASS": "true", "LC_ALL": "C"}
+    own = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     own |= {"GIT_ALLOW_PROTOCOL": ":".join(PROTOCOLS), "GIT_LITERAL_PATHSPECS": "1"}
     return {"GIT_SSH_COMMAND": "ssh -oBatchMode=yes", **kept, **own}
 
 
 _ELSEWHERE = frozenset(
-    ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE")
+    (
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_COMMON_DIR",
+        "GIT_NAMESPACE",
+        "SSH_ASKPASS",
+    )
 )
 
 

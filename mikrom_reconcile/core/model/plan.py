@@ -59,7 +59,8 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True):
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """One deed on one VM on one host. `id` is a digest of the content; `desired` is None for a delete.
 
-    `deadline_s` bounds the whole action, the graceful stop inside included.
+    `deadline_s` bounds the whole action, the graceful stop inside included. `mem_limit_mib` is what all VMs of the host
+    may be promised by its inventory; None: what the host has.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     desired: DesiredVM | None
     expect: Expect
     deadline_s: float
+    mem_limit_mib: int | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

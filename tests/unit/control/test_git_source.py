@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -148,27 +150,55 @@ def test_a_server_that_never_answers_is_given_up_with_all_that_was_started(
     wait_until(lambda: not Path(f"/proc/{pid_file.read_text().strip()}").exists(), "the end of ssh", within_s=2)
 
 
-def test_git_never_asks_for_a_password(tmp_path: Path) -> None:
-    """A server that wants credentials gets none, and that is told at once."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=_want_credentials, args=(server,), daemon=True).start()
-        place = GitPlace.of(f"git+http://127.0.0.1:{server.getsockname()[1]}/repo")
-        with pytest.raises(SourceError, match=r"could not read Username|Authentication failed"):
-            GitSource(place, limit_s=10).read()
+class LockedServer:
+    """An HTTP server that wants credentials, and keeps those that it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[str] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.place = GitPlace.of(f"git+http://127.0.0.1:{self._socket.getsockname()[1]}/repo")
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            client, _ = self._socket.accept()
+            with client:
+                asked = client.recv(65536).decode()
+                given = re.search(r"^Authorization: Basic (\S+)", asked, re.MULTILINE)
+                if given:
+                    self.given.append(base64.b64decode(given[1]).decode())
+                status = "404 Not Found" if given else "401 Unauthorized\r\nWWW-Authenticate: Basic realm=x"
+                client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
 
 
-def _want_credentials(server: socket.socket) -> None:
-    while True:
-        try:
-            client, _ = server.accept()
-        except OSError:
-            return
-        with client:
-            client.recv(65536)
-            client.sendall(
-                b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n"
-                b"Connection: close\r\n\r\n"
-            )
+@pytest.fixture
+def locked() -> LockedServer:
+    return LockedServer()
+
+
+def test_git_never_asks_for_a_password(locked: LockedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_ASKPASS", "/bin/false")
+    with pytest.raises(SourceError, match=r"could not read Username"):
+        GitSource(locked.place, limit_s=10).read()
+
+
+@pytest.mark.parametrize("way", ["a credential helper", "GIT_ASKPASS"])
+def test_git_uses_the_credentials_of_its_own_configuration(
+    locked: LockedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    program = tmp_path / "program"
+    if way == "GIT_ASKPASS":
+        program.write_text('#!/bin/sh\ncase "$1" in User*) echo ana;; *) echo sesame;; esac\n')
+        monkeypatch.setenv("GIT_ASKPASS", str(program))
+    else:
+        program.write_text("#!/bin/sh\necho username=ana\necho password=sesame\n")
+        (tmp_path / "gitconfig").write_text(f"[credential]\nhelper = {program}\n")
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    program.chmod(0o755)
+    with pytest.raises(SourceError, match="not found") as told:
+        GitSource(locked.place, limit_s=10).read()
+    assert locked.given[-1] == "ana:sesame"
+    assert "sesame" not in str(told.value)
 
 
 @pytest.fixture

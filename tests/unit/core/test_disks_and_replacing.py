@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.diff import Case, judge
+from mikrom_reconcile.core.case import Case
+from mikrom_reconcile.core.diff import judge
 from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.guards import protect
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSpec

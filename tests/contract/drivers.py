@@ -145,7 +145,9 @@ class JailBench(RealBench):
         )
 
     def pids(self, vm: str) -> list[int]:
-        return self.all_pids(f"/{vm}.vmm")
+        """For a moment there is the jailer beside who comes out of it."""
+        found = self.all_pids(f"/{vm}.vmm")
+        return [pid for pid in found if is_first_of_its_namespace(pid)] or found
 
     def all_pids(self, having: str = "") -> list[int]:
         """Every jailer and jailed Firecracker: a path of this folder is in no command line, but behind descriptor 0."""
@@ -211,6 +213,14 @@ def is_live(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def is_first_of_its_namespace(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.partition("NSpid:")[2].partition("\n")[0].split()[1:] == ["1"]
 
 
 def command_line(pid: int) -> str:

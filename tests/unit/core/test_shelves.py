@@ -19,7 +19,7 @@ class Slow:
 
     def __init__(
         self, paths: dict[str, Path], skews: tuple[int, ...], weights: dict[str, int], room_mib: dict[str, int]
-    ):
+    ) -> None:
         self.paths, self.skews, self.weights, self.room_mib = paths, skews, weights, room_mib
         self.vms: Counter[str] = Counter()
         self.counts: Counter[Path] = Counter()

@@ -116,4 +116,6 @@ class Fleet:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
             process.wait()
+            for left in (f"faketime_shm_{process.pid}", f"sem.faketime_sem_{process.pid}"):  # a killed one's clock
+                Path("/dev/shm", left).unlink(missing_ok=True)
         self.redis.close()

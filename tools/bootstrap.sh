@@ -48,6 +48,7 @@ missing_packages() { # prints the Debian packages without which the target canno
         fi
     fi
     [[ $purpose == check ]] || has redis-server || echo redis-server
+    [[ $purpose != test ]] || has openssl || echo openssl
     [[ $purpose != test ]] || has nft || echo nftables
     [[ $purpose != test && ${MIKROM_DRIVER:-auto} != qemu ]] || has qemu-system-x86_64 || echo qemu-system-x86
     [[ $purpose != test ]] || has nginx || echo nginx

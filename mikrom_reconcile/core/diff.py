@@ -57,7 +57,7 @@ def _is_settled(vm: DesiredVM, rows: tuple[ObservedVM, ...]) -> bool:
         return False
     (row,) = rows
     as_wanted = row.spec_digest == vm.spec_digest and row.phase == SETTLED.get(vm.state)
-    return as_wanted and row.host == vm.host and row.fleet == vm.fleet and not row.drift
+    return as_wanted and row.host == vm.host and not row.drift
 
 
 def _cases(
@@ -165,7 +165,7 @@ def name_taken(case: Case) -> Verdict:
 
 def may_hide(case: Case) -> Verdict:
     """It may exist on a dark host that we know nothing of: making it now could double it."""
-    if case.observed is None and case.hiding:
+    if case.hiding:
         return case.change(
             "blocked", f"it may exist on {', '.join(case.hiding)}, which cannot be read", wanted="create"
         )
@@ -279,7 +279,7 @@ def restarting(case: Case) -> Verdict:
 def drifted(case: Case) -> Verdict:
     """The VMM is not what its record says, in what only a restart mends."""
     desired, observed = _both(case)
-    if any(impact_of(item.path) != "live" for item in _drift(desired, observed)):
+    if any(impact_of(item.path) in {"restart", "replace"} for item in _drift(desired, observed)):
         return case.change("restart", *_drift_reasons(desired, observed), fields=changed_fields(desired, observed))
     return None
 

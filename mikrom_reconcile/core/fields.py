@@ -72,6 +72,9 @@ FIELDS: dict[str, Field] = {
 }
 """Impacts as measured on Firecracker 1.12.1. Where a mapping appears or vanishes, its own row counts."""
 
+RECORD = "record"
+"""The path of a VM's record itself, where it is not as it was written: an update writes it anew."""
+
 _MEANT = {"image": ("image", "boot")}
 """Paths that stand for others, too: who ignores an image's name ignores what the name stands for."""
 
@@ -155,6 +158,8 @@ def _named(before: bytes, after: bytes) -> tuple[FieldChange, ...]:
 @lru_cache(maxsize=1024)
 def impact_of(path: str) -> Impact:
     """What changing the field at `path` costs; an unknown field of a newer record costs a restart."""
+    if path == RECORD:
+        return "record"
     return next((field.impact for row, field in FIELDS.items() if is_row_of(row, path)), "restart")
 
 

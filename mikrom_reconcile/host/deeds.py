@@ -194,7 +194,7 @@ class Deed:
         """What is as ordered has no error and no attempts."""
         cleared = replace(self._now(), attempt=None, last_error=None)
         if self.seen is not None:
-            self._write(cleared)
+            self._write(cleared, or_before=True)  # a power cut ends the VMM, too, and then they are not forgotten
             self.seen = replace(self.seen, attempt=None, last_error=None)
 
     # ---- when a step failed -----------------------------------------------------------------------------------
@@ -247,9 +247,9 @@ class Deed:
         assert self.record is not None, "every verb records the order first"  # noqa: S101
         return self.record
 
-    def _write(self, record: VMRecord) -> None:
+    def _write(self, record: VMRecord, *, or_before: bool = False) -> None:
         if record != self.record:
-            self._records.write(record)
+            self._records.write(record, or_before=or_before)
             self.record = record
 
 

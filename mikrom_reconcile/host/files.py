@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,11 +19,12 @@ class OddFileError(MikromError):
     """Something else than a small regular file is in a file's place."""
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_whole(path: Path, content: bytes, *, durable: bool = True, or_before: bool = False) -> None:
     """Replace `path` by `content` (0600) so that it holds all of it or what it held before, a power cut included.
 
     `durable=False` spares the waiting for the disk (the better part of a millisecond, in which no greenlet runs),
-    for what nobody needs after a power cut. One writer at a time per path: the caller holds a lock, and what a
+    for what nobody needs after a power cut. With `or_before` that may bring back what the file held before: for half
+    of the waiting. One writer at a time per path: the caller holds a lock, and what a
     killed writer left is overwritten by the next. On failure nothing is left behind but the old content. Raises
     OSError.
     """
@@ -40,8 +42,31 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
         with suppress(OSError):
             draft.unlink()
         raise
-    if durable:
+    if durable and not or_before:
         sync_folder(path.parent)
+
+
+class SharedFolder:
+    """A folder in which many writers make names at once: those who wait share the next sync.
+
+    One that had begun before a name was made says nothing about it, so each waits for one that begins later.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._turn = threading.Lock()
+        self._begun = 0
+        self._ended = 0
+
+    def sync(self) -> None:
+        """As `sync_folder`. Raises OSError."""
+        needed = self._begun + 1
+        with self._turn:
+            if self._ended >= needed:
+                return
+            self._begun += 1
+            sync_folder(self._folder)
+            self._ended = self._begun
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.digests import fleet_digest, row_digest
 from mikrom_reconcile.core.errors import ActionError
+from mikrom_reconcile.core.fields import RECORD
 from mikrom_reconcile.core.lifecycle import UP, WELL, phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
 from mikrom_reconcile.core.model.observed import (
@@ -155,13 +156,17 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
         generation=record.generation,
         token=record.token,
         created_at=record.created_at,
-        drift=drift_of(record.spec, facts),
+        drift=(*_damage_of(record), *drift_of(record.spec, facts)),
         attempt=record.attempt,
         restarts=record.restarts,
         pid=facts.pid,
         last_error=record.last_error,
         addresses=record.addresses,
     )
+
+
+def _damage_of(record: VMRecord) -> tuple[Drift, ...]:
+    return (Drift(path=RECORD, recorded="as it was written", actual=record.damage),) if record.damage else ()
 
 
 def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:

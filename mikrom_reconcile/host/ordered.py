@@ -61,4 +61,4 @@ def _attempt(found: VMRecord, desired: DesiredVM) -> Attempt | None:
 def stamp(order: Order, found: VMRecord) -> dict[str, Any]:
     """Who changes the record; an order that carries on where it was interrupted is the same generation."""
     generation = found.generation if found.action_id == order.action.id else found.generation + 1
-    return {"generation": generation, "token": order.token, "action_id": order.action.id}
+    return {"generation": generation, "token": order.token, "action_id": order.action.id, "damage": ""}

@@ -19,6 +19,7 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     `generation` grows with each order carried out and survives deletion in a tombstone. `action_id` is the last
     order, so that its duplicate is known. `restarts` are those that the host made by itself and still counts; `parked`
     says that it has given up. `addresses` are its leases: nobody else may have them while the record is there.
+    `damage` says what happened to a record that was read from its copy; it is never written.
     """
 
     vm: str
@@ -38,6 +39,7 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     restarts: tuple[datetime, ...] = ()
     parked: bool = False
     addresses: dict[str, str] = {}
+    damage: str = ""
 
 
 class Driver(Protocol):

@@ -1,6 +1,7 @@
 """What this host keeps about its VMs, and the locks under which that changes.
 
     vms/<vm>/record.json        the record in an envelope with its checksum; drivers keep their files beside it
+    copies/<vm>.json            the same once more: what is read when somebody has edited or deleted the record
     tombstones/<vm>.json        what a deleted VM leaves, so that its name's generation goes on
     attempts/<vm>.json          that a VM could not be made here; gone once it has a record
     tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
@@ -33,7 +34,7 @@ from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryEr
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host.checks import Checks
-from mikrom_reconcile.host.files import OddFileError, read_small, sync_folder, write_whole
+from mikrom_reconcile.host.files import OddFileError, SharedFolder, read_small, sync_folder, write_whole
 from mikrom_reconcile.host.ports import VMRecord
 
 FORMAT_VERSION = 1
@@ -85,12 +86,14 @@ class Records:
 
     def __init__(self, state_dir: Path) -> None:
         self._vms = state_dir / "vms"
+        self._copies = state_dir / "copies"
         self._tombstones = state_dir / "tombstones"
         self._attempts = state_dir / "attempts"
         self._tokens = state_dir / "tokens"
         self._released = state_dir / "released"
         self.checks = Checks(state_dir)
         self._locks = state_dir / "locks"
+        self._names = SharedFolder(self._vms)
         self._path = lru_cache(_KEPT_PATHS)(self._path_of)
 
     @contextmanager
@@ -110,8 +113,19 @@ class Records:
             locks.give_back(fd)
 
     def read(self, vm: str) -> VMRecord | Unreadable | None:
-        """The VM's record, why it cannot be read, or None when there is none."""
-        path = self._path(vm)
+        """The VM's record, why it cannot be read, or None when there is none.
+
+        One that was deleted or damaged behind our back is read from its copy, and says so.
+        """
+        found = self._read(vm, self._path(vm))
+        if isinstance(found, VMRecord):
+            return found
+        kept = self._read(vm, self._copy_path(vm))
+        if not isinstance(kept, VMRecord):
+            return found
+        return msgspec.structs.replace(kept, damage=found.reason if found else f"{self._path(vm)} is gone")
+
+    def _read(self, vm: str, path: Path) -> VMRecord | Unreadable | None:
         try:
             content = read_small(path, max_bytes=MAX_RECORD_BYTES)
         except OSError as error:
@@ -127,7 +141,8 @@ class Records:
 
     def names(self) -> tuple[str, ...]:
         """Every VM that may have a record, sorted. Raises SetupError when their folder cannot be read."""
-        return tuple(name for name in _listed(self._vms) if _NAME.fullmatch(name))
+        names = {*_listed(self._vms), *(name.removesuffix(".json") for name in _listed(self._copies))}
+        return tuple(sorted(filter(_NAME.fullmatch, names)))
 
     def list(self) -> Iterator[VMRecord | Unreadable]:
         """Every record of this host, sorted by VM. Raises SetupError when their folder cannot be read."""
@@ -135,22 +150,39 @@ class Records:
             if (found := self.read(name)) is not None:
                 yield found
 
-    def write(self, record: VMRecord) -> None:
-        """Replace the VM's record. The caller holds the action lock. Raises TemporaryError, changing nothing."""
+    def write(self, record: VMRecord, *, or_before: bool = False) -> None:
+        """Replace the VM's record. The caller holds the action lock. Raises TemporaryError, changing nothing.
+
+        With `or_before` a power cut may bring back what it was before.
+        """
         path = self._path(record.vm)
         try:
             is_new = not path.parent.exists()
             if is_new:
                 make_folder(path.parent)
-            write_whole(path, _sealed(record))
+            sealed = _sealed(msgspec.structs.replace(record, damage=""))
+            write_whole(path, sealed, or_before=or_before)
+            self._keep_copy(record.vm, sealed)
             if is_new:
-                sync_folder(self._vms)
+                self._names.sync()
                 self._attempt_path(record.vm).unlink(missing_ok=True)
         except OSError as error:
             with suppress(OSError):
                 path.parent.rmdir()  # only if it is empty: made just now, or left by a killed writer
             message = f"cannot write {path}: {error.strerror}; nothing was changed"
             raise TemporaryError(message, vm=record.vm, step="writing its record") from error
+
+    def _keep_copy(self, vm: str, sealed: bytes) -> None:
+        """Nobody waits for it, and an old one is worse than none."""
+        path = self._copy_path(vm)
+        try:
+            write_whole(path, sealed, durable=False)
+        except FileNotFoundError:
+            make_folder(self._copies)
+            self._keep_copy(vm, sealed)
+        except OSError:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def remove(self, record: VMRecord) -> None:
         """Turn the record into a tombstone. The caller holds the action lock. Raises TemporaryError.
@@ -163,10 +195,11 @@ class Records:
             make_folder(self._tombstones)
             self._release(record)
             write_whole(self._tombstone_path(record.vm), msgspec.json.encode(tombstone))
+            self._copy_path(record.vm).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             self.clear(record.vm)
             self.checks.forget(record.vm)
-            sync_folder(self._vms)
+            self._names.sync()
         except OSError as error:
             message = f"cannot remove {path}: {error.strerror}"
             raise TemporaryError(message, vm=record.vm, step="removing its record") from error
@@ -261,6 +294,9 @@ class Records:
 
     def _path_of(self, vm: str) -> Path:
         return self._vms / checked_name(vm) / "record.json"
+
+    def _copy_path(self, vm: str) -> Path:
+        return self._copies / f"{checked_name(vm)}.json"
 
     def _tombstone_path(self, vm: str) -> Path:
         return self._tombstones / f"{checked_name(vm)}.json"

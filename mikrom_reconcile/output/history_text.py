@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, UnfinishedRun
+from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.plan_parts import summary
 from mikrom_reconcile.output.run_text import conclusion, outcome_line
 from mikrom_reconcile.output.style import PLAIN, Style
@@ -22,6 +23,12 @@ def touched(report: RunReport, name: str) -> bool:
         return True
     members = {change.name for change in report.plan.changes if change.fleet == name} | {name}
     return any(outcome.host == name or outcome.vm in members for outcome in report.outcomes)
+
+
+def reasons_of(report: RunReport, outcome: ActionOutcome) -> tuple[str, ...]:
+    """What the run found, and acted on; nothing if it did so in a later pass than it planned."""
+    changes = (change for change in report.plan.changes if (change.name, change.host) == (outcome.vm, outcome.host))
+    return next((change.reasons for change in changes), ())
 
 
 def events(reports: Iterable[RunReport], name: str | None) -> list[Event]:
@@ -87,8 +94,9 @@ def events_text(found: Iterable[Event], style: Style) -> str:
 
 def _lines(found: Iterable[Event], style: Style) -> Iterator[str]:
     for report, outcome in found:
-        run = style.paint(f"(run {report.run_id})", "dim")
-        yield f"{_time(outcome.finished_at)}  {outcome_line(outcome, style)} {run}\n"
+        why = "; ".join(one_line(reason) for reason in reasons_of(report, outcome))
+        told = style.paint(f"(run {report.run_id}{f': {why}' if why else ''})", "dim")
+        yield f"{_time(outcome.finished_at)}  {outcome_line(outcome, style)} {told}\n"
 
 
 def _time(moment: datetime) -> str:

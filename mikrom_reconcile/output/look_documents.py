@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.observed import HostView, ObservedVM
 from mikrom_reconcile.core.model.run import RunReport, UnfinishedRun
 from mikrom_reconcile.core.provenance import FieldOrigin
 from mikrom_reconcile.output.documents import Document, change_row, outcome_row
-from mikrom_reconcile.output.history_text import Event
+from mikrom_reconcile.output.history_text import Event, reasons_of
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.plan_parts import kinds_of
 from mikrom_reconcile.output.status_text import FleetStatus, HostStatus, Status
@@ -80,7 +80,12 @@ def events_document(events: Iterable[Event]) -> Document:
     """What was done, the oldest first."""
     return {
         "events": [
-            {"run_id": report.run_id, "finished_at": outcome.finished_at, **outcome_row(outcome)}
+            {
+                "run_id": report.run_id,
+                "finished_at": outcome.finished_at,
+                "reasons": reasons_of(report, outcome),
+                **outcome_row(outcome),
+            }
             for report, outcome in events
         ]
     }

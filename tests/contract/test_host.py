@@ -182,6 +182,8 @@ def test_a_vm_whose_record_cannot_be_read_is_reported_and_left_alone(host: Host,
     path = host.state_dir / "vms" / VM / "record.json"
     whole = path.read_bytes()
     path.write_bytes(content)
+    copy = host.state_dir / "copies" / f"{VM}.json"
+    copy.unlink()
     row = host.seen(VM)
     assert row is not None
     assert (row.phase, row.project) == ("unreadable", "")
@@ -195,9 +197,19 @@ def test_a_vm_whose_record_cannot_be_read_is_reported_and_left_alone(host: Host,
     assert host.seen(VM) == seen
 
 
+def test_a_record_that_was_deleted_under_a_running_vm_is_written_anew(host: Host) -> None:
+    host.created(VM)
+    pids = host.bench.pids(VM)
+    (host.state_dir / "vms" / VM / "record.json").unlink()
+    assert [(outcome.verb, outcome.result) for outcome in host.converge(VM, desired_vm(VM))] == [("update", "done")]
+    assert (host.state_dir / "vms" / VM / "record.json").exists()
+    assert host.bench.pids(VM) == pids
+
+
 def test_a_vmm_without_a_record_may_be_anybodys_and_is_left_alone(host: Host) -> None:
     host.created(VM)
     (host.state_dir / "vms" / VM / "record.json").unlink()
+    (host.state_dir / "copies" / f"{VM}.json").unlink()
     pids = host.bench.pids(VM)
     outcome = host.hypervisor.execute(order("create", VM))
     assert outcome.result == "failed_permanent"

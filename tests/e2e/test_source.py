@@ -15,7 +15,7 @@ from mikrom_reconcile.dispatch.app import FleetApp, make_app
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 from tests.unit.control.test_git_source import Repository
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]  # many commands, one after the other
 
 WEB = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: %d, template: {image: hello}}\n"
 
@@ -59,7 +59,6 @@ def test_a_branch_is_followed_and_a_broken_commit_keeps_the_last_good_one(
     fleet.worker("control", pool="threads", MIKROM_SPECS=f"git+file://{repository.folder}@main#specs")
     assert asked(app, "sync_source") == {"revision": good, "problem": ""}
     assert asked(app, "reconcile")["done"] == "2 create done"
-    assert "→" not in mikrom(fleet, "doctor").stdout.partition("source")[2].partition("\n")[0]
 
     repository.commit(web=WEB % -1)
     told = asked(app, "sync_source")
@@ -70,8 +69,6 @@ def test_a_branch_is_followed_and_a_broken_commit_keeps_the_last_good_one(
     assert done.startswith(f"1 start done; the source is broken, {good} was used: 1 problem(s)")
     last = json.loads(mikrom(fleet, "get", "runs", "-o", "json").stdout)["runs"][0]
     assert (last["revision"], last["source_problem"]) == (good, told["problem"])
-    status = mikrom(fleet, "status").stdout
-    assert f"revision {good} is used on: 1 problem(s)" in status
     assert json.loads(mikrom(fleet, "status", "-o", "json").stdout)["source"]["problem"] == told["problem"]
     doctor = mikrom(fleet, "doctor")
     assert doctor.returncode == 1

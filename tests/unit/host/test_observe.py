@@ -75,7 +75,7 @@ def test_a_row_is_the_record_beside_the_facts(host: Host) -> None:
     [row] = [row for row in host.report().vms if row.name == "web-000"]
     record = record_of("web-000")
     for field in VMRecord.__struct_fields__:
-        if field not in {"vm", "action_id", "parked"}:
+        if field not in {"vm", "action_id", "parked", "damage"}:
             assert getattr(row, field) == getattr(record, field), field
     assert (row.host, row.pid, row.drift) == (HOST, 1, ())
 
@@ -150,11 +150,19 @@ def test_what_is_not_up_for_long_enough_is_told_with_the_time_that_is_left(host:
 def test_an_unreadable_record_is_reported_whatever_was_asked(host: Host) -> None:
     digests = host.report("blog").digests
     (host.path / "vms/web-001/record.json").write_text("{")
+    (host.path / "copies/web-001.json").unlink()
     for row in (*host.report("blog", digests).vms, *[r for r in host.report().vms if r.phase == "unreadable"]):
         assert (row.name, row.phase, row.project) == ("web-001", "unreadable", "")
         assert row.last_error is not None
         assert "record.json" in row.last_error
     assert host.names("shop", host.report("shop").digests) == ["web-001"]
+
+
+def test_a_record_that_was_read_from_its_copy_is_drift(host: Host) -> None:
+    (host.path / "vms/web-001/record.json").unlink()
+    (drift,) = next(row.drift for row in host.report().vms if row.name == "web-001")
+    assert (drift.path, drift.recorded) == ("record", "as it was written")
+    assert str(drift.actual).endswith("record.json is gone")
 
 
 def test_records_that_cannot_be_listed_are_no_empty_report(tmp_path: Path) -> None:

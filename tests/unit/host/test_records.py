@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
@@ -71,8 +72,9 @@ def test_files_and_folders_are_closed_to_others(records: Records, state: Path) -
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_a_torn_record_is_unreadable_at_whatever_byte_it_ends(records: Records, state: Path) -> None:
+def test_a_torn_record_without_a_copy_is_unreadable_at_whatever_byte_it_ends(records: Records, state: Path) -> None:
     records.write(record_of())
+    (state / "copies/web-000.json").unlink()
     path = state / "vms/web-000/record.json"
     whole = path.read_bytes()
     for size in range(len(whole)):
@@ -81,8 +83,9 @@ def test_a_torn_record_is_unreadable_at_whatever_byte_it_ends(records: Records, 
         assert [type(found) for found in records.list()] == [Unreadable]
 
 
-def test_an_edited_record_is_unreadable(records: Records, state: Path) -> None:
+def test_an_edited_record_without_a_copy_is_unreadable(records: Records, state: Path) -> None:
     records.write(record_of())
+    (state / "copies/web-000.json").unlink()
     path = state / "vms/web-000/record.json"
     path.write_text(path.read_text().replace('"project":"shop"', '"project":"mine"'))
     assert "checksum" in reason(records.read("web-000"))
@@ -90,9 +93,34 @@ def test_an_edited_record_is_unreadable(records: Records, state: Path) -> None:
 
 def test_a_record_of_a_newer_release_is_unreadable_and_says_so(records: Records, state: Path) -> None:
     records.write(record_of())
+    (state / "copies/web-000.json").unlink()
     path = state / "vms/web-000/record.json"
     path.write_text(json.dumps({"format_version": 2, "body": "whatever comes"}))
     assert "newer mikrom" in reason(records.read("web-000"))
+
+
+@pytest.mark.parametrize("damage", ["deleted", "its folder deleted", "edited", "torn"])
+def test_a_record_that_somebody_spoilt_is_read_from_its_copy_and_put_right_by_the_next_write(
+    records: Records, state: Path, damage: str
+) -> None:
+    records.write(record_of())
+    path = state / "vms/web-000/record.json"
+    if damage.endswith("deleted"):
+        path.unlink()
+    if damage == "its folder deleted":
+        path.parent.rmdir()
+    if damage == "edited":
+        path.write_text(path.read_text().replace('"project":"shop"', '"project":"mine"'))
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:100])
+    (found,) = records.list()
+    assert isinstance(found, VMRecord)
+    assert replace(found, damage="") == record_of()
+    assert str(path) in found.damage
+    records.write(found)
+    assert records.read("web-000") == record_of()
+    records.remove(record_of())
+    assert list(records.list()) == []
 
 
 def test_a_record_in_anothers_folder_is_unreadable(records: Records, state: Path) -> None:
@@ -156,6 +184,7 @@ def test_whatever_stands_in_the_file_reading_it_never_fails(records: Records, st
 @given(place=st.integers(0, 2000), byte=st.integers(0, 255))
 def test_one_changed_byte_is_noticed_or_harmless(records: Records, state: Path, place: int, byte: int) -> None:
     records.write(record_of())
+    (state / "copies/web-000.json").unlink()
     path = state / "vms/web-000/record.json"
     content = bytearray(path.read_bytes())
     content[place % len(content)] = byte

@@ -57,7 +57,7 @@ def _is_settled(vm: DesiredVM, rows: tuple[ObservedVM, ...]) -> bool:
         return False
     (row,) = rows
     as_wanted = row.spec_digest == vm.spec_digest and row.phase == SETTLED.get(vm.state)
-    return as_wanted and row.host == vm.host and row.fleet == vm.fleet and not row.drift
+    return as_wanted and row.host == vm.host and not row.drift
 
 
 def _cases(
@@ -165,7 +165,7 @@ def name_taken(case: Case) -> Verdict:
 
 def may_hide(case: Case) -> Verdict:
     """It may exist on a dark host that we know nothing of: making it now could double it."""
-    if case.observed is None and case.hiding:
+    if case.hiding:
         return case.change(
             "blocked", f"it may exist on {', '.join(case.hiding)}, which cannot be read", wanted="create"
         )

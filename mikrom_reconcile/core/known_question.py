@@ -83,7 +83,7 @@ def narrowed(
     """
     some = msgspec.structs.replace(some, project=known.project)  # where nothing differs, no document was read
     where = {vm.name: placements.vms.get(vm.name, "") for vm in expand(some)}
-    asked = question(some, msgspec.structs.replace(placements, vms=where), here=here)
+    asked = question(some, _of(placements, where), here=here)
     if any(known.queries[host].known.get(fleet) != group.digest for (host, fleet), group in asked.expected.items()):
         return None  # another build of this release asked for something else
     for row in (row for view in observed.hosts if view.report for row in view.report.vms):
@@ -91,7 +91,8 @@ def narrowed(
         if ours and where.get(row.name) != row.host:
             return None
     decision = decide(asked, observed, limits)
-    if decision.doubtful or any(_looks_beyond(change) for change in decision.plan.changes):
+    as_remembered = decision.placements == msgspec.structs.replace(asked.placements, covers=decision.placements.covers)
+    if decision.doubtful or not as_remembered or any(_looks_beyond(change) for change in decision.plan.changes):
         return None
     unchanged = Counter(decision.plan.unchanged)
     fleets = {fleet.name for fleet in some.fleets}
@@ -102,6 +103,13 @@ def narrowed(
     return msgspec.structs.replace(
         decision, plan=numbered(plan), placements=msgspec.structs.replace(placements, covers=covers)
     )
+
+
+def _of(placements: Placements, where: dict[str, str]) -> Placements:
+    """What is remembered of these VMs alone."""
+    addresses = {name: found for name, found in placements.addresses.items() if name in where}
+    fleets = {name: fleet for name, fleet in placements.fleets.items() if name in where}
+    return msgspec.structs.replace(placements, vms=where, addresses=addresses, fleets=fleets)
 
 
 def _looks_beyond(change: VMChange) -> bool:

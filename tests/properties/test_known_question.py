@@ -24,7 +24,7 @@ from tests.properties.test_planner import converge
 from tests.properties.world import World
 
 FLEETS = tuple(Fleet(name, 5, 16, "running", "20%", allow_empty=False) for name in ("db", "web"))
-SEEDS, CASES = 30, 10
+SEEDS, CASES = 12, 12
 SPECS = Project(whole=True, fleets=FLEETS)
 
 
@@ -196,6 +196,7 @@ def disturbed(chance: Random, world: World) -> None:
             world.hosts[host][name] = replace(vm, phase=phase)
 
 
+@pytest.mark.timeout(240)
 def test_whatever_happens_the_plan_is_that_of_a_look_at_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """In most cases without one."""
     reads: list[RunRequest] = []

@@ -124,7 +124,7 @@ def _question(
     desired = desired_state(specs, at_home, landscape, alive.addresses)
     if destroy:
         desired = msgspec.structs.replace(desired, vms=(), destroy=True)
-    known = expected(desired, alive)
+    known = expected(desired)
     complete = len(at_home) == len(pending)
     asked = {*landscape.hosts, *placements.vms.values()}
     return Question(

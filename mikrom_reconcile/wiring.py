@@ -176,4 +176,6 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
         return QemuDriver(choice.binary, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf)
     from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 
-    return FirecrackerDriver(choice.binary, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf)
+    return FirecrackerDriver(
+        choice.binary, jailer=choice.jailer, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf
+    )

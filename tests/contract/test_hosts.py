@@ -114,6 +114,22 @@ def test_an_order_that_was_carried_out_before_has_no_second_effect(hosts: Hosts)
     assert second.observed == first.observed
 
 
+def test_what_is_up_not_for_long_enough_and_what_could_not_be_made_is_told(hosts: Hosts) -> None:
+    young, never = creates("young", 2)
+    desired = never.action.desired
+    assert desired is not None
+    spec = msgspec.structs.replace(desired.spec, image="no-such-image")
+    never = order("create", never.action.vm, host=HERE, desired=msgspec.structs.replace(desired, host=HERE, spec=spec))
+    for _ in hosts.execute([young, never], forks=2, deadline_s=20):
+        pass
+    query = ObserveQuery(project="shop", min_healthy_s={"web": 3600.0})
+    (view,) = hosts.observe({HERE: query}, deadline_s=5)
+    assert view.report is not None, view.error
+    assert 3500 < view.report.maturing["young-0"] < 3600
+    attempt = view.report.attempts["young-1"]
+    assert (attempt.count, attempt.result, "no-such-image" in attempt.error) == (1, "failed_permanent", True)
+
+
 def test_an_order_that_the_host_refuses_says_why_and_the_others_go_on(hosts: Hosts) -> None:
     good, other = creates("mixed", 2)
     desired = other.action.desired

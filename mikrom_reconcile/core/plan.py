@@ -307,7 +307,7 @@ def _to_remember(asked: Question, desired: DesiredState, sight: Sight, changes: 
     vms |= {name: rows[0].host for name, rows in sight.own.items()}
     answered = {host for host in asked.queries if host not in sight.dark}
     return Placements(
-        vms=dict(sorted(vms.items())),
+        vms={name: vms[name] for name in sorted(vms)},
         covers=tuple(sorted({*asked.placements.covers, *answered})),
         addresses=_to_lease(asked, desired, sight, changes) if asked.specs.networks else {},
         fleets=dict(sorted(_odd_fleets(asked, desired, sight, vms))),

@@ -134,6 +134,7 @@ class JailBench(RealBench):
     """Firecracker through its jailer, as root."""
 
     slowness = 2
+    answer_s = ANSWER_S
 
     def another(self) -> VMMDriver:
         return FirecrackerDriver(
@@ -141,7 +142,7 @@ class JailBench(RealBench):
             jailer=self.binary.with_name("jailer"),
             state_dir=self.folder / "state",
             run_dir=self.folder / "run",
-            answer_s=ANSWER_S,
+            answer_s=self.answer_s,
         )
 
     def pids(self, vm: str) -> list[int]:

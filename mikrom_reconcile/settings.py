@@ -79,6 +79,8 @@ class Settings:
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)
     host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory", host_name)
     firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin")
+    jailer: str | None = _env("MIKROM_JAILER", None, "the binary; else beside firecracker, on PATH, in <state dir>/bin")
+    jail: str = _env("MIKROM_JAIL", "off", "on: every Firecracker through the jailer, as root", _one_of("off", "on"))
     image_dirs: tuple[Path, ...] = _env(
         "MIKROM_IMAGE_DIRS", (), "folders, with : between, that file:// images may come from; else <state dir>/images",
         lambda text: tuple(Path(folder).absolute() for folder in text.split(":") if folder),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -94,7 +95,10 @@ def open_engine(settings: Settings) -> Engine:
     if broker_url is None:
         return embedded_engine(settings)
     from mikrom_reconcile.dispatch.client import RemoteEngine
+    from mikrom_reconcile.dispatch.services import signing_key_of_up
 
+    if settings.broker_url is None and settings.signing_key is None:
+        settings = replace(settings, signing_key=signing_key_of_up(settings))
     return RemoteEngine(settings, broker_url)
 
 
@@ -137,6 +141,7 @@ def make_hypervisor(settings: Settings) -> Hypervisor:
     """This machine as a host, with the driver that the settings choose."""
     from mikrom_reconcile.host.drivers.choice import choice_of
     from mikrom_reconcile.host.hypervisor import Hypervisor
+    from mikrom_reconcile.host.images import Images
     from mikrom_reconcile.host.records import Records
 
     choice = choice_of(settings)
@@ -145,6 +150,7 @@ def make_hypervisor(settings: Settings) -> Hypervisor:
         driver=make_driver(settings, choice),
         records=Records(settings.state_dir),
         clock=SystemClock(),
+        images=Images(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib),
         note=choice.note,
     )
 
@@ -170,4 +176,6 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
         return QemuDriver(choice.binary, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf)
     from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 
-    return FirecrackerDriver(choice.binary, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf)
+    return FirecrackerDriver(
+        choice.binary, jailer=choice.jailer, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf
+    )

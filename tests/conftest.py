@@ -38,12 +38,24 @@ def why_no_microvms() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    reason = why_no_microvms()
-    needing = [item for item in items if item.get_closest_marker("kvm")]
-    if reason and needing:
-        config.stash[SKIPPED] = f"{len(needing)} tests of real microVMs were skipped: {reason}"
-        for item in needing:
-            item.add_marker(pytest.mark.skip(reason=reason))
+    told = []
+    for marker, what, reason in (("kvm", "real", why_no_microvms()), ("jail", "jailed", why_no_jail())):
+        needing = [item for item in items if item.get_closest_marker(marker)]
+        if reason and needing:
+            told.append(f"{len(needing)} tests of {what} microVMs were skipped: {reason}")
+            for item in needing:
+                item.add_marker(pytest.mark.skip(reason=reason))
+    if told:
+        config.stash[SKIPPED] = "\n".join(told)
+
+
+def why_no_jail() -> str:
+    """Empty where VMMs can be jailed."""
+    if os.geteuid() != 0:
+        return "not root, which the jailer has to be"
+    if (binary := found_firecracker()) and not Path(binary).with_name("jailer").exists():
+        return f"no jailer beside {binary}"
+    return ""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

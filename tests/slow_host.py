@@ -5,6 +5,7 @@ from __future__ import annotations
 from mikrom_reconcile.core.errors import TemporaryError
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.host.images import Images
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.settings import Settings
@@ -26,4 +27,6 @@ class FlakyDriver(SimulatedDriver):
 def slow_host(settings: Settings, boot_s: float, *, failures: int = 0) -> Hypervisor:
     driver = FlakyDriver(settings.state_dir, boot_s=boot_s)
     driver.failures = failures
-    return Hypervisor(settings.host, driver=driver, records=Records(settings.state_dir), clock=SystemClock())
+    images = Images(settings.state_dir, folders=settings.image_dirs)
+    records = Records(settings.state_dir)
+    return Hypervisor(settings.host, driver=driver, records=records, clock=SystemClock(), images=images)

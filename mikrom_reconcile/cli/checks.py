@@ -20,9 +20,10 @@ from mikrom_reconcile.core.model.desired import NAME_LENGTH
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.broker import connect, without_password
 from mikrom_reconcile.dispatch.keys import Keys
-from mikrom_reconcile.host.drivers import qemu_setup
+from mikrom_reconcile.host.drivers import cgroups, qemu_setup
 from mikrom_reconcile.host.drivers.choice import choice_of
-from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem, version_of
+from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, jail_problem, kvm_problem, version_of
+from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
 from mikrom_reconcile.host.drivers.vmm_driver import MAX_SOCKET_PATH_BYTES
 from mikrom_reconcile.output.doctor_text import Check
 from mikrom_reconcile.output.status_text import source_line
@@ -43,6 +44,7 @@ def all_checks(settings: Settings) -> list[Check]:
         _driver,
         _kvm,
         _firecracker,
+        _jail,
         _qemu,
         _state_dir,
         _run_dir,
@@ -98,6 +100,27 @@ def _firecracker(settings: Settings) -> Check:
         return _needed(settings, "firecracker", str(error), remedy)
     origin = KNOWN_BINARIES.get(digest, f"SHA-256 {digest}, of an origin that mikrom does not know")
     return Check(name="firecracker", state="ok", found=f"{version} at {binary}, {origin}")
+
+
+def _jail(settings: Settings) -> Check:
+    """Whether VMMs are jailed, or could be, and in what the kernel limits them."""
+    if settings.jail == "off":
+        problem = (jail_problem(settings.state_dir) or "").partition(":")[0]
+        can = f"MIKROM_JAIL=on would not do: {problem}" if problem else "MIKROM_JAIL=on puts each into a jail"
+        return Check(name="jail", state="ok", found=f"off: VMMs run as this user; {can}")
+    try:
+        jailer = choice_of(settings).jailer
+    except SetupError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Check(name="jail", state="broken", found=found, remedy=remedy)
+    if jailer is None:
+        return Check(name="jail", state="note", found="on, and nothing real runs", remedy="unset MIKROM_DRIVER")
+    version, controllers = cgroups.hierarchy()
+    found = f"on: {jailer}, a user for each VM from {FIRST_UID} to {FIRST_UID + UIDS - 1}"
+    if missing := [name for name in cgroups.CONTROLLERS if name not in controllers]:
+        remedy = "VMMs run without these limits: mount and delegate the cgroup controllers, then start the VMs anew"
+        return Check(name="jail", state="note", found=f"{found}; no cgroups for {', '.join(missing)}", remedy=remedy)
+    return Check(name="jail", state="ok", found=f"{found}; cgroups v{version} limit memory, CPU and threads")
 
 
 def _qemu(settings: Settings) -> Check:

@@ -24,6 +24,7 @@ COMMANDS = {
     "describe": ("Look", "get", "everything about a VM, a host or a fleet"),
     "explain": ("Look", "render", "why a VM is as it is, and what happens to it"),
     "orphans": ("Look", "orphans", "what runs without a record or without a spec, and what is foreign"),
+    "images": ("Look", "images", "the images that the specs name, and what each host has of them"),
     "logs": ("Look", "logs", "the end of a VM's serial console"),
     "events": ("Look", "history", "what runs have done to which VM"),
     "history": ("Look", "history", "the runs that were kept"),

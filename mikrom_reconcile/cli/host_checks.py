@@ -58,7 +58,9 @@ def _user() -> Check:
 
 def _cgroups() -> Check:
     version = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
-    return Check(name="cgroups", state="ok", found=f"{version}; VMMs stay in the cgroup of whoever starts them")
+    return Check(
+        name="cgroups", state="ok", found=f"{version}; VMMs without a jail stay in the cgroup of whoever starts them"
+    )
 
 
 def _disk(folder: Path) -> Check:

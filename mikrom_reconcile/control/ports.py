@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Protocol
 
+from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
+from mikrom_reconcile.core.model.stock import Stock
 
 
 class Hosts(Protocol):
@@ -32,6 +34,12 @@ class Hosts(Protocol):
         """The end of a VM's serial console, or of what came `after` a place in it.
 
         Raises MikromError when the host cannot be reached.
+        """
+
+    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
+        """What each of these hosts has cached once it has fetched its files (none: as it is), as they come.
+
+        A host that has not answered by the deadline, or cannot be reached, has an `error`.
         """
 
 

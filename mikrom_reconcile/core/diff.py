@@ -29,8 +29,11 @@ def diff(
     """
     changes: list[VMChange] = []
     own = sight.own
-    settled = sight.settled | {vm.name for vm in desired.vms if vm.name in own and _is_settled(vm, own[vm.name])}
-    settled -= desired.rejections.keys()
+    settled = sight.settled  # of a large fleet these are many: no copy is made without need
+    if more := {vm.name for vm in desired.vms if vm.name in own and _is_settled(vm, own[vm.name])}:
+        settled |= more
+    if desired.rejections:
+        settled -= desired.rejections.keys()
     if vanished := sight.reports.keys() - set(desired.hosts):
         settled -= {vm.name for vm in desired.vms if vm.host in vanished}
     unchanged = Counter(vm.host for vm in desired.vms if vm.name in settled)
@@ -65,7 +68,8 @@ def _cases(
 ) -> Iterator[Case]:
     wanted = set()
     for vm in desired.vms:
-        wanted.add(vm.name)
+        if vm.name in sight.own:
+            wanted.add(vm.name)
         if vm.name in settled:
             continue
         rows = sight.own.get(vm.name, ())

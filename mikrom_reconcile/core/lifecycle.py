@@ -11,7 +11,7 @@ BOOT_S = 5.0
 LEFT_DOWN: dict[str, frozenset[Phase]] = {
     "always": frozenset(),
     "on-failure": frozenset({"exited"}),
-    "never": frozenset({"exited", "crashed", "killed", "rebooted"}),
+    "never": frozenset({"exited", "crashed", "killed", "oom", "rebooted"}),
 }
 """Phases in which each restart policy leaves a VM that should run."""
 
@@ -22,6 +22,7 @@ ENDED: dict[End, Phase] = {
     "clean": "exited",
     "crashed": "crashed",
     "killed": "killed",
+    "oom": "oom",
     "rebooted": "rebooted",
     "unknown": "defined",  # never started, or its creator died before it was
 }

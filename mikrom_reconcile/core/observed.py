@@ -60,11 +60,11 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     attempts: Mapping[str, Attempt] = {}
 
 
-def expected(desired: DesiredState, placements: Placements) -> dict[FleetOnHost, Expected]:
+def expected(desired: DesiredState) -> dict[FleetOnHost, Expected]:
     """What to expect of each fleet on each host: the wanted VMs that are remembered to be there, settled."""
     groups: dict[FleetOnHost, list[DesiredVM]] = defaultdict(list)
     for vm in desired.vms:
-        if vm.state in SETTLED and placements.vms.get(vm.name) == vm.host:
+        if vm.state in SETTLED:
             groups[vm.host, vm.fleet].append(vm)
     return {key: _expected(group) for key, group in groups.items()}
 

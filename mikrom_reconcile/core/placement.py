@@ -77,7 +77,7 @@ class Landscape:
 
     def at_home(self, vms: Iterable[PendingVM]) -> list[PendingVM]:
         """Those that are on a host where they may stay, as far as anybody knows."""
-        return [vm for vm in vms if self._located.get(vm.name) in self._homes_of(vm)]
+        return [vm for vm in vms if self._located.get(vm.name) in self.homes_of(vm)]
 
     def place(self, vms: Sequence[PendingVM], need: Need) -> Placing:
         """A host for each. Those that are nowhere choose before those that have to move: they are down."""
@@ -105,9 +105,9 @@ class Landscape:
 
     def _stays(self, vm: PendingVM, host: str | None) -> bool:
         """One on a dark host stays there: nobody knows more. So does one on a host that left the inventory."""
-        return bool(host) and (host in self._homes_of(vm) or host in self._dark or host not in self._rooms)
+        return bool(host) and (host in self.homes_of(vm) or host in self._dark or host not in self._rooms)
 
-    def _homes_of(self, vm: PendingVM) -> frozenset[str]:
+    def homes_of(self, vm: PendingVM) -> frozenset[str]:
         """The hosts that may have the VM and keep it, whether or not they take new ones."""
         return self._homes_in(vm.hosts, vm.fleet)
 
@@ -137,7 +137,7 @@ class Landscape:
             host, why = hint, ""
         else:
             host = self._shelves_of(vm, need, census).best() or ""
-            why = self._praise(vm, host, census) if host and len(self._homes_of(vm)) > 1 else ""
+            why = self._praise(vm, host, census) if host and len(self.homes_of(vm)) > 1 else ""
         if host:
             self._loads.add(host, need)
             if census:
@@ -145,13 +145,13 @@ class Landscape:
         return host, why
 
     def _takes(self, vm: PendingVM, host: str) -> bool:
-        return host in self._homes_of(vm) and host not in self._dark and host not in self._states
+        return host in self.homes_of(vm) and host not in self._dark and host not in self._states
 
     def _shelves_of(self, vm: PendingVM, need: Capacity, census: Census | None) -> Shelf | Bookcase:
         key = (id(vm.hosts), id(vm.fleet) if census else self._kind(vm.fleet), need)
         found = self._shelves.get(key)
         if found is None:
-            takers = (host for host in self._homes_of(vm) if self._takes(vm, host))
+            takers = (host for host in self.homes_of(vm) if self._takes(vm, host))
             weights = {host: self._attributes.weight(host, vm.fleet.wishes) for host in takers}
             found = self._shelves[key] = shelved(weights, need, self._loads, census)
         return found
@@ -199,7 +199,7 @@ class Landscape:
 
     def _unreadable_home(self, vm: PendingVM) -> str:
         """A dark host, if only dark ones might have taken the VM: it is told with that host. "" otherwise."""
-        likely = self._homes_of(vm) - self._states.keys()
+        likely = self.homes_of(vm) - self._states.keys()
         return "" if likely - self._dark.keys() else min(likely, default="")
 
     def _rejections(self, vm: PendingVM, need: Capacity) -> tuple[str, ...]:

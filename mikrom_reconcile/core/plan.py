@@ -124,7 +124,7 @@ def _question(
     desired = desired_state(specs, at_home, landscape, alive.addresses)
     if destroy:
         desired = msgspec.structs.replace(desired, vms=(), destroy=True)
-    known = expected(desired, alive)
+    known = expected(desired)
     complete = len(at_home) == len(pending)
     asked = {*landscape.hosts, *placements.vms.values()}
     return Question(
@@ -307,7 +307,7 @@ def _to_remember(asked: Question, desired: DesiredState, sight: Sight, changes: 
     vms |= {name: rows[0].host for name, rows in sight.own.items()}
     answered = {host for host in asked.queries if host not in sight.dark}
     return Placements(
-        vms=dict(sorted(vms.items())),
+        vms={name: vms[name] for name in sorted(vms)},
         covers=tuple(sorted({*asked.placements.covers, *answered})),
         addresses=_to_lease(asked, desired, sight, changes) if asked.specs.networks else {},
         fleets=dict(sorted(_odd_fleets(asked, desired, sight, vms))),

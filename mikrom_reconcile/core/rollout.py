@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from mikrom_reconcile.core.diff import misplaced, name_taken, on_a_dark_host, parked, replacing, restarting, runs_twice
+from mikrom_reconcile.core.diff import (
+    may_hide,
+    misplaced,
+    name_taken,
+    on_a_dark_host,
+    parked,
+    replacing,
+    restarting,
+    runs_twice,
+)
 from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.guards import Limits, allowed, as_recorded, turned
 from mikrom_reconcile.core.lifecycle import LEFT_DOWN, UP, WELL
@@ -129,7 +138,7 @@ class _Stage:
         )
         self._known = {change.name: change for change in everything if change.rule != runs_twice.__name__}
         if self._rollout.unreachable == "skip":
-            vms = [vm for vm in vms if not self._was_judged(vm.name, on_a_dark_host)]
+            vms = [vm for vm in vms if not self._was_judged(vm.name, on_a_dark_host, may_hide)]
         names = [vm.name for vm in vms]
         self._size = len(names)
         self._dark = sorted({self._known[name].host for name in names if self._was_judged(name, on_a_dark_host)})
@@ -151,8 +160,8 @@ class _Stage:
 
     # ---- what the hosts say of the fleet ----------------------------------------------------------------------------
 
-    def _was_judged(self, name: str, rule: Callable[..., object]) -> bool:
-        return name in self._known and self._known[name].rule == rule.__name__
+    def _was_judged(self, name: str, *rules: Callable[..., object]) -> bool:
+        return name in self._known and self._known[name].rule in {rule.__name__ for rule in rules}
 
     def _takes_down(self, change: VMChange) -> bool:
         """A VM runs as it should, and would not for a while."""

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from mikrom_reconcile.core.errors import MikromError, SetupError
+from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.outcomes import given_up
 from mikrom_reconcile.host.hypervisor import Hypervisor
 
@@ -70,6 +72,17 @@ class LocalHosts:
         if host != self._hypervisor.name:
             raise SetupError(self._elsewhere(host).error)
         return self._hypervisor.console(vm, max_bytes=max_bytes, after=after)
+
+    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
+        """What this host has cached once it has fetched its files; every other is unreachable from here."""
+        for host, wanted in files.items():
+            if host != self._hypervisor.name:
+                yield Stock(host=host, error=self._elsewhere(host).error)
+                continue
+            try:
+                yield self._hypervisor.images(wanted, deadline_s=deadline_s)
+            except MikromError as error:
+                yield Stock(host=host, error=str(error))
 
     def _view(self, query: ObserveQuery, deadline_s: float) -> HostView:
         pool = ThreadPoolExecutor(1, thread_name_prefix="mikrom-observe")

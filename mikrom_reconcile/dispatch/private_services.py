@@ -21,7 +21,7 @@ from mikrom_reconcile.core.errors import SetupError, UsageError
 from mikrom_reconcile.dispatch.broker import broker_url, client_of
 from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.dispatch.presence import starts
-from mikrom_reconcile.dispatch.services import Service, command, environment, meant_for
+from mikrom_reconcile.dispatch.services import Service, command, environment, meant_for, signing_key_of_up
 from mikrom_reconcile.dispatch.signing import make_pair
 from mikrom_reconcile.dispatch.supervise import Child
 from mikrom_reconcile.settings import Settings
@@ -29,7 +29,7 @@ from mikrom_reconcile.settings import Settings
 _SOCKET_PATH_BYTES = 107  # sun_path of Linux, without its final zero
 _ANSWER_S = 1.0
 _LARGEST_MIB = 512  # some messages of the largest size that is allowed, beside thousands of usual ones
-_SIGNING_KEY, _VERIFY_KEY = "signing.pem", "verify.pem"
+_VERIFY_KEY = "verify.pem"
 
 
 def private_settings(settings: Settings) -> Settings:
@@ -88,7 +88,7 @@ def redis_child(settings: Settings) -> Child:
 
 def service_children(settings: Settings) -> list[Child]:
     """Workers, Beat and Flower. The workers get a pair of keys that lasts as long as they do."""
-    make_pair(settings.run_dir / _SIGNING_KEY, settings.run_dir / _VERIFY_KEY)
+    make_pair(signing_key_of_up(settings), settings.run_dir / _VERIFY_KEY)
     redis = client_of(broker_url(settings), read_s=_ANSWER_S)
     keys = Keys(settings.queue)
     owners: dict[Service, Callable[[int], str]] = {
@@ -116,7 +116,7 @@ def _environment(service: Service, settings: Settings) -> dict[str, str]:
     """Ours, and what was chosen for this time, as far as it concerns the service."""
     chosen = {
         "MIKROM_SPECS": settings.specs or "",
-        "MIKROM_SIGNING_KEY": str(settings.run_dir / _SIGNING_KEY),
+        "MIKROM_SIGNING_KEY": str(signing_key_of_up(settings)),
         "MIKROM_VERIFY_KEY": str(settings.run_dir / _VERIFY_KEY),
         "FLOWER_BASIC_AUTH": settings.flower_basic_auth or "",
     }

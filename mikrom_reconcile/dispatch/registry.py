@@ -36,6 +36,7 @@ def register(
         app.task(function, name=f"mikrom.{verb}_vm", **_AS_OURS)
     app.task(tasks.observe_host_task, name="mikrom.observe_host", **_AS_OURS)
     app.task(tasks.console_task, name="mikrom.console", **_AS_OURS)
+    app.task(tasks.images_task, name="mikrom.images", **_AS_OURS)
     app.task(runs.plan_task, name="mikrom.plan", **_AS_OURS)
     app.task(runs.apply_task, name="mikrom.apply", **_AS_OURS)
     app.task(runs.reconcile_task, name="mikrom.reconcile", **_AS_OURS)

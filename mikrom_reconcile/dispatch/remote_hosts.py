@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,8 +19,10 @@ from redis import RedisError
 
 from mikrom_reconcile import __version__
 from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch import deadlines
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.calls import Answer, Call, unpack
@@ -36,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 _CONSOLE_S = 10.0
 _LOOK_S = 1.0
+_HOSTS_SHARE = 0.9  # of a deadline: what is left is for the answer that it was missed
 _LOST = (RedisError, OperationalError)
 _NO_WORKER = "no worker answers for this host; is `mikrom worker` running there?"
 
@@ -64,26 +67,36 @@ class CeleryHosts:
                 yield HostView(host=host, error=f"the broker was lost: {error}")
 
     def _observe(self, queries: Mapping[str, ObserveQuery], until: float) -> Iterator[HostView]:
+        def ask(call: Call, host: str, _start_id: str) -> None:
+            query = msgspec.json.encode(queries[host]).decode()
+            self._send(host, "mikrom.observe_host", {"call": call.name, "query": query}, note=host)
+
+        for host, answer in self._answers("observe", queries, ask, until):
+            yield HostView(host=host, error=answer) if isinstance(answer, str) else _view(host, answer)
+
+    def _answers(
+        self, purpose: str, hosts: Iterable[str], ask: Callable[[Call, str, str], None], until: float
+    ) -> Iterator[tuple[str, Answer | str]]:
+        """Each host's answer to what `ask` sends it, or why there is none, as they come."""
         watch = _Watch(self._redis, self._keys)
-        missing = watch.living(queries)
-        for host in sorted(queries.keys() - missing):
-            yield HostView(host=host, error=_NO_WORKER)
-        with self._call("observe") as call:
+        missing = watch.living(hosts)
+        for host in sorted({*hosts} - missing):
+            yield host, _NO_WORKER
+        with self._call(purpose) as call:
             for host in sorted(missing):
                 call.listen(f"host:{host}")
-                query = msgspec.json.encode(queries[host]).decode()
-                self._send(host, "mikrom.observe_host", {"call": call.name, "query": query}, note=host)
+                ask(call, host, watch.start_of(host))
             while missing:
                 for answer in call.read(min(1.0, max(0.0, until - time.monotonic()))):
                     host = _host(answer.owner)
                     if host in missing:
                         missing.remove(host)
-                        yield _view(host, answer.kind, answer.body)
+                        yield host, answer
                 deadlines.refuse_when_stopping()
                 late = time.monotonic() >= until
                 for host in sorted(missing if late else missing & watch.gone()):
                     missing.remove(host)
-                    yield HostView(host=host, error="no answer by the deadline" if late else _NO_WORKER)
+                    yield host, "no answer by the deadline" if late else _NO_WORKER
 
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
         """One outcome per order, as they come, at most `forks` at once per host."""
@@ -131,16 +144,31 @@ class CeleryHosts:
                     raise MikromError(f"{host}: {unpack(answer.body, str)}")
         raise MikromError(f"{host}: {_NO_WORKER}")
 
+    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
+        """What each of these hosts has cached once it has fetched its files, as they come."""
+
+        def ask(call: Call, host: str, start_id: str) -> None:
+            wanted = msgspec.json.encode(files[host]).decode()
+            sent = {"call": call.name, "files": wanted, "deadline_s": deadline_s * _HOSTS_SHARE}
+            sent["signature"] = self._signature(wanted, host=host, start_id=start_id, call=call)
+            self._send(host, "mikrom.images", sent, note=host)
+
+        silent = set(files)
+        try:
+            for host, answer in self._answers("images", files, ask, time.monotonic() + deadline_s):
+                silent.discard(host)
+                yield Stock(host=host, error=answer) if isinstance(answer, str) else _stock(host, answer)
+        except _LOST as error:
+            for host in sorted(silent):
+                yield Stock(host=host, error=f"the broker was lost: {error}")
+
     def _call(self, purpose: str) -> Call:
         return Call(self._redis, self._keys, f"{purpose}-{secrets.token_hex(8)}")
 
     def _send_order(self, call: Call, order: Order, start_id: str) -> None:
         action = order.action
         sent = {"call": call.name, "order": msgspec.json.encode(order).decode(), "release": __version__}
-        if self._app.signer is not None:
-            queue = self._keys.host_queue(action.host)
-            signature = self._app.signer.sign(sent["order"], queue=queue, start_id=start_id, call=call.name)
-            sent["signature"] = signature
+        sent["signature"] = self._signature(sent["order"], host=action.host, start_id=start_id, call=call)
         self._send(
             action.host,
             f"mikrom.{action.verb}_vm",
@@ -150,6 +178,12 @@ class CeleryHosts:
             # a backstop only: the hard limit ends the task's greenlet without a word to anybody
             time_limit=action.deadline_s + 30,
         )
+
+    def _signature(self, text: str, *, host: str, start_id: str, call: Call) -> str:
+        """That of control for this host's worker; "" without a key."""
+        if self._app.signer is None:
+            return ""
+        return self._app.signer.sign(text, queue=self._keys.host_queue(host), start_id=start_id, call=call.name)
 
     def _send(
         self, host: str, task: str, arguments: Mapping[str, object], *, note: str, priority: int = FIRST,
@@ -220,12 +254,23 @@ def _outcome(answer: Answer) -> ActionOutcome | None:
     return outcome
 
 
-def _view(host: str, kind: str, body: bytes) -> HostView:
+def _view(host: str, answer: Answer) -> HostView:
     try:
-        if kind == "report":
-            report = unpack(body, HostReport)
+        if answer.kind == "report":
+            report = unpack(answer.body, HostReport)
             _speaks_for_itself(host, [report.host, *(row.host for row in report.vms)])
             return HostView(host=host, report=report)
-        return HostView(host=host, error=unpack(body, str))
+        return HostView(host=host, error=unpack(answer.body, str))
     except MikromError as error:
         return HostView(host=host, error=str(error))
+
+
+def _stock(host: str, answer: Answer) -> Stock:
+    try:
+        if answer.kind == "stock":
+            stock = unpack(answer.body, Stock)
+            _speaks_for_itself(host, [stock.host])
+            return stock
+        return Stock(host=host, error=unpack(answer.body, str))
+    except MikromError as error:
+        return Stock(host=host, error=str(error))

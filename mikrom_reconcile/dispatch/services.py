@@ -46,6 +46,11 @@ def connection_file(settings: Settings) -> Path:
     return settings.run_dir / "up.json"
 
 
+def signing_key_of_up(settings: Settings) -> Path:
+    """Where a `mikrom up` keeps the key of its control worker: its commands give orders, too."""
+    return settings.run_dir / "signing.pem"
+
+
 def find_up(settings: Settings) -> str | None:
     """The broker of the `mikrom up` that runs here, or None. Waits for one that is starting, but not for ever."""
     until = time.monotonic() + _STARTING_S

@@ -1,4 +1,4 @@
-"""Tasks of a host worker: carry out one order, observe, fetch a console. Thin, plain functions.
+"""Tasks of a host worker: carry out one order, observe, fetch a console or images. Thin, plain functions.
 
 A VM task that comes with a VM's name instead of an order was called by a person, and is for control to carry out.
 
@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
@@ -38,6 +39,10 @@ ATTEMPTS = 3
 
 FIRST_PAUSE_S = 1.0
 
+_UNSIGNED = (
+    "to fetch is an order, not signed for this worker, and this host has MIKROM_VERIFY_KEY: "
+    "ask from where its pair is, MIKROM_SIGNING_KEY"
+)
 _MARGIN_S = 5.0  # the action keeps its own deadline, and only what has lost its way is ended from outside
 
 
@@ -114,6 +119,28 @@ def console_task(task: Any, *, call: str, vm: str, max_bytes: int, after: int | 
         task.app.answering.tell(call, "console", calls.pack(console))
     except MikromError as error:
         task.app.answering.tell(call, "error", calls.pack(str(error)))
+
+
+def images_task(task: Any, *, call: str, files: str, deadline_s: float, signature: str = "") -> None:
+    """Tell the call what is cached here once `files` (the JSON of pinned files) were fetched.
+
+    To have them fetched is an order, and signed like one: a host does not ask other servers for whoever asks it to.
+    """
+    try:
+        wanted = _wanted_files(task, SentOrder(call=call, order=files, signature=signature))
+        if task.app.answering.is_awaited(call):
+            stock = task.app.parts.hypervisor().images(wanted, deadline_s=deadline_s)
+            task.app.answering.tell(call, "stock", calls.pack(stock))
+    except Exception as error:  # noqa: BLE001 - as above
+        _log.exception("cannot tell of images")
+        task.app.answering.tell(call, "error", calls.pack(f"cannot tell of images: {error}"))
+
+
+def _wanted_files(task: Any, sent: SentOrder) -> tuple[PinnedFile, ...]:
+    wanted = msgspec.json.decode(sent.order, type=tuple[PinnedFile, ...])
+    if wanted and not _is_genuine(task, sent):
+        raise MikromError(_UNSIGNED)
+    return wanted
 
 
 def _vm_task(task: Any, verb: Verb, vm: str, order: dict[str, Any]) -> dict[str, Any]:

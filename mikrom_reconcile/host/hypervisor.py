@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostReport, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.host.execute import Executor, no_seam
+from mikrom_reconcile.host.images import Images
 from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.ports import Clock, Driver
 from mikrom_reconcile.host.records import Records, checked_name
+from mikrom_reconcile.host.stock import ImageStock
 from mikrom_reconcile.host.supervise import RESCAN_S, Supervisor
 
 
 class Hypervisor:
     """One host: its driver, its records and its clock. Safe to call from many threads or greenlets at once.
 
-    `note` is what whoever plans for this host should know of it. `on_step` is the executor's seam for crashes in tests.
+    `images` are those of its state folder unless told otherwise. `note` is what whoever plans for this host should know
+    of it. `on_step` is the executor's seam for crashes in tests.
     """
 
     def __init__(
@@ -26,6 +31,7 @@ class Hypervisor:
         driver: Driver,
         records: Records,
         clock: Clock,
+        images: Images | None = None,
         note: str = "",
         on_step: Callable[[str, str], None] = no_seam,
     ) -> None:
@@ -35,14 +41,19 @@ class Hypervisor:
         self._clock = clock
         self._observer = Observer(name, driver=driver, records=records, note=note)
         self._executor = Executor(name, driver=driver, records=records, clock=clock, on_step=on_step)
-
+        self._stock = ImageStock(name, images or Images(records.state_dir), records)
         self._supervisor: Supervisor | None = None
 
     def supervise(self, *, rescan_s: float = RESCAN_S) -> None:
         """Bring VMMs back that die, by their VMs' restart policies, until `leave_alone` or the end of the process."""
         if self._supervisor is None:
             self._supervisor = Supervisor(
-                self.name, driver=self._driver, records=self._records, clock=self._clock, rescan_s=rescan_s
+                self.name,
+                driver=self._driver,
+                records=self._records,
+                clock=self._clock,
+                rescan_s=rescan_s,
+                on_rescan=self._stock.sweep,
             )
             self._supervisor.start()
 
@@ -62,6 +73,12 @@ class Hypervisor:
         finally:
             if self._supervisor is not None:
                 self._supervisor.tell(order.action.vm)
+            else:
+                self._stock.sweep()
+
+    def images(self, files: Iterable[PinnedFile], *, deadline_s: float) -> Stock:
+        """What is cached here once `files` were fetched. Raises SetupError when the records cannot be listed."""
+        return self._stock.told(files, deadline_s=deadline_s)
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the VM's console, or what came `after` a place in it. Raises PermanentError for no VM's name."""

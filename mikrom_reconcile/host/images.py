@@ -94,20 +94,30 @@ class Images:
                 yield path.name, found.st_size, found.st_mtime
 
     def sweep(self, used: frozenset[str], *, kept_s: float = KEPT_S) -> tuple[str, ...]:
-        """Remove what none of the digests `used` names and nobody wanted for `kept_s`; their names."""
+        """Remove what nobody wanted for `kept_s`; the names. What the digests `used` name is wanted now."""
         removed = []
         for name, _, last_used_s in self.cached():
-            digest = name.removesuffix(".part")
-            if digest in used or time.time() - last_used_s < kept_s:
-                continue
-            lock = locks.open_taken(self._locks / f"image-{digest}.lock")
-            if lock is not None:
-                try:
-                    (self._cache / name).unlink(missing_ok=True)
-                    removed.append(name)
-                finally:
-                    locks.give_back(lock)
+            digest, path = name.removesuffix(".part"), self._cache / name
+            if digest in used:
+                _used(path)
+            elif _is_older(last_used_s, kept_s) and self._remove(path, digest, kept_s):
+                removed.append(name)
         return tuple(removed)
+
+    def _remove(self, path: Path, digest: str, kept_s: float) -> bool:
+        """Remove it, unless it is being fetched, or was wanted since the look that found it old."""
+        lock = locks.open_taken(self._locks / f"image-{digest}.lock")
+        if lock is None:
+            return False
+        try:
+            if not _is_older(path.stat().st_mtime, kept_s):
+                return False
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        finally:
+            locks.give_back(lock)
+        return True
 
     def _fetch(self, file: PinnedFile, path: Path, give_up_at: float) -> None:
         draft = path.with_name(f"{path.name}.part")
@@ -170,6 +180,10 @@ def _pieces_of(path: Path) -> Iterator[bytes]:
         while piece := content.read(fetch.PIECE_BYTES):
             yield piece
             time.sleep(0)
+
+
+def _is_older(last_used_s: float, kept_s: float) -> bool:
+    return time.time() - last_used_s >= kept_s
 
 
 def _used(path: Path) -> bool:

@@ -28,7 +28,7 @@ from mikrom_reconcile.host.ports import VMRecord
 _STEP = "making its links"
 _WAIT_S = 0.005
 _NFT, _NFT_S = "nft", 10.0
-_TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFREQ = struct.Struct("16sH22x")
 _TAP_FLAGS = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, as Firecracker and QEMU open it
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
@@ -209,10 +209,23 @@ def boot_args_of(record: VMRecord) -> str:
 
 
 def _make_tap(name: str) -> None:
+    with _attached(name) as tap:
+        fcntl.ioctl(tap, _TUNSETPERSIST, 1)
+
+
+def own_tap(name: str, uid: int) -> None:
+    """Let the user `uid` open a tap that is there and that nobody has open. Raises OSError."""
+    with _attached(name) as tap:
+        fcntl.ioctl(tap, _TUNSETOWNER, uid)
+
+
+@contextmanager
+def _attached(name: str) -> Iterator[int]:
+    """A descriptor of the tap, which is made if it is not there."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS))
-        fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+        yield fd
     finally:
         os.close(fd)
 

@@ -85,6 +85,7 @@ class Records:
     """The records of one host. Any number of threads, greenlets and processes may share its folder."""
 
     def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
         self._vms = state_dir / "vms"
         self._copies = state_dir / "copies"
         self._tombstones = state_dir / "tombstones"

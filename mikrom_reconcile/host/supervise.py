@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
@@ -60,16 +61,21 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Supervisor:
-    """Keeps the VMs of one host up. `start` it once; `stop` may be called by a signal handler."""
+    """Keeps the VMs of one host up. `start` it once; `stop` may be called by a signal handler.
+
+    `on_rescan` is what else the host has to do from time to time.
+    """
 
     def __init__(
-        self, host: str, *, driver: Driver, records: Records, clock: Clock, rescan_s: float = RESCAN_S
-    ) -> None:
+        self, host: str, *, driver: Driver, records: Records, clock: Clock, on_rescan: Callable[[], None],
+        rescan_s: float = RESCAN_S,
+    ) -> None:  # fmt: skip
         self._host = host
         self._driver = driver
         self._records = records
         self._clock = clock
         self._rescan_s = rescan_s
+        self._on_rescan = on_rescan
         self._stopped = False
         self._ends = Ends()
         self._told: deque[str] = deque()
@@ -135,6 +141,7 @@ class Supervisor:
 
     def _rescan(self) -> None:
         self._pool.submit(self._trim)
+        self._pool.submit(self._on_rescan)
         for vm in self._records.names():
             if vm not in self._ends and vm not in self._due and vm not in self._looking:
                 self._look_at(vm)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import found_firecracker
-from tests.contract.drivers import Bench, QemuBench, RealBench, SimulatedBench
+from tests.contract.drivers import Bench, JailBench, QemuBench, RealBench, SimulatedBench
 
 
 @pytest.fixture
@@ -18,6 +18,18 @@ def real(own_environment: Path) -> Iterator[RealBench]:
     binary = found_firecracker()
     assert binary is not None
     bench = RealBench(binary, own_environment)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+@pytest.fixture
+def jailed(own_environment: Path) -> Iterator[JailBench]:
+    """Firecracker in jails, as root with the jailer beside it; who uses it carries the marks kvm and jail."""
+    binary = found_firecracker()
+    assert binary is not None
+    bench = JailBench(binary, own_environment)
     try:
         yield bench
     finally:
@@ -39,6 +51,7 @@ def qemu(own_environment: Path) -> Iterator[QemuBench]:
 @pytest.fixture(
     params=[
         pytest.param("real", marks=pytest.mark.kvm),
+        pytest.param("jailed", marks=[pytest.mark.kvm, pytest.mark.jail]),
         pytest.param("qemu", marks=pytest.mark.needs("qemu-system-x86_64")),
         "simulated",
     ]

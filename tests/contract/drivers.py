@@ -8,13 +8,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
+from mikrom_reconcile.host import process
+from mikrom_reconcile.host.drivers import cgroups
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.qemu import QemuDriver
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
+from mikrom_reconcile.host.drivers.vmm import Layout
 from mikrom_reconcile.host.drivers.vmm_driver import VMMDriver
 from mikrom_reconcile.host.ports import Driver, VMRecord
 
@@ -127,6 +131,49 @@ class RealBench:
         wait_until(lambda: not self.all_pids(), "the end of all VMMs")
 
 
+class JailBench(RealBench):
+    """Firecracker through its jailer, as root."""
+
+    slowness = 2
+    answer_s = ANSWER_S
+
+    def another(self) -> VMMDriver:
+        return FirecrackerDriver(
+            self.binary,
+            jailer=self.binary.with_name("jailer"),
+            state_dir=self.folder / "state",
+            run_dir=self.folder / "run",
+            answer_s=self.answer_s,
+        )
+
+    def pids(self, vm: str) -> list[int]:
+        """For a moment there is the jailer beside who comes out of it."""
+        found = self.all_pids(f"/{vm}.vmm")
+        return [pid for pid in found if is_first_of_its_namespace(pid)] or found
+
+    def all_pids(self, having: str = "") -> list[int]:
+        """Every jailer and jailed Firecracker: a path of this folder is in no command line, but behind descriptor 0."""
+        pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
+        names = ((pid, process.stdin_of(pid) or "") for pid in pids)
+        return [pid for pid, name in names if name.startswith(f"{self.folder}/state/locks/") and name.endswith(having)]
+
+    def leftovers(self) -> list[Path]:
+        """Cgroups too: those of this state folder alone have its hash in their names."""
+        left = [path for mount in set(cgroups.hierarchy()[1].values()) for path in mount.glob(f"{self._cgroups}*")]
+        return [*super().leftovers(), *left, *(self.folder / "state").glob("jails/*")]
+
+    def close(self) -> None:
+        super().close()
+        layout = Layout(self.folder / "state", self.folder / "run")
+        for vm in layout.vms():
+            cgroups.remove(layout.of(vm))  # no folder of the test's, so not gone with it
+
+    @property
+    def _cgroups(self) -> str:
+        jails = (self.folder / "state").resolve() / "jails"
+        return f"mikrom-{blake2b(bytes(jails), digest_size=4).hexdigest()}-"
+
+
 class QemuBench(RealBench):
     """QEMU, in software emulation: that is there on every machine."""
 
@@ -174,6 +221,14 @@ def is_live(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def is_first_of_its_namespace(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.partition("NSpid:")[2].partition("\n")[0].split()[1:] == ["1"]
 
 
 def command_line(pid: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Generator, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from mikrom_reconcile.control.ports import Hosts
 from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.app import make_app
@@ -41,9 +43,18 @@ def fleet() -> Iterator[Fleet]:
 )
 def hosts(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Hosts]:
     if request.param == "local":
-        yield LocalHosts(slow_host(fleet.settings(MIKROM_STATE_DIR=f"{fleet.folder}/local"), BOOT_S))
+        yield LocalHosts(
+            slow_host(
+                fleet.settings(MIKROM_STATE_DIR=f"{fleet.folder}/local", MIKROM_IMAGE_DIRS=f"{fleet.folder}/images"),
+                BOOT_S,
+            )
+        )
         return
-    own = {"MIKROM_STATE_DIR": f"{fleet.folder}/{request.param}", "MIKROM_TEST_BOOT_S": str(BOOT_S)}
+    own = {
+        "MIKROM_STATE_DIR": f"{fleet.folder}/{request.param}",
+        "MIKROM_IMAGE_DIRS": f"{fleet.folder}/images",
+        "MIKROM_TEST_BOOT_S": str(BOOT_S),
+    }
     worker = fleet.worker("host", pool=request.param, **own)
     app = make_app(fleet.settings())
     yield CeleryHosts(app, fleet.redis)
@@ -103,6 +114,22 @@ def test_an_order_that_was_carried_out_before_has_no_second_effect(hosts: Hosts)
     assert second.observed == first.observed
 
 
+def test_what_is_up_not_for_long_enough_and_what_could_not_be_made_is_told(hosts: Hosts) -> None:
+    young, never = creates("young", 2)
+    desired = never.action.desired
+    assert desired is not None
+    spec = msgspec.structs.replace(desired.spec, image="no-such-image")
+    never = order("create", never.action.vm, host=HERE, desired=msgspec.structs.replace(desired, host=HERE, spec=spec))
+    for _ in hosts.execute([young, never], forks=2, deadline_s=20):
+        pass
+    query = ObserveQuery(project="shop", min_healthy_s={"web": 3600.0})
+    (view,) = hosts.observe({HERE: query}, deadline_s=5)
+    assert view.report is not None, view.error
+    assert 3500 < view.report.maturing["young-0"] < 3600
+    attempt = view.report.attempts["young-1"]
+    assert (attempt.count, attempt.result, "no-such-image" in attempt.error) == (1, "failed_permanent", True)
+
+
 def test_an_order_that_the_host_refuses_says_why_and_the_others_go_on(hosts: Hosts) -> None:
     good, other = creates("mixed", 2)
     desired = other.action.desired
@@ -154,6 +181,24 @@ def test_the_console_of_a_vm_comes_from_its_host_and_is_capped(hosts: Hosts) -> 
 def test_the_console_of_a_host_that_nobody_serves_is_an_error(hosts: Hosts) -> None:
     with pytest.raises(MikromError):
         hosts.console("dark", "vm", max_bytes=10)
+
+
+def test_each_host_fetches_its_images_and_tells_what_it_has_of_them(hosts: Hosts, fleet: Fleet) -> None:
+    there = fleet.folder / "images"
+    there.mkdir(exist_ok=True)
+    (there / "kernel").write_bytes(b"kernel")
+    kernel = PinnedFile(source=f"file://{there}/kernel", sha256=hashlib.sha256(b"kernel").hexdigest())
+    bad = msgspec.structs.replace(kernel, sha256="0" * 64)
+    (before,) = hosts.images({HERE: ()}, deadline_s=10)
+    assert (before.cached, before.error) == ((), "")
+    asked = {HERE: (bad, kernel), "dark": (kernel,)}
+    stocks = {stock.host: stock for stock in hosts.images(asked, deadline_s=10)}
+    assert [(file.sha256, file.size_bytes, file.vms) for file in stocks[HERE].cached] == [(kernel.sha256, 6, 0)]
+    assert "the spec says 0000" in stocks[HERE].failed.pop("0" * 64)
+    assert (stocks[HERE].failed, stocks[HERE].error) == ({}, "")
+    assert stocks["dark"].error
+    (after,) = hosts.images({HERE: ()}, deadline_s=10)
+    assert [file.sha256 for file in after.cached] == [kernel.sha256]
 
 
 def test_what_is_no_vms_name_reaches_no_file(hosts: Hosts) -> None:

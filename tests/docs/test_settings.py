@@ -13,8 +13,8 @@ LINES = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 LISTED = {match[1]: match[2] for line in LINES if (match := re.match(r"#(\w+)=(.*)$", line))}
 EXAMPLES = {
-    "MIKROM_STATE_DIR", "MIKROM_RUN_DIR", "MIKROM_FIRECRACKER", "MIKROM_BROKER_URL", "MIKROM_METRICS", "MIKROM_SPECS",
-    "FLOWER_BASIC_AUTH", "REDIS_PASSWORD", "MIKROM_SIGNING_KEY", "MIKROM_VERIFY_KEY",
+    "MIKROM_STATE_DIR", "MIKROM_RUN_DIR", "MIKROM_FIRECRACKER", "MIKROM_JAILER", "MIKROM_BROKER_URL", "MIKROM_METRICS",
+    "MIKROM_SPECS", "FLOWER_BASIC_AUTH", "REDIS_PASSWORD", "MIKROM_SIGNING_KEY", "MIKROM_VERIFY_KEY",
 }  # fmt: skip
 """Settings whose default depends on the machine, or is that there is none."""
 

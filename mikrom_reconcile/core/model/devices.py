@@ -35,6 +35,11 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     initrd: PinnedFile | None = None
     rootfs: RootDisk | None = None
 
+    def files(self) -> dict[str, PinnedFile]:
+        """All that there are, under their keys."""
+        named = {"kernel": self.kernel, "initrd": self.initrd, "rootfs": self.rootfs}
+        return {part: file for part, file in named.items() if file is not None}
+
 
 class Drive(msgspec.Struct, frozen=True, kw_only=True):
     """A disk of a VM's own that outlives its restarts and replacements. `on_delete` says what a delete does to it."""

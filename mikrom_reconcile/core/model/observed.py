@@ -13,12 +13,13 @@ VMMStatus = Literal["none", "starting", "running", "paused", "unresponsive", "so
 """The VMM process, proven: none lives; it lives but has not booted its guest; Running; Paused; it does not
 answer; its socket is gone."""
 
-End = Literal["unknown", "clean", "crashed", "killed", "rebooted"]
-"""How the last VMM ended: the guest reset itself, it crashed, the VMM was killed, or the host was rebooted."""
+End = Literal["unknown", "clean", "crashed", "killed", "oom", "rebooted"]
+"""How the last VMM ended: the guest reset itself, it crashed, the VMM was killed, by the kernel for its memory limit,
+or the host was rebooted."""
 
 Phase = Literal[
     "defined", "starting", "booting", "running", "unhealthy", "unresponsive", "socket_lost",
-    "paused", "stopping", "stopped", "exited", "crashed", "killed", "rebooted", "failed", "parked", "deleting",
+    "paused", "stopping", "stopped", "exited", "crashed", "killed", "oom", "rebooted", "failed", "parked", "deleting",
     "unreadable",
 ]  # fmt: skip
 """What a host sees of a VM; `lifecycle.py` has the table. Absence is the absence of an ObservedVM."""

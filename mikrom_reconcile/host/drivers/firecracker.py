@@ -1,4 +1,4 @@
-"""Firecracker microVMs without the jailer: processes of their own session that outlive whoever started them.
+"""Firecracker microVMs, jailed or not: processes of their own session that outlive whoever started them.
 
 `vmm_driver.py` has what is not Firecracker's own. `firecracker_start.py` says how one is started and configured,
 `firecracker_end.py` how one ended.
@@ -15,11 +15,18 @@ import msgspec
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers import limits
+from mikrom_reconcile.host.drivers import cgroups, jail, limits
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.drivers.firecracker_api import Api
 from mikrom_reconcile.host.drivers.firecracker_end import end_of
-from mikrom_reconcile.host.drivers.firecracker_start import command, kernel_problem, limits_of, mbit_of, requests
+from mikrom_reconcile.host.drivers.firecracker_start import (
+    command,
+    jailed,
+    kernel_problem,
+    limits_of,
+    mbit_of,
+    requests,
+)
 from mikrom_reconcile.host.drivers.vmm import Places, Proc
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
@@ -76,6 +83,10 @@ class FirecrackerDriver(VMMDriver):
 
     name = "firecracker"
 
+    def __init__(self, binary: Path, *, jailer: Path | None = None, **places: Any) -> None:
+        super().__init__(binary, **places)
+        self._jailer = jailer
+
     def memory_mib(self, spec: VMSpec) -> int:
         """Firecracker itself takes some 2 MiB, which the host's own reserve has to bear."""
         return spec.machine.mem_size_mib
@@ -93,14 +104,16 @@ class FirecrackerDriver(VMMDriver):
         return argv[argv.index("--id") + 1] if "--id" in argv[:-1] else ""
 
     def _command(self, record: VMRecord, places: Places, media: Media) -> Command:
-        del record, media  # requests bring them
-        return command(self._binary, places)
+        if self._jailer is None:
+            return command(self._binary, places)
+        own = jail.jail_of(places, self._binary, media)
+        return jailed(command(self._binary, places), self._jailer, own, places, record.spec.machine)
 
     def _boot(self, record: VMRecord, places: Places, proc: Proc, media: Media, *, give_up_at: float) -> None:
         with step(record.vm, "connecting to Firecracker"):
             api = connected(lambda: Api(str(places.socket), pid=proc.pid, give_up_at=give_up_at), proc, give_up_at)
         with api:
-            for path, content, doing in requests(record.spec, media):
+            for path, content, doing in requests(record.spec, jail.inside(media) if self._jailer else media):
                 with step(record.vm, doing):
                     api.put(path, content)
 
@@ -116,7 +129,7 @@ class FirecrackerDriver(VMMDriver):
             status=status,
             machine=config.machine_config,
             boot_args=config.boot_source.boot_args or "",
-            disks={drive.drive_id: drive.path_on_host or "" for drive in config.drives},
+            disks=self._outside(record, places, {drive.drive_id: drive.path_on_host or "" for drive in config.drives}),
             interfaces={nic.iface_id: _interface(nic) for nic in config.network_interfaces},
             metadata=metadata,
         )
@@ -144,7 +157,18 @@ class FirecrackerDriver(VMMDriver):
             api.put("/actions", {"action_type": "SendCtrlAltDel"})
 
     def _end_of(self, places: Places) -> End:
-        return end_of(places.metrics)
+        end = end_of(places.metrics)
+        return "oom" if end == "killed" and cgroups.ran_out_of_memory(places) else end
+
+    def _outside(self, record: VMRecord, places: Places, found: dict[str, str]) -> dict[str, str]:
+        """The paths under which a VMM has its disks open, as they are outside of its jail, if it has one."""
+        if not found or not places.socket.is_symlink():
+            return found
+        own = {disk.name: disk for disk in self._shelf.disks_of(record)}
+        return {
+            name: str(own[name].path) if name in own and jail.path_inside(own[name]) == path else path
+            for name, path in found.items()
+        }
 
     @staticmethod
     def _api(places: Places, found: process.Identity, timeout_s: float) -> Api:

@@ -17,12 +17,34 @@ def find_firecracker(named: str | None, state_dir: Path) -> Path | None:
 
     Raises SetupError when `named` is no program: whoever names one does not want another.
     """
+    return _found("firecracker", named, state_dir)
+
+
+def find_jailer(named: str | None, firecracker: Path, state_dir: Path) -> Path | None:
+    """The jailer: `named` (MIKROM_JAILER), else that beside the Firecracker, else as Firecracker is looked for."""
+    beside = firecracker.with_name("jailer")
+    return beside if named is None and _is_program(beside) else _found("jailer", named, state_dir)
+
+
+def jail_problem(state_dir: Path) -> str | None:
+    """Why this process cannot start VMMs in jails below the state folder and what would help, or None."""
+    if os.geteuid() != 0:
+        return f"uid {os.geteuid()} cannot make jails: run as root, which is what a jail makes safe"
+    nearest = next(path for path in (state_dir, *state_dir.parents) if path.exists())
+    flags = os.statvfs(nearest).f_flag
+    for flag, name in ((os.ST_NODEV, "nodev"), (os.ST_NOEXEC, "noexec")):
+        if flags & flag:
+            return f"{nearest} is mounted {name}: mount it without, or set MIKROM_STATE_DIR to another file system"
+    return None
+
+
+def _found(name: str, named: str | None, state_dir: Path) -> Path | None:
     if named is not None:
         if not _is_program(path := Path(named).absolute()):
-            raise SetupError(f"MIKROM_FIRECRACKER={named} is not a program: correct or unset it")
+            raise SetupError(f"MIKROM_{name.upper()}={named} is not a program: correct or unset it")
         return path
     folders = [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
-    candidates = (folder / "firecracker" for folder in (*folders, state_dir / "bin"))
+    candidates = (folder / name for folder in (*folders, state_dir / "bin"))
     return next((path.absolute() for path in candidates if _is_program(path)), None)
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.host.disks import ROOT_ID
+from mikrom_reconcile.host.drivers import cgroups
+from mikrom_reconcile.host.drivers.jail import LOG, METRICS, SOCKET, Jail
 from mikrom_reconcile.host.drivers.vmm import Places
 from mikrom_reconcile.host.drivers.vmm_start import Command
 from mikrom_reconcile.host.media import Media
@@ -38,6 +40,16 @@ def command(binary: Path, places: Places) -> Command:
     return Command(
         driver="firecracker", program=PROGRAM, argv=argv, output=places.console, fresh=(places.log, places.metrics)
     )
+
+
+def jailed(plain: Command, jailer: Path, jail: Jail, places: Places, machine: Machine) -> Command:
+    """The same Firecracker in a jail. Without --daemonize, which would take its console and its lock."""
+    argv = (
+        *(str(jailer), "--id", places.vm, "--exec-file", plain.argv[0], "--chroot-base-dir", str(places.jail)),
+        *("--uid", str(jail.uid), "--gid", str(jail.uid), "--new-pid-ns", *cgroups.arguments(places, machine), "--"),
+        *("--api-sock", SOCKET, "--log-path", LOG, "--level", "Warn", "--metrics-path", METRICS),
+    )
+    return msgspec.structs.replace(plain, argv=argv, jail=jail)
 
 
 def requests(spec: VMSpec, media: Media) -> Iterator[Request]:

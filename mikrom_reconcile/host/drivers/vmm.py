@@ -87,8 +87,18 @@ class Places:
         return self.folder / "metadata.img"
 
     @cached_property
+    def jail(self) -> Path:
+        """All that a jailed VMM sees is somewhere below."""
+        return self.folder.parents[1] / "jails" / self.vm
+
+    @cached_property
+    def uids(self) -> Path:
+        """Which user is which VM's, for all VMs."""
+        return self.folder.parents[1] / "uids"
+
+    @cached_property
     def socket(self) -> Path:
-        """The VMM's API."""
+        """The VMM's API; a link if the VMM is jailed."""
         return self.run_folder / "api.sock"
 
     def files(self) -> tuple[Path, ...]:

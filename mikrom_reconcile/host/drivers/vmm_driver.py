@@ -19,7 +19,7 @@ from mikrom_reconcile.core.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers import vmm
+from mikrom_reconcile.host.drivers import jail, vmm
 from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, UnreachableError, step
 from mikrom_reconcile.host.drivers.tails import part
 from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
@@ -153,7 +153,8 @@ class VMMDriver(ABC):
             media = self._shelf.prepared(record, give_up_at=give_up_at)
             if problem := self._kernel_problem(media.kernel):
                 raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
-        command = self._command(record, places, media)
+        with step(record.vm, "preparing its start"):
+            command = self._command(record, places, media)
         proc = spawn(command, record, places)
         try:
             with last_words_of(command.program, places, proc):
@@ -182,8 +183,9 @@ class VMMDriver(ABC):
         """Ctrl-Alt-Del, then SIGKILL; the socket, which a VMM may leave behind, is removed."""
         places = self._layout.of(record.vm)
         self._end(places, grace_s=grace_s, give_up_at=time.monotonic() + grace_s + vmm.KILL_S)
-        with step(record.vm, "removing its API socket"):
+        with step(record.vm, "removing its API socket and its jail"):
             places.socket.unlink(missing_ok=True)
+            jail.sweep(places)
 
     def delete(self, record: VMRecord) -> None:
         """Kill what lives, and remove every file that was made here but the lock."""
@@ -193,6 +195,7 @@ class VMMDriver(ABC):
         with step(record.vm, "removing its disks and links"):
             self._shelf.remove(record, give_up_at=time.monotonic() + vmm.KILL_S)
         with step(record.vm, "removing its files"):
+            jail.release(places)
             if errors:  # whatever else could go is gone
                 left = ", ".join(error.filename for error in errors)
                 raise OSError(errors[0].errno, f"{errors[0].strerror}; still there: {left}")

@@ -21,6 +21,7 @@ from mikrom_reconcile.core.errors import TemporaryError
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers.failures import NoAnswerError, UnreachableError, step
+from mikrom_reconcile.host.drivers.jail import Jail, furnish, inmate, sweep
 from mikrom_reconcile.host.drivers.tails import tail
 from mikrom_reconcile.host.drivers.vmm import POLL_S, Places, Proc, kill, write_proc
 from mikrom_reconcile.host.ports import VMRecord
@@ -35,7 +36,7 @@ T = TypeVar("T")
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """How a VMM is started. `driver` is its driver's name, `program` its own, `output` takes its standard output and
-    error, and the files `fresh` have to be there and empty before.
+    error, and the files `fresh` have to be there and empty before. With a `jail`, it starts a jailer that leaves it.
     """
 
     driver: str
@@ -43,6 +44,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     output: Path
     fresh: tuple[Path, ...]
+    jail: Jail | None = None
 
 
 def spawn(command: Command, record: VMRecord, places: Places) -> Proc:
@@ -53,11 +55,12 @@ def spawn(command: Command, record: VMRecord, places: Places) -> Proc:
         try:
             clear(places)
             console_at = _size_of(places.console)
-            pid = _spawn_process(command, places, lock)
-            identity = process.identify(pid)
-            if identity is None:
-                raise TemporaryError(_last_words(command.program, places), vm=record.vm, step=doing)
+            identity = _spawn_process(command, places, lock, doing)
             return _written_down(command.driver, record, places, identity, console_at)
+        except BaseException:
+            with suppress(OSError):  # the failure that led here is the one to tell
+                sweep(places)
+            raise
         finally:
             os.close(lock)  # only this copy: the VMM keeps its own
 
@@ -101,6 +104,7 @@ def clear(places: Places) -> None:
     """Leave nothing that speaks of an earlier VMM, but what it logged. The caller holds the lock."""
     for path in (places.socket, places.pidfile, places.proc):
         path.unlink(missing_ok=True)
+    sweep(places)
 
 
 def _locked(places: Places, doing: str) -> int:
@@ -110,17 +114,23 @@ def _locked(places: Places, doing: str) -> int:
     raise TemporaryError("somebody else is starting it at this moment", vm=places.vm, step=doing)
 
 
-def _spawn_process(command: Command, places: Places, lock: int) -> int:
+def _spawn_process(command: Command, places: Places, lock: int, doing: str) -> process.Identity:
     for folder in (places.folder, places.run_folder):
         make_folder(folder)
     for path in command.fresh:
         os.close(_opened(path, os.O_CREAT | os.O_TRUNC))
     os.close(_opened(places.console, os.O_CREAT))
+    if command.jail is not None:
+        furnish(command.jail, places)
     output = _opened(command.output, os.O_APPEND)
     try:
-        return process.spawn(command.argv, stdin=lock, output=output)
+        pid = process.spawn(command.argv, stdin=lock, output=output)
     finally:
         os.close(output)
+    found = process.identify(pid) if command.jail is None else inmate(pid, command.jail, places)
+    if found is None:
+        raise TemporaryError(_last_words(command.program, places), vm=places.vm, step=doing)
+    return found
 
 
 def _opened(path: Path, flags: int) -> int:

@@ -16,7 +16,7 @@ from mikrom_reconcile.cli.root import root
 DOCUMENTED = {
     "init", "validate", "render", "plan", "apply", "destroy", "get", "status", "describe", "explain", "events", "logs",
     "history", "schema", "doctor", "completion", "version", "worker", "beat", "flower", "up",
-    "start", "stop", "pause", "resume", "restart", "delete", "orphans",
+    "start", "stop", "pause", "resume", "restart", "delete", "orphans", "images",
 }  # fmt: skip
 
 

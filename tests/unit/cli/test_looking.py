@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import entry
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport
+from mikrom_reconcile.core.model.stock import CachedFile, Stock
 from mikrom_reconcile.dispatch import services
 from mikrom_reconcile.settings import Settings
+from tests.command import SCHEMAS
 from tests.samples import NOW, observed
 
 SPECS = """\
@@ -51,6 +55,16 @@ class FakeHosts:
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         content = f"console of {vm} on {host}\x1b[31m\r\nline 2\n".encode()
         return Console(content=content, end=len(content))
+
+    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
+        """hv01 has the first file and cannot have the second; the others answer as VMs are read."""
+        for host, wanted in files.items():
+            if self._hosts[host] is None:
+                yield Stock(host=host, error="gave no answer")
+                continue
+            cached = (CachedFile(sha256="a" * 64, size_bytes=1 << 20, vms=2, last_used_at=NOW),)
+            failed = {file.sha256: "https://x/rootfs: 404" for file in wanted if file.sha256 == "b" * 64}
+            yield Stock(host=host, cached=cached, failed=failed if host == "hv01" else {})
 
 
 class FakeStore:
@@ -145,6 +159,61 @@ def test_logs_of_an_unknown_vm_name_the_hosts_that_could_not_be_read(
     engine_of(hv01=(), hv02=None)
     assert entry.run(["logs", "a"]) == 1
     assert "could not be read: hv02" in shown(capsys)[1]
+
+
+WITH_IMAGE = f"""\
+apiVersion: mikrom/v1
+kind: Inventory
+metadata: {{name: all}}
+spec: {{hosts: {{hv01: {{}}, hv02: {{}}}}}}
+---
+apiVersion: mikrom/v1
+kind: Image
+metadata: {{name: linux}}
+spec:
+  kernel: {{source: "https://x/kernel", sha256: {"a" * 64}}}
+  rootfs: {{source: "https://x/rootfs", sha256: {"b" * 64}}}
+---
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {{name: web}}
+spec: {{replicas: 2, hosts: hv01, template: {{image: linux}}}}
+"""
+
+
+def test_images_are_listed_with_what_each_host_has_and_lacks(
+    engine_of: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine_of(hv01=(), hv02=())
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs" / "web.yml").write_text(WITH_IMAGE)
+    assert entry.run(["images"]) == 0
+    rows = [line.split() for line in shown(capsys)[0].splitlines()]
+    assert [row[:6] for row in rows[1:]] == [
+        ["hv01", "linux", "kernel", "a" * 12, "1", "MiB"],
+        ["hv01", "linux", "rootfs", "b" * 12, "-", "-"],
+        ["hv02", "linux", "kernel", "a" * 12, "1", "MiB"],
+    ]
+    assert rows[2][-1] == "missing"
+
+
+def test_what_one_host_cannot_fetch_is_told_and_keeps_no_other_host_from_it(
+    engine_of: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine_of(hv01=(), hv02=None)
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs" / "web.yml").write_text(WITH_IMAGE)
+    assert entry.run(["images", "--fetch"]) == 2 | 4
+    out, err = shown(capsys)
+    assert "hv01: https://x/rootfs: 404" in out
+    assert "host hv02 could not be asked: gave no answer" in err
+    assert entry.run(["images", "--fetch", "-o", "json"]) == 2 | 4
+    told = json.loads(shown(capsys)[0])
+    Draft202012Validator({"$ref": "#/$defs/images", "$defs": SCHEMAS["$defs"]}).validate(told)
+    assert [(host["host"], len(host["needed"]), sorted(host["failed"])) for host in told["hosts"]] == [
+        ("hv01", 2, ["b" * 64]),
+        ("hv02", 0, []),
+    ]
 
 
 @pytest.mark.parametrize(

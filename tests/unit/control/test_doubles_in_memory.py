@@ -9,9 +9,11 @@ from pathlib import Path
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
+from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.outcomes import given_up
 from tests.properties.world import World
 
@@ -51,6 +53,9 @@ class WorldHosts:
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         raise AssertionError("nobody reads a console here")
+
+    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
+        raise AssertionError("a run asks for no images")
 
 
 def test_the_older_of_two_equal_vms_is_found_though_a_digest_proves_each_as_wanted(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
 from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.core.model.stock import Stock
 from tests.samples import NOW
 
 SPECS = """\
@@ -50,6 +52,9 @@ class EmptyHosts:
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         raise AssertionError("a plan reads no console")
+
+    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
+        raise AssertionError("a plan asks for no images")
 
 
 @pytest.fixture

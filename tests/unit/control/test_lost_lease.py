@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
+from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.outcomes import given_up
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -36,6 +38,9 @@ class EagerHosts:
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         return Console()
+
+    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
+        raise AssertionError("a run asks for no images")
 
 
 class LosingStore:

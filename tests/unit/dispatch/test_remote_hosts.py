@@ -26,6 +26,6 @@ def test_an_outcome_is_believed_from_the_host_that_it_is_about() -> None:
 def test_a_report_about_another_host_is_no_report(host: str, of_row: str) -> None:
     capacity = Capacity(vcpu_count=1, mem_size_mib=1024)
     report = HostReport(host=host, observed_at=NOW, capacity=capacity, vms=(observed("web-1", host=of_row),))
-    view = _view("hv01", "report", pack(report))
+    view = _view("hv01", Answer("host:hv01", "report", pack(report)))
     assert view.report is None
     assert view.error == "host hv01 spoke for hv02, and is not believed: see to it, it may be broken into"

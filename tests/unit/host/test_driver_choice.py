@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,44 @@ def test_who_asks_for_a_driver_gets_no_other_and_no_note(settings: Settings, tmp
 def test_what_is_missing_is_named_with_a_way_out(settings: Settings, driver: str, words: str) -> None:
     with pytest.raises(SetupError, match=f"^{words}.*MIKROM_DRIVER=simulated"):
         choice_of(dataclasses.replace(settings, driver=driver))
+
+
+def test_who_wants_jails_gets_no_vmm_without_one(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = dataclasses.replace(settings, jail="on")
+    monkeypatch.setattr(choice, "jail_problem", lambda _: None)
+    monkeypatch.delenv("MIKROM_JAILER", raising=False)
+    firecracker = install(tmp_path, "firecracker")
+    with pytest.raises(SetupError, match=r"^MIKROM_JAIL=on, and no jailer was found beside firecracker; see"):
+        choice_of(wanted)
+    jailer = install(tmp_path, "jailer")
+    assert choice_of(wanted) == Choice(driver="firecracker", binary=firecracker, jailer=jailer)
+    assert choice_of(settings).jailer is None
+    with pytest.raises(SetupError, match=r"MIKROM_JAILER=/nope is not a program"):
+        choice_of(dataclasses.replace(wanted, jailer="/nope"))
+    monkeypatch.setattr(choice, "jail_problem", lambda _: "uid 7 cannot make jails: run as root")
+    with pytest.raises(SetupError, match=r"^MIKROM_JAIL=on, and uid 7 cannot make jails: run as root; see"):
+        choice_of(wanted)
+
+
+def test_no_qemu_stands_in_for_a_jailed_firecracker(settings: Settings, tmp_path: Path) -> None:
+    install(tmp_path, qemu_setup.NAME)
+    for driver in ("auto", "qemu"):
+        with pytest.raises(SetupError, match=r"^MIKROM_JAIL=on, and only a Firecracker can be jailed"):
+            choice_of(dataclasses.replace(settings, jail="on", driver=driver))
+
+
+def test_a_file_system_without_devices_or_programs_holds_no_jail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert str(firecracker_setup.jail_problem(tmp_path)).startswith("uid 1000 cannot make jails: run as root")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert firecracker_setup.jail_problem(tmp_path / "to/be/made") is None
+    closed = os.statvfs_result((4096, 4096, 1, 1, 1, 1, 1, 1, os.ST_NODEV, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: closed)
+    assert f"{tmp_path} is mounted nodev" in str(firecracker_setup.jail_problem(tmp_path))
 
 
 # ---- KVM or software emulation -----------------------------------------------------------------------------------

@@ -92,3 +92,23 @@ def test_a_vm_that_does_not_fit_is_refused_before_anything_is_written(records: R
     assert records.read("web-000") is None
     stopped = desired_vm("web-000", too_much, state="stopped")
     assert host.execute(order("create", "web-000", desired=stopped)).result == "done"
+
+
+def test_the_inventory_may_allow_more_or_less_than_the_host_has(records: Records) -> None:
+    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
+    assert memory.promise("a", 1500, 2000) is None
+    assert memory.promise("b", 600, 2000) == (
+        "it needs 600 MiB and 500 MiB are left: of 2000 MiB that the inventory allows, 1500 are promised to 1 other VMs"
+    )
+    memory.forget("a")
+    assert "of 300 MiB that the inventory allows" in (memory.promise("b", 301, 300) or "")
+
+
+def test_an_order_brings_the_limit_of_the_inventory(records: Records) -> None:
+    host = Hypervisor(HOST, driver=FakeDriver(), records=records, clock=HeldClock())
+    most = capacity().mem_size_mib
+    larger = VMSpec(image="hello", machine=Machine(mem_size_mib=most + 1))
+    for limit_mib, result in ((most, "failed_permanent"), (2 * most, "done")):
+        sent = order("create", "web-000", desired=desired_vm("web-000", larger))
+        outcome = host.execute(replace(sent, action=replace(sent.action, mem_limit_mib=limit_mib)))
+        assert outcome.result == result, outcome.error

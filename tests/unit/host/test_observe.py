@@ -219,3 +219,22 @@ def test_a_vm_that_cannot_be_looked_at_is_unreadable_and_the_others_are_reported
     assert "Too many open files" in (unseen.last_error or "")
     assert len(rows) == 4
     assert {row.phase for row in rows if row is not unseen} == {"running"}
+
+
+def test_what_vms_are_promised_is_told_whatever_was_asked(host: Host) -> None:
+    known = {fleet: host.report("shop").digests[fleet] for fleet in ("web", "db")}
+    host.records.write(replace(record_of("web-002"), state="stopped"))
+    host.records.write(replace(record_of("web-003"), parked=True))
+    promised = host.report("shop", known).promised
+    machine = SPEC.machine
+    assert (promised.vcpu_count, promised.mem_size_mib) == (4 * machine.vcpu_count, 4 * machine.mem_size_mib)
+
+
+@pytest.mark.parametrize(("takes_mib", "overhead_mib"), [(128, 0), (150, 22), (0, None)])
+def test_what_a_vmm_itself_takes_is_told(
+    host: Host, monkeypatch: pytest.MonkeyPatch, takes_mib: int, overhead_mib: int | None
+) -> None:
+    monkeypatch.setattr(host.driver, "memory_mib", lambda spec: takes_mib)
+    report = host.report("shop")
+    assert report.overhead_mib == overhead_mib
+    assert report.promised.mem_size_mib == 4 * (SPEC.machine.mem_size_mib + (overhead_mib or 0))

@@ -1,0 +1,67 @@
+"""Images: what specs name, and what hosts have of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+
+from mikrom_reconcile.core.image_files import ImageFile
+from mikrom_reconcile.core.model.stock import CachedFile, Stock
+from mikrom_reconcile.output.documents import Document
+from mikrom_reconcile.output.section import section
+from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.output.table import Cell, table
+from mikrom_reconcile.output.units import age, mebibytes
+
+_HEADER = ("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED")
+_SHOWN_DIGITS = 12
+_MIB = 1 << 20
+
+ByHost = Mapping[str, Sequence[ImageFile]]
+"""What each host may need."""
+
+
+def images_document(named: Sequence[ImageFile], needed: ByHost, stocks: Sequence[Stock]) -> Document:
+    """The files that the specs name, and per host what it may need, has, and could not fetch."""
+    return {
+        "files": named,
+        "hosts": [
+            {
+                "host": stock.host,
+                "error": stock.error,
+                "needed": sorted({file.sha256 for file in needed.get(stock.host, ())}),
+                "cached": stock.cached,
+                "failed": stock.failed,
+            }
+            for stock in stocks
+        ],
+    }
+
+
+def images_text(
+    named: Sequence[ImageFile], needed: ByHost, stocks: Sequence[Stock], now: datetime, style: Style
+) -> str:
+    """A line for each file on each host that has it or may need it, then what could not be fetched."""
+    rows = [row for stock in stocks for row in _rows_of(stock, named, needed.get(stock.host, ()), now)]
+    shown = table(_HEADER, rows, style) if rows else "No images: the specs name none, and no host has any.\n"
+    failed = (f"{stock.host}: {why}" for stock in stocks for why in stock.failed.values())
+    return shown + "".join(f"{line}\n" for line in section("Not fetched", failed, style, "red"))
+
+
+def _rows_of(
+    stock: Stock, named: Sequence[ImageFile], needed: Sequence[ImageFile], now: datetime
+) -> Iterator[tuple[Cell, ...]]:
+    names = defaultdict(list)
+    for file in dict.fromkeys([*named, *needed]):
+        names[file.sha256].append(f"{file.image} {file.part}")
+    there = {cached.sha256: cached for cached in stock.cached}
+    unknown = "unknown" if stock.error else "missing"
+    for sha256 in dict.fromkeys([*(file.sha256 for file in needed), *there]):
+        known = (stock.host, ""), (", ".join(names[sha256]) or "-", ""), (sha256[:_SHOWN_DIGITS], "")
+        yield *known, *(_use(there[sha256], now) if sha256 in there else (("-", ""), ("-", ""), (unknown, "yellow")))
+
+
+def _use(cached: CachedFile, now: datetime) -> tuple[Cell, ...]:
+    size = mebibytes(-(-cached.size_bytes // _MIB))
+    return (size, ""), (str(cached.vms), ""), (f"{age(cached.last_used_at, now)} ago", "")

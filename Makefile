@@ -3,14 +3,14 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help apply test check bench soak guest docs lock clean
+.PHONY: help apply test coverage check bench soak guest docs lock clean
 
 SPECS ?= specs/
 ARGS ?=
 GUEST := mikrom_reconcile/guest
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 apply: ## the microVMs of specs/ on this machine, then a table of them
 	@tools/bootstrap.sh apply bash -c 'mikrom apply $(SPECS) --yes $(ARGS); code=$$?; mikrom get vms; exit $$code'
@@ -18,6 +18,9 @@ apply: ## the microVMs of specs/ on this machine, then a table of them
 # Most tests wait for processes more than they compute: three at a time keep two cores busy.
 test: ## every test but the soak tests
 	@tools/bootstrap.sh test pytest -n 3 --dist worksteal -m 'not soak' $(ARGS)
+
+coverage: ## how much of the package the tests run, in child processes too; takes twice as long as they do
+	@tools/bootstrap.sh test tools/coverage.sh $(ARGS)
 
 soak: ## the tests that take minutes
 	@tools/bootstrap.sh test pytest -m soak --timeout 3600 $(ARGS)

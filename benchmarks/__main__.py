@@ -14,7 +14,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from benchmarks import actions, dispatch, planning, starts, startup, supervision, thousand, traffic
+from benchmarks import actions, dispatch, jails, planning, starts, startup, supervision, thousand, traffic
 from benchmarks.rows import HEAD, Row, keep_bytecode, line, markdown
 
 BENCHMARKS = {
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "actions": actions.measure,
     "dispatch": dispatch.measure,
     "starts": starts.measure,
+    "jails": jails.measure,
     "supervision": supervision.measure,
     "thousand": thousand.measure,
     "traffic": traffic.measure,

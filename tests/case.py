@@ -14,7 +14,7 @@ import yaml
 
 from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
-from mikrom_reconcile.core.fields import without
+from mikrom_reconcile.core.fields import RECORD, without
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
 from mikrom_reconcile.core.model.observed import (
@@ -160,6 +160,7 @@ def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) ->
     project = row.project or specs.project
     fleet = row.fleet or (vm.fleet.name if vm else name.rpartition("-")[0])
     applied = without(spec, vm.fleet.ignore_changes if vm else ())
+    written = flat(spec) | {RECORD: "as it was written"}
     return Truth(
         project=project,
         fleet=fleet,
@@ -170,7 +171,7 @@ def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) ->
         phase=row.phase or ("running" if state == "running" else "stopped"),
         token=row.token,
         uid=f"{name}@{host}",
-        drift=tuple(Drift(path=path, recorded=flat(spec)[path], actual=real) for path, real in row.drift.items()),
+        drift=tuple(Drift(path=path, recorded=written[path], actual=real) for path, real in row.drift.items()),
         last_error=row.last_error,
         addresses=row.addresses,
         attempt=attempt_of(specs, vm, host, row.attempt) if vm and row.attempt is not None else None,

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from redis import Redis, RedisError
@@ -41,10 +41,13 @@ class Fleet:
         self.url = url or f"redis+socket://:{PASSWORD}@{folder}/redis.sock"
         self.redis: Redis = client_of(self.url)
         self._processes: list[subprocess.Popen[bytes]] = []
-        conf = folder / "redis.conf"
         listen = listen or f"unixsocket {folder}/redis.sock\nrequirepass {PASSWORD}"
-        conf.write_text(f'port 0\n{listen}\nsave ""\ndir {folder}\n')
-        self.run("redis", ["redis-server", str(conf)])
+        (folder / "redis.conf").write_text(f'port 0\n{listen}\nsave ""\ndir {folder}\n')
+        self.start_redis()
+
+    def start_redis(self) -> None:
+        """Begin with an empty broker, at first and after `stop_redis`."""
+        self._redis = self.run("redis", ["redis-server", str(self.folder / "redis.conf")])
         wait_until(self._answers, "the private Redis")
 
     def _answers(self) -> bool:
@@ -107,8 +110,17 @@ class Fleet:
 
     def stop_redis(self) -> None:
         """Take the broker away."""
-        self._processes[0].kill()
-        self._processes[0].wait()
+        self._redis.kill()
+        self._redis.wait()
+
+    @contextmanager
+    def silent_redis(self) -> Iterator[None]:
+        """The kernel still accepts connections for it, and nobody answers."""
+        self._redis.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._redis.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         """End everything, Redis last."""

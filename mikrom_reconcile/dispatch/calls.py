@@ -89,8 +89,10 @@ class Call:
         self._renew()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(RedisError):  # then the server drops them by itself, and that it is away has been told already
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        if isinstance(error, RedisError):  # a silent broker would take as long again, and it drops them by itself
+            return
+        with suppress(RedisError):
             self._redis.delete(self._keys.call(self.name), *self._owners)
 
     def listen(self, owner: str) -> None:

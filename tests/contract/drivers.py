@@ -18,6 +18,7 @@ from mikrom_reconcile.host.drivers import cgroups
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.qemu import QemuDriver
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
+from mikrom_reconcile.host.drivers.vmm import Layout
 from mikrom_reconcile.host.drivers.vmm_driver import VMMDriver
 from mikrom_reconcile.host.ports import Driver, VMRecord
 
@@ -134,6 +135,7 @@ class JailBench(RealBench):
     """Firecracker through its jailer, as root."""
 
     slowness = 2
+    answer_s = ANSWER_S
 
     def another(self) -> VMMDriver:
         return FirecrackerDriver(
@@ -141,7 +143,7 @@ class JailBench(RealBench):
             jailer=self.binary.with_name("jailer"),
             state_dir=self.folder / "state",
             run_dir=self.folder / "run",
-            answer_s=ANSWER_S,
+            answer_s=self.answer_s,
         )
 
     def pids(self, vm: str) -> list[int]:
@@ -159,6 +161,12 @@ class JailBench(RealBench):
         """Cgroups too: those of this state folder alone have its hash in their names."""
         left = [path for mount in set(cgroups.hierarchy()[1].values()) for path in mount.glob(f"{self._cgroups}*")]
         return [*super().leftovers(), *left, *(self.folder / "state").glob("jails/*")]
+
+    def close(self) -> None:
+        super().close()
+        layout = Layout(self.folder / "state", self.folder / "run")
+        for vm in layout.vms():
+            cgroups.remove(layout.of(vm))  # no folder of the test's, so not gone with it
 
     @property
     def _cgroups(self) -> str:

@@ -41,4 +41,11 @@ def test_the_qemu_driver_does_the_same_in_greenlets() -> None:
 
 @pytest.mark.kvm
 def test_the_real_driver_does_the_same_in_greenlets() -> None:
-    passes_in_greenlets(str(FOLDER / "test_driver.py"), str(FOLDER / "test_driver_firecracker.py"), "-m", "kvm")
+    files = (str(FOLDER / "test_driver.py"), str(FOLDER / "test_driver_firecracker.py"))
+    passes_in_greenlets(*files, "-m", "kvm and not jail")
+
+
+@pytest.mark.kvm
+@pytest.mark.jail
+def test_the_jailed_driver_does_the_same_in_greenlets() -> None:
+    passes_in_greenlets(str(FOLDER / "test_driver.py"), "-m", "jail")

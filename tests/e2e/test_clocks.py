@@ -74,11 +74,17 @@ def test_a_host_and_a_control_worker_two_hours_apart_do_their_work_once(
         return str(app.send_task("mikrom.reconcile", queue=KEYS.queue).get(timeout=20)["done"])
 
     assert run() == "3 create done"
+    assert records(fleet) == ["web-000", "web-001", "web-002"]
     assert "retry: Retry in" in fleet.log("host:localhost"), "the attempt after a pause comes in time"
     assert run() == "nothing to do"
     specs.write_text(WEB % 2)
     assert run() == "1 delete done"
+    assert records(fleet) == ["web-000", "web-001"]
     late = {"call": "a call that has ended", "order": msgspec.json.encode(order("create", "late", host=HERE)).decode()}
     app.send_task("mikrom.create_vm", kwargs=late, queue=KEYS.host_queue(HERE), ignore_result=True)
     wait_until(lambda: "nobody waits for it any more" in fleet.log("host:localhost"), "the refusal")
-    assert not (fleet.folder / "state" / "vms" / "late").exists()
+    assert records(fleet) == ["web-000", "web-001"]
+
+
+def records(fleet: Fleet) -> list[str]:
+    return sorted(path.parent.name for path in (fleet.folder / "state" / "vms").glob("*/record.json"))

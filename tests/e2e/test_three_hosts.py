@@ -22,11 +22,12 @@ import pytest
 from tests.fleet import Fleet, wait_until
 from tests.watch import VMM, Watch
 
-pytestmark = [pytest.mark.kvm, pytest.mark.redis]
+pytestmark = [pytest.mark.kvm, pytest.mark.redis, pytest.mark.timeout(180)]  # many programs on a busy machine
 
 HOSTS = ("hv01", "hv02", "hv03")
 RACKS = {"hv01": "a", "hv02": "b", "hv03": "b"}
 INTERVAL_S = 3
+NOT_AS_WANTED, UNREACHABLE = 2, 4
 
 
 class Lab:
@@ -220,3 +221,28 @@ def test_a_plan_is_the_same_after_redis_lost_everything(lab: Lab) -> None:
         key: value for key, value in before.items() if key != "taken_at"
     }
     assert len(after["changes"]) == 10
+
+
+def test_a_host_that_is_dark_for_a_whole_run_keeps_its_vms_and_gets_its_share_once_it_is_back(lab: Lab) -> None:
+    lab.write(9, 3)
+    lab.apply()
+    lab.workers["hv02"].kill()
+    lab.workers["hv02"].wait()
+    before = lab.watch.now()
+    dark = {vmm for vmm in before if host_of(vmm) == "hv02"}
+    assert len(dark) == 4
+    victim = min(dark)
+    os.kill(victim.pid, signal.SIGKILL)  # nobody can know: it is not made elsewhere
+    lab.write(12, 3, boot_args="second")
+    for _ in range(2):
+        lab.apply(code=NOT_AS_WANTED + UNREACHABLE)
+        alive = lab.watch.now()
+        assert alive >= before - {victim}, "those in the dark may all be down: no other one is restarted"
+        assert {vmm for vmm in alive if host_of(vmm) == "hv02"} == dark - {victim}
+        assert sorted(vmm.vm for vmm in alive - before) == ["web-009", "web-010", "web-011"]
+    lab.worker("hv02")
+    lab.apply()
+    assert sum(lab.where().values(), Counter()) == {"web": 12, "db": 3}
+    assert {host_of(vmm) for vmm in lab.watch.now() if vmm.vm == victim.vm} == {"hv02"}
+    assert lab.output("plan", "--detailed-exitcode")
+    assert lab.watch.doubles == []

@@ -10,6 +10,7 @@ import pytest
 
 from mikrom_reconcile.cli import checks
 from mikrom_reconcile.cli.checks import all_checks
+from mikrom_reconcile.host.drivers import cgroups, choice
 from mikrom_reconcile.output.doctor_text import Check
 from mikrom_reconcile.settings import Settings, load
 
@@ -92,3 +93,29 @@ def test_redis_is_only_noted_when_it_is_missing(
     assert found(settings, "redis-server").state == "note"
     redis = program(tmp_path / "redis-server", "")
     assert found(settings, "redis-server") == Check(name="redis-server", state="ok", found=f"{redis}, for `mikrom up`")
+
+
+def test_whether_vmms_are_jailed_could_be_and_are_limited_is_told(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "kvm_problem", lambda: None)
+    for module in (choice, checks):
+        monkeypatch.setattr(module, "jail_problem", lambda _: None)
+    monkeypatch.setattr(cgroups, "hierarchy", lambda: (1, dict.fromkeys(cgroups.CONTROLLERS, tmp_path)))
+    binary = program(tmp_path / "firecracker", "Firecracker v9.9.9")
+    off = dataclasses.replace(settings, driver="firecracker", firecracker=str(binary))
+    on = dataclasses.replace(off, jail="on", jailer=str(program(tmp_path / "a-jailer", "Jailer v9.9.9")))
+    assert found(off, "jail").found == "off: VMMs run as this user; MIKROM_JAIL=on puts each into a jail"
+    check = found(on, "jail")
+    assert (check.state, check.found.startswith(f"on: {tmp_path}/a-jailer, a user for each VM from 900000 to")) == (
+        "ok",
+        True,
+    )
+    assert check.found.endswith("cgroups v1 limit memory, CPU and threads")
+    monkeypatch.setattr(cgroups, "hierarchy", lambda: (2, {"pids": tmp_path}))
+    check = found(on, "jail")
+    assert (check.state, check.found.endswith("no cgroups for memory, cpu")) == ("note", True)
+    assert found(dataclasses.replace(on, jailer="/nowhere"), "jail").state == "broken"
+    assert found(dataclasses.replace(on, driver="simulated"), "jail").state == "note"
+    monkeypatch.setattr(checks, "jail_problem", lambda _: "uid 7 cannot make jails: run as root")
+    assert found(off, "jail").found.endswith("MIKROM_JAIL=on would not do: uid 7 cannot make jails")

@@ -136,3 +136,9 @@ class TestWithABroker:
         assert "has mode 0644" in found(settings, "orders")[0].found
         monkeypatch.setattr("mikrom_reconcile.cli.security_checks.is_remote", lambda _: True)
         assert states(settings, "orders") == ["broken", "ok", "note"]
+
+
+def test_root_without_jails_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert states(settings, "user") == ["note"]
+    assert states(dataclasses.replace(settings, jail="on"), "user") == ["ok"]

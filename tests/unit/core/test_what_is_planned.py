@@ -217,3 +217,16 @@ def test_a_note_of_a_host_is_told_where_something_is_done_and_only_there() -> No
     planned = decided(specs_of(fleet("db", 1, hosts="spare")), (), note="QEMU runs its VMs").plan
     assert planned.warnings == ("hv03: QEMU runs its VMs",)
     assert decided(specs_of(), (), note="QEMU runs its VMs").plan.warnings == ()
+
+
+def test_actions_tell_hosts_what_the_inventory_allows_and_nothing_else() -> None:
+    sized = INVENTORY.replace("hv01: {}", "hv01: {overcommit: {mem_size_mib: 2.0}}")
+    files = (SourceFile(path="specs/all.yml", text=sized + PROJECT + fleet("web", 2)),)
+    specs = read_specs(SourceTree(revision="r", files=files), wiring.schemas())
+    asked = question(specs, Placements(), here="localhost")
+    reports = (
+        HostReport(host=host, observed_at=NOW, capacity=Capacity(vcpu_count=1, mem_size_mib=100)) for host in HOSTS
+    )
+    views = tuple(HostView(host=report.host, report=report) for report in reports)
+    plan = decide(asked, ObservedState(taken_at=NOW, hosts=views), Limits()).plan
+    assert {action.host: action.mem_limit_mib for action in plan.actions} == {"hv01": 200, "hv02": None}

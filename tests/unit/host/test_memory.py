@@ -102,3 +102,13 @@ def test_the_inventory_may_allow_more_or_less_than_the_host_has(records: Records
     )
     memory.forget("a")
     assert "of 300 MiB that the inventory allows" in (memory.promise("b", 301, 300) or "")
+
+
+def test_an_order_brings_the_limit_of_the_inventory(records: Records) -> None:
+    host = Hypervisor(HOST, driver=FakeDriver(), records=records, clock=HeldClock())
+    most = capacity().mem_size_mib
+    larger = VMSpec(image="hello", machine=Machine(mem_size_mib=most + 1))
+    for limit_mib, result in ((most, "failed_permanent"), (2 * most, "done")):
+        sent = order("create", "web-000", desired=desired_vm("web-000", larger))
+        outcome = host.execute(replace(sent, action=replace(sent.action, mem_limit_mib=limit_mib)))
+        assert outcome.result == result, outcome.error

@@ -105,7 +105,11 @@ class Host:
 
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=60)
+    try:
+        said, _ = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"mikrom did not end within 60 s; it said:\n{process.communicate()[0]}") from None
     return process.returncode, said
 
 

@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,3 +164,10 @@ def _entry(name: str, mode: int, content: bytes) -> bytes:
 
 def _run(*words: str, folder: Path | None = None) -> str:
     return subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True, timeout=300).stdout
+
+
+if __name__ == "__main__":  # docs/tutorial-linux.md: the files, into the folder that is named
+    target, guest = Path(sys.argv[1]), built()
+    shutil.copy(guest.kernel, target / "kernel")
+    shutil.copy(guest.initrd, target / "initrd")
+    make_rootfs(target / "root.ext4")

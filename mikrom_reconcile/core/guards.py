@@ -172,7 +172,7 @@ def _policy(fleet: str, going: list[VMChange], policies: Mapping[str, Policy]) -
 
 
 def as_recorded(seen: ObservedVM, state: State, policy: Policy) -> DesiredVM:
-    """The VM with the spec that is recorded of it."""
+    """The VM with the spec and the addresses that are recorded of it."""
     digest = seen.spec_digest
     if (state, policy) != (seen.state, seen.policy):
         digest = spec_digest(project=seen.project, fleet=seen.fleet, state=state, spec=seen.spec, policy=policy)
@@ -185,6 +185,7 @@ def as_recorded(seen: ObservedVM, state: State, policy: Policy) -> DesiredVM:
         spec=seen.spec,
         policy=policy,
         spec_digest=digest,
+        addresses=seen.addresses,
     )
 
 

@@ -88,7 +88,7 @@ def narrowed(
         return None  # another build of this release asked for something else
     for row in (row for view in observed.hosts if view.report for row in view.report.vms):
         ours = row.project == known.project and row.phase != "unreadable"
-        if ours and where.get(row.name) != row.host:
+        if ours and row.name not in where:
             return None
     decision = decide(asked, observed, limits)
     as_remembered = decision.placements == msgspec.structs.replace(asked.placements, covers=decision.placements.covers)

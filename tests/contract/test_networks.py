@@ -39,7 +39,7 @@ def host(real: RealBench, own_environment: Path) -> Host:
 
 
 def nic(**fields: Any) -> NetworkInterface:
-    return NetworkInterface(network="prod", cidr="10.0.0.0/24", gateway="10.0.0.1", **fields)
+    return NetworkInterface(**{"network": "prod", "cidr": "10.0.0.0/24", "gateway": "10.0.0.1", **fields})
 
 
 def wanted(name: str = VM, address: str = "10.0.0.9", **fields: Any) -> DesiredVM:
@@ -134,6 +134,12 @@ def test_a_name_that_is_somebody_elses_stops_that_vm_alone(host: Host, real: Rea
     assert f"{what} {victim.name} is somebody else's (alias 'precious')" in str(outcome.error)
     assert devices()[victim.name].alias == "precious"
     assert real.pids(VM) == []
+    before = set(devices())
+    network = {} if what == "tap" else {"network": "lab", "cidr": "10.1.0.0/24", "gateway": "10.1.0.1"}
+    other = wanted("web-001", "10.0.0.10" if what == "tap" else "10.1.0.10", **network)
+    assert host.hypervisor.execute(order("create", "web-001", desired=other)).result == "done"
+    host.converge("web-001", None)
+    assert set(devices()) == before
 
 
 def test_links_are_made_once_by_many_and_bridges_go_with_the_last_tap(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from tests.scratch import SCRATCH
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/tutorial.md")
+LINUX = "docs/tutorial-linux.md"
+"""Takes root, QEMU and a network namespace: `python -m tests.docs.test_tutorial_linux` shows it anew."""
 
 
 def read_and_do(document: str, folder: Path, driver: str) -> tuple[list[Step], list[Ending]]:
@@ -42,14 +44,19 @@ def what_make_apply_runs() -> str:
 def main() -> None:
     driver = "firecracker" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "simulated"
     for document in DOCUMENTS:
-        with tempfile.TemporaryDirectory(prefix="mk-", dir=SCRATCH) as folder:
-            os.environ.update(MIKROM_STATE_DIR=f"{folder}/state", MIKROM_RUN_DIR=f"{folder}/run")
-            (reader := Path(folder) / "reader").mkdir()
-            steps, endings = read_and_do(document, reader, driver)
-        path = ROOT / document
-        path.write_text(rewritten(path.read_text(encoding="utf-8"), steps, endings), encoding="utf-8")
-        for left in differences(steps_of(path.read_text(encoding="utf-8")), endings):
-            sys.stdout.write(f"{document}, to be mended by hand: {left}\n")
+        write_anew(document, driver)
+
+
+def write_anew(document: str, driver: str) -> None:
+    """The document with what its commands print now."""
+    with tempfile.TemporaryDirectory(prefix="mk-", dir=SCRATCH) as folder:
+        os.environ.update(MIKROM_STATE_DIR=f"{folder}/state", MIKROM_RUN_DIR=f"{folder}/run")
+        (reader := Path(folder) / "reader").mkdir()
+        steps, endings = read_and_do(document, reader, driver)
+    path = ROOT / document
+    path.write_text(rewritten(path.read_text(encoding="utf-8"), steps, endings), encoding="utf-8")
+    for left in differences(steps_of(path.read_text(encoding="utf-8")), endings):
+        sys.stdout.write(f"{document}, to be mended by hand: {left}\n")
 
 
 if __name__ == "__main__":

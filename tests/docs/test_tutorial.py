@@ -38,7 +38,7 @@ def vmms_below(run_dir: Path) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if f"\0{run_dir}/".encode() in path.read_bytes():
+            if f"{run_dir}/".encode() in path.read_bytes():
                 found.append(int(path.parent.name))
     return found
 

@@ -103,7 +103,7 @@ def test_where_nothing_differs_the_plan_is_empty_and_of_the_same_project() -> No
     [
         (("web",), {"vms": (row("web-000"), row("web-001"), row("old-000"))}),
         (("web",), {"vms": (row("web-000"), row("db-000"))}),
-        (("web",), {"vms": (row("web-000", host="hv2"),)}),
+        (("web",), {"vms": (row("web-000", host="hv2"), row("web-001"))}),
         (("web",), {"vms": (row("web-000"),)}),  # web-001 is gone
         (("web",), {"settled": {"web": ("web-000", "web-001", "web-002")}}),
     ],

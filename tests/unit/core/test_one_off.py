@@ -101,6 +101,13 @@ def test_the_digest_differs_from_the_specs_only_where_the_state_does() -> None:
     assert stop.desired.spec_digest != there.spec_digest == restart.desired.spec_digest
 
 
+@pytest.mark.parametrize("verb", ["stop", "restart", "pause"])
+def test_a_vm_keeps_its_addresses(verb: Verb) -> None:
+    (action,) = planned(verb, ("web-000",), row("web-000", addresses={"eth0": "10.0.0.9"})).actions
+    assert action.desired is not None
+    assert action.desired.addresses == {"eth0": "10.0.0.9"}
+
+
 def test_it_is_said_that_the_next_run_undoes_it_where_that_is_so() -> None:
     assert planned("stop", ("web-000",), row("web-000")).warnings == (PAST_THE_SPECS,)
     assert planned("delete", ("web-000",), row("web-000")).warnings == (PAST_THE_SPECS,)

@@ -46,7 +46,8 @@ def test_protection_holds_and_says_the_way_out(mikrom: Mikrom, folder: Path) -> 
 def test_what_has_no_record_or_no_spec_is_an_orphan(mikrom: Mikrom, folder: Path) -> None:
     mikrom("apply", "--yes")
     assert mikrom("orphans").stdout == "No orphans.\n"
-    (folder / "state/vms/web-000/record.json").unlink()
+    for record in ("vms/web-000/record.json", "copies/web-000.json"):
+        (folder / "state" / record).unlink()
     write_specs(folder, WEB % 2)
     found = json.loads(mikrom("orphans", "-o", "json").stdout)["orphans"]
     assert [(orphan["kind"], orphan["vm"]) for orphan in found] == [("no record", "web-000"), ("no spec", "web-002")]

@@ -17,7 +17,7 @@ from mikrom_reconcile import locks
 from mikrom_reconcile.host import process
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
-END = (sys.executable, "-c", "")
+END = (sys.executable, "-c", "import time; time.sleep(0.3)")
 
 
 @contextmanager

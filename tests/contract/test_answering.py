@@ -50,6 +50,7 @@ def test_a_hundred_answers_arrive_in_order_in_a_few_messages(fleet: Fleet) -> No
         for body in expected:
             told.tell("one", "outcome", body)
         assert bodies(call, 100) == expected
+    told.flush()  # what is under way ends before its client is closed
     assert calls_of(fleet, "expire") < 20  # one for each message
     assert fleet.redis.ttl(KEYS.answers("one", OWNER)) < 0  # gone with the call
 
@@ -68,6 +69,7 @@ def test_what_is_told_while_the_broker_is_away_is_told_when_it_is_back(
     with wait_for_call(fleet) as call:
         call.listen(OWNER)
         assert bodies(call, 2) == [b"first", b"second"]
+    told.flush()  # what is under way ends before its client is closed
 
 
 def wait_for_call(fleet: Fleet) -> Call:
@@ -90,6 +92,7 @@ def test_an_answer_that_the_server_refuses_keeps_no_other(fleet: Fleet, caplog: 
         told.tell("one", "outcome", b"kept")
         assert bodies(call, 1) == [b"kept"]
     wait_until(lambda: "WRONGTYPE" in caplog.text, "the line in the log")
+    told.flush()  # what is under way ends before its client is closed
 
 
 def test_that_a_call_is_awaited_is_asked_once_a_second(fleet: Fleet) -> None:

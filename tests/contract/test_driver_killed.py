@@ -14,7 +14,7 @@ import pytest
 
 import mikrom_reconcile.host
 from mikrom_reconcile.host.ports import Driver, VMRecord
-from tests.contract.drivers import DEADLINE_S, Bench, record_of
+from tests.contract.drivers import DEADLINE_S, Bench, record_of, wait_until
 
 HOST_FOLDER = str(Path(mikrom_reconcile.host.__file__).parent)
 NEVER = sys.maxsize
@@ -113,12 +113,15 @@ def points(total: int) -> list[object]:
 @pytest.mark.parametrize("points", points(1000))
 @pytest.mark.parametrize("deed", [start, stop, pause, resume, delete])
 def test_killed_anywhere_what_is_left_is_known_and_can_be_started(bench: Bench, deed: Deed, points: int) -> None:
+    def is_found(record: VMRecord) -> bool:
+        pid = bench.driver.observe(record).pid
+        return bench.pids(record.vm) == ([] if pid is None else [pid])
+
     def mend(record: VMRecord) -> None:
         facts = bench.driver.observe(record)
         assert facts.status in {"none", "starting", "running", "paused"}
-        is_handed_over = facts.status == "starting" and facts.pid is None  # by a jailer, at this moment
-        if deed is start and not is_handed_over:
-            assert bench.pids(record.vm) == ([] if facts.pid is None else [facts.pid])
+        if deed is start:
+            wait_until(lambda: is_found(record), "the driver and /proc to agree: a jailer may hand over at this moment")
         bench.driver.start(record, deadline_s=DEADLINE_S)
         bench.driver.resume(record, deadline_s=DEADLINE_S)
         assert bench.driver.observe(record).status == "running"

@@ -34,6 +34,7 @@ def test_the_simulated_driver_does_the_same_in_greenlets() -> None:
     passes_in_greenlets(str(FOLDER / "test_driver.py"), "-k", "simulated")
 
 
+@pytest.mark.soak
 @pytest.mark.needs("qemu-system-x86_64")
 def test_the_qemu_driver_does_the_same_in_greenlets() -> None:
     passes_in_greenlets(str(FOLDER / "test_driver.py"), "-k", "qemu")
@@ -45,6 +46,7 @@ def test_the_real_driver_does_the_same_in_greenlets() -> None:
     passes_in_greenlets(*files, "-m", "kvm and not jail")
 
 
+@pytest.mark.soak
 @pytest.mark.kvm
 @pytest.mark.jail
 def test_the_jailed_driver_does_the_same_in_greenlets() -> None:

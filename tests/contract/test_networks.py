@@ -185,6 +185,7 @@ def test_nat_without_nft_says_what_to_install(tmp_path: Path, monkeypatch: pytes
         Networks(tmp_path).prepare(record(nat=True), give_up_at=soon())
 
 
+@pytest.mark.soak
 def test_one_address_is_made_and_released_a_thousand_times(tmp_path: Path) -> None:
     networks = Networks(tmp_path)
     stay = record("stays")

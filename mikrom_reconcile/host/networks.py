@@ -11,7 +11,7 @@ import os
 import struct
 import subprocess
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from ipaddress import IPv4Interface, IPv4Network
@@ -111,14 +111,22 @@ class Networks:
             with self._bridge_lock(record.vm, name, give_up_at), Netlink() as kernel:
                 _drop_if_unused(kernel, record.vm, name)
 
-    def strays(self, known: Container[str]) -> Iterator[Link]:
-        """Taps of ours whose VM is not `known`."""
-        if self._made_any():
-            with Netlink() as kernel:
-                for link in kernel.links():
-                    vm = link.alias.removeprefix(f"{self._prefix}vm=").partition(":")[0]
-                    if link.alias.startswith(f"{self._prefix}vm=") and vm not in known:
-                        yield link
+    def sweep(self, names: Callable[[], Container[str]]) -> tuple[str, ...]:
+        """Remove taps of ours whose VM has no record; the names of those VMs. Raises OSError.
+
+        `names` are asked for after the taps: a VM is recorded before its taps are made.
+        """
+        if not self._made_any():
+            return ()
+        prefix = f"{self._prefix}vm="
+        with Netlink() as kernel:
+            taps = [link for link in kernel.links() if link.alias.startswith(prefix)]
+            known = names() if taps else ()
+            owners = [(link.alias.removeprefix(prefix).partition(":")[0], link) for link in taps]
+            leaked = [(vm, link) for vm, link in owners if vm not in known]
+            for _, link in leaked:
+                kernel.delete(link.index)
+        return tuple(vm for vm, _ in leaked)
 
     @property
     def _prefix(self) -> str:

@@ -16,6 +16,7 @@ from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.stock import CachedFile, Stock
 from mikrom_reconcile.host.images import Images
+from mikrom_reconcile.host.networks import Networks
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 
@@ -52,11 +53,14 @@ class ImageStock:
         )
 
     def sweep(self) -> None:
-        """Remove what nobody used for a day, once an hour at most. What is in the way is told by the log."""
+        """Remove images that nobody used for a day, and taps that leaked; once an hour at most. What is in the way is
+        told by the log.
+        """
         now = time.monotonic()
         if now < self._sweep_at:
             return
         self._sweep_at = now + SWEEP_EVERY_S
+        self._sweep_taps()
         try:
             if next(self._images.cached(), None) is None:
                 return
@@ -67,6 +71,16 @@ class ImageStock:
             return
         if removed:
             _log.info("removed images that nobody used: %s", ", ".join(removed), extra={"host": self._host})
+
+    def _sweep_taps(self) -> None:
+        """A tap outlives its VM only if somebody removed the VM's record behind our back."""
+        try:
+            leaked = Networks(self._records.state_dir.resolve()).sweep(lambda: set(self._records.names()))
+        except (MikromError, OSError) as error:
+            _log.warning("cannot sweep taps: %s", error, extra={"host": self._host})
+            return
+        if leaked:
+            _log.info("removed taps of VMs without a record: %s", ", ".join(leaked), extra={"host": self._host})
 
     def _fetched(self, file: PinnedFile, give_up_at: float) -> str:
         """Why it could not be had, "" if it is there."""

@@ -15,9 +15,12 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.errors import PermanentError
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import NetworkInterface, RateLimiter
+from mikrom_reconcile.host.images import Images
 from mikrom_reconcile.host.netlink import Link, Netlink
 from mikrom_reconcile.host.networks import Networks
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.host.stock import ImageStock
 from tests.contract.drivers import RealBench, record_of
 from tests.contract.hosts import Host
 from tests.contract.test_fields import Socket
@@ -152,10 +155,23 @@ def test_links_are_made_once_by_many_and_bridges_go_with_the_last_tap(tmp_path: 
     assert len({link.master for link in found.values()} - {0}) == 1
     assert all(networks.in_place(one) == {"eth0"} for one in records)
     known = {one.vm for one in records[1:]}
-    assert [link.alias.rpartition("vm=")[2] for link in networks.strays(known)] == ["vm-00:nic=eth0"]
+    assert networks.sweep(lambda: known) == ("vm-00",)
+    assert networks.sweep(lambda: known) == ()
+    assert len(devices()) == 20
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda one: networks.remove(one, give_up_at=soon()), records * 2))
     assert devices() == {}
+
+
+def test_a_tap_whose_vm_has_no_record_is_swept_up_by_its_host(tmp_path: Path) -> None:
+    records = Records(tmp_path.resolve())
+    records.write(record("stays"))
+    networks = Networks(tmp_path.resolve())
+    for name in ("stays", "leaked"):
+        networks.prepare(record(name), give_up_at=soon())
+    ImageStock("hv1", Images(tmp_path), records).sweep()
+    assert networks.in_place(record("stays")) == {"eth0"}
+    assert networks.in_place(record("leaked")) == set()
 
 
 def test_what_a_killed_maker_left_without_an_alias_is_made_whole(tmp_path: Path) -> None:

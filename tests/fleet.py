@@ -78,7 +78,9 @@ class Fleet:
     def run(self, name: str, argv: list[str], **more: str) -> subprocess.Popen[bytes]:
         """A process whose output goes to `<name>.log`; it is ended with the fleet at the latest."""
         with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(argv, env=self.environment(**more), stdout=log, stderr=log, cwd=ROOT)
+            process = subprocess.Popen(
+                argv, env=self.environment(**more), stdout=log, stderr=log, cwd=ROOT, start_new_session=True
+            )
         self._processes.append(process)
         return process
 
@@ -126,7 +128,7 @@ class Fleet:
         """End everything, Redis last."""
         for process in reversed(self._processes):
             with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)  # faketime runs its program as a child
             process.wait()
             for left in (f"faketime_shm_{process.pid}", f"sem.faketime_sem_{process.pid}"):  # a killed one's clock
                 Path("/dev/shm", left).unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -60,11 +60,7 @@ def desired_state(
             )
         )
     if specs.networks:
-        fleets = {fleet.name: fleet for fleet in specs.fleets}
-        for wrong, name, why in clashes(vms, specs.networks):
-            pointer = ("spec", "template", "network_interfaces", name)
-            document = fleets[wrong.fleet].document
-            resolver.flaws.append(Flaw(document=document, pointer=pointer, message=f"{wrong.name}: {why}"))
+        resolver.flaws += _clash_flaws(specs, vms)
     resolver.check()
     return DesiredState(
         revision=specs.tree.revision,
@@ -77,6 +73,14 @@ def desired_state(
         leaves=placing.leaves,
         rejections=placing.rejections,
     )
+
+
+def _clash_flaws(specs: Specs, vms: Sequence[DesiredVM]) -> Iterator[Flaw]:
+    """Addresses that VMs cannot have because of each other."""
+    documents = {fleet.name: fleet.document for fleet in specs.fleets}
+    for vm, name, why in clashes(vms, specs.networks):
+        pointer = ("spec", "template", "network_interfaces", name)
+        yield Flaw(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
 
 
 def checked(

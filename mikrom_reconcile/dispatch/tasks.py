@@ -77,7 +77,7 @@ def restart_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
 
 
 def update_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
-    """Change a VM's record only."""
+    """Change a VM's record, and what can change while it runs."""
     return _vm_task(task, "update", vm, order)
 
 

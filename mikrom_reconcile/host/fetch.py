@@ -7,22 +7,22 @@ a worker run meanwhile; a link of a path is never followed, and a redirect never
 from __future__ import annotations
 
 import errno
-import http.client
 import io
 import os
-import ssl
 import stat
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mikrom_reconcile.core.errors import MikromError
+
+if TYPE_CHECKING:
+    import http.client
+    from urllib.request import OpenerDirector
 
 PIECE_BYTES = 1 << 20
 """Takes a millisecond or two to hash and to write."""
@@ -42,9 +42,20 @@ class FetchError(MikromError):
 
 
 class Opened:
-    """A source that is being read from `offset` on; `size` is that of the whole, None if nobody says."""
+    """A source that is being read from `offset` on; `size` is that of the whole, None if nobody says.
 
-    def __init__(self, content: IO[bytes], *, offset: int, size: int | None) -> None:
+    `breaks` are the errors by which its content ends early: a time-out, a reset, a broken chunk.
+    """
+
+    def __init__(
+        self,
+        content: IO[bytes],
+        *,
+        offset: int,
+        size: int | None,
+        breaks: tuple[type[Exception], ...] = (OSError,),
+    ) -> None:
+        self._breaks = breaks
         self.content = content
         self.offset = offset
         self.size = size
@@ -65,7 +76,7 @@ class Opened:
     def _read(self) -> bytes:
         try:
             return self.content.read(PIECE_BYTES)
-        except (OSError, http.client.HTTPException) as error:  # a time-out, a reset, a broken chunk
+        except self._breaks as error:
             raise FetchError(f"it broke off: {error}; the next attempt goes on from there", lasting=False) from error
 
 
@@ -78,6 +89,8 @@ def opened(source: str, *, offset: int, folders: tuple[Path, ...]) -> Iterator[O
             size = os.fstat(content.fileno()).st_size
             yield Opened(content, offset=0, size=size)
         return
+    from http.client import HTTPException  # noqa: PLC0415 - 20 ms that VMs without such images need not pay
+
     answer = _answer(source, offset)
     if answer is None:
         yield Opened(io.BytesIO(), offset=offset, size=None)
@@ -85,14 +98,20 @@ def opened(source: str, *, offset: int, folders: tuple[Path, ...]) -> Iterator[O
     with answer:
         begin = offset if answer.status == HTTPStatus.PARTIAL_CONTENT else 0
         length = answer.headers.get("Content-Length", "")
-        yield Opened(answer, offset=begin, size=begin + int(length) if length.isdigit() else None)
+        whole = begin + int(length) if length.isdigit() else None
+        yield Opened(answer, offset=begin, size=whole, breaks=(OSError, HTTPException))
 
 
 def _answer(source: str, offset: int) -> http.client.HTTPResponse | None:
     """The server's answer, None when nothing lies behind `offset`."""
+    import http.client  # noqa: PLC0415 - as above
+    import ssl  # noqa: PLC0415 - as above
+    import urllib.error  # noqa: PLC0415 - as above
+    import urllib.request  # noqa: PLC0415 - as above
+
     request = urllib.request.Request(source, headers={"Range": f"bytes={offset}-"} if offset else {})  # noqa: S310 - the schema lets only https through
     try:
-        answer: http.client.HTTPResponse = urllib.request.build_opener(_OnlyHttps()).open(request, timeout=IDLE_S)
+        answer: http.client.HTTPResponse = _opener().open(request, timeout=IDLE_S)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
@@ -106,12 +125,18 @@ def _answer(source: str, offset: int) -> http.client.HTTPResponse | None:
     return answer
 
 
-class _OnlyHttps(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        if not newurl.startswith("https://"):
-            fp.close()
-            raise FetchError(f"the server redirects to {newurl}, which is not https", lasting=True)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+def _opener() -> OpenerDirector:
+    """What asks servers, and follows them to https only."""
+    from urllib.request import HTTPRedirectHandler, build_opener  # noqa: PLC0415 - as above
+
+    class OnlyHttps(HTTPRedirectHandler):
+        def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            if not newurl.startswith("https://"):
+                fp.close()
+                raise FetchError(f"the server redirects to {newurl}, which is not https", lasting=True)
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    return build_opener(OnlyHttps())
 
 
 @contextmanager

@@ -17,9 +17,6 @@ from typing import Self
 
 import msgspec
 
-MAX_NAME_BYTES = 15
-"""IFNAMSIZ without the final zero."""
-
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index

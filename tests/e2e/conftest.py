@@ -1,15 +1,35 @@
-"""What the tests of the command line share."""
+"""What the tests of the command line and of fleets share."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from mikrom_reconcile.dispatch.app import FleetApp, make_app
 from tests.command import PROJECT, WEB, Mikrom, Run
+from tests.fleet import Fleet
+
+
+@pytest.fixture
+def fleet(own_environment: Path) -> Iterator[Fleet]:
+    """A private Redis, and whatever is started beside it, for one test."""
+    fleet = Fleet(own_environment)
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+@pytest.fixture
+def app(fleet: Fleet) -> Iterator[FleetApp]:
+    """The Celery app of the fleet, as its clients have it."""
+    app = make_app(fleet.settings())
+    yield app
+    app.close()
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from celery.result import AsyncResult
 
-from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.keys import LAST
 from tests.fleet import KEYS, Fleet, wait_until
 
@@ -24,22 +23,6 @@ kind: Fleet
 metadata: {name: web}
 spec: {replicas: 2, template: {image: hello, machine: {mem_size_mib: 4}}}
 """
-
-
-@pytest.fixture
-def fleet(own_environment: Path) -> Iterator[Fleet]:
-    fleet = Fleet(own_environment)
-    try:
-        yield fleet
-    finally:
-        fleet.close()
-
-
-@pytest.fixture
-def app(fleet: Fleet) -> Iterator[FleetApp]:
-    app = make_app(fleet.settings())
-    yield app
-    app.close()
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from mikrom_reconcile.dispatch.app import FleetApp
 from tests.fakes import order
 from tests.fleet import KEYS, Fleet, wait_until
 
@@ -19,22 +18,6 @@ pytestmark = pytest.mark.redis
 
 HERE = "localhost"
 WEB = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: %d, template: {image: hello}}\n"
-
-
-@pytest.fixture
-def fleet(own_environment: Path) -> Iterator[Fleet]:
-    fleet = Fleet(own_environment)
-    try:
-        yield fleet
-    finally:
-        fleet.close()
-
-
-@pytest.fixture
-def app(fleet: Fleet) -> Iterator[FleetApp]:
-    app = make_app(fleet.settings())
-    yield app
-    app.close()
 
 
 @pytest.fixture(scope="module")

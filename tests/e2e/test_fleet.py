@@ -37,15 +37,6 @@ OWNER = f"host:{HERE}"
 FOR_EVER = {"MIKROM_TEST_BOOT_S": "30"}
 
 
-@pytest.fixture
-def fleet(own_environment: Path) -> Iterator[Fleet]:
-    fleet = Fleet(own_environment)
-    try:
-        yield fleet
-    finally:
-        fleet.close()
-
-
 class Side:
     """The control side, in the process of the test."""
 

@@ -8,13 +8,12 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from mikrom_reconcile.dispatch.app import FleetApp
 from tests.fleet import KEYS, ROOT, Fleet
 
 pytestmark = pytest.mark.redis
@@ -23,22 +22,6 @@ DASHBOARD = json.loads((ROOT / "deploy/grafana/mikrom.json").read_text())
 WEB = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: %d, template: {image: hello}}\n"
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-@pytest.fixture
-def fleet(own_environment: Path) -> Iterator[Fleet]:
-    fleet = Fleet(own_environment)
-    try:
-        yield fleet
-    finally:
-        fleet.close()
-
-
-@pytest.fixture
-def app(fleet: Fleet) -> Iterator[FleetApp]:
-    app = make_app(fleet.settings())
-    yield app
-    app.close()
 
 
 def free_port() -> int:

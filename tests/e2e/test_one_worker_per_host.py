@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ from tests.fleet import KEYS, Fleet, wait_until
 pytestmark = pytest.mark.redis
 
 RUN_WORKER = [sys.executable, "run_worker.py"]
-
-
-@pytest.fixture
-def fleet(own_environment: Path) -> Iterator[Fleet]:
-    fleet = Fleet(own_environment)
-    try:
-        yield fleet
-    finally:
-        fleet.close()
 
 
 def refusal(fleet: Fleet, argv: list[str], **more: str) -> str:

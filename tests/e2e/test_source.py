@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from mikrom_reconcile.dispatch.app import FleetApp
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 from tests.unit.control.test_git_source import Repository
 
@@ -28,13 +28,6 @@ def fleet(own_environment: Path) -> Iterator[Fleet]:
         yield fleet
     finally:
         fleet.close()
-
-
-@pytest.fixture
-def app(fleet: Fleet) -> Iterator[FleetApp]:
-    app = make_app(fleet.settings())
-    yield app
-    app.close()
 
 
 @pytest.fixture

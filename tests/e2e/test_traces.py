@@ -7,9 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,15 +20,6 @@ from tests.fleet import ROOT, Fleet
 pytestmark = pytest.mark.redis
 
 TRACED = {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "60000"}  # told when the workers end
-
-
-@pytest.fixture
-def fleet(own_environment: Path) -> Iterator[Fleet]:
-    fleet = Fleet(own_environment)
-    try:
-        yield fleet
-    finally:
-        fleet.close()
 
 
 def request(project: str, replicas: int) -> RunRequest:

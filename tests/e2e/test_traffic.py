@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,15 +27,6 @@ spec:
 """
 HEARTBEATS_BYTES = 3000
 """What a worker and its host may send by chance while a run is measured."""
-
-
-@pytest.fixture
-def fleet(own_environment: Path) -> Iterator[Fleet]:
-    fleet = Fleet(own_environment)
-    try:
-        yield fleet
-    finally:
-        fleet.close()
 
 
 def test_a_run_that_changes_nothing_sends_no_more_for_two_hundred_vms_than_for_two(fleet: Fleet) -> None:

@@ -5,7 +5,7 @@ FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 COPY requirements/run.txt requirements/
 RUN python -m venv /opt/mikrom \
-    && /opt/mikrom/bin/pip install --no-cache-dir --require-hashes -r requirements/run.txt
+    && /opt/mikrom/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements/run.txt
 COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY schemas schemas
 COPY mikrom_reconcile mikrom_reconcile

@@ -118,7 +118,8 @@ ensure_venv() {
     if ! .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         "$(find_python)" -m venv --clear .venv
     fi
-    pip install --require-hashes --requirement "requirements/$requirements.txt"
+    # The lock is the whole resolution: without --no-deps, what pip makes of an extra depends on what was released since.
+    pip install --no-deps --require-hashes --requirement "requirements/$requirements.txt"
     pip install --no-index --no-deps --no-build-isolation --editable .
     digest_of run >.venv/mikrom-run
     # All of run.txt is in dev.txt, with the same pins.

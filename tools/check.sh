@@ -69,6 +69,7 @@ else
 fi
 check guest make --silent -C mikrom_reconcile/guest check
 check core-covered core_covered
+check install tools/install_check.sh
 check scripts shellcheck tools/*.sh mikrom_reconcile/guest/check.sh .ci/run
 
 if ((${#failed[@]})); then

@@ -16,6 +16,7 @@ from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 
 def _make() -> FleetApp:
     try:
+        settings_module.refuse_misspelt()
         settings = settings_module.load()
         settings = replace(settings, broker_url=wiring.broker_of(settings))
         made = make_app(settings)

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,31 @@ def _seconds_or_cron(text: str) -> float | str:
         raise ValueError("must be a number of seconds above 0, or a cron line of five fields") from None
 
 
+def _path(text: str) -> Path:
+    """A path that means the same in every working directory; nobody but a shell knows what `~` is."""
+    if not text.startswith("/"):
+        raise ValueError("must be an absolute path: relative ones mean another place in each working directory")
+    return Path(text)
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(_path(folder) for folder in text.split(":") if folder)
+
+
+def _program(text: str) -> str:
+    return str(_path(text))
+
+
+def _specs(text: str) -> str:
+    return text if text.startswith("git+") else _program(text)
+
+
+def _on_or_off(text: str) -> bool:
+    if text not in {"0", "1"}:
+        raise ValueError("must be 0 or 1")
+    return text == "1"
+
+
 def host_name(text: str) -> str:
     """`text`, which becomes part of queues, keys and ACL patterns; the inventory's schema has the same rule."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
@@ -75,15 +101,17 @@ class Settings:
         "MIKROM_DRIVER", "auto", "firecracker, qemu, simulated, or auto: firecracker if it can run here, else qemu",
         _one_of("auto", "firecracker", "qemu", "simulated"),
     )  # fmt: skip
-    state_dir: Path = _env("MIKROM_STATE_DIR", None, "records, consoles and the embedded store", Path)
-    run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", Path)
+    state_dir: Path = _env("MIKROM_STATE_DIR", None, "records, consoles and the embedded store", _path)
+    run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", _path)
     host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory", host_name)
-    firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin")
-    jailer: str | None = _env("MIKROM_JAILER", None, "the binary; else beside firecracker, on PATH, in <state dir>/bin")
+    firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin", _program)
+    jailer: str | None = _env(
+        "MIKROM_JAILER", None, "the binary; else beside firecracker, on PATH, in <state dir>/bin", _program
+    )
     jail: str = _env("MIKROM_JAIL", "off", "on: every Firecracker through the jailer, as root", _one_of("off", "on"))
     image_dirs: tuple[Path, ...] = _env(
         "MIKROM_IMAGE_DIRS", (), "folders, with : between, that file:// images may come from; else <state dir>/images",
-        lambda text: tuple(Path(folder).absolute() for folder in text.split(":") if folder),
+        _paths,
     )  # fmt: skip
     image_max_mib: int = _env(
         "MIKROM_IMAGE_MAX_MIB", 65536, "MiB of the largest image that a host takes", _positive_int
@@ -91,7 +119,7 @@ class Settings:
     secret_dirs: tuple[Path, ...] = _env(
         "MIKROM_SECRET_DIRS", (Path("/etc/mikrom/secrets"),),
         "folders, with : between, that file:// secrets may come from",
-        lambda text: tuple(Path(folder).absolute() for folder in text.split(":") if folder),
+        _paths,
     )  # fmt: skip
     secret_env: tuple[str, ...] = _env(
         "MIKROM_SECRET_ENV", (), "names, with , between, of variables that env:// secrets may read",
@@ -112,10 +140,10 @@ class Settings:
     )
     flower_port: int = _env("FLOWER_PORT", 5555, "port of Flower on loopback", _positive_int)
     signing_key: Path | None = _env(
-        "MIKROM_SIGNING_KEY", None, "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders", Path
+        "MIKROM_SIGNING_KEY", None, "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders", _path
     )
     verify_key: Path | None = _env(
-        "MIKROM_VERIFY_KEY", None, "the public key of it: a host that has it carries out signed orders only", Path
+        "MIKROM_VERIFY_KEY", None, "the public key of it: a host that has it carries out signed orders only", _path
     )
     forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _positive_int)
     timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _positive_seconds)
@@ -129,9 +157,10 @@ class Settings:
         _listen,
     )
     specs: str | None = _env(
-        "MIKROM_SPECS", None, "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
-    )
-    debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", lambda text: text == "1")  # noqa: FBT003
+        "MIKROM_SPECS", None, "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse",
+        _specs,
+    )  # fmt: skip
+    debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -140,26 +169,47 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     for entry in fields(Settings):
         variable = entry.metadata["variable"]
         if text := environ.get(variable):
-            try:
-                values[entry.name] = entry.metadata["parse"](text)
-            except ValueError as error:
-                raise UsageError(f"{variable}={text!r}: {error}") from None
-    values.setdefault("state_dir", _default_state_dir(environ))
-    values.setdefault("run_dir", _default_run_dir(environ))
-    for name in ("state_dir", "run_dir"):
-        values[name] = values[name].absolute()
+            values[entry.name] = _parsed(variable, text, entry.metadata["parse"])
+    for name, default in (("state_dir", _default_state_dir), ("run_dir", _default_run_dir)):
+        values[name] = values.get(name) or default(environ)
     return Settings(**values)
 
 
+def misspelt(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """A sentence for each variable that has our prefix and that nothing reads."""
+    known = {entry.metadata["variable"] for entry in fields(Settings)}
+    named = {name.strip() for name in environ.get("MIKROM_SECRET_ENV", "").split(",")}
+    for name in sorted(name for name in environ.keys() - known - named if name.startswith("MIKROM_") and environ[name]):
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        yield f"nothing reads {name}; {f'did you mean {close[0]}?' if close else '`mikrom doctor` lists every setting'}"
+
+
+def refuse_misspelt() -> None:
+    """What a service does not know, it must not run without. Raises UsageError."""
+    if told := "; ".join(misspelt()):
+        raise UsageError(f"{told}. Correct or unset it")
+
+
+def _parsed(variable: str, text: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageError(f"{variable}={text!r}: {error}") from None
+
+
 def _default_state_dir(environ: Mapping[str, str]) -> Path:
+    """Below the home of a person; a user without one is a service, and has it where root does."""
     if os.geteuid() == 0:
         return Path("/var/lib/mikrom")
-    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mikrom"
+    if text := environ.get("XDG_STATE_HOME"):
+        return Path(_parsed("XDG_STATE_HOME", text, _path)) / "mikrom"
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where there is none
+    return Path("/var/lib/mikrom") if home == "~" else Path(_parsed("HOME", home, _path)) / ".local/state/mikrom"
 
 
 def _default_run_dir(environ: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/run/mikrom")
-    runtime = environ.get("XDG_RUNTIME_DIR")
     # without a login session there is no XDG_RUNTIME_DIR; the state folder outlives a reboot but works
-    return Path(runtime) / "mikrom" if runtime else _default_state_dir(environ) / "run"
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    return _parsed("XDG_RUNTIME_DIR", runtime, _path) / "mikrom" if runtime else _default_state_dir(environ) / "run"

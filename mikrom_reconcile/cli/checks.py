@@ -27,7 +27,7 @@ from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
 from mikrom_reconcile.host.drivers.vmm_driver import MAX_SOCKET_PATH_BYTES
 from mikrom_reconcile.output.doctor_text import Check
 from mikrom_reconcile.output.status_text import source_line
-from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.settings import Settings, misspelt
 
 KNOWN_BINARIES = {
     "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930": (
@@ -50,7 +50,13 @@ def all_checks(settings: Settings) -> list[Check]:
         _run_dir,
     )
     here = [check(settings) for check in checks]
-    return [*here, *room_checks(settings), *_broker(settings), _redis_server()]
+    return [*here, *room_checks(settings), *_broker(settings), _redis_server(), *_misspelt()]
+
+
+def _misspelt() -> Iterator[Check]:
+    for told in misspelt():
+        found, _, remedy = told.partition("; ")
+        yield Check(name="settings", state="broken", found=found, remedy=remedy)
 
 
 def _python(settings: Settings) -> Check:

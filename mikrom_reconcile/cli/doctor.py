@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
 import click
 
@@ -42,10 +43,13 @@ def _settings(settings: Settings) -> Iterator[SettingLine]:
 
 
 def _shown(value: object, *, secret: bool) -> str:
-    """A setting's value, without what nobody may read over a shoulder."""
-    if value is None:
+    """A setting's value as a person would set it, without what nobody may read over a shoulder."""
+    if value is None or value == ():
         return "-"
     if secret:
         return "***"
-    text = str(value)
-    return without_password(text) if "://" in text else text
+    if isinstance(value, tuple):
+        return (":" if isinstance(value[0], Path) else ",").join(map(str, value))
+    if isinstance(value, bool | float):
+        return f"{value:g}"
+    return without_password(str(value)) if "://" in str(value) else str(value)

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import click
 
 from mikrom_reconcile.cli.root import root
-from mikrom_reconcile.cli.terminal import show, style_of
+from mikrom_reconcile.cli.terminal import show, style_of, warn
 from mikrom_reconcile.core.errors import BusyError, MikromError, PastDeadlineError, SpecError, UsageError
 from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.problem_text import problems_text
 from mikrom_reconcile.output.verdict import LATE
+from mikrom_reconcile.settings import misspelt
 
 COMPLETE_VARIABLE = "_MIKROM_COMPLETE"
 """Set when a shell asks what may come next."""
@@ -30,6 +31,8 @@ def run(words: Sequence[str]) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(root, {}, "mikrom", COMPLETE_VARIABLE, instruction)
+    for mistake in misspelt():
+        warn(mistake)
     try:
         with root.make_context("mikrom", list(words)) as context:  # not root.main(): it makes 1 of a broken pipe
             return int(root.invoke(context) or 0)

@@ -24,7 +24,7 @@ from mikrom_reconcile.dispatch.presence import starts
 from mikrom_reconcile.dispatch.services import Service, command, environment, meant_for, signing_key_of_up
 from mikrom_reconcile.dispatch.signing import make_pair
 from mikrom_reconcile.dispatch.supervise import Child
-from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.settings import Settings, refuse_misspelt
 
 _SOCKET_PATH_BYTES = 107  # sun_path of Linux, without its final zero
 _ANSWER_S = 1.0
@@ -37,6 +37,7 @@ def private_settings(settings: Settings) -> Settings:
 
     Raises UsageError and SetupError for what cannot work.
     """
+    refuse_misspelt()
     if settings.broker_url:
         raise UsageError("MIKROM_BROKER_URL is set, but `mikrom up` brings its own Redis: unset it")
     for program, package in (("redis-server", "redis-server"), ("setpriv", "util-linux")):

@@ -19,7 +19,7 @@ import msgspec
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import SetupError, UsageError
-from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.settings import Settings, refuse_misspelt
 
 Service = Literal["host", "control", "beat", "flower"]
 
@@ -129,6 +129,7 @@ def check(service: Service, settings: Settings) -> Settings:
     """The settings with the broker that was found. Raises UsageError or SetupError when it cannot be started."""
     from mikrom_reconcile.dispatch.broker import broker_url, connect  # noqa: PLC0415 - redis takes 134 ms
 
+    refuse_misspelt()
     settings = replace(settings, broker_url=settings.broker_url or find_up(settings))
     if service in {"control", "beat"} and not settings.specs:
         raise UsageError("MIKROM_SPECS is not set: a service does not guess which specs it keeps applying")

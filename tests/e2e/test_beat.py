@@ -31,7 +31,7 @@ def beat(fleet: Fleet) -> Callable[..., subprocess.Popen[bytes]]:
 
     def start(number: int, interval: str, *before: str) -> subprocess.Popen[bytes]:
         argv = [*before, sys.executable, "run_beat.py"]
-        process = fleet.run(f"beat-{number}", argv, MIKROM_RECONCILE_INTERVAL=interval, MIKROM_SPECS="specs")
+        process = fleet.run(f"beat-{number}", argv, MIKROM_RECONCILE_INTERVAL=interval, MIKROM_SPECS="/specs")
         wait_until(lambda: list(fleet.redis.scan_iter(match=f"{KEYS.heartbeat('beat')}*")), "a Beat")
         return process
 
@@ -79,7 +79,7 @@ def test_two_of_them_tick_once_when_their_cron_line_says_so(
 
 @pytest.mark.parametrize("interval", ["0", "soon", "61 * * * *", "0 0 30 2 *"])
 def test_an_interval_that_means_nothing_is_refused_by_name(fleet: Fleet, interval: str) -> None:
-    environment = fleet.environment(MIKROM_RECONCILE_INTERVAL=interval, MIKROM_SPECS="specs")
+    environment = fleet.environment(MIKROM_RECONCILE_INTERVAL=interval, MIKROM_SPECS="/specs")
     refused = subprocess.run(
         [sys.executable, "run_beat.py"], env=environment, capture_output=True, text=True, check=False, timeout=20
     )

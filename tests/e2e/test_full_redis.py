@@ -36,7 +36,7 @@ def mikrom(fleet: Fleet, *words: str) -> subprocess.CompletedProcess[str]:
 def test_a_full_redis_is_told_and_with_room_again_all_goes_on(fleet: Fleet) -> None:
     workers = [
         fleet.worker("host", app="mikrom_reconcile.celery_app"),
-        fleet.worker("control", pool="threads", app="mikrom_reconcile.celery_app", MIKROM_SPECS="unused"),
+        fleet.worker("control", pool="threads", app="mikrom_reconcile.celery_app", MIKROM_SPECS="/unused"),
     ]
     fleet.redis.config_set("maxmemory", "1")
     refused = mikrom(fleet, "plan")

@@ -139,7 +139,7 @@ def test_nothing_listens_unless_it_is_asked_to_and_only_on_loopback_then(fleet: 
         [sys.executable, "run_worker.py"],
         MIKROM_WORKER_ROLE="control",
         MIKROM_METRICS=str(port),
-        MIKROM_SPECS="specs",
+        MIKROM_SPECS="/specs",
     )
     assert second.wait(timeout=20) != 0
     assert f"MIKROM_METRICS=127.0.0.1:{port}: Address already in use" in fleet.log("second")

@@ -1,23 +1,25 @@
 """The verbs, step by step: what each of them does on a host.
 
-A deed writes what was ordered before it acts, and orders a VMM down before it records another spec for it. So a
-`kill -9` between any two steps leaves a record that tells no lie about a VMM that lives, the next observation has
-a phase for it, and the same order or that of the next run ends what was begun. Whether an order may be carried out
-is decided before (`fence.py`); what is told about it afterwards, in `execute.py`.
+A deed writes what was ordered before it acts, and orders a VMM down before it records another spec for it; what a
+VMM changes while it runs is recorded once it was seen to. So a `kill -9` between any two steps, or a step that fails,
+leaves a record that tells no lie about a VMM that lives, the next observation has a phase for it, and the same order
+or that of the next run ends what was begun. Whether an order may be carried out is decided before (`fence.py`); what
+is told about it afterwards, in `execute.py`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
-from mikrom_reconcile.core.fields import needs_restart
+from mikrom_reconcile.core.fields import impact_of, needs_restart
 from mikrom_reconcile.core.lifecycle import SATISFIES, UP, WELL
 from mikrom_reconcile.core.model.desired import State
-from mikrom_reconcile.core.model.observed import Attempt, FailedResult, ObservedVM
+from mikrom_reconcile.core.model.observed import Attempt, Drift, FailedResult, ObservedVM
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.memory import Memory
@@ -89,10 +91,8 @@ class Deed:
         action = self.order.action
         if self.found is None or self.found.action_id != action.id or action.desired is None:
             return False
-        if action.verb == "update":
-            return True
         self._look(self.found)
-        return self._holds(action.desired.state)
+        return not self._unchanged() if action.verb == "update" else self._holds(action.desired.state)
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is written. Raises PermanentError."""
@@ -166,10 +166,20 @@ class Deed:
         self._driver.resume(self._now(), deadline_s=self.remaining_s("resuming"))
 
     def change(self) -> None:
-        """Change what can be changed while it runs."""
-        record = self._now()
-        if record.state in UP:
-            self._driver.update(record, deadline_s=self.remaining_s("changing it while it runs"))
+        """Change what can be changed while it runs, and see that it is."""
+        ordered, before = self._ordered, self._now()
+        if ordered.state not in UP:
+            return
+        self._look(ordered)
+        if ordered.spec != before.spec or self._unchanged():
+            self._driver.update(ordered, deadline_s=self.remaining_s("changing it while it runs"))
+            self._look(ordered)
+        if left := self._unchanged():
+            raise TemporaryError(
+                f"it was changed, and still {', '.join(_in_words(left))}", vm=ordered.vm, step="verifying"
+            )
+        if self._holds(ordered.state):
+            self._ordered = replace(ordered, attempt=None, last_error=None)
 
     def delete(self) -> None:
         """Remove what the driver made."""
@@ -185,8 +195,7 @@ class Deed:
         record = self._now()
         row = self._look(record)
         if not self._holds(record.state):
-            differing = "".join(f", {drift.path} is {drift.actual}" for drift in row.drift)
-            message = f"it was to be {record.state} and is {row.phase}{differing}"
+            message = ", ".join((f"it was to be {record.state} and is {row.phase}", *_in_words(row.drift)))
             raise TemporaryError(message, vm=record.vm, step="verifying")
         self.forget_failures()
 
@@ -234,7 +243,14 @@ class Deed:
         elif record is self.found:
             self._write(replace(record, attempt=attempt))
         else:
-            self._write(replace(record, last_error=error[:MAX_ERROR], attempt=attempt))
+            last_error = None if self._lives(record) else error[:MAX_ERROR]
+            self._write(replace(record, last_error=last_error, attempt=attempt))
+
+    def _lives(self, record: VMRecord) -> bool:
+        """Whether it is up as ordered, for all that failed: `last_error` says why a VM is down."""
+        with suppress(ActionError):
+            return record.state in UP and self._driver.observe(record).status != "none"
+        return False
 
     def _look(self, record: VMRecord) -> ObservedVM:
         self.seen = row_of(record, self._driver.observe(record), self.order.action.host)
@@ -242,6 +258,12 @@ class Deed:
 
     def _holds(self, state: State) -> bool:
         return self.seen is not None and self.seen.phase in SATISFIES[state] and not self.seen.drift
+
+    def _unchanged(self) -> tuple[Drift, ...]:
+        """The drift that an update was to mend."""
+        desired, drift = self.order.action.desired, self.seen.drift if self.seen else ()
+        ignored = desired.ignore_changes if desired else ()
+        return tuple(item for item in drift if item.path not in ignored and impact_of(item.path) in {"live", "record"})
 
     def _now(self) -> VMRecord:
         assert self.record is not None, "every verb records the order first"  # noqa: S101
@@ -271,7 +293,7 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
     "pause": BRING_UP,
     "resume": BRING_UP,
     "stop": (RECORD, STOP, VERIFY),
-    "update": (RECORD, ("changing it while it runs", Deed.change)),
+    "update": (("changing it while it runs", Deed.change), RECORD),
     "restart": (("recording that it goes down", Deed.withdraw), STOP, *BRING_UP),
     "delete": (
         RECORD,
@@ -282,6 +304,10 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
 }
 """Every verb. A create finishes an interrupted delete first. What brings a VM up finds one that is up already and
 pauses or resumes it; one that is other than ordered it restarts. PAUSE is only for a VM that is to be paused."""
+
+
+def _in_words(drift: tuple[Drift, ...]) -> list[str]:
+    return [f"{item.path} is {item.actual}" for item in drift]
 
 
 def log_fields(order: Order, step: str = "", duration_s: float = 0.0) -> dict[str, object]:

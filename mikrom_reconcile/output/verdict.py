@@ -60,8 +60,8 @@ def plan_exit_code(plan: Plan, *, detailed: bool) -> int:
 def verdict_of(report: RunReport) -> Verdict:
     """The judgement of a run, by what its last observation still found different.
 
-    An action that failed on a VM which is as specified in the end is no failure. Without a last observation nothing
-    that was to be changed counts as specified.
+    What failed is told even if the VM is as specified in the end. Without a last observation nothing that was to be
+    changed counts as specified.
     """
     last = {(outcome.vm, outcome.host): outcome for outcome in report.outcomes}
     planned = {(change.name, change.host) for change in report.plan.changes}
@@ -73,6 +73,9 @@ def verdict_of(report: RunReport) -> Verdict:
         vm = (change.name, change.host)
         if finding := _finding(change, last.get(vm), late=report.late, planned=vm in planned):
             findings[vm] = finding
+    for vm, outcome in last.items():
+        if outcome.result in FAILED and outcome.host not in final.unreachable:
+            findings[vm] = "failed", f"{outcome.verb}: {outcome.error or outcome.result}"
     return Verdict(
         failed={vm: reason for vm, (kind, reason) in findings.items() if kind == "failed"},
         refused={vm: reason for vm, (kind, reason) in findings.items() if kind == "refused"},
@@ -83,8 +86,6 @@ def verdict_of(report: RunReport) -> Verdict:
 
 def _finding(change: VMChange, outcome: ActionOutcome | None, *, late: bool, planned: bool) -> Finding | None:
     """Why this VM is not as specified; None when only the deadline is to blame. First match wins."""
-    if outcome is not None and outcome.result in FAILED:
-        return "failed", f"{outcome.verb}: {outcome.error or outcome.result}"
     if change.kind == "blocked":
         return "refused", _why(change)
     if outcome is not None and outcome.result == "stale":

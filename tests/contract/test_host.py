@@ -110,6 +110,19 @@ def test_a_killed_vmm_and_a_hung_one_are_seen_and_brought_back(host: Host) -> No
         assert len(host.bench.pids(VM)) == 1
 
 
+def test_an_order_that_failed_on_a_vm_that_lives_leaves_it_to_its_supervision(host: Host) -> None:
+    seen = host.created(VM)
+    hanging = host.another(lambda vm, step: host.bench.hang(vm) if step == "pausing" else None)
+    outcome = hanging.execute(order("pause", VM, seen))
+    assert outcome.result == "failed_temporary"
+    assert host.record(VM).last_error is None
+    host.bench.kill(VM)
+    now = host.seen(VM)
+    assert now is not None
+    assert now.phase == "killed", "failed would be left to the next run"
+    assert [outcome.result for outcome in host.converge(VM, desired_vm(VM, state="paused"))] == ["done"]
+
+
 def test_a_fleet_that_is_as_ordered_has_the_digest_that_control_computes_from_its_wishes(host: Host) -> None:
     wishes = [desired_vm("web-000"), desired_vm("web-001", state="stopped")]
     for wish in wishes:

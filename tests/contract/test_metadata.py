@@ -98,6 +98,39 @@ def test_a_secret_that_was_changed_is_drift_that_tells_nothing(
     assert unread.drift == ()
 
 
+def test_a_change_that_failed_is_not_recorded_and_is_tried_again_until_it_is_seen(
+    host: Host, bench: RealBench, own_environment: Path
+) -> None:
+    secret = own_environment / "secrets/other"
+    desired = wanted({"role": "api", "other": {"secret_ref": f"file://{secret}"}})
+    host.created(VM, wanted({"role": "web"}))
+    for _ in range(2):  # the same order again acts again
+        given = host.next_order(VM, desired)
+        assert given is not None
+        assert given.action.verb == "update"
+        outcome = host.hypervisor.execute(given)
+        assert outcome.result == "failed_permanent"
+        assert metadata(bench)["role"] == "web"
+        assert host.record(VM).last_error is None, "it lives, so nothing is wrong with its state"
+    secret.write_text("swordfish")
+    assert [(outcome.verb, outcome.result) for outcome in host.converge(VM, desired)] == [("update", "done")]
+    assert metadata(bench)["other"] == "swordfish"
+    assert (host.record(VM).attempt, host.record(VM).last_error) == (None, None)
+    bench.kill(VM)
+    seen = host.seen(VM)
+    assert seen is not None
+    assert seen.phase == "killed", "its host brings it back"
+
+
+def test_the_same_update_acts_again_when_somebody_undid_it(host: Host, bench: RealBench) -> None:
+    seen = host.created(VM, wanted({"role": "web"}))
+    given = host.order("update", VM, seen, desired=wanted({"role": "api"}))
+    assert [host.hypervisor.execute(given).result for _ in range(2)] == ["done", "already_done"]
+    assert Socket(bench.socket(VM)).ask("PATCH", "/mmds", {"role": "odd"})[0] == 204
+    assert host.hypervisor.execute(given).result == "done"
+    assert metadata(bench)["role"] == "api"
+
+
 def test_a_secret_that_is_not_there_stops_that_vm_before_anything_is_started(host: Host, bench: RealBench) -> None:
     desired = wanted({"password": {"secret_ref": "env://HOME"}})
     outcome = host.hypervisor.execute(order("create", VM, desired=desired))

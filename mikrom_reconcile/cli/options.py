@@ -128,6 +128,7 @@ def _from_word(text: str) -> dict[str, Any]:
 
 def _from_file(path: str) -> dict[str, Any]:
     from mikrom_reconcile.core.yaml_text import read_file
+    from mikrom_reconcile.core.yaml_words import plain
 
     found: dict[str, Any] = {}
     for file in wiring.read_tree(settings.load(), [path]).files:
@@ -137,7 +138,7 @@ def _from_file(path: str) -> dict[str, Any]:
         for document in read.documents:
             if not isinstance(document.value, dict):
                 raise UsageError(f"-e @{path}: line {document.line} begins no mapping of variables")
-            found |= document.value
+            found |= plain(document.value)
     return found
 
 

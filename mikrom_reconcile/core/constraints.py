@@ -14,7 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.schema_words import in_words
-from mikrom_reconcile.core.variables import Layer, Scope, VariableError
+from mikrom_reconcile.core.variables import Layer, Scope, VariableError, unescaped
 
 Operator = Literal["=", "!=", ">", ">=", "<", "<=", "regexp", "set_contains", "is_set", "is_not_set"]
 Value = str | int | float | bool | None
@@ -91,6 +91,7 @@ def told(value: Any) -> str:
 
 def met(operator: Operator, value: Any, wanted: Value) -> bool:
     """Whether a host's value compares so with what is wanted. Only like is compared: numbers, or texts."""
+    wanted = unescaped(wanted) if isinstance(wanted, str) else wanted
     if operator == "is_not_set":
         return value is None
     if operator == "!=":

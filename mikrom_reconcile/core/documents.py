@@ -14,7 +14,7 @@ from mikrom_reconcile.core.known_files import Cache, KnownFiles
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.schema_words import Complaint, complaints, in_words, nearest, telling
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS, Places, YamlDocument, read_file
-from mikrom_reconcile.core.yaml_words import Mistake, shown
+from mikrom_reconcile.core.yaml_words import Mistake, plain, shown
 
 Schemas = Mapping[str, str]
 """Kind to the text of its JSON Schema."""
@@ -99,7 +99,8 @@ def _with_file(reading: Reading, file: SourceFile, validators: _Validators) -> R
     reading.problems.extend(found.problems)
     for yaml_document in found.documents:
         document = _spec_document(file.path, yaml_document)
-        flaws = list(islice(_flaws(document, yaml_document.value, validators), MAX_PROBLEMS))
+        value = document.body if isinstance(yaml_document.value, dict) else yaml_document.value
+        flaws = list(islice(_flaws(document, value, validators), MAX_PROBLEMS))
         (reading.broken if flaws else reading.documents).append(document)
         if flaws and all(flaw.key for flaw in flaws) and isinstance(document.body.get("spec"), dict):
             reading.misspelt.append(document)
@@ -115,9 +116,18 @@ def _spec_document(path: str, document: YamlDocument) -> SpecDocument:
     if vars_kind:
         stem = path.rpartition("/")[2].rpartition(".")[0]
         return SpecDocument(path=path, line=document.line, kind=vars_kind, name=stem, body=body)
+    if document.spelled:
+        body = plain(body, kept=_is_variables)
     metadata = body.get("metadata")
     name = str(metadata.get("name")) if isinstance(metadata, dict) else ""
     return SpecDocument(path=path, line=document.line, kind=str(body.get("kind")), name=name, body=body)
+
+
+def _is_variables(path: tuple[str, ...]) -> bool:
+    """Whether variables stand at `path` of a Fleet or an Inventory."""
+    return path == ("spec", "vars") or (
+        path[:1] == ("spec",) and path[3:] == ("vars",) and path[1] in {"hosts", "groups"}
+    )
 
 
 @lru_cache(maxsize=1)  # one file after another

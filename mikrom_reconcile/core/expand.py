@@ -131,6 +131,8 @@ def _recipe(fleet: FleetSpec, overrides: tuple[int, ...], own: dict[str, Any], s
     looked_up = names_in(fields)
     if looked_up:
         looked_up |= shared | names_in(dict(fleet.vars))  # through one variable, others
+    else:
+        fields = Scope().resolve(fields)  # $${ stands for ${ here, too
     return Recipe(fleet=fleet, fields=fields, looked_up=looked_up)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile, RootDisk
+from mikrom_reconcile.core.variables import unescaped
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,4 +33,6 @@ class _ImageBody(msgspec.Struct, frozen=True):
 def image_of(spec: dict[str, Any]) -> Image:
     """The image that the `spec` of an Image document describes."""
     body = msgspec.convert(spec, _ImageBody)
-    return Image(boot=Boot(kernel=body.kernel, initrd=body.initrd, rootfs=body.rootfs), boot_args=body.boot_args)
+    return Image(
+        boot=Boot(kernel=body.kernel, initrd=body.initrd, rootfs=body.rootfs), boot_args=unescaped(body.boot_args)
+    )

@@ -15,6 +15,7 @@ import msgspec
 from mikrom_reconcile import __version__
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecDocument
+from mikrom_reconcile.core.yaml_words import Spelled
 
 
 class Cache(Protocol):
@@ -56,7 +57,7 @@ class KnownFiles:
         if known is None:
             return None
         try:
-            documents = msgspec.msgpack.decode(known, type=list[SpecDocument])
+            documents = _DECODER.decode(known)
         except msgspec.MsgspecError:
             return None
         self._now[digest] = known
@@ -64,12 +65,16 @@ class KnownFiles:
 
     def add(self, file: SourceFile, documents: list[SpecDocument]) -> None:
         """Remember that `documents` are all that `file` says, and good."""
-        self._now[_digest(file)] = msgspec.Raw(msgspec.msgpack.encode(documents))
+        self._now[_digest(file)] = msgspec.Raw(_ENCODER.encode(documents))
 
     def keep(self) -> None:
         """Write down what is known now, if that is not what was known before."""
         if self._now.keys() != self._before.keys():
             self._cache.put(self._key, msgspec.msgpack.encode(self._now))
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=lambda number: msgspec.msgpack.Ext(1, str(number).encode()))
+_DECODER = msgspec.msgpack.Decoder(list[SpecDocument], ext_hook=lambda _, word: Spelled(bytes(word).decode()))
 
 
 def _digest(file: SourceFile) -> str:

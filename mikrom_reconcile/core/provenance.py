@@ -14,6 +14,7 @@ from mikrom_reconcile.core.fields import recorded
 from mikrom_reconcile.core.specs import Specs
 from mikrom_reconcile.core.variables import names_in
 from mikrom_reconcile.core.yaml_text import Places
+from mikrom_reconcile.core.yaml_words import plain
 
 Pointer = tuple[str | int, ...]
 
@@ -99,7 +100,7 @@ def _variables(specs: Specs, vm: PendingVM, host: str, written: Any) -> Iterator
         scope = scope_of(vm, specs, host)
         scope.resolve(written)
         for name, (value, origin) in sorted(scope.used.items()):
-            yield VariableOrigin(name=name, value=value, origin=origin)
+            yield VariableOrigin(name=name, value=plain(value), origin=origin)
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

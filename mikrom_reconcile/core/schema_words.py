@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.digests import canonical_json
-from mikrom_reconcile.core.yaml_words import shown
+from mikrom_reconcile.core.yaml_words import code_points, shown
 
 _MAX_KNOWN = 12  # words listed in a hint
 _MAX_SHOWN = 60  # characters of a value inside a message
@@ -206,6 +206,7 @@ def in_words(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list):
         return "a list"
-    if isinstance(value, str) and len(value) > _MAX_SHOWN:
-        value = value[: _MAX_SHOWN - 1] + "…"
-    return json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str):
+        return json.dumps(value)
+    text = value if len(value) <= _MAX_SHOWN else value[: _MAX_SHOWN - 1] + "…"
+    return json.dumps(text, ensure_ascii=False) + code_points(value)

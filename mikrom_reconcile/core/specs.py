@@ -10,17 +10,18 @@ import msgspec
 
 from mikrom_reconcile.core.constraints import Wishes
 from mikrom_reconcile.core.documents import Flaw, Schemas, problems_of, read_tree
-from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.images import BUILT_IN, Image, image_of
 from mikrom_reconcile.core.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.model.desired import Policy, Rollout, Share
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.networks import Network, network_flaws, network_of, overlapping
-from mikrom_reconcile.core.patterns import PatternError
+from mikrom_reconcile.core.patterns import EVERY, PatternError
 from mikrom_reconcile.core.placement_mistakes import circle_flaws, placement_flaws
 from mikrom_reconcile.core.schema_words import nearest
-from mikrom_reconcile.core.variables import names_in
+from mikrom_reconcile.core.spec_checks import document_flaws
+from mikrom_reconcile.core.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.yaml_words import shown
 
@@ -120,14 +121,18 @@ def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | 
 def gather(
     tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None, cache: Cache = NO_CACHE
 ) -> Gathered:
-    """The specs in `tree` as far as they are good, and every problem, sorted by place."""
+    """The specs in `tree` as far as they are good, and every problem, sorted by place. Raises UsageError for variables
+    that cannot be set.
+    """
+    if built_in := sorted(BUILT_IN_NAMES.intersection(extra_vars or ())):
+        raise UsageError(f"-e: {', '.join(built_in)} is built in and cannot be set; give the variable another name")
     reading = read_tree(tree, schemas, cache)
     documents, legible = reading.documents, [*reading.documents, *reading.misspelt]
     if reading.whole and not documents and not reading.broken:
         raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
     inventory = _inventory(documents)
     flaws = [*reading.flaws, *_doubles([*documents, *filter(_is_named, reading.broken)])]
-    flaws += [*_replica_flaws(documents), *_built_in_flaws(documents), *_network_flaws(documents)]
+    flaws += [*document_flaws(documents), *_network_flaws(documents)]
     if reading.whole and not any(document.kind == "Image" for document in reading.broken):
         flaws += _image_flaws(legible, (*BUILT_IN, *(image.name for image in _of_kind(documents, "Image"))))
     complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
@@ -290,33 +295,6 @@ def _group_flaws(document: SpecDocument, hosts: tuple[str, ...], groups: tuple[s
                     yield Flaw(document=document, pointer=(*pointer, word, number), message=message, hint=hint)
 
 
-def _replica_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
-    for document in _of_kind(documents, "Fleet"):
-        spec = document.body["spec"]
-        if isinstance(spec.get("replicas"), float):  # JSON Schema takes 3.0 for a whole number
-            message = f"spec.replicas must be a whole number, not {spec['replicas']}"
-            yield Flaw(document=document, pointer=("spec", "replicas"), message=message)
-        for pointer, share in _shares(spec):
-            if isinstance(share, float):
-                message = f"{'.'.join(map(str, pointer))} must be a whole number or text, not {share}"
-                yield Flaw(document=document, pointer=pointer, message=message)
-        if ("replicas" in spec) == ("instances" in spec):
-            found = "both" if "replicas" in spec else "neither"
-            message = f"a fleet has either replicas or instances, and this has {found}"
-            yield Flaw(document=document, pointer=("spec",), message=message)
-        if "instances" in spec and "vm_name" in spec:
-            message = "vm_name is for replicas; instances have names of their own"
-            yield Flaw(document=document, pointer=("spec", "vm_name"), message=message, hint="remove it", key=True)
-
-
-def _shares(spec: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    yield ("spec", "prune", "max"), spec.get("prune", {}).get("max")
-    serial = spec.get("rollout", {}).get("serial")
-    sizes = enumerate(serial) if isinstance(serial, list) else [("", serial)]
-    for number, share in sizes:
-        yield ("spec", "rollout", "serial", *([] if number == "" else [number])), share
-
-
 def _host_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:
     for document in _of_kind(documents, "Fleet"):
         for pointer, pattern in _named_hosts(document.body["spec"]):
@@ -335,7 +313,8 @@ def _named_hosts(spec: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory | None) -> tuple[str, str] | None:
     if inventory is None:
-        return "there is no Inventory, so no host can be named", "add one, or leave this out"
+        everywhere = pointer == ("spec", "hosts") and pattern in EVERY
+        return None if everywhere else ("there is no Inventory, so no host can be named", "add one, or leave this out")
     if pointer != ("spec", "hosts"):
         known = pattern in inventory.hosts
         return (
@@ -346,13 +325,6 @@ def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory
     except PatternError as error:
         return str(error), nearest(error.term.lstrip("&!"), (*inventory.hosts, *inventory.groups))
     return None if chosen else (f"{shown(pattern)} selects no host", "")
-
-
-def _built_in_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
-    for document in _of_kind(documents, "Image"):
-        if document.name in BUILT_IN:
-            message = f"the image {document.name} is built in; call this another name"
-            yield Flaw(document=document, pointer=("metadata", "name"), message=message)
 
 
 def _network_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:

@@ -11,8 +11,13 @@ from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.core.yaml_words import plain
+
 _LOOKUP = re.compile(r"\$\$\{|\$\{([^}]*)\}|\$\{")
 _INSIDE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)(?::(0?[1-9][0-9]?d))?$")
+BUILT_IN_NAMES = frozenset({"name", "index", "fleet", "project", "host"})
+"""What every VM knows of itself; no variable can be called so."""
+
 _MAX_DEPTH = 8
 """How far a variable may lead to another; a circle is found here."""
 
@@ -69,7 +74,8 @@ class Scope:
     def _text(self, text: str, depth: int) -> Any:
         whole = _LOOKUP.fullmatch(text)
         if whole and whole[1] is not None and ":" not in whole[1]:
-            return self.lookup(_parsed(whole)[0], depth)
+            found = self.lookup(_parsed(whole)[0], depth)
+            return found if depth else plain(found)
         answered = _LOOKUP.sub(lambda match: self._piece(match, depth), text)
         if len(answered) > _MAX_LENGTH:
             raise VariableError(f"lookups make a text of more than {_MAX_LENGTH} characters", min(names_in(text)))
@@ -87,6 +93,11 @@ class Scope:
                 raise VariableError(f"${{{name}:{form}}}: {name} is not a whole number", name)
             return format(value, form)
         return _as_text(value)
+
+
+def unescaped(text: str) -> str:
+    """What a text without lookups says: $${ stands for ${ everywhere."""
+    return text.replace("$${", "${")
 
 
 def names_in(value: Any) -> frozenset[str]:

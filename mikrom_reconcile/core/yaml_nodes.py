@@ -14,7 +14,16 @@ from typing import Any
 import msgspec
 import yaml
 
-from mikrom_reconcile.core.yaml_words import MAX_DEPTH, MAX_VALUES, Mistake, guess_at, meaning_of, quoted, shown
+from mikrom_reconcile.core.yaml_words import (
+    MAX_DEPTH,
+    MAX_VALUES,
+    Mistake,
+    Spelled,
+    guess_at,
+    meaning_of,
+    quoted,
+    shown,
+)
 
 # What is no text at all: https://yaml.org/spec/1.2.2/#51-character-set
 _NOT_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -143,6 +152,7 @@ class _Reader:
     def _mapping(self, at: int, depth: int) -> Node:
         own: dict[str, tuple[int, Node]] = {}
         merged: dict[str, tuple[int, Node]] = {}
+        merge_at: int | None = None
         height = 0
         while not self._loader.check_event(yaml.MappingEndEvent):
             merges = self._at_merge_key()
@@ -150,6 +160,10 @@ class _Reader:
             value = self._node(depth + 1)
             height = max(height, key.height, value.height)
             if merges:
+                if merge_at is not None:
+                    hint = "merge several mappings as one list: <<: [*one, *other]"
+                    self._mistake(key.at, "duplicate key '<<'", hint, merge_at)
+                merge_at = key.at
                 for parts in self._mappings_in(value):
                     merged = parts | merged  # the earlier of two merged mappings wins
             elif isinstance(key.value, str):
@@ -186,7 +200,8 @@ class _Reader:
         if key:
             return word
         try:
-            return meaning_of(word)
+            value = meaning_of(word)
+            return Spelled(word) if isinstance(value, float) and str(value) != word else value
         except OverflowError:
             self._mistake(at, f"{shown(word)} is too large a number", f"write {quoted(word)} for the text")
             return word

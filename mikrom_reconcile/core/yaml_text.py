@@ -36,12 +36,16 @@ _MAYBE_UNUSUAL = ("&", "*", "!", "<<", "0x", "0o", "0b", "\r", "\x85", "\u2028",
 _UNUSUAL = re.compile("(?:^|[\\s\\[{,:])[&*!]|<<|0[xob]|[\r\x85\u2028\u2029\ufeff]")
 _SLOWLY: Final = object()
 
+_MAX_OPENED = 250
+"""Brackets in a document for the quick parser, whose time grows with how deep they are nested, times its length."""
+
 
 class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """One document: its value, and the line its value begins on, from 1."""
+    """One document: its value, and the line its value begins on, from 1. `spelled`: numbers in it may be `Spelled`."""
 
     line: int
     value: Any
+    spelled: bool = False
 
 
 class YamlFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +75,9 @@ def read_file(path: str, text: str) -> YamlFile:
         value = _quickly(chunk, suspicious=suspicious)
         if value is _SLOWLY:
             reading = _slowly(text, start, end)
-            documents += (YamlDocument(line=lines.at(root.at)[0], value=root.value) for root in reading.roots)
+            documents += (
+                YamlDocument(line=lines.at(root.at)[0], value=root.value, spelled=True) for root in reading.roots
+            )
             problems += map(lines.problem, islice(reading.mistakes, MAX_PROBLEMS))
             whole = whole and reading.whole
             if len(problems) >= MAX_PROBLEMS:
@@ -184,7 +190,10 @@ def _is_suspicious(text: str) -> bool:
 
 def _quickly(chunk: str, *, suspicious: bool = True) -> Any:
     """The value of a document that both parsers read alike, else `_SLOWLY`; `suspicious` is what its file is."""
-    if len(chunk) > MAX_VALUES or (suspicious and _is_suspicious(chunk) and _UNUSUAL.search(chunk)):
+    opened = chunk.count("[") + chunk.count("{")
+    if max(len(chunk) - MAX_VALUES, opened - _MAX_OPENED) > 0:
+        return _SLOWLY
+    if suspicious and _is_suspicious(chunk) and _UNUSUAL.search(chunk):
         return _SLOWLY
     import ryaml  # noqa: PLC0415 - 10 ms that a command without specs need not pay
 

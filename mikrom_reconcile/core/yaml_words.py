@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Final
+import unicodedata
+from collections.abc import Callable
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -52,6 +54,34 @@ class Mistake(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     hint: str = ""
     earlier: int | None = None
+
+
+Path = tuple[str, ...]
+
+
+class Spelled(float):
+    """A number whose spelling says more than its value does: as text, 1.30 is no 1.3."""
+
+    def __new__(cls, word: str) -> Self:
+        """The number that `word` spells."""
+        number = super().__new__(cls, word)
+        number.word = word
+        return number
+
+    word: str
+
+    def __str__(self) -> str:
+        """As it was written."""
+        return self.word
+
+
+def plain(value: Any, kept: Callable[[Path], bool] = lambda _: False, path: Path = ()) -> Any:
+    """`value` with mere numbers, but for what stands at paths that are `kept`."""
+    if isinstance(value, dict) and not kept(path):
+        return {key: plain(item, kept, (*path, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return float(value) if isinstance(value, Spelled) else value
 
 
 def guess_at(word: str) -> str:
@@ -98,7 +128,14 @@ def bare(word: str) -> Any:
 
 def shown(word: str) -> str:
     """A word of the specs inside a message, cut where it is long."""
-    return repr(word if len(word) <= _SHOWN else word[: _SHOWN - 1] + "…")
+    return repr(word if len(word) <= _SHOWN else word[: _SHOWN - 1] + "…") + code_points(word)
+
+
+def code_points(text: str) -> str:
+    """The characters in a text that look like others, or like nothing, in words; "" for plain ASCII."""
+    strange = [char for char in dict.fromkeys(text) if char > "~"][:_NAMED]
+    told = (f"U+{ord(char):04X} {unicodedata.name(char, 'a control character')}" for char in strange)
+    return f" (with {', '.join(told)})" if strange else ""
 
 
 def quoted(word: str) -> str:
@@ -107,3 +144,4 @@ def quoted(word: str) -> str:
 
 
 _SHOWN = 60
+_NAMED = 3

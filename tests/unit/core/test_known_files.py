@@ -38,6 +38,15 @@ def test_known_documents_are_the_ones_that_were_read() -> None:
     assert KnownFiles(cache, tree(FLEET), schemas()).documents(tree(FLEET).files[0]) is not None
 
 
+def test_a_known_number_keeps_its_spelling() -> None:
+    cache = Kept()
+    spelled = tree(FLEET.replace("replicas", "vars: {v: 1.30}, replicas"))
+    for _ in range(2):
+        (fleet,) = gather(spelled, schemas(), None, cache).specs.fleets
+        assert str(fleet.vars["v"]) == "1.30"
+    assert KnownFiles(cache, spelled, schemas()).documents(spelled.files[0]) is not None
+
+
 def test_a_changed_file_is_read_anew_and_the_others_are_known() -> None:
     cache = Kept()
     gather(tree(FLEET, FLEET.replace("web", "db")), schemas(), None, cache)

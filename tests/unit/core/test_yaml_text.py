@@ -1,0 +1,18 @@
+"""Which documents the quick parser gets, whose time grows with depth times length."""
+
+from __future__ import annotations
+
+from mikrom_reconcile.core import yaml_text
+
+
+def test_what_may_be_nested_deep_is_left_to_the_parser_that_counts_levels() -> None:
+    few, many = "[" + "{a: 1}, " * 249 + "]", "[" + "{a: 1}, " * 250 + "]"
+    assert yaml_text._quickly(few) == [{"a": 1}] * 249
+    assert yaml_text._quickly(many) is yaml_text._SLOWLY
+    assert [document.value for document in yaml_text.read_file("a.yml", many).documents] == [[{"a": 1}] * 250]
+
+
+def test_brackets_without_end_are_told_where_they_become_too_deep() -> None:
+    for text in ("[" * 100_000, "{a: " * 49_000):
+        (problem,) = yaml_text.read_file("a.yml", text).problems
+        assert problem.message == "nested deeper than 32 levels"

@@ -26,6 +26,7 @@ from mikrom_reconcile.core.model.observed import FailedResult, ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, Result
 from mikrom_reconcile.host.deeds import Deed, Step, log_fields
 from mikrom_reconcile.host.fence import Answer, answer_without_acting
+from mikrom_reconcile.host.files import FULL
 from mikrom_reconcile.host.memory import Memory
 from mikrom_reconcile.host.observe import Observer, capacity, unreadable_row
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
@@ -208,7 +209,7 @@ class Executor:
 
 
 def _failure(order: Order, error: Exception) -> Failure:
-    if isinstance(error, TEMPORARY):
+    if isinstance(error, TEMPORARY) or (isinstance(error, OSError) and error.errno in FULL):
         return Failure(result="failed_temporary", error=str(error))
     if isinstance(error, MikromError):
         return Failure(result="failed_permanent", error=str(error))

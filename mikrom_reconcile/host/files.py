@@ -6,6 +6,7 @@ that no odd file in its place hurts the reader is the matter of this module.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -13,6 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from mikrom_reconcile.core.errors import MikromError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a disk that has no room left."""
 
 
 class OddFileError(MikromError):
@@ -25,9 +29,20 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True, or_before: 
     `durable=False` spares the waiting for the disk (the better part of a millisecond, in which no greenlet runs),
     for what nobody needs after a power cut. With `or_before` that may bring back what the file held before: for half
     of the waiting. One writer at a time per path: the caller holds a lock, and what a
-    killed writer left is overwritten by the next. On failure nothing is left behind but the old content. Raises
-    OSError.
+    killed writer left is overwritten by the next. On failure nothing is left behind but the old content. On a full disk
+    `path` is written where it lies, so that nothing which is there keeps anybody from stopping it; a power cut at that
+    moment may spoil it. Raises OSError.
     """
+    try:
+        _replace(path, content, durable=durable)
+    except OSError as error:
+        if error.errno not in FULL or not _overwrite(path, content, durable=durable):
+            raise
+    if durable and not or_before:
+        sync_folder(path.parent)
+
+
+def _replace(path: Path, content: bytes, *, durable: bool) -> None:
     draft = path.with_name(path.name + ".new")
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -42,8 +57,24 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True, or_before: 
         with suppress(OSError):
             draft.unlink()
         raise
-    if durable and not or_before:
-        sync_folder(path.parent)
+
+
+def _overwrite(path: Path, content: bytes, *, durable: bool) -> bool:
+    """Write into the room that `path` has already; False when that is too small."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        if os.fstat(fd).st_blocks * 512 < len(content):
+            return False
+        _write_all(fd, content)
+        os.ftruncate(fd, len(content))
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    return True
 
 
 class SharedFolder:

@@ -161,6 +161,7 @@ class Records:
             is_new = not path.parent.exists()
             if is_new:
                 make_folder(path.parent)
+                self._make_room_to_remove(record)
             sealed = _sealed(msgspec.structs.replace(record, damage=""))
             write_whole(path, sealed, or_before=or_before)
             self._keep_copy(record.vm, sealed)
@@ -188,16 +189,17 @@ class Records:
     def remove(self, record: VMRecord) -> None:
         """Turn the record into a tombstone. The caller holds the action lock. Raises TemporaryError.
 
-        The tombstone comes first: killed in between, the record is still there and the removal is done again.
+        The record itself becomes the tombstone, which needs no room, and is made smaller afterwards. Its copy goes
+        first: it would bring the record back.
         """
-        tombstone = Tombstone(generation=record.generation, action_id=record.action_id, token=record.token)
-        path = self._path(record.vm)
+        path, grave = self._path(record.vm), self._tombstone_path(record.vm)
         try:
-            make_folder(self._tombstones)
+            self._make_room_to_remove(record)
             self._release(record)
-            write_whole(self._tombstone_path(record.vm), msgspec.json.encode(tombstone))
             self._copy_path(record.vm).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # it was read from its copy
+                path.rename(grave)
+            write_whole(grave, msgspec.json.encode(_tombstone_of(record)))
             self.clear(record.vm)
             self.checks.forget(record.vm)
             self._names.sync()
@@ -219,12 +221,16 @@ class Records:
                     found[ip] = age_s
         return found
 
+    def _make_room_to_remove(self, record: VMRecord) -> None:
+        """A folder needs room: those that a removal needs are made while there is some."""
+        make_folder(self._tombstones)
+        if record.addresses:
+            make_folder(self._released / checked_name(record.project))
+
     def _release(self, record: VMRecord) -> None:
         """Note when the VM's addresses came back, before anybody can miss its record."""
-        folder = self._released / checked_name(record.project)
         for ip in record.addresses.values():
-            make_folder(folder)
-            (folder / ip).touch(0o600)
+            (self._released / checked_name(record.project) / ip).touch(0o600)
 
     def clear(self, vm: str) -> None:
         """Remove what a killed writer left of a VM that has no record. Files of others stay, and so its folder."""
@@ -248,7 +254,9 @@ class Records:
         """What the last VM of this name left. None, too, when it is damaged: a new uid tells two lives apart."""
         with suppress(OSError, OddFileError, msgspec.MsgspecError):
             content = read_small(self._tombstone_path(vm), max_bytes=MAX_RECORD_BYTES)
-            return None if content is None else msgspec.json.decode(content, type=Tombstone)
+            if content is None or not isinstance(record := _opened(content), VMRecord):
+                return None if content is None else msgspec.json.decode(content, type=Tombstone)
+            return _tombstone_of(record)  # whoever removed it was killed
         return None
 
     def note_attempt(self, vm: str, attempt: Attempt | None) -> None:
@@ -312,6 +320,10 @@ class Records:
                 for entry in entries:
                     if entry.stat(follow_symlinks=False).st_mtime < oldest:
                         Path(entry.path).unlink(missing_ok=True)
+
+
+def _tombstone_of(record: VMRecord) -> Tombstone:
+    return Tombstone(generation=record.generation, action_id=record.action_id, token=record.token)
 
 
 def checked_name(name: str) -> str:

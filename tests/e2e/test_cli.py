@@ -15,6 +15,7 @@ import pytest
 
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
 from tests.command import WEB, Mikrom, document, names, write_specs
+from tests.full_disk import fill, small_disk
 
 CRASHING = "  template: {image: hello, boot_args: 'mikrom.mode=crash:0'}\n"
 SLOWLY = (
@@ -199,6 +200,20 @@ def test_a_broken_database_costs_a_line_and_nothing_else(mikrom: Mikrom, folder:
     told = mikrom("apply", "--yes")
     assert "begun anew" in told.stderr
     assert len(names(mikrom)) == 3
+
+
+def test_on_a_full_disk_vms_are_looked_at_stopped_and_deleted(mikrom: Mikrom, folder: Path) -> None:
+    with small_disk(folder / "state", kib=1024):
+        mikrom("apply", "--yes")
+        fill(folder / "state")
+        assert "Converged in" in mikrom("status").stdout
+        assert "Nothing to change" in mikrom("plan").stdout
+        assert "3 created" in mikrom("history").stdout
+        told = mikrom("stop", "web-000")
+        assert told.stderr.count("going on without") == 1
+        mikrom("delete", "web-001", "--yes")
+        mikrom("destroy", "--yes")
+        assert names(mikrom) == []
 
 
 def test_doctor_lists_every_setting_masks_secrets_and_fails_when_something_needed_is_broken(

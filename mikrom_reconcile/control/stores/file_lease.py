@@ -6,6 +6,7 @@ The kernel gives it back when the holder dies, so it needs no TTL and no renewal
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def take_lease_file(path: Path, *, scope: str, holder: str) -> int:
         raise BusyError(f"project {scope} is being changed by {_holder_in(path)}; wait for that run to end")
     told = Holder(holder=holder, pid=os.getpid(), since=datetime.now(UTC).replace(microsecond=0))
     os.ftruncate(fd, 0)
-    os.pwrite(fd, msgspec.json.encode(told), 0)
+    with suppress(OSError):  # a full disk: the lock is the lease, and only its holder's name is missing
+        os.pwrite(fd, msgspec.json.encode(told), 0)
     return fd
 
 

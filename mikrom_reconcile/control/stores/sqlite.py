@@ -1,6 +1,7 @@
 """The embedded store: tokens, placements and reports in one SQLite file, leases on lock files.
 
-It must not hold anything that a run could not do without: see rule 1 of the architecture.
+It must not hold anything that a run could not do without (rule 1 of the architecture): where the file cannot be used,
+the run goes on.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class SqliteStore:
     """A `RunStore` for one machine. Safe to use from many threads, greenlets and processes at once."""
 
     def __init__(self, path: Path, lock_dir: Path) -> None:
-        self._file = SqliteFile(path, lock_path=lock_dir / "store.lock", schema=_SCHEMA, version=_VERSION)
+        self._file = SqliteFile(path, schema=_SCHEMA, version=_VERSION)
         self._lock_dir = lock_dir
 
     def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> FileLease:
@@ -47,7 +48,8 @@ class SqliteStore:
         path = self._lock_dir / f"{quote(scope, safe='')}.lease"
         fd = take_lease_file(path, scope=scope, holder=holder)
         try:
-            token = self._file.work(lambda db: _next_token(db, scope, at_least))
+            # without the store, the hosts' own memory of tokens is what makes a run ask for a higher one
+            token = self._file.work(lambda db: _next_token(db, scope, at_least), without=max(1, at_least))
         except BaseException:
             locks.give_back(fd)
             raise
@@ -56,13 +58,13 @@ class SqliteStore:
     def placements(self, project: str) -> Placements:
         """Where the project's VMs were last known to be; empty when nothing is remembered."""
         query = "SELECT placements FROM placements WHERE project = ?"
-        row = self._file.work(lambda db: db.execute(query, (project,)).fetchone())
+        row = self._file.work(lambda db: db.execute(query, (project,)).fetchone(), without=None)
         return (_decoded(row[0], Placements) if row else None) or Placements()
 
     def remember(self, project: str, placements: Placements) -> None:
         """Replace the placements of a project."""
         row = (project, msgspec.json.encode(placements))
-        self._file.work(lambda db: db.execute("INSERT OR REPLACE INTO placements VALUES (?, ?)", row))
+        self._file.work(lambda db: db.execute("INSERT OR REPLACE INTO placements VALUES (?, ?)", row), without=None)
 
     def save(self, report: RunReport) -> None:
         """Keep the report of a finished run; older ones than the last `KEPT_RUNS` are dropped."""
@@ -72,12 +74,12 @@ class SqliteStore:
             db.execute("INSERT INTO runs (report) VALUES (?)", (encoded,))
             db.execute("DELETE FROM runs WHERE id <= (SELECT max(id) FROM runs) - ?", (KEPT_RUNS,))
 
-        self._file.work(keep)
+        self._file.work(keep, without=None)
 
     def runs(self, limit: int) -> tuple[RunReport, ...]:
         """The latest reports, newest first; those that another release wrote in another shape are left out."""
         query = "SELECT report FROM runs ORDER BY id DESC LIMIT ?"
-        rows = self._file.work(lambda db: db.execute(query, (limit,)).fetchall())
+        rows: list[tuple[bytes]] = self._file.work(lambda db: db.execute(query, (limit,)).fetchall(), without=[])
         return tuple(report for row in rows if (report := _decoded(row[0], RunReport)) is not None)
 
 

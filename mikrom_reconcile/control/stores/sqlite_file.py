@@ -1,7 +1,7 @@
-"""One SQLite file whose content may be lost: who cannot use it moves it aside and begins anew.
+"""One SQLite file whose content may be lost: a broken one is moved aside, one that cannot be used is done without.
 
 Nothing here blocks a greenlet: SQLite's own busy timeout would stall a worker's hub, so `timeout=0`, retries with a
-cooperative sleep, and a connection per unit of work.
+cooperative sleep, and a connection per unit of work. With a rollback journal, so that reading needs no room.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import BusyError, SetupError
 from mikrom_reconcile.folders import make_folder
 
 T = TypeVar("T")
@@ -27,120 +25,88 @@ APPLICATION_ID = 0x6D696B72  # "mikr", in SQLite's header: tells our files from 
 _PATIENCE_S = 10.0  # a unit of work takes milliseconds: whoever keeps the file longer is stuck
 _RETRY_S = 0.005
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_UNUSABLE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})  # the last: tables miss
+_BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})  # the last: tables miss
 
 _log = logging.getLogger(__name__)
 
 
-class _NotOursError(Exception):
+class _NotOursError(sqlite3.DatabaseError):
     """The file is a database, but of another program or of another version."""
+
+    sqlite_errorcode = sqlite3.SQLITE_NOTADB
 
 
 class SqliteFile:
     """Units of work on one database file with `schema`, whose version is `version`."""
 
-    def __init__(self, path: Path, *, lock_path: Path, schema: tuple[str, ...], version: int) -> None:
+    def __init__(self, path: Path, *, schema: tuple[str, ...], version: int) -> None:
         self._path = path
-        self._lock_path = lock_path
         self._schema = schema
         self._version = version
+        self._was_told = False
 
-    def work(self, unit: Callable[[sqlite3.Connection], T]) -> T:
-        """The result of `unit` in one transaction. It is called again when somebody else was in the way.
+    def work(self, unit: Callable[[sqlite3.Connection], T], *, without: T) -> T:
+        """The result of `unit` in one transaction; `without`, and a line in the log, where the file cannot be used.
 
-        Raises BusyError when the file stays locked, SetupError when it can be neither used nor replaced.
+        It is called again when somebody else was in the way, and when a broken file was moved aside.
         """
-        deadline = time.monotonic() + _PATIENCE_S
-        begun_anew = False
+        deadline, may_move = time.monotonic() + _PATIENCE_S, True
         while True:
-            inode = self._inode()
             try:
                 return self._attempt(unit)
-            except (_NotOursError, sqlite3.DatabaseError) as error:
-                if not _is_busy(error):
-                    if begun_anew or not _is_unusable(error):
-                        raise SetupError(f"{self._path}: {error}; is the disk full or read-only?") from error
-                    begun_anew = self._set_aside(inode, why=str(error))
-            if time.monotonic() > deadline:
-                raise BusyError(f"{self._path}: another process has kept it locked for {_PATIENCE_S:g} s")
-            time.sleep(_RETRY_S)
-
-    def _inode(self) -> int:
-        """The file's inode; an empty file is made where there is none, closed to others from the start."""
-        try:
-            make_folder(self._path.parent)
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise SetupError(f"{self._path}: {error.strerror}; the state folder must be writable") from error
-        try:
-            return os.fstat(fd).st_ino
-        finally:
-            os.close(fd)
+            except (OSError, sqlite3.Error) as error:
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only say more of the same
+                if code in _BUSY and time.monotonic() < deadline:
+                    time.sleep(_RETRY_S)
+                elif not (code in _BROKEN and may_move and self._moved_aside(error)):
+                    self._tell(error)
+                    return without
+                else:
+                    may_move = False
 
     def _attempt(self, unit: Callable[[sqlite3.Connection], T]) -> T:
+        make_folder(self._path.parent)
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # closed to others from the start
         with closing(sqlite3.connect(self._path, timeout=0, isolation_level=None)) as db:
-            self._prepare(db)
+            db.execute("PRAGMA synchronous = OFF")  # what a power cut spoils is moved aside
+            db.execute("PRAGMA journal_mode = DELETE")  # earlier releases wrote a WAL
             db.execute("BEGIN IMMEDIATE")
+            self._prepare(db)
             result = unit(db)
             db.execute("COMMIT")
             return result
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Make an empty database ours, and refuse one that is not."""
-        db.execute("BEGIN")  # one snapshot: what another thread is just making must not look like a foreign file
-        ours = self._is_ours(db)
-        db.execute("COMMIT")
-        if ours:
-            return
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("BEGIN IMMEDIATE")
-        if not self._is_ours(db):  # nobody else was faster
-            for statement in self._schema:
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {self._version}")
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute("COMMIT")
-
-    def _is_ours(self, db: sqlite3.Connection) -> bool:
-        """False for an empty database. Raises _NotOursError for anything else that is not ours."""
         application = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if (application, version) == (APPLICATION_ID, self._version):
-            return True
+            return
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application or version or tables:
             raise _NotOursError(f"application {application:#x}, version {version}, {tables} tables")
-        return False
+        for statement in self._schema:
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {self._version}")
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
-    def _set_aside(self, inode: int, *, why: str) -> bool:
-        """Move the unusable file with this inode away. False when another process is at it, or was faster."""
+    def _moved_aside(self, why: Exception) -> bool:
         aside = f"{self._path}.unusable-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
-        try:
-            fd = locks.open_lock_file(self._lock_path)
+        for suffix in ("-journal", "-wal", "-shm", ""):
+            part = Path(f"{self._path}{suffix}")
             try:
-                if not locks.take(fd) or self._path.stat().st_ino != inode:
-                    return False
-                for suffix in ("-wal", "-shm", ""):
-                    part = Path(f"{self._path}{suffix}")
-                    if part.exists():
-                        part.rename(f"{aside}{suffix}")
-            finally:
-                os.close(fd)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise SetupError(f"{self._path}: {why}, and it cannot be moved away: {error}") from error
+                part.rename(f"{aside}{suffix}")
+            except FileNotFoundError:
+                continue  # another process was faster
+            except OSError:
+                return False
         _log.warning("%s cannot be used (%s): moved to %s and begun anew, no VM is concerned", self._path, why, aside)
         return True
 
-
-def _is_busy(error: Exception) -> bool:
-    return _code(error) in _BUSY
-
-
-def _is_unusable(error: Exception) -> bool:
-    return isinstance(error, _NotOursError) or _code(error) in _UNUSABLE
-
-
-def _code(error: Exception) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only say more of the same
+    def _tell(self, why: Exception) -> None:
+        if not self._was_told:
+            self._was_told = True
+            _log.warning(
+                "%s cannot be used (%s): going on without; no VM is concerned, but history will not know of it",
+                self._path, getattr(why, "strerror", None) or why,
+            )  # fmt: skip

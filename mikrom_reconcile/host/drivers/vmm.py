@@ -153,6 +153,12 @@ def write_proc(places: Places, proc: Proc) -> None:
     write_whole(places.proc, msgspec.json.encode(proc), durable=False)
 
 
+def forget_proc(places: Places) -> None:
+    """Nothing is written down any more. The file stays: on a full disk there may be no room for another."""
+    if places.proc.exists():
+        write_whole(places.proc, b"null", durable=False)
+
+
 def is_vmm(places: Places, identity: process.Identity) -> bool:
     """Whether this process is a VMM of this VM. One that is being torn down has closed its files and is none."""
     return process.is_alive(identity) and process.stdin_of(identity.pid) == str(places.lock)

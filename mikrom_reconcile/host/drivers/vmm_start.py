@@ -23,7 +23,7 @@ from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers.failures import NoAnswerError, UnreachableError, step
 from mikrom_reconcile.host.drivers.jail import Jail, furnish, inmate, sweep
 from mikrom_reconcile.host.drivers.tails import tail
-from mikrom_reconcile.host.drivers.vmm import POLL_S, Places, Proc, kill, write_proc
+from mikrom_reconcile.host.drivers.vmm import POLL_S, Places, Proc, forget_proc, kill, write_proc
 from mikrom_reconcile.host.ports import VMRecord
 
 DEATH_S = 0.1
@@ -102,8 +102,9 @@ def abandon(places: Places, vmm: Proc) -> None:
 
 def clear(places: Places) -> None:
     """Leave nothing that speaks of an earlier VMM, but what it logged. The caller holds the lock."""
-    for path in (places.socket, places.pidfile, places.proc):
+    for path in (places.socket, places.pidfile):
         path.unlink(missing_ok=True)
+    forget_proc(places)
     sweep(places)
 
 

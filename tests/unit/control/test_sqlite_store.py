@@ -17,6 +17,7 @@ from mikrom_reconcile.core.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunReport
+from tests.full_disk import fill, small_disk
 
 SOMEWHERE = Placements(vms={"a": "localhost"}, covers=("localhost",))
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -157,9 +158,38 @@ def test_many_threads_may_use_one_store_at_once(store: SqliteStore, tmp_path: Pa
     assert sorted(tokens) == sorted([1, 2, 3, 4, 5] * 8)
 
 
-def test_a_folder_that_cannot_be_written_is_a_setup_error(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_used_is_done_without_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SetupError, match="must be writable"):
-        SqliteStore(tmp_path / "file" / "runs.sqlite", tmp_path / "locks").runs(1)
+    store = SqliteStore(tmp_path / "file" / "runs.sqlite", tmp_path / "locks")
+    store.save(report("lost"))
+    store.remember("demo", SOMEWHERE)
+    assert (store.runs(1), store.placements("demo")) == ((), Placements())
+    assert store.lease("demo", holder="t", ttl_s=1, at_least=7).token == 7
+    (line,) = caplog.messages
+    assert "going on without" in line
+
+
+def test_a_store_on_a_full_disk_still_tells_what_it_holds(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "store", kib=1024):
+        store = store_in(tmp_path)
+        store.save(report("kept"))
+        fill(tmp_path / "store")
+        store.save(report("lost"))
+        assert [run.run_id for run in store.runs(2)] == ["kept"]
+
+
+def test_a_store_of_an_earlier_release_that_wrote_ahead_is_used_as_it_is(store: SqliteStore, tmp_path: Path) -> None:
+    store.save(report("old"))
+    with sqlite3.connect(tmp_path / "store" / "runs.sqlite") as db:
+        db.execute("PRAGMA journal_mode = WAL")
+    store.save(report("new"))
+    assert [run.run_id for run in store.runs(2)] == ["new", "old"]
+    assert not (tmp_path / "store" / "runs.sqlite-wal").exists()
+
+
+def test_a_lock_folder_that_cannot_be_written_is_a_setup_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="must be writable"):
         SqliteStore(tmp_path / "runs.sqlite", tmp_path / "file").lease("demo", holder="t", ttl_s=1, at_least=0)

@@ -1,4 +1,4 @@
-"""Folders that nobody else may look into: state, sockets, locks, consoles.
+"""Folders that nobody else may look into: state, sockets, locks, consoles. And files that a person names.
 
 `Path.mkdir(mode, parents=True)` closes only the last one; its parents would be open to everybody.
 """
@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -19,3 +21,22 @@ def make_folder(folder: Path) -> None:
     except FileNotFoundError:
         make_folder(folder.parent)
         make_folder(folder)
+
+
+def id_of(folder: Path) -> str:
+    """What tells a folder from every other, whatever its path is; made when it is first asked for. Raises OSError.
+
+    It is the target of a link, because a link is there whole or not at all, and the first one stays.
+    """
+    make_folder(folder)
+    with suppress(FileExistsError):
+        (folder / "id").symlink_to(secrets.token_hex(8))
+    return str((folder / "id").readlink())
+
+
+def write_named(path: str, content: bytes) -> None:
+    """Put `content` where a person says: a new file is closed to others (0600), what is there stays what it is, be it a
+    link, a pipe, a device or somebody's file. Raises OSError.
+    """
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:  # noqa: PTH123
+        file.write(content)

@@ -6,6 +6,7 @@ Imports are inside the functions, so that a command pays only for what it uses.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.errors import SetupError, UsageError
+from mikrom_reconcile.folders import id_of
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
@@ -107,6 +109,20 @@ def broker_of(settings: Settings) -> str | None:
     from mikrom_reconcile.dispatch.services import find_up
 
     return settings.broker_url or find_up(settings)
+
+
+def place_of(settings: Settings) -> tuple[str, str]:
+    """Which hosts are meant here, as an id and in words: those of a fleet, or this machine with its state folder."""
+    if settings.broker_url:
+        from mikrom_reconcile.dispatch.broker import fleet_id, without_password
+
+        return fleet_id(settings), f"the fleet of {without_password(settings.broker_url)}"
+    machine = Path("/etc/machine-id")
+    try:
+        here = f"{machine.read_text() if machine.exists() else ''}{id_of(settings.state_dir)}"
+    except OSError as error:
+        raise SetupError(f"{error.filename}: {error.strerror}; set MIKROM_STATE_DIR to a writable folder") from error
+    return here, f"{settings.state_dir} on {os.uname().nodename}"
 
 
 def embedded_engine(settings: Settings) -> Engine:

@@ -48,6 +48,7 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
     if saved is None:
         request, plan = request_for("apply", wiring.read_tree(current, paths), current, **asked), None
     else:
+        saved_plan.refuse_elsewhere(saved, wiring.place_of(current))
         request, plan = _again(saved, **asked), saved.plan
     engine = wiring.open_engine(current)
     _warn_of_scheduled_runs(engine, request)

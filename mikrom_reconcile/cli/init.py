@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.terminal import show
 from mikrom_reconcile.core.errors import SourceError
 from mikrom_reconcile.core.model.desired import NAME_LENGTH
@@ -83,7 +84,7 @@ FILES = {
 
 
 @click.command()
-@click.argument("folder", default=".", metavar="[DIR]")
+@click.argument("folder", default=".", metavar="[DIR]", callback=options.no_dash)
 def init(folder: str) -> int:
     """Write a starter project: a project and a fleet in specs/, and examples for pre-commit, GitHub and GitLab.
 

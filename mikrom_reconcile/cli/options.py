@@ -15,7 +15,16 @@ from mikrom_reconcile.output import formats
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-paths = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path())
+
+def no_dash(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """`value`, unless it is the "-" that other programs take for standard input or output."""
+    del ctx, param
+    if value == "-" or (isinstance(value, tuple) and "-" in value):
+        raise UsageError("-: neither is standard input read nor written to standard output here; name a file")
+    return value
+
+
+paths = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(), callback=no_dash)
 
 
 DATA = ("text", *formats.DOCUMENT)

@@ -23,7 +23,7 @@ from mikrom_reconcile.output.verdict import plan_exit_code
 @options.assume_dead
 @click.option("--without-host", "without_hosts", multiple=True, metavar="HOST", help="What if this host were lost?")
 @options.diff
-@click.option("--out", metavar="FILE", help="Save the plan, for `mikrom apply FILE`.")
+@click.option("--out", metavar="FILE", callback=options.no_dash, help="Save the plan, for `mikrom apply FILE`.")
 @click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there is something to change.")
 @options.output(formats.PLAN)
 def plan(
@@ -34,7 +34,7 @@ def plan(
     request = request_for("plan", wiring.read_tree(current, paths), current, **asked)
     planned = wiring.open_engine(current).plan(request)
     if out is not None:
-        saved_plan.write(out, request, planned)
+        saved_plan.write(out, request, planned, wiring.place_of(current))
     return show_plan(planned, form, full=full, detailed=detailed_exitcode)
 
 

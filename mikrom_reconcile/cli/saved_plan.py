@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,14 @@ from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunRequest
+from mikrom_reconcile.folders import write_named
 
 _AGAIN = "make it again with `mikrom plan --out FILE`"
 
 
 @cache
 def format_version() -> str:
-    """A digest of the shape of plans and requests: what was saved in another shape is planned anew, not guessed."""
+    """A digest of the shape of this file: what was saved in another shape is planned anew, not guessed."""
     return digest_of(_shape(msgspec.json.schema_components((RunRequest, Plan))))
 
 
@@ -32,34 +31,36 @@ def _shape(schema: Any) -> Any:
     return [_shape(value) for value in schema] if isinstance(schema, list | tuple) else schema
 
 
+Place = tuple[str, str]
+"""The id of the hosts that a plan is for, and how a person calls them."""
+
+
 class SavedPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of the file. `digest` covers request and plan, against accidents; it is no signature."""
+    """The content of the file. `digest` covers the rest of it, against accidents; it is no signature."""
 
     format_version: str
     digest: str
+    place: Place
     request: RunRequest
     plan: Plan
 
 
-def write(path: str, request: RunRequest, plan: Plan) -> None:
-    """Put the plan into a file that only this user may read: it holds the specs. An older one is replaced."""
+def write(path: str, request: RunRequest, plan: Plan, place: Place) -> None:
+    """Put the plan into a file that only this user may read: it holds the specs."""
     if request.without_hosts:
         raise UsageError("--without-host only asks what would be: such a plan cannot be saved")
-    import tempfile  # 4 ms that only who saves has to pay
-
-    saved = SavedPlan(format_version=format_version(), digest=digest_of((request, plan)), request=request, plan=plan)
+    digest = digest_of((request, plan, place))
+    saved = SavedPlan(format_version=format_version(), digest=digest, place=place, request=request, plan=plan)
     try:
-        fd, made = tempfile.mkstemp(dir=Path(path).absolute().parent, prefix=".mikrom-plan-")
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(msgspec.json.encode(saved))
-            Path(made).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(made).unlink()
-            raise
+        write_named(path, msgspec.json.encode(saved))
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}") from error
+
+
+def refuse_elsewhere(saved: SavedPlan, place: Place) -> None:
+    """Raises SourceError where the plan would act on other hosts than those that it was made for."""
+    if saved.place[0] != place[0]:
+        raise SourceError(f"this plan was made for {saved.place[1]}, and here it would act on {place[1]}; {_AGAIN}")
 
 
 def find(paths: Sequence[str]) -> SavedPlan | None:
@@ -92,6 +93,6 @@ def _checked(path: str, content: bytes, found: dict[str, Any]) -> SavedPlan:
         saved = msgspec.json.decode(content, type=SavedPlan)
     except msgspec.ValidationError as error:
         raise SourceError(f"{path}: this plan cannot be read: {error}; {_AGAIN}") from None
-    if saved.digest != digest_of((saved.request, saved.plan)):
+    if saved.digest != digest_of((saved.request, saved.plan, saved.place)):
         raise SourceError(f"{path}: this plan was changed after it was made; {_AGAIN}")
     return saved

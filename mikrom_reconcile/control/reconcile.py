@@ -255,19 +255,21 @@ def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
 
 
 def rechecked(approved: Plan, now: Plan) -> Plan:
-    """What an apply of `approved` would find to do now: VMs that need something else are blocked, and those that need
-    nothing any more are left out. The plan itself if nothing has moved.
+    """What an apply of `approved` would find to do now: VMs that need something else are blocked, those of which it
+    says nothing too, and those that need nothing any more are left out. The plan itself if nothing has moved.
     """
-    stale = {(outcome.vm, outcome.host): outcome.error or "" for outcome in moved(approved, now)}
+    why = {(outcome.vm, outcome.host): outcome.error or "" for outcome in moved(approved, now)}
     still = {action.id for action in now.actions}
-    settled = {(action.vm, action.host) for action in approved.actions if action.id not in still} - stale.keys()
-    if not stale and not settled:
+    settled = {(action.vm, action.host) for action in approved.actions if action.id not in still} - why.keys()
+    known = {(change.name, change.host) for change in approved.changes}
+    elsewhere = {vm for vm, _ in why}
+    others = [c for c in now.changes if (c.name, c.host) not in known and c.name not in elsewhere]
+    why |= {(c.name, c.host): _since(c) for c in others if c.kind != "blocked"}
+    if not (why or settled or others):
         return approved
-    named = [(change, (change.name, change.host)) for change in approved.changes]
+    named = [(change, (change.name, change.host)) for change in (*approved.changes, *others)]
     refused = tuple(
-        Refusal(fleet=change.fleet, vm=change.name, rule="stale", message=stale[vm])
-        for change, vm in named
-        if vm in stale
+        Refusal(fleet=change.fleet, vm=change.name, rule="stale", message=why[vm]) for change, vm in named if vm in why
     )
     return numbered(
         msgspec.structs.replace(
@@ -275,9 +277,7 @@ def rechecked(approved: Plan, now: Plan) -> Plan:
             id="",
             taken_at=now.taken_at,
             changes=tuple(
-                turned(change, "blocked", stale[vm]) if vm in stale else change
-                for change, vm in named
-                if vm not in settled
+                turned(change, "blocked", why[vm]) if vm in why else change for change, vm in named if vm not in settled
             ),
             unchanged=now.unchanged,
             actions=tuple(action for action in approved.actions if action.id in still),
@@ -285,6 +285,10 @@ def rechecked(approved: Plan, now: Plan) -> Plan:
             unreachable=now.unreachable,
         )
     )
+
+
+def _since(change: VMChange) -> str:
+    return f"needs {change.kind} since after the plan was made; run again"
 
 
 def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Action]:

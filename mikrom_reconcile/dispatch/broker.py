@@ -7,12 +7,14 @@ verified is never made. It must never print a password.
 
 from __future__ import annotations
 
+import secrets
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from mikrom_reconcile.core.errors import SetupError, UsageError
+from mikrom_reconcile.dispatch.keys import Keys
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,6 +95,15 @@ def connect(url: str) -> Redis:
             f"no answer from the broker {without_password(url)}: {error}; {_remedy(str(error))}"
         ) from error
     return client_of(url)
+
+
+def fleet_id(settings: Settings) -> str:
+    """What tells this fleet from every other, by whatever URL it is reached; another one once Redis was emptied."""
+    key = f"{Keys(settings.queue).prefix}:id"
+    with connect(broker_url(settings)) as redis:
+        redis.set(key, secrets.token_hex(8), nx=True)
+        found: Any = redis.get(key)
+        return bytes(found).decode()
 
 
 def _remedy(error: str) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +224,58 @@ def test_nothing_else_goes_with_a_saved_plan(mikrom: Mikrom) -> None:
 
 def test_a_place_where_no_plan_can_be_saved_is_an_error(mikrom: Mikrom) -> None:
     assert "nowhere/plan.json: No such file" in mikrom("plan", "--out", "nowhere/plan.json", code=1).stderr
+
+
+def test_a_plan_is_saved_into_whatever_a_person_names_and_that_stays_what_it_is(mikrom: Mikrom, folder: Path) -> None:
+    (folder / "mine.json").write_text("older")
+    (folder / "mine.json").chmod(0o640)
+    (folder / "link").symlink_to("mine.json")
+    os.mkfifo(folder / "pipe")
+    mikrom("plan", "--out", "link")
+    assert (folder / "link").is_symlink()
+    assert (folder / "mine.json").stat().st_mode & 0o777 == 0o640
+    with subprocess.Popen(["cat", str(folder / "pipe")], stdout=subprocess.PIPE) as reader:
+        mikrom("plan", "--out", "pipe")
+        said, _ = reader.communicate(timeout=20)
+    assert (folder / "pipe").is_fifo()
+    assert json.loads(said)["plan"]["id"] == json.loads((folder / "mine.json").read_text())["plan"]["id"]
+    assert not list(folder.glob(".mikrom-plan-*"))
+    mikrom("apply", "mine.json", "--yes")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes device nodes")
+def test_a_device_stays_a_device(mikrom: Mikrom, folder: Path) -> None:
+    os.mknod(folder / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))  # never the one of this machine
+    mikrom("plan", "--out", "null")
+    assert (folder / "null").is_char_device()
+
+
+def test_a_plan_is_for_the_machine_and_the_state_folder_that_it_was_made_with(
+    mikrom: Mikrom, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mikrom("plan", "--out", "plan.json")
+    monkeypatch.setenv("MIKROM_STATE_DIR", f"{folder}/other")
+    for words in (["--yes"], ["--check"]):
+        told = mikrom("apply", "plan.json", *words, code=1).stderr
+        assert f"made for {folder}/state on " in told
+        assert f"act on {folder}/other on " in told
+    assert names(mikrom) == []
+    (folder / "state").rename(folder / "moved")
+    monkeypatch.setenv("MIKROM_STATE_DIR", f"{folder}/moved")
+    mikrom("apply", "plan.json", "--yes")
+    assert len(names(mikrom)) == 3
+
+
+def test_check_of_a_saved_plan_and_its_apply_agree_about_what_it_did_not_know(mikrom: Mikrom) -> None:
+    mikrom("apply", "--yes")
+    mikrom("plan", "--out", "plan.json")
+    mikrom("stop", "web-001")
+    checked = document("plan", mikrom("apply", "plan.json", "--check", "-o", "json", code=8))
+    assert [(told["vm"], told["rule"]) for told in checked["refusals"]] == [("web-001", "stale")]
+    assert document("run", mikrom("apply", "plan.json", "--yes", "-o", "json", code=8))["outcomes"] == []
+
+
+def test_a_dash_is_no_file(mikrom: Mikrom, folder: Path) -> None:
+    for words in (["plan", "-"], ["plan", "--out", "-"], ["validate", "-"], ["init", "-"], ["apply", "--yes", "-"]):
+        assert "standard input" in mikrom(*words, code=64).stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["specs"]

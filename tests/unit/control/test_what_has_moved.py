@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mikrom_reconcile.control.reconcile import moved
+from mikrom_reconcile.control.reconcile import moved, rechecked
 from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.plan import actions_of
 from tests.samples import change, desired, observed, plan
@@ -41,3 +41,23 @@ def test_a_removal_says_nothing_of_the_vm_that_is_kept_elsewhere() -> None:
     seen = observed("web-000")
     delete = change("web-000", "delete", host="hv1", observed=seen)
     assert told(delete, change("web-000", "start", host="hv2", desired=WANTED, observed=seen)) == []
+
+
+def test_a_check_tells_a_vm_that_moved_once() -> None:
+    create = change("web-000", "create", host="hv1", desired=WANTED)
+    found = rechecked(planned(create), planned(change("web-000", "create", host="hv2", desired=WANTED)))
+    assert [(told.name, told.host, told.kind) for told in found.changes] == [("web-000", "hv1", "blocked")]
+    assert len(found.refusals) == 1
+
+
+def test_a_check_tells_what_the_plan_knew_nothing_of_and_keeps_what_guards_said() -> None:
+    held = change("db-000", "blocked", host="hv1", desired=WANTED, reasons=("protected",))
+    found = rechecked(planned(), planned(change("web-000", "start", host="hv1", desired=WANTED), held))
+    assert {told.name: told.kind for told in found.changes} == {"web-000": "blocked", "db-000": "blocked"}
+    assert [(told.vm, told.rule) for told in found.refusals] == [("web-000", "stale")]
+    assert found.actions == ()
+
+
+def test_a_check_of_a_world_that_stands_still_is_the_plan_itself() -> None:
+    approved = planned(change("web-000", "create", host="hv1", desired=WANTED))
+    assert rechecked(approved, approved) is approved

@@ -23,6 +23,7 @@ BROKEN_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command in `argv`, or in the arguments of this process."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_what_is_closed()
     _never_fail_to_encode()
     try:
         code = _quick(words)
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_output()
         return BROKEN_PIPE
+    except OSError as error:  # all others are told where they happen
+        _discard_output()
+        sys.stderr.write(f"error: standard output: {error.strerror}; what was done is in `mikrom history`\n")
+        return 1
     return code
 
 
@@ -75,6 +80,18 @@ def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _open_what_is_closed() -> None:
+    """A stream that was closed (`>&-`) would leave its number to the next file, for every child to write into.
+
+    Nothing can be written to stdout then either, and that is an error; what nobody reads of stderr is none.
+    """
+    for fd, (name, flags) in enumerate((("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, flags), fd)
+            os.set_inheritable(fd, True)  # noqa: FBT003 - the function has no names
+            setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8"))  # noqa: PTH123, SIM115 - a descriptor
 
 
 def _never_fail_to_encode() -> None:

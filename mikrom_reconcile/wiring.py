@@ -114,9 +114,11 @@ def broker_of(settings: Settings) -> str | None:
 def place_of(settings: Settings) -> tuple[str, str]:
     """Which hosts are meant here, as an id and in words: those of a fleet, or this machine with its state folder."""
     if settings.broker_url:
+        from mikrom_reconcile.control.stores.redis import lost_told
         from mikrom_reconcile.dispatch.broker import fleet_id, without_password
 
-        return fleet_id(settings), f"the fleet of {without_password(settings.broker_url)}"
+        with lost_told():
+            return fleet_id(settings), f"the fleet of {without_password(settings.broker_url)}"
     machine = Path("/etc/machine-id")
     try:
         here = f"{machine.read_text() if machine.exists() else ''}{id_of(settings.state_dir)}"

@@ -183,6 +183,7 @@ def _folder(name: str, variable: str, folder: Path) -> Check:
 
 def _broker(settings: Settings) -> Iterator[Check]:
     """Only where a broker is set or a `mikrom up` runs."""
+    from mikrom_reconcile.control.stores.redis import lost_told
     from mikrom_reconcile.dispatch.source_sync import source_state  # with it comes redis
 
     try:
@@ -190,7 +191,7 @@ def _broker(settings: Settings) -> Iterator[Check]:
         if url is None:
             yield Check(name="broker", state="ok", found="none: embedded, this machine is the only host")
             return
-        with connect(url) as redis:
+        with connect(url) as redis, lost_told():
             yield Check(name="broker", state="ok", found=f"{without_password(url)} answers")
             if (source := source_state(redis, Keys(settings.queue))) is not None:
                 yield _source(source)

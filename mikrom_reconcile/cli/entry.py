@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
 
 import click
 
 from mikrom_reconcile.cli.root import root
 from mikrom_reconcile.cli.terminal import show, style_of, warn
 from mikrom_reconcile.core.errors import BusyError, MikromError, PastDeadlineError, SpecError, UsageError
+from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.problem_text import problems_text
 from mikrom_reconcile.output.verdict import LATE
@@ -26,7 +30,7 @@ INTERRUPTED = 130
 
 
 def run(words: Sequence[str]) -> int:
-    """The exit code of `mikrom WORDS`. What went wrong is on stderr. BrokenPipeError is the caller's matter."""
+    """The exit code of `mikrom WORDS`. What went wrong is on stderr; a stdout that fails is the caller's matter."""
     if instruction := os.environ.get(COMPLETE_VARIABLE):
         from click.shell_completion import shell_complete
 
@@ -44,12 +48,37 @@ def run(words: Sequence[str]) -> int:
         show("\nInterrupted: nothing more was begun. What was under way is brought to its end.\n", sys.stderr)
         return INTERRUPTED
     except click.ClickException as error:
-        error.show()
-        return USAGE
+        with suppress(OSError):
+            error.show()
+        return _documented(words, error.format_message(), USAGE)
     except MikromError as error:
-        return _told(error)
-    except Exception:  # noqa: BLE001 - the last place where a mistake of ours can be told
-        return _internal()
+        problems = error.problems if isinstance(error, SpecError) else ()
+        return _documented(words, str(error), _told(error), problems)
+    except Exception as error:
+        if isinstance(error, OSError) and _was_written(error):
+            raise
+        return _documented(words, f"mikrom made a mistake: {error}", _internal())
+
+
+def _was_written(error: OSError) -> bool:
+    """Whether it is stdout that failed, and nothing else."""
+    from traceback import walk_tb
+
+    writers = {show.__code__, click.echo.__code__}
+    return any(frame.f_code in writers for frame, _ in walk_tb(error.__traceback__))
+
+
+def _documented(words: Sequence[str], message: str, code: int, problems: Sequence[SpecProblem] = ()) -> int:
+    """`code`, after whoever asked for a form that programs read has the error in that form on stdout."""
+    form = ""
+    for word, following in pairwise((*words, "")):
+        if word in {"-o", "--output"}:
+            form = following
+        elif word.startswith(("-o", "--output=")):
+            form = word.removeprefix("-o").removeprefix("--output=")
+    if form in formats.ERROR:
+        show(formats.ERROR[form](one_line(message), code, problems))
+    return code
 
 
 def _told(error: MikromError) -> int:

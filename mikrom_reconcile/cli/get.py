@@ -10,7 +10,15 @@ from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.follow_run import KEPT
 from mikrom_reconcile.cli.history import history
-from mikrom_reconcile.cli.look import names_for_tab, unknown, views_of, vms_in, wanted_by_fleet, warn_of_dark_hosts
+from mikrom_reconcile.cli.look import (
+    dark,
+    names_for_tab,
+    unknown,
+    views_of,
+    vms_in,
+    wanted_by_fleet,
+    warn_of_dark_hosts,
+)
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.output.history_text import events
 from mikrom_reconcile.output.look_documents import description_document, vms_document
@@ -30,7 +38,7 @@ def vms(form: str) -> int:
     """Every VM on every host, as its host sees it. Exits with 4 when a host could not be read."""
     views = views_of(wiring.open_engine(settings.load()))
     rows = vms_in(views)
-    present(form, lambda: vms_document(rows), lambda style: vms_text(rows, datetime.now(UTC), style))
+    present(form, lambda: vms_document(rows) | dark(views), lambda style: vms_text(rows, datetime.now(UTC), style))
     return UNREACHABLE if warn_of_dark_hosts(views) else 0
 
 
@@ -51,7 +59,7 @@ def fleets(paths: tuple[str, ...], form: str) -> int:
     current = settings.load()
     views = views_of(wiring.open_engine(current))
     found = status_of(views, wanted_by_fleet(current, paths, views), None).fleets
-    present(form, lambda: {"fleets": found}, lambda style: fleets_text(found, style))
+    present(form, lambda: {"fleets": found} | dark(views), lambda style: fleets_text(found, style))
     return UNREACHABLE if warn_of_dark_hosts(views) else 0
 
 
@@ -69,7 +77,7 @@ def describe(name: str, paths: tuple[str, ...], form: str) -> int:
     views = views_of(engine)
     status = status_of(views, wanted_by_fleet(current, paths, views), None)
     done = events(engine.store.runs(KEPT), name)
-    document = description_document(name, views, status.fleets, status.hosts, done)
+    document = description_document(name, views, status.fleets, status.hosts, done) | dark(views)
     if not document["found"]:
         known = [*(row.name for row in vms_in(views)), *(host.host for host in status.hosts)]
         raise unknown(name, [*known, *(fleet.fleet for fleet in status.fleets)], views)

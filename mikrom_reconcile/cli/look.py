@@ -43,12 +43,17 @@ def vms_in(views: tuple[HostView, ...]) -> list[ObservedVM]:
     return sorted((vm for view in views if view.report for vm in view.report.vms), key=lambda vm: (vm.name, vm.host))
 
 
+def dark(views: tuple[HostView, ...]) -> dict[str, dict[str, str]]:
+    """The field of a document that says which hosts gave no report, and why."""
+    return {"unreachable": {view.host: view.error for view in views if view.report is None}}
+
+
 def warn_of_dark_hosts(views: tuple[HostView, ...]) -> bool:
     """Name on stderr every host that gave no report; whether there was one."""
-    dark = [view for view in views if view.report is None]
-    for view in dark:
-        warn(f"host {view.host} could not be read: {view.error}; its VMs are not shown")
-    return bool(dark)
+    unreachable = dark(views)["unreachable"]
+    for host, error in unreachable.items():
+        warn(f"host {host} could not be read: {error}; its VMs are not shown")
+    return bool(unreachable)
 
 
 def unknown(name: str, known: Iterable[str], views: tuple[HostView, ...]) -> MikromError:

@@ -6,7 +6,7 @@ import click
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.look import specs_in, views_of, warn_of_dark_hosts
+from mikrom_reconcile.cli.look import dark, specs_in, views_of, warn_of_dark_hosts
 from mikrom_reconcile.cli.terminal import present, warn
 from mikrom_reconcile.core.desired import wanted
 from mikrom_reconcile.core.errors import SourceError
@@ -27,7 +27,7 @@ def orphans(paths: tuple[str, ...], form: str) -> int:
     project, names = _wanted(settings, paths)
     views = views_of(wiring.open_engine(settings), strays=True)
     found = orphans_in(views, project, names)
-    present(form, lambda: {"orphans": found}, lambda style: orphans_text(found, style))
+    present(form, lambda: {"orphans": found} | dark(views), lambda style: orphans_text(found, style))
     return UNREACHABLE if warn_of_dark_hosts(views) else 0
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from contextlib import suppress
 
-from mikrom_reconcile.cli.terminal import is_live, style_of
+from mikrom_reconcile.cli.terminal import is_live, show, style_of
 from mikrom_reconcile.core.model.run import ActionOutcome
 from mikrom_reconcile.output.run_text import outcome_line
 from mikrom_reconcile.output.style import PLAIN
@@ -33,25 +32,20 @@ class Progress:
         failed = outcome.result in FAILED
         self._failed += failed
         if not self._live:
-            self._write(f"{outcome_line(outcome, self._style)}\n")
+            show(f"{outcome_line(outcome, self._style)}\n", sys.stderr)
             return
         if failed:
-            self._write(f"\r\x1b[K{outcome_line(outcome, self._style)}\n")
+            show(f"\r\x1b[K{outcome_line(outcome, self._style)}\n", sys.stderr)
         if failed or time.monotonic() - self._drawn_at > _REDRAW_S:
             self._draw(outcome)
 
     def close(self) -> None:
         """Remove the moving line."""
         if self._live and self._drawn_at:
-            self._write("\r\x1b[K")
+            show("\r\x1b[K", sys.stderr)
 
     def _draw(self, outcome: ActionOutcome) -> None:
         self._drawn_at = time.monotonic()
         failed = f", {self._failed} failed" if self._failed else ""
         line = f"{self._done}/{max(self._total, self._done)}{failed} · {outcome_line(outcome, PLAIN)}"
-        self._write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
-
-    def _write(self, text: str) -> None:
-        with suppress(OSError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        show(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", sys.stderr)

@@ -8,7 +8,7 @@ import click
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.look import names_for_tab, specs_in, unknown, views_of, vms_in, warn_of_dark_hosts
+from mikrom_reconcile.cli.look import dark, names_for_tab, specs_in, unknown, views_of, vms_in, warn_of_dark_hosts
 from mikrom_reconcile.cli.run_request import request_for
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.core.desired import wanted
@@ -63,6 +63,6 @@ def explain(name: str, paths: tuple[str, ...], form: str, extra_vars: dict[str, 
     told = story_of(name, specs, planned, views, here=current.host)
     if told is None:
         raise unknown(name, [*(vm.name for vm in expand(specs)), *(row.name for row in vms_in(views))], views)
-    present(form, lambda: explanation_document(told), lambda style: explanation_text(told, style))
+    present(form, lambda: explanation_document(told) | dark(views), lambda style: explanation_text(told, style))
     warn_of_dark_hosts(views)
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import TextIO
 
 from mikrom_reconcile.output import formats
@@ -27,10 +28,11 @@ def style_of(stream: TextIO, *, full: bool = False) -> Style:
 
 
 def show(text: str, stream: TextIO | None = None) -> None:
-    """Write to stdout, or to `stream`, at once."""
+    """Write to stdout, or to `stream`, at once. Nothing fails because nobody hears what goes to stderr."""
     target = stream or sys.stdout
-    target.write(text)
-    target.flush()
+    with suppress(OSError) if target is sys.stderr else nullcontext():
+        target.write(text)
+        target.flush()
 
 
 def present(form: str, document: Callable[[], Document], text: Callable[[Style], str]) -> None:

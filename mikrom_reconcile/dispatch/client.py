@@ -15,17 +15,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from kombu.exceptions import OperationalError
-from redis import RedisError
-
 from mikrom_reconcile.control.ports import Hosts, RunStore
-from mikrom_reconcile.control.stores.redis import RedisStore
-from mikrom_reconcile.core.errors import MikromError, PastDeadlineError, SetupError
+from mikrom_reconcile.control.stores.redis import RedisStore, lost_told
+from mikrom_reconcile.core.errors import MikromError, PastDeadlineError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.broker import connect, without_password
+from mikrom_reconcile.dispatch.broker import connect
 from mikrom_reconcile.dispatch.calls import Answer, Call, pack, unpack
 from mikrom_reconcile.dispatch.errors_on_the_wire import Failure, error_of
 from mikrom_reconcile.dispatch.keys import FIRST, LEFTOVER_S
@@ -52,23 +49,22 @@ class RemoteEngine:
         self._app = make_app(replace(settings, broker_url=broker_url))
         self._keys = self._app.keys
         self._redis = connect(broker_url)
-        self._broker = without_password(broker_url)
         self.hosts: Hosts = CeleryHosts(self._app, self._redis)
         self.store: RunStore = RedisStore(self._redis, prefix=self._keys.prefix)
 
     def source(self) -> SourceState | None:
         """What the last look of a control worker at MIKROM_SPECS gave. Raises SetupError."""
-        with self._told():
+        with lost_told():
             return source_state(self._redis, self._keys)
 
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
         """Runs that wait for a control worker, go on, or ended without a report. Raises SetupError."""
-        with self._told():
+        with lost_told():
             return unfinished_runs(self._redis, self._keys)
 
     def hand_over(self, request: RunRequest, plan: Plan) -> None:
         """Have a control worker carry out `plan`, and leave. It begins within the run's time, or not at all."""
-        with self._told():
+        with lost_told():
             self._keep(request, plan, kept_s=int(request.timeout_s) + 1)
             tell(self._redis, self._keys, waiting_run(request, len(plan.actions)))
             self._send("mikrom.apply", request, {"call": None, "plan": plan.id})
@@ -77,7 +73,8 @@ class RemoteEngine:
         """What the request would change. Raises SpecError, SourceError, and MikromError without a control worker."""
         with self._asking(request, "mikrom.plan", {}, deadline_s=_PLAN_S) as answers:
             next(answers)
-        packed: Any = self._redis.get(self._keys.plan(request.run_id))
+        with lost_told():
+            packed: Any = self._redis.get(self._keys.plan(request.run_id))
         if packed is None:
             raise MikromError("the plan vanished from Redis; was it emptied? plan again")
         return unpack(packed, Plan)
@@ -98,7 +95,7 @@ class RemoteEngine:
         self, request: RunRequest, task: str, arguments: dict[str, Any], *, deadline_s: float, plan: Plan | None = None
     ) -> Iterator[Iterator[Answer]]:
         """The answers of a control worker to `task`."""
-        with self._told():
+        with lost_told():
             self._keep(request, plan, kept_s=LEFTOVER_S)
             with Call(self._redis, self._keys, f"{request.run_id}-{secrets.token_hex(4)}") as call:
                 call.listen("control")
@@ -122,16 +119,6 @@ class RemoteEngine:
             ignore_result=True,
             kwargsrepr=f"run {request.run_id} · {request.origin}",
         )
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """A lost broker is a SetupError."""
-        try:
-            yield
-        except (RedisError, OperationalError) as error:
-            raise SetupError(
-                f"the broker {self._broker} was lost: {error}; whatever had begun goes on, run again to see"
-            ) from error
 
     def _follow(self, call: Call, until: float) -> Iterator[Answer]:
         """What the control worker says after it has accepted the call. Raises what it raised."""

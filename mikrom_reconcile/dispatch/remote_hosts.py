@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from mikrom_reconcile import __version__
+from mikrom_reconcile.control.stores.redis import lost_told
 from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
@@ -51,6 +52,7 @@ class CeleryHosts:
         self._redis = redis
         self._keys = app.keys
 
+    @lost_told()
     def names(self) -> tuple[str, ...]:
         """The hosts whose workers live, or lived within the last day, sorted."""
         return known(self._redis, self._keys)
@@ -128,6 +130,7 @@ class CeleryHosts:
                 for host in watch.gone():
                     yield from window.lose(host, "the host's worker died or was restarted")
 
+    @lost_told()
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
         watch = _Watch(self._redis, self._keys)

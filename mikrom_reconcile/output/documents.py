@@ -90,6 +90,11 @@ def validation_document(problems: Sequence[SpecProblem], documents: int, vms: in
     return {"valid": not problems, "documents": documents, "vms": vms, "fleets": fleets, "problems": problems}
 
 
+def error_document(message: str, exit_code: int, problems: Sequence[SpecProblem]) -> Document:
+    """Instead of what was asked for: why there is none. `problems` are those of the specs."""
+    return {"error": message, "exit_code": exit_code, "problems": problems}
+
+
 def doctor_document(checks: Sequence[Check], settings: Sequence[SettingLine]) -> Document:
     """What was checked, and every setting with its secrets masked."""
     return {"broken": any(check.state == "broken" for check in checks), "checks": checks, "settings": settings}

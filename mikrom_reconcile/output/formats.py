@@ -10,6 +10,7 @@ from mikrom_reconcile.core.model.run import RunReport
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output.documents import (
     Document,
+    error_document,
     json_of,
     plan_document,
     run_document,
@@ -51,6 +52,15 @@ VALIDATION: Final[Mapping[str, Callable[[Sequence[SpecProblem], Counts], str]]] 
     "sarif": lambda problems, _counts: problems_sarif(problems),
     "junit": lambda problems, _counts: problems_junit(problems),
 }
+
+ERROR: Final[Mapping[str, Callable[[str, int, Sequence[SpecProblem]], str]]] = {
+    "json": lambda message, code, problems: json_of(error_document(message, code, problems)),
+    "yaml": lambda message, code, problems: yaml_of(error_document(message, code, problems)),
+    "github": lambda message, _code, problems: problems_github(problems, message),
+    "sarif": lambda message, _code, problems: problems_sarif(problems, message),
+    "junit": lambda message, _code, problems: problems_junit(problems, message),
+}
+"""What a command says that came to nothing, to whoever asked for a form that programs read."""
 
 
 def _fine(documents: int, vms: int, fleets: int) -> str:

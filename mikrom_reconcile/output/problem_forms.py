@@ -17,9 +17,9 @@ _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/sche
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
 
 
-def problems_github(problems: Sequence[SpecProblem]) -> str:
-    """Workflow commands: each becomes an annotation on its line of a pull request."""
-    return "".join(
+def problems_github(problems: Sequence[SpecProblem], error: str = "") -> str:
+    """Workflow commands: each becomes an annotation on its line of a pull request; an `error` has no line."""
+    return (f"::error::{_data(error)}\n" if error else "") + "".join(
         f"::error file={_property(problem.path)},line={problem.line},col={problem.column}::{_data(sentence(problem))}\n"
         for problem in problems
     )
@@ -33,13 +33,15 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def problems_sarif(problems: Sequence[SpecProblem]) -> str:
-    """A SARIF 2.1.0 log with one run."""
+def problems_sarif(problems: Sequence[SpecProblem], error: str = "") -> str:
+    """A SARIF 2.1.0 log with one run, which an `error` kept from its end."""
+    told = [{"level": "error", "message": {"text": error}}]
     driver = {"name": "mikrom", "version": __version__, "rules": [{"id": "spec"}]}
     run = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
         "results": [_result(problem) for problem in problems],
+        **({"invocations": [{"executionSuccessful": False, "toolExecutionNotifications": told}]} if error else {}),
     }
     log = {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
     return json_text(msgspec.json.format(msgspec.json.encode(log), indent=2).decode()) + "\n"
@@ -65,10 +67,12 @@ def _uri(path: str) -> str:
     return f"file://{encoded}" if encoded.startswith("/") else encoded
 
 
-def problems_junit(problems: Sequence[SpecProblem]) -> str:
-    """A JUnit report: a failed test case for each problem, or one that passed."""
-    cases = [_case(problem) for problem in problems] or ['    <testcase classname="specs" name="validate"/>\n']
-    counts = f'tests="{len(cases)}" failures="{len(problems)}" errors="0" skipped="0"'
+def problems_junit(problems: Sequence[SpecProblem], error: str = "") -> str:
+    """A JUnit report: a failed test case for each problem, one for an `error`, or one that passed."""
+    why = f'><error message="{_xml(error)}"/></testcase>' if error else "/>"
+    cases = [] if problems and not error else [f'    <testcase classname="specs" name="validate"{why}\n']
+    cases += [_case(problem) for problem in problems]
+    counts = f'tests="{len(cases)}" failures="{len(problems)}" errors="{int(bool(error))}" skipped="0"'
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         f'<testsuites name="mikrom validate" {counts}>\n'

@@ -150,7 +150,7 @@ def test_a_lease_in_a_redis_that_was_emptied_is_lost_and_its_token_grows_from_wh
         taken.release()
     finally:
         fleet.close()
-    with pytest.raises(SetupError, match="store of the fleet was lost"):
+    with pytest.raises(SetupError, match="the broker was lost"):
         store.placements("demo")
 
 

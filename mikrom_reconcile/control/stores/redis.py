@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
+from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from mikrom_reconcile.core.errors import BusyError, SetupError
@@ -93,7 +94,7 @@ class RedisStore:
         key = f"{self._prefix}:lease:{scope}"
         value = f"{secrets.token_hex(8)} {holder}"
         taken_at = time.monotonic()
-        with _told():
+        with lost_told():
             answer = self._redis.eval(_TAKE, 2, key, f"{self._prefix}:token:{scope}", value, _ms(ttl_s), at_least)
         if isinstance(answer, bytes):
             other = answer.decode().partition(" ")[2]
@@ -103,7 +104,7 @@ class RedisStore:
     def placements(self, project: str) -> Placements:
         """Where the project's VMs were last known to be; empty when nothing is remembered."""
         key = self._placements(project)
-        with _told():
+        with lost_told():
             digest: Any = self._redis.hget(key, "digest")
             known = self._known.get(project)
             if known is not None and known[0] == digest:
@@ -120,7 +121,7 @@ class RedisStore:
         key = self._placements(project)
         content = msgspec.json.encode(placements)
         digest = blake2b(content, digest_size=16).hexdigest()
-        with _told():
+        with lost_told():
             if self._redis.hget(key, "digest") != digest.encode():
                 self._redis.hset(key, mapping={"digest": digest, "content": content})
 
@@ -129,14 +130,14 @@ class RedisStore:
         pipe = self._redis.pipeline()
         pipe.lpush(self._runs, msgspec.json.encode(report))
         pipe.ltrim(self._runs, 0, KEPT_RUNS - 1)
-        with _told():
+        with lost_told():
             pipe.execute()
 
     def runs(self, limit: int) -> tuple[RunReport, ...]:
         """The latest reports, newest first; those that another release wrote in another shape are left out."""
         if limit < 1:
             return ()
-        with _told():
+        with lost_told():
             found: Any = self._redis.lrange(self._runs, 0, limit - 1)
         return tuple(report for entry in found if (report := _decoded(entry, RunReport)) is not None)
 
@@ -161,8 +162,9 @@ def _decoded(encoded: bytes, kind: type[T]) -> T | None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def lost_told() -> Iterator[None]:
+    """A lost broker is a SetupError, in the same words whoever meets it."""
     try:
         yield
-    except RedisError as error:
-        raise SetupError(f"the store of the fleet was lost: {error}; is Redis running?") from error
+    except (RedisError, OperationalError) as error:
+        raise SetupError(f"the broker was lost: {error}; whatever had begun goes on, run again to see") from error

@@ -80,13 +80,13 @@ def make_source(settings: Settings) -> LastGood:
     """MIKROM_SPECS as scheduled runs use it, with the last good revision below the state folder."""
     from mikrom_reconcile.control.sources.cache import FolderCache
     from mikrom_reconcile.control.sources.last_good import LastGood
-    from mikrom_reconcile.core.desired import checked
+    from mikrom_reconcile.core.desired import checked, wanted
 
     cache = FolderCache(settings.state_dir / "cache")
     return LastGood(
         settings.specs or "",
         read=lambda known: read_tree(settings, (), known),
-        check=lambda tree: checked(tree, schemas(), here=settings.host, cache=cache),
+        check=lambda tree: wanted(checked(tree, schemas(), here=settings.host, cache=cache), here=settings.host),
         kept=FolderCache(settings.state_dir / "source"),
     )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from msgspec.structs import replace
+
 from mikrom_reconcile.core.addresses import Addresses, clashes, still_good
 from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.documents import Flaw, Schemas
@@ -113,7 +115,11 @@ def wanted(specs: Specs, *, here: str) -> DesiredState:
     """
     pending = expand(specs)
     resolver = Resolver(specs)
-    one_of_each = {id(vm.recipe): vm for vm in reversed(pending)}  # what cannot be answered on a host cannot for any VM
+    empty = [replace(fleet, replicas=1) for fleet in specs.fleets if fleet.replicas == 0]
+    specimens = expand(replace(specs, fleets=tuple(empty)))  # what nobody is made from yet
+    one_of_each = {
+        id(vm.recipe): vm for vm in reversed((*pending, *specimens))
+    }  # what cannot be answered on a host cannot for any VM
     for vm in one_of_each.values():
         hosts = vm.hosts or (here,)
         for host in hosts if vm.recipe.looked_up else hosts[:1]:

@@ -7,7 +7,7 @@ host is known. VMs that come out equal share one spec object, so that a fleet of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from operator import attrgetter
 from typing import Any
@@ -20,13 +20,13 @@ from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.lifecycle import UP
 from mikrom_reconcile.core.merging import merged
 from mikrom_reconcile.core.model.desired import NAME_LENGTH, Machine, State, VMSpec
-from mikrom_reconcile.core.model.devices import Check, NetworkInterface
+from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.networks import WHOLE
-from mikrom_reconcile.core.schema_words import nearest
+from mikrom_reconcile.core.schema_words import expectation, in_words, nearest
 from mikrom_reconcile.core.specs import VM_NAME, FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
-from mikrom_reconcile.core.yaml_words import shown
+from mikrom_reconcile.core.vm_checks import problems_in
 
 PER_VM = frozenset({"name", "index"})
 """Variables that differ from VM to VM."""
@@ -146,15 +146,18 @@ def fleet_layers(fleet: FleetSpec, specs: Specs) -> tuple[Layer, ...]:
 
 
 def scope_of(vm: PendingVM, specs: Specs, host: str | None) -> Scope:
-    """What variables mean for a VM; without a host, host variables are not defined."""
+    """What variables mean for a VM; without a host, those of hosts in which all agree that may have it."""
     built_in: dict[str, Any] = {"name": vm.name}
     if vm.index is not None:
         built_in["index"] = vm.index
+    inventory = specs.inventory or Inventory()
     beneath: tuple[Layer, ...] = ()
     if host is not None:
-        inventory = specs.inventory or Inventory()
         built_in["host"] = inventory.facts(host)
         beneath = inventory.layers(host)
+    elif vm.hosts is not None:
+        built_in["host"] = inventory.agreed(vm.fleet.pattern if vm.hosts is vm.fleet.hosts else vm.hosts[0])
+        beneath = (Layer(origin="every host that may have it", values=built_in["host"]),)
     return Scope(Layer(origin="built in", values=built_in), *fleet_layers(vm.fleet, specs), *beneath)
 
 
@@ -208,32 +211,44 @@ class Resolver:
         return found
 
     def _resolved(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
+        known = len(self.flaws)
+        state, spec = self._converted(vm, host)
+        for path, message in problems_in(spec) if len(self.flaws) == known else ():
+            self._tell(vm, path, message)
+        return (state, spec) if len(self.flaws) == known else ("running", VMSpec(image="hello"))
+
+    def _converted(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
+        fields: dict[str, Any] = {}
         try:
             fields = self._fields(vm, host)
-            state = msgspec.convert(fields, _Stated).state
             image = self._specs.images.get(str(fields.get("image")))
             if image is not None:
                 fields = {"boot_args": image.boot_args, "boot": image.boot} | fields
             spec = msgspec.convert(fields, VMSpec)
-            if image is not None:
-                self._look_at_checks(vm, spec)
-                return state, self._on_networks(vm, spec)
-            pointer = _where(vm, min(names_in(vm.recipe.fields["image"])))
-            self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: unknown image {spec.image!r}"))
+            if image is None:
+                self._tell(
+                    vm, ("image",), f"unknown image {spec.image!r}", nearest(spec.image, tuple(self._specs.images))
+                )
+            return msgspec.convert(fields, _Stated).state, self._on_networks(vm, spec)
         except VariableError:
-            for error in self._unanswered(vm, host):
-                self.flaws.append(_flaw(vm.fleet, _where(vm, error.name), f"{vm.name}: {error}"))
-        except msgspec.ValidationError as error:
-            what, _, where = str(error).partition(" - at `$")
-            path = where.rstrip("`").lstrip(".").replace("[...]", ".*")  # it does not say which of the named things
-            pointer = ("spec", "template", *path.partition(".*")[0].split(".")) if path else ("spec", "template")
-            self.flaws.append(_flaw(vm.fleet, pointer, f"{vm.name}: {path or 'template'}: {what.replace('`', '')}"))
+            for text, error in self._unanswered(vm, host):
+                self.flaws.append(_flaw(vm.fleet, _where(vm, error.name, text), f"{vm.name}: {error}"))
+        except msgspec.ValidationError:
+            for path, value, wanted in _misfits(fields):
+                written = _dig(vm.recipe.fields, path)
+                found = "missing" if value is None else in_words(value) + self._from(vm, host, written)
+                self._tell(vm, path, f"{'.'.join(path)} is {found}; {wanted}")
         return "running", VMSpec(image="hello")
 
-    def _look_at_checks(self, vm: PendingVM, spec: VMSpec) -> None:
-        for name, check in spec.checks.items():
-            for complaint in check_complaints(check):
-                self.flaws.append(_flaw(vm.fleet, ("spec", "template", "checks", name), f"{vm.name}: {complaint}"))
+    def _from(self, vm: PendingVM, host: str, written: Any) -> str:
+        """Which variables made a value, and where each is set."""
+        scope = scope_of(vm, self._specs, host)
+        names = sorted(names_in(written))
+        scope.resolve(written)
+        return f" ({', '.join(f'${{{name}}}: {scope.used[name][1]}' for name in names)})" if names else ""
+
+    def _tell(self, vm: PendingVM, path: tuple[str | int, ...], message: str, hint: str = "") -> None:
+        self.flaws.append(_flaw(vm.fleet, written_at(vm, path), f"{vm.name}: {message}", hint))
 
     def _on_networks(self, vm: PendingVM, spec: VMSpec) -> VMSpec:
         """The spec with what the networks of its interfaces say."""
@@ -241,21 +256,19 @@ class Resolver:
         return msgspec.structs.replace(spec, network_interfaces=interfaces) if interfaces else spec
 
     def _on_network(self, vm: PendingVM, name: str, nic: NetworkInterface) -> NetworkInterface:
-        own = vm.fleet.instances.get(vm.name, {}).get("network_interfaces", {})
-        written = ("instances", vm.name) if name in own else ("template",)
-        pointer = ("spec", *written, "network_interfaces", name)
+        path = ("network_interfaces", name)
         network = self._specs.networks.get(nic.network)
         if network is None:
             message, hint = f"unknown network {nic.network!r}", nearest(nic.network, tuple(self._specs.networks))
-            self.flaws.append(_flaw(vm.fleet, (*pointer, "network"), f"{vm.name}: {message}", hint))
+            self._tell(vm, (*path, "network"), message, hint)
             return nic
         if nic.ip is not None:
             if complaint := network.complaint(nic.ip):
-                self.flaws.append(_flaw(vm.fleet, (*pointer, "ip"), f"{vm.name}: {complaint}"))
+                self._tell(vm, (*path, "ip"), complaint)
         elif (nic.pool or WHOLE) not in network.pools:
             said = f"network {network.name} has no pool {nic.pool!r}" if nic.pool else "say which pool, or which ip"
             hint = nearest(nic.pool or "", tuple(network.pools))
-            self.flaws.append(_flaw(vm.fleet, (*pointer, "pool"), f"{vm.name}: {said}", hint))
+            self._tell(vm, (*path, "pool"), said, hint)
         return msgspec.structs.replace(nic, cidr=network.cidr, gateway=network.gateway, nat=network.nat)
 
     def _fields(self, vm: PendingVM, host: str) -> dict[str, Any]:
@@ -268,28 +281,79 @@ class Resolver:
         """What variables mean once the host is known, and before."""
         return scope_of(vm, self._specs, host), scope_of(vm, self._specs, None)
 
-    def _unanswered(self, vm: PendingVM, host: str) -> Iterator[VariableError]:
-        """Why a text cannot be resolved, for each that cannot."""
+    def _unanswered(self, vm: PendingVM, host: str) -> Iterator[tuple[str, VariableError]]:
+        """Each text that cannot be resolved, and why."""
         scopes = self._scopes(vm, host)
         for key, value in vm.recipe.fields.items():
             for text in _texts_in(value):
                 try:
                     scopes[key in _DECIDES_PLACEMENT].resolve(text)
                 except VariableError as error:
-                    yield error
+                    yield text, self._disagreeing(vm, error) if key in _DECIDES_PLACEMENT else error
+
+    def _disagreeing(self, vm: PendingVM, error: VariableError) -> VariableError:
+        """Why what decides placement has no answer, although some host has one."""
+        found: dict[str, str] = {}
+        for host in vm.hosts or ():
+            try:
+                value = in_words(scope_of(vm, self._specs, host).lookup(error.name))
+            except VariableError:
+                value = "not set"
+            found.setdefault(value, host)
+        if len(found) < _UNLIKE:
+            return error
+        told = " and ".join(f"{value} on {host}" for value, host in list(found.items())[:_UNLIKE])
+        why = "what decides placement must be the same on every host that may have the VM"
+        message = f"${{{error.name}}} is {told}; {why}: narrow its hosts, or write the value"
+        return VariableError(message, error.name)
 
 
-def check_complaints(check: Check) -> Iterator[str]:
-    """What a schema cannot see in a check."""
-    if check.type == "tcp" and check.port is None:
-        yield "a tcp check needs a port"
-    if check.type == "console" and check.expect is None and check.deny is None:
-        yield "a console check needs expect, deny or both"
-    for word in (check.expect, check.deny):
-        try:
-            re.compile(word or "")
-        except re.error as error:
-            yield f"{shown(word or '')} is no regular expression: {error}"
+def _misfits(fields: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    """Each field that is not what it must be: its path, its value, and what it must be."""
+    for key, value in ({"image": None} | fields).items():
+        named = key in _OF_NAMED_THINGS and isinstance(value, dict)
+        for name in value if named else ("",):
+            try:
+                msgspec.convert({"image": "", key: {name: value[name]} if named else value}, VMSpec)
+            except msgspec.ValidationError as error:
+                what, _, where = str(error).partition(" - at `$")
+                steps = where.rstrip("`").replace("[...]", f".{name}").split(".")[1:]
+                missing = re.search("missing required field `(.*)`", what)
+                path = (*steps, missing[1]) if missing else tuple(steps)
+                yield path, _dig(fields, path), expectation(what)
+
+
+_UNLIKE = 2
+
+_OF_NAMED_THINGS = frozenset({"drives", "network_interfaces", "checks"})
+
+
+def _dig(fields: dict[str, Any], path: tuple[str | int, ...]) -> Any:
+    value: Any = fields
+    for step in path:
+        value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
+def layers(vm: PendingVM) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, Any]]]:
+    """What may say something about a VM, the strongest first: its name, its place, and what it says."""
+    fleet = vm.fleet
+    if vm.name in fleet.instances:
+        yield f"instance {vm.name}", ("spec", "instances", vm.name), fleet.instances[vm.name]
+    for number in reversed(range(len(fleet.overrides))):
+        override = fleet.overrides[number]
+        if fnmatchcase(vm.name, override.match):
+            yield f"override {override.match}", ("spec", "overrides", number), override.fields
+    yield "template", ("spec", "template"), fleet.template
+
+
+def written_at(vm: PendingVM, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Where the field at `path` is written, or what it is missing in."""
+    for length in range(len(path), 0, -1):
+        for _, pointer, fields in layers(vm):
+            if _dig(fields, path[:length]) is not None:
+                return (*pointer, *path)
+    return ("spec", "template", *path)
 
 
 def _texts_in(value: Any) -> Iterator[str]:
@@ -304,15 +368,18 @@ def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str, hint: 
     return Flaw(document=fleet.document, pointer=pointer, message=message, hint=hint)
 
 
-def _where(vm: PendingVM, name: str) -> tuple[str | int, ...]:
-    """The first field whose text looks `name` up."""
+def _where(vm: PendingVM, name: str, text: str) -> tuple[str | int, ...]:
+    """The first field whose text looks `name` up, or does so through other variables: that of `text`."""
     spec = vm.fleet.document.body["spec"]
-    return next(_pointers_to(spec, name, ("spec",)), ("spec", "template"))
+    direct = _pointers_to(spec, lambda found: name in names_in(found), ("spec",))
+    return next(direct, None) or next(_pointers_to(spec, lambda found: found == text, ("spec",)))
 
 
-def _pointers_to(value: Any, name: str, pointer: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
-    if isinstance(value, str) and name in names_in(value):
+def _pointers_to(
+    value: Any, wanted: Callable[[str], bool], pointer: tuple[str | int, ...]
+) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(value, str) and wanted(value):
         yield pointer
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        yield from _pointers_to(item, name, (*pointer, key))
+        yield from _pointers_to(item, wanted, (*pointer, key))

@@ -104,6 +104,17 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             values |= layer.values
         return values | {"name": host}
 
+    def agreed(self, pattern: str) -> dict[str, Any]:
+        """The facts in which all hosts that a pattern selects agree."""
+        if pattern not in self._agreed:
+            first, *others = [self.facts(host) for host in self.select(pattern)]
+            self._agreed[pattern] = {
+                key: value
+                for key, value in first.items()
+                if all(key in other and repr(other[key]) == repr(value) for other in others)
+            }
+        return self._agreed[pattern]
+
     def sizing(self, host: str) -> Sizing:
         """How much a host may be promised: what it says itself, else its groups, the most special first."""
         said: list[Sizing] = [self.hosts.get(host, Host())]
@@ -116,6 +127,10 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _selected(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    @cached_property
+    def _agreed(self) -> dict[str, dict[str, Any]]:
         return {}
 
     @cached_property

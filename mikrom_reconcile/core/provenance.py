@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 
 from mikrom_reconcile.core.documents import places_of
-from mikrom_reconcile.core.expand import PendingVM, Resolver, scope_of
+from mikrom_reconcile.core.expand import PendingVM, Resolver, layers, scope_of
 from mikrom_reconcile.core.fields import recorded
 from mikrom_reconcile.core.specs import Specs
 from mikrom_reconcile.core.variables import names_in
@@ -67,7 +66,7 @@ class Provenance:
 
     def _origin(self, vm: PendingVM, host: str, path: tuple[str, ...], value: Any) -> FieldOrigin:
         shown = ".".join(path)
-        for layer, pointer, fields in _layers(vm):
+        for layer, pointer, fields in (*layers(vm), _of_fleet(vm)):
             found, written = _at(fields, path)
             if found:
                 if written is None:  # a null resets the field
@@ -82,17 +81,9 @@ class Provenance:
         return FieldOrigin(path=shown, value=value, written=value, place="default")
 
 
-def _layers(vm: PendingVM) -> Iterator[tuple[str, Pointer, dict[str, Any]]]:
-    """The layers that may say something about a VM, the strongest first."""
-    fleet = vm.fleet
-    if vm.name in fleet.instances:
-        yield f"instance {vm.name}", ("spec", "instances", vm.name), fleet.instances[vm.name]
-    for number in reversed(range(len(fleet.overrides))):
-        override = fleet.overrides[number]
-        if fnmatchcase(vm.name, override.match):
-            yield f"override {override.match}", ("spec", "overrides", number), override.fields
-    yield "template", ("spec", "template"), fleet.template
-    yield "fleet", ("spec",), {key: fleet.document.body["spec"].get(key, {}) for key in ("prune", "lifecycle")}
+def _of_fleet(vm: PendingVM) -> tuple[str, Pointer, dict[str, Any]]:
+    spec = vm.fleet.document.body["spec"]
+    return "fleet", ("spec",), {key: spec.get(key, {}) for key in ("prune", "lifecycle")}
 
 
 def _variables(specs: Specs, vm: PendingVM, host: str, written: Any) -> Iterator[VariableOrigin]:

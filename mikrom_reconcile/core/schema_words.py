@@ -186,6 +186,22 @@ _PATTERNS = {
 }
 
 
+def expectation(what: str) -> str:
+    """What msgspec says of a value that it refuses, as what the value must be."""
+    if "missing" in what:
+        return "it must be given"
+    if regex := re.search("matching regex '(.*)'", what):
+        return f"it must be {_PATTERNS.get(regex[1], regex[1])}"
+    if limit := re.search("(<=|>=|length <=) ([0-9]+)", what):
+        return f"it must be {_LIMITS[limit[1]].format(limit[2])}"
+    wanted = re.findall("`([a-z]+)", what.partition(", got")[0])
+    return f"it must be {' or '.join(_TYPES.get(_OF_MSGSPEC.get(word, word), word) for word in wanted)}"
+
+
+_LIMITS = {"<=": "at most {}", ">=": "at least {}", "length <=": "at most {} characters long"}
+_OF_MSGSPEC = {"int": "integer", "str": "string", "bool": "boolean", "float": "number"}
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """A hint: the known word that `word` may have been meant for, else what is known."""
     if close := _close(word, known):

@@ -24,12 +24,6 @@ from mikrom_reconcile.host import fetch
 from mikrom_reconcile.host.fetch import FetchError
 from mikrom_reconcile.host.files import sync_folder, write_whole
 
-HELLO = "hello"
-"""Prints its boot arguments and waits for Ctrl-Alt-Del."""
-
-LEAST_MEM_SIZE_MIB = 2
-"""The demo guest is linked at 1 MiB."""
-
 KEPT_S = 24 * 3600.0
 """How long a file stays that no VM uses: the next run of a pipeline may want it again."""
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.core.vm_checks import METADATA_OF_HOST
 from mikrom_reconcile.host.networks import mac_of
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.secrets import Secrets
-
-OWN = "mikrom"
-"""The key under which a guest finds what its spec did not say."""
 
 
 def metadata_of(record: VMRecord, secrets: Secrets) -> dict[str, Any] | None:
@@ -23,11 +20,4 @@ def metadata_of(record: VMRecord, secrets: Secrets) -> dict[str, Any] | None:
     }
     own = {"name": record.vm, "fleet": record.fleet, "project": record.project, "network_interfaces": interfaces}
     said: dict[str, Any] = secrets.resolved(record.spec.mmds)
-    return {OWN: own} | said
-
-
-def problem_of(spec: VMSpec) -> str | None:
-    """Why no guest can have this metadata, or None."""
-    if spec.mmds is not None and OWN in spec.mmds:
-        return f"mmds.{OWN} is what the host itself says of a VM; give yours another name"
-    return None
+    return {METADATA_OF_HOST: own} | said

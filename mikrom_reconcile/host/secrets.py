@@ -12,10 +12,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.vm_checks import SECRET_REF
 from mikrom_reconcile.host.fetch import FetchError, local_file
-
-REFERENCE = "secret_ref"
-"""The only key of a mapping that stands for a secret."""
 
 _MAX_BYTES = 32 << 10
 
@@ -37,8 +35,8 @@ class Secrets:
     def resolved(self, value: Any) -> Any:
         """`value` with each reference in it replaced by its secret. Raises SecretError."""
         if isinstance(value, dict):
-            if value.keys() == {REFERENCE}:
-                return self._secret(str(value[REFERENCE]))
+            if value.keys() == {SECRET_REF}:
+                return self._secret(str(value[SECRET_REF]))
             return {key: self.resolved(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.resolved(item) for item in value]

@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.core import vm_checks
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers import cgroups, jail, limits
+from mikrom_reconcile.host.drivers import cgroups, jail
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.drivers.firecracker_api import Api
 from mikrom_reconcile.host.drivers.firecracker_end import end_of
@@ -93,7 +94,7 @@ class FirecrackerDriver(VMMDriver):
 
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why Firecracker cannot run `spec`."""
-        return limits.unsupported(spec)
+        return vm_checks.unsupported(spec)
 
     def _kernel_problem(self, kernel: Path) -> str | None:
         return kernel_problem(kernel)

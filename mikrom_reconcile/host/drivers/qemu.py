@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.core import vm_checks
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers import limits
 from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, step
 from mikrom_reconcile.host.drivers.qemu_command import (
     OVERHEAD_MIB,
@@ -81,7 +81,7 @@ class QemuDriver(VMMDriver):
         for name, nic in spec.network_interfaces.items():
             if nic.rate_limiter.bandwidth_mbit is not None:
                 return f"network_interfaces.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
-        return limits.unsupported(spec)
+        return vm_checks.unsupported(spec)
 
     @property
     def _accelerator(self) -> Accelerator:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import msgspec
 
+from mikrom_reconcile.core import vm_checks
 from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers import limits
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
 from mikrom_reconcile.host.ports import VMRecord
@@ -69,7 +69,7 @@ class SimulatedDriver:
 
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why no driver can run `spec`."""
-        return limits.unsupported(spec)
+        return vm_checks.unsupported(spec)
 
     def observe(self, record: VMRecord) -> VMMFacts:
         """What the file and the clock say."""

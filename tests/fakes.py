@@ -15,7 +15,7 @@ from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, Stat
 from mikrom_reconcile.core.model.observed import Console, End, ObservedVM, Stray, VMMFacts
 from mikrom_reconcile.core.model.plan import Action, Expect, Verb
 from mikrom_reconcile.core.model.run import Order
-from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.ports import LinkLook, VMRecord
 
 HOST = "hv1"
 SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=4), boot_args="quiet")
@@ -70,6 +70,9 @@ class FakeDriver:
         if spec is None:
             return VMMFacts(status="none", end=self.ends.get(record.vm, "unknown"))
         return VMMFacts(status="running", pid=1, machine=spec.machine, boot_args=spec.boot_args)
+
+    def links(self, but: str = "") -> LinkLook:
+        return lambda _record: ()
 
     def watch(self, record: VMRecord) -> int | None:
         return None

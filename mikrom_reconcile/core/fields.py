@@ -17,8 +17,8 @@ from mikrom_reconcile.core.model.plan import FieldChange, Impact
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
-Observed = Literal["vmm", "record"]
-"""Who knows the real value: the VMM itself, or only the VM's record."""
+Observed = Literal["vmm", "host", "record"]
+"""Who knows the real value: the VMM itself, the bridges and rules of its host, or only the VM's record."""
 
 
 class Field(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,9 +50,9 @@ FIELDS: dict[str, Field] = {
     "drives.*.on_delete": Field(impact="record", observed="record"),
     "network_interfaces.*": Field(impact="restart", observed="vmm"),
     "network_interfaces.*.network": Field(impact="restart", observed="record"),
-    "network_interfaces.*.cidr": Field(impact="restart", observed="record"),
-    "network_interfaces.*.gateway": Field(impact="restart", observed="record"),
-    "network_interfaces.*.nat": Field(impact="live", observed="record"),
+    "network_interfaces.*.cidr": Field(impact="restart", observed="host"),
+    "network_interfaces.*.gateway": Field(impact="restart", observed="host"),
+    "network_interfaces.*.nat": Field(impact="live", observed="host"),
     "network_interfaces.*.pool": Field(impact="restart", observed="record"),
     "network_interfaces.*.ip": Field(impact="restart", observed="record"),
     "network_interfaces.*.rate_limiter.bandwidth_mbit": Field(impact="live", observed="vmm"),
@@ -74,6 +74,12 @@ FIELDS: dict[str, Field] = {
 
 RECORD = "record"
 """The path of a VM's record itself, where it is not as it was written: an update writes it anew."""
+
+_IMPACTS: dict[str, Impact] = {
+    RECORD: "record",
+    "network_interfaces.*.bridge": "live",  # and the tap on it: no field, but what a host makes for one
+    **{path: field.impact for path, field in FIELDS.items()},
+}
 
 _MEANT = {"image": ("image", "boot")}
 """Paths that stand for others, too: who ignores an image's name ignores what the name stands for."""
@@ -158,9 +164,7 @@ def _named(before: bytes, after: bytes) -> tuple[FieldChange, ...]:
 @lru_cache(maxsize=1024)
 def impact_of(path: str) -> Impact:
     """What changing the field at `path` costs; an unknown field of a newer record costs a restart."""
-    if path == RECORD:
-        return "record"
-    return next((field.impact for row, field in FIELDS.items() if is_row_of(row, path)), "restart")
+    return next((impact for row, impact in _IMPACTS.items() if is_row_of(row, path)), "restart")
 
 
 def is_row_of(row: str, path: str) -> bool:

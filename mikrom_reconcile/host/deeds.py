@@ -253,7 +253,8 @@ class Deed:
         return False
 
     def _look(self, record: VMRecord) -> ObservedVM:
-        self.seen = row_of(record, self._driver.observe(record), self.order.action.host)
+        links = self._driver.links(but=record.vm)
+        self.seen = row_of(record, self._driver.observe(record), self.order.action.host, links)
         return self.seen
 
     def _holds(self, state: State) -> bool:

@@ -14,7 +14,7 @@ from mikrom_reconcile.host.fetch import FetchError
 from mikrom_reconcile.host.images import MAX_MIB, Images
 from mikrom_reconcile.host.metadata import metadata_of
 from mikrom_reconcile.host.networks import Interface, Networks, boot_args_of
-from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.ports import LinkLook, VMRecord
 from mikrom_reconcile.host.secrets import SecretError, Secrets
 
 
@@ -86,9 +86,17 @@ class Shelf:
         return self._disks.of(record, self._images.path_of(rootfs) if rootfs else None)
 
     def interfaces_of(self, record: VMRecord) -> tuple[Interface, ...]:
-        """The VM's interfaces whose taps are there and on their bridge."""
+        """The VM's interfaces whose taps are there."""
         good = self._networks.in_place(record)
         return tuple(interface for interface in self._networks.of(record) if interface.name in good)
+
+    def mend_links(self, record: VMRecord, *, give_up_at: float) -> None:
+        """Bring taps, bridges and rules to what the record says."""
+        self._networks.prepare(record, give_up_at=give_up_at, only_mend=True)
+
+    def look_at_links(self, but: str) -> LinkLook:
+        """A look at taps, bridges and rules."""
+        return self._networks.look(but)
 
     def remove(self, record: VMRecord, *, give_up_at: float) -> None:
         """Remove what was made for this VM alone, but the drives that are to be retained."""

@@ -1,4 +1,4 @@
-"""The few requests of rtnetlink that a host needs: links, their bridge and alias, and a bridge's address.
+"""The few requests of netlink that a host needs: links, their bridge and alias, addresses, and whether rules changed.
 
 A plain socket, because the workers are gevent's: pyroute2 runs an asyncio loop for each request, of which a thread
 can have only one at a time, and takes forty times the CPU (docs/adr/0021). Numbers are those of linux/rtnetlink.h.
@@ -10,8 +10,8 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
-from ipaddress import IPv4Interface
 from types import TracebackType
 from typing import Self
 
@@ -22,9 +22,11 @@ _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, chang
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 _ATTRIBUTE = struct.Struct("=HH")
 
-_NEWLINK, _DELLINK, _GETLINK, _NEWADDR = 16, 17, 18, 20
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _DELADDR, _GETADDR = 16, 17, 18, 20, 21, 22
+_NETFILTER, _GETGEN, _GEN_ID = 12, 10 << 8 | 16, 1  # the number of a ruleset, of linux/netfilter/nf_tables.h
 _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _EXCL, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
+_INTERRUPTED = 0x10
 _IFNAME, _MASTER, _LINKINFO, _IFALIAS = 3, 10, 18, 20
 _INFO_KIND = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -48,8 +50,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
 class Netlink:
     """A socket to the kernel, of the network namespace of this process. Every method raises OSError."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    def __init__(self, family: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         self._socket.settimeout(_ANSWER_S)
         self._socket.bind((0, 0))
         self._sequence = 0
@@ -98,26 +100,58 @@ class Netlink:
             if error.errno != errno.ENODEV:
                 raise
 
-    def add_address(self, index: int, address: IPv4Interface) -> None:
+    def addresses(self) -> dict[int, frozenset[str]]:
+        """The IPv4 addresses of each device that has any, such as "10.0.0.1/24"."""
+        found: dict[int, frozenset[str]] = {}
+        for _, content in self._ask(_GETADDR, _REQUEST | _DUMP, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)):
+            _, length, _, _, index = _ADDRESS.unpack_from(content)
+            raw = _attributes(content[_ADDRESS.size :]).get(_IFA_LOCAL)
+            if raw is not None:
+                found[index] = found.get(index, frozenset()) | {f"{socket.inet_ntoa(raw)}/{length}"}
+        return found
+
+    def add_address(self, index: int, address: str) -> None:
         """Give a device an IPv4 address; one that it has already is fine."""
-        raw = address.ip.packed
-        content = _ADDRESS.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index)
+        self._change_address(_NEWADDR, _CREATE | _EXCL, index, address, errno.EEXIST)
+
+    def remove_address(self, index: int, address: str) -> None:
+        """Take an IPv4 address from a device; one that it does not have is fine."""
+        self._change_address(_DELADDR, 0, index, address, errno.EADDRNOTAVAIL)
+
+    def generation(self) -> int:
+        """The number of the ruleset, which grows with every change of it."""
+        found = self._ask(_GETGEN, _REQUEST | _ACK, bytes(4))
+        return int.from_bytes(_attributes(found[0][1][4:])[_GEN_ID], "big")
+
+    def _change_address(self, kind: int, flags: int, index: int, address: str, fine: int) -> None:
+        ip, _, length = address.partition("/")
+        raw = socket.inet_aton(ip)
+        content = _ADDRESS.pack(socket.AF_INET, int(length), 0, 0, index)
         content += _attribute(_IFA_LOCAL, raw) + _attribute(_IFA_ADDRESS, raw)
         try:
-            self._ask(_NEWADDR, _REQUEST | _ACK | _CREATE | _EXCL, content)
+            self._ask(kind, _REQUEST | _ACK | flags, content)
         except OSError as error:
-            if error.errno != errno.EEXIST:
+            if error.errno != fine:
                 raise
 
     def _ask(self, kind: int, flags: int, content: bytes) -> list[tuple[int, bytes]]:
-        """The messages of the answer."""
+        """The messages of the answer; a dump beside which something changed may lack devices, and is asked for anew."""
+        give_up_at = time.monotonic() + _ANSWER_S
+        while (answer := self._asked(kind, flags, content)) is None:
+            if time.monotonic() > give_up_at:
+                raise OSError(errno.EAGAIN, "the kernel's devices change faster than they can be listed")
+        return answer
+
+    def _asked(self, kind: int, flags: int, content: bytes) -> list[tuple[int, bytes]] | None:
         self._sequence += 1
         self._socket.send(_HEADER.pack(_HEADER.size + len(content), kind, flags, self._sequence, 0) + content)
         answer: list[tuple[int, bytes]] = []
+        is_whole = True
         while True:
-            for found, payload in _messages(self._socket.recv(_ANSWER_BYTES), self._sequence):
+            for found, flagged, payload in _messages(self._socket.recv(_ANSWER_BYTES), self._sequence):
+                is_whole = is_whole and not flagged & _INTERRUPTED
                 if found == _DONE:
-                    return answer
+                    return answer if is_whole else None
                 if found == _ERROR:
                     code = -struct.unpack_from("=i", payload)[0]
                     if code:
@@ -126,24 +160,27 @@ class Netlink:
                 answer.append((found, payload))
 
 
-def _messages(data: bytes, sequence: int) -> Iterator[tuple[int, bytes]]:
+def rules_generation() -> int | None:
+    """That of nftables in this process's network namespace; None where it cannot be had."""
+    try:
+        with Netlink(_NETFILTER) as kernel:
+            return kernel.generation()
+    except OSError:
+        return None
+
+
+def _messages(data: bytes, sequence: int) -> Iterator[tuple[int, int, bytes]]:
+    """Kind, flags and content of each message of an answer."""
     while len(data) >= _HEADER.size:
-        length, kind, _, number, _ = _HEADER.unpack_from(data)
+        length, kind, flags, number, _ = _HEADER.unpack_from(data)
         if number == sequence:
-            yield kind, data[_HEADER.size : length]
+            yield kind, flags, data[_HEADER.size : length]
         data = data[_aligned(length) :]
 
 
 def _parsed(content: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(content)
-    values: dict[int, bytes] = {}
-    rest = content[_LINK.size :]
-    while len(rest) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(rest)
-        if length < _ATTRIBUTE.size:
-            break
-        values[kind & _TYPE_MASK] = rest[_ATTRIBUTE.size : length]
-        rest = rest[_aligned(length) :]
+    values = _attributes(content[_LINK.size :])
     return Link(
         index=index,
         name=values.get(_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
@@ -151,6 +188,17 @@ def _parsed(content: bytes) -> Link:
         master=struct.unpack("=I", values[_MASTER])[0] if _MASTER in values else 0,
         up=bool(flags & _UP),
     )
+
+
+def _attributes(rest: bytes) -> dict[int, bytes]:
+    values: dict[int, bytes] = {}
+    while len(rest) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(rest)
+        if length < _ATTRIBUTE.size:
+            break
+        values[kind & _TYPE_MASK] = rest[_ATTRIBUTE.size : length]
+        rest = rest[_aligned(length) :]
+    return values
 
 
 def _link(index: int = 0, *, flags: int = 0, change: int = 0) -> bytes:

@@ -2,6 +2,9 @@
 
 Names follow from hashes, because Linux takes 15 characters; the alias of a device says whose it is, and one that is
 not ours is never touched. What is there is found by its alias, so whatever a killed worker left is swept up.
+
+A bridge has parts: addresses such as "10.0.0.1/24", and lines of its table (`rules.py`). It is to have those that the
+records of VMs which are to be up want, and no others: while a network changes, both the old and the new.
 """
 
 from __future__ import annotations
@@ -9,29 +12,35 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from functools import cache, cached_property
 from hashlib import blake2b
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import msgspec
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import PermanentError, TemporaryError
+from mikrom_reconcile.core.lifecycle import UP
 from mikrom_reconcile.core.model.devices import NetworkInterface
+from mikrom_reconcile.core.model.observed import Drift
 from mikrom_reconcile.host.netlink import Link, Netlink
-from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.host.rules import PREFIX, Rules, nat_of
 
 _STEP = "making its links"
 _WAIT_S = 0.005
-_NFT, _NFT_S = "nft", 10.0
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFREQ = struct.Struct("16sH22x")
 _TAP_FLAGS = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, as Firecracker and QEMU open it
-_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+
+Parts = frozenset[str]
+"""What a bridge has or is to have. An address has no space in it, a rule has."""
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +58,8 @@ class Networks:
     def __init__(self, state_dir: Path) -> None:
         self._locks = state_dir / "locks"
         self._owner = _hash(str(state_dir), 4)
+        self._records = Records(state_dir)
+        self._rules = Rules()
 
     def of(self, record: VMRecord) -> tuple[Interface, ...]:
         """The VM's interfaces in the order in which its guest sees them, whether their taps are there or not."""
@@ -62,38 +73,39 @@ class Networks:
             for name, nic in sorted(record.spec.network_interfaces.items())
         )
 
-    def prepare(self, record: VMRecord, *, give_up_at: float) -> None:
-        """Make what is missing. Raises PermanentError when somebody else has a name, TemporaryError, OSError."""
+    def prepare(self, record: VMRecord, *, give_up_at: float, only_mend: bool = False) -> None:
+        """Make what is missing, and take away what nobody wants any more. Raises PermanentError when somebody else has
+        a name, TemporaryError, OSError.
+
+        With `only_mend` a tap that is gone stays so: the VMM that runs has lost it, and would not get a new one.
+        """
         if not record.spec.network_interfaces:
             return
         with Netlink() as kernel:
             for interface in self.of(record):
+                if only_mend and kernel.link(interface.tap) is None:
+                    continue
                 nic = record.spec.network_interfaces[interface.name]
-                with self._bridge_lock(record.vm, self._bridge_name(record, nic.network), give_up_at):
+                with self._bridge_lock(record.vm, self.bridge_name(record, nic.network), give_up_at):
                     bridge = self._bridge(kernel, record, nic)
-                    self._tap(kernel, record, interface, bridge)
+                    left = self._tap(kernel, record, interface, bridge)
+                if left:
+                    self._drop_bridges(record.vm, give_up_at)
 
     def in_place(self, record: VMRecord) -> frozenset[str]:
-        """The interfaces whose taps are there, ours, up and on their bridge. Raises OSError."""
+        """The interfaces whose taps are there and ours. Raises OSError."""
         if not record.spec.network_interfaces:
             return frozenset()
         with Netlink() as kernel:
-            bridges: dict[str, Link | None] = {}
-            good = set()
-            for interface in self.of(record):
-                network = record.spec.network_interfaces[interface.name].network
-                name = self._bridge_name(record, network)
-                bridge = bridges[name] if name in bridges else bridges.setdefault(name, kernel.link(name))
-                tap = kernel.link(interface.tap)
-                if (
-                    tap
-                    and bridge
-                    and tap.up
-                    and tap.master == bridge.index
-                    and tap.alias == self._alias(record, interface)
-                ):
-                    good.add(interface.name)
-            return frozenset(good)
+            return frozenset(
+                interface.name
+                for interface in self.of(record)
+                if (tap := kernel.link(interface.tap)) and tap.alias == self._alias(record, interface)
+            )
+
+    def look(self, but: str = "") -> LinkLook:
+        """One look at all bridges; what the record of the VM `but` says of it counts for nothing."""
+        return _Look(self, but).drift_of
 
     def remove(self, record: VMRecord, *, give_up_at: float) -> None:
         """Remove the VM's taps, those of earlier specs too, and bridges that nobody uses any more."""
@@ -102,14 +114,12 @@ class Networks:
             taps = [link for link in kernel.links() if link.alias.startswith(prefix)] if self._made_any() else []
             for tap in taps:
                 kernel.delete(tap.index)
-            bridges = (
-                [link.name for link in kernel.links() if link.alias.startswith(f"{self._prefix}network=")]
-                if taps
-                else []
-            )
-        for name in bridges:
+        if taps:
+            self._drop_bridges(record.vm, give_up_at)
+        for name, _ in self.wants(record):
             with self._bridge_lock(record.vm, name, give_up_at), Netlink() as kernel:
-                _drop_if_unused(kernel, record.vm, name)
+                if (bridge := kernel.link(name)) and bridge.alias.startswith(self._prefix):
+                    self._furnish(kernel, record.vm, bridge, frozenset())
 
     def sweep(self, names: Callable[[], Container[str]]) -> tuple[str, ...]:
         """Remove taps of ours whose VM has no record; the names of those VMs. Raises OSError.
@@ -135,8 +145,9 @@ class Networks:
     def _alias(self, record: VMRecord, interface: Interface) -> str:
         return f"{self._prefix}vm={record.vm}:nic={interface.name}"
 
-    def _bridge_name(self, record: VMRecord, network: str) -> str:
-        return f"mkb{_hash(f'{self._owner} {record.project} {network}', 6)}"
+    def bridge_name(self, record: VMRecord, network: str) -> str:
+        """The name of the bridge of a network."""
+        return f"{PREFIX}{_hash(f'{self._owner} {record.project} {network}', 6)}"
 
     def _made_any(self) -> bool:
         """Whether this host ever made a bridge: if not, nobody has to look through all its devices."""
@@ -156,10 +167,8 @@ class Networks:
             locks.give_back(lock)
 
     def _bridge(self, kernel: Netlink, record: VMRecord, nic: NetworkInterface) -> Link:
-        name, alias = self._bridge_name(record, nic.network), f"{self._prefix}network={record.project}/{nic.network}"
+        name, alias = self.bridge_name(record, nic.network), f"{self._prefix}network={record.project}/{nic.network}"
         found = kernel.link(name)
-        if found is not None and found.alias == alias and found.up:
-            return found
         if found is None:
             kernel.add_bridge(name)
             found = kernel.link(name)
@@ -167,14 +176,79 @@ class Networks:
             raise self._taken(record, f"bridge {name}", found)
         if found is None:
             raise TemporaryError(f"bridge {name} vanished as soon as it was made", vm=record.vm, step=_STEP)
-        prefix = IPv4Network(nic.cidr).prefixlen
-        kernel.add_address(found.index, IPv4Interface(f"{nic.gateway}/{prefix}"))
-        if nic.nat:
-            _translate(record.vm, name, nic.cidr)
-        kernel.set_up(found.index, alias=alias)
+        self._furnish(kernel, record.vm, found, self.own(record, name))
+        if not found.up or found.alias != alias:
+            kernel.set_up(found.index, alias=alias)
         return found
 
-    def _tap(self, kernel: Netlink, record: VMRecord, interface: Interface, bridge: Link) -> None:
+    def parts_of(self, kernel: Netlink, bridge: str, index: int) -> tuple[Parts, bool]:
+        """What the bridge has, and whether its rules can be seen."""
+        rules = self._rules.of(bridge)
+        return kernel.addresses().get(index, frozenset()) | (rules or frozenset()), rules is not None
+
+    def wanted(self, *, but: str) -> Iterator[tuple[str, Parts]]:
+        """What running VMs `but` one want of which bridge, the VMs after that one first: while all of a fleet change,
+        those still want what it has left. Raises _UnknownError for a record that cannot be read.
+        """
+        names = self._records.names()
+        for name in (*(name for name in names if name > but), *(name for name in names if name < but)):
+            found = self._records.read(name)
+            if found is not None and not isinstance(found, VMRecord):
+                raise _UnknownError
+            if found is not None and found.state in UP:
+                yield from self.wants(found)
+
+    def wants(self, record: VMRecord) -> Iterator[tuple[str, Parts]]:
+        """What one VM wants of which bridge."""
+        for nic in record.spec.network_interfaces.values():
+            name = self.bridge_name(record, nic.network)
+            yield name, _parts(nic, name)
+
+    def own(self, record: VMRecord, bridge: str) -> Parts:
+        """What one VM wants of a bridge."""
+        return frozenset[str]().union(*(parts for name, parts in self.wants(record) if name == bridge))
+
+    def _furnish(self, kernel: Netlink, vm: str, bridge: Link, own: Parts) -> None:
+        """Give a bridge what the VM wants of it, and leave it what others want."""
+        name, index = bridge.name, bridge.index
+        there, _ = self.parts_of(kernel, name, index)
+        unwanted = self._unwanted(there - own, name, vm)
+        wanted = own | (there - unwanted)
+        if wanted == there:
+            return
+        for address in filter(_is_address, unwanted):
+            kernel.remove_address(index, address)
+        for address in filter(_is_address, wanted):  # Linux removes others of a subnet along with its first
+            kernel.add_address(index, address)
+        rules = frozenset(part for part in wanted if not _is_address(part))
+        if rules != frozenset(part for part in there if not _is_address(part)):
+            self._rules.replace(vm, name, rules)
+
+    def _unwanted(self, parts: Parts, bridge: str, vm: str) -> Parts:
+        """Those of the parts that no other VM wants; none while a record cannot be read."""
+        if parts:
+            try:
+                for name, wanted in self.wanted(but=vm):
+                    parts = parts - wanted if name == bridge else parts
+                    if not parts:
+                        break
+            except _UnknownError:
+                return frozenset()
+        return parts
+
+    def _drop_bridges(self, vm: str, give_up_at: float) -> None:
+        with Netlink() as kernel:
+            bridges = [link.name for link in kernel.links() if link.alias.startswith(f"{self._prefix}network=")]
+        for name in bridges:
+            with self._bridge_lock(vm, name, give_up_at), Netlink() as kernel:
+                bridge = kernel.link(name)
+                if bridge is not None and not any(link.master == bridge.index for link in kernel.links()):
+                    if self._rules.of(name):
+                        self._rules.replace(vm, name, ())
+                    kernel.delete(bridge.index)
+
+    def _tap(self, kernel: Netlink, record: VMRecord, interface: Interface, bridge: Link) -> bool:
+        """Make the tap and put it on the bridge; whether it was on another one."""
         alias = self._alias(record, interface)
         found = kernel.link(interface.tap)
         if found is not None and found.alias not in {"", alias}:
@@ -185,18 +259,92 @@ class Networks:
         if found is None:
             raise TemporaryError(f"tap {interface.tap} vanished as soon as it was made", vm=record.vm, step=_STEP)
         kernel.set_up(found.index, alias=alias, master=bridge.index)
+        return found.master not in {0, bridge.index}
 
     def _taken(self, record: VMRecord, what: str, found: Link) -> PermanentError:
         message = f"{what} is somebody else's (alias {found.alias!r}): remove it, or rename what it belongs to"
         return PermanentError(message, vm=record.vm, step=_STEP)
 
 
-def _drop_if_unused(kernel: Netlink, vm: str, name: str) -> None:
-    bridge = kernel.link(name)
-    if bridge is not None and not any(link.master == bridge.index for link in kernel.links()):
-        if _has_table(name):
-            _nft(vm, f"delete table ip {name}")
-        kernel.delete(bridge.index)
+class _Look:
+    """What is asked only once, however many VMs are looked at."""
+
+    def __init__(self, networks: Networks, but: str) -> None:
+        self._networks = networks
+        self._but = but
+        self.bridge = cache(self._bridge)
+
+    def drift_of(self, record: VMRecord) -> tuple[Drift, ...]:
+        """Where the VM's bridges and taps are other than they are to be. Raises OSError."""
+        with Netlink() as kernel:
+            return tuple(
+                drift
+                for interface in self._networks.of(record)
+                if (tap := kernel.link(interface.tap))  # one that is gone is the VMM's loss, and told by its driver
+                for drift in self._of_interface(record, interface.name, tap)
+            )
+
+    def _of_interface(self, record: VMRecord, name: str, tap: Link) -> Iterator[Drift]:
+        nic = record.spec.network_interfaces[name]
+        bridge = self._networks.bridge_name(record, nic.network)
+        link, there, rules_seen = self.bridge(bridge)
+        own, path = _parts(nic, bridge), f"network_interfaces.{name}"
+        lacking, more = own - there, there - self._networks.own(record, bridge)
+        if more:
+            more = frozenset() if self._wanted is None else more - self._wanted.get(bridge, frozenset())
+        recorded = next(filter(_is_address, own))
+        if actual := _trouble(tap, link) or _addresses(lacking, more, there):
+            yield Drift(path=f"{path}.bridge", recorded=recorded, actual=actual)
+        if rules_seen and not all(map(_is_address, lacking)):
+            yield Drift(path=f"{path}.nat", recorded=True, actual=False)
+        elif not all(map(_is_address, more)):
+            yield Drift(path=f"{path}.nat", recorded=nic.nat, actual="other rules" if nic.nat else True)
+
+    def _bridge(self, name: str) -> tuple[Link | None, Parts, bool]:
+        with Netlink() as kernel:
+            link = kernel.link(name)
+            return (link, *self._networks.parts_of(kernel, name, link.index)) if link else (None, frozenset(), True)
+
+    @cached_property
+    def _wanted(self) -> dict[str, Parts] | None:
+        """What all running VMs want; None while a record cannot be read."""
+        wanted: dict[str, Parts] = defaultdict(frozenset)
+        try:
+            for bridge, parts in self._networks.wanted(but=self._but):
+                wanted[bridge] |= parts
+        except _UnknownError:
+            return None
+        return wanted
+
+
+class _UnknownError(Exception):
+    """A record cannot be read: its VM may want anything."""
+
+
+def _parts(nic: NetworkInterface, bridge: str) -> Parts:
+    """What an interface wants of its bridge."""
+    address = f"{nic.gateway}/{IPv4Network(nic.cidr).prefixlen}"
+    return frozenset({address}) | (nat_of(bridge, nic.cidr) if nic.nat else frozenset())
+
+
+def _is_address(part: str) -> bool:
+    return " " not in part
+
+
+def _trouble(tap: Link, bridge: Link | None) -> str:
+    """What is wrong with the devices, "" if nothing is."""
+    if bridge is None:
+        return "gone"
+    if not bridge.up:
+        return "down"
+    return "" if tap.up and tap.master == bridge.index else "without its tap"
+
+
+def _addresses(lacking: Parts, more: Parts, there: Parts) -> str:
+    """The addresses that a bridge has instead, "" if they are as they should be."""
+    if not any(map(_is_address, (*lacking, *more))):
+        return ""
+    return " ".join(sorted(filter(_is_address, there))) or "without an address"
 
 
 def mac_of(record: VMRecord, name: str) -> str:
@@ -236,50 +384,6 @@ def _attached(name: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _translate(vm: str, bridge: str, cidr: str) -> None:
-    """What leaves the network leaves under the host's own address."""
-    _nft(
-        vm,
-        f"""table ip {bridge} {{}}
-delete table ip {bridge}
-table ip {bridge} {{
-  chain postrouting {{
-    type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {cidr} oifname != "{bridge}" masquerade
-  }}
-}}
-""",
-    )
-    try:
-        if _FORWARD.read_text().strip() == "0":
-            _FORWARD.write_text("1")
-    except OSError as error:
-        message = f"cannot let this host forward packets ({_FORWARD}: {error.strerror}), which nat needs"
-        raise PermanentError(message, vm=vm, step=_STEP) from error
-
-
-def _has_table(name: str) -> bool:
-    try:
-        done = subprocess.run((_NFT, "list", "table", "ip", name), capture_output=True, timeout=_NFT_S, check=False)
-    except FileNotFoundError:
-        return False
-    return done.returncode == 0
-
-
-def _nft(vm: str, script: str) -> None:
-    try:
-        done = subprocess.run(
-            (_NFT, "-f", "-"), input=script, text=True, capture_output=True, timeout=_NFT_S, check=False
-        )
-    except FileNotFoundError:
-        message = "nat needs the program nft: install nftables, or leave nat out of the network"
-        raise PermanentError(message, vm=vm, step=_STEP) from None
-    except subprocess.TimeoutExpired as error:
-        raise TemporaryError(f"nft gave no answer within {_NFT_S:g} s", vm=vm, step=_STEP) from error
-    if done.returncode:
-        raise PermanentError(f"nft refused: {done.stderr.strip()[:300]}", vm=vm, step=_STEP)
 
 
 def _hash(text: str, size: int) -> str:

@@ -30,7 +30,7 @@ from mikrom_reconcile.core.model.observed import (
     ObserveQuery,
     VMMFacts,
 )
-from mikrom_reconcile.host.ports import Driver, VMRecord
+from mikrom_reconcile.host.ports import Driver, LinkLook, VMRecord
 from mikrom_reconcile.host.records import Records, Unreadable
 
 CHECKS_S = 3.0
@@ -107,7 +107,7 @@ class Observer:
 
     def row(self, record: VMRecord) -> ObservedVM:
         """The VM of `record` as it is now. Raises an ActionError where this process cannot look."""
-        return row_of(record, self._driver.observe(record), self._host)
+        return row_of(record, self._driver.observe(record), self._host, self._driver.links())
 
     def _rows(self, records: Sequence[VMRecord]) -> Iterator[ObservedVM]:
         return (row for row, _ in self._looks(records))
@@ -116,15 +116,15 @@ class Observer:
         """Each VM, and how long its VMM has lived."""
         if not records:
             return
-        look = partial(self._look, give_up_at=time.monotonic() + CHECKS_S)
+        look = partial(self._look, links=self._driver.links(), give_up_at=time.monotonic() + CHECKS_S)
         with ThreadPoolExecutor(min(LOOKERS, len(records)), thread_name_prefix="observe") as pool:
             yield from pool.map(look, records)
 
-    def _look(self, record: VMRecord, *, give_up_at: float) -> tuple[ObservedVM, float]:
+    def _look(self, record: VMRecord, *, links: LinkLook, give_up_at: float) -> tuple[ObservedVM, float]:
         """The VM as it is now; `unreadable` with the reason if this process cannot look at it: the others count on."""
         try:
             facts = self._driver.observe(record)
-            row = row_of(record, facts, self._host)
+            row = row_of(record, facts, self._host, links)
             if record.spec.checks and row.phase == "running":
                 row = self._with_health(row, record, facts, give_up_at)
         except ActionError as error:
@@ -140,8 +140,15 @@ class Observer:
         return replace(row, phase=health.phase, health=health.why)
 
 
-def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
-    """What `host` says of a VM from its record and from what was proven of its VMM."""
+def no_links(_record: VMRecord) -> tuple[Drift, ...]:
+    """For a VM without any, or with a VMM that cannot be asked."""
+    return ()
+
+
+def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkLook = no_links) -> ObservedVM:
+    """What `host` says of a VM from its record, from what was proven of its VMM and from what it made beside it."""
+    if not facts.interfaces:
+        links = no_links
     return ObservedVM(
         name=record.vm,
         uid=record.uid,
@@ -156,7 +163,7 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str) -> ObservedVM:
         generation=record.generation,
         token=record.token,
         created_at=record.created_at,
-        drift=(*_damage_of(record), *drift_of(record.spec, facts)),
+        drift=(*_damage_of(record), *drift_of(record.spec, facts), *links(record)),
         attempt=record.attempt,
         restarts=record.restarts,
         pid=facts.pid,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from datetime import datetime
 from typing import Protocol
 
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
-from mikrom_reconcile.core.model.observed import Attempt, Console, Stray, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, Console, Drift, Stray, VMMFacts
 
 
 class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +42,10 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     damage: str = ""
 
 
+LinkLook = Callable[[VMRecord], tuple[Drift, ...]]
+"""Says of a VM that is up where the host's taps, bridges and rules are other than they are to be."""
+
+
 class Driver(Protocol):
     """One kind of VMM. Methods block their thread or greenlet, never the process, and hold no lock of their own
     beyond the VMM's; the caller holds the VM's action lock for all but `observe`, `strays` and `console`.
@@ -61,6 +65,12 @@ class Driver(Protocol):
         """What is provably there now. Never changes anything and never raises for a broken VMM.
 
         An ActionError says that this process cannot look (no descriptor left, folder closed): the VM is unknown.
+        """
+
+    def links(self, but: str = "") -> LinkLook:
+        """A look at what this host made for VMs beside their VMMs: one for many VMs costs less. ActionErrors as above.
+
+        `but` names a VM whose record does not say yet what is wanted for it.
         """
 
     def watch(self, record: VMRecord) -> int | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.errors import PermanentError
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import NetworkInterface, RateLimiter
+from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.host.images import Images
 from mikrom_reconcile.host.netlink import Link, Netlink
 from mikrom_reconcile.host.networks import Networks
@@ -57,6 +60,27 @@ def record(name: str = "a", **fields: Any) -> VMRecord:
 
 def soon() -> float:
     return time.monotonic() + 10
+
+
+def nft(*words: str) -> str:
+    return subprocess.run(("nft", *words), capture_output=True, text=True, check=True).stdout
+
+
+def only_bridge() -> Link:
+    (bridge,) = (link for link in devices().values() if not link.master)
+    return bridge
+
+
+def everything() -> tuple[Any, ...]:
+    """Bridges with their addresses, taps with their bridges, and rules; indices are the kernel's own choice."""
+    with Netlink() as kernel:
+        found, addresses = kernel.links(), kernel.addresses()
+        links = {link.name: link for link in found if link.name != "lo"}
+    names = {link.index: name for name, link in links.items()}
+    told = {
+        name: (link.alias, link.up, names.get(link.master), addresses.get(link.index)) for name, link in links.items()
+    }
+    return told, nft("list", "ruleset"), Path("/proc/sys/net/ipv4/ip_forward").read_text()
 
 
 def devices() -> dict[str, Link]:
@@ -106,21 +130,152 @@ def test_a_rate_limit_changes_while_the_vm_runs_and_what_others_change_is_change
 
 
 @pytest.mark.kvm
-@pytest.mark.parametrize("what", ["deleted", "taken off its bridge"])
-def test_a_tap_that_was_lost_under_a_running_vm_is_drift(host: Host, real: RealBench, what: str) -> None:
+def test_a_tap_that_was_lost_under_a_running_vm_is_drift(host: Host, real: RealBench) -> None:
     host.created(VM, wanted())
     (tap,) = (link for link in devices().values() if link.master)
     with Netlink() as kernel:
-        if what == "deleted":
-            kernel.delete(tap.index)
-        else:
-            kernel.set_up(tap.index, alias=tap.alias, master=0)
+        kernel.delete(tap.index)
     seen = host.seen(VM)
     assert seen is not None
     assert [(drift.path, drift.actual) for drift in seen.drift] == [("network_interfaces.eth0", None)]
     assert [outcome.verb for outcome in host.converge(VM, wanted())] == ["restart"]
     assert len(real.pids(VM)) == 1
     assert len(devices()) == 2
+
+
+def flush_rules() -> None:
+    nft("flush", "ruleset")
+
+
+def empty_chain() -> None:
+    nft("flush", "chain", "ip", only_bridge().name, "postrouting")
+
+
+def add_rule() -> None:
+    nft("add", "rule", "ip", only_bridge().name, "postrouting", "ip", "saddr", "10.9.0.0/24", "masquerade")
+
+
+def stop_forwarding() -> None:
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+
+
+def take_address() -> None:
+    with Netlink() as kernel:
+        kernel.remove_address(only_bridge().index, "10.0.0.1/24")
+
+
+def add_address() -> None:
+    with Netlink() as kernel:
+        kernel.add_address(only_bridge().index, "10.9.0.1/24")
+
+
+def take_bridge() -> None:
+    with Netlink() as kernel:
+        kernel.delete(only_bridge().index)
+
+
+def take_tap_off() -> None:
+    (tap,) = (link for link in devices().values() if link.master)
+    with Netlink() as kernel:
+        kernel.set_up(tap.index, alias=tap.alias, master=0)
+
+
+HARM: dict[str, tuple[Callable[[], None], dict[str, Any]]] = {
+    "all rules flushed": (flush_rules, {"nat": False}),
+    "its chain emptied": (empty_chain, {"nat": False}),
+    "a rule too many": (add_rule, {"nat": "other rules"}),
+    "no forwarding": (stop_forwarding, {"nat": False}),
+    "the address taken": (take_address, {"bridge": "without an address"}),
+    "an address too many": (add_address, {"bridge": "10.0.0.1/24 10.9.0.1/24"}),
+    "the bridge deleted": (take_bridge, {"bridge": "gone", "nat": False}),
+    "the tap off its bridge": (take_tap_off, {"bridge": "without its tap"}),
+}
+
+
+@pytest.mark.kvm
+def test_what_a_host_made_beside_its_vms_is_drift_and_made_again_while_they_run(host: Host, real: RealBench) -> None:
+    pid = host.created(VM, wanted(nat=True)).pid
+    before = everything()
+    for harm, (act, drift) in HARM.items():
+        act()
+        seen = host.seen(VM)
+        assert seen is not None
+        expected = {f"network_interfaces.eth0.{what}": actual for what, actual in drift.items()}
+        assert {item.path: item.actual for item in seen.drift} == expected, harm
+        outcomes = host.converge(VM, wanted(nat=True))
+        assert [(outcome.verb, outcome.result) for outcome in outcomes] == [("update", "done")], harm
+        assert everything() == before, harm
+    assert real.pids(VM) == [pid]
+
+
+@pytest.mark.kvm
+def test_nat_comes_and_goes_while_vms_run_and_stays_while_one_wants_it(host: Host, real: RealBench) -> None:
+    pids = [host.created(name, wanted(name, f"10.0.0.{ip}")).pid for name, ip in (("a", 8), ("b", 9))]
+    assert nft("list", "ruleset") == ""
+    for nat, left in ((True, (1, 1)), (False, (1, 0))):
+        for (name, ip), rules in zip((("a", 8), ("b", 9)), left, strict=True):
+            outcomes = host.converge(name, wanted(name, f"10.0.0.{ip}", nat=nat))
+            assert [(outcome.verb, outcome.result) for outcome in outcomes] == [("update", "done")]
+            assert nft("list", "ruleset").count("masquerade") == rules
+            assert not any(row.drift for row in host.hypervisor.observe(ObserveQuery()).vms)
+    assert [real.pids(name) for name in "ab"] == [[pid] for pid in pids]
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("new", "address", "between"),
+    [
+        ({"cidr": "10.5.0.0/24", "gateway": "10.5.0.1"}, "10.5.0.1/24", 2),
+        ({"gateway": "10.0.0.254"}, "10.0.0.254/24", 2),
+        ({"network": "lab"}, "10.0.0.1/24", 1),
+    ],
+    ids=["cidr", "gateway in the same subnet", "network"],
+)
+def test_a_changed_network_has_both_until_its_last_vm_has_changed(
+    host: Host, new: dict[str, str], address: str, between: int
+) -> None:
+    for name, ip in (("a", 8), ("b", 9)):
+        host.created(name, wanted(name, f"10.0.0.{ip}", nat=True))
+    for name, addresses in (("a", between), ("b", 1)):
+        subnet = "10.5.0" if "cidr" in new else "10.0.0"
+        outcomes = host.converge(name, wanted(name, f"{subnet}.{8 if name == 'a' else 9}", nat=True, **new))
+        assert [(outcome.verb, outcome.result) for outcome in outcomes] == [("restart", "done")]
+        with Netlink() as kernel:
+            found = kernel.addresses()
+        assert {len(found[link.index]) for link in devices().values() if not link.master} == {addresses}
+        assert not any(row.drift for row in host.hypervisor.observe(ObserveQuery()).vms)
+    assert found[only_bridge().index] == {address}
+    assert nft("list", "ruleset").count("masquerade") == 1
+
+
+@pytest.mark.kvm
+def test_the_last_vm_that_wants_an_address_takes_it_along(host: Host) -> None:
+    host.created("a", wanted("a", "10.0.0.8"))
+    host.created("b", wanted("b", "10.5.0.8", cidr="10.5.0.0/24", gateway="10.5.0.1"))
+    host.converge("a", None)
+    with Netlink() as kernel:
+        assert kernel.addresses()[only_bridge().index] == {"10.5.0.1/24"}
+
+
+class SocketToAKernel(socket.socket):
+    def bind(self, address: object) -> None:
+        """It is connected already."""
+
+
+def test_a_dump_that_was_interrupted_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_end, own_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    done = struct.pack("=IHHIIi", 20, 3, 2, 0, 0, 0)
+    with Netlink() as real:
+        real.add_bridge("seen")
+        whole = [struct.pack("=BxHiII", 0, 0, link.index, 0, 0) for link in real.links()]
+    socket_to_it = SocketToAKernel(fileno=own_end.detach())
+    monkeypatch.setattr(socket, "socket", lambda *_: socket_to_it)
+    with kernel_end, Netlink() as kernel:
+        for sequence, (flags, links) in enumerate(((0x12, whole[:1]), (2, whole)), 1):
+            for content in links:
+                kernel_end.send(struct.pack("=IHHII", 16 + len(content), 16, flags, sequence, 0) + content)
+            kernel_end.send(done[:8] + struct.pack("=I", sequence) + done[12:])
+        assert len(list(kernel.links())) == len(whole) == 2
 
 
 @pytest.mark.kvm

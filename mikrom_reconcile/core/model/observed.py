@@ -48,7 +48,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """One field in which the VMM differs from the VM's record."""
+    """One field in which the VMM, or what its host made for it, differs from the VM's record."""
 
     path: str
     recorded: int | str | bool | None

@@ -22,7 +22,7 @@ from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
-from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.ports import LinkLook, VMRecord
 
 FIRST_PID = 1 << 22
 """Linux gives out no pid from here on, so that a simulated one can never be signalled."""
@@ -89,6 +89,10 @@ class SimulatedDriver:
             boot_args=vm.boot_args,
             console_at=vm.console_at,
         )
+
+    def links(self, but: str = "") -> LinkLook:  # noqa: ARG002 - the port's
+        """Nothing is made."""
+        return lambda _record: ()
 
     def watch(self, record: VMRecord) -> int | None:  # noqa: ARG002 - the port's
         """Nothing: no process ends here."""

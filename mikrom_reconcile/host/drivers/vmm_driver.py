@@ -17,7 +17,7 @@ import msgspec
 from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import jail, vmm
 from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, UnreachableError, step
@@ -27,7 +27,7 @@ from mikrom_reconcile.host.drivers.vmm_start import Command, abandon, last_words
 from mikrom_reconcile.host.holes import keep_tail
 from mikrom_reconcile.host.media import Media, Shelf
 from mikrom_reconcile.host.networks import Interface, boot_args_of
-from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.ports import LinkLook, VMRecord
 
 MAX_SOCKET_PATH_BYTES = 107
 """The room in sockaddr_un, without the final zero."""
@@ -135,6 +135,16 @@ class VMMDriver(ABC):
                 return VMMFacts(status="starting")
             return VMMFacts(status="none", end=self._last_end(places))
 
+    def links(self, but: str = "") -> LinkLook:
+        """A look at taps, bridges and rules."""
+        look = self._shelf.look_at_links(but)
+
+        def drift(record: VMRecord) -> tuple[Drift, ...]:
+            with step(record.vm, "looking at its links"):
+                return look(record)
+
+        return drift
+
     def watch(self, record: VMRecord) -> int | None:
         """A pidfd of the proven VMM."""
         with step(record.vm, "opening a pidfd of its VMM"):
@@ -177,6 +187,7 @@ class VMMDriver(ABC):
         doing = "changing it while it runs"
         with step(record.vm, doing):
             if (found := self._find(places)) is not None:
+                self._shelf.mend_links(record, give_up_at=time.monotonic() + deadline_s)
                 self._update(record, places, found, min(deadline_s, self._answer_s))
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:

@@ -23,34 +23,29 @@ def still_good(spec: VMSpec, held: Addresses, networks: Mapping[str, Network]) -
     leases = {
         name: held[name]
         for name, nic in spec.network_interfaces.items()
-        if not nic.ip and name in held and _in_pool(held[name], networks[nic.network], nic.pool or "")
+        if not nic.ip and name in held and networks[nic.network].leases(nic.pool or "", int(IPv4Address(held[name])))
     }
     return fixed(spec) | leases
 
 
-def _in_pool(ip: str, network: Network, pool: str) -> bool:
-    return pool in network.pools and int(IPv4Address(ip)) in network.pools[pool].range and network.complaint(ip) is None
-
-
 def clashes(vms: Iterable[DesiredVM], networks: Mapping[str, Network]) -> Iterator[tuple[DesiredVM, str, str]]:
     """VMs, interfaces and why they cannot be: a static address of another's, more leases than a pool has addresses."""
-    owners: dict[tuple[str, str], str] = {}
+    owners: dict[tuple[str, str], tuple[str, str]] = {}
     leases: Counter[tuple[str, str]] = Counter()
+    sizes: dict[tuple[str, str], int] = {}
     for vm in vms:
         for name, nic in vm.spec.network_interfaces.items():
             if nic.ip:
-                owner = owners.setdefault((nic.network, nic.ip), vm.name)
-                if owner != vm.name:
-                    yield vm, name, f"{nic.ip} is {owner}'s already"
+                owner = owners.setdefault((nic.network, nic.ip), (vm.name, name))
+                if owner != (vm.name, name):
+                    yield vm, name, f"{nic.ip} is {owner[0]}'s already"
             elif vm.state != "absent":
                 key = nic.network, nic.pool or ""
                 leases[key] += 1
-                if leases[key] == _size(networks[key[0]], key[1]) + 1:
+                if key not in sizes:
+                    sizes[key] = sum(map(len, networks[key[0]].free(key[1])))
+                if leases[key] == sizes[key] + 1:
                     yield vm, name, f"{where(*key)} has {leases[key] - 1} addresses, and more VMs want one"
-
-
-def _size(network: Network, pool: str) -> int:
-    return sum(1 for _ in network.addresses(pool))
 
 
 def where(network: str, pool: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
+from itertools import chain
 
 import msgspec
 from msgspec.structs import replace
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.addresses import Addresses, fixed, where
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.plan import Refusal, VMChange
+from mikrom_reconcile.core.model.plan import ChangeKind, Refusal, VMChange
 from mikrom_reconcile.core.networks import WHOLE, Network
 from mikrom_reconcile.core.observed import Sight
 
@@ -34,15 +35,20 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _held(desired: DesiredState, sight: Sight, remembered: Placements) -> Held:
-    """What nobody else may lease: what seen, proven or (on dark hosts) remembered VMs have, and what is static."""
-    by_vm: dict[str, Addresses] = {
-        name: found for name, found in remembered.addresses.items() if remembered.vms.get(name) in sight.dark
-    }
+    """What nobody else may lease: what seen, proven, remembered and unseen VMs have, and what is static."""
+    by_vm: dict[str, Addresses] = dict(unseen(sight, remembered))
     by_vm |= {vm.name: vm.addresses for vm in desired.vms if vm.addresses and vm.name in sight.settled}
     by_vm |= {name: rows[0].addresses for name, rows in sight.own.items() if rows[0].addresses}
     doubles = (ip for rows in sight.own.values() for row in rows[1:] for ip in row.addresses.values())
     wanted = (ip for vm in desired.vms if vm.spec.network_interfaces for ip in fixed(vm.spec).values())
     return Held(by_vm=by_vm, others=frozenset((*doubles, *wanted)), released=sight.released)
+
+
+def unseen(sight: Sight, remembered: Placements) -> Iterator[tuple[str, dict[str, str]]]:
+    """VMs that nobody can look at, on dark hosts or with a record that cannot be read, with what they last leased."""
+    for name, found in remembered.addresses.items():
+        if remembered.vms.get(name) in sight.dark or name in sight.others:
+            yield name, found
 
 
 def leased(
@@ -52,10 +58,14 @@ def leased(
     sight: Sight,
     remembered: Placements,
 ) -> tuple[list[VMChange], list[Refusal]]:
-    """The changes with an address for each interface; those that get none are refused, the others go on."""
+    """The changes with an address for each interface; those that get none are refused, the others go on.
+
+    One whose address is given up by this very plan waits for it.
+    """
     if not networks:
         return changes, []
     desk = _Desk(_held(desired, sight, remembered), networks)
+    going = {it.name for it in changes if it.kind == "delete" and it.observed is sight.own[it.name][0]}
     result, refusals = [], []
     for change in changes:
         vm = change.desired
@@ -64,31 +74,41 @@ def leased(
             continue
         try:
             result.append(replace(change, desired=replace(vm, addresses=desk.addresses_of(vm))))
-        except _ExhaustedError as error:
-            reasons = (*change.reasons, str(error))
-            result.append(replace(change, kind="blocked", wanted=change.kind, reasons=reasons))
-            refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="addresses", message=str(error)))
+        except _NoAddressError as error:
+            kind: ChangeKind = "wait" if error.holder in going else "blocked"
+            result.append(replace(change, kind=kind, wanted=change.kind, reasons=(*change.reasons, str(error))))
+            if kind == "blocked":
+                refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="addresses", message=str(error)))
     return result, refusals
 
 
-class _ExhaustedError(Exception):
-    """No address is free."""
+class _NoAddressError(Exception):
+    """A VM cannot have an address now: `holder` has it, or "" if none is free."""
+
+    def __init__(self, message: str, holder: str = "") -> None:
+        super().__init__(message)
+        self.holder = holder
 
 
 class _Desk:
     """Gives out leases, each pool's in order, and never one twice."""
 
     def __init__(self, held: Held, networks: Mapping[str, Network]) -> None:
-        self._released = held.released
+        self._held = held
         self._networks = networks
         self._owners = dict.fromkeys(held.others, "") | {
             ip: name for name, addresses in held.by_vm.items() for ip in addresses.values()
         }
         self._free: dict[tuple[str, str], Iterator[int]] = {}
+        self._exhausted: dict[tuple[str, str], str] = {}
 
     def addresses_of(self, vm: DesiredVM) -> dict[str, str]:
         """Static addresses, leases that the VM has or is known to have had, and new ones."""
         static = fixed(vm.spec)
+        own = self._held.by_vm.get(vm.name, {}).values()
+        for ip in static.values():
+            if (holder := self._owners.get(ip) or vm.name) != vm.name and ip not in own:
+                raise _NoAddressError(f"{ip} is leased by {holder}: write another, or let {holder} go first", holder)
         addresses = {name: ip for name, ip in vm.addresses.items() if self._owners.get(ip, vm.name) == vm.name} | static
         for name, nic in sorted(vm.spec.network_interfaces.items()):
             if name not in addresses:
@@ -99,13 +119,18 @@ class _Desk:
     def _next(self, name: str, pool: str) -> str:
         network = self._networks[name]
         cooldown_s = network.pools[pool].cooldown_s
-        candidates = self._free.setdefault((name, pool), network.addresses(pool))
+        candidates = self._free.setdefault((name, pool), chain.from_iterable(network.free(pool)))
         for ip in (str(IPv4Address(address)) for address in candidates):
-            if ip not in self._owners and self._released.get(ip, cooldown_s) >= cooldown_s:
+            if ip not in self._owners and self._held.released.get(ip, cooldown_s) >= cooldown_s:
                 return ip
-        every = [str(IPv4Address(address)) for address in network.addresses(pool)]
+        if (name, pool) not in self._exhausted:
+            self._exhausted[name, pool] = self._why_exhausted(network, pool, cooldown_s)
+        raise _NoAddressError(self._exhausted[name, pool])
+
+    def _why_exhausted(self, network: Network, pool: str, cooldown_s: float) -> str:
+        """In numbers; to count takes as long as the pool is large, so it is done once."""
+        every = [str(IPv4Address(address)) for free in network.free(pool) for address in free]
         cooling = sum(ip not in self._owners for ip in every)
         more = f", and {cooling} are not used again until {cooldown_s:g} s after their VM went" if cooling else ""
-        raise _ExhaustedError(
-            f"no address is free: {len(every) - cooling} of {len(every)} in {where(name, pool)} are held{more}"
-        )
+        held = f"{len(every) - cooling} of {len(every)} in {where(network.name, pool)} are held"
+        return f"no address is free: {held}{more}"

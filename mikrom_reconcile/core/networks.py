@@ -39,7 +39,9 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """One Network document. `kept` are the addresses that no VM gets: the gateway's, and what is reserved."""
+    """One Network document. `kept` are the addresses that no VM gets: the network's own and its broadcast address, the
+    gateway's, and what is reserved.
+    """
 
     name: str
     cidr: str
@@ -48,12 +50,17 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     pools: dict[str, Pool]
     kept: tuple[Range, ...]
 
-    def addresses(self, pool: str) -> Iterator[int]:
-        """All that the pool may lease, in order."""
-        found = self.pools[pool].range
-        for address in range(found.first, found.last + 1):
-            if not any(address in kept for kept in self.kept):
-                yield address
+    def free(self, pool: str) -> Iterator[range]:
+        """All addresses that the pool may lease, in order."""
+        first, last = self.pools[pool].range.first, self.pools[pool].range.last
+        for kept in sorted(self.kept, key=lambda kept: kept.first):
+            yield range(first, min(kept.first, last + 1))
+            first = max(first, kept.last + 1)
+        yield range(first, last + 1)
+
+    def leases(self, pool: str, address: int) -> bool:
+        """Whether the pool may lease this address."""
+        return pool in self.pools and any(address in free for free in self.free(pool))
 
     def complaint(self, ip: str) -> str | None:
         """Why no VM can have the static address `ip`, or None."""
@@ -99,7 +106,7 @@ def network_of(name: str, spec: dict[str, Any]) -> Network:
         gateway=gateway,
         nat=body.nat,
         pools=pools or {WHOLE: Pool(range=inside, cooldown_s=seconds_of(_PoolBody(range="").cooldown))},
-        kept=(Range(at, at), *(_range(entry) for entry in body.reserved)),
+        kept=(*(Range(each, each) for each in (at, *_ends(network))), *(_range(entry) for entry in body.reserved)),
     )
 
 

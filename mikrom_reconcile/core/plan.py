@@ -16,7 +16,7 @@ from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
 from mikrom_reconcile.core.guards import Limits, holdings, limit_removals, protect
 from mikrom_reconcile.core.inventory import Inventory
-from mikrom_reconcile.core.leases import leased
+from mikrom_reconcile.core.leases import leased, unseen
 from mikrom_reconcile.core.model.desired import DesiredState, Rollout
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
@@ -318,8 +318,7 @@ def _to_lease(
     asked: Question, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]
 ) -> dict[str, dict[str, str]]:
     """The addresses that VMs have, or get now."""
-    remembered = asked.placements
-    leases = {name: found for name, found in remembered.addresses.items() if remembered.vms.get(name) in sight.dark}
+    leases = dict(unseen(sight, asked.placements))
     leases |= {vm.name: vm.addresses for vm in desired.vms if vm.name in sight.settled}
     leases |= _seen_leases(asked.specs, sight)
     leases |= {change.name: change.desired.addresses for change in changes if change.desired and change.kind in VERBS}

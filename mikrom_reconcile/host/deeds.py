@@ -227,7 +227,7 @@ class Deed:
         record, desired, vm = self.record, self.order.action.desired, self.order.action.vm
         if record is self.found and result == "failed_temporary":
             return  # nothing was done, so nothing failed but the order
-        attempt = record.attempt if record else self._records.attempts().get(vm)
+        attempt = record.attempt if record else self._records.attempt(vm)
         if desired is not None:
             same = attempt if attempt and attempt.spec_digest == desired.spec_digest else None
             attempt = Attempt(

@@ -19,6 +19,10 @@ RECOUNT_S = 5.0
 """How long another process's orders may stay unknown here: to read all records takes 50 us each."""
 
 
+REFUSE_S = 0.5
+"""No refusal is given on an older count: what another process freed since then would not be seen."""
+
+
 class Memory:
     """What is promised on this host. Safe to use from many threads or greenlets at once."""
 
@@ -31,6 +35,7 @@ class Memory:
         self._promised: dict[str, int] = {}
         self._under_way: dict[str, int] = {}
         self._counted_s = float("-inf")
+        self._settled = False  # since the last count: one that failed has not kept its promise
 
     def promise(self, vm: str, need_mib: int, limit_mib: int | None = None) -> str | None:
         """Promise `vm` its memory; why that cannot be, with what it needs and what is left, or None.
@@ -39,11 +44,10 @@ class Memory:
         No record says so yet, or it says that the VM goes down for a restart: the promise holds until `settle`.
         """
         with self._lock:
-            if self._clock.monotonic() - self._counted_s > RECOUNT_S:
-                self._count()
+            self._count(RECOUNT_S)
             limit_mib = self._mem_size_mib if limit_mib is None else limit_mib
             if need_mib > limit_mib - self._others(vm):
-                self._count()  # a refusal stays: it is never given on an old count
+                self._count(-1.0 if self._settled else REFUSE_S)
             left = limit_mib - self._others(vm)
             if need_mib <= left or need_mib <= self._promised.get(vm, 0):  # what was promised is kept
                 self._promised[vm] = self._under_way[vm] = need_mib
@@ -64,14 +68,16 @@ class Memory:
     def settle(self, vm: str) -> None:
         """The order for the VM has ended: from the next count on its record alone says what it is promised."""
         with self._lock:
-            self._under_way.pop(vm, None)
+            self._settled |= self._under_way.pop(vm, None) is not None
 
     def _others(self, vm: str) -> int:
         return sum(self._promised.values()) - self._promised.get(vm, 0)
 
-    def _count(self) -> None:
+    def _count(self, older_than_s: float) -> None:
+        if self._clock.monotonic() - self._counted_s <= older_than_s:
+            return
         found = (record for record in self._records.list() if isinstance(record, VMRecord))
         self._promised = {
             record.vm: self._need_mib(record.spec) for record in found if record.state in UP and not record.parked
         } | self._under_way
-        self._counted_s = self._clock.monotonic()
+        self._counted_s, self._settled = self._clock.monotonic(), False

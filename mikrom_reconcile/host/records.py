@@ -271,13 +271,16 @@ class Records:
 
     def attempts(self) -> dict[str, Attempt]:
         """The attempts to make VMs that have no record. One that cannot be read is as if it had not been."""
-        found = {}
-        for name in _listed(self._attempts):
-            with suppress(OSError, OddFileError, msgspec.MsgspecError):
-                content = read_small(self._attempts / name, max_bytes=MAX_RECORD_BYTES)
-                if content is not None:
-                    found[name.removesuffix(".json")] = msgspec.json.decode(content, type=Attempt)
-        return found
+        names = (name.removesuffix(".json") for name in _listed(self._attempts) if name.endswith(".json"))
+        found = ((name, self.attempt(name)) for name in names if _NAME.fullmatch(name))
+        return {name: attempt for name, attempt in found if attempt is not None}
+
+    def attempt(self, vm: str) -> Attempt | None:
+        """The attempt to make this VM, which has no record."""
+        with suppress(OSError, OddFileError, msgspec.MsgspecError):
+            content = read_small(self._attempt_path(vm), max_bytes=MAX_RECORD_BYTES)
+            return None if content is None else msgspec.json.decode(content, type=Attempt)
+        return None
 
     def highest_token(self, project: str) -> int:
         """The highest token that this host has seen of a project, 0 if none. Raises SetupError."""

@@ -65,11 +65,13 @@ def _refused(final: Plan, refused: Mapping[VMOnHost, str]) -> Iterator[str]:
 
 
 def _reasons(reasons: Mapping[VMOnHost, str]) -> Iterator[str]:
-    """One line for all VMs of a host with the same reason."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    """One line for all VMs with the same reason, whether or not it names them."""
+    groups: dict[str, list[VMOnHost]] = {}
     for (vm, host), reason in sorted(reasons.items()):
-        groups.setdefault((host, reason), []).append(vm)
-    return (f"{grouped(vms)} on {host or NO_HOST}: {reason}" for (host, reason), vms in groups.items())
+        groups.setdefault(reason.replace(f"{vm}: ", ""), []).append((vm, host or NO_HOST))
+    for reason, found in groups.items():
+        vms, hosts = zip(*found, strict=True)
+        yield f"{grouped(vms)} on {grouped(hosts)}: {reason}"
 
 
 def _recap(report: RunReport, verdict: Verdict, style: Style) -> Iterator[str]:

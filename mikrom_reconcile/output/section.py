@@ -7,8 +7,14 @@ from collections.abc import Iterable
 from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.style import Style
 
+MAX_LINES = 100
+"""More lines than this nobody reads: the rest is counted, and `-o json` has all."""
+
 
 def section(title: str, entries: Iterable[str], style: Style, look: str) -> list[str]:
     """A title with its entries, after an empty line; nothing at all without entries."""
-    lines = [f"  {style.paint('!', look)} {one_line(entry)}" for entry in entries]
+    told = list(entries)
+    lines = [f"  {style.paint('!', look)} {one_line(entry)}" for entry in told[:MAX_LINES]]
+    if len(told) > MAX_LINES:
+        lines.append(f"  … and {len(told) - MAX_LINES} more; -o json has all")
     return ["", style.paint(f"{title}:", look), *lines] if lines else []

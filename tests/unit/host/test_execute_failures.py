@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.errors import PastDeadlineError, PermanentError
 from mikrom_reconcile.core.model.observed import Attempt, ObserveQuery, VMMFacts
+from mikrom_reconcile.host import records as module
+from mikrom_reconcile.host.files import read_small
 from mikrom_reconcile.host.hypervisor import Hypervisor
 from tests.fakes import BIGGER, HOST, SPEC, desired_vm, order
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
@@ -228,3 +232,18 @@ def attempt_of(host: Host) -> Attempt:
     found = host.record().attempt
     assert found is not None
     return found
+
+
+def test_what_a_failure_costs_does_not_grow_with_those_before_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        host.records.note_attempt(f"old-{number:03d}", Attempt(spec_digest="1:aa", count=1))
+    host.driver.refused = "33 vcpus"
+    opened: list[str] = []
+
+    def counted(path: Path, *, max_bytes: int) -> bytes | None:
+        opened.append(f"{path.parent.name}/{path.name}")
+        return read_small(path, max_bytes=max_bytes)
+
+    monkeypatch.setattr(module, "read_small", counted)
+    assert host.execute(order("create", VM)).result == "failed_permanent"
+    assert [name for name in opened if name.startswith("attempts/")] == [f"attempts/{VM}.json"]

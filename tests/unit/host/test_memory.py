@@ -11,7 +11,8 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.host.hypervisor import Hypervisor
 from mikrom_reconcile.host.memory import RECOUNT_S, Memory
 from mikrom_reconcile.host.observe import capacity
-from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.records import Records, Unreadable
 from tests.contract.drivers import record_of
 from tests.fakes import HOST, SPEC, FakeDriver, HeldClock, desired_vm, order
 
@@ -63,6 +64,21 @@ def test_a_promise_that_no_record_tells_of_yet_holds_until_its_order_has_ended(r
     assert "200 MiB are left" in (memory.promise("b", 800) or "")
     memory.settle("a")
     assert memory.promise("b", 800) is None
+
+
+def test_refusals_in_a_row_read_the_records_once(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        records.write(record_of(f"a-{number}", mem_size_mib=200))
+    read, reads = records.read, list[str]()
+
+    def counted(vm: str) -> VMRecord | Unreadable | None:
+        reads.append(vm)
+        return read(vm)
+
+    monkeypatch.setattr(records, "read", counted)
+    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
+    assert all(memory.promise(f"b-{number}", 200) for number in range(100))
+    assert len(reads) == 5
 
 
 def test_a_vm_that_is_being_restarted_keeps_its_memory_while_it_is_down(records: Records) -> None:

@@ -83,3 +83,15 @@ def test_counts_that_matter_have_a_colour() -> None:
     text = run_text(report(planned, outcome("a", "failed_permanent"), remaining=planned), Style(colour=True))
     assert "\x1b[31mfailed=1\x1b[0m" in text
     assert "\x1b[2mchanged=0\x1b[0m" in text
+
+
+def test_ten_thousand_failures_are_few_lines() -> None:
+    changes = [change(f"web-{n:05d}", host=f"hv{n % 10:02d}") for n in range(10_000)]
+    failed = [
+        outcome(it.name, "failed_permanent", host=it.host, error=f"{it.name}: bad kernel") for it in changes[:9_000]
+    ]
+    others = [outcome(it.name, "failed_permanent", host=it.host, error=f"no {it.name}.img") for it in changes[9_000:]]
+    text = run_text(report(plan(*changes), *failed, *others, remaining=plan(*changes)), PLAIN)
+    assert "  ! web-[00000-08999] on hv[00-09]: create: bad kernel\n" in text
+    assert "  … and 901 more; -o json has all\n" in text
+    assert len(text.splitlines()) == 115

@@ -162,14 +162,25 @@ class Settings:
     )  # fmt: skip
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003
 
+    def chosen_specs(self) -> str:
+        """Where the specs are that are meant when nobody says which. Raises UsageError for an empty MIKROM_SPECS."""
+        if self.specs == "":
+            raise UsageError("MIKROM_SPECS is empty: unset it for ./specs, or say which specs")
+        return self.specs or "specs"
+
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings from `environ`. An empty variable counts as unset. Raises UsageError naming the variable."""
+    """The settings from `environ`. An empty variable counts as unset, but for MIKROM_SPECS.
+
+    Raises UsageError naming the variable.
+    """
     values: dict[str, Any] = {}
     for entry in fields(Settings):
         variable = entry.metadata["variable"]
         if text := environ.get(variable):
             values[entry.name] = _parsed(variable, text, entry.metadata["parse"])
+    if environ.get("MIKROM_SPECS") == "":
+        values["specs"] = ""  # somebody meant to say which, and ./specs may be others
     for name, default in (("state_dir", _default_state_dir), ("run_dir", _default_run_dir)):
         values[name] = values.get(name) or default(environ)
     return Settings(**values)

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mikrom_reconcile.core.errors import SetupError, UsageError
+from mikrom_reconcile.core.errors import SetupError, SourceError, UsageError
 from mikrom_reconcile.folders import id_of
 from mikrom_reconcile.settings import Settings
 
@@ -62,8 +62,13 @@ def schema_text(name: str) -> str:
 
 
 def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None = None) -> SourceTree:
-    """The spec files below `paths`, else in MIKROM_SPECS, else below ./specs. `known` need not be fetched again."""
-    chosen = list(paths) or [settings.specs or "specs"]
+    """The spec files below `paths`, else in MIKROM_SPECS, else below ./specs. `known` need not be fetched again.
+
+    Raises UsageError for a path that is empty, and for one of `paths` that holds no specs.
+    """
+    chosen = list(paths) or [settings.chosen_specs()]
+    if not all(chosen):
+        raise UsageError("an empty PATH names no specs; leave it out, or write . for this folder")
     if any(path.startswith("git+") for path in chosen):
         from mikrom_reconcile.control.sources.git_place import GitPlace
         from mikrom_reconcile.control.sources.git_source import GitSource
@@ -73,7 +78,10 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
         return GitSource(GitPlace.of(chosen[0])).read(known)
     from mikrom_reconcile.control.sources.files import FileSource
 
-    return FileSource([Path(path) for path in chosen]).read()
+    try:
+        return FileSource([Path(path) for path in chosen]).read()
+    except SourceError as error:
+        raise (UsageError(str(error)) if paths else error) from error
 
 
 def make_source(settings: Settings) -> LastGood:

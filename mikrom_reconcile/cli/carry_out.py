@@ -13,8 +13,10 @@ from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.output import formats
+from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.plan_text import plan_text
+from mikrom_reconcile.output.units import counted
 from mikrom_reconcile.output.verdict import verdict_of
 
 DECLINED = 1
@@ -42,6 +44,8 @@ def carry_out(
     Without `wait` others execute it, and only the run's id is shown.
     """
     plan = saved or engine.plan(request)
+    if request.destroy or request.verb == "delete":
+        show(f"{_going(plan)}\n", sys.stdout if form == "text" else sys.stderr)
     if form == "text" or not yes:
         _show_plan(plan, form, full=full)
     if not yes:
@@ -65,6 +69,12 @@ def carry_out(
         progress.close()
     show(formats.RUN[form](report, style_of(sys.stdout)))
     return verdict_of(report).exit_code
+
+
+def _going(plan: Plan) -> str:
+    """Which VMs a run removes that is to remove some."""
+    names = [change.name for change in plan.changes if change.kind == "delete"]
+    return f"Removes {counted(len(names), 'VM')}: {one_line(grouped(names))}" if names else "Removes no VM"
 
 
 def _confirmed(plan: Plan) -> tuple[str, ...]:

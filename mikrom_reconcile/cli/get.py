@@ -19,6 +19,7 @@ from mikrom_reconcile.cli.look import (
     wanted_by_fleet,
     warn_of_dark_hosts,
 )
+from mikrom_reconcile.cli.root import Commands
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.output.history_text import events
 from mikrom_reconcile.output.look_documents import description_document, vms_document
@@ -27,7 +28,7 @@ from mikrom_reconcile.output.verdict import UNREACHABLE
 from mikrom_reconcile.output.vm_text import vms_text
 
 
-@click.group()
+@click.group(cls=Commands)
 def get() -> None:
     """List what there is."""
 

@@ -14,11 +14,12 @@ from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli.terminal import warn
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.errors import MikromError, SourceError, SpecError
+from mikrom_reconcile.core.errors import MikromError, SourceError, SpecError, UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.plan import decide, question
+from mikrom_reconcile.core.selection import refuse_unread
 from mikrom_reconcile.core.specs import Specs, read_specs
 from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.plan_parts import rollout_of
@@ -62,12 +63,14 @@ def unknown(name: str, known: Iterable[str], views: tuple[HostView, ...]) -> Mik
     unread = f" (could not be read: {dark})" if dark else ""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "`mikrom get vms` lists the VMs"
-    return MikromError(f"nothing is called {one_line(name)}{unread}; {hint}")
+    return UsageError(f"nothing is called {one_line(name)}{unread}; {hint}")
 
 
 def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, Any] | None = None) -> Specs:
-    """The specs below `paths`. Raises SpecError, SourceError."""
-    return read_specs(wiring.read_tree(current, paths), wiring.schemas(), extra_vars)
+    """The specs below `paths`. Raises SpecError, SourceError, UsageError."""
+    specs = read_specs(wiring.read_tree(current, paths), wiring.schemas(), extra_vars)
+    refuse_unread(specs)
+    return specs
 
 
 def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: tuple[HostView, ...]) -> dict[FleetKey, Wish]:

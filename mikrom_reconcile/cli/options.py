@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.core.errors import SpecError, UsageError
@@ -96,8 +98,8 @@ def selection(command: F) -> F:
     """`--limit`, `--tags`, `--skip-tags` and `-e`, under the names that a RunRequest has for them."""
     for option in (
         extra_vars,
-        click.option("--skip-tags", callback=_words, metavar="TAG,...", help="Not the fleets with any of these tags."),
-        click.option("--tags", callback=_words, metavar="TAG,...", help="Only the fleets with any of these tags."),
+        _tags("--skip-tags", "Not the fleets with any of these tags."),
+        _tags("--tags", "Only the fleets with any of these tags."),
         limit,
     ):
         command = option(command)
@@ -109,20 +111,33 @@ limit = click.option(
 )
 
 
-def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    del ctx, param
-    return tuple(word.strip() for word in (value or "").split(",") if word.strip())
+def _tags(name: str, text: str) -> Callable[[F], F]:
+    return click.option(name, multiple=True, callback=_words, metavar="TAG,...", help=text)
+
+
+def _words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of all values of an option. Raises UsageError for one that is empty."""
+    del ctx
+    words = tuple(word.strip() for value in values for word in value.split(","))
+    if not all(words):
+        raise UsageError(f"{param.opts[0]}: an empty word selects nothing; leave the option out, or say which tag")
+    return words
 
 
 def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Variables from `name=value` and `@file`, the later ones first in rank."""
+    """Variables from `name=value` and `@file`; what is said later wins over what files say."""
     del ctx, param
     found: dict[str, Any] = {}
+    said: set[str] = set()
     for text in values:
-        found |= _from_file(text[1:]) if text.startswith("@") else _from_word(text)
-    for name in found:
-        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UsageError(f"-e: {name!r} cannot be a variable's name; write letters, digits and '_'")
+        more = _from_file(text[1:]) if text.startswith("@") else _from_word(text)
+        for name in more:
+            if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+                raise UsageError(f"-e: {name!r} cannot be a variable's name; write letters, digits and '_'")
+            if name in said:
+                raise UsageError(f"-e: {name} is given twice; give it once, after the files that have it too")
+        said |= set() if text.startswith("@") else more.keys()
+        found |= more
     return found
 
 
@@ -137,8 +152,9 @@ def _from_word(text: str) -> dict[str, Any]:
 
 def _from_file(path: str) -> dict[str, Any]:
     from mikrom_reconcile.core.yaml_text import read_file
-    from mikrom_reconcile.core.yaml_words import plain
 
+    if not Path(path).is_file():
+        raise UsageError(f"-e @{path}: there is no such file of variables")
     found: dict[str, Any] = {}
     for file in wiring.read_tree(settings.load(), [path]).files:
         read = read_file(file.path, file.text)
@@ -147,11 +163,11 @@ def _from_file(path: str) -> dict[str, Any]:
         for document in read.documents:
             if not isinstance(document.value, dict):
                 raise UsageError(f"-e @{path}: line {document.line} begins no mapping of variables")
-            found |= plain(document.value)
+            found |= msgspec.to_builtins(document.value, enc_hook=str)  # spelled as there, also where it travels
     return found
 
 
 extra_vars = click.option(
     "-e", "--extra-vars", multiple=True, callback=_variables, metavar="NAME=VALUE",
-    help="A variable that wins over all others, or @file.yml with many.",
+    help="A variable that wins over all others, or @file.yml with many; NAME='\"1.30\"' is text.",
 )  # fmt: skip

@@ -12,9 +12,7 @@ from mikrom_reconcile.cli.look import dark, names_for_tab, specs_in, unknown, vi
 from mikrom_reconcile.cli.run_request import request_for
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.expand import expand
-from mikrom_reconcile.core.patterns import PatternError
 from mikrom_reconcile.core.provenance import Provenance
 from mikrom_reconcile.core.selection import limited
 from mikrom_reconcile.output.explanation_text import explanation_text, rendered_text
@@ -33,10 +31,7 @@ def render(paths: tuple[str, ...], form: str, limit: str | None, extra_vars: dic
     specs = specs_in(current, paths, extra_vars)
     vms = wanted(specs, here=current.host).vms
     if limit is not None:
-        try:
-            names = limited(limit, vms, specs)
-        except PatternError as error:
-            raise UsageError(f"--limit: {error.term!r} matches no VM, host, group or fleet") from None
+        names = limited(limit, ((vm.name, vm.host, vm.fleet) for vm in vms), specs)
         vms = tuple(vm for vm in vms if vm.name in names)
     known = Provenance(specs)
     pending = {vm.name: vm for vm in expand(specs)} if explained else {}

@@ -11,7 +11,30 @@ from mikrom_reconcile import __version__
 from mikrom_reconcile.cli.commands import COMMANDS, overview
 
 
-class LazyCommands(click.Group):
+class Commands(click.Group):
+    """Commands that refuse an option whose first value would be lost because it is given twice."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the words name. Raises click.UsageError."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            context = click.Context(command, parent=ctx, info_name=name)
+            _, _, given = command.make_parser(context).parse_args(list(rest))
+            for option in given:
+                if isinstance(option, click.Option) and _one_of_many(option) and given.count(option) > 1:
+                    several = " with commas between the words" if option.name == "limit" else ""
+                    raise click.UsageError(f"{option.opts[-1]} is given twice; give it once{several}", context)
+        return name, command, rest
+
+
+def _one_of_many(option: click.Option) -> bool:
+    """Whether the last value of an option would win over others."""
+    return not option.multiple and (not option.is_flag or bool(option.secondary_opts))
+
+
+class LazyCommands(Commands):
     """The commands of the table in `commands`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -19,6 +19,7 @@ from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunRepor
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.one_off import decide_by_name
 from mikrom_reconcile.core.plan import LEFT_OUT, Decision, expect_of, numbered
+from mikrom_reconcile.core.selection import refuse_unread
 from mikrom_reconcile.core.specs import Specs, hosts_of
 
 OBSERVE_DEADLINE_S = 10.0
@@ -74,7 +75,7 @@ class Reconciler:
             return self._look_by_name(request).plan
         decision = self._look(request)()
         if decision.unmatched:
-            raise UsageError(f"--limit: {decision.unmatched!r} matches no VM, host, group or fleet")
+            raise UsageError(decision.unmatched)
         alive = sorted({*request.assume_dead} - {*decision.plan.unreachable})
         if alive:
             raise UsageError(f"--assume-dead: {', '.join(alive)} answers, or is no host of this project")
@@ -88,6 +89,8 @@ class Reconciler:
         lease = self._lease(project, request, deadline, at_least=1)
         try:
             decision = look(())
+            if plan is None and decision.unmatched:
+                raise UsageError(decision.unmatched)
             if decision.highest_token >= lease.token:  # the store was lost; hosts remember higher tokens
                 lease.release()
                 lease = self._lease(project, request, deadline, at_least=decision.highest_token + 1)
@@ -192,6 +195,7 @@ class Reconciler:
 
     def _specs(self, request: RunRequest) -> Specs:
         specs = checked(request.tree, self._schemas, here=self._here, extra_vars=request.extra_vars, cache=self._cache)
+        refuse_unread(specs)
         others = sorted({*hosts_of(specs, self._here)} - {self._here})
         if self._alone and others:
             raise SetupError(

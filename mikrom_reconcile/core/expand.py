@@ -58,7 +58,7 @@ def expand(specs: Specs) -> tuple[PendingVM, ...]:
     """Every VM that the specs want, sorted by name. Raises SpecError."""
     flaws: list[Flaw] = []
     vms: dict[str, PendingVM] = {}
-    shared = _shared_lookups(specs)
+    shared = shared_lookups(specs)
     for fleet in specs.fleets:
         for vm in _fleet_vms(fleet, specs, shared, flaws):
             other = vms.setdefault(vm.name, vm)
@@ -71,7 +71,7 @@ def expand(specs: Specs) -> tuple[PendingVM, ...]:
     return tuple(sorted(vms.values(), key=attrgetter("name")))
 
 
-def _shared_lookups(specs: Specs) -> frozenset[str]:
+def shared_lookups(specs: Specs) -> frozenset[str]:
     """Names that the variables of all fleets look up: those of the command line and of the inventory."""
     inventory = specs.inventory or Inventory()
     own = [host.vars for host in inventory.hosts.values()] + [group.vars for group in inventory.groups.values()]

@@ -17,6 +17,8 @@ from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan, Verb, VMChange
 from mikrom_reconcile.core.plan import Decision, actions_of, numbered
+from mikrom_reconcile.core.schema_words import nearest
+from mikrom_reconcile.core.yaml_words import shown
 
 STATES: dict[Verb, State] = {"start": "running", "stop": "stopped", "pause": "paused", "resume": "running"}
 """What each verb leaves a VM in; a restart leaves it as it was ordered, a delete not at all."""
@@ -89,7 +91,9 @@ def _refuse_what_means_nothing(names: tuple[str, ...], rows: list[ObservedVM], o
         if not any(fnmatchcase(row.name, name) for row in rows):
             dark = ", ".join(view.host for view in observed.hosts if view.report is None)
             unread = f" (could not be read: {dark})" if dark else ""
-            raise UsageError(f"no host has a VM {name}{unread}; `mikrom get vms` lists them. Nothing was done.")
+            known = sorted({row.name for view in observed.hosts if view.report for row in view.report.vms})
+            hint = nearest(name, known) or "`mikrom get vms` lists them"
+            raise UsageError(f"no host has a VM {shown(name)}{unread}; {hint} (nothing was done)")
 
 
 def _project_of(rows: list[ObservedVM]) -> str:

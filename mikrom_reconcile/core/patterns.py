@@ -1,7 +1,7 @@
 """Host patterns in Ansible's grammar: `kvm:&gen2:!hv03`, `hv[01:10]`, `web*`, `~hv(01|07)`, `all`.
 
-Terms are joined by `:` or `,`. Those without a sign are added up first, then `&` keeps what both have, then `!`
-takes away, in whatever order they are written.
+Terms are joined by `:` or `,`, which inside brackets join nothing. Those without a sign are added up first, then `&`
+keeps what both have, then `!` takes away, in whatever order they are written.
 """
 
 from __future__ import annotations
@@ -11,65 +11,77 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 EVERY = frozenset({"all", "*"})
-_SPLIT = re.compile(r"[:,](?![^\[]*\])")
+RESERVED = ("all", "ungrouped")
+"""Words with a meaning in patterns: nothing can be called so."""
+
+_PIECE = re.compile(r"\\.|\[\^?\]?[^\]]*\]|.", re.DOTALL)
 _RANGE = re.compile(r"^(.*?)\[([0-9]{1,9}):([0-9]{1,9})\](.*)$")
 _MAX_RANGE = 10_000
 
 
 class PatternError(ValueError):
-    """A pattern cannot be read, or a term of it names nothing that exists; `term` is that term."""
+    """A pattern cannot be read, or a term of it names nothing that exists; `term` is that term without its sign, ""
+    if no other could be meant.
+    """
 
-    def __init__(self, message: str, term: str) -> None:
+    def __init__(self, message: str, term: str = "") -> None:
         super().__init__(message)
         self.term = term
 
 
-def select(pattern: str, names: Iterable[str], groups: Mapping[str, frozenset[str]]) -> tuple[str, ...]:
+def select(
+    pattern: str, names: Iterable[str], groups: Mapping[str, frozenset[str]], kinds: str = "host and no group"
+) -> tuple[str, ...]:
     """The names that `pattern` selects, sorted. `groups` maps a group to the names in it.
 
-    Raises PatternError for a term that is no name, no group and no wildcard of anything.
+    Raises PatternError for a term that is no name, no group and no wildcard of anything; `kinds` says what there is.
     """
     everything = frozenset(names)
-    added: frozenset[str] = frozenset()
-    kept: list[frozenset[str]] = []
-    removed: list[frozenset[str]] = []
-    terms = [term.strip() for term in _SPLIT.split(pattern) if term.strip()]
-    if not terms:
-        raise PatternError("an empty pattern selects nothing; write all", pattern)
-    for term in terms:
-        found = _matching(term.lstrip("&!"), everything, groups)
-        if term[0] == "&":
-            kept.append(found)
-        elif term[0] == "!":
-            removed.append(found)
+    found: dict[str, list[frozenset[str]]] = {"": [], "&": [], "!": []}
+    written = [(sign, word) for sign, word in terms(pattern) if sign or word]
+    if not written:
+        raise PatternError("an empty pattern selects nothing; write all")
+    for sign, word in written:
+        matching = _matching(word, everything, groups)
+        if matching is None:
+            raise PatternError(f"{word!r} matches no {kinds}", word)
+        found[sign].append(matching)
+    added = frozenset().union(*found[""]) if found[""] else everything
+    return tuple(sorted(added.intersection(*found["&"]).difference(*found["!"])))
+
+
+def terms(pattern: str) -> list[tuple[str, str]]:
+    """The terms of a pattern, each as its sign and its word, empty ones included."""
+    texts, depth = [""], 0
+    for piece in _PIECE.findall(pattern):
+        if piece in {":", ","} and not depth:
+            texts.append("")
         else:
-            added |= found
-    if all(term[0] in "&!" for term in terms):
-        added = everything
-    return tuple(sorted(added.intersection(*kept).difference(*removed)))
+            texts[-1] += piece
+            depth += (piece in {"(", "{"}) - (piece in {")", "}"})
+    return [(text[0], text[1:]) if text[:1] in {"&", "!"} else ("", text) for text in map(str.strip, texts)]
 
 
-def _matching(term: str, names: frozenset[str], groups: Mapping[str, frozenset[str]]) -> frozenset[str]:
+def _matching(term: str, names: frozenset[str], groups: Mapping[str, frozenset[str]]) -> frozenset[str] | None:
+    """What a word means; None if that is nothing, and not even an empty group."""
     if term in EVERY:
         return names
-    if term in groups:
-        return groups[term]
     if term in names:
         return frozenset({term})
+    if term in groups:
+        return groups[term]
     tests = _tests(term)
     found = frozenset(name for test in tests for name in names if test(name))
     inside = [groups[group] for test in tests for group in groups if test(group)]
-    if not found and not inside:
-        raise PatternError(f"{term!r} matches no host and no group", term)
-    return found.union(*inside)
+    return found.union(*inside) if found or inside else None
 
 
 def _tests(term: str) -> list[Callable[[str], bool]]:
     if term.startswith("~"):
         try:
             expression = re.compile(term[1:])
-        except re.error as error:
-            raise PatternError(f"{term!r} is not a regular expression: {error}", term) from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise PatternError(f"{term!r} is not a regular expression: {error}") from None
         return [lambda name: expression.match(name) is not None]
     return [_glob(part) for part in _ranged(term)]
 
@@ -86,5 +98,5 @@ def _ranged(term: str) -> list[str]:
     head, first, last, tail = match.groups()
     numbers, rests = range(int(first), int(last) + 1), _ranged(tail)
     if len(numbers) * len(rests) > _MAX_RANGE:
-        raise PatternError(f"{term!r} stands for more than {_MAX_RANGE} names", term)
+        raise PatternError(f"{term!r} stands for more than {_MAX_RANGE} names")
     return [f"{head}{number:0{len(first)}d}{rest}" for number in numbers for rest in rests]

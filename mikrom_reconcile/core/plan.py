@@ -23,7 +23,7 @@ from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, R
 from mikrom_reconcile.core.observed import Expected, FleetOnHost, Sight, expected, locations, queries, sight_of
 from mikrom_reconcile.core.placement import Landscape
 from mikrom_reconcile.core.rollout import limit_disruption, min_healthy_s
-from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected
+from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected, whereabouts
 from mikrom_reconcile.core.specs import VM_NAME, Specs, drained_hosts
 
 NO_LIMITS: Mapping[str, int] = {}
@@ -73,7 +73,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
-    `unmatched` is the term of the limit that names nothing. With `doubtful` VMs the plan cannot be trusted: ask again,
+    `unmatched` says what is wrong with the selection. With `doubtful` VMs the plan cannot be trusted: ask again,
     `thorough`. `again_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
     """
 
@@ -153,7 +153,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
     changes, protected = protect(changes, policies)
     fleets = holdings(sight, desired, _without(asked.placements, dead))
     changes, pruned = limit_removals(changes, fleets, policies, limits, drained_hosts(specs))
-    chosen = selected(changes, selection, specs, desired, sight)
+    chosen = selected(changes, selection, specs, whereabouts(asked.pending, desired, sight, asked.placements))
     mine = _awaiting_room(chosen.changes, asked, sight, _without(asked.placements, dead))
     rolling = limit_disruption(mine, changes, desired, sight, _rollouts(specs), limits)
     changes, unleased = leased(rolling.changes, specs.networks, desired, sight, asked.placements)
@@ -174,6 +174,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
             unreachable={host: why for host, why in sorted(sight.dark.items()) if why != LEFT_OUT},
             warnings=(*_warnings(desired, sight, chosen.left_out), *_notes(observed, actions)),
             peaks=rolling.peaks,
+            selected=chosen.size,
         )
     )
     return Decision(

@@ -1,23 +1,34 @@
-"""`--limit`, `--tags`, `--skip-tags`: narrow what a run does; they never widen what is removed."""
+"""What is selected: `--limit`, `--tags`, `--skip-tags` narrow what a run does, `-e` sets variables.
+
+One rule for all: a word that is empty or matches nothing is a mistake, and so are words that together leave nothing.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.expand import PendingVM, shared_lookups
 from mikrom_reconcile.core.inventory import Inventory
-from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
-from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.desired import DesiredState
+from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import VMChange
 from mikrom_reconcile.core.observed import Sight
-from mikrom_reconcile.core.patterns import PatternError, select
+from mikrom_reconcile.core.patterns import PatternError, select, terms
+from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.specs import Specs
+from mikrom_reconcile.core.variables import BUILT_IN_NAMES, names_in
+from mikrom_reconcile.core.yaml_words import shown
+
+Whereabouts = tuple[str, str, str]
+"""A VM that may be selected: its name, a host that it is on or goes to ("" for none), its fleet."""
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """What to act on. `limit` is a pattern of hosts, groups and VM names; None is everything."""
+    """What to act on. `limit` is a pattern of hosts, groups, fleets and VM names; None is everything."""
 
     limit: str | None = None
     tags: tuple[str, ...] = ()
@@ -28,45 +39,110 @@ EVERYTHING = Selection()
 
 
 class Selected(msgspec.Struct, frozen=True, kw_only=True):
-    """The changes to act on, how many others there are, and the term of the limit that names nothing, "" if none."""
+    """The changes to act on, how many others there are, and of how many VMs they are, None for all.
+
+    `unmatched` says what is wrong with the selection; then there are no changes.
+    """
 
     changes: list[VMChange]
     left_out: int = 0
+    size: int | None = None
     unmatched: str = ""
 
 
-def selected(
-    changes: list[VMChange], selection: Selection, specs: Specs, desired: DesiredState, sight: Sight
-) -> Selected:
-    """The changes that are selected; none at all when a term of the limit names nothing."""
+def selected(changes: list[VMChange], selection: Selection, specs: Specs, vms: Iterable[Whereabouts]) -> Selected:
+    """The changes that are selected, of all `vms` that there are or should be."""
     if selection == EVERYTHING:
         return Selected(changes=changes)
-    kept = changes
-    if selection.limit is not None:
-        rows = (row for rows in sight.own.values() for row in rows)
-        try:
-            names = limited(selection.limit, (*desired.vms, *rows), specs)
-        except PatternError as error:
-            return Selected(changes=[], left_out=len(changes), unmatched=error.term)
-        kept = [change for change in kept if change.name in names]
-    fleets = {fleet.name for fleet in specs.fleets if _tagged(fleet.tags, selection)}
-    if not selection.tags:  # fleets that vanished have no tags: only a wanted tag leaves them out
-        fleets |= {change.fleet for change in changes} - {fleet.name for fleet in specs.fleets}
-    kept = [change for change in kept if change.fleet in fleets]
-    return Selected(changes=kept, left_out=len(changes) - len(kept))
+    try:
+        chosen = _chosen(selection, specs, frozenset(vms))
+    except UsageError as error:
+        return Selected(changes=[], left_out=len(changes), size=0, unmatched=str(error))
+    kept = [change for change in changes if (change.name, change.fleet) in chosen]
+    return Selected(changes=kept, left_out=len(changes) - len(kept), size=len({name for name, _ in chosen}))
 
 
-def limited(limit: str, vms: Iterable[DesiredVM | ObservedVM], specs: Specs) -> frozenset[str]:
-    """The names of those `vms` that `limit` selects. Raises PatternError for a term that names nothing at all."""
+def whereabouts(
+    pending: Iterable[PendingVM], desired: DesiredState, sight: Sight, remembered: Placements
+) -> Iterator[Whereabouts]:
+    """Every VM that a selection may name: wanted, seen, or remembered on a host that does not answer."""
+    yield from ((vm.name, "", vm.fleet.name) for vm in pending)
+    yield from ((vm.name, vm.host, vm.fleet) for vm in desired.vms)
+    yield from ((row.name, row.host, row.fleet) for rows in sight.own.values() for row in rows)
+    for name, host in remembered.vms.items():
+        if host in sight.dark:
+            yield name, host, remembered.fleets.get(name, name.rpartition("-")[0])
+
+
+def limited(limit: str, vms: Iterable[Whereabouts], specs: Specs) -> frozenset[str]:
+    """The names of those `vms` that `limit` selects. Raises UsageError."""
+    words = [word for _, word in terms(limit)]
+    if not all(words):
+        raise UsageError(
+            f"--limit: an empty word selects nothing, and there is one in {shown(limit)}; write all for all"
+        )
     inventory = specs.inventory or Inventory()
-    by_host: dict[str, set[str]] = defaultdict(set, {host: set() for host in inventory.hosts})
-    by_fleet: dict[str, set[str]] = defaultdict(set, {fleet.name: set() for fleet in specs.fleets})
-    for vm in vms:
-        by_host[vm.host].add(vm.name)
-        by_fleet[vm.fleet].add(vm.name)
-    groups = {group: set().union(*(by_host[host] for host in hosts)) for group, hosts in inventory.members.items()}
-    known = {name: frozenset(names) for name, names in (groups | by_host | by_fleet).items()}
-    return frozenset(select(limit, frozenset().union(*known.values()), known))
+    fleets: dict[str, set[str]] = defaultdict(set, {fleet.name: set() for fleet in specs.fleets})
+    hosts: dict[str, set[str]] = defaultdict(set, {host: set() for host in inventory.hosts})
+    for name, host, fleet in vms:
+        fleets[fleet].add(name)
+        if host:
+            hosts[host].add(name)
+    groups = {group: set().union(*(hosts[host] for host in members)) for group, members in inventory.members.items()}
+    kinds = {"fleet": fleets, "host": hosts, "group": groups}
+    names = frozenset().union(*fleets.values())
+    known = {name: frozenset(inside) for kind in kinds.values() for name, inside in kind.items()}
+    try:
+        found = select(limit, names, known, "VM, host, group or fleet")
+    except PatternError as error:
+        hint = f"; {nearest(error.term, (*known, *sorted(names)))}" if error.term else ""
+        raise UsageError(f"--limit: {error}{hint}") from None
+    for word in words:
+        meant = {kind: inside[word] for kind, inside in kinds.items() if word in inside}
+        if word not in names and any(inside != known[word] for inside in meant.values()):
+            raise UsageError(f"--limit: {shown(word)} is a {' and a '.join(meant)} of different VMs; name the VMs")
+    if not found and any(sign for sign, _ in terms(limit)):
+        raise UsageError(f"--limit: {shown(limit)} leaves no VM")
+    return frozenset(found)
+
+
+def refuse_unread(specs: Specs) -> None:
+    """Raises UsageError for a variable of the command line that nothing in the specs looks up."""
+    if not specs.extra_vars:
+        return
+    found = shared_lookups(specs) | names_in([fleet.document.body["spec"] for fleet in specs.fleets])
+    read = {name.partition(".")[0] for name in found} - BUILT_IN_NAMES
+    for name in specs.extra_vars:
+        if name not in read:
+            hint = nearest(name, sorted(read - specs.extra_vars.keys()))
+            raise UsageError(f"-e: nothing in these specs looks {shown(name)} up{hint and f'; {hint}'}")
+
+
+def _chosen(selection: Selection, specs: Specs, vms: frozenset[Whereabouts]) -> set[tuple[str, str]]:
+    """Names and fleets of the VMs that are selected; fleets that vanished have no tags that anybody knows."""
+    fleets = {fleet for _, _, fleet in vms}
+    if selection.tags or selection.skip_tags:
+        _refuse_unknown_tags(selection, specs)
+        fleets = {fleet.name for fleet in specs.fleets if _tagged(fleet.tags, selection)}
+        if not fleets:
+            raise UsageError("--tags and --skip-tags leave no fleet")
+    tagged = {(name, fleet) for name, _, fleet in vms if fleet in fleets}
+    if selection.limit is None:
+        return tagged
+    names = limited(selection.limit, vms, specs)
+    both = {(name, fleet) for name, fleet in tagged if name in names}
+    if names and tagged and not both:
+        raise UsageError("--limit, --tags and --skip-tags together leave no VM")
+    return both
+
+
+def _refuse_unknown_tags(selection: Selection, specs: Specs) -> None:
+    known = sorted({tag for fleet in specs.fleets for tag in fleet.tags})
+    for option, words in (("--tags", selection.tags), ("--skip-tags", selection.skip_tags)):
+        for word in words:
+            if word not in known:
+                hint = nearest(word, known)
+                raise UsageError(f"{option}: no fleet has the tag {shown(word)}{hint and f'; {hint}'}")
 
 
 def _tagged(tags: tuple[str, ...], selection: Selection) -> bool:

@@ -14,6 +14,7 @@ import msgspec
 from mikrom_reconcile.core.documents import Flaw
 from mikrom_reconcile.core.images import BUILT_IN
 from mikrom_reconcile.core.model.specs import SpecDocument
+from mikrom_reconcile.core.patterns import RESERVED
 from mikrom_reconcile.core.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.yaml_words import shown
 
@@ -47,6 +48,21 @@ def _image_lookups(document: SpecDocument) -> Iterator[Flaw]:
         hint = "write boot_args in the fleet's template, or $${ for the text"
         message = "an image looks no variables up: it is the same for every VM"
         yield Flaw(document=document, pointer=("spec", "boot_args"), message=message, hint=hint)
+
+
+def _reserved_names(document: SpecDocument) -> Iterator[Flaw]:
+    """Words with a meaning in patterns: whoever selects them would get more than what is called so."""
+    metadata, spec = document.body["metadata"], document.body["spec"]
+    named: list[tuple[Pointer, str]] = [
+        (("metadata", "tags", at), tag) for at, tag in enumerate(metadata.get("tags", ()))
+    ]
+    named += [(("spec", word, name), name) for word in ("instances", "hosts", "groups")
+              if isinstance(spec.get(word), dict) for name in spec[word]]  # fmt: skip
+    named += [(("metadata", "name"), document.name)] if document.kind == "Fleet" else []
+    for pointer, name in named:
+        if name in RESERVED:
+            message = f"{name} cannot be a name: it has a meaning in patterns"
+            yield Flaw(document=document, pointer=pointer, message=message, key=pointer[-1] == name)
 
 
 def _variable_names(document: SpecDocument) -> Iterator[Flaw]:
@@ -109,6 +125,7 @@ _WITH_VARIABLES = frozenset({"Fleet", "Inventory", "GroupVars", "HostVars"})
 CHECKS = (
     SpecCheck(name="image-name", kinds=_IMAGE, problems=_image_names),
     SpecCheck(name="image-lookup", kinds=_IMAGE, problems=_image_lookups),
+    SpecCheck(name="reserved-name", kinds=frozenset({"Fleet", "Inventory"}), problems=_reserved_names),
     SpecCheck(name="variable-name", kinds=_WITH_VARIABLES, problems=_variable_names),
     SpecCheck(name="whole-number", kinds=_FLEET, problems=_whole_numbers),
     SpecCheck(name="replicas-or-instances", kinds=_FLEET, problems=_replicas_or_instances),

@@ -284,8 +284,8 @@ def _inventory_flaws(documents: list[SpecDocument], inventory: Inventory | None)
 def _group_flaws(document: SpecDocument, hosts: tuple[str, ...], groups: tuple[str, ...]) -> Iterator[Flaw]:
     for name, group in document.body["spec"].get("groups", {}).items():
         pointer: tuple[str | int, ...] = ("spec", "groups", name)
-        if name in hosts or name == "all":
-            message = f"{name} cannot be a group: it is a host's name or all"
+        if name in hosts:
+            message = f"{name} cannot be a group: it is a host's name"
             yield Flaw(document=document, pointer=pointer, message=message, key=True)
         for word, known in (("hosts", hosts), ("children", groups)):
             for number, entry in enumerate((group or {}).get(word, ())):
@@ -323,7 +323,7 @@ def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory
     try:
         chosen = inventory.select(pattern)
     except PatternError as error:
-        return str(error), nearest(error.term.lstrip("&!"), (*inventory.hosts, *inventory.groups))
+        return str(error), nearest(error.term, (*inventory.hosts, *inventory.groups))
     return None if chosen else (f"{shown(pattern)} selects no host", "")
 
 

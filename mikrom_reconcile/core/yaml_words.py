@@ -118,12 +118,16 @@ def meaning_of(word: str) -> Any:
 
 
 def bare(word: str) -> Any:
-    """What a bare word means that stands alone, as on a command line: a boolean, a number, else the text itself."""
+    """What a word means that stands alone, as on a command line: a boolean, a number that is spelled as it is printed,
+    else the text itself. Quotes say that it is text.
+    """
+    if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
+        return word[1:-1]
     try:
         value = word if guess_at(word) else meaning_of(word)
     except OverflowError:
         return word
-    return word if value is None else value
+    return value if isinstance(value, bool) or str(value) == word else word
 
 
 def shown(word: str) -> str:

@@ -46,7 +46,7 @@ def private_settings(settings: Settings) -> Settings:
     socket = settings.run_dir / "redis.sock"
     if len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
         raise UsageError(f"MIKROM_RUN_DIR={settings.run_dir}: too long for a socket path, {_SOCKET_PATH_BYTES} bytes")
-    specs = settings.specs or "specs"
+    specs = settings.chosen_specs()
     return replace(
         settings,
         broker_url=f"redis+socket://:{secrets.token_urlsafe(24)}@{quote(str(socket))}",

@@ -29,7 +29,7 @@ from mikrom_reconcile.dispatch.keys import LEFTOVER_S, TTL_S
 from mikrom_reconcile.dispatch.metrics import Tick
 from mikrom_reconcile.dispatch.source_sync import specs_now
 from mikrom_reconcile.dispatch.unfinished import Unfinished, tell
-from mikrom_reconcile.output.verdict import LATE, verdict_of
+from mikrom_reconcile.output.verdict import LATE, USAGE, verdict_of
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ def _unattended(run: str, carry_out: Callable[[str], tuple[str, int]]) -> dict[s
     try:
         done, exit_code = carry_out(run)
     except MikromError as error:
-        done, exit_code = f"nothing: {error}", LATE if isinstance(error, BusyError) else 1
+        done = f"nothing: {error}"
+        exit_code = LATE if isinstance(error, BusyError) else USAGE if isinstance(error, UsageError) else 1
     level = logging.WARNING if exit_code else logging.INFO
     _log.log(level, "%s: %s", run.partition("-")[0], done, extra={"run": run})
     return {"run": run, "done": done, "exit_code": exit_code}

@@ -74,7 +74,10 @@ def summary(plan: Plan) -> str:
     unchanged = kinds["unchanged"]
     dark = f"; {counted(len(plan.unreachable), 'host')} could not be read" if plan.unreachable else ""
     if not plan.changes:
-        return f"Nothing to change: {counted(unchanged, 'VM')} as {_asked(plan)}{dark}."
+        if plan.selected == 0:
+            return f"Nothing to change: no VM was selected{dark}."
+        what = counted(unchanged, "VM") if plan.selected is None else "all that was selected is"
+        return f"Nothing to change: {what} as {_asked(plan)}{dark}."
     return f"Plan: {listed({_SUMMARY[kind]: kinds[kind] for kind in KINDS})}; {unchanged} unchanged{dark}."
 
 

@@ -103,7 +103,8 @@ def conclusion(report: RunReport, verdict: Verdict, style: Style) -> str:
     deeds = listed({PAST.get(verb, verb): count for verb, count in sorted(done.items())}) or "nothing was done"
     asked = "specified" if report.plan.revision else "asked for"
     if verdict.exit_code == 0:
-        return style.paint(f"Converged in {took}: {deeds}; all is as {asked}.", "bold", "green")
+        what = "all" if report.plan.selected is None else "all that was selected"
+        return style.paint(f"Converged in {took}: {deeds}; {what} is as {asked}.", "bold", "green")
     parts = [f"{counted(len(verdict.failed), 'VM')} failed"] if verdict.failed else []
     parts += [f"{counted(len(verdict.refused), 'VM')} refused"] if verdict.refused else []
     parts += [f"{counted(len(verdict.unreachable), 'host')} could not be read"] if verdict.unreachable else []

@@ -14,6 +14,7 @@ CHANGES_OR_FAILED = 2
 UNREACHABLE = 4
 REFUSED = 8
 LATE = 16
+USAGE = 64
 
 FAILED: frozenset[Result] = frozenset({"failed_temporary", "failed_permanent"})
 

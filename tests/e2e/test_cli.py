@@ -106,7 +106,7 @@ def test_a_place_without_specs_is_an_error_and_no_order_to_delete(
 ) -> None:
     mikrom("apply", "--yes")
     (folder / "empty").mkdir()
-    assert mikrom(*words, code=1).stderr.startswith("error: ")
+    assert mikrom(*words, code=64).stderr.startswith("error: ")
     assert len(names(mikrom)) == 3
 
 
@@ -177,7 +177,7 @@ def test_logs_show_the_end_of_a_console(mikrom: Mikrom) -> None:
     whole = mikrom("logs", "web-001").stdout
     assert whole.startswith("MIKROM-UP ")
     assert mikrom("logs", "web-001", "--tail", "1").stdout == whole.splitlines(keepends=True)[-1]
-    assert "`mikrom get vms`" in mikrom("logs", "web-999", code=1).stderr
+    assert "`mikrom get vms`" in mikrom("logs", "web-999", code=64).stderr
 
 
 def test_status_is_one_screen_with_and_without_specs(mikrom: Mikrom, folder: Path) -> None:

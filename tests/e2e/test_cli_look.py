@@ -61,8 +61,8 @@ def test_one_thing_is_described_with_all_that_is_known(mikrom: Mikrom, applied: 
     assert (fleet["wanted"], fleet["names_by_phase"]) == (3, {"running": "web-[000-002]"})
     (host,) = yaml.safe_load(mikrom("describe", "localhost").stdout)["found"]
     assert (host["kind"], host["vms_by_host"]) == ("Host", {"localhost": 3})
-    assert "did you mean web-00" in mikrom("describe", "web-009", code=1).stderr
-    assert "did you mean web-00" in mikrom("logs", "web-009", code=1).stderr
+    assert "did you mean web-00" in mikrom("describe", "web-009", code=64).stderr
+    assert "did you mean web-00" in mikrom("logs", "web-009", code=64).stderr
 
 
 def test_specs_are_rendered_with_where_each_value_comes_from(mikrom: Mikrom, folder: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_vm_is_explained_whatever_is_known_of_it(mikrom: Mikrom, applied: None
     write_specs(folder, BIGGER.replace("demo", "shop").replace("web", "app"))
     other = document("explanation", mikrom("explain", "web-000", "-o", "json"))
     assert other["conclusion"] == "nothing happens: it belongs to project demo, and these specs speak for shop"
-    assert "nothing is called web-009" in mikrom("explain", "web-009", code=1).stderr
+    assert "nothing is called web-009" in mikrom("explain", "web-009", code=64).stderr
 
 
 # ---- set-up ------------------------------------------------------------------------------------------------------
@@ -195,5 +195,5 @@ def test_names_are_not_waited_for(mikrom: Mikrom, monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_name_that_is_given_can_drive_the_terminal(mikrom: Mikrom) -> None:
-    assert "\x1b" not in mikrom("explain", "a\x1b[2J", code=1).stderr
+    assert "\x1b" not in mikrom("explain", "a\x1b[2J", code=64).stderr
     assert "\x1b" not in mikrom("init", "a\x1b[2J").stdout

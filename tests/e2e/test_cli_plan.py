@@ -40,27 +40,82 @@ def two_fleets(folder: Path) -> None:
 
 def test_a_run_is_narrowed_by_names_and_tags(mikrom: Mikrom) -> None:
     assert changed(mikrom, "--limit", "web-001,db") == {"web-001", "db-000"}
-    assert changed(mikrom, "--tags", "front, other") == {"web-000", "web-001"}
+    assert changed(mikrom, "--tags", "front", "--tags", "back") == {"web-000", "web-001", "db-000"}
+    assert changed(mikrom, "--limit", "~web-0[0-9]{2,3}") == {"web-000", "web-001"}
     assert changed(mikrom, "--skip-tags", "front") == {"db-000"}
     mikrom("apply", "--yes", "--limit", "web:!web-001", code=0)
     assert names(mikrom) == ["web-000"]
+    again = mikrom("apply", "--yes", "--limit", "web-000").stdout
+    assert "Nothing to change: all that was selected is as specified." in again
+    assert again.endswith("nothing was done; all that was selected is as specified.\n")
     mikrom("apply", "--yes")
-    mikrom("destroy", "--yes", "--limit", "db-000", code=0)
-    assert names(mikrom) == ["web-000", "web-001"]
+    for _ in range(2):
+        gone = mikrom("destroy", "--yes", "--limit", "db-000", code=0).stdout.splitlines()[0]
+        assert names(mikrom) == ["web-000", "web-001"]
+    assert gone == "Removes no VM"
 
 
-def test_a_limit_that_names_nothing_is_a_usage_error(mikrom: Mikrom) -> None:
-    for command in (["plan"], ["apply", "--yes"], ["destroy", "--yes"]):
-        told = mikrom(*command, "--limit", "wbe-000", code=64).stderr
-        assert told == "error: --limit: 'wbe-000' matches no VM, host, group or fleet\n"
-    assert names(mikrom) == []
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--limit", "wbe-000"], "--limit: 'wbe-000' matches no VM, host, group or fleet; did you mean web-000?"),
+        (["--limit", ""], "--limit: an empty word selects nothing, and there is one in ''; write all for all"),
+        (["--tags", "fornt"], "--tags: no fleet has the tag 'fornt'; did you mean front?"),
+        (["--skip-tags", "front", "--skip-tags", "bakc"], "--skip-tags: no fleet has the tag 'bakc'"),
+        (["--skip-tags", "front", "--skip-tags", "back"], "--tags and --skip-tags leave no fleet"),
+        (["--tags", ""], "--tags: an empty word selects nothing; leave the option out, or say which tag"),
+        (["--limit", "web", "--limit", "db"], "--limit is given twice; give it once with commas between the words"),
+        ([""], "an empty PATH names no specs; leave it out, or write . for this folder"),
+        (["nowhere"], "nowhere: No such file or directory"),
+        (["specs", "empty"], "no *.yml or *.yaml file in empty"),
+        (["-e", "mme=5"], "-e: nothing in these specs looks 'mme' up; did you mean mem?"),
+        (["-e", "mem=32", "-e", "mem=48"], "-e: mem is given twice; give it once, after the files that have it too"),
+        (["-e", "mem=32", "-e", "@extra.yml"], "-e: mem is given twice"),
+        (["-e", "@specs"], "-e @specs: there is no such file of variables"),
+        (["-e", "@specs/web.yml"], "-e: nothing in these specs looks 'apiVersion' up"),
+    ],
+)
+def test_a_selection_that_matches_nothing_is_a_usage_error_and_removes_nothing(
+    words: list[str], told: str, mikrom: Mikrom, folder: Path
+) -> None:
+    (folder / "extra.yml").write_text("mem: 64\n")
+    (folder / "empty").mkdir()
+    mikrom("apply", "--yes")
+    assert told in mikrom("destroy", "--yes", *words, code=64).stderr
+    assert len(names(mikrom)) == 3
+
+
+def test_no_specs_at_all_are_meant_by_an_empty_mikrom_specs(mikrom: Mikrom, monkeypatch: pytest.MonkeyPatch) -> None:
+    mikrom("apply", "--yes")
+    monkeypatch.setenv("MIKROM_SPECS", "")
+    for command in (["plan"], ["destroy", "--yes"], ["validate"], ["render"], ["up"]):
+        told = mikrom(*command, code=64).stderr
+        assert "MIKROM_SPECS is empty: unset it for ./specs, or say which specs" in told
+    assert len(names(mikrom)) == 3
+
+
+def test_who_destroys_is_told_first_which_vms_go(mikrom: Mikrom) -> None:
+    mikrom("apply", "--yes")
+    assert mikrom("delete", "web-00*", "--yes").stdout.splitlines()[0] == "Removes 2 VMs: web-[000-001]"
+    gone = mikrom("destroy", "--yes", "-o", "json")
+    assert gone.stderr.splitlines()[0] == "Removes 1 VM: db-000"
+    assert document("run", gone)["changes"][0]["kind"] == "delete"
+
+
+def test_a_value_of_the_command_line_keeps_its_spelling_where_text_is_wanted(mikrom: Mikrom, folder: Path) -> None:
+    (folder / "extra.yml").write_text("v: 1.30\n")
+    write_specs(folder, (WEB % 1).replace("}}\n", "}, boot_args: 'v=${v}'}\n"))
+    for words in (["-e", "v=1.30"], ["-e", "@extra.yml"], ["-e", "v='1.30'"]):
+        assert yaml.safe_load(mikrom("render", *words).stdout)["vms"][0]["boot_args"] == "v=1.30"
+    write_specs(folder, (WEB % 1).replace("}}\n", "}, boot_args: '${v}'}\n"))
+    for words, text in ((["-e", "v=1.30"], "1.30"), (["-e", 'v="5"'], "5"), (["-e", "v='true'"], "true")):
+        assert yaml.safe_load(mikrom("render", *words).stdout)["vms"][0]["boot_args"] == text
 
 
 @pytest.mark.parametrize(
     ("words", "mem", "boot_args"),
     [
         (["-e", "mem=32"], 32, "x=32"),
-        (["-e", "mem=32", "-e", "mem=48"], 48, "x=48"),
         (["-e", "@extra.yml"], 64, "x=64"),
         (["-e", "@extra.yml", "-e", "mem=32"], 32, "x=32"),
     ],
@@ -84,7 +139,7 @@ def test_variables_of_the_command_line_win(
     [
         ("mem", 64, "write -e name=value, or -e @file.yml"),
         ("a-b=1", 64, "cannot be a variable's name"),
-        ("@nowhere.yml", 1, "nowhere.yml"),
+        ("@nowhere.yml", 64, "nowhere.yml"),
         ("@list.yml", 64, "begins no mapping"),
         ("@broken.yml", 1, "not YAML"),
         ("mem=no", 1, "machine.mem_size_mib"),

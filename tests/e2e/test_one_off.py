@@ -32,7 +32,7 @@ def test_a_delete_asks_and_a_pattern_takes_many(mikrom: Mikrom) -> None:
         ("web-000", "delete", "done"), ("web-001", "delete", "done"),
     ]  # fmt: skip
     assert names(mikrom) == ["web-002"]
-    assert "no host has a VM web-000" in mikrom("stop", "web-000", code=64).stderr
+    assert "no host has a VM 'web-000'" in mikrom("stop", "web-000", code=64).stderr
 
 
 def test_protection_holds_and_says_the_way_out(mikrom: Mikrom, folder: Path) -> None:

@@ -84,6 +84,7 @@ def _files_in(given: Path) -> Iterator[Path]:
     if not stat.S_ISDIR(given.stat().st_mode):
         yield given
         return
+    empty = True
     folders: list[tuple[Path, tuple[Path, ...]]] = [(given, ())]  # each with the real paths of those it lies in
     while folders:
         folder, ancestors = folders.pop()
@@ -98,6 +99,9 @@ def _files_in(given: Path) -> Iterator[Path]:
                     folders.append((Path(entry.path), (*ancestors, real)))
                 elif entry.name.endswith(SUFFIXES):
                     yield Path(entry.path)
+                    empty = False
+    if empty:
+        raise SourceError(f"no *.yml or *.yaml file in {given}")
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -101,6 +101,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     `unchanged` counts the VMs of each host that are as they should be. `unreachable` maps a host that gave no
     report to the reason. `peaks` tells of each fleet in which running VMs are taken down how many are down at once.
+    `selected` is how many VMs it is about, None for all.
     """
 
     id: str
@@ -114,3 +115,4 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     unreachable: dict[str, str]
     warnings: tuple[str, ...]
     peaks: dict[str, Peak] = {}
+    selected: int | None = None

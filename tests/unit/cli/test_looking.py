@@ -140,7 +140,7 @@ def test_status_goes_on_without_the_specs_when_those_are_wrong(
 def test_status_of_a_place_that_was_named_and_is_not_there_is_an_error(engine_of: Callable[..., None]) -> None:
     engine_of(hv01=())
     assert entry.run(["status"]) == 0
-    assert entry.run(["status", "nowhere"]) == 1
+    assert entry.run(["status", "nowhere"]) == 64
 
 
 def test_logs_come_from_the_host_whose_vm_was_changed_last(
@@ -157,7 +157,7 @@ def test_logs_of_an_unknown_vm_name_the_hosts_that_could_not_be_read(
     engine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine_of(hv01=(), hv02=None)
-    assert entry.run(["logs", "a"]) == 1
+    assert entry.run(["logs", "a"]) == 64
     assert "could not be read: hv02" in shown(capsys)[1]
 
 

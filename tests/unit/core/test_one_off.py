@@ -65,7 +65,7 @@ def test_names_may_be_patterns_and_each_has_to_mean_something() -> None:
     assert [action.vm for action in planned("stop", ("web-00*", "db-000"), *rows).actions] == [
         "db-000", "web-000", "web-001",
     ]  # fmt: skip
-    with pytest.raises(UsageError, match="no host has a VM web-9"):
+    with pytest.raises(UsageError, match="no host has a VM 'web-9'; did you mean web-0"):
         planned("stop", ("web-000", "web-9"), *rows)
 
 

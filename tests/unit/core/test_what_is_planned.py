@@ -110,12 +110,60 @@ def test_a_limit_names_vms_fleets_hosts_or_groups(limit: str, names: set[str]) -
 
 
 @pytest.mark.parametrize(
-    ("limit", "term"), [("wbe", "wbe"), ("web-9", "web-9"), ("hv0[4:9]", "hv0[4:9]"), ("web:nothing*", "nothing*")]
+    ("selection", "told"),
+    [
+        (Selection(limit="wbe"), "'wbe' matches no VM, host, group or fleet; did you mean web?"),
+        (Selection(limit="web-9"), "'web-9' matches no VM"),
+        (Selection(limit="hv0[4:9]"), "'hv0[4:9]' matches no VM"),
+        (Selection(limit="web:nothing*"), "'nothing*' matches no VM"),
+        (Selection(limit="web:!~db-[0-9]{4,5}"), "'~db-[0-9]{4,5}' matches no VM"),
+        (Selection(limit="~web-(0"), "'~web-(0' is not a regular expression"),
+        (Selection(limit=""), "an empty word selects nothing"),
+        (Selection(limit="web: "), "an empty word selects nothing"),
+        (Selection(limit="web:!"), "an empty word selects nothing"),
+        (Selection(limit="web:&db"), "'web:&db' leaves no VM"),
+        (Selection(limit="!all"), "'!all' leaves no VM"),
+        (Selection(tags=("front", "bakc")), "--tags: no fleet has the tag 'bakc'; did you mean back?"),
+        (Selection(skip_tags=("x",)), "--skip-tags: no fleet has the tag 'x'; known are back, front"),
+        (Selection(tags=("front",), skip_tags=("front",)), "--tags and --skip-tags leave no fleet"),
+        (Selection(skip_tags=("front", "back")), "--tags and --skip-tags leave no fleet"),
+        (Selection(tags=("front",), limit="db"), "--limit, --tags and --skip-tags together leave no VM"),
+    ],
 )
-def test_a_limit_that_names_nothing_selects_nothing_and_says_which_term_it_is(limit: str, term: str) -> None:
-    decision = decided(specs_of(*TWO), (), Selection(limit=limit))
-    assert decision.plan.changes == ()
-    assert decision.unmatched == term
+@pytest.mark.parametrize("destroy", [False, True])
+def test_a_selection_that_matches_nothing_selects_nothing_and_says_why(
+    selection: Selection, told: str, *, destroy: bool
+) -> None:
+    decision = decided(specs_of(*TWO), (), selection, destroy=destroy)
+    assert (decision.plan.changes, decision.plan.actions) == ((), ())
+    assert told in decision.unmatched
+
+
+def test_a_regular_expression_may_hold_what_joins_terms() -> None:
+    specs = specs_of(*TWO)
+    for limit in ("~web-0[0-9]{2,3}", r"~web-(?:000|001),!web-000:web-000", "~[wxyz,:]eb.*", r"~web\:|web-00."):
+        assert set(kinds(decided(specs, (), Selection(limit=limit)))) <= {"web-000", "web-001"}
+    assert set(kinds(decided(specs, (), Selection(limit="~web-0[0-9]{2,3}")))) == {"web-000", "web-001"}
+
+
+def test_a_name_that_stands_for_different_vms_is_no_selection() -> None:
+    specs = specs_of(fleet("web", 2, hosts="kvm"), fleet("kvm", 1, hosts="spare"), fleet("spare", 0))
+    assert decided(specs, (), Selection(limit="kvm")).unmatched == (
+        "--limit: 'kvm' is a fleet and a group of different VMs; name the VMs"
+    )
+    assert set(kinds(decided(specs, (), Selection(limit="kvm-*")))) == {"kvm-000"}
+
+
+def test_what_was_destroyed_before_may_be_named_again() -> None:
+    specs = specs_of(*TWO)
+    decision = decided(specs, (), Selection(limit="web-000"), destroy=True)
+    assert (decision.unmatched, decision.plan.changes, decision.plan.selected) == ("", (), 1)
+
+
+def test_a_vm_on_a_host_that_does_not_answer_may_be_named_though_no_spec_wants_it() -> None:
+    gone = rows(specs_of(fleet("old", 1)))
+    decision = decided(specs_of(*TWO), gone, Selection(limit="old-000"), dark=gone[0].host)
+    assert (decision.unmatched, decision.plan.changes) == ("", ())
 
 
 def test_a_limit_that_names_what_needs_nothing_is_no_mistake() -> None:
@@ -124,14 +172,14 @@ def test_a_limit_that_names_what_needs_nothing_is_no_mistake() -> None:
         decision = decided(specs, rows(specs), Selection(limit=limit))
         assert (decision.unmatched, decision.plan.changes) == ("", ())
     empty = decided(specs_of(fleet("web", 1)), (), Selection(limit="spar*"))
-    assert (empty.unmatched, empty.plan.changes) == ("", ())
+    assert (empty.unmatched, empty.plan.changes, empty.plan.selected) == ("", (), 0)
 
 
 def test_tags_select_fleets_and_a_vanished_fleet_has_none() -> None:
     specs, gone = specs_of(*TWO), rows(specs_of(fleet("old", 1)))
     assert set(kinds(decided(specs, gone, Selection(tags=("front",))))) == {"web-000", "web-001"}
-    assert set(kinds(decided(specs, gone, Selection(skip_tags=("front",))))) == {"db-000", "old-000"}
-    assert kinds(decided(specs, gone, Selection(tags=("front",), skip_tags=("front",)))) == {}
+    assert set(kinds(decided(specs, gone, Selection(skip_tags=("front",))))) == {"db-000"}
+    assert set(kinds(decided(specs, gone, Selection(limit="old")))) == {"old-000"}
 
 
 # ---- hosts that are dead, or thought away ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import hypothesis
 import pytest
 
 from tests.scratch import SCRATCH
+
+BACKGROUND = ("lease ", "heartbeat", "answers", "supervise")
+"""How the threads of mikrom are named that may do something when nobody is looking."""
 
 KEPT_VARIABLES = ("MIKROM_FIRECRACKER", "MIKROM_JAILER", "MIKROM_GUEST_ELF")
 FOREIGN_PREFIXES = ("MIKROM_", "CELERY_", "FLOWER_")
@@ -83,3 +87,8 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv("MIKROM_STATE_DIR", f"{folder}/state")
         monkeypatch.setenv("MIKROM_RUN_DIR", f"{folder}/run")
         yield Path(folder)
+        # before the folder goes, and with it what they use
+        for thread in threading.enumerate():
+            if thread.name.startswith(BACKGROUND):
+                thread.join(10)
+                assert not thread.is_alive(), f"{thread.name} outlives its test"

@@ -20,6 +20,9 @@ class Hosts(Protocol):
     def names(self) -> tuple[str, ...]:
         """The hosts that are known without specs, sorted, dark ones included."""
 
+    def give_up(self, hosts: Iterable[str]) -> None:
+        """Free the names of these hosts; machines that come back stop what they run. Raises SetupError."""
+
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host, as they come; a host that has not answered by the deadline is unreachable."""
 

@@ -94,6 +94,7 @@ class Reconciler:
             if decision.highest_token >= lease.token:  # the store was lost; hosts remember higher tokens
                 lease.release()
                 lease = self._lease(project, request, deadline, at_least=decision.highest_token + 1)
+            self.hosts.give_up({*request.assume_dead} & decision.plan.unreachable.keys())
             approved = plan or decision.plan
             outcomes = told(moved(approved, decision.plan), progress)
             while True:

@@ -47,6 +47,8 @@ def _host(keys: Keys, host: str, database: int) -> str:
         *_fetched(keys, owner),
         keys.heartbeat(owner),
         keys.known(host),
+        keys.machine(host),
+        keys.given_up(host),
     ]
     read = [keys.call("*"), f"_kombu.binding.{_REPLIES}"]
     written = [keys.answers("*", owner), f"[0-9a-f]*.{_REPLIES}"]

@@ -12,11 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 from redis import RedisError
 
-from mikrom_reconcile.dispatch.keys import LEFTOVER_S, Keys
+from mikrom_reconcile.dispatch.keys import LEFTOVER_S, TTL_S, Keys
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -29,6 +30,7 @@ EVERY_S = 0.02
 BELIEVED_S = 1.0
 
 _AGAIN_S = 1.0
+_WORTHWHILE_S = TTL_S + 5.0  # a broker that took nothing for longer has dropped the call, too
 _KEPT = 10_000  # answers, when the broker is away: more than can be under way
 
 
@@ -36,6 +38,7 @@ class _Given(NamedTuple):
     stream: bytes
     kind: str
     body: bytes
+    until_s: float
 
 
 class Answering:
@@ -49,7 +52,9 @@ class Answering:
         self._given: deque[_Given] = deque(maxlen=_KEPT)
         self._is_given = threading.Event()
         self._sending = threading.Lock()
-        threading.Thread(target=self._send_for_ever, name="answers", daemon=True).start()
+        self._ended = False
+        self._telling = threading.Thread(target=self._send_until_closed, name="answers", daemon=True)
+        self._telling.start()
 
     def is_awaited(self, call: str) -> bool:
         """Whether somebody waits for this call, or did a second ago. Raises RedisError."""
@@ -65,40 +70,49 @@ class Answering:
     def tell(self, call: str, kind: str, body: bytes) -> None:
         """Have the call told, soon."""
         stream = self._keys.answers(call, self._owner).encode()  # here, where a name that is no text ends its task only
-        self._given.append(_Given(stream, kind, body))
+        self._given.append(_Given(stream, kind, body, time.monotonic() + _WORTHWHILE_S))
         self._is_given.set()
 
     def flush(self) -> None:
-        """Send what was given so far. Raises RedisError, and keeps it, when the broker is away."""
+        """Send what was given so far. Raises what the broker said against some of it, and keeps that for a while."""
         with self._sending:
             answers = [self._given.popleft() for _ in range(len(self._given))]
-            if not answers:
-                return
             try:
-                problems = self._send(answers)
-            except RedisError:
-                self._given.extendleft(reversed(answers))
-                raise
-        for problem in problems:
-            _log.error("an answer was not taken: %s", problem)
+                refusals = self._send(answers) if answers else []
+            except Exception as error:  # noqa: BLE001 - a socket ends in many ways, and all of them pass
+                refusals = [error] * len(answers)
+            now_s = time.monotonic()
+            left = [answer for answer, why in zip(answers, refusals, strict=True) if why and answer.until_s > now_s]
+            self._given.extendleft(reversed(left))
+        for refusal in filter(None, refusals):
+            raise refusal
 
-    def _send(self, answers: Sequence[_Given]) -> list[Any]:
-        """What the server said against it."""
+    def close(self) -> None:
+        """Send what was given so far if the broker takes it, and end. Nothing may be told any more."""
+        self._ended = True
+        self._is_given.set()
+        self._telling.join()
+        with suppress(Exception):  # then the heartbeat says that they are lost
+            self.flush()
+
+    def _send(self, answers: Sequence[_Given]) -> Sequence[Exception | None]:
+        """What the server said against each of them."""
         pipe = self._redis.pipeline(transaction=False)
-        for stream, kind, body in answers:
-            pipe.xadd(stream, {"kind": kind, "body": body})
+        for answer in answers:
+            pipe.xadd(answer.stream, {"kind": answer.kind, "body": answer.body})
         for stream in {answer.stream for answer in answers}:
             pipe.expire(stream, LEFTOVER_S)
-        return [said for said in pipe.execute(raise_on_error=False) if isinstance(said, RedisError)]
+        said = pipe.execute(raise_on_error=False)[: len(answers)]
+        return [one if isinstance(one, RedisError) else None for one in said]
 
-    def _send_for_ever(self) -> None:
-        while True:
+    def _send_until_closed(self) -> None:
+        while not self._ended:
             self._is_given.wait()
             self._is_given.clear()
             try:
                 self.flush()
                 time.sleep(EVERY_S)
-            except RedisError as error:
+            except Exception as error:  # noqa: BLE001 - as above
                 _log.warning("%d answers wait: %s; trying again in %g s", len(self._given), error, _AGAIN_S)
                 time.sleep(_AGAIN_S)
                 self._is_given.set()

@@ -23,6 +23,7 @@ from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.dispatch import celery_costs
 from mikrom_reconcile.dispatch.answering import Answering
 from mikrom_reconcile.dispatch.broker import broker_url, client_of, split_tls
+from mikrom_reconcile.dispatch.connecting import Connecting
 from mikrom_reconcile.dispatch.keys import LAST, ORDERS, STEPS, Keys
 from mikrom_reconcile.dispatch.metrics import NoMetrics
 from mikrom_reconcile.dispatch.presence import Heartbeat
@@ -84,6 +85,12 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
 
         return Verifier(path)
 
+    def close(self) -> None:
+        """As Celery's; no thread of ours outlives it."""
+        if "answering" in self.__dict__:
+            self.answering.close()
+        super().close()
+
     def load_key(self) -> None:
         """Find out now, not with the first order, that the key of this worker's role cannot be used."""
         _ = self.verifier if self.settings.worker_role == "host" else self.signer
@@ -107,6 +114,7 @@ def make_app(settings: Settings) -> FleetApp:
     app.settings = settings
     app.keys = keys
     app.conf.update(configuration(settings))
+    app.steps["consumer"].add(Connecting)
     celery_costs.lower(app, written_down=settings.worker_role != "host")
     return app
 
@@ -151,6 +159,7 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
         "control_queue_expires": None if settings.worker_role == "host" else 10.0,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # a supervised worker waits for its broker for ever
+        "broker_channel_error_retry": True,  # and for one that answers, but with MISCONF, READONLY, OOM, NOPERM, …
         "broker_transport_options": {
             "max_connections": 4 * SLOTS,
             "socket_timeout": 5,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import msgspec
 from redis import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.dispatch.keys import HEARTBEAT_S, LEFTOVER_S, TTL_S, Keys
@@ -116,5 +117,7 @@ class Call:
     def _renew(self) -> None:
         now = time.monotonic()
         if now >= self._renew_at:
-            self._redis.set(self._keys.call(self.name), b"", px=int(TTL_S * 1000))
+            is_kept = self._redis.set(self._keys.call(self.name), b"", px=int(TTL_S * 1000), xx=self._renew_at > 0)
+            if not is_kept:  # with what hosts were sent, or would have answered
+                raise RedisConnectionError("it was emptied, or this process stood still for too long")
             self._renew_at = now + HEARTBEAT_S

@@ -58,6 +58,14 @@ class Keys:
         """Exists for a day after the worker of `host` was last seen."""
         return f"{self.prefix}:known:{host}"
 
+    def machine(self, host: str) -> str:
+        """Which machine has this name, until a person says otherwise."""
+        return f"{self.prefix}:machine:{host}"
+
+    def given_up(self, host: str) -> str:
+        """Machines that had this name and were given up, until they have come back and stopped what they run."""
+        return f"{self.prefix}:given-up:{host}"
+
     def call(self, call: str) -> str:
         """Exists while somebody waits for this call: without it no order is carried out."""
         return f"{self.prefix}:call:{call}"

@@ -30,6 +30,9 @@ class LocalHosts:
         """The one host."""
         return (self._hypervisor.name,)
 
+    def give_up(self, hosts: Iterable[str]) -> None:
+        """Nothing: this process is its own host, and answers."""
+
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host; every other host than this one is unreachable from here."""
         for host, query in queries.items():

@@ -1,6 +1,8 @@
 """Who lives: each worker and each Beat renews a key with an id of its start.
 
-The id names the process, the boot of its machine and its state folder: two machines with one name are found out.
+The id names the process, the boot of its machine and its state folder: two machines with one name are found out. A
+name belongs to the machine that first had it, alive or not, until a person gives that machine up; it stops what it
+runs before it has the name again.
 A key that is gone or has changed says that the process behind it is not the one that was asked, so that its
 unanswered actions are known to be lost at once. It must never say anything about VMs.
 """
@@ -13,7 +15,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +26,7 @@ from redis.exceptions import NoPermissionError
 
 from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.dispatch.keys import HEARTBEAT_S, TTL_S, Keys
+from mikrom_reconcile.host.files import write_whole
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -33,12 +36,24 @@ _log = logging.getLogger(__name__)
 KNOWN_S = 86400
 """A host whose worker has not been seen for a day is no longer asked about; its records know it all the same."""
 
-# Sets the key unless another machine holds it; then its start id is the answer.
+# Sets the key, for no time at all to ask only. The answer is why not: another start id, another machine, or given up.
 _RENEW = """
-local held = redis.call('GET', KEYS[1])
-if held and not string.find(held, '-' .. ARGV[2] .. '-', 1, true) then return held end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+local held, bound = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
+if held and not string.find(held, '-' .. ARGV[3] .. '-', 1, true) then return {'held', held} end
+for _, machine in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+  if machine == ARGV[4] or machine == '?' then return {'given up', machine} end
+end
+if bound and string.match(bound, '^%S+') ~= ARGV[4] then return {'bound', bound} end
+redis.call('SET', KEYS[2], ARGV[4] .. ' ' .. ARGV[5])
+if ARGV[2] ~= '0' then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 return false
+"""
+_GIVE_UP = """
+local bound = redis.call('GET', KEYS[1])
+if bound or redis.call('EXISTS', KEYS[2]) == 0 then
+  redis.call('SADD', KEYS[2], bound and string.match(bound, '^%S+') or '?')
+end
+return redis.call('DEL', KEYS[1])
 """
 # Only the process that still owns the key may remove it.
 _LEAVE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -72,68 +87,123 @@ def this_machine(state_dir: Path) -> str:
     return blake2b(f"{boot} {folder.st_dev} {folder.st_ino}".encode(), digest_size=8).hexdigest()
 
 
+def machine_id(state_dir: Path) -> str:
+    """What a machine keeps through reboots, and no other has, though its state folder or its disk were a copy."""
+    kept, system = state_dir / "machine", Path("/etc/machine-id")
+    if not kept.exists():
+        write_whole(kept, secrets.token_hex(16).encode())
+    return blake2b(kept.read_bytes() + (system.read_bytes() if system.exists() else b""), digest_size=8).hexdigest()
+
+
+def give_up(redis: Redis, keys: Keys, host: str) -> None:
+    """Take the name of `host` from its machine, which stops what it runs should it come back."""
+    redis.eval(_GIVE_UP, 2, keys.machine(host), keys.given_up(host))
+
+
 class Heartbeat:
     """Keeps one key alive from a thread, or from a greenlet where threads are patched.
 
-    With a `machine`, a key that another machine keeps alive is left to it, and this process is told to end.
+    A host's has the `state_dir` of its machine: where another machine has the name, this process is told to end, and
+    where this machine was given up, `fence` has to return before the name is its own again.
     """
 
-    def __init__(self, redis: Redis, keys: Keys, owner: str, *, machine: str = "") -> None:
+    def __init__(
+        self, redis: Redis, keys: Keys, owner: str, *, state_dir: Path | None = None,
+        fence: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.owner = owner
-        self.start_id = f"{os.getpid()}-{machine}-{secrets.token_hex(8)}-{socket.gethostname()}"
-        self._machine = machine
+        self._machine = this_machine(state_dir) if state_dir else ""
+        self._machine_id = machine_id(state_dir) if state_dir else ""
+        self._fence = fence
         self._redis = redis
         self._key = keys.heartbeat(owner)
-        self._known = keys.known(owner.removeprefix("host:")) if owner.startswith("host:") else None
+        host = owner.removeprefix("host:")
+        self._known, self._bound, self._given_up = keys.known(host), keys.machine(host), keys.given_up(host)
+        self.start_id = self._new_start()
         self._ended = threading.Event()
+        self._turn = threading.Lock()
+        self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def refuse_a_second(self) -> None:
         """Raises SetupError where another machine plays this part, or this broker's user may not; waits for nobody."""
         try:
-            held: Any = self._redis.get(self._key)
+            self._claim(ttl_s=0)
         except NoPermissionError as error:
-            raise SetupError(f"this user of the broker may not be {self.owner}: is MIKROM_HOST right?") from error
+            hint = "is MIKROM_HOST right? An ACL of an older release is written anew by deploy/redis/make_acl.py"
+            raise SetupError(f"this user of the broker may not be {self.owner}: {hint}") from error
         except RedisError:
             return  # Celery waits until its broker is back
-        if held is not None and self._is_foreign(held):
-            raise SetupError(self._taken_by(held))
 
     def start(self) -> None:
         """Be seen from now on."""
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        self._beat_once()
+        self._beating.start()
+
+    def begin_anew(self) -> None:
+        """Have everybody know that what was sent to this process so far may never have come."""
+        if self._machine and self._beating.is_alive():
+            self.start_id = self._new_start()
+            self._beat_once()
 
     def leave(self) -> None:
         """Be gone at once; without it the key expires by itself."""
         self._ended.set()
+        if self._beating.is_alive():
+            self._beating.join()
         with suppress(RedisError):
             self._redis.eval(_LEAVE, 1, self._key, self.start_id)
 
     def _beat(self) -> None:
-        while not self._ended.is_set():
-            try:
-                if (held := self._renew()) is not None:
-                    _log.critical("%s", self._taken_by(held))
-                    os.kill(os.getpid(), signal.SIGTERM)  # its supervisor starts it again, and says so again
-                    return
-                if self._known:
-                    self._redis.set(self._known, b"", ex=KNOWN_S)
-            except RedisError as error:
-                _log.warning("heartbeat of %s: %s; trying again in %g s", self.owner, error, HEARTBEAT_S)
-            self._ended.wait(HEARTBEAT_S)
+        while not self._ended.wait(HEARTBEAT_S):
+            self._beat_once()
 
-    def _renew(self) -> bytes | None:
-        """Who else has the key, if anybody has."""
-        ttl_ms = int(TTL_S * 1000)
+    def _beat_once(self) -> None:
+        try:
+            with self._turn:
+                self._renew()
+        except SetupError as error:
+            _log.critical("%s", error)
+            self._ended.set()
+            os.kill(os.getpid(), signal.SIGTERM)  # its supervisor starts it again, and says so again
+        except Exception as error:  # noqa: BLE001 - a socket ends in many ways, and all of them pass
+            _log.warning("heartbeat of %s: %s; trying again in %g s", self.owner, error, HEARTBEAT_S)
+
+    def _renew(self) -> None:
         if self._machine:
-            held: Any = self._redis.eval(_RENEW, 1, self._key, self.start_id, self._machine, ttl_ms)
-            return held if isinstance(held, bytes) else None
-        self._redis.set(self._key, self.start_id, px=ttl_ms)
-        return None
+            self._claim(ttl_s=TTL_S)
+            self._redis.set(self._known, b"", ex=KNOWN_S)
+        else:
+            self._redis.set(self._key, self.start_id, px=int(TTL_S * 1000))
 
-    def _is_foreign(self, held: bytes) -> bool:
-        return f"-{self._machine}-" not in held.decode(errors="replace")
+    def _claim(self, *, ttl_s: float) -> None:
+        """Have the name of a host. Raises SetupError where another machine has it."""
+        keys = self._key, self._bound, self._given_up
+        arguments = self.start_id, int(ttl_s * 1000), self._machine, self._machine_id, socket.gethostname()
+        while (refused := self._refusal(keys, arguments)) is not None:
+            why, who = refused
+            if why != "given up":
+                raise SetupError(self._lives_already(who) if why == "held" else self._belongs_to(who))
+            _log.critical("%s was given up (--assume-dead): everything that runs here is stopped", self.owner)
+            self._fence()
+            self._redis.srem(self._given_up, who)
 
-    def _taken_by(self, held: bytes) -> str:
-        pid, *_, node = held.decode(errors="replace").split("-", 3)
+    def _refusal(self, keys: Sequence[str], arguments: Sequence[str | int]) -> tuple[str, str] | None:
+        said: Any = self._redis.eval(_RENEW, len(keys), *keys, *arguments)
+        return (said[0].decode(), said[1].decode(errors="replace")) if said else None
+
+    def _new_start(self) -> str:
+        return f"{os.getpid()}-{self._machine}-{secrets.token_hex(8)}-{socket.gethostname()}"
+
+    def _lives_already(self, held: str) -> str:
+        pid, *_, node = held.split("-", 3)
         where = f"pid {pid} on {node}, with another state folder or on another machine"
         return f"{self.owner} lives already: {where}; give each its own MIKROM_HOST"
+
+    def _belongs_to(self, bound: str) -> str:
+        machine, _, node = bound.partition(" ")
+        host = self.owner.removeprefix("host:")
+        return (
+            f"{host} is the name of another machine ({machine} on {node}; this is {self._machine_id}), or this one"
+            " lost its state folder: give this one its own MIKROM_HOST, or, once that one is off for good and its VMs"
+            f" may be made elsewhere, free the name: mikrom apply --assume-dead {host}"
+        )

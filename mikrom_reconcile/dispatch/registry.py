@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from celery import signals
-from redis import RedisError
 
 from mikrom_reconcile import locks, traces
 from mikrom_reconcile.control.ports import Engine
@@ -17,7 +15,7 @@ from mikrom_reconcile.core.errors import MikromError, SetupError, UsageError
 from mikrom_reconcile.dispatch import cleanup, deadlines, gevent_gaps, log_lines, metrics, runs, source_sync, tasks
 from mikrom_reconcile.dispatch.app import FleetApp, Parts
 from mikrom_reconcile.dispatch.broker import broker_url, is_remote
-from mikrom_reconcile.dispatch.presence import Heartbeat, this_machine
+from mikrom_reconcile.dispatch.presence import Heartbeat
 from mikrom_reconcile.host.hypervisor import Hypervisor
 
 _AS_OURS = {"bind": True, "Request": "mikrom_reconcile.dispatch.request:QuietRequest"}
@@ -60,6 +58,7 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
         if app.settings.worker_role == "host":
             app.parts.hypervisor()
             _be_the_only_one(app)
+            signals.celeryd_after_setup.connect(_supervise, weak=False)
         else:
             app.heartbeat = _heartbeat(app, "control")
             app.metrics = metrics.serve(app)
@@ -79,12 +78,15 @@ def _be_the_only_one(app: FleetApp) -> None:
     app.heartbeat.refuse_a_second()
 
 
+def _supervise(instance: Any, **_: Any) -> None:
+    """Before the broker is asked for anything: VMs that die come back whatever it says."""
+    hypervisor = instance.app.parts.hypervisor()
+    hypervisor.supervise()
+    signals.worker_shutting_down.connect(lambda **_: hypervisor.leave_alone(), weak=False)
+
+
 def _on_worker_ready(sender: Any, **_: Any) -> None:
     app: FleetApp = sender.app
-    if app.settings.worker_role == "host":
-        hypervisor = app.parts.hypervisor()
-        hypervisor.supervise()
-        signals.worker_shutting_down.connect(lambda **_: hypervisor.leave_alone(), weak=False)
     app.heartbeat.start()
 
 
@@ -97,7 +99,10 @@ def _on_beat_init(sender: Any, **_: Any) -> None:
 def _heartbeat(app: FleetApp, role: str) -> Heartbeat:
     host = app.settings.host
     if role == "host":
-        return Heartbeat(app.redis, app.keys, f"host:{host}", machine=this_machine(app.settings.state_dir))
+        hypervisor = app.parts.hypervisor()
+        return Heartbeat(
+            app.redis, app.keys, f"host:{host}", state_dir=app.settings.state_dir, fence=hypervisor.stop_all
+        )
     # control workers and Beats may be several on one machine
     return Heartbeat(app.redis, app.keys, f"{role}:{host}:{os.getpid()}")
 
@@ -109,6 +114,5 @@ def _on_shutting_down(**_: Any) -> None:
 def _on_worker_shutdown(sender: Any, **_: Any) -> None:
     traces.flush()
     app: FleetApp = sender.app
-    with suppress(RedisError):  # then the heartbeat says that they are lost
-        app.answering.flush()
+    app.answering.close()
     app.heartbeat.leave()

@@ -29,7 +29,7 @@ from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.calls import Answer, Call, unpack
 from mikrom_reconcile.dispatch.keys import FIRST, Keys
 from mikrom_reconcile.dispatch.messages import priority_of, shown_of
-from mikrom_reconcile.dispatch.presence import known, starts
+from mikrom_reconcile.dispatch.presence import give_up, known, starts
 from mikrom_reconcile.dispatch.window import Window
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ class CeleryHosts:
     def names(self) -> tuple[str, ...]:
         """The hosts whose workers live, or lived within the last day, sorted."""
         return known(self._redis, self._keys)
+
+    @lost_told()
+    def give_up(self, hosts: Iterable[str]) -> None:
+        """Free the names of these hosts; machines that come back stop what they run. Raises SetupError."""
+        for host in hosts:
+            give_up(self._redis, self._keys, host)
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host, as they come; a host without a living worker is unreachable at once."""
@@ -128,7 +134,7 @@ class CeleryHosts:
                 if time.monotonic() >= until:
                     yield from window.give_up("the deadline passed first")
                 for host in watch.gone():
-                    yield from window.lose(host, "the host's worker died or was restarted")
+                    yield from window.lose(host, "the host's worker died, was restarted or lost its broker")
 
     @lost_told()
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:

@@ -141,7 +141,14 @@ def check(service: Service, settings: Settings) -> Settings:
         raise UsageError("FLOWER_BASIC_AUTH is not set (user:password): Flower shows every task and can stop workers")
     if service == "flower":
         _refuse_a_taken_port(settings.flower_port)
-    connect(broker_url(settings)).close()
+    url = broker_url(settings)
+    try:
+        connect(url).close()
+    except SetupError as error:
+        if service not in {"host", "control"}:
+            raise
+        # a host's VMs have to be looked after meanwhile
+        sys.stderr.write(f"mikrom worker: {error} Until then it waits.\n")
     return settings
 
 

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import logging
 import random
+from contextlib import suppress
 from typing import Any
 
 import msgspec
+from celery.exceptions import Reject
 from msgspec.structs import replace
+from redis import RedisError
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.core.errors import MikromError
@@ -100,9 +103,9 @@ VM_TASKS = {
 
 def observe_host_task(task: Any, *, call: str, query: str) -> None:
     """Tell the call what is on this host."""
-    if not task.app.answering.is_awaited(call):
-        return
     try:
+        if not task.app.answering.is_awaited(call):
+            return
         report = task.app.parts.hypervisor().observe(msgspec.json.decode(query, type=ObserveQuery))
         task.app.answering.tell(call, "report", calls.pack(report))
     except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
@@ -180,7 +183,8 @@ def _obey(task: Any, verb: Verb, sent: SentOrder, order: Order) -> ActionOutcome
     outcome = _execute(task, replace(order, action=replace(order.action, deadline_s=left_s)))
     if outcome.result == "failed_temporary":
         spent_s = sent.spent_s + (outcome.finished_at - outcome.started_at).total_seconds()
-        _try_again(task, order, outcome.error, replace(sent, spent_s=spent_s))
+        with suppress(Reject):  # the broker did not take it: then this was the last attempt
+            _try_again(task, order, outcome.error, replace(sent, spent_s=spent_s))
     return outcome
 
 
@@ -213,9 +217,10 @@ def _refusal(task: Any, verb: Verb, order: Order, call: str) -> str | None:
         return f"the order is for host {order.action.host}, this is {task.app.settings.host}"
     if deadlines.is_stopping():
         return "the host's worker is being stopped"
-    if not task.app.answering.is_awaited(call):
-        return "nobody waits for it any more"
-    return None
+    try:
+        return None if task.app.answering.is_awaited(call) else "nobody waits for it any more"
+    except RedisError as error:
+        return f"it is not known whether anybody waits for it: {error}"
 
 
 def _execute(task: Any, order: Order) -> ActionOutcome:

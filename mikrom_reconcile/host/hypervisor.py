@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
+from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.devices import PinnedFile
-from mikrom_reconcile.core.model.observed import Console, HostReport, ObserveQuery
+from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.core.model.stock import Stock
+from mikrom_reconcile.core.one_off import decide_by_name
 from mikrom_reconcile.host.execute import Executor, no_seam
 from mikrom_reconcile.host.images import Images
 from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.ports import Clock, Driver
 from mikrom_reconcile.host.records import Records, checked_name
 from mikrom_reconcile.host.stock import ImageStock
-from mikrom_reconcile.host.supervise import RESCAN_S, Supervisor
+from mikrom_reconcile.host.supervise import AT_ONCE, RESCAN_S, Supervisor
 
 
 class Hypervisor:
@@ -61,6 +64,23 @@ class Hypervisor:
         """End the supervision, if there is one; VMs stay as they are. A signal handler may call it."""
         if self._supervisor is not None:
             self._supervisor.stop()
+
+    def stop_all(self) -> None:
+        """Stop all that runs here, since it may run elsewhere by now; what is to be up here is for runs to say.
+
+        Raises MikromError while something may still run.
+        """
+        report = self.observe(ObserveQuery())
+        seen = ObservedState(taken_at=report.observed_at, hosts=(HostView(host=self.name, report=report),))
+        orders = [
+            Order(run_id="given-up", token=token, action=action)
+            for project, token in report.highest_tokens.items()
+            for action in decide_by_name("stop", ("*",), seen, project=project).plan.actions
+        ]
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="stop") as pool:
+            left = [outcome for outcome in pool.map(self.execute, orders) if outcome.result.startswith("failed")]
+        if left:
+            raise MikromError(f"{len(left)} VMs could not be stopped, the first is {left[0].vm}: {left[0].error}")
 
     def observe(self, query: ObserveQuery) -> HostReport:
         """What is here now, as far as `query` asks. Raises SetupError when the records cannot be listed."""

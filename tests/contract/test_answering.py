@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,14 @@ from tests.fleet import KEYS, Fleet, wait_until
 pytestmark = pytest.mark.redis
 
 OWNER = "host:hv01"
+
+
+@pytest.fixture
+def told(fleet: Fleet) -> Iterator[Answering]:
+    told = Answering(fleet.redis, KEYS, OWNER)
+    yield told
+    told.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "answers"]
 
 
 @pytest.fixture
@@ -42,24 +51,21 @@ def bodies(call: Call, count: int) -> list[bytes]:
     return found
 
 
-def test_a_hundred_answers_arrive_in_order_in_a_few_messages(fleet: Fleet) -> None:
-    told = Answering(fleet.redis, KEYS, OWNER)
+def test_a_hundred_answers_arrive_in_order_in_a_few_messages(fleet: Fleet, told: Answering) -> None:
     expected = [str(number).encode() for number in range(100)]
     with Call(fleet.redis, KEYS, "one") as call:
         call.listen(OWNER)
         for body in expected:
             told.tell("one", "outcome", body)
         assert bodies(call, 100) == expected
-    told.flush()  # what is under way ends before its client is closed
     assert calls_of(fleet, "expire") < 20  # one for each message
     assert fleet.redis.ttl(KEYS.answers("one", OWNER)) < 0  # gone with the call
 
 
 def test_what_is_told_while_the_broker_is_away_is_told_when_it_is_back(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    fleet: Fleet, told: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answering, "_AGAIN_S", 0.05)
-    told = Answering(fleet.redis, KEYS, OWNER)
     fleet.stop_redis()
     told.tell("one", "outcome", b"first")
     told.tell("one", "outcome", b"second")
@@ -69,7 +75,6 @@ def test_what_is_told_while_the_broker_is_away_is_told_when_it_is_back(
     with wait_for_call(fleet) as call:
         call.listen(OWNER)
         assert bodies(call, 2) == [b"first", b"second"]
-    told.flush()  # what is under way ends before its client is closed
 
 
 def wait_for_call(fleet: Fleet) -> Call:
@@ -83,8 +88,9 @@ def wait_for_call(fleet: Fleet) -> Call:
     return Call(fleet.redis, KEYS, "one")
 
 
-def test_an_answer_that_the_server_refuses_keeps_no_other(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
-    told = Answering(fleet.redis, KEYS, OWNER)
+def test_an_answer_that_the_server_refuses_keeps_no_other(
+    fleet: Fleet, told: Answering, caplog: pytest.LogCaptureFixture
+) -> None:
     fleet.redis.set(KEYS.answers("odd", OWNER), b"not a stream")
     with Call(fleet.redis, KEYS, "one") as call:
         call.listen(OWNER)
@@ -92,11 +98,29 @@ def test_an_answer_that_the_server_refuses_keeps_no_other(fleet: Fleet, caplog: 
         told.tell("one", "outcome", b"kept")
         assert bodies(call, 1) == [b"kept"]
     wait_until(lambda: "WRONGTYPE" in caplog.text, "the line in the log")
-    told.flush()  # what is under way ends before its client is closed
 
 
-def test_that_a_call_is_awaited_is_asked_once_a_second(fleet: Fleet) -> None:
-    told = Answering(fleet.redis, KEYS, OWNER)
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"), ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0")],
+)
+def test_what_a_broker_refuses_for_a_while_is_told_again(
+    fleet: Fleet, told: Answering, monkeypatch: pytest.MonkeyPatch, begin: str, end: str
+) -> None:
+    monkeypatch.setattr(answering, "_AGAIN_S", 0.05)
+    with Call(fleet.redis, KEYS, "one") as call:
+        call.listen(OWNER)
+        redis: Any = fleet.redis
+        redis.execute_command(*begin.split())
+        told.tell("one", "outcome", b"first")
+        told.tell("one", "outcome", b"second")
+        with pytest.raises(RedisError):
+            told.flush()
+        redis.execute_command(*end.split())
+        assert bodies(call, 2) == [b"first", b"second"]
+
+
+def test_that_a_call_is_awaited_is_asked_once_a_second(fleet: Fleet, told: Answering) -> None:
     with Call(fleet.redis, KEYS, "one"):
         began_s = time.monotonic()
         assert all(told.is_awaited("one") for _ in range(100))

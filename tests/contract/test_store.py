@@ -165,3 +165,28 @@ def test_a_lease_ends_for_its_holder_too_when_redis_is_away_for_longer_than_its_
     time.sleep(0.4)
     assert not lease.held()
     lease.release()
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize(
+    "how", [OSError(9, "Bad file descriptor"), ValueError("I/O operation on closed file"), KeyError(7)]
+)
+def test_a_lease_outlives_every_way_in_which_a_socket_ends_and_its_thread_does_not_outlive_it(
+    own_environment: Path, monkeypatch: pytest.MonkeyPatch, how: Exception
+) -> None:
+    fleet = Fleet(own_environment)
+    try:
+        lease = RedisStore(fleet.redis, prefix="mikrom").lease("demo", holder="a", ttl_s=0.3, at_least=1)
+        failed = threading.Event()
+
+        def fails(*_: object) -> None:
+            failed.set()
+            raise how
+
+        with monkeypatch.context() as patched:
+            patched.setattr(fleet.redis, "eval", fails)
+            assert failed.wait(5)
+        lease.release()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("lease ")]
+    finally:
+        fleet.close()

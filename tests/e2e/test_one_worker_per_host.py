@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.dispatch.presence import Heartbeat, starts, this_machine
-from tests.fleet import KEYS, Fleet, wait_until
+from mikrom_reconcile.dispatch.presence import Heartbeat, give_up, machine_id, starts
+from tests.fleet import KEYS, Fleet
 
 pytestmark = pytest.mark.redis
 
@@ -38,6 +38,54 @@ def test_a_second_one_is_refused_wherever_its_records_are(fleet: Fleet) -> None:
     fleet.worker("host", host="hv01")  # its own heartbeat, not expired yet, does not hold it up
 
 
+def test_a_name_stays_with_its_machine_though_that_stands_still_until_a_person_gives_it_up(fleet: Fleet) -> None:
+    first = fleet.worker("host", host="hv01")
+    first.send_signal(signal.SIGSTOP)
+    fleet.redis.delete(KEYS.heartbeat("host:hv01"))  # as it expires by itself 15 s later
+    another = {"MIKROM_HOST": "hv01", "MIKROM_STATE_DIR": f"{fleet.folder}/another"}
+    said = refusal(fleet, RUN_WORKER, **another)
+    assert "hv01 is the name of another machine (" in said
+    assert "free the name: mikrom apply --assume-dead hv01" in said
+    assert not fleet.redis.exists(KEYS.heartbeat("host:hv01"))
+    first.send_signal(signal.SIGCONT)
+    fleet.wait_for("host:hv01", first)
+    assert first.poll() is None
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    fleet.redis.delete(KEYS.heartbeat("host:hv01"))
+    give_up(fleet.redis, KEYS, "hv01")
+    fleet.worker("host", host="hv01", **{name: value for name, value in another.items() if name != "MIKROM_HOST"})
+
+
+def test_a_machine_that_was_given_up_while_it_only_stood_still_stops_what_it_runs_before_it_is_seen_again(
+    fleet: Fleet, own_environment: Path
+) -> None:
+    stopped: list[bool] = []
+    (own_environment / "one").mkdir()
+    heartbeat = Heartbeat(
+        fleet.redis, KEYS, "host:hv01", state_dir=own_environment / "one",
+        fence=lambda: stopped.append(bool(fleet.redis.exists(KEYS.machine("hv01")))),
+    )  # fmt: skip
+    heartbeat.start()
+    for _ in range(2):  # by the runs of two projects
+        give_up(fleet.redis, KEYS, "hv01")
+    heartbeat.begin_anew()
+    assert stopped == [False]
+    heartbeat.begin_anew()
+    heartbeat.leave()
+    assert stopped == [False]
+    assert fleet.redis.exists(KEYS.machine("hv01"))
+
+
+def test_a_machine_keeps_what_it_is_and_a_copy_of_its_state_folder_elsewhere_is_another(own_environment: Path) -> None:
+    folders = [own_environment / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    one, two = map(machine_id, folders)
+    assert one != two
+    assert machine_id(folders[0]) == one
+
+
 def test_one_that_is_nobody_in_particular_does_not_join_a_shared_broker(fleet: Fleet) -> None:
     argv = [sys.executable, "-m", "celery", "-A", "mikrom_reconcile.celery_app", "worker", "-P", "gevent"]
     said = refusal(fleet, argv, MIKROM_BROKER_URL="redis://192.0.2.1:6379/0")
@@ -51,15 +99,11 @@ def test_of_two_that_start_at_once_one_ends_itself(
     folders = [own_environment / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
-    machines = [this_machine(folder) for folder in folders]
-    assert machines[0] != machines[1]
-    first, second = (Heartbeat(fleet.redis, KEYS, "host:hv01", machine=machine) for machine in machines)
+    first, second = (Heartbeat(fleet.redis, KEYS, "host:hv01", state_dir=folder) for folder in folders)
     first.start()
-    wait_until(lambda: starts(fleet.redis, KEYS, ["host:hv01"]), "the first heartbeat")
     with monkeypatch.context() as patched:
         patched.setattr(os, "kill", lambda pid, number: ended.append((pid, number)))
         second.start()
-        wait_until(lambda: ended, "the end of the second")
     assert ended == [(os.getpid(), signal.SIGTERM)]
     assert starts(fleet.redis, KEYS, ["host:hv01"]) == {"host:hv01": first.start_id.encode()}
     first.leave()

@@ -246,3 +246,20 @@ def test_a_host_that_is_dark_for_a_whole_run_keeps_its_vms_and_gets_its_share_on
     assert {host_of(vmm) for vmm in lab.watch.now() if vmm.vm == victim.vm} == {"hv02"}
     assert lab.output("plan", "--detailed-exitcode")
     assert lab.watch.doubles == []
+
+
+def test_a_host_that_was_given_up_and_comes_back_stops_what_was_made_elsewhere(lab: Lab) -> None:
+    lab.write(9, 0)
+    lab.apply()
+    lab.workers["hv02"].kill()
+    lab.workers["hv02"].wait()
+    lab.fleet.redis.delete("mikrom:alive:host:hv02")  # as it expires by itself
+    lab.output("apply", "--yes", "--assume-dead", "hv02", code=UNREACHABLE)
+    assert sum(lab.where().values(), Counter()) == {"web": 12}
+    lab.write(9, 0, without=("hv02",))
+    lab.apply()
+    lab.worker("hv02")
+    wait_until(lambda: lab.where()["hv02"] == Counter(), "the end of all that runs twice")
+    assert "host:hv02 was given up (--assume-dead)" in lab.fleet.log("host:hv02")
+    assert sum(lab.where().values(), Counter()) == {"web": 9}
+    assert lab.mikrom("get", "vms", "-o", "json").stdout.count('"stopped"') >= 3

@@ -54,7 +54,8 @@ class RedisLease:
         self._ttl_s = ttl_s
         self._held_until = taken_at + ttl_s
         self._ended = threading.Event()
-        threading.Thread(target=self._keep, name=f"lease {key}", daemon=True).start()
+        self._keeping = threading.Thread(target=self._keep, name=f"lease {key}", daemon=True)
+        self._keeping.start()
 
     def held(self) -> bool:
         """False once it may have been lost: send nothing more."""
@@ -63,6 +64,7 @@ class RedisLease:
     def release(self) -> None:
         """Give it back; twice is fine. Without a broker it expires by itself."""
         self._ended.set()
+        self._keeping.join()
         with suppress(RedisError):  # then the server's TTL gives it back, and hosts refuse its token after a newer one
             self._redis.eval(_RELEASE, 1, self._key, self._value)
 
@@ -71,8 +73,8 @@ class RedisLease:
             now = time.monotonic()
             try:
                 renewed = self._redis.eval(_RENEW, 1, self._key, self._value, _ms(self._ttl_s))
-            except RedisError:
-                continue  # held() tells when it has been too long
+            except Exception:  # noqa: BLE001, S112 - a socket ends in many ways; held() tells when it has been too long
+                continue
             if not renewed:
                 self._ended.set()
             self._held_until = now + self._ttl_s

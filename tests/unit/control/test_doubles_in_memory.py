@@ -41,6 +41,9 @@ class WorldHosts:
     def names(self) -> tuple[str, ...]:
         return tuple(self.world.hosts)
 
+    def give_up(self, hosts: Iterable[str]) -> None:
+        assert not [*hosts]
+
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         self.looks += 1
         yield from self.world.observe(dict(queries)).hosts

@@ -42,6 +42,9 @@ class EmptyHosts:
     def names(self) -> tuple[str, ...]:
         return ("hv02",)
 
+    def give_up(self, hosts: Iterable[str]) -> None:
+        assert not [*hosts]
+
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         self.asked |= set(queries)
         report = HostReport(host="hv02", observed_at=NOW, capacity=Capacity(vcpu_count=4, mem_size_mib=4096))

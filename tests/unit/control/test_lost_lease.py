@@ -27,6 +27,9 @@ class EagerHosts:
     def names(self) -> tuple[str, ...]:
         return ("localhost",)
 
+    def give_up(self, hosts: Iterable[str]) -> None:
+        assert not [*hosts]
+
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         report = HostReport(host="localhost", observed_at=NOW, capacity=Capacity(vcpu_count=8, mem_size_mib=8192))
         yield HostView(host="localhost", report=report)

@@ -26,7 +26,7 @@ def settings(folder: Path, **variables: str) -> Settings:
     [
         ("host", {}, "MIKROM_BROKER_URL is not set"),
         ("host", {"MIKROM_BROKER_URL": "amqp://guest@there"}, "must begin with redis://"),
-        ("host", {"MIKROM_BROKER_URL": "redis+socket:///no/such.sock"}, "no answer from the broker"),
+        ("beat", {"MIKROM_BROKER_URL": "redis+socket:///no/such", "MIKROM_SPECS": "/x"}, "no answer from the broker"),
         ("control", {"MIKROM_BROKER_URL": "redis://x"}, "MIKROM_SPECS is not set"),
         ("beat", {"MIKROM_BROKER_URL": "redis://x"}, "MIKROM_SPECS is not set"),
         ("flower", {"MIKROM_BROKER_URL": "redis://x"}, "FLOWER_BASIC_AUTH is not set"),
@@ -37,6 +37,15 @@ def test_a_service_says_what_it_does_not_start_without(
 ) -> None:
     with pytest.raises((UsageError, SetupError), match=missing):
         services.check(service, settings(own_environment, **variables))
+
+
+@pytest.mark.parametrize("service", ["host", "control"])
+def test_a_worker_waits_for_a_broker_that_does_not_answer_and_says_so(
+    own_environment: Path, service: services.Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = settings(own_environment, MIKROM_BROKER_URL="redis+socket:///no/such.sock", MIKROM_SPECS="/x")
+    assert services.check(service, found) == found
+    assert "mikrom worker: no answer from the broker" in capsys.readouterr().err
 
 
 def test_flower_names_a_port_that_is_taken(own_environment: Path) -> None:

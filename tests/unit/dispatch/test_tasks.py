@@ -10,7 +10,9 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from celery.exceptions import Reject
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.plan import Verb
@@ -182,6 +184,33 @@ class TestAttempts:
     ) -> None:
         asked = iter([False, True])
         monkeypatch.setattr(deadlines, "is_stopping", lambda: next(asked))
+        host.driver.faults["start"] = [TEMPORARY]
+        assert worker.run(order("create", VM)).result == "failed_temporary"
+
+
+class TestALostBroker:
+    """Whatever the broker does at that moment, the outcome is told once it is back."""
+
+    def test_is_told_by_an_order_that_was_not_begun_for_it(
+        self, worker: Worker, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def lost(_: str) -> bool:
+            raise RedisConnectionError("reset by peer")
+
+        monkeypatch.setattr(worker.app.answering, "is_awaited", lost)
+        outcome = worker.run(order("create", VM))
+        assert (outcome.result, error(outcome)) == (
+            "skipped", "it is not known whether anybody waits for it: reset by peer",
+        )  # fmt: skip
+        assert host.driver.calls == []
+
+    def test_ends_the_attempts_of_an_order_with_what_became_of_the_last(
+        self, worker: Worker, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def not_taken(*_: object, **__: object) -> None:
+            raise Reject("the broker is away", requeue=False)
+
+        monkeypatch.setattr(worker.app.tasks["mikrom.create_vm"], "retry", not_taken)
         host.driver.faults["start"] = [TEMPORARY]
         assert worker.run(order("create", VM)).result == "failed_temporary"
 

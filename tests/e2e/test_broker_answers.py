@@ -1,0 +1,122 @@
+"""Whatever a broker answers, or does not: workers outlive it, and the microVMs of a host are looked after meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mikrom_reconcile.dispatch.app import FleetApp
+from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from tests import fakes
+from tests.e2e.test_faults import HOST, Site, end_of
+from tests.fleet import PASSWORD, Fleet, wait_until
+from tests.watch import Watch
+
+pytestmark = [pytest.mark.kvm, pytest.mark.redis, pytest.mark.timeout(120)]  # many programs, on a machine that is busy
+
+VMS = 2
+
+
+@pytest.fixture
+def site(own_environment: Path) -> Iterator[Site]:
+    with Watch(own_environment / "run") as watch:
+        site = Site(own_environment, watch)
+        try:
+            yield site
+        finally:
+            site.close()
+
+
+def commands(fleet: Fleet) -> Callable[..., Any]:
+    redis: Any = fleet.redis
+    execute: Callable[..., Any] = redis.execute_command
+    return execute
+
+
+def cannot_save(fleet: Fleet) -> Callable[[], object]:
+    in_the_way = fleet.folder / "dump.rdb" / "in-the-way"
+    in_the_way.mkdir(parents=True)
+    fleet.redis.config_set("save", "1 1")
+    commands(fleet)("BGSAVE")
+    wait_until(lambda: fleet.redis.info("persistence")["rdb_last_bgsave_status"] == "err", "a save that fails")
+    return lambda: fleet.redis.config_set("save", "")
+
+
+def replica_of_nobody(fleet: Fleet) -> Callable[[], object]:
+    commands(fleet)("REPLICAOF", "127.0.0.1", "1")
+    return lambda: commands(fleet)("REPLICAOF", "NO", "ONE")
+
+
+def another_password(fleet: Fleet) -> Callable[[], object]:
+    fleet.redis.config_set("requirepass", "another")
+    commands(fleet)("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    return lambda: fleet.redis.config_set("requirepass", PASSWORD)
+
+
+def no_permission(fleet: Fleet) -> Callable[[], object]:
+    commands(fleet)("ACL", "SETUSER", "default", "-@write", "-@scripting")
+    return lambda: commands(fleet)("ACL", "SETUSER", "default", "+@all")
+
+
+@pytest.mark.parametrize("answers", [cannot_save, replica_of_nobody, another_password, no_permission])
+def test_workers_outlive_a_broker_that_answers_and_refuses_and_killed_vms_come_back_meanwhile(
+    site: Site, answers: Callable[[Fleet], Callable[[], object]]
+) -> None:
+    specs = site.write(VMS)
+    site.apply(specs)
+    before, started = site.vmms(), site.watch.started
+    mend = answers(site.fleet)
+    wait_until(lambda: f"heartbeat of {HOST}: " in site.fleet.log(HOST), "a refused heartbeat of the host")
+    wait_until(lambda: "heartbeat of control:" in site.fleet.log("control:localhost"), "one of the control worker")
+    os.kill(before["web-000"].pid, signal.SIGKILL)
+    site.watch.wait_until(lambda watch: watch.started == started + 1, "the VM to be back")
+    assert [site.host.poll(), site.control.poll()] == [None, None]
+    log = site.fleet.log(HOST) + site.fleet.log("control:localhost")
+    assert log.count("Frequent restarts detected") == 0
+    mend()
+    wait_until(lambda: end_of(site.begin(specs))[0] == 0, "an apply", within_s=40)
+    site.assert_as_wanted(VMS)
+    assert site.vmms()["web-001"] == before["web-001"]
+    assert [site.host.poll(), site.control.poll()] == [None, None]
+
+
+def test_a_host_that_comes_up_without_its_broker_brings_its_vms_back_all_the_same(site: Site) -> None:
+    specs = site.write(VMS)
+    site.apply(specs)
+    site.host.kill()
+    site.host.wait()
+    for vmm in site.watch.now():
+        os.kill(vmm.pid, signal.SIGKILL)
+    site.fleet.stop_redis()
+    started = site.watch.started
+    worker = site.fleet.run("host-localhost", [sys.executable, "run_worker.py"], **site.real)
+    site.watch.wait_until(lambda watch: watch.started == started + VMS, "the VMs to be back")
+    assert worker.poll() is None
+    assert "no answer from the broker" in site.fleet.log(HOST)
+    site.fleet.start_redis()
+    site.fleet.wait_for(HOST, worker)
+    wait_until(lambda: end_of(site.begin(specs))[0] == 0, "an apply", within_s=40)
+    site.assert_as_wanted(VMS)
+
+
+def test_a_worker_that_lost_its_connection_says_so_at_once_of_what_it_was_sent(fleet: Fleet, app: FleetApp) -> None:
+    """What was on its way just then is lost, for all that anybody knows: nobody waits for it until a deadline."""
+    fleet.worker("host", host=fakes.HOST, MIKROM_TEST_BOOT_S="60")
+    orders = [fakes.order("create", "web-000", deadline_s=100)]
+    with ThreadPoolExecutor() as pool:
+        outcomes = pool.submit(list, CeleryHosts(app, fleet.redis).execute(orders, forks=1, deadline_s=100))
+        wait_until((fleet.folder / "state" / "vms" / "web-000").exists, "the order to be under way")
+        clients: Any = fleet.redis.client_list()
+        for client in clients:
+            if client["cmd"] == "brpop":
+                commands(fleet)("CLIENT", "KILL", "ID", client["id"])
+        (outcome,) = outcomes.result(timeout=20)
+    assert outcome.result == "failed_temporary"
+    assert outcome.error == "the host's worker died, was restarted or lost its broker"

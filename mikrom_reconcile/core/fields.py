@@ -85,10 +85,17 @@ _MEANT = {"image": ("image", "boot")}
 """Paths that stand for others, too: who ignores an image's name ignores what the name stands for."""
 
 
+def costs(applied: VMSpec, wanted: VMSpec) -> frozenset[Impact]:
+    """What it takes to bring a VM from one spec to another."""
+    if applied == wanted:
+        return frozenset()
+    changes = field_changes(msgspec.to_builtins(applied), msgspec.to_builtins(wanted))
+    return frozenset(change.impact for change in changes)
+
+
 def needs_restart(applied: VMSpec, wanted: VMSpec) -> bool:
     """Whether the VMM has to go down for its spec to change so; the rest is recorded, or changed while it runs."""
-    changes = field_changes(msgspec.to_builtins(applied), msgspec.to_builtins(wanted))
-    return any(change.impact in {"restart", "replace"} for change in changes)
+    return not costs(applied, wanted).isdisjoint({"restart", "replace"})
 
 
 def recorded(*, fleet: str, state: State, spec: VMSpec, policy: Policy) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.case import Case, Verdict
 from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.fields import impact_of
 from mikrom_reconcile.core.guards import as_recorded, protect
 from mikrom_reconcile.core.lifecycle import LIVE, SATISFIES, UNWELL, WELL
 from mikrom_reconcile.core.model.desired import State
@@ -53,7 +54,7 @@ def decide_by_name(
             changes.append(verdict)
         else:
             unchanged[row.host] = unchanged.get(row.host, 0) + 1
-            if row.drift and row.name not in acted_on:
+            if _drifted(row) and row.name not in acted_on:
                 warnings.append(f"{row.name} on {row.host} is {row.phase} already, and left alone: {_drifted(row)}")
     changes, refusals = protect(changes, {})
     contradicting = any(change.desired is None or change.desired.state != change.observed.state
@@ -124,7 +125,7 @@ def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     if verb in {"pause", "resume"} and row.phase not in WELL:
         return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
     as_asked = row.phase in SATISFIES[state] and row.state == state
-    if verb != "restart" and row.drift and row.phase in WELL:  # its host could only restart it, and memory is to stay
+    if verb != "restart" and _drifted(row) and row.phase in WELL:  # a restart alone mends it, and memory is to stay
         return "unchanged" if as_asked else case.change("blocked", _drifted(row))
     if as_asked and (verb != "restart" or (acted_on and not row.drift)):
         return "unchanged"
@@ -132,8 +133,9 @@ def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
 
 
 def _drifted(row: ObservedVM) -> str:
-    paths = ", ".join(item.path for item in row.drift)
-    return f"its VMM is not as recorded ({paths}); `mikrom restart` puts that right"
+    """In what only a restart puts the VM right; "" if in nothing."""
+    paths = ", ".join(item.path for item in row.drift if impact_of(item.path) in {"restart", "replace"})
+    return f"its VMM is not as recorded ({paths}); `mikrom restart` puts that right" if paths else ""
 
 
 def _kind(verb: Verb, row: ObservedVM) -> ChangeKind:

@@ -16,11 +16,11 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
-from mikrom_reconcile.core.fields import impact_of, needs_restart
+from mikrom_reconcile.core.fields import costs, impact_of, needs_restart
 from mikrom_reconcile.core.lifecycle import SATISFIES, UP, WELL
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import Attempt, Drift, FailedResult, ObservedVM
-from mikrom_reconcile.core.model.plan import Verb
+from mikrom_reconcile.core.model.plan import Impact, Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.memory import Memory
 from mikrom_reconcile.host.observe import drift_of, row_of
@@ -33,6 +33,10 @@ GRACE_S = 10.0
 
 MAX_ERROR = 2000
 """Characters of an error that are kept in a record: enough for any fault of a VMM, and a record stays small."""
+
+EVERYTHING: frozenset[Impact] = frozenset({"record", "live", "restart", "replace"})
+WHILE_IT_RUNS: frozenset[Impact] = frozenset({"record", "live"})
+"""Impacts of what can change without a restart."""
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +84,10 @@ class Deed:
         facts = self._driver.observe(self.found)
         if facts.status in {"none", "starting"}:
             return steps
-        as_ordered = self.found.spec == self._ordered.spec and not drift_of(self._ordered.spec, facts)
-        if facts.status in WELL and as_ordered:
+        odd = {impact_of(drift.path) for drift in drift_of(self.found.spec, facts)}
+        if facts.status in WELL and odd | costs(self.found.spec, self._ordered.spec) <= WHILE_IT_RUNS:
             paused = facts.status == "paused"
-            return (RECORD, *([] if paused == self._pauses else [PAUSE if self._pauses else RESUME]), VERIFY)
+            return (CHANGE, RECORD, *([] if paused == self._pauses else [PAUSE if self._pauses else RESUME]), VERIFY)
         return STEPS["restart"]
 
     def already_done(self) -> bool:
@@ -92,19 +96,26 @@ class Deed:
         if self.found is None or self.found.action_id != action.id or action.desired is None:
             return False
         self._look(self.found)
-        return not self._unchanged() if action.verb == "update" else self._holds(action.desired.state)
+        return not self._drift(WHILE_IT_RUNS) if action.verb == "update" else self._holds(action.desired.state)
 
     def check(self) -> None:
-        """Refuse what cannot work, before anything is written. Raises PermanentError."""
+        """Refuse what cannot work or would hurt, before anything is written. Raises PermanentError, TemporaryError."""
         action = self.order.action
+        step = f"checking what it is ordered to be by {action.verb}"
+        if self.found is not None and self.found.policy.prevent_destroy and self._loses_disks(self.found):
+            way_out = "lift that first, with lifecycle: {prevent_destroy: false}"
+            raise PermanentError(
+                f"it would lose its data, and is recorded as protected; {way_out}", vm=action.vm, step=step
+            )
         if action.desired is None or action.verb == "stop":
             return
-        step = f"checking what it is ordered to be by {action.verb}"
         if why_not := self._driver.unsupported(action.desired.spec):
             raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
         need_mib = self._driver.memory_mib(action.desired.spec)
         if self._ordered.state in UP and (why_not := self._memory.promise(action.vm, need_mib, action.mem_limit_mib)):
             raise PermanentError(f"{why_not}; stop some, or give it less", vm=action.vm, step=step)
+        if holder := self._memory.claim(action.vm, action.desired.addresses.values()):
+            raise TemporaryError(f"{holder}: two VMs of a host cannot have one address", vm=action.vm, step=step)
         if self.found is None and (facts := self._driver.observe(self._ordered)).status != "none":
             # never our own doing (the record is there first and goes last), so nobody can say whose it is
             message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"
@@ -112,6 +123,13 @@ class Deed:
         respecified = action.verb == "update" and self.found and needs_restart(self.found.spec, action.desired.spec)
         if respecified and self.found and self._driver.observe(self.found).status != "none":
             raise PermanentError("its spec changes only while it is down: restart it", vm=action.vm, step=step)
+
+    def _loses_disks(self, found: VMRecord) -> bool:
+        """Whether the VM goes, or the root disk that it wrote to is made anew, now or when it starts."""
+        desired, rootfs = self.order.action.desired, found.spec.boot and found.spec.boot.rootfs
+        if desired is None:
+            return True
+        return bool(rootfs and not rootfs.read_only) and "replace" in costs(found.spec, desired.spec)
 
     def remaining_s(self, step: str) -> float:
         """Seconds until the deadline. Raises TemporaryError when it has passed."""
@@ -171,10 +189,10 @@ class Deed:
         if ordered.state not in UP:
             return
         self._look(ordered)
-        if ordered.spec != before.spec or self._unchanged():
+        if ordered.spec != before.spec or self._drift(WHILE_IT_RUNS):
             self._driver.update(ordered, deadline_s=self.remaining_s("changing it while it runs"))
             self._look(ordered)
-        if left := self._unchanged():
+        if left := self._drift(WHILE_IT_RUNS):
             raise TemporaryError(
                 f"it was changed, and still {', '.join(_in_words(left))}", vm=ordered.vm, step="verifying"
             )
@@ -258,13 +276,13 @@ class Deed:
         return self.seen
 
     def _holds(self, state: State) -> bool:
-        return self.seen is not None and self.seen.phase in SATISFIES[state] and not self.seen.drift
+        return self.seen is not None and self.seen.phase in SATISFIES[state] and not self._drift()
 
-    def _unchanged(self) -> tuple[Drift, ...]:
-        """The drift that an update was to mend."""
+    def _drift(self, mended_by: frozenset[Impact] = EVERYTHING) -> tuple[Drift, ...]:
+        """The drift that was seen last and that somebody minds, as far as it is mended so."""
         desired, drift = self.order.action.desired, self.seen.drift if self.seen else ()
         ignored = desired.ignore_changes if desired else ()
-        return tuple(item for item in drift if item.path not in ignored and impact_of(item.path) in {"live", "record"})
+        return tuple(item for item in drift if item.path not in ignored and impact_of(item.path) in mended_by)
 
     def _now(self) -> VMRecord:
         assert self.record is not None, "every verb records the order first"  # noqa: S101
@@ -282,6 +300,7 @@ FINISH_DELETE: Step = ("finishing an earlier delete", Deed.finish_delete)
 RECORD: Step = ("recording the order", Deed.record_order)
 STOP: Step = ("stopping", Deed.stop)
 START: Step = ("starting", Deed.start)
+CHANGE: Step = ("changing it while it runs", Deed.change)
 PAUSE: Step = ("pausing", Deed.pause)
 RESUME: Step = ("resuming", Deed.resume)
 VERIFY: Step = ("verifying", Deed.verify)
@@ -294,7 +313,7 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
     "pause": BRING_UP,
     "resume": BRING_UP,
     "stop": (RECORD, STOP, VERIFY),
-    "update": (("changing it while it runs", Deed.change), RECORD),
+    "update": (CHANGE, RECORD),
     "restart": (("recording that it goes down", Deed.withdraw), STOP, *BRING_UP),
     "delete": (
         RECORD,
@@ -304,7 +323,8 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
     ),
 }
 """Every verb. A create finishes an interrupted delete first. What brings a VM up finds one that is up already and
-pauses or resumes it; one that is other than ordered it restarts. PAUSE is only for a VM that is to be paused."""
+pauses or resumes it, changed if need be; what only a restart changes it restarts. PAUSE is only for a VM that is to be
+paused."""
 
 
 def _in_words(drift: tuple[Drift, ...]) -> list[str]:

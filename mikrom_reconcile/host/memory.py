@@ -1,14 +1,15 @@
-"""Whether this host still has the memory that a VM is promised; a VMM takes any size and dies of it later.
+"""Whether this host still has what a VM is promised: memory, of which a VMM takes any size and dies of it later, and
+addresses, which control may have given to two.
 
-The rule: all VMs that are ordered to be up, this one included, were promised no more than the machine has, or than its
-inventory allows instead. What they touched so far does not count, since they may touch the rest at any time. vCPUs are
-not limited: they only share time.
+The rule for memory: all VMs that are ordered to be up, this one included, were promised no more than the machine has,
+or than its inventory allows instead. What they touched so far does not count, since they may touch the rest at any
+time. vCPUs are not limited: they only share time.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mikrom_reconcile.core.lifecycle import UP
 from mikrom_reconcile.core.model.desired import VMSpec
@@ -34,6 +35,8 @@ class Memory:
         self._lock = threading.Lock()
         self._promised: dict[str, int] = {}
         self._under_way: dict[str, int] = {}
+        self._holders: dict[str, str] = {}
+        self._claims: dict[str, frozenset[str]] = {}
         self._counted_s = float("-inf")
         self._settled = False  # since the last count: one that failed has not kept its promise
 
@@ -59,6 +62,24 @@ class Memory:
             f" {limit_mib - left} are promised to {others} other VMs"
         )
 
+    def claim(self, vm: str, addresses: Iterable[str]) -> str:
+        """Keep addresses for `vm`; who has one of them already, "" if nobody has. The claim holds until `settle`."""
+        claimed = frozenset(addresses)
+        if not claimed:
+            return ""
+        with self._lock:
+            self._count(RECOUNT_S)
+            if self._taken(vm, claimed):
+                self._count(-1.0 if self._settled else REFUSE_S)
+            if taken := self._taken(vm, claimed):
+                return f"{taken} is {self._holders[taken]}'s here"
+            self._claims[vm] = claimed
+            self._holders |= dict.fromkeys(claimed, vm)
+        return ""
+
+    def _taken(self, vm: str, addresses: frozenset[str]) -> str:
+        return min((ip for ip in addresses if self._holders.get(ip, vm) != vm), default="")
+
     def forget(self, vm: str) -> None:
         """The VM is to be down: its memory is free for others."""
         with self._lock:
@@ -68,7 +89,8 @@ class Memory:
     def settle(self, vm: str) -> None:
         """The order for the VM has ended: from the next count on its record alone says what it is promised."""
         with self._lock:
-            self._settled |= self._under_way.pop(vm, None) is not None
+            self._settled |= self._under_way.pop(vm, None) is not None or bool(self._claims.get(vm))
+            self._claims.pop(vm, None)
 
     def _others(self, vm: str) -> int:
         return sum(self._promised.values()) - self._promised.get(vm, 0)
@@ -76,7 +98,9 @@ class Memory:
     def _count(self, older_than_s: float) -> None:
         if self._clock.monotonic() - self._counted_s <= older_than_s:
             return
-        found = (record for record in self._records.list() if isinstance(record, VMRecord))
+        found = [record for record in self._records.list() if isinstance(record, VMRecord)]
+        held = [(record.vm, record.addresses.values()) for record in found]
+        self._holders = {ip: vm for vm, addresses in (*held, *self._claims.items()) for ip in addresses}
         self._promised = {
             record.vm: self._need_mib(record.spec) for record in found if record.state in UP and not record.parked
         } | self._under_way

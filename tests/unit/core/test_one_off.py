@@ -146,6 +146,11 @@ def test_pause_and_resume_never_become_a_restart_that_loses_memory(verb: Verb, s
     assert (change.kind, "machine.vcpu_count" in change.reasons[0]) == ("blocked", True)
 
 
+def test_what_its_host_mends_while_it_runs_keeps_nobody_from_pausing_a_vm() -> None:
+    drift = (Drift(path="network_interfaces.eth0.nat", recorded=True, actual=False),)
+    assert [change.kind for change in planned("pause", ("*",), row("a", drift=drift)).changes] == ["pause"]
+
+
 def test_a_start_leaves_a_running_vm_that_drifted_alone_and_says_so() -> None:
     drift = (Drift(path="machine.vcpu_count", recorded=1, actual=2),)
     plan = planned("start", ("*",), row("a", drift=drift))

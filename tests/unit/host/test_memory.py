@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSpec
+from mikrom_reconcile.core.model.devices import Boot, PinnedFile, RootDisk
 from mikrom_reconcile.host.hypervisor import Hypervisor
 from mikrom_reconcile.host.memory import RECOUNT_S, Memory
 from mikrom_reconcile.host.observe import capacity
@@ -128,3 +129,65 @@ def test_an_order_brings_the_limit_of_the_inventory(records: Records) -> None:
         sent = order("create", "web-000", desired=desired_vm("web-000", larger))
         outcome = host.execute(replace(sent, action=replace(sent.action, mem_limit_mib=limit_mib)))
         assert outcome.result == result, outcome.error
+
+
+def with_address(vm: str, ip: str) -> DesiredVM:
+    return replace(desired_vm(vm), addresses={"eth0": ip})
+
+
+def test_an_address_that_another_vm_has_is_refused_before_anything_is_done(records: Records) -> None:
+    driver = FakeDriver()
+    host = Hypervisor(HOST, driver=driver, records=records, clock=HeldClock())
+    seen = host.execute(order("create", "a", desired=with_address("a", "10.0.0.2"))).observed
+    refused = host.execute(order("create", "b", desired=with_address("b", "10.0.0.2")))
+    assert refused.result == "failed_temporary", "the other may give it up"
+    assert "10.0.0.2 is a's here: two VMs of a host cannot have one address" in str(refused.error)
+    assert (records.read("b"), list(driver.vmms)) == (None, ["a"])
+    assert host.execute(order("restart", "a", seen, desired=with_address("a", "10.0.0.3"))).result == "done"
+    assert host.execute(order("create", "b", desired=with_address("b", "10.0.0.2"))).result == "done"
+
+
+def test_an_address_that_another_process_gave_away_is_refused_once_it_was_counted(records: Records) -> None:
+    clock = HeldClock()
+    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=clock)
+    assert memory.claim("a", ["10.0.0.2"]) == ""
+    assert memory.claim("b", ["10.0.0.2"]) == "10.0.0.2 is a's here", "no record says so yet"
+    memory.settle("a")
+    assert memory.claim("b", ["10.0.0.2"]) == "", "a's order came to nothing"
+    records.write(replace(record_of("c"), addresses={"eth0": "10.0.0.4"}))
+    clock.moved_s += RECOUNT_S + 1
+    assert memory.claim("d", ["10.0.0.4"]) == "10.0.0.4 is c's here"
+
+
+def protected(vm: str, spec: VMSpec = SPEC, *, is_protected: bool = True) -> DesiredVM:
+    return replace(desired_vm(vm, spec), policy=Policy(prevent_destroy=is_protected))
+
+
+def root(digit: str, *, read_only: bool = False) -> VMSpec:
+    kernel = PinnedFile(source="file:///k", sha256="0" * 64)
+    disk = RootDisk(source="file:///r", sha256=digit * 64, read_only=read_only)
+    return VMSpec(image="web", boot=Boot(kernel=kernel, rootfs=disk))
+
+
+def test_a_protected_vm_and_what_it_wrote_to_its_root_disk_stay(records: Records) -> None:
+    driver = FakeDriver()
+    host = Hypervisor(HOST, driver=driver, records=records, clock=HeldClock())
+    seen = host.execute(order("create", "a", desired=protected("a", root("1")))).observed
+    for hurting in (order("delete", "a", seen), order("restart", "a", seen, desired=protected("a", root("2")))):
+        driver.calls.clear()
+        refused = host.execute(hurting)
+        assert refused.result == "failed_permanent"
+        assert "recorded as protected; lift that first" in str(refused.error)
+        assert driver.calls == []
+    found = records.read("a")
+    assert isinstance(found, VMRecord)
+    assert found.spec == root("1")
+    lifted = host.execute(order("update", "a", found, desired=protected("a", root("1"), is_protected=False))).observed
+    assert host.execute(order("delete", "a", lifted)).result == "done"
+
+
+def test_a_protected_vm_without_anything_to_lose_may_have_another_image(records: Records) -> None:
+    host = Hypervisor(HOST, driver=FakeDriver(), records=records, clock=HeldClock())
+    seen = host.execute(order("create", "a", desired=protected("a", root("1", read_only=True)))).observed
+    desired = protected("a", root("2", read_only=True))
+    assert host.execute(order("restart", "a", seen, desired=desired)).result == "done"

@@ -64,7 +64,7 @@ def schema_text(name: str) -> str:
 def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None = None) -> SourceTree:
     """The spec files below `paths`, else in MIKROM_SPECS, else below ./specs. `known` need not be fetched again.
 
-    Raises UsageError for a path that is empty, and for one of `paths` that holds no specs.
+    Raises UsageError for a path that is empty, one of `paths` that holds no specs, and a part of a project.
     """
     chosen = list(paths) or [settings.chosen_specs()]
     if not all(chosen):
@@ -77,11 +77,15 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
             raise UsageError("specs from git are one source: give one git+ address and nothing else")
         return GitSource(GitPlace.of(chosen[0])).read(known)
     from mikrom_reconcile.control.sources.files import FileSource
+    from mikrom_reconcile.control.sources.whole import around, refuse_part
 
+    places = [Path(path) for path in chosen]
     try:
-        return FileSource([Path(path) for path in chosen]).read()
+        tree = FileSource(places).read()
     except SourceError as error:
         raise (UsageError(str(error)) if paths else error) from error
+    refuse_part(tree, around(places))
+    return tree
 
 
 def make_source(settings: Settings) -> LastGood:

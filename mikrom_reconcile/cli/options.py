@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.core.errors import SpecError, UsageError
 from mikrom_reconcile.core.model.desired import Share
 from mikrom_reconcile.output import formats
@@ -151,12 +150,13 @@ def _from_word(text: str) -> dict[str, Any]:
 
 
 def _from_file(path: str) -> dict[str, Any]:
+    from mikrom_reconcile.control.sources.files import FileSource
     from mikrom_reconcile.core.yaml_text import read_file
 
     if not Path(path).is_file():
         raise UsageError(f"-e @{path}: there is no such file of variables")
     found: dict[str, Any] = {}
-    for file in wiring.read_tree(settings.load(), [path]).files:
+    for file in FileSource([Path(path)]).read().files:
         read = read_file(file.path, file.text)
         if read.problems:
             raise SpecError(tuple(read.problems))

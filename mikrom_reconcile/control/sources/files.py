@@ -38,7 +38,7 @@ class FileSource:
         too large or no text, all of them at once.
         """
         # a name may be no UTF-8, but what travels must be
-        found = ((os.fsencode(path).decode("utf-8", "replace"), _bytes_of(path)) for path in self._spec_files())
+        found = ((os.fsencode(path).decode("utf-8", "replace"), bytes_of(path)) for path in self._spec_files())
         return tree_of(
             found, lambda files: commit_of(self._paths) or _revision_of(files), where=", ".join(map(str, self._paths))
         )
@@ -104,7 +104,7 @@ def _files_in(given: Path) -> Iterator[Path]:
         raise SourceError(f"no *.yml or *.yaml file in {given}")
 
 
-def _bytes_of(path: Path) -> bytes:
+def bytes_of(path: Path) -> bytes:
     """At most one byte more than a spec file may have."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # nobody may write to a FIFO

@@ -15,10 +15,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import PurePosixPath
 
 from mikrom_reconcile.control.sources.files import SUFFIXES, checked_size, tree_of
 from mikrom_reconcile.control.sources.git import ABBREVIATED
 from mikrom_reconcile.control.sources.git_place import PROTOCOLS, GitPlace
+from mikrom_reconcile.control.sources.whole import refuse_part
 from mikrom_reconcile.core.errors import SourceError
 from mikrom_reconcile.core.model.specs import SourceTree
 
@@ -50,10 +52,13 @@ class GitSource:
             options = ["--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules"]
             self._git(here, "fetch", *options, "--", self._place.url, f"+{name}:{_FETCHED}")
             commit = self._git(here, "rev-parse", "--verify", f"{_FETCHED}^{{commit}}").decode().strip()
-            blobs = self._blobs(here)
-            content = self._git(here, "cat-file", "--batch", said="".join(f"{blob}\n" for blob in blobs.values()))
+            blobs, outside = self._blobs(here), self._outside(here)
+            asked = "".join(f"{blob}\n" for blob in (*blobs.values(), *outside.values()))
+            content = _contents(self._git(here, "cat-file", "--batch", said=asked))
         where = f"{self._place.url}#{self._place.folder} at {commit[:ABBREVIATED]}"
-        return tree_of(zip(blobs, _contents(content), strict=True), lambda _: commit[:ABBREVIATED], where=where)
+        tree = tree_of(zip(blobs, content, strict=False), lambda _: commit[:ABBREVIATED], where=where)
+        refuse_part(tree, zip(outside, content, strict=True))
+        return tree
 
     def _there_now(self) -> tuple[str, str | None]:
         """The full name of the ref, and its commit if it can be told without fetching."""
@@ -83,6 +88,17 @@ class GitSource:
             sizes = checked_size(path, sizes + int(size))
             blobs[path] = blob
         return dict(sorted(blobs.items()))
+
+    def _outside(self, here: str) -> dict[str, str]:
+        """Path to object of the spec files beside and above the folder."""
+        found = {}
+        for folder in PurePosixPath(self._place.folder).parents if self._place.folder else ():
+            below = [] if folder == PurePosixPath() else ["--", f"{folder}/"]
+            for line in self._git(here, "ls-tree", "-z", "--full-tree", _FETCHED, *below).decode().split("\0")[:-1]:
+                about, _, path = line.partition("\t")
+                if about.startswith("100") and path.endswith(SUFFIXES):
+                    found[path] = about.split()[2]
+        return found
 
     def _git(self, *arguments: str, said: str = "") -> bytes:
         """What git answers. Raises SourceError with its last words, or when the time is over."""

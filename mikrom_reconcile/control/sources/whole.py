@@ -1,0 +1,63 @@
+"""Whether specs are a whole project: one of which only a part is read looks as if the rest of it had been removed."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from mikrom_reconcile.control.sources.files import SUFFIXES, bytes_of
+from mikrom_reconcile.core.errors import SourceError, UsageError
+from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.core.yaml_text import read_file
+
+_KIND = re.compile(r"""kind["']?\s*:\s*["']?Project\b""")
+
+
+def refuse_part(tree: SourceTree, outside: Iterable[tuple[str, bytes]]) -> None:
+    """Raises UsageError for specs without a Project when one of the files around them, by path and content, has it."""
+    for path, content in outside:
+        if _has_project(path, content.decode("utf-8-sig", "replace")):
+            if any(_has_project(file.path, file.text) for file in tree.files):
+                return
+            raise UsageError(
+                f"these specs are a part of the project in {path}, and everything else in it would count as removed:"
+                " give its whole folder, and --limit or --tags; or give them a Project of their own"
+            )
+
+
+def around(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+    """The spec files beside and above each of `paths`, up to its checkout, or a folder for everybody such as /tmp."""
+    seen: set[Path] = set()
+    for given in paths:
+        for folder in Path(os.path.abspath(given)).parents:  # noqa: PTH100 - what it is called, not where links lead
+            if folder in seen:
+                break
+            seen.add(folder)
+            try:
+                if folder.stat().st_mode & stat.S_ISVTX:
+                    break
+                yield from _files_of(folder)
+            except OSError:  # one that may be passed through and not looked at
+                continue
+            if (folder / ".git").exists():
+                break
+
+
+def _files_of(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(SUFFIXES) and not path.name.startswith("."):
+            with suppress(SourceError):
+                yield str(path), bytes_of(path)
+
+
+def _has_project(path: str, text: str) -> bool:
+    """A file that says so and cannot be read counts: it is meant to be one."""
+    if not _KIND.search(text):
+        return False
+    read = read_file(path, text)
+    kinds = (document.value.get("kind") for document in read.documents if isinstance(document.value, dict))
+    return bool(read.problems) or "Project" in kinds

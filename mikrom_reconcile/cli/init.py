@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -48,30 +49,63 @@ repos:
         pass_filenames: false
 """
 _GITHUB = """\
-# Checks the specs of every pull request and shows what they would change.
+# Shows what a pull request would change, applies what is merged, and fails where VMs are not as specified any more.
+# Each job needs a runner of yours that has mikrom on its PATH: a hypervisor host, or a machine that reaches the broker.
 name: mikrom
-on: pull_request
+on:
+  pull_request:
+  push: {branches: [main]}
+  schedule: [{cron: "17 * * * *"}]
+permissions: {contents: read}
+env:
+  MIKROM_BROKER_URL: ${{ secrets.MIKROM_BROKER_URL }}
 jobs:
   plan:
-    runs-on: self-hosted                 # a machine that reaches the broker; without one, a hypervisor host
-    env:
-      MIKROM_BROKER_URL: ${{ secrets.MIKROM_BROKER_URL }}
+    # what a fork says must not run on a machine of yours
+    if: github.event.pull_request.head.repo.full_name == github.repository
+    runs-on: [self-hosted, mikrom]
     steps:
       - uses: actions/checkout@v4
-      - run: pip install mikrom-reconcile
-      - run: mikrom validate
-      - run: mikrom plan -o markdown >> "$GITHUB_STEP_SUMMARY"
+      - run: mikrom validate -o github
+      - run: mikrom plan -o markdown > plan.md
+      - run: cat plan.md >> "$GITHUB_STEP_SUMMARY"
+        if: always()
+      - uses: actions/upload-artifact@v4
+        if: always()
+        with: {name: plan, path: plan.md}
+  apply:
+    if: github.event_name == 'push'
+    concurrency: mikrom
+    runs-on: [self-hosted, mikrom]
+    steps:
+      - uses: actions/checkout@v4
+      - run: mikrom apply --yes
+  drift:
+    if: github.event_name == 'schedule'
+    runs-on: [self-hosted, mikrom]
+    steps:
+      - uses: actions/checkout@v4
+      - run: mikrom plan --detailed-exitcode
 """
 _GITLAB = """\
-# Checks the specs of every merge request and keeps what they would change; MIKROM_BROKER_URL is a CI/CD variable.
+# Shows what a merge request would change, applies what is merged, and fails where VMs are not as specified any more.
+# Each job needs a runner of yours that has mikrom on its PATH; MIKROM_BROKER_URL is a CI/CD variable, drift a schedule.
+default: {tags: [mikrom]}
 plan:
   rules: [{if: $CI_PIPELINE_SOURCE == "merge_request_event"}]
-  image: python:3.13
   script:
-    - pip install mikrom-reconcile
     - mikrom validate
     - mikrom plan -o markdown > plan.md
-  artifacts: {paths: [plan.md]}
+  artifacts: {paths: [plan.md], when: always}
+apply:
+  rules: [{if: $CI_PIPELINE_SOURCE == "push" && $CI_COMMIT_BRANCH == $CI_DEFAULT_BRANCH}]
+  resource_group: mikrom
+  script:
+    - mikrom apply --yes
+drift:
+  rules: [{if: $CI_PIPELINE_SOURCE == "schedule"}]
+  script:
+    - mikrom plan --detailed-exitcode
 """
 FILES = {
     "specs/project.yml": _PROJECT,
@@ -91,7 +125,7 @@ def init(folder: str) -> int:
     Nothing that is there is overwritten.
     """
     base = Path(folder)
-    there = [path for path in FILES if (base / path).exists()]
+    there = [path for path in FILES if os.path.lexists(base / path)]
     if there:
         raise SourceError(f"{folder} has {', '.join(there)} already; nothing was written")
     name = re.sub("[^a-z0-9]+", "-", base.resolve().name.lower())[:NAME_LENGTH].strip("-") or "demo"

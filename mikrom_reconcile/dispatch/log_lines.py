@@ -6,6 +6,7 @@ Whatever logs inside a task gets the task's id, so that the host side need not k
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from celery import current_task
@@ -26,7 +27,10 @@ class TaskId(logging.Filter):
 
 
 class FieldsFormatter(logging.Formatter):
-    """Adds the fields that a record has."""
+    """Adds the fields that a record has; the time is in UTC, so that the logs of many machines can be put together."""
+
+    converter = staticmethod(time.gmtime)
+    default_msec_format = "%s.%03dZ"
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, traceback included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,15 @@ def steps(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
         assert fields["duration_s"] >= 0
         assert f"celery.task_id=the-task run=run-1 vm={VM} host={HOST}" in FieldsFormatter().format(entry)
     return [(entry.levelname, entry.step) for entry in found]  # type: ignore[attr-defined]
+
+
+def test_the_times_of_a_log_are_in_utc_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    record = logging.makeLogRecord({"created": 0.25, "msecs": 250.0, "msg": "ready"})
+    assert FieldsFormatter("%(asctime)s %(message)s").format(record) == "1970-01-01 00:00:00.250Z ready"
+    monkeypatch.undo()
+    time.tzset()
 
 
 class TestWhatThePredecessorDid:

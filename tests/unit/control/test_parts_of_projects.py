@@ -95,9 +95,11 @@ def test_a_folder_of_a_repository_that_is_one_too_deep_is_refused(shop: Path) ->
 
 
 def test_a_file_of_variables_is_no_part_of_anything(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (shop / "specs" / "front" / "vars.txt").write_text("replicas: 2\n")
+    (shop / "specs" / "front" / "vars.txt").write_text("size: 64\n")
     assert entry.run(["render", f"{shop}/specs/web.yml", f"-e@{shop}/specs/front/vars.txt"]) == 64
     assert "are a part of the project" in capsys.readouterr().err
     (shop / "specs" / "front" / "api.yml").unlink()
     (shop / "specs" / "front" / "deep" / "db.yaml").unlink()
+    reading = FLEET.replace("image: hello", 'image: hello, machine: {mem_size_mib: "${size}"}')
+    (shop / "specs" / "web.yml").write_text(reading)
     assert entry.run(["render", f"{shop}/specs", f"-e@{shop}/specs/front/vars.txt"]) == 0

@@ -21,7 +21,7 @@ from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.plan import decide, question
 from mikrom_reconcile.core.selection import refuse_unread
 from mikrom_reconcile.core.specs import Specs, read_specs
-from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.core.yaml_words import shown
 from mikrom_reconcile.output.plan_parts import rollout_of
 from mikrom_reconcile.output.status_text import FleetKey, Wish
 from mikrom_reconcile.settings import Settings
@@ -63,7 +63,7 @@ def unknown(name: str, known: Iterable[str], views: tuple[HostView, ...]) -> Mik
     unread = f" (could not be read: {dark})" if dark else ""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "`mikrom get vms` lists the VMs"
-    return UsageError(f"nothing is called {one_line(name)}{unread}; {hint}")
+    return UsageError(f"nothing is called {shown(name)}{unread}; {hint}")
 
 
 def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, Any] | None = None) -> Specs:

@@ -12,14 +12,13 @@ from functools import cached_property
 import msgspec
 
 from mikrom_reconcile import traces
-from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.known_files import Cache
 from mikrom_reconcile.core.known_question import KnownQuestion, key_of, known_question, narrowed
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.core.plan import Decision, Question, decide, question, thorough
-from mikrom_reconcile.core.selection import Selection
+from mikrom_reconcile.core.selection import Selection, refuse_unknown
 from mikrom_reconcile.core.specs import Specs, hosts_of, some_specs
 
 Observe = Callable[[Mapping[str, ObserveQuery], tuple[str, ...]], ObservedState]
@@ -71,9 +70,8 @@ class Look:
             observed = self._observe(known.queries, ())
             if (decision := self._narrowed(known, observed, placements, limits)) is not None:
                 return decision
-        unknown = sorted({*self._request.without_hosts} - {*hosts_of(self._specs, self._here)})
-        if unknown:
-            raise UsageError(f"--without-host: the inventory has no host {', '.join(unknown)}")
+        hosts = hosts_of(self._specs, self._here)
+        refuse_unknown("--without-host", self._request.without_hosts, hosts, "the inventory has no host {}")
         dead = self._request.assume_dead + self._request.without_hosts
         asked = question(self._specs, placements, here=self._here, destroy=self._request.destroy, dead=dead)
         if known is None or known.queries != asked.queries:

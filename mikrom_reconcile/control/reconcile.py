@@ -78,7 +78,7 @@ class Reconciler:
             raise UsageError(decision.unmatched)
         alive = sorted({*request.assume_dead} - {*decision.plan.unreachable})
         if alive:
-            raise UsageError(f"--assume-dead: {', '.join(alive)} answers, or is no host of this project")
+            raise UsageError(f"--assume-dead: {', '.join(alive) or repr('')} answers, or is no host of this project")
         return decision.plan
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:

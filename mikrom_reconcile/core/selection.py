@@ -106,23 +106,31 @@ def limited(limit: str, vms: Iterable[Whereabouts], specs: Specs) -> frozenset[s
     return frozenset(found)
 
 
+def refuse_unknown(option: str, words: Iterable[str], known: Iterable[str], why: str) -> None:
+    """Raises UsageError for the first word that is not known; `why` says what it is not."""
+    names = sorted(known)
+    for word in words:
+        if word not in names:
+            hint = nearest(word, names)
+            raise UsageError(f"{option}: {why.format(shown(word))}{hint and f'; {hint}'}")
+
+
 def refuse_unread(specs: Specs) -> None:
     """Raises UsageError for a variable of the command line that nothing in the specs looks up."""
     if not specs.extra_vars:
         return
     found = shared_lookups(specs) | names_in([fleet.document.body["spec"] for fleet in specs.fleets])
     read = {name.partition(".")[0] for name in found} - BUILT_IN_NAMES
-    for name in specs.extra_vars:
-        if name not in read:
-            hint = nearest(name, sorted(read - specs.extra_vars.keys()))
-            raise UsageError(f"-e: nothing in these specs looks {shown(name)} up{hint and f'; {hint}'}")
+    refuse_unknown("-e", specs.extra_vars, read, "nothing in these specs looks {} up")
 
 
 def _chosen(selection: Selection, specs: Specs, vms: frozenset[Whereabouts]) -> set[tuple[str, str]]:
     """Names and fleets of the VMs that are selected; fleets that vanished have no tags that anybody knows."""
     fleets = {fleet for _, _, fleet in vms}
     if selection.tags or selection.skip_tags:
-        _refuse_unknown_tags(selection, specs)
+        known = {tag for fleet in specs.fleets for tag in fleet.tags}
+        refuse_unknown("--tags", selection.tags, known, "no fleet has the tag {}")
+        refuse_unknown("--skip-tags", selection.skip_tags, known, "no fleet has the tag {}")
         fleets = {fleet.name for fleet in specs.fleets if _tagged(fleet.tags, selection)}
         if not fleets:
             raise UsageError("--tags and --skip-tags leave no fleet")
@@ -134,15 +142,6 @@ def _chosen(selection: Selection, specs: Specs, vms: frozenset[Whereabouts]) -> 
     if names and tagged and not both:
         raise UsageError("--limit, --tags and --skip-tags together leave no VM")
     return both
-
-
-def _refuse_unknown_tags(selection: Selection, specs: Specs) -> None:
-    known = sorted({tag for fleet in specs.fleets for tag in fleet.tags})
-    for option, words in (("--tags", selection.tags), ("--skip-tags", selection.skip_tags)):
-        for word in words:
-            if word not in known:
-                hint = nearest(word, known)
-                raise UsageError(f"{option}: no fleet has the tag {shown(word)}{hint and f'; {hint}'}")
 
 
 def _tagged(tags: tuple[str, ...], selection: Selection) -> bool:

@@ -56,7 +56,7 @@ def test_what_was_done_is_kept_when_nobody_could_be_told(mikrom: Mikrom, folder:
 def test_nothing_fails_because_nobody_hears_stderr_or_answers(mikrom: Mikrom, folder: Path) -> None:
     assert sh(f"{MIKROM} apply --yes 2>/dev/full", folder).returncode == 0
     assert sh(f"{MIKROM} stop web-001 <&- 2>&-", folder).returncode == 0
-    assert sh(f"{MIKROM} plan nosuch 2>&-", folder).returncode == 1
+    assert sh(f"{MIKROM} plan nosuch 2>&-", folder).returncode == 64
     assert sh(f"{MIKROM} --nonsense 2>/dev/full", folder).returncode == 64
     assert sh(f"{MIKROM} apply <&-", folder).returncode == 64
     assert sh(f"{MIKROM} apply --yes <&- >&- 2>&-", folder).returncode == 1
@@ -73,8 +73,8 @@ def test_no_file_gets_the_number_of_a_stream_that_was_closed(folder: Path) -> No
 
 # ---- documents -----------------------------------------------------------------------------------------------------
 
-FAILING = [(["plan", "nosuch"], 1), (["plan", "--limit", "nosuch"], 64), (["apply", "--yes", "--nonsense"], 64),
-           (["stop", "nosuch"], 64), (["describe", "nosuch"], 1), (["get", "vm"], 64)]  # fmt: skip
+FAILING = [(["plan", "nosuch"], 64), (["plan", "--limit", "nosuch"], 64), (["apply", "--yes", "--nonsense"], 64),
+           (["stop", "nosuch"], 64), (["describe", "nosuch"], 64), (["get", "vm"], 64)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("words", "code"), FAILING)
@@ -89,12 +89,12 @@ def test_programs_are_told_an_error_in_the_form_that_they_read(words: list[str],
 
 
 def test_an_error_before_the_check_is_told_in_every_form_of_a_check(mikrom: Mikrom) -> None:
-    assert mikrom("validate", "nosuch", "-o", "github", code=1).stdout.startswith("::error::nosuch: No such file")
-    log = json.loads(mikrom("validate", "nosuch", "-o", "sarif", code=1).stdout)
+    assert mikrom("validate", "nosuch", "-o", "github", code=64).stdout.startswith("::error::nosuch: No such file")
+    log = json.loads(mikrom("validate", "nosuch", "-o", "sarif", code=64).stdout)
     (told,) = log["runs"][0]["invocations"]
     assert not told["executionSuccessful"]
     assert told["toolExecutionNotifications"][0]["message"]["text"].startswith("nosuch: No such file")
-    report = ET.fromstring(mikrom("validate", "nosuch", "-o", "junit", code=1).stdout)
+    report = ET.fromstring(mikrom("validate", "nosuch", "-o", "junit", code=64).stdout)
     assert (report.get("errors"), report.get("failures")) == ("1", "0")
     assert [error.get("message", "")[:7] for error in report.iter("error")] == ["nosuch:"]
 

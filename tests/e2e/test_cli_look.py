@@ -98,7 +98,7 @@ def test_a_vm_is_explained_whatever_is_known_of_it(mikrom: Mikrom, applied: None
     write_specs(folder, BIGGER.replace("demo", "shop").replace("web", "app"))
     other = document("explanation", mikrom("explain", "web-000", "-o", "json"))
     assert other["conclusion"] == "nothing happens: it belongs to project demo, and these specs speak for shop"
-    assert "nothing is called web-009" in mikrom("explain", "web-009", code=64).stderr
+    assert "nothing is called 'web-009'" in mikrom("explain", "web-009", code=64).stderr
 
 
 # ---- set-up ------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_a_host_that_is_thought_away_is_not_asked(engine: Reconciler, hosts: Emp
     plan = engine.plan(request(without_hosts=("hv01",)))
     assert (kinds(plan), plan.unreachable) == ([("create", "hv02")], {})
     assert hosts.asked == {"hv02"}
-    with pytest.raises(UsageError, match="no host hv03"):
+    with pytest.raises(UsageError, match="no host 'hv03'; did you mean"):
         engine.plan(request(without_hosts=("hv03",)))
 
 

@@ -18,9 +18,26 @@ KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
 _HEAD = """\
 # The spec language, field by field
 
-Generated from [schemas/](../../schemas) by `make docs`; `mikrom schema KIND` prints the same for editors. The files in
-`group_vars/` and `host_vars/` are mappings of variables without a schema. Keys in `<…>` are names of your own, `[]` is
-each entry of a list.
+Generated from [schemas/](../../schemas) by `make docs`; `mikrom schema KIND` prints the same for editors. Keys in `<…>`
+are names of your own, `[]` is each entry of a list.
+
+## Which files are read
+
+Files that end in `.yml` or `.yaml`, in upper case too, below the given folders, and files that are given by name,
+whatever it is. Names that begin with a dot are left out. A file of another name that looks like a spec (`web.yml.off`,
+`web.json`) is an error, so that no fleet counts as removed because of it; a copy beside its file (`web.yml~`,
+`web.yml.bak`) is left alone, and so is every other file.
+
+Variables of groups and hosts stand in `group_vars` and `host_vars`, anywhere, as Ansible has them: `group_vars/NAME`,
+with `.yml`, `.yaml`, `.json` or without a suffix, or every such file in a folder `group_vars/NAME/`, in the order of
+their names, a later one winning. Not both for one name. They are mappings without a schema.
+
+## Variables
+
+`${name}` looks up, in this order: what is built in (`name`, `index`, `fleet`, `project`, `host`: nobody can set those),
+`-e`, the fleet's `vars`, `host_vars`, `group_vars`, the inventory's own. A value that is one lookup takes the
+variable's type, inside text it becomes text, spelled as it was written (`1.30`). `$${` is the text `${`. `machine`,
+`state` and `image` may look up variables of hosts in which all agree that may have the VM. Images look nothing up.
 """
 _TYPES = {
     "string": "text",

@@ -13,14 +13,12 @@ import msgspec
 from mikrom_reconcile.core.known_files import Cache, KnownFiles
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.schema_words import Complaint, complaints, in_words, nearest, telling
+from mikrom_reconcile.core.spec_files import variables_of
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS, Places, YamlDocument, read_file
 from mikrom_reconcile.core.yaml_words import Mistake, plain, shown
 
 Schemas = Mapping[str, str]
 """Kind to the text of its JSON Schema."""
-
-VARS_FOLDERS = {"group_vars": "GroupVars", "host_vars": "HostVars"}
-"""Ansible's folders: a file in them holds the variables of the group or host that it is named after."""
 
 _PLANNED = ("Refactor",)
 
@@ -112,10 +110,9 @@ def _with_file(reading: Reading, file: SourceFile, validators: _Validators) -> R
 
 def _spec_document(path: str, document: YamlDocument) -> SpecDocument:
     body = document.value if isinstance(document.value, dict) else {}
-    vars_kind = _vars_kind(path)
-    if vars_kind:
-        stem = path.rpartition("/")[2].rpartition(".")[0]
-        return SpecDocument(path=path, line=document.line, kind=vars_kind, name=stem, body=body)
+    kind, name, _ = _variables_of(path)
+    if kind:
+        return SpecDocument(path=path, line=document.line, kind=kind, name=name, body=body)
     if document.spelled:
         body = plain(body, kept=_is_variables)
     metadata = body.get("metadata")
@@ -130,14 +127,11 @@ def _is_variables(path: tuple[str, ...]) -> bool:
     )
 
 
-@lru_cache(maxsize=1)  # one file after another
-def _vars_kind(path: str) -> str:
-    """The kind of a file of variables, "" for any other file."""
-    return VARS_FOLDERS.get(path.rpartition("/")[0].rpartition("/")[2], "")
+_variables_of = lru_cache(maxsize=1)(variables_of)  # one file after another
 
 
 def _flaws(document: SpecDocument, value: Any, validators: _Validators) -> Iterator[Flaw]:
-    if isinstance(value, dict) and _vars_kind(document.path):
+    if isinstance(value, dict) and _variables_of(document.path)[0]:
         return
     for complaint in _complaints(document.kind, value, validators):
         yield Flaw(

@@ -21,6 +21,7 @@ from mikrom_reconcile.core.patterns import EVERY, PatternError
 from mikrom_reconcile.core.placement_mistakes import circle_flaws, placement_flaws
 from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.spec_checks import document_flaws
+from mikrom_reconcile.core.spec_files import variables_of
 from mikrom_reconcile.core.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.yaml_words import shown
@@ -241,7 +242,11 @@ def _filled(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vars_files(documents: list[SpecDocument], kind: str) -> dict[str, dict[str, Any]]:
-    return {document.name: document.body for document in documents if document.kind == kind}
+    """The variables of each group or host; of the files in its folder a later one wins, as in Ansible."""
+    found: dict[str, dict[str, Any]] = {}
+    for document in sorted(_of_kind(documents, kind), key=lambda document: document.path.split("/")):
+        found[document.name] = found.get(document.name, {}) | document.body
+    return found
 
 
 # ---- mistakes that no single document shows ---------------------------------------------------------------------
@@ -258,7 +263,10 @@ def _doubles(documents: list[SpecDocument]) -> Iterator[Flaw]:
     for document in sorted(documents, key=lambda document: (document.path, document.line)):
         single = document.kind in {"Project", "Inventory"}
         earlier = first.setdefault((document.kind, "" if single else document.name), document)
-        if earlier is not document:
+        in_one_folder = (
+            all(variables_of(each.path)[2] for each in (earlier, document)) and earlier.path != document.path
+        )
+        if earlier is not document and not in_one_folder:
             message = f"a second {document.kind} {document.name}; the first is {earlier.path}:{earlier.line}"
             pointer = () if document.kind.endswith("Vars") else ("metadata", "name")
             yield Flaw(document=document, pointer=pointer, message=message)

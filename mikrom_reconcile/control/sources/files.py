@@ -9,12 +9,21 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mikrom_reconcile.control.sources.git import commit_of
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
+from mikrom_reconcile.core.spec_files import (
+    HEAD_BYTES,
+    NOT_READ,
+    NOT_READ_HINT,
+    looks_like_a_spec,
+    sorted_out,
+    variables_of,
+)
 
 MAX_BYTES = 10 * 1024 * 1024
 """Largest spec file: 10,000 documents take about 6 MiB; more is a mistake or an attack."""
@@ -22,11 +31,9 @@ MAX_BYTES = 10 * 1024 * 1024
 MAX_TREE_BYTES = 10 * MAX_BYTES
 """Largest tree: 100,000 documents take about 60 MiB."""
 
-SUFFIXES = (".yml", ".yaml")
-
 
 class FileSource:
-    """Every `*.yml` and `*.yaml` below the given folders, and the given files, whatever they are called."""
+    """Every spec file below the given folders (`core.spec_files`), and the given files, whatever they are called."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(paths)
@@ -37,28 +44,42 @@ class FileSource:
         Raises SourceError for a place that cannot be read or holds no spec file, and SpecError for files that are
         too large or no text, all of them at once.
         """
-        # a name may be no UTF-8, but what travels must be
-        found = ((os.fsencode(path).decode("utf-8", "replace"), bytes_of(path)) for path in self._spec_files())
-        return tree_of(
-            found, lambda files: commit_of(self._paths) or _revision_of(files), where=", ".join(map(str, self._paths))
-        )
+        paths, refused = self._spec_files()
+        found = ((_legible(path), bytes_of(path)) for path in paths)
+        where = ", ".join(map(str, self._paths))
+        return tree_of(found, lambda files: commit_of(self._paths) or _revision_of(files), where=where, refused=refused)
 
-    def _spec_files(self) -> list[Path]:
-        """Every file to read, once, under the first of its names, sorted."""
+    def _spec_files(self) -> tuple[list[Path], list[str]]:
+        """Every file to read, once, under the first of its names, sorted; and those that only look like specs.
+
+        A file of variables is read under each of its names: they say whose it is.
+        """
         try:
-            found = sorted({path for given in self._paths for path in _files_in(given)})
-            by_identity = {os.path.realpath(path): path for path in reversed(found)}
+            found = {path: what for given in self._paths for path, what in _files_in(given)}
+            by_identity = {
+                (os.path.realpath(path), *variables_of(str(path))[:2]): path
+                for path in sorted(found, reverse=True)
+                if found[path] == "read"
+            }
         except OSError as error:
             raise _unreadable(error) from error
-        return sorted(by_identity.values())
+        return sorted(by_identity.values()), [_legible(path) for path in sorted(found) if found[path] == "refuse"]
 
 
 def tree_of(
-    found: Iterable[tuple[str, bytes]], revision_of: Callable[[list[SourceFile]], str], *, where: str
+    found: Iterable[tuple[str, bytes]],
+    revision_of: Callable[[list[SourceFile]], str],
+    *,
+    where: str,
+    refused: Iterable[str] = (),
 ) -> SourceTree:
-    """The tree of files, given by path and content. Raises SourceError when there is none, SpecError, all at once."""
+    """The tree of files, given by path and content. Raises SourceError when there is none, and SpecError, all at once,
+    also for those that are `refused` because of their names.
+    """
     files: list[SourceFile] = []
-    problems: list[SpecProblem] = []
+    problems = [
+        SpecProblem(path=path, line=1, column=1, pointer="", message=NOT_READ, hint=NOT_READ_HINT) for path in refused
+    ]
     size = 0
     for path, content in found:
         size = checked_size(path, size + len(content))
@@ -80,11 +101,22 @@ def checked_size(path: str, size: int) -> int:
     return size
 
 
-def _files_in(given: Path) -> Iterator[Path]:
+def _files_in(given: Path) -> Iterator[tuple[Path, str]]:
+    """The files to read or to refuse below a folder; a file itself is to be read."""
     if not stat.S_ISDIR(given.stat().st_mode):
-        yield given
+        yield given, "read"
         return
     empty = True
+    for name, what in sorted_out(map(str, _all_in(given))):
+        if what != "look" or looks_like_a_spec(_head_of(name)):
+            yield Path(name), "read" if what == "read" else "refuse"
+            empty = False
+    if empty:
+        raise SourceError(f"no *.yml or *.yaml file in {given}")
+
+
+def _all_in(given: Path) -> Iterator[Path]:
+    """Every file below a folder that is not hidden."""
     folders: list[tuple[Path, tuple[Path, ...]]] = [(given, ())]  # each with the real paths of those it lies in
     while folders:
         folder, ancestors = folders.pop()
@@ -97,11 +129,22 @@ def _files_in(given: Path) -> Iterator[Path]:
                     continue
                 if entry.is_dir():
                     folders.append((Path(entry.path), (*ancestors, real)))
-                elif entry.name.endswith(SUFFIXES):
+                else:
                     yield Path(entry.path)
-                    empty = False
-    if empty:
-        raise SourceError(f"no *.yml or *.yaml file in {given}")
+
+
+def _legible(path: Path) -> str:
+    """A name may be no UTF-8, but what travels must be."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def _head_of(path: str) -> bytes:
+    """How a file begins; nothing of what is no regular file or cannot be read."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor is no path
+            return file.read(HEAD_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    return b""
 
 
 def bytes_of(path: Path) -> bytes:

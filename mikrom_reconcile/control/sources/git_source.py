@@ -8,6 +8,7 @@ and no hook runs. It must never ask a question, and never take longer than its t
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,23 +18,25 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import PurePosixPath
 
-from mikrom_reconcile.control.sources.files import SUFFIXES, checked_size, tree_of
+from mikrom_reconcile.control.sources.files import checked_size, tree_of
 from mikrom_reconcile.control.sources.git import ABBREVIATED
 from mikrom_reconcile.control.sources.git_place import PROTOCOLS, GitPlace
 from mikrom_reconcile.control.sources.whole import refuse_part
 from mikrom_reconcile.core.errors import SourceError
 from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.core.spec_files import HEAD_BYTES, SUFFIXES, looks_like_a_spec, sorted_out
 
 LIMIT_S = 30.0
 """For everything together: a repository of specs is small, and a run waits for it."""
 
 _COMMIT_DIGITS = 40
+_LOOKED_AT_BYTES = 1 << 20  # larger ones are no specs of another name
 _FETCHED = "refs/mikrom/specs"
 _QUIET = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "fetch.recurseSubmodules=false"]
 
 
 class GitSource:
-    """Every `*.yml` and `*.yaml` below a folder of a commit; hidden ones are left out."""
+    """Every spec file below a folder of a commit (`core.spec_files`); hidden ones are left out."""
 
     def __init__(self, place: GitPlace, *, limit_s: float = LIMIT_S) -> None:
         self._place = place
@@ -52,11 +55,15 @@ class GitSource:
             options = ["--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules"]
             self._git(here, "fetch", *options, "--", self._place.url, f"+{name}:{_FETCHED}")
             commit = self._git(here, "rev-parse", "--verify", f"{_FETCHED}^{{commit}}").decode().strip()
-            blobs, outside = self._blobs(here), self._outside(here)
+            read, looked_at, refused = self._blobs(here)
+            blobs, outside = read | looked_at, self._outside(here)
             asked = "".join(f"{blob}\n" for blob in (*blobs.values(), *outside.values()))
             content = _contents(self._git(here, "cat-file", "--batch", said=asked))
+        contents = dict(zip(blobs, content, strict=False))
+        refused += [path for path in looked_at if looks_like_a_spec(contents[path][:HEAD_BYTES])]
         where = f"{self._place.url}#{self._place.folder} at {commit[:ABBREVIATED]}"
-        tree = tree_of(zip(blobs, content, strict=False), lambda _: commit[:ABBREVIATED], where=where)
+        found = ((path, contents[path]) for path in read)
+        tree = tree_of(found, lambda _: commit[:ABBREVIATED], where=where, refused=sorted(refused))
         refuse_part(tree, zip(outside, content, strict=True))
         return tree
 
@@ -73,21 +80,27 @@ class GitSource:
                 return name, there.get(f"{name}^{{}}", there[name])
         raise SourceError(f"{self._place.url} has no branch, tag or ref {ref}")
 
-    def _blobs(self, here: str) -> dict[str, str]:
-        """Path to object of every spec file, sorted by path. Raises SourceError for links and for too much."""
+    def _blobs(self, here: str) -> tuple[dict[str, str], dict[str, str], list[str]]:
+        """Path to object of every spec file, sorted by path, and of those to look at; and the paths of those to refuse.
+
+        Raises SourceError for links and for too much.
+        """
         below = f"{self._place.folder}/" if self._place.folder else "."
         said = self._git(here, "ls-tree", "-r", "-z", "--long", "--full-tree", _FETCHED, "--", below)
-        blobs, sizes = {}, 0
-        for line in said.decode("utf-8", "replace").split("\0")[:-1]:
-            about, _, path = line.partition("\t")
-            mode, kind, blob, size = about.split()
-            if not path.endswith(SUFFIXES) or any(part.startswith(".") for part in path.split("/")):
-                continue
-            if kind != "blob" or mode == "120000":
+        lines = (line.partition("\t") for line in said.decode("utf-8", "replace").split("\0")[:-1])
+        there = {path: about.split() for about, _, path in lines if not re.search(r"(^|/)\.", path)}
+        found: dict[str, dict[str, str]] = {"read": {}, "look": {}, "refuse": {}}
+        total = 0
+        for path, what in sorted_out(there):
+            mode, kind, blob, size = there[path]
+            if kind == "blob" and mode != "120000":
+                if what == "look" and int(size) > _LOOKED_AT_BYTES:
+                    continue
+                total = checked_size(path, total + int(size)) if what == "read" else total
+                found[what][path] = blob
+            elif what != "look":
                 raise SourceError(f"{path} in {self._place.url} is a link; specs from git are plain files")
-            sizes = checked_size(path, sizes + int(size))
-            blobs[path] = blob
-        return dict(sorted(blobs.items()))
+        return found["read"], found["look"], [*found["refuse"]]
 
     def _outside(self, here: str) -> dict[str, str]:
         """Path to object of the spec files beside and above the folder."""
@@ -96,7 +109,7 @@ class GitSource:
             below = [] if folder == PurePosixPath() else ["--", f"{folder}/"]
             for line in self._git(here, "ls-tree", "-z", "--full-tree", _FETCHED, *below).decode().split("\0")[:-1]:
                 about, _, path = line.partition("\t")
-                if about.startswith("100") and path.endswith(SUFFIXES):
+                if about.startswith("100") and path.lower().endswith(SUFFIXES):
                     found[path] = about.split()[2]
         return found
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from mikrom_reconcile.control.sources.files import SUFFIXES, bytes_of
+from mikrom_reconcile.control.sources.files import bytes_of
 from mikrom_reconcile.core.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.core.spec_files import SUFFIXES
 from mikrom_reconcile.core.yaml_text import read_file
 
 _KIND = re.compile(r"""kind["']?\s*:\s*["']?Project\b""")
@@ -49,7 +50,7 @@ def around(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
 
 def _files_of(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.iterdir()):
-        if path.name.endswith(SUFFIXES) and not path.name.startswith("."):
+        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
             with suppress(SourceError):
                 yield str(path), bytes_of(path)
 

@@ -36,6 +36,54 @@ def test_all_yaml_files_below_a_folder_are_read_sorted_and_nothing_else(tmp_path
     assert paths_read(tmp_path) == [f"{tmp_path}/{name}" for name in ("a.yaml", "b.yml", "sub/deep/c.yml")]
 
 
+SPEC = "# a fleet\n---\napiVersion: mikrom/v1\nkind: Fleet\n"
+
+
+def test_suffixes_are_read_in_any_case(tmp_path: Path) -> None:
+    for name in ("web.YAML", "db.Yml"):
+        write(tmp_path / name)
+    assert paths_read(tmp_path) == [f"{tmp_path}/db.Yml", f"{tmp_path}/web.YAML"]
+
+
+@pytest.mark.parametrize("name", ["web.yml.bak", "web", "web.yaml.disabled", "web.json", "sub/web.yml~", "web.j2"])
+def test_what_looks_like_a_spec_is_refused_by_name_and_never_dropped(name: str, tmp_path: Path) -> None:
+    text = '{\n  "apiVersion": "mikrom/v1"}' if name.endswith("json") else SPEC
+    write(tmp_path / "project.yml")
+    write(tmp_path / name, text)
+    problem = problem_of(tmp_path)
+    assert (problem.path, problem.message) == (
+        f"{tmp_path}/{name}",
+        "this looks like a spec, and files of that name are not read",
+    )
+    assert problem.hint == "end its name with .yml, or begin it with a dot to leave it out"
+
+
+def test_copies_beside_their_file_and_what_is_no_spec_are_left_alone(tmp_path: Path) -> None:
+    for name in ("web.yml", "web.yml~", "web.yml.bak", "#web.yml#"):
+        write(tmp_path / name, SPEC)
+    write(tmp_path / "README.md", f"# Specs\n\nAs in\n\n{SPEC}")
+    write(tmp_path / "other.json", '{"kind": "Deployment", "apiVersion": "apps/v1"}')
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "fifo")
+    assert paths_read(tmp_path) == [f"{tmp_path}/web.yml"]
+
+
+def test_files_of_variables_are_read_as_ansible_reads_them(tmp_path: Path) -> None:
+    names = (
+        "group_vars/kvm",
+        "group_vars/gen2.json",
+        "group_vars/web/10.yml",
+        "group_vars/web/more/20",
+        "host_vars/a.example.com",
+    )
+    for name in (*names, "group_vars/README.md", "group_vars/kvm~", "group_vars/web/10.yml.bak", "group_vars/.kvm.swp"):
+        write(tmp_path / name)
+    (tmp_path / "group_vars/old").symlink_to("kvm")
+    assert paths_read(tmp_path) == [f"{tmp_path}/{name}" for name in sorted((*names, "group_vars/old"))]
+    write(tmp_path / "group_vars/web/30.conf")
+    assert problem_of(tmp_path).path == f"{tmp_path}/group_vars/web/30.conf"
+
+
 def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:
     assert paths_read(write(tmp_path / ".fleet.txt")) == [f"{tmp_path}/.fleet.txt"]
 
@@ -155,3 +203,8 @@ def test_in_a_checkout_the_revision_is_the_commit_and_says_when_files_differ_fro
     assert source.read().revision == commit
     file.write_text("kind: Project\n")
     assert source.read().revision == f"{commit}-dirty"
+
+
+def test_a_folder_inside_another_that_is_given_is_no_empty_one(tmp_path: Path) -> None:
+    write(tmp_path / "sub" / "web.yml")
+    assert paths_read(tmp_path, tmp_path / "sub") == [f"{tmp_path}/sub/web.yml"]

@@ -16,7 +16,7 @@ import pytest
 
 from mikrom_reconcile.control.sources.git_place import GitPlace
 from mikrom_reconcile.control.sources.git_source import GitSource
-from mikrom_reconcile.core.errors import SourceError, UsageError
+from mikrom_reconcile.core.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
 from tests.fleet import wait_until
 
@@ -118,6 +118,22 @@ def test_a_link_in_the_repository_is_refused_whatever_it_leads_to(repository: Re
     repository.commit()
     with pytest.raises(SourceError, match=r"specs/passwd.yml in .* is a link"):
         repository.source().read()
+
+
+def test_what_looks_like_a_spec_is_refused_by_name_and_the_rest_is_left_alone(repository: Repository) -> None:
+    repository.commit(web="apiVersion: mikrom/v1")
+    for name in ("README.md", "web.yml~", "group_vars/kvm"):
+        path = repository.folder / "specs" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("apiVersion: mikrom/v1" if name.startswith("web") else "# mikrom/v1 is\nspec ")
+    (repository.folder / "specs" / "large").write_text("apiVersion: mikrom/v1\n" + "#" * (1 << 20))
+    repository.commit()
+    assert [*texts(repository.source().read())] == ["specs/group_vars/kvm", "specs/web.yml"]
+    (repository.folder / "specs" / "db.yaml.off").write_text("apiVersion: mikrom/v1")
+    repository.commit()
+    with pytest.raises(SpecError) as raised:
+        repository.source().read()
+    assert [problem.path for problem in raised.value.problems] == ["specs/db.yaml.off"]
 
 
 def test_no_hook_no_filter_and_no_attribute_changes_what_is_read(repository: Repository) -> None:

@@ -13,8 +13,8 @@ from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, Drive, PinnedFile, RootDisk
 from mikrom_reconcile.host.images import Images
 from tests.contract.drivers import RealBench
+from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host
-from tests.contract.test_fields import Socket
 from tests.fakes import desired_vm, order
 
 pytestmark = pytest.mark.kvm

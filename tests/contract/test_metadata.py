@@ -15,8 +15,8 @@ from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.media import Shelf
 from mikrom_reconcile.host.secrets import Secrets
 from tests.contract.drivers import ANSWER_S, RealBench
+from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host
-from tests.contract.test_fields import Socket
 from tests.fakes import desired_vm, order
 from tests.netns import own_namespace
 

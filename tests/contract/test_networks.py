@@ -25,8 +25,8 @@ from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.stock import ImageStock
 from tests.contract.drivers import RealBench, record_of
+from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host
-from tests.contract.test_fields import Socket
 from tests.fakes import desired_vm, order
 from tests.netns import own_namespace
 

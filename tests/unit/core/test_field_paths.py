@@ -10,6 +10,7 @@ from typing import Any
 from mikrom_reconcile.core.fields import FIELDS, impact_of, is_row_of, recorded
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, Check, Drive, NetworkInterface, PinnedFile, RootDisk
+from tests.contract.field_rows import ROWS
 
 SCHEMAS = Path(__file__).parents[3] / "schemas"
 SCHEMA = json.loads((SCHEMAS / "fleet.schema.json").read_text(encoding="utf-8"))
@@ -81,3 +82,9 @@ def test_every_field_of_a_vmm_can_be_ignored() -> None:
     elsewhere = ("boot.", *(path for path in FIELDS if "*" in path))  # meant by `image`, or of names that people chose
     known = (path for path in FIELDS if not f"{path}.".startswith(elsewhere))
     assert sorted(ignorable) == sorted(["image", *(path for path in known if impact_of(path) != "record")])
+
+
+def test_each_row_of_the_table_is_carried_out_and_seen_by_a_contract_test() -> None:
+    assert set(ROWS) == set(FIELDS), (
+        "give the row another value and a place where it is seen: tests/contract/field_rows.py"
+    )

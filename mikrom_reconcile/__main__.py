@@ -67,12 +67,27 @@ def _command(words: list[str]) -> int:
     first = words[0] if words else ""  # a shell that asks what may come next gives no words
     if first in COMMANDS and COMMANDS[first][0] != "Services":
         gc.set_threshold(GARBAGE)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # else somebody wants it ignored, as nohup does
+                signal.signal(number, _interrupt)
     code = entry.run(words)
     if code == entry.INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for what is under way
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+            signal.SIGHUP,
+        ):  # a second one does not wait for what is under way
+            signal.signal(number, signal.SIG_DFL)
     elif code & LATE and code < entry.USAGE:
         _leave(code)
     return code
+
+
+def _interrupt(number: int, _: object) -> None:
+    """Whoever ends a command by a signal is told what Ctrl-C tells, and it is kept as such."""
+    import signal  # noqa: PLC0415 - as above
+
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _leave(code: int) -> None:

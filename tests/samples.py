@@ -8,7 +8,7 @@ from typing import Any
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, FieldChange, Plan, Refusal, VMChange
-from mikrom_reconcile.core.model.run import ActionOutcome, Result, RunReport
+from mikrom_reconcile.core.model.run import ActionOutcome, Result, RunRecord, RunReport
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=16), boot_args="quiet")
@@ -70,3 +70,8 @@ def report(planned: Plan, *outcomes: ActionOutcome, remaining: Plan | None, late
         run_id="7f3c", plan=planned, outcomes=outcomes, remaining=remaining, late=late, started_at=NOW,
         finished_at=NOW + timedelta(seconds=2),
     )  # fmt: skip
+
+
+def record(run_id: str = "7f3c", *outcomes: ActionOutcome, **fields: Any) -> RunRecord:
+    known = {"origin": "apply by ana@build7", "started_at": NOW, "finished_at": NOW, "exit_code": 0, "project": "demo"}
+    return RunRecord(run_id=run_id, outcomes=outcomes, **{**known, **fields})

@@ -44,8 +44,9 @@ def run(words: Sequence[str]) -> int:
         return asked.exit_code
     except BrokenPipeError:
         raise
-    except (KeyboardInterrupt, click.Abort):
-        show("\nInterrupted: nothing more was begun. What was under way is brought to its end.\n", sys.stderr)
+    except (KeyboardInterrupt, click.Abort) as asked:
+        by = str(asked) or "Ctrl-C"
+        show(f"\nInterrupted by {by}: nothing more was begun. What was under way is brought to its end.\n", sys.stderr)
         return INTERRUPTED
     except click.ClickException as error:
         with suppress(OSError):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 import time
 
-from mikrom_reconcile.cli.terminal import show, style_of
+from mikrom_reconcile.cli.entry import ERROR
+from mikrom_reconcile.cli.terminal import present, show
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.errors import MikromError, UsageError
-from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.history_text import unfinished_line
+from mikrom_reconcile.output.history_text import run_details, unfinished_line
+from mikrom_reconcile.output.look_documents import runs_document
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.verdict import verdict_of
 
-KEPT = 100
+KEPT = 10_000
 """No store keeps more runs."""
 
 _LOOK_S = 0.5
@@ -33,8 +33,8 @@ def follow_run(engine: Engine, run_id: str | None, form: str) -> int:
             show(f"{one_line(line)}\n", sys.stderr)
         said = line
         time.sleep(_LOOK_S)
-    for report in engine.store.runs(KEPT):
-        if report.run_id == run_id:
-            show(formats.RUN[form](report, style_of(sys.stdout)))
-            return verdict_of(report).exit_code
-    raise UsageError(f"-f: no run is called {one_line(run_id or '')!r}; `mikrom get runs` lists them")
+    kept = next((kept for kept in engine.store.runs(KEPT) if kept.run_id == run_id), None)
+    if kept is None:
+        raise UsageError(f"-f: no run is called {one_line(run_id or '')!r}; `mikrom get runs` lists them")
+    present(form, lambda: runs_document([kept], []), lambda style: run_details(kept, style))
+    return ERROR if kept.exit_code is None else kept.exit_code

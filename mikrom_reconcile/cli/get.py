@@ -21,7 +21,6 @@ from mikrom_reconcile.cli.look import (
 )
 from mikrom_reconcile.cli.root import Commands
 from mikrom_reconcile.cli.terminal import present
-from mikrom_reconcile.output.history_text import events
 from mikrom_reconcile.output.look_documents import description_document, vms_document
 from mikrom_reconcile.output.status_text import fleets_text, hosts_text, status_of
 from mikrom_reconcile.output.verdict import UNREACHABLE
@@ -77,8 +76,7 @@ def describe(name: str, paths: tuple[str, ...], form: str) -> int:
     engine = wiring.open_engine(current)
     views = views_of(engine)
     status = status_of(views, wanted_by_fleet(current, paths, views), None)
-    done = events(engine.store.runs(KEPT), name)
-    document = description_document(name, views, status.fleets, status.hosts, done) | dark(views)
+    document = description_document(name, views, status.fleets, status.hosts, engine.store.runs(KEPT)) | dark(views)
     if not document["found"]:
         known = [*(row.name for row in vms_in(views)), *(host.host for host in status.hosts)]
         raise unknown(name, [*known, *(fleet.fleet for fleet in status.fleets)], views)

@@ -13,6 +13,7 @@ from mikrom_reconcile.cli.look import names_for_tab
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.output import history_text
 from mikrom_reconcile.output.look_documents import events_document, runs_document
+from mikrom_reconcile.output.style import Style
 
 latest = click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 
@@ -30,18 +31,22 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
     engine = wiring.open_engine(settings.load())
     if following:
         return follow_run(engine, name, form)
-    found = [report for report in engine.store.runs(KEPT) if name is None or history_text.touched(report, name)][:count]
     unfinished = [run for run in engine.unfinished() if name in {None, run.run_id}]
-    present(
-        form,
-        lambda: runs_document(found, unfinished),
-        lambda style: history_text.history_text(found, datetime.now(UTC), style, unfinished),
-    )
+    told = {run.run_id for run in unfinished}
+    found = [run for run in engine.store.runs(KEPT) if name is None or history_text.touched(run, name)]
+    found = [run for run in found if name is not None or run.run_id not in told][:count]
+
+    def text(style: Style) -> str:
+        if [run.run_id for run in found] == [name] and not unfinished:
+            return history_text.run_details(found[0], style)
+        return history_text.history_text(found, datetime.now(UTC), style, unfinished)
+
+    present(form, lambda: runs_document(found, unfinished), text)
     return 0
 
 
 @click.command()
-@click.option("--limit-to", "name", metavar="NAME", shell_complete=names_for_tab, help="Only this VM or host.")
+@click.option("--limit-to", "name", metavar="NAME", shell_complete=names_for_tab, help="Only this VM, host or fleet.")
 @latest
 @options.output()
 def events(name: str | None, count: int, form: str) -> int:

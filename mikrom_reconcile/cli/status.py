@@ -8,8 +8,11 @@ import click
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli.entry import ERROR
+from mikrom_reconcile.cli.follow_run import KEPT
 from mikrom_reconcile.cli.look import views_of, wanted_by_fleet
 from mikrom_reconcile.cli.terminal import present
+from mikrom_reconcile.core.model.run import SUPERVISION
 from mikrom_reconcile.output.look_documents import status_document
 from mikrom_reconcile.output.status_text import status_of, status_text
 from mikrom_reconcile.output.verdict import UNREACHABLE
@@ -20,11 +23,18 @@ from mikrom_reconcile.settings import load
 @options.paths
 @options.output()
 def status(paths: tuple[str, ...], form: str) -> int:
-    """Hosts, fleets and the last run on one screen. Exits with 4 when a host could not be read."""
+    """Hosts, fleets and the last run on one screen.
+
+    Exits with 4 when a host could not be read, else with 1 when scheduled runs cannot use their specs as they are now.
+    """
     settings = load()
     engine = wiring.open_engine(settings)
     views = views_of(engine)
-    last = engine.store.runs(1)
-    found = status_of(views, wanted_by_fleet(settings, paths, views), last[0] if last else None, engine.source())
+    last = (
+        run for run in engine.store.runs(KEPT) if run.exit_code is not None and not run.origin.startswith(SUPERVISION)
+    )
+    found = status_of(views, wanted_by_fleet(settings, paths, views), next(last, None), engine.source())
     present(form, lambda: status_document(found), lambda style: status_text(found, datetime.now(UTC), style))
-    return UNREACHABLE if any(host.error for host in found.hosts) else 0
+    if any(host.error for host in found.hosts):
+        return UNREACHABLE
+    return ERROR if found.source and found.source.problem else 0

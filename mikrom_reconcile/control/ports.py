@@ -9,7 +9,7 @@ from typing import Protocol
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.model.stock import Stock
 
@@ -70,11 +70,11 @@ class RunStore(Protocol):
     def remember(self, project: str, placements: Placements) -> None:
         """Replace the placements of a project. Only the holder of the project's lease calls it."""
 
-    def save(self, report: RunReport) -> None:
-        """Keep the report of a finished run; old ones are dropped."""
+    def save(self, run: RunRecord) -> None:
+        """Keep a run as far as it is, instead of what was saved of it before; see `stores.kept` for how long."""
 
-    def runs(self, limit: int) -> tuple[RunReport, ...]:
-        """The latest reports, newest first."""
+    def runs(self, limit: int) -> tuple[RunRecord, ...]:
+        """The latest runs, newest first; those that another release wrote say so."""
 
 
 class Clock(Protocol):

@@ -9,6 +9,7 @@ import msgspec
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.look import Look
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
+from mikrom_reconcile.control.run_log import RunLog
 from mikrom_reconcile.core.desired import checked
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import turned
@@ -96,32 +97,22 @@ class Reconciler:
                 lease = self._lease(project, request, deadline, at_least=decision.highest_token + 1)
             self.hosts.give_up({*request.assume_dead} & decision.plan.unreachable.keys())
             approved = plan or decision.plan
-            outcomes = told(moved(approved, decision.plan), progress)
-            while True:
-                if request.verb is None and lease.held():
-                    self.store.remember(project, decision.placements)
-                actions = due(approved, decision.plan, outcomes)
-                ended = deadline.passed() or not lease.held()
-                if ended or not (actions or self._waits(request, approved, decision, deadline, outcomes)):
-                    break
-                self._dispatch(request, actions, lease, deadline, outcomes, progress)
-                decision = look(outcomes)
+            with RunLog(self.store, self._clock, request, approved, started_at, progress) as log:
+                for outcome in moved(approved, decision.plan):
+                    log.heard(outcome)
+                while True:
+                    if request.verb is None and lease.held():
+                        self.store.remember(project, decision.placements)
+                    actions = due(approved, decision.plan, log.outcomes)
+                    ended = deadline.passed() or not lease.held()
+                    if ended or not (actions or self._waits(request, approved, decision, deadline, log.outcomes)):
+                        break
+                    self._dispatch(request, actions, decision.plan, lease, deadline, log)
+                    decision = look(log.outcomes)
         finally:
             lease.release()
-        report = RunReport(
-            run_id=request.run_id,
-            plan=approved,
-            outcomes=tuple(outcomes),
-            remaining=decision.plan,
-            late=deadline.passed() and (bool(decision.plan.actions) or decision.again_s is not None),
-            started_at=started_at,
-            finished_at=self._clock.now(),
-            origin=request.origin,
-            source_problem=request.source_problem,
-        )
-        if request.origin != BEAT or outcomes or approved.changes:  # ticks that find nothing would bury the others
-            self.store.save(report)
-        return report
+        late = deadline.passed() and (bool(decision.plan.actions) or decision.again_s is not None)
+        return log.ended(decision.plan, late=late)
 
     def _waits(
         self,
@@ -144,25 +135,18 @@ class Reconciler:
         return True
 
     def _dispatch(
-        self,
-        request: RunRequest,
-        actions: list[Action],
-        lease: Lease,
-        deadline: Deadline,
-        outcomes: list[ActionOutcome],
-        progress: Callable[[ActionOutcome], None],
+        self, request: RunRequest, actions: list[Action], plan: Plan, lease: Lease, deadline: Deadline, log: RunLog
     ) -> None:
-        """Send the orders of one pass, and add to `outcomes` what becomes of each."""
+        """Send the orders of one pass, which `plan` is of, and log what becomes of each."""
         scheduled = request.origin == BEAT
+        changes = {(change.name, change.host): change for change in plan.changes}
         orders = (
             Order(run_id=request.run_id, token=lease.token, action=action, scheduled=scheduled)
-            for action in actions
-            if lease.held()
+            for action in log.sending(action for action in actions if lease.held())
         )
         with traces.span("dispatch", actions=len(actions)):
             for outcome in self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s()):
-                outcomes.append(outcome)
-                progress(outcome)
+                log.heard(outcome, changes.get((outcome.vm, outcome.host)))
                 if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
                     break
 
@@ -223,14 +207,6 @@ class Reconciler:
                 if deadline.left_s() < LEASE_RETRY_S:
                     raise
                 self._clock.sleep(LEASE_RETRY_S)
-
-
-def told(outcomes: Iterable[ActionOutcome], progress: Callable[[ActionOutcome], None]) -> list[ActionOutcome]:
-    """The outcomes, of which `progress` has heard."""
-    heard = list(outcomes)
-    for outcome in heard:
-        progress(outcome)
-    return heard
 
 
 def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:

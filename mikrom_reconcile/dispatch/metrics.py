@@ -20,7 +20,7 @@ from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.core.model.run import BEAT, RunReport, RunRequest
 from mikrom_reconcile.dispatch.presence import known, living
 from mikrom_reconcile.dispatch.source_sync import source_state
-from mikrom_reconcile.output.verdict import CHANGES_OR_FAILED, REFUSED, UNREACHABLE, verdict_of
+from mikrom_reconcile.output.verdict import CHANGES_OR_FAILED, LATE, REFUSED, UNREACHABLE, Verdict, verdict_of
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import GaugeMetricFamily
@@ -83,8 +83,8 @@ class Metrics(NoMetrics):
         if report is None:
             self._runs.labels(origin, "error").observe(duration_s)
             return
-        exit_code = verdict_of(report).exit_code
-        self._runs.labels(origin, _result(exit_code)).observe(duration_s)
+        verdict = verdict_of(report)
+        self._runs.labels(origin, _result(verdict)).observe(duration_s)
         for outcome in report.outcomes:
             self._actions.labels(outcome.verb, outcome.result).inc()
             self._action_s.labels(outcome.verb).observe((outcome.finished_at - outcome.started_at).total_seconds())
@@ -92,7 +92,7 @@ class Metrics(NoMetrics):
             for change in report.plan.changes:
                 self._drift.labels(change.rule, change.kind).inc()
         if not (request.limit or request.tags or request.skip_tags or request.verb or request.destroy):
-            self._remember(report.plan.project, report.finished_at, converged=exit_code == 0)
+            self._remember(report.plan.project, report.finished_at, converged=verdict.converged)
 
     def ticked(self, result: Tick) -> None:
         """Count a tick."""
@@ -196,6 +196,9 @@ class _Fleet:
             return
         broken = float(bool(state.problem))
         yield "mikrom_source_broken", "1 while scheduled runs use the last good specs.", [], [([], broken)]
+        about = "The revision that scheduled runs cannot use, and whose it is."
+        blamed = [([state.broken], 1.0)] if state.broken else []
+        yield "mikrom_source_broken_revision_info", about, ["revision"], blamed
         if state.good_at is not None:
             about = "Since the specs of scheduled runs were last read and found good."
             yield "mikrom_source_age_seconds", about, [], [([], max(0.0, now - state.good_at.timestamp()))]
@@ -203,11 +206,10 @@ class _Fleet:
         yield "mikrom_source_revision_info", about, ["revision"], [([state.revision], 1.0)]
 
 
-def _result(exit_code: int) -> str:
-    for bit, word in ((CHANGES_OR_FAILED, "failed"), (UNREACHABLE, "unreachable"), (REFUSED, "refused")):
-        if exit_code & bit:
-            return word
-    return "late" if exit_code else "converged"
+def _result(verdict: Verdict) -> str:
+    bits = ((CHANGES_OR_FAILED, "failed"), (UNREACHABLE, "unreachable"), (REFUSED, "refused"), (LATE, "late"))
+    words = (word for bit, word in bits if verdict.exit_code & bit)
+    return next(words, "converged" if verdict.converged else "waiting")
 
 
 def _times(packed: Any) -> RunTimes | None:

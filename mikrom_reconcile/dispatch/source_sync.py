@@ -43,11 +43,11 @@ def specs_now(app: FleetApp) -> tuple[SourceTree, str]:
     Raises SourceError when nothing good is known.
     """
     before = source_state(app.redis, app.keys)
-    good, problem = app.parts.source.look(before.number if before else 0)
+    good, problem, broken = app.parts.source.look(before.number if before else 0)
     if problem and (other := _shared(app)) is not None:
         app.parts.source.take(other)
         good = max((other, *([good] if good else [])), key=lambda one: one.number)
-    _note(app, before, good, problem)
+    _note(app, before, good, problem, broken)
     if good is None:
         raise SourceError(f"{problem}; no good revision of it is known, so nothing is planned")
     if problem:
@@ -72,7 +72,7 @@ def _shared(app: FleetApp) -> Good | None:
         return None
 
 
-def _note(app: FleetApp, before: SourceState | None, good: Good | None, problem: str) -> None:
+def _note(app: FleetApp, before: SourceState | None, good: Good | None, problem: str, broken: str) -> None:
     """Tell the others. A Redis that is away ends the run soon enough, and says so itself."""
     now, highest = datetime.now(UTC), before.number if before else 0
     state = SourceState(
@@ -84,6 +84,7 @@ def _note(app: FleetApp, before: SourceState | None, good: Good | None, problem:
         good_at=now if not problem else before.good_at if before else None,
         looked_at=now,
         problem=problem,
+        broken=broken,
     )
     try:
         if good and (good.number > highest or not app.redis.exists(app.keys.good_specs)):

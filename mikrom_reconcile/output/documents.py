@@ -69,7 +69,7 @@ def run_document(report: RunReport) -> Document:
     """The plan that was carried out, what became of it, and how the run ended."""
     verdict = verdict_of(report)
     outcomes = [outcome_row(outcome) for outcome in report.outcomes]
-    ended = {"outcomes": outcomes, "converged": verdict.exit_code == 0, "exit_code": verdict.exit_code}
+    ended = {"outcomes": outcomes, "converged": verdict.converged, "exit_code": verdict.exit_code}
     return plan_document(report.plan) | ended
 
 

@@ -11,18 +11,20 @@ from mikrom_reconcile.core.explain import Explanation
 from mikrom_reconcile.core.fields import recorded
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import HostView, ObservedVM
-from mikrom_reconcile.core.model.run import RunReport, UnfinishedRun
+from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, UnfinishedRun
 from mikrom_reconcile.core.provenance import FieldOrigin
 from mikrom_reconcile.output.documents import Document, change_row, outcome_row
-from mikrom_reconcile.output.history_text import Event, reasons_of
+from mikrom_reconcile.output.history_text import Event, events
 from mikrom_reconcile.output.names import grouped
-from mikrom_reconcile.output.plan_parts import kinds_of
+from mikrom_reconcile.output.plan_parts import KINDS
 from mikrom_reconcile.output.status_text import FleetStatus, HostStatus, Status
-from mikrom_reconcile.output.verdict import verdict_of
+
+LATEST = 50
+"""Deeds that a description tells of: enough to see what went on lately; `mikrom events` has them all."""
 
 
 def vms_document(vms: Sequence[ObservedVM]) -> Document:
-    """VMs as their hosts see them. `state` is what was last ordered; `ip` is null until VMs have networks."""
+    """VMs as their hosts see them. `state` is what was last ordered, `ip` the first of `addresses` or null."""
     return {"vms": [_vm_row(vm) for vm in vms]}
 
 
@@ -38,7 +40,9 @@ def _vm_row(vm: ObservedVM) -> Document:
         "pid": vm.pid,
         "vcpu_count": vm.spec.machine.vcpu_count,
         "mem_size_mib": vm.spec.machine.mem_size_mib,
-        "ip": None,
+        "image": vm.spec.image,
+        "ip": next(iter(vm.addresses.values()), None),
+        "addresses": vm.addresses,
         "spec_digest": vm.spec_digest,
         "created_at": vm.created_at,
         "restarts": vm.restarts,
@@ -56,37 +60,54 @@ def status_document(status: Status) -> Document:
     }  # fmt: skip
 
 
-def runs_document(reports: Iterable[RunReport], unfinished: Sequence[UnfinishedRun]) -> Document:
+def runs_document(runs: Iterable[RunRecord], unfinished: Sequence[UnfinishedRun]) -> Document:
     """Runs that were kept, the latest first, and those without a report; `summary` is that of their plan."""
-    return {"runs": [_run_row(report) for report in reports], "unfinished": unfinished}
+    rows = [_run_row(run) | {"outcomes": [_deed_row(outcome) for outcome in run.outcomes]} for run in runs]
+    return {"runs": rows, "unfinished": unfinished}
 
 
-def _run_row(report: RunReport) -> Document:
+def _run_row(run: RunRecord) -> Document:
+    """`exit_code` is null until the run has ended."""
     return {
-        "run_id": report.run_id,
-        "origin": report.origin,
-        "project": report.plan.project,
-        "revision": report.plan.revision,
-        "started_at": report.started_at,
-        "finished_at": report.finished_at,
-        "summary": kinds_of(report.plan),
-        "done": sum(outcome.result == "done" for outcome in report.outcomes),
-        "exit_code": verdict_of(report).exit_code,
-        "source_problem": report.source_problem,
+        "run_id": run.run_id,
+        "origin": run.origin,
+        "project": run.project,
+        "revision": run.revision,
+        "author": run.author,
+        "started_at": run.started_at,
+        "finished_at": run.finished_at,
+        "since": run.since or run.started_at,
+        "times": run.times,
+        "summary": {"unchanged": 0, **dict.fromkeys(KINDS, 0), **run.planned},
+        "done": sum(outcome.result == "done" for outcome in run.outcomes),
+        "failed": run.failed,
+        "refused": run.refused,
+        "unreachable": run.unreachable,
+        "conclusion": run.conclusion,
+        "exit_code": run.exit_code,
+        "source_problem": run.source_problem,
     }
 
 
-def events_document(events: Iterable[Event]) -> Document:
+def _deed_row(outcome: ActionOutcome) -> Document:
+    known = {"finished_at": outcome.finished_at, "reasons": outcome.reasons, "fields": outcome.fields}
+    return known | outcome_row(outcome)
+
+
+def events_document(found: Iterable[Event]) -> Document:
     """What was done, the oldest first."""
     return {
         "events": [
             {
-                "run_id": report.run_id,
-                "finished_at": outcome.finished_at,
-                "reasons": reasons_of(report, outcome),
-                **outcome_row(outcome),
+                "run_id": run.run_id,
+                "origin": run.origin,
+                "revision": run.revision,
+                "author": run.author,
+                "since": run.since or run.started_at,
+                "times": run.times,
+                **_deed_row(outcome),
             }
-            for report, outcome in events
+            for run, outcome in found
         ]
     }
 
@@ -130,16 +151,24 @@ def description_document(
     views: Sequence[HostView],
     fleets: Iterable[FleetStatus],
     hosts: Iterable[HostStatus],
-    done: Sequence[Event],
+    runs: Sequence[RunRecord],
 ) -> Document:
-    """Everything that is called `name`: VMs with their records, hosts and fleets with what is in them."""
+    """Everything that is called `name`: VMs with their records, hosts and fleets with what is in them; `name` may be
+    the address of a VM, too.
+    """
     rows = [row for view in views if view.report for row in view.report.vms]
-    found: list[Document] = [{"kind": "VM", **msgspec.to_builtins(row)} for row in rows if row.name == name]
-    for row in found:
-        mine = [event for event in done if event[1].host == row["host"]]
-        row["events"] = events_document(mine)["events"]
+    found: list[Document] = [
+        {"kind": "VM", **msgspec.to_builtins(row), **_latest(runs, row.name, row.host)}
+        for row in rows
+        if name in {row.name, *row.addresses.values()}
+    ]
     found += [
-        {"kind": "Host", **msgspec.to_builtins(host), **_inside([row for row in rows if row.host == name])}
+        {
+            "kind": "Host",
+            **msgspec.to_builtins(host),
+            **_inside([row for row in rows if row.host == name]),
+            **_latest(runs, name),
+        }
         for host in hosts
         if host.host == name
     ]
@@ -148,11 +177,18 @@ def description_document(
             "kind": "Fleet",
             **msgspec.to_builtins(fleet),
             **_inside([row for row in rows if (row.project, row.fleet) == (fleet.project, name)]),
+            **_latest(runs, name),
         }
         for fleet in fleets
         if fleet.fleet == name
     ]
     return {"found": found}
+
+
+def _latest(runs: Sequence[RunRecord], name: str, host: str = "") -> Document:
+    """The latest deeds that concern `name`, on that host if one is given."""
+    mine = [event for event in events(runs, name) if host in {"", event[1].host}]
+    return events_document(mine[-LATEST:])
 
 
 def _inside(rows: Sequence[ObservedVM]) -> Document:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from msgspec.structs import replace
+
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, RunReport
+from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, RunReport
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.plan_parts import NO_HOST, refusals, unreachable
+from mikrom_reconcile.output.plan_parts import NO_HOST, kinds_of, refusals, unreachable
 from mikrom_reconcile.output.section import section
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted, duration, listed
@@ -46,14 +48,49 @@ def outcome_line(outcome: ActionOutcome, style: Style) -> str:
 def run_text(report: RunReport, style: Style) -> str:
     """The recap of a run. Ends with a line break."""
     verdict = verdict_of(report)
-    final = report.remaining or report.plan
-    lines = section("Failed", _reasons(verdict.failed), style, "red")
-    lines += section("Refused", _refused(final, verdict.refused), style, "magenta")
-    lines += section("Could not be read", unreachable(final), style, "red")
-    problem = [f"revision {report.plan.revision} was used: {report.source_problem}"] if report.source_problem else []
-    lines += section("The source is broken", problem, style, "red")
-    lines += ["", *_recap(report, verdict, style), "", conclusion(report, verdict, style)]
+    lines = left_undone(record_of(report), style)
+    lines += ["", *_recap(report, verdict, style), "", painted(conclusion(report, verdict), verdict.exit_code, style)]
     return "\n".join(lines[1:]) + "\n"
+
+
+def left_undone(run: RunRecord, style: Style) -> list[str]:
+    """The sections about what is not as specified."""
+    problem = [f"revision {run.revision} was used: {run.source_problem}"] if run.source_problem else []
+    return [
+        *section("Failed", run.failed, style, "red"),
+        *section("Refused", run.refused, style, "magenta"),
+        *section("Could not be read", run.unreachable, style, "red"),
+        *section("The source is broken", problem, style, "red"),
+    ]
+
+
+def painted(sentence: str, exit_code: int | None, style: Style) -> str:
+    """How a run ended, in its colour; one without an exit code has not."""
+    return style.paint(one_line(sentence), "bold", "yellow" if exit_code is None else "red" if exit_code else "green")
+
+
+def record_of(report: RunReport, unfinished: str = "", exit_code: int | None = None) -> RunRecord:
+    """What is kept of a run; `unfinished` says why it has ended before it could report, or that it goes on."""
+    verdict = verdict_of(report)
+    final = report.remaining or report.plan
+    told = not unfinished
+    return RunRecord(
+        run_id=report.run_id,
+        origin=report.origin,
+        project=report.plan.project,
+        revision=report.plan.revision,
+        author=report.author,
+        source_problem=report.source_problem,
+        started_at=report.started_at,
+        finished_at=report.finished_at,
+        planned=kinds_of(report.plan),
+        outcomes=tuple(replace(outcome, observed=None) for outcome in report.outcomes),
+        failed=tuple(_reasons(verdict.failed)) if told else (),
+        refused=tuple(_refused(final, verdict.refused)) if told else (),
+        unreachable=tuple(unreachable(final)) if told else (),
+        conclusion=conclusion(report, verdict) if told else f"{unfinished}: {_deeds(report)}.",
+        exit_code=verdict.exit_code if told else exit_code,
+    )
 
 
 def _refused(final: Plan, refused: Mapping[VMOnHost, str]) -> Iterator[str]:
@@ -96,17 +133,23 @@ def _recap(report: RunReport, verdict: Verdict, style: Style) -> Iterator[str]:
         yield f"{style.paint(f'{one_line(host):<{width}}', 'bold')}   {cells}"
 
 
-def conclusion(report: RunReport, verdict: Verdict, style: Style) -> str:
+def conclusion(report: RunReport, verdict: Verdict) -> str:
     """How a run ended, in one line without a line break."""
     took = duration((report.finished_at - report.started_at).total_seconds())
-    done = Counter(outcome.verb for outcome in report.outcomes if outcome.result == "done")
-    deeds = listed({PAST.get(verb, verb): count for verb, count in sorted(done.items())}) or "nothing was done"
+    deeds = _deeds(report)
     asked = "specified" if report.plan.revision else "asked for"
-    if verdict.exit_code == 0:
+    if verdict.converged:
         what = "all" if report.plan.selected is None else "all that was selected"
-        return style.paint(f"Converged in {took}: {deeds}; {what} is as {asked}.", "bold", "green")
+        return f"Converged in {took}: {deeds}; {what} is as {asked}."
     parts = [f"{counted(len(verdict.failed), 'VM')} failed"] if verdict.failed else []
     parts += [f"{counted(len(verdict.refused), 'VM')} refused"] if verdict.refused else []
     parts += [f"{counted(len(verdict.unreachable), 'host')} could not be read"] if verdict.unreachable else []
+    parts += [f"{counted(len(verdict.waiting), 'VM')} waiting"] if verdict.waiting else []
     parts += ["the deadline passed first"] if verdict.late else []
-    return style.paint(f"Not converged after {took}: {deeds}; {', '.join(parts)}.", "bold", "red")
+    how = "Not converged after" if verdict.exit_code else "In progress after"
+    return f"{how} {took}: {deeds}; {', '.join(parts)}."
+
+
+def _deeds(report: RunReport) -> str:
+    done = Counter(outcome.verb for outcome in report.outcomes if outcome.result == "done")
+    return listed({PAST.get(verb, verb): count for verb, count in sorted(done.items())}) or "nothing was done"

@@ -9,14 +9,13 @@ from datetime import datetime
 import msgspec
 
 from mikrom_reconcile.core.model.observed import HostView
-from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.core.model.run import RunRecord
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.run_text import conclusion
+from mikrom_reconcile.output.run_text import painted
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import Cell, table
 from mikrom_reconcile.output.units import age, mebibytes
-from mikrom_reconcile.output.verdict import verdict_of
 
 FleetKey = tuple[str, str]
 """Project and fleet."""
@@ -59,14 +58,14 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     hosts: tuple[HostStatus, ...]
     fleets: tuple[FleetStatus, ...]
-    last_run: RunReport | None
+    last_run: RunRecord | None
     source: SourceState | None = None
 
 
 def status_of(
     views: Iterable[HostView],
     wanted: Mapping[FleetKey, Wish],
-    last_run: RunReport | None,
+    last_run: RunRecord | None,
     source: SourceState | None = None,
 ) -> Status:
     """The status from the reports of all hosts, from what the specs want, and what is known of scheduled runs."""
@@ -153,9 +152,10 @@ def _fleet_row(fleet: FleetStatus) -> tuple[Cell, ...]:
     )
 
 
-def _last_run(report: RunReport | None, now: datetime, style: Style) -> str:
-    if report is None:
+def _last_run(run: RunRecord | None, now: datetime, style: Style) -> str:
+    if run is None:
         return "No run so far.\n"
-    when = f"{age(report.finished_at, now)} ago, project {one_line(report.plan.project)}"
-    at = report.plan.revision or report.origin
-    return f"Last run {when} at {one_line(at)}:\n{conclusion(report, verdict_of(report), style)}\n"
+    at = f"{run.revision} by {run.author}" if run.author else run.revision or run.origin
+    times = f", the same {run.times} times in a row" if run.times > 1 else ""
+    when = one_line(f"{age(run.finished_at, now)} ago, project {run.project} at {at}{times}")
+    return f"Last run {when}:\n{painted(run.conclusion, run.exit_code, style)}\n"

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from mikrom_reconcile.core.model.plan import Plan, VMChange
-from mikrom_reconcile.core.model.run import ActionOutcome, Result, RunReport
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Result, RunReport
 
 CHANGES_OR_FAILED = 2
 """`plan --detailed-exitcode`: something to change. A run: some VM is not as specified. All four are bits."""
@@ -21,30 +21,39 @@ FAILED: frozenset[Result] = frozenset({"failed_temporary", "failed_permanent"})
 VMOnHost = tuple[str, str]
 """VM and host."""
 
-Finding = tuple[Literal["failed", "refused"], str]
+Finding = tuple[Literal["failed", "refused", "waiting"], str]
 """What a VM that is not as specified counts as, and the reason."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run left undone. `failed` and `refused` map a VM on a host to the reason; a VM is in one of them.
+    """What a run left undone: `failed`, `refused` and `waiting` map VMs on hosts to the reason, each VM in one of them.
 
-    `unreachable` maps hosts to the reason, `late` says that the deadline passed first.
+    `unreachable` maps hosts to the reason, `late` says that the deadline passed first. What waits is no failure: the
+    next of the `scheduled` runs goes on with it; to a run that nobody follows, a guard has refused it.
     """
 
     failed: dict[VMOnHost, str]
     refused: dict[VMOnHost, str]
+    waiting: dict[VMOnHost, str]
+    scheduled: bool
     unreachable: dict[str, str]
     late: bool
 
     @property
     def exit_code(self) -> int:
-        """0 when everything is as specified and was seen to be, else the bits of what stood in the way."""
+        """0 when everything is as specified and was seen to be, or will be, else the bits of what stood in the way."""
+        held = self.refused or (self.waiting and not self.scheduled and not self.late)
         return (
             (CHANGES_OR_FAILED if self.failed else 0)
             | (UNREACHABLE if self.unreachable else 0)
-            | (REFUSED if self.refused else 0)
+            | (REFUSED if held else 0)
             | (LATE if self.late else 0)
         )
+
+    @property
+    def converged(self) -> bool:
+        """Whether everything is as specified."""
+        return self.exit_code == 0 and not self.waiting
 
 
 def plan_exit_code(plan: Plan, *, detailed: bool) -> int:
@@ -77,9 +86,15 @@ def verdict_of(report: RunReport) -> Verdict:
     for vm, outcome in last.items():
         if outcome.result in FAILED and outcome.host not in final.unreachable:
             findings[vm] = "failed", f"{outcome.verb}: {outcome.error or outcome.result}"
+    failed, refused, waiting = (
+        {vm: reason for vm, (found, reason) in findings.items() if found == kind}
+        for kind in ("failed", "refused", "waiting")
+    )
     return Verdict(
-        failed={vm: reason for vm, (kind, reason) in findings.items() if kind == "failed"},
-        refused={vm: reason for vm, (kind, reason) in findings.items() if kind == "refused"},
+        failed=failed,
+        refused=refused,
+        waiting=waiting,
+        scheduled=report.origin == BEAT,
         unreachable=final.unreachable,
         late=report.late,
     )
@@ -91,6 +106,9 @@ def _finding(change: VMChange, outcome: ActionOutcome | None, *, late: bool, pla
         return "refused", _why(change)
     if outcome is not None and outcome.result == "stale":
         return "refused", outcome.error or "the world has moved since the plan"
+    if change.kind == "wait":
+        unwell = change.observed is not None and change.observed.phase == "unhealthy"
+        return "failed" if unwell else "waiting", _why(change)
     if late:
         return None
     if outcome is not None and outcome.result == "skipped":

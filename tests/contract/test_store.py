@@ -5,21 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mikrom_reconcile.control.ports import RunStore
-from mikrom_reconcile.control.stores.redis import KEPT_RUNS, RedisStore
+from mikrom_reconcile.control.stores import redis, sqlite
+from mikrom_reconcile.control.stores.kept import ROOM
+from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
 from mikrom_reconcile.core.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunRecord
 from tests.fleet import Fleet
-
-NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+from tests.samples import NOW, outcome, record
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
@@ -32,14 +33,6 @@ def store(request: pytest.FixtureRequest, own_environment: Path) -> Iterator[Run
         yield RedisStore(fleet.redis, prefix="mikrom")
     finally:
         fleet.close()
-
-
-def report(run_id: str) -> RunReport:
-    plan = Plan(
-        id="1:p", project="demo", revision="r", taken_at=NOW, changes=(), unchanged={}, actions=(), refusals=(),
-        unreachable={}, warnings=(),
-    )  # fmt: skip
-    return RunReport(run_id=run_id, plan=plan, outcomes=(), remaining=None, late=False, started_at=NOW, finished_at=NOW)
 
 
 def test_a_lease_is_held_by_one_and_whoever_wants_it_is_told_by_whom(store: RunStore) -> None:
@@ -122,13 +115,70 @@ def test_placements_are_replaced_as_a_whole_and_empty_at_first(store: RunStore) 
     assert store.placements("other") == Placements()
 
 
-def test_the_latest_reports_come_first_and_old_ones_are_dropped(store: RunStore) -> None:
-    for number in range(KEPT_RUNS + 2):
-        store.save(report(f"run-{number}"))
-    assert [kept.run_id for kept in store.runs(2)] == [f"run-{KEPT_RUNS + 1}", f"run-{KEPT_RUNS}"]
-    assert len(store.runs(1000)) == KEPT_RUNS
+def at(seconds: int, run_id: str, *outcomes: ActionOutcome, **fields: Any) -> RunRecord:
+    return record(run_id, *outcomes, finished_at=NOW + timedelta(seconds=seconds), **fields)
+
+
+def test_the_latest_runs_come_first_and_old_ones_are_dropped(store: RunStore) -> None:
+    for number in range(ROOM["silent"] + 2):
+        store.save(at(number, f"run-{number}"))
+    last = ROOM["silent"] + 1
+    assert [kept.run_id for kept in store.runs(2)] == [f"run-{last}", f"run-{last - 1}"]
+    assert len(store.runs(1000)) == ROOM["silent"]
     assert store.runs(0) == ()
-    assert store.runs(1)[0] == report(f"run-{KEPT_RUNS + 1}")
+    assert store.runs(1)[0] == at(last, f"run-{last}")
+
+
+def test_silence_and_what_is_done_unattended_never_push_out_what_a_person_did(store: RunStore) -> None:
+    store.save(at(0, "by-ana", outcome("a")))
+    store.save(at(1, "by-beat", outcome("a"), origin=BEAT))
+    for number in range(1, 2 * ROOM["silent"]):
+        store.save(at(number, f"quiet-{number}"))
+        store.save(at(number, f"refused-{number}", origin=BEAT, refused=(f"prune {number}",), exit_code=8))
+    kept = {run.run_id for run in store.runs(10_000)}
+    assert {"by-ana", "by-beat"} < kept
+    assert len(kept) == ROOM["silent"] + 2
+
+
+def test_scheduled_runs_that_come_to_the_same_are_kept_once_with_since_and_until(store: RunStore) -> None:
+    for number in range(5):
+        store.save(at(2 * number, f"refused-{number}", origin=BEAT, refused=("prune",), exit_code=8))
+        store.save(at(2 * number + 1, f"quiet-{number}", origin=BEAT))
+    quiet, refused = store.runs(10)
+    assert (refused.run_id, refused.times, refused.since) == ("refused-4", 5, NOW)
+    assert (quiet.run_id, quiet.times, quiet.finished_at) == ("quiet-4", 5, NOW + timedelta(seconds=9))
+
+
+def test_runs_that_people_ask_for_are_each_kept_however_alike(store: RunStore) -> None:
+    store.save(at(0, "one"))
+    store.save(at(1, "other"))
+    assert [(run.run_id, run.times) for run in store.runs(10)] == [("other", 1), ("one", 1)]
+
+
+@pytest.mark.parametrize("origin", [BEAT, "apply by ana@build7"])
+def test_a_run_is_kept_as_it_goes_on_and_once_it_has_ended_as_it_ended(store: RunStore, origin: str) -> None:
+    for number, deeds in enumerate(((), (outcome("a"),), (outcome("a"), outcome("b")))):
+        store.save(at(number, "r", *deeds, origin=origin, exit_code=None))
+        assert [run.outcomes for run in store.runs(10)] == [deeds]
+    store.save(at(3, "r", outcome("a"), outcome("b"), origin=origin))
+    assert [(run.exit_code, len(run.outcomes), run.times) for run in store.runs(10)] == [(0, 2, 1)]
+
+
+def test_what_another_release_wrote_in_another_shape_is_told_of_and_hides_nothing(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(at(0, "good"))
+    with monkeypatch.context() as patched:
+        for module in (sqlite, redis):
+            patched.setattr(module, "packed", lambda _: b"a shape of tomorrow")
+        store.save(at(1, "odd"))
+    odd, good = store.runs(10)
+    assert (odd.run_id, odd.finished_at, odd.conclusion) == (
+        "odd", NOW + timedelta(seconds=1), "cannot be shown: another release wrote it",
+    )  # fmt: skip
+    assert good.run_id == "good"
+    store.save(at(2, "odd"))
+    assert store.runs(1) == (at(2, "odd"),)
 
 
 @pytest.mark.redis

@@ -133,17 +133,35 @@ def test_a_deadline_is_kept_although_actions_take_longer(mikrom: Mikrom, folder:
     mikrom("apply", "--yes")
 
 
-def test_ctrl_c_ends_a_run_with_130_and_the_next_run_goes_on(mikrom: Mikrom, folder: Path) -> None:
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+def ended_by(request: pytest.FixtureRequest) -> signal.Signals:
+    number: signal.Signals = request.param
+    return number
+
+
+def test_a_signal_ends_a_run_its_deeds_are_kept_and_the_next_run_goes_on(
+    mikrom: Mikrom, folder: Path, ended_by: signal.Signals
+) -> None:
     argv = [sys.executable, "-c", SLOWLY, "apply", "--yes", "--forks", "1"]
     with subprocess.Popen(
         argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as running:
         assert running.stderr is not None
-        running.stderr.readline()  # the first VM is there, the second is being made
-        running.send_signal(signal.SIGINT)
+        first = running.stderr.readline().split()[1]  # it is there, the second is being made
+        running.send_signal(ended_by)
         told = running.stderr.read()
-    assert running.returncode == 130
-    assert "Interrupted" in told
+    (run,) = document("runs", mikrom("history", "-o", "json"))["runs"]
+    assert [(deed["vm"], deed["reasons"]) for deed in run["outcomes"]] == [(first, ["does not exist"])]
+    assert mikrom("events").stdout.count("\n") == 1
+    if ended_by == signal.SIGKILL:
+        assert run["exit_code"] is None
+        assert run["conclusion"].startswith("In progress")
+    else:
+        said = "Ctrl-C" if ended_by == signal.SIGINT else ended_by.name
+        assert (running.returncode, run["exit_code"]) == (130, 130)
+        assert f"Interrupted by {said}: nothing more was begun" in told
+        assert run["conclusion"].startswith(f"Interrupted by {said}")
+        assert run["conclusion"].endswith(": 1 created.")
     assert "Traceback" not in told
     assert 1 <= len(names(mikrom)) < 3
     mikrom("apply", "--yes")

@@ -48,7 +48,8 @@ def test_runs_and_deeds_are_told_by_name_and_in_order(mikrom: Mikrom, applied: N
     assert (len(deeds), deeds[-1]["vm"], deeds[-1]["run_id"]) == (4, "web-003", both[0]["run_id"])
     assert document("events", mikrom("events", "-n", "2", "-o", "json"))["events"] == deeds[-2:]
     (line,) = mikrom("events", "--limit-to", "web-003").stdout.splitlines()
-    told = rf"\S+ \S+  created web-003 on localhost in \d+ ms \(run {both[0]['run_id']}: does not exist\)"
+    by = rf"\[apply by \S+, run {both[0]['run_id']} at files:\w+\]"
+    told = rf"\S+ \S+  created web-003 on localhost in \d+ ms: does not exist {by}"
     assert re.fullmatch(told, line)
     assert mikrom("events", "--limit-to", "nobody").stdout == "Nothing was done so far.\n"
 

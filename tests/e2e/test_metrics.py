@@ -94,7 +94,10 @@ def test_a_control_worker_looks_at_what_all_have_in_common(control: Control) -> 
     assert told["mikrom_source_age_seconds", ()] < 60
     control.specs.write_text("kind: [")
     assert "the source is broken" in control.tick()
-    assert scrape(control.port)["mikrom_source_broken", ()] == 1
+    broken = scrape(control.port)
+    assert broken["mikrom_source_broken", ()] == 1
+    [blamed] = [dict(labels)["revision"] for name, labels in broken if name == "mikrom_source_broken_revision_info"]
+    assert blamed.startswith("files:")
 
 
 def test_the_dashboard_asks_for_what_there_is_and_shows_all_of_it(control: Control) -> None:

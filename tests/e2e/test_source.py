@@ -53,16 +53,21 @@ def test_a_branch_is_followed_and_a_broken_commit_keeps_the_last_good_one(
     assert asked(app, "sync_source") == {"revision": good, "problem": ""}
     assert asked(app, "reconcile")["done"] == "2 create done"
 
-    repository.commit(web=WEB % -1)
+    bad = repository.commit(web=WEB % -1)[:12]
     told = asked(app, "sync_source")
     assert told["revision"] == good
     assert "specs/web.yml:4" in told["problem"]
     (fleet.folder / "state" / "sim" / "web-001.json").unlink()
     done = asked(app, "reconcile")["done"]
-    assert done.startswith(f"1 start done; the source is broken, {good} was used: 1 problem(s)")
+    blamed = f"{bad} by a test <test@example.net>"
+    assert done.startswith(f"1 start done; the source is broken, {good} was used: {blamed}: 1 problem(s)")
     last = json.loads(mikrom(fleet, "get", "runs", "-o", "json").stdout)["runs"][0]
-    assert (last["revision"], last["source_problem"]) == (good, told["problem"])
-    assert json.loads(mikrom(fleet, "status", "-o", "json").stdout)["source"]["problem"] == told["problem"]
+    assert (last["revision"], last["author"]) == (good, "a test <test@example.net>")
+    assert last["source_problem"] == told["problem"]
+    status = mikrom(fleet, "status", "-o", "json")
+    assert status.returncode == 1
+    assert json.loads(status.stdout)["source"]["problem"] == told["problem"]
+    assert json.loads(status.stdout)["source"]["broken"] == blamed
     doctor = mikrom(fleet, "doctor")
     assert doctor.returncode == 1
     assert f"revision {good} is used on" in doctor.stdout
@@ -70,7 +75,7 @@ def test_a_branch_is_followed_and_a_broken_commit_keeps_the_last_good_one(
     mended = repository.commit(web=WEB % 3)[:12]
     assert asked(app, "reconcile")["done"] == "1 create done"
     assert asked(app, "sync_source") == {"revision": mended, "problem": ""}
-    assert mikrom(fleet, "doctor").returncode == 0
+    assert [mikrom(fleet, word).returncode for word in ("doctor", "status")] == [0, 0]
 
 
 def test_a_source_that_vanishes_changes_nothing_even_after_a_restart_and_the_loss_of_redis(

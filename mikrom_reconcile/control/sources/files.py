@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,8 +46,9 @@ class FileSource:
         """
         paths, refused = self._spec_files()
         found = ((_legible(path), bytes_of(path)) for path in paths)
-        where = ", ".join(map(str, self._paths))
-        return tree_of(found, lambda files: commit_of(self._paths) or _revision_of(files), where=where, refused=refused)
+        tree = tree_of(found, where=", ".join(map(str, self._paths)), refused=refused)
+        revision, author = commit_of(self._paths) or (_revision_of(tree.files), "")
+        return SourceTree(revision=revision, author=author, files=tree.files)
 
     def _spec_files(self) -> tuple[list[Path], list[str]]:
         """Every file to read, once, under the first of its names, sorted; and those that only look like specs.
@@ -68,9 +69,10 @@ class FileSource:
 
 def tree_of(
     found: Iterable[tuple[str, bytes]],
-    revision_of: Callable[[list[SourceFile]], str],
     *,
     where: str,
+    revision: str = "",
+    author: str = "",
     refused: Iterable[str] = (),
 ) -> SourceTree:
     """The tree of files, given by path and content. Raises SourceError when there is none, and SpecError, all at once,
@@ -91,7 +93,7 @@ def tree_of(
         raise SpecError(tuple(problems))
     if not files:
         raise SourceError(f"no *.yml or *.yaml file in {where}")
-    return SourceTree(revision=revision_of(files), files=tuple(files))
+    return SourceTree(revision=revision, author=author, files=tuple(files))
 
 
 def checked_size(path: str, size: int) -> int:
@@ -188,5 +190,5 @@ def _problem_in(path: str, content: bytes) -> SpecProblem | None:
     )
 
 
-def _revision_of(files: list[SourceFile]) -> str:
+def _revision_of(files: tuple[SourceFile, ...]) -> str:
     return f"files:{digest_of(files).partition(':')[2][:12]}"

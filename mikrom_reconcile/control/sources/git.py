@@ -17,20 +17,41 @@ ABBREVIATED = 12
 """Digits of a commit; what git itself would choose for a very large repository."""
 
 
-def commit_of(paths: Sequence[Path]) -> str | None:
-    """The commit checked out around all of `paths`, with "-dirty" when they differ from it; None without one."""
+DIRTY = "-dirty"
+
+AUTHOR = "--format=%an <%ae>"
+"""Whose commit it is, as `git log` and `git show` print it."""
+
+
+def made_by(revision: str, author: str) -> str:
+    """A revision, and whose it is where that is known."""
+    return f"{revision} by {author}" if author else revision
+
+
+def commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
+    """The commit checked out around all of `paths` and its author; None without one.
+
+    When they differ from it, it ends with "-dirty", and the author is nobody's to tell.
+    """
     checkouts = {_checkout_of(path) for path in paths}
     git = shutil.which("git")
     if git is None or len(checkouts) != 1 or (checkout := checkouts.pop()) is None:
         return None
     # a checkout's own configuration may name a program to run here
     command = [git, "-c", "core.fsmonitor=false", "-C", str(checkout), "--no-optional-locks"]
-    command += ["status", "--porcelain=v2", "--branch", "--", *(str(path.resolve()) for path in paths)]
+    status = ["status", "--porcelain=v2", "--branch", "--", *(str(path.resolve()) for path in paths)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
-    except (OSError, ValueError, subprocess.SubprocessError):
+        revision = _revision_in(_said([*command, *status]))
+        if revision is None or revision.endswith(DIRTY):
+            return (revision, "") if revision else None
+        return revision, _said([*command, "show", "--no-patch", AUTHOR, revision])[0]
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
         return None
-    return _revision_in(done.stdout.splitlines())
+
+
+def _said(command: list[str]) -> list[str]:
+    done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=True)
+    return done.stdout.decode(errors="replace").splitlines()
 
 
 def _checkout_of(path: Path) -> Path | None:
@@ -44,4 +65,4 @@ def _revision_in(lines: list[str]) -> str | None:
     if commit == "(initial)":
         return None
     dirty = any(not line.startswith("#") for line in lines)
-    return commit[:ABBREVIATED] + ("-dirty" if dirty else "")
+    return commit[:ABBREVIATED] + (DIRTY if dirty else "")

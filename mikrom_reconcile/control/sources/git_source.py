@@ -19,10 +19,10 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 
 from mikrom_reconcile.control.sources.files import checked_size, tree_of
-from mikrom_reconcile.control.sources.git import ABBREVIATED
+from mikrom_reconcile.control.sources.git import ABBREVIATED, AUTHOR, made_by
 from mikrom_reconcile.control.sources.git_place import PROTOCOLS, GitPlace
 from mikrom_reconcile.control.sources.whole import refuse_part
-from mikrom_reconcile.core.errors import SourceError
+from mikrom_reconcile.core.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.spec_files import HEAD_BYTES, SUFFIXES, looks_like_a_spec, sorted_out
 
@@ -54,16 +54,25 @@ class GitSource:
             self._git("init", "--quiet", "--bare", folder)
             options = ["--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules"]
             self._git(here, "fetch", *options, "--", self._place.url, f"+{name}:{_FETCHED}")
-            commit = self._git(here, "rev-parse", "--verify", f"{_FETCHED}^{{commit}}").decode().strip()
-            read, looked_at, refused = self._blobs(here)
-            blobs, outside = read | looked_at, self._outside(here)
-            asked = "".join(f"{blob}\n" for blob in (*blobs.values(), *outside.values()))
-            content = _contents(self._git(here, "cat-file", "--batch", said=asked))
+            commit = self._git(here, "rev-parse", "--verify", f"{_FETCHED}^{{commit}}").decode().strip()[:ABBREVIATED]
+            author = self._git(here, "show", "--no-patch", AUTHOR, commit).decode(errors="replace").strip()
+            try:
+                return self._tree(here, commit, author)
+            except (SourceError, SpecError) as error:
+                error.add_note(made_by(commit, author))
+                raise
+
+    def _tree(self, here: str, commit: str, author: str) -> SourceTree:
+        """The specs of a commit that was fetched."""
+        read, looked_at, refused = self._blobs(here)
+        blobs, outside = read | looked_at, self._outside(here)
+        asked = "".join(f"{blob}\n" for blob in (*blobs.values(), *outside.values()))
+        content = _contents(self._git(here, "cat-file", "--batch", said=asked))
         contents = dict(zip(blobs, content, strict=False))
         refused += [path for path in looked_at if looks_like_a_spec(contents[path][:HEAD_BYTES])]
-        where = f"{self._place.url}#{self._place.folder} at {commit[:ABBREVIATED]}"
+        where = f"{self._place.url}#{self._place.folder} at {commit}"
         found = ((path, contents[path]) for path in read)
-        tree = tree_of(found, lambda _: commit[:ABBREVIATED], where=where, refused=sorted(refused))
+        tree = tree_of(found, where=where, revision=commit, author=author, refused=sorted(refused))
         refuse_part(tree, zip(outside, content, strict=True))
         return tree
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from mikrom_reconcile.control.sources.cache import FolderCache
+from mikrom_reconcile.control.sources.git import made_by
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
@@ -31,10 +32,13 @@ class Good(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Look(NamedTuple):
-    """What a look at the source gave: the last good specs, None if there were none yet, and what is wrong now."""
+    """What a look at the source gave: the last good specs, None if there were none yet, and what is wrong now, with
+    the revision that is `broken` and whose it is, where it could be read.
+    """
 
     good: Good | None
     problem: str
+    broken: str = ""
 
 
 class LastGood:
@@ -63,11 +67,12 @@ class LastGood:
             try:
                 tree = self._read(known.tree if known else None)
                 if known is None or tree != known.tree:
-                    self._check(tree)
+                    self._check_of(tree)
                     number = max(highest, known.number if known else 0) + 1
                     self._keep(Good(number=number, since=datetime.now(UTC), tree=tree))
             except (SourceError, SpecError, UsageError) as error:
-                return Look(known, _told(error))
+                broken = "".join(getattr(error, "__notes__", ()))
+                return Look(known, f"{broken}: {_told(error)}" if broken else _told(error), broken)
             return Look(self._good, "")
 
     def take(self, good: Good) -> None:
@@ -75,6 +80,13 @@ class LastGood:
         with self._lock:
             if self._good is None or self._good.number < good.number:
                 self._keep(good)
+
+    def _check_of(self, tree: SourceTree) -> None:
+        try:
+            self._check(tree)
+        except (SourceError, SpecError) as error:
+            error.add_note(made_by(tree.revision, tree.author))
+            raise
 
     def _keep(self, good: Good) -> None:
         self._good = good

@@ -1,4 +1,4 @@
-"""The store of a fleet: leases, tokens, placements and reports in Redis. All of it may be lost without harm.
+"""The store of a fleet: leases, tokens, placements and runs in Redis. All of it may be lost without harm.
 
 A lease is a key with the server's TTL, renewed from a thread; the token that fences its last holder grows in the
 same step that takes it. It must never block longer than its client's time-outs.
@@ -18,17 +18,15 @@ import msgspec
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
+from mikrom_reconcile.control.stores.kept import ROOM, name_of, packed, repeated, room_of, size_of, unpacked
 from mikrom_reconcile.core.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.core.model.run import RunRecord
 
 if TYPE_CHECKING:
     from redis import Redis
 
 T = TypeVar("T")
-
-KEPT_RUNS = 100
-"""Reports kept: about a day of Beat's runs that found something to do."""
 
 # One step, so that no token is ever given twice. Answers the token, or who holds the lease.
 _TAKE = """
@@ -127,25 +125,40 @@ class RedisStore:
             if self._redis.hget(key, "digest") != digest.encode():
                 self._redis.hset(key, mapping={"digest": digest, "content": content})
 
-    def save(self, report: RunReport) -> None:
-        """Keep the report of a finished run; older ones than the last `KEPT_RUNS` are dropped."""
-        pipe = self._redis.pipeline()
-        pipe.lpush(self._runs, msgspec.json.encode(report))
-        pipe.ltrim(self._runs, 0, KEPT_RUNS - 1)
+    def save(self, run: RunRecord) -> None:
+        """Keep a run as far as it is; those for which its room has no place any more are dropped."""
+        room, name = room_of(run), name_of(run)
+        kept, order = f"{self._history}{room}", f"{self._history}{room}:order"
         with lost_told():
-            pipe.execute()
+            before: Any = self._redis.hget(kept, name)
+            pipe = self._redis.pipeline()
+            pipe.hset(kept, name, packed(repeated(before, run)))
+            pipe.zadd(order, {name: run.finished_at.timestamp()})
+            pipe.zrange(order, 0, -size_of(room) - 1)
+            old = pipe.execute()[-1]
+            if old:
+                pipe.zrem(order, *old)
+                pipe.hdel(kept, *old)
+                pipe.execute()
+            if run.exit_code is not None and room in ROOM:
+                pipe.zrem(f"{self._history}going:order", run.run_id)
+                pipe.hdel(f"{self._history}going", run.run_id)
+                pipe.execute()
 
-    def runs(self, limit: int) -> tuple[RunReport, ...]:
-        """The latest reports, newest first; those that another release wrote in another shape are left out."""
-        if limit < 1:
-            return ()
+    def runs(self, limit: int) -> tuple[RunRecord, ...]:
+        """The latest runs, newest first."""
+        found: list[tuple[Any, ...]] = []
         with lost_told():
-            found: Any = self._redis.lrange(self._runs, 0, limit - 1)
-        return tuple(report for entry in found if (report := _decoded(entry, RunReport)) is not None)
+            for order in self._redis.scan_iter(match=f"{self._history}*:order", count=1000) if limit > 0 else ():
+                named: Any = self._redis.zrange(order, 0, limit - 1, desc=True, withscores=True)
+                contents: Any = self._redis.hmget(order.removesuffix(b":order"), [name for name, _ in named] or [""])
+                found += [(name.decode(), record, at) for (name, at), record in zip(named, contents, strict=False)]
+        latest = sorted((row for row in found if row[1] is not None), key=lambda row: row[2], reverse=True)
+        return tuple(unpacked(*row) for row in latest[:limit])
 
     @property
-    def _runs(self) -> str:
-        return f"{self._prefix}:runs"
+    def _history(self) -> str:
+        return f"{self._prefix}:history:"
 
     def _placements(self, project: str) -> str:
         return f"{self._prefix}:placements:{project}"

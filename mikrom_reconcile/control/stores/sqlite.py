@@ -1,4 +1,4 @@
-"""The embedded store: tokens, placements and reports in one SQLite file, leases on lock files.
+"""The embedded store: tokens, placements and runs in one SQLite file, leases on lock files.
 
 It must not hold anything that a run could not do without (rule 1 of the architecture): where the file cannot be used,
 the run goes on.
@@ -15,20 +15,18 @@ import msgspec
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.control.stores.file_lease import FileLease, take_lease_file
+from mikrom_reconcile.control.stores.kept import name_of, packed, repeated, room_of, size_of, unpacked
 from mikrom_reconcile.control.stores.sqlite_file import SqliteFile
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.core.model.run import RunRecord
 
 T = TypeVar("T")
 
-KEPT_RUNS = 100
-"""Reports kept: enough to see what went on lately, and a file of a few MiB."""
-
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = (
     "CREATE TABLE tokens (scope TEXT PRIMARY KEY, token INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE placements (project TEXT PRIMARY KEY, placements BLOB NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE runs (id INTEGER PRIMARY KEY AUTOINCREMENT, report BLOB NOT NULL)",
+    "CREATE TABLE runs (room TEXT, name TEXT, at REAL, record BLOB, PRIMARY KEY (room, name))",
 )
 
 
@@ -66,21 +64,29 @@ class SqliteStore:
         row = (project, msgspec.json.encode(placements))
         self._file.work(lambda db: db.execute("INSERT OR REPLACE INTO placements VALUES (?, ?)", row), without=None)
 
-    def save(self, report: RunReport) -> None:
-        """Keep the report of a finished run; older ones than the last `KEPT_RUNS` are dropped."""
-        encoded = msgspec.json.encode(report)
+    def save(self, run: RunRecord) -> None:
+        """Keep a run as far as it is; those for which its room has no place any more are dropped."""
+        room, name = room_of(run), name_of(run)
 
         def keep(db: sqlite3.Connection) -> None:
-            db.execute("INSERT INTO runs (report) VALUES (?)", (encoded,))
-            db.execute("DELETE FROM runs WHERE id <= (SELECT max(id) FROM runs) - ?", (KEPT_RUNS,))
+            row = db.execute("SELECT record FROM runs WHERE room = ? AND name = ?", (room, name)).fetchone()
+            content = packed(repeated(row and row[0], run))
+            db.execute("DELETE FROM runs WHERE room = 'going' AND name = ?", (run.run_id,))
+            db.execute(
+                "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", (room, name, run.finished_at.timestamp(), content)
+            )
+            latest = "SELECT name FROM runs WHERE room = ? ORDER BY at DESC LIMIT ?"
+            db.execute(f"DELETE FROM runs WHERE room = ? AND name NOT IN ({latest})", (room, room, size_of(room)))  # noqa: S608
 
         self._file.work(keep, without=None)
 
-    def runs(self, limit: int) -> tuple[RunReport, ...]:
-        """The latest reports, newest first; those that another release wrote in another shape are left out."""
-        query = "SELECT report FROM runs ORDER BY id DESC LIMIT ?"
-        rows: list[tuple[bytes]] = self._file.work(lambda db: db.execute(query, (limit,)).fetchall(), without=[])
-        return tuple(report for row in rows if (report := _decoded(row[0], RunReport)) is not None)
+    def runs(self, limit: int) -> tuple[RunRecord, ...]:
+        """The latest runs, newest first."""
+        query = "SELECT name, record, at FROM runs ORDER BY at DESC LIMIT ?"
+        rows: list[tuple[str, bytes, float]] = self._file.work(
+            lambda db: db.execute(query, (limit,)).fetchall(), without=[]
+        )
+        return tuple(unpacked(*row) for row in rows)
 
 
 def _next_token(db: sqlite3.Connection, scope: str, at_least: int) -> int:

@@ -9,7 +9,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Share
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.plan import Action, Plan, Verb
+from mikrom_reconcile.core.model.plan import Action, FieldChange, Plan, Verb
 from mikrom_reconcile.core.model.specs import SourceTree
 
 Result = Literal["done", "already_done", "stale", "skipped", "failed_temporary", "failed_permanent"]
@@ -64,7 +64,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one action, with what the host observed after it (None: nothing is left, or unknown)."""
+    """What became of one action, with what the host observed after it (None: nothing is left, or unknown).
+
+    `fleet`, `reasons` and `fields` are those of the change that it carried out, as the run adds them.
+    """
 
     action_id: str
     vm: str
@@ -75,6 +78,9 @@ class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime
     observed: ObservedVM | None = None
     error: str | None = None
+    fleet: str = ""
+    reasons: tuple[str, ...] = ()
+    fields: tuple[FieldChange, ...] = ()
 
 
 class UnfinishedRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +100,7 @@ class UnfinishedRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One run from plan to verification. `origin` and `source_problem` are those of its request.
+    """One run from plan to verification. `origin` and `source_problem` are those of its request, `author` of its specs.
 
     `remaining` is the plan that the last observation gives: what is still different, and None when the run
     ended before it could observe again. `late` says that the deadline passed first.
@@ -109,3 +115,35 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime
     origin: str = ""
     source_problem: str = ""
+    author: str = ""
+
+
+SUPERVISION = "supervision"
+"""How the origin of what a host did by itself begins."""
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One run as it is kept: who asked, from which commit by whom, what was done to which VM and why, how it ended.
+
+    What a host did by itself is a run of its own. `planned` counts the kinds of changes in its plan. `failed`,
+    `refused` and `unreachable` say in words what is left, `conclusion` how it ended; `exit_code` is None until it has.
+    Unattended runs that came to the same are kept once: the first began at `since`, the latest of `times` is told.
+    """
+
+    run_id: str
+    origin: str
+    started_at: datetime
+    finished_at: datetime
+    project: str = ""
+    revision: str = ""
+    author: str = ""
+    source_problem: str = ""
+    planned: dict[str, int] = {}
+    outcomes: tuple[ActionOutcome, ...] = ()
+    failed: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    unreachable: tuple[str, ...] = ()
+    conclusion: str = ""
+    exit_code: int | None = None
+    since: datetime | None = None
+    times: int = 1

@@ -22,11 +22,12 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
 class SourceTree(msgspec.Struct, frozen=True, kw_only=True):
     """Every file of one reading of a source, sorted by path.
 
-    `revision` names the content: a git commit where there is one, else a digest of the files.
+    `revision` names the content: a git commit where there is one, else a digest of the files. `author` made the commit.
     """
 
     revision: str
     files: tuple[SourceFile, ...]
+    author: str = ""
 
 
 class SourceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +35,7 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
 
     `revision` is the last good one ("" for none), the `number`th that any control worker has seen, first `since` then,
     with the `digest` of its texts; `good_at` is when the source was last as good as that. `problem` says why it is not
-    used as it is now.
+    used as it is now, `broken` which revision and whose that is, where it could be read.
     """
 
     name: str
@@ -45,6 +46,7 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
     good_at: datetime | None
     looked_at: datetime
     problem: str = ""
+    broken: str = ""
 
 
 class SpecDocument(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObservedVM, ObserveQuery
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport
+from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord
 from mikrom_reconcile.core.model.stock import CachedFile, Stock
 from mikrom_reconcile.dispatch import services
 from mikrom_reconcile.settings import Settings
@@ -68,7 +68,7 @@ class FakeHosts:
 
 
 class FakeStore:
-    def runs(self, limit: int) -> tuple[RunReport, ...]:
+    def runs(self, limit: int) -> tuple[RunRecord, ...]:
         return ()
 
 

@@ -9,7 +9,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObserveQuery, Placements
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunReport, RunRequest
+from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.outcomes import given_up
@@ -69,10 +69,10 @@ class LosingStore:
     def remember(self, project: str, placements: Placements) -> None:
         self.remembered_when_held.append(self.held())
 
-    def save(self, report: RunReport) -> None:
+    def save(self, run: RunRecord) -> None:
         pass
 
-    def runs(self, limit: int) -> tuple[RunReport, ...]:
+    def runs(self, limit: int) -> tuple[RunRecord, ...]:
         return ()
 
 

@@ -21,6 +21,7 @@ from mikrom_reconcile.output.documents import (
     validation_document,
 )
 from mikrom_reconcile.output.look_documents import status_document, vms_document
+from mikrom_reconcile.output.run_text import record_of
 from mikrom_reconcile.output.status_text import Wish, status_of
 from mikrom_reconcile.output.style import PLAIN, Style
 from tests.samples import MEMORY, change, observed, outcome, plan, refusal, report
@@ -80,10 +81,13 @@ def test_a_run_is_its_plan_and_what_became_of_it() -> None:
 
 def test_vms_have_the_documented_shape() -> None:
     crashed = observed("b", pid=None, phase="crashed", last_error="it fell")
-    document = checked("vms", json_of(vms_document([observed("a"), crashed])))
+    addressed = observed("a", addresses={"eth0": "10.0.0.4", "eth1": "10.1.0.4"})
+    document = checked("vms", json_of(vms_document([addressed, crashed])))
+    assert document["vms"][1]["ip"] is None
     assert document["vms"][0] == {
         "name": "a", "project": "demo", "fleet": "web", "host": "localhost", "state": "running", "phase": "running",
-        "uid": "01-uid", "pid": 4711, "vcpu_count": 1, "mem_size_mib": 16, "ip": None, "spec_digest": "1:d",
+        "uid": "01-uid", "pid": 4711, "vcpu_count": 1, "mem_size_mib": 16, "image": "hello",
+        "ip": "10.0.0.4", "addresses": {"eth0": "10.0.0.4", "eth1": "10.1.0.4"}, "spec_digest": "1:d",
         "created_at": "2026-11-22T07:00:00Z", "last_error": None, "restarts": [],
     }  # fmt: skip
 
@@ -91,7 +95,10 @@ def test_vms_have_the_documented_shape() -> None:
 @pytest.mark.parametrize(
     ("name", "document"),
     [
-        ("status", status_document(status_of([], {("demo", "web"): Wish(vms=3)}, report(PLAN, remaining=None)))),
+        (
+            "status",
+            status_document(status_of([], {("demo", "web"): Wish(vms=3)}, record_of(report(PLAN, remaining=None)))),
+        ),
         ("status", status_document(status_of([], {}, None))),
         ("validation", validation_document([PROBLEM], 0, 0, 0)),
         ("validation", validation_document([], 3, 8, 2)),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.core.model.run import BEAT, RunReport
+from mikrom_reconcile.output.run_text import conclusion
 from mikrom_reconcile.output.verdict import plan_exit_code, verdict_of
-from tests.samples import change, outcome, plan, refusal, report
+from tests.samples import change, observed, outcome, plan, refusal, report
 
 DARK = {"hv02": "gave no answer"}
 CREATE = plan(change("a"))
@@ -75,6 +77,32 @@ ROWS = [
     pytest.param(report(CREATE, remaining=None), 2, id="not done, and not looked at again"),
     pytest.param(report(CREATE, outcome("a", "failed_permanent"), remaining=None), 2, id="failed, not looked at"),
 ]
+
+
+WAITS = plan(change("a", "wait", "batch 1 of 2 is not healthy yet", wanted="restart"))
+UNWELL = plan(change("a", "wait", "it is unhealthy", observed=observed("a", phase="unhealthy")))
+
+
+@pytest.mark.parametrize(
+    ("ended", "scheduled", "by_hand"),
+    [
+        pytest.param(report(WAITS, remaining=WAITS), 0, 8, id="it waits for the next batch"),
+        pytest.param(report(CREATE, outcome("a"), remaining=WAITS), 0, 8, id="it was made, and boots"),
+        pytest.param(report(EMPTY, remaining=WAITS), 0, 8, id="it waits since after the plan was made"),
+        pytest.param(report(WAITS, outcome("a", "failed_temporary"), remaining=WAITS), 2, 2, id="it failed before"),
+        pytest.param(report(WAITS, remaining=WAITS, late=True), 16, 16, id="the deadline passed first"),
+        pytest.param(report(UNWELL, remaining=UNWELL), 2, 2, id="no time makes it well"),
+    ],
+)
+def test_waiting_is_no_failure_and_no_convergence_either(ended: RunReport, scheduled: int, by_hand: int) -> None:
+    for origin, code in ((BEAT, scheduled), ("apply by ana", by_hand)):
+        verdict = verdict_of(replace(ended, origin=origin))
+        assert (verdict.exit_code, verdict.converged) == (code, False)
+
+
+def test_a_scheduled_run_whose_vms_wait_says_that_it_is_in_progress() -> None:
+    ended = replace(report(WAITS, outcome("b", verb="restart"), remaining=WAITS), origin=BEAT)
+    assert conclusion(ended, verdict_of(ended)) == "In progress after 2.0 s: 1 restarted; 1 VM waiting."
 
 
 @pytest.mark.parametrize(("ended", "code"), ROWS)

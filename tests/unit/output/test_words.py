@@ -19,12 +19,13 @@ from mikrom_reconcile.output.history_text import history_text, unfinished_line
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.neutral import console_text, one_line
 from mikrom_reconcile.output.problem_text import problems_text
+from mikrom_reconcile.output.run_text import record_of
 from mikrom_reconcile.output.status_text import Wish, source_line, status_of, status_text
 from mikrom_reconcile.output.style import PLAIN, Style
 from mikrom_reconcile.output.table import table
 from mikrom_reconcile.output.units import age, counted, duration, mebibytes
 from mikrom_reconcile.output.vm_text import vms_text
-from tests.samples import NOW, observed, outcome, plan, report
+from tests.samples import NOW, observed, outcome, plan, record, report
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_status_shows_hosts_fleets_and_the_last_run() -> None:
         HostView(host="hv01", report=HostReport(host="hv01", observed_at=NOW, capacity=capacity, vms=seen)),
         HostView(host="hv02", error="gave no answer"),
     ]
-    last = report(plan(), outcome("web-000"), remaining=plan())
+    last = record_of(report(plan(), outcome("web-000"), remaining=plan()))
     status = status_of(views, {("demo", "web"): Wish(vms=3, rollout="halted"), ("demo", "new"): Wish(vms=2)}, last)
     assert status_text(status, NOW + timedelta(minutes=3), PLAIN) == (
         "HOST  VCPU  MEM       VMS  RUNNING\n"
@@ -232,11 +233,11 @@ def test_runs_without_a_report_come_first_and_say_how_far_they_are() -> None:
     waiting = UnfinishedRun(run_id="r1", origin="apply by ana", since=NOW, state="waiting", planned=4)
     going = UnfinishedRun(run_id="r2", origin="beat", since=NOW, state="running", done=2, failed=1)
     failed = UnfinishedRun(run_id="r3", origin="apply by ana", since=NOW, state="failed", error="no lease\x1b[2J")
-    assert unfinished_line(waiting) == "Waits for a control worker."
+    assert unfinished_line(waiting) == "Waits for a control worker: 0 of 4 done."
     assert unfinished_line(going) == "Goes on: 2 done, 1 failed."
-    _, *lines = history_text([report(plan(), remaining=plan())], NOW, PLAIN, [waiting, going, failed]).splitlines()
+    _, *lines = history_text([record()], NOW, PLAIN, [waiting, going, failed]).splitlines()
     assert [line.split()[3] for line in lines[:3]] == ["r1", "r2", "r3"]
-    assert "4 actions" in lines[0]
+    assert "0 of 4" in lines[0]
     assert "\x1b" not in lines[2]
     assert "Ended without a report: no lease" in lines[2]
     assert len(lines) == 4

@@ -200,5 +200,7 @@ ensure_packages
 ensure_venv
 ensure_firecracker
 exec 9<&-
+# Hundreds of processes start from this checkout: each would compile it anew.
+[[ $purpose != test ]] || unset PYTHONDONTWRITEBYTECODE
 export PATH="$PWD/.venv/bin:$PATH"
 exec "$@"

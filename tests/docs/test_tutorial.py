@@ -14,7 +14,7 @@ from tests.docs.console import Ending, Step, differences, rewritten, steps_of
 from tests.docs.documents import DOCUMENTS, read_and_do
 
 DRIVERS = [
-    "simulated",
+    pytest.param("simulated", marks=pytest.mark.soak),
     pytest.param("qemu", marks=[pytest.mark.needs("qemu-system-x86_64"), pytest.mark.soak]),
     pytest.param("firecracker", marks=pytest.mark.kvm),
 ]

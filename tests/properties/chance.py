@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+import pytest
 import yaml
 
 from mikrom_reconcile.core.digests import spec_digest
@@ -15,6 +16,11 @@ from tests.properties.world import Truth, World
 
 PROJECT = "mine"
 HOSTS = ("hv1", "hv2", "hv3")
+
+
+def seeds(count: int) -> list[object]:
+    """`make test` tries a third of them, `make soak` the others."""
+    return [seed if seed < count / 3 else pytest.param(seed, marks=pytest.mark.soak) for seed in range(count)]
 
 
 @dataclass(frozen=True)

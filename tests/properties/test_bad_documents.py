@@ -29,7 +29,7 @@ from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.wiring import schemas
 from tests.properties.bad_specs import spoilt
 
-BATCHES, DOCUMENTS = 20, 250
+BATCHES, DOCUMENTS = 20, 120
 EVERY_BATCH = pytest.mark.parametrize("batch", range(BATCHES))
 LONGEST_S = 2.0
 

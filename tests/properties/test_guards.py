@@ -17,6 +17,7 @@ from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.plan import question
 from mikrom_reconcile.core.specs import read_specs
 from mikrom_reconcile.wiring import schemas
+from tests.properties.chance import seeds
 from tests.properties.world import World, decided
 
 HOSTS = ("hv1", "hv2", "hv3")
@@ -242,7 +243,7 @@ def test_every_removal_was_within_the_share_of_what_the_hosts_had(chance: Random
         assert not deleted or len(deleted) < before
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(60))
 def test_no_vm_is_made_twice_whatever_goes_dark_and_whatever_is_lost(seed: int) -> None:
     """Hosts come and go, patterns change, orders and memories get lost, and another project takes names and leaves."""
     chance = Random(seed)

@@ -20,9 +20,10 @@ from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.plan import Decision, decide, question
 from mikrom_reconcile.core.specs import read_specs
 from mikrom_reconcile.wiring import schemas
+from tests.properties.chance import seeds
 from tests.properties.world import Truth, World
 
-SEEDS = pytest.mark.parametrize("seed", range(60))
+SEEDS = pytest.mark.parametrize("seed", seeds(60))
 RACKS = ("a", "b", "c")
 
 
@@ -125,7 +126,7 @@ def settle(site: Site, world: World) -> Plan:
     ceiling = {
         host: tuple(map(max, limits[host], site.taken(world, host))) for host in site.hosts
     }  # what was too much before may stay
-    for _ in range(60):
+    for _ in seeds(60):
         decision = look(site, world, memory)
         memory = decision.placements
         if not decision.plan.actions:

@@ -16,12 +16,11 @@ from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.plan import Decision, question
 from mikrom_reconcile.core.specs import read_specs
 from mikrom_reconcile.wiring import schemas
-from tests.properties.chance import HOSTS, Project, memory_of, project_of, world_of
+from tests.properties.chance import HOSTS, Project, memory_of, project_of, seeds, world_of
 from tests.properties.world import World, decided
 
 T = TypeVar("T")
-SEEDS = 200
-EVERY_SEED = pytest.mark.parametrize("chance", range(SEEDS), indirect=True)
+EVERY_SEED = pytest.mark.parametrize("chance", seeds(200), indirect=True)
 UNLIMITED = Limits(all_removals=True)
 
 

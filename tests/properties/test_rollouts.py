@@ -13,6 +13,7 @@ import pytest
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import Attempt, Placements
 from mikrom_reconcile.core.model.plan import Action, Plan
+from tests.properties.chance import seeds
 from tests.properties.test_guards import HOSTS, SHOP, Checkout, document, inventory
 from tests.properties.world import Truth, World
 
@@ -139,7 +140,7 @@ class Rolling:
                 assert new or before.attempt, "a batch began before those before it were healthy"
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(40))
 def test_whatever_happens_no_more_are_down_than_may_be_and_batches_keep_their_order(seed: int) -> None:
     chance = Random(seed)
     rolling = Rolling(chance)
@@ -156,7 +157,7 @@ def test_whatever_happens_no_more_are_down_than_may_be_and_batches_keep_their_or
         rolling.pass_time(chance.choice([0.5, 4.0, 11.0]))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_what_is_halted_stays_halted_until_somebody_says_otherwise(seed: int) -> None:
     chance = Random(seed)
     rolling = Rolling(chance)
@@ -186,7 +187,7 @@ def test_what_is_halted_stays_halted_until_somebody_says_otherwise(seed: int) ->
     assert {truth.attempt for truth in site.all().values()} == {None}
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_without_failures_it_ends_with_all_that_is_wanted(seed: int) -> None:
     rolling = Rolling(Random(seed))
     rolling.specify(BAD)

@@ -162,7 +162,6 @@ def test_whatever_moves_the_plan_is_made_anew(
         request(Project(whole=True, fleets=FLEETS[:1])),
         request(Project(whole=False, fleets=FLEETS)),
         request(destroy=True),
-        request(extra_vars={"a": 1}),
         request(without_hosts=(HOSTS[1],)),
         request(limit="web"),
     ],

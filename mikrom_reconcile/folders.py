@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 
 
@@ -21,17 +19,6 @@ def make_folder(folder: Path) -> None:
     except FileNotFoundError:
         make_folder(folder.parent)
         make_folder(folder)
-
-
-def id_of(folder: Path) -> str:
-    """What tells a folder from every other, whatever its path is; made when it is first asked for. Raises OSError.
-
-    It is the target of a link, because a link is there whole or not at all, and the first one stays.
-    """
-    make_folder(folder)
-    with suppress(FileExistsError):
-        (folder / "id").symlink_to(secrets.token_hex(8))
-    return str((folder / "id").readlink())
 
 
 def write_named(path: str, content: bytes) -> None:

@@ -198,7 +198,7 @@ def misspelt(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
 def refuse_misspelt() -> None:
     """What a service does not know, it must not run without. Raises UsageError."""
     if told := "; ".join(misspelt()):
-        raise UsageError(f"{told}. Correct or unset it")
+        raise UsageError(told)
 
 
 def _parsed(variable: str, text: str, parse: Callable[[str], Any]) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mikrom_reconcile.core.errors import SetupError, SourceError, UsageError
-from mikrom_reconcile.folders import id_of
+from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,9 +131,11 @@ def place_of(settings: Settings) -> tuple[str, str]:
 
         with lost_told():
             return fleet_id(settings), f"the fleet of {without_password(settings.broker_url)}"
-    machine = Path("/etc/machine-id")
+    from mikrom_reconcile.dispatch.presence import machine_id
+
     try:
-        here = f"{machine.read_text() if machine.exists() else ''}{id_of(settings.state_dir)}"
+        make_folder(settings.state_dir)
+        here = machine_id(settings.state_dir)
     except OSError as error:
         raise SetupError(f"{error.filename}: {error.strerror}; set MIKROM_STATE_DIR to a writable folder") from error
     return here, f"{settings.state_dir} on {os.uname().nodename}"

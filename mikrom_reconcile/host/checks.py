@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import socket
 import time
@@ -23,9 +22,14 @@ from mikrom_reconcile.core.model.devices import Check
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.search import first_match
+from mikrom_reconcile.host.sockets import Limited
 
 CONSOLE_BYTES = 1 << 20
 """How much of what a guest printed since its boot is looked through."""
+
+TRY_S = 5.0
+"""What one try takes at most, however long its time-out: its host has to report."""
 
 Said = Callable[[int], bytes]
 """What the guest printed since its boot, that many bytes at most."""
@@ -124,14 +128,14 @@ def judged(results: dict[str, Result]) -> Health:
 
 def tried(check: Check, record: VMRecord, said: Said) -> str:
     """Try it once; why it failed, "" if it passed."""
+    limit_s = min(seconds_of(check.timeout), TRY_S)
     if check.type == "console":
-        return _console(check, said)
+        return _console(check, said, limit_s)
     address = record.addresses.get(min(record.spec.network_interfaces, default=""), "")
     if not address:
         return "the VM has no address"
-    timeout_s = seconds_of(check.timeout)
     try:
-        return _tcp(address, check, timeout_s) if check.type == "tcp" else _http(address, check, timeout_s)
+        return _tcp(address, check, limit_s) if check.type == "tcp" else _http(address, check, limit_s)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         return f"{address}:{check.port}: {reason or type(error).__name__}"
@@ -146,7 +150,10 @@ def _http(address: str, check: Check, timeout_s: float) -> str:
     import http.client  # noqa: PLC0415 - 20 ms that every start of `mikrom` would pay
 
     connection = http.client.HTTPConnection(address, check.port or 80, timeout=timeout_s)
+    give_up_at = time.monotonic() + timeout_s
     try:
+        connection.connect()
+        connection.sock = Limited(connection.sock, give_up_at)
         connection.request("GET", check.path, headers={"User-Agent": "mikrom", "Connection": "close"})
         status = connection.getresponse().status
     except http.client.HTTPException as error:
@@ -156,12 +163,15 @@ def _http(address: str, check: Check, timeout_s: float) -> str:
     return "" if status < http.client.BAD_REQUEST else f"GET {check.path} answers {status}"
 
 
-def _console(check: Check, said: Said) -> str:
-    text = said(CONSOLE_BYTES).decode(errors="replace")
-    if check.deny and (found := re.search(check.deny, text)):
-        return f"the console says {found.group(0)[:80]!r}"
-    if check.expect and not re.search(check.expect, text):
-        return f"the console does not yet say {check.expect!r}"
+def _console(check: Check, said: Said, timeout_s: float) -> str:
+    text = said(CONSOLE_BYTES)
+    try:
+        if check.deny and (found := first_match(check.deny, text, limit_s=timeout_s)) is not None:
+            return f"the console says {found!r}"
+        if check.expect and first_match(check.expect, text, limit_s=timeout_s) is None:
+            return f"the console does not yet say {check.expect!r}"
+    except OSError as error:
+        return str(error)
     return ""
 
 

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.host.sockets import Limited
 
 if TYPE_CHECKING:
     import http.client
@@ -28,7 +29,7 @@ PIECE_BYTES = 1 << 20
 """Takes a millisecond or two to hash and to write."""
 
 IDLE_S = 20.0
-"""A server that sends nothing for so long has stopped."""
+"""A server that sends nothing for so long has stopped; one that sends little is read until the caller's deadline."""
 
 _LASTING = frozenset({400, 401, 403, 404, 405, 410})
 
@@ -49,7 +50,7 @@ class Opened:
 
     def __init__(
         self,
-        content: IO[bytes],
+        content: io.BufferedIOBase,
         *,
         offset: int,
         size: int | None,
@@ -75,14 +76,17 @@ class Opened:
 
     def _read(self) -> bytes:
         try:
-            return self.content.read(PIECE_BYTES)
+            return self.content.read1(PIECE_BYTES)  # what is there, for a server that sends a byte at a time
         except self._breaks as error:
             raise FetchError(f"it broke off: {error}; the next attempt goes on from there", lasting=False) from error
 
 
 @contextmanager
-def opened(source: str, *, offset: int, folders: tuple[Path, ...]) -> Iterator[Opened]:
-    """The source, from `offset` on if it can, else from its beginning. Raises FetchError."""
+def opened(source: str, *, offset: int, folders: tuple[Path, ...], give_up_at: float) -> Iterator[Opened]:
+    """The source, from `offset` on if it can, else from its beginning; a server has until `give_up_at`.
+
+    Raises FetchError.
+    """
     parts = urlsplit(source)
     if parts.scheme == "file":
         with local_file(unquote(parts.path), folders, "MIKROM_IMAGE_DIRS") as content:
@@ -91,7 +95,7 @@ def opened(source: str, *, offset: int, folders: tuple[Path, ...]) -> Iterator[O
         return
     from http.client import HTTPException  # noqa: PLC0415 - 20 ms that VMs without such images need not pay
 
-    answer = _answer(source, offset)
+    answer = _answer(source, offset, give_up_at)
     if answer is None:
         yield Opened(io.BytesIO(), offset=offset, size=None)
         return
@@ -102,7 +106,7 @@ def opened(source: str, *, offset: int, folders: tuple[Path, ...]) -> Iterator[O
         yield Opened(answer, offset=begin, size=whole, breaks=(OSError, HTTPException))
 
 
-def _answer(source: str, offset: int) -> http.client.HTTPResponse | None:
+def _answer(source: str, offset: int, give_up_at: float) -> http.client.HTTPResponse | None:
     """The server's answer, None when nothing lies behind `offset`."""
     import http.client  # noqa: PLC0415 - as above
     import ssl  # noqa: PLC0415 - as above
@@ -111,7 +115,8 @@ def _answer(source: str, offset: int) -> http.client.HTTPResponse | None:
 
     request = urllib.request.Request(source, headers={"Range": f"bytes={offset}-"} if offset else {})  # noqa: S310 - the schema lets only https through
     try:
-        answer: http.client.HTTPResponse = _opener().open(request, timeout=IDLE_S)
+        timeout_s = min(IDLE_S, max(0.1, give_up_at - time.monotonic()))
+        answer: http.client.HTTPResponse = _opener(give_up_at).open(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
@@ -125,9 +130,19 @@ def _answer(source: str, offset: int) -> http.client.HTTPResponse | None:
     return answer
 
 
-def _opener() -> OpenerDirector:
+def _opener(give_up_at: float) -> OpenerDirector:
     """What asks servers, and follows them to https only."""
-    from urllib.request import HTTPRedirectHandler, build_opener  # noqa: PLC0415 - as above
+    from http.client import HTTPSConnection  # noqa: PLC0415 - as above
+    from urllib.request import HTTPRedirectHandler, HTTPSHandler, build_opener  # noqa: PLC0415 - as above
+
+    class Connection(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            self.sock = Limited(self.sock, give_up_at, idle_s=IDLE_S)
+
+    class Handler(HTTPSHandler):
+        def https_open(self, req):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            return self.do_open(Connection, req)
 
     class OnlyHttps(HTTPRedirectHandler):
         def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
@@ -136,11 +151,11 @@ def _opener() -> OpenerDirector:
                 raise FetchError(f"the server redirects to {newurl}, which is not https", lasting=True)
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-    return build_opener(OnlyHttps())
+    return build_opener(OnlyHttps(), Handler())
 
 
 @contextmanager
-def local_file(path: str, folders: tuple[Path, ...], setting: str) -> Iterator[IO[bytes]]:
+def local_file(path: str, folders: tuple[Path, ...], setting: str) -> Iterator[io.BufferedReader]:
     """The file at `path`, opened step by step below one of the folders of a `setting`: no step may be a link.
 
     Raises FetchError.
@@ -166,7 +181,7 @@ def local_file(path: str, folders: tuple[Path, ...], setting: str) -> Iterator[I
         yield content
 
 
-def _regular(fd: int, path: str) -> IO[bytes]:
+def _regular(fd: int, path: str) -> io.BufferedReader:
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return os.fdopen(fd, "rb")
     os.close(fd)

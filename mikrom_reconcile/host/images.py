@@ -129,7 +129,7 @@ class Images:
         """Read all of it into `draft`, on from what an earlier attempt left there; its digest."""
         with draft.open("ab") as out:
             known, digest = out.tell(), hashlib.sha256()
-            with fetch.opened(source, offset=known, folders=self._folders) as found:
+            with fetch.opened(source, offset=known, folders=self._folders, give_up_at=give_up_at) as found:
                 if found.offset == 0:
                     out.truncate(0)
                 self._check_size(found.size or 0, found.offset)

@@ -7,10 +7,12 @@ changed does not grow with its VMs. Only looks: nothing here changes a VM, a rec
 from __future__ import annotations
 
 import os
+import queue
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from functools import cache, cached_property, partial
 
@@ -33,14 +35,28 @@ from mikrom_reconcile.core.model.observed import (
 from mikrom_reconcile.host.ports import Driver, LinkLook, VMRecord
 from mikrom_reconcile.host.records import Records, Unreadable
 
+REPORT_S = 8.0
+"""Until then a host reports what it has: control waits two seconds longer before it takes the host for unreachable."""
+
+LEAST_S = 1.0
+"""What VMs of other projects get, though those of the one that was asked for have used up the time."""
+
 CHECKS_S = 3.0
-"""How long a look tries checks that are due: guests that do not answer must not make their host look dark."""
+"""How long a look begins checks that are due: guests that do not answer must not make their host look dark."""
 
 LOOKERS = 16
-"""VMs looked at at once: one that does not answer takes seconds, and the others must not wait behind it."""
+"""VMs looked at at once, beside those that do not answer: they take seconds, and nobody must wait behind them."""
+
+MOST_LOOKERS = 512
+"""…and with those: a thread each."""
+
+SILENT_S = 0.02
+"""Who has not answered after this long is waited for beside the others; a VMM in order takes a millisecond or two."""
 
 _NO_VMS = fleet_digest(())
 
+
+_Future = Future[tuple[ObservedVM, float]]
 
 _Compared = tuple[str, int | str | None, int | str | None]
 """Path, recorded and actual value."""
@@ -64,6 +80,7 @@ class Observer:
 
     def report(self, query: ObserveQuery, now: datetime) -> HostReport:
         """The answer to `query`. VMs whose record cannot be read are always in it. Raises SetupError."""
+        until = time.monotonic() + REPORT_S
         found = tuple(self._records.list())
         records = [record for record in found if isinstance(record, VMRecord)]
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, Unreadable)]
@@ -73,11 +90,11 @@ class Observer:
         attempts: dict[str, Attempt] = {}
         if query.project is None:
             tokens = self._records.highest_tokens()
-            rows += self._rows(records)
+            rows += self._rows(records, until)
         else:
             tokens = {query.project: self._records.highest_token(query.project)}
             mine = [record for record in records if record.project == query.project]
-            looks = list(self._looks(mine))
+            looks = list(self._looks(mine, until))
             own = [row for row, _ in looks]
             maturing = _maturing(looks, query.min_healthy_s)
             attempts = self._records.attempts()
@@ -86,7 +103,7 @@ class Observer:
             told, settled = parted([row for row in own if row.fleet in fleets], query)
             rows += told
             if fleets or query.others:
-                rows += self._rows([record for record in records if record.project != query.project])
+                rows += self._rows([record for record in records if record.project != query.project], until)
         return HostReport(
             host=self._host,
             observed_at=now,
@@ -109,16 +126,33 @@ class Observer:
         """The VM of `record` as it is now. Raises an ActionError where this process cannot look."""
         return row_of(record, self._driver.observe(record), self._host, self._driver.links())
 
-    def _rows(self, records: Sequence[VMRecord]) -> Iterator[ObservedVM]:
-        return (row for row, _ in self._looks(records))
+    def _rows(self, records: Sequence[VMRecord], until: float) -> Iterator[ObservedVM]:
+        return (row for row, _ in self._looks(records, until))
 
-    def _looks(self, records: Sequence[VMRecord]) -> Iterator[tuple[ObservedVM, float]]:
-        """Each VM, and how long its VMM has lived."""
+    def _looks(self, records: Sequence[VMRecord], until: float) -> Iterator[tuple[ObservedVM, float]]:
+        """Each VM, and how long its VMM has lived, as they answer; those that have not by `until` as unreadable."""
         if not records:
             return
         look = partial(self._look, links=self._driver.links(), give_up_at=time.monotonic() + CHECKS_S)
-        with ThreadPoolExecutor(min(LOOKERS, len(records)), thread_name_prefix="observe") as pool:
-            yield from pool.map(look, records)
+        until, waiting = max(until, time.monotonic() + LEAST_S), deque(records)
+        under_way: dict[_Future, tuple[VMRecord, float]] = {}
+        ended: queue.SimpleQueue[_Future] = queue.SimpleQueue()
+        pool = ThreadPoolExecutor(MOST_LOOKERS, thread_name_prefix="observe")
+        try:
+            while (waiting or under_way) and (now := time.monotonic()) < until:
+                silent = sum(now - since > SILENT_S for _, since in under_way.values())
+                while waiting and len(under_way) < min(silent + LOOKERS, MOST_LOOKERS):
+                    future = pool.submit(look, record := waiting.popleft())
+                    under_way[future] = record, now
+                    future.add_done_callback(ended.put)
+                with suppress(queue.Empty):
+                    future = ended.get(timeout=SILENT_S)
+                    del under_way[future]
+                    yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for record in (*waiting, *(record for record, _ in under_way.values())):
+            yield self._unseen(record, f"it did not answer within {REPORT_S:g} s, when its host had to report"), 0.0
 
     def _look(self, record: VMRecord, *, links: LinkLook, give_up_at: float) -> tuple[ObservedVM, float]:
         """The VM as it is now; `unreadable` with the reason if this process cannot look at it: the others count on."""
@@ -128,9 +162,11 @@ class Observer:
             if record.spec.checks and row.phase == "running":
                 row = self._with_health(row, record, facts, give_up_at)
         except ActionError as error:
-            unseen = row_of(record, VMMFacts(status="none"), self._host)
-            return replace(unseen, phase="unreadable", last_error=str(error)), 0.0
+            return self._unseen(record, str(error)), 0.0
         return row, facts.age_s
+
+    def _unseen(self, record: VMRecord, why: str) -> ObservedVM:
+        return replace(row_of(record, VMMFacts(status="none"), self._host), phase="unreadable", last_error=why)
 
     def _with_health(self, row: ObservedVM, record: VMRecord, facts: VMMFacts, give_up_at: float) -> ObservedVM:
         def said(max_bytes: int) -> bytes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.server
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from mikrom_reconcile.core.model.devices import Check, NetworkInterface
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.checks import Checks, Health, tried
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.search import first_match
 from tests.contract.drivers import record_of
 
 HERE = "127.0.0.1"
@@ -101,6 +104,39 @@ def test_a_guest_that_says_nothing_takes_no_longer_than_the_time_out() -> None:
         began_s = time.monotonic()
         assert "timed out" in tried(check, vm(), nothing)
         assert time.monotonic() - began_s < 2
+
+
+def test_a_guest_that_answers_a_byte_at_a_time_takes_no_longer_than_the_time_out() -> None:
+    with socket.socket() as listening:
+        listening.bind((HERE, 0))
+        listening.listen(1)
+
+        def drip() -> None:
+            with listening.accept()[0] as guest, suppress(OSError):
+                for byte in b"HTTP/1.1 200 OK\r\n" + b"X-Slow: " + b"z" * 100:
+                    guest.sendall(bytes([byte]))
+                    time.sleep(0.1)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        check = Check(type="http", port=listening.getsockname()[1], timeout="300ms")
+        began_s = time.monotonic()
+        assert "timed out" in tried(check, vm(), nothing)
+        assert time.monotonic() - began_s < 5  # the whole answer takes twelve
+        thread.join()
+
+
+def test_an_expression_that_never_ends_on_what_a_guest_prints_fails_the_check_in_time() -> None:
+    check = Check(type="console", expect="^(a+)+$", timeout="200ms")
+    why = tried(check, vm(), lambda _: b"a" * 60 + b"!")
+    assert why == "'^(a+)+$' was not searched for within 0.2 s: write it with fewer repetitions"
+
+
+@pytest.mark.parametrize("pattern", ["up [0-9]+", "up 7", "[é]+", "(?i)UP .*", "x{3}", "nothing+", "nothing"])
+def test_an_expression_finds_the_same_wherever_it_is_searched(pattern: str) -> None:
+    text = "so\nit is up 7\né xxx".encode() + b"\xff"
+    found = re.search(pattern, text.decode(errors="replace"))
+    assert first_match(pattern, text, limit_s=10) == (found and found.group(0))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.stop_after: int | None = None
+        self.drips_s = 0.0
         self.redirect = ""
         self.status = 200
         self.asked: list[str | None] = []
@@ -76,6 +78,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(CONTENT) - begin))
         self.end_headers()
+        if server.drips_s:
+            with suppress(OSError):  # its reader had enough
+                for at in range(begin, begin + 200):
+                    self.wfile.write(CONTENT[at : at + 1])
+                    time.sleep(server.drips_s)
+            return
         self.wfile.write(CONTENT[begin:][: server.stop_after])
 
     def log_message(self, *_: object) -> None:
@@ -209,6 +217,17 @@ def test_a_server_with_a_strange_certificate_is_not_believed(
     with pytest.raises(FetchError, match="CERTIFICATE_VERIFY_FAILED") as no:
         images.fetched(pinned(server.url), give_up_at=soon())
     assert no.value.lasting
+
+
+def test_a_server_that_sends_a_byte_at_a_time_has_until_the_deadline(images: Images, server: Server) -> None:
+    server.drips_s = 0.1
+    with pytest.raises(FetchError, match="the next attempt goes on from there") as failed:
+        images.fetched(pinned(server.url), give_up_at=time.monotonic() + 0.7)
+    assert not failed.value.lasting
+    server.drips_s = 0
+    assert images.fetched(pinned(server.url), give_up_at=soon()).read_bytes() == CONTENT
+    assert server.asked[0] is None
+    assert server.asked[1] is not None  # what came was kept
 
 
 def test_nobody_listens(images: Images) -> None:

@@ -12,6 +12,7 @@ from mikrom_reconcile.core.digests import fleet_digest
 from mikrom_reconcile.core.errors import SetupError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.observed import Attempt, Drift, HostReport, ObserveQuery, Phase, VMMFacts
+from mikrom_reconcile.host import observe
 from mikrom_reconcile.host.observe import Observer, drift_of
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
@@ -238,3 +239,67 @@ def test_what_a_vmm_itself_takes_is_told(
     report = host.report("shop")
     assert report.overhead_mib == overhead_mib
     assert report.promised.mem_size_mib == 4 * (SPEC.machine.mem_size_mib + (overhead_mib or 0))
+
+
+class Silent(FakeDriver):
+    """VMs of the fleet `mute` do not answer before `may_answer` is set; once all others were seen, `all_seen` is."""
+
+    def __init__(self, others: int) -> None:
+        super().__init__()
+        self.may_answer = threading.Event()
+        self.all_seen = threading.Event()
+        self._left = others
+        self._lock = threading.Lock()
+
+    def observe(self, record: VMRecord) -> VMMFacts:
+        if record.fleet == "mute":
+            assert self.may_answer.wait(60)
+        else:
+            with self._lock:
+                self._left -= 1
+                if self._left == 0:
+                    self.all_seen.set()
+        return super().observe(record)
+
+
+def silent_host(folder: Path, *, mute: int, others: int) -> Host:
+    host = Host(folder)
+    host.driver = driver = Silent(4 + others)
+    for number in range(mute):
+        host.records.write(record_of(f"a-{number:03d}", fleet="mute"))
+    for number in range(others):
+        host.records.write(record_of(f"web-{number + 2:03d}"))
+    for record in host.records.list():
+        assert isinstance(record, VMRecord)
+        driver.vmms[record.vm] = record.spec
+    return host
+
+
+def test_vms_that_do_not_answer_keep_no_others_waiting(tmp_path: Path) -> None:
+    host = silent_host(tmp_path, mute=100, others=30)
+    driver = host.driver
+    assert isinstance(driver, Silent)
+
+    def answer() -> None:
+        if driver.all_seen.wait(60):
+            driver.may_answer.set()
+
+    threading.Thread(target=answer).start()
+    assert {row.phase for row in host.report().vms} == {"running"}
+
+
+def test_a_host_reports_what_it_has_by_its_deadline_and_names_the_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = silent_host(tmp_path, mute=3, others=0)
+    driver = host.driver
+    assert isinstance(driver, Silent)
+    monkeypatch.setattr(observe, "REPORT_S", 0.5)
+    monkeypatch.setattr(observe, "LEAST_S", 0.5)
+    for project in (None, "shop"):
+        silent = [row for row in host.report(project).vms if row.phase == "unreadable"]
+        assert [row.name for row in silent] == ["a-000", "a-001", "a-002"]
+        assert "did not answer within 0.5 s" in (silent[0].last_error or "")
+        assert silent[0].spec == SPEC
+    assert driver.all_seen.is_set()
+    driver.may_answer.set()

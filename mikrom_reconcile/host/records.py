@@ -197,9 +197,10 @@ class Records:
             self._make_room_to_remove(record)
             self._release(record)
             self._copy_path(record.vm).unlink(missing_ok=True)
-            with suppress(FileNotFoundError):  # it was read from its copy
+            with suppress(OSError):  # it was read from its copy, or lies on another disk
                 path.rename(grave)
             write_whole(grave, msgspec.json.encode(_tombstone_of(record)))
+            path.unlink(missing_ok=True)
             self.clear(record.vm)
             self.checks.forget(record.vm)
             self._names.sync()

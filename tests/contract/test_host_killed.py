@@ -232,11 +232,14 @@ def disk(own_environment: Path) -> Iterator[SmallDisk]:
     disk.close()
 
 
+FULL = (SmallDisk.fill, SmallDisk.free, "No space left on device")
+READ_ONLY = (SmallDisk.forbid, SmallDisk.allow, "Read-only")
+
+
 @pytest.mark.parametrize(
-    ("break_it", "mend_it", "message"),
-    [(SmallDisk.fill, SmallDisk.free, "No space left on device"), (SmallDisk.forbid, SmallDisk.allow, "Read-only")],
+    ("verb", "break_it", "mend_it", "message"),
+    [("create", *FULL), *((verb, *READ_ONLY) for verb in ("create", "stop", "restart", "update", "delete"))],
 )
-@pytest.mark.parametrize("verb", ["create", "stop", "restart", "update", "delete"])
 def test_what_cannot_be_written_down_is_not_done(
     host: Host,
     disk: SmallDisk,

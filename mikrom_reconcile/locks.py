@@ -4,7 +4,8 @@ Both sides hold such locks (leases, actions, VMMs), hence the place below both. 
 lock call in one greenlet stops its whole worker. Never `flock`, because an observer would have to take it to
 know, and never `lockf`, because two descriptors of one process would both succeed.
 
-A lock file is never unlinked: a file made anew beside the old one would have a holder of its own.
+A lock file is only unlinked by its holder (`give_back`), and whoever takes a lock looks whether its file is still the
+one at its path: else a file made anew beside the old one would have a holder of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import fcntl
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from mikrom_reconcile.folders import make_folder
@@ -46,25 +48,40 @@ def take(fd: int) -> bool:
 
 def open_taken(path: Path) -> int | None:
     """A descriptor of the lock file at `path` that holds its lock; None when somebody else does. Raises OSError."""
-    fd = open_lock_file(path)
-    taken = False
-    try:
-        taken = take(fd)
-    finally:
-        if not taken:
-            os.close(fd)
-    return fd if taken else None
+    while True:
+        fd = open_lock_file(path)
+        is_ours = False
+        try:
+            if not take(fd):
+                return None
+            is_ours = _is_at(path, fd)
+            if is_ours:
+                return fd
+        finally:
+            if not is_ours:
+                os.close(fd)
 
 
-def give_back(fd: int) -> None:
-    """Free the lock on `fd` for every holder of this open file, and close it.
+def give_back(fd: int, *, unlink: Path | None = None) -> None:
+    """Free the lock on `fd` for every holder of this open file, and close it; `unlink` is its path, not to come back.
 
     Closing alone may free it late: a child that another thread is just spawning keeps a copy until its exec.
     """
     try:
+        if unlink is not None:
+            with suppress(OSError):  # it stays, as an empty file
+                unlink.unlink()
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
     finally:
         os.close(fd)
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    """Whether the file of `fd` is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))  # noqa: PTH116 - for every action
+    except FileNotFoundError:
+        return False
 
 
 def is_taken(path: Path) -> bool:
@@ -75,6 +92,8 @@ def is_taken(path: Path) -> bool:
         return False
     try:
         answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        if not _is_at(path, fd):
+            return is_taken(path)
     finally:
         os.close(fd)
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)

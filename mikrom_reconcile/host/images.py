@@ -67,7 +67,8 @@ class Images:
         path = self.path_of(file)
         while not _used(path):
             make_folder(self._cache)
-            lock = locks.open_taken(self._locks / f"image-{file.sha256}.lock")
+            lock_path = self._lock_of(file.sha256)
+            lock = locks.open_taken(lock_path)
             if lock is None:
                 if time.monotonic() > give_up_at:
                     raise FetchError(f"{file.source}: another process still fetches it", lasting=False)
@@ -77,7 +78,7 @@ class Images:
                 if not path.exists():
                     self._fetch(file, path, give_up_at)
             finally:
-                locks.give_back(lock)
+                locks.give_back(lock, unlink=lock_path)
         return path
 
     def cached(self) -> Iterator[tuple[str, int, float]]:
@@ -100,7 +101,8 @@ class Images:
 
     def _remove(self, path: Path, digest: str, kept_s: float) -> bool:
         """Remove it, unless it is being fetched, or was wanted since the look that found it old."""
-        lock = locks.open_taken(self._locks / f"image-{digest}.lock")
+        lock_path = self._lock_of(digest)
+        lock = locks.open_taken(lock_path)
         if lock is None:
             return False
         try:
@@ -110,8 +112,11 @@ class Images:
         except FileNotFoundError:
             return False
         finally:
-            locks.give_back(lock)
+            locks.give_back(lock, unlink=lock_path)
         return True
+
+    def _lock_of(self, digest: str) -> Path:
+        return self._locks / f"image-{digest}.lock"
 
     def _fetch(self, file: PinnedFile, path: Path, give_up_at: float) -> None:
         draft = path.with_name(f"{path.name}.part")

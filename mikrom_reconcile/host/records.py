@@ -7,7 +7,7 @@
     tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
     released/<project>/<ip>     an address whose VM is gone; when, says the file's time
     checks/<vm>.json            what came of its checks (`checks.py`)
-    locks/<vm>.action           held by whoever acts on the VM, never unlinked
+    locks/<vm>.action           held by whoever acts on the VM; goes with its record
     locks/worker                held by the one host worker with this state folder
 
 A record that cannot be read is `Unreadable` and says why: never an exception, and never taken for absent. A VM's
@@ -111,7 +111,8 @@ class Records:
         try:
             yield
         finally:
-            locks.give_back(fd)
+            # of a name that does not come back nothing stays
+            locks.give_back(fd, unlink=None if self._path(vm).exists() else path)
 
     def read(self, vm: str) -> VMRecord | Unreadable | None:
         """The VM's record, why it cannot be read, or None when there is none.
@@ -241,7 +242,7 @@ class Records:
             path.parent.rmdir()
 
     def sweep(self) -> None:
-        """Clear every VM's folder that a killed writer left without a record. Raises SetupError.
+        """Clear every VM's folder and lock files that a killed writer left without a record. Raises SetupError.
 
         Each is locked for a moment, in which an order for that VM would find it busy: so before orders, not beside.
         """
@@ -250,6 +251,12 @@ class Records:
                 with suppress(TemporaryError, OSError), self.lock(vm):
                     if not self._path(vm).exists():
                         self.clear(vm)
+        for name in _listed(self._locks):
+            vm, _, kind = name.partition(".")
+            if kind in {"action", "vmm"} and _NAME.fullmatch(vm) and self.read(vm) is None:
+                with suppress(OSError):
+                    if (fd := locks.open_taken(self._locks / name)) is not None:
+                        locks.give_back(fd, unlink=self._locks / name)
 
     def tombstone(self, vm: str) -> Tombstone | None:
         """What the last VM of this name left. None, too, when it is damaged: a new uid tells two lives apart."""

@@ -57,6 +57,7 @@ def test_a_vm_has_its_disks_through_restart_and_replace_and_retains_its_drive(
     drives = {"data": Drive(size_mib=1)}
     seen = host.created(VM, wanted(own_environment, drives=drives))
     disks = disks_of(real)
+    assert {disk["cache_type"] for disk in disks.values()} == {"Writeback"}  # else a guest's fsync does nothing
     assert [(name, disk["is_root_device"], disk["is_read_only"]) for name, disk in disks.items()] == [
         ("rootfs", True, False),
         ("data", False, False),

@@ -56,7 +56,7 @@ KEPT = re.compile(
     r"locks/(web-\d{3}\.(action|vmm)|worker|kill\.lease)|tombstones/web-\d{3}\.json|tokens/kill/\d+|cache/[0-9a-f]{32}"
     r"|images/hello-[0-9a-f]{12}\.elf|store\.sqlite"
 )
-"""Files that outlive the last VM. Of locks it is the rule that they are never unlinked."""
+"""Files that may outlive the last VM: lock files only where somebody was killed between two steps."""
 
 pytestmark = [pytest.mark.kvm, pytest.mark.timeout(300)]  # many programs, on a machine that may be busy
 

@@ -49,7 +49,7 @@ class FolderCache:
         """Keep `content`; the entry that was not used for longest goes."""
         if len(content) > LARGEST_BYTES:
             return
-        draft = self._folder / f"{key}.{os.getpid()}"
+        draft = self._folder / f"{key}.{os.urandom(8).hex()}"  # never again that of a writer who was killed
         with suppress(OSError):
             make_folder(self._folder)
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
@@ -59,6 +59,8 @@ class FolderCache:
             entries = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
             for path in entries[KEPT_ENTRIES:]:
                 path.unlink()
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)  # on a full disk
 
 
 def _sum(content: bytes) -> bytes:

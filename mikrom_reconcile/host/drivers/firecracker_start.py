@@ -68,6 +68,7 @@ def requests(spec: VMSpec, media: Media) -> Iterator[Request]:
             "path_on_host": str(disk.path),
             "is_root_device": disk.name == ROOT_ID,
             "is_read_only": disk.read_only,
+            "cache_type": "Writeback",  # the default, Unsafe, takes no flush from a guest: its fsync does nothing
         }
         yield f"/drives/{disk.name}", drive, f"configuring the disk {disk.name}"
     for interface in media.interfaces:

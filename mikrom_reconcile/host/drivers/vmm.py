@@ -49,7 +49,7 @@ class Proc(process.Identity, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Places:
-    """The files of one VM. The lock lies outside its folder and is never unlinked; the socket lies on a tmpfs."""
+    """The files of one VM. The lock lies outside its folder, and goes when the VM is deleted; the socket on a tmpfs."""
 
     vm: str
     folder: Path
@@ -123,7 +123,7 @@ class Layout:
         return path is not None and path.endswith(".vmm") and Path(path).parent == self._state_dir / "locks"
 
     def vms(self) -> Iterator[str]:
-        """Names of all VMs that ever had a VMM here, sorted: lock files stay."""
+        """Names of all VMs that may have a VMM here, sorted: those with a lock file."""
         return iter(sorted(path.stem for path in (self._state_dir / "locks").glob("*.vmm")))
 
     def folders(self) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
@@ -199,7 +200,7 @@ class VMMDriver(ABC):
             jail.sweep(places)
 
     def delete(self, record: VMRecord) -> None:
-        """Kill what lives, and remove every file that was made here but the lock."""
+        """Kill what lives, and remove every file that was made here."""
         self.stop(record, grace_s=0)
         places = self._layout.of(record.vm)
         errors = [error for path in places.files() if (error := _not_removed(path))]
@@ -210,6 +211,8 @@ class VMMDriver(ABC):
             if errors:  # whatever else could go is gone
                 left = ", ".join(error.filename for error in errors)
                 raise OSError(errors[0].errno, f"{errors[0].strerror}; still there: {left}")
+            if (lock := locks.open_taken(places.lock)) is not None:
+                locks.give_back(lock, unlink=places.lock)
         for folder in (places.run_folder, places.folder):
             with suppress(OSError):  # never made, or somebody else's file is in it, such as the record
                 folder.rmdir()

@@ -92,12 +92,11 @@ def abandon(places: Places, vmm: Proc) -> None:
     with suppress(OSError):  # the failure that led here is the one to tell
         kill(vmm)
         process.reap()
-        lock = locks.open_lock_file(places.lock)
-        try:
-            if locks.take(lock):
+        if (lock := locks.open_taken(places.lock)) is not None:
+            try:
                 clear(places)
-        finally:
-            os.close(lock)
+            finally:
+                os.close(lock)
 
 
 def clear(places: Places) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from mikrom_reconcile.control.sources import cache as module
 from mikrom_reconcile.control.sources.cache import FolderCache
+from tests.full_disk import small_disk
 
 
 def test_what_was_put_is_there_for_another_process(tmp_path: Path) -> None:
@@ -76,3 +77,30 @@ def test_what_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "LARGEST_BYTES", 10)
     FolderCache(tmp_path).put("a", b"x" * 11)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_draft_of_a_writer_that_was_killed_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container the next process has the same pid."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    cache = FolderCache(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cache.put("a", b"first")
+    assert len(list(tmp_path.iterdir())) == 1
+    cache.put("a", b"second")
+    assert cache.get("a") == b"second"
+
+
+def test_a_full_disk_leaves_no_draft(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", kib=64):
+        cache = FolderCache(tmp_path / "disk")
+        cache.put("a", b"x" * 100_000)
+        assert list((tmp_path / "disk").iterdir()) == []
+        cache.put("a", b"small")
+        assert cache.get("a") == b"small"

@@ -294,7 +294,46 @@ def test_the_action_lock_is_refused_at_once_while_somebody_holds_it(records: Rec
             pass
     with records.lock("web-000"):
         pass
-    assert (state / "locks/web-000.action").exists(), "a lock file was unlinked"
+
+
+def test_lock_files_go_with_what_they_are_for(records: Records, state: Path) -> None:
+    with records.lock("web-000"):
+        records.write(record_of())
+    assert (state / "locks/web-000.action").exists()
+    for kept in ("web-000.vmm", "left-000.vmm", "left-000.action", "shop.lease", "worker"):
+        (state / "locks" / kept).touch()
+    held = locks.open_taken(state / "locks/stray-000.vmm")
+    assert held is not None
+    records.sweep()
+    assert {path.name for path in (state / "locks").iterdir()} == {
+        "web-000.action", "web-000.vmm", "shop.lease", "worker", "stray-000.vmm",
+    }  # fmt: skip
+    locks.give_back(held)
+    with records.lock("web-000"):
+        records.remove(record_of())
+    assert not (state / "locks/web-000.action").exists()
+
+
+def test_of_two_who_want_a_lock_whose_file_goes_one_has_it(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "lock", 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(200):
+            while (fd := locks.open_taken(path)) is None:
+                assert locks.is_taken(path) in {True, False}
+            inside += 1
+            most = max(most, inside)
+            inside -= 1
+            locks.give_back(fd, unlink=path)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert not path.exists()
 
 
 def test_a_lock_that_the_system_cannot_give_is_told_and_leaves_no_descriptor(

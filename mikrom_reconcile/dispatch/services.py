@@ -163,4 +163,5 @@ def become(service: Service, settings: Settings) -> NoReturn:
     """Replace this process by the service, so that a supervisor watches the right one."""
     settings = check(service, settings)
     argv = command(service, settings)
+    os.dup2(2, 1)  # Celery prints a banner, and ends with a traceback where nobody takes it
     os.execve(argv[0], argv, meant_for(service, os.environ) | environment(service, settings))  # noqa: S606 - without a shell, on purpose

@@ -79,3 +79,11 @@ def test_a_fleet_is_told_from_every_other_by_what_its_redis_keeps(fleet: Fleet) 
     fleet.stop_redis()
     with pytest.raises(SetupError, match="no answer from the broker"):
         wiring.place_of(fleet.settings())
+
+
+def test_a_service_runs_where_nobody_takes_its_stdout(fleet: Fleet) -> None:
+    (fleet.folder / "web.yml").write_text(WEB % 1)
+    mikrom = f"exec {sys.executable} -m mikrom_reconcile worker --role control >&-"
+    worker = fleet.run("control-localhost", ["sh", "-c", mikrom], MIKROM_SPECS=f"{fleet.folder}/web.yml")
+    fleet.wait_for(f"control:localhost:{worker.pid}", worker)
+    assert "Traceback" not in fleet.log("control:localhost")

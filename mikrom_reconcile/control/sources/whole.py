@@ -33,8 +33,8 @@ def refuse_part(tree: SourceTree, outside: Iterable[tuple[str, bytes]]) -> None:
 def around(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
     """The spec files beside and above each of `paths`, up to its checkout, or a folder for everybody such as /tmp."""
     seen: set[Path] = set()
-    for given in paths:
-        for folder in Path(os.path.abspath(given)).parents:  # noqa: PTH100 - what it is called, not where links lead
+    for given in (place for path in paths for place in (path.absolute(), path.resolve())):  # and where links lead
+        for folder in Path(os.path.normpath(given)).parents:
             if folder in seen:
                 break
             seen.add(folder)

@@ -44,6 +44,15 @@ def test_a_project_beside_or_above_is_not_overlooked(path: str, shop: Path, monk
         read(".")
 
 
+def test_a_link_to_a_part_is_a_part(shop: Path) -> None:
+    for name, target in (("web.yml", "specs/web.yml"), ("front", "specs/front"), ("whole", "specs")):
+        (shop / name).symlink_to(target)
+    for part in ("web.yml", "front", "front/api.yml", "whole/web.yml"):
+        with pytest.raises(UsageError, match=PART):
+            read(shop / part)
+    assert read(shop / "whole") == 4
+
+
 def test_a_whole_folder_and_a_project_that_is_named_are_read(shop: Path) -> None:
     assert read(shop / "specs") == 4
     assert read(shop) == 4

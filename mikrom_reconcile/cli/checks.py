@@ -26,7 +26,7 @@ from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, ja
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
 from mikrom_reconcile.host.drivers.vmm_driver import MAX_SOCKET_PATH_BYTES
 from mikrom_reconcile.output.doctor_text import Check
-from mikrom_reconcile.output.status_text import source_line
+from mikrom_reconcile.output.status_text import is_overdue, source_line
 from mikrom_reconcile.settings import Settings, misspelt
 
 KNOWN_BINARIES = {
@@ -201,7 +201,11 @@ def _broker(settings: Settings) -> Iterator[Check]:
 
 def _source(source: SourceState) -> Check:
     """The specs of scheduled runs, as a control worker saw them last."""
-    found = source_line(source, datetime.now(UTC))
+    now = datetime.now(UTC)
+    found = source_line(source, now)
+    if not source.problem and is_overdue(source, now):
+        remedy = "start Beat and a control worker, or have Redis forget it: DEL mikrom:next-run"
+        return Check(name="source", state="broken", found=found, remedy=remedy)
     if not source.problem:
         return Check(name="source", state="ok", found=found)
     return Check(name="source", state="broken", found=found, remedy="mend the specs, or MIKROM_SPECS there")

@@ -14,8 +14,8 @@ from mikrom_reconcile.cli.look import views_of, wanted_by_fleet
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.core.model.run import SUPERVISION
 from mikrom_reconcile.output.look_documents import status_document
-from mikrom_reconcile.output.status_text import status_of, status_text
-from mikrom_reconcile.output.verdict import UNREACHABLE
+from mikrom_reconcile.output.status_text import is_overdue, status_of, status_text
+from mikrom_reconcile.output.verdict import LATE, UNREACHABLE
 from mikrom_reconcile.settings import load
 
 
@@ -25,7 +25,8 @@ from mikrom_reconcile.settings import load
 def status(paths: tuple[str, ...], form: str) -> int:
     """Hosts, fleets and the last run on one screen.
 
-    Exits with 4 when a host could not be read, else with 1 when scheduled runs cannot use their specs as they are now.
+    Exits with 4 when a host could not be read and with 16 when scheduled runs do not come, which add up; else with 1 when
+    these cannot use their specs as they are now.
     """
     settings = load()
     engine = wiring.open_engine(settings)
@@ -34,7 +35,8 @@ def status(paths: tuple[str, ...], form: str) -> int:
         run for run in engine.store.runs(KEPT) if run.exit_code is not None and not run.origin.startswith(SUPERVISION)
     )
     found = status_of(views, wanted_by_fleet(settings, paths, views), next(last, None), engine.source())
-    present(form, lambda: status_document(found), lambda style: status_text(found, datetime.now(UTC), style))
-    if any(host.error for host in found.hosts):
-        return UNREACHABLE
-    return ERROR if found.source and found.source.problem else 0
+    now = datetime.now(UTC)
+    present(form, lambda: status_document(found), lambda style: status_text(found, now, style))
+    code = UNREACHABLE if any(host.error for host in found.hosts) else 0
+    code |= LATE if is_overdue(found.source, now) else 0
+    return code or (ERROR if found.source and found.source.problem else 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from typing import Any
 
 from celery.beat import Scheduler
@@ -33,5 +34,7 @@ class OncePerInterval(Scheduler):  # type: ignore[misc]  # Celery has no types
         if not self.app.redis.set(self.app.keys.tick(entry.name), tick, nx=True, px=lives_ms):
             _log.debug("%s has had its tick in this interval", entry.name)
             return None
+        if entry.name == "reconcile":  # from then on it is who has the ticks that says when it is due again
+            self.app.redis.set(self.app.keys.next_run, time.time() + interval_s, nx=True)
         entry.kwargs = {"tick": tick}
         return super().apply_async(entry, producer=producer, advance=advance, **options)

@@ -101,6 +101,11 @@ class Keys:
         """When each project's last whole run ended, and the last one that converged; for metrics."""
         return f"{self.prefix}:run-times"
 
+    @property
+    def next_run(self) -> str:
+        """When the next scheduled run is due, as Beat says and the control worker that had the last tick."""
+        return f"{self.prefix}:next-run"
+
     def tick(self, entry: str) -> str:
         """The tick of an entry of Beat's ("reconcile") in the present interval; whichever Beat sets it sends it."""
         return f"{self.prefix}:tick:{entry}"

@@ -134,6 +134,8 @@ def _reconcile(task: Any, run: str, tick: str | None) -> tuple[str, int]:
     if tick is not None and app.redis.get(app.keys.tick("reconcile")) != tick.encode():
         app.metrics.ticked("late")
         return "nothing: this tick is late, a newer one is due", 0
+    if tick is not None:
+        app.redis.set(app.keys.next_run, time.time() + app.redis.pttl(app.keys.tick("reconcile")) / 1000)
     try:
         # one at a time: a run that takes longer than the interval swallows the ticks that it misses
         turn = app.parts.engine().store.lease("beat:reconcile", holder=run, ttl_s=TTL_S, at_least=0)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 from redis import RedisError
 
 from mikrom_reconcile.control.sources.last_good import Good
@@ -57,9 +58,12 @@ def specs_now(app: FleetApp) -> tuple[SourceTree, str]:
 
 def source_state(redis: Redis, keys: Keys) -> SourceState | None:
     """What the last look gave; None before the first."""
-    found: Any = redis.get(keys.source)
+    found: Any = redis.mget(keys.source, keys.next_run)
     try:
-        return msgspec.json.decode(found, type=SourceState) if found else None
+        state = msgspec.json.decode(found[0], type=SourceState) if found[0] else None
+        if state is None or found[1] is None:
+            return state
+        return replace(state, next_at=datetime.fromtimestamp(float(found[1]), UTC))
     except msgspec.MsgspecError:  # another release wrote it
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -16,6 +16,9 @@ from mikrom_reconcile.output.run_text import painted
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import Cell, table
 from mikrom_reconcile.output.units import age, mebibytes
+
+GRACE = timedelta(minutes=1)
+"""After which a scheduled run that has not come does not come."""
 
 FleetKey = tuple[str, str]
 """Project and fleet."""
@@ -96,18 +99,28 @@ def status_text(status: Status, now: datetime, style: Style) -> str:
     parts.append(_last_run(status.last_run, now, style))
     if status.source is not None:
         line = source_line(status.source, now)
-        parts.append((style.paint(line, "red") if status.source.problem else line) + "\n")
+        bad = status.source.problem or is_overdue(status.source, now)
+        parts.append((style.paint(line, "red") if bad else line) + "\n")
     return "\n".join(parts)
+
+
+def is_overdue(source: SourceState | None, now: datetime) -> bool:
+    """Whether a scheduled run should have come, and has not."""
+    return source is not None and source.next_at is not None and now - source.next_at > GRACE
 
 
 def source_line(source: SourceState, now: datetime) -> str:
     """What is known of the specs of scheduled runs, without a line break."""
-    name = f"Scheduled runs use {one_line(source.name)}"
+    name, late = f"Scheduled runs use {one_line(source.name)}", ""
+    if source.next_at is not None and is_overdue(source, now):
+        since = age(source.next_at, now)
+        late = f"; none has come since one was due {since} ago: are Beat and a control worker running?"
     if not source.problem:
-        return f"{name}: revision {one_line(source.revision)}, read {age(source.looked_at, now)} ago."
+        read = f"revision {one_line(source.revision)}, read {age(source.looked_at, now)} ago"
+        return f"{name}: {read}{late or '.'}"
     used = f"revision {one_line(source.revision)} is used on" if source.revision else "nothing is planned"
     good = f", which was good until {age(source.good_at, now)} ago" if source.good_at else ""
-    return f"{name}{good}; {used}: {one_line(source.problem)}"
+    return f"{name}{good}; {used}: {one_line(source.problem)}{late}"
 
 
 def hosts_text(hosts: Iterable[HostStatus], style: Style) -> str:

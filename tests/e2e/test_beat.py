@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from celery.result import AsyncResult
@@ -123,3 +124,33 @@ def test_cleanup_removes_what_waits_for_hosts_that_are_gone_and_nothing_else(fle
     left = {key.decode() for key in fleet.redis.scan_iter()}
     assert not [key for key in left if "hv02" in key]
     assert {f"{KEYS.host_queue('hv01')}\x06\x16{LAST}", KEYS.unacked("host:hv01")} <= left
+
+
+def test_a_schedule_that_does_not_come_is_told(fleet: Fleet, beat: Callable[..., subprocess.Popen[bytes]]) -> None:
+    def mikrom(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "mikrom_reconcile", *words]
+        return subprocess.run(
+            argv, env=fleet.environment(), cwd=fleet.folder, capture_output=True, text=True, check=False
+        )
+
+    def due_in_s() -> float:
+        found: Any = fleet.redis.get(KEYS.next_run)
+        return float(found or 0) - time.time()
+
+    (fleet.folder / "web.yml").write_text(WEB)
+    specs = {"MIKROM_SPECS": str(fleet.folder / "web.yml")}
+    clock = beat(1, "2")
+    wait_until(lambda: due_in_s() > 0, "Beat's own word, though no control worker is there")
+    fleet.redis.set(KEYS.next_run, time.time() - 3600)
+    fleet.worker("host", MIKROM_TEST_BOOT_S="0")
+    fleet.worker("control", pool="threads", **specs)
+    wait_until(lambda: due_in_s() > 0 and fleet.redis.exists(KEYS.source), "a control worker's word")
+    assert mikrom("status").returncode == 0
+    clock.kill()
+    wait_until(lambda: not fleet.redis.exists(KEYS.tick("reconcile")), "the end of the last interval")
+    fleet.redis.set(KEYS.next_run, time.time() - 3600)
+    late = "none has come since one was due 1h ago: are Beat and a control worker running?"
+    told = mikrom("status")
+    assert (told.returncode, late in told.stdout) == (16, True), told.stdout
+    told = mikrom("doctor")
+    assert (told.returncode, late in told.stdout) == (1, True), told.stdout

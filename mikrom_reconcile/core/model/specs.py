@@ -36,6 +36,7 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
     `revision` is the last good one ("" for none), the `number`th that any control worker has seen, first `since` then,
     with the `digest` of its texts; `good_at` is when the source was last as good as that. `problem` says why it is not
     used as it is now, `broken` which revision and whose that is, where it could be read.
+    `next_at` is when the next scheduled run is due.
     """
 
     name: str
@@ -47,6 +48,7 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
     looked_at: datetime
     problem: str = ""
     broken: str = ""
+    next_at: datetime | None = None
 
 
 class SpecDocument(msgspec.Struct, frozen=True, kw_only=True):

@@ -212,6 +212,7 @@ SOURCE = SourceState(
     name="git+https://there/fleet@main", revision="4f1c", number=3, digest="1:aa", since=NOW, good_at=NOW, looked_at=NOW
 )
 GONE = replace(SOURCE, problem="gone")
+LATE = "; none has come since one was due 1h ago: are Beat and a control worker running?"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +221,9 @@ GONE = replace(SOURCE, problem="gone")
         (SOURCE, "revision 4f1c, read 5s ago."),
         (GONE, "which was good until 5s ago; revision 4f1c is used on: gone"),
         (replace(GONE, good_at=None, revision="", since=None), "main; nothing is planned: gone"),
+        (replace(SOURCE, next_at=NOW - timedelta(seconds=55)), "revision 4f1c, read 5s ago."),
+        (replace(SOURCE, next_at=NOW - timedelta(hours=1)), f"revision 4f1c, read 5s ago{LATE}"),
+        (replace(GONE, next_at=NOW - timedelta(hours=1)), f"is used on: gone{LATE}"),
     ],
 )
 def test_the_source_of_scheduled_runs_is_told_in_one_line(state: SourceState, line: str) -> None:

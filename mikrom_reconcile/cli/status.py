@@ -25,8 +25,8 @@ from mikrom_reconcile.settings import load
 def status(paths: tuple[str, ...], form: str) -> int:
     """Hosts, fleets and the last run on one screen.
 
-    Exits with 4 when a host could not be read and with 16 when scheduled runs do not come, which add up; else with 1 when
-    these cannot use their specs as they are now.
+    Exits with 4 when a host could not be read and with 16 when scheduled runs do not come, which add up; else with 1
+    when these cannot use their specs as they are now.
     """
     settings = load()
     engine = wiring.open_engine(settings)

@@ -97,6 +97,11 @@ class Keys:
         return f"{self.prefix}:source:good"
 
     @property
+    def vms(self) -> str:
+        """What runs have seen of each host last, and of each project there; for metrics."""
+        return f"{self.prefix}:vms"
+
+    @property
     def run_times(self) -> str:
         """When each project's last whole run ended, and the last one that converged; for metrics."""
         return f"{self.prefix}:run-times"

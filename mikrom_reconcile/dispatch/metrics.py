@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 from redis import RedisError
 
 from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.model.run import BEAT, RunReport, RunRequest
+from mikrom_reconcile.dispatch.census import counted
 from mikrom_reconcile.dispatch.presence import known, living
 from mikrom_reconcile.dispatch.source_sync import source_state
 from mikrom_reconcile.output.verdict import CHANGES_OR_FAILED, LATE, REFUSED, UNREACHABLE, Verdict, verdict_of
@@ -36,11 +40,15 @@ _ACTION_BUCKETS_S = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class RunTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """When whole runs of a project ended, in seconds since the epoch; shared by control workers through Redis."""
+    """When whole runs of a project ended, in seconds since the epoch; shared by control workers through Redis.
+
+    `converged_to` is the revision at `converged_at`.
+    """
 
     first_at: float
     ended_at: float
     converged_at: float | None = None
+    converged_to: str = ""
 
 
 class NoMetrics:
@@ -71,7 +79,7 @@ class Metrics(NoMetrics):
             buckets=_ACTION_BUCKETS_S, registry=registry,
         )  # fmt: skip
         self._drift = Counter(
-            "mikrom_drift", "VMs that scheduled runs found other than wanted, by the rule that saw it.",
+            "mikrom_drift", "VMs that scheduled runs found otherwise than they were left, by the rule that saw it.",
             ["rule", "kind"], registry=registry,
         )  # fmt: skip
         self._ticks = Counter("mikrom_ticks", "Beat's ticks, by what became of them.", ["result"], registry=registry)
@@ -89,23 +97,30 @@ class Metrics(NoMetrics):
             self._actions.labels(outcome.verb, outcome.result).inc()
             self._action_s.labels(outcome.verb).observe((outcome.finished_at - outcome.started_at).total_seconds())
         if request.origin == BEAT:
+            before = self._run_times(report.plan.project)
+            same = before is not None and before.converged_to == report.plan.revision
             for change in report.plan.changes:
-                self._drift.labels(change.rule, change.kind).inc()
+                if _is_drift(change, same_revision=same):
+                    self._drift.labels(change.rule, change.kind).inc()
         if not (request.limit or request.tags or request.skip_tags or request.verb or request.destroy):
-            self._remember(report.plan.project, report.finished_at, converged=verdict.converged)
+            self._remember(report.plan, report.finished_at, converged=verdict.converged)
 
     def ticked(self, result: Tick) -> None:
         """Count a tick."""
         self._ticks.labels(result).inc()
 
-    def _remember(self, project: str, ended_at: datetime, *, converged: bool) -> None:
-        redis, key, at = self._app.redis, self._app.keys.run_times, ended_at.timestamp()
+    def _run_times(self, project: str) -> RunTimes | None:
         with suppress(RedisError):  # the run itself was told already
-            before = _times(redis.hget(key, project)) or RunTimes(first_at=at, ended_at=at)
-            times = RunTimes(
-                first_at=before.first_at, ended_at=at, converged_at=at if converged else before.converged_at
-            )
-            redis.hset(key, project, msgspec.json.encode(times))
+            return _times(self._app.redis.hget(self._app.keys.run_times, project))
+        return None
+
+    def _remember(self, plan: Plan, ended_at: datetime, *, converged: bool) -> None:
+        at = ended_at.timestamp()
+        times = replace(self._run_times(plan.project) or RunTimes(first_at=at, ended_at=at), ended_at=at)
+        if converged:
+            times = replace(times, converged_at=at, converged_to=plan.revision)
+        with suppress(RedisError):
+            self._app.redis.hset(self._app.keys.run_times, plan.project, msgspec.json.encode(times))
 
 
 def serve(app: FleetApp) -> NoMetrics:
@@ -162,8 +177,27 @@ class _Fleet:
         yield "mikrom_queue_messages", "Messages that wait.", ["queue"], messages
         ages = [([name], max(0.0, now - sent_at) if sent_at else 0.0) for name, (_, sent_at) in waiting.items()]
         yield "mikrom_queue_age_seconds", "Age of the message that waits longest.", ["queue"], ages
+        yield from self._vms(hosts, {*alive["host"]})
         yield from self._runs(now)
         yield from self._source(now)
+
+    def _vms(
+        self, hosts: Iterable[str], alive: Collection[str]
+    ) -> Iterator[tuple[str, str, list[str], list[tuple[list[str], float]]]]:
+        """What the last runs saw; of a host whose worker does not live nobody knows the phases."""
+        found = counted(self._app.redis, self._app.keys, hosts)
+        vms: Counter[tuple[str, ...]] = Counter()
+        for (host, project), census in found.items():
+            for fleet, phases in census.fleets.items():
+                for phase, count in phases.items():
+                    vms[project, fleet, host, phase if host in alive else "unknown"] += count
+        about = "VMs, as the last run of their project saw them; `unknown` on hosts whose worker does not live."
+        yield "mikrom_vms", about, ["project", "fleet", "host", "phase"], [([*key], n) for key, n in vms.items()]
+        own = [(host, census) for (host, project), census in found.items() if not project]
+        promised = [([host], float(census.promised_mib << 20)) for host, census in own]
+        yield "mikrom_host_memory_promised_bytes", "What VMs of a host may take of its memory.", ["host"], promised
+        memory = [([host], float(census.mem_size_mib << 20)) for host, census in own]
+        yield "mikrom_host_memory_bytes", "The memory of a host.", ["host"], memory
 
     def _waiting(self, queue: str) -> tuple[int, float | None]:
         """How many messages wait, and when the oldest of them was sent."""
@@ -194,6 +228,9 @@ class _Fleet:
         state = source_state(self._app.redis, self._app.keys)
         if state is None:
             return
+        if state.next_at is not None:
+            about = "When the next scheduled run is due."
+            yield "mikrom_next_run_timestamp_seconds", about, [], [([], state.next_at.timestamp())]
         broken = float(bool(state.problem))
         yield "mikrom_source_broken", "1 while scheduled runs use the last good specs.", [], [([], broken)]
         about = "The revision that scheduled runs cannot use, and whose it is."
@@ -210,6 +247,17 @@ def _result(verdict: Verdict) -> str:
     bits = ((CHANGES_OR_FAILED, "failed"), (UNREACHABLE, "unreachable"), (REFUSED, "refused"), (LATE, "late"))
     words = (word for bit, word in bits if verdict.exit_code & bit)
     return next(words, "converged" if verdict.converged else "waiting")
+
+
+_ASKED_FOR = frozenset({"misplaced", "cannot_leave", "left_the_inventory", "half_deleted"})
+"""Rules that see what an inventory or an order wants, though the VM is as its spec says."""
+
+
+def _is_drift(change: VMChange, *, same_revision: bool) -> bool:
+    """Whether nobody asked for what differs. A VM that is missing was there if the project was as it is wanted now."""
+    if change.desired is None or change.observed is None:
+        return change.rule == "runs_twice" or (change.rule == "missing" and same_revision)
+    return change.observed.spec_digest == change.desired.spec_digest and change.rule not in _ASKED_FOR
 
 
 def _times(packed: Any) -> RunTimes | None:

@@ -24,7 +24,7 @@ from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.core.model.stock import Stock
-from mikrom_reconcile.dispatch import deadlines
+from mikrom_reconcile.dispatch import census, deadlines
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.calls import Answer, Call, unpack
 from mikrom_reconcile.dispatch.keys import FIRST, Keys
@@ -65,14 +65,18 @@ class CeleryHosts:
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host, as they come; a host without a living worker is unreachable at once."""
-        silent = set(queries)
+        silent, reports = set(queries), []
         try:
             for view in self._observe(queries, time.monotonic() + deadline_s):
                 silent.discard(view.host)
+                if view.report is not None:
+                    reports.append(view.report)
                 yield view
         except _LOST as error:
             for host in sorted(silent):
                 yield HostView(host=host, error=f"the broker was lost: {error}")
+        if project := next((query.project for query in queries.values()), None):
+            census.count(self._redis, self._keys, project, reports)
 
     def _observe(self, queries: Mapping[str, ObserveQuery], until: float) -> Iterator[HostView]:
         def ask(call: Call, host: str, _start_id: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +30,7 @@ from mikrom_reconcile.core.model.observed import (
     HostReport,
     ObservedVM,
     ObserveQuery,
+    Phase,
     VMMFacts,
 )
 from mikrom_reconcile.host.ports import Driver, LinkLook, VMRecord
@@ -88,6 +89,7 @@ class Observer:
         settled: dict[str, tuple[str, ...]] = {}
         maturing: dict[str, float] = {}
         attempts: dict[str, Attempt] = {}
+        phases: dict[str, dict[Phase, int]] = defaultdict(Counter)
         if query.project is None:
             tokens = self._records.highest_tokens()
             rows += self._rows(records, until)
@@ -98,6 +100,8 @@ class Observer:
             own = [row for row, _ in looks]
             maturing = _maturing(looks, query.min_healthy_s)
             attempts = self._records.attempts()
+            for row in own:
+                phases[row.fleet][row.phase] += 1
             digests = fleet_digests(own)
             fleets = differing(digests, query.known)
             told, settled = parted([row for row in own if row.fleet in fleets], query)
@@ -115,6 +119,7 @@ class Observer:
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),
             settled=settled,
+            phases=phases,
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
             released=self._records.released(query.project) if query.project else {},

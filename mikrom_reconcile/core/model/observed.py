@@ -146,7 +146,8 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
 
-    `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says.
+    `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says. `phases` counts
+    the VMs of each fleet of the project by phase.
     `promised` adds up what VMs of all projects that are ordered to be up may take. `overhead_mib` is what each takes
     beyond its own memory; None: they take none of the host's memory at all.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
@@ -166,6 +167,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     digests: dict[str, str] = {}
     vms: tuple[ObservedVM, ...] = ()
     settled: dict[str, tuple[str, ...]] = {}
+    phases: dict[str, dict[Phase, int]] = {}
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()
     released: dict[str, float] = {}

@@ -13,6 +13,7 @@ from mikrom_reconcile.cli.history import history
 from mikrom_reconcile.cli.look import (
     dark,
     names_for_tab,
+    selected_in,
     unknown,
     views_of,
     vms_in,
@@ -33,11 +34,14 @@ def get() -> None:
 
 
 @get.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=names_for_tab)
+@options.limit
 @options.output()
-def vms(form: str) -> int:
-    """Every VM on every host, as its host sees it. Exits with 4 when a host could not be read."""
-    views = views_of(wiring.open_engine(settings.load()))
-    rows = vms_in(views)
+def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
+    """Every VM on every host, or those called NAME, as its host sees it. Exits with 4 when a host could not be read."""
+    current = settings.load()
+    views = views_of(wiring.open_engine(current))
+    rows = selected_in(vms_in(views), names, limit, current)
     present(form, lambda: vms_document(rows) | dark(views), lambda style: vms_text(rows, datetime.now(UTC), style))
     return UNREACHABLE if warn_of_dark_hosts(views) else 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +20,7 @@ from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.plan import decide, question
-from mikrom_reconcile.core.selection import refuse_unread
+from mikrom_reconcile.core.selection import limited, refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs import Specs, read_specs
 from mikrom_reconcile.core.yaml_words import shown
 from mikrom_reconcile.output.plan_parts import rollout_of
@@ -42,6 +43,21 @@ def views_of(engine: Engine, deadline_s: float = DEADLINE_S, *, strays: bool = F
 def vms_in(views: tuple[HostView, ...]) -> list[ObservedVM]:
     """Every VM that was reported, sorted by name and host."""
     return sorted((vm for view in views if view.report for vm in view.report.vms), key=lambda vm: (vm.name, vm.host))
+
+
+def selected_in(
+    rows: list[ObservedVM], names: tuple[str, ...], limit: str | None, current: Settings
+) -> list[ObservedVM]:
+    """The rows that both select, if they are given. Raises UsageError for a word that matches none."""
+    refuse_unknown("NAME", names, {row.name for row in rows}, "no host that answers has a VM {}")
+    chosen: AbstractSet[str] = {*names} or {row.name for row in rows}
+    if limit is not None:
+        try:
+            specs = specs_in(current, ())
+        except (SourceError, SpecError):
+            specs = None
+        chosen &= limited(limit, ((row.name, row.host, row.fleet) for row in rows), specs)
+    return [row for row in rows if row.name in chosen]
 
 
 def dark(views: tuple[HostView, ...]) -> dict[str, dict[str, str]]:

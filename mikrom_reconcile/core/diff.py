@@ -235,7 +235,8 @@ def parked(case: Case) -> Verdict:
     if observed.phase != "parked" or case.retry or changed_fields(desired, observed):
         return None
     tries = f"{len(observed.restarts)} restarts within {observed.spec.restart.interval} did not keep it up"
-    return case.change("blocked", f"parked: {tries}; change its spec, or --retry", wanted="start")
+    end = f", the last time: {observed.last_error}" if observed.last_error else ""
+    return case.change("blocked", f"parked: {tries}{end}; change its spec, or --retry", wanted="start")
 
 
 def replacing(case: Case) -> Verdict:

@@ -74,15 +74,15 @@ def whereabouts(
             yield name, host, remembered.fleets.get(name, name.rpartition("-")[0])
 
 
-def limited(limit: str, vms: Iterable[Whereabouts], specs: Specs) -> frozenset[str]:
-    """The names of those `vms` that `limit` selects. Raises UsageError."""
+def limited(limit: str, vms: Iterable[Whereabouts], specs: Specs | None) -> frozenset[str]:
+    """The names of those `vms` that `limit` selects, by groups only where there are specs. Raises UsageError."""
     words = [word for _, word in terms(limit)]
     if not all(words):
         raise UsageError(
             f"--limit: an empty word selects nothing, and there is one in {shown(limit)}; write all for all"
         )
-    inventory = specs.inventory or Inventory()
-    fleets: dict[str, set[str]] = defaultdict(set, {fleet.name: set() for fleet in specs.fleets})
+    inventory = (specs and specs.inventory) or Inventory()
+    fleets: dict[str, set[str]] = defaultdict(set, {fleet.name: set() for fleet in (specs.fleets if specs else ())})
     hosts: dict[str, set[str]] = defaultdict(set, {host: set() for host in inventory.hosts})
     for name, host, fleet in vms:
         fleets[fleet].add(name)

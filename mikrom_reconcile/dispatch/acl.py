@@ -49,6 +49,8 @@ def _host(keys: Keys, host: str, database: int) -> str:
         keys.known(host),
         keys.machine(host),
         keys.given_up(host),
+        keys.history(host),
+        f"{keys.history(host)}:order",
     ]
     read = [keys.call("*"), f"_kombu.binding.{_REPLIES}"]
     written = [keys.answers("*", owner), f"[0-9a-f]*.{_REPLIES}"]

@@ -62,6 +62,10 @@ class Keys:
         """Which machine has this name, until a person says otherwise."""
         return f"{self.prefix}:machine:{host}"
 
+    def history(self, host: str) -> str:
+        """What `host` did by itself, as `control.stores` keeps it."""
+        return f"{self.prefix}:history:host:{host}"
+
     def given_up(self, host: str) -> str:
         """Machines that had this name and were given up, until they have come back and stopped what they run."""
         return f"{self.prefix}:given-up:{host}"

@@ -11,10 +11,12 @@ from celery import signals
 from mikrom_reconcile import locks, traces
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import LastGood
+from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.errors import MikromError, SetupError, UsageError
 from mikrom_reconcile.dispatch import cleanup, deadlines, gevent_gaps, log_lines, metrics, runs, source_sync, tasks
 from mikrom_reconcile.dispatch.app import FleetApp, Parts
 from mikrom_reconcile.dispatch.broker import broker_url, is_remote
+from mikrom_reconcile.dispatch.host_deeds import keeper
 from mikrom_reconcile.dispatch.presence import Heartbeat
 from mikrom_reconcile.host.hypervisor import Hypervisor
 
@@ -80,8 +82,9 @@ def _be_the_only_one(app: FleetApp) -> None:
 
 def _supervise(instance: Any, **_: Any) -> None:
     """Before the broker is asked for anything: VMs that die come back whatever it says."""
-    hypervisor = instance.app.parts.hypervisor()
-    hypervisor.supervise()
+    app: FleetApp = instance.app
+    hypervisor = app.parts.hypervisor()
+    hypervisor.supervise(on_deed=keeper(RedisStore(app.redis, prefix=app.keys.prefix), app.settings.host))
     signals.worker_shutting_down.connect(lambda **_: hypervisor.leave_alone(), weak=False)
 
 

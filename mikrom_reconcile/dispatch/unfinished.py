@@ -88,11 +88,20 @@ def tell(redis: Redis, keys: Keys, run: UnfinishedRun) -> None:
     redis.set(keys.unfinished(run.run_id), msgspec.json.encode(_Entry(run=run)), ex=KEPT_S)
 
 
+def _entry(key: bytes, packed: bytes) -> _Entry:
+    try:
+        return msgspec.json.decode(packed, type=_Entry)
+    except msgspec.MsgspecError:
+        run_id, why = key.decode(errors="replace").split(":")[-2], "cannot be shown: another release wrote it"
+        run = UnfinishedRun(run_id=run_id, origin="unknown", since=datetime.now(UTC), state="failed", error=why)
+        return _Entry(run=run)
+
+
 def unfinished_runs(redis: Redis, keys: Keys) -> tuple[UnfinishedRun, ...]:
     """Every run without a report, the latest first. Raises RedisError."""
     found = list(redis.scan_iter(match=keys.unfinished("*"), count=1000))
     packed: Any = redis.mget(found) if found else []
-    entries = [msgspec.json.decode(entry, type=_Entry) for entry in packed if entry is not None]
+    entries = [_entry(key, entry) for key, entry in zip(found, packed, strict=True) if entry is not None]
     alive = starts(redis, keys, {entry.owner for entry in entries if entry.owner})
     runs = (
         replace(entry.run, state="failed", error=_DIED)

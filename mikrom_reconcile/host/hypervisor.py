@@ -17,7 +17,7 @@ from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.ports import Clock, Driver
 from mikrom_reconcile.host.records import Records, checked_name
 from mikrom_reconcile.host.stock import ImageStock
-from mikrom_reconcile.host.supervise import AT_ONCE, RESCAN_S, Supervisor
+from mikrom_reconcile.host.supervise import AT_ONCE, RESCAN_S, Supervisor, Tell, nobody
 
 
 class Hypervisor:
@@ -47,7 +47,7 @@ class Hypervisor:
         self._stock = ImageStock(name, images or Images(records.state_dir), records)
         self._supervisor: Supervisor | None = None
 
-    def supervise(self, *, rescan_s: float = RESCAN_S) -> None:
+    def supervise(self, *, rescan_s: float = RESCAN_S, on_deed: Tell = nobody) -> None:
         """Bring VMMs back that die, by their VMs' restart policies, until `leave_alone` or the end of the process."""
         if self._supervisor is None:
             self._supervisor = Supervisor(
@@ -57,6 +57,7 @@ class Hypervisor:
                 clock=self._clock,
                 rescan_s=rescan_s,
                 on_rescan=self._stock.sweep,
+                on_deed=on_deed,
             )
             self._supervisor.start()
 

@@ -24,6 +24,7 @@ from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.errors import ActionError
 from mikrom_reconcile.core.lifecycle import ENDED, LEFT_DOWN, UP, phase_of
 from mikrom_reconcile.core.model.observed import Phase
+from mikrom_reconcile.core.model.run import ActionOutcome, Result
 from mikrom_reconcile.host.deeds import MAX_ERROR
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
 from mikrom_reconcile.host.process import Ends, allow_descriptors
@@ -47,7 +48,13 @@ DIED: frozenset[Phase] = frozenset(ENDED.values()) - {"defined"}
 BEGUN: frozenset[Phase] = frozenset({"defined", "starting", "failed"})
 """Phases in which a restart that was begun here (it is in the record) is to be tried again."""
 
+Tell = Callable[[str, ActionOutcome], None]
+
 log = logging.getLogger(__name__)
+
+
+def nobody(project: str, outcome: ActionOutcome) -> None:
+    """The `on_deed` of a host of whose deeds nobody keeps a history."""
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,12 +70,12 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 class Supervisor:
     """Keeps the VMs of one host up. `start` it once; `stop` may be called by a signal handler.
 
-    `on_rescan` is what else the host has to do from time to time.
+    `on_rescan` is what else the host has to do from time to time, `on_deed` hears what was done, and of which project.
     """
 
     def __init__(
         self, host: str, *, driver: Driver, records: Records, clock: Clock, on_rescan: Callable[[], None],
-        rescan_s: float = RESCAN_S,
+        rescan_s: float = RESCAN_S, on_deed: Tell = nobody,
     ) -> None:  # fmt: skip
         self._host = host
         self._driver = driver
@@ -76,6 +83,7 @@ class Supervisor:
         self._clock = clock
         self._rescan_s = rescan_s
         self._on_rescan = on_rescan
+        self._on_deed = on_deed
         self._stopped = False
         self._ends = Ends()
         self._told: deque[str] = deque()
@@ -204,7 +212,10 @@ class Supervisor:
         restart, began_s = record.spec.restart, self._clock.monotonic()
         recent = _recent(record, self._clock.now())
         if len(recent) >= restart.attempts:
-            self._records.write(replace(record, restarts=recent, parked=True))
+            why = record.last_error or f"it was {phase}"
+            self._records.write(replace(record, restarts=recent, parked=True, last_error=why))
+            given_up = f"parked after {len(recent)} restarts within {restart.interval}"
+            self._tell(record, phase, "failed_permanent", given_up)
             log.error(
                 "%s: %s and parked, after %d restarts within %s", record.vm, phase, len(recent), restart.interval,
                 extra=self._fields(record.vm),
@@ -223,14 +234,32 @@ class Supervisor:
         except ActionError as error:
             log.warning("%s; trying again", error, extra=self._fields(record.vm))
             self._records.write(replace(record, last_error=str(error)[:MAX_ERROR]))
+            self._tell(record, phase, "failed_temporary", str(error)[:MAX_ERROR])
             return Found(again_s=max(RETRY_S, seconds_of(restart.delay)))
         if record.last_error is not None:
             self._records.write(replace(record, last_error=None))
+        self._tell(record, phase, "done")
         log.warning(
             "%s: brought back, it was %s; restart %d of %d", record.vm, phase, len(recent) + 1, restart.attempts,
             extra={**self._fields(record.vm), "duration_s": self._clock.monotonic() - began_s},
         )  # fmt: skip
         return Found(pidfd=pidfd, again_s=0.0 if pidfd is None else None)  # it may have ended again already
+
+    def _tell(self, record: VMRecord, phase: Phase, result: Result, error: str | None = None) -> None:
+        now = self._clock.now()
+        outcome = ActionOutcome(
+            action_id="",
+            vm=record.vm,
+            host=self._host,
+            verb="start",
+            result=result,
+            started_at=now if error else record.restarts[-1],  # which was written before it was begun
+            finished_at=now,
+            error=error,
+            fleet=record.fleet,
+            reasons=(f"it was {phase}",),
+        )
+        self._on_deed(record.project, outcome)
 
     def _fields(self, vm: str) -> dict[str, object]:
         return {"vm": vm, "host": self._host, "step": "supervising"}

@@ -12,14 +12,19 @@ from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import Cell, table
 from mikrom_reconcile.output.units import age, mebibytes
 
-_HEADER: tuple[str, ...] = ("NAME", "FLEET", "HOST", "STATE", "PHASE", "VCPU", "MEM", "PID", "AGE")
+_HEADER: tuple[str, ...] = ("NAME", "FLEET", "HOST", "STATE", "PHASE", "IMAGE", "VCPU", "MEM", "PID", "AGE")
 
 
 def vms_text(vms: Sequence[ObservedVM], now: datetime, style: Style) -> str:
-    """One line per VM, then what went wrong with whom; project and restarts are columns where they tell something."""
+    """One line per VM, then what went wrong with whom; project, addresses and restarts are columns where they tell
+    something.
+    """
     if not vms:
         return "No VMs.\n"
     header, rows = _HEADER, [_row(vm, now) for vm in vms]
+    if any(vm.addresses for vm in vms):
+        header = (*header, "ADDRESSES")
+        rows = [(*row, (", ".join(vm.addresses.values()) or "-", "")) for vm, row in zip(vms, rows, strict=True)]
     if any(vm.restarts for vm in vms):
         header = (*header, "RESTARTS")
         rows = [(*row, (str(len(vm.restarts)), "")) for vm, row in zip(vms, rows, strict=True)]
@@ -38,6 +43,7 @@ def _row(vm: ObservedVM, now: datetime) -> tuple[Cell, ...]:
         (vm.host, ""),
         (vm.state, ""),
         (vm.phase, "green" if vm.phase in SATISFIES[vm.state] else "red"),
+        (vm.spec.image or "-", ""),
         (str(machine.vcpu_count), ""),
         (mebibytes(machine.mem_size_mib), ""),
         (str(vm.pid or "-"), ""),

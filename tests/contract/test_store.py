@@ -182,6 +182,23 @@ def test_what_another_release_wrote_in_another_shape_is_told_of_and_hides_nothin
 
 
 @pytest.mark.redis
+def test_a_host_that_was_broken_into_tells_lies_about_itself_only(
+    own_environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet(own_environment)
+    try:
+        store = RedisStore(fleet.redis, prefix="mikrom")
+        store.save(at(0, "true", outcome("a", host="hv01"), origin="supervision of hv01"))
+        monkeypatch.setattr(redis, "room_of", lambda _: "host:hv01")
+        store.save(at(1, "of-ana", outcome("a", host="hv01")))
+        store.save(at(2, "of-another", outcome("a", host="hv02"), origin="supervision of hv01"))
+        store.save(at(3, "as-another", outcome("a", host="hv02"), origin="supervision of hv02"))
+        assert [run.run_id for run in store.runs(10)] == ["true"]
+    finally:
+        fleet.close()
+
+
+@pytest.mark.redis
 def test_a_lease_in_a_redis_that_was_emptied_is_lost_and_its_token_grows_from_what_hosts_remember(
     own_environment: Path,
 ) -> None:

@@ -62,6 +62,7 @@ def test_one_thing_is_described_with_all_that_is_known(mikrom: Mikrom, applied: 
     assert (fleet["wanted"], fleet["names_by_phase"]) == (3, {"running": "web-[000-002]"})
     (host,) = yaml.safe_load(mikrom("describe", "localhost").stdout)["found"]
     assert (host["kind"], host["vms_by_host"]) == ("Host", {"localhost": 3})
+    assert [event["verb"] for event in host["events"]] == ["create"] * 3
     assert "did you mean web-00" in mikrom("describe", "web-009", code=64).stderr
     assert "did you mean web-00" in mikrom("logs", "web-009", code=64).stderr
 

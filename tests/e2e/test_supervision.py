@@ -5,6 +5,7 @@ What is judged is /proc and the guests' consoles. How fast it is, `python -m ben
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -67,6 +69,12 @@ class Host:
         """Whether all run, after so many restarts in all."""
         rows = self.rows().values()
         return {row.phase for row in rows} == {"running"} and sum(len(row.restarts) for row in rows) == restarts
+
+    def history(self, vm: str) -> list[dict[str, Any]]:
+        argv = [sys.executable, "-m", "mikrom_reconcile", "history", vm, "-o", "json"]
+        said = subprocess.run(argv, env=self.fleet.environment(**self._real), capture_output=True, check=True).stdout
+        runs: list[dict[str, Any]] = json.loads(said)["runs"]
+        return runs
 
     def one_of(self, vm: str) -> VMM | None:
         return next((vmm for vmm in self.watch.now() if vmm.vm == vm), None)
@@ -160,3 +168,27 @@ def test_a_crash_loop_ends_parked_and_then_costs_nothing(host: Host) -> None:
 def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_what_the_supervision_did_is_in_the_history_with_its_cause(host: Host) -> None:
+    host.apply(1)
+    victim = host.one_of("web-000")
+    assert victim is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    wait_until(lambda: len(host.history("web-000")) == 2, "the restart to be told")
+    brought_back, created = host.history("web-000")
+    assert created["origin"].startswith("apply by ")
+    assert (brought_back["origin"], brought_back["exit_code"]) == ("supervision of localhost", 0)
+    (deed,) = brought_back["outcomes"]
+    assert (deed["verb"], deed["result"], deed["reasons"]) == ("start", "done", ["it was killed"])
+
+
+def test_a_crash_loop_is_kept_once_and_says_how_its_vm_ended(host: Host) -> None:
+    host.apply(1, boot_args="mikrom.mode=crash:300", restart="{attempts: 3, delay: 0s}")
+    wait_until(lambda: len(host.history("web-000")) == 3, "the end of the loop to be told")
+    parked, restarted, _ = host.history("web-000")
+    assert (restarted["times"], restarted["outcomes"][0]["reasons"]) == (3, ["it was crashed"])
+    (deed,) = parked["outcomes"]
+    assert (deed["result"], deed["reasons"]) == ("failed_permanent", ["it was crashed"])
+    assert deed["error"].startswith("parked after 3 restarts within")
+    assert host.rows()["web-000"].last_error == "it was crashed"

@@ -22,7 +22,7 @@ from mikrom_reconcile.control.sources.files import checked_size, tree_of
 from mikrom_reconcile.control.sources.git import ABBREVIATED, AUTHOR, made_by
 from mikrom_reconcile.control.sources.git_place import PROTOCOLS, GitPlace
 from mikrom_reconcile.control.sources.whole import refuse_part
-from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.spec_files import HEAD_BYTES, SUFFIXES, looks_like_a_spec, sorted_out
 
@@ -58,7 +58,7 @@ class GitSource:
             author = self._git(here, "show", "--no-patch", AUTHOR, commit).decode(errors="replace").strip()
             try:
                 return self._tree(here, commit, author)
-            except (SourceError, SpecError) as error:
+            except (SourceError, SpecError, UsageError) as error:
                 error.add_note(made_by(commit, author))
                 raise
 

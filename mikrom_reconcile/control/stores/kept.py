@@ -33,6 +33,12 @@ def room_of(run: RunRecord) -> str:
     return "unattended" if run.origin == BEAT else "asked"
 
 
+def speaks_for_itself(room: str, run: RunRecord) -> bool:
+    """Whether it may be in this room: a host that was broken into tells lies about itself only."""
+    host = room.removeprefix("host:")
+    return room in ROOM or (room_of(run) == room and all(outcome.host == host for outcome in run.outcomes))
+
+
 def size_of(room: str) -> int:
     """How many runs a room has place for."""
     return ROOM.get(room, KEPT_OF_A_HOST)

@@ -18,7 +18,16 @@ import msgspec
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from mikrom_reconcile.control.stores.kept import ROOM, name_of, packed, repeated, room_of, size_of, unpacked
+from mikrom_reconcile.control.stores.kept import (
+    ROOM,
+    name_of,
+    packed,
+    repeated,
+    room_of,
+    size_of,
+    speaks_for_itself,
+    unpacked,
+)
 from mikrom_reconcile.core.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.run import RunRecord
@@ -147,14 +156,16 @@ class RedisStore:
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         """The latest runs, newest first."""
-        found: list[tuple[Any, ...]] = []
+        found: list[RunRecord] = []
         with lost_told():
             for order in self._redis.scan_iter(match=f"{self._history}*:order", count=1000) if limit > 0 else ():
                 named: Any = self._redis.zrange(order, 0, limit - 1, desc=True, withscores=True)
                 contents: Any = self._redis.hmget(order.removesuffix(b":order"), [name for name, _ in named] or [""])
-                found += [(name.decode(), record, at) for (name, at), record in zip(named, contents, strict=False)]
-        latest = sorted((row for row in found if row[1] is not None), key=lambda row: row[2], reverse=True)
-        return tuple(unpacked(*row) for row in latest[:limit])
+                room = order.decode().removeprefix(self._history).removesuffix(":order")
+                rows = zip(named, contents, strict=False)
+                runs = [unpacked(name.decode(), record, at) for (name, at), record in rows if record is not None]
+                found += [run for run in runs if speaks_for_itself(room, run)]
+        return tuple(sorted(found, key=lambda run: run.finished_at, reverse=True)[:limit])
 
     @property
     def _history(self) -> str:

@@ -103,6 +103,23 @@ def test_vms_of_all_hosts_are_listed_by_name(
     assert [(vm["name"], vm["host"]) for vm in json.loads(shown(capsys)[0])["vms"]] == [("a", "hv02"), ("b", "hv01")]
 
 
+def test_vms_are_selected_by_name_and_by_limit_and_a_word_that_matches_none_is_a_mistake(
+    engine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine_of(hv01=(observed("web-000", host="hv01"), observed("web-001", host="hv01")), hv02=(observed("db-000"),))
+
+    def listed(*words: str, code: int = 0) -> str:
+        assert entry.run(["get", "vms", *words]) == code
+        out, err = shown(capsys)
+        return err or " ".join(line.split()[0] for line in out.splitlines()[1:])
+
+    assert listed("web-001", "db-000") == "db-000 web-001"
+    assert listed("--limit", "hv01:!web-000") == "web-001"
+    assert listed("web-000", "--limit", "hv01") == "web-000"
+    assert "did you mean web-00" in listed("web-00", code=64)
+    assert "nosuch" in listed("--limit", "nosuch", code=64)
+
+
 def test_a_dark_host_is_named_on_stderr_and_in_the_exit_code(
     engine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,9 +141,9 @@ def test_a_table_of_vms_tells_what_a_person_wants_to_know() -> None:
         observed("web-001", phase="crashed", pid=None, last_error="vcpu failed\x1b", state="running"),
     ]
     assert vms_text(vms, NOW, PLAIN) == dedent("""\
-        NAME     FLEET  HOST       STATE    PHASE    VCPU  MEM     PID   AGE
-        web-000  web    localhost  running  running  1     16 MiB  4711  5h
-        web-001  web    localhost  running  crashed  1     16 MiB  -     5h
+        NAME     FLEET  HOST       STATE    PHASE    IMAGE  VCPU  MEM     PID   AGE
+        web-000  web    localhost  running  running  hello  1     16 MiB  4711  5h
+        web-001  web    localhost  running  crashed  hello  1     16 MiB  -     5h
 
         Last errors:
           ! web-001 on localhost: vcpu failed\ufffd
@@ -155,6 +155,11 @@ def test_the_project_is_a_column_only_when_there_are_several() -> None:
     text = vms_text([observed("a"), observed("b", project="shop")], NOW, PLAIN)
     assert text.startswith("PROJECT  NAME")
     assert "\nshop     b" in text
+
+
+def test_addresses_are_a_column_once_there_are_some() -> None:
+    text = vms_text([observed("a", addresses={"eth0": "10.0.0.4", "eth1": "10.1.0.4"}), observed("b")], NOW, PLAIN)
+    assert [line.split("  ")[-1].strip() for line in text.splitlines()] == ["ADDRESSES", "10.0.0.4, 10.1.0.4", "-"]
 
 
 def test_restarts_by_the_host_are_a_column_once_there_are_some() -> None:

@@ -89,7 +89,7 @@ def stdin_of(pid: int) -> str | None:
 def with_locked_stdin(path: str) -> tuple[int, ...]:
     """Pids of all processes that have `path` as standard input and hold its lock. Reads all of /proc: milliseconds."""
     pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
-    return tuple(pid for pid in pids if stdin_of(pid) == path and _holds_lock(pid))
+    return tuple(pid for pid in pids if stdin_of(pid) == path and holds_lock(pid))
 
 
 def programs() -> Iterator[tuple[int, str, list[str]]]:
@@ -237,7 +237,7 @@ def _state_and_starttime(pid: int) -> tuple[str, int] | None:
     return fields[0].decode("ascii"), int(fields[19])
 
 
-def _holds_lock(pid: int) -> bool:
+def holds_lock(pid: int) -> bool:
     """Whether the file that `pid` has as standard input was locked through this very opening, or a duplicate of it."""
     try:
         return "\nlock:" in Path(f"/proc/{pid}/fdinfo/0").read_text("ascii")

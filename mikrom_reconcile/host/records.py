@@ -96,10 +96,12 @@ class Records:
         self._locks = state_dir / "locks"
         self._names = SharedFolder(self._vms)
         self._path = lru_cache(_KEPT_PATHS)(self._path_of)
+        self._seen: os.stat_result | None = None
 
     @contextmanager
     def lock(self, vm: str) -> Iterator[None]:
         """Hold the VM's action lock inside the block. Raises TemporaryError at once when somebody else does."""
+        self._check_place()
         step = "taking its action lock"
         path = self._locks / f"{checked_name(vm)}.action"
         try:
@@ -113,6 +115,19 @@ class Records:
         finally:
             # of a name that does not come back nothing stays
             locks.give_back(fd, unlink=None if self._path(vm).exists() else path)
+
+    def _check_place(self) -> None:
+        """Raise SetupError once the state folder is another one than it was, or none: VMMs may run that it knows."""
+        try:
+            found = os.stat(self.state_dir)  # noqa: PTH116 - for every action
+        except FileNotFoundError:
+            found = None
+        self._seen = self._seen or found
+        if self._seen and not (found and os.path.samestat(self._seen, found)):
+            message = (
+                f"{self.state_dir} was moved away or replaced under this process, which does nothing until it is back"
+            )
+            raise SetupError(f"{message}; if that is to be, start it again")
 
     def read(self, vm: str) -> VMRecord | Unreadable | None:
         """The VM's record, why it cannot be read, or None when there is none.
@@ -143,6 +158,7 @@ class Records:
 
     def names(self) -> tuple[str, ...]:
         """Every VM that may have a record, sorted. Raises SetupError when their folder cannot be read."""
+        self._check_place()
         names = {*_listed(self._vms), *(name.removesuffix(".json") for name in _listed(self._copies))}
         return tuple(sorted(filter(_NAME.fullmatch, names)))
 

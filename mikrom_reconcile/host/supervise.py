@@ -21,7 +21,7 @@ import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.durations import seconds_of
-from mikrom_reconcile.core.errors import ActionError
+from mikrom_reconcile.core.errors import ActionError, SetupError
 from mikrom_reconcile.core.lifecycle import ENDED, LEFT_DOWN, UP, phase_of
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.run import ActionOutcome, Result
@@ -114,6 +114,9 @@ class Supervisor:
         while not self._stopped:
             try:
                 self._wait_and_look()
+            except SetupError as error:  # the folder was moved, or cannot be read: told until somebody mends it
+                log.error("%s", error, extra={"host": self._host, "step": "supervising"})  # noqa: TRY400 - no mistake
+                time.sleep(min(self._rescan_s, RESCAN_S))
             except Exception:  # whatever it is, the VMs need somebody to wait for them
                 log.exception("supervision of %s goes on in %g s", self._host, RETRY_S, extra={"host": self._host})
                 time.sleep(RETRY_S)
@@ -176,7 +179,7 @@ class Supervisor:
         found = Found()
         try:
             found = self._look(vm, waited=waited)
-        except ActionError as error:  # somebody acts on it, or this process cannot look
+        except (ActionError, SetupError) as error:  # somebody acts on it, or this process cannot look
             log.debug("%s; the next look will tell", error, extra=self._fields(vm))
         except Exception:
             log.exception("%s: a look at it broke", vm, extra=self._fields(vm))

@@ -114,7 +114,8 @@ class RealBench:
 
     def leftovers(self) -> list[Path]:
         kept = (self.folder / "state/locks", self.folder / "state/images")
-        return [path for path in files_below(self.folder) if path.parent not in kept]
+        found = [path for path in files_below(self.folder) if path.parent not in kept]
+        return [path for path in found if not path.name.startswith("state-")]  # which state folder it was
 
     def state_file(self, vm: str, name: str) -> Path:
         return self.folder / "state/vms" / vm / name

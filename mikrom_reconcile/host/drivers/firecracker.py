@@ -92,7 +92,7 @@ class FirecrackerDriver(VMMDriver):
         """Firecracker itself takes some 2 MiB, which the host's own reserve has to bear."""
         return spec.machine.mem_size_mib
 
-    def unsupported(self, spec: VMSpec) -> str | None:
+    def _unsupported(self, spec: VMSpec) -> str | None:
         """Why Firecracker cannot run `spec`."""
         return vm_checks.unsupported(spec)
 

@@ -73,7 +73,7 @@ class QemuDriver(VMMDriver):
         """QEMU itself takes more than a small guest does."""
         return spec.machine.mem_size_mib + OVERHEAD_MIB[self._accelerator]
 
-    def unsupported(self, spec: VMSpec) -> str | None:
+    def _unsupported(self, spec: VMSpec) -> str | None:
         """Why QEMU cannot run `spec`."""
         for field, there in (("smt", spec.machine.smt), ("cpu_template", spec.machine.cpu_template)):
             if there:

@@ -21,6 +21,7 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import jail, vmm
+from mikrom_reconcile.host.drivers.earlier import EarlierVMMs
 from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, UnreachableError, step
 from mikrom_reconcile.host.drivers.tails import part
 from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
@@ -73,6 +74,7 @@ class VMMDriver(ABC):
     ) -> None:
         self._binary = binary
         self._layout = Layout(state_dir, run_dir)
+        self._earlier = EarlierVMMs(state_dir.resolve(), run_dir)
         self._shelf = shelf or Shelf.below(state_dir)
         self._answer_s = answer_s
 
@@ -83,7 +85,7 @@ class VMMDriver(ABC):
         """What its VMM may take of this host's memory."""
 
     @abstractmethod
-    def unsupported(self, spec: VMSpec) -> str | None:
+    def _unsupported(self, spec: VMSpec) -> str | None:
         """Why this VMM cannot run `spec`."""
 
     @abstractmethod
@@ -124,6 +126,10 @@ class VMMDriver(ABC):
 
     # ---- what is the same for all -----------------------------------------------------------------------------
 
+    def unsupported(self, spec: VMSpec) -> str | None:
+        """Why this VMM cannot run `spec`, or nothing may be started here."""
+        return self._unsupported(spec) or self._earlier.why_not()
+
     def observe(self, record: VMRecord) -> VMMFacts:
         """What is provably there. Raises an ActionError if this *process* cannot look; that says nothing of the VM."""
         places = self._layout.of(record.vm)
@@ -157,6 +163,7 @@ class VMMDriver(ABC):
         give_up_at = time.monotonic() + deadline_s
         places = self._layout.of(record.vm)
         self._check(record, places)
+        self._earlier.remember()
         if self._runs_already(record, places):
             return
         self._end(places, grace_s=0, give_up_at=give_up_at)
@@ -218,8 +225,9 @@ class VMMDriver(ABC):
                 folder.rmdir()
 
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
-        """VMMs that have a lock file of ours as standard input."""
-        found = []
+        """VMMs that have a lock file of ours as standard input, or one that was moved away."""
+        with step("", "looking for VMMs without a record"):
+            found = [stray for strays in self._earlier.found().values() for stray in strays]
         for vm in self._layout.vms():
             if vm not in known:
                 with step(vm, "looking for VMMs without a record"):
@@ -229,11 +237,12 @@ class VMMDriver(ABC):
 
     def foreign(self) -> tuple[Stray, ...]:
         """Processes that look like VMMs of this kind and have no lock file of ours as standard input."""
+        ours = {stray.pid for strays in self._earlier.found().values() for stray in strays}
         found = ((pid, self._is_one(name, argv)) for pid, name, argv in process.programs())
         return tuple(
             Stray(vm=vm, pid=pid)
             for pid, vm in found
-            if vm is not None and not self._layout.is_lock(process.stdin_of(pid))
+            if vm is not None and pid not in ours and not self._layout.is_lock(process.stdin_of(pid))
         )
 
     def trim(self) -> None:

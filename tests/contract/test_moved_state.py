@@ -1,0 +1,90 @@
+"""A state folder that is moved away, or removed, while its VMMs run: nothing is made beside them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.core.model.observed import ObserveQuery
+from mikrom_reconcile.host import process
+from tests.contract.drivers import Bench, SimulatedBench, wait_until
+from tests.contract.hosts import Host
+
+VM = "web-000"
+
+
+@pytest.fixture
+def host(bench: Bench, own_environment: Path) -> Host:
+    if isinstance(bench, SimulatedBench):
+        pytest.skip("its VMs are files in the folder that is moved")
+    return Host(bench, own_environment)
+
+
+@pytest.mark.parametrize("way", ["moved", "moved and made anew", "removed"])
+def test_nothing_is_started_beside_vmms_whose_state_folder_went(host: Host, own_environment: Path, way: str) -> None:
+    pid = host.created(VM).pid
+    assert pid is not None
+    aside = own_environment / "aside"
+    if way == "removed":
+        shutil.rmtree(host.state_dir)
+    else:
+        host.state_dir.rename(aside)
+    if way == "moved and made anew":
+        host.state_dir.mkdir(mode=0o700)
+    try:
+        later = Host(host.bench, own_environment)
+        for vm in (VM, "web-001"):
+            outcome = later.hypervisor.execute(later.order("create", vm))
+            assert outcome.result == "failed_permanent"
+            assert f"1 VMMs, such as {VM} (pid {pid})" in (outcome.error or "")
+            assert later.seen(vm) is None
+        report = later.hypervisor.observe(ObserveQuery(strays=True))
+        assert [(stray.vm, stray.pid) for stray in report.strays] == [(VM, pid)]
+        assert pid not in {stray.pid for stray in report.foreign}
+    finally:
+        if way == "removed":
+            _kill(pid)
+    if way == "removed":
+        assert later.hypervisor.execute(later.order("create", VM)).result == "done"
+    else:
+        shutil.rmtree(host.state_dir)
+        aside.rename(host.state_dir)
+        seen = Host(host.bench, own_environment).seen(VM)
+        assert seen is not None
+        assert (seen.phase, seen.pid) == ("running", pid)
+
+
+def test_a_process_whose_state_folder_was_moved_does_nothing_until_it_is_back(
+    host: Host, own_environment: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pid = host.created(VM).pid
+    assert pid is not None
+    host.hypervisor.supervise(rescan_s=0.05)
+    host.state_dir.rename(own_environment / "aside")
+    try:
+        with pytest.raises(SetupError, match="was moved away or replaced"):
+            host.hypervisor.observe(ObserveQuery())
+        outcome = host.hypervisor.execute(host.order("create", "web-001"))
+        assert outcome.result == "failed_permanent"
+        assert "was moved away" in (outcome.error or "")
+        wait_until(lambda: "was moved away" in caplog.text, "its supervision to say so")
+        assert not host.state_dir.exists()
+        assert "Traceback" not in caplog.text
+    finally:
+        (own_environment / "aside").rename(host.state_dir)
+    seen = host.seen(VM)
+    host.hypervisor.leave_alone()
+    assert seen is not None
+    assert (seen.phase, seen.pid) == ("running", pid)
+
+
+def _kill(pid: int) -> None:
+    identity = process.identify(pid)
+    assert identity is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not process.is_alive(identity), "the end of what was killed")

@@ -34,7 +34,7 @@ from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryEr
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host.checks import Checks
-from mikrom_reconcile.host.files import OddFileError, SharedFolder, read_small, sync_folder, write_whole
+from mikrom_reconcile.host.files import FULL, OddFileError, SharedFolder, read_small, sync_folder, write_whole
 from mikrom_reconcile.host.ports import VMRecord
 
 FORMAT_VERSION = 1
@@ -120,7 +120,7 @@ class Records:
         """Raise SetupError once the state folder is another one than it was, or none: VMMs may run that it knows."""
         try:
             found = os.stat(self.state_dir)  # noqa: PTH116 - for every action
-        except FileNotFoundError:
+        except OSError:
             found = None
         self._seen = self._seen or found
         if self._seen and not (found and os.path.samestat(self._seen, found)):
@@ -212,8 +212,8 @@ class Records:
         path, grave = self._path(record.vm), self._tombstone_path(record.vm)
         try:
             self._make_room_to_remove(record)
-            self._release(record)
             self._copy_path(record.vm).unlink(missing_ok=True)
+            self._release(record)
             with suppress(OSError):  # it was read from its copy, or lies on another disk
                 path.rename(grave)
             write_whole(grave, msgspec.json.encode(_tombstone_of(record)))
@@ -322,10 +322,15 @@ class Records:
         """
         folder = self._tokens / checked_name(project)
         make_folder(folder)
-        os.close(os.open(folder / str(token), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        sync_folder(folder)
         seen = sorted((int(name) for name in _listed(folder) if name.isdigit()), reverse=True)
-        for old in seen[_KEPT_TOKENS:]:
+        try:
+            os.close(os.open(folder / str(token), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            if error.errno not in FULL or not seen:
+                raise
+            (folder / str(seen[-1])).rename(folder / str(token))  # a disk that is full of files has room for this one
+        sync_folder(folder)
+        for old in seen[_KEPT_TOKENS - 1 :]:
             (folder / str(old)).unlink(missing_ok=True)
 
     def _path_of(self, vm: str) -> Path:

@@ -9,7 +9,7 @@ import click
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.follow_run import KEPT, follow_run
-from mikrom_reconcile.cli.look import names_for_tab
+from mikrom_reconcile.cli.look import names_for_tab, refuse_unknown_name
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.output import history_text
 from mikrom_reconcile.output.look_documents import events_document, runs_document
@@ -36,6 +36,9 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
     found = [run for run in engine.store.runs(KEPT) if name is None or history_text.touched(run, name)]
     found = [run for run in found if name is not None or run.run_id not in told][:count]
 
+    if name is not None and not (found or unfinished):
+        refuse_unknown_name(engine, name)
+
     def text(style: Style) -> str:
         if [run.run_id for run in found] == [name] and not unfinished:
             return history_text.run_details(found[0], style)
@@ -51,7 +54,9 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
 @options.output()
 def events(name: str | None, count: int, form: str) -> int:
     """What runs have done to which VM, the latest last."""
-    kept = wiring.open_engine(settings.load()).store.runs(KEPT)
-    found = history_text.events(kept, name)[-count:]
+    engine = wiring.open_engine(settings.load())
+    found = history_text.events(engine.store.runs(KEPT), name)[-count:]
+    if name is not None and not found:
+        refuse_unknown_name(engine, name)
     present(form, lambda: events_document(found), lambda style: history_text.events_text(found, style))
     return 0

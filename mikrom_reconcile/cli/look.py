@@ -82,6 +82,14 @@ def unknown(name: str, known: Iterable[str], views: tuple[HostView, ...]) -> Mik
     return UsageError(f"nothing is called {shown(name)}{unread}; {hint}")
 
 
+def refuse_unknown_name(engine: Engine, name: str) -> None:
+    """Raises UsageError unless some host, or a fleet or VM on one, is called so."""
+    views = views_of(engine)
+    known = {view.host for view in views} | {each for row in vms_in(views) for each in (row.name, row.fleet)}
+    if name not in known:
+        raise unknown(name, sorted(known), views)
+
+
 def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, Any] | None = None) -> Specs:
     """The specs below `paths`. Raises SpecError, SourceError, UsageError."""
     specs = read_specs(wiring.read_tree(current, paths), wiring.schemas(), extra_vars)

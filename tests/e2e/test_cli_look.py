@@ -41,7 +41,6 @@ def test_runs_and_deeds_are_told_by_name_and_in_order(mikrom: Mikrom, applied: N
     assert [run["done"] for run in both] == [1, 3]
     assert document("runs", mikrom("history", "web-003", "-o", "json"))["runs"] == both[:1]
     assert document("runs", mikrom("history", "web", "-n", "1", "-o", "json"))["runs"] == both[:1]
-    assert mikrom("history", "nobody").stdout == "No run so far.\n"
     assert "Converged in" in mikrom("history").stdout
 
     deeds = document("events", mikrom("events", "-o", "json"))["events"]
@@ -51,7 +50,8 @@ def test_runs_and_deeds_are_told_by_name_and_in_order(mikrom: Mikrom, applied: N
     by = rf"\[apply by \S+, run {both[0]['run_id']} at files:\w+\]"
     told = rf"\S+ \S+  created web-003 on localhost in \d+ ms: does not exist {by}"
     assert re.fullmatch(told, line)
-    assert mikrom("events", "--limit-to", "nobody").stdout == "Nothing was done so far.\n"
+    for words in (["events", "--limit-to"], ["history"], ["get", "runs"]):
+        assert "nothing is called 'wed'; did you mean web?" in mikrom(*words, "wed", code=64).stderr
 
 
 def test_one_thing_is_described_with_all_that_is_known(mikrom: Mikrom, applied: None) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.desired import wanted
+from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import (
     Capacity,
@@ -20,7 +22,7 @@ from mikrom_reconcile.core.model.observed import (
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question
-from mikrom_reconcile.core.selection import EVERYTHING, Selection
+from mikrom_reconcile.core.selection import EVERYTHING, Selection, refuse_unread
 from mikrom_reconcile.core.specs import Specs, read_specs
 from tests.samples import NOW
 
@@ -152,6 +154,28 @@ def test_a_name_that_stands_for_different_vms_is_no_selection() -> None:
         "--limit: 'kvm' is a fleet and a group of different VMs; name the VMs"
     )
     assert set(kinds(decided(specs, (), Selection(limit="kvm-*")))) == {"kvm-000"}
+
+
+def test_a_variable_that_nothing_looks_up_is_refused_and_one_that_another_reads_is_not() -> None:
+    def with_variables(**extra_vars: Any) -> Specs:
+        lookups = (
+            "\n---\napiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: 1, vars: {b: '${c.d}'},"
+        )
+        files = (
+            SourceFile(
+                path="specs/all.yml", text=INVENTORY + lookups + " template: {image: hello, boot_args: 'x=${a}'}}"
+            ),
+        )
+        return read_specs(SourceTree(revision="r", files=files), wiring.schemas(), extra_vars)
+
+    refuse_unread(with_variables())
+    refuse_unread(with_variables(a="${e}", c={"d": 1}, e=2))
+    with pytest.raises(UsageError, match="-e: nothing in these specs looks 'b' up; known are a, c"):
+        refuse_unread(with_variables(a=1, b=2))
+    with pytest.raises(UsageError, match="-e: nothing in these specs looks 'aa' up; did you mean a"):
+        refuse_unread(with_variables(aa=1))
+    with pytest.raises(UsageError, match=r"-e: nothing in these specs looks 'a' up$"):
+        refuse_unread(msgspec.structs.replace(specs_of(*TWO), extra_vars={"a": 1}))
 
 
 def test_what_was_destroyed_before_may_be_named_again() -> None:

@@ -14,7 +14,7 @@ import os
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
 from hashlib import blake2b
@@ -90,7 +90,7 @@ class Networks:
                     bridge = self._bridge(kernel, record, nic)
                     left = self._tap(kernel, record, interface, bridge)
                 if left:
-                    self._drop_bridges(record.vm, give_up_at)
+                    self._drop_bridges(record.vm, list(kernel.links()), give_up_at)
 
     def in_place(self, record: VMRecord) -> frozenset[str]:
         """The interfaces whose taps are there and ours. Raises OSError."""
@@ -109,34 +109,40 @@ class Networks:
 
     def remove(self, record: VMRecord, *, give_up_at: float) -> None:
         """Remove the VM's taps, those of earlier specs too, and bridges that nobody uses any more."""
-        with Netlink() as kernel:
+        if self._made_any():
             prefix = f"{self._prefix}vm={record.vm}:"
-            taps = [link for link in kernel.links() if link.alias.startswith(prefix)] if self._made_any() else []
-            for tap in taps:
-                kernel.delete(tap.index)
-        if taps:
-            self._drop_bridges(record.vm, give_up_at)
+            self._remove_taps(record.vm, lambda link: link.alias.startswith(prefix), give_up_at)
         for name, _ in self.wants(record):
             with self._bridge_lock(record.vm, name, give_up_at), Netlink() as kernel:
                 if (bridge := kernel.link(name)) and bridge.alias.startswith(self._prefix):
                     self._furnish(kernel, record.vm, bridge, frozenset())
 
-    def sweep(self, names: Callable[[], Container[str]]) -> tuple[str, ...]:
-        """Remove taps of ours whose VM has no record; the names of those VMs. Raises OSError.
+    def sweep(self, *, give_up_at: float) -> tuple[str, ...]:
+        """Remove taps of ours that no record wants; the names of their VMs. Raises MikromError, OSError."""
+        return self._remove_taps("", self._is_left, give_up_at) if self._made_any() else ()
 
-        `names` are asked for after the taps: a VM is recorded before its taps are made.
-        """
-        if not self._made_any():
-            return ()
-        prefix = f"{self._prefix}vm="
+    def _is_left(self, link: Link) -> bool:
+        """Whether a tap is one of ours that no record wants: a VM is recorded before its taps are made."""
+        vm = self._vm_of(link)
+        found = self._records.read(vm) if vm else None
+        wanted = not isinstance(found, VMRecord) or link.alias in {self._alias(found, nic) for nic in self.of(found)}
+        return bool(vm) and (found is None or not wanted)
+
+    def _remove_taps(self, vm: str, which: Callable[[Link], bool], give_up_at: float) -> tuple[str, ...]:
+        """Remove taps, and bridges that have none any more; whose taps those were."""
         with Netlink() as kernel:
-            taps = [link for link in kernel.links() if link.alias.startswith(prefix)]
-            known = names() if taps else ()
-            owners = [(link.alias.removeprefix(prefix).partition(":")[0], link) for link in taps]
-            leaked = [(vm, link) for vm, link in owners if vm not in known]
-            for _, link in leaked:
-                kernel.delete(link.index)
-        return tuple(vm for vm, _ in leaked)
+            links = list(kernel.links())
+            taps = [link for link in links if which(link)]
+            for tap in taps:
+                kernel.delete(tap.index)
+        if taps:
+            self._drop_bridges(vm, [link for link in links if link not in taps], give_up_at)
+        return tuple(self._vm_of(tap) for tap in taps)
+
+    def _vm_of(self, link: Link) -> str:
+        """Whose tap it is, "" if it is none of ours."""
+        prefix = f"{self._prefix}vm="
+        return link.alias.removeprefix(prefix).partition(":")[0] if link.alias.startswith(prefix) else ""
 
     @property
     def _prefix(self) -> str:
@@ -236,10 +242,10 @@ class Networks:
                 return frozenset()
         return parts
 
-    def _drop_bridges(self, vm: str, give_up_at: float) -> None:
-        with Netlink() as kernel:
-            bridges = [link.name for link in kernel.links() if link.alias.startswith(f"{self._prefix}network=")]
-        for name in bridges:
+    def _drop_bridges(self, vm: str, links: list[Link], give_up_at: float) -> None:
+        """Remove our bridges that seem to be nobody's among the links, and are."""
+        used, prefix = {link.master for link in links}, f"{self._prefix}network="
+        for name in [link.name for link in links if link.alias.startswith(prefix) and link.index not in used]:
             with self._bridge_lock(vm, name, give_up_at), Netlink() as kernel:
                 bridge = kernel.link(name)
                 if bridge is not None and not any(link.master == bridge.index for link in kernel.links()):

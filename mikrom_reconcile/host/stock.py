@@ -23,6 +23,9 @@ from mikrom_reconcile.host.records import Records
 SWEEP_EVERY_S = 3600.0
 """Between two sweeps of one process; the first is due at once."""
 
+SWEEP_S = 10.0
+"""How long a sweep waits for who makes or drops a bridge."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -73,14 +76,14 @@ class ImageStock:
             _log.info("removed images that nobody used: %s", ", ".join(removed), extra={"host": self._host})
 
     def _sweep_taps(self) -> None:
-        """A tap outlives its VM only if somebody removed the VM's record behind our back."""
+        """A tap outlives its VM if somebody removed the VM's record, and its place in the spec by a restart."""
         try:
-            leaked = Networks(self._records.state_dir.resolve()).sweep(lambda: set(self._records.names()))
+            leaked = Networks(self._records.state_dir.resolve()).sweep(give_up_at=time.monotonic() + SWEEP_S)
         except (MikromError, OSError) as error:
             _log.warning("cannot sweep taps: %s", error, extra={"host": self._host})
             return
         if leaked:
-            _log.info("removed taps of VMs without a record: %s", ", ".join(leaked), extra={"host": self._host})
+            _log.info("removed taps that no record wants, of %s", ", ".join(leaked), extra={"host": self._host})
 
     def _fetched(self, file: PinnedFile, give_up_at: float) -> str:
         """Why it could not be had, "" if it is there."""

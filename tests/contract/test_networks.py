@@ -301,7 +301,7 @@ def test_a_name_that_is_somebody_elses_stops_that_vm_alone(host: Host, real: Rea
 
 
 def test_links_are_made_once_by_many_and_bridges_go_with_the_last_tap(tmp_path: Path) -> None:
-    networks = Networks(tmp_path)
+    networks, networks_records = Networks(tmp_path), Records(tmp_path)
     records = [record(f"vm-{number:02d}") for number in range(20)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda one: networks.prepare(one, give_up_at=soon()), records * 2))
@@ -309,9 +309,10 @@ def test_links_are_made_once_by_many_and_bridges_go_with_the_last_tap(tmp_path: 
     assert len(found) == 21
     assert len({link.master for link in found.values()} - {0}) == 1
     assert all(networks.in_place(one) == {"eth0"} for one in records)
-    known = {one.vm for one in records[1:]}
-    assert networks.sweep(lambda: known) == ("vm-00",)
-    assert networks.sweep(lambda: known) == ()
+    for one in records[1:]:
+        networks_records.write(one)
+    assert networks.sweep(give_up_at=soon()) == ("vm-00",)
+    assert networks.sweep(give_up_at=soon()) == ()
     assert len(devices()) == 20
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda one: networks.remove(one, give_up_at=soon()), records * 2))
@@ -327,6 +328,19 @@ def test_a_tap_whose_vm_has_no_record_is_swept_up_by_its_host(tmp_path: Path) ->
     ImageStock("hv1", Images(tmp_path), records).sweep()
     assert networks.in_place(record("stays")) == {"eth0"}
     assert networks.in_place(record("leaked")) == set()
+
+
+@pytest.mark.kvm
+def test_the_tap_of_an_interface_that_left_the_spec_is_swept_up_with_its_bridge(host: Host) -> None:
+    two = {"eth0": nic(), "eth1": nic(network="lab", cidr="10.1.0.0/24", gateway="10.1.0.1")}
+    desired = wanted()
+    both = replace(desired.spec, network_interfaces=two)
+    host.created(VM, replace(desired_vm(VM, both), addresses={"eth0": "10.0.0.9", "eth1": "10.1.0.9"}))
+    assert [outcome.verb for outcome in host.converge(VM, desired)] == ["restart"]
+    assert len(devices()) == 4
+    assert Networks(host.state_dir.resolve()).sweep(give_up_at=soon()) == (VM,)
+    assert len(devices()) == 2
+    assert host.converge(VM, desired) == []
 
 
 def test_what_a_killed_maker_left_without_an_alias_is_made_whole(tmp_path: Path) -> None:

@@ -189,15 +189,21 @@ class Deed:
         if ordered.state not in UP:
             return
         self._look(ordered)
-        if ordered.spec != before.spec or self._drift(WHILE_IT_RUNS):
-            self._driver.update(ordered, deadline_s=self.remaining_s("changing it while it runs"))
-            self._look(ordered)
+        for _ in range(2):  # the second time for what others had a use for the first time
+            if ordered.spec != before.spec or self._drift(WHILE_IT_RUNS):
+                self._driver.update(ordered, deadline_s=self.remaining_s("changing it while it runs"))
+                self._look(ordered)
+                before = ordered
         if left := self._drift(WHILE_IT_RUNS):
-            raise TemporaryError(
-                f"it was changed, and still {', '.join(_in_words(left))}", vm=ordered.vm, step="verifying"
-            )
+            told = ", ".join(_in_words(left))
+            raise TemporaryError(f"it was changed, and still {told}", vm=ordered.vm, step="verifying")
         if self._holds(ordered.state):
             self._ordered = replace(ordered, attempt=None, last_error=None)
+
+    def leave_links(self) -> None:
+        """What of its bridges only this VM had a use for goes once its record says that it has none."""
+        if self._ordered.spec.network_interfaces:
+            self.change()
 
     def delete(self) -> None:
         """Remove what the driver made."""
@@ -313,7 +319,7 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
     "pause": BRING_UP,
     "resume": BRING_UP,
     "stop": (RECORD, STOP, VERIFY),
-    "update": (CHANGE, RECORD),
+    "update": (CHANGE, RECORD, ("leaving what it no longer uses", Deed.leave_links)),
     "restart": (("recording that it goes down", Deed.withdraw), STOP, *BRING_UP),
     "delete": (
         RECORD,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -219,6 +220,25 @@ def test_nat_comes_and_goes_while_vms_run_and_stays_while_one_wants_it(host: Hos
             assert nft("list", "ruleset").count("masquerade") == rules
             assert not any(row.drift for row in host.hypervisor.observe(ObserveQuery()).vms)
     assert [real.pids(name) for name in "ab"] == [[pid] for pid in pids]
+
+
+@pytest.mark.kvm
+def test_nat_goes_even_if_all_vms_are_changed_before_any_is_recorded(host: Host) -> None:
+    names = {"a": "10.0.0.7", "b": "10.0.0.8", "c": "10.0.0.9"}
+    together = threading.Barrier(len(names))
+
+    def wait_for_each_other(_vm: str, step: str) -> None:
+        if step == "recording the order":
+            together.wait(10)
+
+    other = host.another(wait_for_each_other)
+    seen = {name: host.created(name, wanted(name, ip, nat=True)) for name, ip in names.items()}
+    orders = [host.order("update", name, seen[name], desired=wanted(name, ip)) for name, ip in names.items()]
+    with ThreadPoolExecutor(len(names)) as pool:
+        outcomes = list(pool.map(other.execute, orders))
+    assert [(outcome.result, outcome.error) for outcome in outcomes] == [("done", None)] * len(names)
+    assert nft("list", "ruleset") == ""
+    assert not any(row.drift for row in host.hypervisor.observe(ObserveQuery()).vms)
 
 
 @pytest.mark.kvm

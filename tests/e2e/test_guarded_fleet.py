@@ -20,6 +20,7 @@ from redis import ConnectionError as LostConnectionError
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
+from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.errors import SetupError, UsageError
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
@@ -29,6 +30,7 @@ from mikrom_reconcile.dispatch.client import RemoteEngine
 from mikrom_reconcile.dispatch.signing import make_pair
 from mikrom_reconcile.settings import load
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
+from tests.samples import outcome, record
 from tests.scratch import SCRATCH
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(90)]
@@ -213,6 +215,8 @@ def flower_json(port: int, path: str) -> dict[str, Any]:
         ("SET", KEYS.known("hv03"), ""),
         ("GET", KEYS.request("run-1")),
         ("GET", "mikrom:placements:default"),
+        ("HSET", KEYS.history("hv02"), "x", "a deed of another host"),
+        ("HSET", "mikrom:history:asked", "x", "a deed of nobody"),
         ("GET", "celery-task-meta-0"),
         ("SADD", f"_kombu.binding.{KEYS.host_queue('hv02')}", "me"),
         ("SADD", "_kombu.binding.reply.celery.pidbox", "me"),
@@ -240,6 +244,12 @@ def test_a_host_reaches_nothing_that_is_not_its_own(fleet: GuardedFleet, words: 
         client.execute_command(*words)
     inside_lua = "The user executing the script can't"
     assert isinstance(told.value, NoPermissionError) or str(told.value).startswith(inside_lua)
+
+
+def test_a_host_tells_what_it_did_by_itself(fleet: GuardedFleet) -> None:
+    deed = record("r", outcome("web-000", host="hv01"), origin="supervision of hv01")
+    RedisStore(fleet.client("host-hv01"), prefix=KEYS.prefix).save(deed)
+    assert RedisStore(fleet.client("control"), prefix=KEYS.prefix).runs(10) == (deed,)
 
 
 def test_a_host_reaches_what_is_its_own(fleet: GuardedFleet) -> None:

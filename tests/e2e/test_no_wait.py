@@ -88,6 +88,13 @@ def test_a_run_that_cannot_begin_says_why(fleet: Fleet) -> None:
     assert failed["origin"].startswith("apply by ")
 
 
+def test_a_run_that_another_release_noted_is_told_of_and_hides_no_other(fleet: Fleet) -> None:
+    fleet.redis.set(KEYS.unfinished("odd"), b'{"a shape": "of tomorrow"}')
+    [odd] = runs(fleet)["unfinished"]
+    assert (odd["run_id"], odd["state"]) == ("odd", "failed")
+    assert "another release wrote it" in odd["error"]
+
+
 def test_without_a_broker_there_is_nobody_to_leave_it_to(fleet: Fleet) -> None:
     environment = fleet.environment() | {"MIKROM_BROKER_URL": ""}
     argv = [sys.executable, "-m", "mikrom_reconcile", "apply", str(fleet.folder / "web.yml"), "--yes", "--no-wait"]

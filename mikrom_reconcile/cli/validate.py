@@ -9,7 +9,9 @@ from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.terminal import show
 from mikrom_reconcile.core.desired import checked, wanted
 from mikrom_reconcile.core.errors import SpecError
+from mikrom_reconcile.core.expand import expand
 from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.spec_warnings import warnings_of
 from mikrom_reconcile.output import formats
 
 
@@ -19,14 +21,16 @@ from mikrom_reconcile.output import formats
 def validate(paths: tuple[str, ...], form: str) -> int:
     """Check the specs and tell every mistake at once, with its place. Asks no host."""
     problems: tuple[SpecProblem, ...] = ()
+    warnings: tuple[SpecProblem, ...] = ()
     counts = (0, 0, 0)
     try:
         chosen = settings.load()
         specs = checked(wiring.read_tree(chosen, paths), wiring.schemas(), here=chosen.host)
         counts = (specs.documents, len(wanted(specs, here=chosen.host).vms), len(specs.fleets))
+        warnings = warnings_of(specs, expand(specs))
     except SpecError as error:
         if form == "text":
             raise
         problems = error.problems
-    show(formats.VALIDATION[form](problems, counts))
+    show(formats.VALIDATION[form](problems, warnings, counts))
     return 1 if problems else 0

@@ -37,11 +37,12 @@ _DECIDES_PLACEMENT = ("machine", "state", "image")
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Merged template fields, shared by all VMs that have the same overrides, and what they look up."""
+    """Merged template fields, shared by all VMs that have the same overrides (by number), and what they look up."""
 
     fleet: FleetSpec
     fields: dict[str, Any]
     looked_up: frozenset[str]
+    overrides: tuple[int, ...] = ()
 
 
 class PendingVM(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +134,7 @@ def _recipe(fleet: FleetSpec, overrides: tuple[int, ...], own: dict[str, Any], s
         looked_up |= shared | names_in(dict(fleet.vars))  # through one variable, others
     else:
         fields = Scope().resolve(fields)  # $${ stands for ${ here, too
-    return Recipe(fleet=fleet, fields=fields, looked_up=looked_up)
+    return Recipe(fleet=fleet, fields=fields, looked_up=looked_up, overrides=overrides)
 
 
 def fleet_layers(fleet: FleetSpec, specs: Specs) -> tuple[Layer, ...]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from mikrom_reconcile.core.model.specs import SpecDocument
 from mikrom_reconcile.core.patterns import select
 from mikrom_reconcile.core.variables import Layer
 
@@ -62,6 +63,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     group_vars: dict[str, dict[str, Any]] = {}
     host_vars: dict[str, dict[str, Any]] = {}
     origin: str = "no inventory"
+    document: SpecDocument = SpecDocument(path="", line=1, kind="Inventory", name="", body={})
 
     @cached_property
     def members(self) -> dict[str, frozenset[str]]:

@@ -32,6 +32,7 @@ class KnownQuestion(msgspec.Struct, frozen=True, kw_only=True):
     placements: bytes
     queries: dict[str, ObserveQuery]
     sizes: dict[str, dict[str, int]]
+    warnings: tuple[str, ...]
 
     def follows_from(self, placements: Placements) -> bool:
         """Whether these placements are those that the queries were made from."""
@@ -70,6 +71,7 @@ def known_question(asked: Question) -> KnownQuestion | None:
         placements=_digest(asked.placements),
         queries=asked.queries,
         sizes=sizes,
+        warnings=asked.warnings,
     )
 
 
@@ -98,7 +100,10 @@ def narrowed(
     fleets = {fleet.name for fleet in some.fleets}
     for host, sizes in known.sizes.items():
         unchanged[host] += sum(size for fleet, size in sizes.items() if fleet not in fleets)
-    plan = msgspec.structs.replace(decision.plan, id="", unchanged=dict(sorted((+unchanged).items())))
+    warnings = (*known.warnings, *decision.plan.warnings[len(asked.warnings) :])
+    plan = msgspec.structs.replace(
+        decision.plan, id="", unchanged=dict(sorted((+unchanged).items())), warnings=warnings
+    )
     covers = tuple(sorted({*placements.covers, *known.queries}))
     return msgspec.structs.replace(
         decision, plan=numbered(plan), placements=msgspec.structs.replace(placements, covers=covers)

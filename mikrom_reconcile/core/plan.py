@@ -10,7 +10,7 @@ import msgspec
 
 from mikrom_reconcile.core.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.desired import desired_state
-from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, homeless, in_scope
+from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, homeless
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
@@ -22,8 +22,10 @@ from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Obse
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
 from mikrom_reconcile.core.observed import Expected, FleetOnHost, Sight, expected, locations, queries, sight_of
 from mikrom_reconcile.core.placement import Landscape
+from mikrom_reconcile.core.plan_warnings import notes_of_hosts, renamed_fleets, warnings_of_plan
 from mikrom_reconcile.core.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.selection import EVERYTHING, Selection, selected, whereabouts
+from mikrom_reconcile.core.spec_warnings import warnings_of
 from mikrom_reconcile.core.specs import VM_NAME, Specs, drained_hosts
 
 NO_LIMITS: Mapping[str, int] = {}
@@ -55,7 +57,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     `desired` has the VMs that are remembered on hosts where they may stay; it is all that is wanted if `complete`, and
     holds if they are found there. `dead` names hosts whose VMs count as gone unless they answer. `here` is the host of
-    specs without an Inventory.
+    specs without an Inventory. `warnings` are those of the specs.
     """
 
     specs: Specs
@@ -68,6 +70,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     queries: dict[str, ObserveQuery]
     destroy: bool
     dead: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +141,7 @@ def _question(
         queries=queries(specs.project, asked, known, min_healthy_s(_rollouts(specs)), new=not complete and not destroy),
         destroy=destroy,
         dead=dead,
+        warnings=tuple(f"{each.path}:{each.line}: {each.message}" for each in warnings_of(specs, pending)),
     )
 
 
@@ -172,7 +176,12 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
             actions=actions,
             refusals=tuple(refusals),
             unreachable={host: why for host, why in sorted(sight.dark.items()) if why != LEFT_OUT},
-            warnings=(*_warnings(desired, sight, chosen.left_out), *_notes(observed, actions)),
+            warnings=(
+                *asked.warnings,
+                *warnings_of_plan(desired, sight, chosen.left_out),
+                *renamed_fleets(specs, desired, sight, changes),
+                *notes_of_hosts(observed, actions),
+            ),
             peaks=rolling.peaks,
             selected=chosen.size,
         )
@@ -355,29 +364,6 @@ def _blocked(changes: Iterable[VMChange]) -> Iterator[Refusal]:
     for change in changes:
         if change.kind == "blocked" and change.rule in STANDS_IN_THE_WAY:
             yield Refusal(fleet=change.fleet, vm=change.name, rule=change.rule, message="; ".join(change.reasons))
-
-
-def _warnings(desired: DesiredState, sight: Sight, left_out: int) -> Iterator[str]:
-    strangers = [row for rows in sight.own.values() for row in rows if not in_scope(desired, row.fleet)]
-    taken_over = {vm.name for vm in desired.vms} if strangers else set()
-    for fleet in sorted({row.fleet for row in strangers if row.name not in taken_over}):
-        yield (
-            f"fleet {fleet} is not in these specs and was left alone; "
-            "only with a Project document are they the whole truth"
-        )
-    for row in sorted(sight.others.values(), key=lambda row: row.name):
-        if row.phase == "unreadable":
-            yield f"{row.name} on {row.host} cannot be read: {row.last_error}"
-    if left_out:
-        yield f"{left_out} more changes are outside --limit, --tags or --skip-tags"
-
-
-def _notes(observed: ObservedState, actions: tuple[Action, ...]) -> Iterator[str]:
-    """What should be known of the hosts on which something is done."""
-    concerned = {action.host for action in actions}
-    for view in observed.hosts:
-        if view.report and view.report.note and view.host in concerned:
-            yield f"{view.host}: {view.report.note}"
 
 
 def numbered(plan: Plan) -> Plan:

@@ -234,6 +234,7 @@ def _inventory(documents: list[SpecDocument]) -> Inventory | None:
         group_vars=_vars_files(documents, "GroupVars"),
         host_vars=_vars_files(documents, "HostVars"),
         origin=document.path,
+        document=document,
     )
 
 

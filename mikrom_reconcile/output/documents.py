@@ -85,9 +85,12 @@ def outcome_row(outcome: ActionOutcome) -> Document:
     }
 
 
-def validation_document(problems: Sequence[SpecProblem], documents: int, vms: int, fleets: int) -> Document:
+def validation_document(
+    problems: Sequence[SpecProblem], warnings: Sequence[SpecProblem], documents: int, vms: int, fleets: int
+) -> Document:
     """What is wrong with the specs; the counts are 0 when something is."""
-    return {"valid": not problems, "documents": documents, "vms": vms, "fleets": fleets, "problems": problems}
+    counts = {"documents": documents, "vms": vms, "fleets": fleets}
+    return {"valid": not problems, **counts, "problems": problems, "warnings": warnings}
 
 
 def error_document(message: str, exit_code: int, problems: Sequence[SpecProblem]) -> Document:

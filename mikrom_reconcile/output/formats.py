@@ -21,6 +21,7 @@ from mikrom_reconcile.output.plan_html import plan_html
 from mikrom_reconcile.output.plan_markdown import plan_markdown
 from mikrom_reconcile.output.plan_text import plan_text
 from mikrom_reconcile.output.problem_forms import problems_github, problems_junit, problems_sarif
+from mikrom_reconcile.output.problem_text import warnings_text
 from mikrom_reconcile.output.run_text import run_text
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted
@@ -45,13 +46,16 @@ RUN: Final[Mapping[str, Callable[[RunReport, Style], str]]] = {
 Counts = tuple[int, int, int]
 """Documents, VMs and fleets; all 0 when something is wrong."""
 
-VALIDATION: Final[Mapping[str, Callable[[Sequence[SpecProblem], Counts], str]]] = {
-    "text": lambda problems, counts: "" if problems else _fine(*counts),
-    "json": lambda problems, counts: json_of(validation_document(problems, *counts)),
-    "github": lambda problems, _counts: problems_github(problems),
-    "sarif": lambda problems, _counts: problems_sarif(problems),
-    "junit": lambda problems, _counts: problems_junit(problems),
+Problems = Sequence[SpecProblem]
+
+VALIDATION: Final[Mapping[str, Callable[[Problems, Problems, Counts], str]]] = {
+    "text": lambda problems, warnings, counts: "" if problems else warnings_text(warnings) + _fine(*counts),
+    "json": lambda problems, warnings, counts: json_of(validation_document(problems, warnings, *counts)),
+    "github": lambda problems, warnings, _counts: problems_github(problems, warnings=warnings),
+    "sarif": lambda problems, warnings, _counts: problems_sarif(problems, warnings=warnings),
+    "junit": lambda problems, _warnings, _counts: problems_junit(problems),
 }
+"""Of what is wrong, what has no effect, and how much there is."""
 
 ERROR: Final[Mapping[str, Callable[[str, int, Sequence[SpecProblem]], str]]] = {
     "json": lambda message, code, problems: json_of(error_document(message, code, problems)),

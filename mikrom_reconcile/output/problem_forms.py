@@ -17,11 +17,12 @@ _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/sche
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
 
 
-def problems_github(problems: Sequence[SpecProblem], error: str = "") -> str:
+def problems_github(problems: Sequence[SpecProblem], error: str = "", warnings: Sequence[SpecProblem] = ()) -> str:
     """Workflow commands: each becomes an annotation on its line of a pull request; an `error` has no line."""
     return (f"::error::{_data(error)}\n" if error else "") + "".join(
-        f"::error file={_property(problem.path)},line={problem.line},col={problem.column}::{_data(sentence(problem))}\n"
-        for problem in problems
+        f"::{level} file={_property(each.path)},line={each.line},col={each.column}::{_data(sentence(each))}\n"
+        for level, told in (("error", problems), ("warning", warnings))
+        for each in told
     )
 
 
@@ -33,28 +34,28 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def problems_sarif(problems: Sequence[SpecProblem], error: str = "") -> str:
+def problems_sarif(problems: Sequence[SpecProblem], error: str = "", warnings: Sequence[SpecProblem] = ()) -> str:
     """A SARIF 2.1.0 log with one run, which an `error` kept from its end."""
     told = [{"level": "error", "message": {"text": error}}]
     driver = {"name": "mikrom", "version": __version__, "rules": [{"id": "spec"}]}
     run = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
-        "results": [_result(problem) for problem in problems],
+        "results": [*(_result(each, "error") for each in problems), *(_result(each, "warning") for each in warnings)],
         **({"invocations": [{"executionSuccessful": False, "toolExecutionNotifications": told}]} if error else {}),
     }
     log = {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
     return json_text(msgspec.json.format(msgspec.json.encode(log), indent=2).decode()) + "\n"
 
 
-def _result(problem: SpecProblem) -> dict[str, Any]:
+def _result(problem: SpecProblem, level: str) -> dict[str, Any]:
     place = {
         "artifactLocation": {"uri": _uri(problem.path)},
         "region": {"startLine": problem.line, "startColumn": problem.column},
     }
     return {
         "ruleId": "spec",
-        "level": "error",
+        "level": level,
         "message": {"text": sentence(problem)},
         "locations": [{"physicalLocation": place}],
     }

@@ -16,6 +16,13 @@ def problems_text(problems: Sequence[SpecProblem], style: Style) -> str:
     return "\n".join([*entries, style.paint(f"{counted(len(problems), 'problem')} in the specs", "bold")]) + "\n"
 
 
+def warnings_text(warnings: Sequence[SpecProblem]) -> str:
+    """Each warning on a line of its own."""
+    return "".join(
+        f"{one_line(f'{each.path}:{each.line}:{each.column}: warning: {sentence(each)}')}\n" for each in warnings
+    )
+
+
 def sentence(problem: SpecProblem) -> str:
     """The problem and its hint on one line, without its place."""
     return f"{problem.message}; {problem.hint}" if problem.hint else problem.message

@@ -92,7 +92,7 @@ def check(problems: tuple[SpecProblem, ...], texts: dict[str, str] | None) -> No
     if problems:
         assert problems_text(problems, Style(colour=False)).count("\n") >= 2 * len(problems) - 1
     for form, show in formats.VALIDATION.items():
-        shown = show(problems, (0, 0, 0))
+        shown = show(problems, (), (0, 0, 0))
         if form in {"json", "sarif"}:
             json.loads(shown)
         elif form == "junit":

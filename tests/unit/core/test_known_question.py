@@ -92,6 +92,16 @@ def test_what_differs_is_planned_and_all_else_is_unchanged() -> None:
     assert found.placements == msgspec.structs.replace(PLACED, covers=("hv1",))
 
 
+def test_warnings_of_all_specs_are_told_though_only_some_are_looked_at() -> None:
+    warned = msgspec.structs.replace(known(), warnings=("fleet db: serial",))
+    some = some_specs(TREE, schemas(), None, NO_CACHE, {"web"})
+    found = narrowed(
+        warned, some, seen(digests=OTHERWISE, settled={"web": ("web-000", "web-001")}), PLACED, Limits(), "hv1"
+    )
+    assert found is not None
+    assert found.plan.warnings == ("fleet db: serial",)
+
+
 def test_where_nothing_differs_the_plan_is_empty_and_of_the_same_project() -> None:
     found = decided()
     assert found is not None

@@ -100,8 +100,8 @@ def test_vms_have_the_documented_shape() -> None:
             status_document(status_of([], {("demo", "web"): Wish(vms=3)}, record_of(report(PLAN, remaining=None)))),
         ),
         ("status", status_document(status_of([], {}, None))),
-        ("validation", validation_document([PROBLEM], 0, 0, 0)),
-        ("validation", validation_document([], 3, 8, 2)),
+        ("validation", validation_document([PROBLEM], [PROBLEM], 0, 0, 0)),
+        ("validation", validation_document([], [], 3, 8, 2)),
         (
             "doctor",
             doctor_document(

@@ -27,6 +27,9 @@ MAX_VCPU_COUNT = 32
 MAX_BOOT_ARGS_BYTES = 2047
 """A kernel command line has 2 KiB with its final zero; Firecracker adds nothing to it without devices."""
 
+MAX_DEVICES = 18
+"""Disks and interfaces that Firecracker 1.12 has interrupts for; one more ends a VM that is restarted with it."""
+
 _ADDRESS_BYTES = 120
 """What the address of the first interface takes of that at most, beside the longest name."""
 
@@ -91,6 +94,13 @@ def _checks_without_interface(spec: VMSpec) -> Problems:
             yield ("checks", name), message
 
 
+def _devices(spec: VMSpec) -> Problems:
+    count = len(spec.drives) + len(spec.network_interfaces) + bool(spec.boot and spec.boot.rootfs)
+    if count > MAX_DEVICES:
+        message = f"its drives and network_interfaces, with a root disk, are {count}; Firecracker takes {MAX_DEVICES}"
+        yield ("drives",), message
+
+
 def _boot_args(spec: VMSpec) -> Problems:
     size = len(spec.boot_args.encode())
     if size > MAX_BOOT_ARGS_BYTES:
@@ -148,6 +158,7 @@ UNSUPPORTED = (
     VMCheck(name="mem-size", problems=_mem_size_mib),
     VMCheck(name="metadata", problems=_mmds),
     VMCheck(name="check-without-interface", problems=_checks_without_interface),
+    VMCheck(name="devices", problems=_devices),
     VMCheck(name="boot-args", problems=_boot_args),
 )
 """What no host can run: each refuses it again, since its orders may come from another release."""

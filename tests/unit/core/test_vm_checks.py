@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.devices import Check
+from mikrom_reconcile.core.model.devices import Check, Drive
 from mikrom_reconcile.core.vm_checks import unsupported
 
 
@@ -15,6 +15,8 @@ from mikrom_reconcile.core.vm_checks import unsupported
         (VMSpec(image="debian"), 'not built in as "hello" is'),
         (VMSpec(image="hello", machine=Machine(vcpu_count=33)), "Firecracker takes 1 to 32"),
         (VMSpec(image="hello", boot_args="é" * 1024), "boot_args has 2048 bytes"),
+        (VMSpec(image="hello", drives={f"d{n}": Drive(size_mib=1) for n in range(18)}), None),
+        (VMSpec(image="hello", drives={f"d{n}": Drive(size_mib=1) for n in range(19)}), "are 19; Firecracker takes 18"),
         (VMSpec(image="hello", mmds={}), "mmds is read over a network interface"),
         (VMSpec(image="hello", checks={"up": Check(type="console", port=1, deny="(")}), None),
         (VMSpec(image="hello"), None),

@@ -33,7 +33,8 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
         return follow_run(engine, name, form)
     unfinished = [run for run in engine.unfinished() if name in {None, run.run_id}]
     told = {run.run_id for run in unfinished}
-    found = [run for run in engine.store.runs(KEPT) if name is None or history_text.touched(run, name)]
+    kept = history_text.settled(engine.store.runs(KEPT))
+    found = [run for run in kept if name is None or history_text.touched(run, name)]
     found = [run for run in found if name is not None or run.run_id not in told][:count]
 
     if name is not None and not (found or unfinished):

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, RunReport, RunRequest
 from mikrom_reconcile.output.names import grouped
-from mikrom_reconcile.output.run_text import record_of
+from mikrom_reconcile.output.run_text import IN_PROGRESS, record_of
 
 SAVE_S = 1.0
 """Deeds are saved at most this often, and so that saving takes a tenth of the time: ten thousand end in seconds."""
@@ -62,7 +62,7 @@ class RunLog:
         for action in actions:
             self._under_way.add(action.vm)
             if not self._saved:
-                self._save("In progress")
+                self._save(IN_PROGRESS)
             yield action
 
     def heard(self, outcome: ActionOutcome, change: VMChange | None = None) -> None:
@@ -73,7 +73,7 @@ class RunLog:
         self._under_way.discard(outcome.vm)
         now_s = self._clock.monotonic()
         if self._saved and now_s >= self._save_at:
-            self._save("In progress")
+            self._save(IN_PROGRESS)
             ended_s = self._clock.monotonic()
             self._save_at = ended_s + max(SAVE_S, 10 * (ended_s - now_s))
         self._progress(outcome)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, UnfinishedRun
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, RunRecord, UnfinishedRun
 from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.plan_parts import short
-from mikrom_reconcile.output.run_text import left_undone, outcome_line, painted
+from mikrom_reconcile.output.run_text import IN_PROGRESS, left_undone, outcome_line, painted
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import table
 from mikrom_reconcile.output.units import age
@@ -19,6 +21,20 @@ Event = tuple[RunRecord, ActionOutcome]
 def touched(run: RunRecord, name: str) -> bool:
     """Whether a run is called so, or acted on a VM, on a host or in a fleet of that name."""
     return run.run_id == name or any(_concerns(outcome, name) for outcome in run.outcomes)
+
+
+def settled(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs; one without an end is over where another of its project began later, since they run one at a time."""
+    begun: dict[str, datetime] = {}
+    for run in runs:
+        if not run.origin.startswith(SUPERVISION):
+            begun[run.project] = max(run.started_at, begun.get(run.project, run.started_at))
+    return [
+        replace(run, conclusion=run.conclusion.replace(IN_PROGRESS, "Killed", 1))
+        if run.exit_code is None and run.started_at < begun.get(run.project, run.started_at)
+        else run
+        for run in runs
+    ]
 
 
 def events(runs: Iterable[RunRecord], name: str | None) -> list[Event]:

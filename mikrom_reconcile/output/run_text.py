@@ -29,6 +29,9 @@ PAST: dict[str, str] = {
 }
 """What has been done when a verb has been carried out."""
 
+IN_PROGRESS = "In progress"
+"""How the conclusion of a run begins that has not ended."""
+
 
 def outcome_line(outcome: ActionOutcome, style: Style) -> str:
     """One outcome, without a line break."""
@@ -146,7 +149,7 @@ def conclusion(report: RunReport, verdict: Verdict) -> str:
     parts += [f"{counted(len(verdict.unreachable), 'host')} could not be read"] if verdict.unreachable else []
     parts += [f"{counted(len(verdict.waiting), 'VM')} waiting"] if verdict.waiting else []
     parts += ["the deadline passed first"] if verdict.late else []
-    how = "Not converged after" if verdict.exit_code else "In progress after"
+    how = "Not converged after" if verdict.exit_code else f"{IN_PROGRESS} after"
     return f"{how} {took}: {deeds}; {', '.join(parts)}."
 
 

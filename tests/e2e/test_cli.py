@@ -166,6 +166,8 @@ def test_a_signal_ends_a_run_its_deeds_are_kept_and_the_next_run_goes_on(
     assert 1 <= len(names(mikrom)) < 3
     mikrom("apply", "--yes")
     assert len(names(mikrom)) == 3
+    before = document("runs", mikrom("history", "-o", "json"))["runs"][-1]["conclusion"]
+    assert before.startswith("Killed" if ended_by == signal.SIGKILL else "Interrupted by")
 
 
 def test_a_reader_that_goes_away_is_no_error_worth_a_word(folder: Path) -> None:

@@ -53,7 +53,7 @@ def _variables(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
     del pending
     shared = shared_lookups(specs)
     for fleet in specs.fleets:
-        for name in sorted(fleet.vars.keys() - _reached(fleet, shared)):
+        for name in sorted(fleet.vars.keys() - _reached(fleet, shared)) if fleet.vars else ():
             message = f"nothing in fleet {fleet.name} looks the variable {name} up"
             yield Flaw(document=fleet.document, pointer=("spec", "vars", name), message=message, key=True)
 

@@ -14,12 +14,13 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from benchmarks import actions, dispatch, jails, planning, starts, startup, supervision, thousand, traffic
+from benchmarks import actions, dispatch, jails, planning, scale, starts, startup, supervision, thousand, traffic
 from benchmarks.rows import HEAD, Row, keep_bytecode, line, markdown
 
 BENCHMARKS = {
     "startup": startup.measure,
     "planning": planning.measure,
+    "scale": scale.measure,
     "actions": actions.measure,
     "dispatch": dispatch.measure,
     "starts": starts.measure,

@@ -1,7 +1,8 @@
 """Specs of many VMs, and what their hosts would report: all as wanted but for one in a hundred, drawn by lot.
 
-    python -m benchmarks.many_vms FORM COUNT FOLDER        FORM: documents or replicas
+    python -m benchmarks.many_vms FORM COUNT FOLDER [SHARE]      FORM: documents, replicas, or rich, as in `rich.py`
 
+SHARE of the VMs run an older spec, none with 0. With `new` there are none yet, with `full` no host has room for any.
 FOLDER then has `specs/`, the state folder of the control side (placements, as an earlier apply wrote them down), and
 in `reports/` the answer of each host to the question that this very plan asks, in the bytes that travel over Redis.
 """
@@ -10,12 +11,16 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from ipaddress import IPv4Address
+from itertools import count
 from pathlib import Path
 from random import Random
 
 import msgspec
 
+from benchmarks import rich
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.sources.files import FileSource
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
@@ -24,7 +29,7 @@ from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.plan import question
-from mikrom_reconcile.core.specs import read_specs
+from mikrom_reconcile.core.specs import hosts_of, read_specs
 from mikrom_reconcile.host.observe import differing, fleet_digests, parted
 
 VMS_PER_HOST = 100
@@ -73,44 +78,67 @@ spec:
 """
 
 
-def write_specs(form: str, count: int, folder: Path) -> None:
+def write_specs(form: str, size: int, folder: Path) -> None:
     """Fleet documents of one VM each, or one fleet."""
     folder.mkdir(parents=True)
-    hosts = ", ".join(f"hv{number:05d}: {{}}" for number in range(max(1, count // VMS_PER_HOST)))
+    if form == "rich":
+        (folder / "rich.yml").write_text("".join(rich.documents(size)))
+        return
+    hosts = ", ".join(f"hv{number:05d}: {{}}" for number in range(max(1, size // VMS_PER_HOST)))
     (folder / "a.yml").write_text(HEAD.format(hosts=hosts))
     if form == "replicas":
-        (folder / "web.yml").write_text(DOCUMENT.format(name="web", replicas=count))
+        (folder / "web.yml").write_text(DOCUMENT.format(name="web", replicas=size))
         return
-    for first in range(0, count, DOCUMENTS_PER_FILE):
-        numbers = range(first, min(first + DOCUMENTS_PER_FILE, count))
+    for first in range(0, size, DOCUMENTS_PER_FILE):
+        numbers = range(first, min(first + DOCUMENTS_PER_FILE, size))
         documents = (DOCUMENT.format(name=f"vm{number:06d}", replicas=1) for number in numbers)
         (folder / f"vm{first:06d}.yml").write_text("---\n".join(documents))
 
 
-def write_answers(folder: Path, *, drifted: float) -> None:
+def write_answers(folder: Path, share: str) -> None:
     """The placements, and each host's report."""
+    there = share not in {"new", "full"}
     specs = read_specs(FileSource([folder / "specs"]).read(), wiring.schemas())
-    vms = wanted(specs, here=HERE).vms
-    hosts = tuple(sorted({vm.host for vm in vms}))
-    placements = Placements(vms={vm.name: vm.host for vm in vms}, covers=hosts)
+    vms = with_addresses(wanted(specs, here=HERE).vms) if there else ()
+    hosts = hosts_of(specs, HERE)
+    placements = Placements(
+        vms={vm.name: vm.host for vm in vms},
+        covers=hosts,
+        addresses={vm.name: vm.addresses for vm in vms if vm.addresses},
+    )
     SqliteStore(folder / "state" / "store.sqlite", folder / "state" / "locks").remember(specs.project, placements)
+    drifted = float(share) if there else 0.0
     chosen = set(Random(1).sample(range(len(vms)), int(len(vms) * drifted)))
     rows: dict[str, list[ObservedVM]] = defaultdict(list)
     for number, vm in enumerate(vms):
         rows[vm.host].append(_row(vm, number, drifted=number in chosen))
     (folder / "reports").mkdir(exist_ok=True)
     for host, query in question(specs, placements, here=HERE).queries.items():
-        (folder / "reports" / host).write_bytes(msgspec.json.encode(_report(host, query, rows[host])))
+        (folder / "reports" / host).write_bytes(msgspec.json.encode(_report(host, query, rows[host], share)))
 
 
-def _report(host: str, query: ObserveQuery, rows: list[ObservedVM]) -> HostReport:
+def with_addresses(vms: Iterable[DesiredVM]) -> tuple[DesiredVM, ...]:
+    """The VMs with an address for each interface, in order."""
+    free = {pool: count(int(IPv4Address(first))) for pool, first in (("web", "10.0.4.0"), ("db", "10.16.0.0"))}
+    return tuple(
+        msgspec.structs.replace(
+            vm,
+            addresses={
+                name: str(IPv4Address(next(free[nic.pool or ""]))) for name, nic in vm.spec.network_interfaces.items()
+            },
+        )
+        for vm in vms
+    )
+
+
+def _report(host: str, query: ObserveQuery, rows: list[ObservedVM], share: str) -> HostReport:
     digests = fleet_digests(rows)
     fleets = differing(digests, query.known)
     told, settled = parted([row for row in rows if row.fleet in fleets], query)
     return HostReport(
         host=host,
         observed_at=datetime.now(UTC),
-        capacity=Capacity(vcpu_count=64, mem_size_mib=1 << 20),
+        capacity=Capacity(vcpu_count=64, mem_size_mib=1 if share == "full" else 1 << 20),
         highest_tokens={"bench": 7},
         digests=digests,
         vms=tuple(told),
@@ -131,6 +159,7 @@ def _row(vm: DesiredVM, number: int, *, drifted: bool) -> ObservedVM:
         state=vm.state,
         spec=spec,
         policy=vm.policy,
+        addresses=vm.addresses,
         spec_digest=spec_digest(project=vm.project, fleet=vm.fleet, state=vm.state, spec=spec, policy=vm.policy)
         if drifted
         else vm.spec_digest,
@@ -141,10 +170,10 @@ def _row(vm: DesiredVM, number: int, *, drifted: bool) -> ObservedVM:
     )
 
 
-def main(form: str, count: str, folder: str, drifted: str = str(DRIFTED)) -> None:
+def main(form: str, size: str, folder: str, share: str = str(DRIFTED)) -> None:
     """Write all of it."""
-    write_specs(form, int(count), Path(folder) / "specs")
-    write_answers(Path(folder), drifted=float(drifted))
+    write_specs(form, int(size), Path(folder) / "specs")
+    write_answers(Path(folder), share)
 
 
 if __name__ == "__main__":

@@ -95,12 +95,12 @@ def _ours(folder: Path, form: str, vms: int, *, drifted: float = DRIFTED) -> tup
     world = folder / f"{form}-{vms}-{drifted:g}"
     if not world.exists():
         prepare = [sys.executable, "-m", "benchmarks.many_vms", form, str(vms), str(world), str(drifted)]
-        usage_of(prepare, _environment(world))
+        usage_of(prepare, environment_of(world))
     colds, warms = [], []
     for _ in range(ROUNDS):
         shutil.rmtree(world / "state" / "cache", ignore_errors=True)
-        colds.append(usage_of(_argv(world, "plan", str(world / "specs")), _environment(world)))
-        warms.append(usage_of(_argv(world, "plan", str(world / "specs")), _environment(world)))
+        colds.append(usage_of(argv_of(world, "plan", str(world / "specs")), environment_of(world)))
+        warms.append(usage_of(argv_of(world, "plan", str(world / "specs")), environment_of(world)))
     return _median(colds), _median(warms)
 
 
@@ -112,11 +112,13 @@ def _median(usages: list[Usage]) -> Usage:
     )
 
 
-def _argv(world: Path, *words: str) -> list[str]:
+def argv_of(world: Path, *words: str) -> list[str]:
+    """`mikrom` with the hosts of a world."""
     return [sys.executable, "-m", "benchmarks.replay", str(world), *words]
 
 
-def _environment(world: Path) -> dict[str, str]:
+def environment_of(world: Path) -> dict[str, str]:
+    """Its folders, and no other settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MIKROM_", "CELERY_"))}
     return kept | {"MIKROM_STATE_DIR": str(world / "state"), "MIKROM_RUN_DIR": str(world / "run")}
 

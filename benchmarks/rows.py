@@ -74,13 +74,15 @@ class Usage:
     rss_mib: float
 
 
-def usage_of(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Usage:
-    """Run a program to its end. Raises CalledProcessError when it fails."""
+def usage_of(
+    argv: Sequence[str], environment: Mapping[str, str] | None = None, exit_codes: Sequence[int] = (0,)
+) -> Usage:
+    """Run a program to its end. Raises CalledProcessError when it ends with another exit code."""
     began_s = time.perf_counter()
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
+    if process.returncode not in exit_codes:
         raise subprocess.CalledProcessError(process.returncode, argv)
     return Usage(
         cpu_s=usage.ru_utime + usage.ru_stime,

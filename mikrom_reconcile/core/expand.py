@@ -7,8 +7,9 @@ host is known. VMs that come out equal share one spec object, so that a fleet of
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from operator import attrgetter
 from typing import Any
 
@@ -91,9 +92,9 @@ def _fleet_vms(fleet: FleetSpec, specs: Specs, shared: frozenset[str], flaws: li
         message = f"the VM name {longest} has {len(longest)} characters; at most {NAME_LENGTH} are allowed"
         flaws.append(_flaw(fleet, ("metadata", "name"), message))
         return
-    patterns = [(number, override.match) for number, override in enumerate(fleet.overrides)]
+    matching_of = _matcher(fleet)
     for name, index in names:
-        matching = tuple([number for number, pattern in patterns if fnmatchcase(name, pattern)]) if patterns else ()
+        matching = matching_of(name) if fleet.overrides else ()
         if index is None:
             own = fleet.instances[name]
             hosts = (own["host"],) if own.get("host") else fleet.hosts
@@ -105,6 +106,18 @@ def _fleet_vms(fleet: FleetSpec, specs: Specs, shared: frozenset[str], flaws: li
         if recipe is None:
             recipe = recipes[matching] = _recipe(fleet, matching, {}, shared)
         yield PendingVM(name=name, index=index, fleet=fleet, recipe=recipe, hosts=fleet.hosts)
+
+
+def _matcher(fleet: FleetSpec) -> Callable[[str], tuple[int, ...]]:
+    """Says which overrides a name matches; it looks one by one only at those with wildcards."""
+    exact: dict[str, list[int]] = defaultdict(list)
+    wild: list[tuple[int, Callable[[str], Any]]] = []
+    for number, override in enumerate(fleet.overrides):
+        if frozenset("*?[").isdisjoint(override.match):
+            exact[override.match].append(number)
+        else:
+            wild.append((number, re.compile(translate(override.match)).match))
+    return lambda name: tuple(sorted([*exact.get(name, ()), *(number for number, match in wild if match(name))]))
 
 
 def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.constraints import Attributes, told
 from mikrom_reconcile.core.expand import PendingVM
 from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.model.observed import Capacity
-from mikrom_reconcile.core.shelves import Bookcase, Census, Loads, Shelf, shelved
+from mikrom_reconcile.core.shelves import Bookcase, Census, Loads, Paths, Shelf, Shelves
 from mikrom_reconcile.core.specs import FleetSpec, Specs, hosts_of
 
 TOLD_HOSTS = 5
@@ -72,7 +72,9 @@ class Landscape:
         self._kinds: dict[bytes, int] = {}
         self._kind_of: dict[int, int] = {}  # by the identity of a fleet: the specs hold it, and hashing is slow
         self._homes: dict[tuple[int, int], frozenset[str]] = {}
-        self._shelves: dict[tuple[int, int, Capacity], Shelf | Bookcase] = {}
+        self._paths: dict[tuple[int, int], Paths] = {}
+        self._shelves: dict[tuple[int, int, Capacity], Shelves] = {}
+        self._bookcases: dict[tuple[int, int, Capacity], Bookcase] = {}
         self._census: dict[int, Census] = {}
 
     def at_home(self, vms: Iterable[PendingVM]) -> list[PendingVM]:
@@ -148,22 +150,38 @@ class Landscape:
         return host in self.homes_of(vm) and host not in self._dark and host not in self._states
 
     def _shelves_of(self, vm: PendingVM, need: Capacity, census: Census | None) -> Shelf | Bookcase:
-        key = (id(vm.hosts), id(vm.fleet) if census else self._kind(vm.fleet), need)
+        key = (id(vm.hosts), self._kind(vm.fleet), need)
         found = self._shelves.get(key)
         if found is None:
             takers = (host for host in self.homes_of(vm) if self._takes(vm, host))
             weights = {host: self._attributes.weight(host, vm.fleet.wishes) for host in takers}
-            found = self._shelves[key] = shelved(weights, need, self._loads, census)
-        return found
+            found = self._shelves[key] = self._paths_of(vm.fleet).shelved(weights, need, self._loads, 0)
+        if isinstance(found, Shelf) or census is None:
+            assert isinstance(found, Shelf), "only what is to be spread has shelves by value"  # noqa: S101
+            return found
+        key = (id(vm.hosts), id(vm.fleet), need)
+        if key not in self._bookcases:
+            self._bookcases[key] = Bookcase(found, census)
+        return self._bookcases[key]
 
     def _census_of(self, fleet: FleetSpec, members: Members) -> Census | None:
         """How the fleet's VMs are spread now; None for one that is not to be spread."""
         spread = fleet.wishes.spread
         if spread and id(fleet) not in self._census:
-            homes = self._homes_in(fleet.hosts, fleet)
-            paths = {host: tuple(self._value(host, each.attribute) for each in spread) for host in homes}
-            self._census[id(fleet)] = Census(paths, tuple(each.max_skew for each in spread), members[id(fleet)])
+            skews = tuple(each.max_skew for each in spread)
+            self._census[id(fleet)] = Census(self._paths_of(fleet), skews, members[id(fleet)])
         return self._census.get(id(fleet))
+
+    def _paths_of(self, fleet: FleetSpec) -> Paths:
+        """The values of each host over which the fleet is spread."""
+        key = (id(fleet.hosts), self._kind(fleet))
+        if key not in self._paths:
+            homes = self._homes_in(fleet.hosts, fleet)
+            spread = fleet.wishes.spread
+            self._paths[key] = Paths(
+                {host: tuple(self._value(host, each.attribute) for each in spread) for host in homes}
+            )
+        return self._paths[key]
 
     def _value(self, host: str, attribute: str) -> str:
         return told(self._attributes.value(host, attribute))

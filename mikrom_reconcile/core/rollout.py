@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 
 import msgspec
 
@@ -252,19 +253,23 @@ class _Stage:
     def _waits(self, name: str) -> str:
         """Why a running VM is not taken down now, "" if it is."""
         if name in self._rolling and self._dark:
-            hosts = ", ".join(self._dark)
+            hosts = _named(self._dark, ", ")
             return f"the rollout waits for {hosts}, which could not be read; rollout: {{unreachable: skip}} does not"
         if name in self._rolling and self._at is not None and self._batch_of[name] > self._at:
-            self.again_s = self._again_s(self._batches[self._at])
+            self.again_s = self._batch_again_s
             return self._before
-        if self._left > 0:
-            return ""
+        return "" if self._left > 0 else self._share_is_used_up
+
+    @cached_property
+    def _share_is_used_up(self) -> str:
         text = f"at most {self._limit()} of {self._size} VMs are taken down at a time"
         down = sorted(self._down)
         return f"{text}, {len(down)} are down already: {_named(map(self._told, down))}" if down else text
 
-    def _again_s(self, batch: list[str]) -> float | None:
-        """When the batch may be healthy by itself."""
+    @cached_property
+    def _batch_again_s(self) -> float | None:
+        """When the batch that the rollout is at may be healthy by itself."""
+        batch = self._batches[self._at or 0]
         times = [self._sight.maturing[name] for name in batch if name in self._sight.maturing]
         rows = (self._sight.own.get(name, ()) for name in batch)
         times += [PASSING_S for row in rows if row and row[0].phase in PASSING]
@@ -334,8 +339,8 @@ def _as_it_was(change: VMChange) -> VMChange | None:
     return msgspec.structs.replace(change, kind=kind, reasons=reasons, fields=(), desired=was)
 
 
-def _named(texts: Iterable[str]) -> str:
+def _named(texts: Iterable[str], between: str = "; ") -> str:
     """The first few of many."""
     told = list(texts)
     more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
-    return "; ".join(told[:NAMED]) + more
+    return between.join(told[:NAMED]) + more

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from heapq import heapify, heappop, heapreplace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from mikrom_reconcile.core.capacity import Room
 from mikrom_reconcile.core.model.observed import Capacity
@@ -18,6 +18,24 @@ from mikrom_reconcile.core.model.observed import Capacity
 T = TypeVar("T", bound=Hashable)
 Path = tuple[str, ...]
 """The values of a host, one for each attribute that a fleet is spread over."""
+
+
+class Paths:
+    """The paths of hosts, the same for all fleets with the same wishes."""
+
+    def __init__(self, by_host: Mapping[str, Path]) -> None:
+        self.by_host = by_host
+        self.different = tuple(dict.fromkeys(by_host.values()))
+
+    def shelved(self, weights: Mapping[str, int], need: Capacity, loads: Loads, depth: int) -> Shelves:
+        """The hosts on shelves, by their values from the attribute at `depth` on."""
+        if depth == len(next(iter(self.by_host.values()), ())):
+            return Shelf(weights, need, loads)
+        inside: dict[str, dict[str, int]] = {}
+        for host, weight in weights.items():
+            path = self.by_host.get(host)
+            inside.setdefault(path[depth] if path else "", {})[host] = weight
+        return {value: self.shelved(hosts, need, loads, depth + 1) for value, hosts in inside.items()}
 
 
 class Loads:
@@ -75,12 +93,14 @@ class Group:
 class Census:
     """How a fleet is spread: over the values of the first attribute, and inside each over those of the next."""
 
-    def __init__(self, paths: Mapping[str, Path], max_skews: tuple[int, ...], vms: Iterable[str]) -> None:
-        self.paths = paths
+    def __init__(self, paths: Paths, max_skews: tuple[int, ...], vms: Iterable[str]) -> None:
+        self.paths = paths.by_host
         self.groups: dict[Path, Group] = {}
-        for path in paths.values():
+        for path in paths.different:
             for depth, max_skew in enumerate(max_skews):
-                self.groups.setdefault(path[:depth], Group(max_skew)).open(path[depth])
+                if path[:depth] not in self.groups:
+                    self.groups[path[:depth]] = Group(max_skew)
+                self.groups[path[:depth]].open(path[depth])
         for host in vms:
             self.add(host)
 
@@ -118,12 +138,12 @@ class Shelf:
 class Bookcase:
     """A shelf, or another bookcase, for each value of an attribute. What is beyond the skew comes last."""
 
-    def __init__(self, weights: Mapping[str, int], need: Capacity, loads: Loads, census: Census, above: Path) -> None:
-        inside: dict[str, dict[str, int]] = {}
-        for host, weight in weights.items():
-            inside.setdefault(census.paths.get(host, (*above, ""))[len(above)], {})[host] = weight
-        self._group = census.groups[above]
-        self._parts = {value: shelved(hosts, need, loads, census, (*above, value)) for value, hosts in inside.items()}
+    def __init__(self, shelves: Mapping[str, Shelves], census: Census, above: Path = ()) -> None:
+        self._group = census.groups.get(above) or Group(1)  # of a host that the fleet's pattern does not name
+        self._parts = {
+            value: part if isinstance(part, Shelf) else Bookcase(part, census, (*above, value))
+            for value, part in shelves.items()
+        }
         self._weights = _heap(self._parts, self._weight_key)
         self._order_parts()
 
@@ -152,13 +172,8 @@ class Bookcase:
         return None if weight is None else (self._group.excess(value), -weight, self._group.counts[value])
 
 
-def shelved(
-    weights: Mapping[str, int], need: Capacity, loads: Loads, census: Census | None, above: Path = ()
-) -> Shelf | Bookcase:
-    """The hosts in the order in which they are to be chosen."""
-    if census is None or above not in census.groups:
-        return Shelf(weights, need, loads)
-    return Bookcase(weights, need, loads, census, above)
+Shelves: TypeAlias = "Shelf | Mapping[str, Shelves]"
+"""A shelf, or shelves by value; all fleets with the same wishes have the same."""
 
 
 def _heap(items: Iterable[T], key_of: Callable[[T], Any]) -> list[tuple[Any, T]]:

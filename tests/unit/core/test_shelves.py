@@ -9,7 +9,7 @@ import pytest
 
 from mikrom_reconcile.core.capacity import Room
 from mikrom_reconcile.core.model.observed import Capacity
-from mikrom_reconcile.core.shelves import Census, Loads, Path, shelved
+from mikrom_reconcile.core.shelves import Bookcase, Census, Loads, Path, Paths, Shelf
 
 NEEDS = (Capacity(vcpu_count=1, mem_size_mib=8), Capacity(vcpu_count=2, mem_size_mib=32))
 
@@ -58,8 +58,10 @@ def test_every_choice_is_the_one_that_a_look_at_all_hosts_gives(seed: int) -> No
     room_mib = {host: chance.choice([16, 64, 200, 1000]) for host in hosts}
     slow = Slow(paths, skews, weights, dict(room_mib))
     loads = Loads({}, {host: Room(mem_limit_mib=left) for host, left in room_mib.items()})
-    census = Census(paths, skews, ()) if depth else None
-    shelves = {need: shelved(weights, need, loads, census) for need in NEEDS}
+    places = Paths(paths)
+    census = Census(places, skews, ())
+    parts = {need: places.shelved(weights, need, loads, 0) for need in NEEDS}
+    shelves = {need: part if isinstance(part, Shelf) else Bookcase(part, census) for need, part in parts.items()}
     for _ in range(60):
         need = chance.choice(NEEDS)
         host = shelves[need].best()
@@ -70,5 +72,4 @@ def test_every_choice_is_the_one_that_a_look_at_all_hosts_gives(seed: int) -> No
             host = chance.choice([other for other in hosts if loads.fits(other, need)])
         loads.add(host, need)
         slow.add(host, need)
-        if census:
-            census.add(host)
+        census.add(host)

@@ -96,8 +96,9 @@ def seen(world: World) -> ObservedVM:
 
 
 def plan(world: World) -> VMChange:
-    verdict = judge(Case(desired=world.desired(), observed=world.host.seen(VM)))
-    assert isinstance(verdict, VMChange)
+    desired, observed = world.desired(), seen(world)
+    verdict = judge(Case(desired=desired, observed=observed))
+    assert isinstance(verdict, VMChange), (desired, observed)
     return verdict
 
 

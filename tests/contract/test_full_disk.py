@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.errors import TemporaryError
 from mikrom_reconcile.core.model.observed import ObserveQuery
-from tests.contract.drivers import Bench, JailBench, wait_until
+from tests.contract.drivers import Bench, JailBench, RealBench, wait_until
 from tests.contract.hosts import Host
 from tests.fakes import desired_vm
 from tests.full_disk import fill, small_disk
@@ -27,8 +27,12 @@ def host(bench: Bench, own_environment: Path) -> Iterator[Host]:
         for vm in VMS:
             host.created(vm)
         fill(host.state_dir)
-        yield host
-        host.hypervisor.leave_alone()
+        try:
+            yield host
+        finally:
+            host.hypervisor.leave_alone()
+            if isinstance(bench, RealBench):
+                bench.close()  # a jailed VMM is known by a path on the disk that goes now
 
 
 def test_vms_are_stopped_and_deleted_on_a_full_disk_and_their_generations_go_on(host: Host) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.model.plan import ChangeKind, Plan
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.plan_parts import LOOKS, Group, alarms, fleets_of, short, summary, value_diff
+from mikrom_reconcile.output.plan_parts import KINDS, LOOKS, Group, alarms, fleets_of, short, summary, value_diff
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted
 
 MAX_CHARACTERS = 65536
 """Longest comment that GitHub takes."""
+
+DANGEROUS: tuple[ChangeKind, ...] = ("delete", "replace", "move", "restart", "stop")
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~]")
 _TICKS = re.compile("`+")
@@ -25,9 +27,14 @@ Unit = tuple[str, int]
 
 
 def plan_markdown(plan: Plan, style: Style) -> str:
-    """The plan, cut behind its last unit that fits, with a line that says how much was cut. Ends with a line break."""
+    """The plan, cut behind its last unit that fits, with a line that says how much was cut. Ends with a line break.
+
+    Of a plan that is cut comes first what takes VMs or their data away.
+    """
     room = MAX_CHARACTERS - 200  # for the line that says so
-    units = list(_units(plan, style))
+    units = list(_units(plan, style, first=()))
+    if sum(len(text) for text, _ in units) > room:
+        units = list(_units(plan, style, first=DANGEROUS))
     kept = 0
     while kept < len(units) and len(units[kept][0]) <= room:
         room -= len(units[kept][0])
@@ -41,13 +48,21 @@ def plan_markdown(plan: Plan, style: Style) -> str:
     return text
 
 
-def _units(plan: Plan, style: Style) -> Iterator[Unit]:
+def _units(plan: Plan, style: Style, first: tuple[ChangeKind, ...]) -> Iterator[Unit]:
     yield f"### Plan for {_md(plan.project)} at {_md(plan.revision)}\n\n**{_md(summary(plan))}**\n", 0
+    yield from _tables(plan, style, [kind for kind in KINDS if kind in first])
     for title, _, lines in alarms(plan):
         yield f"\n**{title}**\n\n", 0
         for line in lines:
             yield f"- {_md(line)}\n", 0
-    for fleet, peak, groups in fleets_of(plan):
+    yield from _tables(plan, style, [kind for kind in KINDS if kind not in first])
+
+
+def _tables(plan: Plan, style: Style, kinds: list[ChangeKind]) -> Iterator[Unit]:
+    """Changes of these kinds, fleet by fleet."""
+    for fleet, peak, every in fleets_of(plan):
+        if not (groups := [group for group in every if group.kind in kinds]):
+            continue
         yield f"\n#### {_md(fleet)}\n\n" + (f"{peak}\n\n" if peak else ""), 0
         yield "| Change | VMs | Host | Why |\n|:--|:--|:--|:--|\n", 0
         for group in groups:

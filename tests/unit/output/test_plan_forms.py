@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.plan import FieldChange, Peak, Plan
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.documents import json_of, plan_document
-from mikrom_reconcile.output.plan_markdown import MAX_CHARACTERS
+from mikrom_reconcile.output.plan_markdown import MAX_CHARACTERS, plan_markdown
 from mikrom_reconcile.output.plan_parts import rollout_of, value_diff
 from mikrom_reconcile.output.style import PLAIN, Style
 from tests.samples import MEMORY, change, plan, refusal
@@ -226,3 +226,11 @@ def test_where_a_rollout_stands() -> None:
     assert rollout_of(replace(PLAN, peaks={"web": batches}), "web") == "batch 2 of 3, 2 of 3 VMs to go"
     halted = replace(PLAN, refusals=(refusal("web", "it failed", rule="halted"),))
     assert rollout_of(halted, "web") == "halted"
+
+
+def test_a_plan_that_is_cut_keeps_what_is_deleted_before_what_is_made() -> None:
+    made = [change(f"a-{n:04d}", "create", f"reason {n}", fleet=f"a{n:04d}") for n in range(3000)]
+    gone = change("z-000", "delete", "not in the specs", fleet="zz")
+    text = plan_markdown(plan(*made, gone), PLAIN)
+    assert len(text) <= 65536
+    assert "| - delete | z-000 |" in text.replace("\\", "")

@@ -172,7 +172,7 @@ def test_what_if_this_host_were_lost(mikrom: Mikrom) -> None:
     lost = document("plan", mikrom("plan", "--without-host", "localhost", "-o", "json", code=8))
     assert lost["summary"]["blocked"] == 3
     assert lost["warnings"] == []
-    assert "no host hv99" in mikrom("plan", "--without-host", "hv99", code=64).stderr
+    assert "no host 'hv99'" in mikrom("plan", "--without-host", "hv99", code=64).stderr
     assert "cannot be saved" in mikrom("plan", "--without-host", "localhost", "--out", "p.json", code=64).stderr
 
 

@@ -89,6 +89,8 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
         """As Celery's; no thread of ours outlives it."""
         if "answering" in self.__dict__:
             self.answering.close()
+        if "redis" in self.__dict__:
+            self.redis.close()
         super().close()
 
     def load_key(self) -> None:

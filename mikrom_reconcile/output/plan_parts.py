@@ -52,7 +52,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     kind: ChangeKind
-    wanted: str
+    wanted: ChangeKind | None
     names: str
     hosts: str
     why: str
@@ -133,7 +133,7 @@ def _group(changes: list[VMChange]) -> Group:
         by_host[change.host or NO_HOST].append(change.name)
     return Group(
         kind=first.kind,
-        wanted=first.wanted or "",
+        wanted=first.wanted,
         names=grouped(change.name for change in changes),
         hosts=grouped(by_host),
         why="; ".join(first.reasons),

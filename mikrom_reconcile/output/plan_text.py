@@ -29,7 +29,8 @@ def plan_text(plan: Plan, style: Style) -> str:
 
 
 def _entry(group: Group, style: Style) -> Iterator[str]:
-    sign, look = LOOKS[group.kind]
+    sign = LOOKS[group.kind][0]
+    look = LOOKS[group.wanted if group.kind == "wait" and group.wanted else group.kind][1]  # what waits is to come
     what = style.paint(f"{sign} {group.kind:<8}", look)
     wanted = f" ({group.wanted})" if group.wanted else ""
     why = f": {style.paint(one_line(group.why), 'dim')}" if group.why else ""

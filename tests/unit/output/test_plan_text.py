@@ -115,3 +115,8 @@ def test_colour_is_added_and_nothing_else_changes() -> None:
     for code in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"):
         coloured = coloured.replace(code, "")
     assert coloured == text_of(planned)
+
+
+def test_a_restart_that_waits_looks_like_a_restart() -> None:
+    waiting = change("web-000", "wait", "spec changed", wanted="restart")
+    assert "\x1b[33m· wait    \x1b[0m web-000" in plan_text(plan(waiting), Style(colour=True))

@@ -1,4 +1,4 @@
-"""A network namespace of a test's own: what is made in it is gone with it, and nothing of the machine is touched."""
+"""Namespaces of a test's own: what is made in them is gone with them, and nothing of the machine is touched."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from mikrom_reconcile.host.netlink import Netlink
 
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x20000
+_MS_BIND, _MS_REC_PRIVATE, _MNT_DETACH = 0x1000, 0x4000 | 0x40000, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -31,6 +33,26 @@ def own_namespace() -> Iterator[int]:
             os.close(inside)
 
 
+@contextmanager
+def own_mounts() -> Iterator[None]:
+    """This thread, and what it starts, where mounts are seen by nobody else."""
+    before, folder = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), Path.cwd()
+    try:
+        _check(_libc.unshare(_CLONE_NEWNS))
+        _check(_libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None))
+        yield
+    finally:
+        _check(_libc.setns(before, _CLONE_NEWNS))
+        os.close(before)
+        os.chdir(folder)
+
+
+def bind(folder: Path, at: Path) -> None:
+    """Mount a folder at another place, from which what was mounted before vanishes."""
+    _libc.umount2(bytes(at), _MNT_DETACH)
+    _check(_libc.mount(bytes(folder), bytes(at), None, _MS_BIND, None))
+
+
 def _check(result: int) -> None:
     if result:
-        raise OSError(ctypes.get_errno(), "cannot have a network namespace of its own: this takes root")
+        raise OSError(ctypes.get_errno(), "cannot have a namespace of its own: this takes root")

@@ -86,10 +86,20 @@ def stdin_of(pid: int) -> str | None:
     return link.removesuffix(" (deleted)")
 
 
+def has_stdin(pid: int, path: str) -> bool:
+    """Whether `pid` has the very file at `path` as standard input, whatever path that has where `pid` was started: in
+    another mount namespace, or before its file system was mounted anew.
+    """
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/fd/0"), os.stat(path))  # noqa: PTH116 - as above
+    except OSError:
+        return False
+
+
 def with_locked_stdin(path: str) -> tuple[int, ...]:
     """Pids of all processes that have `path` as standard input and hold its lock. Reads all of /proc: milliseconds."""
     pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
-    return tuple(pid for pid in pids if stdin_of(pid) == path and holds_lock(pid))
+    return tuple(pid for pid in pids if has_stdin(pid, path) and holds_lock(pid))
 
 
 def programs() -> Iterator[tuple[int, str, list[str]]]:

@@ -14,6 +14,7 @@ from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.host import process
 from tests.contract.drivers import Bench, SimulatedBench, wait_until
 from tests.contract.hosts import Host
+from tests.netns import bind, own_mounts
 
 VM = "web-000"
 
@@ -83,8 +84,43 @@ def test_a_process_whose_state_folder_was_moved_does_nothing_until_it_is_back(
     assert (seen.phase, seen.pid) == ("running", pid)
 
 
+@pytest.mark.parametrize("written_down", [True, False])
+def test_a_vmm_is_known_though_its_state_folder_was_mounted_anew(
+    host: Host, own_environment: Path, *, written_down: bool
+) -> None:
+    disk = own_environment / "disk"
+    for folder in (disk, host.state_dir):
+        folder.mkdir(mode=0o700)
+    with own_mounts():
+        bind(disk, host.state_dir)
+        pid = host.created(VM).pid
+        assert pid is not None
+        try:
+            bind(disk, host.state_dir)
+            assert str(own_environment) not in (process.stdin_of(pid) or "")
+            if not written_down:
+                (host.state_dir / "vms" / VM / "proc.json").unlink()
+            (own_environment / "run").rename(own_environment / "old")  # as of a container that was made anew
+            shutil.copytree(own_environment / "old", own_environment / "run", ignore=_what_is_remembered, symlinks=True)
+            later = Host(host.bench, own_environment)
+            report = later.hypervisor.observe(ObserveQuery(strays=True))
+            assert [row.pid for row in report.vms] == [pid]
+            assert pid not in {stray.pid for stray in (*report.strays, *report.foreign)}
+            assert later.hypervisor.execute(later.order("create", "web-001")).result == "done"
+            for vm in (VM, "web-001"):
+                outcome = later.hypervisor.execute(later.order("delete", vm, later.seen(vm)))
+                assert (outcome.result, outcome.error) == ("done", None)
+            assert process.identify(pid) is None
+        finally:
+            _kill(pid)
+
+
+def _what_is_remembered(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith("state-") or name.endswith(".sock")]
+
+
 def _kill(pid: int) -> None:
-    identity = process.identify(pid)
-    assert identity is not None
+    if (identity := process.identify(pid)) is None:
+        return
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not process.is_alive(identity), "the end of what was killed")

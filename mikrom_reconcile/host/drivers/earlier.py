@@ -71,13 +71,11 @@ class EarlierVMMs:
                 yield state_dir, Stray(vm=lock.stem, pid=int(name))
 
     def _is_ours(self, pid: int, lock: Path) -> bool:
-        """Whether its file is no more the one at its path, which is ours, or its socket lies in our run folder."""
-        if lock.parent.parent == self._state_dir:
-            try:
-                return not os.path.samestat(os.stat(lock), os.stat(f"/proc/{pid}/fd/0"))  # noqa: PTH116 - as above
-            except FileNotFoundError:
-                return True
-        return any(f"{self._run_dir}/{lock.stem}/" in word for word in process.arguments(pid))
+        """Whether its file had our path and is no more the one there, or its socket lies in our run folder."""
+        if process.has_stdin(pid, str(self._state_dir / "locks" / lock.name)):
+            return False
+        in_run = f"{self._run_dir}/{lock.stem}/"
+        return lock.parent.parent == self._state_dir or any(in_run in word for word in process.arguments(pid))
 
 
 def _read(path: Path) -> bytes | None:

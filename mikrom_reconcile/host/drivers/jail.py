@@ -106,7 +106,7 @@ def inmate(jailer: int, jail: Jail, places: Places) -> process.Identity | None:
     process.reap()
     pid = read_small(jail.pidfile, max_bytes=_MAX_PID_BYTES)
     found = process.identify(int(pid)) if pid else None
-    if found is not None and process.stdin_of(found.pid) == str(places.lock):
+    if found is not None and process.has_stdin(found.pid, str(places.lock)):
         return found
     for half in process.with_locked_stdin(str(places.lock)):
         if (identity := process.identify(half)) is not None:

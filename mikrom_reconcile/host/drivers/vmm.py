@@ -118,10 +118,6 @@ class Layout:
         """The places of one VM."""
         return _places(self._state_dir, self._run_dir, vm)
 
-    def is_lock(self, path: str | None) -> bool:
-        """Whether `path` is a lock file of one of our VMMs."""
-        return path is not None and path.endswith(".vmm") and Path(path).parent == self._state_dir / "locks"
-
     def vms(self) -> Iterator[str]:
         """Names of all VMs that may have a VMM here, sorted: those with a lock file."""
         return iter(sorted(path.stem for path in (self._state_dir / "locks").glob("*.vmm")))
@@ -161,7 +157,15 @@ def forget_proc(places: Places) -> None:
 
 def is_vmm(places: Places, identity: process.Identity) -> bool:
     """Whether this process is a VMM of this VM. One that is being torn down has closed its files and is none."""
-    return process.is_alive(identity) and process.stdin_of(identity.pid) == str(places.lock)
+    return process.is_alive(identity) and has_lock_file(places, identity.pid)
+
+
+def has_lock_file(places: Places, pid: int) -> bool:
+    """Whether `pid` has the VM's lock file: by its path, which is quick and true of one that somebody removed, or else
+    by the file itself.
+    """
+    lock = str(places.lock)
+    return process.stdin_of(pid) == lock or process.has_stdin(pid, lock)
 
 
 def find(places: Places) -> process.Identity | None:

@@ -242,7 +242,7 @@ class VMMDriver(ABC):
         return tuple(
             Stray(vm=vm, pid=pid)
             for pid, vm in found
-            if vm is not None and pid not in ours and not self._layout.is_lock(process.stdin_of(pid))
+            if vm is not None and pid not in ours and not vmm.has_lock_file(self._layout.of(vm), pid)
         )
 
     def trim(self) -> None:

@@ -19,6 +19,7 @@ from mikrom_reconcile.cli.look import (
     vms_in,
     wanted_by_fleet,
     warn_of_dark_hosts,
+    warn_of_doubles,
 )
 from mikrom_reconcile.cli.root import Commands
 from mikrom_reconcile.cli.terminal import present
@@ -42,6 +43,7 @@ def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
     current = settings.load()
     views = views_of(wiring.open_engine(current))
     rows = selected_in(vms_in(views), names, limit, current)
+    warn_of_doubles(rows)
     present(form, lambda: vms_document(rows) | dark(views), lambda style: vms_text(rows, datetime.now(UTC), style))
     return UNREACHABLE if warn_of_dark_hosts(views) else 0
 

@@ -73,6 +73,13 @@ def warn_of_dark_hosts(views: tuple[HostView, ...]) -> bool:
     return bool(unreachable)
 
 
+def warn_of_doubles(rows: Iterable[ObservedVM]) -> None:
+    """Name on stderr every VM that several hosts have."""
+    for (_, name), copies in Counter((row.project, row.name) for row in rows).items():
+        if copies > 1:
+            warn(f"{name} is on {copies} hosts: `mikrom orphans` says which are older, `mikrom plan` what next")
+
+
 def unknown(name: str, known: Iterable[str], views: tuple[HostView, ...]) -> MikromError:
     """The error that nothing is called `name`, with the nearest name and the hosts that might know more."""
     dark = ", ".join(view.host for view in views if view.report is None)

@@ -26,7 +26,9 @@ Observe = Callable[[Mapping[str, ObserveQuery], tuple[str, ...]], ObservedState]
 
 
 class Look:
-    """Call it for what is to be done now. `read` reads and checks the specs of the request."""
+    """Call it for what is to be done now. `read` reads and checks the specs of the request, `memory` tells where a
+    project's VMs are remembered, and which hosts live.
+    """
 
     def __init__(
         self,
@@ -37,7 +39,7 @@ class Look:
         cache: Cache,
         read: Callable[[RunRequest], Specs],
         observe: Observe,
-        placements: Callable[[str], Placements],
+        memory: Callable[[str], tuple[Placements, tuple[str, ...]]],
     ) -> None:
         self._request = request
         self._here = here
@@ -45,7 +47,7 @@ class Look:
         self._cache = cache
         self._read = read
         self._observe = observe
-        self._placements = placements
+        self._memory = memory
         self._key = key_of(request.tree, request.extra_vars, schemas, here)
         self._known = self._earlier() if _is_ordinary(request) else None
 
@@ -64,16 +66,19 @@ class Look:
 
     def _decided(self, tried: frozenset[str]) -> Decision:
         limits = self._limits(tried)
-        placements = self._placements(self.project)
+        placements, living = self._memory(self.project)
         known, observed = self._known, None
-        if known is not None and known.follows_from(placements):
+        if known is not None and known.follows_from(placements) and known.queries.keys() >= {*living}:
             observed = self._observe(known.queries, ())
             if (decision := self._narrowed(known, observed, placements, limits)) is not None:
                 return decision
         hosts = hosts_of(self._specs, self._here)
         refuse_unknown("--without-host", self._request.without_hosts, hosts, "the inventory has no host {}")
         dead = self._request.assume_dead + self._request.without_hosts
-        asked = question(self._specs, placements, here=self._here, destroy=self._request.destroy, dead=dead)
+        destroy = self._request.destroy
+        asked = question(
+            self._specs, placements, here=self._here, destroy=destroy, dead=dead, living=() if destroy else living
+        )
         if known is None or known.queries != asked.queries:
             observed = None
             self._remember(asked)

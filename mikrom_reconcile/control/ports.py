@@ -17,8 +17,8 @@ from mikrom_reconcile.core.model.stock import Stock
 class Hosts(Protocol):
     """The hypervisor hosts, in this process or over Celery: one contract."""
 
-    def names(self) -> tuple[str, ...]:
-        """The hosts that are known without specs, sorted, dark ones included."""
+    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+        """The hosts that are known without specs, sorted, `dark` ones included or not."""
 
     def give_up(self, hosts: Iterable[str]) -> None:
         """Free the names of these hosts; machines that come back stop what they run. Raises SetupError."""

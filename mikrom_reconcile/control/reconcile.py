@@ -168,7 +168,7 @@ class Reconciler:
             cache=self._cache,
             read=self._specs,
             observe=self._observe,
-            placements=self.store.placements,
+            memory=lambda project: (self.store.placements(project), self.hosts.names(dark=False)),
         )
 
     def _look_by_name(self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = "") -> Decision:

@@ -19,10 +19,10 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     `desired` is None for a VM that the specs do not want, `observed` None for one that no host reported.
     `taken` is a row that is not ours but has the name. `dark` is why the VM's host gave no report, "" if it did.
-    `hiding` names dark hosts on which the VM may exist without our knowing. `double` says that the VM runs
-    elsewhere with a higher token. `placed` is why its host was chosen, "" if it was not; `leaves` why it may not stay
-    where it is; `rejections` why no host can have it. `vanished` says that its host left the inventory. `destroy` says
-    that all has to go, `retry` that nothing is given up.
+    `hiding` names dark hosts on which the VM may exist without our knowing. `double` says that the VM is
+    elsewhere with a higher token, `proven` that it does there what was ordered. `placed` is why its host was chosen,
+    "" if it was not; `leaves` why it may not stay where it is; `rejections` why no host can have it. `vanished` says
+    that its host left the inventory. `destroy` says that all has to go, `retry` that nothing is given up.
     """
 
     desired: DesiredVM | None
@@ -31,6 +31,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     dark: str = ""
     hiding: tuple[str, ...] = ()
     double: str = ""
+    proven: bool = False
     placed: str = ""
     leaves: str = ""
     rejections: tuple[str, ...] = ()

@@ -87,10 +87,11 @@ def _cases(
         )
     for name, rows in sight.own.items():
         kept_on = rows[0].host if name in wanted else ""
+        proven = rows[0].host not in vanished and rows[0].phase in SATISFIES[rows[0].state]
         for row in rows:
             if row.host != kept_on and (kept_on or in_scope(desired, row.fleet)):
-                gone = row.host in vanished
-                yield Case(desired=None, observed=row, double=kept_on, vanished=gone, destroy=desired.destroy)
+                gone, end = row.host in vanished, desired.destroy
+                yield Case(desired=None, observed=row, double=kept_on, proven=proven, vanished=gone, destroy=end)
 
 
 def _effective(desired: DesiredVM, observed: ObservedVM) -> DesiredVM:
@@ -120,6 +121,14 @@ def on_a_dark_host(case: Case) -> Verdict:
     return None
 
 
+def runs_twice(case: Case) -> Verdict:
+    """Of two VMs of one name the one that was changed last stays; the other goes once that one is as was ordered."""
+    if case.double and not case.proven:
+        reason = f"a newer VM of this name is on {case.double}: this one stays until that one is well"
+        return case.change("wait", reason, wanted="delete")
+    return case.change("delete", f"a newer VM of this name is on {case.double}") if case.double else None
+
+
 def left_the_inventory(case: Case) -> Verdict:
     """A host that left the inventory counts as dark until it is empty: leaving is no order to move or remove."""
     if case.vanished and not case.destroy:
@@ -127,13 +136,6 @@ def left_the_inventory(case: Case) -> Verdict:
         way_out = f"put it back with state: drain, or --assume-dead {host} once it is off for good"
         wanted: ChangeKind = "move" if case.desired else "delete"
         return case.change("blocked", f"its host {host} left the inventory: {way_out}", wanted=wanted)
-    return None
-
-
-def runs_twice(case: Case) -> Verdict:
-    """Of two VMs of one name the one that was changed last stays."""
-    if case.double:
-        return case.change("delete", f"a newer VM of this name is on {case.double}")
     return None
 
 
@@ -331,8 +333,8 @@ def cannot_leave(case: Case) -> Verdict:
 
 RULES: tuple[Callable[[Case], Verdict], ...] = (
     on_a_dark_host,
-    left_the_inventory,
     runs_twice,
+    left_the_inventory,
     destroyed,
     not_wanted,
     wanted_absent,

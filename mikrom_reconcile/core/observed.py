@@ -117,7 +117,7 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
     for vm in (vm for report in reports for vm in report.vms):
         if vm.project == project and vm.phase != "unreadable":
             rows = own.get(vm.name)
-            own[vm.name] = (vm,) if rows is None else tuple(sorted((*rows, vm), key=_rank))
+            own[vm.name] = (vm,) if rows is None else tuple(sorted((*rows, vm), key=rank))
         else:
             others.setdefault(vm.name, vm)
     settled, strange = _settled(reports, known)
@@ -162,7 +162,7 @@ def _released(reports: Iterable[HostReport]) -> dict[str, float]:
     return released
 
 
-def _rank(row: ObservedVM) -> tuple[int, str]:
+def rank(row: ObservedVM) -> tuple[int, str]:
     """The keeper first."""
     return -row.token, row.host
 

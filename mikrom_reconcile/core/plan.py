@@ -95,19 +95,22 @@ def question(
     here: str,
     destroy: bool = False,
     dead: tuple[str, ...] = (),
+    living: Iterable[str] = (),
 ) -> Question:
-    """What to ask the hosts of the inventory, or `here` without one, and those on which VMs are remembered.
+    """What to ask the hosts of the inventory, or `here` without one, those on which VMs are remembered, and the other
+    `living` ones: a host that left the inventory may come back with VMs that were made elsewhere since.
 
     `destroy` wants everything that the specs own gone, so every row is asked for.
     """
-    return _question(specs, expand(specs), here, placements, destroy=destroy, dead=dead)
+    return _question(specs, expand(specs), here, placements, destroy=destroy, dead=dead, others=living)
 
 
 def thorough(asked: Question, doubtful: frozenset[str]) -> Question:
     """The same question as if nobody knew where the doubtful VMs are: every host tells all that it has of them."""
     vms = {name: host for name, host in asked.placements.vms.items() if name not in doubtful}
     placements = msgspec.structs.replace(asked.placements, vms=vms)
-    found = _question(asked.specs, asked.pending, asked.here, placements, destroy=asked.destroy, dead=asked.dead)
+    specs, pending, others = asked.specs, asked.pending, asked.queries
+    found = _question(specs, pending, asked.here, placements, destroy=asked.destroy, dead=asked.dead, others=others)
     every_row = {host: msgspec.structs.replace(query, alike={}) for host, query in found.queries.items()}
     return msgspec.structs.replace(found, queries=every_row)
 
@@ -120,6 +123,7 @@ def _question(
     *,
     destroy: bool,
     dead: tuple[str, ...],
+    others: Iterable[str],
 ) -> Question:
     alive = _without(placements, dead)
     landscape = Landscape(specs, here, located=alive.vms)
@@ -129,7 +133,7 @@ def _question(
         desired = msgspec.structs.replace(desired, vms=(), destroy=True)
     known = expected(desired)
     complete = len(at_home) == len(pending)
-    asked = {*landscape.hosts, *placements.vms.values()}
+    asked = {*landscape.hosts, *placements.vms.values(), *others}
     return Question(
         specs=specs,
         pending=pending,

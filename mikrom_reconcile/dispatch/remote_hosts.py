@@ -29,7 +29,7 @@ from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.calls import Answer, Call, unpack
 from mikrom_reconcile.dispatch.keys import FIRST, Keys
 from mikrom_reconcile.dispatch.messages import priority_of, shown_of
-from mikrom_reconcile.dispatch.presence import give_up, known, starts
+from mikrom_reconcile.dispatch.presence import give_up, known, living, starts
 from mikrom_reconcile.dispatch.window import Window
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class CeleryHosts:
         self._keys = app.keys
 
     @lost_told()
-    def names(self) -> tuple[str, ...]:
-        """The hosts whose workers live, or lived within the last day, sorted."""
-        return known(self._redis, self._keys)
+    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+        """The hosts whose workers live, or lived within the last day, if `dark` ones matter, sorted."""
+        return known(self._redis, self._keys) if dark else living(self._redis, self._keys, "host")
 
     @lost_told()
     def give_up(self, hosts: Iterable[str]) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from mikrom_reconcile.core.model.observed import HostView, ObservedVM
+from mikrom_reconcile.core.observed import rank
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import table
 
-Kind = Literal["no record", "no spec", "other project", "foreign"]
+Kind = Literal["no record", "double", "no spec", "other project", "foreign"]
 
 WHAT_NEXT: dict[Kind, str] = {
     "no record": "a VMM of this state folder that no record knows: restore its record, or kill the pid",
+    "double": "a newer VM of this name is on another host: the next apply removes it once that one is well",
     "no spec": "no spec wants it: the next apply removes it if the specs are the whole truth, `mikrom delete` at once",
     "other project": "it is left alone, and its name cannot be used",
     "foreign": "a VMM of another program or state folder: it is left alone",
@@ -32,26 +34,31 @@ class Orphan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def orphans_in(views: Iterable[HostView], project: str | None, wanted: frozenset[str]) -> list[Orphan]:
-    """All that the hosts reported, sorted. Without specs (`project` None) only processes can be judged."""
-    found = (orphan for view in views for orphan in _on(view, project, wanted))
+    """All that the hosts reported, sorted. Without specs (`project` None) only processes and doubles can be judged."""
+    views = tuple(views)
+    rows = [vm for view in views if view.report for vm in view.report.vms if vm.phase != "unreadable"]
+    newest = {(vm.project, vm.name): vm.host for vm in sorted(rows, key=rank, reverse=True)}
+    found = (orphan for view in views for orphan in _on(view, project, wanted, newest))
     return sorted(found, key=lambda orphan: (list(WHAT_NEXT).index(orphan.kind), orphan.host, orphan.vm))
 
 
-def _on(view: HostView, project: str | None, wanted: frozenset[str]) -> Iterator[Orphan]:
+def _on(
+    view: HostView, project: str | None, wanted: frozenset[str], newest: Mapping[tuple[str, str], str]
+) -> Iterator[Orphan]:
     if view.report is None:
         return
     for stray in view.report.strays:
         yield Orphan(kind="no record", vm=stray.vm, host=view.host, pid=stray.pid)
     for stray in view.report.foreign:
         yield Orphan(kind="foreign", vm=stray.vm, host=view.host, pid=stray.pid)
-    if project is not None:
-        for vm in view.report.vms:
-            if (kind := _kind(vm, project, wanted)) is not None:
-                yield Orphan(kind=kind, vm=vm.name, host=view.host, project=vm.project, pid=vm.pid)
+    for vm in view.report.vms:
+        is_double = newest.get((vm.project, vm.name), vm.host) != vm.host
+        if (kind := "double" if is_double else _kind(vm, project, wanted)) is not None:
+            yield Orphan(kind=kind, vm=vm.name, host=view.host, project=vm.project, pid=vm.pid)
 
 
-def _kind(vm: ObservedVM, project: str, wanted: frozenset[str]) -> Kind | None:
-    if vm.phase == "unreadable":
+def _kind(vm: ObservedVM, project: str | None, wanted: frozenset[str]) -> Kind | None:
+    if project is None or vm.phase == "unreadable":
         return None  # nobody can say whose it is; plan and get tell of it
     if vm.project != project:
         return "other project"

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.kvm, pytest.mark.redis, pytest.mark.timeout(180)]  # m
 HOSTS = ("hv01", "hv02", "hv03")
 RACKS = {"hv01": "a", "hv02": "b", "hv03": "b"}
 INTERVAL_S = 3
-NOT_AS_WANTED, UNREACHABLE = 2, 4
+NOT_AS_WANTED, UNREACHABLE, REFUSED = 2, 4, 8
 
 
 class Lab:
@@ -258,8 +258,15 @@ def test_a_host_that_was_given_up_and_comes_back_stops_what_was_made_elsewhere(l
     assert sum(lab.where().values(), Counter()) == {"web": 12}
     lab.write(9, 0, without=("hv02",))
     lab.apply()
-    lab.worker("hv02")
+    back = lab.worker("hv02")
     wait_until(lambda: lab.where()["hv02"] == Counter(), "the end of all that runs twice")
     assert "host:hv02 was given up (--assume-dead)" in lab.fleet.log("host:hv02")
     assert sum(lab.where().values(), Counter()) == {"web": 9}
-    assert lab.mikrom("get", "vms", "-o", "json").stdout.count('"stopped"') >= 3
+    lab.fleet.wait_for("host:hv02", back)
+    assert "a newer VM of this name is on" in lab.output("plan", "--detailed-exitcode", code=REFUSED)
+    assert lab.output("orphans").count("double  ") == 3
+    assert "web-001 is on 2 hosts" in lab.mikrom("get", "vms").stderr
+    lab.output("apply", "--yes", code=REFUSED)
+    lab.output("apply", "--yes", "--prune-max", "3")
+    assert "double" not in lab.output("orphans")
+    assert sum(lab.where().values(), Counter()) == {"web": 9}

@@ -32,6 +32,16 @@ def test_every_kind_is_told_with_what_to_do_next() -> None:
         assert word in told
 
 
+def test_the_older_of_two_is_a_double_with_specs_and_without() -> None:
+    copies = [
+        HostView(host=host, report=HostReport(host=host, observed_at=NOW, capacity=REPORT.capacity, vms=(vm,)))
+        for host, vm in (("hv01", observed("web-000", token=2)), ("hv02", observed("web-000", host="hv02", token=3)))
+    ]
+    for project, wanted in (("demo", frozenset({"web-000"})), (None, frozenset[str]())):
+        found = orphans_in(copies, project, wanted)
+        assert [(orphan.kind, orphan.vm, orphan.host) for orphan in found] == [("double", "web-000", "hv01")]
+
+
 def test_without_specs_only_processes_are_judged() -> None:
     assert [orphan.kind for orphan in orphans_in(VIEWS, None, frozenset())] == ["no record", "foreign"]
     assert orphans_text([], PLAIN) == "No orphans.\n"

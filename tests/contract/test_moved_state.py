@@ -26,17 +26,12 @@ def host(bench: Bench, own_environment: Path) -> Host:
     return Host(bench, own_environment)
 
 
-@pytest.mark.parametrize("way", ["moved", "moved and made anew", "removed"])
+@pytest.mark.parametrize("way", ["moved", "moved and made anew", "removed", "restored"])
 def test_nothing_is_started_beside_vmms_whose_state_folder_went(host: Host, own_environment: Path, way: str) -> None:
     pid = host.created(VM).pid
     assert pid is not None
-    aside = own_environment / "aside"
-    if way == "removed":
-        shutil.rmtree(host.state_dir)
-    else:
-        host.state_dir.rename(aside)
-    if way == "moved and made anew":
-        host.state_dir.mkdir(mode=0o700)
+    aside, gone = own_environment / "aside", way in {"removed", "restored"}
+    take_away(way, host.state_dir, aside)
     try:
         later = Host(host.bench, own_environment)
         for vm in (VM, "web-001"):
@@ -48,9 +43,9 @@ def test_nothing_is_started_beside_vmms_whose_state_folder_went(host: Host, own_
         assert [(stray.vm, stray.pid) for stray in report.strays] == [(VM, pid)]
         assert pid not in {stray.pid for stray in report.foreign}
     finally:
-        if way == "removed":
+        if gone:
             _kill(pid)
-    if way == "removed":
+    if gone:
         assert later.hypervisor.execute(later.order("create", VM)).result == "done"
     else:
         shutil.rmtree(host.state_dir)
@@ -113,6 +108,19 @@ def test_a_vmm_is_known_though_its_state_folder_was_mounted_anew(
             assert process.identify(pid) is None
         finally:
             _kill(pid)
+
+
+def take_away(way: str, state_dir: Path, aside: Path) -> None:
+    if way == "restored":  # as it was before the first VM
+        shutil.copytree(state_dir, aside, symlinks=True, ignore=shutil.ignore_patterns(f"{VM}*"))
+    if way in {"removed", "restored"}:
+        shutil.rmtree(state_dir)
+    else:
+        state_dir.rename(aside)
+    if way == "restored":
+        aside.rename(state_dir)
+    if way == "moved and made anew":
+        state_dir.mkdir(mode=0o700)
 
 
 def _what_is_remembered(_: str, names: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """VMMs of this host whose state folder was moved away or removed under them: nothing is made beside them.
 
-A state folder has an id, and the run folder remembers which one lay at its path. While the two agree, nothing is looked
-for. Else every process is: a VMM has the lock file of its VM as standard input, wherever that is now.
+A file marks a state folder, and the run folder remembers which one lay at its path. While the two agree, nothing is
+looked for. Else every process is: a VMM has the lock file of its VM as standard input, wherever that is now.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
+from mikrom_reconcile import locks
 from mikrom_reconcile.core.model.observed import Stray
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
 
-ID = "locks/id"
-"""What tells a state folder from another at the same path; it moves along."""
+MARK = "locks/mark"
+"""What tells a state folder from another at the same path; it moves along, and that of a restored backup is another."""
 
-_ID_BYTES = 64
+_MARK_BYTES = 64
 
 
 class EarlierVMMs:
@@ -29,13 +30,13 @@ class EarlierVMMs:
     def __init__(self, state_dir: Path, run_dir: Path) -> None:
         self._state_dir = state_dir
         self._run_dir = run_dir
-        self._id = state_dir / ID
+        self._mark = state_dir / MARK
         self._remembered = run_dir / f"state-{blake2b(bytes(state_dir), digest_size=8).hexdigest()}"
 
     def found(self) -> dict[Path, tuple[Stray, ...]]:
         """The VMMs that live, by where their state folder is now. Raises OSError."""
         before = _read(self._remembered)
-        if before is not None and before == _read(self._id):
+        if before is not None and before == _marked(self._mark):
             return {}
         found: dict[Path, tuple[Stray, ...]] = {}
         for state_dir, stray in self._look(before):
@@ -45,7 +46,8 @@ class EarlierVMMs:
     def why_not(self) -> str | None:
         """Why nothing may be started here, None if nothing speaks against it. Raises OSError."""
         for where, vmms in self.found().items():
-            now = "was removed: restore it" if where == self._state_dir else f"is {where} now: move it back"
+            is_moved = where != self._state_dir and where.exists()
+            now = f"is {where} now: move it back" if is_moved else "was removed: restore it"
             first = f"{vmms[0].vm} (pid {vmms[0].pid})"
             return (
                 f"{len(vmms)} VMMs, such as {first}, run with a state folder that {now}, or end them, before more start"
@@ -55,11 +57,10 @@ class EarlierVMMs:
     def remember(self) -> None:
         """Nobody is left of an earlier one: from now on it is this folder. On a full disk it is looked for again."""
         with suppress(OSError):
-            own = _read(self._id) or os.urandom(16).hex().encode()
-            if own != _read(self._remembered):
-                for path in (self._id, self._remembered):
-                    make_folder(path.parent)
-                    write_whole(path, own, durable=False)
+            os.close(locks.open_lock_file(self._mark))  # made where missing
+            if (own := _marked(self._mark)) and own != _read(self._remembered):
+                make_folder(self._run_dir)
+                write_whole(self._remembered, own, durable=False)
 
     def _look(self, before: bytes | None) -> Iterator[tuple[Path, Stray]]:
         for name in os.listdir("/proc"):  # noqa: PTH208 - a Path for each process costs more than the rest
@@ -67,7 +68,7 @@ class EarlierVMMs:
             state_dir = lock.parent.parent
             if not (lock.suffix == ".vmm" and lock.parent.name == "locks" and process.holds_lock(int(name))):
                 continue
-            if self._is_ours(int(name), lock) or (before and _read(state_dir / ID) == before):
+            if self._is_ours(int(name), lock) or (before and _marked(state_dir / MARK) == before):
                 yield state_dir, Stray(vm=lock.stem, pid=int(name))
 
     def _is_ours(self, pid: int, lock: Path) -> bool:
@@ -78,8 +79,17 @@ class EarlierVMMs:
         return lock.parent.parent == self._state_dir or any(in_run in word for word in process.arguments(pid))
 
 
+def _marked(path: Path) -> bytes | None:
+    """The very file, which no copy is: numbers of files are used again, so with the time of its last change."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return f"{found.st_ino} {found.st_ctime_ns}".encode()
+
+
 def _read(path: Path) -> bytes | None:
     try:
-        return read_small(path, max_bytes=_ID_BYTES)
+        return read_small(path, max_bytes=_MARK_BYTES)
     except OddFileError:
         return None

@@ -36,7 +36,7 @@ kind: Fleet
 metadata: {{name: web}}
 spec:
   replicas: {count}
-  template: {{image: hello, machine: {{vcpu_count: 3, smt: true, mem_size_mib: 16}}}}
+  template: {{image: hello, machine: {{mem_size_mib: 16}}}}
 """
 
 
@@ -72,6 +72,8 @@ def _plan_s(folder: Path, vms: int, share: str) -> float:
 def _refused_s(folder: Path, count: int) -> float:
     world = folder / f"refused-{count}"
     (world / "specs").mkdir(parents=True)
+    (world / "state").mkdir(mode=0o700)
+    (world / "state" / "sim").touch()  # where the simulated driver wants a folder: no VM can be made
     (world / "specs" / "web.yml").write_text(REFUSED.format(count=count))
     apply = [sys.executable, "-m", "mikrom_reconcile", "apply", str(world / "specs"), "--yes", "--timeout", "1800"]
     environment = environment_of(world) | {"MIKROM_DRIVER": "simulated"}

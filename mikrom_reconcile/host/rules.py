@@ -37,7 +37,7 @@ class Rules:
     def of(self, bridge: str) -> frozenset[str] | None:
         """The lines of the bridge's table, none where this host does not forward; None: nobody can say."""
         generation, (seen_at, tables) = rules_generation(), self._seen
-        if generation is None or generation != seen_at:
+        if generation is None or generation != seen_at or tables is None:
             tables = _tables()
             self._seen = (generation, tables)
         if tables is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import subprocess
@@ -207,6 +208,17 @@ def test_what_a_host_made_beside_its_vms_is_drift_and_made_again_while_they_run(
         assert [(outcome.verb, outcome.result) for outcome in outcomes] == [("update", "done")], harm
         assert everything() == before, harm
     assert real.pids(VM) == [pid]
+
+
+@pytest.mark.kvm
+def test_rules_that_could_not_be_read_once_are_read_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.created(VM, wanted(nat=True))
+    nft("flush", "ruleset")
+    for path, drift in (("/nowhere", []), (os.environ["PATH"], ["network_interfaces.eth0.nat"])):
+        monkeypatch.setenv("PATH", path)
+        seen = host.seen(VM)
+        assert seen is not None
+        assert [item.path for item in seen.drift] == drift
 
 
 @pytest.mark.kvm

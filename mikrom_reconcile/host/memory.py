@@ -16,12 +16,8 @@ from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.host.ports import Clock, VMRecord
 from mikrom_reconcile.host.records import Records
 
-RECOUNT_S = 5.0
-"""How long another process's orders may stay unknown here: to read all records takes 50 us each."""
-
-
-REFUSE_S = 0.5
-"""No refusal is given on an older count: what another process freed since then would not be seen."""
+COUNTED_FOR = 20
+"""A count holds so many times longer than it took (50 us a record), in which another process's orders stay unknown."""
 
 
 class Memory:
@@ -37,7 +33,7 @@ class Memory:
         self._under_way: dict[str, int] = {}
         self._holders: dict[str, str] = {}
         self._claims: dict[str, frozenset[str]] = {}
-        self._counted_s = float("-inf")
+        self._holds_until_s = float("-inf")
         self._settled = False  # since the last count: one that failed has not kept its promise
 
     def promise(self, vm: str, need_mib: int, limit_mib: int | None = None) -> str | None:
@@ -47,10 +43,10 @@ class Memory:
         No record says so yet, or it says that the VM goes down for a restart: the promise holds until `settle`.
         """
         with self._lock:
-            self._count(RECOUNT_S)
+            self._count()
             limit_mib = self._mem_size_mib if limit_mib is None else limit_mib
             if need_mib > limit_mib - self._others(vm):
-                self._count(-1.0 if self._settled else REFUSE_S)
+                self._count(anew=self._settled)
             left = limit_mib - self._others(vm)
             if need_mib <= left or need_mib <= self._promised.get(vm, 0):  # what was promised is kept
                 self._promised[vm] = self._under_way[vm] = need_mib
@@ -68,9 +64,9 @@ class Memory:
         if not claimed:
             return ""
         with self._lock:
-            self._count(RECOUNT_S)
+            self._count()
             if self._taken(vm, claimed):
-                self._count(-1.0 if self._settled else REFUSE_S)
+                self._count(anew=self._settled)
             if taken := self._taken(vm, claimed):
                 return f"{taken} is {self._holders[taken]}'s here"
             self._claims[vm] = claimed
@@ -95,8 +91,9 @@ class Memory:
     def _others(self, vm: str) -> int:
         return sum(self._promised.values()) - self._promised.get(vm, 0)
 
-    def _count(self, older_than_s: float) -> None:
-        if self._clock.monotonic() - self._counted_s <= older_than_s:
+    def _count(self, *, anew: bool = False) -> None:
+        began_s = self._clock.monotonic()
+        if began_s <= self._holds_until_s and not anew:
             return
         found = [record for record in self._records.list() if isinstance(record, VMRecord)]
         held = [(record.vm, record.addresses.values()) for record in found]
@@ -104,4 +101,5 @@ class Memory:
         self._promised = {
             record.vm: self._need_mib(record.spec) for record in found if record.state in UP and not record.parked
         } | self._under_way
-        self._counted_s, self._settled = self._clock.monotonic(), False
+        ended_s = self._clock.monotonic()
+        self._holds_until_s, self._settled = ended_s + COUNTED_FOR * (ended_s - began_s), False

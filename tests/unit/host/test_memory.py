@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile, RootDisk
 from mikrom_reconcile.host.hypervisor import Hypervisor
-from mikrom_reconcile.host.memory import RECOUNT_S, Memory
+from mikrom_reconcile.host.memory import Memory
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records, Unreadable
@@ -46,7 +46,7 @@ def test_what_other_processes_ordered_counts(records: Records) -> None:
     records.write(record_of("b", mem_size_mib=400))
     records.write(replace(record_of("c", mem_size_mib=900), state="stopped"))
     records.write(replace(record_of("d", mem_size_mib=900), parked=True))
-    clock.moved_s += RECOUNT_S + 1
+    clock.moved_s += 0.001
     assert "100 MiB are left" in (memory.promise("e", 101) or "")
     assert memory.promise("e", 100) is None
 
@@ -65,6 +65,17 @@ def test_a_promise_that_no_record_tells_of_yet_holds_until_its_order_has_ended(r
     assert "200 MiB are left" in (memory.promise("b", 800) or "")
     memory.settle("a")
     assert memory.promise("b", 800) is None
+
+
+def test_the_orders_of_another_process_are_known_within_twenty_times_what_it_takes_to_count(records: Records) -> None:
+    clock, elsewhere = HeldClock(), Records(records.state_dir)
+    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=clock)
+    for mem_size_mib, ip in ((300, "10.0.0.2"), (600, "10.0.0.3")):
+        elsewhere.write(replace(record_of("a", mem_size_mib=mem_size_mib), addresses={"eth0": ip}))
+        clock.moved_s += 0.001
+        assert (memory.promise("b", 500) is None) == (mem_size_mib == 300)
+        assert memory.claim("c", [ip]) == f"{ip} is a's here"
+        memory.settle("b")
 
 
 def test_refusals_in_a_row_read_the_records_once(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +99,7 @@ def test_a_vm_that_is_being_restarted_keeps_its_memory_while_it_is_down(records:
 
     def on_step(vm: str, step: str) -> None:
         if vm == "a" and step == "recording the order" and driver.calls[-1:] == ["stop"]:
-            clock.moved_s += RECOUNT_S + 1  # its guest took that long to go
+            clock.moved_s += 1  # its guest took that long to go
             heard.append(host.execute(order("create", "b", desired=desired_vm("b", all_of_it))))
 
     all_of_it = VMSpec(image="hello", machine=Machine(mem_size_mib=most))
@@ -155,7 +166,7 @@ def test_an_address_that_another_process_gave_away_is_refused_once_it_was_counte
     memory.settle("a")
     assert memory.claim("b", ["10.0.0.2"]) == "", "a's order came to nothing"
     records.write(replace(record_of("c"), addresses={"eth0": "10.0.0.4"}))
-    clock.moved_s += RECOUNT_S + 1
+    clock.moved_s += 0.001
     assert memory.claim("d", ["10.0.0.4"]) == "10.0.0.4 is c's here"
 
 

@@ -19,7 +19,7 @@ from mikrom_reconcile.settings import Settings, load
 
 ROOT = Path(__file__).parent.parent
 PASSWORD = "never-in-an-argument"
-READY_S = 20.0
+READY_S = 60.0
 KEYS = Keys("mikrom:queue")
 
 

@@ -120,6 +120,15 @@ def arguments(pid: int) -> list[str]:
         return []
 
 
+def threads_of(pid: int) -> list[str]:
+    """The names of the threads of `pid`; none once it is gone."""
+    names = []
+    for comm in Path(f"/proc/{pid}/task").glob("*/comm"):
+        with suppress(*_GONE):
+            names.append(comm.read_text("utf-8", "replace"))
+    return names
+
+
 def spawn(argv: tuple[str, ...], *, stdin: int, output: int) -> int:
     """Start `argv` in a session of its own, with an empty environment, and return its pid.
 
@@ -227,10 +236,10 @@ class Ends:
             self.remove(name)
 
 
-def kill(pidfd: int) -> None:
-    """SIGKILL. Nothing happens to a process that has ended."""
+def kill(pidfd: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal. Nothing happens to a process that has ended."""
     with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        signal.pidfd_send_signal(pidfd, number)
 
 
 def _state_and_starttime(pid: int) -> tuple[str, int] | None:

@@ -472,3 +472,14 @@ def test_a_delete_leaves_what_it_did_not_make(real: RealBench) -> None:
     theirs.touch()
     real.driver.delete(RECORD)
     assert real.leftovers() == [theirs]
+
+
+@pytest.mark.parametrize(("mode", "end"), [("crash", "crashed"), ("exit", "clean")])
+def test_a_question_at_the_moment_when_a_guest_ends_keeps_no_vmm(real: RealBench, mode: str, end: str) -> None:
+    record = record_of("a", f"mikrom.mode={mode}:20")
+    for _ in range(15):  # a third of them hang, if they are asked all the time
+        real.driver.start(record, deadline_s=DEADLINE_S)
+        while (facts := real.driver.observe(record)).status in {"running", "starting"}:
+            pass
+        assert facts == VMMFacts(status="none", end=end)
+        assert real.all_pids() == []

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
-from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.wiring import make_hypervisor
 from tests.fleet import Fleet, wait_until
 from tests.watch import VMM, Watch
@@ -139,8 +138,7 @@ def test_a_worker_that_is_back_brings_back_what_died_without_it_and_its_end_ends
 
 def test_a_vm_ordered_down_while_it_keeps_dying_stays_down(host: Host) -> None:
     host.apply(1, boot_args="mikrom.mode=crash:800")
-    records = Records(host.folder / "state")  # not by observing: a request amid a guest's end can hang Firecracker
-    wait_until(lambda: len(getattr(records.read("web-000"), "restarts", ())) > 2, "some restarts")
+    wait_until(lambda: len(host.rows()["web-000"].restarts) > 2, "some restarts")
     specs = host.folder / "specs.yml"
     stop = [sys.executable, "-m", "mikrom_reconcile", "destroy", str(specs), "--yes"]
     for _ in range(3):  # an order may meet the supervision at work and is refused then, as by another order
@@ -154,8 +152,7 @@ def test_a_vm_ordered_down_while_it_keeps_dying_stays_down(host: Host) -> None:
 
 def test_a_crash_loop_ends_parked_and_then_costs_nothing(host: Host) -> None:
     host.apply(1, boot_args="mikrom.mode=crash:800", restart="{attempts: 5}")
-    records = Records(host.folder / "state")
-    wait_until(lambda: getattr(records.read("web-000"), "parked", False), "the VM to be parked")
+    wait_until(lambda: host.rows()["web-000"].phase == "parked", "the VM to be parked")
     row = host.rows()["web-000"]
     assert (row.phase, len(row.restarts), row.pid) == ("parked", 5, None)
     assert "parked, after 5 restarts within 10m" in host.fleet.log("host:localhost")

@@ -17,9 +17,9 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import cgroups, jail
-from mikrom_reconcile.host.drivers.failures import step
+from mikrom_reconcile.host.drivers.failures import NoAnswerError, step
 from mikrom_reconcile.host.drivers.firecracker_api import Api
-from mikrom_reconcile.host.drivers.firecracker_end import end_of
+from mikrom_reconcile.host.drivers.firecracker_end import end_of, let_end
 from mikrom_reconcile.host.drivers.firecracker_start import (
     command,
     jailed,
@@ -79,7 +79,7 @@ class FirecrackerDriver(VMMDriver):
     """The driver for Firecracker.
 
     Firecracker 1.12.1 never ends by itself if a request comes at the very moment its guest ends: its main thread
-    waits for the API's and that for an answer. It is unresponsive then, and the next start or stop kills it.
+    waits for the API's and that for an answer. Whoever asked it lets it end then (`let_end`).
     """
 
     name = "firecracker"
@@ -118,11 +118,15 @@ class FirecrackerDriver(VMMDriver):
                 with step(record.vm, doing):
                     api.put(path, content)
 
-    def _answer(self, record: VMRecord, places: Places, found: process.Identity) -> Answer:
-        with self._api(places, found, self._answer_s) as api:
-            state = api.get("/", _Instance).state
-            config = api.get("/vm/config", _Config)
-            metadata = api.get("/mmds", dict[str, Any]) if record.spec.mmds is not None else None
+    def _answer(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> Answer:
+        try:
+            with self._api(places, found, timeout_s) as api:
+                state = api.get("/", _Instance).state
+                config = api.get("/vm/config", _Config)
+                metadata = api.get("/mmds", dict[str, Any]) if record.spec.mmds is not None else None
+        except NoAnswerError:
+            let_end(found, places.metrics)
+            raise
         status = _STATUS.get(state, "unresponsive")
         if status not in {"running", "paused"}:
             return Answer(status=status)

@@ -6,15 +6,21 @@ vcpu.failures 1, and a killed process writes none. Counters start anew with each
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import msgspec
 
 from mikrom_reconcile.core.model.observed import End
+from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers.tails import tail
 
 _TAIL_BYTES = 32 << 10
 """Some lines of 4 kB."""
+
+_LEAVE_S = 1.0
+"""It takes some 15 ms."""
 
 
 class _Keyboard(msgspec.Struct):
@@ -43,3 +49,16 @@ def end_of(metrics: Path) -> End:
         elif counters.vcpu.failures > 0:
             end = "crashed"
     return end
+
+
+def let_end(vmm: process.Identity, metrics: Path) -> None:
+    """Let a Firecracker end that hangs since its guest has ended. One in order, or about to boot, is left alone.
+
+    Its metrics begin when its vCPUs do, whose threads end with the guest. At a SIGHUP it still writes how that was.
+    """
+    if not tail(metrics, 1) or any(name.startswith("fc_vcpu") for name in process.threads_of(vmm.pid)):
+        return
+    if (pidfd := process.open_pidfd(vmm)) is not None:
+        process.kill(pidfd, signal.SIGHUP)
+        process.wait_for_end(pidfd, _LEAVE_S)
+        os.close(pidfd)

@@ -113,8 +113,8 @@ class QemuDriver(VMMDriver):
         with qmp, step(record.vm, "starting the guest"):
             qmp.execute("cont")
 
-    def _answer(self, record: VMRecord, places: Places, found: process.Identity) -> Answer:
-        with self._qmp(places, found, self._answer_s) as qmp:
+    def _answer(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> Answer:
+        with self._qmp(places, found, timeout_s) as qmp:
             status = _status_of(qmp)
         argv = process.arguments(found.pid)
         return Answer(

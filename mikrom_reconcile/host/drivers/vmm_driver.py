@@ -37,8 +37,9 @@ MAX_SOCKET_PATH_BYTES = 107
 ANSWER_S = 1.0
 """A VMM answers within a millisecond or two, also beside a thousand others."""
 
-ATTEMPTS = 2
-"""A VMM counts as unresponsive when it has failed to answer this often in a row."""
+PATIENCE = (0.1, 1.9)
+"""A VMM counts as unresponsive when it has not answered in these shares of `answer_s`: the first soon finds one whose
+guest has ended."""
 
 CONSOLE_BYTES = 1 << 20
 """What is kept of a console at least: some ten thousand lines."""
@@ -105,8 +106,8 @@ class VMMDriver(ABC):
         """Configure it and let its guest run."""
 
     @abstractmethod
-    def _answer(self, record: VMRecord, places: Places, found: process.Identity) -> Answer:
-        """What it says of itself within `answer_s`. Raises UnreachableError, NoAnswerError, OSError."""
+    def _answer(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> Answer:
+        """What it says of itself. Raises UnreachableError, NoAnswerError, OSError."""
 
     @abstractmethod
     def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
@@ -296,9 +297,9 @@ class VMMDriver(ABC):
     def _ask(self, record: VMRecord, places: Places, found: process.Identity) -> VMMFacts | None:
         """What is known of a proven VMM; None when it has died meanwhile."""
         answer = Answer(status="unresponsive")
-        for _ in range(ATTEMPTS):
+        for share in PATIENCE:
             try:
-                answer = self._answer(record, places, found)
+                answer = self._answer(record, places, found, share * self._answer_s)
                 break
             except (UnreachableError, NoAnswerError) as error:
                 if not vmm.is_vmm(places, found):

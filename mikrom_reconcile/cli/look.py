@@ -57,6 +57,8 @@ def selected_in(
         except (SourceError, SpecError):
             specs = None
         chosen &= limited(limit, ((row.name, row.host, row.fleet) for row in rows), specs)
+        if names and not chosen:
+            raise UsageError("NAME and --limit have no VM in common")
     return [row for row in rows if row.name in chosen]
 
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
-from mikrom_reconcile.core.model.observed import VMMFacts
+from mikrom_reconcile.core.model.observed import End, VMMFacts
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
@@ -475,7 +475,7 @@ def test_a_delete_leaves_what_it_did_not_make(real: RealBench) -> None:
 
 
 @pytest.mark.parametrize(("mode", "end"), [("crash", "crashed"), ("exit", "clean")])
-def test_a_question_at_the_moment_when_a_guest_ends_keeps_no_vmm(real: RealBench, mode: str, end: str) -> None:
+def test_a_question_at_the_moment_when_a_guest_ends_keeps_no_vmm(real: RealBench, mode: str, end: End) -> None:
     record = record_of("a", f"mikrom.mode={mode}:20")
     for _ in range(15):  # a third of them hang, if they are asked all the time
         real.driver.start(record, deadline_s=DEADLINE_S)

@@ -129,7 +129,8 @@ class VMMDriver(ABC):
 
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why this VMM cannot run `spec`, or nothing may be started here."""
-        return self._unsupported(spec) or self._earlier.why_not()
+        with step("", "looking for VMMs of an earlier state folder"):
+            return self._unsupported(spec) or self._earlier.why_not()
 
     def observe(self, record: VMRecord) -> VMMFacts:
         """What is provably there. Raises an ActionError if this *process* cannot look; that says nothing of the VM."""

@@ -118,6 +118,7 @@ def test_vms_are_selected_by_name_and_by_limit_and_a_word_that_matches_none_is_a
     assert listed("web-000", "--limit", "hv01") == "web-000"
     assert "did you mean web-00" in listed("web-00", code=64)
     assert "nosuch" in listed("--limit", "nosuch", code=64)
+    assert "no VM in common" in listed("db-000", "--limit", "hv01", code=64)
 
 
 def test_a_dark_host_is_named_on_stderr_and_in_the_exit_code(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,12 @@ KEPT_VARIABLES = ("MIKROM_FIRECRACKER", "MIKROM_JAILER", "MIKROM_GUEST_ELF")
 FOREIGN_PREFIXES = ("MIKROM_", "CELERY_", "FLOWER_")
 
 SKIPPED = pytest.StashKey[str]()
+
+# A shell that starts its jobs in the background has them ignore Ctrl-C, and nohup SIGHUP. Programs inherit that, but no
+# handler: so what a test starts can be ended by a signal wherever the tests were started from.
+for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        signal.signal(ignored, lambda *_: None)
 
 # No deadline: on a loaded machine it says nothing about the code. In CI the next run must find the same.
 hypothesis.settings.register_profile("mikrom", deadline=None, derandomize="CI" in os.environ, print_blob=True)

@@ -20,6 +20,8 @@ from mikrom_reconcile.settings import Settings, load
 ROOT = Path(__file__).parent.parent
 PASSWORD = "never-in-an-argument"
 READY_S = 60.0
+"""Much more than anything takes: what is waited for comes late on a busy machine, and is not missed by that."""
+
 KEYS = Keys("mikrom:queue")
 
 
@@ -28,6 +30,14 @@ def wait_until(holds: Callable[[], object], what: str, *, within_s: float = READ
     while not holds():
         assert time.monotonic() < until, f"waited {within_s} s for {what}"
         time.sleep(0.02)
+
+
+def assert_once_per_interval(ticks: Callable[[], int], *, interval_s: float) -> None:
+    """Judge four ticks: of two Beats that do not know each other they come within two intervals."""
+    began, before = time.monotonic(), ticks()
+    wait_until(lambda: ticks() >= before + 4, "four ticks")
+    found = ticks() - before
+    assert found <= (time.monotonic() - began) / (interval_s - 0.2) + 1, "each keeps the others away for so long"
 
 
 class Fleet:
@@ -41,6 +51,7 @@ class Fleet:
         self.url = url or f"redis+socket://:{PASSWORD}@{folder}/redis.sock"
         self.redis: Redis = client_of(self.url)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._logs: dict[int, Path] = {}
         listen = listen or f"unixsocket {folder}/redis.sock\nrequirepass {PASSWORD}"
         (folder / "redis.conf").write_text(f'port 0\n{listen}\nsave ""\ndir {folder}\n')
         self.start_redis()
@@ -77,11 +88,13 @@ class Fleet:
 
     def run(self, name: str, argv: list[str], **more: str) -> subprocess.Popen[bytes]:
         """A process whose output goes to `<name>.log`; it is ended with the fleet at the latest."""
-        with (self.folder / f"{name}.log").open("ab") as log:
+        path = self.folder / f"{name}.log"
+        with path.open("ab") as log:
             process = subprocess.Popen(
                 argv, env=self.environment(**more), stdout=log, stderr=log, cwd=ROOT, start_new_session=True
             )
         self._processes.append(process)
+        self._logs[process.pid] = path
         return process
 
     def worker(
@@ -99,7 +112,7 @@ class Fleet:
         """Wait until the heartbeat of `process` is seen."""
 
         def beats() -> bool:
-            assert process.poll() is None, f"{owner} ended: {self.log(owner)}"
+            assert process.poll() is None, f"{owner} ended: {self._logs[process.pid].read_text()}"
             start_id: bytes = self.redis.get(KEYS.heartbeat(owner)) or b""  # type: ignore[assignment]
             return start_id.startswith(f"{process.pid}-".encode())
 

@@ -26,7 +26,6 @@ REFUSED_LIVE = {
 }
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "kind",
     [

@@ -61,7 +61,8 @@ def hosts(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Hosts]:
     app.close()
     worker.kill()  # the end that takes no 4.5 s
     worker.wait()
-    fleet.redis.delete(KEYS.heartbeat(f"host:{HERE}"))  # the next one has another state folder
+    # the next one has another state folder
+    fleet.redis.delete(KEYS.heartbeat(f"host:{HERE}"), KEYS.machine(HERE))
 
 
 def create(vm: str) -> Order:

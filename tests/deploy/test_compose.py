@@ -21,7 +21,6 @@ from tests.fleet import ROOT, wait_until
 
 pytestmark = [
     pytest.mark.redis,
-    pytest.mark.timeout(120),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make process 1 of its own, as a container has it"),
 ]
 

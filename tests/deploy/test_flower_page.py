@@ -19,7 +19,7 @@ from tests.deploy.installed import free_port
 from tests.fleet import ROOT, Fleet, wait_until
 from tests.scratch import SCRATCH
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.redis
 
 CREDENTIALS = "ana:not-the-default"
 CREATED = re.compile(r"create web-00\d on localhost · run [0-9a-f]{8}")

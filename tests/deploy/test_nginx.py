@@ -16,7 +16,7 @@ import pytest
 from tests.deploy.installed import adapted, free_port
 from tests.fleet import Fleet, wait_until
 
-pytestmark = [pytest.mark.redis, pytest.mark.needs("nginx", "openssl"), pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.redis, pytest.mark.needs("nginx", "openssl")]
 
 ALLOWED, REFUSED = "127.0.0.2", "127.0.0.3"
 CREDENTIALS = "ana:not-the-default"

@@ -17,7 +17,7 @@ from tests.conftest import found_firecracker, why_no_microvms
 from tests.deploy.installed import BIN, adapted, free_port
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 
-pytestmark = [pytest.mark.redis, pytest.mark.needs("supervisord"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.redis, pytest.mark.needs("supervisord")]
 
 READY_S = 60.0  # four services start at once, and a loaded machine takes its time
 

@@ -19,8 +19,6 @@ DRIVERS = [
     pytest.param("firecracker", marks=pytest.mark.kvm),
 ]
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture
 def reader(own_environment: Path) -> Iterator[Path]:

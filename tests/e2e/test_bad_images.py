@@ -16,7 +16,7 @@ from mikrom_reconcile.host.images import Images
 from tests.command import Mikrom, document, names
 from tests.unit.host.test_images import CONTENT, Server
 
-pytestmark = [pytest.mark.kvm, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.kvm
 
 HEAD = "apiVersion: mikrom/v1\nkind: Project\nmetadata: {name: demo}\n"
 ONE = """\

@@ -19,7 +19,7 @@ from tests.e2e.test_faults import HOST, Site, end_of
 from tests.fleet import PASSWORD, Fleet, wait_until
 from tests.watch import Watch
 
-pytestmark = [pytest.mark.kvm, pytest.mark.redis, pytest.mark.timeout(120)]  # many programs, on a machine that is busy
+pytestmark = [pytest.mark.kvm, pytest.mark.redis]
 
 VMS = 2
 

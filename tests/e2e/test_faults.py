@@ -32,7 +32,7 @@ from tests.e2e.test_demo_guest import UnixConnection
 from tests.fleet import KEYS, Fleet, wait_until
 from tests.watch import VMM, Watch
 
-pytestmark = [pytest.mark.kvm, pytest.mark.redis, pytest.mark.timeout(120)]  # many programs, on a machine that is busy
+pytestmark = [pytest.mark.kvm, pytest.mark.redis]
 
 APP = "mikrom_reconcile.celery_app"
 HOST = "host:localhost"

@@ -33,7 +33,7 @@ from tests.fleet import KEYS, ROOT, Fleet, wait_until
 from tests.samples import outcome, record
 from tests.scratch import SCRATCH
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.redis
 
 CREDENTIALS = "ana:not-the-default"
 FLEET = """

@@ -58,7 +58,7 @@ KEPT = re.compile(
 )
 """Files that may outlive the last VM: lock files only where somebody was killed between two steps."""
 
-pytestmark = [pytest.mark.kvm, pytest.mark.timeout(300)]  # many programs, on a machine that may be busy
+pytestmark = pytest.mark.kvm
 
 
 class Host:

@@ -16,7 +16,7 @@ from mikrom_reconcile.dispatch.unfinished import unfinished_runs
 from tests.command import document
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]  # many commands, one after the other
+pytestmark = pytest.mark.redis
 
 WEB = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: %d, template: {image: hello}}\n"
 

@@ -12,7 +12,7 @@ import pytest
 from tests.command import WEB
 from tests.fleet import ROOT, Fleet
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]  # many commands, one after the other
+pytestmark = pytest.mark.redis
 
 BY_HAND = "from mikrom_reconcile.celery_app import app; print(app.tasks['mikrom.create_vm'].delay('web-02').get(60))"
 

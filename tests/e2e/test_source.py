@@ -15,7 +15,7 @@ from mikrom_reconcile.dispatch.app import FleetApp
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 from tests.unit.control.test_git_source import Repository
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]  # many commands, one after the other
+pytestmark = pytest.mark.redis
 
 WEB = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: %d, template: {image: hello}}\n"
 

@@ -22,12 +22,12 @@ import pytest
 from tests.fleet import Fleet, wait_until
 from tests.watch import VMM, Watch
 
-pytestmark = [pytest.mark.kvm, pytest.mark.redis, pytest.mark.timeout(180)]  # many programs on a busy machine
+pytestmark = [pytest.mark.kvm, pytest.mark.redis]
 
 HOSTS = ("hv01", "hv02", "hv03")
 RACKS = {"hv01": "a", "hv02": "b", "hv03": "b"}
 INTERVAL_S = 3
-NOT_AS_WANTED, UNREACHABLE, REFUSED = 2, 4, 8
+UNREACHABLE, REFUSED = 4, 8
 
 
 class Lab:
@@ -235,7 +235,7 @@ def test_a_host_that_is_dark_for_a_whole_run_keeps_its_vms_and_gets_its_share_on
     os.kill(victim.pid, signal.SIGKILL)  # nobody can know: it is not made elsewhere
     lab.write(12, 3, boot_args="second")
     for _ in range(2):
-        lab.apply(code=NOT_AS_WANTED + UNREACHABLE)
+        lab.apply(code=UNREACHABLE + REFUSED)
         alive = lab.watch.now()
         assert alive >= before - {victim}, "those in the dark may all be down: no other one is restarted"
         assert {vmm for vmm in alive if host_of(vmm) == "hv02"} == dark - {victim}

@@ -24,7 +24,7 @@ from mikrom_reconcile.settings import load
 from tests.fleet import ROOT, wait_until
 from tests.scratch import SCRATCH
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.redis
 
 CREDENTIALS = "ana:not-the-default"
 SERVICES = {"redis", "host", "control", "beat", "flower"}

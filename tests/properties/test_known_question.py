@@ -195,7 +195,6 @@ def disturbed(chance: Random, world: World) -> None:
             world.hosts[host][name] = replace(vm, phase=phase)
 
 
-@pytest.mark.timeout(240)
 def test_whatever_happens_the_plan_is_that_of_a_look_at_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """In most cases without one."""
     reads: list[RunRequest] = []

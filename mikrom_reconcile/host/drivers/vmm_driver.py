@@ -128,7 +128,7 @@ class VMMDriver(ABC):
     # ---- what is the same for all -----------------------------------------------------------------------------
 
     def unsupported(self, spec: VMSpec) -> str | None:
-        """Why this VMM cannot run `spec`, or nothing may be started here."""
+        """Why this VMM cannot run `spec`, or nothing may be started here. Raises an ActionError of no VM."""
         with step("", "looking for VMMs of an earlier state folder"):
             return self._unsupported(spec) or self._earlier.why_not()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,9 @@ HOOK = "type nat hook postrouting priority srcnat; policy accept;"
 """The line without which the others do nothing."""
 
 _NFT, _NFT_S = "nft", 10.0
+_AGAIN_S = 1.0
+"""How long to wait before an nft that could not tell is asked again."""
+
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _PRIORITY = re.compile(r"priority [^;]+;")  # versions of nft differ in how they write it
 _TABLE = re.compile(rf"^table ip ({PREFIX}\w+) {{\n(.*?)^}}", re.MULTILINE | re.DOTALL)
@@ -33,13 +37,14 @@ class Rules:
 
     def __init__(self) -> None:
         self._seen: tuple[int | None, dict[str, frozenset[str]] | None] = (None, None)
+        self._again_at = 0.0
 
     def of(self, bridge: str) -> frozenset[str] | None:
         """The lines of the bridge's table, none where this host does not forward; None: nobody can say."""
         generation, (seen_at, tables) = rules_generation(), self._seen
-        if generation is None or generation != seen_at or tables is None:
+        if generation is None or generation != seen_at or (tables is None and time.monotonic() > self._again_at):
             tables = _tables()
-            self._seen = (generation, tables)
+            self._seen, self._again_at = (generation, tables), time.monotonic() + _AGAIN_S
         if tables is None:
             return None
         return tables.get(bridge, frozenset()) if _forwards() else frozenset()

@@ -162,19 +162,18 @@ class JailBench(RealBench):
 
     def leftovers(self) -> list[Path]:
         """Cgroups too: those of this state folder alone have its hash in their names."""
-        left = [path for mount in set(cgroups.hierarchy()[1].values()) for path in mount.glob(f"{self._cgroups}*")]
-        return [*super().leftovers(), *left, *(self.folder / "state").glob("jails/*")]
+        return [*super().leftovers(), *self._cgroups(), *(self.folder / "state").glob("jails/*")]
 
     def close(self) -> None:
         super().close()
         layout = Layout(self.folder / "state", self.folder / "run")
-        for vm in layout.vms():
-            cgroups.remove(layout.of(vm))  # no folder of the test's, so not gone with it
+        for path in self._cgroups():  # no folders of the test's, so not gone with it
+            cgroups.remove(layout.of(path.name.split("-", 2)[2]))
 
-    @property
-    def _cgroups(self) -> str:
+    def _cgroups(self) -> list[Path]:
         jails = (self.folder / "state").resolve() / "jails"
-        return f"mikrom-{blake2b(bytes(jails), digest_size=4).hexdigest()}-"
+        name = f"mikrom-{blake2b(bytes(jails), digest_size=4).hexdigest()}-*"
+        return [path for mount in set(cgroups.hierarchy()[1].values()) for path in mount.glob(name)]
 
 
 class QemuBench(RealBench):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import subprocess
@@ -26,7 +25,7 @@ from mikrom_reconcile.host.networks import Networks
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.stock import ImageStock
-from tests.contract.drivers import RealBench, record_of
+from tests.contract.drivers import RealBench, record_of, wait_until
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host
 from tests.fakes import desired_vm, order
@@ -214,11 +213,16 @@ def test_what_a_host_made_beside_its_vms_is_drift_and_made_again_while_they_run(
 def test_rules_that_could_not_be_read_once_are_read_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.created(VM, wanted(nat=True))
     nft("flush", "ruleset")
-    for path, drift in (("/nowhere", []), (os.environ["PATH"], ["network_interfaces.eth0.nat"])):
-        monkeypatch.setenv("PATH", path)
+
+    def drift() -> list[str]:
         seen = host.seen(VM)
         assert seen is not None
-        assert [item.path for item in seen.drift] == drift
+        return [item.path for item in seen.drift]
+
+    with monkeypatch.context() as without_nft:
+        without_nft.setenv("PATH", "/nowhere")
+        assert drift() == []
+    wait_until(lambda: drift() == ["network_interfaces.eth0.nat"], "the rules to be read again")
 
 
 @pytest.mark.kvm

@@ -276,12 +276,11 @@ class Resolver:
             message, hint = f"unknown network {nic.network!r}", nearest(nic.network, tuple(self._specs.networks))
             self._tell(vm, (*path, "network"), message, hint)
             return nic
-        if nic.ip is not None:
-            if complaint := network.complaint(nic.ip):
-                self._tell(vm, (*path, "ip"), complaint)
-        elif (nic.pool or WHOLE) not in network.pools:
+        if nic.ip is not None and (complaint := network.complaint(nic.ip)):
+            self._tell(vm, (*path, "ip"), complaint)
+        if (nic.pool or WHOLE) not in network.pools and (nic.pool or nic.ip is None):
             said = f"network {network.name} has no pool {nic.pool!r}" if nic.pool else "say which pool, or which ip"
-            hint = nearest(nic.pool or "", tuple(network.pools))
+            hint = nearest(nic.pool or "", tuple(filter(None, network.pools)))
             self._tell(vm, (*path, "pool"), said, hint)
         return msgspec.structs.replace(nic, cidr=network.cidr, gateway=network.gateway, nat=network.nat)
 

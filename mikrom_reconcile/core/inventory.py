@@ -68,7 +68,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def members(self) -> dict[str, frozenset[str]]:
         """Each group with all its hosts, those of its children included. Groups in a circle share theirs."""
-        return {name: frozenset(self._hosts_of(name, set())) for name in self.groups}
+        return {name: frozenset(self._hosts_of(name)) for name in self.groups}
 
     def select(self, pattern: str) -> tuple[str, ...]:
         """The hosts that a pattern selects, sorted. Raises PatternError."""
@@ -139,13 +139,13 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def _layers(self) -> dict[str, tuple[Layer, ...]]:
         return {}
 
-    def _hosts_of(self, group: str, seen: set[str]) -> Iterator[str]:
-        if group in seen or group not in self.groups:
-            return
-        seen.add(group)
-        yield from self.groups[group].hosts
-        for child in self.groups[group].children:
-            yield from self._hosts_of(child, seen)
+    def _hosts_of(self, group: str) -> Iterator[str]:
+        unseen, left = set(self.groups), [group]
+        while left:
+            if (name := left.pop()) in unseen:
+                unseen.remove(name)
+                left += self.groups[name].children
+                yield from self.groups[name].hosts
 
     @cached_property
     def _depths(self) -> dict[str, int]:

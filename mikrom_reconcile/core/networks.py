@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
-from itertools import combinations
 from typing import Any
 
 import msgspec
@@ -121,6 +120,8 @@ def network_flaws(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
     if network.prefixlen > _LONGEST_PREFIX:
         yield ("cidr",), f"{body.cidr} has no room for a gateway and a VM; use /{_LONGEST_PREFIX} or larger"
         return
+    if nobodys := next((each for each in _NOBODYS if each.overlaps(network)), None):
+        yield ("cidr",), f"{body.cidr} has addresses of {nobodys}, which no VM can have; use one such as 10.20.0.0/20"
     if body.gateway is not None and (why := _misplaced(body.gateway, network)):
         yield ("gateway",), why
     for number, entry in enumerate(body.reserved):
@@ -136,12 +137,18 @@ def network_flaws(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
 
 def overlapping(networks: list[Network]) -> Iterator[tuple[str, str]]:
     """Pairs of names of networks that share addresses; the later one first."""
-    for one, other in combinations(networks, 2):
-        if IPv4Network(one.cidr).overlaps(IPv4Network(other.cidr)):
-            yield other.name, one.name
+    around: list[tuple[IPv4Network, int]] = []
+    for cidr, at in sorted((IPv4Network(network.cidr), at) for at, network in enumerate(networks)):
+        while around and not around[-1][0].overlaps(cidr):
+            around.pop()
+        for _, other in around:
+            yield networks[max(at, other)].name, networks[min(at, other)].name
+        around.append((cidr, at))
 
 
 _LONGEST_PREFIX = 30
+_NOBODYS = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
+"""Default routes and loopback, what guests read their metadata from, and what is no address of a machine."""
 
 
 def _misplaced(ip: str, network: IPv4Network) -> str | None:

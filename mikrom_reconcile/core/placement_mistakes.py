@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
+from itertools import islice
 from typing import Any
 
 from mikrom_reconcile.core.constraints import UNARY
@@ -16,6 +17,7 @@ from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.model.specs import SpecDocument
 from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.variables import names_in
+from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.yaml_words import shown
 
 
@@ -23,7 +25,7 @@ def circle_flaws(document: SpecDocument) -> Iterator[Flaw]:
     """Groups of an Inventory that contain themselves."""
     groups = document.body["spec"].get("groups", {})
     children = {name: (group or {}).get("children", ()) for name, group in groups.items()}
-    for circle in _circles(children):
+    for circle in islice(_circles(children), MAX_PROBLEMS):
         pointer = ("spec", "groups", circle[-1], "children", children[circle[-1]].index(circle[0]))
         message = f"groups may not contain each other in a circle: {' > '.join((*circle, circle[0]))}"
         yield Flaw(document=document, pointer=pointer, message=message)

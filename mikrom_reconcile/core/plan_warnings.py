@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from mikrom_reconcile.core.diff import in_scope
-from mikrom_reconcile.core.model.desired import DesiredState
+from mikrom_reconcile.core.model.desired import DesiredState, Machine
 from mikrom_reconcile.core.model.observed import ObservedState
 from mikrom_reconcile.core.model.plan import Action, VMChange
 from mikrom_reconcile.core.observed import Sight
 from mikrom_reconcile.core.specs import Specs
+
+Kind = tuple[str, Machine]
+"""Image and machine."""
 
 
 def warnings_of_plan(desired: DesiredState, sight: Sight, left_out: int) -> Iterator[str]:
@@ -38,18 +41,22 @@ def notes_of_hosts(observed: ObservedState, actions: tuple[Action, ...]) -> Iter
 
 
 def renamed_fleets(specs: Specs, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]) -> Iterator[str]:
-    """The way out where a fleet is made in full beside one of its size that the specs no longer name."""
+    """The way out where a fleet is made in full beside one of its VMs' kinds that the specs no longer name."""
     known = {fleet.name for fleet in specs.fleets}
-    gone = Counter(rows[0].fleet for name, rows in sight.own.items() if name == _usual(name, rows[0].fleet))
-    old = {fleet: size for fleet, size in gone.items() if fleet not in known}
+    old, new = defaultdict[str, Counter[Kind]](Counter), defaultdict[str, Counter[Kind]](Counter)
+    for name, (row, *_) in sight.own.items():
+        if row.fleet not in known and name == _usual(name, row.fleet):
+            old[row.fleet][row.spec.image, row.spec.machine] += 1
     if not old:
         return
     has = {vm.fleet for vm in desired.vms if vm.name in sight.settled or vm.name in sight.own}
-    new = Counter(change.fleet for change in changes if change.kind == "create" and change.fleet not in has)
-    for before, size in sorted(old.items()):
-        for after in sorted(fleet for fleet in new if new[fleet] == size):
+    for vm in (change.desired for change in changes if change.kind == "create" and change.fleet not in has):
+        if vm is not None:
+            new[vm.fleet][vm.spec.image, vm.spec.machine] += 1
+    for before, vms in sorted(old.items()):
+        for after in sorted(fleet for fleet in new if new[fleet] == vms):
             yield (
-                f"fleet {after} is new and {before}, of the same size, is not in the specs: if it was renamed, "
+                f"fleet {after} is new and {before}, with VMs alike, is not in the specs: if it was renamed, "
                 f'vm_name: "{before}-${{index:03d}}" in {after} keeps its VMs'
             )
 

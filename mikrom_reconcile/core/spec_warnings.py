@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from mikrom_reconcile.core.documents import Flaw, problems_of
-from mikrom_reconcile.core.expand import PendingVM, shared_lookups
+from mikrom_reconcile.core.expand import NOTHING, PendingVM, Resolver, shared_lookups
 from mikrom_reconcile.core.guards import allowed
 from mikrom_reconcile.core.inventory import Inventory
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.core.rollout import DISRUPTION
 from mikrom_reconcile.core.specs import FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import names_in
+from mikrom_reconcile.core.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.yaml_words import shown
 
 Told = Callable[[Specs, Sequence[PendingVM]], Iterator[Flaw]]
@@ -33,8 +35,8 @@ class SpecWarning(msgspec.Struct, frozen=True, kw_only=True):
 
 def warnings_of(specs: Specs, pending: Sequence[PendingVM]) -> tuple[SpecProblem, ...]:
     """All that is to be told of the specs, sorted by place."""
-    found = [flaw for warning in WARNINGS for flaw in warning.told(specs, pending)]
-    return one_per_place(problems_of(found, specs.tree))
+    found = (flaw for warning in WARNINGS for flaw in warning.told(specs, pending))
+    return one_per_place(problems_of(islice(found, MAX_PROBLEMS + 1), specs.tree))
 
 
 def _overrides(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
@@ -81,7 +83,8 @@ def _groups(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
 
 
 def _serial(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
-    sizes = Counter(vm.fleet.name for vm in pending)
+    need = Resolver(specs).need
+    sizes = Counter(vm.fleet.name for vm in pending if vm.fleet.rollout and need(vm) is not NOTHING)
     for fleet in specs.fleets:
         serial = fleet.rollout.serial if fleet.rollout else ()
         size = sizes[fleet.name]
@@ -91,7 +94,7 @@ def _serial(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
             told = " and ".join(map(str, over))
             message = (
                 f"fleet {fleet.name}: serial {told} has no effect beyond {share}:"
-                f" at most {DISRUPTION} of its {size} VMs are taken down at a time"
+                f" at most {DISRUPTION} of its {size} VMs that are to be up are taken down at a time"
             )
             yield Flaw(document=fleet.document, pointer=("spec", "rollout", "serial"), message=message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -345,7 +346,7 @@ def _network_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
         if not flaws:
             good[document.name] = document
     networks = [network_of(name, document.body["spec"]) for name, document in good.items()]
-    for name, other in overlapping(networks):
+    for name, other in islice(overlapping(networks), MAX_PROBLEMS):
         message = f"network {name} shares addresses with network {other} ({good[other].path}:{good[other].line})"
         yield Flaw(document=good[name], pointer=("spec", "cidr"), message=message)
 

@@ -21,8 +21,8 @@ BUILT_IN_NAMES = frozenset({"name", "index", "fleet", "project", "host"})
 _MAX_DEPTH = 8
 """How far a variable may lead to another; a circle is found here."""
 
-_MAX_LENGTH = 65_536
-"""Longest text that lookups may make: variables that multiply one another grow beyond any memory."""
+_MAX_MADE = 1 << 18
+"""Characters that the lookups of one VM may make: variables that multiply one another grow beyond any memory."""
 
 
 class VariableError(ValueError):
@@ -46,19 +46,26 @@ class Scope:
     def __init__(self, *layers: Layer) -> None:
         self._layers = layers
         self.used: dict[str, tuple[Any, str]] = {}
+        self._lengths: dict[str, int] = {}
+        self._made = 0
 
     def lookup(self, name: str, depth: int = 0) -> Any:
         """The value of `name`. Raises VariableError when no layer has it or it leads in a circle."""
-        if name in self.used:
-            return self.used[name][0]
+        if name not in self.used:
+            self.used[name] = found = self._found(name, depth)
+            self._lengths[name] = len(str(found[0]))
+        self._made += self._lengths[name]
+        if self._made > _MAX_MADE:
+            raise VariableError(f"the lookups of one VM make more than {_MAX_MADE} characters", name)
+        return self.used[name][0]
+
+    def _found(self, name: str, depth: int) -> tuple[Any, str]:
         if depth > _MAX_DEPTH:
             raise VariableError(f"${{{name}}} leads in a circle", name)
         for layer in self._layers:
             found, value = _dig(layer.values, name)
             if found:
-                resolved = self.resolve(value, depth + 1)
-                self.used[name] = (resolved, layer.origin)
-                return resolved
+                return self.resolve(value, depth + 1), layer.origin
         raise VariableError(f"${{{name}}} is not defined", name)
 
     def resolve(self, value: Any, depth: int = 0) -> Any:
@@ -76,10 +83,7 @@ class Scope:
         if whole and whole[1] is not None and ":" not in whole[1]:
             found = self.lookup(_parsed(whole)[0], depth)
             return found if depth else plain(found)
-        answered = _LOOKUP.sub(lambda match: self._piece(match, depth), text)
-        if len(answered) > _MAX_LENGTH:
-            raise VariableError(f"lookups make a text of more than {_MAX_LENGTH} characters", min(names_in(text)))
-        return answered
+        return _LOOKUP.sub(lambda match: self._piece(match, depth), text)
 
     def _piece(self, match: re.Match[str], depth: int) -> str:
         if match[0] == "$${":

@@ -30,8 +30,14 @@ MAX_BOOT_ARGS_BYTES = 2047
 MAX_DEVICES = 18
 """Disks and interfaces that Firecracker 1.12 has interrupts for; one more ends a VM that is restarted with it."""
 
+_DEVICE_BYTES = 36
+"""What Firecracker adds to it for each of them: " virtio_mmio.device=4K@0xc0001000:5"; for a root disk twice that."""
+
 _ADDRESS_BYTES = 120
-"""What the address of the first interface takes of that at most, beside the longest name."""
+"""What the address of the first interface takes of it at most, beside the longest name."""
+
+MAX_METADATA_BYTES = 50_000
+"""Firecracker takes 51,200 in one request; the rest is for what its host adds."""
 
 _SECRET = re.compile(r"file://(?:localhost)?/(?!.*(?:^|/)\.\.(?:/|$))[^?#]+|env://[A-Za-z_][A-Za-z0-9_]*")
 
@@ -94,8 +100,16 @@ def _checks_without_interface(spec: VMSpec) -> Problems:
             yield ("checks", name), message
 
 
+def _device_count(spec: VMSpec) -> int:
+    return len(spec.drives) + len(spec.network_interfaces) + _has_root_disk(spec)
+
+
+def _has_root_disk(spec: VMSpec) -> bool:
+    return spec.boot is not None and spec.boot.rootfs is not None
+
+
 def _devices(spec: VMSpec) -> Problems:
-    count = len(spec.drives) + len(spec.network_interfaces) + bool(spec.boot and spec.boot.rootfs)
+    count = _device_count(spec)
     if count > MAX_DEVICES:
         message = f"its drives and network_interfaces, with a root disk, are {count}; Firecracker takes {MAX_DEVICES}"
         yield ("drives",), message
@@ -107,11 +121,19 @@ def _boot_args(spec: VMSpec) -> Problems:
         yield ("boot_args",), f"boot_args has {size} bytes; a kernel command line takes {MAX_BOOT_ARGS_BYTES}"
 
 
-def _boot_args_with_address(spec: VMSpec) -> Problems:
-    size, room = len(spec.boot_args), MAX_BOOT_ARGS_BYTES - _ADDRESS_BYTES
-    if spec.network_interfaces and size > room and " ip=" not in f" {spec.boot_args}":
-        message = f"boot_args has {size} characters; with the VM's address in it, a kernel command line takes {room}"
+def _boot_args_with_devices(spec: VMSpec) -> Problems:
+    addressed = spec.network_interfaces and " ip=" not in f" {spec.boot_args}"
+    room = MAX_BOOT_ARGS_BYTES - _DEVICE_BYTES * (_device_count(spec) + _has_root_disk(spec))
+    room -= _ADDRESS_BYTES if addressed else 0
+    if len(spec.boot_args) > room:
+        message = f"boot_args has {len(spec.boot_args)} characters; with the VM's devices and address, {room} are left"
         yield ("boot_args",), message
+
+
+def _mmds_size(spec: VMSpec) -> Problems:
+    size = len(msgspec.json.encode(spec.mmds))
+    if size > MAX_METADATA_BYTES:
+        yield ("mmds",), f"mmds has {size} bytes as JSON; Firecracker takes {MAX_METADATA_BYTES}"
 
 
 def _checks(spec: VMSpec) -> Problems:
@@ -130,6 +152,8 @@ def _checks(spec: VMSpec) -> Problems:
                 yield (*path, field), f"{shown(word or '')} is no regular expression: {error}"
         if check.type == "console" and check.port is not None:
             yield (*path, "port"), "port is for tcp and http checks, and this is console"
+        if not re.fullmatch("/[!-~]*", check.path):
+            yield (*path, "path"), f"{shown(check.path)} is no path: write / and printable ASCII without spaces"
         if check.type != "http" and check.path != "/":
             yield (*path, "path"), f"path is for http checks, and this is {check.type}"
 
@@ -164,7 +188,8 @@ UNSUPPORTED = (
 """What no host can run: each refuses it again, since its orders may come from another release."""
 
 MISLEADING = (
-    VMCheck(name="boot-args-with-address", problems=_boot_args_with_address),
+    VMCheck(name="boot-args-with-devices", problems=_boot_args_with_devices),
+    VMCheck(name="metadata-size", problems=_mmds_size),
     VMCheck(name="checks", problems=_checks),
     VMCheck(name="secrets", problems=_secrets),
 )

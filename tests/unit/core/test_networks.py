@@ -28,3 +28,9 @@ def test_only_networks_that_share_addresses_overlap() -> None:
     networks = [network_of(name, {"cidr": cidr}) for name, cidr in (("a", "10.0.0.0/24"), ("b", "10.0.1.0/24"))]
     assert list(overlapping(networks)) == []
     assert list(overlapping([*networks, network_of("c", {"cidr": "10.0.1.0/30"})])) == [("c", "b")]
+
+
+def test_each_network_is_told_of_all_that_lie_around_it() -> None:
+    cidrs = {"in": "10.1.2.0/24", "around": "10.0.0.0/8", "beside": "11.0.0.0/8", "between": "10.1.0.0/16"}
+    networks = [network_of(name, {"cidr": cidr}) for name, cidr in cidrs.items()]
+    assert set(overlapping(networks)) == {("between", "around"), ("between", "in"), ("around", "in")}

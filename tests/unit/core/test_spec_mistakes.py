@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 
@@ -212,6 +212,21 @@ def test_files_without_a_document_are_an_error_and_no_order_to_delete(text: str)
         problems_in(web=text)
 
 
+def network(number: int) -> str:
+    cidr = f"10.{number >> 8}.{number & 255}.0/24"
+    return f"apiVersion: mikrom/v1\nkind: Network\nmetadata: {{name: n{number}}}\nspec: {{cidr: {cidr}}}\n"
+
+
+def groups(children: Mapping[int, Iterable[int]]) -> str:
+    """Groups with these children."""
+    lines = (
+        f"    g{n}: {{children: [{', '.join(f'g{child}' for child in among)}]}}\n" for n, among in children.items()
+    )
+    return INVENTORY.replace("spec: {hosts: {hv01: , hv02: }}", "spec:\n  hosts: {hv01: }\n  groups:\n") + "".join(
+        lines
+    )
+
+
 HOSTILE: dict[str, Callable[[], str]] = {
     "a bomb of aliases": lambda: "a: &b0 [x]\n" + "".join(f"b{n}: &b{n + 1} [*b{n}, *b{n}]\n" for n in range(60)),
     "a bomb of merges": lambda: (
@@ -248,6 +263,12 @@ HOSTILE: dict[str, Callable[[], str]] = {
     "quotes": lambda: "'" * 5_000_000,
     "hashes": lambda: "[" + "#" * 9_000_000,
     "a pattern with a million hosts": lambda: INVENTORY + "---\n" + FLEET + "  hosts: hv[01:99999999]\n",
+    "many networks": lambda: "---\n".join(network(n) for n in (*range(5000), 0)),
+    "one network many times": lambda: "---\n".join(
+        network(n).partition("10.")[0] + "10.0.0.0/8}\n" for n in range(2000)
+    ),
+    "groups that all contain each other": lambda: groups({n: range(80) for n in range(80)}),
+    "a chain of groups": lambda: groups({n: [n + 1] for n in range(1500)}),
     "a pattern that backtracks": lambda: INVENTORY + "---\n" + FLEET + "  hosts: " + "*a" * 40 + "\n",
 }
 

@@ -27,6 +27,11 @@ class ReplayedHosts:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+        """The hosts that have a report; none is dark."""
+        del dark
+        return tuple(sorted(file.name for file in self._folder.iterdir()))
+
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """Each queried host's report; the question is encoded as if it were sent."""
         del deadline_s

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -18,12 +20,22 @@ def make_folder(folder: Path) -> None:
             raise
     except FileNotFoundError:
         make_folder(folder.parent)
-        make_folder(folder)
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)  # noqa: PTH102 - no second time around: nothing can be made in /proc
 
 
 def write_named(path: str, content: bytes) -> None:
     """Put `content` where a person says: a new file is closed to others (0600), what is there stays what it is, be it a
-    link, a pipe, a device or somebody's file. Raises OSError.
+    link, a pipe, a device or somebody's file. A full disk is found before what a file held is lost. Raises OSError.
     """
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:  # noqa: PTH123
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:  # noqa: PTH123
+        if not stat.S_ISREG((before := os.fstat(file.fileno())).st_mode):
+            file.write(content)
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, len(content))
+        except OSError:
+            file.truncate(before.st_size)
+            raise
         file.write(content)
+        file.truncate()

@@ -203,6 +203,7 @@ def refuse_misspelt() -> None:
 
 def _parsed(variable: str, text: str, parse: Callable[[str], Any]) -> Any:
     try:
+        text.encode()  # what is no UTF-8 cannot travel
         return parse(text)
     except ValueError as error:
         raise UsageError(f"{variable}={text!r}: {error}") from None

@@ -77,7 +77,7 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
             raise UsageError("specs from git are one source: give one git+ address and nothing else")
         return GitSource(GitPlace.of(chosen[0])).read(known)
     from mikrom_reconcile.control.sources.files import FileSource
-    from mikrom_reconcile.control.sources.whole import around, refuse_part
+    from mikrom_reconcile.control.sources.whole import around, refuse_left_out, refuse_part
 
     places = [Path(path) for path in chosen]
     try:
@@ -85,6 +85,7 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
     except SourceError as error:
         raise (UsageError(str(error)) if paths else error) from error
     refuse_part(tree, around(places))
+    refuse_left_out(tree, places)
     return tree
 
 

@@ -9,7 +9,7 @@ import msgspec
 from mikrom_reconcile.cli.progress import Progress
 from mikrom_reconcile.cli.terminal import ask, can_ask, present, show, style_of
 from mikrom_reconcile.control.ports import Engine
-from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.errors import MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.output import formats
@@ -18,9 +18,6 @@ from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.plan_text import plan_text
 from mikrom_reconcile.output.units import counted
 from mikrom_reconcile.output.verdict import verdict_of
-
-DECLINED = 1
-"""Exit code when a person said no: nothing was done."""
 
 
 def refuse_without_anybody_to_ask(*, yes: bool) -> None:
@@ -55,8 +52,7 @@ def carry_out(
             plan = engine.plan(request)
             _show_plan(plan, form, full=full)
         if not _agreed(request, plan):
-            show("Nothing was done.\n", sys.stderr)
-            return DECLINED
+            raise MikromError("this was not agreed to. Nothing was done.")
     if not wait:
         engine.hand_over(request, plan)
         following = f"Run {request.run_id} was handed over; `mikrom get runs {request.run_id} -f` follows it.\n"

@@ -46,8 +46,9 @@ def run(words: Sequence[str]) -> int:
         raise
     except (KeyboardInterrupt, click.Abort) as asked:
         by = str(asked) or "Ctrl-C"
-        show(f"\nInterrupted by {by}: nothing more was begun. What was under way is brought to its end.\n", sys.stderr)
-        return INTERRUPTED
+        told = f"Interrupted by {by}: nothing more was begun. What was under way is brought to its end."
+        show(f"\n{told}\n", sys.stderr)
+        return _documented(words, told, INTERRUPTED)
     except click.ClickException as error:
         with suppress(OSError):
             error.show()

@@ -19,7 +19,7 @@ _PROJECT = """\
 # These files are the whole truth of this project: a fleet that is removed from them is removed from the hosts.
 apiVersion: mikrom/v1
 kind: Project
-metadata: {name: NAME}
+metadata: {name: "NAME"}
 """
 _FLEET = """\
 apiVersion: mikrom/v1

@@ -146,6 +146,8 @@ def _from_word(text: str) -> dict[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"-e {text}: write -e name=value, or -e @file.yml")
+    if re.search("[\ud800-\udfff]", value):  # bytes that Python could not read
+        raise UsageError(f"-e {name}: its value is no UTF-8")
     return {name: bare(value)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,8 @@ def write(path: str, request: RunRequest, plan: Plan, place: Place) -> None:
     """Put the plan into a file that only this user may read: it holds the specs."""
     if request.without_hosts:
         raise UsageError("--without-host only asks what would be: such a plan cannot be saved")
+    if os.path.realpath(path) in {os.path.realpath(file.path) for file in request.tree.files}:
+        raise UsageError(f"--out {path}: these are the specs; name another file")
     digest = digest_of((request, plan, place))
     saved = SavedPlan(format_version=format_version(), digest=digest, place=place, request=request, plan=plan)
     try:

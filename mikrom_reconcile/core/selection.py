@@ -77,7 +77,7 @@ def whereabouts(
 def limited(limit: str, vms: Iterable[Whereabouts], specs: Specs | None) -> frozenset[str]:
     """The names of those `vms` that `limit` selects, by groups only where there are specs. Raises UsageError."""
     words = [word for _, word in terms(limit)]
-    if not all(words):
+    if not all(word.removeprefix("~") for word in words):
         raise UsageError(
             f"--limit: an empty word selects nothing, and there is one in {shown(limit)}; write all for all"
         )

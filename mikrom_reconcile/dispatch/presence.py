@@ -91,7 +91,11 @@ def machine_id(state_dir: Path) -> str:
     """What a machine keeps through reboots, and no other has, though its state folder or its disk were a copy."""
     kept, system = state_dir / "machine", Path("/etc/machine-id")
     if not kept.exists():
-        write_whole(kept, secrets.token_hex(16).encode())
+        draft = state_dir / f"machine-{secrets.token_hex(8)}"
+        write_whole(draft, secrets.token_hex(16).encode())
+        with suppress(FileExistsError):  # somebody else was first
+            kept.hardlink_to(draft)
+        draft.unlink()
     return blake2b(kept.read_bytes() + (system.read_bytes() if system.exists() else b""), digest_size=8).hexdigest()
 
 

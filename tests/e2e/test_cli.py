@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -315,6 +316,23 @@ def test_a_person_is_asked_and_may_say_no_or_yes(person: Callable[..., Person], 
     assert yes.leaves() == 0
     assert "\x1b[32m+ create" in yes.seen
     assert len(names(mikrom)) == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "told"),
+    [("n\n", 1, "Nothing was done"), ("\x04", 1, "Nothing was done"), ("\x03", 130, "Interrupted by Ctrl-C")],
+)
+def test_who_asked_for_a_document_has_one_whatever_a_person_answers(
+    typed: str, code: int, told: str, person: Callable[..., Person], mikrom: Mikrom
+) -> None:
+    someone = person("apply", "-o", "json")
+    someone.waits_for("[y/N]")
+    someone.types(typed)
+    assert someone.leaves() == code
+    document = json.loads(someone.seen[someone.seen.index("{\r\n") :])
+    assert told in document["error"]
+    assert document["exit_code"] == code
+    assert names(mikrom) == []
 
 
 def test_a_person_removes_more_than_the_share_by_typing_the_fleets_name(

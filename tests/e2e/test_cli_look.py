@@ -106,6 +106,12 @@ def test_a_vm_is_explained_whatever_is_known_of_it(mikrom: Mikrom, applied: None
 # ---- set-up ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["2026-11-29", "123", "yes", "null", "1e3", "007"])
+def test_a_starter_project_validates_whatever_its_folder_is_called(name: str, mikrom: Mikrom) -> None:
+    mikrom("init", name)
+    mikrom("validate", f"{name}/specs")
+
+
 def test_a_starter_project_validates_applies_and_is_not_overwritten(mikrom: Mikrom, folder: Path) -> None:
     wrote = mikrom("init", "My Shop!").stdout
     base = folder / "My Shop!"

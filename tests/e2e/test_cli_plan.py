@@ -138,6 +138,7 @@ def test_variables_of_the_command_line_win(
     ("variable", "code", "told"),
     [
         ("mem", 64, "write -e name=value, or -e @file.yml"),
+        ("mem=\udcff", 64, "its value is no UTF-8"),
         ("a-b=1", 64, "cannot be a variable's name"),
         ("@nowhere.yml", 64, "nowhere.yml"),
         ("@list.yml", 64, "begins no mapping"),
@@ -303,6 +304,15 @@ def test_a_device_stays_a_device(mikrom: Mikrom, folder: Path) -> None:
     os.mknod(folder / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))  # never the one of this machine
     mikrom("plan", "--out", "null")
     assert (folder / "null").is_char_device()
+
+
+def test_a_plan_is_not_saved_over_the_specs_that_it_is_of(mikrom: Mikrom, folder: Path) -> None:
+    specs = next((folder / "specs").iterdir())
+    before = specs.read_text()
+    (folder / "link").symlink_to(specs)
+    for out in (f"specs/{specs.name}", str(specs), "link"):
+        assert "these are the specs; name another file" in mikrom("plan", "--out", out, code=64).stderr
+    assert specs.read_text() == before
 
 
 def test_a_plan_is_for_the_machine_and_the_state_folder_that_it_was_made_with(

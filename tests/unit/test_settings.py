@@ -36,6 +36,11 @@ def test_every_path_means_the_same_in_every_working_directory(
         load({variable: text})
 
 
+def test_a_path_that_is_no_utf_8_is_refused() -> None:
+    with pytest.raises(UsageError, match="MIKROM_STATE_DIR="):
+        load({"MIKROM_STATE_DIR": "/tmp/\udcff"})
+
+
 def test_one_relative_folder_among_many_is_refused_too() -> None:
     with pytest.raises(UsageError, match="MIKROM_IMAGE_DIRS='/a:b'"):
         load({"MIKROM_IMAGE_DIRS": "/a:b"})

@@ -12,7 +12,7 @@ import pytest
 
 from mikrom_reconcile.cli.carry_out import carry_out, refuse_without_anybody_to_ask
 from mikrom_reconcile.control.ports import Hosts, RunStore
-from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.errors import MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceTree
@@ -97,11 +97,11 @@ def test_yes_at_the_prompt_executes_the_plan_that_was_shown(word: str, answer: C
 
 @pytest.mark.parametrize("word", ["n", "", "no", "apply", "yess"])
 def test_anything_else_at_the_prompt_does_nothing(word: str, answer: Callable[..., Terminal]) -> None:
-    screen = answer(word)
+    answer(word)
     engine = FakeEngine(CREATE)
-    assert carry_out(engine, request(), yes=False, form="text") == 1
+    with pytest.raises(MikromError, match=r"Nothing was done\."):
+        carry_out(engine, request(), yes=False, form="text")
     assert engine.applied == []
-    assert "Nothing was done." in screen.getvalue()
 
 
 def test_yes_on_the_command_line_asks_nothing(answer: Callable[..., Terminal]) -> None:
@@ -157,7 +157,8 @@ def test_destroy_does_nothing_when_one_name_is_wrong(answers: tuple[str, ...], a
     both = plan(change("db-000", "delete", "x", fleet="db"), change("web-000", "delete", "x"))
     answer(*answers)
     engine = FakeEngine(both)
-    assert carry_out(engine, request(destroy=True), yes=False, form="text") == 1
+    with pytest.raises(MikromError, match=r"Nothing was done\."):
+        carry_out(engine, request(destroy=True), yes=False, form="text")
     assert engine.applied == []
 
 

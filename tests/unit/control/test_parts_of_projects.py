@@ -53,10 +53,26 @@ def test_a_link_to_a_part_is_a_part(shop: Path) -> None:
     assert read(shop / "whole") == 4
 
 
-def test_a_whole_folder_and_a_project_that_is_named_are_read(shop: Path) -> None:
+def test_a_whole_folder_is_read(shop: Path) -> None:
     assert read(shop / "specs") == 4
     assert read(shop) == 4
-    assert read(shop / "specs" / "project.yml", shop / "specs" / "web.yml") == 2
+
+
+def test_a_project_that_is_named_itself_is_refused_while_specs_of_it_are_left_out(shop: Path) -> None:
+    specs = shop / "specs"
+    for some in (["project.yml"], ["project.yml", "web.yml"], ["project.yml", "web.yml", "front/api.yml"]):
+        with pytest.raises(UsageError, match=r"yml belongs to the project in .*project.yml|db.yaml belongs"):
+            read(*(specs / path for path in some))
+    assert read(specs / "project.yml", specs / "web.yml", specs / "front") == 4
+    (specs / "compose.yml").write_text("services: {}\n")
+    (specs / "front" / "own.yml").write_text(PROJECT.replace("shop", "front"))
+    (specs / "other.yml").write_text(PROJECT.replace("shop", "other"))
+    assert read(specs / "project.yml", specs / "web.yml") == 2
+    (specs / "left.yml").write_text(FLEET)
+    with pytest.raises(UsageError, match=r"left.yml belongs to the project in .*project.yml"):
+        read(specs=f"{specs}/project.yml")
+    specs.chmod(0o1777)  # what others put there must not stop anybody
+    assert read(specs / "project.yml") == 1
 
 
 @pytest.mark.parametrize("above", ["kind: Project\n: [", '{"kind": "Project"}', PROJECT + "---\n" + FLEET])

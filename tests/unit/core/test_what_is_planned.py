@@ -122,6 +122,7 @@ def test_a_limit_names_vms_fleets_hosts_or_groups(limit: str, names: set[str]) -
         (Selection(limit="~web-(0"), "'~web-(0' is not a regular expression"),
         (Selection(limit=""), "an empty word selects nothing"),
         (Selection(limit="web: "), "an empty word selects nothing"),
+        (Selection(limit="~"), "an empty word selects nothing"),
         (Selection(limit="web:!"), "an empty word selects nothing"),
         (Selection(limit="web:&db"), "'web:&db' leaves no VM"),
         (Selection(limit="!all"), "'!all' leaves no VM"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def carry_out_and_undo(world: World, path: str, row: Row) -> None:
 def change(world: World, path: str, row: Row) -> Any:
     for other, value in {**(row.also or {}), concrete(path): row.value}.items():
         there = value(world) if callable(value) else value
-        world.set(other, there)
+        world.set(other, deepcopy(there))  # later rows set what is inside, and the table is there for all drivers
     return there
 
 

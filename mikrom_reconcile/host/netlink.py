@@ -11,7 +11,8 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Interface
 from types import TracebackType
 from typing import Self
 
@@ -109,6 +110,15 @@ class Netlink:
             if raw is not None:
                 found[index] = found.get(index, frozenset()) | {f"{socket.inet_ntoa(raw)}/{length}"}
         return found
+
+    def in_subnets_of(self, addresses: Iterable[str]) -> Iterator[Link]:
+        """The devices that have an address in the very subnet of one of these."""
+        subnets = {IPv4Interface(address).network for address in addresses}
+        found = self.addresses().items() if subnets else ()
+        indexes = {
+            index for index, there in found if not subnets.isdisjoint(IPv4Interface(one).network for one in there)
+        }
+        return (link for link in (self.links() if indexes else ()) if link.index in indexes)
 
     def add_address(self, index: int, address: str) -> None:
         """Give a device an IPv4 address; one that it has already is fine."""

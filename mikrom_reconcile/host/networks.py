@@ -174,7 +174,11 @@ class Networks:
 
     def _bridge(self, kernel: Netlink, record: VMRecord, nic: NetworkInterface) -> Link:
         name, alias = self.bridge_name(record, nic.network), f"{self._prefix}network={record.project}/{nic.network}"
-        found = kernel.link(name)
+        found, own = kernel.link(name), self.own(record, name)
+        beside = {link.name: link for link in kernel.in_subnets_of(filter(_is_address, own))}
+        for link in beside.values():
+            if name not in beside and not link.alias.startswith(self._prefix):
+                raise self._taken(record, f"the subnet of network {nic.network}, with device {link.name},", link)
         if found is None:
             kernel.add_bridge(name)
             found = kernel.link(name)
@@ -182,7 +186,7 @@ class Networks:
             raise self._taken(record, f"bridge {name}", found)
         if found is None:
             raise TemporaryError(f"bridge {name} vanished as soon as it was made", vm=record.vm, step=_STEP)
-        self._furnish(kernel, record.vm, found, self.own(record, name))
+        self._furnish(kernel, record.vm, found, own)
         if not found.up or found.alias != alias:
             kernel.set_up(found.index, alias=alias)
         return found
@@ -226,9 +230,8 @@ class Networks:
             kernel.remove_address(index, address)
         for address in filter(_is_address, wanted):  # Linux removes others of a subnet along with its first
             kernel.add_address(index, address)
-        rules = frozenset(part for part in wanted if not _is_address(part))
-        if rules != frozenset(part for part in there if not _is_address(part)):
-            self._rules.replace(vm, name, rules)
+        if not all(map(_is_address, wanted ^ there)):
+            self._rules.replace(vm, name, frozenset(part for part in wanted if not _is_address(part)))
 
     def _unwanted(self, parts: Parts, bridge: str, vm: str) -> Parts:
         """Those of the parts that no other VM wants; none while a record cannot be read."""

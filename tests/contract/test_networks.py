@@ -336,6 +336,22 @@ def test_a_name_that_is_somebody_elses_stops_that_vm_alone(host: Host, real: Rea
     assert set(devices()) == before
 
 
+def test_a_subnet_in_which_the_host_has_another_device_is_refused_until_it_has_not(tmp_path: Path) -> None:
+    networks = Networks(tmp_path)
+    with Netlink() as kernel:
+        kernel.add_bridge("docker0")
+        index = next(link.index for link in kernel.links() if link.name == "docker0")
+        kernel.add_address(index, "10.0.0.7/24")
+        with pytest.raises(PermanentError, match="the subnet of network prod, with device docker0, is somebody else's"):
+            networks.prepare(record(), give_up_at=soon())
+        assert {link.name for link in kernel.links()} == {"lo", "docker0"}
+        kernel.remove_address(index, "10.0.0.7/24")
+        kernel.add_address(index, "10.0.0.7/8")
+        networks.prepare(record(), give_up_at=soon())
+        kernel.add_address(index, "10.0.0.7/24")
+        networks.prepare(record(), give_up_at=soon())  # nothing that runs is taken down for it
+
+
 def test_links_are_made_once_by_many_and_bridges_go_with_the_last_tap(tmp_path: Path) -> None:
     networks, networks_records = Networks(tmp_path), Records(tmp_path)
     records = [record(f"vm-{number:02d}") for number in range(20)]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -34,8 +35,9 @@ def write_named(path: str, content: bytes) -> None:
             return
         try:
             os.posix_fallocate(file.fileno(), 0, len(content))
-        except OSError:
-            file.truncate(before.st_size)
-            raise
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:  # NFS may only not know how
+                file.truncate(before.st_size)
+                raise
         file.write(content)
         file.truncate()

@@ -210,7 +210,8 @@ class Reconciler:
 
 
 def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
-    """A `stale` outcome for each approved action whose VM needs something else by now, there or on another host.
+    """A `stale` outcome for each approved action whose VM needs something else by now, there or on another host, and
+    for what is to be done to a VM that waited and was changed.
 
     A VM that needs nothing any more is no matter: somebody else did it.
     """
@@ -218,10 +219,17 @@ def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
     changes = {(change.name, change.host): change for change in now.changes}
     elsewhere = {change.name: change for change in now.changes if change.desired is not None}
     kept = {(change.name, change.host) for change in approved.changes if change.desired is not None}
-    for action in approved.actions:
+    waiting = {(change.name, change.host) for change in approved.changes if change.kind == "wait"}
+    alike = waited(approved)
+    waited_for = (
+        action
+        for action in now.actions
+        if (action.vm, action.host) in waiting and (action.vm, action.expect) not in alike
+    )
+    for action in (*approved.actions, *waited_for):
         vm = (action.vm, action.host)
         change = changes.get(vm) or (elsewhere.get(action.vm) if vm in kept else None)
-        if action.id not in still and change is not None:
+        if change is not None and (action.id not in still or vm in waiting):
             needs = f"{change.kind} on {change.host}: {'; '.join(change.reasons)}"
             yield ActionOutcome(
                 action_id=action.id,

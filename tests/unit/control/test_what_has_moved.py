@@ -33,6 +33,16 @@ def test_a_move_whose_vm_is_elsewhere_by_now_is_stale() -> None:
     assert result == "stale"
 
 
+def test_what_waited_and_was_changed_is_stale_and_what_stayed_as_it_was_may_go_on() -> None:
+    seen, changed = observed("web-000"), observed("web-000", generation=2)
+    wait = change("web-000", "wait", host="hv1", desired=WANTED, observed=seen)
+    assert told(wait, change("web-000", "restart", host="hv1", desired=WANTED, observed=seen)) == []
+    restart = change("web-000", "restart", host="hv1", desired=WANTED, observed=changed)
+    ((result, error),) = told(wait, restart)
+    assert (result, "now: restart on hv1" in error) == ("stale", True)
+    assert [change.kind for change in rechecked(planned(wait), planned(restart)).changes] == ["blocked"]
+
+
 def test_what_needs_nothing_any_more_is_no_matter() -> None:
     assert told(change("web-000", "create", host="hv1", desired=WANTED)) == []
 

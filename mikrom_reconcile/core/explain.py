@@ -12,7 +12,7 @@ import msgspec
 
 from mikrom_reconcile.core.case import Case
 from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.diff import RULES, cannot_leave, left_down
+from mikrom_reconcile.core.diff import RULES
 from mikrom_reconcile.core.expand import expand
 from mikrom_reconcile.core.fields import recorded
 from mikrom_reconcile.core.model.desired import DesiredVM
@@ -34,7 +34,7 @@ class FieldStory(msgspec.Struct, frozen=True, kw_only=True):
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about one VM. `place` is where its fleet stands in the specs, "" if they do not want it.
 
-    `rule` is the rule of the diff that decided and `meaning` what it says; both are "" where no rule looks at the VM.
+    `rule` is the id of the rule of the diff that decided and `meaning` what it says; both are "" where none does.
     """
 
     name: str
@@ -75,7 +75,7 @@ def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, h
         observed=observed,
         fields=_stories(origins, own),
         rule=rule,
-        meaning=_meaning(rule),
+        meaning=str(RULES[rule].__doc__).partition("\n")[0] if rule else "",
         change=change,
         refusals=tuple(
             f"{refusal.message} [{refusal.rule}]"
@@ -112,12 +112,7 @@ def _quiet_rule(desired: DesiredVM | None, own: ObservedVM | None) -> str:
     if desired is None or (own is None and desired.state != "absent"):
         return ""
     case = Case(desired=desired, observed=own)
-    return next(rule.__name__ for rule in RULES if rule(case) is not None)
-
-
-def _meaning(rule: str) -> str:
-    texts = {known.__name__: known.__doc__ or "" for known in (*RULES, cannot_leave)}
-    return texts.get(rule, "").partition("\n")[0]
+    return next(rule for rule, says in RULES.items() if says(case) is not None)
 
 
 def _conclusion(
@@ -130,7 +125,7 @@ def _conclusion(
             held = f"{change.wanted} is held back" if change.wanted else "nothing is done"
             return f"{held}: {why}"
         return f"{change.kind} on {change.host}: {why}"
-    if rule == left_down.__name__:
+    if rule == "not-restarted":
         return "nothing happens: its restart policy leaves it as it ended"
     if rule:
         return "nothing happens: it is as the specs want it"

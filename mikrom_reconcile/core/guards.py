@@ -118,7 +118,7 @@ def protect(changes: list[VMChange], policies: Mapping[str, Policy]) -> tuple[li
         else:
             kept.append(turned(change, "blocked", "prevent_destroy is recorded with it"))
             way_out = f"to lift it: lifecycle: {{prevent_destroy: false}} in fleet {change.fleet}, apply, then remove"
-            refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="prevent_destroy", message=way_out))
+            refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="protection", message=way_out))
     return kept, refusals
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from mikrom_reconcile.core.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.desired import desired_state
-from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff, homeless
+from mikrom_reconcile.core.diff import STANDS_IN_THE_WAY, diff
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
@@ -289,7 +289,7 @@ def _awaiting_room(changes: list[VMChange], asked: Question, sight: Sight, place
     for change in changes:
         if change.kind in {"delete", "move"} and change.observed is not None:
             going[change.host].append(change.observed)
-    lacking = {change.name for change in changes if change.rule == homeless.__name__}
+    lacking = {change.name for change in changes if change.rule == "unplaceable"}
     if not going or not lacking:
         return changes
     landscape = _landscape(asked, sight, placements, locations(sight, placements), going)

@@ -7,21 +7,11 @@ failed with it. So whoever looks next goes on, and what is halted stays halted. 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 import msgspec
 
-from mikrom_reconcile.core.diff import (
-    may_hide,
-    misplaced,
-    name_taken,
-    on_a_dark_host,
-    parked,
-    replacing,
-    restarting,
-    runs_twice,
-)
 from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.guards import Limits, allowed, as_recorded, turned
 from mikrom_reconcile.core.lifecycle import LEFT_DOWN, UP, WELL
@@ -43,8 +33,8 @@ NAMED = 3
 """VMs that a reason names; how many more there are is told."""
 
 WAY_OUT = {
-    on_a_dark_host.__name__: ("mend that host, or --assume-dead if it is off for good",),
-    name_taken.__name__: ("free the name, or give the VM another",),
+    "unreachable-host": ("mend that host, or --assume-dead if it is off for good",),
+    "name-conflict": ("free the name, or give the VM another",),
 }
 """What to do about VMs that are down and stay so; the reasons of other rules say it themselves."""
 
@@ -137,17 +127,19 @@ class _Stage:
             rollout is not None,
             rollout or Rollout(),
         )
-        self._known = {change.name: change for change in everything if change.rule != runs_twice.__name__}
+        self._known = {change.name: change for change in everything if change.rule != "duplicate"}
         if self._rollout.unreachable == "skip":
-            vms = [vm for vm in vms if not self._was_judged(vm.name, on_a_dark_host, may_hide)]
+            vms = [vm for vm in vms if not self._was_judged(vm.name, "unreachable-host", "possible-duplicate")]
         names = [vm.name for vm in vms]
         self._size = len(names)
-        self._dark = sorted({self._known[name].host for name in names if self._was_judged(name, on_a_dark_host)})
+        self._dark = sorted({self._known[name].host for name in names if self._was_judged(name, "unreachable-host")})
         self._down = {vm.name for vm in vms if _is_down(vm, sight)}
         self._going = {change.name for change in changes if self._takes_down(change)}
         self._rolling = {change.name for change in changes if change.name in self._going and _rolls(change)}
         self._failed = {name for name in names if self._described and self._has_failed(name, limits)}
-        self._stuck = self._failed | {name for name in names if self._described and self._was_judged(name, parked)}
+        self._stuck = self._failed | {
+            name for name in names if self._described and self._was_judged(name, "crash-loop")
+        }
         serial = self._rollout.serial
         self._batches = batches(names, serial if isinstance(serial, tuple) else (serial,))
         self._batch_of = {name: number for number, batch in enumerate(self._batches) for name in batch}
@@ -161,8 +153,8 @@ class _Stage:
 
     # ---- what the hosts say of the fleet ----------------------------------------------------------------------------
 
-    def _was_judged(self, name: str, *rules: Callable[..., object]) -> bool:
-        return name in self._known and self._known[name].rule in {rule.__name__ for rule in rules}
+    def _was_judged(self, name: str, *rules: str) -> bool:
+        return name in self._known and self._known[name].rule in rules
 
     def _takes_down(self, change: VMChange) -> bool:
         """A VM runs as it should, and would not for a while."""
@@ -204,7 +196,7 @@ class _Stage:
 
     def _is_unhealthy(self, name: str) -> bool:
         """It is not up, or not for long enough; a VM whose name is somebody else's is not waited for."""
-        taken = self._was_judged(name, name_taken)
+        taken = self._was_judged(name, "name-conflict")
         return (name in self._down and not taken) or name in self._sight.maturing
 
     def _told(self, name: str) -> str:
@@ -262,9 +254,15 @@ class _Stage:
 
     @cached_property
     def _share_is_used_up(self) -> str:
-        text = f"at most {self._limit()} of {self._size} VMs are taken down at a time"
-        down = sorted(self._down)
-        return f"{text}, {len(down)} are down already: {_named(map(self._told, down))}" if down else text
+        """What decides how many may be down, and what uses that up: a VM that was lost counts as one that crashed."""
+        limit, batch = self._limit(), "serial" if self._at is None else f"batch {self._at + 1} of {len(self._batches)}"
+        decides = batch if limit < allowed(DISRUPTION, self._size) else f"{DISRUPTION} of the fleet, at least 1"
+        users: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(self._down):
+            unseen = "unknown" if self._was_judged(name, "unreachable-host", "possible-duplicate") else "not there yet"
+            users["down already" if name in self._sight.own else unseen].append(self._told(name))
+        told = (f"; {len(texts)} {how}: {_named(texts)}" for how, texts in users.items())
+        return f"at most {limit} of {self._size} VMs are taken down at a time ({decides}){''.join(told)}"
 
     @cached_property
     def _batch_again_s(self) -> float | None:
@@ -304,7 +302,7 @@ class _Stage:
             return
         sizes = tuple(map(len, self._batches))
         most = max(sizes[self._at or 0 :])
-        peak = Peak(down=max(len(self._down), min(most, len(self._down) + going)), size=self._size, pending=going)
+        peak = Peak(down=min(most, len(self._down) + going), size=self._size, pending=going)
         if self._described and self._at is not None:
             peak = msgspec.structs.replace(peak, batch=self._at + 1, batches=sizes)
         yield peak
@@ -321,8 +319,8 @@ def _is_down(vm: DesiredVM, sight: Sight) -> bool:
 
 def _rolls(change: VMChange) -> bool:
     """Whether it brings the VM to another spec, and not only back to its own or to another host."""
-    if change.rule != misplaced.__name__:
-        return change.rule in {restarting.__name__, replacing.__name__}
+    if change.rule != "misplaced":
+        return change.rule in {"needs-restart", "needs-replace"}
     return not (change.desired and change.observed and change.desired.spec_digest == change.observed.spec_digest)
 
 

@@ -24,6 +24,7 @@ from mikrom_reconcile.core.model.run import BEAT, RunReport, RunRequest
 from mikrom_reconcile.dispatch.census import counted
 from mikrom_reconcile.dispatch.presence import known, living
 from mikrom_reconcile.dispatch.source_sync import source_state
+from mikrom_reconcile.output.documents import FORMER_RULES
 from mikrom_reconcile.output.verdict import CHANGES_OR_FAILED, LATE, REFUSED, UNREACHABLE, Verdict, verdict_of
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Metrics(NoMetrics):
         )  # fmt: skip
         self._drift = Counter(
             "mikrom_drift", "VMs that scheduled runs found otherwise than they were left, by the rule that saw it.",
-            ["rule", "kind"], registry=registry,
+            ["rule", "rule_id", "kind"], registry=registry,
         )  # fmt: skip
         self._ticks = Counter("mikrom_ticks", "Beat's ticks, by what became of them.", ["result"], registry=registry)
         registry.register(_Fleet(app))
@@ -101,7 +102,7 @@ class Metrics(NoMetrics):
             same = before is not None and before.converged_to == report.plan.revision
             for change in report.plan.changes:
                 if _is_drift(change, same_revision=same):
-                    self._drift.labels(change.rule, change.kind).inc()
+                    self._drift.labels(FORMER_RULES.get(change.rule, change.rule), change.rule, change.kind).inc()
         if not (request.limit or request.tags or request.skip_tags or request.verb or request.destroy):
             self._remember(report.plan, report.finished_at, converged=verdict.converged)
 
@@ -249,14 +250,14 @@ def _result(verdict: Verdict) -> str:
     return next(words, "converged" if verdict.converged else "waiting")
 
 
-_ASKED_FOR = frozenset({"misplaced", "cannot_leave", "left_the_inventory", "half_deleted"})
+_ASKED_FOR = frozenset({"misplaced", "cannot-move", "host-removed", "interrupted-delete"})
 """Rules that see what an inventory or an order wants, though the VM is as its spec says."""
 
 
 def _is_drift(change: VMChange, *, same_revision: bool) -> bool:
     """Whether nobody asked for what differs. A VM that is missing was there if the project was as it is wanted now."""
     if change.desired is None or change.observed is None:
-        return change.rule == "runs_twice" or (change.rule == "missing" and same_revision)
+        return change.rule == "duplicate" or (change.rule == "missing" and same_revision)
     return change.observed.spec_digest == change.desired.spec_digest and change.rule not in _ASKED_FOR
 
 

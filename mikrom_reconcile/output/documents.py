@@ -22,6 +22,34 @@ FORMAT_VERSION = "1"
 
 Document = dict[str, Any]
 
+FORMER_RULES = {
+    "unreachable-host": "on_a_dark_host",
+    "host-removed": "left_the_inventory",
+    "duplicate": "runs_twice",
+    "destroy": "destroyed",
+    "not-in-specs": "not_wanted",
+    "absent": "wanted_absent",
+    "name-conflict": "name_taken",
+    "possible-duplicate": "may_hide",
+    "unplaceable": "homeless",
+    "interrupted-delete": "half_deleted",
+    "shrinking-drive": "shrinking",
+    "stopped": "wanted_stopped",
+    "crash-loop": "parked",
+    "needs-replace": "replacing",
+    "not-restarted": "left_down",
+    "unresponsive": "broken",
+    "needs-restart": "restarting",
+    "drift": "drifted",
+    "pause-or-resume": "paused_or_not",
+    "needs-update": "updating",
+    "unhealthy": "unwell",
+    "up-to-date": "as_wanted",
+    "cannot-move": "cannot_leave",
+    "protection": "prevent_destroy",
+}
+"""What rules were called before: `rule` says so for one release more, beside `rule_id`. Others kept their names."""
+
 
 def json_of(document: Mapping[str, Any]) -> str:
     """The document as text, indented, ending with a line break."""
@@ -48,7 +76,10 @@ def plan_document(plan: Plan) -> Document:
         "summary": kinds_of(plan),
         "changes": [change_row(change) for change in plan.changes],
         "peaks": plan.peaks,
-        "refusals": plan.refusals,
+        "refusals": [
+            msgspec.to_builtins(each) | {"rule": FORMER_RULES.get(each.rule, each.rule), "rule_id": each.rule}
+            for each in plan.refusals
+        ],
         "warnings": [*plan.warnings, *(f"host {host}: {error}" for host, error in plan.unreachable.items())],
     }
 
@@ -60,6 +91,7 @@ def change_row(change: VMChange) -> Document:
         "fleet": change.fleet,
         "host": change.host,
         "kind": change.kind,
+        "rule_id": change.rule,
         "reasons": [*change.reasons, *([change.placed] if change.placed else [])],
         "fields": change.fields,
     }

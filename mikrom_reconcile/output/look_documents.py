@@ -13,7 +13,7 @@ from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import HostView, ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, UnfinishedRun
 from mikrom_reconcile.core.provenance import FieldOrigin
-from mikrom_reconcile.output.documents import Document, change_row, outcome_row
+from mikrom_reconcile.output.documents import FORMER_RULES, Document, change_row, outcome_row
 from mikrom_reconcile.output.history_text import Event, events
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.plan_parts import KINDS
@@ -131,7 +131,7 @@ def rendered_document(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[F
 
 def explanation_document(told: Explanation) -> Document:
     """Why something happens to a VM or nothing; what is null is not there."""
-    wanted = told.wanted
+    wanted, rule = told.wanted, told.rule
     return {
         "name": told.name,
         "project": told.project,
@@ -139,7 +139,7 @@ def explanation_document(told: Explanation) -> Document:
         "wanted": wanted and {"fleet": wanted.fleet, "place": told.place, "host": wanted.host, "state": wanted.state},
         "observed": [_vm_row(row) for row in told.observed],
         "fields": told.fields,
-        "rule": {"name": told.rule, "meaning": told.meaning} if told.rule else None,
+        "rule": {"name": FORMER_RULES.get(rule, rule), "id": rule, "meaning": told.meaning} if rule else None,
         "change": told.change and change_row(told.change),
         "refusals": told.refusals,
         "conclusion": told.conclusion,

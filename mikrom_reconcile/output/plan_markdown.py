@@ -6,18 +6,16 @@ What a name or a reason contains cannot become a link, a mention, HTML or the en
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan
 from mikrom_reconcile.output.neutral import one_line
-from mikrom_reconcile.output.plan_parts import KINDS, LOOKS, Group, alarms, fleets_of, short, summary, value_diff
+from mikrom_reconcile.output.plan_parts import DANGEROUS, LOOKS, Group, alarms, fleets_of, short, summary, value_diff
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted
 
 MAX_CHARACTERS = 65536
 """Longest comment that GitHub takes."""
-
-DANGEROUS: tuple[ChangeKind, ...] = ("delete", "replace", "move", "restart", "stop")
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~]")
 _TICKS = re.compile("`+")
@@ -50,15 +48,15 @@ def plan_markdown(plan: Plan, style: Style) -> str:
 
 def _units(plan: Plan, style: Style, first: tuple[ChangeKind, ...]) -> Iterator[Unit]:
     yield f"### Plan for {_md(plan.project)} at {_md(plan.revision)}\n\n**{_md(summary(plan))}**\n", 0
-    yield from _tables(plan, style, [kind for kind in KINDS if kind in first])
+    yield from _tables(plan, style, first)
     for title, _, lines in alarms(plan):
         yield f"\n**{title}**\n\n", 0
         for line in lines:
             yield f"- {_md(line)}\n", 0
-    yield from _tables(plan, style, [kind for kind in KINDS if kind not in first])
+    yield from _tables(plan, style, LOOKS.keys() - set(first))
 
 
-def _tables(plan: Plan, style: Style, kinds: list[ChangeKind]) -> Iterator[Unit]:
+def _tables(plan: Plan, style: Style, kinds: Container[ChangeKind]) -> Iterator[Unit]:
     """Changes of these kinds, fleet by fleet."""
     for fleet, peak, every in fleets_of(plan):
         if not (groups := [group for group in every if group.kind in kinds]):

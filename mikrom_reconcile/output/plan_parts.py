@@ -18,7 +18,12 @@ from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.units import counted, listed
 
 KINDS: tuple[ChangeKind, ...] = get_args(ChangeKind)
-"""Every kind of change, in the order in which they are shown."""
+"""Every kind of change, in the order in which they are counted."""
+
+DANGEROUS: tuple[ChangeKind, ...] = ("delete", "replace", "move", "restart", "stop")
+"""What takes VMs or their data away, if only for a while: it is shown before all else."""
+
+_SHOWN = (*DANGEROUS, *(kind for kind in KINDS if kind not in DANGEROUS))
 
 LOOKS: dict[ChangeKind, tuple[str, str]] = {
     "create": ("+", "green"),
@@ -87,23 +92,25 @@ def _asked(plan: Plan) -> str:
 
 
 def fleets_of(plan: Plan) -> Iterator[tuple[str, str, list[Group]]]:
-    """Each fleet with changes, sorted: its name, how its VMs are taken down ("" if none are), its groups."""
+    """Each fleet with changes, first those from which something is taken away: its name, how its VMs are taken down
+    ("" if none are), its groups.
+    """
     fleets: dict[str, list[VMChange]] = defaultdict(list)
     for change in plan.changes:
         fleets[change.fleet].append(change)
-    for fleet in sorted(fleets):
+    dangerous = {change.fleet for change in plan.changes if change.kind in DANGEROUS}
+    for fleet in sorted(fleets, key=lambda name: (name not in dangerous, name)):
         peak = plan.peaks.get(fleet)
         yield fleet, _pace(peak) if peak else "", _groups(fleets[fleet])
 
 
 def _pace(peak: Peak) -> str:
-    """How many VMs are down at a time, and in which batches: equal ones in a row are told once."""
-    text = f"at most {peak.down} of {peak.size} down at a time"
+    """How many VMs are taken down at a time, or in which batches: equal ones in a row are told once."""
     if not peak.batches:
-        return text
+        return f"at most {peak.down} of {peak.size} down at a time"
     rows = [(size, len(list(alike))) for size, alike in groupby(peak.batches)]
     sizes = ", ".join(f"{count} x {size}" if count > 1 else str(size) for size, count in rows)
-    return f"{text}, batch {peak.batch} of {len(peak.batches)} ({sizes})"
+    return f"batch {peak.batch} of {len(peak.batches)} ({sizes} VMs)"
 
 
 def rollout_of(plan: Plan, fleet: str) -> str:
@@ -121,8 +128,8 @@ def _groups(changes: Iterable[VMChange]) -> list[Group]:
     alike: dict[tuple[Any, ...], list[VMChange]] = defaultdict(list)
     for change in changes:
         fields = tuple((field.path, whole(field.before), whole(field.after), field.impact) for field in change.fields)
-        alike[KINDS.index(change.kind), change.wanted, change.reasons, bool(change.placed), fields].append(change)
-    entries = sorted(alike.values(), key=lambda group: (KINDS.index(group[0].kind), min(vm.name for vm in group)))
+        alike[change.kind, change.wanted, change.reasons, bool(change.placed), fields].append(change)
+    entries = sorted(alike.values(), key=lambda group: (_SHOWN.index(group[0].kind), min(vm.name for vm in group)))
     return [_group(sorted(entry, key=lambda change: change.name)) for entry in entries]
 
 

@@ -89,7 +89,7 @@ def test_specs_are_rendered_with_where_each_value_comes_from(mikrom: Mikrom, fol
 
 def test_a_vm_is_explained_whatever_is_known_of_it(mikrom: Mikrom, applied: None, folder: Path) -> None:
     quiet = document("explanation", mikrom("explain", "web-001", "-o", "json"))
-    assert (quiet["rule"]["name"], quiet["change"]) == ("as_wanted", None)
+    assert (quiet["rule"]["id"], quiet["rule"]["name"], quiet["change"]) == ("up-to-date", "as_wanted", None)
     write_specs(folder, BIGGER)
     told = document("explanation", mikrom("explain", "web-000", "-o", "json"))
     assert told["change"]["kind"] == "restart"

@@ -81,9 +81,9 @@ def test_a_control_worker_counts_what_it_does(control: Control) -> None:
 
 
 def test_drift_is_what_nobody_asked_for(control: Control) -> None:
-    def drift() -> dict[tuple[str, str], float]:
+    def drift() -> dict[tuple[str, ...], float]:
         found = [(dict(labels), value) for (name, labels), value in scrape(control.port).items() if "drift_t" in name]
-        return {(labels["rule"], labels["kind"]): value for labels, value in found}
+        return {(labels["rule"], labels["rule_id"], labels["kind"]): value for labels, value in found}
 
     assert control.tick() == "2 create done"
     control.specs.write_text(WEB % 4)
@@ -93,7 +93,10 @@ def test_drift_is_what_nobody_asked_for(control: Control) -> None:
     assert drift() == {}
     shutil.rmtree(control.folder / "state" / "vms" / "web-001")
     assert control.tick() in {"1 create done", "1 update done"}  # its record was kept twice
-    assert drift() in ({("missing", "create"): 1}, {("updating", "update"): 1})
+    assert drift() in (
+        {("missing", "missing", "create"): 1},
+        {("updating", "needs-update", "update"): 1},
+    )
 
 
 def test_a_control_worker_shows_the_vms_of_the_fleet_and_what_is_promised(control: Control) -> None:

@@ -89,7 +89,7 @@ def site(folder: Path, mikrom: Mikrom, monkeypatch: pytest.MonkeyPatch) -> Itera
 def test_batches_follow_each_other_once_they_were_up_for_long_enough(site: Site) -> None:
     before = site.begun()
     site.write(boot_args="quiet")
-    assert "at most 2 of 20 down at a time, batch 1 of 11 (1, 9 x 2, 1)" in site.mikrom("plan").stdout
+    assert "batch 1 of 11 (1, 9 x 2, 1 VMs)" in site.mikrom("plan").stdout
     site.mikrom("apply", "--yes")
     after = site.vmms()
     assert after.keys() == before.keys()

@@ -140,7 +140,7 @@ def test_a_renamed_project_removes_nothing_and_doubles_nothing(chance: Random) -
         plan = renamed.tick()
         assert plan.actions == ()
     assert checkout.world.hosts == before
-    assert {refusal.rule for refusal in renamed.tick().refusals} == {"name_taken"}
+    assert {refusal.rule for refusal in renamed.tick().refusals} == {"name-conflict"}
 
 
 def test_a_name_that_is_taken_where_the_fleet_may_not_go_stays_taken(chance: Random) -> None:

@@ -10,12 +10,15 @@ from typing import Any, get_args
 import pytest
 
 from mikrom_reconcile.cli.commands import COMMANDS
+from mikrom_reconcile.core import diff
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.plan import ChangeKind, Impact, Verb
 from mikrom_reconcile.core.model.run import Result
+from mikrom_reconcile.output.documents import FORMER_RULES
 
-GLOSSARY = (Path(__file__).parents[2] / "docs/glossary.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+GLOSSARY = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*)\n((?:(?!## ).*\n)*)", GLOSSARY, re.MULTILINE))
 
 
@@ -40,6 +43,24 @@ def test_every_kind_of_change_is_explained_and_that_there_is_none() -> None:
 def test_every_verb_is_named() -> None:
     named = set(re.findall(r"`(\w+)`", SECTIONS["Verbs"]))
     assert set(get_args(Verb)) <= named
+
+
+def test_every_rule_has_an_id_of_its_own_that_is_written_down_and_explained() -> None:
+    package = {path: path.read_text(encoding="utf-8") for path in (ROOT / "mikrom_reconcile").rglob("*.py")}
+    refusing = {found for text in package.values() for found in re.findall(r"Refusal\([^)]*?rule=\"(.+?)\"", text)}
+    explained = terms_under("Rules")
+    assert explained == [*diff.RULES, *(term for term in explained if term in refusing)]
+    assert set(explained) == {*diff.RULES, *refusing}
+    assert len(set(explained)) == len(explained) == len(refusing) + len(set(diff.RULES.values()))
+    assert [rule for rule in explained if not re.fullmatch("[a-z]+(-[a-z]+)*", rule)] == []
+    assert set(diff.STANDS_IN_THE_WAY) <= set(diff.RULES)
+    asked = [path for path, text in package.items() if re.search(r"(rule|says)\w*\.__name__", text)]
+    assert asked == [], "the name of a function is no id"
+
+
+def test_what_rules_were_called_is_told_for_one_release() -> None:
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| .* \| `(\w+)` \|$", SECTIONS["Rules"], re.MULTILINE))
+    assert rows == FORMER_RULES
 
 
 def test_every_command_is_explained_and_no_other() -> None:

@@ -30,7 +30,7 @@ class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
 class VMChange(msgspec.Struct, frozen=True, kw_only=True):
     """What happens to one VM and why. `wanted` is the kind that a `wait` or `blocked` change stands for.
 
-    `rule` names the rule in `diff` that decided, `placed` says why the VM goes to that host if there was a choice.
+    `rule` is the id of the rule in `diff` that decided, `placed` why the VM goes to that host if there was a choice.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peak(msgspec.Struct, frozen=True, kw_only=True):
-    """At most `down` of a fleet's `size` VMs that should run are down at a time, `pending` are still to be taken down.
+    """At most `down` of a fleet's `size` VMs that should run are taken down at a time; `pending` are still to go.
 
     With a rollout, `batches` are the sizes of its batches and `batch` is the number of the one that it is at.
     """

@@ -76,7 +76,7 @@ def test_the_older_of_two_equal_vms_is_found_though_a_digest_proves_each_as_want
     found = world.hosts[newer]["web-000"]
     world.hosts[older]["web-000"] = replace(found, token=0, uid="older")
     (change,) = engine.plan(REQUEST).changes
-    assert (change.kind, change.name, change.host, change.rule) == ("delete", "web-000", older, "runs_twice")
+    assert (change.kind, change.name, change.host, change.rule) == ("delete", "web-000", older, "duplicate")
     engine.apply(REQUEST, None, progress=lambda _: None)
     assert world.copies("web-000", "default") == [newer]
     assert world.hosts[newer]["web-000"] == found

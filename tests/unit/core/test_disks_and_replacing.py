@@ -57,7 +57,7 @@ A, B = VMSpec(image="a", boot=disk("a")), VMSpec(image="b", boot=disk("b"))
 @pytest.mark.parametrize("phase", ["running", "crashed", "unresponsive"])
 def test_another_root_disk_replaces_the_vm_whatever_its_phase(phase: str) -> None:
     change = verdict(wanted(B), seen(A, phase=phase))
-    assert (change.kind, change.rule) == ("replace", "replacing")
+    assert (change.kind, change.rule) == ("replace", "needs-replace")
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_a_stopped_vm_is_protected_too() -> None:
     desired = replace(wanted(B), state="stopped")
     kept, refusals = protect([verdict(desired, seen(A, phase="stopped", state="stopped"))], {"web": POLICY})
     assert [change.kind for change in kept] == ["blocked"]
-    assert [refusal.rule for refusal in refusals] == ["prevent_destroy"]
+    assert [refusal.rule for refusal in refusals] == ["protection"]
 
 
 def test_a_drive_grows_and_never_shrinks() -> None:
     small, large = (VMSpec(image="hello", drives={"data": Drive(size_mib=size)}) for size in (64, 128))
     assert verdict(wanted(large), seen(small)).kind == "restart"
     change = verdict(wanted(small), seen(large))
-    assert (change.kind, change.rule) == ("blocked", "shrinking")
+    assert (change.kind, change.rule) == ("blocked", "shrinking-drive")
     assert change.reasons[0] == "drives.data.size_mib would shrink from 128 to 64"
     kept, _ = protect([change], {"web": POLICY})
     assert kept == [change]

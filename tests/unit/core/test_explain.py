@@ -96,25 +96,25 @@ def test_what_the_vmm_says_stands_beside_what_was_recorded() -> None:
     (field,) = [field for field in found.fields if field.path == "machine.vcpu_count"]
     assert (field.recorded, field.actual) == (1, 4)
     assert (found.rule, found.conclusion) == (
-        "drifted", "restart on localhost: drift: machine.vcpu_count is 4, recorded 1",
+        "drift", "restart on localhost: drift: machine.vcpu_count is 4, recorded 1",
     )  # fmt: skip
 
 
 def test_why_nothing_happens_to_a_vm_that_is_as_wanted() -> None:
     specs = specs_of()
     found = told("web-001", specs, as_wanted(specs))
-    assert (found.rule, found.change) == ("as_wanted", None)
+    assert (found.rule, found.change) == ("up-to-date", None)
     assert found.conclusion == "nothing happens: it is as the specs want it"
     stopped = specs_of(state=", state: stopped")
-    assert told("web-001", stopped, as_wanted(stopped)).rule == "wanted_stopped"
+    assert told("web-001", stopped, as_wanted(stopped)).rule == "stopped"
     absent = told("web-001", specs_of(state=", state: absent"), ())
-    assert (absent.rule, absent.observed) == ("wanted_absent", ())
+    assert (absent.rule, absent.observed) == ("absent", ())
 
 
 def test_a_vm_that_its_policy_leaves_down_says_so() -> None:
     specs = specs_of(state=", restart: {policy: never}")
     found = told("web-000", specs, as_wanted(specs, phase="exited", pid=None))
-    assert found.rule == "left_down"
+    assert found.rule == "not-restarted"
     assert found.conclusion == "nothing happens: its restart policy leaves it as it ended"
 
 
@@ -128,7 +128,7 @@ def test_a_vm_that_is_held_back_names_what_for_and_why() -> None:
     assert found.conclusion.startswith("restart is held back: spec changed; at most 1 of 2")
     gone = told("web-000", specs_of(WEB.replace("replicas: 2", "replicas: 0")), as_wanted(specs))
     assert gone.wanted is None
-    assert gone.rule == "not_wanted"
+    assert gone.rule == "not-in-specs"
     assert gone.conclusion.startswith("delete is held back: not in the specs;")
     assert "[prune]" in gone.refusals[0]
     assert {field.wanted for field in gone.fields} == {None}
@@ -137,7 +137,7 @@ def test_a_vm_that_is_held_back_names_what_for_and_why() -> None:
 def test_a_dark_host_is_the_reason() -> None:
     specs = specs_of()
     found = told("web-000", specs, as_wanted(specs), error="gave no answer")
-    assert (found.rule, found.observed) == ("on_a_dark_host", ())
+    assert (found.rule, found.observed) == ("unreachable-host", ())
     assert found.conclusion == "nothing is done: its host localhost could not be read: gave no answer"
 
 
@@ -159,7 +159,7 @@ def test_a_vm_that_is_only_observed(whole: bool, row: dict[str, str], conclusion
 def test_a_name_that_another_project_has_is_wanted_and_blocked() -> None:
     found = told("web-000", specs_of(), (observed("web-000", project="other"),))
     assert found.wanted is not None
-    assert (found.rule, found.observed[0].project) == ("name_taken", "other")
+    assert (found.rule, found.observed[0].project) == ("name-conflict", "other")
     assert {field.recorded for field in found.fields} == {None}
 
 

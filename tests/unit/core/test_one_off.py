@@ -117,7 +117,7 @@ def test_it_is_said_that_the_next_run_undoes_it_where_that_is_so() -> None:
 def test_what_is_protected_is_not_deleted_and_the_way_out_is_told() -> None:
     plan = planned("delete", ("*",), row("a", policy=Policy(prevent_destroy=True)), row("b"))
     assert [(change.name, change.kind) for change in plan.changes] == [("a", "blocked"), ("b", "delete")]
-    assert [(refusal.vm, refusal.rule) for refusal in plan.refusals] == [("a", "prevent_destroy")]
+    assert [(refusal.vm, refusal.rule) for refusal in plan.refusals] == [("a", "protection")]
     assert "prevent_destroy: false" in plan.refusals[0].message
 
 

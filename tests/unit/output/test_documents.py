@@ -33,7 +33,7 @@ PLAN = plan(
     change("web-001", "restart", "spec changed", fields=(MEMORY,)),
     change("db-000", "blocked", "refused", fleet="db"),
     unchanged={"hv01": 2, "hv02": 3},
-    refusals=(refusal("db", "too many"), refusal("web", "taken", vm="web-009", rule="name_taken")),
+    refusals=(refusal("db", "too many"), refusal("web", "taken", vm="web-009", rule="name-conflict")),
     unreachable={"hv03": "gave no answer"},
     warnings=("look out",),
 )
@@ -58,10 +58,13 @@ def test_a_plan_has_the_documented_shape() -> None:
     }  # fmt: skip
     assert document["taken_at"] == "2026-11-22T12:00:00Z"
     assert document["changes"][1] == {
-        "vm": "web-001", "fleet": "web", "host": "localhost", "kind": "restart", "reasons": ["spec changed"],
+        "vm": "web-001", "fleet": "web", "host": "localhost", "kind": "restart", "rule_id": "",
+        "reasons": ["spec changed"],
         "fields": [{"path": "machine.mem_size_mib", "before": 16, "after": 32, "impact": "restart"}],
     }  # fmt: skip
-    assert document["refusals"][1] == {"fleet": "web", "vm": "web-009", "rule": "name_taken", "message": "taken"}
+    assert document["refusals"][1] == {
+        "fleet": "web", "vm": "web-009", "rule": "name_taken", "rule_id": "name-conflict", "message": "taken",
+    }  # fmt: skip
     assert document["warnings"] == ["look out", "host hv03: gave no answer"]
 
 

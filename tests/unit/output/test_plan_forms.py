@@ -55,7 +55,7 @@ def test_a_plan_says_why_there_and_how_many_at_once() -> None:
     text = formats.PLAN["text"](PLAN, PLAIN)
     assert "  web  at most 1 of 3 down at a time\n" in text
     steps = replace(PLAN, peaks={"web": Peak(down=4, size=10, pending=9, batch=2, batches=(1, 4, 4, 1))})
-    assert "at most 4 of 10 down at a time, batch 2 of 4 (1, 2 x 4, 1)\n" in formats.PLAN["text"](steps, PLAIN)
+    assert "web  batch 2 of 4 (1, 2 x 4, 1 VMs)\n" in formats.PLAN["text"](steps, PLAIN)
     assert (
         "    + create   web-[000-001] on hv[01-02]: does not exist\n"
         "               hv01 has the fewest VMs (2) of kvm:&gen2, and so on\n"

@@ -13,7 +13,7 @@ def text_of(planned: Plan) -> str:
     return plan_text(planned, PLAIN)
 
 
-def test_a_plan_is_grouped_by_fleet_kind_reason_and_fields() -> None:
+def test_a_plan_is_grouped_by_fleet_kind_reason_and_fields_and_begins_with_what_goes() -> None:
     planned = plan(
         *(change(f"web-{index:03d}") for index in range(5)),
         *(change(f"web-{index:03d}", "restart", "spec changed", fields=(MEMORY,)) for index in (5, 6, 8)),
@@ -29,17 +29,17 @@ def test_a_plan_is_grouped_by_fleet_kind_reason_and_fields() -> None:
     assert text_of(planned) == dedent("""\
         Project demo at 3f2a1c9d8e7b
 
+          web
+            - delete   web-009 on localhost: not in the specs
+            ~ restart  web-[005-006,008] on localhost: spec changed
+                       machine.mem_size_mib: 16 → 32 (restart)
+            + create   web-[000-004] on localhost: does not exist
+            · wait     web-010 on localhost (restart): at most 1 at a time
+                       machine.mem_size_mib: 16 → 32 (restart)
+
           db
             ! blocked  db-000 on localhost (delete): not in the specs; refused
             ! blocked  db-001 on hv02: its host could not be read
-
-          web
-            + create   web-[000-004] on localhost: does not exist
-            ~ restart  web-[005-006,008] on localhost: spec changed
-                       machine.mem_size_mib: 16 → 32 (restart)
-            - delete   web-009 on localhost: not in the specs
-            · wait     web-010 on localhost (restart): at most 1 at a time
-                       machine.mem_size_mib: 16 → 32 (restart)
 
         Refused:
           ! fleet db: 3 of 3 VMs would go; --prune-max 100% [prune]
@@ -72,8 +72,8 @@ def test_the_order_of_the_changes_does_not_matter() -> None:
 
 
 def test_refusals_with_the_same_words_are_told_once_for_all_their_vms() -> None:
-    refusals = tuple(refusal("web", "the name is taken", vm=f"web-00{n}", rule="name_taken") for n in (0, 1))
-    assert "  ! web-[000-001]: the name is taken [name_taken]\n" in text_of(plan(refusals=refusals))
+    refusals = tuple(refusal("web", "the name is taken", vm=f"web-00{n}", rule="name-conflict") for n in (0, 1))
+    assert "  ! web-[000-001]: the name is taken [name-conflict]\n" in text_of(plan(refusals=refusals))
 
 
 def test_values_are_shown_as_json_and_a_missing_one_as_none() -> None:

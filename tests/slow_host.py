@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from mikrom_reconcile.core.errors import TemporaryError
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.hypervisor import Hypervisor
@@ -11,9 +13,11 @@ from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.wiring import SystemClock
 
+LATE_S = 5.0
+
 
 class FlakyDriver(SimulatedDriver):
-    """Its first `failures` starts fail for a reason that passes."""
+    """Its first `failures` starts fail for a reason that passes, and those of VMs that are called late take longer."""
 
     failures = 0
 
@@ -21,6 +25,8 @@ class FlakyDriver(SimulatedDriver):
         if self.failures:
             self.failures -= 1
             raise TemporaryError("no memory", vm=record.vm, step="booting")
+        if record.vm.startswith("late-"):
+            time.sleep(LATE_S)
         super().start(record, deadline_s=deadline_s)
 
 

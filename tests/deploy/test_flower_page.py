@@ -40,7 +40,7 @@ class Page:
         wait_until(lambda: self.status("/healthcheck") == 200, "Flower")
         for role, pool in (("host", "gevent"), ("control", "threads")):
             self.fleet.worker(role, pool=pool, app="mikrom_reconcile.celery_app", MIKROM_SPECS=str(specs))
-        assert self.mikrom("apply", str(specs), "--yes").wait(timeout=30) == 0
+        assert self.mikrom("apply", str(specs), "--yes").wait(timeout=60) == 0
         wait_until(lambda: self.get(TABLE).count("create web-00") == 3, "three tasks in Flower")
 
     def mikrom(self, *words: str, **variables: str) -> subprocess.Popen[bytes]:

@@ -49,7 +49,7 @@ def mikrom(folder: Path) -> Mikrom:
     def run(*words: str, code: int | None = 0, program: Sequence[str] = ("-m", "mikrom_reconcile")) -> Run:
         argv = [sys.executable, *program, *words]
         done = subprocess.run(
-            argv, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False
+            argv, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
         )
         assert "Traceback" not in done.stderr
         if code is not None:

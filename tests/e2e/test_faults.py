@@ -168,7 +168,7 @@ def test_a_redis_that_falls_silent_amid_a_run_is_told_and_loses_nothing(site: Si
     with site.fleet.silent_redis():
         silent_at = time.monotonic()
         code, said = end_of(run, within_s=20)
-        assert time.monotonic() - silent_at < 10  # a read that may block waits for 5 s
+        assert time.monotonic() - silent_at < 20  # a read that may block waits for 5 s, and a run for a minute
         assert code != 0
         assert "was lost" in said
         code, said = end_of(site.begin(specs))
@@ -185,7 +185,7 @@ def test_a_host_worker_told_to_end_amid_a_run_leaves_its_vms_and_the_next_run_co
     specs = site.write()
     run = site.begin_and_wait_for(3, specs)
     site.host.terminate()
-    assert site.host.wait(timeout=15) == 0
+    assert site.host.wait(timeout=60) == 0
     before = site.vmms()
     code, _ = end_of(run)
     assert code in {FAILED, UNREACHABLE, FAILED + UNREACHABLE}
@@ -226,7 +226,7 @@ def test_two_beats_and_two_control_workers_do_everything_once(site: Site) -> Non
         site.fleet.run(f"beat-{name}", [sys.executable, "run_beat.py"], **own)
     wait_until(lambda: site.vmms().keys() == set(names(6)), "the first")
     site.write(6, "second")
-    site.watch.wait_until(lambda watch: watch.started >= 12, "the second", within_s=40)
+    site.watch.wait_until(lambda watch: watch.started >= 12, "the second", within_s=60)
     time.sleep(3)  # some more ticks
     site.apply(specs)
     site.assert_as_wanted(6, "second")

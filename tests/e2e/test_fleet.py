@@ -47,7 +47,7 @@ class Side:
         self.engine = wiring.make_reconciler(settings, self.hosts, RedisStore(fleet.redis, prefix=KEYS.prefix))
 
     def rows(self) -> dict[str, ObservedVM]:
-        (view,) = self.hosts.observe({HERE: ObserveQuery()}, deadline_s=5)
+        (view,) = self.hosts.observe({HERE: ObserveQuery()}, deadline_s=30)
         assert view.report is not None, view.error
         return {row.name: row for row in view.report.vms}
 
@@ -87,7 +87,7 @@ def wait_for_action(fleet: Fleet, vm: str) -> None:
 
 def answers(call: Call, count: int) -> list[ActionOutcome]:
     outcomes: list[ActionOutcome] = []
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while len(outcomes) < count:
         assert time.monotonic() < until, f"{len(outcomes)} of {count} outcomes came"
         outcomes.extend(unpack(answer.body, ActionOutcome) for answer in call.read(0.5))
@@ -105,7 +105,7 @@ def test_a_worker_killed_in_the_middle_fails_its_actions_at_once_and_the_next_ru
     fleet.worker("host", MIKROM_TEST_BOOT_S="0")
     back_at = time.monotonic()
     outcomes = told.result().outcomes  # type: ignore[attr-defined]
-    assert time.monotonic() - back_at < 3
+    assert time.monotonic() - back_at < 15  # it would be the 30 s of the run
     assert {outcome.result for outcome in outcomes} == {"failed_temporary"}
     assert {outcome.error for outcome in outcomes} == {"the host's worker died, was restarted or lost its broker"}
     report = side.engine.apply(request(4, run_id="run-2"), None, progress=silent)
@@ -124,12 +124,12 @@ def test_a_worker_told_to_end_ends_what_runs_says_so_and_is_gone_in_time(
     asked_at = time.monotonic()
     worker.terminate()
     outcomes: list[ActionOutcome] = told.result()  # type: ignore[assignment]
-    assert time.monotonic() - asked_at < 8  # it would be the 25 s of the deadline
+    assert time.monotonic() - asked_at < 15  # it would be the 25 s of the deadline
     assert {outcome.result for outcome in outcomes} == {"failed_temporary"}
     assert all("is being stopped" in (outcome.error or "") for outcome in outcomes)
-    assert worker.wait(timeout=7) == 0
+    assert worker.wait(timeout=60) == 0
     assert side.hosts.names() == (HERE,)  # known still, so that `get vms` says that it is dark
-    (view,) = side.hosts.observe({HERE: ObserveQuery()}, deadline_s=5)
+    (view,) = side.hosts.observe({HERE: ObserveQuery()}, deadline_s=30)
     assert "no worker answers" in view.error
 
 
@@ -150,7 +150,7 @@ def test_a_temporary_failure_is_tried_again_by_the_same_worker(
     fleet: Fleet, side: Side, failures: int, result: str
 ) -> None:
     fleet.worker("host", MIKROM_TEST_BOOT_S="0", MIKROM_TEST_FAILURES=str(failures))
-    (outcome,) = side.hosts.execute([order("create", "vm-1", host=HERE)], forks=1, deadline_s=15)
+    (outcome,) = side.hosts.execute([order("create", "vm-1", host=HERE)], forks=1, deadline_s=30)
     assert outcome.result == result
     told = fleet.log(OWNER)
     assert told.count("vm-1: starting: failed: vm-1: no memory") == failures
@@ -180,7 +180,7 @@ def test_an_order_for_another_host_or_under_another_name_is_not_carried_out(flee
 def test_a_vm_task_by_hand_belongs_to_control(fleet: Fleet, side: Side) -> None:
     fleet.worker("host")
     sent = side.app.send_task("mikrom.stop_vm", args=["web-000"], queue=KEYS.host_queue(HERE))
-    told = sent.get(timeout=10)
+    told = sent.get(timeout=60)
     assert told["done"] == "nothing: mikrom.stop_vm takes the name of a VM, and goes to the control queue mikrom:queue"
     assert told["exit_code"] == 64
 
@@ -198,7 +198,7 @@ def test_what_is_no_order_and_no_message_of_celery_does_not_end_the_worker(fleet
 def test_run_worker_carries_out_orders_and_its_log_names_the_task_the_run_and_the_vm(fleet: Fleet, side: Side) -> None:
     worker = fleet.run("host-localhost", [sys.executable, "run_worker.py"])
     fleet.wait_for(OWNER, worker)
-    (outcome,) = side.hosts.execute([order("create", "vm-1", host=HERE)], forks=1, deadline_s=10)
+    (outcome,) = side.hosts.execute([order("create", "vm-1", host=HERE)], forks=1, deadline_s=30)
     assert outcome.result == "done"
     wait_until(lambda: "vm-1: starting" in fleet.log(OWNER), "the log")
     (line,) = [line for line in fleet.log(OWNER).splitlines() if "vm-1: starting" in line]
@@ -215,11 +215,11 @@ def test_a_broker_lost_in_the_middle_ends_the_run_with_what_is_known(
     told = background(lambda: list(side.hosts.execute(orders, forks=2, deadline_s=25)))
     wait_for_action(fleet, "vm-1")
     fleet.stop_redis()
-    outcomes: list[ActionOutcome] = told.result(timeout=7)  # type: ignore[assignment]
+    outcomes: list[ActionOutcome] = told.result(timeout=15)  # type: ignore[assignment]
     by_vm = {outcome.vm: outcome.result for outcome in outcomes}
     assert by_vm == {"vm-0": "failed_temporary", "vm-1": "failed_temporary", "vm-2": "skipped"}
     assert all("the broker was lost" in (outcome.error or "") for outcome in outcomes)
-    (view,) = side.hosts.observe({HERE: ObserveQuery()}, deadline_s=5)
+    (view,) = side.hosts.observe({HERE: ObserveQuery()}, deadline_s=30)
     assert "the broker was lost" in view.error
 
 
@@ -248,7 +248,7 @@ def test_the_command_line_soon_says_that_its_broker_is_away(own_environment: Pat
         ended = subprocess.run(
             argv, env=Fleet.environment_of(own_environment, url), capture_output=True, cwd=ROOT, check=False
         )
-    assert time.monotonic() - began < 10  # 2.4 s on a machine with time to spare; more than 75 s without the preflight
+    assert time.monotonic() - began < 40  # 2.4 s on a machine with time to spare; more than 75 s without the preflight
     assert ended.returncode == 1
     assert b"no answer from the broker" in ended.stderr
 
@@ -259,7 +259,7 @@ class TestTheRemoteEngine:
         began = time.monotonic()
         with pytest.raises(MikromError, match="no control worker answers; start `mikrom worker --role control`"):
             engine.plan(request(1))
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 30  # it would be two minutes
 
     def test_plans_applies_and_tells_each_outcome_as_it_comes(self, fleet: Fleet) -> None:
         fleet.worker("host", MIKROM_TEST_BOOT_S="0")
@@ -293,7 +293,7 @@ class TestTheRemoteEngine:
             assert [outcome.result for outcome in report.outcomes] == ["done", "done"], report.outcomes
             assert report.remaining is not None
             assert report.remaining.changes == ()
-            (view,) = engine.hosts.observe({HERE: ObserveQuery(strays=True)}, deadline_s=5)
+            (view,) = engine.hosts.observe({HERE: ObserveQuery(strays=True)}, deadline_s=30)
             assert view.report is not None
             assert [row.phase for row in view.report.vms] == [phase, phase, "running"]
             assert view.report.strays == ()
@@ -320,7 +320,7 @@ class TestTheRemoteEngine:
         control.kill()
         fleet.redis.delete(KEYS.heartbeat(f"control:{HERE}:{control.pid}"))  # rather than wait for its TTL of 15 s
         with pytest.raises(MikromError, match="the control worker died"):
-            told.result(timeout=5)
+            told.result(timeout=20)
 
     def test_says_that_its_control_worker_was_told_to_end(
         self, fleet: Fleet, background: Callable[..., Future[T]]
@@ -332,8 +332,8 @@ class TestTheRemoteEngine:
         wait_for_action(fleet, "web-001")
         control.terminate()
         with pytest.raises(MikromError, match="this worker is being stopped"):
-            told.result(timeout=4)
-        assert control.wait(timeout=4) == 0
+            told.result(timeout=15)
+        assert control.wait(timeout=60) == 0
         engine.store.lease("default", holder="the next run", ttl_s=1, at_least=1).release()
 
     def test_leaving_it_ends_the_run(self, fleet: Fleet) -> None:
@@ -348,7 +348,7 @@ class TestTheRemoteEngine:
             engine.apply(request(12, forks=1), None, progress=leave)
         wait_until(lambda: "the caller has gone" in fleet.log("control:localhost"), "the end of the run")
         time.sleep(1)
-        (view,) = engine.hosts.observe({HERE: ObserveQuery()}, deadline_s=5)
+        (view,) = engine.hosts.observe({HERE: ObserveQuery()}, deadline_s=30)
         assert view.report is not None
         assert len(view.report.vms) <= 4
         engine.store.lease("default", holder="the next run", ttl_s=1, at_least=1).release()
@@ -357,23 +357,23 @@ class TestTheRemoteEngine:
 def test_a_stalled_disk_makes_no_worker_look_dead(
     fleet: Fleet, side: Side, background: Callable[..., Future[T]]
 ) -> None:
+    def lives_ms() -> int:
+        left: int = fleet.redis.pttl(KEYS.heartbeat(OWNER))
+        assert left > 0, "it looks dead"
+        return left
+
     stall = fleet.folder / "stall"
     fleet.worker("host", MIKROM_TEST_BOOT_S="0", MIKROM_TEST_STALL=str(stall))
-    ping = side.app.control.inspect(destination=[f"host@{HERE}"], timeout=3, limit=1).ping
+    ping = side.app.control.inspect(destination=[f"host@{HERE}"], timeout=20, limit=1).ping
     wait_until(ping, "the first answer to a ping")  # a worker is ready a moment before it listens to broadcasts
     stall.touch()
     orders = [order("create", f"vm-{number}", host=HERE) for number in range(20)]
     told = background(lambda: list(side.hosts.execute(orders, forks=20, deadline_s=40)))
     wait_until((fleet.folder / "state" / "locks" / "vm-1.action").exists, "vm-1 to be begun")
-    until = time.monotonic() + 7  # a heartbeat is due every five seconds
-    while time.monotonic() < until:
-        began = time.monotonic()
-        assert ping() == {f"host@{HERE}": {"ok": "pong"}}
-        assert time.monotonic() - began < 1
-        assert not told.done()
-        lives_ms: int = fleet.redis.pttl(KEYS.heartbeat(OWNER))
-        assert lives_ms > 7000
-        time.sleep(0.2)
+    lived_ms = lives_ms()
+    wait_until(lambda: lives_ms() > lived_ms, "its next heartbeat, which is due every five seconds")
+    assert ping() == {f"host@{HERE}": {"ok": "pong"}}
+    assert not told.done()
     stall.unlink()
-    outcomes: list[ActionOutcome] = told.result(timeout=20)  # type: ignore[assignment]
+    outcomes: list[ActionOutcome] = told.result(timeout=40)  # type: ignore[assignment]
     assert [outcome.result for outcome in outcomes] == ["done"] * 20

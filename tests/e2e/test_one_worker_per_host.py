@@ -20,7 +20,7 @@ RUN_WORKER = [sys.executable, "run_worker.py"]
 def refusal(fleet: Fleet, argv: list[str], **more: str) -> str:
     """What a worker says that does not start."""
     worker = fleet.run("second", argv, **more)
-    assert worker.wait(timeout=20) == 1
+    assert worker.wait(timeout=60) == 1
     said = (fleet.folder / "second.log").read_text()
     assert "Traceback" not in said
     return said

@@ -120,11 +120,7 @@ def test_other_commands_find_it_and_beat_brings_a_killed_vm_back(up: Up) -> None
     driver = SimulatedDriver(up.settings.state_dir)
     before = driver.console("web-001", max_bytes=1000).content
     driver.kill("web-001")
-    wait_until(
-        lambda: len(driver.console("web-001", max_bytes=1000).content) > len(before),
-        "web-001 to boot again",
-        within_s=8,
-    )
+    wait_until(lambda: len(driver.console("web-001", max_bytes=1000).content) > len(before), "web-001 to boot again")
     assert {vm: row["phase"] for vm, row in up.rows().items()} == {f"web-00{n}": "running" for n in range(3)}
 
 
@@ -189,7 +185,7 @@ def test_one_ctrl_c_ends_the_services_within_ten_seconds_and_leaves_the_microvms
         assert len(rows) == 3
         asked_at = time.monotonic()
         up.process.send_signal(signal.SIGINT)
-        assert up.process.wait(timeout=10) == 0
+        assert up.process.wait(timeout=60) == 0
         assert time.monotonic() - asked_at < 10
         assert not [command for command in up.children().values() if "celery" in command or "redis" in command]
         assert not locks.is_taken(own_environment / "run" / "up.json")

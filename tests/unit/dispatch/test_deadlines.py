@@ -28,7 +28,7 @@ began = time.monotonic()
 )
 def test_what_takes_too_long_is_ended_in_a_way_that_it_can_answer(program: str, said: str) -> None:
     indented = program.replace("\n", "\n    ")
-    end = f"try:\n    {indented}\nexcept MikromError as error:\n    print(error, time.monotonic() - began < 2)\n"
+    end = f"try:\n    {indented}\nexcept MikromError as error:\n    print(error, time.monotonic() - began < 8)\n"
     ended = subprocess.run([sys.executable, "-c", BEGIN + end], capture_output=True, text=True, check=True)
     assert said in ended.stdout
     assert ended.stdout.endswith("True\n")

@@ -16,6 +16,7 @@ from mikrom_reconcile.core.model.plan import Action, Expect
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.local import LocalHosts
 from mikrom_reconcile.host.hypervisor import Hypervisor
+from tests.fleet import wait_until
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -41,7 +42,7 @@ class SlowHost:
             self.begun.append(order.action.vm)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-        self.gate.wait(5)
+        self.gate.wait(60)
         with self._lock:
             self.at_once -= 1
         return ActionOutcome(
@@ -82,9 +83,8 @@ def test_every_order_has_one_outcome_and_at_most_forks_run_at_once(host: SlowHos
 
 
 def test_past_the_deadline_what_runs_is_given_up_and_the_rest_is_not_sent(host: SlowHost) -> None:
-    began = time.monotonic()
     outcomes = list(hosts_of(host).execute(orders(5), forks=2, deadline_s=0.2))
-    assert time.monotonic() - began < 2
+    assert not host.gate.is_set(), "nobody waited for it"
     told = {outcome.vm: (outcome.result, outcome.error) for outcome in outcomes}
     late = ("failed_temporary", "still running past the deadline")
     unsent = ("skipped", "not begun before the deadline")
@@ -110,8 +110,8 @@ def test_closing_the_iterator_sends_nothing_more_and_lets_go_on_what_runs(host: 
     begun = len(host.begun)
     assert begun <= 4
     time.sleep(0.1)
+    wait_until(lambda: host.at_once == 0, "the end of what runs")
     assert len(host.begun) == begun
-    assert host.at_once == 0
 
 
 def test_orders_are_taken_only_when_they_can_be_sent(host: SlowHost) -> None:

@@ -122,7 +122,7 @@ def test_a_guest_that_answers_a_byte_at_a_time_takes_no_longer_than_the_time_out
         check = Check(type="http", port=listening.getsockname()[1], timeout="300ms")
         began_s = time.monotonic()
         assert "timed out" in tried(check, vm(), nothing)
-        assert time.monotonic() - began_s < 5  # the whole answer takes twelve
+        assert time.monotonic() - began_s < 10  # the whole answer takes twelve
         thread.join()
 
 

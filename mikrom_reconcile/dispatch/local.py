@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 from mikrom_reconcile.core.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.devices import PinnedFile
@@ -43,7 +43,8 @@ class LocalHosts:
         """One outcome per order, as they come, at most `forks` at once.
 
         Past the deadline nothing more is sent: orders under way are `failed_temporary`, the others `skipped`.
-        Closing the iterator sends nothing more either; what is under way goes on.
+        Closing the iterator sends nothing more either; what is under way goes on. A signal waits to hear of that, and
+        a second one does not.
         """
         deadline = time.monotonic() + deadline_s
         waiting = iter(orders)
@@ -62,6 +63,9 @@ class LocalHosts:
                     future = finished.get(timeout=max(0.0, deadline - time.monotonic()))
                 except queue.Empty:
                     break
+                except KeyboardInterrupt:
+                    yield from (ended.result() for ended in as_completed(running))
+                    raise
                 del running[future]
                 yield future.result()
             for order in running.values():

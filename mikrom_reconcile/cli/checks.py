@@ -184,7 +184,7 @@ def _folder(name: str, variable: str, folder: Path) -> Check:
 def _broker(settings: Settings) -> Iterator[Check]:
     """Only where a broker is set or a `mikrom up` runs."""
     from mikrom_reconcile.control.stores.redis import lost_told
-    from mikrom_reconcile.dispatch.source_sync import source_state  # with it comes redis
+    from mikrom_reconcile.dispatch.source_sync import tried  # with it comes redis
 
     try:
         url = wiring.broker_of(settings)
@@ -192,8 +192,9 @@ def _broker(settings: Settings) -> Iterator[Check]:
             yield Check(name="broker", state="ok", found="none: embedded, this machine is the only host")
             return
         with connect(url) as redis, lost_told():
+            source = tried(redis, Keys(settings.queue))
             yield Check(name="broker", state="ok", found=f"{without_password(url)} answers")
-            if (source := source_state(redis, Keys(settings.queue))) is not None:
+            if source is not None:
                 yield _source(source)
     except SetupError as error:
         yield Check(name="broker", state="broken", found=str(error), remedy="start it, or unset MIKROM_BROKER_URL")

@@ -133,7 +133,8 @@ def _question(
         desired = msgspec.structs.replace(desired, vms=(), destroy=True)
     known = expected(desired)
     complete = len(at_home) == len(pending)
-    asked = {*landscape.hosts, *placements.vms.values(), *others}
+    asked, healthy_s = {*landscape.hosts, *placements.vms.values()}, min_healthy_s(_rollouts(specs))
+    elsewhere = queries(specs.project, {*others} - asked, known, healthy_s, new=False)  # names are free to others there
     return Question(
         specs=specs,
         pending=pending,
@@ -142,7 +143,7 @@ def _question(
         complete=complete,
         here=here,
         expected=known,
-        queries=queries(specs.project, asked, known, min_healthy_s(_rollouts(specs)), new=not complete and not destroy),
+        queries=queries(specs.project, asked, known, healthy_s, new=not complete and not destroy) | elsewhere,
         destroy=destroy,
         dead=dead,
         warnings=tuple(f"{each.path}:{each.line}: {each.message}" for each in warnings_of(specs, pending)),

@@ -6,6 +6,8 @@ metrics and API keep the tasks' own names, since a name for each order would let
 
 from typing import Any
 
+from flower.views import BaseHandler
+
 tasks_columns = "name,state,received,runtime,worker,uuid"
 
 
@@ -16,3 +18,13 @@ def format_task(task: Any) -> Any:
         about = "" if task.kwargs == "(not shown)" else task.kwargs
         task.name = f"{does} {about or ''}".strip()
     return task
+
+
+def _queues(handler: Any) -> list[str]:
+    """Those of all workers that were heard of; Flower by itself shows those that were there when it started."""
+    own = handler.capp.conf.task_queues[0].name
+    names = (worker.partition("@") for worker in handler.application.events.state.workers)
+    return sorted({own} | {f"{own}.{host}" for role, _, host in names if role == "host"})
+
+
+BaseHandler.get_active_queue_names = _queues

@@ -7,12 +7,14 @@ what another has seen since. Either may be lost. It must never make a plan of a 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
 from redis import RedisError
+from redis.exceptions import NoPermissionError
 
 from mikrom_reconcile.control.sources.last_good import Good
 from mikrom_reconcile.core.digests import texts_digest
@@ -66,6 +68,17 @@ def source_state(redis: Redis, keys: Keys) -> SourceState | None:
         return replace(state, next_at=datetime.fromtimestamp(float(found[1]), UTC))
     except msgspec.MsgspecError:  # another release wrote it
         return None
+
+
+def tried(redis: Redis, keys: Keys) -> SourceState | None:
+    """As `source_state`, of a Redis that takes what is written, too: a full or read-only one answers all the same.
+
+    None for the user of a host, who may not ask. Raises RedisError.
+    """
+    with suppress(NoPermissionError):
+        redis.set(f"{keys.prefix}:tried", b"", px=1)
+        return source_state(redis, keys)
+    return None
 
 
 def _shared(app: FleetApp) -> Good | None:

@@ -89,6 +89,12 @@ def test_the_table_of_tasks_says_what_each_does_and_is_searched_by_vm(page: Page
     assert [row["name"].partition(" on ")[0] for row in found] == ["create web-001"]
 
 
+def test_the_page_of_the_broker_has_the_queues_of_hosts_that_came_up_after_it(page: Page) -> None:
+    assert "mikrom:queue.localhost" in page.get("/broker")
+    queues = json.loads(page.get("/api/queues/length"))["active_queues"]
+    assert {"mikrom:queue", "mikrom:queue.localhost"} <= {queue["name"] for queue in queues}
+
+
 def test_metrics_and_api_keep_the_names_of_the_tasks(page: Page) -> None:
     assert "web-00" not in page.get("/metrics")
     assert 'task="mikrom.create_vm"' in page.get("/metrics")

@@ -26,8 +26,8 @@ def fleet(own_environment: Path) -> Iterator[Fleet]:
         fleet.close()
 
 
-def mikrom(fleet: Fleet, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "mikrom_reconcile", *words, f"{fleet.folder}/web.yml"]
+def mikrom(fleet: Fleet, *words: str, specs: bool = True) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "mikrom_reconcile", *words, *([f"{fleet.folder}/web.yml"] if specs else [])]
     return subprocess.run(
         argv, env=fleet.environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
@@ -43,6 +43,8 @@ def test_a_full_redis_is_told_and_with_room_again_all_goes_on(fleet: Fleet) -> N
     assert refused.returncode == 1
     assert "command not allowed when used memory > 'maxmemory'" in refused.stderr
     assert "Traceback" not in refused.stderr
+    assert "broken  broker" in (told := mikrom(fleet, "doctor", specs=False)).stdout, told.stdout
+    assert told.returncode == 1
     fleet.redis.config_set("maxmemory", "512mb")
     assert mikrom(fleet, "apply", "--yes").returncode == 0
     assert [worker.poll() for worker in workers] == [None, None]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -84,6 +86,18 @@ def test_a_machine_keeps_what_it_is_and_a_copy_of_its_state_folder_elsewhere_is_
     one, two = map(machine_id, folders)
     assert one != two
     assert machine_id(folders[0]) == one
+
+
+def test_processes_that_make_what_a_machine_is_at_once_agree_on_it(own_environment: Path) -> None:
+    begin = Barrier(8)
+
+    def made(_: int) -> str:
+        begin.wait()
+        return machine_id(own_environment)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(made, range(8))) == {machine_id(own_environment)}
+    assert [path.name for path in own_environment.glob("machine*")] == ["machine"]
 
 
 def test_one_that_is_nobody_in_particular_does_not_join_a_shared_broker(fleet: Fleet) -> None:

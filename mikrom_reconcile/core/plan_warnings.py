@@ -50,8 +50,8 @@ def renamed_fleets(specs: Specs, desired: DesiredState, sight: Sight, changes: I
     if not old:
         return
     has = {vm.fleet for vm in desired.vms if vm.name in sight.settled or vm.name in sight.own}
-    for vm in (change.desired for change in changes if change.kind == "create" and change.fleet not in has):
-        if vm is not None:
+    for change in changes:
+        if change.kind == "create" and change.fleet not in has and (vm := change.desired) is not None:
             new[vm.fleet][vm.spec.image, vm.spec.machine] += 1
     for before, vms in sorted(old.items()):
         for after in sorted(fleet for fleet in new if new[fleet] == vms):

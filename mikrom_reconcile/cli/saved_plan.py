@@ -14,6 +14,7 @@ from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunRequest
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.folders import write_named
 
 _AGAIN = "make it again with `mikrom plan --out FILE`"
@@ -93,7 +94,7 @@ def _checked(path: str, content: bytes, found: dict[str, Any]) -> SavedPlan:
     if found["format_version"] != format_version():
         raise SourceError(f"{path}: another release saved this plan, in a form of its own; {_AGAIN}")
     try:
-        saved = msgspec.json.decode(content, type=SavedPlan)
+        saved = msgspec.json.decode(content, type=ready(SavedPlan))
     except msgspec.ValidationError as error:
         raise SourceError(f"{path}: this plan cannot be read: {error}; {_AGAIN}") from None
     if saved.digest != digest_of((saved.request, saved.plan, saved.place)):

@@ -18,6 +18,7 @@ from mikrom_reconcile.core.known_question import KnownQuestion, key_of, known_qu
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.core.plan import Decision, Question, decide, question, thorough
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.core.selection import Selection, refuse_unknown
 from mikrom_reconcile.core.specs import Specs, hosts_of, some_specs
 
@@ -93,7 +94,7 @@ class Look:
         """What was asked of the same specs before."""
         content = self._cache.get(self._key)
         try:
-            return None if content is None else msgspec.msgpack.decode(content, type=KnownQuestion)
+            return None if content is None else msgspec.msgpack.decode(content, type=ready(KnownQuestion))
         except msgspec.MsgspecError:
             return None
 

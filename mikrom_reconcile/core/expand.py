@@ -24,6 +24,7 @@ from mikrom_reconcile.core.model.desired import NAME_LENGTH, Machine, State, VMS
 from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.networks import WHOLE
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.core.schema_words import expectation, in_words, nearest
 from mikrom_reconcile.core.specs import VM_NAME, FleetSpec, Specs, one_per_place
 from mikrom_reconcile.core.variables import Layer, Scope, VariableError, names_in
@@ -216,7 +217,7 @@ class Resolver:
         if found is None:
             fields = {key: value for key, value in vm.recipe.fields.items() if key in {"machine", "state"}}
             try:
-                sized = msgspec.convert(scope_of(vm, self._specs, None).resolve(fields), _Sized)
+                sized = msgspec.convert(scope_of(vm, self._specs, None).resolve(fields), ready(_Sized))
             except (VariableError, msgspec.ValidationError):
                 sized = _Sized(state="absent")
             machine = sized.machine
@@ -238,12 +239,12 @@ class Resolver:
             image = self._specs.images.get(str(fields.get("image")))
             if image is not None:
                 fields = {"boot_args": image.boot_args, "boot": image.boot} | fields
-            spec = msgspec.convert(fields, VMSpec)
+            spec = msgspec.convert(fields, ready(VMSpec))
             if image is None:
                 self._tell(
                     vm, ("image",), f"unknown image {spec.image!r}", nearest(spec.image, tuple(self._specs.images))
                 )
-            return msgspec.convert(fields, _Stated).state, self._on_networks(vm, spec)
+            return msgspec.convert(fields, ready(_Stated)).state, self._on_networks(vm, spec)
         except VariableError:
             for text, error in self._unanswered(vm, host):
                 self.flaws.append(_flaw(vm.fleet, _where(vm, error.name, text), f"{vm.name}: {error}"))
@@ -327,7 +328,7 @@ def _misfits(fields: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, str
         named = key in _OF_NAMED_THINGS and isinstance(value, dict)
         for name in value if named else ("",):
             try:
-                msgspec.convert({"image": "", key: {name: value[name]} if named else value}, VMSpec)
+                msgspec.convert({"image": "", key: {name: value[name]} if named else value}, ready(VMSpec))
             except msgspec.ValidationError as error:
                 what, _, where = str(error).partition(" - at `$")
                 steps = where.rstrip("`").replace("[...]", f".{name}").split(".")[1:]

@@ -14,6 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
 from mikrom_reconcile.core.model.plan import FieldChange, Impact
+from mikrom_reconcile.core.ready import ready
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -128,7 +129,7 @@ def carried(spec: VMSpec, ignored: tuple[str, ...], applied: VMSpec) -> VMSpec:
             target[last] = source[last]
         else:
             target.pop(last, None)
-    return msgspec.convert(fields, VMSpec)
+    return msgspec.convert(fields, ready(VMSpec))
 
 
 def _steps_to(paths: tuple[str, ...]) -> Iterator[tuple[list[str], str]]:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile, RootDisk
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.core.variables import unescaped
 
 
@@ -35,7 +36,7 @@ class _ImageBody(msgspec.Struct, frozen=True):
 
 def image_of(spec: dict[str, Any]) -> Image:
     """The image that the `spec` of an Image document describes."""
-    body = msgspec.convert(spec, _ImageBody)
+    body = msgspec.convert(spec, ready(_ImageBody))
     return Image(
         boot=Boot(kernel=body.kernel, initrd=body.initrd, rootfs=body.rootfs), boot_args=unescaped(body.boot_args)
     )

@@ -15,6 +15,7 @@ import msgspec
 from mikrom_reconcile import __version__
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecDocument
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.core.yaml_words import Spelled
 
 
@@ -74,7 +75,7 @@ class KnownFiles:
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=lambda number: msgspec.msgpack.Ext(1, str(number).encode()))
-_DECODER = msgspec.msgpack.Decoder(list[SpecDocument], ext_hook=lambda _, word: Spelled(bytes(word).decode()))
+_DECODER = msgspec.msgpack.Decoder(ready(list[SpecDocument]), ext_hook=lambda _, word: Spelled(bytes(word).decode()))
 
 
 def _digest(file: SourceFile) -> str:
@@ -83,6 +84,6 @@ def _digest(file: SourceFile) -> str:
 
 def _decoded(content: bytes | None) -> dict[str, msgspec.Raw]:
     try:
-        return msgspec.msgpack.decode(content or b"\x80", type=dict[str, msgspec.Raw])
+        return msgspec.msgpack.decode(content or b"\x80", type=ready(dict[str, msgspec.Raw]))
     except msgspec.MsgspecError:
         return {}

@@ -13,6 +13,7 @@ import msgspec
 
 from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.model.devices import Duration
+from mikrom_reconcile.core.ready import ready
 
 WHOLE = ""
 """The pool of a network that names none."""
@@ -90,7 +91,7 @@ class _NetworkBody(msgspec.Struct, frozen=True):
 
 def network_of(name: str, spec: dict[str, Any]) -> Network:
     """The network that a document without flaws describes."""
-    body = msgspec.convert(spec, _NetworkBody)
+    body = msgspec.convert(spec, ready(_NetworkBody))
     network = IPv4Network(body.cidr)
     gateway = body.gateway or str(network.network_address + 1)
     at = int(IPv4Address(gateway))
@@ -111,7 +112,7 @@ def network_of(name: str, spec: dict[str, Any]) -> Network:
 
 def network_flaws(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
     """What a schema cannot see in a Network document: the place and what is wrong there."""
-    body = msgspec.convert(spec, _NetworkBody)
+    body = msgspec.convert(spec, ready(_NetworkBody))
     try:
         network = IPv4Network(body.cidr)
     except (AddressValueError, NetmaskValueError, ValueError) as error:

@@ -20,6 +20,7 @@ from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProb
 from mikrom_reconcile.core.networks import Network, network_flaws, network_of, overlapping
 from mikrom_reconcile.core.patterns import EVERY, PatternError
 from mikrom_reconcile.core.placement_mistakes import circle_flaws, placement_flaws
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.core.schema_words import nearest
 from mikrom_reconcile.core.spec_checks import document_flaws
 from mikrom_reconcile.core.spec_files import variables_of
@@ -196,7 +197,7 @@ def drained_hosts(specs: Specs) -> frozenset[str]:
 
 
 def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
-    spec = msgspec.convert(document.body["spec"], _FleetBody)
+    spec = msgspec.convert(document.body["spec"], ready(_FleetBody))
     return FleetSpec(
         document=document,
         name=document.name,
@@ -230,8 +231,8 @@ def _inventory(documents: list[SpecDocument]) -> Inventory | None:
         return None
     spec = document.body["spec"]
     return Inventory(
-        hosts=msgspec.convert(_filled(spec["hosts"]), dict[str, Host], strict=False),  # 3.0 may stand for 3
-        groups=msgspec.convert(_filled(spec.get("groups", {})), dict[str, Group], strict=False),
+        hosts=msgspec.convert(_filled(spec["hosts"]), ready(dict[str, Host]), strict=False),  # 3.0 may stand for 3
+        groups=msgspec.convert(_filled(spec.get("groups", {})), ready(dict[str, Group]), strict=False),
         group_vars=_vars_files(documents, "GroupVars"),
         host_vars=_vars_files(documents, "HostVars"),
         origin=document.path,

@@ -17,6 +17,7 @@ from redis import RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.dispatch.keys import HEARTBEAT_S, LEFTOVER_S, TTL_S, Keys
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def unpack(packed: bytes, kind: type[T]) -> T:
             packed = b"j" + inflate.decompress(packed[1:], LARGEST_BYTES)
             if inflate.unconsumed_tail:
                 raise MikromError(f"a message is larger than {LARGEST_BYTES} bytes")
-        return msgspec.json.decode(packed[1:], type=kind)
+        return msgspec.json.decode(packed[1:], type=ready(kind))
     except (msgspec.MsgspecError, zlib.error) as error:
         raise MikromError(f"not a {kind.__name__}: {error}; do all sides run one release?") from error
 

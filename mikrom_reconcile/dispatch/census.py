@@ -10,6 +10,7 @@ import msgspec
 from redis import RedisError
 
 from mikrom_reconcile.core.model.observed import HostReport, Phase
+from mikrom_reconcile.core.ready import ready
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -45,7 +46,7 @@ def counted(redis: Redis, keys: Keys, hosts: Iterable[str]) -> dict[tuple[str, s
     with suppress(msgspec.MsgspecError):  # another release wrote it
         wanted = {*hosts}
         return {
-            (host, project): msgspec.json.decode(census, type=Census)
+            (host, project): msgspec.json.decode(census, type=ready(Census))
             for (host, project), census in sorted(named.items())
             if host in wanted
         }

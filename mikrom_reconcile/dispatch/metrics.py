@@ -21,6 +21,7 @@ from redis import RedisError
 from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.model.run import BEAT, RunReport, RunRequest
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.dispatch.census import counted
 from mikrom_reconcile.dispatch.presence import known, living
 from mikrom_reconcile.dispatch.source_sync import source_state
@@ -263,7 +264,7 @@ def _is_drift(change: VMChange, *, same_revision: bool) -> bool:
 
 def _times(packed: Any) -> RunTimes | None:
     try:
-        return msgspec.json.decode(packed, type=RunTimes) if packed else None
+        return msgspec.json.decode(packed, type=ready(RunTimes)) if packed else None
     except msgspec.MsgspecError:  # another release wrote it
         return None
 
@@ -278,6 +279,6 @@ class _Message(msgspec.Struct):
 
 def _sent_at(message: bytes) -> float | None:
     try:
-        return msgspec.json.decode(message, type=_Message).headers.sent_at
+        return msgspec.json.decode(message, type=ready(_Message)).headers.sent_at
     except msgspec.MsgspecError:  # somebody else's
         return None

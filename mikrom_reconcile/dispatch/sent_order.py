@@ -15,6 +15,7 @@ from mikrom_reconcile import __version__
 from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.dispatch.outcomes import ended
 
 _UNSIGNED = "the order is not signed, and this host has MIKROM_VERIFY_KEY: control needs MIKROM_SIGNING_KEY, its pair"
@@ -40,7 +41,7 @@ def read_order(sent: SentOrder, is_genuine: Callable[[], bool]) -> Order:
     if not is_genuine():
         raise MikromError(_FORGED if sent.signature else _UNSIGNED)
     try:
-        order = msgspec.json.decode(sent.order, type=Order)
+        order = msgspec.json.decode(sent.order, type=ready(Order))
         is_lossy = _loses(msgspec.json.decode(sent.order), msgspec.to_builtins(order))
     except (msgspec.MsgspecError, RecursionError) as error:
         raise MikromError(f"not an order: {error}; {_releases(sent)}") from error
@@ -63,7 +64,7 @@ class _Named(msgspec.Struct, frozen=True):
 def refused(sent: SentOrder, verb: Verb, host: str, why: str) -> ActionOutcome:
     """The outcome of an order that may not be obeyed; control finds it by its action's id, if it has one."""
     try:
-        action = msgspec.json.decode(sent.order, type=_Named).action
+        action = msgspec.json.decode(sent.order, type=ready(_Named)).action
     except (msgspec.MsgspecError, RecursionError):
         action = _Names()
     return ended(action.id, action.vm, host, verb, "failed_permanent", why)

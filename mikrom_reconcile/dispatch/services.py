@@ -19,6 +19,7 @@ import msgspec
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import SetupError, UsageError
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.settings import Settings, refuse_misspelt
 
 Service = Literal["host", "control", "beat", "flower"]
@@ -71,7 +72,7 @@ def running_up(settings: Settings) -> Connection | None:
     try:
         if not locks.is_taken(path):
             return None
-        return msgspec.json.decode(path.read_bytes(), type=Connection)
+        return msgspec.json.decode(path.read_bytes(), type=ready(Connection))
     except msgspec.MsgspecError:
         return Connection(pid=0)  # it is just being written
     except OSError:

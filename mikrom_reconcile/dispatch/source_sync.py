@@ -20,6 +20,7 @@ from mikrom_reconcile.control.sources.last_good import Good
 from mikrom_reconcile.core.digests import texts_digest
 from mikrom_reconcile.core.errors import MikromError, SourceError
 from mikrom_reconcile.core.model.specs import SourceState, SourceTree
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.dispatch import calls
 from mikrom_reconcile.dispatch.keys import Keys
 
@@ -62,7 +63,7 @@ def source_state(redis: Redis, keys: Keys) -> SourceState | None:
     """What the last look gave; None before the first."""
     found: Any = redis.mget(keys.source, keys.next_run)
     try:
-        state = msgspec.json.decode(found[0], type=SourceState) if found[0] else None
+        state = msgspec.json.decode(found[0], type=ready(SourceState)) if found[0] else None
         if state is None or found[1] is None:
             return state
         return replace(state, next_at=datetime.fromtimestamp(float(found[1]), UTC))

@@ -26,6 +26,7 @@ from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.dispatch import calls, deadlines
 from mikrom_reconcile.dispatch.messages import shown_of
 from mikrom_reconcile.dispatch.outcomes import given_up
@@ -106,7 +107,7 @@ def observe_host_task(task: Any, *, call: str, query: str) -> None:
     try:
         if not task.app.answering.is_awaited(call):
             return
-        report = task.app.parts.hypervisor().observe(msgspec.json.decode(query, type=ObserveQuery))
+        report = task.app.parts.hypervisor().observe(msgspec.json.decode(query, type=ready(ObserveQuery)))
         task.app.answering.tell(call, "report", calls.pack(report))
     except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
         _log.exception("cannot observe")
@@ -140,7 +141,7 @@ def images_task(task: Any, *, call: str, files: str, deadline_s: float, signatur
 
 
 def _wanted_files(task: Any, sent: SentOrder) -> tuple[PinnedFile, ...]:
-    wanted = msgspec.json.decode(sent.order, type=tuple[PinnedFile, ...])
+    wanted = msgspec.json.decode(sent.order, type=ready(tuple[PinnedFile, ...]))
     if wanted and not _is_genuine(task, sent):
         raise MikromError(_UNSIGNED)
     return wanted
@@ -153,7 +154,7 @@ def _vm_task(task: Any, verb: Verb, vm: str, order: dict[str, Any]) -> dict[str,
 
 def _carry_out(task: Any, verb: Verb, arguments: dict[str, Any]) -> dict[str, Any]:
     """What became of an order that control sent."""
-    sent = msgspec.convert(arguments, SentOrder)
+    sent = msgspec.convert(arguments, ready(SentOrder))
     try:
         outcome = _obey(task, verb, sent, read_order(sent, lambda: _is_genuine(task, sent)))
     except MikromError as error:

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from redis import RedisError
 
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.dispatch.presence import starts
 from mikrom_reconcile.output.verdict import FAILED
 
@@ -90,7 +91,7 @@ def tell(redis: Redis, keys: Keys, run: UnfinishedRun) -> None:
 
 def _entry(key: bytes, packed: bytes) -> _Entry:
     try:
-        return msgspec.json.decode(packed, type=_Entry)
+        return msgspec.json.decode(packed, type=ready(_Entry))
     except msgspec.MsgspecError:
         run_id, why = key.decode(errors="replace").split(":")[-2], "cannot be shown: another release wrote it"
         run = UnfinishedRun(run_id=run_id, origin="unknown", since=datetime.now(UTC), state="failed", error=why)

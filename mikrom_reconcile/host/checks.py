@@ -20,6 +20,7 @@ import msgspec
 from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.model.devices import Check
 from mikrom_reconcile.core.model.observed import VMMFacts
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.search import first_match
@@ -97,7 +98,7 @@ class Checks:
 
     def _kept(self, vm: str, pid: int, started_s: float) -> _Kept:
         with contextlib.suppress(OSError, msgspec.MsgspecError):
-            kept = msgspec.json.decode(self._path(vm).read_bytes(), type=_Kept)
+            kept = msgspec.json.decode(self._path(vm).read_bytes(), type=ready(_Kept))
             if kept.pid == pid and abs(kept.started_s - started_s) < 1.0:
                 return kept
         return _Kept(pid=pid, started_s=started_s)

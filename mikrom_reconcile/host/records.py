@@ -32,6 +32,7 @@ import msgspec
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host.checks import Checks
 from mikrom_reconcile.host.files import FULL, OddFileError, SharedFolder, read_small, sync_folder, write_whole
@@ -279,7 +280,7 @@ class Records:
         with suppress(OSError, OddFileError, msgspec.MsgspecError):
             content = read_small(self._tombstone_path(vm), max_bytes=MAX_RECORD_BYTES)
             if content is None or not isinstance(record := _opened(content), VMRecord):
-                return None if content is None else msgspec.json.decode(content, type=Tombstone)
+                return None if content is None else msgspec.json.decode(content, type=ready(Tombstone))
             return _tombstone_of(record)  # whoever removed it was killed
         return None
 
@@ -303,7 +304,7 @@ class Records:
         """The attempt to make this VM, which has no record."""
         with suppress(OSError, OddFileError, msgspec.MsgspecError):
             content = read_small(self._attempt_path(vm), max_bytes=MAX_RECORD_BYTES)
-            return None if content is None else msgspec.json.decode(content, type=Attempt)
+            return None if content is None else msgspec.json.decode(content, type=ready(Attempt))
         return None
 
     def highest_token(self, project: str) -> int:
@@ -375,7 +376,7 @@ def _sealed(record: VMRecord) -> bytes:
 def _opened(content: bytes) -> VMRecord | str:
     """The record inside an envelope, or what is wrong with it, to be read after the file's name."""
     try:
-        envelope = msgspec.json.decode(content, type=_Envelope)
+        envelope = msgspec.json.decode(content, type=ready(_Envelope))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return f"is torn or no record: {error}"
     if envelope.format_version > FORMAT_VERSION:
@@ -383,7 +384,7 @@ def _opened(content: bytes) -> VMRecord | str:
     if envelope.checksum != _checksum(bytes(envelope.record)):
         return "does not match its checksum: it was edited or damaged"
     try:
-        return msgspec.json.decode(envelope.record, type=VMRecord)
+        return msgspec.json.decode(envelope.record, type=ready(VMRecord))
     except msgspec.MsgspecError as error:
         return f"is no record: {error}"
 

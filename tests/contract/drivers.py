@@ -7,6 +7,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -18,7 +19,7 @@ from mikrom_reconcile.host.drivers import cgroups
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.qemu import QemuDriver
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
-from mikrom_reconcile.host.drivers.vmm import Layout
+from mikrom_reconcile.host.drivers.vmm import Layout, Places
 from mikrom_reconcile.host.drivers.vmm_driver import VMMDriver
 from mikrom_reconcile.host.ports import Driver, VMRecord
 
@@ -168,7 +169,15 @@ class JailBench(RealBench):
         super().close()
         layout = Layout(self.folder / "state", self.folder / "run")
         for path in self._cgroups():  # no folders of the test's, so not gone with it
-            cgroups.remove(layout.of(path.name.split("-", 2)[2]))
+            places = layout.of(path.name.split("-", 2)[2])
+            wait_until(lambda: self._is_removed(places), "the kernel to give up its cgroups")  # noqa: B023 - asked here
+
+    def _is_removed(self, places: Places) -> bool:
+        """A cgroup is busy until who has died in it was waited for, by whoever is its parent."""
+        with suppress(OSError):
+            cgroups.remove(places)
+            return True
+        return False
 
     def _cgroups(self) -> list[Path]:
         jails = (self.folder / "state").resolve() / "jails"

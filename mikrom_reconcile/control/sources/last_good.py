@@ -18,6 +18,7 @@ from mikrom_reconcile.control.sources.git import made_by
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.core.ready import ready
 
 
 class Good(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +98,7 @@ class LastGood:
         if content is None:
             return None
         try:
-            return msgspec.msgpack.decode(content, type=Good)
+            return msgspec.msgpack.decode(content, type=ready(Good))
         except msgspec.MsgspecError:
             return None
 

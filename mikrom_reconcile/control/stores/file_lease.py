@@ -14,6 +14,7 @@ import msgspec
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import BusyError, SetupError
+from mikrom_reconcile.core.ready import ready
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +67,7 @@ def take_lease_file(path: Path, *, scope: str, holder: str) -> int:
 
 def _holder_in(path: Path) -> str:
     try:
-        told = msgspec.json.decode(path.read_bytes(), type=Holder)
+        told = msgspec.json.decode(path.read_bytes(), type=ready(Holder))
     except (OSError, msgspec.MsgspecError):
         return "somebody who has not said who yet"
     return f"{told.holder} (pid {told.pid}, since {told.since:%Y-%m-%d %H:%M:%S} UTC)"

@@ -10,6 +10,7 @@ import msgspec
 
 from mikrom_reconcile.core.digests import digest_of
 from mikrom_reconcile.core.model.run import BEAT, SUPERVISION, RunRecord
+from mikrom_reconcile.core.ready import ready
 
 ROOM = {"asked": 500, "unattended": 500, "silent": 100, "going": 100}
 """How many runs are kept: that changed something and a person or a pipeline asked for, that changed something
@@ -71,7 +72,7 @@ def packed(run: RunRecord) -> bytes:
 def unpacked(name: str, content: Any, at: datetime | float) -> RunRecord:
     """The run that was kept; of one that another release wrote in another shape no more than that."""
     try:
-        return msgspec.json.decode(zlib.decompressobj().decompress(content, LARGEST_BYTES), type=RunRecord)
+        return msgspec.json.decode(zlib.decompressobj().decompress(content, LARGEST_BYTES), type=ready(RunRecord))
     except (msgspec.MsgspecError, zlib.error):
         when = at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
         why = "cannot be shown: another release wrote it"

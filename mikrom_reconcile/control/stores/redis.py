@@ -31,6 +31,7 @@ from mikrom_reconcile.control.stores.kept import (
 from mikrom_reconcile.core.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.run import RunRecord
+from mikrom_reconcile.core.ready import ready
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -182,7 +183,7 @@ def _ms(seconds: float) -> int:
 def _decoded(encoded: bytes, kind: type[T]) -> T | None:
     """The value, or None when another release wrote it in another shape."""
     try:
-        return msgspec.json.decode(encoded, type=kind)
+        return msgspec.json.decode(encoded, type=ready(kind))
     except msgspec.MsgspecError:
         return None
 

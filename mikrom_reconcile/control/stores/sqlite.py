@@ -19,6 +19,7 @@ from mikrom_reconcile.control.stores.kept import name_of, packed, repeated, room
 from mikrom_reconcile.control.stores.sqlite_file import SqliteFile
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.run import RunRecord
+from mikrom_reconcile.core.ready import ready
 
 T = TypeVar("T")
 
@@ -99,6 +100,6 @@ def _next_token(db: sqlite3.Connection, scope: str, at_least: int) -> int:
 def _decoded(encoded: bytes, shape: type[T]) -> T | None:
     """None for what another release wrote in another shape."""
     try:
-        return msgspec.json.decode(encoded, type=shape)
+        return msgspec.json.decode(encoded, type=ready(shape))
     except msgspec.MsgspecError:
         return None

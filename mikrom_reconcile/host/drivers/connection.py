@@ -9,6 +9,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.host.drivers.failures import NoAnswerError, UnreachableError
 
 MAX_ANSWER_BYTES = 1 << 18
@@ -98,6 +99,6 @@ class Connection:
 def decoded(content: bytes, answer: type[T]) -> T:
     """`content` as the type `answer`. Raises NoAnswerError."""
     try:
-        return msgspec.json.decode(content, type=answer)
+        return msgspec.json.decode(content, type=ready(answer))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise NoAnswerError(f"its answer is not what such a VMM says: {error}") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from mikrom_reconcile.core.model.observed import End
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers.tails import tail
 
@@ -41,7 +42,7 @@ def end_of(metrics: Path) -> End:
     end: End = "killed"
     for line in tail(metrics, _TAIL_BYTES).split(b"\n"):
         try:
-            counters = msgspec.json.decode(line.strip(b"\0"), type=_Line)
+            counters = msgspec.json.decode(line.strip(b"\0"), type=ready(_Line))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             continue  # the first line of the tail, or one that a kill cut short
         if counters.i8042.reset_count > 0:

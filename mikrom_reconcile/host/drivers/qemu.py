@@ -15,6 +15,7 @@ import msgspec
 from mikrom_reconcile.core import vm_checks
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, step
@@ -162,7 +163,7 @@ class QemuDriver(VMMDriver):
 def _metadata_on(disk: Path) -> dict[str, Any]:
     """What the guest can read there; nothing if that is no metadata any more."""
     try:
-        found: dict[str, Any] = msgspec.json.decode(disk.read_bytes().rstrip(b"\n\0"), type=dict[str, Any])
+        found: dict[str, Any] = msgspec.json.decode(disk.read_bytes().rstrip(b"\n\0"), type=ready(dict[str, Any]))
     except (FileNotFoundError, msgspec.MsgspecError):
         return {}
     return found

@@ -18,6 +18,7 @@ from mikrom_reconcile.core import vm_checks
 from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.folders import make_folder
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers.failures import step
@@ -211,7 +212,7 @@ class SimulatedDriver:
         with step(vm, "reading its file"):
             try:
                 content = read_small(self._path(vm), max_bytes=1 << 20)
-                return None if content is None else msgspec.json.decode(content, type=SimulatedVM)
+                return None if content is None else msgspec.json.decode(content, type=ready(SimulatedVM))
             except (OddFileError, msgspec.MsgspecError, UnicodeDecodeError):
                 return None
 

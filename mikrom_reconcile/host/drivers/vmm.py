@@ -20,6 +20,7 @@ import msgspec
 
 from mikrom_reconcile import locks
 from mikrom_reconcile.core.errors import TemporaryError
+from mikrom_reconcile.core.ready import ready
 from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers.failures import step
 from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
@@ -139,7 +140,7 @@ def read_proc(places: Places) -> Proc | None:
     """
     try:
         content = read_small(places.proc, max_bytes=_MAX_PROC_BYTES)
-        return None if content is None else msgspec.json.decode(content, type=Proc)
+        return None if content is None else msgspec.json.decode(content, type=ready(Proc))
     except (OddFileError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 

@@ -249,7 +249,8 @@ def test_a_host_reaches_nothing_that_is_not_its_own(fleet: GuardedFleet, words: 
 def test_a_host_tells_what_it_did_by_itself(fleet: GuardedFleet) -> None:
     deed = record("r", outcome("web-000", host="hv01"), origin="supervision of hv01")
     RedisStore(fleet.client("host-hv01"), prefix=KEYS.prefix).save(deed)
-    assert RedisStore(fleet.client("control"), prefix=KEYS.prefix).runs(10) == (deed,)
+    runs = RedisStore(fleet.client("control"), prefix=KEYS.prefix).runs(100)  # those of other tests among them
+    assert [run for run in runs if run.origin == deed.origin] == [deed]
 
 
 def test_a_host_reaches_what_is_its_own(fleet: GuardedFleet) -> None:

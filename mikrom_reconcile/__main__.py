@@ -25,17 +25,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     _open_what_is_closed()
     _never_fail_to_encode()
+    code = _told(words)
+    _say("")
+    return code
+
+
+def _told(words: list[str]) -> int:
     try:
         code = _quick(words)
         if code is None:
             code = _command(words)
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard_output()
+        _discard(sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:  # all others are told where they happen
-        _discard_output()
-        sys.stderr.write(f"error: standard output: {error.strerror}; what was done is in `mikrom history`\n")
+        _discard(sys.stdout.fileno())
+        _say(f"error: standard output: {error.strerror}; what was done is in `mikrom history`\n")
         return 1
     return code
 
@@ -93,7 +99,7 @@ def _interrupt(number: int, _: object) -> None:
 def _leave(code: int) -> None:
     """End now: threads with actions past the deadline would keep this process for as long as those take."""
     sys.stdout.flush()
-    sys.stderr.flush()
+    _say("")
     os._exit(code)
 
 
@@ -117,9 +123,18 @@ def _never_fail_to_encode() -> None:
             reconfigure(errors="replace")
 
 
-def _discard_output() -> None:
-    """Python flushes stdout once more when it ends; let that go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _say(text: str) -> None:
+    """Write to stderr all that is to be written to it; that nobody hears it is no error."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr.fileno())
+
+
+def _discard(fd: int) -> None:
+    """Python flushes both streams once more when it ends; let that go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ BACKGROUND = ("lease ", "heartbeat", "answers", "supervise")
 """How the threads of mikrom are named that may do something when nobody is looking."""
 
 KEPT_VARIABLES = ("MIKROM_FIRECRACKER", "MIKROM_JAILER", "MIKROM_GUEST_ELF")
-FOREIGN_PREFIXES = ("MIKROM_", "CELERY_", "FLOWER_")
+FOREIGN_PREFIXES = ("MIKROM_", "CELERY_", "FLOWER_", "PYTHONUNBUFFERED")
 
 SKIPPED = pytest.StashKey[str]()
 

@@ -36,10 +36,8 @@ def desired_state(
     placing = landscape.place(pending, resolver.need)
     for vm, host in zip(pending, placing.hosts, strict=True):
         resolved = resolver.resolve(vm, host or (vm.hosts or landscape.hosts)[0])
-        state, spec = resolved
-        fleet = vm.fleet
-        digest = digests.get(id(resolved))
-        if digest is None:
+        (state, spec), fleet = resolved, vm.fleet
+        if (digest := digests.get(id(resolved))) is None:
             digest = digests[id(resolved)] = spec_digest(
                 project=specs.project,
                 fleet=fleet.name,

@@ -176,8 +176,7 @@ class Records:
         """
         path = self._path(record.vm)
         try:
-            is_new = not path.parent.exists()
-            if is_new:
+            if is_new := not path.parent.exists():
                 make_folder(path.parent)
                 self._make_room_to_remove(record)
             sealed = _sealed(msgspec.structs.replace(record, damage=""))
@@ -233,8 +232,7 @@ class Records:
         folder, found = self._released / checked_name(project), {}
         for ip in _listed(folder):
             with suppress(OSError):
-                age_s = max(0.0, time.time() - (folder / ip).stat().st_mtime)
-                if age_s > _RELEASED_S:
+                if (age_s := max(0.0, time.time() - (folder / ip).stat().st_mtime)) > _RELEASED_S:
                     (folder / ip).unlink()
                 else:
                     found[ip] = age_s
@@ -347,11 +345,10 @@ class Records:
         return self._attempts / f"{checked_name(vm)}.json"
 
     def _sweep_old(self) -> None:
-        oldest = time.time() - TOMBSTONE_S
         for folder in (self._tombstones, self._attempts):
             with suppress(OSError), os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    if entry.stat(follow_symlinks=False).st_mtime < time.time() - TOMBSTONE_S:
                         Path(entry.path).unlink(missing_ok=True)
 
 
@@ -362,8 +359,8 @@ def _tombstone_of(record: VMRecord) -> Tombstone:
 def checked_name(name: str) -> str:
     """`name`, if it may be a VM's or a project's and so part of a path. Raises PermanentError."""
     if not _NAME.fullmatch(name):
-        message = "no VM or project has such a name: up to 48 of a-z, 0-9 and '-', a letter or digit at both ends"
-        raise PermanentError(message, vm=repr(name[:60]), step="checking names")
+        rule = "up to 48 of a-z, 0-9 and '-', a letter or digit at both ends"
+        raise PermanentError(f"no VM or project has such a name: {rule}", vm=repr(name[:60]), step="checking names")
     return name
 
 

@@ -47,7 +47,7 @@ START_S = 0.03
 FIRST_START_S = 0.25
 """About the time until the first one."""
 
-FAILED, UNREACHABLE = 2, 4
+FAILED, UNREACHABLE, REFUSED = 2, 4, 8
 
 SOAK_SEEDS = tuple(pytest.param(seed, marks=pytest.mark.soak) for seed in range(20))
 """`make test` takes seeds of its own: two for each victim, and one where a fleet has to be started for it."""
@@ -219,7 +219,7 @@ def test_after_a_killed_vmm_the_next_apply_converges(own_environment: Path, watc
         os.kill(chance.choice(sorted(watch.now())).pid, signal.SIGKILL)
 
     for code in go_through_life(host, watch, chance, kill):
-        assert code in {0, FAILED}
+        assert code in {0, FAILED, FAILED + REFUSED}  # what waits behind a VM that failed is refused for now
 
 
 @pytest.mark.redis
@@ -240,7 +240,7 @@ def test_after_a_killed_worker_is_back_the_next_apply_converges(
 
     host = Host(own_environment, fleet.environment(**real))
     for code in go_through_life(host, watch, Random(f"worker {seed}"), kill):
-        assert code in {0, FAILED, UNREACHABLE, FAILED + UNREACHABLE}
+        assert not code & ~(FAILED | UNREACHABLE | REFUSED)  # what waits behind a VM that failed is refused for now
 
 
 @pytest.fixture

@@ -119,12 +119,14 @@ class Records:
 
     def _check_place(self) -> None:
         """Raise SetupError once the state folder is another one than it was, or none: VMMs may run that it knows."""
+        seen = self._seen  # before looking: another thread may make the folder in between
         try:
             found = os.stat(self.state_dir)  # noqa: PTH116 - for every action
         except OSError:
             found = None
-        self._seen = self._seen or found
-        if self._seen and not (found and os.path.samestat(self._seen, found)):
+        if seen is None:
+            self._seen = self._seen or found
+        elif not (found and os.path.samestat(seen, found)):
             message = (
                 f"{self.state_dir} was moved away or replaced under this process, which does nothing until it is back"
             )

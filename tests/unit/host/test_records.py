@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -374,3 +375,23 @@ def test_a_reader_never_sees_half_a_write(records: Records) -> None:
     while not stop.is_set():
         assert isinstance(records.read("web-000"), VMRecord)
     writer.join()
+
+
+def test_a_state_folder_that_somebody_makes_while_another_looks_for_it_was_not_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, real_stat = Records(tmp_path / "state"), os.stat
+
+    def stat_too_early(path: Any, **kwargs: Any) -> os.stat_result:
+        if path != mine.state_dir:
+            return real_stat(path, **kwargs)
+        monkeypatch.undo()
+        mine.state_dir.mkdir()
+        mine.names()  # another thread, which finds the folder
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "stat", stat_too_early)
+    assert mine.names() == ()
+    mine.state_dir.rename(tmp_path / "away")
+    with pytest.raises(SetupError, match="moved away"):
+        mine.names()

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.desired import checked
 from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.guards import turned
 from mikrom_reconcile.core.known_files import NO_CACHE, Cache
-from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery
+from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, Expect, Plan, Refusal, VMChange
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
@@ -101,9 +101,9 @@ class Reconciler:
                 for outcome in moved(approved, decision.plan):
                     log.heard(outcome)
                 while True:
-                    if request.verb is None and lease.held():
-                        self.store.remember(project, decision.placements)
                     actions = due(approved, decision.plan, log.outcomes)
+                    if request.verb is None and lease.held():
+                        self.store.remember(project, promised(decision, actions, log.outcomes))
                     ended = deadline.passed() or not lease.held()
                     if ended or not (actions or self._waits(request, approved, decision, deadline, log.outcomes)):
                         break
@@ -300,6 +300,26 @@ def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Ac
             or (action.verb == "create" and action.vm in moves)
         )
     ]
+
+
+def promised(decision: Decision, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
+    """What to remember of a look: not the VMs that would be made, and that this run neither makes nor has tried to.
+
+    If their host went dark, they could be made nowhere.
+    """
+    tried = {(outcome.vm, outcome.host) for outcome in outcomes if outcome.result != "stale"}
+    making = tried | {(action.vm, action.host) for action in actions}
+    creates = (change for change in decision.plan.changes if change.kind == "create")
+    others = {change.name for change in creates if (change.name, change.host) not in making}
+    if not others:
+        return decision.placements
+    found = decision.placements
+    return msgspec.structs.replace(
+        found,
+        vms={name: host for name, host in found.vms.items() if name not in others},
+        addresses={name: leases for name, leases in found.addresses.items() if name not in others},
+        fleets={name: fleet for name, fleet in found.fleets.items() if name not in others},
+    )
 
 
 def waited(plan: Plan) -> set[tuple[str, Expect]]:

@@ -340,6 +340,19 @@ def test_check_of_a_saved_plan_and_its_apply_agree_about_what_it_did_not_know(mi
     assert document("run", mikrom("apply", "plan.json", "--yes", "-o", "json", code=8))["outcomes"] == []
 
 
+def test_what_a_saved_plan_does_not_make_under_another_name_is_not_remembered_there(
+    mikrom: Mikrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mikrom("plan", "--out", "plan.json")
+    with monkeypatch.context() as patched:
+        patched.setenv("MIKROM_HOST", "another")
+        done = document("run", mikrom("apply", "plan.json", "--yes", "-o", "json", code=8))
+        assert {told["result"] for told in done["outcomes"]} == {"stale"}
+    assert names(mikrom) == []
+    mikrom("apply", "plan.json", "--yes")
+    assert len(names(mikrom)) == 3
+
+
 def test_a_dash_is_no_file(mikrom: Mikrom, folder: Path) -> None:
     for words in (["plan", "-"], ["plan", "--out", "-"], ["validate", "-"], ["init", "-"], ["apply", "--yes", "-"]):
         assert "standard input" in mikrom(*words, code=64).stderr

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from mikrom_reconcile.control.reconcile import due
+import pytest
+
+from mikrom_reconcile.control.reconcile import due, promised
+from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import Plan, VMChange
-from mikrom_reconcile.core.plan import actions_of
-from tests.samples import change, observed, plan
+from mikrom_reconcile.core.model.run import ActionOutcome, Result
+from mikrom_reconcile.core.plan import Decision, actions_of
+from tests.samples import NOW, change, observed, plan
 
 
 def planned(*changes: VMChange) -> Plan:
@@ -34,3 +38,20 @@ def test_a_move_that_waited_is_brought_to_its_end() -> None:
     assert verbs(waits, change("web-000", "move", observed=there)) == ["delete"]
     for begun in (waits, change("web-000", "move", observed=there)):
         assert verbs(begun, change("web-000", "create")) == ["create"]
+
+
+@pytest.mark.parametrize(("result", "kept"), [("failed_temporary", True), ("stale", False), (None, False)])
+def test_a_create_is_remembered_if_this_run_has_tried_it(result: Result | None, *, kept: bool) -> None:
+    now = planned(change("web-000", "create", host="hv01"))
+    (action,) = now.actions
+    memory = Placements(vms={"web-000": "hv01", "db-000": "hv02"}, addresses={"web-000": {"eth0": "10.0.0.9"}})
+    decision = Decision(plan=now, placements=memory, highest_token=0)
+    outcomes = [
+        ActionOutcome(
+            action_id="a", vm="web-000", host="hv01", verb="create", result=found, started_at=NOW, finished_at=NOW
+        )
+        for found in ([result] if result else [])
+    ]
+    assert promised(decision, [action], []) == memory
+    expected = memory if kept else Placements(vms={"db-000": "hv02"})
+    assert promised(decision, [], outcomes) == expected

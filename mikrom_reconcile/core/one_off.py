@@ -5,6 +5,7 @@ Nothing here knows the specs: what they contradict is undone by the next run tha
 
 from __future__ import annotations
 
+from collections import defaultdict
 from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
@@ -38,12 +39,14 @@ def decide_by_name(
 
     Asked again in the same run, `acted_on` names the VMs that were dealt with: restarted ones only have to run by now,
     deleted ones may be gone. Raises UsageError for a name that means nothing, and for VMs of several projects, whose
-    leases nobody holds at once; not once the `project` is known.
+    leases nobody holds at once, and to delete one of several of one name; not once the `project` is known.
     """
     rows = _meant(names, observed)
     if not project:
         _refuse_what_means_nothing(names, rows, observed)
         project = _project_of(rows)
+        if verb == "delete":
+            _refuse_doubles(rows, observed)
     rows = [row for row in rows if row.project in {"", project}]
     changes: list[VMChange] = []
     unchanged: dict[str, int] = {}
@@ -105,6 +108,19 @@ def _project_of(rows: list[ObservedVM]) -> str:
         row = rows[0]
         raise UsageError(f"{row.name} on {row.host} cannot be read: {row.last_error}. Nothing was done.")
     return projects[0]
+
+
+def _refuse_doubles(rows: list[ObservedVM], observed: ObservedState) -> None:
+    hosts: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in (row for view in observed.hosts if view.report for row in view.report.vms):
+        hosts[row.name, row.project].append(row.host)
+    for row in rows:
+        if len(found := hosts[row.name, row.project]) > 1:
+            raise UsageError(
+                f"{row.name} is on {' and '.join(sorted(found))}, and which is meant is not guessed: `mikrom apply`"
+                " removes the older one once the newer is well, and all of them once no spec wants it; `mikrom orphans`"
+                " says which is older (nothing was done)"
+            )
 
 
 def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from mikrom_reconcile.core.errors import UsageError
@@ -90,6 +91,14 @@ def test_of_two_vms_of_one_name_the_one_that_was_changed_last_is_meant(tokens: t
     rows = [row("web-000", token=token, uid=f"uid-{token}") for token in tokens]
     (action,) = planned("stop", ("web-000",), *rows).actions
     assert action.expect.uid == "uid-2"
+
+
+def test_a_delete_does_not_guess_which_of_two_vms_of_one_name_is_meant() -> None:
+    rows = [row("web-000", token=1), msgspec.structs.replace(row("web-000", token=2), host="hv02"), row("web-001")]
+    for names in (("web-000",), ("web-*",)):
+        with pytest.raises(UsageError, match=r"web-000 is on hv01 and hv02, .*`mikrom orphans` says which is older"):
+            planned("delete", names, *rows)
+    assert [action.vm for action in planned("delete", ("web-001",), *rows).actions] == ["web-001"]
 
 
 def test_the_digest_differs_from_the_specs_only_where_the_state_does() -> None:

@@ -75,11 +75,13 @@ def warn_of_dark_hosts(views: tuple[HostView, ...]) -> bool:
     return bool(unreachable)
 
 
-def warn_of_doubles(rows: Iterable[ObservedVM]) -> None:
-    """Name on stderr every VM that several hosts have."""
-    for (_, name), copies in Counter((row.project, row.name) for row in rows).items():
-        if copies > 1:
-            warn(f"{name} is on {copies} hosts: `mikrom orphans` says which are older, `mikrom plan` what next")
+def warn_of_doubles(rows: Iterable[ObservedVM]) -> bool:
+    """Name on stderr every VM that several hosts have; whether there was one."""
+    counts = Counter((row.project, row.name) for row in rows)
+    doubles = {name: copies for (_, name), copies in counts.items() if copies > 1}
+    for name, copies in doubles.items():
+        warn(f"{name} is on {copies} hosts: `mikrom orphans` says which are older, `mikrom plan` what next")
+    return bool(doubles)
 
 
 def unknown(name: str, known: Iterable[str], views: tuple[HostView, ...]) -> MikromError:

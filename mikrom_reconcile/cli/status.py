@@ -10,12 +10,12 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.entry import ERROR
 from mikrom_reconcile.cli.follow_run import KEPT
-from mikrom_reconcile.cli.look import views_of, wanted_by_fleet
+from mikrom_reconcile.cli.look import views_of, vms_in, wanted_by_fleet, warn_of_doubles
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.core.model.run import SUPERVISION
 from mikrom_reconcile.output.look_documents import status_document
 from mikrom_reconcile.output.status_text import is_overdue, status_of, status_text
-from mikrom_reconcile.output.verdict import LATE, UNREACHABLE
+from mikrom_reconcile.output.verdict import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.settings import load
 
 
@@ -25,8 +25,8 @@ from mikrom_reconcile.settings import load
 def status(paths: tuple[str, ...], form: str) -> int:
     """Hosts, fleets and the last run on one screen.
 
-    Exits with 4 when a host could not be read and with 16 when scheduled runs do not come, which add up; else with 1
-    when these cannot use their specs as they are now.
+    Exits with 2 when several hosts have the same VM, with 4 when a host could not be read and with 16 when scheduled
+    runs do not come, which add up; else with 1 when these cannot use their specs as they are now.
     """
     settings = load()
     engine = wiring.open_engine(settings)
@@ -38,5 +38,6 @@ def status(paths: tuple[str, ...], form: str) -> int:
     now = datetime.now(UTC)
     present(form, lambda: status_document(found), lambda style: status_text(found, now, style))
     code = UNREACHABLE if any(host.error for host in found.hosts) else 0
+    code |= CHANGES_OR_FAILED if warn_of_doubles(vms_in(views)) else 0
     code |= LATE if is_overdue(found.source, now) else 0
     return code or (ERROR if found.source and found.source.problem else 0)

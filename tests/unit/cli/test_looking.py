@@ -139,6 +139,16 @@ def test_status_tells_of_dark_hosts_and_ends_with_4(
     assert "could not be read: gave no answer" in shown(capsys)[0]
 
 
+def test_status_tells_of_a_vm_that_several_hosts_have_and_ends_with_2(
+    engine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine_of(hv01=(observed("a", host="hv01"),), hv02=(observed("a", host="hv02"), observed("b", host="hv02")))
+    assert entry.run(["status"]) == 2
+    assert "warning: a is on 2 hosts" in shown(capsys)[1]
+    engine_of(hv01=(observed("a", host="hv01"),), hv02=(observed("a", host="hv02"),), hv03=None)
+    assert entry.run(["status"]) == 6
+
+
 def test_status_goes_on_without_the_specs_when_those_are_wrong(
     engine_of: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -6,20 +6,20 @@ import os
 import sys
 
 from mikrom_reconcile import settings
-from mikrom_reconcile.core.errors import MikromError
-from mikrom_reconcile.dispatch import services
+from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.services import commands
 
 
 def main() -> None:
     """Tick until told to end."""
     try:
         loaded = settings.load()
-        os.environ.update(services.environment("beat", services.check("beat", loaded)))
+        os.environ.update(commands.environment("beat", commands.check("beat", loaded)))
     except MikromError as error:
         sys.exit(f"run_beat.py: {error}")
     from mikrom_reconcile.celery_app import app  # noqa: PLC0415 - it reads the environment
 
-    app.start(services.arguments("beat", loaded))
+    app.start(commands.arguments("beat", loaded))
 
 
 if __name__ == "__main__":

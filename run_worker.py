@@ -14,21 +14,21 @@ if os.environ.get("MIKROM_WORKER_ROLE", "host") != "control":
 import sys
 
 from mikrom_reconcile import settings
-from mikrom_reconcile.core.errors import MikromError
-from mikrom_reconcile.dispatch import services
+from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.services import commands
 
 
 def main() -> None:
     """Run the worker until it is told to end."""
     try:
         loaded = settings.load()
-        role = services.role(loaded)
-        os.environ.update(services.environment(role, services.check(role, loaded)))
+        role = commands.role(loaded)
+        os.environ.update(commands.environment(role, commands.check(role, loaded)))
     except MikromError as error:
         sys.exit(f"run_worker.py: {error}")
     from mikrom_reconcile.celery_app import app  # noqa: PLC0415 - it reads the environment
 
-    app.worker_main(services.arguments(role, loaded))
+    app.worker_main(commands.arguments(role, loaded))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from mikrom_reconcile.control.stores.sqlite import SqliteStore
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.core.model.run import Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.dispatch.local import LocalHosts
+from mikrom_reconcile.dispatch.hosts.local import LocalHosts
+from mikrom_reconcile.host.agent import Hypervisor
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
-from mikrom_reconcile.host.hypervisor import Hypervisor
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.settings import load

@@ -32,10 +32,10 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.run import Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.dispatch import services
 from mikrom_reconcile.dispatch.app import FleetApp, configuration, make_app
-from mikrom_reconcile.dispatch.broker import client_of
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from mikrom_reconcile.dispatch.transport.broker import client_of
+from mikrom_reconcile.services import commands
 from mikrom_reconcile.settings import Settings, load
 
 ACTIONS = 1000
@@ -64,8 +64,8 @@ class Side:
 
     def __init__(self, host: str, app: str, fleet: Fleet) -> None:
         settings = fleet.settings(host)
-        argv = services.command("host", settings)
-        argv[argv.index(services.APP)] = app
+        argv = commands.command("host", settings)
+        argv[argv.index(commands.APP)] = app
         self._log = fleet.folder / f"{host}.log"
         with self._log.open("wb") as log:
             self.worker = subprocess.Popen(argv, env=fleet.environment(host), stdout=log, stderr=log)
@@ -123,7 +123,7 @@ def _measured(folder: Path, where: str, *, rounds: int, removing: bool) -> tuple
     fleet = Fleet(folder)
     workers = []
     try:
-        ours = Side(OURS, services.APP, fleet)
+        ours = Side(OURS, commands.APP, fleet)
         workers.append(ours.worker)
         other = Side(OTHER, "benchmarks.no_op_app", fleet)
         workers.append(other.worker)

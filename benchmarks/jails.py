@@ -21,9 +21,14 @@ from benchmarks.starts import processes_of
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, find_jailer, jail_problem, kvm_problem
-from mikrom_reconcile.host.images import Images
+from mikrom_reconcile.host.drivers.firecracker_prerequisites import (
+    find_firecracker,
+    find_jailer,
+    jail_problem,
+    kvm_problem,
+)
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.resources.images import Images
 from mikrom_reconcile.settings import load
 
 VMS = 30

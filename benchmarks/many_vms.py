@@ -24,12 +24,12 @@ from benchmarks import rich
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.sources.files import FileSource
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
-from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine
+from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedVM, ObserveQuery, Placements
-from mikrom_reconcile.core.plan import question
-from mikrom_reconcile.core.specs import hosts_of, read_specs
+from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.planning.planner import question
+from mikrom_reconcile.core.specs.load import hosts_of, read_specs
 from mikrom_reconcile.host.observe import differing, fleet_digests, parted
 
 VMS_PER_HOST = 100

@@ -23,8 +23,8 @@ from benchmarks.rows import Goal, Row
 from benchmarks.scratch import scratch
 from benchmarks.starts import kill_all
 from benchmarks.startup import MIKROM
-from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, kvm_problem
-from mikrom_reconcile.host.images import Images
+from mikrom_reconcile.host.drivers.firecracker_prerequisites import find_firecracker, kvm_problem
+from mikrom_reconcile.host.resources.images import Images
 from mikrom_reconcile.settings import load
 
 VMS = 200

@@ -22,9 +22,9 @@ from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.run import BEAT, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.dispatch import services
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from mikrom_reconcile.services import commands as services
 
 RUNS = 20
 IDLE_S = 8.0

@@ -8,10 +8,10 @@ from functools import cache
 from mikrom_reconcile import settings as settings_module
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
-from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.registry import register
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 
 
 def _make() -> FleetApp:

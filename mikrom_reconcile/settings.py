@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.model.errors import UsageError
 
 
 def _env(variable: str, default: Any, doc: str, parse: Callable[[str], Any] = str, *, secret: bool = False) -> Any:

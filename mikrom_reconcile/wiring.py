@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mikrom_reconcile.core.errors import SetupError, SourceError, UsageError
-from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.core.model.errors import SetupError, SourceError, UsageError
 from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.system.folders import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mikrom_reconcile.control.ports import Engine, Hosts, RunStore
     from mikrom_reconcile.control.sources.last_good import LastGood
     from mikrom_reconcile.core.model.specs import SourceTree
-    from mikrom_reconcile.host.drivers.choice import Choice
-    from mikrom_reconcile.host.hypervisor import Hypervisor
+    from mikrom_reconcile.host.agent import Hypervisor
+    from mikrom_reconcile.host.drivers.select import Choice
     from mikrom_reconcile.host.ports import Driver
 
 KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
@@ -70,14 +70,14 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
     if not all(chosen):
         raise UsageError("an empty PATH names no specs; leave it out, or write . for this folder")
     if any(path.startswith("git+") for path in chosen):
-        from mikrom_reconcile.control.sources.git_place import GitPlace
         from mikrom_reconcile.control.sources.git_source import GitSource
+        from mikrom_reconcile.control.sources.git_url import GitPlace
 
         if len(chosen) > 1:
             raise UsageError("specs from git are one source: give one git+ address and nothing else")
         return GitSource(GitPlace.of(chosen[0])).read(known)
     from mikrom_reconcile.control.sources.files import FileSource
-    from mikrom_reconcile.control.sources.whole import around, refuse_left_out, refuse_part
+    from mikrom_reconcile.control.sources.whole_project import around, refuse_left_out, refuse_part
 
     places = [Path(path) for path in chosen]
     try:
@@ -93,7 +93,7 @@ def make_source(settings: Settings) -> LastGood:
     """MIKROM_SPECS as scheduled runs use it, with the last good revision below the state folder."""
     from mikrom_reconcile.control.sources.cache import FolderCache
     from mikrom_reconcile.control.sources.last_good import LastGood
-    from mikrom_reconcile.core.desired import checked, wanted
+    from mikrom_reconcile.core.placement.desired_state import checked, wanted
 
     cache = FolderCache(settings.state_dir / "cache")
     return LastGood(
@@ -110,7 +110,7 @@ def open_engine(settings: Settings) -> Engine:
     if broker_url is None:
         return embedded_engine(settings)
     from mikrom_reconcile.dispatch.client import RemoteEngine
-    from mikrom_reconcile.dispatch.services import signing_key_of_up
+    from mikrom_reconcile.services.commands import signing_key_of_up
 
     if settings.broker_url is None and settings.signing_key is None:
         settings = replace(settings, signing_key=signing_key_of_up(settings))
@@ -119,7 +119,7 @@ def open_engine(settings: Settings) -> Engine:
 
 def broker_of(settings: Settings) -> str | None:
     """The broker to use: as set, else that of a `mikrom up` running here, else None: embedded."""
-    from mikrom_reconcile.dispatch.services import find_up
+    from mikrom_reconcile.services.commands import find_up
 
     return settings.broker_url or find_up(settings)
 
@@ -128,11 +128,11 @@ def place_of(settings: Settings) -> tuple[str, str]:
     """Which hosts are meant here, as an id and in words: those of a fleet, or this machine with its state folder."""
     if settings.broker_url:
         from mikrom_reconcile.control.stores.redis import lost_told
-        from mikrom_reconcile.dispatch.broker import fleet_id, without_password
+        from mikrom_reconcile.dispatch.transport.broker import fleet_id, without_password
 
         with lost_told():
             return fleet_id(settings), f"the fleet of {without_password(settings.broker_url)}"
-    from mikrom_reconcile.dispatch.presence import machine_id
+    from mikrom_reconcile.dispatch.transport.heartbeats import machine_id
 
     try:
         make_folder(settings.state_dir)
@@ -145,7 +145,7 @@ def place_of(settings: Settings) -> tuple[str, str]:
 def embedded_engine(settings: Settings) -> Engine:
     """This machine as the only host, a thread pool in this process, runs kept in SQLite."""
     from mikrom_reconcile.control.stores.sqlite import SqliteStore
-    from mikrom_reconcile.dispatch.local import LocalHosts
+    from mikrom_reconcile.dispatch.hosts.local import LocalHosts
 
     # what became of each order is told as progress; without a handler Python would say it on stderr once more
     logging.getLogger("mikrom_reconcile.host").addHandler(logging.NullHandler())
@@ -172,10 +172,10 @@ def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone:
 
 def make_hypervisor(settings: Settings) -> Hypervisor:
     """This machine as a host, with the driver that the settings choose."""
-    from mikrom_reconcile.host.drivers.choice import choice_of
-    from mikrom_reconcile.host.hypervisor import Hypervisor
-    from mikrom_reconcile.host.images import Images
+    from mikrom_reconcile.host.agent import Hypervisor
+    from mikrom_reconcile.host.drivers.select import choice_of
     from mikrom_reconcile.host.records import Records
+    from mikrom_reconcile.host.resources.images import Images
 
     choice = choice_of(settings)
     return Hypervisor(
@@ -194,8 +194,8 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
         from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 
         return SimulatedDriver(settings.state_dir)
-    from mikrom_reconcile.host.media import Shelf
-    from mikrom_reconcile.host.secrets import Secrets
+    from mikrom_reconcile.host.resources.provisioner import Shelf
+    from mikrom_reconcile.host.resources.secrets import Secrets
 
     shelf = Shelf.below(
         settings.state_dir,

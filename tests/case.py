@@ -12,11 +12,9 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
-from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.expand import PendingVM, Resolver, expand
-from mikrom_reconcile.core.fields import RECORD, without
-from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
+from mikrom_reconcile.core.model.digests import spec_digest
+from mikrom_reconcile.core.model.fields import RECORD, without
 from mikrom_reconcile.core.model.observed import (
     Attempt,
     Capacity,
@@ -29,9 +27,11 @@ from mikrom_reconcile.core.model.observed import (
 )
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, question
-from mikrom_reconcile.core.selection import Selection
-from mikrom_reconcile.core.specs import Specs, read_specs
+from mikrom_reconcile.core.planning.guards import Limits
+from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, question
+from mikrom_reconcile.core.planning.selection import Selection
+from mikrom_reconcile.core.specs.expand import PendingVM, Resolver, expand
+from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.world import Truth, World, decided
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mikrom_reconcile.host.netlink import Netlink
+from mikrom_reconcile.system.netlink import Netlink
 
 _CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x20000
 _MS_BIND, _MS_REC_PRIVATE, _MNT_DETACH = 0x1000, 0x4000 | 0x40000, 2

@@ -14,8 +14,8 @@ from gevent.monkey import get_original
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.dispatch.app import make_app
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.registry import register
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
 from mikrom_reconcile.settings import load
 from tests.slow_host import slow_host
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from mikrom_reconcile.core.errors import TemporaryError
+from mikrom_reconcile.core.model.errors import TemporaryError
+from mikrom_reconcile.host.agent import Hypervisor
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
-from mikrom_reconcile.host.hypervisor import Hypervisor
-from mikrom_reconcile.host.images import Images
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.host.resources.images import Images
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.wiring import SystemClock
 

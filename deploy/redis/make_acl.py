@@ -16,10 +16,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mikrom_reconcile import settings
-from mikrom_reconcile.dispatch.acl import acl_lines, acl_rules
-from mikrom_reconcile.dispatch.keys import Keys
-from mikrom_reconcile.folders import make_folder
-from mikrom_reconcile.host.files import write_whole
+from mikrom_reconcile.dispatch.transport.acl import acl_lines, acl_rules
+from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.system.files import write_whole
+from mikrom_reconcile.system.folders import make_folder
 
 _VARIABLE = "MIKROM_BROKER_URL="
 

@@ -9,14 +9,14 @@ import msgspec
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options, saved_plan
-from mikrom_reconcile.cli.carry_out import carry_out, refuse_without_anybody_to_ask
 from mikrom_reconcile.cli.plan import show_plan
+from mikrom_reconcile.cli.run_flow import carry_out, refuse_without_anybody_to_ask
 from mikrom_reconcile.cli.run_request import new_run, request_for
 from mikrom_reconcile.cli.saved_plan import SavedPlan
 from mikrom_reconcile.cli.terminal import warn
 from mikrom_reconcile.control.ports import Engine
-from mikrom_reconcile.core.digests import texts_digest
-from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.model.digests import texts_digest
+from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.output import formats
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.checks import all_checks
-from mikrom_reconcile.cli.security_checks import security_checks
 from mikrom_reconcile.cli.terminal import present
-from mikrom_reconcile.dispatch.broker import without_password
+from mikrom_reconcile.dispatch.transport.broker import without_password
+from mikrom_reconcile.doctor.machine import all_checks
+from mikrom_reconcile.doctor.security import security_checks
 from mikrom_reconcile.output.doctor_text import SettingLine, doctor_text
 from mikrom_reconcile.output.documents import doctor_document
 from mikrom_reconcile.settings import Settings, load

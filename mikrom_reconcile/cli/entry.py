@@ -12,12 +12,12 @@ import click
 
 from mikrom_reconcile.cli.root import root
 from mikrom_reconcile.cli.terminal import show, style_of, warn
-from mikrom_reconcile.core.errors import BusyError, MikromError, PastDeadlineError, SpecError, UsageError
+from mikrom_reconcile.core.model.errors import BusyError, MikromError, PastDeadlineError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.problem_text import problems_text
-from mikrom_reconcile.output.verdict import LATE
+from mikrom_reconcile.output.run_result import LATE
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.settings import misspelt
 
 COMPLETE_VARIABLE = "_MIKROM_COMPLETE"

@@ -7,8 +7,8 @@ import time
 from mikrom_reconcile.cli.entry import INTERRUPTED
 from mikrom_reconcile.cli.terminal import show, warn
 from mikrom_reconcile.control.ports import Hosts
-from mikrom_reconcile.core.errors import MikromError
-from mikrom_reconcile.output.neutral import console_text
+from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.output.sanitize import console_text
 
 LOOK_S = 0.5
 """A person does not notice a shorter wait, and two messages a second are nothing to a broker."""

@@ -8,10 +8,10 @@ import time
 from mikrom_reconcile.cli.entry import ERROR
 from mikrom_reconcile.cli.terminal import present, show
 from mikrom_reconcile.control.ports import Engine
-from mikrom_reconcile.core.errors import MikromError, UsageError
+from mikrom_reconcile.core.model.errors import MikromError, UsageError
 from mikrom_reconcile.output.history_text import run_details, unfinished_line
 from mikrom_reconcile.output.look_documents import runs_document
-from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.sanitize import one_line
 
 KEPT = 10_000
 """No store keeps more runs."""

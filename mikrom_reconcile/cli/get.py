@@ -10,7 +10,7 @@ from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.follow_run import KEPT
 from mikrom_reconcile.cli.history import history
-from mikrom_reconcile.cli.look import (
+from mikrom_reconcile.cli.queries import (
     dark,
     names_for_tab,
     selected_in,
@@ -24,8 +24,8 @@ from mikrom_reconcile.cli.look import (
 from mikrom_reconcile.cli.root import Commands
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.output.look_documents import description_document, vms_document
+from mikrom_reconcile.output.run_result import UNREACHABLE
 from mikrom_reconcile.output.status_text import fleets_text, hosts_text, status_of
-from mikrom_reconcile.output.verdict import UNREACHABLE
 from mikrom_reconcile.output.vm_text import vms_text
 
 

@@ -9,7 +9,7 @@ import click
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.follow_run import KEPT, follow_run
-from mikrom_reconcile.cli.look import names_for_tab, refuse_unknown_name
+from mikrom_reconcile.cli.queries import names_for_tab, refuse_unknown_name
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.output import history_text
 from mikrom_reconcile.output.look_documents import events_document, runs_document

@@ -11,9 +11,9 @@ import click
 
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.terminal import show
-from mikrom_reconcile.core.errors import SourceError
 from mikrom_reconcile.core.model.desired import NAME_LENGTH
-from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.core.model.errors import SourceError
+from mikrom_reconcile.output.sanitize import one_line
 
 _PROJECT = """\
 # These files are the whole truth of this project: a fleet that is removed from them is removed from the hosts.

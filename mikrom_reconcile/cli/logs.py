@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from mikrom_reconcile import settings, wiring
-from mikrom_reconcile.cli.look import names_for_tab, unknown, views_of, vms_in
+from mikrom_reconcile.cli.queries import names_for_tab, unknown, views_of, vms_in
 from mikrom_reconcile.cli.terminal import show
-from mikrom_reconcile.output.neutral import console_text
+from mikrom_reconcile.output.sanitize import console_text
 
 MAX_BYTES = 256 * 1024
 """What is fetched of a console: some thousand lines, and one message of a size that a broker takes lightly."""

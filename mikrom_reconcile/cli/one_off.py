@@ -8,7 +8,7 @@ import click
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.carry_out import carry_out, refuse_without_anybody_to_ask
+from mikrom_reconcile.cli.run_flow import carry_out, refuse_without_anybody_to_ask
 from mikrom_reconcile.cli.run_request import request_for
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.specs import SourceTree

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from mikrom_reconcile.core.errors import SpecError, UsageError
 from mikrom_reconcile.core.model.desired import Share
+from mikrom_reconcile.core.model.errors import SpecError, UsageError
 from mikrom_reconcile.output import formats
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -141,7 +141,7 @@ def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 def _from_word(text: str) -> dict[str, Any]:
-    from mikrom_reconcile.core.yaml_words import bare
+    from mikrom_reconcile.core.parsing.yaml_words import bare
 
     name, equals, value = text.partition("=")
     if not equals:
@@ -153,7 +153,7 @@ def _from_word(text: str) -> dict[str, Any]:
 
 def _from_file(path: str) -> dict[str, Any]:
     from mikrom_reconcile.control.sources.files import FileSource
-    from mikrom_reconcile.core.yaml_text import read_file
+    from mikrom_reconcile.core.parsing.yaml_text import read_file
 
     if not Path(path).is_file():
         raise UsageError(f"-e @{path}: there is no such file of variables")

@@ -6,12 +6,12 @@ import click
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.look import dark, specs_in, views_of, warn_of_dark_hosts
+from mikrom_reconcile.cli.queries import dark, specs_in, views_of, warn_of_dark_hosts
 from mikrom_reconcile.cli.terminal import present, warn
-from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.errors import SourceError
+from mikrom_reconcile.core.model.errors import SourceError
+from mikrom_reconcile.core.placement.desired_state import wanted
 from mikrom_reconcile.output.orphan_text import orphans_in, orphans_text
-from mikrom_reconcile.output.verdict import UNREACHABLE
+from mikrom_reconcile.output.run_result import UNREACHABLE
 from mikrom_reconcile.settings import Settings, load
 
 

@@ -13,7 +13,7 @@ from mikrom_reconcile.cli.run_request import request_for
 from mikrom_reconcile.cli.terminal import show, style_of
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.verdict import plan_exit_code
+from mikrom_reconcile.output.run_result import plan_exit_code
 
 
 @click.command()

@@ -8,9 +8,9 @@ import time
 
 from mikrom_reconcile.cli.terminal import is_live, show, style_of
 from mikrom_reconcile.core.model.run import ActionOutcome
+from mikrom_reconcile.output.run_result import FAILED
 from mikrom_reconcile.output.run_text import outcome_line
 from mikrom_reconcile.output.style import PLAIN
-from mikrom_reconcile.output.verdict import FAILED
 
 _REDRAW_S = 0.05  # faster than anybody reads, and 300 outcomes in a second stay cheap
 

@@ -8,13 +8,13 @@ import click
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.look import dark, names_for_tab, specs_in, unknown, views_of, vms_in, warn_of_dark_hosts
+from mikrom_reconcile.cli.queries import dark, names_for_tab, specs_in, unknown, views_of, vms_in, warn_of_dark_hosts
 from mikrom_reconcile.cli.run_request import request_for
 from mikrom_reconcile.cli.terminal import present
-from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.expand import expand
-from mikrom_reconcile.core.provenance import Provenance
-from mikrom_reconcile.core.selection import limited
+from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.planning.selection import limited
+from mikrom_reconcile.core.specs.expand import expand
+from mikrom_reconcile.core.specs.provenance import Provenance
 from mikrom_reconcile.output.explanation_text import explanation_text, rendered_text
 from mikrom_reconcile.output.look_documents import explanation_document, rendered_document
 
@@ -48,7 +48,7 @@ def render(paths: tuple[str, ...], form: str, limit: str | None, extra_vars: dic
 @options.output()
 def explain(name: str, paths: tuple[str, ...], form: str, extra_vars: dict[str, Any]) -> int:
     """Why a VM is as it is and what happens to it: spec, variables, what was observed, rule, action."""
-    from mikrom_reconcile.core.explain import explain as story_of
+    from mikrom_reconcile.core.planning.explain import explain as story_of
 
     current = settings.load()
     specs = specs_in(current, paths, extra_vars)

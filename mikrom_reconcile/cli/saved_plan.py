@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.digests import digest_of
-from mikrom_reconcile.core.errors import SourceError, UsageError
+from mikrom_reconcile.core.model.digests import digest_of
+from mikrom_reconcile.core.model.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import RunRequest
-from mikrom_reconcile.core.ready import ready
-from mikrom_reconcile.folders import write_named
+from mikrom_reconcile.system.folders import write_named
 
 _AGAIN = "make it again with `mikrom plan --out FILE`"
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import click
 
 from mikrom_reconcile.cli.terminal import show
-from mikrom_reconcile.dispatch import services
-from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.sanitize import one_line
+from mikrom_reconcile.services import commands
 from mikrom_reconcile.settings import load
 
 
@@ -21,7 +21,7 @@ def up(*, no_run: bool) -> int:
     When all are ready, the specs (MIKROM_SPECS, else ./specs) are applied once. Other commands on this machine find
     these services by themselves.
     """
-    from mikrom_reconcile.dispatch.up import up as run_services
+    from mikrom_reconcile.services.up import up as run_services
 
     return run_services(load(), run=not no_run, tell=lambda news: show(f"{one_line(news)}\n", sys.stderr))
 
@@ -33,16 +33,16 @@ def worker(role: str | None) -> None:
     settings = load()
     if role is not None:
         settings = replace(settings, worker_role=role)
-    services.become(services.role(settings), settings)
+    commands.become(commands.role(settings), settings)
 
 
 @click.command()
 def beat() -> None:
     """The clock of the scheduled runs. Two of them tick once."""
-    services.become("beat", load())
+    commands.become("beat", load())
 
 
 @click.command()
 def flower() -> None:
     """The monitoring page, on loopback. Refuses to start without FLOWER_BASIC_AUTH."""
-    services.become("flower", load())
+    commands.become("flower", load())

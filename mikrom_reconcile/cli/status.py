@@ -10,12 +10,12 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.entry import ERROR
 from mikrom_reconcile.cli.follow_run import KEPT
-from mikrom_reconcile.cli.look import views_of, vms_in, wanted_by_fleet, warn_of_doubles
+from mikrom_reconcile.cli.queries import views_of, vms_in, wanted_by_fleet, warn_of_doubles
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.core.model.run import SUPERVISION
 from mikrom_reconcile.output.look_documents import status_document
+from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.status_text import is_overdue, status_of, status_text
-from mikrom_reconcile.output.verdict import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.settings import load
 
 

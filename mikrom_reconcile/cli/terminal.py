@@ -13,7 +13,7 @@ from typing import TextIO
 
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.documents import Document
-from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
 
 

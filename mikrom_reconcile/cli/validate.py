@@ -7,11 +7,11 @@ import click
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.terminal import show
-from mikrom_reconcile.core.desired import checked, wanted
-from mikrom_reconcile.core.errors import SpecError
-from mikrom_reconcile.core.expand import expand
+from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.core.spec_warnings import warnings_of
+from mikrom_reconcile.core.placement.desired_state import checked, wanted
+from mikrom_reconcile.core.planning.spec_warnings import warnings_of
+from mikrom_reconcile.core.specs.expand import expand
 from mikrom_reconcile.output import formats
 
 

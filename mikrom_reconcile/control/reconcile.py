@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import msgspec
 
 from mikrom_reconcile import traces
-from mikrom_reconcile.control.look import Look
+from mikrom_reconcile.control.plan_session import Look
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
-from mikrom_reconcile.core.desired import checked
-from mikrom_reconcile.core.errors import BusyError, SetupError, UsageError
-from mikrom_reconcile.core.guards import turned
-from mikrom_reconcile.core.known_files import NO_CACHE, Cache
+from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, Expect, Plan, Refusal, VMChange
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
-from mikrom_reconcile.core.one_off import decide_by_name
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, expect_of, numbered
-from mikrom_reconcile.core.selection import refuse_unread
-from mikrom_reconcile.core.specs import Specs, hosts_of
+from mikrom_reconcile.core.parsing.known_files import NO_CACHE, Cache
+from mikrom_reconcile.core.placement.desired_state import checked
+from mikrom_reconcile.core.planning.guards import turned
+from mikrom_reconcile.core.planning.one_off import decide_by_name
+from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, expect_of, numbered
+from mikrom_reconcile.core.planning.selection import refuse_unread
+from mikrom_reconcile.core.specs.load import Specs, hosts_of
 
 OBSERVE_DEADLINE_S = 10.0
 """A host that has not reported by then counts as unreachable for this look; reports take milliseconds."""

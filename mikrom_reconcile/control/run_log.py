@@ -10,7 +10,7 @@ from typing import Self
 from msgspec.structs import replace
 
 from mikrom_reconcile.control.ports import Clock, RunStore
-from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, RunReport, RunRequest
 from mikrom_reconcile.output.names import grouped

@@ -19,22 +19,22 @@ from kombu import Exchange, Queue
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import LastGood
-from mikrom_reconcile.core.errors import UsageError
-from mikrom_reconcile.dispatch import celery_costs
-from mikrom_reconcile.dispatch.answering import Answering
-from mikrom_reconcile.dispatch.broker import broker_url, client_of, split_tls
-from mikrom_reconcile.dispatch.connecting import Connecting
-from mikrom_reconcile.dispatch.keys import LAST, ORDERS, STEPS, Keys
-from mikrom_reconcile.dispatch.metrics import NoMetrics
-from mikrom_reconcile.dispatch.presence import Heartbeat
-from mikrom_reconcile.dispatch.services import SLOTS
-from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.core.model.errors import UsageError
+from mikrom_reconcile.dispatch.control_worker.metrics import NoMetrics
+from mikrom_reconcile.dispatch.transport import celery_patches
+from mikrom_reconcile.dispatch.transport.broker import broker_url, client_of, split_tls
+from mikrom_reconcile.dispatch.transport.connecting import Connecting
+from mikrom_reconcile.dispatch.transport.heartbeats import Heartbeat
+from mikrom_reconcile.dispatch.transport.redis_keys import LAST, ORDERS, STEPS, Keys
+from mikrom_reconcile.dispatch.transport.reply_sender import Answering
+from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.services.commands import SLOTS
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from mikrom_reconcile.dispatch.signing import Signer, Verifier
+    from mikrom_reconcile.dispatch.transport.signing import Signer, Verifier
 
 _HIDDEN = "(not shown)"
 
@@ -72,7 +72,7 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
         """What signs our orders. Raises SetupError for a key file that cannot be trusted."""
         if (path := self.settings.signing_key) is None:
             return None
-        from mikrom_reconcile.dispatch.signing import Signer  # noqa: PLC0415 - only who has a key pays for it
+        from mikrom_reconcile.dispatch.transport.signing import Signer  # noqa: PLC0415 - only who has a key pays for it
 
         return Signer(path)
 
@@ -81,7 +81,7 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
         """What proves orders to a host; None: whoever reaches its queue is obeyed. Raises SetupError as `signer`."""
         if (path := self.settings.verify_key) is None:
             return None
-        from mikrom_reconcile.dispatch.signing import Verifier  # noqa: PLC0415 - as above
+        from mikrom_reconcile.dispatch.transport.signing import Verifier  # noqa: PLC0415 - as above
 
         return Verifier(path)
 
@@ -117,7 +117,7 @@ def make_app(settings: Settings) -> FleetApp:
     app.keys = keys
     app.conf.update(configuration(settings))
     app.steps["consumer"].add(Connecting)
-    celery_costs.lower(app, written_down=settings.worker_role != "host")
+    celery_patches.lower(app, written_down=settings.worker_role != "host")
     return app
 
 
@@ -190,7 +190,7 @@ CLEANUP_S = 3600.0
 def _beat(settings: Settings) -> dict[str, Any]:
     options = {"queue": settings.queue, "priority": LAST, "ignore_result": True}
     return {
-        "beat_scheduler": "mikrom_reconcile.dispatch.beat:OncePerInterval",
+        "beat_scheduler": "mikrom_reconcile.dispatch.control_worker.beat:OncePerInterval",
         "beat_max_loop_interval": 5,
         "beat_schedule": {
             "reconcile": {

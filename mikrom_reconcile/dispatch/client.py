@@ -17,20 +17,20 @@ from typing import Any
 
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.control.stores.redis import RedisStore, lost_told
-from mikrom_reconcile.core.errors import MikromError, PastDeadlineError
+from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.broker import connect
-from mikrom_reconcile.dispatch.calls import Answer, Call, pack, unpack
-from mikrom_reconcile.dispatch.errors_on_the_wire import Failure, error_of
-from mikrom_reconcile.dispatch.keys import FIRST, LEFTOVER_S
-from mikrom_reconcile.dispatch.presence import living, starts
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
-from mikrom_reconcile.dispatch.runs import Accepted
-from mikrom_reconcile.dispatch.source_sync import source_state
-from mikrom_reconcile.dispatch.unfinished import tell, unfinished_runs, waiting_run
+from mikrom_reconcile.dispatch.control_worker.run_status import tell, unfinished_runs, waiting_run
+from mikrom_reconcile.dispatch.control_worker.source_sync import source_state
+from mikrom_reconcile.dispatch.control_worker.tasks import Accepted
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from mikrom_reconcile.dispatch.transport.broker import connect
+from mikrom_reconcile.dispatch.transport.error_codec import Failure, error_of
+from mikrom_reconcile.dispatch.transport.heartbeats import living, starts
+from mikrom_reconcile.dispatch.transport.redis_keys import FIRST, LEFTOVER_S
+from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, pack, unpack
 from mikrom_reconcile.settings import Settings
 
 _PLAN_S = 120.0

@@ -8,19 +8,24 @@ from typing import Any
 
 from celery import signals
 
-from mikrom_reconcile import locks, traces
+from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.control.stores.redis import RedisStore
-from mikrom_reconcile.core.errors import MikromError, SetupError, UsageError
-from mikrom_reconcile.dispatch import cleanup, deadlines, gevent_gaps, log_lines, metrics, runs, source_sync, tasks
+from mikrom_reconcile.core.model.errors import MikromError, SetupError, UsageError
+from mikrom_reconcile.dispatch import log_lines
 from mikrom_reconcile.dispatch.app import FleetApp, Parts
-from mikrom_reconcile.dispatch.broker import broker_url, is_remote
-from mikrom_reconcile.dispatch.host_deeds import keeper
-from mikrom_reconcile.dispatch.presence import Heartbeat
-from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.dispatch.control_worker import cleanup, metrics, source_sync
+from mikrom_reconcile.dispatch.control_worker import tasks as runs
+from mikrom_reconcile.dispatch.host_worker import gevent_patches, tasks
+from mikrom_reconcile.dispatch.host_worker.host_events import keeper
+from mikrom_reconcile.dispatch.transport import deadlines
+from mikrom_reconcile.dispatch.transport.broker import broker_url, is_remote
+from mikrom_reconcile.dispatch.transport.heartbeats import Heartbeat
+from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.system import locks
 
-_AS_OURS = {"bind": True, "Request": "mikrom_reconcile.dispatch.request:QuietRequest"}
+_AS_OURS = {"bind": True, "Request": "mikrom_reconcile.dispatch.host_worker.redacted_request:QuietRequest"}
 
 
 def register(
@@ -54,7 +59,7 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
     """Fail now and in one line, not with the first action."""
     app: FleetApp = sender.app
     if deadlines.is_gevent():
-        gevent_gaps.mend()
+        gevent_patches.mend()
     traces.set_up(app.settings.worker_role)
     try:
         if app.settings.worker_role == "host":

@@ -17,14 +17,14 @@ from typing import Literal
 
 import msgspec
 
-from mikrom_reconcile.core.durations import seconds_of
 from mikrom_reconcile.core.model.devices import Check
+from mikrom_reconcile.core.model.durations import seconds_of
 from mikrom_reconcile.core.model.observed import VMMFacts
-from mikrom_reconcile.core.ready import ready
-from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.search import first_match
-from mikrom_reconcile.host.sockets import Limited
+from mikrom_reconcile.system.bounded_search import first_match
+from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.sockets import Limited
 
 CONSOLE_BYTES = 1 << 20
 """How much of what a guest printed since its boot is looked through."""

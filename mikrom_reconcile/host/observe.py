@@ -18,11 +18,11 @@ from functools import cache, cached_property, partial
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.digests import fleet_digest, row_digest
-from mikrom_reconcile.core.errors import ActionError
-from mikrom_reconcile.core.fields import RECORD
-from mikrom_reconcile.core.lifecycle import UP, WELL, phase_of
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
+from mikrom_reconcile.core.model.digests import fleet_digest, row_digest
+from mikrom_reconcile.core.model.errors import ActionError
+from mikrom_reconcile.core.model.fields import RECORD
+from mikrom_reconcile.core.model.lifecycle import UP, WELL, phase_of
 from mikrom_reconcile.core.model.observed import (
     Attempt,
     Capacity,

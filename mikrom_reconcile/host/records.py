@@ -29,14 +29,14 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
+from mikrom_reconcile.core.model.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
-from mikrom_reconcile.core.ready import ready
-from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.host.checks import Checks
-from mikrom_reconcile.host.files import FULL, OddFileError, SharedFolder, read_small, sync_folder, write_whole
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.system import locks
+from mikrom_reconcile.system.files import FULL, OddFileError, SharedFolder, read_small, sync_folder, write_whole
+from mikrom_reconcile.system.folders import make_folder
 
 FORMAT_VERSION = 1
 

@@ -20,15 +20,15 @@ from datetime import datetime, timedelta
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.durations import seconds_of
-from mikrom_reconcile.core.errors import ActionError, SetupError
-from mikrom_reconcile.core.lifecycle import ENDED, LEFT_DOWN, UP, phase_of
+from mikrom_reconcile.core.model.durations import seconds_of
+from mikrom_reconcile.core.model.errors import ActionError, SetupError
+from mikrom_reconcile.core.model.lifecycle import ENDED, LEFT_DOWN, UP, phase_of
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.run import ActionOutcome, Result
-from mikrom_reconcile.host.deeds import MAX_ERROR
+from mikrom_reconcile.host.orders.steps import MAX_ERROR
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
-from mikrom_reconcile.host.process import Ends, allow_descriptors
 from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.system.processes import Ends, allow_descriptors
 
 AT_ONCE = 32
 """Starts at once: they mostly wait in the kernel, and more of them only wait longer."""

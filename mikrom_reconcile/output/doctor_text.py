@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import table
 from mikrom_reconcile.output.units import counted

@@ -14,9 +14,9 @@ from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output.doctor_text import Check, SettingLine
-from mikrom_reconcile.output.neutral import json_text
 from mikrom_reconcile.output.plan_parts import kinds_of
-from mikrom_reconcile.output.verdict import verdict_of
+from mikrom_reconcile.output.run_result import verdict_of
+from mikrom_reconcile.output.sanitize import json_text
 
 FORMAT_VERSION = "1"
 

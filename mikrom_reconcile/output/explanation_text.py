@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from mikrom_reconcile.core.explain import Explanation, FieldStory
-from mikrom_reconcile.core.fields import recorded
 from mikrom_reconcile.core.model.desired import DesiredVM
+from mikrom_reconcile.core.model.fields import recorded
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.provenance import FieldOrigin, leaves
-from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.core.planning.explain import Explanation, FieldStory
+from mikrom_reconcile.core.specs.provenance import FieldOrigin, leaves
 from mikrom_reconcile.output.plan_parts import NO_HOST, short
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import Cell, table
 from mikrom_reconcile.output.units import counted

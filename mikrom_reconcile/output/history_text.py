@@ -8,9 +8,9 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, RunRecord, UnfinishedRun
-from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.plan_parts import short
 from mikrom_reconcile.output.run_text import IN_PROGRESS, left_undone, outcome_line, painted
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import table
 from mikrom_reconcile.output.units import age

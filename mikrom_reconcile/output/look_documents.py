@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from mikrom_reconcile.core.explain import Explanation
-from mikrom_reconcile.core.fields import recorded
 from mikrom_reconcile.core.model.desired import DesiredVM
+from mikrom_reconcile.core.model.fields import recorded
 from mikrom_reconcile.core.model.observed import HostView, ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, UnfinishedRun
-from mikrom_reconcile.core.provenance import FieldOrigin
+from mikrom_reconcile.core.planning.explain import Explanation
+from mikrom_reconcile.core.specs.provenance import FieldOrigin
 from mikrom_reconcile.output.documents import FORMER_RULES, Document, change_row, outcome_row
 from mikrom_reconcile.output.history_text import Event, events
 from mikrom_reconcile.output.names import grouped

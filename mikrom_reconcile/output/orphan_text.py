@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from mikrom_reconcile.core.model.observed import HostView, ObservedVM
-from mikrom_reconcile.core.observed import rank
+from mikrom_reconcile.core.planning.project_view import rank
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import table
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from mikrom_reconcile.core.model.plan import FieldChange, Plan
-from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.plan_parts import (
     KINDS,
     LOOKS,
@@ -21,6 +20,7 @@ from mikrom_reconcile.output.plan_parts import (
     summary,
     value_diff,
 )
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
 
 _OPEN_GROUPS = 12

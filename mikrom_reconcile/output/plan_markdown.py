@@ -9,8 +9,8 @@ import re
 from collections.abc import Container, Iterator
 
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan
-from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.plan_parts import DANGEROUS, LOOKS, Group, alarms, fleets_of, short, summary, value_diff
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted
 

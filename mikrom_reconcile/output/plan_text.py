@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mikrom_reconcile.core.model.plan import FieldChange, Plan
-from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.plan_parts import LOOKS, Group, alarms, fleets_of, short, summary, value_diff
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.section import section
 from mikrom_reconcile.output.style import Style
 

@@ -10,8 +10,8 @@ import msgspec
 
 from mikrom_reconcile import __version__
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.output.neutral import json_text, one_line
 from mikrom_reconcile.output.problem_text import sentence
+from mikrom_reconcile.output.sanitize import json_text, one_line
 
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")

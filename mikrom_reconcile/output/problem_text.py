@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mikrom_reconcile.core.model.specs import EXCERPT_BEFORE, SpecProblem
-from mikrom_reconcile.output.neutral import one_line
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted
 

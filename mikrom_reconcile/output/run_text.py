@@ -10,12 +10,12 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, RunReport
 from mikrom_reconcile.output.names import grouped
-from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.plan_parts import NO_HOST, kinds_of, refusals, unreachable
+from mikrom_reconcile.output.run_result import Verdict, VMOnHost, verdict_of
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.section import section
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted, duration, listed
-from mikrom_reconcile.output.verdict import Verdict, VMOnHost, verdict_of
 
 PAST: dict[str, str] = {
     "create": "created",

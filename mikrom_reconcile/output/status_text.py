@@ -11,8 +11,8 @@ import msgspec
 from mikrom_reconcile.core.model.observed import HostView
 from mikrom_reconcile.core.model.run import RunRecord
 from mikrom_reconcile.core.model.specs import SourceState
-from mikrom_reconcile.output.neutral import one_line
 from mikrom_reconcile.output.run_text import painted
+from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.table import Cell, table
 from mikrom_reconcile.output.units import age, mebibytes

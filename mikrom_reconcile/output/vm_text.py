@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from mikrom_reconcile.core.lifecycle import SATISFIES
+from mikrom_reconcile.core.model.lifecycle import SATISFIES
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.output.section import section
 from mikrom_reconcile.output.style import Style

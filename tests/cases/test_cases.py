@@ -29,9 +29,9 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.errors import MikromError, SpecError
+from mikrom_reconcile.core.model.errors import MikromError, SpecError
 from mikrom_reconcile.core.model.plan import VMChange
+from mikrom_reconcile.core.placement.desired_state import wanted
 from tests.case import HERE, Case, Words, flat, ranged, read_case
 
 FILES = sorted(Path(__file__).parent.glob("*/*.yml"))

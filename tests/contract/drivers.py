@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
-from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import cgroups
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.qemu import QemuDriver
@@ -22,6 +21,7 @@ from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.drivers.vmm import Layout, Places
 from mikrom_reconcile.host.drivers.vmm_driver import VMMDriver
 from mikrom_reconcile.host.ports import Driver, VMRecord
+from mikrom_reconcile.system import processes
 
 DEADLINE_S = 10.0
 LATEST_S = 60.0
@@ -158,7 +158,7 @@ class JailBench(RealBench):
     def all_pids(self, having: str = "") -> list[int]:
         """Every jailer and jailed Firecracker: a path of this folder is in no command line, but behind descriptor 0."""
         pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
-        names = ((pid, process.stdin_of(pid) or "") for pid in pids)
+        names = ((pid, processes.stdin_of(pid) or "") for pid in pids)
         return [pid for pid, name in names if name.startswith(f"{self.folder}/state/locks/") and name.endswith(having)]
 
     def leftovers(self) -> list[Path]:

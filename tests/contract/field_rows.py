@@ -18,13 +18,13 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.digests import spec_digest
 from mikrom_reconcile.core.model.desired import DesiredVM, Policy, VMSpec
-from mikrom_reconcile.host import process
+from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.host.drivers import qemu_command
-from mikrom_reconcile.host.images import Images
-from mikrom_reconcile.host.netlink import Netlink
-from mikrom_reconcile.host.networks import Networks
+from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.networks import Networks
+from mikrom_reconcile.system import processes
+from mikrom_reconcile.system.netlink import Netlink
 from tests.contract.drivers import DEADLINE_S, Bench, QemuBench, RealBench, SimulatedBench
 from tests.contract.hosts import Host
 from tests.fakes import SPEC, desired_vm
@@ -124,7 +124,7 @@ class World:
 
     def argv(self) -> list[str]:
         (pid,) = self.bench.pids(VM)
-        return process.arguments(pid)
+        return processes.arguments(pid)
 
     def machine(self, name: str) -> Any:
         if isinstance(self.bench, QemuBench):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mikrom_reconcile.core.case import Case
-from mikrom_reconcile.core.diff import judge
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.core.plan import actions_of
-from mikrom_reconcile.host.execute import no_seam
-from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.core.planning.diff import judge
+from mikrom_reconcile.core.planning.diff_input import Case
+from mikrom_reconcile.core.planning.planner import actions_of
+from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.orders.execute import no_seam
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.wiring import SystemClock

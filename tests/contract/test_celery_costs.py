@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from tests.fakes import order
 from tests.fleet import Fleet, wait_until
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
+from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from tests.contract.drivers import ANSWER_S, DEADLINE_S, RealBench, record_of, wait_until
 

@@ -19,14 +19,13 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
+from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import End, VMMFacts
-from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.vmm import Layout, Proc
 from mikrom_reconcile.host.drivers.vmm_start import abandon
+from mikrom_reconcile.system import locks, processes
 from tests.contract.drivers import DEADLINE_S, RealBench, is_live, record_of, wait_until
 
 pytestmark = pytest.mark.kvm
@@ -54,10 +53,10 @@ def edit_proc(real: RealBench, **changes: object) -> None:
 
 
 @contextmanager
-def bystander(stdin: int = subprocess.DEVNULL) -> Iterator[process.Identity]:
+def bystander(stdin: int = subprocess.DEVNULL) -> Iterator[processes.Identity]:
     """A process that has nothing to do with any VM, and must survive."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=stdin) as other:
-        identity = process.identify(other.pid)
+        identity = processes.identify(other.pid)
         assert identity is not None
         try:
             yield identity
@@ -165,7 +164,7 @@ def test_a_vmm_that_is_being_torn_down_is_waited_for(real: RealBench) -> None:
     with subprocess.Popen([sys.executable, "-c", closing], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as dying:
         assert dying.stdout is not None
         dying.stdout.readline()
-        identity = process.identify(dying.pid)
+        identity = processes.identify(dying.pid)
         assert identity is not None
         edit_proc(real, pid=identity.pid, starttime=identity.starttime)
         assert real.driver.observe(RECORD).status == "none"
@@ -295,7 +294,7 @@ def test_an_image_that_was_cut_short_is_put_right(real: RealBench) -> None:
 
 
 def test_a_fault_of_the_configuration_names_its_step(real: RealBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mikrom_reconcile.core.vm_checks.MAX_BOOT_ARGS_BYTES", 4000)
+    monkeypatch.setattr("mikrom_reconcile.core.specs.vm_checks.MAX_BOOT_ARGS_BYTES", 4000)
     with pytest.raises(PermanentError, match=r"cmdline capacity.*\(while configuring the boot source\)"):
         real.driver.start(record_of("a", "x" * 3000), deadline_s=DEADLINE_S)
     assert real.all_pids() == []
@@ -361,7 +360,7 @@ def test_no_descriptor_left_is_an_error_and_never_an_absent_or_unresponsive_vm(
     def none_left(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    for target in ("mikrom_reconcile.locks.os.open", "socket.socket"):
+    for target in ("mikrom_reconcile.system.locks.os.open", "socket.socket"):
         with monkeypatch.context() as patched:
             patched.setattr(target, none_left)
             with pytest.raises(TemporaryError, match="Too many open files"):

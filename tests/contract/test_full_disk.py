@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.errors import TemporaryError
+from mikrom_reconcile.core.model.errors import TemporaryError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from tests.contract.drivers import Bench, JailBench, RealBench, wait_until
 from tests.contract.hosts import Host

@@ -38,7 +38,7 @@ import sys
 from pathlib import Path
 import gevent
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
-from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.host.agent import Hypervisor
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.wiring import SystemClock
 from tests.fakes import HOST, order

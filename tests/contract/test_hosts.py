@@ -12,13 +12,13 @@ import msgspec
 import pytest
 
 from mikrom_reconcile.control.ports import Hosts
-from mikrom_reconcile.core.errors import MikromError
 from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.local import LocalHosts
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.hosts.local import LocalHosts
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from tests.fakes import order
 from tests.fleet import KEYS, Fleet, wait_until
 from tests.scratch import SCRATCH

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.errors import TemporaryError
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import Drive
+from mikrom_reconcile.core.model.errors import TemporaryError
 from mikrom_reconcile.host.drivers import cgroups
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.case import Case
-from mikrom_reconcile.core.diff import judge
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.devices import RateLimiter
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.core.plan import actions_of
-from mikrom_reconcile.host.netlink import Netlink
+from mikrom_reconcile.core.planning.diff import judge
+from mikrom_reconcile.core.planning.diff_input import Case
+from mikrom_reconcile.core.planning.planner import actions_of
+from mikrom_reconcile.system.netlink import Netlink
 from tests.contract.drivers import JailBench, wait_until
 from tests.contract.hosts import KEPT, Host
 from tests.contract.test_networks import devices, wanted

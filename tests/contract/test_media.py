@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, Drive, PinnedFile, RootDisk
-from mikrom_reconcile.host.images import Images
+from mikrom_reconcile.host.resources.images import Images
 from tests.contract.drivers import RealBench
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.media import Shelf
-from mikrom_reconcile.host.secrets import Secrets
+from mikrom_reconcile.host.resources.provisioner import Shelf
+from mikrom_reconcile.host.resources.secrets import Secrets
 from tests.contract.drivers import ANSWER_S, RealBench
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host

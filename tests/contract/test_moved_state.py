@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.errors import SetupError
+from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.observed import ObserveQuery
-from mikrom_reconcile.host import process
+from mikrom_reconcile.system import processes
 from tests.contract.drivers import Bench, SimulatedBench, wait_until
 from tests.contract.hosts import Host
 from tests.netns import bind, own_mounts
@@ -92,7 +92,7 @@ def test_a_vmm_is_known_though_its_state_folder_was_mounted_anew(
         assert pid is not None
         try:
             bind(disk, host.state_dir)
-            assert str(own_environment) not in (process.stdin_of(pid) or "")
+            assert str(own_environment) not in (processes.stdin_of(pid) or "")
             if not written_down:
                 (host.state_dir / "vms" / VM / "proc.json").unlink()
             (own_environment / "run").rename(own_environment / "old")  # as of a container that was made anew
@@ -105,7 +105,7 @@ def test_a_vmm_is_known_though_its_state_folder_was_mounted_anew(
             for vm in (VM, "web-001"):
                 outcome = later.hypervisor.execute(later.order("delete", vm, later.seen(vm)))
                 assert (outcome.result, outcome.error) == ("done", None)
-            assert process.identify(pid) is None
+            assert processes.identify(pid) is None
         finally:
             _kill(pid)
 
@@ -128,7 +128,7 @@ def _what_is_remembered(_: str, names: list[str]) -> list[str]:
 
 
 def _kill(pid: int) -> None:
-    if (identity := process.identify(pid)) is None:
+    if (identity := processes.identify(pid)) is None:
         return
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not process.is_alive(identity), "the end of what was killed")
+    wait_until(lambda: not processes.is_alive(identity), "the end of what was killed")

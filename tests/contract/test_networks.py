@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.errors import PermanentError
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import NetworkInterface, RateLimiter
+from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.core.model.observed import ObserveQuery
-from mikrom_reconcile.host.images import Images
-from mikrom_reconcile.host.netlink import Link, Netlink
-from mikrom_reconcile.host.networks import Networks
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.host.stock import ImageStock
+from mikrom_reconcile.host.resources.garbage_collection import ImageStock
+from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.networks import Networks
+from mikrom_reconcile.system.netlink import Link, Netlink
 from tests.contract.drivers import RealBench, record_of, wait_until
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host

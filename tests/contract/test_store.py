@@ -13,10 +13,10 @@ import pytest
 
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.control.stores import redis, sqlite
-from mikrom_reconcile.control.stores.kept import ROOM
+from mikrom_reconcile.control.stores.kept_runs import ROOM
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
-from mikrom_reconcile.core.errors import BusyError, SetupError
+from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunRecord
 from tests.fleet import Fleet

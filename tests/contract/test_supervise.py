@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.errors import TemporaryError
 from mikrom_reconcile.core.model.desired import DesiredVM, Restart
+from mikrom_reconcile.core.model.errors import TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
-from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.host.agent import Hypervisor
 from mikrom_reconcile.host.records import Records
 from tests.contract.drivers import Bench, RealBench, wait_until
 from tests.contract.hosts import Host

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mikrom_reconcile.host.process import programs
+from mikrom_reconcile.system.processes import programs
 from tests.deploy.installed import BIN, free_port
 from tests.fleet import ROOT, wait_until
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.host.images import Images
+from mikrom_reconcile.host.resources.images import Images
 from tests.command import Mikrom, document, names
 from tests.unit.host.test_images import CONTENT, Server
 

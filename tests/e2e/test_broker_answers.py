@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from tests import fakes
 from tests.e2e.test_faults import HOST, Site, end_of
 from tests.fleet import PASSWORD, Fleet, wait_until

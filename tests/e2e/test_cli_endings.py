@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 
-from mikrom_reconcile import locks
+from mikrom_reconcile.system import locks
 from tests.command import Mikrom, document, names
 
 MIKROM = f"{sys.executable} -m mikrom_reconcile"

@@ -27,7 +27,7 @@ from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.run import RunReport, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from tests.e2e.test_demo_guest import UnixConnection
 from tests.fleet import KEYS, Fleet, wait_until
 from tests.watch import VMM, Watch

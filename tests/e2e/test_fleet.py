@@ -16,15 +16,15 @@ import pytest
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
-from mikrom_reconcile.core.errors import MikromError, SetupError, SpecError
+from mikrom_reconcile.core.model.errors import MikromError, SetupError, SpecError
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.broker import connect
-from mikrom_reconcile.dispatch.calls import Call, unpack
 from mikrom_reconcile.dispatch.client import RemoteEngine
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from mikrom_reconcile.dispatch.transport.broker import connect
+from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
 from tests.fakes import order
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 

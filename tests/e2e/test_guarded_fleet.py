@@ -21,13 +21,13 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from mikrom_reconcile.control.stores.redis import RedisStore
-from mikrom_reconcile.core.errors import SetupError, UsageError
+from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.broker import broker_url, client_of, connect
 from mikrom_reconcile.dispatch.client import RemoteEngine
-from mikrom_reconcile.dispatch.signing import make_pair
+from mikrom_reconcile.dispatch.transport.broker import broker_url, client_of, connect
+from mikrom_reconcile.dispatch.transport.signing import make_pair
 from mikrom_reconcile.settings import load
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 from tests.samples import outcome, record

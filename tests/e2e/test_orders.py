@@ -20,10 +20,10 @@ from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.calls import Call, unpack
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
-from mikrom_reconcile.dispatch.signing import Signer, make_pair
-from mikrom_reconcile.dispatch.supervise import Child, end_all
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
+from mikrom_reconcile.dispatch.transport.signing import Signer, make_pair
+from mikrom_reconcile.services.supervise import Child, end_all
 from tests.fakes import order
 from tests.fleet import KEYS, Fleet, wait_until
 

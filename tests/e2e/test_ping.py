@@ -15,9 +15,9 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.run import RunReport, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.dispatch import services
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from mikrom_reconcile.services import commands
 from tests.fleet import Fleet, wait_until
 from tests.watch import Watch
 
@@ -65,7 +65,7 @@ def fleet(own_environment: Path, watch: Watch) -> Iterator[Fleet]:
 def test_a_worker_answers_a_ping_within_a_second_while_a_hundred_vms_boot(fleet: Fleet, watch: Watch) -> None:
     real = {"MIKROM_DRIVER": "firecracker", "MIKROM_FIRECRACKER": os.environ["MIKROM_FIRECRACKER"]}
     settings = fleet.settings(**real)
-    worker = fleet.run("host-localhost", services.command("host", settings), **real)
+    worker = fleet.run("host-localhost", commands.command("host", settings), **real)
     fleet.wait_for("host:localhost", worker)
     app = make_app(settings)
     # it says that it is ready a moment before it listens to broadcasts

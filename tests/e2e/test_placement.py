@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunReport, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from tests.fleet import KEYS, Fleet
 
 pytestmark = pytest.mark.redis

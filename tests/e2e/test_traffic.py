@@ -12,7 +12,7 @@ from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.run import BEAT, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from tests.fleet import KEYS, Fleet
 
 pytestmark = pytest.mark.redis

@@ -18,9 +18,9 @@ from urllib.error import HTTPError
 
 import pytest
 
-from mikrom_reconcile import locks
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.settings import load
+from mikrom_reconcile.system import locks
 from tests.fleet import ROOT, wait_until
 from tests.scratch import SCRATCH
 

@@ -18,11 +18,11 @@ import jsonschema_rs
 import pytest
 
 from mikrom_reconcile.control.sources.files import FileSource
-from mikrom_reconcile.core.desired import checked, wanted
-from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
-from mikrom_reconcile.core.yaml_nodes import read_nodes
-from mikrom_reconcile.core.yaml_text import _SLOWLY, _cuts, _quickly
+from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes
+from mikrom_reconcile.core.parsing.yaml_text import _SLOWLY, _cuts, _quickly
+from mikrom_reconcile.core.placement.desired_state import checked, wanted
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.problem_text import problems_text
 from mikrom_reconcile.output.style import Style

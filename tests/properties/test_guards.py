@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from mikrom_reconcile.core.errors import SourceError
-from mikrom_reconcile.core.guards import Limits
+from mikrom_reconcile.core.model.errors import SourceError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.plan import question
-from mikrom_reconcile.core.specs import read_specs
+from mikrom_reconcile.core.planning.guards import Limits
+from mikrom_reconcile.core.planning.planner import question
+from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import seeds
 from tests.properties.world import World, decided

@@ -11,14 +11,14 @@ import msgspec
 import pytest
 import yaml
 
-from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
+from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.plan import Decision, decide, question
-from mikrom_reconcile.core.specs import read_specs
+from mikrom_reconcile.core.planning.guards import Limits
+from mikrom_reconcile.core.planning.planner import Decision, decide, question
+from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import seeds
 from tests.properties.world import Truth, World

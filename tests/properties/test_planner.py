@@ -10,11 +10,11 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.plan import Decision, question
-from mikrom_reconcile.core.specs import read_specs
+from mikrom_reconcile.core.planning.guards import Limits
+from mikrom_reconcile.core.planning.planner import Decision, question
+from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import HOSTS, Project, memory_of, project_of, seeds, world_of
 from tests.properties.world import World, decided

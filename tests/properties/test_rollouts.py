@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.observed import Attempt, Placements
 from mikrom_reconcile.core.model.plan import Action, Plan
+from mikrom_reconcile.core.planning.guards import Limits
 from tests.properties.chance import seeds
 from tests.properties.test_guards import HOSTS, SHOP, Checkout, document, inventory
 from tests.properties.world import Truth, World

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 
-from mikrom_reconcile.core.digests import fleet_digest, row_digest
-from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
+from mikrom_reconcile.core.model.digests import fleet_digest, row_digest
 from mikrom_reconcile.core.model.observed import (
     Attempt,
     Capacity,
@@ -26,8 +25,9 @@ from mikrom_reconcile.core.model.observed import (
     Phase,
 )
 from mikrom_reconcile.core.model.plan import Action
-from mikrom_reconcile.core.plan import Decision, Question, decide, thorough
-from mikrom_reconcile.core.selection import EVERYTHING, Selection
+from mikrom_reconcile.core.planning.guards import Limits
+from mikrom_reconcile.core.planning.planner import Decision, Question, decide, thorough
+from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 

@@ -10,11 +10,11 @@ from typing import Any, get_args
 import pytest
 
 from mikrom_reconcile.cli.commands import COMMANDS
-from mikrom_reconcile.core import diff
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.plan import ChangeKind, Impact, Verb
 from mikrom_reconcile.core.model.run import Result
+from mikrom_reconcile.core.planning import diff
 from mikrom_reconcile.output.documents import FORMER_RULES
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.system.folders import make_folder
 
 KEPT_ENTRIES = 8
 """Source trees that are remembered: those of a few checkouts."""

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from mikrom_reconcile.control.sources.git import commit_of
-from mikrom_reconcile.core.digests import digest_of
-from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.model.digests import digest_of
+from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
-from mikrom_reconcile.core.spec_files import (
+from mikrom_reconcile.core.parsing.spec_files import (
     HEAD_BYTES,
     NOT_READ,
     NOT_READ_HINT,

@@ -20,11 +20,11 @@ from pathlib import PurePosixPath
 
 from mikrom_reconcile.control.sources.files import checked_size, tree_of
 from mikrom_reconcile.control.sources.git import ABBREVIATED, AUTHOR, made_by
-from mikrom_reconcile.control.sources.git_place import PROTOCOLS, GitPlace
-from mikrom_reconcile.control.sources.whole import refuse_part
-from mikrom_reconcile.core.errors import SourceError, SpecError, UsageError
+from mikrom_reconcile.control.sources.git_url import PROTOCOLS, GitPlace
+from mikrom_reconcile.control.sources.whole_project import refuse_part
+from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.core.spec_files import HEAD_BYTES, SUFFIXES, looks_like_a_spec, sorted_out
+from mikrom_reconcile.core.parsing.spec_files import HEAD_BYTES, SUFFIXES, looks_like_a_spec, sorted_out
 
 LIMIT_S = 30.0
 """For everything together: a repository of specs is small, and a run waits for it."""

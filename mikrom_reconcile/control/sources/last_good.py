@@ -15,10 +15,10 @@ import msgspec
 
 from mikrom_reconcile.control.sources.cache import FolderCache
 from mikrom_reconcile.control.sources.git import made_by
-from mikrom_reconcile.core.digests import digest_of
-from mikrom_reconcile.core.errors import SourceError, SpecError, UsageError
+from mikrom_reconcile.core.model.digests import digest_of
+from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
+from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.core.ready import ready
 
 
 class Good(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import BusyError, SetupError
-from mikrom_reconcile.core.ready import ready
+from mikrom_reconcile.core.model.errors import BusyError, SetupError
+from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.system import locks
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):

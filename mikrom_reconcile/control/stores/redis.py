@@ -18,7 +18,7 @@ import msgspec
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from mikrom_reconcile.control.stores.kept import (
+from mikrom_reconcile.control.stores.kept_runs import (
     ROOM,
     name_of,
     packed,
@@ -28,10 +28,10 @@ from mikrom_reconcile.control.stores.kept import (
     speaks_for_itself,
     unpacked,
 )
-from mikrom_reconcile.core.errors import BusyError, SetupError
+from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
+from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import RunRecord
-from mikrom_reconcile.core.ready import ready
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -13,13 +13,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from mikrom_reconcile import locks
 from mikrom_reconcile.control.stores.file_lease import FileLease, take_lease_file
-from mikrom_reconcile.control.stores.kept import name_of, packed, repeated, room_of, size_of, unpacked
+from mikrom_reconcile.control.stores.kept_runs import name_of, packed, repeated, room_of, size_of, unpacked
 from mikrom_reconcile.control.stores.sqlite_file import SqliteFile
 from mikrom_reconcile.core.model.observed import Placements
+from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import RunRecord
-from mikrom_reconcile.core.ready import ready
+from mikrom_reconcile.system import locks
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from mikrom_reconcile.folders import make_folder
+from mikrom_reconcile.system.folders import make_folder
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from mikrom_reconcile.core.ready import ready
-from mikrom_reconcile.host.drivers.failures import NoAnswerError, UnreachableError
+from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.host.drivers.translate_errors import NoAnswerError, UnreachableError
 
 MAX_ANSWER_BYTES = 1 << 18
 """The largest answer is the configuration of a VM with many drives: some kilobytes."""

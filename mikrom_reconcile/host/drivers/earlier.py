@@ -12,11 +12,10 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from mikrom_reconcile import locks
 from mikrom_reconcile.core.model.observed import Stray
-from mikrom_reconcile.folders import make_folder
-from mikrom_reconcile.host import process
-from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
+from mikrom_reconcile.system import locks, processes
+from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
+from mikrom_reconcile.system.folders import make_folder
 
 MARK = "locks/mark"
 """What tells a state folder from another at the same path; it moves along, and that of a restored backup is another."""
@@ -64,19 +63,19 @@ class EarlierVMMs:
 
     def _look(self, before: bytes | None) -> Iterator[tuple[Path, Stray]]:
         for name in os.listdir("/proc"):  # noqa: PTH208 - a Path for each process costs more than the rest
-            lock = Path(process.stdin_of(int(name)) or "") if name.isdigit() else Path()
+            lock = Path(processes.stdin_of(int(name)) or "") if name.isdigit() else Path()
             state_dir = lock.parent.parent
-            if not (lock.suffix == ".vmm" and lock.parent.name == "locks" and process.holds_lock(int(name))):
+            if not (lock.suffix == ".vmm" and lock.parent.name == "locks" and processes.holds_lock(int(name))):
                 continue
             if self._is_ours(int(name), lock) or (before and _marked(state_dir / MARK) == before):
                 yield state_dir, Stray(vm=lock.stem, pid=int(name))
 
     def _is_ours(self, pid: int, lock: Path) -> bool:
         """Whether its file had our path and is no more the one there, or its socket lies in our run folder."""
-        if process.has_stdin(pid, str(self._state_dir / "locks" / lock.name)):
+        if processes.has_stdin(pid, str(self._state_dir / "locks" / lock.name)):
             return False
         in_run = f"{self._run_dir}/{lock.stem}/"
-        return lock.parent.parent == self._state_dir or any(in_run in word for word in process.arguments(pid))
+        return lock.parent.parent == self._state_dir or any(in_run in word for word in processes.arguments(pid))
 
 
 def _marked(path: Path) -> bytes | None:

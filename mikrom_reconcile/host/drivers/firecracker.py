@@ -12,12 +12,10 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core import vm_checks
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
-from mikrom_reconcile.host import process
+from mikrom_reconcile.core.specs import vm_checks
 from mikrom_reconcile.host.drivers import cgroups, jail
-from mikrom_reconcile.host.drivers.failures import NoAnswerError, step
 from mikrom_reconcile.host.drivers.firecracker_api import Api
 from mikrom_reconcile.host.drivers.firecracker_end import end_of, let_end
 from mikrom_reconcile.host.drivers.firecracker_start import (
@@ -28,12 +26,14 @@ from mikrom_reconcile.host.drivers.firecracker_start import (
     mbit_of,
     requests,
 )
+from mikrom_reconcile.host.drivers.translate_errors import NoAnswerError, step
 from mikrom_reconcile.host.drivers.vmm import Places, Proc
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
-from mikrom_reconcile.host.media import Media
-from mikrom_reconcile.host.networks import Interface
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.resources.networks import Interface
+from mikrom_reconcile.host.resources.provisioner import Media
+from mikrom_reconcile.system import processes
 
 _STATUS: dict[str, VMMStatus] = {"Not started": "starting", "Running": "running", "Paused": "paused"}
 
@@ -118,7 +118,7 @@ class FirecrackerDriver(VMMDriver):
                 with step(record.vm, doing):
                     api.put(path, content)
 
-    def _answer(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> Answer:
+    def _answer(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> Answer:
         try:
             with self._api(places, found, timeout_s) as api:
                 state = api.get("/", _Instance).state
@@ -139,11 +139,11 @@ class FirecrackerDriver(VMMDriver):
             metadata=metadata,
         )
 
-    def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
+    def _set_paused(self, places: Places, found: processes.Identity, timeout_s: float, *, paused: bool) -> None:
         with self._api(places, found, timeout_s) as api:
             api.patch("/vm", {"state": "Paused" if paused else "Resumed"})
 
-    def _update(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> None:
+    def _update(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> None:
         with self._api(places, found, timeout_s) as api:
             there = {nic.iface_id: _interface(nic) for nic in api.get("/vm/config", _Config).network_interfaces}
             for interface in self._shelf.interfaces_of(record):
@@ -154,7 +154,7 @@ class FirecrackerDriver(VMMDriver):
             if (metadata := self._shelf.metadata_of(record)) is not None:
                 api.put("/mmds", metadata)
 
-    def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
+    def _ask_to_leave(self, places: Places, found: processes.Identity, timeout_s: float) -> None:
         with self._api(places, found, timeout_s) as api:
             # the request that ends the guest comes last: another one at that moment makes Firecracker hang
             if api.get("/", _Instance).state == "Paused":
@@ -176,7 +176,7 @@ class FirecrackerDriver(VMMDriver):
         }
 
     @staticmethod
-    def _api(places: Places, found: process.Identity, timeout_s: float) -> Api:
+    def _api(places: Places, found: processes.Identity, timeout_s: float) -> Api:
         return Api(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
 
 

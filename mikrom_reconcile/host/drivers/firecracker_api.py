@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from mikrom_reconcile.host.drivers.connection import Connection, decoded
-from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError
+from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError
 
 _HEAD_END = b"\r\n\r\n"
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")

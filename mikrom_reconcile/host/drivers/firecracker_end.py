@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 
 from mikrom_reconcile.core.model.observed import End
-from mikrom_reconcile.core.ready import ready
-from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers.tails import tail
+from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.system import processes
+from mikrom_reconcile.system.tails import tail
 
 _TAIL_BYTES = 32 << 10
 """Some lines of 4 kB."""
@@ -52,14 +52,14 @@ def end_of(metrics: Path) -> End:
     return end
 
 
-def let_end(vmm: process.Identity, metrics: Path) -> None:
+def let_end(vmm: processes.Identity, metrics: Path) -> None:
     """Let a Firecracker end that hangs since its guest has ended. One in order, or about to boot, is left alone.
 
     Its metrics begin when its vCPUs do, whose threads end with the guest. At a SIGHUP it still writes how that was.
     """
-    if not tail(metrics, 1) or any(name.startswith("fc_vcpu") for name in process.threads_of(vmm.pid)):
+    if not tail(metrics, 1) or any(name.startswith("fc_vcpu") for name in processes.threads_of(vmm.pid)):
         return
-    if (pidfd := process.open_pidfd(vmm)) is not None:
-        process.kill(pidfd, signal.SIGHUP)
-        process.wait_for_end(pidfd, _LEAVE_S)
+    if (pidfd := processes.open_pidfd(vmm)) is not None:
+        processes.kill(pidfd, signal.SIGHUP)
+        processes.wait_for_end(pidfd, _LEAVE_S)
         os.close(pidfd)

@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.host.disks import ROOT_ID
 from mikrom_reconcile.host.drivers import cgroups
 from mikrom_reconcile.host.drivers.jail import LOG, METRICS, SOCKET, Jail
 from mikrom_reconcile.host.drivers.vmm import Places
 from mikrom_reconcile.host.drivers.vmm_start import Command
-from mikrom_reconcile.host.media import Media
-from mikrom_reconcile.host.networks import Interface
+from mikrom_reconcile.host.resources.disks import ROOT_ID
+from mikrom_reconcile.host.resources.networks import Interface
+from mikrom_reconcile.host.resources.provisioner import Media
 
 PROGRAM = "Firecracker"
 

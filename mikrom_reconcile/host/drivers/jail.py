@@ -17,14 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile.folders import make_folder
-from mikrom_reconcile.host import process
-from mikrom_reconcile.host.disks import Disk
 from mikrom_reconcile.host.drivers import cgroups
 from mikrom_reconcile.host.drivers.vmm import Places, kill
-from mikrom_reconcile.host.files import read_small
-from mikrom_reconcile.host.media import Media
-from mikrom_reconcile.host.networks import own_tap
+from mikrom_reconcile.host.resources.disks import Disk
+from mikrom_reconcile.host.resources.networks import own_tap
+from mikrom_reconcile.host.resources.provisioner import Media
+from mikrom_reconcile.system import processes
+from mikrom_reconcile.system.files import read_small
+from mikrom_reconcile.system.folders import make_folder
 
 FIRST_UID, UIDS = 900_000, 1 << 16
 """The users of jailed VMMs; docs/security.md names the range."""
@@ -93,23 +93,23 @@ def furnish(jail: Jail, places: Places) -> None:
     places.socket.symlink_to(f"{jail.root}{SOCKET}")
 
 
-def inmate(jailer: int, jail: Jail, places: Places) -> process.Identity | None:
+def inmate(jailer: int, jail: Jail, places: Places) -> processes.Identity | None:
     """The VMM that the process `jailer` left behind when it ended; None if there is none, and then nothing lives."""
-    identity = process.identify(jailer)
-    pidfd = process.open_pidfd(identity) if identity else None
+    identity = processes.identify(jailer)
+    pidfd = processes.open_pidfd(identity) if identity else None
     if pidfd is not None:
         try:
-            if not process.wait_for_end(pidfd, _JAILER_S):
-                process.kill(pidfd)
+            if not processes.wait_for_end(pidfd, _JAILER_S):
+                processes.kill(pidfd)
         finally:
             os.close(pidfd)
-    process.reap()
+    processes.reap()
     pid = read_small(jail.pidfile, max_bytes=_MAX_PID_BYTES)
-    found = process.identify(int(pid)) if pid else None
-    if found is not None and process.has_stdin(found.pid, str(places.lock)):
+    found = processes.identify(int(pid)) if pid else None
+    if found is not None and processes.has_stdin(found.pid, str(places.lock)):
         return found
-    for half in process.with_locked_stdin(str(places.lock)):
-        if (identity := process.identify(half)) is not None:
+    for half in processes.with_locked_stdin(str(places.lock)):
+        if (identity := processes.identify(half)) is not None:
             kill(identity)
     return None
 

@@ -12,13 +12,10 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core import vm_checks
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
-from mikrom_reconcile.core.ready import ready
-from mikrom_reconcile.folders import make_folder
-from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, step
+from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.core.specs import vm_checks
 from mikrom_reconcile.host.drivers.qemu_command import (
     OVERHEAD_MIB,
     PROGRAM,
@@ -31,15 +28,18 @@ from mikrom_reconcile.host.drivers.qemu_command import (
     metadata_disk,
     name_in,
 )
+from mikrom_reconcile.host.drivers.qemu_prerequisites import accelerator_of
 from mikrom_reconcile.host.drivers.qemu_qmp import Qmp
-from mikrom_reconcile.host.drivers.qemu_setup import accelerator_of
-from mikrom_reconcile.host.drivers.tails import tail
+from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, step
 from mikrom_reconcile.host.drivers.vmm import Places, Proc
 from mikrom_reconcile.host.drivers.vmm_driver import ANSWER_S, Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
-from mikrom_reconcile.host.files import write_whole
-from mikrom_reconcile.host.media import Media, Shelf
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.resources.provisioner import Media, Shelf
+from mikrom_reconcile.system import processes
+from mikrom_reconcile.system.files import write_whole
+from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.tails import tail
 
 _STATUS: dict[str, VMMStatus] = {"prelaunch": "starting", "running": "running", "paused": "paused"}
 
@@ -114,10 +114,10 @@ class QemuDriver(VMMDriver):
         with qmp, step(record.vm, "starting the guest"):
             qmp.execute("cont")
 
-    def _answer(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> Answer:
+    def _answer(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> Answer:
         with self._qmp(places, found, timeout_s) as qmp:
             status = _status_of(qmp)
-        argv = process.arguments(found.pid)
+        argv = processes.arguments(found.pid)
         return Answer(
             status=status,
             machine=machine_in(argv),
@@ -127,18 +127,18 @@ class QemuDriver(VMMDriver):
             metadata=_metadata_on(places.metadata) if record.spec.mmds is not None else None,
         )
 
-    def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
+    def _set_paused(self, places: Places, found: processes.Identity, timeout_s: float, *, paused: bool) -> None:
         with self._qmp(places, found, timeout_s) as qmp:
             qmp.execute("stop" if paused else "cont")
 
-    def _update(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> None:
+    def _update(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> None:
         """Only the metadata: everything else that Firecracker changes live is refused by `unsupported`."""
         del found, timeout_s  # nothing has to be asked
         if (metadata := self._shelf.metadata_of(record)) is not None:
             with places.metadata.open("r+b") as disk:  # QEMU has this very file open
                 disk.write(metadata_disk(metadata))
 
-    def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
+    def _ask_to_leave(self, places: Places, found: processes.Identity, timeout_s: float) -> None:
         with self._qmp(places, found, timeout_s) as qmp:
             if (status := _status_of(qmp)) == "paused":
                 qmp.execute("cont")
@@ -156,7 +156,7 @@ class QemuDriver(VMMDriver):
         return "crashed" if b"Triple fault" in said else "clean"
 
     @staticmethod
-    def _qmp(places: Places, found: process.Identity, timeout_s: float) -> Qmp:
+    def _qmp(places: Places, found: processes.Identity, timeout_s: float) -> Qmp:
         return Qmp(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
 
 

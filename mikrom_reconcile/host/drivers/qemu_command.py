@@ -13,10 +13,10 @@ from typing import Any, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.host.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.drivers.vmm import Places
-from mikrom_reconcile.host.media import Media
-from mikrom_reconcile.host.networks import Interface
+from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
+from mikrom_reconcile.host.resources.networks import Interface
+from mikrom_reconcile.host.resources.provisioner import Media
 
 PROGRAM = "QEMU"
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from mikrom_reconcile.host.drivers.connection import Connection, decoded
-from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError
+from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError
 
 T = TypeVar("T")
 

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile.core import vm_checks
-from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
-from mikrom_reconcile.core.ready import ready
-from mikrom_reconcile.folders import make_folder
-from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers.failures import step
-from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
+from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.core.specs import vm_checks
+from mikrom_reconcile.host.drivers.translate_errors import step
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.system import processes
+from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
+from mikrom_reconcile.system.folders import make_folder
 
 FIRST_PID = 1 << 22
 """Linux gives out no pid from here on, so that a simulated one can never be signalled."""
@@ -117,7 +117,7 @@ class SimulatedDriver:
             SimulatedVM(
                 uid=record.uid,
                 pid=FIRST_PID + secrets.randbelow(1 << 30),
-                boot_id=process.boot_id(),
+                boot_id=processes.boot_id(),
                 started_s=_now_s(),
                 machine=record.spec.machine,
                 boot_args=boot_args,
@@ -237,7 +237,7 @@ def _end_of(vm: SimulatedVM) -> End | None:
     """How the VM has ended by now, None while it runs."""
     if vm.end is not None:
         return vm.end
-    if vm.boot_id != process.boot_id():
+    if vm.boot_id != processes.boot_id():
         return "rebooted"
     mode, seconds = _mode_of(vm.boot_args)
     if mode not in {"exit", "crash"} or vm.hangs or _age_s(vm) < seconds:

@@ -18,12 +18,11 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import TemporaryError
-from mikrom_reconcile.core.ready import ready
-from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers.failures import step
-from mikrom_reconcile.host.files import OddFileError, read_small, write_whole
+from mikrom_reconcile.core.model.errors import TemporaryError
+from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.host.drivers.translate_errors import step
+from mikrom_reconcile.system import locks, processes
+from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
 
 KILL_S = 30.0
 """A killed guest of many GiB takes seconds to be torn down."""
@@ -37,7 +36,7 @@ _KEPT_PLACES = 4096
 """More VMs than a host has. Joining paths anew at every look took a quarter of the CPU time of a start."""
 
 
-class Proc(process.Identity, frozen=True, kw_only=True):
+class Proc(processes.Identity, frozen=True, kw_only=True):
     """What proc.json holds: the process of the VM's last VMM, for which record it was started, by which driver, and how
     much the console held before.
     """
@@ -156,9 +155,9 @@ def forget_proc(places: Places) -> None:
         write_whole(places.proc, b"null", durable=False)
 
 
-def is_vmm(places: Places, identity: process.Identity) -> bool:
+def is_vmm(places: Places, identity: processes.Identity) -> bool:
     """Whether this process is a VMM of this VM. One that is being torn down has closed its files and is none."""
-    return process.is_alive(identity) and has_lock_file(places, identity.pid)
+    return processes.is_alive(identity) and has_lock_file(places, identity.pid)
 
 
 def has_lock_file(places: Places, pid: int) -> bool:
@@ -166,17 +165,17 @@ def has_lock_file(places: Places, pid: int) -> bool:
     by the file itself.
     """
     lock = str(places.lock)
-    return process.stdin_of(pid) == lock or process.has_stdin(pid, lock)
+    return processes.stdin_of(pid) == lock or processes.has_stdin(pid, lock)
 
 
-def find(places: Places) -> process.Identity | None:
+def find(places: Places) -> processes.Identity | None:
     """The live, proven VMM; a Proc if it is the one written down. None: no VMM, or one that is only being spawned."""
     proc = read_proc(places)
     if proc is not None and is_vmm(places, proc):
         return proc
     if locks.is_taken(places.lock):
-        for pid in process.with_locked_stdin(str(places.lock)):
-            if (identity := process.identify(pid)) is not None:
+        for pid in processes.with_locked_stdin(str(places.lock)):
+            if (identity := processes.identify(pid)) is not None:
                 return identity
     return None
 
@@ -187,7 +186,7 @@ def is_being_spawned(places: Places) -> bool:
     The threads of a killed VMM hold the lock for moments longer than its first thread lives.
     """
     proc = read_proc(places)
-    return not (proc is not None and process.is_known(proc)) and locks.is_taken(places.lock)
+    return not (proc is not None and processes.is_known(proc)) and locks.is_taken(places.lock)
 
 
 def lingers(places: Places) -> bool:
@@ -195,10 +194,10 @@ def lingers(places: Places) -> bool:
     if locks.is_taken(places.lock):
         return True
     proc = read_proc(places)
-    return proc is not None and process.is_alive(proc) and process.stdin_of(proc.pid) is None
+    return proc is not None and processes.is_alive(proc) and processes.stdin_of(proc.pid) is None
 
 
-def end(places: Places, *, grace_s: float, leave: Callable[[process.Identity], bool], give_up_at: float) -> None:
+def end(places: Places, *, grace_s: float, leave: Callable[[processes.Identity], bool], give_up_at: float) -> None:
     """Return once no VMM of this VM lives and its lock is free. Raises TemporaryError at `give_up_at`.
 
     `leave` asks the VMM to end by itself and says whether it took the request; it then has `grace_s` before it is
@@ -213,31 +212,31 @@ def end(places: Places, *, grace_s: float, leave: Callable[[process.Identity], b
                 continue
             _end_one(vmm, grace_s=grace_s, leave=leave, give_up_at=give_up_at)
             grace_s = 0.0
-    process.reap()
+    processes.reap()
 
 
-def kill(vmm: process.Identity) -> None:
+def kill(vmm: processes.Identity) -> None:
     """End a VMM that was proven, or that this process has just spawned."""
     _end_one(vmm, grace_s=0.0, leave=lambda _: False, give_up_at=time.monotonic() + KILL_S)
 
 
 def _end_one(
-    vmm: process.Identity, *, grace_s: float, leave: Callable[[process.Identity], bool], give_up_at: float
+    vmm: processes.Identity, *, grace_s: float, leave: Callable[[processes.Identity], bool], give_up_at: float
 ) -> None:
-    pidfd = process.open_pidfd(vmm)
+    pidfd = processes.open_pidfd(vmm)
     if pidfd is None:
         return
     try:
-        if grace_s > 0 and leave(vmm) and process.wait_for_end(pidfd, grace_s):
+        if grace_s > 0 and leave(vmm) and processes.wait_for_end(pidfd, grace_s):
             return
-        process.kill(pidfd)
-        process.wait_for_end(pidfd, give_up_at - time.monotonic())
+        processes.kill(pidfd)
+        processes.wait_for_end(pidfd, give_up_at - time.monotonic())
     finally:
         os.close(pidfd)
 
 
-def _who_is_left(places: Places, vmm: process.Identity | None) -> str:
+def _who_is_left(places: Places, vmm: processes.Identity | None) -> str:
     leaving = vmm or read_proc(places)
-    if leaving is not None and process.is_alive(leaving):
+    if leaving is not None and processes.is_alive(leaving):
         return f"pid {leaving.pid} is dying and still not gone; /proc/{leaving.pid}/stack says what it waits for"
     return f"{places.lock} is held by a process that cannot be found; see who with `fuser {places.lock}`"

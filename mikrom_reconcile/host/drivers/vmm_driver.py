@@ -14,22 +14,21 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import ActionError, PermanentError, TemporaryError
-from mikrom_reconcile.core.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
+from mikrom_reconcile.core.model.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts, VMMStatus
-from mikrom_reconcile.host import process
 from mikrom_reconcile.host.drivers import jail, vmm
 from mikrom_reconcile.host.drivers.earlier import EarlierVMMs
-from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, UnreachableError, step
-from mikrom_reconcile.host.drivers.tails import part
+from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError, step
 from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
 from mikrom_reconcile.host.drivers.vmm_start import Command, abandon, last_words_of, spawn
-from mikrom_reconcile.host.holes import keep_tail
-from mikrom_reconcile.host.media import Media, Shelf
-from mikrom_reconcile.host.networks import Interface, boot_args_of
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.host.resources.networks import Interface, boot_args_of
+from mikrom_reconcile.host.resources.provisioner import Media, Shelf
+from mikrom_reconcile.system import locks, processes
+from mikrom_reconcile.system.free_head import keep_tail
+from mikrom_reconcile.system.tails import part
 
 MAX_SOCKET_PATH_BYTES = 107
 """The room in sockaddr_un, without the final zero."""
@@ -106,19 +105,19 @@ class VMMDriver(ABC):
         """Configure it and let its guest run."""
 
     @abstractmethod
-    def _answer(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> Answer:
+    def _answer(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> Answer:
         """What it says of itself. Raises UnreachableError, NoAnswerError, OSError."""
 
     @abstractmethod
-    def _set_paused(self, places: Places, found: process.Identity, timeout_s: float, *, paused: bool) -> None:
+    def _set_paused(self, places: Places, found: processes.Identity, timeout_s: float, *, paused: bool) -> None:
         """Let its vCPUs stand still or go on. Raises FaultError, UnreachableError, NoAnswerError, OSError."""
 
     @abstractmethod
-    def _update(self, record: VMRecord, places: Places, found: process.Identity, timeout_s: float) -> None:
+    def _update(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> None:
         """Bring a VMM to its record in what changes while it runs. Raises as `_set_paused` does."""
 
     @abstractmethod
-    def _ask_to_leave(self, places: Places, found: process.Identity, timeout_s: float) -> None:
+    def _ask_to_leave(self, places: Places, found: processes.Identity, timeout_s: float) -> None:
         """Ask its guest to shut down, one that is paused too. Raises as `_set_paused` does."""
 
     @abstractmethod
@@ -139,7 +138,7 @@ class VMMDriver(ABC):
             found = self._find(places)
             if found is not None and (facts := self._ask(record, places, found)) is not None:
                 return facts
-            process.reap()
+            processes.reap()
             if vmm.is_being_spawned(places):
                 return VMMFacts(status="starting")
             return VMMFacts(status="none", end=self._last_end(places))
@@ -158,7 +157,7 @@ class VMMDriver(ABC):
         """A pidfd of the proven VMM."""
         with step(record.vm, "opening a pidfd of its VMM"):
             found = self._find(self._layout.of(record.vm))
-            return None if found is None else process.open_pidfd(found)
+            return None if found is None else processes.open_pidfd(found)
 
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         """Spawn, write down, configure, boot."""
@@ -240,7 +239,7 @@ class VMMDriver(ABC):
     def foreign(self) -> tuple[Stray, ...]:
         """Processes that look like VMMs of this kind and have no lock file of ours as standard input."""
         ours = {stray.pid for strays in self._earlier.found().values() for stray in strays}
-        found = ((pid, self._is_one(name, argv)) for pid, name, argv in process.programs())
+        found = ((pid, self._is_one(name, argv)) for pid, name, argv in processes.programs())
         return tuple(
             Stray(vm=vm, pid=pid)
             for pid, vm in found
@@ -283,7 +282,7 @@ class VMMDriver(ABC):
             facts = self._ask(record, places, found)
             return facts is not None and facts.status in _BOOTED
 
-    def _find(self, places: Places) -> process.Identity | None:
+    def _find(self, places: Places) -> processes.Identity | None:
         """The proven VMM. Raises PermanentError if another driver started it: it is not ours to judge or replace."""
         found = vmm.find(places)
         if isinstance(found, Proc) and found.driver != self.name:
@@ -295,7 +294,7 @@ class VMMDriver(ABC):
             )
         return found
 
-    def _ask(self, record: VMRecord, places: Places, found: process.Identity) -> VMMFacts | None:
+    def _ask(self, record: VMRecord, places: Places, found: processes.Identity) -> VMMFacts | None:
         """What is known of a proven VMM; None when it has died meanwhile."""
         answer = Answer(status="unresponsive")
         for share in PATIENCE:
@@ -306,14 +305,14 @@ class VMMDriver(ABC):
                 if not vmm.is_vmm(places, found):
                     return None
                 if isinstance(error, UnreachableError):
-                    answer = Answer(status="starting" if process.age_s(found) < BOOT_S else "socket_lost")
+                    answer = Answer(status="starting" if processes.age_s(found) < BOOT_S else "socket_lost")
                     break
         if answer.status in _BOOTED:
             _cap(places)
         return VMMFacts(
             status=answer.status,
             pid=found.pid,
-            age_s=process.age_s(found),
+            age_s=processes.age_s(found),
             machine=answer.machine,
             console_at=found.console_at if isinstance(found, Proc) else 0,
             boot_args=record.spec.boot_args if answer.boot_args == boot_args_of(record) else answer.boot_args,
@@ -356,7 +355,7 @@ class VMMDriver(ABC):
             self._set_paused(places, found, min(deadline_s, self._answer_s), paused=paused)
 
     def _end(self, places: Places, *, grace_s: float, give_up_at: float) -> None:
-        def leave(found: process.Identity) -> bool:
+        def leave(found: processes.Identity) -> bool:
             try:
                 self._ask_to_leave(places, found, min(grace_s, self._answer_s))
             except (FaultError, UnreachableError, NoAnswerError):
@@ -370,7 +369,7 @@ class VMMDriver(ABC):
         proc = vmm.read_proc(places)
         if proc is None:
             return "unknown"
-        return self._end_of(places) if proc.boot_id == process.boot_id() else "rebooted"
+        return self._end_of(places) if proc.boot_id == processes.boot_id() else "rebooted"
 
 
 def _not_removed(path: Path) -> OSError | None:

@@ -16,15 +16,14 @@ from typing import TypeVar
 
 import msgspec
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import TemporaryError
-from mikrom_reconcile.folders import make_folder
-from mikrom_reconcile.host import process
-from mikrom_reconcile.host.drivers.failures import NoAnswerError, UnreachableError, step
+from mikrom_reconcile.core.model.errors import TemporaryError
 from mikrom_reconcile.host.drivers.jail import Jail, furnish, inmate, sweep
-from mikrom_reconcile.host.drivers.tails import tail
+from mikrom_reconcile.host.drivers.translate_errors import NoAnswerError, UnreachableError, step
 from mikrom_reconcile.host.drivers.vmm import POLL_S, Places, Proc, forget_proc, kill, write_proc
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.system import locks, processes
+from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.tails import tail
 
 DEATH_S = 0.1
 """From closing its API socket to its death a VMM takes milliseconds."""
@@ -71,7 +70,7 @@ def connected(connect: Callable[[], T], vmm: Proc, give_up_at: float) -> T:
         try:
             return connect()
         except UnreachableError as error:
-            if time.monotonic() > give_up_at or not process.is_alive(vmm):
+            if time.monotonic() > give_up_at or not processes.is_alive(vmm):
                 raise NoAnswerError(f"it never listened: {error}") from error
         time.sleep(POLL_S)
 
@@ -91,7 +90,7 @@ def abandon(places: Places, vmm: Proc) -> None:
     """End a VMM that did not come up and remove what it left, unless somebody has already started another."""
     with suppress(OSError):  # the failure that led here is the one to tell
         kill(vmm)
-        process.reap()
+        processes.reap()
         if (lock := locks.open_taken(places.lock)) is not None:
             try:
                 clear(places)
@@ -114,7 +113,7 @@ def _locked(places: Places, doing: str) -> int:
     raise TemporaryError("somebody else is starting it at this moment", vm=places.vm, step=doing)
 
 
-def _spawn_process(command: Command, places: Places, lock: int, doing: str) -> process.Identity:
+def _spawn_process(command: Command, places: Places, lock: int, doing: str) -> processes.Identity:
     for folder in (places.folder, places.run_folder):
         make_folder(folder)
     for path in command.fresh:
@@ -124,10 +123,10 @@ def _spawn_process(command: Command, places: Places, lock: int, doing: str) -> p
         furnish(command.jail, places)
     output = _opened(command.output, os.O_APPEND)
     try:
-        pid = process.spawn(command.argv, stdin=lock, output=output)
+        pid = processes.spawn(command.argv, stdin=lock, output=output)
     finally:
         os.close(output)
-    found = process.identify(pid) if command.jail is None else inmate(pid, command.jail, places)
+    found = processes.identify(pid) if command.jail is None else inmate(pid, command.jail, places)
     if found is None:
         raise TemporaryError(_last_words(command.program, places), vm=places.vm, step=doing)
     return found
@@ -144,7 +143,7 @@ def _size_of(console: Path) -> int:
         return 0
 
 
-def _written_down(driver: str, record: VMRecord, places: Places, identity: process.Identity, console_at: int) -> Proc:
+def _written_down(driver: str, record: VMRecord, places: Places, identity: processes.Identity, console_at: int) -> Proc:
     proc = Proc(
         pid=identity.pid,
         starttime=identity.starttime,
@@ -164,11 +163,11 @@ def _written_down(driver: str, record: VMRecord, places: Places, identity: proce
 
 def _died(vmm: Proc) -> bool:
     """Whether the VMM is gone, or just closing its files to go."""
-    pidfd = process.open_pidfd(vmm)
+    pidfd = processes.open_pidfd(vmm)
     if pidfd is None:
         return True
     try:
-        return process.wait_for_end(pidfd, DEATH_S)
+        return processes.wait_for_end(pidfd, DEATH_S)
     finally:
         os.close(pidfd)
 

@@ -10,9 +10,9 @@ from typing import cast
 
 import pytest
 
-from mikrom_reconcile.cli.carry_out import carry_out, refuse_without_anybody_to_ask
+from mikrom_reconcile.cli.run_flow import carry_out, refuse_without_anybody_to_ask
 from mikrom_reconcile.control.ports import Hosts, RunStore
-from mikrom_reconcile.core.errors import MikromError, UsageError
+from mikrom_reconcile.core.model.errors import MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceTree

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.cli import checks
-from mikrom_reconcile.cli.checks import all_checks
-from mikrom_reconcile.host.drivers import cgroups, choice
+from mikrom_reconcile.doctor import machine
+from mikrom_reconcile.doctor.machine import all_checks
+from mikrom_reconcile.host.drivers import cgroups, select
 from mikrom_reconcile.output.doctor_text import Check
 from mikrom_reconcile.settings import Settings, load
 
@@ -42,7 +42,7 @@ def test_a_binary_of_known_content_is_told_with_its_origin(
 ) -> None:
     binary = program(tmp_path / "firecracker", "Firecracker v9.9.9")
     digest = hashlib.sha256(binary.read_bytes()).hexdigest()
-    monkeypatch.setitem(checks.KNOWN_BINARIES, digest, "from a test")
+    monkeypatch.setitem(machine.KNOWN_BINARIES, digest, "from a test")
     assert found(dataclasses.replace(settings, firecracker=str(binary)), "firecracker").found.endswith("from a test")
 
 
@@ -98,8 +98,8 @@ def test_redis_is_only_noted_when_it_is_missing(
 def test_whether_vmms_are_jailed_could_be_and_are_limited_is_told(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "kvm_problem", lambda: None)
-    for module in (choice, checks):
+    monkeypatch.setattr(select, "kvm_problem", lambda: None)
+    for module in (select, machine):
         monkeypatch.setattr(module, "jail_problem", lambda _: None)
     monkeypatch.setattr(cgroups, "hierarchy", lambda: (1, dict.fromkeys(cgroups.CONTROLLERS, tmp_path)))
     binary = program(tmp_path / "firecracker", "Firecracker v9.9.9")
@@ -117,5 +117,5 @@ def test_whether_vmms_are_jailed_could_be_and_are_limited_is_told(
     assert (check.state, check.found.endswith("no cgroups for memory, cpu")) == ("note", True)
     assert found(dataclasses.replace(on, jailer="/nowhere"), "jail").state == "broken"
     assert found(dataclasses.replace(on, driver="simulated"), "jail").state == "note"
-    monkeypatch.setattr(checks, "jail_problem", lambda _: "uid 7 cannot make jails: run as root")
+    monkeypatch.setattr(machine, "jail_problem", lambda _: "uid 7 cannot make jails: run as root")
     assert found(off, "jail").found.endswith("MIKROM_JAIL=on would not do: uid 7 cannot make jails")

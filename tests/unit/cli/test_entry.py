@@ -9,7 +9,7 @@ import pytest
 
 from mikrom_reconcile.cli import entry
 from mikrom_reconcile.cli.root import LazyCommands
-from mikrom_reconcile.core.errors import (
+from mikrom_reconcile.core.model.errors import (
     BusyError,
     MikromError,
     PastDeadlineError,

@@ -6,7 +6,7 @@ import pytest
 
 from mikrom_reconcile.cli import follow as module
 from mikrom_reconcile.cli.follow import follow
-from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile import settings
-from mikrom_reconcile.cli import host_checks
+from mikrom_reconcile.doctor import capacity as host_checks
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.output.doctor_text import Check

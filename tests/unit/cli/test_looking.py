@@ -13,12 +13,12 @@ from jsonschema import Draft202012Validator
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import entry
 from mikrom_reconcile.control.ports import RunStore
-from mikrom_reconcile.core.errors import SetupError
 from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord
 from mikrom_reconcile.core.model.stock import CachedFile, Stock
-from mikrom_reconcile.dispatch import services
+from mikrom_reconcile.services import commands
 from mikrom_reconcile.settings import Settings
 from tests.command import SCHEMAS
 from tests.samples import NOW, observed
@@ -260,14 +260,14 @@ def test_services_become_what_their_name_says(words: list[str], service: str, mo
     def become(service: str, settings: Settings) -> None:
         became.append((service, settings.worker_role))
 
-    monkeypatch.setattr(services, "become", become)
+    monkeypatch.setattr(commands, "become", become)
     assert entry.run(words) == 0
     assert [name for name, _ in became] == [service]
 
 
 def test_a_worker_without_a_role_has_that_of_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     became: list[Any] = []
-    monkeypatch.setattr(services, "become", lambda service, _: became.append(service))
+    monkeypatch.setattr(commands, "become", lambda service, _: became.append(service))
     monkeypatch.setenv("MIKROM_WORKER_ROLE", "control")
     entry.run(["worker"])
     entry.run(["worker", "--role", "host"])
@@ -284,7 +284,7 @@ def test_up_runs_the_specs_once_unless_it_is_told_not_to(
         tell("ready\x1b[2J")
         return 0
 
-    monkeypatch.setattr("mikrom_reconcile.dispatch.up.up", fake_up)
+    monkeypatch.setattr("mikrom_reconcile.services.up.up", fake_up)
     assert entry.run(["up"]) == 0
     assert entry.run(["up", "--no-run"]) == 0
     assert asked == [True, False]
@@ -297,6 +297,6 @@ def test_a_service_that_cannot_start_says_why(
     def become(service: str, settings: Settings) -> None:
         raise SetupError("no answer from the broker")
 
-    monkeypatch.setattr(services, "become", become)
+    monkeypatch.setattr(commands, "become", become)
     assert entry.run(["beat"]) == 1
     assert shown(capsys)[1] == "error: no answer from the broker\n"

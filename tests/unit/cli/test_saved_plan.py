@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile.cli import saved_plan
-from mikrom_reconcile.core.errors import SourceError
+from mikrom_reconcile.core.model.errors import SourceError
 from mikrom_reconcile.core.model.plan import Plan
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.cli.security_checks import security_checks
-from mikrom_reconcile.dispatch.signing import make_pair
+from mikrom_reconcile.dispatch.transport.signing import make_pair
+from mikrom_reconcile.doctor.security import security_checks
 from mikrom_reconcile.output.doctor_text import Check
 from mikrom_reconcile.settings import Settings, load
 from tests.fleet import Fleet
@@ -120,7 +120,7 @@ class TestWithABroker:
         fleet.redis.config_set("requirepass", "sesame")
         own = dataclasses.replace(fleet.settings(), broker_url=fleet.url.replace("://", "://:sesame@"))
         assert states(own, "password") == ["ok"]  # one machine: one password
-        monkeypatch.setattr("mikrom_reconcile.cli.security_checks.is_remote", lambda _: True)
+        monkeypatch.setattr("mikrom_reconcile.doctor.security.is_remote", lambda _: True)
         assert states(own, "tls") == ["broken"]
         assert states(own, "password") == ["note"]
         assert states(own, "orders") == ["note"]
@@ -134,7 +134,7 @@ class TestWithABroker:
         assert states(settings, "orders") == ["ok", "ok"]
         private.chmod(0o644)
         assert "has mode 0644" in found(settings, "orders")[0].found
-        monkeypatch.setattr("mikrom_reconcile.cli.security_checks.is_remote", lambda _: True)
+        monkeypatch.setattr("mikrom_reconcile.doctor.security.is_remote", lambda _: True)
         assert states(settings, "orders") == ["broken", "ok", "note"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile.control.sources.files import MAX_BYTES, FileSource
-from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SpecProblem
 
 

@@ -11,8 +11,8 @@ import pytest
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
-from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest

@@ -9,7 +9,7 @@ import pytest
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import entry
-from mikrom_reconcile.core.errors import UsageError
+from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.settings import load
 
 PROJECT = "apiVersion: mikrom/v1\nkind: Project\nmetadata: {name: shop}\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
-from mikrom_reconcile.core.errors import BusyError, SetupError
+from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from tests.full_disk import fill, small_disk
 from tests.samples import record

@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.case import Case
-from mikrom_reconcile.core.diff import judge
-from mikrom_reconcile.core.digests import spec_digest
-from mikrom_reconcile.core.guards import protect
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, Drive, NetworkInterface, PinnedFile, RateLimiter, RootDisk
+from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import VMChange
+from mikrom_reconcile.core.planning.diff import judge
+from mikrom_reconcile.core.planning.diff_input import Case
+from mikrom_reconcile.core.planning.guards import protect
 from tests.fakes import desired_vm
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from mikrom_reconcile.core.errors import ActionError, MikromError, PermanentError, SpecError, TemporaryError
+from mikrom_reconcile.core.model.errors import ActionError, MikromError, PermanentError, SpecError, TemporaryError
 from mikrom_reconcile.core.model.specs import SpecProblem
 
 

@@ -8,9 +8,6 @@ import msgspec
 import pytest
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.explain import Explanation, explain
-from mikrom_reconcile.core.guards import Limits
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.observed import (
     Capacity,
@@ -22,8 +19,11 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
 )
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.plan import decide, question
-from mikrom_reconcile.core.specs import Specs, read_specs
+from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.planning.explain import Explanation, explain
+from mikrom_reconcile.core.planning.guards import Limits
+from mikrom_reconcile.core.planning.planner import decide, question
+from mikrom_reconcile.core.specs.load import Specs, read_specs
 from tests.samples import NOW, observed
 
 WEB = """\

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mikrom_reconcile.core.fields import carried, field_changes, impact_of, needs_restart, without
 from mikrom_reconcile.core.model.desired import Machine, Restart, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile
+from mikrom_reconcile.core.model.fields import carried, field_changes, impact_of, needs_restart, without
 from mikrom_reconcile.core.model.plan import FieldChange
 
 KERNEL = PinnedFile(source="file:///k", sha256="0" * 64)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import msgspec
 
-from mikrom_reconcile.core.known_files import NO_CACHE, KnownFiles
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.specs import gather
+from mikrom_reconcile.core.parsing.known_files import NO_CACHE, KnownFiles
+from mikrom_reconcile.core.specs.load import gather
 from mikrom_reconcile.wiring import schemas
 
 FLEET = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: 1, template: {image: hello}}\n"

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from mikrom_reconcile.core.guards import Limits
-from mikrom_reconcile.core.known_files import NO_CACHE
-from mikrom_reconcile.core.known_question import KnownQuestion, key_of, known_question, narrowed
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView, ObservedState, Placements
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.plan import Decision, question
-from mikrom_reconcile.core.specs import read_specs, some_specs
+from mikrom_reconcile.core.parsing.known_files import NO_CACHE
+from mikrom_reconcile.core.planning.guards import Limits
+from mikrom_reconcile.core.planning.known_question import KnownQuestion, key_of, known_question, narrowed
+from mikrom_reconcile.core.planning.planner import Decision, question
+from mikrom_reconcile.core.specs.load import read_specs, some_specs
 from mikrom_reconcile.wiring import schemas
 from tests.samples import NOW, observed
 

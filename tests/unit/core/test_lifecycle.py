@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mikrom_reconcile.core.lifecycle import BOOT_S, phase_of
 from mikrom_reconcile.core.model.desired import State
+from mikrom_reconcile.core.model.lifecycle import BOOT_S, phase_of
 from mikrom_reconcile.core.model.observed import End, Phase, VMMFacts, VMMStatus
 
 ALIVE: tuple[VMMStatus, ...] = ("starting", "running", "paused", "unresponsive", "socket_lost")

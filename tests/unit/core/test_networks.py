@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.core.networks import network_flaws, network_of, overlapping
+from mikrom_reconcile.core.specs.networks import network_flaws, network_of, overlapping
 
 
 @pytest.mark.parametrize(

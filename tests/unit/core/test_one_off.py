@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from mikrom_reconcile.core.errors import UsageError
 from mikrom_reconcile.core.model.desired import Policy, State
+from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.observed import Capacity, Drift, HostReport, HostView, ObservedState, ObservedVM, Phase
 from mikrom_reconcile.core.model.plan import Plan, Verb
-from mikrom_reconcile.core.one_off import PAST_THE_SPECS, decide_by_name
+from mikrom_reconcile.core.planning.one_off import PAST_THE_SPECS, decide_by_name
 from tests.samples import NOW, observed
 
 

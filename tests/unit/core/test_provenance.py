@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.core.expand import expand
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.provenance import Provenance
-from mikrom_reconcile.core.specs import read_specs
+from mikrom_reconcile.core.specs.expand import expand
+from mikrom_reconcile.core.specs.load import read_specs
+from mikrom_reconcile.core.specs.provenance import Provenance
 
 DB = """\
 apiVersion: mikrom/v1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.core.schema_words import complaints, nearest, telling
+from mikrom_reconcile.core.parsing.schema_errors import complaints, nearest, telling
 
 
 def told(schema: dict[str, Any], document: Any) -> list[str]:

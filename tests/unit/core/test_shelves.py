@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from mikrom_reconcile.core.capacity import Room
 from mikrom_reconcile.core.model.observed import Capacity
-from mikrom_reconcile.core.shelves import Bookcase, Census, Loads, Path, Paths, Shelf
+from mikrom_reconcile.core.placement.capacity import Room
+from mikrom_reconcile.core.placement.host_heaps import Bookcase, Census, Loads, Path, Paths, Shelf
 
 NEEDS = (Capacity(vcpu_count=1, mem_size_mib=8), Capacity(vcpu_count=2, mem_size_mib=32))
 

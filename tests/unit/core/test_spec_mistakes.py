@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 
-from mikrom_reconcile.core.desired import checked, wanted
-from mikrom_reconcile.core.errors import SourceError, SpecError
+from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
+from mikrom_reconcile.core.placement.desired_state import checked, wanted
 from mikrom_reconcile.wiring import schemas
 
 KINDS = "known are Fleet, Image, Inventory, Network, Project"

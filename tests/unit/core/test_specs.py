@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.core.errors import SpecError
+from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
-from mikrom_reconcile.core.specs import one_per_place, read_specs
-from mikrom_reconcile.core.yaml_text import MAX_DOCUMENTS, MAX_PROBLEMS
+from mikrom_reconcile.core.parsing.yaml_text import MAX_DOCUMENTS, MAX_PROBLEMS
+from mikrom_reconcile.core.specs.load import one_per_place, read_specs
 
 HEAD = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\n"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mikrom_reconcile.core.variables import Layer, Scope, names_in
+from mikrom_reconcile.core.parsing.variables import Layer, Scope, names_in
 
 SCOPE = Scope(
     Layer(origin="one", values={"a": 1, "list": ["${a}", {"x": "<${b}>"}]}), Layer(origin="two", values={"b": 2})

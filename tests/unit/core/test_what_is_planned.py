@@ -8,9 +8,7 @@ import msgspec
 import pytest
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.core.desired import wanted
-from mikrom_reconcile.core.errors import UsageError
-from mikrom_reconcile.core.guards import Limits
+from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.observed import (
     Capacity,
     HostReport,
@@ -21,9 +19,11 @@ from mikrom_reconcile.core.model.observed import (
 )
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.plan import LEFT_OUT, Decision, decide, question, thorough
-from mikrom_reconcile.core.selection import EVERYTHING, Selection, refuse_unread
-from mikrom_reconcile.core.specs import Specs, read_specs
+from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.planning.guards import Limits
+from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, decide, question, thorough
+from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection, refuse_unread
+from mikrom_reconcile.core.specs.load import Specs, read_specs
 from tests.samples import NOW
 
 INVENTORY = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mikrom_reconcile.core import yaml_text
+from mikrom_reconcile.core.parsing import yaml_text
 
 
 def test_what_may_be_nested_deep_is_left_to_the_parser_that_counts_levels() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.core.yaml_words import bare
+from mikrom_reconcile.core.parsing.yaml_words import bare
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ BEGIN = """
 from gevent import monkey
 monkey.patch_all()
 import time
-from mikrom_reconcile.core.errors import MikromError, PastDeadlineError
-from mikrom_reconcile.dispatch import deadlines
+from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
+from mikrom_reconcile.dispatch.transport import deadlines
 deadlines.GRACE_S = 0.1
 began = time.monotonic()
 """

@@ -10,12 +10,12 @@ from typing import cast
 
 import pytest
 
-from mikrom_reconcile.core.errors import MikromError
+from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, ObserveQuery
 from mikrom_reconcile.core.model.plan import Action, Expect
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.dispatch.local import LocalHosts
-from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.dispatch.hosts.local import LocalHosts
+from mikrom_reconcile.host.agent import Hypervisor
 from tests.fleet import wait_until
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mikrom_reconcile.core.errors import MikromError
-from mikrom_reconcile.dispatch.sent_order import SentOrder, read_order, refused
+from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.dispatch.transport.order_envelope import SentOrder, read_order, refused
 from tests.fakes import order
 
 GOOD = msgspec.to_builtins(order("create", "web-1"))

@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import SetupError, UsageError
-from mikrom_reconcile.dispatch import services
-from mikrom_reconcile.dispatch.broker import broker_url, without_password
-from mikrom_reconcile.dispatch.private_services import private_settings
+from mikrom_reconcile.core.model.errors import SetupError, UsageError
+from mikrom_reconcile.dispatch.transport.broker import broker_url, without_password
+from mikrom_reconcile.services import commands
+from mikrom_reconcile.services.private_services import private_settings
 from mikrom_reconcile.settings import Settings, load
+from mikrom_reconcile.system import locks
 
 
 def settings(folder: Path, **variables: str) -> Settings:
@@ -33,18 +33,18 @@ def settings(folder: Path, **variables: str) -> Settings:
     ],
 )
 def test_a_service_says_what_it_does_not_start_without(
-    own_environment: Path, service: services.Service, variables: dict[str, str], missing: str
+    own_environment: Path, service: commands.Service, variables: dict[str, str], missing: str
 ) -> None:
     with pytest.raises((UsageError, SetupError), match=missing):
-        services.check(service, settings(own_environment, **variables))
+        commands.check(service, settings(own_environment, **variables))
 
 
 @pytest.mark.parametrize("service", ["host", "control"])
 def test_a_worker_waits_for_a_broker_that_does_not_answer_and_says_so(
-    own_environment: Path, service: services.Service, capsys: pytest.CaptureFixture[str]
+    own_environment: Path, service: commands.Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = settings(own_environment, MIKROM_BROKER_URL="redis+socket:///no/such.sock", MIKROM_SPECS="/x")
-    assert services.check(service, found) == found
+    assert commands.check(service, found) == found
     assert "mikrom worker: no answer from the broker" in capsys.readouterr().err
 
 
@@ -55,13 +55,13 @@ def test_flower_names_a_port_that_is_taken(own_environment: Path) -> None:
             own_environment, MIKROM_BROKER_URL="redis://x", FLOWER_BASIC_AUTH="ana:x", FLOWER_PORT=str(port)
         )
         with pytest.raises(SetupError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-            services.check("flower", found)
+            commands.check("flower", found)
 
 
 def test_no_argument_of_a_service_tells_a_secret(own_environment: Path) -> None:
     found = settings(own_environment, MIKROM_BROKER_URL="redis://:sesame@there/0", FLOWER_BASIC_AUTH="ana:sesame")
     for service in ("host", "control", "beat", "flower"):
-        assert "sesame" not in " ".join(services.command(service, found))
+        assert "sesame" not in " ".join(commands.command(service, found))
 
 
 @pytest.mark.parametrize(
@@ -85,28 +85,28 @@ def test_a_refused_url_is_shown_without_its_password(own_environment: Path) -> N
 
 def test_up_is_found_only_while_it_lives(own_environment: Path) -> None:
     found = settings(own_environment)
-    assert services.find_up(found) is None
-    path = services.connection_file(found)
+    assert commands.find_up(found) is None
+    path = commands.connection_file(found)
     fd = locks.open_lock_file(path)
     assert locks.take(fd)
-    os.write(fd, msgspec.json.encode(services.Connection(pid=7, broker_url="redis+socket:///there")))
-    assert services.find_up(found) == "redis+socket:///there"
+    os.write(fd, msgspec.json.encode(commands.Connection(pid=7, broker_url="redis+socket:///there")))
+    assert commands.find_up(found) == "redis+socket:///there"
     locks.give_back(fd)
     assert path.exists()
-    assert services.find_up(found) is None
+    assert commands.find_up(found) is None
 
 
 def test_up_that_is_still_starting_is_never_taken_for_none(
     own_environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "_STARTING_S", 0.2)
+    monkeypatch.setattr(commands, "_STARTING_S", 0.2)
     found = settings(own_environment)
-    fd = locks.open_lock_file(services.connection_file(found))
+    fd = locks.open_lock_file(commands.connection_file(found))
     assert locks.take(fd)
-    for written in (b"", msgspec.json.encode(services.Connection(pid=7))):
+    for written in (b"", msgspec.json.encode(commands.Connection(pid=7))):
         os.pwrite(fd, written, 0)
         with pytest.raises(SetupError, match="is not ready yet"):
-            services.find_up(found)
+            commands.find_up(found)
     locks.give_back(fd)
 
 
@@ -118,4 +118,4 @@ def test_up_takes_specs_from_git_as_they_are(own_environment: Path, specs: str) 
 def test_a_service_does_not_start_with_a_source_that_git_would_misunderstand(own_environment: Path) -> None:
     found = settings(own_environment, MIKROM_BROKER_URL="redis://x", MIKROM_SPECS="git+ext::sh -c x")
     with pytest.raises(UsageError, match="its protocol must be one of"):
-        services.check("control", found)
+        commands.check("control", found)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.errors import SetupError
-from mikrom_reconcile.dispatch.signing import Signer, Verifier, make_pair
+from mikrom_reconcile.core.model.errors import SetupError
+from mikrom_reconcile.dispatch.transport.signing import Signer, Verifier, make_pair
 
 SENT = {"queue": "mikrom:queue.hv01", "start_id": "812-a", "call": "execute-1"}
 """What else is signed with an order."""

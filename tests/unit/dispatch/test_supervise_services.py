@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.dispatch import supervise
+from mikrom_reconcile.services import supervise
 from tests.fleet import wait_until
 
 

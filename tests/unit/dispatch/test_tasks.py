@@ -18,13 +18,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.dispatch import deadlines
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
-from mikrom_reconcile.dispatch.calls import Call, unpack
+from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.log_lines import FieldsFormatter, TaskId
-from mikrom_reconcile.dispatch.messages import priority_of
 from mikrom_reconcile.dispatch.registry import register
-from mikrom_reconcile.dispatch.remote_hosts import CeleryHosts
+from mikrom_reconcile.dispatch.transport import deadlines
+from mikrom_reconcile.dispatch.transport.order_message import priority_of
+from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
 from tests.fakes import HOST, order
 from tests.fleet import KEYS, Fleet
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error

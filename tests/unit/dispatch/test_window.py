@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.dispatch.outcomes import given_up
-from mikrom_reconcile.dispatch.window import Window
+from mikrom_reconcile.dispatch.hosts.order_queue import Window
+from mikrom_reconcile.dispatch.transport.unreported import given_up
 from tests.fakes import order
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.errors import PermanentError, TemporaryError
+from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.host.agent import Hypervisor
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from tests.fakes import HOST, FakeDriver, HeldClock, order

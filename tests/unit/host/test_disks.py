@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.devices import Boot, Drive, PinnedFile, RootDisk
-from mikrom_reconcile.host.disks import Disks
+from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.resources.disks import Disks
 from tests.contract.drivers import record_of
 
 MIB = 1 << 20

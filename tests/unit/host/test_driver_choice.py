@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.errors import SetupError
-from mikrom_reconcile.host.drivers import choice, firecracker_setup, qemu_setup
-from mikrom_reconcile.host.drivers.choice import Choice, choice_of
+from mikrom_reconcile.core.model.errors import SetupError
+from mikrom_reconcile.host.drivers import firecracker_prerequisites, qemu_prerequisites, select
+from mikrom_reconcile.host.drivers.select import Choice, choice_of
 from mikrom_reconcile.settings import Settings, load
 
 NO_KVM = "this machine has no /dev/kvm: turn on virtualization"
@@ -19,7 +19,7 @@ NO_KVM = "this machine has no /dev/kvm: turn on virtualization"
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     """With KVM, without any VMM."""
-    monkeypatch.setattr(choice, "kvm_problem", lambda: None)
+    monkeypatch.setattr(select, "kvm_problem", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("MIKROM_FIRECRACKER", raising=False)
     return load()
@@ -34,24 +34,24 @@ def install(folder: Path, name: str, text: str = "exit 0") -> Path:
 
 def test_firecracker_comes_first(settings: Settings, tmp_path: Path) -> None:
     firecracker = install(tmp_path, "firecracker")
-    install(tmp_path, qemu_setup.NAME)
+    install(tmp_path, qemu_prerequisites.NAME)
     assert choice_of(settings) == Choice(driver="firecracker", binary=firecracker)
 
 
 def test_without_firecracker_or_kvm_qemu_does_it_and_it_is_said(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    qemu = install(tmp_path, qemu_setup.NAME)
+    qemu = install(tmp_path, qemu_prerequisites.NAME)
     found = choice_of(settings)
     assert (found.driver, found.binary) == ("qemu", qemu)
     assert found.note == "QEMU runs its VMs, not Firecracker: no firecracker binary was found"
     install(tmp_path, "firecracker")
-    monkeypatch.setattr(choice, "kvm_problem", lambda: NO_KVM)
+    monkeypatch.setattr(select, "kvm_problem", lambda: NO_KVM)
     assert choice_of(settings).note == "QEMU runs its VMs, not Firecracker: this machine has no /dev/kvm"
 
 
 def test_who_asks_for_a_driver_gets_no_other_and_no_note(settings: Settings, tmp_path: Path) -> None:
-    qemu = install(tmp_path, qemu_setup.NAME)
+    qemu = install(tmp_path, qemu_prerequisites.NAME)
     assert choice_of(dataclasses.replace(settings, driver="qemu")) == Choice(driver="qemu", binary=qemu)
     assert choice_of(dataclasses.replace(settings, driver="simulated")) == Choice(driver="simulated")
     with pytest.raises(SetupError, match=r"^no firecracker binary was found; see `mikrom doctor`"):
@@ -74,7 +74,7 @@ def test_who_wants_jails_gets_no_vmm_without_one(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = dataclasses.replace(settings, jail="on")
-    monkeypatch.setattr(choice, "jail_problem", lambda _: None)
+    monkeypatch.setattr(select, "jail_problem", lambda _: None)
     monkeypatch.delenv("MIKROM_JAILER", raising=False)
     firecracker = install(tmp_path, "firecracker")
     with pytest.raises(SetupError, match=r"^MIKROM_JAIL=on, and no jailer was found beside firecracker; see"):
@@ -84,13 +84,13 @@ def test_who_wants_jails_gets_no_vmm_without_one(
     assert choice_of(settings).jailer is None
     with pytest.raises(SetupError, match=r"MIKROM_JAILER=/nope is not a program"):
         choice_of(dataclasses.replace(wanted, jailer="/nope"))
-    monkeypatch.setattr(choice, "jail_problem", lambda _: "uid 7 cannot make jails: run as root")
+    monkeypatch.setattr(select, "jail_problem", lambda _: "uid 7 cannot make jails: run as root")
     with pytest.raises(SetupError, match=r"^MIKROM_JAIL=on, and uid 7 cannot make jails: run as root; see"):
         choice_of(wanted)
 
 
 def test_no_qemu_stands_in_for_a_jailed_firecracker(settings: Settings, tmp_path: Path) -> None:
-    install(tmp_path, qemu_setup.NAME)
+    install(tmp_path, qemu_prerequisites.NAME)
     for driver in ("auto", "qemu"):
         with pytest.raises(SetupError, match=r"^MIKROM_JAIL=on, and only a Firecracker can be jailed"):
             choice_of(dataclasses.replace(settings, jail="on", driver=driver))
@@ -100,12 +100,12 @@ def test_a_file_system_without_devices_or_programs_holds_no_jail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert str(firecracker_setup.jail_problem(tmp_path)).startswith("uid 1000 cannot make jails: run as root")
+    assert str(firecracker_prerequisites.jail_problem(tmp_path)).startswith("uid 1000 cannot make jails: run as root")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert firecracker_setup.jail_problem(tmp_path / "to/be/made") is None
+    assert firecracker_prerequisites.jail_problem(tmp_path / "to/be/made") is None
     closed = os.statvfs_result((4096, 4096, 1, 1, 1, 1, 1, 1, os.ST_NODEV, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: closed)
-    assert f"{tmp_path} is mounted nodev" in str(firecracker_setup.jail_problem(tmp_path))
+    assert f"{tmp_path} is mounted nodev" in str(firecracker_prerequisites.jail_problem(tmp_path))
 
 
 # ---- KVM or software emulation -----------------------------------------------------------------------------------
@@ -113,18 +113,18 @@ def test_a_file_system_without_devices_or_programs_holds_no_jail(
 
 @pytest.fixture
 def with_kvm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(qemu_setup, "kvm_problem", lambda: None)
-    monkeypatch.setattr(qemu_setup, "_PVM", tmp_path / "no such module")
+    monkeypatch.setattr(qemu_prerequisites, "kvm_problem", lambda: None)
+    monkeypatch.setattr(qemu_prerequisites, "_PVM", tmp_path / "no such module")
 
 
 def test_without_kvm_guests_are_emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(qemu_setup, "kvm_problem", lambda: NO_KVM)
-    assert qemu_setup.accelerator_of(tmp_path / "qemu-1") == ("tcg", "this machine has no /dev/kvm")
+    monkeypatch.setattr(qemu_prerequisites, "kvm_problem", lambda: NO_KVM)
+    assert qemu_prerequisites.accelerator_of(tmp_path / "qemu-1") == ("tcg", "this machine has no /dev/kvm")
 
 
 def test_the_kvm_of_a_pvm_guest_is_not_used(with_kvm: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(qemu_setup, "_PVM", tmp_path)
-    accelerator, why = qemu_setup.accelerator_of(tmp_path / "qemu-2")
+    monkeypatch.setattr(qemu_prerequisites, "_PVM", tmp_path)
+    accelerator, why = qemu_prerequisites.accelerator_of(tmp_path / "qemu-2")
     assert (accelerator, "PVM" in why) == ("tcg", True)
 
 
@@ -140,12 +140,12 @@ def test_the_kvm_of_a_pvm_guest_is_not_used(with_kvm: None, monkeypatch: pytest.
 def test_kvm_is_used_if_a_guest_boots_under_it(
     with_kvm: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, does: str, accelerator: str, why: str
 ) -> None:
-    monkeypatch.setattr(qemu_setup, "_PROBE_S", 0.3)
-    found = qemu_setup.accelerator_of(install(tmp_path, "qemu", does))
+    monkeypatch.setattr(qemu_prerequisites, "_PROBE_S", 0.3)
+    found = qemu_prerequisites.accelerator_of(install(tmp_path, "qemu", does))
     assert found[0] == accelerator
     assert why in found[1]
 
 
 @pytest.mark.kvm
 def test_a_kvm_that_can_be_opened_has_no_problem() -> None:
-    assert firecracker_setup.kvm_problem() is None
+    assert firecracker_prerequisites.kvm_problem() is None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mikrom_reconcile.core.model.observed import VMMFacts
-from mikrom_reconcile.host.deeds import GRACE_S
-from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.orders.steps import GRACE_S
 from tests.fakes import BIGGER, HOST, desired_vm, order
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.errors import PastDeadlineError, PermanentError
+from mikrom_reconcile.core.model.errors import PastDeadlineError, PermanentError
 from mikrom_reconcile.core.model.observed import Attempt, ObserveQuery, VMMFacts
 from mikrom_reconcile.host import records as module
-from mikrom_reconcile.host.files import read_small
-from mikrom_reconcile.host.hypervisor import Hypervisor
+from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.system.files import read_small
 from tests.fakes import BIGGER, HOST, SPEC, desired_vm, order
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
 

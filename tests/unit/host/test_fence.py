@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import Policy, State
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
-from mikrom_reconcile.host.fence import Answer, answer_without_acting
+from mikrom_reconcile.host.orders.preconditions import Answer, answer_without_acting
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Tombstone, Unreadable
 from tests.fakes import SPEC, HeldClock, order

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mikrom_reconcile.host.drivers.connection import MAX_ANSWER_BYTES
-from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, UnreachableError
 from mikrom_reconcile.host.drivers.firecracker_api import Api
+from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
 from tests.unit.host.servers import Serve, answering, server
 
 PATIENCE_S = 0.2

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.errors import ActionError, PermanentError, SetupError, TemporaryError
+from mikrom_reconcile.core.model.errors import ActionError, PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import End
-from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, step
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.firecracker_end import end_of
-from mikrom_reconcile.host.drivers.firecracker_setup import find_firecracker, version_of
+from mikrom_reconcile.host.drivers.firecracker_prerequisites import find_firecracker, version_of
+from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, step
 from mikrom_reconcile.host.drivers.vmm import Layout
-from mikrom_reconcile.host.ordered import ordered_record
+from mikrom_reconcile.host.orders.next_record import ordered_record
 from tests.fakes import order
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.errors import PermanentError
+from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.vmm import Layout
 from mikrom_reconcile.host.drivers.vmm_driver import CONSOLE_BYTES
-from mikrom_reconcile.host.holes import keep_tail
+from mikrom_reconcile.system.free_head import keep_tail
 
 
 def test_a_small_file_whose_blocks_were_allocated_ahead_is_left_alone(tmp_path: Path) -> None:

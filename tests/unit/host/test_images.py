@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from mikrom_reconcile.core.model.devices import PinnedFile
-from mikrom_reconcile.host.fetch import FetchError
-from mikrom_reconcile.host.images import Images
+from mikrom_reconcile.host.resources.download import FetchError
+from mikrom_reconcile.host.resources.images import Images
 
 CONTENT = os.urandom(3 << 20)
 

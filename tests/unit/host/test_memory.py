@@ -9,9 +9,9 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile, RootDisk
-from mikrom_reconcile.host.hypervisor import Hypervisor
-from mikrom_reconcile.host.memory import Memory
+from mikrom_reconcile.host.agent import Hypervisor
 from mikrom_reconcile.host.observe import capacity
+from mikrom_reconcile.host.orders.reservations import Memory
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records, Unreadable
 from tests.contract.drivers import record_of

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.digests import fleet_digest
-from mikrom_reconcile.core.errors import SetupError, TemporaryError
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
+from mikrom_reconcile.core.model.digests import fleet_digest
+from mikrom_reconcile.core.model.errors import SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt, Drift, HostReport, ObserveQuery, Phase, VMMFacts
 from mikrom_reconcile.host import observe
 from mikrom_reconcile.host.observe import Observer, drift_of

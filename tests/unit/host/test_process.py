@@ -13,96 +13,95 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.host import process
+from mikrom_reconcile.system import locks, processes
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 END = (sys.executable, "-c", "import time; time.sleep(0.3)")
 
 
 @contextmanager
-def spawned(argv: tuple[str, ...], folder: Path, *, locked: bool = False) -> Iterator[process.Identity]:
+def spawned(argv: tuple[str, ...], folder: Path, *, locked: bool = False) -> Iterator[processes.Identity]:
     """A process with `folder`/stdin as standard input, gone and reaped at the end."""
     stdin = os.open(folder / "stdin", os.O_RDWR | os.O_CREAT)
     assert not locked or locks.take(stdin)
     output = os.open(folder / "output", os.O_RDWR | os.O_CREAT)
     try:
-        identity = process.identify(process.spawn(argv, stdin=stdin, output=output))
+        identity = processes.identify(processes.spawn(argv, stdin=stdin, output=output))
     finally:
         os.close(stdin)
         os.close(output)
     assert identity is not None
-    pidfd = process.open_pidfd(identity)
+    pidfd = processes.open_pidfd(identity)
     assert pidfd is not None
     try:
         yield identity
     finally:
-        process.kill(pidfd)
-        assert process.wait_for_end(pidfd, 10)
+        processes.kill(pidfd)
+        assert processes.wait_for_end(pidfd, 10)
         os.close(pidfd)
-        process.reap()
+        processes.reap()
         assert not Path(f"/proc/{identity.pid}").exists()
 
 
 def test_a_process_is_known_by_pid_start_and_boot(tmp_path: Path) -> None:
     with spawned(SLEEP, tmp_path) as identity:
-        assert process.is_alive(identity)
-        assert process.identify(identity.pid) == identity
+        assert processes.is_alive(identity)
+        assert processes.identify(identity.pid) == identity
         for other in (
             replace(identity, starttime=identity.starttime + 1),
             replace(identity, boot_id="another boot"),
             replace(identity, pid=os.getpid()),
         ):
-            assert not process.is_alive(other)
-            assert not process.is_known(other)
-            assert process.open_pidfd(other) is None
-    assert not process.is_alive(identity)
+            assert not processes.is_alive(other)
+            assert not processes.is_known(other)
+            assert processes.open_pidfd(other) is None
+    assert not processes.is_alive(identity)
 
 
 def test_its_age_is_the_time_since_its_start(tmp_path: Path) -> None:
     with spawned(SLEEP, tmp_path) as identity:
         time.sleep(0.05)
-        assert 0.03 <= process.age_s(identity) < 10
+        assert 0.03 <= processes.age_s(identity) < 10
 
 
 def test_a_process_is_found_by_its_standard_input_even_when_that_was_unlinked(tmp_path: Path) -> None:
     path = str(tmp_path / "stdin")
     with spawned(SLEEP, tmp_path) as identity:
-        assert process.stdin_of(identity.pid) == path
+        assert processes.stdin_of(identity.pid) == path
         Path(path).unlink()
-        assert process.stdin_of(identity.pid) == path
-    assert process.stdin_of(identity.pid) is None
+        assert processes.stdin_of(identity.pid) == path
+    assert processes.stdin_of(identity.pid) is None
 
 
 def test_only_who_holds_the_lock_is_found_by_it_not_who_reads_the_same_file(tmp_path: Path) -> None:
     path = str(tmp_path / "stdin")
     with spawned(SLEEP, tmp_path, locked=True) as holder, spawned(SLEEP, tmp_path) as reader:
-        assert process.stdin_of(reader.pid) == path
-        assert process.with_locked_stdin(path) == (holder.pid,)
-    assert process.with_locked_stdin(path) == ()
+        assert processes.stdin_of(reader.pid) == path
+        assert processes.with_locked_stdin(path) == (holder.pid,)
+    assert processes.with_locked_stdin(path) == ()
 
 
 def test_a_zombie_is_known_but_not_alive_until_it_is_reaped(tmp_path: Path) -> None:
     with spawned(END, tmp_path) as identity:
-        pidfd = process.open_pidfd(identity)
+        pidfd = processes.open_pidfd(identity)
         assert pidfd is not None
-        assert process.wait_for_end(pidfd, 10)
+        assert processes.wait_for_end(pidfd, 10)
         os.close(pidfd)
-        assert process.is_known(identity)
-        assert not process.is_alive(identity)
-        assert process.identify(identity.pid) is None
-        process.reap()
-        assert not process.is_known(identity)
-        assert process.open_pidfd(identity) is None
+        assert processes.is_known(identity)
+        assert not processes.is_alive(identity)
+        assert processes.identify(identity.pid) is None
+        processes.reap()
+        assert not processes.is_known(identity)
+        assert processes.open_pidfd(identity) is None
 
 
 def test_waiting_ends_at_its_time(tmp_path: Path) -> None:
     with spawned(SLEEP, tmp_path) as identity:
-        pidfd = process.open_pidfd(identity)
+        pidfd = processes.open_pidfd(identity)
         assert pidfd is not None
         began = time.monotonic()
-        assert not process.wait_for_end(pidfd, 0.05)
-        assert not process.wait_for_end(pidfd, -1)
+        assert not processes.wait_for_end(pidfd, 0.05)
+        assert not processes.wait_for_end(pidfd, -1)
         assert 0.05 <= time.monotonic() - began < 5
         os.close(pidfd)
 
@@ -112,8 +111,8 @@ def test_reaping_leaves_the_children_of_others_alone(tmp_path: Path) -> None:
     os.waitid(os.P_PID, theirs, os.WEXITED | os.WNOWAIT)
     with spawned(END, tmp_path) as identity, ThreadPoolExecutor(4) as pool:
         os.waitid(os.P_PID, identity.pid, os.WEXITED | os.WNOWAIT)
-        list(pool.map(lambda _: process.reap(), range(8)))
-        assert not process.is_known(identity)
+        list(pool.map(lambda _: processes.reap(), range(8)))
+        assert not processes.is_known(identity)
     assert os.waitpid(theirs, 0) == (theirs, 0)
 
 
@@ -122,13 +121,13 @@ def test_reaping_goes_on_when_somebody_else_was_faster(tmp_path: Path) -> None:
         os.waitpid(identity.pid, 0)
         other = os.posix_spawn(sys.executable, END, {})
         os.waitid(os.P_PID, other, os.WEXITED | os.WNOWAIT)
-        process.reap()
-        assert identity.pid not in process._children
+        processes.reap()
+        assert identity.pid not in processes._children
         os.waitpid(other, 0)
 
 
 def test_a_program_that_cannot_run_is_an_os_error_and_no_child(tmp_path: Path) -> None:
-    before = set(process._children)
+    before = set(processes._children)
     with pytest.raises(FileNotFoundError):
-        process.spawn(("/nope",), stdin=0, output=1)
-    assert process._children == before
+        processes.spawn(("/nope",), stdin=0, output=1)
+    assert processes._children == before

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.host.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.drivers.qemu_command import (
     OVERHEAD_MIB,
     Accelerator,
@@ -21,8 +20,9 @@ from mikrom_reconcile.host.drivers.qemu_command import (
     name_in,
 )
 from mikrom_reconcile.host.drivers.vmm import Layout
-from mikrom_reconcile.host.media import Media
-from mikrom_reconcile.host.networks import Interface
+from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
+from mikrom_reconcile.host.resources.networks import Interface
+from mikrom_reconcile.host.resources.provisioner import Media
 
 PLACES = Layout(Path("/srv/mikrom"), Path("/run/a,b")).of("web-001")
 KERNEL = Path("/srv/kernel")

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mikrom_reconcile.host.drivers.connection import MAX_ANSWER_BYTES
-from mikrom_reconcile.host.drivers.failures import FaultError, NoAnswerError, UnreachableError
 from mikrom_reconcile.host.drivers.qemu_qmp import Qmp
+from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
 from tests.unit.host.servers import Serve, server
 
 PATIENCE_S = 0.2

@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from mikrom_reconcile import locks
-from mikrom_reconcile.core.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.desired import Policy
+from mikrom_reconcile.core.model.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.host import records as module
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import MAX_RECORD_BYTES, Records, Tombstone, Unreadable
+from mikrom_reconcile.system import locks
 from tests.fakes import SPEC, HeldClock
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.host import files
-from mikrom_reconcile.host.files import SharedFolder
+from mikrom_reconcile.system import files
+from mikrom_reconcile.system.files import SharedFolder
 
 WRITERS = 20
 

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile
 from mikrom_reconcile.core.model.observed import ObserveQuery
-from mikrom_reconcile.host.images import Images
-from mikrom_reconcile.host.stock import ImageStock
+from mikrom_reconcile.host.resources.garbage_collection import ImageStock
+from mikrom_reconcile.host.resources.images import Images
 from tests.fakes import HOST, desired_vm, order
 from tests.unit.host.conftest import VM, Host
 

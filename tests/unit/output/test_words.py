@@ -17,9 +17,9 @@ from mikrom_reconcile.core.model.specs import EXCERPT_BEFORE, SourceState, SpecP
 from mikrom_reconcile.output.doctor_text import Check, SettingLine, doctor_text
 from mikrom_reconcile.output.history_text import history_text, unfinished_line
 from mikrom_reconcile.output.names import grouped
-from mikrom_reconcile.output.neutral import console_text, one_line
 from mikrom_reconcile.output.problem_text import problems_text
 from mikrom_reconcile.output.run_text import record_of
+from mikrom_reconcile.output.sanitize import console_text, one_line
 from mikrom_reconcile.output.status_text import Wish, source_line, status_of, status_text
 from mikrom_reconcile.output.style import PLAIN, Style
 from mikrom_reconcile.output.table import table

@@ -1,0 +1,145 @@
+"""What the commands that only look share: one look at all hosts, and one reading of the specs."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from mikrom_reconcile import settings, wiring
+from mikrom_reconcile.cli.terminal import warn
+from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.errors import MikromError, SourceError, SpecError, UsageError
+from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObservedVM, ObserveQuery, Placements
+from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.parsing.yaml_words import shown
+from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.planning.guards import Limits
+from mikrom_reconcile.core.planning.planner import decide, question
+from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
+from mikrom_reconcile.core.specs.load import Specs, read_specs
+from mikrom_reconcile.output.plan_parts import rollout_of
+from mikrom_reconcile.output.status_text import FleetKey, Wish
+from mikrom_reconcile.settings import Settings
+
+DEADLINE_S = 10.0
+"""A host answers in milliseconds; a person waits for a dark one no longer than a run does."""
+
+COMPLETION_DEADLINE_S = 1.0
+"""Nobody waits longer for the names that Tab might offer."""
+
+
+def views_of(engine: Engine, deadline_s: float = DEADLINE_S, *, strays: bool = False) -> tuple[HostView, ...]:
+    """What every host says of all of its VMs, and of VMMs without a record if `strays`, sorted by host."""
+    queries = {host: ObserveQuery(strays=strays) for host in engine.hosts.names()}
+    return tuple(sorted(engine.hosts.observe(queries, deadline_s=deadline_s), key=lambda view: view.host))
+
+
+def vms_in(views: tuple[HostView, ...]) -> list[ObservedVM]:
+    """Every VM that was reported, sorted by name and host."""
+    return sorted((vm for view in views if view.report for vm in view.report.vms), key=lambda vm: (vm.name, vm.host))
+
+
+def selected_in(
+    rows: list[ObservedVM], names: tuple[str, ...], limit: str | None, current: Settings
+) -> list[ObservedVM]:
+    """The rows that both select, if they are given. Raises UsageError for a word that matches none."""
+    refuse_unknown("NAME", names, {row.name for row in rows}, "no host that answers has a VM {}")
+    chosen: AbstractSet[str] = {*names} or {row.name for row in rows}
+    if limit is not None:
+        try:
+            specs = specs_in(current, ())
+        except (SourceError, SpecError):
+            specs = None
+        chosen &= limited(limit, ((row.name, row.host, row.fleet) for row in rows), specs)
+        if names and not chosen:
+            raise UsageError("NAME and --limit have no VM in common")
+    return [row for row in rows if row.name in chosen]
+
+
+def dark(views: tuple[HostView, ...]) -> dict[str, dict[str, str]]:
+    """The field of a document that says which hosts gave no report, and why."""
+    return {"unreachable": {view.host: view.error for view in views if view.report is None}}
+
+
+def warn_of_dark_hosts(views: tuple[HostView, ...]) -> bool:
+    """Name on stderr every host that gave no report; whether there was one."""
+    unreachable = dark(views)["unreachable"]
+    for host, error in unreachable.items():
+        warn(f"host {host} could not be read: {error}; its VMs are not shown")
+    return bool(unreachable)
+
+
+def warn_of_doubles(rows: Iterable[ObservedVM]) -> bool:
+    """Name on stderr every VM that several hosts have; whether there was one."""
+    counts = Counter((row.project, row.name) for row in rows)
+    doubles = {name: copies for (_, name), copies in counts.items() if copies > 1}
+    for name, copies in doubles.items():
+        warn(f"{name} is on {copies} hosts: `mikrom orphans` says which are older, `mikrom plan` what next")
+    return bool(doubles)
+
+
+def unknown(name: str, known: Iterable[str], views: tuple[HostView, ...]) -> MikromError:
+    """The error that nothing is called `name`, with the nearest name and the hosts that might know more."""
+    dark = ", ".join(view.host for view in views if view.report is None)
+    unread = f" (could not be read: {dark})" if dark else ""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "`mikrom get vms` lists the VMs"
+    return UsageError(f"nothing is called {shown(name)}{unread}; {hint}")
+
+
+def refuse_unknown_name(engine: Engine, name: str) -> None:
+    """Raises UsageError unless some host, or a fleet or VM on one, is called so."""
+    views = views_of(engine)
+    known = {view.host for view in views} | {each for row in vms_in(views) for each in (row.name, row.fleet)}
+    if name not in known:
+        raise unknown(name, sorted(known), views)
+
+
+def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, Any] | None = None) -> Specs:
+    """The specs below `paths`. Raises SpecError, SourceError, UsageError."""
+    specs = read_specs(wiring.read_tree(current, paths), wiring.schemas(), extra_vars)
+    refuse_unread(specs)
+    return specs
+
+
+def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: tuple[HostView, ...]) -> dict[FleetKey, Wish]:
+    """What the specs want of each fleet, and how far that is by what the hosts say; nothing where there are none."""
+    try:
+        specs = specs_in(current, paths)
+        vms = wanted(specs, here=current.host).vms
+    except SourceError:
+        if paths:
+            raise
+        return {}
+    except SpecError as error:
+        warn(f"{error}, so only the hosts are asked; `mikrom validate` tells more")
+        return {}
+    counts = Counter(vm.fleet for vm in vms if vm.state != "absent")
+    plan = _plan_from(specs, views, current.host)
+    return {
+        (specs.project, fleet.name): Wish(vms=counts[fleet.name], rollout=rollout_of(plan, fleet.name))
+        for fleet in specs.fleets
+    }
+
+
+def _plan_from(specs: Specs, views: tuple[HostView, ...], here: str) -> Plan:
+    """The plan that follows from a look that was made for something else."""
+    found = {vm.name: vm.host for vm in vms_in(views) if vm.project == specs.project}
+    asked = question(specs, Placements(vms=found, covers=tuple(view.host for view in views)), here=here)
+    return decide(asked, ObservedState(taken_at=datetime.now(UTC), hosts=views), Limits()).plan
+
+
+def names_for_tab(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of VMs and fleets that begin so; none when they cannot be had at once."""
+    del ctx, param
+    try:
+        rows = vms_in(views_of(wiring.open_engine(settings.load()), COMPLETION_DEADLINE_S))
+    except MikromError:
+        return []
+    return sorted({name for row in rows for name in (row.name, row.fleet) if name.startswith(incomplete)})

@@ -1,0 +1,187 @@
+"""The one table of what is recorded for a VM: each field's path, what changing it costs, and where it is observed.
+
+In a path `*` stands for a name that people chose, and `**` for anything below.
+To add a field: the schema, a Struct in `model/desired.py`, a row here, the driver, and docs/adding-a-field.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Literal
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
+from mikrom_reconcile.core.model.plan import FieldChange, Impact
+from mikrom_reconcile.core.model.ready import ready
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+Observed = Literal["vmm", "host", "record"]
+"""Who knows the real value: the VMM itself, the bridges and rules of its host, or only the VM's record."""
+
+
+class Field(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table."""
+
+    impact: Impact
+    observed: Observed
+
+
+FIELDS: dict[str, Field] = {
+    "image": Field(impact="record", observed="record"),  # a name: what it stands for is `boot`
+    "machine.vcpu_count": Field(impact="restart", observed="vmm"),
+    "machine.mem_size_mib": Field(impact="restart", observed="vmm"),
+    "machine.smt": Field(impact="restart", observed="vmm"),
+    "machine.cpu_template": Field(impact="restart", observed="vmm"),
+    "boot": Field(impact="replace", observed="record"),
+    "boot.kernel.source": Field(impact="record", observed="record"),
+    "boot.kernel.sha256": Field(impact="restart", observed="record"),
+    "boot.initrd": Field(impact="restart", observed="record"),
+    "boot.initrd.source": Field(impact="record", observed="record"),
+    "boot.initrd.sha256": Field(impact="restart", observed="record"),
+    "boot.rootfs": Field(impact="replace", observed="record"),
+    "boot.rootfs.source": Field(impact="record", observed="record"),
+    "boot.rootfs.sha256": Field(impact="replace", observed="record"),
+    "boot.rootfs.read_only": Field(impact="replace", observed="record"),
+    "boot_args": Field(impact="restart", observed="vmm"),
+    "drives.*": Field(impact="restart", observed="vmm"),
+    "drives.*.size_mib": Field(impact="restart", observed="record"),
+    "drives.*.on_delete": Field(impact="record", observed="record"),
+    "network_interfaces.*": Field(impact="restart", observed="vmm"),
+    "network_interfaces.*.network": Field(impact="restart", observed="record"),
+    "network_interfaces.*.cidr": Field(impact="restart", observed="host"),
+    "network_interfaces.*.gateway": Field(impact="restart", observed="host"),
+    "network_interfaces.*.nat": Field(impact="live", observed="host"),
+    "network_interfaces.*.pool": Field(impact="restart", observed="record"),
+    "network_interfaces.*.ip": Field(impact="restart", observed="record"),
+    "network_interfaces.*.rate_limiter.bandwidth_mbit": Field(impact="live", observed="vmm"),
+    "mmds": Field(impact="restart", observed="record"),
+    "mmds.**": Field(impact="live", observed="vmm"),
+    "checks.**": Field(impact="record", observed="record"),
+    "restart.policy": Field(impact="record", observed="record"),
+    "restart.attempts": Field(impact="record", observed="record"),
+    "restart.interval": Field(impact="record", observed="record"),
+    "restart.delay": Field(impact="record", observed="record"),
+    # What follows is no part of the VMM's configuration; a changed state is acted on by its own rules.
+    "fleet": Field(impact="record", observed="record"),
+    "state": Field(impact="record", observed="record"),
+    "prune.max": Field(impact="record", observed="record"),
+    "prune.allow_empty": Field(impact="record", observed="record"),
+    "lifecycle.prevent_destroy": Field(impact="record", observed="record"),
+}
+"""Impacts as measured on Firecracker 1.12.1. Where a mapping appears or vanishes, its own row counts."""
+
+RECORD = "record"
+"""The path of a VM's record itself, where it is not as it was written: an update writes it anew."""
+
+_IMPACTS: dict[str, Impact] = {
+    RECORD: "record",
+    "network_interfaces.*.bridge": "live",  # and the tap on it: no field, but what a host makes for one
+    **{path: field.impact for path, field in FIELDS.items()},
+}
+
+_MEANT = {"image": ("image", "boot")}
+"""Paths that stand for others, too: who ignores an image's name ignores what the name stands for."""
+
+
+def costs(applied: VMSpec, wanted: VMSpec) -> frozenset[Impact]:
+    """What it takes to bring a VM from one spec to another."""
+    if applied == wanted:
+        return frozenset()
+    changes = field_changes(msgspec.to_builtins(applied), msgspec.to_builtins(wanted))
+    return frozenset(change.impact for change in changes)
+
+
+def needs_restart(applied: VMSpec, wanted: VMSpec) -> bool:
+    """Whether the VMM has to go down for its spec to change so; the rest is recorded, or changed while it runs."""
+    return not costs(applied, wanted).isdisjoint({"restart", "replace"})
+
+
+def recorded(*, fleet: str, state: State, spec: VMSpec, policy: Policy) -> dict[str, Any]:
+    """The recorded values of a VM by path, in the spec language's own words."""
+    return {
+        **msgspec.to_builtins(spec),
+        "fleet": fleet,
+        "state": state,
+        "prune": {"max": policy.prune_max, "allow_empty": policy.allow_empty},
+        "lifecycle": {"prevent_destroy": bool(policy.prevent_destroy)},
+    }
+
+
+def without(spec: VMSpec, ignored: tuple[str, ...]) -> Any:
+    """`spec` without the ignored paths, for digests; the spec itself if none are."""
+    if not ignored:
+        return spec
+    fields = msgspec.to_builtins(spec)
+    for above, last in _steps_to(ignored):
+        _inside(fields, above).pop(last, None)
+    return fields
+
+
+def carried(spec: VMSpec, ignored: tuple[str, ...], applied: VMSpec) -> VMSpec:
+    """`spec` with the ignored paths as they were last applied."""
+    fields, before = msgspec.to_builtins(spec), msgspec.to_builtins(applied)
+    for above, last in _steps_to(ignored):
+        target, source = _inside(fields, above), _inside(before, above)
+        if last in source:
+            target[last] = source[last]
+        else:
+            target.pop(last, None)
+    return msgspec.convert(fields, ready(VMSpec))
+
+
+def _steps_to(paths: tuple[str, ...]) -> Iterator[tuple[list[str], str]]:
+    for path in (meant for named in paths for meant in _MEANT.get(named, (named,))):
+        *above, last = path.split(".")
+        yield above, last
+
+
+def _inside(fields: dict[str, Any], steps: list[str]) -> dict[str, Any]:
+    """The mapping at the end of the steps; an empty one of nobody's where there is none."""
+    for step in steps:
+        found = fields.get(step)
+        fields = found if isinstance(found, dict) else {}
+    return fields
+
+
+def field_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[FieldChange, ...]:
+    """The fields in which two recordings differ, sorted by path."""
+    same = {key for key in before if key in after and before[key] == after[key]}
+    if len(same) == len(before) == len(after):
+        return ()
+    return _named(*(_encode({key: side[key] for key in side if key not in same}) for side in (before, after)))
+
+
+@lru_cache(maxsize=1024)
+def _named(before: bytes, after: bytes) -> tuple[FieldChange, ...]:
+    """The differences of two encoded recordings. VMs mostly differ alike, and DeepDiff takes 0.7 ms."""
+    from deepdiff import DeepDiff  # noqa: PLC0415 - 225 ms that a plan without differences need not pay
+
+    tree = DeepDiff(msgspec.json.decode(before), msgspec.json.decode(after), view="tree", ignore_order=False)
+    changes = [
+        FieldChange(path=path, before=_absent(item.t1), after=_absent(item.t2), impact=impact_of(path))
+        for group in tree.values()
+        for item in group
+        for path in [".".join(str(step) for step in item.path(output_format="list"))]
+    ]
+    return tuple(sorted(changes, key=lambda change: change.path))
+
+
+@lru_cache(maxsize=1024)
+def impact_of(path: str) -> Impact:
+    """What changing the field at `path` costs; an unknown field of a newer record costs a restart."""
+    return next((impact for row, impact in _IMPACTS.items() if is_row_of(row, path)), "restart")
+
+
+def is_row_of(row: str, path: str) -> bool:
+    """Whether the table's row `row` speaks of the field at `path`."""
+    steps, pattern = path.split("."), row.split(".")
+    if pattern[-1] == "**":
+        pattern = pattern[:-1] + ["*"] * max(1, len(steps) - len(pattern) + 1)
+    return len(steps) == len(pattern) and all(want in {"*", step} for want, step in zip(pattern, steps, strict=True))
+
+
+def _absent(value: Any) -> Any:
+    return None if type(value).__name__ == "NotPresent" else value

@@ -1,0 +1,1 @@
+"""Text to documents that obey their schema: YAML, schema errors in words, variables, host patterns."""

@@ -1,0 +1,228 @@
+"""What a JSON Schema validator finds, in the words of somebody who wrote the document: what, and what to write.
+
+One mistake, one complaint: a value that breaks several rules is complained of once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.model.digests import canonical_json
+from mikrom_reconcile.core.parsing.yaml_words import code_points, shown
+
+_MAX_KNOWN = 12  # words listed in a hint
+_MAX_SHOWN = 60  # characters of a value inside a message
+_MAX_COMPARED = 1000  # words that one is compared with, since comparing takes microseconds
+
+
+class Complaint(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with the value at `pointer`, or with its key."""
+
+    pointer: tuple[str | int, ...]
+    message: str
+    hint: str = ""
+    key: bool = False
+
+
+def telling(schema: Any) -> Any:
+    """A validator of jsonschema, whose errors say most. Slow: for documents that were refused already."""
+    from jsonschema import Draft202012Validator, validators  # noqa: PLC0415 - 85 ms that good specs need not pay
+
+    own = {"pattern": _strict_pattern, "uniqueItems": _quickly_unique}
+    return validators.extend(Draft202012Validator, own)(schema)  # type: ignore[no-untyped-call]
+
+
+def complaints(validator: Any, document: Any) -> Iterator[Complaint]:
+    """What is wrong with a document that was refused, never nothing."""
+    told = _in_words(validator.iter_errors(document))
+    yield next(told, Complaint(pointer=(), message="the document does not obey its schema"))
+    yield from told
+
+
+def _strict_pattern(checker: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+    """As JSON Schema means `$`: the very end. Python's also matches before a line break at the end."""
+    from jsonschema import ValidationError  # noqa: PLC0415 - the same
+
+    del schema
+    if checker.is_type(value, "string") and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+def _quickly_unique(checker: Any, unique: bool, value: Any, schema: Any) -> Iterator[Any]:  # noqa: FBT001
+    """In linear time; jsonschema compares each with each where they cannot be sorted."""
+    from jsonschema import ValidationError  # noqa: PLC0415 - the same
+
+    del schema
+    if unique and checker.is_type(value, "array") and len(set(map(canonical_json, value))) < len(value):
+        yield ValidationError("has non-unique elements")
+
+
+def _in_words(errors: Iterable[Any]) -> Iterator[Complaint]:
+    places: set[tuple[str | int, ...]] = set()  # complained of already: one complaint for a value is enough
+    for error in errors:
+        pointer, rule, rules, found = tuple(error.absolute_path), error.validator, error.schema, error.instance
+        where = ".".join(str(step) for step in pointer) or "the document"
+        if rule == "additionalProperties":
+            known = tuple(rules.get("properties", ()))
+            for key in [key for key in found if key not in known]:
+                message, hint = f"unknown key {shown(key)} in {where}", nearest(key, known)
+                yield Complaint(pointer=(*pointer, key), message=message, hint=hint, key=True)
+        elif "propertyNames" in error.absolute_schema_path:
+            message, hint = f"{where} cannot have the key {shown(found)}", _pattern_hint(rules)
+            yield Complaint(pointer=(*pointer, found), message=message, hint=hint, key=True)
+        elif pointer not in places:
+            places.add(pointer)
+            message, hint = _MESSAGES.get(rule, _other)(where, found, rules)
+            if message:
+                yield Complaint(pointer=pointer, message=message, hint=hint)
+
+
+def _missing(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    """Keys that are not there, unless they are misspelt: that is a complaint already."""
+    misspelt = {close for key in found if key not in rules["properties"] for close in _close(key, rules["required"])}
+    keys = [key for key in rules["required"] if key not in found and key not in misspelt]
+    if not keys:
+        return "", ""
+    message = f"{' and '.join(keys)} {'are' if len(keys) > 1 else 'is'} missing in {where}"
+    entry = rules["properties"].get(keys[0], {})
+    return message, f"write {keys[0]}: {entry['const']}" if "const" in entry else entry.get("description", "")
+
+
+def _wrong_type(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
+    wanted = " or ".join(_TYPES[word] for word in types if word != "null")
+    return f"{where} must be {wanted}, not {in_words(found)}", rules.get("description", "")
+
+
+def _wrong_word(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    words = tuple(str(word) for word in rules["enum"] if word is not None)
+    return f"{where} cannot be {in_words(found)}", nearest(str(found), words)
+
+
+def _wrong_constant(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    return f"{where} cannot be {in_words(found)}", f"write {rules['const']}"
+
+
+def _wrong_pattern(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    return f"{where} cannot be {in_words(found)}", _pattern_hint(rules)
+
+
+def _pattern_hint(rules: Any) -> str:
+    pattern: str = rules["pattern"]
+    return _PATTERNS.get(pattern, f"it must match {pattern}")
+
+
+def _out_of_range(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    low, high = rules.get("minimum"), rules.get("maximum")
+    limits = f"from {low} up" if high is None else f"from {low} to {high}"
+    return f"{where} is {found}; it must be {limits}", ""
+
+
+def _too_long(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    return f"{where} has {len(found)} characters; at most {rules['maxLength']} are allowed", ""
+
+
+def _not_unique(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    del rules
+    seen: list[Any] = []
+    for item in found[:_MAX_COMPARED]:
+        if item in seen:
+            return f"{where} has {in_words(item)} twice", "remove one of the two"
+        seen.append(item)
+    return f"{where} has something twice", ""
+
+
+def _empty(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    del found, rules
+    return f"{where} is empty", ""
+
+
+def _other(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    return f"{where} cannot be {in_words(found)}", rules.get("description", "")
+
+
+_MESSAGES: dict[str, Callable[[str, Any, Any], tuple[str, str]]] = {
+    "required": _missing,
+    "type": _wrong_type,
+    "enum": _wrong_word,
+    "const": _wrong_constant,
+    "pattern": _wrong_pattern,
+    "minimum": _out_of_range,
+    "maximum": _out_of_range,
+    "maxLength": _too_long,
+    "uniqueItems": _not_unique,
+    "minProperties": _empty,
+    "minItems": _empty,
+}
+_TYPES = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "empty",
+}
+_PATTERNS = {
+    "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$": "up to 48 of a-z, 0-9 and '-', a letter or digit at both ends",
+    "^(100|[0-9]{1,2})%$": "a number of VMs, or a percentage from 0% to 100%",
+    "^(100|[1-9][0-9]?)%$": "a number of VMs, or a percentage from 1% to 100%",
+    "^[0-9]{1,6}(ms|s|m|h|d)$": "a whole number and a unit: 250ms, 10s, 5m, 1h, 2d",
+    "^[0-9a-f]{64}$": "64 hexadecimal digits, as sha256sum prints them",
+    "^(file:///|https://)[!-~]+$": "file:///path or https://host/path",
+    "^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$": "up to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends",
+    "^[ -~]*$": "printable ASCII only",
+    "^[A-Za-z_][A-Za-z0-9_]*$": "letters, digits and '_', no digit first",
+    "^host(\\.[A-Za-z_][A-Za-z0-9_]*)+$": "a variable of the host, such as host.rack",
+    "^\\$\\{[^}]+\\}$": "a whole number, or a ${variable}",
+    "^([0-9]{1,6}(ms|s|m|h|d)|\\$\\{[^}]+\\})$": "a whole number and a unit: 250ms, 10s, 5m, 1h, 2d",
+    "\\$\\{index(:0?[1-9][0-9]?d)?\\}": "${index} or ${index:03d} must be in it",
+}
+
+
+def expectation(what: str) -> str:
+    """What msgspec says of a value that it refuses, as what the value must be."""
+    if "missing" in what:
+        return "it must be given"
+    if regex := re.search("matching regex '(.*)'", what):
+        return f"it must be {_PATTERNS.get(regex[1], regex[1])}"
+    if limit := re.search("(<=|>=|length <=) ([0-9]+)", what):
+        return f"it must be {_LIMITS[limit[1]].format(limit[2])}"
+    wanted = re.findall("`([a-z]+)", what.partition(", got")[0])
+    return f"it must be {' or '.join(_TYPES.get(_OF_MSGSPEC.get(word, word), word) for word in wanted)}"
+
+
+_LIMITS = {"<=": "at most {}", ">=": "at least {}", "length <=": "at most {} characters long"}
+_OF_MSGSPEC = {"int": "integer", "str": "string", "bool": "boolean", "float": "number"}
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A hint: the known word that `word` may have been meant for, else what is known."""
+    if close := _close(word, known):
+        return f"did you mean {close[0]}?"
+    more = f", and {len(known) - _MAX_KNOWN} more" if len(known) > _MAX_KNOWN else ""
+    return f"known are {', '.join(known[:_MAX_KNOWN])}{more}" if known else ""
+
+
+def _close(word: str, known: Sequence[str]) -> list[str]:
+    if len(known) > _MAX_COMPARED:
+        known = [other for other in known if other[:1] == word[:1]][:_MAX_COMPARED]
+    return difflib.get_close_matches(word, known, n=1)
+
+
+def in_words(value: Any) -> str:
+    """A value of the specs inside a message, cut where it is long."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    text = value if len(value) <= _MAX_SHOWN else value[: _MAX_SHOWN - 1] + "…"
+    return json.dumps(text, ensure_ascii=False) + code_points(value)

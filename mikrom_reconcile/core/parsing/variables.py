@@ -1,0 +1,154 @@
+"""Variables: `${name}`, `${index:03d}`, `${host.rack}`. Lookups only, no logic; what is undefined is an error.
+
+A scalar that is exactly one `${x}` takes the type of x; inside other text x becomes text. `$${` is a literal `${`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.parsing.yaml_words import plain
+
+_LOOKUP = re.compile(r"\$\$\{|\$\{([^}]*)\}|\$\{")
+_INSIDE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)(?::(0?[1-9][0-9]?d))?$")
+BUILT_IN_NAMES = frozenset({"name", "index", "fleet", "project", "host"})
+"""What every VM knows of itself; no variable can be called so."""
+
+_MAX_DEPTH = 8
+"""How far a variable may lead to another; a circle is found here."""
+
+_MAX_MADE = 1 << 18
+"""Characters that the lookups of one VM may make: variables that multiply one another grow beyond any memory."""
+
+
+class VariableError(ValueError):
+    """A lookup cannot be answered; `name` is the variable, "" if the text is no lookup at all."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """Variables from one place. `origin` says where, for `render --explain`."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+class Scope:
+    """What names mean for one VM: layers, the strongest first. Remembers which names were looked up."""
+
+    def __init__(self, *layers: Layer) -> None:
+        self._layers = layers
+        self.used: dict[str, tuple[Any, str]] = {}
+        self._lengths: dict[str, int] = {}
+        self._made = 0
+
+    def lookup(self, name: str, depth: int = 0) -> Any:
+        """The value of `name`. Raises VariableError when no layer has it or it leads in a circle."""
+        if name not in self.used:
+            self.used[name] = found = self._found(name, depth)
+            self._lengths[name] = len(str(found[0]))
+        self._made += self._lengths[name]
+        if self._made > _MAX_MADE:
+            raise VariableError(f"the lookups of one VM make more than {_MAX_MADE} characters", name)
+        return self.used[name][0]
+
+    def _found(self, name: str, depth: int) -> tuple[Any, str]:
+        if depth > _MAX_DEPTH:
+            raise VariableError(f"${{{name}}} leads in a circle", name)
+        for layer in self._layers:
+            found, value = _dig(layer.values, name)
+            if found:
+                return self.resolve(value, depth + 1), layer.origin
+        raise VariableError(f"${{{name}}} is not defined", name)
+
+    def resolve(self, value: Any, depth: int = 0) -> Any:
+        """`value` with every lookup in it answered."""
+        if isinstance(value, str):
+            return self._text(value, depth) if "${" in value else value
+        if isinstance(value, dict):
+            return {key: self.resolve(item, depth) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.resolve(item, depth) for item in value]
+        return value
+
+    def _text(self, text: str, depth: int) -> Any:
+        whole = _LOOKUP.fullmatch(text)
+        if whole and whole[1] is not None and ":" not in whole[1]:
+            found = self.lookup(_parsed(whole)[0], depth)
+            return found if depth else plain(found)
+        return _LOOKUP.sub(lambda match: self._piece(match, depth), text)
+
+    def _piece(self, match: re.Match[str], depth: int) -> str:
+        if match[0] == "$${":
+            return "${"
+        name, form = _parsed(match)
+        value = self.lookup(name, depth)
+        if isinstance(value, dict | list):
+            raise VariableError(f"${{{name}}} is a {_KIND[type(value)]} and cannot stand inside text", name)
+        if form:
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise VariableError(f"${{{name}:{form}}}: {name} is not a whole number", name)
+            return format(value, form)
+        return _as_text(value)
+
+
+def unescaped(text: str) -> str:
+    """What a text without lookups says: $${ stands for ${ everywhere."""
+    return text.replace("$${", "${")
+
+
+def names_in(value: Any) -> frozenset[str]:
+    """The names that a value looks up directly; "" stands for what is no lookup, although it begins like one."""
+    texts = _texts_with_lookups(value)
+    if not texts:
+        return frozenset()
+    lookups = [match for text in texts for match in _LOOKUP.finditer(text) if match[0] != "$${"]
+    parsed = (_INSIDE.match(match[1] or "") for match in lookups)
+    return frozenset(lookup[1] if lookup else "" for lookup in parsed)
+
+
+def _texts_with_lookups(value: Any) -> list[str]:
+    found, left = [], [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            if "${" in value:
+                found.append(value)
+        elif isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return found
+
+
+def _parsed(lookup: re.Match[str]) -> tuple[str, str]:
+    match = _INSIDE.match(lookup[1] or "")
+    if not match:
+        raise VariableError(f"{lookup[0]} is no lookup; write ${{name}}, ${{index:03d}}, or $${{ for the text", "")
+    return match[1], match[2] or ""
+
+
+def _dig(values: Mapping[str, Any], name: str) -> tuple[bool, Any]:
+    """`host.rack` as values["host"]["rack"]."""
+    value: Any = values
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return False, None
+        value = value[part]
+    return True, value
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_KIND = {dict: "mapping", list: "list"}

@@ -1,0 +1,241 @@
+"""YAML, event by event: the value of each document, where every part of it stands, and what is wrong with it.
+
+Slow, and the authority: what the quick parser of `yaml_text` answers must be what this one would. It builds on events
+instead of PyYAML's nodes, because composing those recurses in C (100,000 brackets end the process) and follows
+aliases before anybody can count them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import yaml
+
+from mikrom_reconcile.core.parsing.yaml_words import (
+    MAX_DEPTH,
+    MAX_VALUES,
+    Mistake,
+    Spelled,
+    guess_at,
+    meaning_of,
+    quoted,
+    shown,
+)
+
+# What is no text at all: https://yaml.org/spec/1.2.2/#51-character-set
+_NOT_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Node(msgspec.Struct, kw_only=True):
+    """A value and where it begins, as an offset into the text.
+
+    `parts` are the nodes in it, those of a mapping each with the offset of its key. `size` counts the values in it,
+    itself included; `height` is how deep it goes, 0 for a word.
+    """
+
+    at: int
+    value: Any
+    parts: dict[str, tuple[int, Node]] | list[Node] | None = None
+    size: int = 1
+    height: int = 0
+
+
+class _Unreadable(Exception):  # noqa: N818 - it never leaves this module
+    def __init__(self, at: int, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.mistake = Mistake(at=at, message=message, hint=hint)
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """The documents of a text that are not empty, and every mistake. `whole`: it could be read to its end."""
+
+    roots: tuple[Node, ...]
+    mistakes: tuple[Mistake, ...]
+    whole: bool
+
+
+def read_nodes(text: str, start: int, end: int) -> Reading:
+    """What `text` says between two offsets. After a mistake of syntax the rest of it cannot be read."""
+    if found := _NOT_PRINTABLE.search(text, start, end):
+        message = f"the character U+{ord(found[0]):04X} is not allowed in YAML"
+        return Reading(roots=(), mistakes=(Mistake(at=found.start(), message=message),), whole=False)
+    reader = _Reader(text, start, end)
+    roots: list[Node] = []
+    whole = True
+    try:
+        for root in reader.roots():
+            if root.value is not None:
+                roots.append(root)  # noqa: PERF401 - those before a mistake of syntax count
+    except _Unreadable as error:
+        reader.mistakes.append(error.mistake)
+        whole = False
+    except yaml.MarkedYAMLError as error:
+        reader.mistakes.append(_of_syntax(text, start, end, error))
+        whole = False
+    return Reading(roots=tuple(roots), mistakes=tuple(reader.mistakes), whole=whole)
+
+
+class _Reader:
+    """Turns events into nodes, collecting the mistakes that do not end the reading."""
+
+    def __init__(self, text: str, start: int, end: int) -> None:
+        self.mistakes: list[Mistake] = []
+        self._text = text
+        self._start = start
+        self._loader = _LOADER(text[start:end])
+        self._anchors: dict[str, Node] = {}
+        self._open: set[str] = set()
+        self._count = 0
+
+    def roots(self) -> Iterator[Node]:
+        """The root of each document."""
+        self._loader.get_event()
+        while not self._loader.check_event(yaml.StreamEndEvent):
+            self._loader.get_event()
+            self._anchors, self._open, self._count = {}, set(), 0
+            yield self._node(0)
+            self._loader.get_event()
+
+    def _node(self, depth: int, *, key: bool = False) -> Node:
+        event = self._loader.get_event()
+        at = self._start + event.start_mark.index
+        self._count += 1
+        if depth > MAX_DEPTH:
+            raise _Unreadable(at, f"nested deeper than {MAX_DEPTH} levels")
+        if isinstance(event, yaml.AliasEvent):
+            node = self._aliased(str(event.anchor), at, depth)
+        else:
+            if event.tag is not None:
+                self._mistake(at, f"the tag {shown(event.tag)} is not allowed", "write the plain value")
+            self._open.add(event.anchor or "")
+            node = self._begun(event, at, depth, key=key)
+            self._open.discard(event.anchor or "")
+            self._anchors[event.anchor or ""] = node
+        if self._count > MAX_VALUES:
+            raise _Unreadable(at, f"more than {MAX_VALUES} values in one document, aliases counted")
+        return node
+
+    def _begun(self, event: Any, at: int, depth: int, *, key: bool) -> Node:
+        if isinstance(event, yaml.ScalarEvent):
+            bare = event.implicit[0] and not event.style
+            return Node(at=at, value=self._bare(event.value, at, key=key) if bare else event.value)
+        before = self._count
+        node = self._sequence(at, depth) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(at, depth)
+        self._loader.get_event()
+        node.size += self._count - before
+        return node
+
+    def _aliased(self, name: str, at: int, depth: int) -> Node:
+        found = self._anchors.get(name)
+        if found is None:
+            inside = name in self._open
+            message = f"*{name} stands inside &{name} itself" if inside else f"there is no &{name} above"
+            self._mistake(at, message, "" if inside else "write text that begins with * in quotes")
+            return Node(at=at, value=None)
+        self._count += found.size - 1
+        if depth + found.height > MAX_DEPTH:
+            raise _Unreadable(at, f"nested deeper than {MAX_DEPTH} levels, aliases counted")
+        return Node(at=at, value=found.value, parts=found.parts, size=found.size, height=found.height)
+
+    def _sequence(self, at: int, depth: int) -> Node:
+        parts: list[Node] = []
+        while not self._loader.check_event(yaml.SequenceEndEvent):
+            parts.append(self._node(depth + 1))
+        height = 1 + max((part.height for part in parts), default=0)
+        return Node(at=at, value=[part.value for part in parts], parts=parts, height=height)
+
+    def _mapping(self, at: int, depth: int) -> Node:
+        own: dict[str, tuple[int, Node]] = {}
+        merged: dict[str, tuple[int, Node]] = {}
+        merge_at: int | None = None
+        height = 0
+        while not self._loader.check_event(yaml.MappingEndEvent):
+            merges = self._at_merge_key()
+            key = self._node(depth + 1, key=True)
+            value = self._node(depth + 1)
+            height = max(height, key.height, value.height)
+            if merges:
+                if merge_at is not None:
+                    hint = "merge several mappings as one list: <<: [*one, *other]"
+                    self._mistake(key.at, "duplicate key '<<'", hint, merge_at)
+                merge_at = key.at
+                for parts in self._mappings_in(value):
+                    merged = parts | merged  # the earlier of two merged mappings wins
+            elif isinstance(key.value, str):
+                self._add(own, key, value)
+            else:  # told at the mapping's own place: Jinja's {{ x }} is one mistake, not two
+                hint = "write ${name} for a variable" if self._text.startswith("{{", at) else ""
+                self._mistake(at, "a key must be a word, not a list or a mapping", hint)
+        parts = merged | own if merged else own
+        values = {name: node.value for name, (_, node) in parts.items()}
+        return Node(at=at, value=values, parts=parts, height=1 + height)
+
+    def _at_merge_key(self) -> bool:
+        event = self._loader.peek_event()
+        return isinstance(event, yaml.ScalarEvent) and event.value == "<<" and not event.style
+
+    def _mappings_in(self, node: Node) -> Iterator[dict[str, tuple[int, Node]]]:
+        for part in node.parts if isinstance(node.parts, list) else [node]:
+            if isinstance(part.parts, dict):
+                yield part.parts
+            else:
+                self._mistake(part.at, "'<<' merges mappings only", "point it at a mapping")
+
+    def _add(self, own: dict[str, tuple[int, Node]], key: Node, value: Node) -> None:
+        if key.value in own:
+            self._mistake(key.at, f"duplicate key {shown(key.value)}", "remove one of the two", own[key.value][0])
+        else:
+            own[key.value] = (key.at, value)
+
+    def _bare(self, word: str, at: int, *, key: bool) -> Any:
+        if guess := guess_at(word):
+            hint = f"write {quoted(word)} for the text" + (", true or false for a boolean" * (guess == "a boolean"))
+            self._mistake(at, f"{shown(word)} is read as {guess} by some programs and as text by others", hint)
+            return word
+        if key:
+            return word
+        try:
+            value = meaning_of(word)
+            return Spelled(word) if isinstance(value, float) and str(value) != word else value
+        except OverflowError:
+            self._mistake(at, f"{shown(word)} is too large a number", f"write {quoted(word)} for the text")
+            return word
+
+    def _mistake(self, at: int, message: str, hint: str = "", earlier: int | None = None) -> None:
+        self.mistakes.append(Mistake(at=at, message=message, hint=hint, earlier=earlier))
+
+
+def _of_syntax(text: str, start: int, end: int, error: yaml.MarkedYAMLError) -> Mistake:
+    """What the parser says, with a hint; what is never closed is told where it begins."""
+    problem, context = str(error.problem or ""), str(error.context or "")
+    mark = error.problem_mark or error.context_mark
+    at = start + (mark.index if mark else 0)
+    never_closed = problem in _NEVER_CLOSED or (problem in _NOT_CLOSED_YET and not text[at:end].strip())
+    if never_closed and error.context_mark:
+        at, problem = start + error.context_mark.index, "this is never closed"
+    elif problem == _NO_TOKEN and text[at : at + 1] == "\t":
+        problem = "a tab cannot indent"
+    return Mistake(at=at, message=f"not YAML: {problem or context}", hint=_SYNTAX_HINTS.get(problem, ""))
+
+
+_NO_TOKEN = "found character that cannot start any token"  # noqa: S105 - a parser's word
+_NEVER_CLOSED = ("found unexpected end of stream", "found unexpected document indicator")
+_NOT_CLOSED_YET = ("did not find expected ',' or ']'", "did not find expected ',' or '}'")
+_SYNTAX_HINTS = {
+    "a tab cannot indent": "use spaces",
+    _NO_TOKEN: "write text that begins with this character in quotes",
+    "mapping values are not allowed in this context": "write text with ': ' in it in quotes, or check the indentation",
+    "found a tab character that violates indentation": "use spaces",
+    "did not find expected <document start>": "begin the next document with ---",
+    "could not find expected ':'": "write 'key: value', with a space after the colon",
+    "did not find expected key": "check the indentation",
+    "did not find expected '-' indicator": "check the indentation",
+    "did not find expected ',' or ']'": "a comma or ] is missing before this",
+    "did not find expected ',' or '}'": "a comma or } is missing before this",
+    "found unknown escape character": "write a backslash twice, or use single quotes",
+}

@@ -1,0 +1,230 @@
+"""The documents of a file as plain values, and the places of those values.
+
+A file is cut at its `---` lines: such a line always ends a document, even inside quotes. So a mistake of syntax in
+one document leaves the others readable, and only documents with something unusual in them have to be read by
+`yaml_nodes`, slowly; the others are read by a parser of the same descent in a tenth of the time.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from mikrom_reconcile.core.model.specs import EXCERPT, EXCERPT_BEFORE, SpecProblem
+from mikrom_reconcile.core.parsing.yaml_words import MAX_DEPTH, MAX_INT, MAX_VALUES, SUSPECT, Mistake, means_itself
+
+if TYPE_CHECKING:
+    from mikrom_reconcile.core.parsing.yaml_nodes import Node, Reading
+
+MAX_PROBLEMS: Final = 500
+"""Mistakes that are told in one go; nobody reads more, and an attack must not cost more."""
+
+MAX_DOCUMENTS: Final = 100_000
+"""Documents in one file."""
+
+_MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
+_LEAD = re.compile(r"(?:---)?[ \t]*(?:(?:#[^\n]*)?\n[ \t]*)*")
+
+# What the quick parser reads otherwise, or where lines end otherwise.
+_MAYBE_UNUSUAL = ("&", "*", "!", "<<", "0x", "0o", "0b", "\r", "\x85", "\u2028", "\u2029", "\ufeff")
+_UNUSUAL = re.compile("(?:^|[\\s\\[{,:])[&*!]|<<|0[xob]|[\r\x85\u2028\u2029\ufeff]")
+_SLOWLY: Final = object()
+
+_MAX_OPENED = 250
+"""Brackets in a document for the quick parser, whose time grows with how deep they are nested, times its length."""
+
+
+class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """One document: its value, and the line its value begins on, from 1. `spelled`: numbers in it may be `Spelled`."""
+
+    line: int
+    value: Any
+    spelled: bool = False
+
+
+class YamlFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The documents of a file, empty ones left out, and what YAML itself makes wrong with them.
+
+    `whole` says that every document could be read, mistakes or not.
+    """
+
+    documents: list[YamlDocument]
+    problems: list[SpecProblem]
+    whole: bool
+
+
+def read_file(path: str, text: str) -> YamlFile:
+    """The documents of one file, and every mistake of YAML in it."""
+    lines = Lines(path, text)
+    if text.count("\n---") >= MAX_DOCUMENTS:
+        too_many = Mistake(at=0, message=f"more than {MAX_DOCUMENTS} documents in one file", hint="split it")
+        return YamlFile(documents=[], problems=[lines.problem(too_many)], whole=False)
+    documents: list[YamlDocument] = []
+    problems: list[SpecProblem] = []
+    whole = True
+    line = 1
+    suspicious = _is_suspicious(text)
+    for start, end in _cuts(text):
+        chunk = text[start:end]
+        value = _quickly(chunk, suspicious=suspicious)
+        if value is _SLOWLY:
+            reading = _slowly(text, start, end)
+            documents += (
+                YamlDocument(line=lines.at(root.at)[0], value=root.value, spelled=True) for root in reading.roots
+            )
+            problems += map(lines.problem, islice(reading.mistakes, MAX_PROBLEMS))
+            whole = whole and reading.whole
+            if len(problems) >= MAX_PROBLEMS:
+                return YamlFile(documents=documents, problems=problems, whole=False)
+        elif value is not None:
+            lead = _LEAD.match(chunk)
+            documents.append(YamlDocument(line=line + (lead[0].count("\n") if lead else 0), value=value))
+        line += chunk.count("\n")
+    return YamlFile(documents=documents, problems=problems, whole=whole)
+
+
+class Lines:
+    """Lines and columns, from 1, of offsets into one file."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self._path = path
+        self._text = text
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(match.end() for match in _LINE_BREAK.finditer(self._text))]
+
+    def at(self, offset: int) -> tuple[int, int]:
+        """Line and column; what lies behind the last word is told there."""
+        offset = min(offset, len(self._text.rstrip()))
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
+
+    def start_of(self, line: int) -> int:
+        """Where a line begins."""
+        return self._starts[line - 1]
+
+    def problem(self, mistake: Mistake, pointer: str = "") -> SpecProblem:
+        """A mistake with its place and the line that it is in, cut around it if that is long."""
+        line, column = self.at(mistake.at)
+        start = self._starts[line - 1]
+        message = mistake.message
+        if mistake.earlier is not None:
+            message += f"; it stands already on line {self.at(mistake.earlier)[0]}"
+        first = max(start, start + column - 1 - EXCERPT_BEFORE)
+        last = first + EXCERPT
+        line_break = _LINE_BREAK.search(self._text, first, last)
+        return SpecProblem(
+            path=self._path,
+            line=line,
+            column=column,
+            pointer=pointer,
+            message=message,
+            hint=mistake.hint,
+            excerpt=self._text[first : line_break.start() if line_break else last],
+        )
+
+
+class Places:
+    """Where values stand in one file; documents are read slowly for it, but only those that are asked about."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self.lines = Lines(path, text)
+        self._text = text
+        self._cuts = list(_cuts(text))
+        self._roots: dict[int, tuple[Node, ...]] = {}
+
+    def offset(self, document_line: int, pointer: tuple[str | int, ...], *, key: bool = False) -> int:
+        """Where the value at `pointer` begins, or its key; that of the nearest parent if it is absent."""
+        node = self._root(document_line)
+        at = node.at
+        for step in pointer:
+            if isinstance(node.parts, dict) and step in node.parts:
+                key_at, node = node.parts[str(step)]
+            elif isinstance(node.parts, list) and isinstance(step, int) and step < len(node.parts):
+                key_at = node.at
+                node = node.parts[step]
+            else:
+                break
+            at = key_at if key else node.at
+        return at
+
+    def find(self, document_line: int, pointer: tuple[str | int, ...]) -> tuple[int, int]:
+        """Line and column, from 1, of the value at `pointer`, or of its nearest parent."""
+        return self.lines.at(self.offset(document_line, pointer))
+
+    def _root(self, document_line: int) -> Node:
+        number = bisect_right(self._cuts, (self.lines.start_of(document_line), len(self._text))) - 1
+        if number not in self._roots:
+            self._roots[number] = _slowly(self._text, *self._cuts[number]).roots
+        roots = self._roots[number]
+        return next((root for root in roots if self.lines.at(root.at)[0] == document_line), roots[0])
+
+
+def _cuts(text: str) -> list[tuple[int, int]]:
+    """Start and end of each document; where directives make that harder to tell, all of the text."""
+    if text.startswith(("%", "...")) or "\n%" in text or "\n..." in text:
+        return [(0, len(text))]
+    starts = [match.start() for match in _MARKER.finditer(text)]
+    if not starts or starts[0] > 0:
+        starts.insert(0, 0)
+    return list(zip(starts, [*starts[1:], len(text)], strict=True))
+
+
+def _slowly(text: str, start: int, end: int) -> Reading:
+    from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes  # noqa: PLC0415 - PyYAML: 17 ms for the unusual only
+
+    return read_nodes(text, start, end)
+
+
+def _is_suspicious(text: str) -> bool:
+    """Whether there is anything in it that the quick parser may read otherwise."""
+    return any(mark in text for mark in _MAYBE_UNUSUAL)
+
+
+def _quickly(chunk: str, *, suspicious: bool = True) -> Any:
+    """The value of a document that both parsers read alike, else `_SLOWLY`; `suspicious` is what its file is."""
+    opened = chunk.count("[") + chunk.count("{")
+    if max(len(chunk) - MAX_VALUES, opened - _MAX_OPENED) > 0:
+        return _SLOWLY
+    if suspicious and _is_suspicious(chunk) and _UNUSUAL.search(chunk):
+        return _SLOWLY
+    import ryaml  # noqa: PLC0415 - 10 ms that a command without specs need not pay
+
+    try:
+        value = ryaml.loads(chunk)
+    except ValueError:
+        return _SLOWLY
+    return value if _usual(value) else _SLOWLY
+
+
+def _usual(document: Any) -> bool:
+    """Whether no word in it may have been a guess; floats do not tell how they were written."""
+    level = [document]
+    for _ in range(MAX_DEPTH + 1):
+        keys: list[Any] = []
+        below: list[Any] = []
+        for value in level:
+            kind = type(value)
+            if kind is str:
+                if value[:1] in SUSPECT and not means_itself(value):
+                    return False
+            elif kind is dict:
+                keys += value
+                below += value.values()
+            elif kind is list:
+                below += value
+            elif kind is float or (kind is int and not -MAX_INT < value < MAX_INT):
+                return False
+        if not {*map(type, keys)} <= {str}:
+            return False
+        level = below + keys
+        if not level:
+            return True
+    return False

@@ -1,0 +1,126 @@
+"""The desired state: what the specs want, on the hosts where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
+from mikrom_reconcile.core.model.digests import spec_digest
+from mikrom_reconcile.core.model.errors import SpecError
+from mikrom_reconcile.core.model.fields import without
+from mikrom_reconcile.core.model.specs import SourceTree, SpecProblem
+from mikrom_reconcile.core.parsing.documents import Flaw, Schemas
+from mikrom_reconcile.core.parsing.known_files import NO_CACHE, Cache
+from mikrom_reconcile.core.placement.addresses import Addresses, clashes, still_good
+from mikrom_reconcile.core.placement.scheduler import Landscape
+from mikrom_reconcile.core.specs.expand import PendingVM, Resolver, expand
+from mikrom_reconcile.core.specs.load import Specs, gather, one_per_place
+
+NO_LEASES: Mapping[str, Addresses] = MappingProxyType({})
+
+
+def desired_state(
+    specs: Specs, pending: Sequence[PendingVM], landscape: Landscape, leases: Mapping[str, Addresses] = NO_LEASES
+) -> DesiredState:
+    """What the specs want of these VMs. Raises SpecError for what cannot be resolved on the host that was chosen.
+
+    `leases` are the addresses that VMs are known to have.
+    """
+    resolver = Resolver(specs)
+    digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest
+    vms = []
+    placing = landscape.place(pending, resolver.need)
+    for vm, host in zip(pending, placing.hosts, strict=True):
+        resolved = resolver.resolve(vm, host or (vm.hosts or landscape.hosts)[0])
+        (state, spec), fleet = resolved, vm.fleet
+        if (digest := digests.get(id(resolved))) is None:
+            digest = digests[id(resolved)] = spec_digest(
+                project=specs.project,
+                fleet=fleet.name,
+                state=state,
+                spec=without(spec, fleet.ignore_changes),
+                policy=fleet.policy,
+            )
+        vms.append(
+            DesiredVM(
+                name=vm.name,
+                project=specs.project,
+                fleet=fleet.name,
+                host=host,
+                state=state,
+                spec=spec,
+                policy=fleet.policy,
+                spec_digest=digest,
+                ignore_changes=fleet.ignore_changes,
+                addresses=still_good(spec, leases.get(vm.name, {}), specs.networks) if spec.network_interfaces else {},
+            )
+        )
+    if specs.networks:
+        resolver.flaws += _clash_flaws(specs, vms)
+    resolver.check()
+    return DesiredState(
+        revision=specs.tree.revision,
+        project=specs.project,
+        whole=specs.whole,
+        fleets=tuple(fleet.name for fleet in specs.fleets),
+        vms=tuple(vms),
+        hosts=landscape.hosts,
+        placed=placing.placed,
+        leaves=placing.leaves,
+        rejections=placing.rejections,
+    )
+
+
+def _clash_flaws(specs: Specs, vms: Sequence[DesiredVM]) -> Iterator[Flaw]:
+    """Addresses that VMs cannot have because of each other."""
+    documents = {fleet.name: fleet.document for fleet in specs.fleets}
+    for vm, name, why in clashes(vms, specs.networks):
+        pointer = ("spec", "template", "network_interfaces", name)
+        yield Flaw(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
+
+
+def checked(
+    tree: SourceTree,
+    schemas: Schemas,
+    *,
+    here: str,
+    extra_vars: dict[str, Any] | None = None,
+    cache: Cache = NO_CACHE,
+) -> Specs:
+    """The specs in `tree`. Raises SpecError with every problem: where documents are wrong, what the good ones want is
+    tried too, so that nobody has to mend in two rounds.
+    """
+    gathered = gather(tree, schemas, extra_vars, cache)
+    if not gathered.problems:
+        return gathered.specs
+    found: tuple[SpecProblem, ...] = ()
+    if gathered.complete:
+        try:
+            wanted(gathered.specs, here=here)
+        except SpecError as error:
+            found = error.problems
+    raise SpecError(one_per_place([*gathered.problems, *found]))
+
+
+def wanted(specs: Specs, *, here: str) -> DesiredState:
+    """All that the specs want, placed as if nothing existed yet. `here` is the host of specs without an Inventory.
+
+    Raises SpecError for everything that cannot be resolved, on any host that a VM may come to.
+    """
+    pending = expand(specs)
+    resolver = Resolver(specs)
+    empty = [replace(fleet, replicas=1) for fleet in specs.fleets if fleet.replicas == 0]
+    specimens = expand(replace(specs, fleets=tuple(empty)))  # what nobody is made from yet
+    one_of_each = {
+        id(vm.recipe): vm for vm in reversed((*pending, *specimens))
+    }  # what cannot be answered on a host cannot for any VM
+    for vm in one_of_each.values():
+        hosts = vm.hosts or (here,)
+        for host in hosts if vm.recipe.looked_up else hosts[:1]:
+            resolver.resolve(vm, host)
+    resolver.check()
+    return desired_state(specs, pending, Landscape(specs, here, located={}))

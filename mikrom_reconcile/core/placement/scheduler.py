@@ -1,0 +1,256 @@
+"""Which host each VM belongs on. An existing VM stays where it is, while that is allowed; a new one goes where the
+fewest are, among the hosts that have room for it and that its fleet prefers. The same input gives the same hosts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from mikrom_reconcile.core.model.observed import Capacity
+from mikrom_reconcile.core.placement.capacity import ENDLESS, Room
+from mikrom_reconcile.core.placement.host_heaps import Bookcase, Census, Loads, Paths, Shelf, Shelves
+from mikrom_reconcile.core.specs.constraints import Attributes, told
+from mikrom_reconcile.core.specs.expand import PendingVM
+from mikrom_reconcile.core.specs.inventory import Inventory
+from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
+
+TOLD_HOSTS = 5
+"""Hosts that are named for one reason: a thousand names help nobody."""
+
+Need = Callable[[PendingVM], Capacity]
+"""What a VM takes of its host."""
+
+Members = dict[int, list[str]]
+"""By the identity of a fleet the hosts of its VMs."""
+
+
+class Placing(msgspec.Struct, frozen=True, kw_only=True):
+    """A host for each VM that was asked about, in that order; "" for a new one that none can have.
+
+    `placed` says of chosen hosts why it was that one, `leaves` why VMs may not stay where they are, and `rejections`
+    why no host can have them.
+    """
+
+    hosts: list[str]
+    placed: dict[str, str] = {}
+    leaves: dict[str, str] = {}
+    rejections: dict[str, tuple[str, ...]] = {}
+
+
+class Landscape:
+    """The hosts of a run: who may be there, who is, and how much room is left. Each choice takes its room.
+
+    `dark` maps hosts without a report to the reason, `located` has where VMs are, `hints` where they were last known
+    to be, `rooms` the room on hosts that answered, `anchors` why VMs cannot leave at all. `here` is the host of specs
+    without an Inventory.
+    """
+
+    def __init__(
+        self,
+        specs: Specs,
+        here: str,
+        *,
+        located: Mapping[str, str],
+        dark: Mapping[str, str] | None = None,
+        hints: Mapping[str, str] | None = None,
+        rooms: Mapping[str, Room] | None = None,
+        anchors: Mapping[str, str] | None = None,
+    ) -> None:
+        self.hosts = hosts_of(specs, here)
+        inventory = specs.inventory or Inventory()
+        self._attributes = Attributes(inventory, specs.extra_vars)
+        self._states = {host: entry.state for host, entry in inventory.hosts.items() if entry.state != "active"}
+        self._dark = dark or {}
+        self._located = located
+        self._hints = hints or {}
+        self._anchors = anchors or {}
+        self._rooms = {host: (rooms or {}).get(host, ENDLESS) for host in self.hosts}
+        self._loads = Loads(Counter(located.values()), self._rooms)
+        self._kinds: dict[bytes, int] = {}
+        self._kind_of: dict[int, int] = {}  # by the identity of a fleet: the specs hold it, and hashing is slow
+        self._homes: dict[tuple[int, int], frozenset[str]] = {}
+        self._paths: dict[tuple[int, int], Paths] = {}
+        self._shelves: dict[tuple[int, int, Capacity], Shelves] = {}
+        self._bookcases: dict[tuple[int, int, Capacity], Bookcase] = {}
+        self._census: dict[int, Census] = {}
+
+    def at_home(self, vms: Iterable[PendingVM]) -> list[PendingVM]:
+        """Those that are on a host where they may stay, as far as anybody knows."""
+        return [vm for vm in vms if self._located.get(vm.name) in self.homes_of(vm)]
+
+    def place(self, vms: Sequence[PendingVM], need: Need) -> Placing:
+        """A host for each. Those that are nowhere choose before those that have to move: they are down."""
+        placing = Placing(hosts=[self._located.get(vm.name, "") for vm in vms])
+        restless = [number for number, vm in enumerate(vms) if not self._stays(vm, placing.hosts[number])]
+        members = _members(vms, placing.hosts) if restless else {}
+        homeless: list[PendingVM] = []
+        for number in sorted(restless, key=lambda number: bool(placing.hosts[number])):
+            vm, host = vms[number], placing.hosts[number]
+            if host:
+                placing.leaves[vm.name] = self._why_not(vm, host)
+            if anchor := self._anchors.get(vm.name):
+                placing.rejections[vm.name] = (f"{host}: {placing.leaves[vm.name]}", anchor)
+                continue
+            chosen, why = self._choose(vm, need(vm), members)
+            placing.placed.update({vm.name: why} if why else {})
+            placing.hosts[number] = chosen or host or self._unreadable_home(vm)
+            if not chosen:
+                homeless.append(vm)
+        alike: dict[tuple[int, int, Capacity], tuple[str, ...]] = {}
+        for vm in homeless:  # told when all have chosen: only then is it known how full the hosts are
+            key = (id(vm.hosts), id(vm.fleet), need(vm))
+            placing.rejections[vm.name] = alike[key] = alike.get(key) or self._rejections(vm, need(vm))
+        return placing
+
+    def _stays(self, vm: PendingVM, host: str | None) -> bool:
+        """One on a dark host stays there: nobody knows more. So does one on a host that left the inventory."""
+        return bool(host) and (host in self.homes_of(vm) or host in self._dark or host not in self._rooms)
+
+    def homes_of(self, vm: PendingVM) -> frozenset[str]:
+        """The hosts that may have the VM and keep it, whether or not they take new ones."""
+        return self._homes_in(vm.hosts, vm.fleet)
+
+    def _homes_in(self, hosts: tuple[str, ...] | None, fleet: FleetSpec) -> frozenset[str]:
+        key = (id(hosts), self._kind(fleet))
+        found = self._homes.get(key)
+        if found is None:
+            allowed = self.hosts if hosts is None else hosts
+            found = self._homes[key] = frozenset(host for host in allowed if not self._unfit(fleet, host))
+        return found
+
+    def _kind(self, fleet: FleetSpec) -> int:
+        """A number for the fleet's wishes: thousands of fleets have the same."""
+        kind = self._kind_of.get(id(fleet))
+        if kind is None:
+            encoded = msgspec.json.encode(fleet.wishes)
+            kind = self._kind_of[id(fleet)] = self._kinds.setdefault(encoded, len(self._kinds))
+        return kind
+
+    # ---- choosing -------------------------------------------------------------------------------------------------
+
+    def _choose(self, vm: PendingVM, need: Capacity, members: Members) -> tuple[str, str]:
+        """A host, and why if there was a choice; "" if none can take it. It goes back to where it was, if it can."""
+        census = self._census_of(vm.fleet, members)
+        hint = self._hints.get(vm.name, "")
+        if self._takes(vm, hint) and self._loads.fits(hint, need):
+            host, why = hint, ""
+        else:
+            host = self._shelves_of(vm, need, census).best() or ""
+            why = self._praise(vm, host, census) if host and len(self.homes_of(vm)) > 1 else ""
+        if host:
+            self._loads.add(host, need)
+            if census:
+                census.add(host)
+        return host, why
+
+    def _takes(self, vm: PendingVM, host: str) -> bool:
+        return host in self.homes_of(vm) and host not in self._dark and host not in self._states
+
+    def _shelves_of(self, vm: PendingVM, need: Capacity, census: Census | None) -> Shelf | Bookcase:
+        key = (id(vm.hosts), self._kind(vm.fleet), need)
+        found = self._shelves.get(key)
+        if found is None:
+            takers = (host for host in self.homes_of(vm) if self._takes(vm, host))
+            weights = {host: self._attributes.weight(host, vm.fleet.wishes) for host in takers}
+            found = self._shelves[key] = self._paths_of(vm.fleet).shelved(weights, need, self._loads, 0)
+        if isinstance(found, Shelf) or census is None:
+            assert isinstance(found, Shelf), "only what is to be spread has shelves by value"  # noqa: S101
+            return found
+        key = (id(vm.hosts), id(vm.fleet), need)
+        if key not in self._bookcases:
+            self._bookcases[key] = Bookcase(found, census)
+        return self._bookcases[key]
+
+    def _census_of(self, fleet: FleetSpec, members: Members) -> Census | None:
+        """How the fleet's VMs are spread now; None for one that is not to be spread."""
+        spread = fleet.wishes.spread
+        if spread and id(fleet) not in self._census:
+            skews = tuple(each.max_skew for each in spread)
+            self._census[id(fleet)] = Census(self._paths_of(fleet), skews, members[id(fleet)])
+        return self._census.get(id(fleet))
+
+    def _paths_of(self, fleet: FleetSpec) -> Paths:
+        """The values of each host over which the fleet is spread."""
+        key = (id(fleet.hosts), self._kind(fleet))
+        if key not in self._paths:
+            homes = self._homes_in(fleet.hosts, fleet)
+            spread = fleet.wishes.spread
+            self._paths[key] = Paths(
+                {host: tuple(self._value(host, each.attribute) for each in spread) for host in homes}
+            )
+        return self._paths[key]
+
+    def _value(self, host: str, attribute: str) -> str:
+        return told(self._attributes.value(host, attribute))
+
+    # ---- reasons --------------------------------------------------------------------------------------------------
+
+    def _praise(self, vm: PendingVM, host: str, census: Census | None) -> str:
+        reason = f"{host} has the fewest VMs ({self._loads.vms[host]}) of {vm.fleet.pattern}"
+        wishes = vm.fleet.wishes
+        if weight := self._attributes.weight(host, wishes):
+            reason += f" with affinity {weight}"
+        path = census.paths.get(host, ()) if census else ()
+        for depth, value in enumerate(path):
+            count = census.groups[path[:depth]].counts[value] if census else 0
+            reason += f", {wishes.spread[depth].attribute} {value} has {count} of {vm.fleet.name}"
+        return reason
+
+    def _unfit(self, fleet: FleetSpec, host: str) -> str:
+        """Why the host may not keep VMs of the fleet, though its pattern allows it; "" if it may."""
+        if self._states.get(host) == "drain":
+            return "state: drain"
+        return self._attributes.unmet(host, fleet.wishes)
+
+    def _why_not(self, vm: PendingVM, host: str) -> str:
+        """Why the host may not have the VM; "" if only its room can be in the way."""
+        if vm.hosts is not None and host not in vm.hosts:
+            return f"not in hosts: {vm.hosts[0] if len(vm.hosts) == 1 else vm.fleet.pattern}"
+        if unfit := self._unfit(vm.fleet, host):
+            return unfit
+        if host in self._dark:
+            return f"could not be read: {self._dark[host]}"
+        return f"state: {self._states[host]}" if host in self._states else ""
+
+    def _unreadable_home(self, vm: PendingVM) -> str:
+        """A dark host, if only dark ones might have taken the VM: it is told with that host. "" otherwise."""
+        likely = self.homes_of(vm) - self._states.keys()
+        return "" if likely - self._dark.keys() else min(likely, default="")
+
+    def _rejections(self, vm: PendingVM, need: Capacity) -> tuple[str, ...]:
+        """Why none of the hosts can have the VM, those that are alike in one line."""
+        alike: dict[str, list[str]] = defaultdict(list)
+        for host in self.hosts:
+            alike[self._why_not(vm, host)].append(host)
+        full = sorted(alike.pop("", ()), key=lambda host: (-self._loads.mem_mib[host], host))
+        lines = [f"{host}: {self._lack(host, need)}" for host in full[:TOLD_HOSTS]]
+        if len(full) > TOLD_HOSTS:
+            lines.append(f"{len(full) - TOLD_HOSTS} more hosts have no room either")
+        return (*lines, *(f"{_named(hosts)}: {why}" for why, hosts in alike.items()))
+
+    def _lack(self, host: str, need: Capacity) -> str:
+        """What a host without room lacks, in numbers."""
+        loads, room = self._loads, self._rooms[host]
+        mem_need_mib = loads.mem_need_mib(host, need)
+        if loads.mem_mib[host] < mem_need_mib:
+            left, limit, needs, what = loads.mem_mib[host], room.mem_limit_mib, mem_need_mib, "MiB"
+        else:
+            left, limit, needs, what = loads.vcpus[host], room.vcpu_limit, need.vcpu_count, "vCPUs"
+        return f"{needs} {what} needed, {max(0, left):.0f} of {limit:.0f} left"
+
+
+def _members(vms: Iterable[PendingVM], hosts: Iterable[str]) -> Members:
+    """Where the VMs of each fleet are that is to be spread."""
+    members: Members = defaultdict(list)
+    for vm, host in zip(vms, hosts, strict=True):
+        if vm.fleet.wishes.spread:
+            members[id(vm.fleet)].append(host)
+    return members
+
+
+def _named(hosts: list[str]) -> str:
+    more = len(hosts) - TOLD_HOSTS
+    return ", ".join(hosts[:TOLD_HOSTS]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,136 @@
+"""Who has which address: leases go to a VM, not to its place in a list, and stay with it as long as it exists.
+
+A VM's record on its host is the lease; control only proposes. So an address counts as held while any record, seen or
+remembered on a dark host, has it, and for its pool's cooldown after the host proved that its VM is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
+from itertools import chain
+
+import msgspec
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
+from mikrom_reconcile.core.model.observed import Placements
+from mikrom_reconcile.core.model.plan import ChangeKind, Refusal, VMChange
+from mikrom_reconcile.core.placement.addresses import Addresses, fixed, where
+from mikrom_reconcile.core.planning.project_view import Sight
+from mikrom_reconcile.core.specs.networks import WHOLE, Network
+
+_NEEDS_ONE = frozenset({"create", "start", "restart", "replace", "resume", "pause", "stop", "update"})
+"""Kinds of changes after which the VM's record names its addresses."""
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """The addresses that are not free: `by_vm` those of VMs, `others` what else nobody may lease; `released` says how
+    many seconds ago others came back.
+    """
+
+    by_vm: Mapping[str, Addresses]
+    others: frozenset[str]
+    released: Mapping[str, float]
+
+
+def _held(desired: DesiredState, sight: Sight, remembered: Placements) -> Held:
+    """What nobody else may lease: what seen, proven, remembered and unseen VMs have, and what is static."""
+    by_vm: dict[str, Addresses] = dict(unseen(sight, remembered))
+    by_vm |= {vm.name: vm.addresses for vm in desired.vms if vm.addresses and vm.name in sight.settled}
+    by_vm |= {name: rows[0].addresses for name, rows in sight.own.items() if rows[0].addresses}
+    doubles = (ip for rows in sight.own.values() for row in rows[1:] for ip in row.addresses.values())
+    wanted = (ip for vm in desired.vms if vm.spec.network_interfaces for ip in fixed(vm.spec).values())
+    return Held(by_vm=by_vm, others=frozenset((*doubles, *wanted)), released=sight.released)
+
+
+def unseen(sight: Sight, remembered: Placements) -> Iterator[tuple[str, dict[str, str]]]:
+    """VMs that nobody can look at, on dark hosts or with a record that cannot be read, with what they last leased."""
+    for name, found in remembered.addresses.items():
+        if remembered.vms.get(name) in sight.dark or name in sight.others:
+            yield name, found
+
+
+def leased(
+    changes: list[VMChange],
+    networks: Mapping[str, Network],
+    desired: DesiredState,
+    sight: Sight,
+    remembered: Placements,
+) -> tuple[list[VMChange], list[Refusal]]:
+    """The changes with an address for each interface; those that get none are refused, the others go on.
+
+    One whose address is given up by this very plan waits for it.
+    """
+    if not networks:
+        return changes, []
+    desk = _Desk(_held(desired, sight, remembered), networks)
+    going = {it.name for it in changes if it.kind == "delete" and it.observed is sight.own[it.name][0]}
+    result, refusals = [], []
+    for change in changes:
+        vm = change.desired
+        if vm is None or change.kind not in _NEEDS_ONE or not vm.spec.network_interfaces:
+            result.append(change)
+            continue
+        try:
+            result.append(replace(change, desired=replace(vm, addresses=desk.addresses_of(vm))))
+        except _NoAddressError as error:
+            kind: ChangeKind = "wait" if error.holder in going else "blocked"
+            result.append(replace(change, kind=kind, wanted=change.kind, reasons=(*change.reasons, str(error))))
+            if kind == "blocked":
+                refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="addresses", message=str(error)))
+    return result, refusals
+
+
+class _NoAddressError(Exception):
+    """A VM cannot have an address now: `holder` has it, or "" if none is free."""
+
+    def __init__(self, message: str, holder: str = "") -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
+class _Desk:
+    """Gives out leases, each pool's in order, and never one twice."""
+
+    def __init__(self, held: Held, networks: Mapping[str, Network]) -> None:
+        self._held = held
+        self._networks = networks
+        self._owners = dict.fromkeys(held.others, "") | {
+            ip: name for name, addresses in held.by_vm.items() for ip in addresses.values()
+        }
+        self._free: dict[tuple[str, str], Iterator[int]] = {}
+        self._exhausted: dict[tuple[str, str], str] = {}
+
+    def addresses_of(self, vm: DesiredVM) -> dict[str, str]:
+        """Static addresses, leases that the VM has or is known to have had, and new ones."""
+        static = fixed(vm.spec)
+        own = self._held.by_vm.get(vm.name, {}).values()
+        for ip in static.values():
+            if (holder := self._owners.get(ip) or vm.name) != vm.name and ip not in own:
+                raise _NoAddressError(f"{ip} is leased by {holder}: write another, or let {holder} go first", holder)
+        addresses = {name: ip for name, ip in vm.addresses.items() if self._owners.get(ip, vm.name) == vm.name} | static
+        for name, nic in sorted(vm.spec.network_interfaces.items()):
+            if name not in addresses:
+                addresses[name] = self._next(nic.network, nic.pool or WHOLE)
+        self._owners |= dict.fromkeys(addresses.values(), vm.name)
+        return addresses
+
+    def _next(self, name: str, pool: str) -> str:
+        network = self._networks[name]
+        cooldown_s = network.pools[pool].cooldown_s
+        candidates = self._free.setdefault((name, pool), chain.from_iterable(network.free(pool)))
+        for ip in (str(IPv4Address(address)) for address in candidates):
+            if ip not in self._owners and self._held.released.get(ip, cooldown_s) >= cooldown_s:
+                return ip
+        if (name, pool) not in self._exhausted:
+            self._exhausted[name, pool] = self._why_exhausted(network, pool, cooldown_s)
+        raise _NoAddressError(self._exhausted[name, pool])
+
+    def _why_exhausted(self, network: Network, pool: str, cooldown_s: float) -> str:
+        """In numbers; to count takes as long as the pool is large, so it is done once."""
+        every = [str(IPv4Address(address)) for free in network.free(pool) for address in free]
+        cooling = sum(ip not in self._owners for ip in every)
+        more = f", and {cooling} are not used again until {cooldown_s:g} s after their VM went" if cooling else ""
+        held = f"{len(every) - cooling} of {len(every)} in {where(network.name, pool)} are held"
+        return f"no address is free: {held}{more}"

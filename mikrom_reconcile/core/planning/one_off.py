@@ -1,0 +1,163 @@
+"""Deeds asked for by name, past the specs: which VMs a person means, and what each of them then needs.
+
+Nothing here knows the specs: what they contradict is undone by the next run that reads them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from fnmatch import fnmatchcase
+
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.model.desired import State
+from mikrom_reconcile.core.model.errors import UsageError
+from mikrom_reconcile.core.model.fields import impact_of
+from mikrom_reconcile.core.model.lifecycle import LIVE, SATISFIES, UNWELL, WELL
+from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements
+from mikrom_reconcile.core.model.plan import ChangeKind, Plan, Verb, VMChange
+from mikrom_reconcile.core.parsing.schema_errors import nearest
+from mikrom_reconcile.core.parsing.yaml_words import shown
+from mikrom_reconcile.core.planning.diff_input import Case, Verdict
+from mikrom_reconcile.core.planning.guards import as_recorded, protect
+from mikrom_reconcile.core.planning.planner import Decision, actions_of, numbered
+
+STATES: dict[Verb, State] = {"start": "running", "stop": "stopped", "pause": "paused", "resume": "running"}
+"""What each verb leaves a VM in; a restart leaves it as it was ordered, a delete not at all."""
+
+PAST_THE_SPECS = "this goes past the specs: the next run undoes what they contradict"
+
+
+def decide_by_name(
+    verb: Verb,
+    names: tuple[str, ...],
+    observed: ObservedState,
+    acted_on: frozenset[str] = frozenset(),
+    project: str = "",
+) -> Decision:
+    """The plan of one verb on the VMs that `names` mean, with `*` and `?` in them.
+
+    Asked again in the same run, `acted_on` names the VMs that were dealt with: restarted ones only have to run by now,
+    deleted ones may be gone. Raises UsageError for a name that means nothing, and for VMs of several projects, whose
+    leases nobody holds at once, and to delete one of several of one name; not once the `project` is known.
+    """
+    rows = _meant(names, observed)
+    if not project:
+        _refuse_what_means_nothing(names, rows, observed)
+        project = _project_of(rows)
+        if verb == "delete":
+            _refuse_doubles(rows, observed)
+    rows = [row for row in rows if row.project in {"", project}]
+    changes: list[VMChange] = []
+    unchanged: dict[str, int] = {}
+    warnings: list[str] = []
+    for row in rows:
+        verdict = _judge(verb, row, acted_on=row.name in acted_on)
+        if isinstance(verdict, VMChange):
+            changes.append(verdict)
+        else:
+            unchanged[row.host] = unchanged.get(row.host, 0) + 1
+            if _drifted(row) and row.name not in acted_on:
+                warnings.append(f"{row.name} on {row.host} is {row.phase} already, and left alone: {_drifted(row)}")
+    changes, refusals = protect(changes, {})
+    contradicting = any(change.desired is None or change.desired.state != change.observed.state
+                        for change in changes if change.observed and change.kind != "blocked")  # fmt: skip
+    if contradicting:
+        warnings.append(PAST_THE_SPECS)
+    plan = Plan(
+        id="",
+        project=project,
+        revision="",
+        taken_at=observed.taken_at,
+        changes=tuple(changes),
+        unchanged=unchanged,
+        actions=tuple(actions_of(changes, project)),
+        refusals=tuple(refusals),
+        unreachable={view.host: view.error for view in observed.hosts if view.report is None},
+        warnings=tuple(warnings),
+    )
+    tokens = [view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report]
+    return Decision(plan=numbered(plan), placements=Placements(), highest_token=max(tokens, default=0))
+
+
+def _meant(names: tuple[str, ...], observed: ObservedState) -> list[ObservedVM]:
+    """The rows that the names mean, sorted by name; of two of one name and project the one that was changed last."""
+    rows: dict[tuple[str, str], ObservedVM] = {}
+    for row in (row for view in observed.hosts if view.report for row in view.report.vms):
+        key = row.name, row.project
+        if key not in rows or row.token > rows[key].token:
+            rows[key] = row
+    return [rows[key] for key in sorted(rows) if any(fnmatchcase(key[0], name) for name in names)]
+
+
+def _refuse_what_means_nothing(names: tuple[str, ...], rows: list[ObservedVM], observed: ObservedState) -> None:
+    for name in names:
+        if not any(fnmatchcase(row.name, name) for row in rows):
+            dark = ", ".join(view.host for view in observed.hosts if view.report is None)
+            unread = f" (could not be read: {dark})" if dark else ""
+            known = sorted({row.name for view in observed.hosts if view.report for row in view.report.vms})
+            hint = nearest(name, known) or "`mikrom get vms` lists them"
+            raise UsageError(f"no host has a VM {shown(name)}{unread}; {hint} (nothing was done)")
+
+
+def _project_of(rows: list[ObservedVM]) -> str:
+    projects = sorted({row.project for row in rows if row.project})
+    if len(projects) > 1:
+        raise UsageError(f"these VMs belong to several projects ({', '.join(projects)}): name those of one at a time")
+    if not projects:
+        row = rows[0]
+        raise UsageError(f"{row.name} on {row.host} cannot be read: {row.last_error}. Nothing was done.")
+    return projects[0]
+
+
+def _refuse_doubles(rows: list[ObservedVM], observed: ObservedState) -> None:
+    hosts: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in (row for view in observed.hosts if view.report for row in view.report.vms):
+        hosts[row.name, row.project].append(row.host)
+    for row in rows:
+        if len(found := hosts[row.name, row.project]) > 1:
+            raise UsageError(
+                f"{row.name} is on {' and '.join(sorted(found))}, and which is meant is not guessed: `mikrom apply`"
+                " removes the older one once the newer is well, and all of them once no spec wants it; `mikrom orphans`"
+                " says which is older (nothing was done)"
+            )
+
+
+def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
+    """What `verb` means for a VM as it is now; one that was `acted_on` is not restarted once more."""
+    row = replace(row, phase="running") if row.phase in UNWELL else row
+    case = Case(desired=None, observed=row)
+    if row.phase == "unreadable":
+        return case.change("blocked", f"it cannot be read: {row.last_error}")
+    if verb == "delete":
+        return case.change("delete", "asked for by name")
+    if row.phase == "deleting":
+        return case.change("blocked", "it is half deleted; `mikrom delete` finishes that")
+    state: State = STATES.get(verb, "paused" if row.state == "paused" else "running")
+    case = replace(case, desired=as_recorded(row, state, row.policy))
+    if verb == "stop":
+        done = row.phase in SATISFIES["stopped"] and row.state == "stopped"
+        return "unchanged" if done else case.change("stop", f"it is {row.phase}")
+    if verb in {"pause", "resume"} and row.phase not in WELL:
+        return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
+    as_asked = row.phase in SATISFIES[state] and row.state == state
+    if verb != "restart" and _drifted(row) and row.phase in WELL:  # a restart alone mends it, and memory is to stay
+        return "unchanged" if as_asked else case.change("blocked", _drifted(row))
+    if as_asked and (verb != "restart" or (acted_on and not row.drift)):
+        return "unchanged"
+    return case.change(_kind(verb, row), f"it is {row.phase}")
+
+
+def _drifted(row: ObservedVM) -> str:
+    """In what only a restart puts the VM right; "" if in nothing."""
+    paths = ", ".join(item.path for item in row.drift if impact_of(item.path) in {"restart", "replace"})
+    return f"its VMM is not as recorded ({paths}); `mikrom restart` puts that right" if paths else ""
+
+
+def _kind(verb: Verb, row: ObservedVM) -> ChangeKind:
+    """How a VM gets up: a live one is paused or resumed if that is enough."""
+    if row.phase not in LIVE or row.phase == "starting":
+        return "start"
+    if verb == "restart" or row.phase not in WELL:
+        return "restart"
+    return "pause" if verb == "pause" else "resume"

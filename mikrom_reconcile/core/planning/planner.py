@@ -1,0 +1,386 @@
+"""From specs and reports to a plan: the one planner that CLI, Beat and pipelines share."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import DesiredState, Rollout
+from mikrom_reconcile.core.model.digests import digest_of
+from mikrom_reconcile.core.model.durations import seconds_of
+from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
+from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
+from mikrom_reconcile.core.placement.capacity import mem_limit_mib, room_of
+from mikrom_reconcile.core.placement.desired_state import desired_state
+from mikrom_reconcile.core.placement.scheduler import Landscape
+from mikrom_reconcile.core.planning.diff import STANDS_IN_THE_WAY, diff
+from mikrom_reconcile.core.planning.guards import Limits, holdings, limit_removals, protect
+from mikrom_reconcile.core.planning.leases import leased, unseen
+from mikrom_reconcile.core.planning.plan_warnings import notes_of_hosts, renamed_fleets, warnings_of_plan
+from mikrom_reconcile.core.planning.project_view import (
+    Expected,
+    FleetOnHost,
+    Sight,
+    expected,
+    locations,
+    queries,
+    sight_of,
+)
+from mikrom_reconcile.core.planning.rollout import limit_disruption, min_healthy_s
+from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection, selected, whereabouts
+from mikrom_reconcile.core.planning.spec_warnings import warnings_of
+from mikrom_reconcile.core.specs.expand import PendingVM, Resolver, expand
+from mikrom_reconcile.core.specs.inventory import Inventory
+from mikrom_reconcile.core.specs.load import VM_NAME, Specs, drained_hosts
+
+NO_LIMITS: Mapping[str, int] = {}
+NOBODY: Mapping[str, list[ObservedVM]] = {}
+
+ACTION_DEADLINE_S = 300.0
+"""Longest one action may take, graceful stop included: five minutes, as the predecessor's users know it."""
+
+LEFT_OUT = "left out by --without-host"
+"""Why there is no report of a host that a plan is to do without."""
+
+VERBS: dict[ChangeKind, Verb] = {
+    "create": "create",
+    "start": "start",
+    "stop": "stop",
+    "pause": "pause",
+    "resume": "resume",
+    "update": "update",
+    "restart": "restart",
+    "replace": "restart",  # the host makes the root disk anew where it is not of the image that the spec names
+    "move": "delete",  # it is made on its new host once it is proven gone from the old one
+    "delete": "delete",
+}
+"""The verb that carries a kind of change out; kinds without one are not acted on."""
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run asks the hosts before it can plan, and what it asked it from. `hosts` may get new VMs.
+
+    `desired` has the VMs that are remembered on hosts where they may stay; it is all that is wanted if `complete`, and
+    holds if they are found there. `dead` names hosts whose VMs count as gone unless they answer. `here` is the host of
+    specs without an Inventory. `warnings` are those of the specs.
+    """
+
+    specs: Specs
+    pending: tuple[PendingVM, ...]
+    placements: Placements
+    desired: DesiredState
+    complete: bool
+    here: str
+    expected: dict[FleetOnHost, Expected]
+    queries: dict[str, ObserveQuery]
+    destroy: bool
+    dead: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
+
+    `unmatched` says what is wrong with the selection. With `doubtful` VMs the plan cannot be trusted: ask again,
+    `thorough`. `again_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
+    """
+
+    plan: Plan
+    placements: Placements
+    highest_token: int
+    unmatched: str = ""
+    doubtful: frozenset[str] = frozenset()
+    again_s: float | None = None
+
+
+def question(
+    specs: Specs,
+    placements: Placements,
+    *,
+    here: str,
+    destroy: bool = False,
+    dead: tuple[str, ...] = (),
+    living: Iterable[str] = (),
+) -> Question:
+    """What to ask the hosts of the inventory, or `here` without one, those on which VMs are remembered, and the other
+    `living` ones: a host that left the inventory may come back with VMs that were made elsewhere since.
+
+    `destroy` wants everything that the specs own gone, so every row is asked for.
+    """
+    return _question(specs, expand(specs), here, placements, destroy=destroy, dead=dead, others=living)
+
+
+def thorough(asked: Question, doubtful: frozenset[str]) -> Question:
+    """The same question as if nobody knew where the doubtful VMs are: every host tells all that it has of them."""
+    vms = {name: host for name, host in asked.placements.vms.items() if name not in doubtful}
+    placements = msgspec.structs.replace(asked.placements, vms=vms)
+    specs, pending, others = asked.specs, asked.pending, asked.queries
+    found = _question(specs, pending, asked.here, placements, destroy=asked.destroy, dead=asked.dead, others=others)
+    every_row = {host: msgspec.structs.replace(query, alike={}) for host, query in found.queries.items()}
+    return msgspec.structs.replace(found, queries=every_row)
+
+
+def _question(
+    specs: Specs,
+    pending: tuple[PendingVM, ...],
+    here: str,
+    placements: Placements,
+    *,
+    destroy: bool,
+    dead: tuple[str, ...],
+    others: Iterable[str],
+) -> Question:
+    alive = _without(placements, dead)
+    landscape = Landscape(specs, here, located=alive.vms)
+    at_home = landscape.at_home(pending)
+    desired = desired_state(specs, at_home, landscape, alive.addresses)
+    if destroy:
+        desired = msgspec.structs.replace(desired, vms=(), destroy=True)
+    known = expected(desired)
+    complete = len(at_home) == len(pending)
+    asked, healthy_s = {*landscape.hosts, *placements.vms.values()}, min_healthy_s(_rollouts(specs))
+    elsewhere = queries(specs.project, {*others} - asked, known, healthy_s, new=False)  # names are free to others there
+    return Question(
+        specs=specs,
+        pending=pending,
+        placements=placements,
+        desired=desired,
+        complete=complete,
+        here=here,
+        expected=known,
+        queries=queries(specs.project, asked, known, healthy_s, new=not complete and not destroy) | elsewhere,
+        destroy=destroy,
+        dead=dead,
+        warnings=tuple(f"{each.path}:{each.line}: {each.message}" for each in warnings_of(specs, pending)),
+    )
+
+
+def decide(asked: Question, observed: ObservedState, limits: Limits, selection: Selection = EVERYTHING) -> Decision:
+    """The plan that follows from the reports. Pure: the same arguments give the same bytes."""
+    specs = asked.specs
+    sight = sight_of(observed, specs.project, asked.expected)
+    dead = tuple(host for host in asked.dead if host in sight.dark)
+    desired = _placed(asked, sight, _without(asked.placements, dead))
+    hiding = tuple(sorted(host for host in sight.dark if host not in {*asked.placements.covers, *dead}))
+    changes, unchanged = diff(desired, sight, hiding, retry=limits.retry)
+    policies = {fleet.name: fleet.policy for fleet in specs.fleets}
+    changes, protected = protect(changes, policies)
+    fleets = holdings(sight, desired, _without(asked.placements, dead))
+    changes, pruned = limit_removals(changes, fleets, policies, limits, drained_hosts(specs))
+    chosen = selected(changes, selection, specs, whereabouts(asked.pending, desired, sight, asked.placements))
+    mine = _awaiting_room(chosen.changes, asked, sight, _without(asked.placements, dead))
+    rolling = limit_disruption(mine, changes, desired, sight, _rollouts(specs), limits)
+    changes, unleased = leased(rolling.changes, specs.networks, desired, sight, asked.placements)
+    concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
+    actions = tuple(actions_of(changes, specs.project, _mem_limits_mib(specs, sight, changes)))
+    found = (*protected, *pruned, *unleased, *_blocked(changes), *rolling.refusals)
+    refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
+    plan = numbered(
+        Plan(
+            id="",
+            project=specs.project,
+            revision=specs.tree.revision,
+            taken_at=observed.taken_at,
+            changes=tuple(changes),
+            unchanged=unchanged,
+            actions=actions,
+            refusals=tuple(refusals),
+            unreachable={host: why for host, why in sorted(sight.dark.items()) if why != LEFT_OUT},
+            warnings=(
+                *asked.warnings,
+                *warnings_of_plan(desired, sight, chosen.left_out),
+                *renamed_fleets(specs, desired, sight, changes),
+                *notes_of_hosts(observed, actions),
+            ),
+            peaks=rolling.peaks,
+            selected=chosen.size,
+        )
+    )
+    return Decision(
+        plan=plan,
+        placements=_to_remember(asked, desired, sight, changes),
+        highest_token=sight.highest_token,
+        unmatched=chosen.unmatched,
+        doubtful=sight.doubtful,
+        again_s=min([*filter(None, (rolling.again_s,)), *_booting_s(changes)], default=None),
+    )
+
+
+def _rollouts(specs: Specs) -> dict[str, Rollout | None]:
+    return {fleet.name: fleet.rollout for fleet in specs.fleets}
+
+
+def actions_of(
+    changes: Iterable[VMChange], project: str, mem_limits_mib: Mapping[str, int] = NO_LIMITS
+) -> Iterator[Action]:
+    """One action for each change that has a verb, in the order of the changes. `mem_limits_mib` are by host."""
+    for change in changes:
+        if change.kind not in VERBS:
+            continue
+        content: dict[str, Any] = {
+            "verb": VERBS[change.kind],
+            "host": change.host,
+            "vm": change.name,
+            "project": project,
+            "desired": None if VERBS[change.kind] == "delete" else change.desired,
+            "expect": expect_of(change.observed),
+            "deadline_s": ACTION_DEADLINE_S,
+        }
+        if change.host in mem_limits_mib:
+            content["mem_limit_mib"] = mem_limits_mib[change.host]
+        yield Action(id=digest_of(content), **content)
+
+
+def expect_of(seen: ObservedVM | None) -> Expect:
+    """What an action that was planned from this row expects to find."""
+    return Expect(uid=seen.uid, generation=seen.generation) if seen else Expect(uid=None, generation=0)
+
+
+def _mem_limits_mib(specs: Specs, sight: Sight, changes: Iterable[VMChange]) -> dict[str, int]:
+    """What hosts are told to go by instead of the memory that they have, because the inventory says so."""
+    if specs.inventory is None:
+        return {}
+    hosts = {change.host for change in changes if change.kind in VERBS} & sight.reports.keys()
+    limits = {host: mem_limit_mib(specs.inventory, sight.reports[host]) for host in hosts}
+    return {host: limit for host, limit in limits.items() if limit is not None}
+
+
+def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
+    """The placements as if nothing were known to be on the dead hosts."""
+    if not dead:
+        return placements
+    vms = {name: host for name, host in placements.vms.items() if host not in dead}
+    leases = {name: found for name, found in placements.addresses.items() if name in vms}
+    return msgspec.structs.replace(placements, vms=vms, addresses=leases)
+
+
+def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredState:
+    """The specs on the hosts where things were found; nothing at all for a destroy."""
+    located = locations(sight, placements)
+    leases = placements.addresses | _seen_leases(asked.specs, sight)
+    as_remembered = located == _without(asked.placements, asked.dead).vms and leases == placements.addresses
+    if asked.complete and not sight.dark and as_remembered:
+        return asked.desired
+    desired = desired_state(asked.specs, asked.pending, _landscape(asked, sight, placements, located), leases)
+    return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
+
+
+def _landscape(
+    asked: Question,
+    sight: Sight,
+    placements: Placements,
+    located: Mapping[str, str],
+    going: Mapping[str, list[ObservedVM]] = NOBODY,
+) -> Landscape:
+    """The hosts as they were found, once those of their VMs are gone that are `going`."""
+    inventory = asked.specs.inventory or Inventory()
+    return Landscape(
+        asked.specs,
+        asked.here,
+        located=located,
+        dark=sight.dark,
+        hints=placements.vms,
+        rooms={host: room_of(inventory, report, going.get(host, ())) for host, report in sight.reports.items()},
+        anchors={
+            name: f"its drives ({', '.join(sorted(rows[0].spec.drives))}) do not travel"
+            for name, rows in sight.own.items()
+            if rows[0].spec.drives
+        },
+    )
+
+
+def _awaiting_room(changes: list[VMChange], asked: Question, sight: Sight, placements: Placements) -> list[VMChange]:
+    """VMs for which no host has room wait, if what goes by this very plan makes it."""
+    going: dict[str, list[ObservedVM]] = defaultdict(list)
+    for change in changes:
+        if change.kind in {"delete", "move"} and change.observed is not None:
+            going[change.host].append(change.observed)
+    lacking = {change.name for change in changes if change.rule == "unplaceable"}
+    if not going or not lacking:
+        return changes
+    landscape = _landscape(asked, sight, placements, locations(sight, placements), going)
+    placing = landscape.place(asked.pending, Resolver(asked.specs).need)
+    found = {vm.name: host for vm, host in zip(asked.pending, placing.hosts, strict=True) if vm.name in lacking}
+    return [_waiting(change, found.get(change.name, "")) for change in changes]
+
+
+def _waiting(change: VMChange, host: str) -> VMChange:
+    if not host or change.desired is None:
+        return change
+    desired = msgspec.structs.replace(change.desired, host=host)
+    reason = f"waits for the room that is made on {host}"
+    return msgspec.structs.replace(change, kind="wait", host=host, reasons=(reason,), desired=desired)
+
+
+def _to_remember(asked: Question, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]) -> Placements:
+    """Where everything is, or is made now; what was remembered on dark hosts stays remembered.
+
+    A VM that is to move is remembered where it still is, and one whose name is taken where that was seen: if that
+    host goes dark, it must not be made elsewhere. One that may not be made yet is not remembered, so that the next run
+    asks again who has its name.
+    """
+    vms = {name: host for name, host in asked.placements.vms.items() if host in sight.dark}
+    vms |= {vm.name: vm.host for vm in desired.vms if vm.name in sight.settled}
+    vms |= {change.name: change.host for change in changes if change.kind == "create"}
+    wanted = {vm.name for vm in desired.vms} - vms.keys() if sight.others else set()
+    vms |= {name: row.host for name, row in sight.others.items() if name in wanted}
+    vms |= {name: rows[0].host for name, rows in sight.own.items()}
+    answered = {host for host in asked.queries if host not in sight.dark}
+    return Placements(
+        vms={name: vms[name] for name in sorted(vms)},
+        covers=tuple(sorted({*asked.placements.covers, *answered})),
+        addresses=_to_lease(asked, desired, sight, changes) if asked.specs.networks else {},
+        fleets=dict(sorted(_odd_fleets(asked, desired, sight, vms))),
+    )
+
+
+def _to_lease(
+    asked: Question, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]
+) -> dict[str, dict[str, str]]:
+    """The addresses that VMs have, or get now."""
+    leases = dict(unseen(sight, asked.placements))
+    leases |= {vm.name: vm.addresses for vm in desired.vms if vm.name in sight.settled}
+    leases |= _seen_leases(asked.specs, sight)
+    leases |= {change.name: change.desired.addresses for change in changes if change.desired and change.kind in VERBS}
+    return {name: found for name, found in sorted(leases.items()) if found}
+
+
+def _seen_leases(specs: Specs, sight: Sight) -> dict[str, dict[str, str]]:
+    """The addresses in the rows of VMs."""
+    if not specs.networks:
+        return {}
+    return {name: rows[0].addresses for name, rows in sight.own.items() if rows[0].addresses}
+
+
+def _booting_s(changes: Iterable[VMChange]) -> Iterator[float]:
+    """When VMs that boot may have passed their checks."""
+    for change in changes:
+        if change.observed and change.observed.phase == "booting":
+            yield min((seconds_of(check.interval) for check in change.observed.spec.checks.values()), default=1.0)
+
+
+def _odd_fleets(
+    asked: Question, desired: DesiredState, sight: Sight, vms: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """The fleets of VMs whose names do not say them; most fleets name their VMs so that they do."""
+    yield from ((name, fleet) for name, fleet in asked.placements.fleets.items() if vms.get(name) in sight.dark)
+    odd = {fleet.name for fleet in asked.specs.fleets if fleet.replicas is None or fleet.vm_name != VM_NAME}
+    told = ((vm.name, vm.fleet) for vm in (desired.vms if odd else ()) if vm.fleet in odd and vm.name in vms)
+    seen = ((name, rows[0].fleet) for name, rows in sight.own.items())
+    yield from ((name, fleet) for name, fleet in (*told, *seen) if name.rpartition("-")[0] != fleet)
+
+
+def _blocked(changes: Iterable[VMChange]) -> Iterator[Refusal]:
+    for change in changes:
+        if change.kind == "blocked" and change.rule in STANDS_IN_THE_WAY:
+            yield Refusal(fleet=change.fleet, vm=change.name, rule=change.rule, message="; ".join(change.reasons))
+
+
+def numbered(plan: Plan) -> Plan:
+    """The plan with its id: a digest of everything but the time."""
+    content = msgspec.to_builtins(plan)
+    content.pop("taken_at")
+    return msgspec.structs.replace(plan, id=digest_of(content))

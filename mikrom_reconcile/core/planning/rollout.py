@@ -1,0 +1,344 @@
+"""Rolling changes: which running VMs are taken down now, which wait, and when a rollout is halted.
+
+Where a rollout stands follows from what the hosts report alone: which VMs have the new spec, are healthy, or have
+failed with it. So whoever looks next goes on, and what is halted stays halted. Nothing here adds a change.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Rollout, Share
+from mikrom_reconcile.core.model.durations import seconds_of
+from mikrom_reconcile.core.model.lifecycle import LEFT_DOWN, UP, WELL
+from mikrom_reconcile.core.model.observed import Attempt
+from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
+from mikrom_reconcile.core.planning.guards import Limits, allowed, as_recorded, turned
+from mikrom_reconcile.core.planning.project_view import Sight
+
+DISRUPTION = "10%"
+"""Share of a fleet that may be down at a time: what users of rolling updates expect when they say nothing."""
+
+PASSING_S = 1.0
+"""When to look again at VMs that are on their way up."""
+
+PASSING = frozenset({"starting"})
+"""Phases that end by themselves."""
+
+NAMED = 3
+"""VMs that a reason names; how many more there are is told."""
+
+WAY_OUT = {
+    "unreachable-host": ("mend that host, or --assume-dead if it is off for good",),
+    "name-conflict": ("free the name, or give the VM another",),
+}
+"""What to do about VMs that are down and stay so; the reasons of other rules say it themselves."""
+
+
+class Rolling(msgspec.Struct, frozen=True, kw_only=True):
+    """What the guard leaves of the changes. `peaks` tell of the fleets in which running VMs are taken down, those that
+    wait included. `again_s` is when a batch may be healthy that has only to be waited for, None if there is none.
+    """
+
+    changes: list[VMChange]
+    refusals: list[Refusal]
+    peaks: dict[str, Peak]
+    again_s: float | None
+
+
+def min_healthy_s(rollouts: Mapping[str, Rollout | None]) -> dict[str, float]:
+    """How long the VMs of each fleet have to be up before they count as healthy, for those that say so."""
+    times = {fleet: seconds_of(rollout.min_healthy_time) for fleet, rollout in rollouts.items() if rollout}
+    return {fleet: time_s for fleet, time_s in times.items() if time_s}
+
+
+def limit_disruption(
+    changes: list[VMChange],
+    everything: list[VMChange],
+    desired: DesiredState,
+    sight: Sight,
+    rollouts: Mapping[str, Rollout | None],
+    limits: Limits,
+) -> Rolling:
+    """Lets as many VMs of each fleet be taken down as its share and its rollout allow; the others wait, or are blocked.
+
+    VMs that are down already use the share up, also those among `everything` that this run leaves alone; bringing
+    those back is never limited.
+    """
+    members: dict[str, list[DesiredVM]] = defaultdict(list)
+    for vm in desired.vms:
+        if vm.state in UP:
+            members[vm.fleet].append(vm)
+    mine, all_of = _by_fleet(changes), _by_fleet(everything)
+    stages = {
+        fleet: _Stage(fleet, members[fleet], mine[fleet], all_of[fleet], sight, rollouts.get(fleet), limits)
+        for fleet in mine
+    }
+    kept = [stages[change.fleet].judge(change) for change in changes]
+    waits = [stage.again_s for stage in stages.values() if stage.again_s is not None]
+    return Rolling(
+        changes=kept,
+        refusals=[refusal for fleet in sorted(stages) for refusal in stages[fleet].refusals()],
+        peaks={fleet: peak for fleet in sorted(stages) for peak in stages[fleet].peak()},
+        again_s=min(waits, default=None),
+    )
+
+
+def _by_fleet(changes: Iterable[VMChange]) -> dict[str, list[VMChange]]:
+    fleets: dict[str, list[VMChange]] = defaultdict(list)
+    for change in changes:
+        fleets[change.fleet].append(change)
+    return fleets
+
+
+def batches(names: list[str], serial: tuple[Share, ...]) -> list[list[str]]:
+    """The names in batches of these sizes, the last of which repeats; none is larger than the disruption share."""
+    share = allowed(DISRUPTION, len(names))
+    sizes = [min(share, allowed(size, len(names))) for size in serial] or [share]
+    cut: list[list[str]] = []
+    begun = 0
+    while begun < len(names):
+        size = sizes[min(len(cut), len(sizes) - 1)]
+        cut.append(names[begun : begun + size])
+        begun += size
+    return cut
+
+
+class _Stage:
+    """One fleet on its way to what is wanted, as the hosts report it."""
+
+    def __init__(
+        self,
+        fleet: str,
+        vms: list[DesiredVM],
+        changes: list[VMChange],
+        everything: list[VMChange],
+        sight: Sight,
+        rollout: Rollout | None,
+        limits: Limits,
+    ) -> None:
+        self._fleet, self._sight, self._described, self._rollout = (
+            fleet,
+            sight,
+            rollout is not None,
+            rollout or Rollout(),
+        )
+        self._known = {change.name: change for change in everything if change.rule != "duplicate"}
+        if self._rollout.unreachable == "skip":
+            vms = [vm for vm in vms if not self._was_judged(vm.name, "unreachable-host", "possible-duplicate")]
+        names = [vm.name for vm in vms]
+        self._size = len(names)
+        self._dark = sorted({self._known[name].host for name in names if self._was_judged(name, "unreachable-host")})
+        self._down = {vm.name for vm in vms if _is_down(vm, sight)}
+        self._going = {change.name for change in changes if self._takes_down(change)}
+        self._rolling = {change.name for change in changes if change.name in self._going and _rolls(change)}
+        self._failed = {name for name in names if self._described and self._has_failed(name, limits)}
+        self._stuck = self._failed | {
+            name for name in names if self._described and self._was_judged(name, "crash-loop")
+        }
+        serial = self._rollout.serial
+        self._batches = batches(names, serial if isinstance(serial, tuple) else (serial,))
+        self._batch_of = {name: number for number, batch in enumerate(self._batches) for name in batch}
+        self._halts_creates, self._halts_rolling = self._too_many(self._failed), self._too_many(self._stuck)
+        self._at, self._before = self._position() if self._described else (None, "")
+        self._left = self._limit() - len(self._down)
+        self._given_up: set[str] = set()
+        self._stopped = False
+        self.again_s: float | None = None
+        """When a batch may be healthy for which changes wait."""
+
+    # ---- what the hosts say of the fleet ----------------------------------------------------------------------------
+
+    def _was_judged(self, name: str, *rules: str) -> bool:
+        return name in self._known and self._known[name].rule in rules
+
+    def _takes_down(self, change: VMChange) -> bool:
+        """A VM runs as it should, and would not for a while."""
+        wanted = change.desired is not None and change.desired.state in UP
+        return wanted and change.kind in {"restart", "replace", "move"} and change.name not in self._down
+
+    def _has_failed(self, name: str, limits: Limits) -> bool:
+        """Bringing the VM to what is wanted now was tried, and is still to be done."""
+        change = self._known.get(name)
+        if change is None or change.desired is None or change.kind not in {"create", "start", "restart", "replace"}:
+            return False
+        attempt = self._attempt(name)
+        if attempt is None or attempt.repair or attempt.count == 0 or (limits.retry and name not in limits.tried):
+            return False
+        return attempt.spec_digest == change.desired.spec_digest
+
+    def _attempt(self, name: str) -> Attempt | None:
+        observed = self._known[name].observed
+        return observed.attempt if observed else self._sight.attempts.get(name)
+
+    def _too_many(self, failed: set[str]) -> int | None:
+        """The first batch of which more have failed than may."""
+        for number, batch in enumerate(self._batches):
+            if 100 * len(failed.intersection(batch)) > self._rollout.max_fail_percentage * len(batch):
+                return number
+        return None
+
+    def _position(self) -> tuple[int | None, str]:
+        """The batch that the rollout is at and why later ones wait for it; None when nothing is left to roll out."""
+        left = self._rolling - self._stuck
+        last = max((self._batch_of[name] for name in left), default=-1)
+        for number, batch in enumerate(self._batches[: last + 1]):
+            where = f"batch {number + 1} of {len(self._batches)}"
+            if here := [name for name in batch if name in left]:
+                return number, f"{where} comes first: {_named(here)}"
+            if unhealthy := [name for name in batch if name not in self._stuck and self._is_unhealthy(name)]:
+                return number, f"{where} is not healthy yet: {_named(map(self._told, unhealthy))}"
+        return None, ""
+
+    def _is_unhealthy(self, name: str) -> bool:
+        """It is not up, or not for long enough; a VM whose name is somebody else's is not waited for."""
+        taken = self._was_judged(name, "name-conflict")
+        return (name in self._down and not taken) or name in self._sight.maturing
+
+    def _told(self, name: str) -> str:
+        """Why a VM is not healthy, and the way out if nothing is done about it."""
+        change = self._known.get(name)
+        if name not in self._down:
+            return f"{name} (has not been up for {self._rollout.min_healthy_time})"
+        if change is None:
+            return f"{name} (it is {self._sight.own[name][0].phase})"
+        return f"{name} ({'; '.join((*change.reasons, *WAY_OUT.get(change.rule, ())))})"
+
+    # ---- what follows for its changes -------------------------------------------------------------------------------
+
+    def _limit(self) -> int:
+        """How many VMs may be down at a time now."""
+        return max(map(len, self._batches), default=0) if self._at is None else len(self._batches[self._at])
+
+    def judge(self, change: VMChange) -> VMChange:
+        """The change, or what is left of it."""
+        if self._known.get(change.name) is not change:
+            return change
+        if change.name in self._failed & self._going:  # it is still up, and would only keep the others waiting
+            self._given_up.add(change.name)
+            return turned(change, "blocked", "that has failed")
+        has_failed = change.name in self._failed or self._halts_creates is not None
+        if has_failed and change.name in self._down and (repair := _as_it_was(change)):
+            return repair
+        if self._is_halted(change):
+            self._stopped = True
+            return turned(change, "blocked", "the rollout of this fleet is halted")
+        if change.name not in self._going:
+            return change
+        if why := self._waits(change.name):
+            return turned(change, "wait", why)
+        self._left -= 1
+        return change
+
+    def _is_halted(self, change: VMChange) -> bool:
+        """Whether it would bring one more VM to a spec with which too many have failed."""
+        if change.name in self._rolling:
+            return self._halts_rolling is not None
+        gave_up = change.observed is not None and change.observed.phase == "parked"
+        again = change.name in self._failed or (gave_up and change.name in self._down)
+        return self._halts_creates is not None and (again or change.kind == "create")
+
+    def _waits(self, name: str) -> str:
+        """Why a running VM is not taken down now, "" if it is."""
+        if name in self._rolling and self._dark:
+            hosts = _named(self._dark, ", ")
+            return f"the rollout waits for {hosts}, which could not be read; rollout: {{unreachable: skip}} does not"
+        if name in self._rolling and self._at is not None and self._batch_of[name] > self._at:
+            self.again_s = self._batch_again_s
+            return self._before
+        return "" if self._left > 0 else self._share_is_used_up
+
+    @cached_property
+    def _share_is_used_up(self) -> str:
+        """What decides how many may be down, and what uses that up: a VM that was lost counts as one that crashed."""
+        limit, batch = self._limit(), "serial" if self._at is None else f"batch {self._at + 1} of {len(self._batches)}"
+        decides = batch if limit < allowed(DISRUPTION, self._size) else f"{DISRUPTION} of the fleet, at least 1"
+        users: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(self._down):
+            unseen = "unknown" if self._was_judged(name, "unreachable-host", "possible-duplicate") else "not there yet"
+            users["down already" if name in self._sight.own else unseen].append(self._told(name))
+        told = (f"; {len(texts)} {how}: {_named(texts)}" for how, texts in users.items())
+        return f"at most {limit} of {self._size} VMs are taken down at a time ({decides}){''.join(told)}"
+
+    @cached_property
+    def _batch_again_s(self) -> float | None:
+        """When the batch that the rollout is at may be healthy by itself."""
+        batch = self._batches[self._at or 0]
+        times = [self._sight.maturing[name] for name in batch if name in self._sight.maturing]
+        rows = (self._sight.own.get(name, ()) for name in batch)
+        times += [PASSING_S for row in rows if row and row[0].phase in PASSING]
+        return max(times, default=None)
+
+    def refusals(self) -> Iterator[Refusal]:
+        """What was given up, and why the rollout is halted."""
+        way_out = "change the spec, or --retry"
+        for name in sorted(self._given_up):
+            yield Refusal(fleet=self._fleet, vm=name, rule="halted", message=f"{self._failure(name)}; {way_out}")
+        if self._stopped:
+            at = self._halts_rolling or 0
+            failed = sorted(self._stuck.intersection(self._batches[at]))
+            allows = f"max_fail_percentage allows {self._rollout.max_fail_percentage:g} %"
+            message = (
+                f"{len(failed)} of {len(self._batches[at])} VMs of batch {at + 1} failed, {allows}:"
+                f" {_named(map(self._failure, failed))}; {way_out}"
+            )
+            yield Refusal(fleet=self._fleet, vm="", rule="halted", message=message)
+
+    def _failure(self, name: str) -> str:
+        """How a VM failed."""
+        attempt = self._attempt(name)
+        if name in self._failed and attempt is not None:
+            return f"{name} ({attempt.result.replace('_', ' ')}: {attempt.error})"
+        return f"{name} ({'; '.join(self._known[name].reasons)})"
+
+    def peak(self) -> Iterator[Peak]:
+        """How many are down at a time, if any are taken down."""
+        going = len(self._going if self._halts_rolling is None else self._going - self._rolling)
+        if not going:
+            return
+        sizes = tuple(map(len, self._batches))
+        most = max(sizes[self._at or 0 :])
+        peak = Peak(down=min(most, len(self._down) + going), size=self._size, pending=going)
+        if self._described and self._at is not None:
+            peak = msgspec.structs.replace(peak, batch=self._at + 1, batches=sizes)
+        yield peak
+
+
+def _is_down(vm: DesiredVM, sight: Sight) -> bool:
+    """A VM that should be up and is not, whatever will be done about it; one that has ended as it may is done."""
+    rows = sight.own.get(vm.name)
+    if not rows:
+        return vm.name not in sight.settled
+    phase = rows[0].phase
+    return phase not in WELL and not (phase == "exited" and phase in LEFT_DOWN[vm.spec.restart.policy])
+
+
+def _rolls(change: VMChange) -> bool:
+    """Whether it brings the VM to another spec, and not only back to its own or to another host."""
+    if change.rule != "misplaced":
+        return change.rule in {"needs-restart", "needs-replace"}
+    return not (change.desired and change.observed and change.desired.spec_digest == change.observed.spec_digest)
+
+
+def _as_it_was(change: VMChange) -> VMChange | None:
+    """A repair with the spec that the VM had, not with one that has failed; None where that is no way."""
+    seen, desired = change.observed, change.desired
+    if change.kind not in {"start", "restart", "replace"} or seen is None or desired is None:
+        return None
+    if not change.fields or seen.phase == "parked":
+        return None
+    was = as_recorded(seen, desired.state, seen.policy)
+    reasons = (*change.reasons, "with the spec that it had, because the new one has failed")
+    kind: ChangeKind = "start" if change.kind == "start" else "restart"
+    return msgspec.structs.replace(change, kind=kind, reasons=reasons, fields=(), desired=was)
+
+
+def _named(texts: Iterable[str], between: str = "; ") -> str:
+    """The first few of many."""
+    told = list(texts)
+    more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
+    return between.join(told[:NAMED]) + more

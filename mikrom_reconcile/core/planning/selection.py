@@ -1,0 +1,149 @@
+"""What is selected: `--limit`, `--tags`, `--skip-tags` narrow what a run does, `-e` sets variables.
+
+One rule for all: a word that is empty or matches nothing is a mistake, and so are words that together leave nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import DesiredState
+from mikrom_reconcile.core.model.errors import UsageError
+from mikrom_reconcile.core.model.observed import Placements
+from mikrom_reconcile.core.model.plan import VMChange
+from mikrom_reconcile.core.parsing.patterns import PatternError, select, terms
+from mikrom_reconcile.core.parsing.schema_errors import nearest
+from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
+from mikrom_reconcile.core.parsing.yaml_words import shown
+from mikrom_reconcile.core.planning.project_view import Sight
+from mikrom_reconcile.core.specs.expand import PendingVM, shared_lookups
+from mikrom_reconcile.core.specs.inventory import Inventory
+from mikrom_reconcile.core.specs.load import Specs
+
+Whereabouts = tuple[str, str, str]
+"""A VM that may be selected: its name, a host that it is on or goes to ("" for none), its fleet."""
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """What to act on. `limit` is a pattern of hosts, groups, fleets and VM names; None is everything."""
+
+    limit: str | None = None
+    tags: tuple[str, ...] = ()
+    skip_tags: tuple[str, ...] = ()
+
+
+EVERYTHING = Selection()
+
+
+class Selected(msgspec.Struct, frozen=True, kw_only=True):
+    """The changes to act on, how many others there are, and of how many VMs they are, None for all.
+
+    `unmatched` says what is wrong with the selection; then there are no changes.
+    """
+
+    changes: list[VMChange]
+    left_out: int = 0
+    size: int | None = None
+    unmatched: str = ""
+
+
+def selected(changes: list[VMChange], selection: Selection, specs: Specs, vms: Iterable[Whereabouts]) -> Selected:
+    """The changes that are selected, of all `vms` that there are or should be."""
+    if selection == EVERYTHING:
+        return Selected(changes=changes)
+    try:
+        chosen = _chosen(selection, specs, frozenset(vms))
+    except UsageError as error:
+        return Selected(changes=[], left_out=len(changes), size=0, unmatched=str(error))
+    kept = [change for change in changes if (change.name, change.fleet) in chosen]
+    return Selected(changes=kept, left_out=len(changes) - len(kept), size=len({name for name, _ in chosen}))
+
+
+def whereabouts(
+    pending: Iterable[PendingVM], desired: DesiredState, sight: Sight, remembered: Placements
+) -> Iterator[Whereabouts]:
+    """Every VM that a selection may name: wanted, seen, or remembered on a host that does not answer."""
+    yield from ((vm.name, "", vm.fleet.name) for vm in pending)
+    yield from ((vm.name, vm.host, vm.fleet) for vm in desired.vms)
+    yield from ((row.name, row.host, row.fleet) for rows in sight.own.values() for row in rows)
+    for name, host in remembered.vms.items():
+        if host in sight.dark:
+            yield name, host, remembered.fleets.get(name, name.rpartition("-")[0])
+
+
+def limited(limit: str, vms: Iterable[Whereabouts], specs: Specs | None) -> frozenset[str]:
+    """The names of those `vms` that `limit` selects, by groups only where there are specs. Raises UsageError."""
+    words = [word for _, word in terms(limit)]
+    if not all(word.removeprefix("~") for word in words):
+        raise UsageError(
+            f"--limit: an empty word selects nothing, and there is one in {shown(limit)}; write all for all"
+        )
+    inventory = (specs and specs.inventory) or Inventory()
+    fleets: dict[str, set[str]] = defaultdict(set, {fleet.name: set() for fleet in (specs.fleets if specs else ())})
+    hosts: dict[str, set[str]] = defaultdict(set, {host: set() for host in inventory.hosts})
+    for name, host, fleet in vms:
+        fleets[fleet].add(name)
+        if host:
+            hosts[host].add(name)
+    groups = {group: set().union(*(hosts[host] for host in members)) for group, members in inventory.members.items()}
+    kinds = {"fleet": fleets, "host": hosts, "group": groups}
+    names = frozenset().union(*fleets.values())
+    known = {name: frozenset(inside) for kind in kinds.values() for name, inside in kind.items()}
+    try:
+        found = select(limit, names, known, "VM, host, group or fleet")
+    except PatternError as error:
+        hint = f"; {nearest(error.term, (*known, *sorted(names)))}" if error.term else ""
+        raise UsageError(f"--limit: {error}{hint}") from None
+    for word in words:
+        meant = {kind: inside[word] for kind, inside in kinds.items() if word in inside}
+        if word not in names and any(inside != known[word] for inside in meant.values()):
+            raise UsageError(f"--limit: {shown(word)} is a {' and a '.join(meant)} of different VMs; name the VMs")
+    if not found and any(sign for sign, _ in terms(limit)):
+        raise UsageError(f"--limit: {shown(limit)} leaves no VM")
+    return frozenset(found)
+
+
+def refuse_unknown(option: str, words: Iterable[str], known: Iterable[str], why: str) -> None:
+    """Raises UsageError for the first word that is not known; `why` says what it is not."""
+    names = sorted(known)
+    for word in words:
+        if word not in names:
+            hint = nearest(word, names)
+            raise UsageError(f"{option}: {why.format(shown(word))}{hint and f'; {hint}'}")
+
+
+def refuse_unread(specs: Specs) -> None:
+    """Raises UsageError for a variable of the command line that nothing in the specs looks up."""
+    if not specs.extra_vars:
+        return
+    found = shared_lookups(specs) | names_in([fleet.document.body["spec"] for fleet in specs.fleets])
+    read = {name.partition(".")[0] for name in found} - BUILT_IN_NAMES
+    refuse_unknown("-e", specs.extra_vars, read, "nothing in these specs looks {} up")
+
+
+def _chosen(selection: Selection, specs: Specs, vms: frozenset[Whereabouts]) -> set[tuple[str, str]]:
+    """Names and fleets of the VMs that are selected; fleets that vanished have no tags that anybody knows."""
+    fleets = {fleet for _, _, fleet in vms}
+    if selection.tags or selection.skip_tags:
+        known = {tag for fleet in specs.fleets for tag in fleet.tags}
+        refuse_unknown("--tags", selection.tags, known, "no fleet has the tag {}")
+        refuse_unknown("--skip-tags", selection.skip_tags, known, "no fleet has the tag {}")
+        fleets = {fleet.name for fleet in specs.fleets if _tagged(fleet.tags, selection)}
+        if not fleets:
+            raise UsageError("--tags and --skip-tags leave no fleet")
+    tagged = {(name, fleet) for name, _, fleet in vms if fleet in fleets}
+    if selection.limit is None:
+        return tagged
+    names = limited(selection.limit, vms, specs)
+    both = {(name, fleet) for name, fleet in tagged if name in names}
+    if names and tagged and not both:
+        raise UsageError("--limit, --tags and --skip-tags together leave no VM")
+    return both
+
+
+def _tagged(tags: tuple[str, ...], selection: Selection) -> bool:
+    wanted = not selection.tags or not set(tags).isdisjoint(selection.tags)
+    return wanted and set(tags).isdisjoint(selection.skip_tags)

@@ -1,0 +1,107 @@
+"""What is written in good specs and has no effect, as far as that is no mistake for sure: one table of warnings.
+
+To add one: a function from the specs and their VMs to what is to be told, and a row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.parsing.documents import Flaw, problems_of
+from mikrom_reconcile.core.parsing.variables import names_in
+from mikrom_reconcile.core.parsing.yaml_text import MAX_PROBLEMS
+from mikrom_reconcile.core.parsing.yaml_words import shown
+from mikrom_reconcile.core.planning.guards import allowed
+from mikrom_reconcile.core.planning.rollout import DISRUPTION
+from mikrom_reconcile.core.specs.expand import NOTHING, PendingVM, Resolver, shared_lookups
+from mikrom_reconcile.core.specs.inventory import Inventory
+from mikrom_reconcile.core.specs.load import FleetSpec, Specs, one_per_place
+
+Told = Callable[[Specs, Sequence[PendingVM]], Iterator[Flaw]]
+
+
+class SpecWarning(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table."""
+
+    name: str
+    told: Told
+
+
+def warnings_of(specs: Specs, pending: Sequence[PendingVM]) -> tuple[SpecProblem, ...]:
+    """All that is to be told of the specs, sorted by place."""
+    found = (flaw for warning in WARNINGS for flaw in warning.told(specs, pending))
+    return one_per_place(problems_of(islice(found, MAX_PROBLEMS + 1), specs.tree))
+
+
+def _overrides(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
+    used: dict[str, set[int]] = defaultdict(set)
+    for recipe in {id(vm.recipe): vm.recipe for vm in pending}.values():
+        used[recipe.fleet.name].update(recipe.overrides)
+    for fleet in specs.fleets:
+        for number, override in enumerate(fleet.overrides):
+            if number not in used[fleet.name]:
+                pointer = ("spec", "overrides", number, "match")
+                message = f"override {shown(override.match)} matches no VM of fleet {fleet.name}"
+                yield Flaw(document=fleet.document, pointer=pointer, message=message)
+
+
+def _variables(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
+    del pending
+    shared = shared_lookups(specs)
+    for fleet in specs.fleets:
+        for name in sorted(fleet.vars.keys() - _reached(fleet, shared)) if fleet.vars else ():
+            message = f"nothing in fleet {fleet.name} looks the variable {name} up"
+            yield Flaw(document=fleet.document, pointer=("spec", "vars", name), message=message, key=True)
+
+
+def _reached(fleet: FleetSpec, shared: frozenset[str]) -> set[str]:
+    """The names that a fleet looks up, directly or through variables of its own."""
+    written: list[Any] = [fleet.vm_name, fleet.template, fleet.instances, *(each.fields for each in fleet.overrides)]
+    reached: set[str] = set()
+    left = {*shared, *names_in(written)}
+    while left:
+        name = left.pop().partition(".")[0]
+        if name not in reached:
+            reached.add(name)
+            left |= names_in(fleet.vars.get(name))
+    return reached
+
+
+def _groups(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
+    del pending
+    inventory = specs.inventory or Inventory()
+    for name, hosts in inventory.members.items():
+        if not hosts:
+            pointer = ("spec", "groups", name)
+            yield Flaw(document=inventory.document, pointer=pointer, message=f"group {name} has no hosts", key=True)
+
+
+def _serial(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
+    need = Resolver(specs).need
+    sizes = Counter(vm.fleet.name for vm in pending if vm.fleet.rollout and need(vm) is not NOTHING)
+    for fleet in specs.fleets:
+        serial = fleet.rollout.serial if fleet.rollout else ()
+        size = sizes[fleet.name]
+        share = allowed(DISRUPTION, size)
+        over = [each for each in (serial if isinstance(serial, tuple) else (serial,)) if allowed(each, size) > share]
+        if over and share < size:
+            told = " and ".join(map(str, over))
+            message = (
+                f"fleet {fleet.name}: serial {told} has no effect beyond {share}:"
+                f" at most {DISRUPTION} of its {size} VMs that are to be up are taken down at a time"
+            )
+            yield Flaw(document=fleet.document, pointer=("spec", "rollout", "serial"), message=message)
+
+
+WARNINGS = (
+    SpecWarning(name="override-without-vm", told=_overrides),
+    SpecWarning(name="unused-variable", told=_variables),
+    SpecWarning(name="group-without-host", told=_groups),
+    SpecWarning(name="serial-over-share", told=_serial),
+)

@@ -1,0 +1,1 @@
+"""Documents to VMs: read together, checked against one another, expanded."""

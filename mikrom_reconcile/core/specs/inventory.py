@@ -1,0 +1,167 @@
+"""The inventory: hosts, groups of hosts, and the variables that both carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from mikrom_reconcile.core.model.specs import SpecDocument
+from mikrom_reconcile.core.parsing.patterns import select
+from mikrom_reconcile.core.parsing.variables import Layer
+
+HostState = Literal["active", "cordon", "drain"]
+"""Whether a host gets new VMs, keeps those that it has, or loses them too."""
+
+
+class Amounts(msgspec.Struct, frozen=True):
+    """vCPUs and memory in MiB; None: not said here."""
+
+    vcpu_count: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    mem_size_mib: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class Overcommit(msgspec.Struct, frozen=True):
+    """How often each vCPU and each MiB may be promised; None: not said here."""
+
+    vcpu_count: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    mem_size_mib: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+class Sizing(msgspec.Struct, frozen=True, kw_only=True):
+    """What the inventory says of how much a host may be promised."""
+
+    capacity: Amounts = Amounts()
+    overcommit: Overcommit = Overcommit()
+    reserve: Amounts = Amounts()
+
+
+class Host(Sizing, frozen=True, kw_only=True):
+    """One hypervisor host."""
+
+    vars: dict[str, Any] = {}
+    state: HostState = "active"
+
+
+class Group(Sizing, frozen=True, kw_only=True):
+    """Hosts that have something in common, directly or through other groups."""
+
+    hosts: tuple[str, ...] = ()
+    children: tuple[str, ...] = ()
+    vars: dict[str, Any] = {}
+
+
+class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """All hosts and groups, with the files of group_vars/ and host_vars/. Remembers what it was asked: thousands of
+    fleets ask the same.
+    """
+
+    hosts: dict[str, Host] = {}
+    groups: dict[str, Group] = {}
+    group_vars: dict[str, dict[str, Any]] = {}
+    host_vars: dict[str, dict[str, Any]] = {}
+    origin: str = "no inventory"
+    document: SpecDocument = SpecDocument(path="", line=1, kind="Inventory", name="", body={})
+
+    @cached_property
+    def members(self) -> dict[str, frozenset[str]]:
+        """Each group with all its hosts, those of its children included. Groups in a circle share theirs."""
+        return {name: frozenset(self._hosts_of(name)) for name in self.groups}
+
+    def select(self, pattern: str) -> tuple[str, ...]:
+        """The hosts that a pattern selects, sorted. Raises PatternError."""
+        if pattern not in self._selected:
+            self._selected[pattern] = select(pattern, self.hosts, self.members)
+        return self._selected[pattern]
+
+    def groups_of(self, host: str) -> tuple[str, ...]:
+        """The groups that a host is in, the most general first: parents before children, then by name."""
+        inside = [name for name, hosts in self.members.items() if host in hosts]
+        depths = self._depths
+        return tuple(sorted(inside, key=lambda name: (depths[name], name)))
+
+    def layers(self, host: str) -> tuple[Layer, ...]:
+        """The variables of a host, the strongest first: host_vars, group_vars, the inventory's own."""
+        if host not in self._layers:
+            self._layers[host] = self._layers_of(host)
+        return self._layers[host]
+
+    def _layers_of(self, host: str) -> tuple[Layer, ...]:
+        groups = self.groups_of(host)[::-1]
+        own = self.hosts.get(host, Host())
+        found = [
+            Layer(origin=f"host_vars/{host}", values=self.host_vars.get(host, {})),
+            *(Layer(origin=f"group_vars/{name}", values=self.group_vars.get(name, {})) for name in (*groups, "all")),
+            Layer(origin=f"host {host} in {self.origin}", values=own.vars),
+            *(Layer(origin=f"group {name} in {self.origin}", values=self.groups[name].vars) for name in groups),
+        ]
+        return tuple(layer for layer in found if layer.values)
+
+    def facts(self, host: str) -> dict[str, Any]:
+        """What `${host.…}` means: all variables of the host, and its name."""
+        values: dict[str, Any] = {}
+        for layer in reversed(self.layers(host)):
+            values |= layer.values
+        return values | {"name": host}
+
+    def agreed(self, pattern: str) -> dict[str, Any]:
+        """The facts in which all hosts that a pattern selects agree."""
+        if pattern not in self._agreed:
+            first, *others = [self.facts(host) for host in self.select(pattern)]
+            self._agreed[pattern] = {
+                key: value
+                for key, value in first.items()
+                if all(key in other and repr(other[key]) == repr(value) for other in others)
+            }
+        return self._agreed[pattern]
+
+    def sizing(self, host: str) -> Sizing:
+        """How much a host may be promised: what it says itself, else its groups, the most special first."""
+        said: list[Sizing] = [self.hosts.get(host, Host())]
+        said += [self.groups[name] for name in self.groups_of(host)[::-1]]
+        return Sizing(
+            capacity=Amounts(*_first([each.capacity for each in said])),
+            overcommit=Overcommit(*_first([each.overcommit for each in said])),
+            reserve=Amounts(*_first([each.reserve for each in said])),
+        )
+
+    @cached_property
+    def _selected(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    @cached_property
+    def _agreed(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    @cached_property
+    def _layers(self) -> dict[str, tuple[Layer, ...]]:
+        return {}
+
+    def _hosts_of(self, group: str) -> Iterator[str]:
+        unseen, left = set(self.groups), [group]
+        while left:
+            if (name := left.pop()) in unseen:
+                unseen.remove(name)
+                left += self.groups[name].children
+                yield from self.groups[name].hosts
+
+    @cached_property
+    def _depths(self) -> dict[str, int]:
+        """How many groups stand above each, by the longest way; those in a circle are as deep as there are groups."""
+        depths = dict.fromkeys(self.groups, 0)
+        below = set(self.groups)
+        for depth in range(len(self.groups)):
+            for name in below:
+                depths[name] = depth
+            below = {child for name in below for child in self.groups[name].children if child in depths}
+        return depths
+
+
+def _first(said: Sequence[Amounts | Overcommit]) -> tuple[Any, Any]:
+    """For vCPUs and for memory the first that says something."""
+    return (
+        next((each.vcpu_count for each in said if each.vcpu_count is not None), None),
+        next((each.mem_size_mib for each in said if each.mem_size_mib is not None), None),
+    )

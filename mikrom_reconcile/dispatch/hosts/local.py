@@ -1,0 +1,109 @@
+"""The hypervisor of this very process as the only host, on a pool of threads.
+
+Nothing here knows what an action is: orders go in, outcomes come out. A thread cannot be ended from outside, so an
+order that is late is given up, not ended; the driver's own deadlines end it.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+
+from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.errors import MikromError, SetupError
+from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
+from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.stock import Stock
+from mikrom_reconcile.dispatch.transport.unreported import given_up
+from mikrom_reconcile.host.agent import Hypervisor
+
+
+class LocalHosts:
+    """`Hosts` with one host, in this process."""
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        self._hypervisor = hypervisor
+
+    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+        """The one host."""
+        del dark
+        return (self._hypervisor.name,)
+
+    def give_up(self, hosts: Iterable[str]) -> None:
+        """Nothing: this process is its own host, and answers."""
+
+    def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
+        """One view per queried host; every other host than this one is unreachable from here."""
+        for host, query in queries.items():
+            yield self._view(query, deadline_s) if host == self._hypervisor.name else self._elsewhere(host)
+
+    def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
+        """One outcome per order, as they come, at most `forks` at once.
+
+        Past the deadline nothing more is sent: orders under way are `failed_temporary`, the others `skipped`.
+        Closing the iterator sends nothing more either; what is under way goes on. A signal waits to hear of that, and
+        a second one does not.
+        """
+        deadline = time.monotonic() + deadline_s
+        waiting = iter(orders)
+        running: dict[Future[ActionOutcome], Order] = {}
+        finished: queue.SimpleQueue[Future[ActionOutcome]] = queue.SimpleQueue()
+        pool = ThreadPoolExecutor(forks, thread_name_prefix="mikrom-action")
+        try:
+            while time.monotonic() < deadline:
+                while len(running) < forks and (order := next(waiting, None)) is not None:
+                    future = pool.submit(self._hypervisor.execute, order)
+                    running[future] = order
+                    future.add_done_callback(finished.put)
+                if not running:
+                    return
+                try:
+                    future = finished.get(timeout=max(0.0, deadline - time.monotonic()))
+                except queue.Empty:
+                    break
+                except KeyboardInterrupt:
+                    yield from (ended.result() for ended in as_completed(running))
+                    raise
+                del running[future]
+                yield future.result()
+            for order in running.values():
+                yield given_up(order, "failed_temporary", "still running past the deadline")
+            for order in waiting:
+                yield given_up(order, "skipped", "not begun before the deadline")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        """The end of a VM's serial console."""
+        if host != self._hypervisor.name:
+            raise SetupError(self._elsewhere(host).error)
+        return self._hypervisor.console(vm, max_bytes=max_bytes, after=after)
+
+    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
+        """What this host has cached once it has fetched its files; every other is unreachable from here."""
+        for host, wanted in files.items():
+            if host != self._hypervisor.name:
+                yield Stock(host=host, error=self._elsewhere(host).error)
+                continue
+            try:
+                yield self._hypervisor.images(wanted, deadline_s=deadline_s)
+            except MikromError as error:
+                yield Stock(host=host, error=str(error))
+
+    def _view(self, query: ObserveQuery, deadline_s: float) -> HostView:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="mikrom-observe")
+        try:
+            report = pool.submit(self._hypervisor.observe, query).result(timeout=deadline_s)
+            return HostView(host=self._hypervisor.name, report=report)
+        except TimeoutError:
+            return HostView(host=self._hypervisor.name, error=f"no answer within {deadline_s:g} s")
+        except MikromError as error:  # it cannot look: unknown, never empty
+            return HostView(host=self._hypervisor.name, error=str(error))
+        finally:
+            pool.shutdown(wait=False)
+
+    def _elsewhere(self, host: str) -> HostView:
+        own = self._hypervisor.name
+        return HostView(host=host, error=f"only {own} can be reached without a broker (MIKROM_BROKER_URL)")

@@ -1,0 +1,289 @@
+"""The hypervisor hosts of a fleet, asked over Celery; their answers come over streams.
+
+Celery's own results are never waited for: a stream tells 5,000 outcomes in a quarter of the time. A broker that is
+lost in the middle makes hosts unreachable and unanswered actions temporary failures; the next run observes anew.
+It must never decide what an outcome means.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from mikrom_reconcile import __version__
+from mikrom_reconcile.control.stores.redis import lost_told
+from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
+from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.stock import Stock
+from mikrom_reconcile.dispatch.app import FleetApp
+from mikrom_reconcile.dispatch.hosts.order_queue import Window
+from mikrom_reconcile.dispatch.transport import census, deadlines
+from mikrom_reconcile.dispatch.transport.heartbeats import give_up, known, living, starts
+from mikrom_reconcile.dispatch.transport.order_message import priority_of, shown_of
+from mikrom_reconcile.dispatch.transport.redis_keys import FIRST, Keys
+from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, unpack
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+_log = logging.getLogger(__name__)
+
+_CONSOLE_S = 10.0
+_LOOK_S = 1.0
+_HOSTS_SHARE = 0.9  # of a deadline: what is left is for the answer that it was missed
+_LOST = (RedisError, OperationalError)
+_NO_WORKER = "no worker answers for this host; is `mikrom worker` running there?"
+
+
+class CeleryHosts:
+    """`Hosts` over host queues. Safe to use from many threads at once."""
+
+    def __init__(self, app: FleetApp, redis: Redis) -> None:
+        self._app = app
+        self._redis = redis
+        self._keys = app.keys
+
+    @lost_told()
+    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+        """The hosts whose workers live, or lived within the last day, if `dark` ones matter, sorted."""
+        return known(self._redis, self._keys) if dark else living(self._redis, self._keys, "host")
+
+    @lost_told()
+    def give_up(self, hosts: Iterable[str]) -> None:
+        """Free the names of these hosts; machines that come back stop what they run. Raises SetupError."""
+        for host in hosts:
+            give_up(self._redis, self._keys, host)
+
+    def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
+        """One view per queried host, as they come; a host without a living worker is unreachable at once."""
+        silent, reports = set(queries), []
+        try:
+            for view in self._observe(queries, time.monotonic() + deadline_s):
+                silent.discard(view.host)
+                if view.report is not None:
+                    reports.append(view.report)
+                yield view
+        except _LOST as error:
+            for host in sorted(silent):
+                yield HostView(host=host, error=f"the broker was lost: {error}")
+        if project := next((query.project for query in queries.values()), None):
+            census.count(self._redis, self._keys, project, reports)
+
+    def _observe(self, queries: Mapping[str, ObserveQuery], until: float) -> Iterator[HostView]:
+        def ask(call: Call, host: str, _start_id: str) -> None:
+            query = msgspec.json.encode(queries[host]).decode()
+            self._send(host, "mikrom.observe_host", {"call": call.name, "query": query}, note=host)
+
+        for host, answer in self._answers("observe", queries, ask, until):
+            yield HostView(host=host, error=answer) if isinstance(answer, str) else _view(host, answer)
+
+    def _answers(
+        self, purpose: str, hosts: Iterable[str], ask: Callable[[Call, str, str], None], until: float
+    ) -> Iterator[tuple[str, Answer | str]]:
+        """Each host's answer to what `ask` sends it, or why there is none, as they come."""
+        watch = _Watch(self._redis, self._keys)
+        missing = watch.living(hosts)
+        for host in sorted({*hosts} - missing):
+            yield host, _NO_WORKER
+        with self._call(purpose) as call:
+            for host in sorted(missing):
+                call.listen(f"host:{host}")
+                ask(call, host, watch.start_of(host))
+            while missing:
+                for answer in call.read(min(1.0, max(0.0, until - time.monotonic()))):
+                    host = _host(answer.owner)
+                    if host in missing:
+                        missing.remove(host)
+                        yield host, answer
+                deadlines.refuse_when_stopping()
+                late = time.monotonic() >= until
+                for host in sorted(missing if late else missing & watch.gone()):
+                    missing.remove(host)
+                    yield host, "no answer by the deadline" if late else _NO_WORKER
+
+    def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
+        """One outcome per order, as they come, at most `forks` at once per host."""
+        window = Window(orders, forks)
+        try:
+            yield from self._execute(window, time.monotonic() + deadline_s)
+        except _LOST as error:
+            yield from window.give_up(f"the broker was lost: {error}")
+
+    def _execute(self, window: Window, until: float) -> Iterator[ActionOutcome]:
+        watch = _Watch(self._redis, self._keys)
+        with self._call("execute") as call:
+            while True:
+                for order in window.next_orders():
+                    host = order.action.host
+                    if watch.living((host,)):
+                        call.listen(f"host:{host}")
+                        self._send_order(call, order, watch.start_of(host))
+                    else:
+                        yield from window.lose(host, _NO_WORKER)
+                if window.is_done():
+                    return
+                for answer in call.read(min(1.0, max(0.0, until - time.monotonic()))):
+                    if (outcome := window.finish(_outcome(answer))) is not None:
+                        yield outcome
+                deadlines.refuse_when_stopping()
+                if time.monotonic() >= until:
+                    yield from window.give_up("the deadline passed first")
+                for host in watch.gone():
+                    yield from window.lose(host, "the host's worker died, was restarted or lost its broker")
+
+    @lost_told()
+    def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
+        watch = _Watch(self._redis, self._keys)
+        until = time.monotonic() + _CONSOLE_S
+        with self._call("console") as call:
+            if watch.living((host,)):
+                call.listen(f"host:{host}")
+                asked = {"call": call.name, "vm": vm, "max_bytes": max_bytes, "after": after}
+                self._send(host, "mikrom.console", asked, note=vm)
+            while watch.living((host,)) and not watch.gone() and time.monotonic() < until:
+                for answer in call.read(1.0):
+                    if answer.kind == "console":
+                        return unpack(answer.body, Console)
+                    raise MikromError(f"{host}: {unpack(answer.body, str)}")
+        raise MikromError(f"{host}: {_NO_WORKER}")
+
+    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
+        """What each of these hosts has cached once it has fetched its files, as they come."""
+
+        def ask(call: Call, host: str, start_id: str) -> None:
+            wanted = msgspec.json.encode(files[host]).decode()
+            sent = {"call": call.name, "files": wanted, "deadline_s": deadline_s * _HOSTS_SHARE}
+            sent["signature"] = self._signature(wanted, host=host, start_id=start_id, call=call)
+            self._send(host, "mikrom.images", sent, note=host)
+
+        silent = set(files)
+        try:
+            for host, answer in self._answers("images", files, ask, time.monotonic() + deadline_s):
+                silent.discard(host)
+                yield Stock(host=host, error=answer) if isinstance(answer, str) else _stock(host, answer)
+        except _LOST as error:
+            for host in sorted(silent):
+                yield Stock(host=host, error=f"the broker was lost: {error}")
+
+    def _call(self, purpose: str) -> Call:
+        return Call(self._redis, self._keys, f"{purpose}-{secrets.token_hex(8)}")
+
+    def _send_order(self, call: Call, order: Order, start_id: str) -> None:
+        action = order.action
+        sent = {"call": call.name, "order": msgspec.json.encode(order).decode(), "release": __version__}
+        sent["signature"] = self._signature(sent["order"], host=action.host, start_id=start_id, call=call)
+        self._send(
+            action.host,
+            f"mikrom.{action.verb}_vm",
+            sent,
+            note=shown_of(order),
+            priority=priority_of(order),
+            # a backstop only: the hard limit ends the task's greenlet without a word to anybody
+            time_limit=action.deadline_s + 30,
+        )
+
+    def _signature(self, text: str, *, host: str, start_id: str, call: Call) -> str:
+        """That of control for this host's worker; "" without a key."""
+        if self._app.signer is None:
+            return ""
+        return self._app.signer.sign(text, queue=self._keys.host_queue(host), start_id=start_id, call=call.name)
+
+    def _send(
+        self, host: str, task: str, arguments: Mapping[str, object], *, note: str, priority: int = FIRST,
+        time_limit: float | None = None,
+    ) -> None:  # fmt: skip
+        self._app.send_task(
+            task,
+            kwargs=dict(arguments),
+            queue=self._keys.host_queue(host),
+            priority=priority,
+            time_limit=time_limit,
+            ignore_result=True,
+            kwargsrepr=note,
+        )
+
+
+class _Watch:
+    """Whether the workers that were asked still live."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._starts: dict[str, bytes] = {}
+        self._look_at = time.monotonic() + _LOOK_S
+
+    def living(self, hosts: Iterable[str]) -> set[str]:
+        """Those of `hosts` that have a worker; from then on they are watched."""
+        wanted = set(hosts)
+        self._starts |= self._look(wanted - self._starts.keys())
+        return wanted & self._starts.keys()
+
+    def start_of(self, host: str) -> str:
+        """The start id of a worker that is watched."""
+        return self._starts[host].decode()
+
+    def gone(self) -> set[str]:
+        """Hosts whose worker is no longer the one that was asked; looks once a second, tells each once."""
+        if time.monotonic() < self._look_at:
+            return set()
+        self._look_at = time.monotonic() + _LOOK_S
+        before, self._starts = self._starts, self._look(self._starts)
+        return {host for host, start in before.items() if self._starts.get(host) != start}
+
+    def _look(self, hosts: Iterable[str]) -> dict[str, bytes]:
+        found = starts(self._redis, self._keys, [f"host:{host}" for host in hosts])
+        return {_host(owner): start for owner, start in found.items()}
+
+
+def _host(owner: str) -> str:
+    return owner.removeprefix("host:")
+
+
+def _speaks_for_itself(host: str, named: Iterable[str]) -> None:
+    """Raises MikromError for an answer about another host: one that was broken into may tell lies about itself only."""
+    if others := {*named} - {host}:
+        raise MikromError(
+            f"host {host} spoke for {', '.join(sorted(others))}, and is not believed: see to it, it may be broken into"
+        )
+
+
+def _outcome(answer: Answer) -> ActionOutcome | None:
+    try:
+        outcome = unpack(answer.body, ActionOutcome)
+        _speaks_for_itself(_host(answer.owner), [outcome.host])
+    except MikromError as error:
+        _log.warning("%s: %s", answer.owner, error)
+        return None
+    return outcome
+
+
+def _view(host: str, answer: Answer) -> HostView:
+    try:
+        if answer.kind == "report":
+            report = unpack(answer.body, HostReport)
+            _speaks_for_itself(host, [report.host, *(row.host for row in report.vms)])
+            return HostView(host=host, report=report)
+        return HostView(host=host, error=unpack(answer.body, str))
+    except MikromError as error:
+        return HostView(host=host, error=str(error))
+
+
+def _stock(host: str, answer: Answer) -> Stock:
+    try:
+        if answer.kind == "stock":
+            stock = unpack(answer.body, Stock)
+            _speaks_for_itself(host, [stock.host])
+            return stock
+        return Stock(host=host, error=unpack(answer.body, str))
+    except MikromError as error:
+        return Stock(host=host, error=str(error))

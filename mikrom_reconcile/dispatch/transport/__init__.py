@@ -1,0 +1,1 @@
+"""Redis and what travels over it: keys, heartbeats, calls and replies, signed orders, access lists."""

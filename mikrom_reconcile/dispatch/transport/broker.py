@@ -1,0 +1,131 @@
+"""The way to Redis: one URL in three spellings, one client, and a quick answer when nobody is there.
+
+Celery and kombu say `redis+socket://`, redis-py says `unix://`. A client of ours never retries by itself: who is
+told within 3 s that the broker is away can do something about it. A TLS connection without a certificate that was
+verified is never made. It must never print a password.
+"""
+
+from __future__ import annotations
+
+import secrets
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from mikrom_reconcile.core.model.errors import SetupError, UsageError
+from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.settings import Settings
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+SCHEMES = ("redis", "rediss", "redis+socket")
+
+_CONNECT_S = 1.0  # a host name may have two addresses, and both together have to stay below 3 s
+_PING_S = 1.5
+_READ_S = 5.0  # longer than any blocking read asks the server to wait
+
+
+def broker_url(settings: Settings) -> str:
+    """The URL of the broker. Raises UsageError when none is set or its scheme is not ours."""
+    url = settings.broker_url
+    if not url:
+        raise UsageError("MIKROM_BROKER_URL is not set and no `mikrom up` runs here; example: redis://broker:6379/0")
+    if urlsplit(url).scheme not in SCHEMES:
+        raise UsageError(f"MIKROM_BROKER_URL={without_password(url)}: must begin with {'://, '.join(SCHEMES)}://")
+    split_tls(url)
+    return url
+
+
+def user_of(redis: Redis) -> str:
+    """The name by which the broker knows this client; "default" where it has no users."""
+    found: Any = redis.acl_whoami()
+    return found.decode() if isinstance(found, bytes) else str(found)
+
+
+def is_remote(url: str) -> bool:
+    """Whether the broker is on another machine, or may be."""
+    parts = urlsplit(url)
+    host = parts.hostname or "localhost"
+    try:
+        loopback = ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    return parts.scheme != "redis+socket" and not loopback
+
+
+def split_tls(url: str) -> tuple[str, dict[str, Any]]:
+    """The URL, and what its TLS connections demand: nothing but for rediss://. Raises UsageError.
+
+    `?ssl_ca_certs=FILE` names the authority, else it is those that this machine trusts. Not to verify is no choice.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "rediss":
+        return url, {}
+    asked = dict(parse_qsl(parts.query))
+    authority = asked.pop("ssl_ca_certs", None)
+    if asked.pop("ssl_cert_reqs", "required").removeprefix("CERT_").lower() != "required" or asked:
+        raise UsageError(
+            f"MIKROM_BROKER_URL={without_password(url)}: only ?ssl_ca_certs=FILE may follow; certificates are verified"
+        )
+    if authority and not Path(authority).is_file():
+        raise UsageError(f"MIKROM_BROKER_URL={without_password(url)}: there is no file ssl_ca_certs={authority}")
+    return urlunsplit(parts._replace(query="")), {"ssl_cert_reqs": "required", "ssl_ca_certs": authority}
+
+
+def without_password(url: str) -> str:
+    """`url` fit for a message."""
+    parts = urlsplit(url)
+    address = parts.netloc.rpartition("@")[2]
+    user = parts.username or ""
+    secret = ":***" if parts.password else ""
+    return urlunsplit(parts._replace(netloc=f"{user}{secret}@{address}" if user or secret else address, query=""))
+
+
+def connect(url: str) -> Redis:
+    """A client of Redis that has answered a PING. Raises SetupError within 3 s."""
+    from redis import RedisError  # noqa: PLC0415 - 134 ms that only a fleet pays
+
+    try:
+        with client_of(url, read_s=_PING_S) as probe:
+            probe.ping()
+    except (RedisError, OSError, ValueError) as error:
+        raise SetupError(
+            f"no answer from the broker {without_password(url)}: {error}; {_remedy(str(error))}"
+        ) from error
+    return client_of(url)
+
+
+def fleet_id(settings: Settings) -> str:
+    """What tells this fleet from every other, by whatever URL it is reached; another one once Redis was emptied."""
+    key = f"{Keys(settings.queue).prefix}:id"
+    with connect(broker_url(settings)) as redis:
+        redis.set(key, secrets.token_hex(8), nx=True)
+        found: Any = redis.get(key)
+        return bytes(found).decode()
+
+
+def _remedy(error: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in error:
+        return "if it is yours, name its authority: MIKROM_BROKER_URL=rediss://…?ssl_ca_certs=FILE"
+    if "password" in error or "uthentication" in error:
+        return "are user and password in MIKROM_BROKER_URL right?"
+    return "is Redis running, MIKROM_BROKER_URL right?"
+
+
+def client_of(url: str, *, read_s: float = _READ_S) -> Redis:
+    """A client that has not connected yet; it may be shared by threads and greenlets."""
+    from redis import Redis  # noqa: PLC0415 - see above
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
+
+    url, tls = split_tls(url)
+    return Redis.from_url(
+        url.replace("redis+socket://", "unix://", 1),
+        **tls,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_connect_timeout=_CONNECT_S,
+        socket_timeout=read_s,
+    )

@@ -1,0 +1,75 @@
+"""Ending work from outside: the deadline of an action, and the end of the worker itself.
+
+Under gevent only an exception of our own, thrown into the greenlet, ends an action in a way that it can answer:
+Celery's soft limit is ignored there and its hard limit loses the task. A thread cannot be ended by anybody: there
+the driver's own limits hold.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
+
+GRACE_S = 2.0
+"""What an action under way gets when its worker is told to stop; a gevent worker needs 4.5 s of its own on top."""
+
+_stopping = threading.Event()
+_under_way: set[Any] = set()
+
+
+def is_gevent() -> bool:
+    """Whether this process runs on greenlets."""
+    if "gevent.monkey" not in sys.modules:
+        return False
+    from gevent.monkey import is_module_patched  # noqa: PLC0415 - only where gevent is loaded
+
+    return bool(is_module_patched("threading"))
+
+
+@contextmanager
+def limited(deadline_s: float) -> Iterator[None]:
+    """Raises PastDeadlineError inside the block when `deadline_s` has passed, or when the worker ends."""
+    if not is_gevent():
+        yield
+        return
+    import gevent  # noqa: PLC0415 - only where it is loaded
+
+    here = gevent.getcurrent()
+    _under_way.add(here)
+    try:
+        with gevent.Timeout(deadline_s, PastDeadlineError(f"not done after {deadline_s:g} s")):
+            yield
+    finally:
+        _under_way.discard(here)
+
+
+def stop() -> None:
+    """Begin nothing more; under gevent, end what is under way after `GRACE_S`. Called by a signal handler."""
+    _stopping.set()
+    if is_gevent():
+        import gevent  # noqa: PLC0415 - only where it is loaded
+
+        gevent.spawn_later(GRACE_S, _end_all)
+
+
+def is_stopping() -> bool:
+    """Whether this process has been told to end."""
+    return _stopping.is_set()
+
+
+def refuse_when_stopping() -> None:
+    """Raises MikromError once this process has been told to end."""
+    if _stopping.is_set():
+        raise MikromError("this worker is being stopped; what is under way goes on, the next run looks anew")
+
+
+def _end_all() -> None:
+    import gevent  # noqa: PLC0415 - only called where it is loaded
+
+    for greenlet in tuple(_under_way):
+        gevent.kill(greenlet, PastDeadlineError("the host's worker is being stopped"))

@@ -1,0 +1,106 @@
+"""This machine as a hypervisor host: what dispatch calls, in this process or inside a Celery worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObservedState, ObserveQuery
+from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.stock import Stock
+from mikrom_reconcile.core.planning.one_off import decide_by_name
+from mikrom_reconcile.host.observe import Observer
+from mikrom_reconcile.host.orders.execute import Executor, no_seam
+from mikrom_reconcile.host.ports import Clock, Driver
+from mikrom_reconcile.host.records import Records, checked_name
+from mikrom_reconcile.host.resources.garbage_collection import ImageStock
+from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.supervise import AT_ONCE, RESCAN_S, Supervisor, Tell, nobody
+
+
+class Hypervisor:
+    """One host: its driver, its records and its clock. Safe to call from many threads or greenlets at once.
+
+    `images` are those of its state folder unless told otherwise. `note` is what whoever plans for this host should know
+    of it. `on_step` is the executor's seam for crashes in tests.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        driver: Driver,
+        records: Records,
+        clock: Clock,
+        images: Images | None = None,
+        note: str = "",
+        on_step: Callable[[str, str], None] = no_seam,
+    ) -> None:
+        self.name = name
+        self._driver = driver
+        self._records = records
+        self._clock = clock
+        self._observer = Observer(name, driver=driver, records=records, note=note)
+        self._executor = Executor(name, driver=driver, records=records, clock=clock, on_step=on_step)
+        self._stock = ImageStock(name, images or Images(records.state_dir), records)
+        self._supervisor: Supervisor | None = None
+
+    def supervise(self, *, rescan_s: float = RESCAN_S, on_deed: Tell = nobody) -> None:
+        """Bring VMMs back that die, by their VMs' restart policies, until `leave_alone` or the end of the process."""
+        if self._supervisor is None:
+            self._supervisor = Supervisor(
+                self.name,
+                driver=self._driver,
+                records=self._records,
+                clock=self._clock,
+                rescan_s=rescan_s,
+                on_rescan=self._stock.sweep,
+                on_deed=on_deed,
+            )
+            self._supervisor.start()
+
+    def leave_alone(self) -> None:
+        """End the supervision, if there is one; VMs stay as they are. A signal handler may call it."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
+
+    def stop_all(self) -> None:
+        """Stop all that runs here, since it may run elsewhere by now; what is to be up here is for runs to say.
+
+        Raises MikromError while something may still run.
+        """
+        report = self.observe(ObserveQuery())
+        seen = ObservedState(taken_at=report.observed_at, hosts=(HostView(host=self.name, report=report),))
+        orders = [
+            Order(run_id="given-up", token=token, action=action)
+            for project, token in report.highest_tokens.items()
+            for action in decide_by_name("stop", ("*",), seen, project=project).plan.actions
+        ]
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="stop") as pool:
+            left = [outcome for outcome in pool.map(self.execute, orders) if outcome.result.startswith("failed")]
+        if left:
+            raise MikromError(f"{len(left)} VMs could not be stopped, the first is {left[0].vm}: {left[0].error}")
+
+    def observe(self, query: ObserveQuery) -> HostReport:
+        """What is here now, as far as `query` asks. Raises SetupError when the records cannot be listed."""
+        return self._observer.report(query, self._clock.now())
+
+    def execute(self, order: Order) -> ActionOutcome:
+        """Measure, act, verify. What went wrong is in the outcome; only what is no Exception passes through."""
+        try:
+            return self._executor.execute(order)
+        finally:
+            if self._supervisor is not None:
+                self._supervisor.tell(order.action.vm)
+            else:
+                self._stock.sweep()
+
+    def images(self, files: Iterable[PinnedFile], *, deadline_s: float) -> Stock:
+        """What is cached here once `files` were fetched. Raises SetupError when the records cannot be listed."""
+        return self._stock.told(files, deadline_s=deadline_s)
+
+    def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        """The end of the VM's console, or what came `after` a place in it. Raises PermanentError for no VM's name."""
+        return self._driver.console(checked_name(vm), max_bytes=max_bytes, after=after)

@@ -1,0 +1,173 @@
+"""The disks of VMs on this host: a root disk of a VM's own, copied from its image, and drives that outlive it.
+
+A root disk has the digest of its image in its name, so that one of another image is never booted by mistake: it is
+removed, and made anew. Drives lie apart, under their project's and VM's name, so that a VM that is deleted and made
+again finds those that were to be retained, and no other VM can. Paths follow from names: two VMs never share a disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
+from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.system.files import sync_folder
+from mikrom_reconcile.system.folders import make_folder
+
+ROOT_ID = "rootfs"
+"""The root disk's name beside the drives'."""
+
+_STEP = "making its disks"
+_MIB = 1 << 20
+_FICLONE = 0x40049409
+_PIECE_BYTES = 4 * _MIB
+_NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.EINVAL})
+
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True):
+    """One disk as a VMM opens it."""
+
+    name: str
+    path: Path
+    read_only: bool
+
+
+class Disks:
+    """The disks below one state folder. The caller holds the VM's action lock."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+
+    def of(self, record: VMRecord, rootfs_image: Path | None) -> tuple[Disk, ...]:
+        """All disks of the VM, the root disk first, whether they are there or not."""
+        return (*self._root(record, rootfs_image), *(disk for disk, _ in self._drives(record)))
+
+    def prepare(self, record: VMRecord, rootfs_image: Path | None) -> None:
+        """Make what is missing, let grow what is too small, and remove root disks of other images.
+
+        Raises TemporaryError when the disk of this host is too full, PermanentError where a drive would shrink.
+        """
+        root = self._root(record, rootfs_image)
+        own_root = next((disk.path for disk in root if not disk.read_only), None)
+        self._remove_roots(record.vm, but=own_root)
+        lacking = [(disk.path, size) for disk, size in self._drives(record) if self._lacks(record.vm, disk, size)]
+        copied = own_root is not None and not own_root.exists()
+        need = sum(size - _size_of(path) for path, size in lacking)
+        if copied and rootfs_image is not None:
+            need += rootfs_image.stat().st_blocks * 512
+        self._check_room(record.vm, need)
+        if copied and rootfs_image is not None and own_root is not None:
+            make_folder(own_root.parent)
+            _copy(rootfs_image, own_root)
+        for path, size in lacking:
+            make_folder(path.parent)
+            _grow(path, size)
+
+    def remove(self, record: VMRecord) -> None:
+        """Remove the root disk, and the drives that are not retained."""
+        self._remove_roots(record.vm, but=None)
+        for disk, _ in self._drives(record):
+            if record.spec.drives[disk.name].on_delete == "delete":
+                disk.path.unlink(missing_ok=True)
+        folder = self._drive_folder(record)
+        for empty in (folder, folder.parent):
+            with suppress(OSError):  # not there, or drives are retained in it
+                empty.rmdir()
+
+    def _root(self, record: VMRecord, image: Path | None) -> Iterator[Disk]:
+        rootfs = record.spec.boot and record.spec.boot.rootfs
+        if not rootfs or image is None:
+            return
+        own = self._state_dir / "vms" / record.vm / f"root-{rootfs.sha256[:16]}.img"
+        yield Disk(name=ROOT_ID, path=image if rootfs.read_only else own, read_only=rootfs.read_only)
+
+    def _drives(self, record: VMRecord) -> Iterator[tuple[Disk, int]]:
+        """Each drive with its size in bytes, in the order of names: that of the devices in the guest."""
+        for name, drive in sorted(record.spec.drives.items()):
+            path = self._drive_folder(record) / f"{name}.img"
+            yield Disk(name=name, path=path, read_only=False), drive.size_mib * _MIB
+
+    def _drive_folder(self, record: VMRecord) -> Path:
+        return self._state_dir / "drives" / record.project / record.vm
+
+    def _lacks(self, vm: str, disk: Disk, size: int) -> bool:
+        have = _size_of(disk.path)
+        if have > size:
+            message = f"drive {disk.name} has {have // _MIB} MiB and never shrinks: write size_mib: {have // _MIB}"
+            raise PermanentError(f"{message}, or give it another name ({disk.path})", vm=vm, step=_STEP)
+        return have < size
+
+    def _check_room(self, vm: str, need: int) -> None:
+        disk = os.statvfs(self._state_dir)
+        left = disk.f_bavail * disk.f_frsize
+        if need > left:
+            message = f"its disks need {-(-need // _MIB)} MiB more and {left // _MIB} are left in {self._state_dir}"
+            raise TemporaryError(f"{message}; free some, or make them smaller", vm=vm, step=_STEP)
+
+    def _remove_roots(self, vm: str, *, but: Path | None) -> None:
+        for path in (self._state_dir / "vms" / vm).glob("root-*"):
+            if path != but:
+                path.unlink(missing_ok=True)
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _grow(path: Path, size: int) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy-on-write copy where the file system can, else one that leaves holes out; whole, or not there."""
+    draft = target.with_name(f"{target.name}.new")
+    with source.open("rb") as image:
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.ioctl(fd, _FICLONE, image.fileno())
+            except OSError as error:
+                if error.errno not in _NO_REFLINK:
+                    raise
+                _copy_sparsely(image.fileno(), fd)
+            os.fsync(fd)
+        except BaseException:
+            draft.unlink()
+            raise
+        finally:
+            os.close(fd)
+    draft.replace(target)
+    sync_folder(target.parent)
+
+
+def _copy_sparsely(source: int, target: int) -> None:
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nothing but a hole is left
+                raise
+            return
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        while at < end:
+            at += os.copy_file_range(source, target, min(_PIECE_BYTES, end - at), at, at)
+            time.sleep(0)  # lets other greenlets run

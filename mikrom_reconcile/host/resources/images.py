@@ -1,0 +1,200 @@
+"""The images that specs name, on this host: each file once, under its digest, verified before anybody sees it.
+
+What was fetched is whole or not there. A file of the name of its digest is that file: nobody else may write into the
+folder, so it is not read again at each start. The demo guest is built in: it is copied out of the package, because a
+running VM must not depend on a path inside an environment that the next release replaces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.host.resources import download
+from mikrom_reconcile.host.resources.download import FetchError
+from mikrom_reconcile.system import locks
+from mikrom_reconcile.system.files import sync_folder, write_whole
+from mikrom_reconcile.system.folders import make_folder
+
+KEPT_S = 24 * 3600.0
+"""How long a file stays that no VM uses: the next run of a pipeline may want it again."""
+
+MAX_MIB = 65536
+"""Largest file that a host takes unless told otherwise; MIKROM_IMAGE_MAX_MIB."""
+
+_MIB = 1 << 20
+_WAIT_S = 0.05
+
+
+class Images:
+    """The files of this host. `folders` are those that `file://` may name; `max_mib` is the largest file taken."""
+
+    def __init__(self, state_dir: Path, *, folders: tuple[Path, ...] = (), max_mib: int = MAX_MIB) -> None:
+        self._folder = state_dir / "images"
+        self._cache = self._folder / "sha256"
+        self._locks = state_dir / "locks"
+        self._folders = folders or (self._folder,)
+        self._max_bytes = max_mib * _MIB
+
+    def hello(self) -> Path:
+        """The demo guest's kernel, put into place if it is missing or not whole. Raises OSError."""
+        content, name = _hello()
+        path = self._folder / name
+        try:
+            if path.stat().st_size == len(content):  # a power cut may have left an empty file
+                return path
+        except FileNotFoundError:
+            make_folder(self._folder)
+        draft = path.with_name(f"{name}.{secrets.token_hex(4)}")  # many starts may find it missing at once
+        write_whole(draft, content, durable=False)
+        draft.replace(path)
+        return path
+
+    def path_of(self, file: PinnedFile) -> Path:
+        """Where it is once it was fetched."""
+        return self._cache / file.sha256
+
+    def fetched(self, file: PinnedFile, *, give_up_at: float) -> Path:
+        """The file, fetched if need be; one fetch per host, the others wait for it. Raises FetchError and OSError."""
+        path = self.path_of(file)
+        while not _used(path):
+            make_folder(self._cache)
+            lock_path = self._lock_of(file.sha256)
+            lock = locks.open_taken(lock_path)
+            if lock is None:
+                if time.monotonic() > give_up_at:
+                    raise FetchError(f"{file.source}: another process still fetches it", lasting=False)
+                time.sleep(_WAIT_S)
+                continue
+            try:
+                if not path.exists():
+                    self._fetch(file, path, give_up_at)
+            finally:
+                locks.give_back(lock, unlink=lock_path)
+        return path
+
+    def cached(self) -> Iterator[tuple[str, int, float]]:
+        """Digest, bytes and time of last use of every file, in the order of digests."""
+        for path in sorted(self._cache.glob("*")):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                yield path.name, found.st_size, found.st_mtime
+
+    def sweep(self, used: frozenset[str], *, kept_s: float = KEPT_S) -> tuple[str, ...]:
+        """Remove what nobody wanted for `kept_s`; the names. What the digests `used` name is wanted now."""
+        removed = []
+        for name, _, last_used_s in self.cached():
+            digest, path = name.removesuffix(".part"), self._cache / name
+            if digest in used:
+                _used(path)
+            elif _is_older(last_used_s, kept_s) and self._remove(path, digest, kept_s):
+                removed.append(name)
+        return tuple(removed)
+
+    def _remove(self, path: Path, digest: str, kept_s: float) -> bool:
+        """Remove it, unless it is being fetched, or was wanted since the look that found it old."""
+        lock_path = self._lock_of(digest)
+        lock = locks.open_taken(lock_path)
+        if lock is None:
+            return False
+        try:
+            if not _is_older(path.stat().st_mtime, kept_s):
+                return False
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        finally:
+            locks.give_back(lock, unlink=lock_path)
+        return True
+
+    def _lock_of(self, digest: str) -> Path:
+        return self._locks / f"image-{digest}.lock"
+
+    def _fetch(self, file: PinnedFile, path: Path, give_up_at: float) -> None:
+        draft = path.with_name(f"{path.name}.part")
+        with _told(file):
+            digest = self._read(file.source, draft, give_up_at)
+            if digest != file.sha256:
+                draft.unlink()
+                message = f"its sha256 is {digest}, and the spec says {file.sha256}: one of them is wrong"
+                raise FetchError(message, lasting=True)
+        draft.chmod(0o444)
+        draft.replace(path)
+        sync_folder(self._cache)
+
+    def _read(self, source: str, draft: Path, give_up_at: float) -> str:
+        """Read all of it into `draft`, on from what an earlier attempt left there; its digest."""
+        with draft.open("ab") as out:
+            known, digest = out.tell(), hashlib.sha256()
+            with download.opened(source, offset=known, folders=self._folders, give_up_at=give_up_at) as found:
+                if found.offset == 0:
+                    out.truncate(0)
+                self._check_size(found.size or 0, found.offset)
+                if found.offset:
+                    for piece in _pieces_of(draft):
+                        digest.update(piece)
+                try:
+                    for piece in found.pieces(give_up_at):
+                        digest.update(piece)
+                        out.write(piece)
+                        if found.size is None and out.tell() > self._max_bytes:
+                            self._check_size(out.tell())
+                except OSError:
+                    out.truncate(0)  # a full disk is not made better by half a file
+                    raise
+            out.flush()
+            os.fsync(out.fileno())
+        return digest.hexdigest()
+
+    def _check_size(self, size: int, known: int = 0) -> None:
+        """Raise FetchError if that many bytes are too many, or more than the disk has left beside the `known` ones."""
+        if size > self._max_bytes:
+            message = f"it has {size // _MIB} MiB or more, and MIKROM_IMAGE_MAX_MIB is {self._max_bytes // _MIB}"
+            raise FetchError(message, lasting=True)
+        disk = os.statvfs(self._cache)
+        left = disk.f_bavail * disk.f_frsize
+        if size - known > left:
+            message = f"it needs {(size - known) // _MIB + 1} MiB and {left // _MIB} are left in {self._cache}"
+            raise FetchError(message, lasting=False)
+
+
+@contextmanager
+def _told(file: PinnedFile) -> Iterator[None]:
+    try:
+        yield
+    except FetchError as error:
+        raise FetchError(f"{file.source}: {error}", lasting=error.lasting) from error
+
+
+def _pieces_of(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as content:
+        while piece := content.read(download.PIECE_BYTES):
+            yield piece
+            time.sleep(0)
+
+
+def _is_older(last_used_s: float, kept_s: float) -> bool:
+    return time.time() - last_used_s >= kept_s
+
+
+def _used(path: Path) -> bool:
+    """Whether it is there; if so its time says that it was wanted now."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@cache
+def _hello() -> tuple[bytes, str]:
+    content = (resources.files("mikrom_reconcile") / "guest" / "hello.elf").read_bytes()
+    return content, f"hello-{hashlib.blake2b(content, digest_size=6).hexdigest()}.elf"

@@ -1,0 +1,111 @@
+"""What a VM boots from, stores on and talks through, made ready for a VMM: for every driver that runs real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
+from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.host.resources.disks import Disk, Disks
+from mikrom_reconcile.host.resources.download import FetchError
+from mikrom_reconcile.host.resources.images import MAX_MIB, Images
+from mikrom_reconcile.host.resources.metadata import metadata_of
+from mikrom_reconcile.host.resources.networks import Interface, Networks, boot_args_of
+from mikrom_reconcile.host.resources.secrets import SecretError, Secrets
+
+
+class Media(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VMM is started with. The root disk is the first of the disks, if there is one."""
+
+    kernel: Path
+    initrd: Path | None = None
+    boot_args: str = ""
+    disks: tuple[Disk, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
+    metadata: dict[str, Any] | None = None
+
+
+class Shelf:
+    """Where media come from on this host. The caller holds the VM's action lock."""
+
+    def __init__(self, images: Images, disks: Disks, networks: Networks, secrets: Secrets) -> None:
+        self._images = images
+        self._disks = disks
+        self._networks = networks
+        self._secrets = secrets
+
+    @classmethod
+    def below(
+        cls,
+        state_dir: Path,
+        *,
+        folders: tuple[Path, ...] = (),
+        max_mib: int = MAX_MIB,
+        secrets: Secrets | None = None,
+    ) -> Shelf:
+        """That of the host whose state folder this is; `file://` images come from `folders` only."""
+        state_dir = state_dir.resolve()
+        images = Images(state_dir, folders=folders, max_mib=max_mib)
+        return cls(images, Disks(state_dir), Networks(state_dir), secrets or Secrets())
+
+    def prepared(self, record: VMRecord, *, give_up_at: float) -> Media:
+        """The VM's media, fetched, copied and grown as its spec says. Raises ActionErrors and OSErrors."""
+        boot = record.spec.boot
+        if boot is None:
+            kernel, initrd, rootfs = self._images.hello(), None, None
+        else:
+            kernel = self._fetched(record.vm, boot.kernel, "kernel", give_up_at)
+            initrd = self._fetched(record.vm, boot.initrd, "initrd", give_up_at) if boot.initrd else None
+            rootfs = self._fetched(record.vm, boot.rootfs, "root disk's image", give_up_at) if boot.rootfs else None
+        metadata = self.metadata_of(record)
+        self._disks.prepare(record, rootfs)
+        self._networks.prepare(record, give_up_at=give_up_at)
+        return Media(
+            kernel=kernel,
+            initrd=initrd,
+            boot_args=boot_args_of(record),
+            disks=self._disks.of(record, rootfs),
+            interfaces=self._networks.of(record),
+            metadata=metadata,
+        )
+
+    def metadata_of(self, record: VMRecord) -> dict[str, Any] | None:
+        """What the guest can read of itself. Raises PermanentError."""
+        try:
+            return metadata_of(record, self._secrets)
+        except SecretError as error:
+            raise PermanentError(str(error), vm=record.vm, step="resolving its secrets") from error
+
+    def disks_of(self, record: VMRecord) -> tuple[Disk, ...]:
+        """The VM's disks as they are once they are prepared."""
+        rootfs = record.spec.boot and record.spec.boot.rootfs
+        return self._disks.of(record, self._images.path_of(rootfs) if rootfs else None)
+
+    def interfaces_of(self, record: VMRecord) -> tuple[Interface, ...]:
+        """The VM's interfaces whose taps are there."""
+        good = self._networks.in_place(record)
+        return tuple(interface for interface in self._networks.of(record) if interface.name in good)
+
+    def mend_links(self, record: VMRecord, *, give_up_at: float) -> None:
+        """Bring taps, bridges and rules to what the record says."""
+        self._networks.prepare(record, give_up_at=give_up_at, only_mend=True)
+
+    def look_at_links(self, but: str) -> LinkLook:
+        """A look at taps, bridges and rules."""
+        return self._networks.look(but)
+
+    def remove(self, record: VMRecord, *, give_up_at: float) -> None:
+        """Remove what was made for this VM alone, but the drives that are to be retained."""
+        self._disks.remove(record)
+        self._networks.remove(record, give_up_at=give_up_at)
+
+    def _fetched(self, vm: str, file: PinnedFile, what: str, give_up_at: float) -> Path:
+        try:
+            return self._images.fetched(file, give_up_at=give_up_at)
+        except FetchError as error:
+            kind = PermanentError if error.lasting else TemporaryError
+            raise kind(str(error), vm=vm, step=f"fetching its {what}") from error

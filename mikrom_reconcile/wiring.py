@@ -95,11 +95,10 @@ def make_source(settings: Settings) -> LastGood:
     from mikrom_reconcile.control.sources.last_good import LastGood
     from mikrom_reconcile.core.placement.desired_state import checked, wanted
 
-    cache = FolderCache(settings.state_dir / "cache")
     return LastGood(
         settings.specs or "",
         read=lambda known: read_tree(settings, (), known),
-        check=lambda tree: wanted(checked(tree, schemas(), here=settings.host, cache=cache), here=settings.host),
+        check=lambda tree: wanted(checked(tree, schemas(), here=settings.host), here=settings.host),
         kept=FolderCache(settings.state_dir / "source"),
     )
 

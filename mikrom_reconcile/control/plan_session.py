@@ -15,9 +15,8 @@ from mikrom_reconcile import traces
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import RunRequest
-from mikrom_reconcile.core.parsing.known_files import Cache
 from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.known_question import KnownQuestion, key_of, known_question, narrowed
+from mikrom_reconcile.core.planning.known_question import Cache, KnownQuestion, key_of, known_question, narrowed
 from mikrom_reconcile.core.planning.planner import Decision, Question, decide, question, thorough
 from mikrom_reconcile.core.planning.selection import Selection, refuse_unknown
 from mikrom_reconcile.core.specs.load import Specs, hosts_of, some_specs
@@ -110,7 +109,7 @@ class Look:
         fleets = known.differing(observed)
         if fleets is None:
             return None
-        some = some_specs(self._request.tree, self._schemas, self._request.extra_vars, self._cache, fleets)
+        some = some_specs(self._request.tree, self._schemas, self._request.extra_vars, fleets)
         return narrowed(known, some, observed, placements, limits, self._here)
 
     def _decide(self, asked: Question, limits: Limits, observed: ObservedState | None = None) -> Decision:

@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.desired import Machine
 from mikrom_reconcile.core.model.observed import HostView, ObserveQuery, Phase, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunRequest
-from mikrom_reconcile.core.parsing.known_files import NO_CACHE, Cache
+from mikrom_reconcile.core.planning.known_question import NO_CACHE, Cache
 from mikrom_reconcile.core.specs.load import Specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import HOSTS, PROJECT, Fleet, Project

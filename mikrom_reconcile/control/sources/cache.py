@@ -1,4 +1,4 @@
-"""What was made of spec files before, so that files that did not change need not be read as YAML again.
+"""Bytes by key in a folder that belongs to this user alone.
 
 Whatever goes wrong here means "not known": a cache is not worth an error. It is believed only where nobody else can
 have written it, and only whole.

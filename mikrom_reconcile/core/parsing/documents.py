@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecDocument, SpecProblem
-from mikrom_reconcile.core.parsing.known_files import Cache, KnownFiles
 from mikrom_reconcile.core.parsing.schema_errors import Complaint, complaints, in_words, nearest, telling
 from mikrom_reconcile.core.parsing.spec_files import variables_of
 from mikrom_reconcile.core.parsing.yaml_text import MAX_PROBLEMS, Places, YamlDocument, read_file
@@ -72,23 +71,14 @@ def places_of(document: SpecDocument, tree: SourceTree) -> Places:
     return Places(document.path, next(file.text for file in tree.files if file.path == document.path))
 
 
-def read_tree(tree: SourceTree, schemas: Schemas, cache: Cache) -> Reading:
+def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
     """Everything in the tree, until more mistakes are found than anybody reads."""
     validators = _Validators(schemas)
-    known_files = KnownFiles(cache, tree, schemas)
     reading = Reading(documents=[], broken=[], misspelt=[], flaws=[], problems=[], whole=True)
     for file in tree.files:
-        known = known_files.documents(file)
-        if known is not None:
-            reading.documents.extend(known)
-            continue
-        mistakes, good = reading.mistakes(), len(reading.documents)
         reading = _with_file(reading, file, validators)
-        if reading.mistakes() == mistakes:
-            known_files.add(file, reading.documents[good:])
-        elif reading.mistakes() > MAX_PROBLEMS:
+        if reading.mistakes() > MAX_PROBLEMS:
             return msgspec.structs.replace(reading, whole=False)
-    known_files.keep()
     return reading
 
 

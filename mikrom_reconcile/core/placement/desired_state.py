@@ -14,7 +14,6 @@ from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.fields import without
 from mikrom_reconcile.core.model.specs import SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.documents import Flaw, Schemas
-from mikrom_reconcile.core.parsing.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.placement.addresses import Addresses, clashes, still_good
 from mikrom_reconcile.core.placement.scheduler import Landscape
 from mikrom_reconcile.core.specs.expand import PendingVM, Resolver, expand
@@ -83,18 +82,11 @@ def _clash_flaws(specs: Specs, vms: Sequence[DesiredVM]) -> Iterator[Flaw]:
         yield Flaw(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
 
 
-def checked(
-    tree: SourceTree,
-    schemas: Schemas,
-    *,
-    here: str,
-    extra_vars: dict[str, Any] | None = None,
-    cache: Cache = NO_CACHE,
-) -> Specs:
+def checked(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars: dict[str, Any] | None = None) -> Specs:
     """The specs in `tree`. Raises SpecError with every problem: where documents are wrong, what the good ones want is
     tried too, so that nobody has to mend in two rounds.
     """
-    gathered = gather(tree, schemas, extra_vars, cache)
+    gathered = gather(tree, schemas, extra_vars)
     if not gathered.problems:
         return gathered.specs
     found: tuple[SpecProblem, ...] = ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -23,6 +23,29 @@ from mikrom_reconcile.core.planning.guards import Limits
 from mikrom_reconcile.core.planning.planner import Decision, Question, decide, numbered, question
 from mikrom_reconcile.core.specs.expand import expand
 from mikrom_reconcile.core.specs.load import Specs
+
+
+class Cache(Protocol):
+    """Bytes by key, which may be lost at any time."""
+
+    def get(self, key: str) -> bytes | None:
+        """What was put under `key` last, or None."""
+
+    def put(self, key: str, content: bytes) -> None:
+        """Replace what is kept under `key`."""
+
+
+class NoCache:
+    """Keeps nothing."""
+
+    def get(self, key: str) -> bytes | None:
+        """Nothing."""
+
+    def put(self, key: str, content: bytes) -> None:
+        """Forget it."""
+
+
+NO_CACHE: Final = NoCache()
 
 
 class KnownQuestion(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,6 @@ from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageErro
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.parsing.documents import Flaw, Schemas, problems_of, read_tree
-from mikrom_reconcile.core.parsing.known_files import NO_CACHE, Cache
 from mikrom_reconcile.core.parsing.patterns import EVERY, PatternError
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.spec_files import variables_of
@@ -121,15 +120,13 @@ def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | 
     return gathered.specs
 
 
-def gather(
-    tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None, cache: Cache = NO_CACHE
-) -> Gathered:
+def gather(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Gathered:
     """The specs in `tree` as far as they are good, and every problem, sorted by place. Raises UsageError for variables
     that cannot be set.
     """
     if built_in := sorted(BUILT_IN_NAMES.intersection(extra_vars or ())):
         raise UsageError(f"-e: {', '.join(built_in)} is built in and cannot be set; give the variable another name")
-    reading = read_tree(tree, schemas, cache)
+    reading = read_tree(tree, schemas)
     documents, legible = reading.documents, [*reading.documents, *reading.misspelt]
     if reading.whole and not documents and not reading.broken:
         raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
@@ -150,11 +147,9 @@ def gather(
     return Gathered(specs=specs, problems=one_per_place(problems), complete=complete)
 
 
-def some_specs(
-    tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None, cache: Cache, fleets: Collection[str]
-) -> Specs:
+def some_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None, fleets: Collection[str]) -> Specs:
     """The specs as if they had no other fleets than these; of a tree that is known to be good."""
-    documents = read_tree(tree, schemas, cache).documents if fleets else []
+    documents = read_tree(tree, schemas).documents if fleets else []
     chosen = [document for document in documents if document.kind != "Fleet" or document.name in fleets]
     return _specs(tree, chosen, _inventory(chosen), extra_vars)
 

@@ -9,7 +9,6 @@ import pytest
 
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView, ObservedState, Placements
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.parsing.known_files import NO_CACHE
 from mikrom_reconcile.core.planning.guards import Limits
 from mikrom_reconcile.core.planning.known_question import KnownQuestion, key_of, known_question, narrowed
 from mikrom_reconcile.core.planning.planner import Decision, question
@@ -74,7 +73,7 @@ def test_a_question_is_not_remembered_unless_every_vm_is_where_it_is_remembered_
 
 
 def decided(*fleets: str, **fields: Any) -> Decision | None:
-    some = some_specs(TREE, schemas(), None, NO_CACHE, fleets)
+    some = some_specs(TREE, schemas(), None, fleets)
     return narrowed(known(), some, seen(**fields), PLACED, Limits(), "hv1")
 
 
@@ -94,7 +93,7 @@ def test_what_differs_is_planned_and_all_else_is_unchanged() -> None:
 
 def test_warnings_of_all_specs_are_told_though_only_some_are_looked_at() -> None:
     warned = msgspec.structs.replace(known(), warnings=("fleet db: serial",))
-    some = some_specs(TREE, schemas(), None, NO_CACHE, {"web"})
+    some = some_specs(TREE, schemas(), None, {"web"})
     found = narrowed(
         warned, some, seen(digests=OTHERWISE, settled={"web": ("web-000", "web-001")}), PLACED, Limits(), "hv1"
     )
@@ -125,7 +124,7 @@ def test_what_may_concern_others_is_left_to_a_look_at_everything(fleets: tuple[s
 
 def test_another_build_of_the_same_release_may_have_asked_for_something_else() -> None:
     other = msgspec.structs.replace(known(), queries={"hv1": msgspec.structs.replace(QUERY, known=OTHERWISE)})
-    some = some_specs(TREE, schemas(), None, NO_CACHE, {"web"})
+    some = some_specs(TREE, schemas(), None, {"web"})
     assert narrowed(other, some, seen(digests=OTHERWISE), PLACED, Limits(), "hv1") is None
 
 

@@ -289,7 +289,7 @@ def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Ac
     tried = {(outcome.vm, outcome.host) for outcome in outcomes}
     approved_ids = {action.id for action in approved.actions}
     waiting = waited(approved)
-    moves = {change.name for change in approved.changes if change.kind == "move" or _waits_to_move(change)}
+    moves = {c.name for c in approved.changes if c.kind == "move" or (c.kind == "wait" and c.wanted == "move")}
     return [
         action
         for action in now.actions
@@ -311,15 +311,8 @@ def promised(decision: Decision, actions: Iterable[Action], outcomes: Iterable[A
     making = tried | {(action.vm, action.host) for action in actions}
     creates = (change for change in decision.plan.changes if change.kind == "create")
     others = {change.name for change in creates if (change.name, change.host) not in making}
-    if not others:
-        return decision.placements
-    found = decision.placements
-    return msgspec.structs.replace(
-        found,
-        vms={name: host for name, host in found.vms.items() if name not in others},
-        addresses={name: leases for name, leases in found.addresses.items() if name not in others},
-        fleets={name: fleet for name, fleet in found.fleets.items() if name not in others},
-    )
+    vms = {name: host for name, host in decision.placements.vms.items() if name not in others}
+    return msgspec.structs.replace(decision.placements, vms=vms)
 
 
 def waited(plan: Plan) -> set[tuple[str, Expect]]:
@@ -330,10 +323,6 @@ def waited(plan: Plan) -> set[tuple[str, Expect]]:
 def boots(change: VMChange) -> bool:
     """Whether only time is needed until its checks pass."""
     return change.observed is not None and change.observed.phase == "booting"
-
-
-def _waits_to_move(change: VMChange) -> bool:
-    return change.kind == "wait" and change.wanted == "move"
 
 
 class Deadline:

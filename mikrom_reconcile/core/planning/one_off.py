@@ -117,9 +117,8 @@ def _refuse_doubles(rows: list[ObservedVM], observed: ObservedState) -> None:
     for row in rows:
         if len(found := hosts[row.name, row.project]) > 1:
             raise UsageError(
-                f"{row.name} is on {' and '.join(sorted(found))}, and which is meant is not guessed: `mikrom apply`"
-                " removes the older one once the newer is well, and all of them once no spec wants it; `mikrom orphans`"
-                " says which is older (nothing was done)"
+                f"{row.name} is on {' and '.join(sorted(found))}: `mikrom orphans` says which is older, and"
+                " `mikrom apply` removes that one, or all of them if no spec wants it (nothing was done)"
             )
 
 

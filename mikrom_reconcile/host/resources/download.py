@@ -11,10 +11,12 @@ import io
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
+from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -125,7 +127,7 @@ def _answer(source: str, offset: int, give_up_at: float) -> http.client.HTTPResp
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise FetchError(
-            f"no connection: {reason}", lasting=isinstance(reason, ssl.SSLCertVerificationError)
+            f"no connection: {str(reason) or 'timed out'}", lasting=isinstance(reason, ssl.SSLCertVerificationError)
         ) from error
     return answer
 
@@ -137,7 +139,7 @@ def _opener(give_up_at: float) -> OpenerDirector:
 
     class Connection(HTTPSConnection):
         def connect(self) -> None:
-            super().connect()
+            _in_time(super().connect, give_up_at)
             self.sock = Limited(self.sock, give_up_at, idle_s=IDLE_S)
 
     class Handler(HTTPSHandler):
@@ -152,6 +154,21 @@ def _opener(give_up_at: float) -> OpenerDirector:
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     return build_opener(OnlyHttps(), Handler())
+
+
+def _in_time(connect: Callable[[], None], give_up_at: float) -> None:
+    """A thread connects: nothing limits how long a name is looked up, and each of its addresses gets a new time-out."""
+    connected: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            connect()
+            connected.set_result(None)
+        except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
+            connected.set_exception(error)
+
+    Thread(target=run, name="connect", daemon=True).start()
+    connected.result(max(0.0, give_up_at - time.monotonic()))
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def test_a_move_that_waited_is_brought_to_its_end() -> None:
 def test_a_create_is_remembered_if_this_run_has_tried_it(result: Result | None, *, kept: bool) -> None:
     now = planned(change("web-000", "create", host="hv01"))
     (action,) = now.actions
-    memory = Placements(vms={"web-000": "hv01", "db-000": "hv02"}, addresses={"web-000": {"eth0": "10.0.0.9"}})
+    memory = Placements(vms={"web-000": "hv01", "db-000": "hv02"})
     decision = Decision(plan=now, placements=memory, highest_token=0)
     outcomes = [
         ActionOutcome(

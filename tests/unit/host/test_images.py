@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import http.server
 import os
+import socket
 import ssl
 import threading
 import time
@@ -228,6 +229,20 @@ def test_a_server_that_sends_a_byte_at_a_time_has_until_the_deadline(images: Ima
     assert images.fetched(pinned(server.url), give_up_at=soon()).read_bytes() == CONTENT
     assert server.asked[0] is None
     assert server.asked[1] is not None  # what came was kept
+
+
+def test_a_name_that_no_resolver_answers_for_has_until_the_deadline(
+    images: Images, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(60) and [])
+        with pytest.raises(FetchError, match="no connection: timed out") as no:
+            images.fetched(pinned(server.url), give_up_at=time.monotonic() + 0.2)
+        assert not answered.is_set()
+        answered.set()
+    assert not no.value.lasting
+    assert images.fetched(pinned(server.url), give_up_at=soon()).read_bytes() == CONTENT
 
 
 def test_nobody_listens(images: Images) -> None:

@@ -128,7 +128,8 @@ class Reconciler:
         """
         waiting = waited(approved) & waited(decision.plan)
         acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
-        booting = acted_on & {(change.name, change.host) for change in decision.plan.changes if boots(change)}
+        changes = decision.plan.changes
+        booting = acted_on & {(c.name, c.host) for c in changes if c.observed and c.observed.phase == "booting"}
         if decision.again_s is None or request.origin == BEAT or not (waiting or booting):
             return False
         self._clock.sleep(min(decision.again_s, deadline.left_s()))
@@ -318,11 +319,6 @@ def promised(decision: Decision, actions: Iterable[Action], outcomes: Iterable[A
 def waited(plan: Plan) -> set[tuple[str, Expect]]:
     """The VMs that wait in a plan, as it found them."""
     return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}
-
-
-def boots(change: VMChange) -> bool:
-    """Whether only time is needed until its checks pass."""
-    return change.observed is not None and change.observed.phase == "booting"
 
 
 class Deadline:

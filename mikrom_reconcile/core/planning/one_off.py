@@ -5,7 +5,6 @@ Nothing here knows the specs: what they contradict is undone by the next run tha
 
 from __future__ import annotations
 
-from collections import defaultdict
 from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
@@ -41,12 +40,10 @@ def decide_by_name(
     deleted ones may be gone. Raises UsageError for a name that means nothing, and for VMs of several projects, whose
     leases nobody holds at once, and to delete one of several of one name; not once the `project` is known.
     """
-    rows = _meant(names, observed)
+    rows = _meant(names, observed, alone=verb == "delete" and not project)
     if not project:
         _refuse_what_means_nothing(names, rows, observed)
         project = _project_of(rows)
-        if verb == "delete":
-            _refuse_doubles(rows, observed)
     rows = [row for row in rows if row.project in {"", project}]
     changes: list[VMChange] = []
     unchanged: dict[str, int] = {}
@@ -80,14 +77,22 @@ def decide_by_name(
     return Decision(plan=numbered(plan), placements=Placements(), highest_token=max(tokens, default=0))
 
 
-def _meant(names: tuple[str, ...], observed: ObservedState) -> list[ObservedVM]:
-    """The rows that the names mean, sorted by name; of two of one name and project the one that was changed last."""
+def _meant(names: tuple[str, ...], observed: ObservedState, *, alone: bool) -> list[ObservedVM]:
+    """The rows that the names mean, sorted by name; of two of one name and project the one that was changed last, or
+    if each has to be `alone` a UsageError.
+    """
     rows: dict[tuple[str, str], ObservedVM] = {}
-    for row in (row for view in observed.hosts if view.report for row in view.report.vms):
+    everything = (row for view in observed.hosts if view.report for row in view.report.vms)
+    for row in (row for row in everything if any(fnmatchcase(row.name, name) for name in names)):
         key = row.name, row.project
+        if alone and key in rows:
+            raise UsageError(
+                f"{row.name} is on {rows[key].host} and {row.host}: `mikrom orphans` says which is older, and"
+                " `mikrom apply` removes that one, or all of them if no spec wants it (nothing was done)"
+            )
         if key not in rows or row.token > rows[key].token:
             rows[key] = row
-    return [rows[key] for key in sorted(rows) if any(fnmatchcase(key[0], name) for name in names)]
+    return [rows[key] for key in sorted(rows)]
 
 
 def _refuse_what_means_nothing(names: tuple[str, ...], rows: list[ObservedVM], observed: ObservedState) -> None:
@@ -108,18 +113,6 @@ def _project_of(rows: list[ObservedVM]) -> str:
         row = rows[0]
         raise UsageError(f"{row.name} on {row.host} cannot be read: {row.last_error}. Nothing was done.")
     return projects[0]
-
-
-def _refuse_doubles(rows: list[ObservedVM], observed: ObservedState) -> None:
-    hosts: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in (row for view in observed.hosts if view.report for row in view.report.vms):
-        hosts[row.name, row.project].append(row.host)
-    for row in rows:
-        if len(found := hosts[row.name, row.project]) > 1:
-            raise UsageError(
-                f"{row.name} is on {' and '.join(sorted(found))}: `mikrom orphans` says which is older, and"
-                " `mikrom apply` removes that one, or all of them if no spec wants it (nothing was done)"
-            )
 
 
 def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:

@@ -44,7 +44,7 @@ _ACTION_BUCKETS_S = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 class RunTimes(msgspec.Struct, frozen=True, kw_only=True):
     """When whole runs of a project ended, in seconds since the epoch; shared by control workers through Redis.
 
-    `converged_to` is the revision at `converged_at`.
+    `converged_to` is the revision at `converged_at`, "" if people have removed VMs since.
     """
 
     first_at: float
@@ -106,6 +106,8 @@ class Metrics(NoMetrics):
                     self._drift.labels(FORMER_RULES.get(change.rule, change.rule), change.rule, change.kind).inc()
         if not (request.limit or request.tags or request.skip_tags or request.verb or request.destroy):
             self._remember(report.plan, report.finished_at, converged=verdict.converged)
+        elif (request.verb == "delete" or request.destroy) and (times := self._run_times(report.plan.project)):
+            self._keep(report.plan.project, replace(times, converged_to=""))  # what is missing now, people removed
 
     def ticked(self, result: Tick) -> None:
         """Count a tick."""
@@ -121,8 +123,11 @@ class Metrics(NoMetrics):
         times = replace(self._run_times(plan.project) or RunTimes(first_at=at, ended_at=at), ended_at=at)
         if converged:
             times = replace(times, converged_at=at, converged_to=plan.revision)
+        self._keep(plan.project, times)
+
+    def _keep(self, project: str, times: RunTimes) -> None:
         with suppress(RedisError):
-            self._app.redis.hset(self._app.keys.run_times, plan.project, msgspec.json.encode(times))
+            self._app.redis.hset(self._app.keys.run_times, project, msgspec.json.encode(times))
 
 
 def serve(app: FleetApp) -> NoMetrics:

@@ -27,7 +27,7 @@ from mikrom_reconcile.control.stores.sqlite import SqliteStore
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine
 from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedVM, ObserveQuery, Placements
-from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.planner import question
 from mikrom_reconcile.core.specs.load import hosts_of, read_specs
 from mikrom_reconcile.host.observe import differing, fleet_digests, parted
@@ -99,7 +99,7 @@ def write_answers(folder: Path, share: str) -> None:
     """The placements, and each host's report."""
     there = share not in {"new", "full"}
     specs = read_specs(FileSource([folder / "specs"]).read(), wiring.schemas())
-    vms = with_addresses(wanted(specs, here=HERE).vms) if there else ()
+    vms = with_addresses(render_all(specs, here=HERE).vms) if there else ()
     hosts = hosts_of(specs, HERE)
     placements = Placements(
         vms={vm.name: vm.host for vm in vms},

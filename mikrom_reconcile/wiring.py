@@ -93,12 +93,12 @@ def make_source(settings: Settings) -> LastGood:
     """MIKROM_SPECS as scheduled runs use it, with the last good revision below the state folder."""
     from mikrom_reconcile.control.sources.cache import FolderCache
     from mikrom_reconcile.control.sources.last_good import LastGood
-    from mikrom_reconcile.core.placement.desired_state import checked, wanted
+    from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 
     return LastGood(
         settings.specs or "",
         read=lambda known: read_tree(settings, (), known),
-        check=lambda tree: wanted(checked(tree, schemas(), here=settings.host), here=settings.host),
+        check=lambda tree: render_all(validate_specs(tree, schemas(), here=settings.host), here=settings.host),
         kept=FolderCache(settings.state_dir / "source"),
     )
 

@@ -14,7 +14,7 @@ import yaml
 
 from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
 from mikrom_reconcile.core.model.digests import spec_digest
-from mikrom_reconcile.core.model.fields import RECORD, without
+from mikrom_reconcile.core.model.fields import RECORD, drop_paths
 from mikrom_reconcile.core.model.observed import (
     Attempt,
     Capacity,
@@ -30,7 +30,7 @@ from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.planning.guards import Limits
 from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, question
 from mikrom_reconcile.core.planning.selection import Selection
-from mikrom_reconcile.core.specs.expand import PendingVM, Resolver, expand
+from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, expand
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.world import Truth, World, decided
@@ -151,7 +151,7 @@ def read_case(file: Path) -> Case:
     return msgspec.convert(yaml.load(file.read_text(encoding="utf-8"), _Loader), Case)
 
 
-def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) -> Truth:
+def truth(specs: Specs, vm: UnplacedVM | None, host: str, name: str, row: Row) -> Truth:
     """What is there."""
     state, spec = Resolver(specs).resolve(vm, host) if vm else ("running", VMSpec(image="hello"))
     state = row.state or ("stopped" if state == "stopped" else "running")
@@ -159,7 +159,7 @@ def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) ->
     policy = msgspec.structs.replace(vm.fleet.policy if vm else Policy(), **row.policy)
     project = row.project or specs.project
     fleet = row.fleet or (vm.fleet.name if vm else name.rpartition("-")[0])
-    applied = without(spec, vm.fleet.ignore_changes if vm else ())
+    applied = drop_paths(spec, vm.fleet.ignore_changes if vm else ())
     written = flat(spec) | {RECORD: "as it was written"}
     return Truth(
         project=project,
@@ -179,10 +179,10 @@ def truth(specs: Specs, vm: PendingVM | None, host: str, name: str, row: Row) ->
     )
 
 
-def attempt_of(specs: Specs, vm: PendingVM, host: str, told: dict[str, Any]) -> Attempt:
+def attempt_of(specs: Specs, vm: UnplacedVM, host: str, told: dict[str, Any]) -> Attempt:
     """An attempt to bring `vm` to what the specs want of it, failed once unless told otherwise."""
     state, spec = Resolver(specs).resolve(vm, host)
-    applied = without(spec, vm.fleet.ignore_changes)
+    applied = drop_paths(spec, vm.fleet.ignore_changes)
     digest = spec_digest(project=specs.project, fleet=vm.fleet.name, state=state, spec=applied, policy=vm.fleet.policy)
     return Attempt(**{"spec_digest": digest, "count": 1, "error": "no kernel", **told})
 

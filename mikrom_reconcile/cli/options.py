@@ -141,14 +141,14 @@ def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 def _from_word(text: str) -> dict[str, Any]:
-    from mikrom_reconcile.core.parsing.yaml_words import bare
+    from mikrom_reconcile.core.parsing.yaml_words import parse_scalar
 
     name, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"-e {text}: write -e name=value, or -e @file.yml")
     if re.search("[\ud800-\udfff]", value):  # bytes that Python could not read
         raise UsageError(f"-e {name}: its value is no UTF-8")
-    return {name: bare(value)}
+    return {name: parse_scalar(value)}
 
 
 def _from_file(path: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.queries import dark, specs_in, views_of, warn_of_dark_hosts
 from mikrom_reconcile.cli.terminal import present, warn
 from mikrom_reconcile.core.model.errors import SourceError
-from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.output.orphan_text import orphans_in, orphans_text
 from mikrom_reconcile.output.run_result import UNREACHABLE
 from mikrom_reconcile.settings import Settings, load
@@ -40,5 +40,5 @@ def _wanted(settings: Settings, paths: tuple[str, ...]) -> tuple[str | None, fro
             raise
         warn(f"{error}; so only processes are judged, not the VMs that have a record")
         return None, frozenset()
-    vms = wanted(specs, here=settings.host).vms
+    vms = render_all(specs, here=settings.host).vms
     return specs.project, frozenset(vm.name for vm in vms if vm.state != "absent")

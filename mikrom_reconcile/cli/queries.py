@@ -18,7 +18,7 @@ from mikrom_reconcile.core.model.errors import MikromError, SourceError, SpecErr
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.guards import Limits
 from mikrom_reconcile.core.planning.planner import decide, question
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
@@ -112,7 +112,7 @@ def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: tuple[Host
     """What the specs want of each fleet, and how far that is by what the hosts say; nothing where there are none."""
     try:
         specs = specs_in(current, paths)
-        vms = wanted(specs, here=current.host).vms
+        vms = render_all(specs, here=current.host).vms
     except SourceError:
         if paths:
             raise

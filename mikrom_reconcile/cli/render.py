@@ -11,7 +11,7 @@ from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.queries import dark, names_for_tab, specs_in, unknown, views_of, vms_in, warn_of_dark_hosts
 from mikrom_reconcile.cli.run_request import request_for
 from mikrom_reconcile.cli.terminal import present
-from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.selection import limited
 from mikrom_reconcile.core.specs.expand import expand
 from mikrom_reconcile.core.specs.provenance import Provenance
@@ -29,7 +29,7 @@ def render(paths: tuple[str, ...], form: str, limit: str | None, extra_vars: dic
     """The VMs that the specs stand for. Asks no host: each is placed as if none existed yet."""
     current = settings.load()
     specs = specs_in(current, paths, extra_vars)
-    vms = wanted(specs, here=current.host).vms
+    vms = render_all(specs, here=current.host).vms
     if limit is not None:
         names = limited(limit, ((vm.name, vm.host, vm.fleet) for vm in vms), specs)
         vms = tuple(vm for vm in vms if vm.name in names)

@@ -15,7 +15,7 @@ from mikrom_reconcile.core.model.observed import HostView, ObservedState, Observ
 from mikrom_reconcile.core.model.plan import Action, Expect, Plan, Refusal, VMChange
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
-from mikrom_reconcile.core.placement.desired_state import checked
+from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning.guards import turned
 from mikrom_reconcile.core.planning.known_question import NO_CACHE, Cache
 from mikrom_reconcile.core.planning.one_off import decide_by_name
@@ -180,7 +180,7 @@ class Reconciler:
         return decide_by_name(request.verb, request.names, self._observe(queries, ()), acted_on, project)
 
     def _specs(self, request: RunRequest) -> Specs:
-        specs = checked(request.tree, self._schemas, here=self._here, extra_vars=request.extra_vars)
+        specs = validate_specs(request.tree, self._schemas, here=self._here, extra_vars=request.extra_vars)
         refuse_unread(specs)
         others = sorted({*hosts_of(specs, self._here)} - {self._here})
         if self._alone and others:

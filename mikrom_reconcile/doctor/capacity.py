@@ -11,7 +11,7 @@ from pathlib import Path
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.core.model.lifecycle import UP
+from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
 from mikrom_reconcile.host.drivers.select import choice_of
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.ports import VMRecord
@@ -40,7 +40,7 @@ def room_checks(settings: Settings) -> Iterator[Check]:
     yield _disk(settings.state_dir)
     try:
         found = Records(settings.state_dir).list()
-        records = [record for record in found if isinstance(record, VMRecord) and record.state in UP]
+        records = [record for record in found if isinstance(record, VMRecord) and record.state in WANTS_VMM]
     except SetupError as error:
         yield Check(name="records", state="broken", found=str(error))
         return

@@ -22,7 +22,7 @@ from mikrom_reconcile.core.model.desired import Policy, VMSpec
 from mikrom_reconcile.core.model.digests import fleet_digest, row_digest
 from mikrom_reconcile.core.model.errors import ActionError
 from mikrom_reconcile.core.model.fields import RECORD
-from mikrom_reconcile.core.model.lifecycle import UP, WELL, phase_of
+from mikrom_reconcile.core.model.lifecycle import HEALTHY, WANTS_VMM, phase_of
 from mikrom_reconcile.core.model.observed import (
     Attempt,
     Capacity,
@@ -285,7 +285,7 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
 
 def _maturing(looks: Iterable[tuple[ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:
     """The seconds until VMs that are up count as healthy, for those that do not yet."""
-    left_s = {row.name: min_healthy_s.get(row.fleet, 0.0) - age_s for row, age_s in looks if row.phase in WELL}
+    left_s = {row.name: min_healthy_s.get(row.fleet, 0.0) - age_s for row, age_s in looks if row.phase in HEALTHY}
     return {name: left for name, left in left_s.items() if left > 0}
 
 
@@ -303,7 +303,7 @@ def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[Observ
 
 def promised(records: Iterable[VMRecord], overhead_mib: int) -> Capacity:
     """What VMs that are ordered to be up may take; one that its host has given up takes nothing."""
-    machines = [record.spec.machine for record in records if record.state in UP and not record.parked]
+    machines = [record.spec.machine for record in records if record.state in WANTS_VMM and not record.parked]
     return Capacity(
         vcpu_count=sum(machine.vcpu_count for machine in machines),
         mem_size_mib=sum(machine.mem_size_mib + overhead_mib for machine in machines),

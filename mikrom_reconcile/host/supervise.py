@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.durations import seconds_of
 from mikrom_reconcile.core.model.errors import ActionError, SetupError
-from mikrom_reconcile.core.model.lifecycle import ENDED, LEFT_DOWN, UP, phase_of
+from mikrom_reconcile.core.model.lifecycle import ENDED, NOT_RESTARTED, WANTS_VMM, phase_of
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.run import ActionOutcome, Result
 from mikrom_reconcile.host.orders.steps import MAX_ERROR
@@ -189,7 +189,7 @@ class Supervisor:
 
     def _look(self, vm: str, *, waited: bool) -> Found:
         record = self._records.read(vm)
-        if not isinstance(record, VMRecord) or record.state not in UP:
+        if not isinstance(record, VMRecord) or record.state not in WANTS_VMM:
             return Found()
         pidfd = self._driver.watch(record)
         if pidfd is not None or self._fate(record) is None:
@@ -205,7 +205,7 @@ class Supervisor:
         """The phase out of which the VM is to be brought back; None when it is not."""
         facts = self._driver.observe(record)
         phase = phase_of(facts, record.state, failed=record.last_error is not None, parked=record.parked)
-        if record.state not in UP or phase in LEFT_DOWN[record.spec.restart.policy]:
+        if record.state not in WANTS_VMM or phase in NOT_RESTARTED[record.spec.restart.policy]:
             return None
         begun = bool(record.restarts) and record.attempt is None and phase in BEGUN
         return phase if phase in DIED or begun else None

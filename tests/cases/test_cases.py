@@ -31,7 +31,7 @@ import pytest
 
 from mikrom_reconcile.core.model.errors import MikromError, SpecError
 from mikrom_reconcile.core.model.plan import VMChange
-from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.placement.desired_state import render_all
 from tests.case import HERE, Case, Words, flat, ranged, read_case
 
 FILES = sorted(Path(__file__).parent.glob("*/*.yml"))
@@ -44,7 +44,7 @@ def test_case(file: Path) -> None:
         check_problems(case, case.expect.problems)
     elif case.expect.vms is not None:
         asked = {name: values or {} for name, values in ranged(case.expect.vms)}
-        vms = {vm.name: flat(vm) | flat(vm.spec) for vm in wanted(case.read_specs(), here=HERE).vms}
+        vms = {vm.name: flat(vm) | flat(vm.spec) for vm in render_all(case.read_specs(), here=HERE).vms}
         assert {name: {path: vm[path] for path in asked.get(name, {})} for name, vm in vms.items()} == asked
     elif case.expect.error is not None:
         with pytest.raises(MikromError, match=re.escape(case.expect.error)):
@@ -55,7 +55,7 @@ def test_case(file: Path) -> None:
 
 def check_problems(case: Case, expected: dict[str, Words]) -> None:
     with pytest.raises(SpecError) as raised:
-        wanted(case.read_specs(), here=HERE)
+        render_all(case.read_specs(), here=HERE)
     problems = raised.value.problems
     same(expected, {f"{item.path}:{item.line}:{item.column}": f"{item.message}; {item.hint}" for item in problems})
     assert list(problems) == sorted(problems, key=lambda item: (item.path, item.line, item.column))

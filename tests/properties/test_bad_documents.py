@@ -22,7 +22,7 @@ from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes
 from mikrom_reconcile.core.parsing.yaml_text import _SLOWLY, _cuts, _quickly
-from mikrom_reconcile.core.placement.desired_state import checked, wanted
+from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.problem_text import problems_text
 from mikrom_reconcile.output.style import Style
@@ -40,7 +40,7 @@ def texts(batch: int) -> list[str]:
 
 def problems_in(tree: SourceTree) -> tuple[SpecProblem, ...]:
     try:
-        wanted(checked(tree, schemas(), here="localhost"), here="localhost")
+        render_all(validate_specs(tree, schemas(), here="localhost"), here="localhost")
     except SpecError as error:
         return error.problems
     except SourceError:  # nothing is left in the file

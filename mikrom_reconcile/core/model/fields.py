@@ -110,7 +110,7 @@ def recorded(*, fleet: str, state: State, spec: VMSpec, policy: Policy) -> dict[
     }
 
 
-def without(spec: VMSpec, ignored: tuple[str, ...]) -> Any:
+def drop_paths(spec: VMSpec, ignored: tuple[str, ...]) -> Any:
     """`spec` without the ignored paths, for digests; the spec itself if none are."""
     if not ignored:
         return spec
@@ -120,7 +120,7 @@ def without(spec: VMSpec, ignored: tuple[str, ...]) -> Any:
     return fields
 
 
-def carried(spec: VMSpec, ignored: tuple[str, ...], applied: VMSpec) -> VMSpec:
+def keep_applied(spec: VMSpec, ignored: tuple[str, ...], applied: VMSpec) -> VMSpec:
     """`spec` with the ignored paths as they were last applied."""
     fields, before = msgspec.to_builtins(spec), msgspec.to_builtins(applied)
     for above, last in _steps_to(ignored):

@@ -8,7 +8,7 @@ from mikrom_reconcile.core.model.observed import End, Phase, VMMFacts
 BOOT_S = 5.0
 """A VMM that has not booted its guest after this long never will: InstanceStart takes about 12 ms."""
 
-LEFT_DOWN: dict[str, frozenset[Phase]] = {
+NOT_RESTARTED: dict[str, frozenset[Phase]] = {
     "always": frozenset(),
     "on-failure": frozenset({"exited"}),
     "never": frozenset({"exited", "crashed", "killed", "oom", "rebooted"}),
@@ -36,16 +36,16 @@ SATISFIES: dict[State, frozenset[Phase]] = {
 }
 """Phases in which a VM is already as its spec's state wants it."""
 
-UP: frozenset[State] = frozenset({"running", "paused"})
+WANTS_VMM: frozenset[State] = frozenset({"running", "paused"})
 """States that need a VMM."""
 
-WELL: frozenset[Phase] = frozenset({"running", "paused"})
+HEALTHY: frozenset[Phase] = frozenset({"running", "paused"})
 """Phases of a VM that is up: its VMM lives, is reached and was not told to stop."""
 
-UNWELL: frozenset[Phase] = frozenset({"booting", "unhealthy"})
+DEGRADED: frozenset[Phase] = frozenset({"booting", "unhealthy"})
 """Phases of a VM whose VMM is as it should be, and whose guest does not do yet, or any more, what its checks want."""
 
-LIVE: frozenset[Phase] = UNWELL | {"starting", "running", "paused", "unresponsive", "socket_lost", "stopping"}
+HAS_VMM: frozenset[Phase] = DEGRADED | {"starting", "running", "paused", "unresponsive", "socket_lost", "stopping"}
 """Phases in which a VMM process lives."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecDocument, SpecProblem
-from mikrom_reconcile.core.parsing.schema_errors import Complaint, complaints, in_words, nearest, telling
+from mikrom_reconcile.core.parsing.schema_errors import Complaint, complaints, describe_value, error_validator, nearest
 from mikrom_reconcile.core.parsing.spec_files import variables_of
 from mikrom_reconcile.core.parsing.yaml_text import MAX_PROBLEMS, Places, YamlDocument, read_file
 from mikrom_reconcile.core.parsing.yaml_words import Mistake, plain, shown
@@ -22,7 +22,7 @@ Schemas = Mapping[str, str]
 _PLANNED = ("Refactor",)
 
 
-class Flaw(msgspec.Struct, frozen=True, kw_only=True):
+class Diagnostic(msgspec.Struct, frozen=True, kw_only=True):
     """A mistake in a document: at the value at `pointer`, or at its key. Its place in the file is found later."""
 
     document: SpecDocument
@@ -43,7 +43,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     documents: list[SpecDocument]
     broken: list[SpecDocument]
     misspelt: list[SpecDocument]
-    flaws: list[Flaw]
+    flaws: list[Diagnostic]
     problems: list[SpecProblem]
     whole: bool
 
@@ -52,7 +52,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.problems) + len(self.flaws)
 
 
-def problems_of(flaws: Iterable[Flaw], tree: SourceTree) -> list[SpecProblem]:
+def problems_of(flaws: Iterable[Diagnostic], tree: SourceTree) -> list[SpecProblem]:
     """The flaws with their places; only the documents that have flaws are looked through for them."""
     places: dict[str, Places] = {}
     problems = []
@@ -120,11 +120,11 @@ def _is_variables(path: tuple[str, ...]) -> bool:
 _variables_of = lru_cache(maxsize=1)(variables_of)  # one file after another
 
 
-def _flaws(document: SpecDocument, value: Any, validators: _Validators) -> Iterator[Flaw]:
+def _flaws(document: SpecDocument, value: Any, validators: _Validators) -> Iterator[Diagnostic]:
     if isinstance(value, dict) and _variables_of(document.path)[0]:
         return
     for complaint in _complaints(document.kind, value, validators):
-        yield Flaw(
+        yield Diagnostic(
             document=document,
             pointer=complaint.pointer,
             message=complaint.message,
@@ -143,7 +143,9 @@ def _complaints(kind: str, value: Any, validators: _Validators) -> Iterator[Comp
         yield Complaint(pointer=("kind",), message=f"kind {kind} is not implemented yet")
     elif kind not in validators.kinds:
         written = value["kind"]
-        message = f"unknown kind {shown(kind)}" if isinstance(written, str) else f"kind cannot be {in_words(written)}"
+        message = (
+            f"unknown kind {shown(kind)}" if isinstance(written, str) else f"kind cannot be {describe_value(written)}"
+        )
         yield Complaint(pointer=("kind",), message=message, hint=nearest(kind, validators.kinds))
     elif not validators.accept(kind, value):
         yield from validators.complaints(kind, value)
@@ -170,5 +172,5 @@ class _Validators:
     def complaints(self, kind: str, value: Any) -> Iterator[Complaint]:
         """What is wrong with a `value` that was not accepted."""
         if kind not in self._telling:
-            self._telling[kind] = telling(json.loads(self._schemas[kind]))
+            self._telling[kind] = error_validator(json.loads(self._schemas[kind]))
         return complaints(self._telling[kind], value)

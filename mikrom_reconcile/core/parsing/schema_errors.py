@@ -30,7 +30,7 @@ class Complaint(msgspec.Struct, frozen=True, kw_only=True):
     key: bool = False
 
 
-def telling(schema: Any) -> Any:
+def error_validator(schema: Any) -> Any:
     """A validator of jsonschema, whose errors say most. Slow: for documents that were refused already."""
     from jsonschema import Draft202012Validator, validators  # noqa: PLC0415 - 85 ms that good specs need not pay
 
@@ -97,20 +97,20 @@ def _missing(where: str, found: Any, rules: Any) -> tuple[str, str]:
 def _wrong_type(where: str, found: Any, rules: Any) -> tuple[str, str]:
     types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
     wanted = " or ".join(_TYPES[word] for word in types if word != "null")
-    return f"{where} must be {wanted}, not {in_words(found)}", rules.get("description", "")
+    return f"{where} must be {wanted}, not {describe_value(found)}", rules.get("description", "")
 
 
 def _wrong_word(where: str, found: Any, rules: Any) -> tuple[str, str]:
     words = tuple(str(word) for word in rules["enum"] if word is not None)
-    return f"{where} cannot be {in_words(found)}", nearest(str(found), words)
+    return f"{where} cannot be {describe_value(found)}", nearest(str(found), words)
 
 
 def _wrong_constant(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    return f"{where} cannot be {in_words(found)}", f"write {rules['const']}"
+    return f"{where} cannot be {describe_value(found)}", f"write {rules['const']}"
 
 
 def _wrong_pattern(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    return f"{where} cannot be {in_words(found)}", _pattern_hint(rules)
+    return f"{where} cannot be {describe_value(found)}", _pattern_hint(rules)
 
 
 def _pattern_hint(rules: Any) -> str:
@@ -133,7 +133,7 @@ def _not_unique(where: str, found: Any, rules: Any) -> tuple[str, str]:
     seen: list[Any] = []
     for item in found[:_MAX_COMPARED]:
         if item in seen:
-            return f"{where} has {in_words(item)} twice", "remove one of the two"
+            return f"{where} has {describe_value(item)} twice", "remove one of the two"
         seen.append(item)
     return f"{where} has something twice", ""
 
@@ -144,7 +144,7 @@ def _empty(where: str, found: Any, rules: Any) -> tuple[str, str]:
 
 
 def _other(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    return f"{where} cannot be {in_words(found)}", rules.get("description", "")
+    return f"{where} cannot be {describe_value(found)}", rules.get("description", "")
 
 
 _MESSAGES: dict[str, Callable[[str, Any, Any], tuple[str, str]]] = {
@@ -216,7 +216,7 @@ def _close(word: str, known: Sequence[str]) -> list[str]:
     return difflib.get_close_matches(word, known, n=1)
 
 
-def in_words(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value of the specs inside a message, cut where it is long."""
     if isinstance(value, dict):
         return "a mapping"

@@ -19,7 +19,7 @@ from mikrom_reconcile.core.parsing.yaml_words import (
     MAX_VALUES,
     Mistake,
     Spelled,
-    guess_at,
+    ambiguous_as,
     meaning_of,
     quoted,
     shown,
@@ -193,7 +193,7 @@ class _Reader:
             own[key.value] = (key.at, value)
 
     def _bare(self, word: str, at: int, *, key: bool) -> Any:
-        if guess := guess_at(word):
+        if guess := ambiguous_as(word):
             hint = f"write {quoted(word)} for the text" + (", true or false for a boolean" * (guess == "a boolean"))
             self._mistake(at, f"{shown(word)} is read as {guess} by some programs and as text by others", hint)
             return word

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from mikrom_reconcile.core.model.specs import EXCERPT, EXCERPT_BEFORE, SpecProblem
-from mikrom_reconcile.core.parsing.yaml_words import MAX_DEPTH, MAX_INT, MAX_VALUES, SUSPECT, Mistake, means_itself
+from mikrom_reconcile.core.parsing.yaml_words import MAX_DEPTH, MAX_INT, MAX_VALUES, SUSPECT, Mistake, is_plain_text
 
 if TYPE_CHECKING:
     from mikrom_reconcile.core.parsing.yaml_nodes import Node, Reading
@@ -213,7 +213,7 @@ def _usual(document: Any) -> bool:
         for value in level:
             kind = type(value)
             if kind is str:
-                if value[:1] in SUSPECT and not means_itself(value):
+                if value[:1] in SUSPECT and not is_plain_text(value):
                     return False
             elif kind is dict:
                 keys += value

@@ -84,7 +84,7 @@ def plain(value: Any, kept: Callable[[Path], bool] = lambda _: False, path: Path
     return float(value) if isinstance(value, Spelled) else value
 
 
-def guess_at(word: str) -> str:
+def ambiguous_as(word: str) -> str:
     """What some programs take a bare word for that others take for something else; "" if all agree."""
     if word[:1] not in _NUMERIC:
         return "a boolean" if word in _BOOLEAN_TO_SOME else ""
@@ -93,10 +93,10 @@ def guess_at(word: str) -> str:
     return "a date" if _DATE_TO_SOME.fullmatch(word) else ""
 
 
-def means_itself(word: str) -> bool:
+def is_plain_text(word: str) -> bool:
     """Whether a bare `word` would surely be text; what is quoted may look otherwise and be text all the same."""
     return word[:1] not in SUSPECT or not (
-        guess_at(word) or (len(word) > _LONG_NUMBER and _NUMBER_TO_SOME.fullmatch(word))
+        ambiguous_as(word) or (len(word) > _LONG_NUMBER and _NUMBER_TO_SOME.fullmatch(word))
     )
 
 
@@ -117,14 +117,14 @@ def meaning_of(word: str) -> Any:
     return word
 
 
-def bare(word: str) -> Any:
+def parse_scalar(word: str) -> Any:
     """What a word means that stands alone, as on a command line: a boolean, a number that is spelled as it is printed,
     else the text itself. Quotes say that it is text.
     """
     if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
         return word[1:-1]
     try:
-        value = word if guess_at(word) else meaning_of(word)
+        value = word if ambiguous_as(word) else meaning_of(word)
     except OverflowError:
         return word
     return value if isinstance(value, bool) or str(value) == word else word

@@ -11,19 +11,19 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.errors import SpecError
-from mikrom_reconcile.core.model.fields import without
+from mikrom_reconcile.core.model.fields import drop_paths
 from mikrom_reconcile.core.model.specs import SourceTree, SpecProblem
-from mikrom_reconcile.core.parsing.documents import Flaw, Schemas
+from mikrom_reconcile.core.parsing.documents import Diagnostic, Schemas
 from mikrom_reconcile.core.placement.addresses import Addresses, clashes, still_good
 from mikrom_reconcile.core.placement.scheduler import Landscape
-from mikrom_reconcile.core.specs.expand import PendingVM, Resolver, expand
-from mikrom_reconcile.core.specs.load import Specs, gather, one_per_place
+from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, expand
+from mikrom_reconcile.core.specs.load import Specs, dedupe_by_position, load
 
 NO_LEASES: Mapping[str, Addresses] = MappingProxyType({})
 
 
 def desired_state(
-    specs: Specs, pending: Sequence[PendingVM], landscape: Landscape, leases: Mapping[str, Addresses] = NO_LEASES
+    specs: Specs, pending: Sequence[UnplacedVM], landscape: Landscape, leases: Mapping[str, Addresses] = NO_LEASES
 ) -> DesiredState:
     """What the specs want of these VMs. Raises SpecError for what cannot be resolved on the host that was chosen.
 
@@ -41,7 +41,7 @@ def desired_state(
                 project=specs.project,
                 fleet=fleet.name,
                 state=state,
-                spec=without(spec, fleet.ignore_changes),
+                spec=drop_paths(spec, fleet.ignore_changes),
                 policy=fleet.policy,
             )
         vms.append(
@@ -74,31 +74,31 @@ def desired_state(
     )
 
 
-def _clash_flaws(specs: Specs, vms: Sequence[DesiredVM]) -> Iterator[Flaw]:
+def _clash_flaws(specs: Specs, vms: Sequence[DesiredVM]) -> Iterator[Diagnostic]:
     """Addresses that VMs cannot have because of each other."""
     documents = {fleet.name: fleet.document for fleet in specs.fleets}
     for vm, name, why in clashes(vms, specs.networks):
         pointer = ("spec", "template", "network_interfaces", name)
-        yield Flaw(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
+        yield Diagnostic(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
 
 
-def checked(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars: dict[str, Any] | None = None) -> Specs:
+def validate_specs(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars: dict[str, Any] | None = None) -> Specs:
     """The specs in `tree`. Raises SpecError with every problem: where documents are wrong, what the good ones want is
     tried too, so that nobody has to mend in two rounds.
     """
-    gathered = gather(tree, schemas, extra_vars)
-    if not gathered.problems:
-        return gathered.specs
+    loaded = load(tree, schemas, extra_vars)
+    if not loaded.problems:
+        return loaded.specs
     found: tuple[SpecProblem, ...] = ()
-    if gathered.complete:
+    if loaded.complete:
         try:
-            wanted(gathered.specs, here=here)
+            render_all(loaded.specs, here=here)
         except SpecError as error:
             found = error.problems
-    raise SpecError(one_per_place([*gathered.problems, *found]))
+    raise SpecError(dedupe_by_position([*loaded.problems, *found]))
 
 
-def wanted(specs: Specs, *, here: str) -> DesiredState:
+def render_all(specs: Specs, *, here: str) -> DesiredState:
     """All that the specs want, placed as if nothing existed yet. `here` is the host of specs without an Inventory.
 
     Raises SpecError for everything that cannot be resolved, on any host that a VM may come to.
@@ -108,11 +108,11 @@ def wanted(specs: Specs, *, here: str) -> DesiredState:
     empty = [replace(fleet, replicas=1) for fleet in specs.fleets if fleet.replicas == 0]
     specimens = expand(replace(specs, fleets=tuple(empty)))  # what nobody is made from yet
     one_of_each = {
-        id(vm.recipe): vm for vm in reversed((*pending, *specimens))
+        id(vm.template): vm for vm in reversed((*pending, *specimens))
     }  # what cannot be answered on a host cannot for any VM
     for vm in one_of_each.values():
         hosts = vm.hosts or (here,)
-        for host in hosts if vm.recipe.looked_up else hosts[:1]:
+        for host in hosts if vm.template.variables_used else hosts[:1]:
             resolver.resolve(vm, host)
     resolver.check()
     return desired_state(specs, pending, Landscape(specs, here, located={}))

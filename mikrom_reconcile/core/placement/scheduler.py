@@ -13,14 +13,14 @@ from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.placement.capacity import ENDLESS, Room
 from mikrom_reconcile.core.placement.host_heaps import Bookcase, Census, Loads, Paths, Shelf, Shelves
 from mikrom_reconcile.core.specs.constraints import Attributes, told
-from mikrom_reconcile.core.specs.expand import PendingVM
+from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
 
 TOLD_HOSTS = 5
 """Hosts that are named for one reason: a thousand names help nobody."""
 
-Need = Callable[[PendingVM], Capacity]
+Need = Callable[[UnplacedVM], Capacity]
 """What a VM takes of its host."""
 
 Members = dict[int, list[str]]
@@ -77,16 +77,16 @@ class Landscape:
         self._bookcases: dict[tuple[int, int, Capacity], Bookcase] = {}
         self._census: dict[int, Census] = {}
 
-    def at_home(self, vms: Iterable[PendingVM]) -> list[PendingVM]:
+    def at_home(self, vms: Iterable[UnplacedVM]) -> list[UnplacedVM]:
         """Those that are on a host where they may stay, as far as anybody knows."""
         return [vm for vm in vms if self._located.get(vm.name) in self.homes_of(vm)]
 
-    def place(self, vms: Sequence[PendingVM], need: Need) -> Placing:
+    def place(self, vms: Sequence[UnplacedVM], need: Need) -> Placing:
         """A host for each. Those that are nowhere choose before those that have to move: they are down."""
         placing = Placing(hosts=[self._located.get(vm.name, "") for vm in vms])
         restless = [number for number, vm in enumerate(vms) if not self._stays(vm, placing.hosts[number])]
         members = _members(vms, placing.hosts) if restless else {}
-        homeless: list[PendingVM] = []
+        homeless: list[UnplacedVM] = []
         for number in sorted(restless, key=lambda number: bool(placing.hosts[number])):
             vm, host = vms[number], placing.hosts[number]
             if host:
@@ -105,11 +105,11 @@ class Landscape:
             placing.rejections[vm.name] = alike[key] = alike.get(key) or self._rejections(vm, need(vm))
         return placing
 
-    def _stays(self, vm: PendingVM, host: str | None) -> bool:
+    def _stays(self, vm: UnplacedVM, host: str | None) -> bool:
         """One on a dark host stays there: nobody knows more. So does one on a host that left the inventory."""
         return bool(host) and (host in self.homes_of(vm) or host in self._dark or host not in self._rooms)
 
-    def homes_of(self, vm: PendingVM) -> frozenset[str]:
+    def homes_of(self, vm: UnplacedVM) -> frozenset[str]:
         """The hosts that may have the VM and keep it, whether or not they take new ones."""
         return self._homes_in(vm.hosts, vm.fleet)
 
@@ -122,16 +122,16 @@ class Landscape:
         return found
 
     def _kind(self, fleet: FleetSpec) -> int:
-        """A number for the fleet's wishes: thousands of fleets have the same."""
+        """A number for the fleet's placement: thousands of fleets have the same."""
         kind = self._kind_of.get(id(fleet))
         if kind is None:
-            encoded = msgspec.json.encode(fleet.wishes)
+            encoded = msgspec.json.encode(fleet.placement)
             kind = self._kind_of[id(fleet)] = self._kinds.setdefault(encoded, len(self._kinds))
         return kind
 
     # ---- choosing -------------------------------------------------------------------------------------------------
 
-    def _choose(self, vm: PendingVM, need: Capacity, members: Members) -> tuple[str, str]:
+    def _choose(self, vm: UnplacedVM, need: Capacity, members: Members) -> tuple[str, str]:
         """A host, and why if there was a choice; "" if none can take it. It goes back to where it was, if it can."""
         census = self._census_of(vm.fleet, members)
         hint = self._hints.get(vm.name, "")
@@ -146,15 +146,15 @@ class Landscape:
                 census.add(host)
         return host, why
 
-    def _takes(self, vm: PendingVM, host: str) -> bool:
+    def _takes(self, vm: UnplacedVM, host: str) -> bool:
         return host in self.homes_of(vm) and host not in self._dark and host not in self._states
 
-    def _shelves_of(self, vm: PendingVM, need: Capacity, census: Census | None) -> Shelf | Bookcase:
+    def _shelves_of(self, vm: UnplacedVM, need: Capacity, census: Census | None) -> Shelf | Bookcase:
         key = (id(vm.hosts), self._kind(vm.fleet), need)
         found = self._shelves.get(key)
         if found is None:
             takers = (host for host in self.homes_of(vm) if self._takes(vm, host))
-            weights = {host: self._attributes.weight(host, vm.fleet.wishes) for host in takers}
+            weights = {host: self._attributes.weight(host, vm.fleet.placement) for host in takers}
             found = self._shelves[key] = self._paths_of(vm.fleet).shelved(weights, need, self._loads, 0)
         if isinstance(found, Shelf) or census is None:
             assert isinstance(found, Shelf), "only what is to be spread has shelves by value"  # noqa: S101
@@ -166,7 +166,7 @@ class Landscape:
 
     def _census_of(self, fleet: FleetSpec, members: Members) -> Census | None:
         """How the fleet's VMs are spread now; None for one that is not to be spread."""
-        spread = fleet.wishes.spread
+        spread = fleet.placement.spread
         if spread and id(fleet) not in self._census:
             skews = tuple(each.max_skew for each in spread)
             self._census[id(fleet)] = Census(self._paths_of(fleet), skews, members[id(fleet)])
@@ -177,7 +177,7 @@ class Landscape:
         key = (id(fleet.hosts), self._kind(fleet))
         if key not in self._paths:
             homes = self._homes_in(fleet.hosts, fleet)
-            spread = fleet.wishes.spread
+            spread = fleet.placement.spread
             self._paths[key] = Paths(
                 {host: tuple(self._value(host, each.attribute) for each in spread) for host in homes}
             )
@@ -188,24 +188,24 @@ class Landscape:
 
     # ---- reasons --------------------------------------------------------------------------------------------------
 
-    def _praise(self, vm: PendingVM, host: str, census: Census | None) -> str:
+    def _praise(self, vm: UnplacedVM, host: str, census: Census | None) -> str:
         reason = f"{host} has the fewest VMs ({self._loads.vms[host]}) of {vm.fleet.pattern}"
-        wishes = vm.fleet.wishes
-        if weight := self._attributes.weight(host, wishes):
+        placement = vm.fleet.placement
+        if weight := self._attributes.weight(host, placement):
             reason += f" with affinity {weight}"
         path = census.paths.get(host, ()) if census else ()
         for depth, value in enumerate(path):
             count = census.groups[path[:depth]].counts[value] if census else 0
-            reason += f", {wishes.spread[depth].attribute} {value} has {count} of {vm.fleet.name}"
+            reason += f", {placement.spread[depth].attribute} {value} has {count} of {vm.fleet.name}"
         return reason
 
     def _unfit(self, fleet: FleetSpec, host: str) -> str:
         """Why the host may not keep VMs of the fleet, though its pattern allows it; "" if it may."""
         if self._states.get(host) == "drain":
             return "state: drain"
-        return self._attributes.unmet(host, fleet.wishes)
+        return self._attributes.first_violation(host, fleet.placement)
 
-    def _why_not(self, vm: PendingVM, host: str) -> str:
+    def _why_not(self, vm: UnplacedVM, host: str) -> str:
         """Why the host may not have the VM; "" if only its room can be in the way."""
         if vm.hosts is not None and host not in vm.hosts:
             return f"not in hosts: {vm.hosts[0] if len(vm.hosts) == 1 else vm.fleet.pattern}"
@@ -215,12 +215,12 @@ class Landscape:
             return f"could not be read: {self._dark[host]}"
         return f"state: {self._states[host]}" if host in self._states else ""
 
-    def _unreadable_home(self, vm: PendingVM) -> str:
+    def _unreadable_home(self, vm: UnplacedVM) -> str:
         """A dark host, if only dark ones might have taken the VM: it is told with that host. "" otherwise."""
         likely = self.homes_of(vm) - self._states.keys()
         return "" if likely - self._dark.keys() else min(likely, default="")
 
-    def _rejections(self, vm: PendingVM, need: Capacity) -> tuple[str, ...]:
+    def _rejections(self, vm: UnplacedVM, need: Capacity) -> tuple[str, ...]:
         """Why none of the hosts can have the VM, those that are alike in one line."""
         alike: dict[str, list[str]] = defaultdict(list)
         for host in self.hosts:
@@ -242,11 +242,11 @@ class Landscape:
         return f"{needs} {what} needed, {max(0, left):.0f} of {limit:.0f} left"
 
 
-def _members(vms: Iterable[PendingVM], hosts: Iterable[str]) -> Members:
+def _members(vms: Iterable[UnplacedVM], hosts: Iterable[str]) -> Members:
     """Where the VMs of each fleet are that is to be spread."""
     members: Members = defaultdict(list)
     for vm, host in zip(vms, hosts, strict=True):
-        if vm.fleet.wishes.spread:
+        if vm.fleet.placement.spread:
             members[id(vm.fleet)].append(host)
     return members
 

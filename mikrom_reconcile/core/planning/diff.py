@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
-from mikrom_reconcile.core.model.fields import carried, field_changes, impact_of, is_row_of, recorded
-from mikrom_reconcile.core.model.lifecycle import LEFT_DOWN, LIVE, SATISFIES, UNWELL, WELL
+from mikrom_reconcile.core.model.fields import field_changes, impact_of, is_row_of, keep_applied, recorded
+from mikrom_reconcile.core.model.lifecycle import DEGRADED, HAS_VMM, HEALTHY, NOT_RESTARTED, SATISFIES
 from mikrom_reconcile.core.model.observed import Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
 from mikrom_reconcile.core.planning.diff_input import UNCHANGED, Case, Verdict
@@ -100,7 +100,7 @@ def _effective(desired: DesiredVM, observed: ObservedVM) -> DesiredVM:
     if policy.prevent_destroy is None and observed.policy.prevent_destroy:
         policy = msgspec.structs.replace(policy, prevent_destroy=True)
     if desired.ignore_changes:
-        spec = carried(spec, desired.ignore_changes, observed.spec)
+        spec = keep_applied(spec, desired.ignore_changes, observed.spec)
     if policy is desired.policy and spec is desired.spec:
         return desired
     return msgspec.structs.replace(desired, policy=policy, spec=spec)
@@ -226,7 +226,7 @@ def wanted_stopped(case: Case) -> Verdict:
     if desired.state != "stopped":
         return None
     fields = changed_fields(desired, observed)
-    if observed.phase in LIVE or observed.state != "stopped":
+    if observed.phase in HAS_VMM or observed.state != "stopped":
         return case.change("stop", f"state: stopped, and it is {observed.phase}", fields=fields)
     return case.change("update", "spec changed", fields=fields) if fields else UNCHANGED
 
@@ -253,14 +253,14 @@ def replacing(case: Case) -> Verdict:
 def left_down(case: Case) -> Verdict:
     """Its restart policy leaves it as it ended."""
     desired, observed = _both(case)
-    ended_so = observed.phase in LEFT_DOWN[desired.spec.restart.policy]
+    ended_so = observed.phase in NOT_RESTARTED[desired.spec.restart.policy]
     return UNCHANGED if ended_so and not case.retry and not changed_fields(desired, observed) else None
 
 
 def down(case: Case) -> Verdict:
     """It should be up and no VMM lives."""
     desired, observed = _both(case)
-    if observed.phase not in LIVE or observed.phase == "starting":
+    if observed.phase not in HAS_VMM or observed.phase == "starting":
         reason = f"it is {observed.phase}" + (f": {observed.last_error}" if observed.last_error else "")
         return case.change("start", reason, fields=changed_fields(desired, observed))
     return None
@@ -269,7 +269,7 @@ def down(case: Case) -> Verdict:
 def broken(case: Case) -> Verdict:
     """A VMM lives and cannot be reached, or was told to stop."""
     desired, observed = _both(case)
-    if observed.phase not in WELL | UNWELL:
+    if observed.phase not in HEALTHY | DEGRADED:
         return case.change("restart", f"it is {observed.phase}", fields=changed_fields(desired, observed))
     return None
 
@@ -295,7 +295,7 @@ def paused_or_not(case: Case) -> Verdict:
     """It runs and should be paused, or the other way round."""
     desired, observed = _both(case)
     as_wanted = observed.phase in SATISFIES[desired.state]
-    if as_wanted or (desired.state == "running" and observed.phase in UNWELL):
+    if as_wanted or (desired.state == "running" and observed.phase in DEGRADED):
         return None
     kind: ChangeKind = "pause" if desired.state == "paused" else "resume"
     fields = changed_fields(desired, observed)
@@ -313,7 +313,7 @@ def updating(case: Case) -> Verdict:
 def unwell(case: Case) -> Verdict:
     """It runs, and its guest does not do what its checks want: only time or a person can help."""
     observed = _both(case)[1]
-    if observed.phase in UNWELL:
+    if observed.phase in DEGRADED:
         return case.change("wait", f"it is {observed.phase}: {observed.health}")
     return None
 

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.fields import recorded
 from mikrom_reconcile.core.model.observed import HostView, ObservedVM
 from mikrom_reconcile.core.model.plan import Plan, VMChange
-from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.diff import RULES
 from mikrom_reconcile.core.planning.diff_input import Case
 from mikrom_reconcile.core.specs.expand import expand
@@ -88,7 +88,7 @@ def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, h
 
 def _desired(name: str, specs: Specs, own: ObservedVM | None, here: str) -> DesiredVM:
     """What the specs want of a VM to which nothing happens; it stays on its host."""
-    vm = next(vm for vm in wanted(specs, here=here).vms if vm.name == name)
+    vm = next(vm for vm in render_all(specs, here=here).vms if vm.name == name)
     return msgspec.structs.replace(vm, host=own.host) if own else vm
 
 

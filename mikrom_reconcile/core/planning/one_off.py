@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.fields import impact_of
-from mikrom_reconcile.core.model.lifecycle import LIVE, SATISFIES, UNWELL, WELL
+from mikrom_reconcile.core.model.lifecycle import DEGRADED, HAS_VMM, HEALTHY, SATISFIES
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan, Verb, VMChange
 from mikrom_reconcile.core.parsing.schema_errors import nearest
@@ -117,7 +117,7 @@ def _project_of(rows: list[ObservedVM]) -> str:
 
 def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     """What `verb` means for a VM as it is now; one that was `acted_on` is not restarted once more."""
-    row = replace(row, phase="running") if row.phase in UNWELL else row
+    row = replace(row, phase="running") if row.phase in DEGRADED else row
     case = Case(desired=None, observed=row)
     if row.phase == "unreadable":
         return case.change("blocked", f"it cannot be read: {row.last_error}")
@@ -130,10 +130,10 @@ def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     if verb == "stop":
         done = row.phase in SATISFIES["stopped"] and row.state == "stopped"
         return "unchanged" if done else case.change("stop", f"it is {row.phase}")
-    if verb in {"pause", "resume"} and row.phase not in WELL:
+    if verb in {"pause", "resume"} and row.phase not in HEALTHY:
         return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
     as_asked = row.phase in SATISFIES[state] and row.state == state
-    if verb != "restart" and _drifted(row) and row.phase in WELL:  # a restart alone mends it, and memory is to stay
+    if verb != "restart" and _drifted(row) and row.phase in HEALTHY:  # a restart alone mends it, and memory is to stay
         return "unchanged" if as_asked else case.change("blocked", _drifted(row))
     if as_asked and (verb != "restart" or (acted_on and not row.drift)):
         return "unchanged"
@@ -148,8 +148,8 @@ def _drifted(row: ObservedVM) -> str:
 
 def _kind(verb: Verb, row: ObservedVM) -> ChangeKind:
     """How a VM gets up: a live one is paused or resumed if that is enough."""
-    if row.phase not in LIVE or row.phase == "starting":
+    if row.phase not in HAS_VMM or row.phase == "starting":
         return "start"
-    if verb == "restart" or row.phase not in WELL:
+    if verb == "restart" or row.phase not in HEALTHY:
         return "restart"
     return "pause" if verb == "pause" else "resume"

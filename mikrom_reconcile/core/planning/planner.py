@@ -32,7 +32,7 @@ from mikrom_reconcile.core.planning.project_view import (
 from mikrom_reconcile.core.planning.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection, selected, whereabouts
 from mikrom_reconcile.core.planning.spec_warnings import warnings_of
-from mikrom_reconcile.core.specs.expand import PendingVM, Resolver, expand
+from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, expand
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import VM_NAME, Specs, drained_hosts
 
@@ -69,7 +69,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     specs: Specs
-    pending: tuple[PendingVM, ...]
+    pending: tuple[UnplacedVM, ...]
     placements: Placements
     desired: DesiredState
     complete: bool
@@ -125,7 +125,7 @@ def thorough(asked: Question, doubtful: frozenset[str]) -> Question:
 
 def _question(
     specs: Specs,
-    pending: tuple[PendingVM, ...],
+    pending: tuple[UnplacedVM, ...],
     here: str,
     placements: Placements,
     *,

@@ -14,7 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Rollout, Share
 from mikrom_reconcile.core.model.durations import seconds_of
-from mikrom_reconcile.core.model.lifecycle import LEFT_DOWN, UP, WELL
+from mikrom_reconcile.core.model.lifecycle import HEALTHY, NOT_RESTARTED, WANTS_VMM
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
 from mikrom_reconcile.core.planning.guards import Limits, allowed, as_recorded, turned
@@ -71,7 +71,7 @@ def limit_disruption(
     """
     members: dict[str, list[DesiredVM]] = defaultdict(list)
     for vm in desired.vms:
-        if vm.state in UP:
+        if vm.state in WANTS_VMM:
             members[vm.fleet].append(vm)
     mine, all_of = _by_fleet(changes), _by_fleet(everything)
     stages = {
@@ -158,7 +158,7 @@ class _Stage:
 
     def _takes_down(self, change: VMChange) -> bool:
         """A VM runs as it should, and would not for a while."""
-        wanted = change.desired is not None and change.desired.state in UP
+        wanted = change.desired is not None and change.desired.state in WANTS_VMM
         return wanted and change.kind in {"restart", "replace", "move"} and change.name not in self._down
 
     def _has_failed(self, name: str, limits: Limits) -> bool:
@@ -314,7 +314,7 @@ def _is_down(vm: DesiredVM, sight: Sight) -> bool:
     if not rows:
         return vm.name not in sight.settled
     phase = rows[0].phase
-    return phase not in WELL and not (phase == "exited" and phase in LEFT_DOWN[vm.spec.restart.policy])
+    return phase not in HEALTHY and not (phase == "exited" and phase in NOT_RESTARTED[vm.spec.restart.policy])
 
 
 def _rolls(change: VMChange) -> bool:

@@ -19,7 +19,7 @@ from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.planning.project_view import Sight
-from mikrom_reconcile.core.specs.expand import PendingVM, shared_lookups
+from mikrom_reconcile.core.specs.expand import UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import Specs
 
@@ -63,7 +63,7 @@ def selected(changes: list[VMChange], selection: Selection, specs: Specs, vms: I
 
 
 def whereabouts(
-    pending: Iterable[PendingVM], desired: DesiredState, sight: Sight, remembered: Placements
+    pending: Iterable[UnplacedVM], desired: DesiredState, sight: Sight, remembered: Placements
 ) -> Iterator[Whereabouts]:
     """Every VM that a selection may name: wanted, seen, or remembered on a host that does not answer."""
     yield from ((vm.name, "", vm.fleet.name) for vm in pending)

@@ -13,17 +13,17 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.core.parsing.documents import Flaw, problems_of
+from mikrom_reconcile.core.parsing.documents import Diagnostic, problems_of
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.planning.guards import allowed
 from mikrom_reconcile.core.planning.rollout import DISRUPTION
-from mikrom_reconcile.core.specs.expand import NOTHING, PendingVM, Resolver, shared_lookups
+from mikrom_reconcile.core.specs.expand import NOTHING, Resolver, UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.load import FleetSpec, Specs, one_per_place
+from mikrom_reconcile.core.specs.load import FleetSpec, Specs, dedupe_by_position
 
-Told = Callable[[Specs, Sequence[PendingVM]], Iterator[Flaw]]
+Told = Callable[[Specs, Sequence[UnplacedVM]], Iterator[Diagnostic]]
 
 
 class SpecWarning(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,31 +33,31 @@ class SpecWarning(msgspec.Struct, frozen=True, kw_only=True):
     told: Told
 
 
-def warnings_of(specs: Specs, pending: Sequence[PendingVM]) -> tuple[SpecProblem, ...]:
+def warnings_of(specs: Specs, pending: Sequence[UnplacedVM]) -> tuple[SpecProblem, ...]:
     """All that is to be told of the specs, sorted by place."""
     found = (flaw for warning in WARNINGS for flaw in warning.told(specs, pending))
-    return one_per_place(problems_of(islice(found, MAX_PROBLEMS + 1), specs.tree))
+    return dedupe_by_position(problems_of(islice(found, MAX_PROBLEMS + 1), specs.tree))
 
 
-def _overrides(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
+def _overrides(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
     used: dict[str, set[int]] = defaultdict(set)
-    for recipe in {id(vm.recipe): vm.recipe for vm in pending}.values():
-        used[recipe.fleet.name].update(recipe.overrides)
+    for template in {id(vm.template): vm.template for vm in pending}.values():
+        used[template.fleet.name].update(template.overrides)
     for fleet in specs.fleets:
         for number, override in enumerate(fleet.overrides):
             if number not in used[fleet.name]:
                 pointer = ("spec", "overrides", number, "match")
                 message = f"override {shown(override.match)} matches no VM of fleet {fleet.name}"
-                yield Flaw(document=fleet.document, pointer=pointer, message=message)
+                yield Diagnostic(document=fleet.document, pointer=pointer, message=message)
 
 
-def _variables(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
+def _variables(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
     del pending
     shared = shared_lookups(specs)
     for fleet in specs.fleets:
         for name in sorted(fleet.vars.keys() - _reached(fleet, shared)) if fleet.vars else ():
             message = f"nothing in fleet {fleet.name} looks the variable {name} up"
-            yield Flaw(document=fleet.document, pointer=("spec", "vars", name), message=message, key=True)
+            yield Diagnostic(document=fleet.document, pointer=("spec", "vars", name), message=message, key=True)
 
 
 def _reached(fleet: FleetSpec, shared: frozenset[str]) -> set[str]:
@@ -73,16 +73,18 @@ def _reached(fleet: FleetSpec, shared: frozenset[str]) -> set[str]:
     return reached
 
 
-def _groups(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
+def _groups(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
     del pending
     inventory = specs.inventory or Inventory()
     for name, hosts in inventory.members.items():
         if not hosts:
             pointer = ("spec", "groups", name)
-            yield Flaw(document=inventory.document, pointer=pointer, message=f"group {name} has no hosts", key=True)
+            yield Diagnostic(
+                document=inventory.document, pointer=pointer, message=f"group {name} has no hosts", key=True
+            )
 
 
-def _serial(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
+def _serial(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
     need = Resolver(specs).need
     sizes = Counter(vm.fleet.name for vm in pending if vm.fleet.rollout and need(vm) is not NOTHING)
     for fleet in specs.fleets:
@@ -96,7 +98,7 @@ def _serial(specs: Specs, pending: Sequence[PendingVM]) -> Iterator[Flaw]:
                 f"fleet {fleet.name}: serial {told} has no effect beyond {share}:"
                 f" at most {DISRUPTION} of its {size} VMs that are to be up are taken down at a time"
             )
-            yield Flaw(document=fleet.document, pointer=("spec", "rollout", "serial"), message=message)
+            yield Diagnostic(document=fleet.document, pointer=("spec", "rollout", "serial"), message=message)
 
 
 WARNINGS = (

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.parsing.schema_errors import in_words
+from mikrom_reconcile.core.parsing.schema_errors import describe_value
 from mikrom_reconcile.core.parsing.variables import Layer, Scope, VariableError, unescaped
 from mikrom_reconcile.core.specs.inventory import Inventory
 
@@ -41,7 +41,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     max_skew: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
-class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+class PlacementSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A fleet's `placement`."""
 
     constraint: tuple[Constraint, ...] = ()
@@ -68,28 +68,30 @@ class Attributes:
             self._known[host, attribute] = found
         return self._known[host, attribute]
 
-    def unmet(self, host: str, wishes: Wishes) -> str:
+    def first_violation(self, host: str, placement: PlacementSpec) -> str:
         """The first constraint that the host does not meet, in words; "" if it meets all."""
-        for each in wishes.constraint:
+        for each in placement.constraint:
             value = self.value(host, each.attribute)
-            if not met(each.operator, value, each.value):
+            if not satisfies(each.operator, value, each.value):
                 wanted = each.operator if each.operator in UNARY else f"{each.operator} {told(each.value)}"
                 return f"{each.attribute} is {told(value)}, wanted {wanted}"
         return ""
 
-    def weight(self, host: str, wishes: Wishes) -> int:
+    def weight(self, host: str, placement: PlacementSpec) -> int:
         """The weights of all affinities that the host meets, added up."""
         return sum(
-            each.weight for each in wishes.affinity if met(each.operator, self.value(host, each.attribute), each.value)
+            each.weight
+            for each in placement.affinity
+            if satisfies(each.operator, self.value(host, each.attribute), each.value)
         )
 
 
 def told(value: Any) -> str:
     """A host's value inside a message."""
-    return "not set" if value is None else in_words(value)
+    return "not set" if value is None else describe_value(value)
 
 
-def met(operator: Operator, value: Any, wanted: Value) -> bool:
+def satisfies(operator: Operator, value: Any, wanted: Value) -> bool:
     """Whether a host's value compares so with what is wanted. Only like is compared: numbers, or texts."""
     wanted = unescaped(wanted) if isinstance(wanted, str) else wanted
     if operator == "is_not_set":

@@ -18,15 +18,15 @@ import msgspec
 from mikrom_reconcile.core.model.desired import NAME_LENGTH, Machine, State, VMSpec
 from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.core.model.errors import SpecError
-from mikrom_reconcile.core.model.lifecycle import UP
+from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.model.ready import ready
-from mikrom_reconcile.core.parsing.documents import Flaw, problems_of
+from mikrom_reconcile.core.parsing.documents import Diagnostic, problems_of
 from mikrom_reconcile.core.parsing.merging import merged
-from mikrom_reconcile.core.parsing.schema_errors import expectation, in_words, nearest
+from mikrom_reconcile.core.parsing.schema_errors import describe_value, expectation, nearest
 from mikrom_reconcile.core.parsing.variables import Layer, Scope, VariableError, names_in
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.load import VM_NAME, FleetSpec, Specs, one_per_place
+from mikrom_reconcile.core.specs.load import VM_NAME, FleetSpec, Specs, dedupe_by_position
 from mikrom_reconcile.core.specs.networks import WHOLE
 from mikrom_reconcile.core.specs.vm_checks import problems_in
 
@@ -38,29 +38,29 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _DECIDES_PLACEMENT = ("machine", "state", "image")
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class MergedTemplate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Merged template fields, shared by all VMs that have the same overrides (by number), and what they look up."""
 
     fleet: FleetSpec
     fields: dict[str, Any]
-    looked_up: frozenset[str]
+    variables_used: frozenset[str]
     overrides: tuple[int, ...] = ()
 
 
-class PendingVM(msgspec.Struct, frozen=True, kw_only=True):
+class UnplacedVM(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as the specs want it, not yet placed. `hosts` may have it; None where there is no inventory."""
 
     name: str
     index: int | None
     fleet: FleetSpec
-    recipe: Recipe
+    template: MergedTemplate
     hosts: tuple[str, ...] | None
 
 
-def expand(specs: Specs) -> tuple[PendingVM, ...]:
+def expand(specs: Specs) -> tuple[UnplacedVM, ...]:
     """Every VM that the specs want, sorted by name. Raises SpecError."""
-    flaws: list[Flaw] = []
-    vms: dict[str, PendingVM] = {}
+    flaws: list[Diagnostic] = []
+    vms: dict[str, UnplacedVM] = {}
     shared = shared_lookups(specs)
     for fleet in specs.fleets:
         for vm in _fleet_vms(fleet, specs, shared, flaws):
@@ -70,7 +70,7 @@ def expand(specs: Specs) -> tuple[PendingVM, ...]:
                 flaws.append(_flaw(fleet, ("metadata", "name"), message))
                 break
     if flaws:
-        raise SpecError(tuple(one_per_place(problems_of(flaws, specs.tree))))
+        raise SpecError(tuple(dedupe_by_position(problems_of(flaws, specs.tree))))
     return tuple(sorted(vms.values(), key=attrgetter("name")))
 
 
@@ -81,8 +81,8 @@ def shared_lookups(specs: Specs) -> frozenset[str]:
     return names_in([specs.extra_vars, inventory.group_vars, inventory.host_vars, *own])
 
 
-def _fleet_vms(fleet: FleetSpec, specs: Specs, shared: frozenset[str], flaws: list[Flaw]) -> Iterator[PendingVM]:
-    recipes: dict[tuple[int, ...], Recipe] = {}
+def _fleet_vms(fleet: FleetSpec, specs: Specs, shared: frozenset[str], flaws: list[Diagnostic]) -> Iterator[UnplacedVM]:
+    templates: dict[tuple[int, ...], MergedTemplate] = {}
     try:
         names = list(_names(fleet, specs))
     except VariableError as error:
@@ -99,14 +99,14 @@ def _fleet_vms(fleet: FleetSpec, specs: Specs, shared: frozenset[str], flaws: li
         if index is None:
             own = fleet.instances[name]
             hosts = (own["host"],) if own.get("host") else fleet.hosts
-            yield PendingVM(
-                name=name, index=None, fleet=fleet, recipe=_recipe(fleet, matching, own, shared), hosts=hosts
+            yield UnplacedVM(
+                name=name, index=None, fleet=fleet, template=_merged_template(fleet, matching, own, shared), hosts=hosts
             )
             continue
-        recipe = recipes.get(matching)
-        if recipe is None:
-            recipe = recipes[matching] = _recipe(fleet, matching, {}, shared)
-        yield PendingVM(name=name, index=index, fleet=fleet, recipe=recipe, hosts=fleet.hosts)
+        template = templates.get(matching)
+        if template is None:
+            template = templates[matching] = _merged_template(fleet, matching, {}, shared)
+        yield UnplacedVM(name=name, index=index, fleet=fleet, template=template, hosts=fleet.hosts)
 
 
 def _matcher(fleet: FleetSpec) -> Callable[[str], tuple[int, ...]]:
@@ -137,18 +137,20 @@ def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:
             yield name, index
 
 
-def _recipe(fleet: FleetSpec, overrides: tuple[int, ...], own: dict[str, Any], shared: frozenset[str]) -> Recipe:
+def _merged_template(
+    fleet: FleetSpec, overrides: tuple[int, ...], own: dict[str, Any], shared: frozenset[str]
+) -> MergedTemplate:
     fields = merged({}, fleet.template)
     for number in overrides:
         fields = merged(fields, fleet.overrides[number].fields)
     if own:
         fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
-    looked_up = names_in(fields)
-    if looked_up:
-        looked_up |= shared | names_in(dict(fleet.vars))  # through one variable, others
+    variables_used = names_in(fields)
+    if variables_used:
+        variables_used |= shared | names_in(dict(fleet.vars))  # through one variable, others
     else:
         fields = Scope().resolve(fields)  # $${ stands for ${ here, too
-    return Recipe(fleet=fleet, fields=fields, looked_up=looked_up, overrides=overrides)
+    return MergedTemplate(fleet=fleet, fields=fields, variables_used=variables_used, overrides=overrides)
 
 
 def fleet_layers(fleet: FleetSpec, specs: Specs) -> tuple[Layer, ...]:
@@ -160,7 +162,7 @@ def fleet_layers(fleet: FleetSpec, specs: Specs) -> tuple[Layer, ...]:
     )
 
 
-def scope_of(vm: PendingVM, specs: Specs, host: str | None) -> Scope:
+def scope_of(vm: UnplacedVM, specs: Specs, host: str | None) -> Scope:
     """What variables mean for a VM; without a host, those of hosts in which all agree that may have it."""
     built_in: dict[str, Any] = {"name": vm.name}
     if vm.index is not None:
@@ -194,45 +196,45 @@ class Resolver:
         self._specs = specs
         self._known: dict[int | tuple[int, str, str], tuple[State, VMSpec]] = {}
         self._needs: dict[tuple[int, str], Capacity] = {}
-        self.flaws: list[Flaw] = []
+        self.flaws: list[Diagnostic] = []
 
     def check(self) -> None:
         """Raise SpecError when anything could not be resolved."""
         if self.flaws:
-            raise SpecError(tuple(one_per_place(problems_of(self.flaws, self._specs.tree))))
+            raise SpecError(tuple(dedupe_by_position(problems_of(self.flaws, self._specs.tree))))
 
-    def resolve(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
-        """The VM's state and spec on `host`. A mistake is noted in `flaws`, once for each recipe."""
-        names = vm.recipe.looked_up
-        key = (id(vm.recipe), host, vm.name if names & PER_VM else "") if names else id(vm.recipe)
+    def resolve(self, vm: UnplacedVM, host: str) -> tuple[State, VMSpec]:
+        """The VM's state and spec on `host`. A mistake is noted in `flaws`, once for each template."""
+        names = vm.template.variables_used
+        key = (id(vm.template), host, vm.name if names & PER_VM else "") if names else id(vm.template)
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._resolved(vm, host)
         return found
 
-    def need(self, vm: PendingVM) -> Capacity:
+    def need(self, vm: UnplacedVM) -> Capacity:
         """What the VM takes of any host: nothing while it is to be down. Mistakes are noted where it is resolved."""
-        key = (id(vm.recipe), vm.name if vm.recipe.looked_up & PER_VM else "")
+        key = (id(vm.template), vm.name if vm.template.variables_used & PER_VM else "")
         found = self._needs.get(key)
         if found is None:
-            fields = {key: value for key, value in vm.recipe.fields.items() if key in {"machine", "state"}}
+            fields = {key: value for key, value in vm.template.fields.items() if key in {"machine", "state"}}
             try:
                 sized = msgspec.convert(scope_of(vm, self._specs, None).resolve(fields), ready(_Sized))
             except (VariableError, msgspec.ValidationError):
                 sized = _Sized(state="absent")
             machine = sized.machine
             needed = Capacity(vcpu_count=machine.vcpu_count, mem_size_mib=machine.mem_size_mib)
-            found = self._needs[key] = needed if sized.state in UP else NOTHING
+            found = self._needs[key] = needed if sized.state in WANTS_VMM else NOTHING
         return found
 
-    def _resolved(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
+    def _resolved(self, vm: UnplacedVM, host: str) -> tuple[State, VMSpec]:
         known = len(self.flaws)
         state, spec = self._converted(vm, host)
         for path, message in problems_in(spec) if len(self.flaws) == known else ():
             self._tell(vm, path, message)
         return (state, spec) if len(self.flaws) == known else ("running", VMSpec(image="hello"))
 
-    def _converted(self, vm: PendingVM, host: str) -> tuple[State, VMSpec]:
+    def _converted(self, vm: UnplacedVM, host: str) -> tuple[State, VMSpec]:
         fields: dict[str, Any] = {}
         try:
             fields = self._fields(vm, host)
@@ -250,27 +252,27 @@ class Resolver:
                 self.flaws.append(_flaw(vm.fleet, _where(vm, error.name, text), f"{vm.name}: {error}"))
         except msgspec.ValidationError:
             for path, value, wanted in _misfits(fields):
-                written = _dig(vm.recipe.fields, path)
-                found = "missing" if value is None else in_words(value) + self._from(vm, host, written)
+                written = _dig(vm.template.fields, path)
+                found = "missing" if value is None else describe_value(value) + self._from(vm, host, written)
                 self._tell(vm, path, f"{'.'.join(path)} is {found}; {wanted}")
         return "running", VMSpec(image="hello")
 
-    def _from(self, vm: PendingVM, host: str, written: Any) -> str:
+    def _from(self, vm: UnplacedVM, host: str, written: Any) -> str:
         """Which variables made a value, and where each is set."""
         scope = scope_of(vm, self._specs, host)
         names = sorted(names_in(written))
         scope.resolve(written)
         return f" ({', '.join(f'${{{name}}}: {scope.used[name][1]}' for name in names)})" if names else ""
 
-    def _tell(self, vm: PendingVM, path: tuple[str | int, ...], message: str, hint: str = "") -> None:
+    def _tell(self, vm: UnplacedVM, path: tuple[str | int, ...], message: str, hint: str = "") -> None:
         self.flaws.append(_flaw(vm.fleet, written_at(vm, path), f"{vm.name}: {message}", hint))
 
-    def _on_networks(self, vm: PendingVM, spec: VMSpec) -> VMSpec:
+    def _on_networks(self, vm: UnplacedVM, spec: VMSpec) -> VMSpec:
         """The spec with what the networks of its interfaces say."""
         interfaces = {name: self._on_network(vm, name, nic) for name, nic in spec.network_interfaces.items()}
         return msgspec.structs.replace(spec, network_interfaces=interfaces) if interfaces else spec
 
-    def _on_network(self, vm: PendingVM, name: str, nic: NetworkInterface) -> NetworkInterface:
+    def _on_network(self, vm: UnplacedVM, name: str, nic: NetworkInterface) -> NetworkInterface:
         path = ("network_interfaces", name)
         network = self._specs.networks.get(nic.network)
         if network is None:
@@ -285,32 +287,32 @@ class Resolver:
             self._tell(vm, (*path, "pool"), said, hint)
         return msgspec.structs.replace(nic, cidr=network.cidr, gateway=network.gateway, nat=network.nat)
 
-    def _fields(self, vm: PendingVM, host: str) -> dict[str, Any]:
-        if not vm.recipe.looked_up:
-            return dict(vm.recipe.fields)
+    def _fields(self, vm: UnplacedVM, host: str) -> dict[str, Any]:
+        if not vm.template.variables_used:
+            return dict(vm.template.fields)
         scopes = self._scopes(vm, host)
-        return {key: scopes[key in _DECIDES_PLACEMENT].resolve(value) for key, value in vm.recipe.fields.items()}
+        return {key: scopes[key in _DECIDES_PLACEMENT].resolve(value) for key, value in vm.template.fields.items()}
 
-    def _scopes(self, vm: PendingVM, host: str) -> tuple[Scope, Scope]:
+    def _scopes(self, vm: UnplacedVM, host: str) -> tuple[Scope, Scope]:
         """What variables mean once the host is known, and before."""
         return scope_of(vm, self._specs, host), scope_of(vm, self._specs, None)
 
-    def _unanswered(self, vm: PendingVM, host: str) -> Iterator[tuple[str, VariableError]]:
+    def _unanswered(self, vm: UnplacedVM, host: str) -> Iterator[tuple[str, VariableError]]:
         """Each text that cannot be resolved, and why."""
         scopes = self._scopes(vm, host)
-        for key, value in vm.recipe.fields.items():
+        for key, value in vm.template.fields.items():
             for text in _texts_in(value):
                 try:
                     scopes[key in _DECIDES_PLACEMENT].resolve(text)
                 except VariableError as error:
                     yield text, self._disagreeing(vm, error) if key in _DECIDES_PLACEMENT else error
 
-    def _disagreeing(self, vm: PendingVM, error: VariableError) -> VariableError:
+    def _disagreeing(self, vm: UnplacedVM, error: VariableError) -> VariableError:
         """Why what decides placement has no answer, although some host has one."""
         found: dict[str, str] = {}
         for host in vm.hosts or ():
             try:
-                value = in_words(scope_of(vm, self._specs, host).lookup(error.name))
+                value = describe_value(scope_of(vm, self._specs, host).lookup(error.name))
             except VariableError:
                 value = "not set"
             found.setdefault(value, host)
@@ -349,7 +351,7 @@ def _dig(fields: dict[str, Any], path: tuple[str | int, ...]) -> Any:
     return value
 
 
-def layers(vm: PendingVM) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, Any]]]:
+def layers(vm: UnplacedVM) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, Any]]]:
     """What may say something about a VM, the strongest first: its name, its place, and what it says."""
     fleet = vm.fleet
     if vm.name in fleet.instances:
@@ -361,7 +363,7 @@ def layers(vm: PendingVM) -> Iterator[tuple[str, tuple[str | int, ...], dict[str
     yield "template", ("spec", "template"), fleet.template
 
 
-def written_at(vm: PendingVM, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+def written_at(vm: UnplacedVM, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """Where the field at `path` is written, or what it is missing in."""
     for length in range(len(path), 0, -1):
         for _, pointer, fields in layers(vm):
@@ -378,11 +380,11 @@ def _texts_in(value: Any) -> Iterator[str]:
         yield value
 
 
-def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str, hint: str = "") -> Flaw:
-    return Flaw(document=fleet.document, pointer=pointer, message=message, hint=hint)
+def _flaw(fleet: FleetSpec, pointer: tuple[str | int, ...], message: str, hint: str = "") -> Diagnostic:
+    return Diagnostic(document=fleet.document, pointer=pointer, message=message, hint=hint)
 
 
-def _where(vm: PendingVM, name: str, text: str) -> tuple[str | int, ...]:
+def _where(vm: UnplacedVM, name: str, text: str) -> tuple[str | int, ...]:
     """The first field whose text looks `name` up, or does so through other variables: that of `text`."""
     spec = vm.fleet.document.body["spec"]
     direct = _pointers_to(spec, lambda found: name in names_in(found), ("spec",))

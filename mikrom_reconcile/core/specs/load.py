@@ -13,14 +13,14 @@ from mikrom_reconcile.core.model.desired import Policy, Rollout, Share
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
-from mikrom_reconcile.core.parsing.documents import Flaw, Schemas, problems_of, read_tree
+from mikrom_reconcile.core.parsing.documents import Diagnostic, Schemas, problems_of, read_tree
 from mikrom_reconcile.core.parsing.patterns import EVERY, PatternError
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.spec_files import variables_of
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.specs.constraints import Wishes
+from mikrom_reconcile.core.specs.constraints import PlacementSpec
 from mikrom_reconcile.core.specs.images import BUILT_IN, Image, image_of
 from mikrom_reconcile.core.specs.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.specs.networks import Network, network_flaws, network_of, overlapping
@@ -57,7 +57,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     instances: dict[str, dict[str, Any]]
     policy: Policy
     ignore_changes: tuple[str, ...]
-    wishes: Wishes
+    placement: PlacementSpec
     rollout: Rollout | None
 
 
@@ -95,13 +95,13 @@ class _FleetBody(msgspec.Struct, frozen=True):
     template: dict[str, Any] = {}
     overrides: tuple[dict[str, Any], ...] = ()
     instances: dict[str, dict[str, Any] | None] = {}
-    placement: Wishes = Wishes()
+    placement: PlacementSpec = PlacementSpec()
     rollout: Rollout | None = None
     prune: _Prune = _Prune()
     lifecycle: _Lifecycle = _Lifecycle()
 
 
-class Gathered(msgspec.Struct, frozen=True, kw_only=True):
+class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
     """What the documents say that are good, and every problem of the others.
 
     `complete` says that nothing is missing that the good ones may refer to.
@@ -114,13 +114,13 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Specs:
     """The specs in `tree`. Raises SpecError with every problem, sorted by place, and SourceError if it says nothing."""
-    gathered = gather(tree, schemas, extra_vars)
-    if gathered.problems:
-        raise SpecError(gathered.problems)
-    return gathered.specs
+    loaded = load(tree, schemas, extra_vars)
+    if loaded.problems:
+        raise SpecError(loaded.problems)
+    return loaded.specs
 
 
-def gather(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Gathered:
+def load(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> LoadResult:
     """The specs in `tree` as far as they are good, and every problem, sorted by place. Raises UsageError for variables
     that cannot be set.
     """
@@ -131,7 +131,7 @@ def gather(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None
     if reading.whole and not documents and not reading.broken:
         raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
     inventory = _inventory(documents)
-    flaws = [*reading.flaws, *_doubles([*documents, *filter(_is_named, reading.broken)])]
+    flaws = [*reading.flaws, *_duplicates([*documents, *filter(_is_named, reading.broken)])]
     flaws += [*document_flaws(documents), *_network_flaws(documents)]
     if reading.whole and not any(document.kind == "Image" for document in reading.broken):
         flaws += _image_flaws(legible, (*BUILT_IN, *(image.name for image in _of_kind(documents, "Image"))))
@@ -144,7 +144,7 @@ def gather(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None
     problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
     bad = {id(flaw.document) for flaw in flaws}
     specs = _specs(tree, documents, inventory, extra_vars, bad)
-    return Gathered(specs=specs, problems=one_per_place(problems), complete=complete)
+    return LoadResult(specs=specs, problems=dedupe_by_position(problems), complete=complete)
 
 
 def some_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None, fleets: Collection[str]) -> Specs:
@@ -214,7 +214,7 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
             prevent_destroy=spec.lifecycle.prevent_destroy,
         ),
         ignore_changes=spec.lifecycle.ignore_changes,
-        wishes=spec.placement,
+        placement=spec.placement,
         rollout=spec.rollout,
     )
 
@@ -256,7 +256,7 @@ def _is_named(document: SpecDocument) -> bool:
     return isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
 
 
-def _doubles(documents: list[SpecDocument]) -> Iterator[Flaw]:
+def _duplicates(documents: list[SpecDocument]) -> Iterator[Diagnostic]:
     first: dict[tuple[str, str], SpecDocument] = {}
     for document in sorted(documents, key=lambda document: (document.path, document.line)):
         single = document.kind in {"Project", "Inventory"}
@@ -267,10 +267,10 @@ def _doubles(documents: list[SpecDocument]) -> Iterator[Flaw]:
         if earlier is not document and not in_one_folder:
             message = f"a second {document.kind} {document.name}; the first is {earlier.path}:{earlier.line}"
             pointer = () if document.kind.endswith("Vars") else ("metadata", "name")
-            yield Flaw(document=document, pointer=pointer, message=message)
+            yield Diagnostic(document=document, pointer=pointer, message=message)
 
 
-def _inventory_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:
+def _inventory_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Diagnostic]:
     hosts = tuple(inventory.hosts) if inventory else ()
     groups = tuple(inventory.groups) if inventory else ()
     for document in documents:
@@ -280,33 +280,33 @@ def _inventory_flaws(documents: list[SpecDocument], inventory: Inventory | None)
         known = {"GroupVars": (*groups, "all"), "HostVars": hosts}.get(document.kind)
         if known is not None and inventory is None:
             message, hint = "there is no Inventory, so nothing has these variables", "add one, or remove the file"
-            yield Flaw(document=document, pointer=(), message=message, hint=hint)
+            yield Diagnostic(document=document, pointer=(), message=message, hint=hint)
         elif known is not None and document.name not in known:
             what = "group" if document.kind == "GroupVars" else "host"
             message = f"the inventory has no {what} {document.name}"
-            yield Flaw(document=document, pointer=(), message=message, hint=nearest(document.name, known))
+            yield Diagnostic(document=document, pointer=(), message=message, hint=nearest(document.name, known))
 
 
-def _group_flaws(document: SpecDocument, hosts: tuple[str, ...], groups: tuple[str, ...]) -> Iterator[Flaw]:
+def _group_flaws(document: SpecDocument, hosts: tuple[str, ...], groups: tuple[str, ...]) -> Iterator[Diagnostic]:
     for name, group in document.body["spec"].get("groups", {}).items():
         pointer: tuple[str | int, ...] = ("spec", "groups", name)
         if name in hosts:
             message = f"{name} cannot be a group: it is a host's name"
-            yield Flaw(document=document, pointer=pointer, message=message, key=True)
+            yield Diagnostic(document=document, pointer=pointer, message=message, key=True)
         for word, known in (("hosts", hosts), ("children", groups)):
             for number, entry in enumerate((group or {}).get(word, ())):
                 if entry not in known:
                     message = f"the inventory has no {'host' if word == 'hosts' else 'group'} {entry}"
                     hint = nearest(entry, known)
-                    yield Flaw(document=document, pointer=(*pointer, word, number), message=message, hint=hint)
+                    yield Diagnostic(document=document, pointer=(*pointer, word, number), message=message, hint=hint)
 
 
-def _host_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Flaw]:
+def _host_flaws(documents: list[SpecDocument], inventory: Inventory | None) -> Iterator[Diagnostic]:
     for document in _of_kind(documents, "Fleet"):
         for pointer, pattern in _named_hosts(document.body["spec"]):
             if complaint := _host_complaint(pointer, pattern, inventory):
                 message, hint = complaint
-                yield Flaw(document=document, pointer=pointer, message=message, hint=hint)
+                yield Diagnostic(document=document, pointer=pointer, message=message, hint=hint)
 
 
 def _named_hosts(spec: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -333,21 +333,21 @@ def _host_complaint(pointer: tuple[str, ...], pattern: str, inventory: Inventory
     return None if chosen else (f"{shown(pattern)} selects no host", "")
 
 
-def _network_flaws(documents: list[SpecDocument]) -> Iterator[Flaw]:
+def _network_flaws(documents: list[SpecDocument]) -> Iterator[Diagnostic]:
     good = {}
     for document in _of_kind(documents, "Network"):
         flaws = list(network_flaws(document.body["spec"]))
         for pointer, message in flaws:
-            yield Flaw(document=document, pointer=("spec", *pointer), message=message)
+            yield Diagnostic(document=document, pointer=("spec", *pointer), message=message)
         if not flaws:
             good[document.name] = document
     networks = [network_of(name, document.body["spec"]) for name, document in good.items()]
     for name, other in islice(overlapping(networks), MAX_PROBLEMS):
         message = f"network {name} shares addresses with network {other} ({good[other].path}:{good[other].line})"
-        yield Flaw(document=good[name], pointer=("spec", "cidr"), message=message)
+        yield Diagnostic(document=good[name], pointer=("spec", "cidr"), message=message)
 
 
-def _image_flaws(documents: list[SpecDocument], known: tuple[str, ...]) -> Iterator[Flaw]:
+def _image_flaws(documents: list[SpecDocument], known: tuple[str, ...]) -> Iterator[Diagnostic]:
     for document in _of_kind(documents, "Fleet"):
         spec = document.body["spec"]
         places: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [(("spec", "template"), spec.get("template", {}))]
@@ -357,14 +357,14 @@ def _image_flaws(documents: list[SpecDocument], known: tuple[str, ...]) -> Itera
             image = fields.get("image")
             if image is not None and image not in known and not names_in(image):
                 message, hint = f"unknown image {shown(image)}", nearest(image, known)
-                yield Flaw(document=document, pointer=(*pointer, "image"), message=message, hint=hint)
+                yield Diagnostic(document=document, pointer=(*pointer, "image"), message=message, hint=hint)
 
 
 def _of_kind(documents: list[SpecDocument], kind: str) -> Iterator[SpecDocument]:
     return (document for document in documents if document.kind == kind)
 
 
-def one_per_place(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ...]:
+def dedupe_by_position(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ...]:
     """Sorted by place; where several complain of one place, the one that points deepest into the document stays. No
     more than anybody reads.
     """

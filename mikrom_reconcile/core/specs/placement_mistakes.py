@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from mikrom_reconcile.core.model.specs import SpecDocument
-from mikrom_reconcile.core.parsing.documents import Flaw
+from mikrom_reconcile.core.parsing.documents import Diagnostic
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_text import MAX_PROBLEMS
@@ -21,14 +21,14 @@ from mikrom_reconcile.core.specs.constraints import UNARY
 from mikrom_reconcile.core.specs.inventory import Inventory
 
 
-def circle_flaws(document: SpecDocument) -> Iterator[Flaw]:
+def circle_flaws(document: SpecDocument) -> Iterator[Diagnostic]:
     """Groups of an Inventory that contain themselves."""
     groups = document.body["spec"].get("groups", {})
     children = {name: (group or {}).get("children", ()) for name, group in groups.items()}
     for circle in islice(_circles(children), MAX_PROBLEMS):
         pointer = ("spec", "groups", circle[-1], "children", children[circle[-1]].index(circle[0]))
         message = f"groups may not contain each other in a circle: {' > '.join((*circle, circle[0]))}"
-        yield Flaw(document=document, pointer=pointer, message=message)
+        yield Diagnostic(document=document, pointer=pointer, message=message)
 
 
 def _circles(children: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, ...]]:
@@ -47,7 +47,7 @@ def _circles(children: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, ...]]
             return
 
 
-def placement_flaws(fleets: Iterable[SpecDocument], inventory: Inventory) -> Iterator[Flaw]:
+def placement_flaws(fleets: Iterable[SpecDocument], inventory: Inventory) -> Iterator[Diagnostic]:
     """What decides placement must be known before the host is, and look at what hosts have."""
     fleets = [document for document in fleets if "placement" in document.body["spec"]]
     if not fleets:
@@ -60,9 +60,9 @@ def placement_flaws(fleets: Iterable[SpecDocument], inventory: Inventory) -> Ite
                 attribute = entry["attribute"]
                 if ".".join(attribute.split(".")[:2]) not in known:
                     message, hint = f"no host of the inventory has {shown(attribute)}", nearest(attribute, known)
-                    yield Flaw(document=document, pointer=(*pointer, "attribute"), message=message, hint=hint)
+                    yield Diagnostic(document=document, pointer=(*pointer, "attribute"), message=message, hint=hint)
                 if complaint := _complaint(kind, entry):
-                    yield Flaw(document=document, pointer=pointer, message=complaint)
+                    yield Diagnostic(document=document, pointer=pointer, message=complaint)
 
 
 def _complaint(kind: str, entry: dict[str, Any]) -> str:

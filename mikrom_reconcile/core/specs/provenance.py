@@ -12,7 +12,7 @@ from mikrom_reconcile.core.parsing.documents import places_of
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_text import Places
 from mikrom_reconcile.core.parsing.yaml_words import plain
-from mikrom_reconcile.core.specs.expand import PendingVM, Resolver, layers, scope_of
+from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, layers, scope_of
 from mikrom_reconcile.core.specs.load import Specs
 
 Pointer = tuple[str | int, ...]
@@ -44,7 +44,7 @@ class Provenance:
         self._resolver = Resolver(specs)
         self._places: dict[str, Places] = {}
 
-    def of(self, vm: PendingVM, host: str) -> tuple[FieldOrigin, ...]:
+    def of(self, vm: UnplacedVM, host: str) -> tuple[FieldOrigin, ...]:
         """Every field of `vm` on `host`, sorted by path. Raises SpecError for what cannot be resolved.
 
         A VM that no host can have is told as its first host would have it.
@@ -56,7 +56,7 @@ class Provenance:
         del values["fleet"]  # that is the document itself
         return tuple(self._origin(vm, host, path, value) for path, value in sorted(leaves(values)))
 
-    def place(self, vm: PendingVM, pointer: Pointer) -> str:
+    def place(self, vm: UnplacedVM, pointer: Pointer) -> str:
         """Where `pointer` stands in the document of a VM's fleet: `path:line:column`."""
         document = vm.fleet.document
         if document.path not in self._places:
@@ -64,7 +64,7 @@ class Provenance:
         line, column = self._places[document.path].find(document.line, pointer)
         return f"{document.path}:{line}:{column}"
 
-    def _origin(self, vm: PendingVM, host: str, path: tuple[str, ...], value: Any) -> FieldOrigin:
+    def _origin(self, vm: UnplacedVM, host: str, path: tuple[str, ...], value: Any) -> FieldOrigin:
         shown = ".".join(path)
         for layer, pointer, fields in (*layers(vm), _of_fleet(vm)):
             found, written = _at(fields, path)
@@ -81,12 +81,12 @@ class Provenance:
         return FieldOrigin(path=shown, value=value, written=value, place="default")
 
 
-def _of_fleet(vm: PendingVM) -> tuple[str, Pointer, dict[str, Any]]:
+def _of_fleet(vm: UnplacedVM) -> tuple[str, Pointer, dict[str, Any]]:
     spec = vm.fleet.document.body["spec"]
     return "fleet", ("spec",), {key: spec.get(key, {}) for key in ("prune", "lifecycle")}
 
 
-def _variables(specs: Specs, vm: PendingVM, host: str, written: Any) -> Iterator[VariableOrigin]:
+def _variables(specs: Specs, vm: UnplacedVM, host: str, written: Any) -> Iterator[VariableOrigin]:
     if names_in(written):
         scope = scope_of(vm, specs, host)
         scope.resolve(written)

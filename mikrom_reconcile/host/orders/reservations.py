@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.lifecycle import UP
+from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
 from mikrom_reconcile.host.ports import Clock, VMRecord
 from mikrom_reconcile.host.records import Records
 
@@ -99,7 +99,9 @@ class Memory:
         held = [(record.vm, record.addresses.values()) for record in found]
         self._holders = {ip: vm for vm, addresses in (*held, *self._claims.items()) for ip in addresses}
         self._promised = {
-            record.vm: self._need_mib(record.spec) for record in found if record.state in UP and not record.parked
+            record.vm: self._need_mib(record.spec)
+            for record in found
+            if record.state in WANTS_VMM and not record.parked
         } | self._under_way
         ended_s = self._clock.monotonic()
         self._holds_until_s, self._settled = ended_s + COUNTED_FOR * (ended_s - began_s), False

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.model.fields import costs, impact_of, needs_restart
-from mikrom_reconcile.core.model.lifecycle import SATISFIES, UP, WELL
+from mikrom_reconcile.core.model.lifecycle import HEALTHY, SATISFIES, WANTS_VMM
 from mikrom_reconcile.core.model.observed import Attempt, Drift, FailedResult, ObservedVM
 from mikrom_reconcile.core.model.plan import Impact, Verb
 from mikrom_reconcile.core.model.run import Order
@@ -85,7 +85,7 @@ class Deed:
         if facts.status in {"none", "starting"}:
             return steps
         odd = {impact_of(drift.path) for drift in drift_of(self.found.spec, facts)}
-        if facts.status in WELL and odd | costs(self.found.spec, self._ordered.spec) <= WHILE_IT_RUNS:
+        if facts.status in HEALTHY and odd | costs(self.found.spec, self._ordered.spec) <= WHILE_IT_RUNS:
             paused = facts.status == "paused"
             return (CHANGE, RECORD, *([] if paused == self._pauses else [PAUSE if self._pauses else RESUME]), VERIFY)
         return STEPS["restart"]
@@ -112,7 +112,9 @@ class Deed:
         if why_not := self._driver.unsupported(action.desired.spec):
             raise PermanentError(f"this host cannot run it: {why_not}", vm=action.vm, step=step)
         need_mib = self._driver.memory_mib(action.desired.spec)
-        if self._ordered.state in UP and (why_not := self._memory.promise(action.vm, need_mib, action.mem_limit_mib)):
+        if self._ordered.state in WANTS_VMM and (
+            why_not := self._memory.promise(action.vm, need_mib, action.mem_limit_mib)
+        ):
             raise PermanentError(f"{why_not}; stop some, or give it less", vm=action.vm, step=step)
         if holder := self._memory.claim(action.vm, action.desired.addresses.values()):
             raise TemporaryError(f"{holder}: two VMs of a host cannot have one address", vm=action.vm, step=step)
@@ -153,7 +155,7 @@ class Deed:
     def record_order(self) -> None:
         """Write down what the VM is to be from now on."""
         self._write(self._ordered)
-        if self._ordered.state not in UP:
+        if self._ordered.state not in WANTS_VMM:
             self._memory.forget(self._ordered.vm)
 
     def stop(self) -> None:
@@ -171,7 +173,7 @@ class Deed:
     def start(self) -> None:
         """Boot it, if it is to be up."""
         record = self._now()
-        if record.state in UP:
+        if record.state in WANTS_VMM:
             self._may_have_started = True
             self._driver.start(record, deadline_s=self.remaining_s("starting"))
 
@@ -186,7 +188,7 @@ class Deed:
     def change(self) -> None:
         """Change what can be changed while it runs, and see that it is."""
         ordered, before = self._ordered, self._now()
-        if ordered.state not in UP:
+        if ordered.state not in WANTS_VMM:
             return
         self._look(ordered)
         for _ in range(2):  # the second time for what others had a use for the first time
@@ -273,7 +275,7 @@ class Deed:
     def _lives(self, record: VMRecord) -> bool:
         """Whether it is up as ordered, for all that failed: `last_error` says why a VM is down."""
         with suppress(ActionError):
-            return record.state in UP and self._driver.observe(record).status != "none"
+            return record.state in WANTS_VMM and self._driver.observe(record).status != "none"
         return False
 
     def _look(self, record: VMRecord) -> ObservedVM:

@@ -25,7 +25,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.core.model.lifecycle import UP
+from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
 from mikrom_reconcile.core.model.observed import Drift
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
 from mikrom_reconcile.host.records import Records
@@ -205,7 +205,7 @@ class Networks:
             found = self._records.read(name)
             if found is not None and not isinstance(found, VMRecord):
                 raise _UnknownError
-            if found is not None and found.state in UP:
+            if found is not None and found.state in WANTS_VMM:
                 yield from self.wants(found)
 
     def wants(self, record: VMRecord) -> Iterator[tuple[str, Parts]]:

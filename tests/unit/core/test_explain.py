@@ -19,7 +19,7 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
 )
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.explain import Explanation, explain
 from mikrom_reconcile.core.planning.guards import Limits
 from mikrom_reconcile.core.planning.planner import decide, question
@@ -53,7 +53,7 @@ def as_wanted(specs: Specs, **changed: Any) -> tuple[ObservedVM, ...]:
             vm.name, **{"project": vm.project, "state": vm.state, "phase": vm.state, "spec": vm.spec,
                         "policy": vm.policy, "spec_digest": vm.spec_digest, **changed},
         )
-        for vm in wanted(specs, here="localhost").vms
+        for vm in render_all(specs, here="localhost").vms
     )  # fmt: skip
 
 

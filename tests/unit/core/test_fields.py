@@ -6,7 +6,7 @@ import pytest
 
 from mikrom_reconcile.core.model.desired import Machine, Restart, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile
-from mikrom_reconcile.core.model.fields import carried, field_changes, impact_of, needs_restart, without
+from mikrom_reconcile.core.model.fields import drop_paths, field_changes, impact_of, keep_applied, needs_restart
 from mikrom_reconcile.core.model.plan import FieldChange
 
 KERNEL = PinnedFile(source="file:///k", sha256="0" * 64)
@@ -36,10 +36,10 @@ def test_a_vmm_goes_down_only_for_what_it_knows_itself(wanted: VMSpec, *, down: 
 
 
 def test_ignored_fields_are_no_part_of_the_digest_and_stay_as_they_were() -> None:
-    assert without(SPEC, ()) is SPEC
-    fewer = without(SPEC, ("machine.vcpu_count", "boot_args"))
+    assert drop_paths(SPEC, ()) is SPEC
+    fewer = drop_paths(SPEC, ("machine.vcpu_count", "boot_args"))
     assert (fewer["machine"].keys() & {"vcpu_count", "mem_size_mib"}, "boot_args" in fewer) == ({"mem_size_mib"}, False)
-    now = carried(VMSpec(image="new", boot_args="b"), ("machine.vcpu_count", "boot_args"), SPEC)
+    now = keep_applied(VMSpec(image="new", boot_args="b"), ("machine.vcpu_count", "boot_args"), SPEC)
     assert now == VMSpec(image="new", machine=Machine(vcpu_count=2, mem_size_mib=128), boot_args="a")
 
 
@@ -48,15 +48,15 @@ def test_what_is_ignored_need_not_be_there_on_either_side() -> None:
         VMSpec(image="hello", mmds={"role": "web", "seen": 1}),
         VMSpec(image="hello", mmds={"seen": 2}),
     )
-    assert carried(with_role, ("mmds.role",), without_it).mmds == {"seen": 1}
-    assert carried(without_it, ("mmds.role",), with_role).mmds == {"role": "web", "seen": 2}
-    assert without(without_it, ("mmds.role.name",))["mmds"] == {"seen": 2}
+    assert keep_applied(with_role, ("mmds.role",), without_it).mmds == {"seen": 1}
+    assert keep_applied(without_it, ("mmds.role",), with_role).mmds == {"role": "web", "seen": 2}
+    assert drop_paths(without_it, ("mmds.role.name",))["mmds"] == {"seen": 2}
 
 
 def test_who_ignores_an_image_ignores_what_it_stands_for() -> None:
     wanted = VMSpec(image="new", boot=Boot(kernel=KERNEL))
-    assert carried(wanted, ("image",), SPEC) == VMSpec(image="hello")
-    assert not {"image", "boot"} & without(wanted, ("image",)).keys()
+    assert keep_applied(wanted, ("image",), SPEC) == VMSpec(image="hello")
+    assert not {"image", "boot"} & drop_paths(wanted, ("image",)).keys()
 
 
 def test_a_field_that_only_one_side_knows_costs_what_an_unknown_field_costs() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.core.parsing.schema_errors import complaints, nearest, telling
+from mikrom_reconcile.core.parsing.schema_errors import complaints, error_validator, nearest
 
 
 def told(schema: dict[str, Any], document: Any) -> list[str]:
-    return [f"{found.message}; {found.hint}" for found in complaints(telling(schema), document)]
+    return [f"{found.message}; {found.hint}" for found in complaints(error_validator(schema), document)]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
-from mikrom_reconcile.core.placement.desired_state import checked, wanted
+from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.wiring import schemas
 
 KINDS = "known are Fleet, Image, Inventory, Network, Project"
@@ -25,7 +25,7 @@ def problems_in(**files: str) -> tuple[SpecProblem, ...]:
         files=tuple(SourceFile(path=name.replace("__", "/") + ".yml", text=text) for name, text in files.items()),
     )
     try:
-        wanted(checked(tree, schemas(), here="localhost"), here="localhost")
+        render_all(validate_specs(tree, schemas(), here="localhost"), here="localhost")
     except SpecError as error:
         return error.problems
     return ()

@@ -8,7 +8,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.yaml_text import MAX_DOCUMENTS, MAX_PROBLEMS
-from mikrom_reconcile.core.specs.load import one_per_place, read_specs
+from mikrom_reconcile.core.specs.load import dedupe_by_position, read_specs
 
 HEAD = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\n"
 
@@ -25,13 +25,15 @@ def problems_in(*texts: str) -> tuple[SpecProblem, ...]:
 
 
 def test_of_two_complaints_about_one_place_the_deeper_is_told() -> None:
-    told = one_per_place([problem(2), problem(1, "/spec", "shallow"), problem(1, "/spec/hosts", "deep"), problem(1)])
+    told = dedupe_by_position(
+        [problem(2), problem(1, "/spec", "shallow"), problem(1, "/spec/hosts", "deep"), problem(1)]
+    )
     assert [(item.line, item.message) for item in told] == [(1, "deep"), (2, "wrong")]
 
 
 def test_no_more_is_told_than_anybody_reads() -> None:
-    assert len(one_per_place([problem(line) for line in range(MAX_PROBLEMS)])) == MAX_PROBLEMS
-    told = one_per_place([problem(line) for line in range(MAX_PROBLEMS + 7)])
+    assert len(dedupe_by_position([problem(line) for line in range(MAX_PROBLEMS)])) == MAX_PROBLEMS
+    told = dedupe_by_position([problem(line) for line in range(MAX_PROBLEMS + 7)])
     assert len(told) == MAX_PROBLEMS + 1
     assert told[MAX_PROBLEMS - 1] == problem(MAX_PROBLEMS - 1)
     assert told[-1].message == f"only the first {MAX_PROBLEMS} problems are told; this and others follow"

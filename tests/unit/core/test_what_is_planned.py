@@ -19,7 +19,7 @@ from mikrom_reconcile.core.model.observed import (
 )
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.placement.desired_state import wanted
+from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.guards import Limits
 from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, decide, question, thorough
 from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection, refuse_unread
@@ -58,7 +58,7 @@ def rows(specs: Specs, **where: str) -> tuple[ObservedVM, ...]:
             host=where.get(vm.name.replace("-", "_"), vm.host), phase="running", state=vm.state, spec=vm.spec,
             policy=vm.policy, spec_digest=vm.spec_digest, generation=1, token=1, created_at=NOW,
         )
-        for vm in wanted(specs, here="localhost").vms
+        for vm in render_all(specs, here="localhost").vms
     )  # fmt: skip
 
 

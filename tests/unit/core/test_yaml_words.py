@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.core.parsing.yaml_words import bare
+from mikrom_reconcile.core.parsing.yaml_words import parse_scalar
 
 
 @pytest.mark.parametrize(
@@ -21,5 +21,5 @@ from mikrom_reconcile.core.parsing.yaml_words import bare
     ],
 )  # fmt: skip
 def test_a_word_is_what_all_programs_take_it_for_else_text(word: str, value: Any) -> None:
-    found = bare(word)
+    found = parse_scalar(word)
     assert (type(found), found) == (type(value), value)

@@ -109,7 +109,7 @@ def open_engine(settings: Settings) -> Engine:
     if broker_url is None:
         return embedded_engine(settings)
     from mikrom_reconcile.dispatch.client import RemoteEngine
-    from mikrom_reconcile.services.commands import signing_key_of_up
+    from mikrom_reconcile.dispatch.transport.broker import signing_key_of_up
 
     if settings.broker_url is None and settings.signing_key is None:
         settings = replace(settings, signing_key=signing_key_of_up(settings))
@@ -118,7 +118,7 @@ def open_engine(settings: Settings) -> Engine:
 
 def broker_of(settings: Settings) -> str | None:
     """The broker to use: as set, else that of a `mikrom up` running here, else None: embedded."""
-    from mikrom_reconcile.services.commands import find_up
+    from mikrom_reconcile.dispatch.transport.broker import find_up
 
     return settings.broker_url or find_up(settings)
 

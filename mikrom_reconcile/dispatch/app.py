@@ -25,10 +25,9 @@ from mikrom_reconcile.dispatch.transport import celery_patches
 from mikrom_reconcile.dispatch.transport.broker import broker_url, client_of, split_tls
 from mikrom_reconcile.dispatch.transport.connecting import Connecting
 from mikrom_reconcile.dispatch.transport.heartbeats import Heartbeat
-from mikrom_reconcile.dispatch.transport.redis_keys import LAST, ORDERS, STEPS, Keys
+from mikrom_reconcile.dispatch.transport.redis_keys import LAST, ORDERS, SLOTS, STEPS, Keys
 from mikrom_reconcile.dispatch.transport.reply_sender import Answering
 from mikrom_reconcile.host.agent import Hypervisor
-from mikrom_reconcile.services.commands import SLOTS
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:

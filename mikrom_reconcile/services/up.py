@@ -1,42 +1,120 @@
-"""`mikrom up`: every service on this machine with a private Redis, under one supervisor.
+"""`mikrom up`: every service on this machine with a private Redis, as children of this process.
 
-The microVMs are nobody's children: they stay when the services end. It runs in the main thread (signals, and a death
-signal that follows the thread) and must not import Celery.
+A convenience, not a supervisor: a service that ends is started again after a second, and each log begins anew with
+each `mikrom up`. The microVMs are nobody's children: they stay when the services end. Redis listens on a socket file
+only and reads its password from a 0600 file, so that no argument list shows a secret. It runs in the main thread
+(signals, and a death signal that follows the thread) and must not import Celery.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from mikrom_reconcile.core.model.errors import BusyError, SetupError
-from mikrom_reconcile.services.commands import Connection, Service, connection_file, running_up
-from mikrom_reconcile.services.private_services import (
-    apply_child,
-    logs_of,
-    private_settings,
-    redis_child,
-    service_children,
+from mikrom_reconcile.control.stores.redis import lost_told
+from mikrom_reconcile.core.model.errors import BusyError, MikromError, SetupError, UsageError
+from mikrom_reconcile.dispatch.transport.broker import (
+    RunningUp,
+    broker_url,
+    connect,
+    running_up,
+    signing_key_of_up,
+    up_file,
 )
-from mikrom_reconcile.services.supervise import Child, end_all
-from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.dispatch.transport.heartbeats import living
+from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.dispatch.transport.signing import make_pair
+from mikrom_reconcile.services.commands import Service, command, environment, meant_for
+from mikrom_reconcile.settings import Settings, refuse_misspelt
 from mikrom_reconcile.system import locks
+from mikrom_reconcile.system.folders import make_folder
 
 STOP_S = 7.0
 """A gevent worker takes 4.5 s to end even when idle; everything has to be over within 10 s."""
 
+RESTART_S = 1.0
+"""From the end of a service to its next start."""
+
 _REDIS_S = 5.0
 _LOOK_S = 0.1
-_NEEDED: tuple[Service, ...] = ("host", "control")  # without these an order is not carried out
+_LAST_BYTES = 4096
+_SOCKET_PATH_BYTES = 107  # sun_path of Linux, without its final zero
+_LARGEST_MIB = 512  # some messages of the largest size that is allowed, beside thousands of usual ones
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Tell = Callable[[str], None]
+
+
+class Child:
+    """One process, started again when it ends; without a `log` it runs once, and writes where its parent does.
+
+    It dies with the thread that started it, and has a session of its own, so that a Ctrl-C reaches the parent alone.
+    """
+
+    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], *, log: Path | None = None) -> None:
+        self.name = name
+        self._argv = ["setpriv", "--pdeathsig", "TERM", "--", *argv]
+        self._env = dict(env)
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start_at = 0.0
+        if log is not None:
+            make_folder(log.parent)
+            log.write_bytes(b"")
+            log.chmod(0o600)
+
+    def keep(self) -> str | None:
+        """Start it when it is time; how it ended, if it has."""
+        if self._process is None:
+            if time.monotonic() >= self._start_at:
+                self._start()
+            return None
+        code = self._process.poll()
+        if code is None:
+            return None
+        self._process = None
+        ended = f"{self.name}: ended ({f'exit code {code}' if code >= 0 else signal.Signals(-code).name})"
+        if self._log is None:
+            self._start_at = float("inf")
+            return ended
+        self._start_at = time.monotonic() + RESTART_S
+        return f"{ended}, starts again in {RESTART_S:g} s; {_last_line(self._log)}"
+
+    def terminate(self) -> None:
+        """Ask it to end. Never SIGINT: Celery answers that with an exit code of 1."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def has_ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self._process is None or self._process.poll() is not None
+
+    def kill(self) -> None:
+        """End it and its session now."""
+        if self._process is not None and self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _start(self) -> None:
+        with self._log.open("ab") if self._log else nullcontext() as log:
+            self._process = subprocess.Popen(
+                self._argv, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
 
 def up(settings: Settings, *, run: bool, tell: Tell) -> int:
@@ -46,20 +124,19 @@ def up(settings: Settings, *, run: bool, tell: Tell) -> int:
     """
     chosen = private_settings(settings)
     with _held(settings) as announce, _end_asked() as ended:
-        redis = redis_child(chosen)
-        children = service_children(chosen)
+        redis, children = _redis(chosen), list[Child]()
         try:
-            _await(redis, within_s=_REDIS_S)
-            tell(f"logs are in {logs_of(chosen)}")
+            _await_redis(redis, broker_url(chosen))
+            children = _services(chosen)
+            tell(f"logs are in {_logs(chosen)}")
             tell(f"Flower: http://127.0.0.1:{chosen.flower_port}")
             if not settings.flower_basic_auth:
                 tell(f"Flower's user and password, until this ends: {chosen.flower_basic_auth}")
-            workers = [child for child in children if child.name in _NEEDED]
-            _keep([redis, *children], tell, until=lambda: ended.is_set() or all(child.ready for child in workers))
-            announce(Connection(pid=os.getpid(), broker_url=chosen.broker_url))
+            _keep([redis, *children], tell, until=lambda: ended.is_set() or _workers_live(chosen))
+            announce(RunningUp(pid=os.getpid(), broker_url=chosen.broker_url))
             tell("ready: other commands on this machine find these services; Ctrl-C ends them")
             if run:
-                children.append(apply_child(chosen))
+                children.append(_apply(chosen))
             _keep([redis, *children], tell, until=ended.is_set)
         finally:
             tell("ending the services; microVMs stay as they are")
@@ -68,44 +145,146 @@ def up(settings: Settings, *, run: bool, tell: Tell) -> int:
     return 0
 
 
+def private_settings(settings: Settings) -> Settings:
+    """The settings of the services: with a broker, credentials for Flower, and an absolute path of the specs.
+
+    Raises UsageError and SetupError for what cannot work.
+    """
+    refuse_misspelt()
+    if settings.broker_url:
+        raise UsageError("MIKROM_BROKER_URL is set, but `mikrom up` brings its own Redis: unset it")
+    for program, package in (("redis-server", "redis-server"), ("setpriv", "util-linux")):
+        if shutil.which(program) is None:
+            raise SetupError(f"{program} is not installed; as root: apt-get install {package}")
+    socket = _socket(settings)
+    if len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
+        raise UsageError(f"MIKROM_RUN_DIR={settings.run_dir}: too long for a socket path, {_SOCKET_PATH_BYTES} bytes")
+    specs = settings.chosen_specs()
+    return replace(
+        settings,
+        broker_url=f"redis+socket://:{secrets.token_urlsafe(24)}@{quote(str(socket))}",
+        flower_basic_auth=settings.flower_basic_auth or f"mikrom:{secrets.token_urlsafe(12)}",
+        specs=specs if specs.startswith("git+") else str(Path(specs).absolute()),
+    )
+
+
+def end_all(children: Sequence[Child], *, within_s: float) -> None:
+    """End all of them together; what still runs after `within_s` is killed."""
+    for child in children:
+        child.terminate()
+    until = time.monotonic() + within_s
+    while time.monotonic() < until and not all(child.has_ended() for child in children):
+        time.sleep(0.05)
+    for child in children:
+        child.kill()
+
+
+def _socket(settings: Settings) -> Path:
+    return settings.run_dir / "redis.sock"
+
+
+def _logs(settings: Settings) -> Path:
+    return settings.state_dir / "log"
+
+
+def _redis(settings: Settings) -> Child:
+    """The private Redis. It keeps nothing: whatever it holds may be lost."""
+    conf = settings.run_dir / "redis.conf"
+    lines = [
+        "port 0",
+        f'unixsocket "{_socket(settings)}"',
+        "unixsocketperm 700",
+        f"requirepass {urlsplit(broker_url(settings)).password}",
+        'save ""',
+        f"maxmemory {_LARGEST_MIB}mb",
+        "maxmemory-policy noeviction",  # what it dropped by itself might be an order; who is refused is told
+        f'dir "{settings.run_dir}"',
+    ]
+    conf.touch(mode=0o600)
+    conf.chmod(0o600)
+    conf.write_text("\n".join(lines) + "\n")
+    return Child("redis", ["redis-server", str(conf)], meant_for(None, os.environ), log=_logs(settings) / "redis.log")
+
+
+def _services(settings: Settings) -> list[Child]:
+    """Workers, Beat and Flower. The workers get a pair of keys that lasts as long as they do."""
+    verify_key = settings.run_dir / "verify.pem"
+    make_pair(signing_key_of_up(settings), verify_key)
+    chosen = {
+        "MIKROM_SPECS": settings.specs or "",
+        "MIKROM_SIGNING_KEY": str(signing_key_of_up(settings)),
+        "MIKROM_VERIFY_KEY": str(verify_key),
+        "FLOWER_BASIC_AUTH": settings.flower_basic_auth or "",
+    }
+    return [
+        Child(
+            service,
+            command(service, settings),
+            meant_for(service, os.environ | environment(service, settings) | chosen),
+            log=_logs(settings) / f"{service}.log",
+        )
+        for service in get_args(Service)
+    ]
+
+
+def _apply(settings: Settings) -> Child:
+    """`mikrom apply` of the specs, once, in this terminal."""
+    argv = [sys.executable, "-m", "mikrom_reconcile", "apply", settings.specs or "", "--yes"]
+    chosen = {"MIKROM_SIGNING_KEY": str(signing_key_of_up(settings))}
+    return Child("apply", argv, meant_for("control", os.environ | environment("control", settings) | chosen))
+
+
+def _await_redis(redis: Child, url: str) -> None:
+    """Start Redis and wait until it answers. Raises SetupError with what it said instead."""
+    until, news = time.monotonic() + _REDIS_S, redis.keep()
+    while news is None and time.monotonic() < until:
+        with suppress(SetupError):
+            return connect(url).close()
+        time.sleep(_LOOK_S / 2)
+        news = redis.keep()
+    raise SetupError(f"the private Redis does not run: {news or 'no answer'}")
+
+
+def _workers_live(settings: Settings) -> bool:
+    """Whether both workers are seen to live: without them no order is carried out."""
+    with suppress(MikromError), connect(broker_url(settings)) as redis, lost_told():
+        return all(living(redis, Keys(settings.queue), kind) for kind in ("host", "control"))
+    return False
+
+
 def _keep(children: Sequence[Child], tell: Tell, *, until: Callable[[], bool]) -> None:
     """Keep `children` running, and tell what becomes of them."""
     while not until():
         for child in children:
-            if (news := child.look()) is not None:
+            if (news := child.keep()) is not None:
                 tell(news)
         time.sleep(_LOOK_S)
 
 
-def _await(redis: Child, *, within_s: float) -> None:
-    """Start Redis and wait until it answers. Raises SetupError with what it said instead."""
-    until = time.monotonic() + within_s
-    while True:
-        news = redis.look()
-        if redis.ready:
-            return
-        if news is not None or time.monotonic() > until:
-            raise SetupError(f"the private Redis does not run: {news or 'no answer'}")
-        time.sleep(_LOOK_S / 2)
+def _last_line(log: Path) -> str:
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _LAST_BYTES))
+        lines = stream.read().decode(errors="replace").strip().splitlines()
+    return f"{log} ends with: {lines[-1]}" if lines else f"{log} is empty"
 
 
 @contextmanager
-def _held(settings: Settings) -> Iterator[Callable[[Connection], None]]:
+def _held(settings: Settings) -> Iterator[Callable[[RunningUp], None]]:
     """The lock that says that an `up` runs here, and a way to write beside it what others need to know."""
-    path = connection_file(settings)
+    path = up_file(settings)
     fd = locks.open_taken(path)
     if fd is None:
         other = running_up(settings)
         pid = f", pid {other.pid}" if other else ""
         raise BusyError(f"another `mikrom up` runs here{pid} ({path}); end it first, or set another MIKROM_RUN_DIR")
 
-    def announce(connection: Connection) -> None:
+    def announce(connection: RunningUp) -> None:
         encoded = msgspec.json.encode(connection)
         os.pwrite(fd, encoded, 0)
         os.ftruncate(fd, len(encoded))
 
     try:
-        announce(Connection(pid=os.getpid()))
+        announce(RunningUp(pid=os.getpid()))
         yield announce
     finally:
         os.ftruncate(fd, 0)

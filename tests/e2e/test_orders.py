@@ -21,9 +21,10 @@ from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from mikrom_reconcile.dispatch.transport.heartbeats import starts
 from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
 from mikrom_reconcile.dispatch.transport.signing import Signer, make_pair
-from mikrom_reconcile.services.supervise import Child, end_all
+from mikrom_reconcile.services.up import Child, end_all
 from tests.fakes import order
 from tests.fleet import KEYS, Fleet, wait_until
 
@@ -240,21 +241,23 @@ def test_garbage_in_a_queue_ends_a_worker_that_is_started_again_and_the_next_run
     fleet: Fleet,
 ) -> None:
     argv = [sys.executable, "-m", "celery", "-A", "tests.slow_app", "worker", "-P", "gevent", "-c", "8", "-l", "INFO"]
-    environment = fleet.environment(MIKROM_TEST_BOOT_S="0.5")
-    worker = Child("host", argv, environment, log=fleet.folder / "host-localhost.log", is_ready=_beats(fleet))
+    worker = Child("host", argv, fleet.environment(MIKROM_TEST_BOOT_S="0.5"), log=fleet.folder / "host-localhost.log")
     told: list[str] = []
 
     def keep_until(holds: Callable[[], bool]) -> None:
         until = time.monotonic() + 30
         while not holds():
             assert time.monotonic() < until, told
-            if (news := worker.look()) is not None:
+            if (news := worker.keep()) is not None:
                 told.append(news)
             time.sleep(0.02)
 
+    def living() -> bytes | None:
+        return starts(fleet.redis, KEYS, [OWNER]).get(OWNER)
+
     try:
-        keep_until(lambda: worker.ready)
-        control = Control(fleet)
+        keep_until(lambda: living() is not None)
+        first, control = living(), Control(fleet)
         engine = wiring.make_reconciler(control.settings, control.hosts, RedisStore(fleet.redis, prefix=KEYS.prefix))
         with ThreadPoolExecutor() as pool:
             report = pool.submit(engine.apply, _request(6), None, progress=lambda _: None)
@@ -263,21 +266,13 @@ def test_garbage_in_a_queue_ends_a_worker_that_is_started_again_and_the_next_run
             keep_until(report.done)
         keep_until(lambda: any(news.startswith("host: ended") for news in told))  # it may end what runs first
         assert {outcome.result for outcome in report.result().outcomes} <= {"done", "failed_temporary"}
-        keep_until(lambda: worker.ready)
+        keep_until(lambda: living() not in {None, first})
         again = engine.apply(_request(6), None, progress=lambda _: None)
         assert getattr(again.remaining, "changes", None) == ()
         records = (fleet.folder / "state" / "vms").glob("*/record.json")
         assert sorted(path.parent.name for path in records) == [f"web-00{n}" for n in range(6)]
     finally:
         end_all([worker], within_s=0)
-
-
-def _beats(fleet: Fleet) -> Callable[[int], bool]:
-    def beats(pid: int) -> bool:
-        start_id: Any = fleet.redis.get(KEYS.heartbeat(OWNER)) or b""
-        return bool(start_id.startswith(b"%d-" % pid))
-
-    return beats
 
 
 def _request(replicas: int) -> RunRequest:

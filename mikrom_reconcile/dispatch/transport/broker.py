@@ -8,14 +8,19 @@ verified is never made. It must never print a password.
 from __future__ import annotations
 
 import secrets
+import time
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+import msgspec
+
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
+from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.system import locks
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -25,6 +30,7 @@ SCHEMES = ("redis", "rediss", "redis+socket")
 _CONNECT_S = 1.0  # a host name may have two addresses, and both together have to stay below 3 s
 _PING_S = 1.5
 _READ_S = 5.0  # longer than any blocking read asks the server to wait
+_STARTING_S = 10.0
 
 
 def broker_url(settings: Settings) -> str:
@@ -129,3 +135,45 @@ def client_of(url: str, *, read_s: float = _READ_S) -> Redis:
         socket_connect_timeout=_CONNECT_S,
         socket_timeout=read_s,
     )
+
+
+class RunningUp(msgspec.Struct, frozen=True, kw_only=True):
+    """What a running `mikrom up` says about itself in its file; no broker yet: it is still starting."""
+
+    pid: int
+    broker_url: str | None = None
+
+
+def up_file(settings: Settings) -> Path:
+    """Where a running `mikrom up` is found: a 0600 file, locked for as long as it lives."""
+    return settings.run_dir / "up.json"
+
+
+def signing_key_of_up(settings: Settings) -> Path:
+    """Where a `mikrom up` keeps the key of its control worker: its commands give orders, too."""
+    return settings.run_dir / "signing.pem"
+
+
+def find_up(settings: Settings) -> str | None:
+    """The broker of the `mikrom up` that runs here, or None. Waits for one that is starting, but not for ever."""
+    until = time.monotonic() + _STARTING_S
+    while (found := running_up(settings)) is not None:
+        if found.broker_url:
+            return found.broker_url
+        if time.monotonic() > until:
+            raise SetupError(f"`mikrom up` (pid {found.pid}) is not ready yet; its terminal says what it waits for")
+        time.sleep(0.1)
+    return None
+
+
+def running_up(settings: Settings) -> RunningUp | None:
+    """What the `mikrom up` that runs here says about itself, or None."""
+    path = up_file(settings)
+    try:
+        if not locks.is_taken(path):
+            return None
+        return msgspec.json.decode(path.read_bytes(), type=ready(RunningUp))
+    except msgspec.MsgspecError:
+        return RunningUp(pid=0)  # it is just being written
+    except OSError:
+        return None  # not ours to read

@@ -17,6 +17,8 @@ TTL_S = 15.0
 LEFTOVER_S = 3600
 """What nobody fetched is dropped after this long: as long as Celery keeps results."""
 
+SLOTS = 100
+"""Actions and observations at once in a host worker; nearly all of them wait."""
 
 FIRST, LAST = 0, 8
 """Priorities, lower first: people who look; the ticks of Beat."""

@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
-from mikrom_reconcile.dispatch.transport.broker import broker_url, without_password
+from mikrom_reconcile.dispatch.transport import broker
+from mikrom_reconcile.dispatch.transport.broker import RunningUp, broker_url, find_up, up_file, without_password
 from mikrom_reconcile.services import commands
-from mikrom_reconcile.services.private_services import private_settings
+from mikrom_reconcile.services.up import private_settings
 from mikrom_reconcile.settings import Settings, load
 from mikrom_reconcile.system import locks
 
@@ -85,28 +86,28 @@ def test_a_refused_url_is_shown_without_its_password(own_environment: Path) -> N
 
 def test_up_is_found_only_while_it_lives(own_environment: Path) -> None:
     found = settings(own_environment)
-    assert commands.find_up(found) is None
-    path = commands.connection_file(found)
+    assert find_up(found) is None
+    path = up_file(found)
     fd = locks.open_lock_file(path)
     assert locks.take(fd)
-    os.write(fd, msgspec.json.encode(commands.Connection(pid=7, broker_url="redis+socket:///there")))
-    assert commands.find_up(found) == "redis+socket:///there"
+    os.write(fd, msgspec.json.encode(RunningUp(pid=7, broker_url="redis+socket:///there")))
+    assert find_up(found) == "redis+socket:///there"
     locks.give_back(fd)
     assert path.exists()
-    assert commands.find_up(found) is None
+    assert find_up(found) is None
 
 
 def test_up_that_is_still_starting_is_never_taken_for_none(
     own_environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "_STARTING_S", 0.2)
+    monkeypatch.setattr(broker, "_STARTING_S", 0.2)
     found = settings(own_environment)
-    fd = locks.open_lock_file(commands.connection_file(found))
+    fd = locks.open_lock_file(up_file(found))
     assert locks.take(fd)
-    for written in (b"", msgspec.json.encode(commands.Connection(pid=7))):
+    for written in (b"", msgspec.json.encode(RunningUp(pid=7))):
         os.pwrite(fd, written, 0)
         with pytest.raises(SetupError, match="is not ready yet"):
-            commands.find_up(found)
+            find_up(found)
     locks.give_back(fd)
 
 

@@ -18,7 +18,7 @@ from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.core.model.run import Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.hosts.local import LocalHosts
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
@@ -63,10 +63,10 @@ class Host:
 
     def __init__(self, state_dir: Path) -> None:
         self.driver = MeteredDriver(state_dir)
-        self.hypervisor = Hypervisor(HOST, driver=self.driver, records=Records(state_dir), clock=wiring.SystemClock())
+        self.agent = HostAgent(HOST, driver=self.driver, records=Records(state_dir), clock=wiring.SystemClock())
         store = SqliteStore(state_dir / "store.sqlite", state_dir / "locks")
         settings = load({"MIKROM_STATE_DIR": str(state_dir), "MIKROM_HOST": HOST})
-        self.engine = wiring.make_reconciler(settings, LocalHosts(self.hypervisor), store)
+        self.engine = wiring.make_reconciler(settings, LocalHosts(self.agent), store)
 
 
 def measure() -> Iterator[Row]:
@@ -95,7 +95,7 @@ def _execute_all(host: Host) -> float:
     orders = [Order(run_id="bench", token=1, action=action) for action in host.engine.plan(_request()).actions]
     assert len(orders) == ACTIONS
     began_s = time.process_time()
-    results = {host.hypervisor.execute(order).result for order in orders}
+    results = {host.agent.execute(order).result for order in orders}
     spent_s = time.process_time() - began_s
     assert results == {"done"}
     return spent_s

@@ -26,7 +26,7 @@ def _make() -> FleetApp:
     hosts = CeleryHosts(made, made.redis)
     register(
         made,
-        hypervisor=cache(lambda: wiring.make_hypervisor(settings)),
+        agent=cache(lambda: wiring.make_host_agent(settings)),
         engine=cache(lambda: wiring.make_reconciler(settings, hosts, store)),
         source=wiring.make_source(settings),
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mikrom_reconcile.control.ports import Engine, Hosts, RunStore
     from mikrom_reconcile.control.sources.last_good import LastGood
     from mikrom_reconcile.core.model.specs import SourceTree
-    from mikrom_reconcile.host.agent import Hypervisor
+    from mikrom_reconcile.host.agent import HostAgent
     from mikrom_reconcile.host.drivers.select import Choice
     from mikrom_reconcile.host.ports import Driver
 
@@ -148,7 +148,7 @@ def embedded_engine(settings: Settings) -> Engine:
 
     # what became of each order is told as progress; without a handler Python would say it on stderr once more
     logging.getLogger("mikrom_reconcile.host").addHandler(logging.NullHandler())
-    hosts = LocalHosts(make_hypervisor(settings))
+    hosts = LocalHosts(make_host_agent(settings))
     store = SqliteStore(settings.state_dir / "store.sqlite", settings.state_dir / "locks")
     return make_reconciler(settings, hosts, store, alone=True)
 
@@ -169,15 +169,15 @@ def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone:
     )
 
 
-def make_hypervisor(settings: Settings) -> Hypervisor:
+def make_host_agent(settings: Settings) -> HostAgent:
     """This machine as a host, with the driver that the settings choose."""
-    from mikrom_reconcile.host.agent import Hypervisor
+    from mikrom_reconcile.host.agent import HostAgent
     from mikrom_reconcile.host.drivers.select import choice_of
     from mikrom_reconcile.host.records import Records
     from mikrom_reconcile.host.resources.images import Images
 
     choice = choice_of(settings)
-    return Hypervisor(
+    return HostAgent(
         settings.host,
         driver=make_driver(settings, choice),
         records=Records(settings.state_dir),
@@ -193,10 +193,10 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
         from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 
         return SimulatedDriver(settings.state_dir)
-    from mikrom_reconcile.host.resources.provisioner import Shelf
+    from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner
     from mikrom_reconcile.host.resources.secrets import Secrets
 
-    shelf = Shelf.below(
+    provisioner = ResourceProvisioner.below(
         settings.state_dir,
         folders=settings.image_dirs,
         max_mib=settings.image_max_mib,
@@ -205,9 +205,15 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
     if choice.driver == "qemu":
         from mikrom_reconcile.host.drivers.qemu import QemuDriver
 
-        return QemuDriver(choice.binary, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf)
+        return QemuDriver(
+            choice.binary, state_dir=settings.state_dir, run_dir=settings.run_dir, provisioner=provisioner
+        )
     from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 
     return FirecrackerDriver(
-        choice.binary, jailer=choice.jailer, state_dir=settings.state_dir, run_dir=settings.run_dir, shelf=shelf
+        choice.binary,
+        jailer=choice.jailer,
+        state_dir=settings.state_dir,
+        run_dir=settings.run_dir,
+        provisioner=provisioner,
     )

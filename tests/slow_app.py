@@ -39,7 +39,7 @@ hosts = CeleryHosts(app, app.redis)
 store = RedisStore(app.redis, prefix=app.keys.prefix)
 register(
     app,
-    hypervisor=cache(lambda: slow_host(settings, boot_s, failures=failures)),
+    agent=cache(lambda: slow_host(settings, boot_s, failures=failures)),
     engine=cache(lambda: wiring.make_reconciler(settings, hosts, store)),
     source=wiring.make_source(settings),
 )

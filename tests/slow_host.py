@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from mikrom_reconcile.core.model.errors import TemporaryError
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
@@ -30,9 +30,9 @@ class FlakyDriver(SimulatedDriver):
         super().start(record, deadline_s=deadline_s)
 
 
-def slow_host(settings: Settings, boot_s: float, *, failures: int = 0) -> Hypervisor:
+def slow_host(settings: Settings, boot_s: float, *, failures: int = 0) -> HostAgent:
     driver = FlakyDriver(settings.state_dir, boot_s=boot_s)
     driver.failures = failures
     images = Images(settings.state_dir, folders=settings.image_dirs)
     records = Records(settings.state_dir)
-    return Hypervisor(settings.host, driver=driver, records=records, clock=SystemClock(), images=images)
+    return HostAgent(settings.host, driver=driver, records=records, clock=SystemClock(), images=images)

@@ -27,7 +27,7 @@ from mikrom_reconcile.dispatch.transport.connecting import Connecting
 from mikrom_reconcile.dispatch.transport.heartbeats import Heartbeat
 from mikrom_reconcile.dispatch.transport.redis_keys import LAST, ORDERS, SLOTS, STEPS, Keys
 from mikrom_reconcile.dispatch.transport.reply_sender import Answering
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _HIDDEN = "(not shown)"
 class Parts:
     """What the tasks need, handed in by wiring and made when a task first needs it."""
 
-    hypervisor: Callable[[], Hypervisor]
+    agent: Callable[[], HostAgent]
     engine: Callable[[], Engine]
     source: LastGood
 

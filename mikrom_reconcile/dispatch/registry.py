@@ -22,7 +22,7 @@ from mikrom_reconcile.dispatch.host_worker.host_events import keeper
 from mikrom_reconcile.dispatch.transport import deadlines
 from mikrom_reconcile.dispatch.transport.broker import broker_url, is_remote
 from mikrom_reconcile.dispatch.transport.heartbeats import Heartbeat
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.system import locks
 
 _AS_OURS = {"bind": True, "Request": "mikrom_reconcile.dispatch.host_worker.redacted_request:QuietRequest"}
@@ -31,12 +31,12 @@ _AS_OURS = {"bind": True, "Request": "mikrom_reconcile.dispatch.host_worker.reda
 def register(
     app: FleetApp,
     *,
-    hypervisor: Callable[[], Hypervisor],
+    agent: Callable[[], HostAgent],
     engine: Callable[[], Engine],
     source: LastGood,
 ) -> None:
     """Give `app` its tasks. Each callable is asked again for every task and may answer with the same object."""
-    app.parts = Parts(hypervisor=hypervisor, engine=engine, source=source)
+    app.parts = Parts(agent=agent, engine=engine, source=source)
     for verb, function in tasks.VM_TASKS.items():
         app.task(function, name=f"mikrom.{verb}_vm", **_AS_OURS)
     app.task(tasks.observe_host_task, name="mikrom.observe_host", **_AS_OURS)
@@ -63,7 +63,7 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
     traces.set_up(app.settings.worker_role)
     try:
         if app.settings.worker_role == "host":
-            app.parts.hypervisor()
+            app.parts.agent()
             _be_the_only_one(app)
             signals.celeryd_after_setup.connect(_supervise, weak=False)
         else:
@@ -88,9 +88,9 @@ def _be_the_only_one(app: FleetApp) -> None:
 def _supervise(instance: Any, **_: Any) -> None:
     """Before the broker is asked for anything: VMs that die come back whatever it says."""
     app: FleetApp = instance.app
-    hypervisor = app.parts.hypervisor()
-    hypervisor.supervise(on_deed=keeper(RedisStore(app.redis, prefix=app.keys.prefix), app.settings.host))
-    signals.worker_shutting_down.connect(lambda **_: hypervisor.leave_alone(), weak=False)
+    agent = app.parts.agent()
+    agent.supervise(on_outcome=keeper(RedisStore(app.redis, prefix=app.keys.prefix), app.settings.host))
+    signals.worker_shutting_down.connect(lambda **_: agent.stop_supervision(), weak=False)
 
 
 def _on_worker_ready(sender: Any, **_: Any) -> None:
@@ -107,10 +107,8 @@ def _on_beat_init(sender: Any, **_: Any) -> None:
 def _heartbeat(app: FleetApp, role: str) -> Heartbeat:
     host = app.settings.host
     if role == "host":
-        hypervisor = app.parts.hypervisor()
-        return Heartbeat(
-            app.redis, app.keys, f"host:{host}", state_dir=app.settings.state_dir, fence=hypervisor.stop_all
-        )
+        agent = app.parts.agent()
+        return Heartbeat(app.redis, app.keys, f"host:{host}", state_dir=app.settings.state_dir, fence=agent.stop_all)
     # control workers and Beats may be several on one machine
     return Heartbeat(app.redis, app.keys, f"{role}:{host}:{os.getpid()}")
 

@@ -20,7 +20,7 @@ from mikrom_reconcile.host.resources.images import Images
 from mikrom_reconcile.host.supervise import AT_ONCE, RESCAN_S, Supervisor, Tell, nobody
 
 
-class Hypervisor:
+class HostAgent:
     """One host: its driver, its records and its clock. Safe to call from many threads or greenlets at once.
 
     `images` are those of its state folder unless told otherwise. `note` is what whoever plans for this host should know
@@ -47,8 +47,8 @@ class Hypervisor:
         self._stock = ImageStock(name, images or Images(records.state_dir), records)
         self._supervisor: Supervisor | None = None
 
-    def supervise(self, *, rescan_s: float = RESCAN_S, on_deed: Tell = nobody) -> None:
-        """Bring VMMs back that die, by their VMs' restart policies, until `leave_alone` or the end of the process."""
+    def supervise(self, *, rescan_s: float = RESCAN_S, on_outcome: Tell = nobody) -> None:
+        """Bring back VMMs that die, by their restart policies, until `stop_supervision` or the end of the process."""
         if self._supervisor is None:
             self._supervisor = Supervisor(
                 self.name,
@@ -57,11 +57,11 @@ class Hypervisor:
                 clock=self._clock,
                 rescan_s=rescan_s,
                 on_rescan=self._stock.sweep,
-                on_deed=on_deed,
+                on_outcome=on_outcome,
             )
             self._supervisor.start()
 
-    def leave_alone(self) -> None:
+    def stop_supervision(self) -> None:
         """End the supervision, if there is one; VMs stay as they are. A signal handler may call it."""
         if self._supervisor is not None:
             self._supervisor.stop()

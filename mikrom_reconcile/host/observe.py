@@ -34,7 +34,7 @@ from mikrom_reconcile.core.model.observed import (
     VMMFacts,
 )
 from mikrom_reconcile.host.ports import Driver, LinkLook, VMRecord
-from mikrom_reconcile.host.records import Records, Unreadable
+from mikrom_reconcile.host.records import Records, UnreadableRecord
 
 REPORT_S = 8.0
 """Until then a host reports what it has: control waits two seconds longer before it takes the host for unreachable."""
@@ -84,7 +84,7 @@ class Observer:
         until = time.monotonic() + REPORT_S
         found = tuple(self._records.list())
         records = [record for record in found if isinstance(record, VMRecord)]
-        rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, Unreadable)]
+        rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, UnreadableRecord)]
         digests: dict[str, str] = {}
         settled: dict[str, tuple[str, ...]] = {}
         maturing: dict[str, float] = {}
@@ -252,7 +252,7 @@ def disks_of(spec: VMSpec) -> frozenset[str]:
     return frozenset((*root, *spec.drives))
 
 
-def unreadable_row(found: Unreadable, host: str, now: datetime) -> ObservedVM:
+def unreadable_row(found: UnreadableRecord, host: str, now: datetime) -> ObservedVM:
     """A VM whose record is there and cannot be read: its name, phase `unreadable` and the reason in `last_error`.
 
     It belongs to no project, because nobody can say to which. Everything else in the row means nothing.

@@ -10,7 +10,7 @@
     locks/<vm>.action           held by whoever acts on the VM; goes with its record
     locks/worker                held by the one host worker with this state folder
 
-A record that cannot be read is `Unreadable` and says why: never an exception, and never taken for absent. A VM's
+A record that cannot be read is `UnreadableRecord` and says why: never an exception, and never taken for absent. A VM's
 folder without a record is no VM but what a killed writer left; the next write, removal or sweep cleans it.
 Nothing here knows what a record is for, and nothing else writes one.
 """
@@ -61,7 +61,7 @@ _KEPT_PATHS = 4096
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 
 
-class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
+class UnreadableRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A VM whose record is there and cannot be read. It may well be running; nobody may act on it."""
 
     vm: str
@@ -132,7 +132,7 @@ class Records:
             )
             raise SetupError(f"{message}; if that is to be, start it again")
 
-    def read(self, vm: str) -> VMRecord | Unreadable | None:
+    def read(self, vm: str) -> VMRecord | UnreadableRecord | None:
         """The VM's record, why it cannot be read, or None when there is none.
 
         One that was deleted or damaged behind our back is read from its copy, and says so.
@@ -145,19 +145,19 @@ class Records:
             return found
         return msgspec.structs.replace(kept, damage=found.reason if found else f"{self._path(vm)} is gone")
 
-    def _read(self, vm: str, path: Path) -> VMRecord | Unreadable | None:
+    def _read(self, vm: str, path: Path) -> VMRecord | UnreadableRecord | None:
         try:
             content = read_small(path, max_bytes=MAX_RECORD_BYTES)
         except OSError as error:
-            return Unreadable(vm=vm, reason=f"{path}: {error.strerror}")
+            return UnreadableRecord(vm=vm, reason=f"{path}: {error.strerror}")
         except OddFileError as error:
-            return Unreadable(vm=vm, reason=str(error))
+            return UnreadableRecord(vm=vm, reason=str(error))
         if content is None:
             return None
         record = _opened(content)
         if isinstance(record, VMRecord) and record.vm != vm:
             record = f"is the record of {record.vm}, copied or moved here"
-        return record if isinstance(record, VMRecord) else Unreadable(vm=vm, reason=f"{path} {record}")
+        return record if isinstance(record, VMRecord) else UnreadableRecord(vm=vm, reason=f"{path} {record}")
 
     def names(self) -> tuple[str, ...]:
         """Every VM that may have a record, sorted. Raises SetupError when their folder cannot be read."""
@@ -165,7 +165,7 @@ class Records:
         names = {*_listed(self._vms), *(name.removesuffix(".json") for name in _listed(self._copies))}
         return tuple(sorted(filter(_NAME.fullmatch, names)))
 
-    def list(self) -> Iterator[VMRecord | Unreadable]:
+    def list(self) -> Iterator[VMRecord | UnreadableRecord]:
         """Every record of this host, sorted by VM. Raises SetupError when their folder cannot be read."""
         for name in self.names():
             if (found := self.read(name)) is not None:
@@ -315,7 +315,7 @@ class Records:
         """The highest token of every project. Raises SetupError."""
         return {name: self.highest_token(name) for name in _listed(self._tokens) if _NAME.fullmatch(name)}
 
-    def raise_token(self, project: str, token: int) -> None:
+    def advance_token(self, project: str, token: int) -> None:
         """Remember a token that is higher than those seen before. Raises OSError.
 
         Each token is an empty file of its own, so that nobody needs a lock: whoever comes late with a lower one

@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 
 def nobody(project: str, outcome: ActionOutcome) -> None:
-    """The `on_deed` of a host of whose deeds nobody keeps a history."""
+    """The `on_outcome` of a host whose history nobody keeps."""
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,12 +70,12 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 class Supervisor:
     """Keeps the VMs of one host up. `start` it once; `stop` may be called by a signal handler.
 
-    `on_rescan` is what else the host has to do from time to time, `on_deed` hears what was done, and of which project.
+    `on_rescan` is what else the host has to do from time to time, `on_outcome` hears of what was done, and its project.
     """
 
     def __init__(
         self, host: str, *, driver: Driver, records: Records, clock: Clock, on_rescan: Callable[[], None],
-        rescan_s: float = RESCAN_S, on_deed: Tell = nobody,
+        rescan_s: float = RESCAN_S, on_outcome: Tell = nobody,
     ) -> None:  # fmt: skip
         self._host = host
         self._driver = driver
@@ -83,7 +83,7 @@ class Supervisor:
         self._clock = clock
         self._rescan_s = rescan_s
         self._on_rescan = on_rescan
-        self._on_deed = on_deed
+        self._on_outcome = on_outcome
         self._stopped = False
         self._ends = Ends()
         self._told: deque[str] = deque()
@@ -262,7 +262,7 @@ class Supervisor:
             fleet=record.fleet,
             reasons=(f"it was {phase}",),
         )
-        self._on_deed(record.project, outcome)
+        self._on_outcome(record.project, outcome)
 
     def _fields(self, vm: str) -> dict[str, object]:
         return {"vm": vm, "host": self._host, "step": "supervising"}

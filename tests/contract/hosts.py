@@ -12,7 +12,7 @@ from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.core.planning.diff import judge
 from mikrom_reconcile.core.planning.diff_input import Case
 from mikrom_reconcile.core.planning.planner import actions_of
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.execute import no_seam
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
@@ -25,23 +25,23 @@ KEPT = ("locks", "tombstones", "tokens", "images", "attempts")
 
 
 class Host:
-    """A hypervisor over the driver of `bench`, and the `token` of the run that orders now."""
+    """A host agent over the driver of `bench`, and the `token` of the run that orders now."""
 
     def __init__(self, bench: Bench, folder: Path) -> None:
         self.bench = bench
         self.state_dir = folder / "state"
         self.records = Records(self.state_dir)
         self.token = 1
-        self.hypervisor = self.another()
+        self.agent = self.another()
 
-    def another(self, on_step: Callable[[str, str], None] = no_seam) -> Hypervisor:
+    def another(self, on_step: Callable[[str, str], None] = no_seam) -> HostAgent:
         """The same host as another process would have it."""
-        return Hypervisor(
+        return HostAgent(
             HOST, driver=self.bench.another(), records=Records(self.state_dir), clock=SystemClock(), on_step=on_step
         )
 
     def seen(self, vm: str) -> ObservedVM | None:
-        report = self.hypervisor.observe(ObserveQuery())
+        report = self.agent.observe(ObserveQuery())
         return next((row for row in report.vms if row.name == vm), None)
 
     def record(self, vm: str) -> VMRecord:
@@ -50,13 +50,11 @@ class Host:
         return found
 
     def created(self, vm: str, desired: DesiredVM | None = None) -> ObservedVM:
-        outcome = self.hypervisor.execute(order("create", vm, desired=desired, token=self.token))
+        outcome = self.agent.execute(order("create", vm, desired=desired, token=self.token))
         assert outcome.result == "done", outcome.error
         assert outcome.observed is not None
         if outcome.observed.phase == "running":  # the guest hears Ctrl-Alt-Del once it has said that it is up
-            wait_until(
-                lambda: b"MIKROM-UP" in self.hypervisor.console(vm, max_bytes=1000).content, "the guest's first line"
-            )
+            wait_until(lambda: b"MIKROM-UP" in self.agent.console(vm, max_bytes=1000).content, "the guest's first line")
         return outcome.observed
 
     def order(
@@ -87,7 +85,7 @@ class Host:
             given = self.next_order(vm, desired)
             if given is None:
                 return outcomes
-            outcomes.append(self.hypervisor.execute(given))
+            outcomes.append(self.agent.execute(given))
         raise AssertionError(f"still {self.next_order(vm, desired)} after {outcomes}")
 
     def leftovers(self) -> list[str]:

@@ -124,7 +124,7 @@ def test_a_cpu_template_reaches_the_vmm_or_says_why_it_cannot(real: RealBench, o
     world.set("machine.cpu_template", "T2")
     order = world.host.next_order(VM, world.desired())
     assert order is not None
-    outcome = world.host.hypervisor.execute(order)
+    outcome = world.host.agent.execute(order)
     if outcome.result == "done":  # an Intel CPU that has it
         assert world.machine("cpu_template") == "T2"
     else:

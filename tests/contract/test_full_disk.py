@@ -30,7 +30,7 @@ def host(bench: Bench, own_environment: Path) -> Iterator[Host]:
         try:
             yield host
         finally:
-            host.hypervisor.leave_alone()
+            host.agent.stop_supervision()
             if isinstance(bench, RealBench):
                 bench.close()  # a jailed VMM is known by a path on the disk that goes now
 
@@ -39,10 +39,10 @@ def test_vms_are_stopped_and_deleted_on_a_full_disk_and_their_generations_go_on(
     for verb, vm in (("stop", VMS[0]), ("delete", VMS[1]), ("delete", VMS[2])):
         fill(host.state_dir)  # nobody may rely on what the one before freed
         desired = desired_vm(vm, state="stopped") if verb == "stop" else None
-        outcome = host.hypervisor.execute(host.order(verb, vm, host.seen(vm), desired=desired))  # type: ignore[arg-type]
+        outcome = host.agent.execute(host.order(verb, vm, host.seen(vm), desired=desired))  # type: ignore[arg-type]
         assert outcome.result == "done", outcome.error
         assert host.bench.pids(vm) == []
-    report = host.hypervisor.observe(ObserveQuery())
+    report = host.agent.observe(ObserveQuery())
     assert [(row.name, row.phase, row.drift) for row in report.vms] == [(VMS[0], "stopped", ())]
     tombstone = host.records.tombstone(VMS[1])
     assert tombstone is not None
@@ -50,7 +50,7 @@ def test_vms_are_stopped_and_deleted_on_a_full_disk_and_their_generations_go_on(
 
 
 def test_a_vmm_that_is_killed_on_a_full_disk_is_brought_back(host: Host) -> None:
-    host.hypervisor.supervise(rescan_s=0.05)
+    host.agent.supervise(rescan_s=0.05)
     fill(host.state_dir)
     before = host.seen(VMS[0])
     host.bench.kill(VMS[0])
@@ -63,7 +63,7 @@ def test_a_vmm_that_is_killed_on_a_full_disk_is_brought_back(host: Host) -> None
 
 
 def test_what_needs_room_says_so_and_leaves_what_is_there(host: Host) -> None:
-    outcome = host.hypervisor.execute(host.order("create", "web-003"))
+    outcome = host.agent.execute(host.order("create", "web-003"))
     assert outcome.result == "failed_temporary"
     assert "No space left on device" in (outcome.error or "")
     assert "mistake" not in (outcome.error or "")

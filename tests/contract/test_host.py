@@ -46,7 +46,7 @@ def test_a_vm_lives_through_every_verb_and_leaves_nothing(host: Host) -> None:
     ]  # fmt: skip
     for generation, (verb, phase) in enumerate(steps, start=2):
         wanted = desired_vm(VM, prune_max=9) if verb == "update" else None
-        outcome = host.hypervisor.execute(order(verb, VM, seen, desired=wanted))
+        outcome = host.agent.execute(order(verb, VM, seen, desired=wanted))
         assert outcome.result == "done", (verb, outcome.error)
         assert outcome.observed is not None
         assert (outcome.observed.phase, outcome.observed.generation) == (phase, generation)
@@ -54,7 +54,7 @@ def test_a_vm_lives_through_every_verb_and_leaves_nothing(host: Host) -> None:
         assert len(host.bench.pids(VM)) == (phase != "stopped")
         assert host.seen(VM) == outcome.observed
         seen = outcome.observed
-    deleted = host.hypervisor.execute(order("delete", VM, seen))
+    deleted = host.agent.execute(order("delete", VM, seen))
     assert (deleted.result, deleted.observed) == ("done", None), deleted.error
     assert host.seen(VM) is None
     assert host.bench.pids(VM) == []
@@ -63,16 +63,16 @@ def test_a_vm_lives_through_every_verb_and_leaves_nothing(host: Host) -> None:
 
 def test_a_stopped_guest_was_asked_and_not_killed(host: Host) -> None:
     seen = host.created(VM)
-    host.hypervisor.execute(order("stop", VM, seen))
-    assert b"MIKROM-CAD bye" in host.hypervisor.console(VM, max_bytes=1000).content
+    host.agent.execute(order("stop", VM, seen))
+    assert b"MIKROM-CAD bye" in host.agent.console(VM, max_bytes=1000).content
 
 
 def test_restart_gives_the_vmm_its_new_spec_and_update_touches_no_process(host: Host) -> None:
     seen = host.created(VM)
     (before,) = host.bench.pids(VM)
-    updated = host.hypervisor.execute(order("update", VM, seen, desired=desired_vm(VM, prune_max=9))).observed
+    updated = host.agent.execute(order("update", VM, seen, desired=desired_vm(VM, prune_max=9))).observed
     assert host.bench.pids(VM) == [before]
-    outcome = host.hypervisor.execute(order("restart", VM, updated, desired=desired_vm(VM, BIGGER)))
+    outcome = host.agent.execute(order("restart", VM, updated, desired=desired_vm(VM, BIGGER)))
     assert outcome.result == "done", outcome.error
     assert host.bench.pids(VM) != [before]
     assert host.next_order(VM, desired_vm(VM, BIGGER)) is None
@@ -128,15 +128,15 @@ def test_a_fleet_that_is_as_ordered_has_the_digest_that_control_computes_from_it
     for wish in wishes:
         host.created(wish.name, wish)
     expected = fleet_digest((wish.name, wish.spec_digest, wish.state, ()) for wish in wishes)
-    report = host.hypervisor.observe(ObserveQuery(project="shop", known={"web": expected}))
+    report = host.agent.observe(ObserveQuery(project="shop", known={"web": expected}))
     assert (report.digests, report.vms) == ({"web": expected}, ())
     host.bench.kill("web-000")
-    report = host.hypervisor.observe(ObserveQuery(project="shop", known={"web": expected}))
+    report = host.agent.observe(ObserveQuery(project="shop", known={"web": expected}))
     assert [(row.name, row.phase) for row in report.vms] == [("web-000", "killed"), ("web-001", "stopped")]
 
 
 def test_a_refused_spec_changes_nothing(host: Host) -> None:
-    outcome = host.hypervisor.execute(order("create", VM, desired=desired_vm(VM, type(SPEC)(image="nope"))))
+    outcome = host.agent.execute(order("create", VM, desired=desired_vm(VM, type(SPEC)(image="nope"))))
     assert outcome.result == "failed_permanent"
     assert "nope" in (outcome.error or "")
     assert host.leftovers() == []
@@ -150,31 +150,31 @@ def test_an_order_that_comes_twice_has_no_second_effect(host: Host) -> None:
     orders = [order("create", VM), order("update", VM, seen, desired=desired_vm(VM, prune_max=9))]
     for given_order, result in ((orders[0], "already_done"), (orders[1], "done"), (orders[1], "already_done")):
         before = host.bench.pids(VM)
-        assert host.hypervisor.execute(given_order).result == result
+        assert host.agent.execute(given_order).result == result
         assert host.bench.pids(VM) == before
-    assert host.hypervisor.execute(orders[0]).result == "stale", "a late one after a newer one"
+    assert host.agent.execute(orders[0]).result == "stale", "a late one after a newer one"
     delete = order("delete", VM, host.seen(VM))
-    assert [host.hypervisor.execute(delete).result for _ in range(2)] == ["done", "already_done"]
+    assert [host.agent.execute(delete).result for _ in range(2)] == ["done", "already_done"]
 
 
 def test_an_order_from_an_older_run_is_stale_whichever_vm_the_newer_run_changed(host: Host) -> None:
     host.token = 9
     host.created("web-000")
-    late = host.hypervisor.execute(order("create", "web-001", token=8))
+    late = host.agent.execute(order("create", "web-001", token=8))
     assert late.result == "stale"
     assert "token 9" in (late.error or "")
     assert host.bench.pids("web-001") == []
     other = order("create", "cms-000", desired=desired_vm("cms-000", project="blog"), project="blog", token=1)
-    assert host.hypervisor.execute(other).result == "done", "tokens of one project fence no other"
+    assert host.agent.execute(other).result == "done", "tokens of one project fence no other"
     report = host.another().observe(ObserveQuery())
     assert report.highest_tokens == {"blog": 1, "shop": 9}
 
 
 def test_a_late_delete_does_not_reach_the_next_vm_of_that_name(host: Host) -> None:
     delete = order("delete", VM, host.created(VM))
-    assert host.hypervisor.execute(delete).result == "done"
+    assert host.agent.execute(delete).result == "done"
     seen = host.created(VM)
-    assert host.hypervisor.execute(delete).result == "stale"
+    assert host.agent.execute(delete).result == "stale"
     assert host.seen(VM) == seen
 
 
@@ -182,7 +182,7 @@ def test_a_vm_of_another_project_is_left_alone(host: Host) -> None:
     foreign = host.created(VM)
     for verb in ALL_VERBS:
         for expected in (foreign, None):
-            outcome = host.hypervisor.execute(order(verb, VM, expected, project="blog", token=99))
+            outcome = host.agent.execute(order(verb, VM, expected, project="blog", token=99))
             assert outcome.result == "stale", verb
     assert host.seen(VM) == foreign
 
@@ -201,7 +201,7 @@ def test_a_vm_whose_record_cannot_be_read_is_reported_and_left_alone(host: Host,
     assert row is not None
     assert (row.phase, row.project) == ("unreadable", "")
     for verb in ALL_VERBS:
-        outcome = host.hypervisor.execute(order(verb, VM, seen))
+        outcome = host.agent.execute(order(verb, VM, seen))
         assert outcome.result == "failed_permanent"
         assert "record.json" in (outcome.error or "")
     assert path.read_bytes() == content
@@ -224,7 +224,7 @@ def test_a_vmm_without_a_record_may_be_anybodys_and_is_left_alone(host: Host) ->
     (host.state_dir / "vms" / VM / "record.json").unlink()
     (host.state_dir / "copies" / f"{VM}.json").unlink()
     pids = host.bench.pids(VM)
-    outcome = host.hypervisor.execute(order("create", VM))
+    outcome = host.agent.execute(order("create", VM))
     assert outcome.result == "failed_permanent"
     assert "without a record" in (outcome.error or "")
     assert host.bench.pids(VM) == pids
@@ -237,7 +237,7 @@ def test_what_a_killed_writer_left_of_a_vm_without_a_record_goes_with_the_next_o
     draft.parent.mkdir(parents=True)
     draft.write_text('{"format_ver')
     assert host.seen(VM) is None
-    result = host.hypervisor.execute(order(verb, VM)).result
+    result = host.agent.execute(order(verb, VM)).result
     assert result == ("done" if verb == "create" else "already_done")
     assert not draft.exists()
     assert draft.parent.exists() == (verb == "create")
@@ -259,9 +259,9 @@ def test_of_many_orders_for_one_vm_at_once_exactly_one_acts(host: Host, late: st
     at_once = threading.Barrier(8)
 
     def execute(given_order: Order) -> str:
-        hypervisor = host.another()
+        agent = host.another()
         at_once.wait(10)
-        return hypervisor.execute(given_order).result
+        return agent.execute(given_order).result
 
     with ThreadPoolExecutor(8) as pool:
         results = Counter(pool.map(execute, orders))
@@ -292,7 +292,7 @@ def test_old_orders_replayed_in_any_order_change_nothing(
         verbs = CHOICES[seen.phase if seen else "none"]
         given_order = order(verbs[choice % len(verbs)], VM, seen, token=token)
         history.append(given_order)
-        assert host.hypervisor.execute(given_order).result == "done"
+        assert host.agent.execute(given_order).result == "done"
     before = host.seen(VM)
     late = history * 2
     random.shuffle(late)

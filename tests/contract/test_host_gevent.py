@@ -38,7 +38,7 @@ import sys
 from pathlib import Path
 import gevent
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.wiring import SystemClock
 from tests.fakes import HOST, order
@@ -50,7 +50,7 @@ class SlowDriver(SimulatedDriver):
 
 state = Path(sys.argv[1])
 driver = SlowDriver(state)
-host = Hypervisor(HOST, driver=driver, records=Records(state), clock=SystemClock())
+host = HostAgent(HOST, driver=driver, records=Records(state), clock=SystemClock())
 try:
     with gevent.Timeout(0.2):
         host.execute(order("create", "web-000"))
@@ -60,7 +60,7 @@ killed = gevent.spawn(host.execute, order("create", "web-001"))
 gevent.sleep(0.2)
 killed.kill()
 print("left:", driver.strays(()))
-host = Hypervisor(HOST, driver=SimulatedDriver(state), records=Records(state), clock=SystemClock())
+host = HostAgent(HOST, driver=SimulatedDriver(state), records=Records(state), clock=SystemClock())
 print([host.execute(order("create", vm)).result for vm in ("web-000", "web-001")])
 """
 

@@ -19,7 +19,7 @@ from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
-from mikrom_reconcile.host.records import Unreadable
+from mikrom_reconcile.host.records import UnreadableRecord
 from tests.contract.drivers import Bench
 from tests.contract.hosts import Host
 from tests.fakes import BIGGER, desired_vm
@@ -148,7 +148,7 @@ def test_killed_before_any_step_it_is_mended(
         given, desired = prepare(host, vm)
         was_killed = killed_before_step(number, host, given)
         assert len(host.bench.pids(vm)) <= 1
-        assert not isinstance(host.records.read(vm), Unreadable)
+        assert not isinstance(host.records.read(vm), UnreadableRecord)
         mend(host, given, desired)
         assert_as_wanted(host, vm, desired)
         host.converge(vm, None)
@@ -254,7 +254,7 @@ def test_what_cannot_be_written_down_is_not_done(
         verb, vm, before, desired=desired_vm(vm, prune_max=9) if verb == "update" else None, deadline_s=2
     )
     break_it(disk)
-    outcome = host.hypervisor.execute(given)
+    outcome = host.agent.execute(given)
     assert outcome.result == "failed_temporary"
     assert message in (outcome.error or "")
     assert "nothing was changed" in (outcome.error or "")
@@ -262,4 +262,4 @@ def test_what_cannot_be_written_down_is_not_done(
     assert [path.name for path in disk.folder.rglob("*.new")] == []
     assert (disk.folder / vm).exists() == (verb != "create")
     mend_it(disk)
-    assert host.hypervisor.execute(given).result == "done"
+    assert host.agent.execute(given).result == "done"

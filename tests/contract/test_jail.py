@@ -162,7 +162,7 @@ def test_what_a_jailed_vmm_cannot_find_is_named(jailed: JailBench, own_environme
         (own_environment / "state").mkdir()
         (own_environment / "state/images").symlink_to(images)
         host = Host(jailed, own_environment)
-        outcome = host.hypervisor.execute(host.order("create", "a", desired=desired_vm("a", VMSpec(image="hello"))))
+        outcome = host.agent.execute(host.order("create", "a", desired=desired_vm("a", VMSpec(image="hello"))))
         assert "it is not on the file system of" in str(outcome.error)
         assert jailed.all_pids() == []
     finally:

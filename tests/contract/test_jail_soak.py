@@ -51,7 +51,7 @@ def fleet(size: int, mbit: int | None = None) -> Fleet:
 
 
 def look(host: Host) -> dict[str, ObservedVM]:
-    return {row.name: row for row in host.hypervisor.observe(ObserveQuery()).vms}
+    return {row.name: row for row in host.agent.observe(ObserveQuery()).vms}
 
 
 def run(host: Host, wishes: Fleet) -> list[ActionOutcome]:
@@ -62,7 +62,7 @@ def run(host: Host, wishes: Fleet) -> list[ActionOutcome]:
     actions = actions_of([change for change in changes if isinstance(change, VMChange)], "shop")
     orders = [Order(run_id=f"run-{host.token}", token=host.token, action=action) for action in actions]
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(host.hypervisor.execute, orders))
+        return list(pool.map(host.agent.execute, orders))
 
 
 def verbs(outcomes: list[ActionOutcome]) -> list[str]:

@@ -114,7 +114,7 @@ def test_what_firecracker_cannot_boot_is_found_out_before_it_is_tried(
 ) -> None:
     boot = Boot(kernel=pinned(own_environment, "kernel", kernel))
     desired = desired_vm(VM, VMSpec(image="web", boot=boot, machine=Machine(mem_size_mib=4)))
-    outcome = host.hypervisor.execute(order("create", VM, desired=desired))
+    outcome = host.agent.execute(order("create", VM, desired=desired))
     assert outcome.result == "failed_permanent"
     assert why in str(outcome.error)
     assert real.pids(VM) == []
@@ -125,7 +125,7 @@ def test_a_wrong_digest_stops_that_vm_alone(host: Host, own_environment: Path) -
     assert good.spec.boot is not None
     wrong = replace(good.spec.boot, kernel=replace(good.spec.boot.kernel, sha256="0" * 64))
     bad = desired_vm(VM, replace(good.spec, boot=wrong))
-    outcome = host.hypervisor.execute(order("create", VM, desired=bad))
+    outcome = host.agent.execute(order("create", VM, desired=bad))
     assert outcome.result == "failed_permanent"
     assert "while fetching its kernel" in str(outcome.error)
-    assert host.hypervisor.execute(order("create", "web-001", desired=good)).result == "done"
+    assert host.agent.execute(order("create", "web-001", desired=good)).result == "done"

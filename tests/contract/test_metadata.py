@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.resources.provisioner import Shelf
+from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner
 from mikrom_reconcile.host.resources.secrets import Secrets
 from tests.contract.drivers import ANSWER_S, RealBench
 from tests.contract.field_rows import Socket
@@ -31,7 +31,7 @@ class BenchWithSecrets(RealBench):
             self.binary,
             state_dir=state_dir,
             run_dir=self.folder / "run",
-            shelf=Shelf.below(state_dir, secrets=Secrets((self.folder / "secrets",))),
+            provisioner=ResourceProvisioner.below(state_dir, secrets=Secrets((self.folder / "secrets",))),
             answer_s=ANSWER_S,
         )
 
@@ -108,7 +108,7 @@ def test_a_change_that_failed_is_not_recorded_and_is_tried_again_until_it_is_see
         given = host.next_order(VM, desired)
         assert given is not None
         assert given.action.verb == "update"
-        outcome = host.hypervisor.execute(given)
+        outcome = host.agent.execute(given)
         assert outcome.result == "failed_permanent"
         assert metadata(bench)["role"] == "web"
         assert host.record(VM).last_error is None, "it lives, so nothing is wrong with its state"
@@ -125,15 +125,15 @@ def test_a_change_that_failed_is_not_recorded_and_is_tried_again_until_it_is_see
 def test_the_same_update_acts_again_when_somebody_undid_it(host: Host, bench: RealBench) -> None:
     seen = host.created(VM, wanted({"role": "web"}))
     given = host.order("update", VM, seen, desired=wanted({"role": "api"}))
-    assert [host.hypervisor.execute(given).result for _ in range(2)] == ["done", "already_done"]
+    assert [host.agent.execute(given).result for _ in range(2)] == ["done", "already_done"]
     assert Socket(bench.socket(VM)).ask("PATCH", "/mmds", {"role": "odd"})[0] == 204
-    assert host.hypervisor.execute(given).result == "done"
+    assert host.agent.execute(given).result == "done"
     assert metadata(bench)["role"] == "api"
 
 
 def test_a_secret_that_is_not_there_stops_that_vm_before_anything_is_started(host: Host, bench: RealBench) -> None:
     desired = wanted({"password": {"secret_ref": "env://HOME"}})
-    outcome = host.hypervisor.execute(order("create", VM, desired=desired))
+    outcome = host.agent.execute(order("create", VM, desired=desired))
     assert outcome.result == "failed_permanent"
     assert "MIKROM_SECRET_ENV of this host does not name HOME (while resolving its secrets)" in str(outcome.error)
     assert bench.pids(VM) == []

@@ -35,18 +35,18 @@ def test_nothing_is_started_beside_vmms_whose_state_folder_went(host: Host, own_
     try:
         later = Host(host.bench, own_environment)
         for vm in (VM, "web-001"):
-            outcome = later.hypervisor.execute(later.order("create", vm))
+            outcome = later.agent.execute(later.order("create", vm))
             assert outcome.result == "failed_permanent"
             assert f"1 VMMs, such as {VM} (pid {pid})" in (outcome.error or "")
             assert later.seen(vm) is None
-        report = later.hypervisor.observe(ObserveQuery(strays=True))
+        report = later.agent.observe(ObserveQuery(strays=True))
         assert [(stray.vm, stray.pid) for stray in report.strays] == [(VM, pid)]
         assert pid not in {stray.pid for stray in report.foreign}
     finally:
         if gone:
             _kill(pid)
     if gone:
-        assert later.hypervisor.execute(later.order("create", VM)).result == "done"
+        assert later.agent.execute(later.order("create", VM)).result == "done"
     else:
         shutil.rmtree(host.state_dir)
         aside.rename(host.state_dir)
@@ -60,12 +60,12 @@ def test_a_process_whose_state_folder_was_moved_does_nothing_until_it_is_back(
 ) -> None:
     pid = host.created(VM).pid
     assert pid is not None
-    host.hypervisor.supervise(rescan_s=0.05)
+    host.agent.supervise(rescan_s=0.05)
     host.state_dir.rename(own_environment / "aside")
     try:
         with pytest.raises(SetupError, match="was moved away or replaced"):
-            host.hypervisor.observe(ObserveQuery())
-        outcome = host.hypervisor.execute(host.order("create", "web-001"))
+            host.agent.observe(ObserveQuery())
+        outcome = host.agent.execute(host.order("create", "web-001"))
         assert outcome.result == "failed_permanent"
         assert "was moved away" in (outcome.error or "")
         wait_until(lambda: "was moved away" in caplog.text, "its supervision to say so")
@@ -74,7 +74,7 @@ def test_a_process_whose_state_folder_was_moved_does_nothing_until_it_is_back(
     finally:
         (own_environment / "aside").rename(host.state_dir)
     seen = host.seen(VM)
-    host.hypervisor.leave_alone()
+    host.agent.stop_supervision()
     assert seen is not None
     assert (seen.phase, seen.pid) == ("running", pid)
 
@@ -98,12 +98,12 @@ def test_a_vmm_is_known_though_its_state_folder_was_mounted_anew(
             (own_environment / "run").rename(own_environment / "old")  # as of a container that was made anew
             shutil.copytree(own_environment / "old", own_environment / "run", ignore=_what_is_remembered, symlinks=True)
             later = Host(host.bench, own_environment)
-            report = later.hypervisor.observe(ObserveQuery(strays=True))
+            report = later.agent.observe(ObserveQuery(strays=True))
             assert [row.pid for row in report.vms] == [pid]
             assert pid not in {stray.pid for stray in (*report.strays, *report.foreign)}
-            assert later.hypervisor.execute(later.order("create", "web-001")).result == "done"
+            assert later.agent.execute(later.order("create", "web-001")).result == "done"
             for vm in (VM, "web-001"):
-                outcome = later.hypervisor.execute(later.order("delete", vm, later.seen(vm)))
+                outcome = later.agent.execute(later.order("delete", vm, later.seen(vm)))
                 assert (outcome.result, outcome.error) == ("done", None)
             assert processes.identify(pid) is None
         finally:

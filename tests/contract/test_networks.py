@@ -234,7 +234,7 @@ def test_nat_comes_and_goes_while_vms_run_and_stays_while_one_wants_it(host: Hos
             outcomes = host.converge(name, wanted(name, f"10.0.0.{ip}", nat=nat))
             assert [(outcome.verb, outcome.result) for outcome in outcomes] == [("update", "done")]
             assert nft("list", "ruleset").count("masquerade") == rules
-            assert not any(row.drift for row in host.hypervisor.observe(ObserveQuery()).vms)
+            assert not any(row.drift for row in host.agent.observe(ObserveQuery()).vms)
     assert [real.pids(name) for name in "ab"] == [[pid] for pid in pids]
 
 
@@ -254,7 +254,7 @@ def test_nat_goes_even_if_all_vms_are_changed_before_any_is_recorded(host: Host)
         outcomes = list(pool.map(other.execute, orders))
     assert [(outcome.result, outcome.error) for outcome in outcomes] == [("done", None)] * len(names)
     assert nft("list", "ruleset") == ""
-    assert not any(row.drift for row in host.hypervisor.observe(ObserveQuery()).vms)
+    assert not any(row.drift for row in host.agent.observe(ObserveQuery()).vms)
 
 
 @pytest.mark.kvm
@@ -279,7 +279,7 @@ def test_a_changed_network_has_both_until_its_last_vm_has_changed(
         with Netlink() as kernel:
             found = kernel.addresses()
         assert {len(found[link.index]) for link in devices().values() if not link.master} == {addresses}
-        assert not any(row.drift for row in host.hypervisor.observe(ObserveQuery()).vms)
+        assert not any(row.drift for row in host.agent.observe(ObserveQuery()).vms)
     assert found[only_bridge().index] == {address}
     assert nft("list", "ruleset").count("masquerade") == 1
 
@@ -323,7 +323,7 @@ def test_a_name_that_is_somebody_elses_stops_that_vm_alone(host: Host, real: Rea
     (victim,) = (link for link in devices().values() if bool(link.master) == (what == "tap"))
     with Netlink() as kernel:
         kernel.set_up(victim.index, alias="precious")
-    outcome = host.hypervisor.execute(order("create", VM, desired=wanted()))
+    outcome = host.agent.execute(order("create", VM, desired=wanted()))
     assert outcome.result == "failed_permanent"
     assert f"{what} {victim.name} is somebody else's (alias 'precious')" in str(outcome.error)
     assert devices()[victim.name].alias == "precious"
@@ -331,7 +331,7 @@ def test_a_name_that_is_somebody_elses_stops_that_vm_alone(host: Host, real: Rea
     before = set(devices())
     network = {} if what == "tap" else {"network": "lab", "cidr": "10.1.0.0/24", "gateway": "10.1.0.1"}
     other = wanted("web-001", "10.0.0.10" if what == "tap" else "10.1.0.10", **network)
-    assert host.hypervisor.execute(order("create", "web-001", desired=other)).result == "done"
+    assert host.agent.execute(order("create", "web-001", desired=other)).result == "done"
     host.converge("web-001", None)
     assert set(devices()) == before
 

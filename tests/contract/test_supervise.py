@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, Restart
 from mikrom_reconcile.core.model.errors import TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.records import Records
 from tests.contract.drivers import Bench, RealBench, wait_until
 from tests.contract.hosts import Host
@@ -38,7 +38,7 @@ class SupervisedHost(Host):
         self.rescan_s = 3600.0 if isinstance(bench, RealBench) else 0.05
 
     def supervise(self) -> None:
-        self.hypervisor.supervise(rescan_s=self.rescan_s)
+        self.agent.supervise(rescan_s=self.rescan_s)
 
     def is_up(self, vm: str = VM, *, restarts: int) -> bool:
         seen = self.seen(vm)
@@ -57,7 +57,7 @@ class SupervisedHost(Host):
 def host(bench: Bench, own_environment: Path) -> Iterator[SupervisedHost]:
     host = SupervisedHost(bench, own_environment)
     yield host
-    host.hypervisor.leave_alone()
+    host.agent.stop_supervision()
     time.sleep(0.05)  # what is under way goes on
 
 
@@ -130,7 +130,7 @@ def test_a_crash_loop_ends_parked_with_its_history(host: SupervisedHost) -> None
     assert seen is not None
     assert (seen.phase, len(seen.restarts)) == ("parked", 3)
     assert list(seen.restarts) == sorted(seen.restarts)
-    assert host.hypervisor.execute(host.order("start", VM, seen, desired=wish())).result == "done"
+    assert host.agent.execute(host.order("start", VM, seen, desired=wish())).result == "done"
     assert host.is_up(restarts=0), "a new order begins anew"
 
 
@@ -181,7 +181,7 @@ def test_a_start_that_orders_nothing_new_lets_no_crash_loop_begin_anew(host: Sup
 def test_what_was_ordered_down_stays_down(host: SupervisedHost, verb: Any) -> None:
     host.supervise()
     seen = host.created(VM)
-    assert host.hypervisor.execute(order(verb, VM, seen)).result == "done"
+    assert host.agent.execute(order(verb, VM, seen)).result == "done"
     host.assert_stays_down()
 
 
@@ -193,11 +193,11 @@ def test_a_vm_that_dies_while_it_is_acted_on_is_left_to_who_acts(host: Supervise
         host.assert_stays_down()
         host.records.write(replace(host.record(VM), state="stopped"))
     host.assert_stays_down()
-    assert host.hypervisor.execute(order("start", VM, seen)).result == "done"
+    assert host.agent.execute(order("start", VM, seen)).result == "done"
     with host.records.lock(VM):
         host.bench.kill(VM)
         host.assert_stays_down()
-    host.hypervisor.execute(order("stop", VM))  # stale, so that only its end is noticed
+    host.agent.execute(order("stop", VM))  # stale, so that only its end is noticed
     wait_until(lambda: host.is_up(restarts=1), "the VM to be back once the lock is free")
 
 
@@ -229,8 +229,8 @@ class Fake:
 
     def __init__(self, folder: Path, **restart: Any) -> None:
         self.driver, self.clock, self.records = FakeDriver(), HeldClock(), Records(folder / "state")
-        self.hypervisor = Hypervisor(HOST, driver=self.driver, records=self.records, clock=self.clock)
-        assert self.hypervisor.execute(order("create", VM, desired=wish(**restart))).result == "done"
+        self.agent = HostAgent(HOST, driver=self.driver, records=self.records, clock=self.clock)
+        assert self.agent.execute(order("create", VM, desired=wish(**restart))).result == "done"
 
     def kill(self) -> None:
         del self.driver.vmms[VM]
@@ -245,7 +245,7 @@ def test_a_start_that_fails_counts_is_told_and_tried_again_after_a_pause(own_env
     fake = Fake(own_environment, attempts=2)
     fake.driver.faults["start"] = [TemporaryError("no memory", vm=VM, step="starting Firecracker")]
     fake.kill()
-    fake.hypervisor.supervise(rescan_s=0.02)
+    fake.agent.supervise(rescan_s=0.02)
     wait_until(lambda: fake.record.last_error is not None, "the failure")
     assert "no memory" in fake.record.last_error
     time.sleep(MEANWHILE_S)
@@ -253,23 +253,23 @@ def test_a_start_that_fails_counts_is_told_and_tried_again_after_a_pause(own_env
     wait_until(lambda: VM in fake.driver.vmms, "the second attempt")
     wait_until(lambda: fake.record.last_error is None, "the end of the error")
     assert (len(fake.record.restarts), fake.record.parked) == (2, False)
-    fake.hypervisor.leave_alone()
+    fake.agent.stop_supervision()
 
 
 def test_a_start_that_keeps_failing_ends_parked_with_its_error(own_environment: Path) -> None:
     fake = Fake(own_environment, attempts=1)
     fake.driver.faults["start"] = [TemporaryError("no memory", vm=VM, step="starting Firecracker")]
     fake.kill()
-    fake.hypervisor.supervise(rescan_s=0.02)
+    fake.agent.supervise(rescan_s=0.02)
     wait_until(lambda: fake.record.parked, "the VM to be parked")
     assert (len(fake.record.restarts), VM in fake.driver.vmms) == (1, False)
     assert "no memory" in fake.record.last_error
-    fake.hypervisor.leave_alone()
+    fake.agent.stop_supervision()
 
 
 def test_restarts_older_than_the_interval_do_not_count(own_environment: Path) -> None:
     fake = Fake(own_environment, attempts=1, interval="10m")
-    fake.hypervisor.supervise(rescan_s=0.02)
+    fake.agent.supervise(rescan_s=0.02)
     for _ in range(3):
         fake.kill()
         wait_until(lambda: VM in fake.driver.vmms, "the VM to be back")
@@ -278,4 +278,4 @@ def test_restarts_older_than_the_interval_do_not_count(own_environment: Path) ->
     fake.clock.moved_s -= 2
     fake.kill()
     wait_until(lambda: fake.record.parked, "the VM to be parked")
-    fake.hypervisor.leave_alone()
+    fake.agent.stop_supervision()

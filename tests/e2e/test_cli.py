@@ -21,7 +21,7 @@ from tests.full_disk import fill, small_disk
 CRASHING = "  template: {image: hello, boot_args: 'mikrom.mode=crash:0'}\n"
 SLOWLY = (
     "import sys; from mikrom_reconcile import wiring; from tests.slow_host import slow_host;"
-    "wiring.make_hypervisor = lambda settings: slow_host(settings, 1.5);"
+    "wiring.make_host_agent = lambda settings: slow_host(settings, 1.5);"
     "from mikrom_reconcile.__main__ import main; sys.exit(main())"
 )
 

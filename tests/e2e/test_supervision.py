@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
-from mikrom_reconcile.wiring import make_hypervisor
+from mikrom_reconcile.wiring import make_host_agent
 from tests.fleet import Fleet, wait_until
 from tests.watch import VMM, Watch
 
@@ -61,7 +61,7 @@ class Host:
         assert ended.returncode == 0, ended.stdout + ended.stderr
 
     def rows(self) -> dict[str, ObservedVM]:
-        report = make_hypervisor(self.fleet.settings(**self._real)).observe(ObserveQuery())
+        report = make_host_agent(self.fleet.settings(**self._real)).observe(ObserveQuery())
         return {row.name: row for row in report.vms}
 
     def are_up(self, restarts: int) -> bool:

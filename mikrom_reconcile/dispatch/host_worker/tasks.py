@@ -107,7 +107,7 @@ def observe_host_task(task: Any, *, call: str, query: str) -> None:
     try:
         if not task.app.answering.is_awaited(call):
             return
-        report = task.app.parts.hypervisor().observe(msgspec.json.decode(query, type=ready(ObserveQuery)))
+        report = task.app.parts.agent().observe(msgspec.json.decode(query, type=ready(ObserveQuery)))
         task.app.answering.tell(call, "report", rpc.pack(report))
     except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
         _log.exception("cannot observe")
@@ -119,7 +119,7 @@ def observe_host_task(task: Any, *, call: str, query: str) -> None:
 def console_task(task: Any, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
     """Tell the call the end of a VM's console, or what came after a place in it."""
     try:
-        console = task.app.parts.hypervisor().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES), after=after)
+        console = task.app.parts.agent().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES), after=after)
         task.app.answering.tell(call, "console", rpc.pack(console))
     except MikromError as error:
         task.app.answering.tell(call, "error", rpc.pack(str(error)))
@@ -133,7 +133,7 @@ def images_task(task: Any, *, call: str, files: str, deadline_s: float, signatur
     try:
         wanted = _wanted_files(task, SentOrder(call=call, order=files, signature=signature))
         if task.app.answering.is_awaited(call):
-            stock = task.app.parts.hypervisor().images(wanted, deadline_s=deadline_s)
+            stock = task.app.parts.agent().images(wanted, deadline_s=deadline_s)
             task.app.answering.tell(call, "stock", rpc.pack(stock))
     except Exception as error:  # noqa: BLE001 - as above
         _log.exception("cannot tell of images")
@@ -230,7 +230,7 @@ def _execute(task: Any, order: Order) -> ActionOutcome:
     with traces.span(f"{action.verb} VM", _trace_of(task), **about) as span:
         try:
             with deadlines.limited(action.deadline_s + _MARGIN_S):
-                outcome: ActionOutcome = task.app.parts.hypervisor().execute(order)
+                outcome: ActionOutcome = task.app.parts.agent().execute(order)
         except MikromError as error:
             outcome = given_up(order, "failed_temporary", str(error))
         span.ended(outcome.result, outcome.error)

@@ -17,19 +17,19 @@ from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.transport.unreported import given_up
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 
 
 class LocalHosts:
     """`Hosts` with one host, in this process."""
 
-    def __init__(self, hypervisor: Hypervisor) -> None:
-        self._hypervisor = hypervisor
+    def __init__(self, agent: HostAgent) -> None:
+        self._agent = agent
 
     def names(self, *, dark: bool = True) -> tuple[str, ...]:
         """The one host."""
         del dark
-        return (self._hypervisor.name,)
+        return (self._agent.name,)
 
     def give_up(self, hosts: Iterable[str]) -> None:
         """Nothing: this process is its own host, and answers."""
@@ -37,7 +37,7 @@ class LocalHosts:
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host; every other host than this one is unreachable from here."""
         for host, query in queries.items():
-            yield self._view(query, deadline_s) if host == self._hypervisor.name else self._elsewhere(host)
+            yield self._view(query, deadline_s) if host == self._agent.name else self._elsewhere(host)
 
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
         """One outcome per order, as they come, at most `forks` at once.
@@ -54,7 +54,7 @@ class LocalHosts:
         try:
             while time.monotonic() < deadline:
                 while len(running) < forks and (order := next(waiting, None)) is not None:
-                    future = pool.submit(self._hypervisor.execute, order)
+                    future = pool.submit(self._agent.execute, order)
                     running[future] = order
                     future.add_done_callback(finished.put)
                 if not running:
@@ -77,33 +77,33 @@ class LocalHosts:
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console."""
-        if host != self._hypervisor.name:
+        if host != self._agent.name:
             raise SetupError(self._elsewhere(host).error)
-        return self._hypervisor.console(vm, max_bytes=max_bytes, after=after)
+        return self._agent.console(vm, max_bytes=max_bytes, after=after)
 
     def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
         """What this host has cached once it has fetched its files; every other is unreachable from here."""
         for host, wanted in files.items():
-            if host != self._hypervisor.name:
+            if host != self._agent.name:
                 yield Stock(host=host, error=self._elsewhere(host).error)
                 continue
             try:
-                yield self._hypervisor.images(wanted, deadline_s=deadline_s)
+                yield self._agent.images(wanted, deadline_s=deadline_s)
             except MikromError as error:
                 yield Stock(host=host, error=str(error))
 
     def _view(self, query: ObserveQuery, deadline_s: float) -> HostView:
         pool = ThreadPoolExecutor(1, thread_name_prefix="mikrom-observe")
         try:
-            report = pool.submit(self._hypervisor.observe, query).result(timeout=deadline_s)
-            return HostView(host=self._hypervisor.name, report=report)
+            report = pool.submit(self._agent.observe, query).result(timeout=deadline_s)
+            return HostView(host=self._agent.name, report=report)
         except TimeoutError:
-            return HostView(host=self._hypervisor.name, error=f"no answer within {deadline_s:g} s")
+            return HostView(host=self._agent.name, error=f"no answer within {deadline_s:g} s")
         except MikromError as error:  # it cannot look: unknown, never empty
-            return HostView(host=self._hypervisor.name, error=str(error))
+            return HostView(host=self._agent.name, error=str(error))
         finally:
             pool.shutdown(wait=False)
 
     def _elsewhere(self, host: str) -> HostView:
-        own = self._hypervisor.name
+        own = self._agent.name
         return HostView(host=host, error=f"only {own} can be reached without a broker (MIKROM_BROKER_URL)")

@@ -32,7 +32,7 @@ from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.networks import Interface
-from mikrom_reconcile.host.resources.provisioner import Media
+from mikrom_reconcile.host.resources.provisioner import VMResources
 from mikrom_reconcile.system import processes
 
 _STATUS: dict[str, VMMStatus] = {"Not started": "starting", "Running": "running", "Paused": "paused"}
@@ -104,13 +104,13 @@ class FirecrackerDriver(VMMDriver):
             return None
         return argv[argv.index("--id") + 1] if "--id" in argv[:-1] else ""
 
-    def _command(self, record: VMRecord, places: Places, media: Media) -> Command:
+    def _command(self, record: VMRecord, places: Places, media: VMResources) -> Command:
         if self._jailer is None:
             return command(self._binary, places)
         own = jail.jail_of(places, self._binary, media)
         return jailed(command(self._binary, places), self._jailer, own, places, record.spec.machine)
 
-    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: Media, *, give_up_at: float) -> None:
+    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: VMResources, *, give_up_at: float) -> None:
         with step(record.vm, "connecting to Firecracker"):
             api = connected(lambda: Api(str(places.socket), pid=proc.pid, give_up_at=give_up_at), proc, give_up_at)
         with api:
@@ -146,12 +146,12 @@ class FirecrackerDriver(VMMDriver):
     def _update(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> None:
         with self._api(places, found, timeout_s) as api:
             there = {nic.iface_id: _interface(nic) for nic in api.get("/vm/config", _Config).network_interfaces}
-            for interface in self._shelf.interfaces_of(record):
+            for interface in self._provisioner.interfaces_of(record):
                 has = there.get(interface.name)
                 if has is not None and has.bandwidth_mbit != interface.bandwidth_mbit:
                     content = {"iface_id": interface.name} | limits_of(interface)
                     api.patch(f"/network-interfaces/{interface.name}", content)
-            if (metadata := self._shelf.metadata_of(record)) is not None:
+            if (metadata := self._provisioner.metadata_of(record)) is not None:
                 api.put("/mmds", metadata)
 
     def _ask_to_leave(self, places: Places, found: processes.Identity, timeout_s: float) -> None:
@@ -169,7 +169,7 @@ class FirecrackerDriver(VMMDriver):
         """The paths under which a VMM has its disks open, as they are outside of its jail, if it has one."""
         if not found or not places.socket.is_symlink():
             return found
-        own = {disk.name: disk for disk in self._shelf.disks_of(record)}
+        own = {disk.name: disk for disk in self._provisioner.disks_of(record)}
         return {
             name: str(own[name].path) if name in own and jail.path_inside(own[name]) == path else path
             for name, path in found.items()

@@ -14,7 +14,7 @@ from mikrom_reconcile.host.drivers.vmm import Places
 from mikrom_reconcile.host.drivers.vmm_start import Command
 from mikrom_reconcile.host.resources.disks import ROOT_ID
 from mikrom_reconcile.host.resources.networks import Interface
-from mikrom_reconcile.host.resources.provisioner import Media
+from mikrom_reconcile.host.resources.provisioner import VMResources
 
 PROGRAM = "Firecracker"
 
@@ -52,7 +52,7 @@ def jailed(plain: Command, jailer: Path, jail: Jail, places: Places, machine: Ma
     return msgspec.structs.replace(plain, argv=argv, jail=jail)
 
 
-def requests(spec: VMSpec, media: Media) -> Iterator[Request]:
+def requests(spec: VMSpec, media: VMResources) -> Iterator[Request]:
     """What configures the VMM and boots its guest, in order."""
     machine: dict[str, object] = msgspec.to_builtins(spec.machine)
     if spec.machine.cpu_template is None:

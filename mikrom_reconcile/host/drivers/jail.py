@@ -21,7 +21,7 @@ from mikrom_reconcile.host.drivers import cgroups
 from mikrom_reconcile.host.drivers.vmm import Places, kill
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.networks import own_tap
-from mikrom_reconcile.host.resources.provisioner import Media
+from mikrom_reconcile.host.resources.provisioner import VMResources
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import read_small
 from mikrom_reconcile.system.folders import make_folder
@@ -48,7 +48,7 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
     taps: tuple[str, ...]
 
 
-def jail_of(places: Places, binary: Path, media: Media) -> Jail:
+def jail_of(places: Places, binary: Path, media: VMResources) -> Jail:
     """The jail in which `binary` gets `media`, and a user of the VM's own for it. Raises OSError."""
     name = binary.resolve().name
     root = places.jail / name / places.vm / "root"
@@ -61,7 +61,7 @@ def jail_of(places: Places, binary: Path, media: Media) -> Jail:
     )
 
 
-def inside(media: Media) -> Media:
+def inside(media: VMResources) -> VMResources:
     """The same media by the names that they have in the jail."""
     disks = tuple(msgspec.structs.replace(disk, path=Path(path_inside(disk))) for disk in media.disks)
     initrd = media.initrd and Path(_INITRD)
@@ -128,7 +128,7 @@ def release(places: Places) -> None:
             link.unlink(missing_ok=True)
 
 
-def _links(places: Places, media: Media) -> Iterator[tuple[Path, str, bool]]:
+def _links(places: Places, media: VMResources) -> Iterator[tuple[Path, str, bool]]:
     yield media.kernel, _KERNEL, False
     if media.initrd is not None:
         yield media.initrd, _INITRD, False

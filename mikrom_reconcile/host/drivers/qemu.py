@@ -35,7 +35,7 @@ from mikrom_reconcile.host.drivers.vmm import Places, Proc
 from mikrom_reconcile.host.drivers.vmm_driver import ANSWER_S, Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.resources.provisioner import Media, Shelf
+from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import write_whole
 from mikrom_reconcile.system.folders import make_folder
@@ -63,11 +63,11 @@ class QemuDriver(VMMDriver):
         *,
         state_dir: Path,
         run_dir: Path,
-        shelf: Shelf | None = None,
+        provisioner: ResourceProvisioner | None = None,
         answer_s: float = ANSWER_S,
         accelerator: Accelerator | None = None,
     ) -> None:
-        super().__init__(binary, state_dir=state_dir, run_dir=run_dir, shelf=shelf, answer_s=answer_s)
+        super().__init__(binary, state_dir=state_dir, run_dir=run_dir, provisioner=provisioner, answer_s=answer_s)
         self._chosen = accelerator
 
     def memory_mib(self, spec: VMSpec) -> int:
@@ -99,7 +99,7 @@ class QemuDriver(VMMDriver):
     def _is_one(self, name: str, argv: list[str]) -> str | None:
         return name_in(argv) if name.startswith("qemu-system") else None
 
-    def _command(self, record: VMRecord, places: Places, media: Media) -> Command:
+    def _command(self, record: VMRecord, places: Places, media: VMResources) -> Command:
         if media.metadata is not None:
             with step(record.vm, "writing its metadata"):
                 make_folder(places.folder)
@@ -107,7 +107,7 @@ class QemuDriver(VMMDriver):
         argv = (str(self._binary), *arguments(record.spec, media, places, self._accelerator))
         return Command(driver=self.name, program=PROGRAM, argv=argv, output=places.log, fresh=(places.log,))
 
-    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: Media, *, give_up_at: float) -> None:
+    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: VMResources, *, give_up_at: float) -> None:
         del media  # the command line has it
         with step(record.vm, "connecting to QEMU"):
             qmp = connected(lambda: Qmp(str(places.socket), pid=proc.pid, give_up_at=give_up_at), proc, give_up_at)
@@ -134,7 +134,7 @@ class QemuDriver(VMMDriver):
     def _update(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> None:
         """Only the metadata: everything else that Firecracker changes live is refused by `unsupported`."""
         del found, timeout_s  # nothing has to be asked
-        if (metadata := self._shelf.metadata_of(record)) is not None:
+        if (metadata := self._provisioner.metadata_of(record)) is not None:
             with places.metadata.open("r+b") as disk:  # QEMU has this very file open
                 disk.write(metadata_disk(metadata))
 

@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.host.drivers.vmm import Places
 from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.resources.networks import Interface
-from mikrom_reconcile.host.resources.provisioner import Media
+from mikrom_reconcile.host.resources.provisioner import VMResources
 
 PROGRAM = "QEMU"
 
@@ -70,7 +70,7 @@ def bare_arguments(accelerator: Accelerator, *, kernel: Path, boot_args: str, ma
     )
 
 
-def arguments(spec: VMSpec, media: Media, places: Places, accelerator: Accelerator) -> tuple[str, ...]:
+def arguments(spec: VMSpec, media: VMResources, places: Places, accelerator: Accelerator) -> tuple[str, ...]:
     """The whole command line but the program. The guest stands still (`-S`) until it is told to go on."""
     disks = media.disks
     if media.metadata is not None:

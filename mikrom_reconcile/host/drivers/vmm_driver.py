@@ -25,7 +25,7 @@ from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
 from mikrom_reconcile.host.drivers.vmm_start import Command, abandon, last_words_of, spawn
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
 from mikrom_reconcile.host.resources.networks import Interface, boot_args_of
-from mikrom_reconcile.host.resources.provisioner import Media, Shelf
+from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.free_head import keep_tail
 from mikrom_reconcile.system.tails import part
@@ -70,12 +70,18 @@ class VMMDriver(ABC):
     name: str
 
     def __init__(
-        self, binary: Path, *, state_dir: Path, run_dir: Path, shelf: Shelf | None = None, answer_s: float = ANSWER_S
+        self,
+        binary: Path,
+        *,
+        state_dir: Path,
+        run_dir: Path,
+        provisioner: ResourceProvisioner | None = None,
+        answer_s: float = ANSWER_S,
     ) -> None:
         self._binary = binary
         self._layout = Layout(state_dir, run_dir)
         self._earlier = EarlierVMMs(state_dir.resolve(), run_dir)
-        self._shelf = shelf or Shelf.below(state_dir)
+        self._provisioner = provisioner or ResourceProvisioner.below(state_dir)
         self._answer_s = answer_s
 
     # ---- what is each VMM's own -------------------------------------------------------------------------------
@@ -97,11 +103,11 @@ class VMMDriver(ABC):
         """The VM's name ("" if it has none) in the command line of a VMM of this kind; None: it is none."""
 
     @abstractmethod
-    def _command(self, record: VMRecord, places: Places, media: Media) -> Command:
+    def _command(self, record: VMRecord, places: Places, media: VMResources) -> Command:
         """How it is started, so that it waits with its guest for `_boot`."""
 
     @abstractmethod
-    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: Media, *, give_up_at: float) -> None:
+    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: VMResources, *, give_up_at: float) -> None:
         """Configure it and let its guest run."""
 
     @abstractmethod
@@ -145,7 +151,7 @@ class VMMDriver(ABC):
 
     def links(self, but: str = "") -> LinkLook:
         """A look at taps, bridges and rules."""
-        look = self._shelf.look_at_links(but)
+        look = self._provisioner.link_look(but)
 
         def drift(record: VMRecord) -> tuple[Drift, ...]:
             with step(record.vm, "looking at its links"):
@@ -169,7 +175,7 @@ class VMMDriver(ABC):
             return
         self._end(places, grace_s=0, give_up_at=give_up_at)
         with step(record.vm, "making its kernel, disks and links ready"):
-            media = self._shelf.prepared(record, give_up_at=give_up_at)
+            media = self._provisioner.prepared(record, give_up_at=give_up_at)
             if problem := self._kernel_problem(media.kernel):
                 raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
         with step(record.vm, "preparing its start"):
@@ -196,7 +202,7 @@ class VMMDriver(ABC):
         doing = "changing it while it runs"
         with step(record.vm, doing):
             if (found := self._find(places)) is not None:
-                self._shelf.mend_links(record, give_up_at=time.monotonic() + deadline_s)
+                self._provisioner.mend_links(record, give_up_at=time.monotonic() + deadline_s)
                 self._update(record, places, found, min(deadline_s, self._answer_s))
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
@@ -213,7 +219,7 @@ class VMMDriver(ABC):
         places = self._layout.of(record.vm)
         errors = [error for path in places.files() if (error := _not_removed(path))]
         with step(record.vm, "removing its disks and links"):
-            self._shelf.remove(record, give_up_at=time.monotonic() + vmm.KILL_S)
+            self._provisioner.remove(record, give_up_at=time.monotonic() + vmm.KILL_S)
         with step(record.vm, "removing its files"):
             jail.release(places)
             if errors:  # whatever else could go is gone
@@ -325,13 +331,13 @@ class VMMDriver(ABC):
         """The disks that the VMM has open and that are the VM's, each under its own path."""
         if not found:
             return frozenset()
-        paths = {disk.name: str(disk.path) for disk in self._shelf.disks_of(record)}
+        paths = {disk.name: str(disk.path) for disk in self._provisioner.disks_of(record)}
         return frozenset(name for name, path in found.items() if paths.get(name) == path)
 
     def _odd_metadata(self, record: VMRecord, found: dict[str, Any]) -> tuple[str, ...]:
         """The keys that differ; none if a secret cannot be had now: what cannot be read is not said to differ."""
         try:
-            wanted = self._shelf.metadata_of(record) or {}
+            wanted = self._provisioner.metadata_of(record) or {}
         except PermanentError:
             return ()
         return tuple(sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)))
@@ -340,7 +346,7 @@ class VMMDriver(ABC):
         """The bandwidths of the interfaces that are the VM's: of its MAC address, and over its tap, which is there."""
         if not record.spec.network_interfaces:
             return {}
-        wanted = ((own.name, own, found.get(own.name)) for own in self._shelf.interfaces_of(record))
+        wanted = ((own.name, own, found.get(own.name)) for own in self._provisioner.interfaces_of(record))
         return {
             name: there.bandwidth_mbit
             for name, own, there in wanted

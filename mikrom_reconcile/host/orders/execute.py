@@ -25,11 +25,11 @@ from mikrom_reconcile.core.model.errors import (
 from mikrom_reconcile.core.model.observed import FailedResult, ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, Result
 from mikrom_reconcile.host.observe import Observer, capacity, unreadable_row
-from mikrom_reconcile.host.orders.preconditions import Answer, answer_without_acting
+from mikrom_reconcile.host.orders.preconditions import Answer, rejection_of
 from mikrom_reconcile.host.orders.reservations import Memory
 from mikrom_reconcile.host.orders.steps import Deed, Step, log_fields
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
-from mikrom_reconcile.host.records import Records, Unreadable
+from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.system.files import FULL
 
 TEMPORARY = (TemporaryError, BusyError, PastDeadlineError)
@@ -131,7 +131,7 @@ class Executor:
         with self._records.lock(vm):
             found = self._records.read(vm)
             answer = self._answer(order, found)
-            if answer is not None or isinstance(found, Unreadable):
+            if answer is not None or isinstance(found, UnreadableRecord):
                 assert answer is not None, "the fence never lets an unreadable record pass"  # noqa: S101
                 return Ending(result=answer.result, error=answer.error, observed=self._seen(vm))
             deed = Deed(
@@ -144,12 +144,12 @@ class Executor:
             seen = deed.seen if answer.error is None and deed.seen else self._seen(vm)
             return Ending(result=answer.result, error=answer.error, observed=seen)
 
-    def _answer(self, order: Order, found: VMRecord | Unreadable | None) -> Answer | None:
+    def _answer(self, order: Order, found: VMRecord | UnreadableRecord | None) -> Answer | None:
         project, vm = order.action.project, order.action.vm
         highest = self._records.highest_token(project)
         if order.token > highest:
             try:
-                self._records.raise_token(project, order.token)
+                self._records.advance_token(project, order.token)
             except OSError as error:
                 message = f"cannot keep token {order.token} of {project}: {error.strerror}; nothing was changed"
                 raise TemporaryError(message, vm=vm, step="fencing off older runs") from error
@@ -157,7 +157,7 @@ class Executor:
             with suppress(OSError):  # whoever writes next will say it
                 self._records.clear(vm)
         tombstone = self._records.tombstone(vm) if found is None else None
-        return answer_without_acting(order, found, tombstone=tombstone, highest_token=highest)
+        return rejection_of(order, found, tombstone=tombstone, highest_token=highest)
 
     def _carry_out(self, deed: Deed) -> Answer:
         try:
@@ -201,7 +201,7 @@ class Executor:
 
     def _seen(self, vm: str) -> ObservedVM | None:
         found = self._records.read(vm)
-        if isinstance(found, Unreadable):
+        if isinstance(found, UnreadableRecord):
             return unreadable_row(found, self._host, self._clock.now())
         with suppress(ActionError):  # what happened to the order is worth more than a look that failed
             return None if found is None else self._observer.row(found)

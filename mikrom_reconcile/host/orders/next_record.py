@@ -15,7 +15,7 @@ from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Tombstone
 
 
-def ordered_record(order: Order, found: VMRecord | None, *, tombstone: Tombstone | None, now: datetime) -> VMRecord:
+def next_record(order: Order, found: VMRecord | None, *, tombstone: Tombstone | None, now: datetime) -> VMRecord:
     """What `found` becomes by `order`; a VM with a uid of its own when there is none, or one that was half deleted.
 
     A new VM goes on with the generation of the last one of its name, which its `tombstone` holds.

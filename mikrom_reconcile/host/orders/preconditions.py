@@ -11,7 +11,7 @@ import msgspec
 from mikrom_reconcile.core.model.plan import Expect
 from mikrom_reconcile.core.model.run import Order, Result
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.records import Tombstone, Unreadable
+from mikrom_reconcile.host.records import Tombstone, UnreadableRecord
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,15 +21,15 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-def answer_without_acting(
-    order: Order, found: VMRecord | Unreadable | None, *, tombstone: Tombstone | None, highest_token: int
+def rejection_of(
+    order: Order, found: VMRecord | UnreadableRecord | None, *, tombstone: Tombstone | None, highest_token: int
 ) -> Answer | None:
     """Why nothing is to be done for `order`, or None when it may be carried out."""
     action = order.action
     if order.token < highest_token:
         newer = f"a newer run (token {highest_token}) has changed project {action.project} here"
         return _stale(f"this order is from a run with token {order.token}, and {newer}")
-    if isinstance(found, Unreadable):
+    if isinstance(found, UnreadableRecord):
         error = f"nothing is done to {action.vm}, because its record cannot be read: {found.reason}"
         return Answer(result="failed_permanent", error=f"{error}; restore the file, or move it away to give the VM up")
     if found is None:

@@ -23,7 +23,7 @@ from mikrom_reconcile.core.model.observed import Attempt, Drift, FailedResult, O
 from mikrom_reconcile.core.model.plan import Impact, Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.observe import drift_of, row_of
-from mikrom_reconcile.host.orders.next_record import ordered_record, stamp
+from mikrom_reconcile.host.orders.next_record import next_record, stamp
 from mikrom_reconcile.host.orders.reservations import Memory
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
 from mikrom_reconcile.host.records import Records
@@ -68,7 +68,7 @@ class Deed:
         self.seen: ObservedVM | None = None
         self._may_have_started = False
         tombstone = records.tombstone(order.action.vm) if found is None else None
-        self._ordered = ordered_record(order, found, tombstone=tombstone, now=clock.now())
+        self._ordered = next_record(order, found, tombstone=tombstone, now=clock.now())
         self._pauses = self._ordered.state == "paused"
 
     def steps(self) -> tuple[Step, ...]:

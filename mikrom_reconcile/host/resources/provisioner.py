@@ -18,7 +18,7 @@ from mikrom_reconcile.host.resources.networks import Interface, Networks, boot_a
 from mikrom_reconcile.host.resources.secrets import SecretError, Secrets
 
 
-class Media(msgspec.Struct, frozen=True, kw_only=True):
+class VMResources(msgspec.Struct, frozen=True, kw_only=True):
     """What a VMM is started with. The root disk is the first of the disks, if there is one."""
 
     kernel: Path
@@ -29,7 +29,7 @@ class Media(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
 
 
-class Shelf:
+class ResourceProvisioner:
     """Where media come from on this host. The caller holds the VM's action lock."""
 
     def __init__(self, images: Images, disks: Disks, networks: Networks, secrets: Secrets) -> None:
@@ -46,13 +46,13 @@ class Shelf:
         folders: tuple[Path, ...] = (),
         max_mib: int = MAX_MIB,
         secrets: Secrets | None = None,
-    ) -> Shelf:
+    ) -> ResourceProvisioner:
         """That of the host whose state folder this is; `file://` images come from `folders` only."""
         state_dir = state_dir.resolve()
         images = Images(state_dir, folders=folders, max_mib=max_mib)
         return cls(images, Disks(state_dir), Networks(state_dir), secrets or Secrets())
 
-    def prepared(self, record: VMRecord, *, give_up_at: float) -> Media:
+    def prepared(self, record: VMRecord, *, give_up_at: float) -> VMResources:
         """The VM's media, fetched, copied and grown as its spec says. Raises ActionErrors and OSErrors."""
         boot = record.spec.boot
         if boot is None:
@@ -64,7 +64,7 @@ class Shelf:
         metadata = self.metadata_of(record)
         self._disks.prepare(record, rootfs)
         self._networks.prepare(record, give_up_at=give_up_at)
-        return Media(
+        return VMResources(
             kernel=kernel,
             initrd=initrd,
             boot_args=boot_args_of(record),
@@ -94,7 +94,7 @@ class Shelf:
         """Bring taps, bridges and rules to what the record says."""
         self._networks.prepare(record, give_up_at=give_up_at, only_mend=True)
 
-    def look_at_links(self, but: str) -> LinkLook:
+    def link_look(self, but: str) -> LinkLook:
         """A look at taps, bridges and rules."""
         return self._networks.look(but)
 

@@ -15,7 +15,7 @@ from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, 
 from mikrom_reconcile.core.model.plan import Action, Expect
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.hosts.local import LocalHosts
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from tests.fleet import wait_until
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -62,7 +62,7 @@ def host() -> Iterator[SlowHost]:
 
 
 def hosts_of(host: SlowHost) -> LocalHosts:
-    return LocalHosts(cast("Hypervisor", host))
+    return LocalHosts(cast("HostAgent", host))
 
 
 def orders(count: int) -> Iterator[Order]:

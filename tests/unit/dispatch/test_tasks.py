@@ -51,7 +51,7 @@ def app(redis: Fleet, host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[F
     """The app of a host worker over a host that fails as told. It does not wait between attempts."""
     app = make_app(replace(redis.settings(), host=HOST))
     register(
-        app, hypervisor=lambda: host.hypervisor, engine=lambda: pytest.fail("no engine"),
+        app, agent=lambda: host.agent, engine=lambda: pytest.fail("no engine"),
         source=wiring.make_source(redis.settings()),
     )  # fmt: skip
     yield app

@@ -9,7 +9,7 @@ import pytest
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from tests.fakes import HOST, FakeDriver, HeldClock, order
@@ -20,7 +20,7 @@ PERMANENT = PermanentError("bad kernel", vm=VM, step="booting")
 
 
 class Host:
-    """A hypervisor, what it consists of, and the `steps` that its last order took."""
+    """A host agent, what it consists of, and the `steps` that its last order took."""
 
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir
@@ -28,7 +28,7 @@ class Host:
         self.clock = HeldClock()
         self.records = Records(state_dir)
         self.steps: list[str] = []
-        self.hypervisor = Hypervisor(
+        self.agent = HostAgent(
             HOST, driver=self.driver, records=self.records, clock=self.clock,
             on_step=lambda _vm, step: self.steps.append(step),
         )  # fmt: skip
@@ -36,7 +36,7 @@ class Host:
     def execute(self, given: Order) -> ActionOutcome:
         self.steps.clear()
         self.driver.calls.clear()
-        return self.hypervisor.execute(given)
+        return self.agent.execute(given)
 
     def record(self) -> VMRecord:
         found = self.records.read(VM)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mikrom_reconcile.core.model.observed import VMMFacts
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.steps import GRACE_S
 from tests.fakes import BIGGER, HOST, desired_vm, order
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
@@ -21,7 +21,7 @@ def test_create_records_boots_verifies_and_reports_what_it_saw(host: Host) -> No
     assert (record.attempt, record.last_error) == (None, None)
     assert outcome.observed is not None
     assert (outcome.observed.phase, outcome.observed.uid) == ("running", record.uid)
-    assert outcome.observed == host.hypervisor._observer.row(record)
+    assert outcome.observed == host.agent._observer.row(record)
 
 
 def test_create_of_a_stopped_vm_boots_nothing(host: Host) -> None:
@@ -78,7 +78,7 @@ def test_restart_orders_down_before_it_records_a_new_spec(host: Host) -> None:
     def look(_vm: str, step: str) -> None:
         states.append((step, host.record().state, host.record().spec.machine.mem_size_mib))
 
-    watched = Hypervisor(HOST, driver=host.driver, records=host.records, clock=host.clock, on_step=look)
+    watched = HostAgent(HOST, driver=host.driver, records=host.records, clock=host.clock, on_step=look)
     assert watched.execute(order("restart", VM, seen, desired=desired_vm(VM, BIGGER))).result == "done"
     assert states == [
         ("recording that it goes down", "running", 4),

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.errors import PastDeadlineError, PermanentError
 from mikrom_reconcile.core.model.observed import Attempt, ObserveQuery, VMMFacts
 from mikrom_reconcile.host import records as module
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.system.files import read_small
 from tests.fakes import BIGGER, HOST, SPEC, desired_vm, order
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
@@ -115,7 +115,7 @@ def test_a_deadline_that_passes_between_two_steps_ends_the_action(host: Host) ->
     def slow(_vm: str, step: str) -> None:
         host.clock.moved_s += 15 if step in {"starting", "verifying"} else 0
 
-    late = Hypervisor(HOST, driver=host.driver, records=host.records, clock=host.clock, on_step=slow)
+    late = HostAgent(HOST, driver=host.driver, records=host.records, clock=host.clock, on_step=slow)
     outcome = late.execute(order("create", VM, deadline_s=20))
     assert outcome.result == "failed_temporary"
     assert "deadline of 20 s has passed" in error(outcome)
@@ -164,9 +164,9 @@ def test_an_order_for_a_name_that_leads_elsewhere_is_refused(host: Host) -> None
 
 
 def test_the_console_is_the_drivers(host: Host) -> None:
-    assert host.hypervisor.console(VM, max_bytes=7).content == b"web-000"
+    assert host.agent.console(VM, max_bytes=7).content == b"web-000"
     with pytest.raises(PermanentError):
-        host.hypervisor.console("../../etc", max_bytes=7)
+        host.agent.console("../../etc", max_bytes=7)
 
 
 def test_a_record_that_failed_and_yet_runs_is_put_right_by_the_same_order(host: Host) -> None:
@@ -223,7 +223,7 @@ def test_a_start_that_was_cut_off_is_a_first_try_the_next_time_too(host: Host) -
     host.driver.faults["start"] = [SystemExit(), PERMANENT]
     with pytest.raises(SystemExit):
         host.execute(order("restart", VM, seen, desired=desired_vm(VM, BIGGER)))
-    seen = host.hypervisor.observe(ObserveQuery()).vms[0]
+    seen = host.agent.observe(ObserveQuery()).vms[0]
     host.execute(order("start", VM, seen, desired=desired_vm(VM, BIGGER)))
     assert (attempt_of(host).count, attempt_of(host).repair) == (1, False)
 

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import Policy, State
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
-from mikrom_reconcile.host.orders.preconditions import Answer, answer_without_acting
+from mikrom_reconcile.host.orders.preconditions import Answer, rejection_of
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.records import Tombstone, Unreadable
+from mikrom_reconcile.host.records import Tombstone, UnreadableRecord
 from tests.fakes import SPEC, HeldClock, order
 
 VM = "web-000"
@@ -25,9 +25,9 @@ def there(state: State = "running", generation: int = 4, project: str = "shop", 
 
 
 def answer(
-    given: Order, found: VMRecord | Unreadable | None, tombstone: Tombstone | None = None, highest_token: int = 0
+    given: Order, found: VMRecord | UnreadableRecord | None, tombstone: Tombstone | None = None, highest_token: int = 0
 ) -> Answer | None:
-    return answer_without_acting(given, found, tombstone=tombstone, highest_token=highest_token)
+    return rejection_of(given, found, tombstone=tombstone, highest_token=highest_token)
 
 
 def said(given: Answer | None, result: str) -> str:
@@ -46,7 +46,7 @@ def test_an_older_run_is_fenced_off_whatever_it_orders(verb: Verb) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_nothing_is_done_to_a_vm_whose_record_cannot_be_read(verb: Verb) -> None:
-    error = said(answer(order(verb, VM), Unreadable(vm=VM, reason="it is torn")), "failed_permanent")
+    error = said(answer(order(verb, VM), UnreadableRecord(vm=VM, reason="it is torn")), "failed_permanent")
     assert "it is torn" in error
     assert "move it away" in error
 

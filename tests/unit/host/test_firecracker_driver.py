@@ -16,7 +16,7 @@ from mikrom_reconcile.host.drivers.firecracker_end import end_of
 from mikrom_reconcile.host.drivers.firecracker_prerequisites import find_firecracker, version_of
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, step
 from mikrom_reconcile.host.drivers.vmm import Layout
-from mikrom_reconcile.host.orders.next_record import ordered_record
+from mikrom_reconcile.host.orders.next_record import next_record
 from tests.fakes import order
 
 
@@ -122,7 +122,7 @@ def test_a_delete_removes_what_it_can_and_names_what_is_left(own_environment: Pa
     (first / "in-the-way").mkdir(parents=True)
     for path in (socket, *others):
         path.touch()
-    record = ordered_record(order("create", "web-000"), None, tombstone=None, now=datetime.now(UTC))
+    record = next_record(order("create", "web-000"), None, tombstone=None, now=datetime.now(UTC))
     with pytest.raises(PermanentError, match=f"still there: {first}"):
         driver.delete(record)
     assert [path for path in places.files() if path.exists()] == [first]

@@ -9,11 +9,11 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile, RootDisk
-from mikrom_reconcile.host.agent import Hypervisor
+from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.orders.reservations import Memory
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.records import Records, Unreadable
+from mikrom_reconcile.host.records import Records, UnreadableRecord
 from tests.contract.drivers import record_of
 from tests.fakes import HOST, SPEC, FakeDriver, HeldClock, desired_vm, order
 
@@ -83,7 +83,7 @@ def test_refusals_in_a_row_read_the_records_once(records: Records, monkeypatch: 
         records.write(record_of(f"a-{number}", mem_size_mib=200))
     read, reads = records.read, list[str]()
 
-    def counted(vm: str) -> VMRecord | Unreadable | None:
+    def counted(vm: str) -> VMRecord | UnreadableRecord | None:
         reads.append(vm)
         return read(vm)
 
@@ -103,7 +103,7 @@ def test_a_vm_that_is_being_restarted_keeps_its_memory_while_it_is_down(records:
             heard.append(host.execute(order("create", "b", desired=desired_vm("b", all_of_it))))
 
     all_of_it = VMSpec(image="hello", machine=Machine(mem_size_mib=most))
-    host = Hypervisor(HOST, driver=driver, records=records, clock=clock, on_step=on_step)
+    host = HostAgent(HOST, driver=driver, records=records, clock=clock, on_step=on_step)
     created = host.execute(order("create", "a", desired=desired_vm("a", SPEC)))
     restarted = host.execute(order("restart", "a", created.observed, desired=desired_vm("a", all_of_it)))
     assert restarted.result == "done", restarted.error
@@ -112,7 +112,7 @@ def test_a_vm_that_is_being_restarted_keeps_its_memory_while_it_is_down(records:
 
 
 def test_a_vm_that_does_not_fit_is_refused_before_anything_is_written(records: Records) -> None:
-    host = Hypervisor(HOST, driver=FakeDriver(), records=records, clock=HeldClock())
+    host = HostAgent(HOST, driver=FakeDriver(), records=records, clock=HeldClock())
     too_much = VMSpec(image="hello", machine=Machine(mem_size_mib=capacity().mem_size_mib + 1))
     outcome = host.execute(order("create", "web-000", desired=desired_vm("web-000", too_much)))
     assert outcome.result == "failed_permanent"
@@ -133,7 +133,7 @@ def test_the_inventory_may_allow_more_or_less_than_the_host_has(records: Records
 
 
 def test_an_order_brings_the_limit_of_the_inventory(records: Records) -> None:
-    host = Hypervisor(HOST, driver=FakeDriver(), records=records, clock=HeldClock())
+    host = HostAgent(HOST, driver=FakeDriver(), records=records, clock=HeldClock())
     most = capacity().mem_size_mib
     larger = VMSpec(image="hello", machine=Machine(mem_size_mib=most + 1))
     for limit_mib, result in ((most, "failed_permanent"), (2 * most, "done")):
@@ -148,7 +148,7 @@ def with_address(vm: str, ip: str) -> DesiredVM:
 
 def test_an_address_that_another_vm_has_is_refused_before_anything_is_done(records: Records) -> None:
     driver = FakeDriver()
-    host = Hypervisor(HOST, driver=driver, records=records, clock=HeldClock())
+    host = HostAgent(HOST, driver=driver, records=records, clock=HeldClock())
     seen = host.execute(order("create", "a", desired=with_address("a", "10.0.0.2"))).observed
     refused = host.execute(order("create", "b", desired=with_address("b", "10.0.0.2")))
     assert refused.result == "failed_temporary", "the other may give it up"
@@ -182,7 +182,7 @@ def root(digit: str, *, read_only: bool = False) -> VMSpec:
 
 def test_a_protected_vm_and_what_it_wrote_to_its_root_disk_stay(records: Records) -> None:
     driver = FakeDriver()
-    host = Hypervisor(HOST, driver=driver, records=records, clock=HeldClock())
+    host = HostAgent(HOST, driver=driver, records=records, clock=HeldClock())
     seen = host.execute(order("create", "a", desired=protected("a", root("1")))).observed
     for hurting in (order("delete", "a", seen), order("restart", "a", seen, desired=protected("a", root("2")))):
         driver.calls.clear()
@@ -198,7 +198,7 @@ def test_a_protected_vm_and_what_it_wrote_to_its_root_disk_stay(records: Records
 
 
 def test_a_protected_vm_without_anything_to_lose_may_have_another_image(records: Records) -> None:
-    host = Hypervisor(HOST, driver=FakeDriver(), records=records, clock=HeldClock())
+    host = HostAgent(HOST, driver=FakeDriver(), records=records, clock=HeldClock())
     seen = host.execute(order("create", "a", desired=protected("a", root("1", read_only=True)))).observed
     desired = protected("a", root("2", read_only=True))
     assert host.execute(order("restart", "a", seen, desired=desired)).result == "done"

@@ -44,8 +44,8 @@ class Host:
         ):
             self.records.write(record)
             self.driver.vmms[record.vm] = record.spec
-        self.records.raise_token("shop", 7)
-        self.records.raise_token("blog", 3)
+        self.records.advance_token("shop", 7)
+        self.records.advance_token("blog", 3)
 
     def report(self, project: str | None = None, known: dict[str, str] | None = None) -> HostReport:
         return self.ask(ObserveQuery(project=project, known=known or {}))

@@ -22,7 +22,7 @@ from mikrom_reconcile.host.drivers.qemu_command import (
 from mikrom_reconcile.host.drivers.vmm import Layout
 from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.resources.networks import Interface
-from mikrom_reconcile.host.resources.provisioner import Media
+from mikrom_reconcile.host.resources.provisioner import VMResources
 
 PLACES = Layout(Path("/srv/mikrom"), Path("/run/a,b")).of("web-001")
 KERNEL = Path("/srv/kernel")
@@ -36,7 +36,7 @@ def disk(name: str, path: str | None = None, *, read_only: bool = False) -> Disk
 def line(
     spec: VMSpec, *disks: Disk, interfaces: tuple[Interface, ...] = (), accelerator: Accelerator = "tcg"
 ) -> list[str]:
-    media = Media(kernel=KERNEL, boot_args=spec.boot_args, disks=disks, interfaces=interfaces)
+    media = VMResources(kernel=KERNEL, boot_args=spec.boot_args, disks=disks, interfaces=interfaces)
     return list(arguments(spec, media, PLACES, accelerator))
 
 
@@ -97,7 +97,7 @@ def test_an_accelerator_brings_its_cpu(accelerator: Accelerator, words: str) -> 
 
 
 def test_an_initrd_is_loaded_if_there_is_one() -> None:
-    media = Media(kernel=KERNEL, initrd=Path("/srv/initrd"))
+    media = VMResources(kernel=KERNEL, initrd=Path("/srv/initrd"))
     assert after("-initrd", list(arguments(VMSpec(image="x"), media, PLACES, "tcg"))) == "/srv/initrd"
     assert "-initrd" not in line(VMSpec(image="x"))
 

@@ -22,7 +22,7 @@ from mikrom_reconcile.core.model.errors import PermanentError, SetupError, Tempo
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.host import records as module
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.records import MAX_RECORD_BYTES, Records, Tombstone, Unreadable
+from mikrom_reconcile.host.records import MAX_RECORD_BYTES, Records, Tombstone, UnreadableRecord
 from mikrom_reconcile.system import locks
 from tests.fakes import SPEC, HeldClock
 
@@ -45,7 +45,7 @@ def records(state: Path) -> Records:
 
 
 def reason(found: object) -> str:
-    assert isinstance(found, Unreadable), found
+    assert isinstance(found, UnreadableRecord), found
     return found.reason
 
 
@@ -66,7 +66,7 @@ def test_what_was_never_written_is_absent(records: Records, state: Path) -> None
 def test_files_and_folders_are_closed_to_others(records: Records, state: Path) -> None:
     records.write(record_of())
     with records.lock("web-000"):
-        records.raise_token("shop", 7)
+        records.advance_token("shop", 7)
     records.remove(record_of())
     records.write(record_of())
     for path in (state, *state.rglob("*")):
@@ -81,7 +81,7 @@ def test_a_torn_record_without_a_copy_is_unreadable_at_whatever_byte_it_ends(rec
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
         assert "record.json" in reason(records.read("web-000"))
-        assert [type(found) for found in records.list()] == [Unreadable]
+        assert [type(found) for found in records.list()] == [UnreadableRecord]
 
 
 def test_an_edited_record_without_a_copy_is_unreadable(records: Records, state: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_file_in_a_vms_place_is_unreadable(records: Records, state: Path) -> N
 def test_whatever_stands_in_the_file_reading_it_never_fails(records: Records, state: Path, content: bytes) -> None:
     (state / "vms/web-000").mkdir(parents=True, exist_ok=True)
     (state / "vms/web-000/record.json").write_bytes(content)
-    assert isinstance(records.read("web-000"), Unreadable)
+    assert isinstance(records.read("web-000"), UnreadableRecord)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -191,7 +191,7 @@ def test_one_changed_byte_is_noticed_or_harmless(records: Records, state: Path, 
     content[place % len(content)] = byte
     path.write_bytes(content)
     found = records.read("web-000")
-    assert found == record_of() or isinstance(found, Unreadable)
+    assert found == record_of() or isinstance(found, UnreadableRecord)
 
 
 def test_a_folder_without_a_record_is_no_vm(records: Records, state: Path) -> None:
@@ -264,9 +264,9 @@ def test_attempts_that_cannot_be_read_are_as_if_they_had_not_been(records: Recor
 def test_the_highest_token_never_falls(records: Records, state: Path) -> None:
     assert records.highest_token("shop") == 0
     for token in (3, 12, 9, 12, 1):
-        records.raise_token("shop", token)
+        records.advance_token("shop", token)
     assert records.highest_token("shop") == 12
-    records.raise_token("blog", 4)
+    records.advance_token("blog", 4)
     assert records.highest_tokens() == {"blog": 4, "shop": 12}
     assert len(list((state / "tokens/shop").iterdir())) <= 2, "tokens pile up"
 
@@ -274,7 +274,7 @@ def test_the_highest_token_never_falls(records: Records, state: Path) -> None:
 def test_tokens_raised_at_the_same_time_are_all_seen(records: Records) -> None:
     def raise_some(first: int) -> None:
         for token in range(first, 400, 8):
-            records.raise_token("shop", token)
+            records.advance_token("shop", token)
             assert records.highest_token("shop") >= token
 
     threads = [threading.Thread(target=raise_some, args=(first,)) for first in range(1, 9)]

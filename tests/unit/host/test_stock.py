@@ -73,7 +73,7 @@ def test_what_nobody_used_for_a_day_goes_and_what_a_vm_uses_stays(
     age(images, used, unused)
     stock.sweep()
     assert {name for name, *_ in images.cached()} == {used.sha256, fresh.sha256}
-    host.execute(order("delete", VM, host.hypervisor.observe(ObserveQuery()).vms[0]))
+    host.execute(order("delete", VM, host.agent.observe(ObserveQuery()).vms[0]))
     ImageStock(HOST, images, host.records).sweep()
     assert {name for name, *_ in images.cached()} == {used.sha256, fresh.sha256}, "a day has not passed since"
 

@@ -15,9 +15,9 @@ help: ## this list
 apply: ## the microVMs of specs/ on this machine, then a table of them
 	@tools/bootstrap.sh apply bash -c 'mikrom apply $(SPECS) --yes $(ARGS); code=$$?; mikrom get vms; exit $$code'
 
-# Most tests wait for processes more than they compute: three at a time keep two cores busy.
+# Most tests wait for processes more than they compute: four at a time keep two cores busy.
 test: ## every test but the soak tests
-	@tools/bootstrap.sh test pytest -n 3 --dist worksteal -m 'not soak' $(ARGS)
+	@tools/bootstrap.sh test pytest -n 4 --dist worksteal -m 'not soak' $(ARGS)
 
 coverage: ## how much of the package the tests run, in child processes too; takes twice as long as they do
 	@tools/bootstrap.sh test tools/coverage.sh $(ARGS)

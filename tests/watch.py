@@ -36,6 +36,8 @@ class Watch:
         self.fewest = 0
         self._looks = 0
         self._marker = f"\0--api-sock\0{run_dir}/".encode()
+        # what a test starts comes later, and to read of every process what it is costs the most by far
+        self._older = {pid for pid in pids() if self._vmm(pid) is None}
         self._seen: set[VMM] = set()
         self._changed = threading.Condition()
         self._ended = threading.Event()
@@ -68,8 +70,10 @@ class Watch:
 
     def _look(self) -> None:
         by_vm: dict[str, list[VMM]] = defaultdict(list)
-        for name in os.listdir("/proc"):  # noqa: PTH208 - once per look, a Path for each process costs more
-            if not name.isdigit() or (vmm := self._vmm(int(name))) is None:
+        now = pids()
+        self._older &= now
+        for pid in now - self._older:
+            if (vmm := self._vmm(pid)) is None:
                 continue
             # A look takes its time: two lived at once only if the first is still there after the second was seen.
             self.doubles += [f"{other} beside {vmm}" for other in by_vm[vmm.vm] if self._vmm(other.pid) == other]
@@ -84,17 +88,22 @@ class Watch:
 
     def _vmm(self, pid: int) -> VMM | None:
         # A killed process has no arguments from the moment when its memory goes, long before it is reaped.
-        arguments = _read(f"/proc/{pid}/cmdline")
+        arguments = read(f"/proc/{pid}/cmdline")
         if self._marker not in arguments:
             return None
-        stat = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        stat = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
         if not stat or stat[0] in {b"Z", b"X"}:
             return None
         vm = arguments.partition(b"\0--id\0")[2].partition(b"\0")[0]
         return VMM(vm.decode(), pid, int(stat[19]))
 
 
-def _read(path: str) -> bytes:
+def pids() -> set[int]:
+    """Of all processes."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208 - Paths cost more
+
+
+def read(path: str) -> bytes:
     """What is in the file, b"" when its process is gone."""
     try:
         fd = os.open(path, os.O_RDONLY)

@@ -22,6 +22,7 @@ from mikrom_reconcile.host.drivers.vmm import Layout, Places
 from mikrom_reconcile.host.drivers.vmm_driver import VMMDriver
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.system import processes
+from tests import watch
 
 DEADLINE_S = 10.0
 LATEST_S = 60.0
@@ -98,8 +99,7 @@ class RealBench:
 
     def all_pids(self, having: str = "") -> list[int]:
         """Every Firecracker of this folder, whatever it holds or is written about it."""
-        pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
-        lines = ((pid, command_line(pid)) for pid in pids)
+        lines = ((pid, command_line(pid)) for pid in watch.pids())
         return [pid for pid, line in lines if f"\0{self.folder}/" in line and having in line]
 
     def kill(self, vm: str) -> None:
@@ -157,8 +157,7 @@ class JailBench(RealBench):
 
     def all_pids(self, having: str = "") -> list[int]:
         """Every jailer and jailed Firecracker: a path of this folder is in no command line, but behind descriptor 0."""
-        pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
-        names = ((pid, processes.stdin_of(pid) or "") for pid in pids)
+        names = ((pid, processes.stdin_of(pid) or "") for pid in watch.pids())
         return [pid for pid, name in names if name.startswith(f"{self.folder}/state/locks/") and name.endswith(having)]
 
     def leftovers(self) -> list[Path]:
@@ -244,10 +243,7 @@ def is_first_of_its_namespace(pid: int) -> bool:
 
 def command_line(pid: int) -> str:
     """Its arguments, each with a NUL behind it; a zombie has none."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+    return watch.read(f"/proc/{pid}/cmdline").decode(errors="replace")
 
 
 def files_below(folder: Path) -> Iterator[Path]:

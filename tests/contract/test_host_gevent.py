@@ -16,7 +16,13 @@ FOLDER = Path(__file__).parent
 
 @pytest.mark.parametrize(
     ("file", "chosen"),
-    [("test_host.py", "not qemu"), ("test_host_killed.py", "simulated"), ("test_supervise.py", "not qemu")],
+    [
+        ("test_host.py", "not qemu and not jailed"),
+        ("test_host_killed.py", "simulated"),
+        ("test_supervise.py", "not qemu and not jailed"),
+        pytest.param("test_host.py", "jailed", marks=pytest.mark.soak),
+        pytest.param("test_supervise.py", "jailed", marks=pytest.mark.soak),
+    ],
 )
 def test_in_greenlets_it_is_the_same(file: str, chosen: str) -> None:
     plain = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen]

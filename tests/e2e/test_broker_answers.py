@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,23 +14,12 @@ import pytest
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from tests import fakes
-from tests.e2e.test_faults import HOST, Site, end_of
+from tests.e2e.conftest import HOST, Site, end_of
 from tests.fleet import PASSWORD, Fleet, wait_until
-from tests.watch import Watch
 
 pytestmark = [pytest.mark.kvm, pytest.mark.redis]
 
 VMS = 2
-
-
-@pytest.fixture
-def site(own_environment: Path) -> Iterator[Site]:
-    with Watch(own_environment / "run") as watch:
-        site = Site(own_environment, watch)
-        try:
-            yield site
-        finally:
-            site.close()
 
 
 def commands(fleet: Fleet) -> Callable[..., Any]:

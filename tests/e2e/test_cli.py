@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
-from tests.command import WEB, Mikrom, document, names, write_specs
+from tests.command import AS_A_PROGRAM, WEB, Mikrom, document, names, write_specs
 from tests.full_disk import fill, small_disk
 
 CRASHING = "  template: {image: hello, boot_args: 'mikrom.mode=crash:0'}\n"
@@ -194,7 +194,7 @@ def test_an_output_that_knows_only_ascii_is_no_reason_to_fail(
     mikrom("apply", "--yes")
     write_specs(folder, (WEB % 3).replace("16", "32"))
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    assert "machine.mem_size_mib: 16 ? 32" in mikrom("plan").stdout
+    assert "machine.mem_size_mib: 16 ? 32" in mikrom("plan", program=AS_A_PROGRAM).stdout
 
 
 def test_logs_show_the_end_of_a_console(mikrom: Mikrom) -> None:

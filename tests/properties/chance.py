@@ -19,8 +19,8 @@ HOSTS = ("hv1", "hv2", "hv3")
 
 
 def seeds(count: int) -> list[object]:
-    """`make test` tries a third of them, `make soak` the others."""
-    return [seed if seed < count / 3 else pytest.param(seed, marks=pytest.mark.soak) for seed in range(count)]
+    """`make test` tries a sixth of them, `make soak` the others."""
+    return [seed if seed < count / 6 else pytest.param(seed, marks=pytest.mark.soak) for seed in range(count)]
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ from mikrom_reconcile.output.problem_text import problems_text
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.wiring import schemas
 from tests.properties.bad_specs import spoilt
+from tests.properties.chance import seeds
 
-BATCHES, DOCUMENTS = 20, 120
-EVERY_BATCH = pytest.mark.parametrize("batch", range(BATCHES))
+BATCHES, DOCUMENTS = 42, 120
+EVERY_BATCH = pytest.mark.parametrize("batch", seeds(BATCHES))
 LONGEST_S = 2.0
 
 

@@ -94,7 +94,7 @@ def flicker(world: World, chance: Random) -> Iterator[int]:
     world.dark = set()
 
 
-@pytest.fixture(params=range(10))
+@pytest.fixture(params=seeds(24))
 def chance(request: pytest.FixtureRequest) -> Random:
     return Random(request.param)
 

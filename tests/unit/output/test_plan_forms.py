@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -146,7 +146,10 @@ def test_markdown_is_cut_where_github_would_refuse_it_and_says_how_much() -> Non
     assert "1000 to restart" in text
 
 
-@given(st.integers(0, 400), st.integers(0, 70_000), st.booleans())
+@given(count=st.integers(0, 400), length=st.integers(0, 70_000), full=st.booleans())
+@example(count=400, length=70_000, full=True)
+@example(count=400, length=70, full=False)
+@settings(max_examples=25)  # the largest cost most of the time
 def test_markdown_is_never_too_long(count: int, length: int, full: bool) -> None:  # noqa: FBT001
     field = FieldChange(path="boot_args", before="|" * length, after=None, impact="restart")
     changes = (change(f"vm-{number}", "restart", f"{number}", fields=(field,)) for number in range(count))

@@ -30,7 +30,7 @@ from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedV
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.planner import question
 from mikrom_reconcile.core.specs.load import hosts_of, read_specs
-from mikrom_reconcile.host.observe import differing, fleet_digests, parted
+from mikrom_reconcile.host.observe import differing, fleet_digests
 
 VMS_PER_HOST = 100
 DOCUMENTS_PER_FILE = 100
@@ -134,15 +134,13 @@ def with_addresses(vms: Iterable[DesiredVM]) -> tuple[DesiredVM, ...]:
 def _report(host: str, query: ObserveQuery, rows: list[ObservedVM], share: str) -> HostReport:
     digests = fleet_digests(rows)
     fleets = differing(digests, query.known)
-    told, settled = parted([row for row in rows if row.fleet in fleets], query)
     return HostReport(
         host=host,
         observed_at=datetime.now(UTC),
         capacity=Capacity(vcpu_count=64, mem_size_mib=1 if share == "full" else 1 << 20),
         highest_tokens={"bench": 7},
         digests=digests,
-        vms=tuple(told),
-        settled=settled,
+        vms=tuple(row for row in rows if row.fleet in fleets),
     )
 
 

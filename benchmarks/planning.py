@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from math import log
@@ -29,27 +30,28 @@ ROUNDS = 3
 
 
 def measure(vms: int = VMS) -> Iterator[Row]:
-    """Cold, warm, one fleet; then ten times as many, and how the cost grows."""
+    """Alone, once more in the same process, one fleet; then ten times as many, and how the cost grows."""
     with scratch() as folder:
         other = _terraform(folder, "blocks", vms)
-        cold, warm = _ours(folder, "documents", vms)
+        cold = _ours(folder, "documents", vms)
         yield from _beside(1, f"plan of {vms:,} documents, 1 % changed, cold", cold, other, (50, 60, 10))
-        yield from _beside(1, "the same, files unchanged since the last plan", warm, other, (150, 0, 0))
-        fleet, _ = _ours(folder, "replicas", vms)
+        tick = _tick(folder, "documents", vms)
+        yield from _beside(1, "the next plan in the same process, files unchanged", tick, other, (150, 0, 0))
+        fleet = _ours(folder, "replicas", vms)
         yield from _beside(1, f"plan of one fleet of {vms:,}, 1 % changed", fleet, other, (150, 0, 25))
         some = min(FOR_EACH, vms)
-        few, _ = _ours(folder, "documents", some)
+        few = _ours(folder, "documents", some)
         users = _terraform(folder, "for_each", some)
         yield from _beside(1, f"plan of {some:,} documents | for_each", few, users, (100, 0, 0))
-        calm, _ = _ours(folder, "documents", 100, drifted=0)
+        calm = _ours(folder, "documents", 100, drifted=0)
         other = _terraform(folder, "blocks", 100, drifted=0)
         yield from _beside(4, "plan of 100 VMs, nothing to change", calm, other, (3, 3, 0))
         yield from _many(folder, vms * 10, few, some)
 
 
 def _many(folder: Path, vms: int, few: Usage, some: int) -> Iterator[Row]:
-    start, _ = _ours(folder, "documents", 100)
-    cold, _ = _ours(folder, "documents", vms)
+    start = _ours(folder, "documents", 100)
+    cold = _ours(folder, "documents", vms)
     grown = log((cold.cpu_s - start.cpu_s) / (few.cpu_s - start.cpu_s)) / log((vms - 100) / (some - 100))
     yield Row(
         what=f"exponent of growth of CPU, {some:,} to {vms:,} documents",
@@ -58,9 +60,9 @@ def _many(folder: Path, vms: int, few: Usage, some: int) -> Iterator[Row]:
         figure=grown,
     )
     yield from _alone(f"plan of {vms:,} documents, 1 % changed, cold", cold, 6)
-    _, calm = _ours(folder, "documents", vms, drifted=0)
-    yield from _alone("the same, files unchanged and nothing to change", calm, 0.6)
-    fleet, _ = _ours(folder, "replicas", vms)
+    calm = _tick(folder, "documents", vms, drifted=0)
+    yield from _alone("the next plan in the same process, nothing to change", calm, 0.6)
+    fleet = _ours(folder, "replicas", vms)
     yield from _alone(f"plan of one fleet of {vms:,}, 1 % changed", fleet, 0.8, most_mib=100)
 
 
@@ -90,18 +92,29 @@ def _beside(number: int, what: str, ours: Usage, other: Usage | None, bounds: tu
         )
 
 
-def _ours(folder: Path, form: str, vms: int, *, drifted: float = DRIFTED) -> tuple[Usage, Usage]:
-    """Medians without and with what an earlier plan remembers."""
+def _ours(folder: Path, form: str, vms: int, *, drifted: float = DRIFTED) -> Usage:
+    """The median of plans that are processes of their own."""
+    world = _world(folder, form, vms, drifted)
+    return _median(
+        [usage_of(argv_of(world, "plan", str(world / "specs")), environment_of(world)) for _ in range(ROUNDS)]
+    )
+
+
+def _tick(folder: Path, form: str, vms: int, *, drifted: float = DRIFTED) -> Usage:
+    """A plan of a process that has planned the same before."""
+    world = _world(folder, form, vms, drifted)
+    argv = [sys.executable, "-m", "benchmarks.tick", str(world)]
+    told = subprocess.run(argv, env=environment_of(world), check=True, capture_output=True, text=True).stdout
+    cpu_s, wall_s, rss_mib = map(float, told.split())
+    return Usage(cpu_s=cpu_s, wall_s=wall_s, rss_mib=rss_mib)
+
+
+def _world(folder: Path, form: str, vms: int, drifted: float) -> Path:
     world = folder / f"{form}-{vms}-{drifted:g}"
     if not world.exists():
         prepare = [sys.executable, "-m", "benchmarks.many_vms", form, str(vms), str(world), str(drifted)]
         usage_of(prepare, environment_of(world))
-    colds, warms = [], []
-    for _ in range(ROUNDS):
-        shutil.rmtree(world / "state" / "cache", ignore_errors=True)
-        colds.append(usage_of(argv_of(world, "plan", str(world / "specs")), environment_of(world)))
-        warms.append(usage_of(argv_of(world, "plan", str(world / "specs")), environment_of(world)))
-    return _median(colds), _median(warms)
+    return world
 
 
 def _median(usages: list[Usage]) -> Usage:

@@ -156,7 +156,6 @@ def embedded_engine(settings: Settings) -> Engine:
 def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone: bool = False) -> Engine:
     """The engine that plans and applies in this process, over any hosts and store; `alone` reaches no other host."""
     from mikrom_reconcile.control.reconcile import Reconciler
-    from mikrom_reconcile.control.sources.cache import FolderCache
 
     return Reconciler(
         here=settings.host,
@@ -164,7 +163,6 @@ def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone:
         store=store,
         clock=SystemClock(),
         schemas=schemas(),
-        cache=FolderCache(settings.state_dir / "cache"),
         alone=alone,
     )
 

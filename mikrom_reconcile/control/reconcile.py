@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import msgspec
 
 from mikrom_reconcile import traces
-from mikrom_reconcile.control.plan_session import Look
+from mikrom_reconcile.control.plan_session import PlanMemory, PlanSession
 from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
 from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
@@ -17,7 +17,6 @@ from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunRepor
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning.guards import turned
-from mikrom_reconcile.core.planning.known_question import NO_CACHE, Cache
 from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, expect_of, numbered
 from mikrom_reconcile.core.planning.selection import refuse_unread
@@ -46,7 +45,6 @@ class Reconciler:
         store: RunStore,
         clock: Clock,
         schemas: Mapping[str, str],
-        cache: Cache = NO_CACHE,
         alone: bool = False,
     ) -> None:
         self.hosts = hosts
@@ -54,7 +52,7 @@ class Reconciler:
         self._here = here
         self._clock = clock
         self._schemas = schemas
-        self._cache = cache
+        self._memory = PlanMemory()
         self._alone = alone
 
     def source(self) -> SourceState | None:
@@ -74,7 +72,7 @@ class Reconciler:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
         if request.verb is not None:
             return self._look_by_name(request).plan
-        decision = self._look(request)()
+        decision = self._session(request)()
         if decision.unmatched:
             raise UsageError(decision.unmatched)
         alive = sorted({*request.assume_dead} - {*decision.plan.unreachable})
@@ -158,18 +156,17 @@ class Reconciler:
         if request.verb is not None:
             project = self._look_by_name(request).plan.project
             return project, lambda outcomes: self._look_by_name(request, outcomes, project)
-        look = self._look(request)
-        return look.project, lambda outcomes: look(frozenset(outcome.vm for outcome in outcomes))
+        session = self._session(request)
+        return session.specs.project, lambda outcomes: session(frozenset(outcome.vm for outcome in outcomes))
 
-    def _look(self, request: RunRequest) -> Look:
-        return Look(
+    def _session(self, request: RunRequest) -> PlanSession:
+        return PlanSession(
             request,
             here=self._here,
-            schemas=self._schemas,
-            cache=self._cache,
+            memory=self._memory,
             read=self._specs,
             observe=self._observe,
-            memory=lambda project: (self.store.placements(project), self.hosts.names(dark=False)),
+            recall=lambda project: (self.store.placements(project), self.hosts.names(dark=False)),
         )
 
     def _look_by_name(self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = "") -> Decision:

@@ -86,7 +86,6 @@ class Observer:
         records = [record for record in found if isinstance(record, VMRecord)]
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, UnreadableRecord)]
         digests: dict[str, str] = {}
-        settled: dict[str, tuple[str, ...]] = {}
         maturing: dict[str, float] = {}
         attempts: dict[str, Attempt] = {}
         phases: dict[str, dict[Phase, int]] = defaultdict(Counter)
@@ -104,8 +103,7 @@ class Observer:
                 phases[row.fleet][row.phase] += 1
             digests = fleet_digests(own)
             fleets = differing(digests, query.known)
-            told, settled = parted([row for row in own if row.fleet in fleets], query)
-            rows += told
+            rows += [row for row in own if row.fleet in fleets]
             if fleets or query.others:
                 rows += self._rows([record for record in records if record.project != query.project], until)
         return HostReport(
@@ -118,7 +116,6 @@ class Observer:
             highest_tokens=tokens,
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),
-            settled=settled,
             phases=phases,
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
@@ -287,18 +284,6 @@ def _maturing(looks: Iterable[tuple[ObservedVM, float]], min_healthy_s: dict[str
     """The seconds until VMs that are up count as healthy, for those that do not yet."""
     left_s = {row.name: min_healthy_s.get(row.fleet, 0.0) - age_s for row, age_s in looks if row.phase in HEALTHY}
     return {name: left for name, left in left_s.items() if left > 0}
-
-
-def parted(rows: Sequence[ObservedVM], query: ObserveQuery) -> tuple[list[ObservedVM], dict[str, tuple[str, ...]]]:
-    """The rows that control has to see, and by fleet the names of the VMs that are as it said they should all be."""
-    told: list[ObservedVM] = []
-    settled: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        if query.alike.get(row.fleet) == (row_digest(row.spec_digest, row.addresses), row.phase) and not row.drift:
-            settled[row.fleet].append(row.name)
-        else:
-            told.append(row)
-    return told, {fleet: tuple(names) for fleet, names in settled.items()}
 
 
 def promised(records: Iterable[VMRecord], overhead_mib: int) -> Capacity:

@@ -26,7 +26,7 @@ from mikrom_reconcile.core.model.observed import (
 )
 from mikrom_reconcile.core.model.plan import Action
 from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import Decision, Question, decide, thorough
+from mikrom_reconcile.core.planning.planner import Decision, Question, decide, requery_all
 from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -86,16 +86,9 @@ class World:
         }
         differ = {fleet for fleet in fleets | set(query.known) if query.known.get(fleet) != digests.get(fleet)}
         strangers = bool(differ) or query.others
-        as_told = {
-            row.name: row.fleet
-            for row in rows
-            if row.project == query.project and row.fleet in differ and not row.drift
-            if query.alike.get(row.fleet) == (row_digest(row.spec_digest, row.addresses), row.phase)
-        }
         shown = [
             row
             for row in rows
-            if row.name not in as_told
             if (row.fleet in differ if row.project == query.project else strangers or row.phase == "unreadable")
         ]
         tokens = {row.project: row.token for row in sorted(rows, key=lambda row: row.token)}
@@ -116,10 +109,6 @@ class World:
                     and (least_s := query.min_healthy_s.get(row.fleet, 0.0)) > self.hosts[host][row.name].up_s
                 },
                 attempts=self.attempts,
-                settled={
-                    fleet: tuple(sorted(name for name in as_told if as_told[name] == fleet))
-                    for fleet in sorted({*as_told.values()})
-                },
                 released=self.released,
             ),
         )
@@ -209,11 +198,11 @@ def decided(
     limits: Limits,
     selection: Selection = EVERYTHING,
 ) -> Decision:
-    """What is decided once nothing is doubtful, as the engine asks."""
+    """What is decided once nothing is ambiguous, as the engine asks."""
     decision = decide(asked, observe(asked.queries), limits, selection)
-    if not decision.doubtful:
+    if not decision.ambiguous:
         return decision
-    again = thorough(asked, decision.doubtful)
+    again = requery_all(asked)
     decision = decide(again, observe(again.queries), limits, selection)
-    assert not decision.doubtful
+    assert not decision.ambiguous
     return decision

@@ -128,16 +128,14 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What a run wants to know of a host.
 
     `project` limits the answer to that project's digests; None asks for every row of every project.
-    `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. `alike` maps a
-    fleet to the spec digest and the phase that all of its VMs should have: those that have them, and no drift, need no
-    row either. Rows of other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they
-    may have taken a name. `strays` asks for VMMs without a record, too. `min_healthy_s` maps a fleet to how long its
-    VMs have to be up before they count as healthy.
+    `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. Rows of other
+    projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may have taken a name.
+    `strays` asks for VMMs without a record, too. `min_healthy_s` maps a fleet to how long its VMs have to be up before
+    they count as healthy.
     """
 
     project: str | None = None
     known: dict[str, str] = {}
-    alike: dict[str, tuple[str, Phase]] = {}
     others: bool = False
     strays: bool = False
     min_healthy_s: dict[str, float] = {}
@@ -146,8 +144,7 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
 
-    `settled` names the VMs of a fleet that have no row because they are as the query's `alike` says. `phases` counts
-    the VMs of each fleet of the project by phase.
+    `phases` counts the VMs of each fleet of the project by phase.
     `promised` adds up what VMs of all projects that are ordered to be up may take. `overhead_mib` is what each takes
     beyond its own memory; None: they take none of the host's memory at all.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
@@ -166,7 +163,6 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}
     vms: tuple[ObservedVM, ...] = ()
-    settled: dict[str, tuple[str, ...]] = {}
     phases: dict[str, dict[Phase, int]] = {}
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()

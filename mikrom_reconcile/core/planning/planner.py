@@ -78,21 +78,22 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     queries: dict[str, ObserveQuery]
     destroy: bool
     dead: tuple[str, ...]
+    living: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
-    `unmatched` says what is wrong with the selection. With `doubtful` VMs the plan cannot be trusted: ask again,
-    `thorough`. `again_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
+    `unmatched` says what is wrong with the selection. An `ambiguous` plan cannot be trusted: `requery_all` and plan
+    again. `again_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
     """
 
     plan: Plan
     placements: Placements
     highest_token: int
     unmatched: str = ""
-    doubtful: frozenset[str] = frozenset()
+    ambiguous: bool = False
     again_s: float | None = None
 
 
@@ -103,36 +104,14 @@ def question(
     here: str,
     destroy: bool = False,
     dead: tuple[str, ...] = (),
-    living: Iterable[str] = (),
+    living: tuple[str, ...] = (),
 ) -> Question:
     """What to ask the hosts of the inventory, or `here` without one, those on which VMs are remembered, and the other
     `living` ones: a host that left the inventory may come back with VMs that were made elsewhere since.
 
     `destroy` wants everything that the specs own gone, so every row is asked for.
     """
-    return _question(specs, expand(specs), here, placements, destroy=destroy, dead=dead, others=living)
-
-
-def thorough(asked: Question, doubtful: frozenset[str]) -> Question:
-    """The same question as if nobody knew where the doubtful VMs are: every host tells all that it has of them."""
-    vms = {name: host for name, host in asked.placements.vms.items() if name not in doubtful}
-    placements = msgspec.structs.replace(asked.placements, vms=vms)
-    specs, pending, others = asked.specs, asked.pending, asked.queries
-    found = _question(specs, pending, asked.here, placements, destroy=asked.destroy, dead=asked.dead, others=others)
-    every_row = {host: msgspec.structs.replace(query, alike={}) for host, query in found.queries.items()}
-    return msgspec.structs.replace(found, queries=every_row)
-
-
-def _question(
-    specs: Specs,
-    pending: tuple[UnplacedVM, ...],
-    here: str,
-    placements: Placements,
-    *,
-    destroy: bool,
-    dead: tuple[str, ...],
-    others: Iterable[str],
-) -> Question:
+    pending = expand(specs)
     alive = _without(placements, dead)
     landscape = Landscape(specs, here, located=alive.vms)
     at_home = landscape.at_home(pending)
@@ -142,7 +121,8 @@ def _question(
     known = expected(desired)
     complete = len(at_home) == len(pending)
     asked, healthy_s = {*landscape.hosts, *placements.vms.values()}, min_healthy_s(_rollouts(specs))
-    elsewhere = queries(specs.project, {*others} - asked, known, healthy_s, new=False)  # names are free to others there
+    others = set() if destroy else {*living} - asked
+    elsewhere = queries(specs.project, others, known, healthy_s, new=False)  # names are free to others there
     return Question(
         specs=specs,
         pending=pending,
@@ -154,8 +134,17 @@ def _question(
         queries=queries(specs.project, asked, known, healthy_s, new=not complete and not destroy) | elsewhere,
         destroy=destroy,
         dead=dead,
+        living=living,
         warnings=tuple(f"{each.path}:{each.line}: {each.message}" for each in warnings_of(specs, pending)),
     )
+
+
+def requery_all(asked: Question) -> Question:
+    """The same question for every row: of a VM that is as wanted on one host and seen on another, only rows tell which
+    is newer.
+    """
+    queries = {host: msgspec.structs.replace(query, known={}) for host, query in asked.queries.items()}
+    return msgspec.structs.replace(asked, expected={}, queries=queries)
 
 
 def decide(asked: Question, observed: ObservedState, limits: Limits, selection: Selection = EVERYTHING) -> Decision:
@@ -204,7 +193,7 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
         placements=_to_remember(asked, desired, sight, changes),
         highest_token=sight.highest_token,
         unmatched=chosen.unmatched,
-        doubtful=sight.doubtful,
+        ambiguous=not sight.settled.isdisjoint(sight.own),
         again_s=min([*filter(None, (rolling.again_s,)), *_booting_s(changes)], default=None),
     )
 

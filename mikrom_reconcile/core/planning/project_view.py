@@ -27,14 +27,10 @@ FleetOnHost = tuple[str, str]
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """What one fleet looks like on one host once everything is as wanted.
-
-    `alike` is the spec digest and the phase that all of its VMs have, None where they differ.
-    """
+    """What one fleet looks like on one host once everything is as wanted."""
 
     digest: str
     names: tuple[str, ...]
-    alike: tuple[str, Phase] | None
 
 
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,16 +38,13 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
 
     `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others`
     holds rows that are not ours: of another project, or unreadable. `settled` names the VMs that a digest proves
-    to be as wanted; they have no rows. `doubtful` names VMs that are settled on one host and seen on another, or
-    settled where they are not expected: which is newer is not known without all rows. `dark` maps hosts without a
-    report to the reason. `reports` are those of the others by host, `maturing`, `attempts` and `released` what
-    all of them say.
+    to be as wanted; they have no rows. `dark` maps hosts without a report to the reason. `reports` are those of the
+    others by host, `maturing`, `attempts` and `released` what all of them say.
     """
 
     own: Mapping[str, tuple[ObservedVM, ...]]
     others: Mapping[str, ObservedVM]
     settled: frozenset[str]
-    doubtful: frozenset[str]
     dark: Mapping[str, str]
     highest_token: int
     released: Mapping[str, float] = {}
@@ -70,11 +63,9 @@ def expected(desired: DesiredState) -> dict[FleetOnHost, Expected]:
 
 
 def _expected(group: list[DesiredVM]) -> Expected:
-    kinds = {(row_digest(vm.spec_digest, vm.addresses), SETTLED[vm.state]) for vm in group}
     return Expected(
         digest=fleet_digest((vm.name, row_digest(vm.spec_digest, vm.addresses), SETTLED[vm.state], ()) for vm in group),
         names=tuple([vm.name for vm in group]),
-        alike=kinds.pop() if len(kinds) == 1 else None,
     )
 
 
@@ -86,21 +77,17 @@ def queries(
     *,
     new: bool,
 ) -> dict[str, ObserveQuery]:
-    """What to ask each host: rows only of fleets that are not as expected, and of VMs that are not as all of theirs.
+    """What to ask each host: rows only of fleets that are not as expected.
 
     `new` says that VMs may have to be made. Then the rows of other projects matter too: they may have the name.
     """
     by_host: dict[str, dict[str, str]] = defaultdict(dict)
-    alike: dict[str, dict[str, tuple[str, Phase]]] = defaultdict(dict)
     for (host, fleet), value in known.items():
         by_host[host][fleet] = value.digest
-        if value.alike and len(value.names) > 1:  # a single VM that is not as expected needs its row
-            alike[host][fleet] = value.alike
     return {
         host: ObserveQuery(
             project=project,
             known=by_host[host],
-            alike=alike[host],
             others=new,
             min_healthy_s=min_healthy_s,
         )
@@ -120,12 +107,10 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
             own[vm.name] = (vm,) if rows is None else tuple(sorted((*rows, vm), key=rank))
         else:
             others.setdefault(vm.name, vm)
-    settled, strange = _settled(reports, known)
     return Sight(
         own=own,
         others=others,
-        settled=settled,
-        doubtful=(settled & own.keys()) | strange,
+        settled=_settled(reports, known),
         dark={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
         released=_released(reports),
@@ -135,23 +120,15 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
     )
 
 
-def _settled(
-    reports: Iterable[HostReport], known: Mapping[FleetOnHost, Expected]
-) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of those that are as wanted where they are expected, and of those that somebody has unexpectedly."""
+def _settled(reports: Iterable[HostReport], known: Mapping[FleetOnHost, Expected]) -> frozenset[str]:
+    """The names of those that a digest proves to be as wanted where they are expected."""
     settled: set[str] = set()
-    strange: set[str] = set()
     for report in reports:
         for fleet, digest in report.digests.items():
             value = known.get((report.host, fleet))
             if value is not None and digest == value.digest:
                 settled.update(value.names)
-        for fleet, names in report.settled.items():
-            value = known.get((report.host, fleet))
-            here = value.names if value else ()
-            settled.update(names)
-            strange.update(set(names).difference(here))
-    return frozenset(settled - strange), frozenset(strange)
+    return frozenset(settled)
 
 
 def _released(reports: Iterable[HostReport]) -> dict[str, float]:

@@ -147,13 +147,6 @@ def load(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None =
     return LoadResult(specs=specs, problems=dedupe_by_position(problems), complete=complete)
 
 
-def some_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None, fleets: Collection[str]) -> Specs:
-    """The specs as if they had no other fleets than these; of a tree that is known to be good."""
-    documents = read_tree(tree, schemas).documents if fleets else []
-    chosen = [document for document in documents if document.kind != "Fleet" or document.name in fleets]
-    return _specs(tree, chosen, _inventory(chosen), extra_vars)
-
-
 def _specs(
     tree: SourceTree,
     documents: list[SpecDocument],

@@ -21,7 +21,7 @@ from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, decide, question, thorough
+from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, decide, question, requery_all
 from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from tests.samples import NOW
@@ -295,7 +295,7 @@ def test_a_note_of_a_host_is_told_where_something_is_done_and_only_there() -> No
 def test_a_host_outside_the_inventory_is_asked_for_our_vms_and_not_who_else_has_a_name() -> None:
     asked = question(specs_of(fleet("web", 1)), Placements(), here="localhost", living=("hv99",))
     assert [host for host, query in asked.queries.items() if not query.others] == ["hv99"]
-    assert thorough(asked, frozenset()).queries["hv99"] == asked.queries["hv99"]
+    assert requery_all(asked).queries["hv99"] == asked.queries["hv99"]
 
 
 def test_actions_tell_hosts_what_the_inventory_allows_and_nothing_else() -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.digests import fleet_digest
 from mikrom_reconcile.core.model.errors import SetupError, TemporaryError
-from mikrom_reconcile.core.model.observed import Attempt, Drift, HostReport, ObserveQuery, Phase, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, Drift, HostReport, ObserveQuery, VMMFacts
 from mikrom_reconcile.host import observe
 from mikrom_reconcile.host.observe import Observer, drift_of
 from mikrom_reconcile.host.ports import VMRecord
@@ -95,26 +95,6 @@ def test_only_the_fleet_that_differs_sends_its_rows_and_then_other_projects_do_t
     digests = host.report("shop").digests
     del host.driver.vmms["db-000"]
     assert host.names("shop", digests) == ["cms-000", "db-000"]
-
-
-def test_of_a_fleet_that_differs_those_vms_have_no_row_that_are_as_all_of_it_should_be(host: Host) -> None:
-    del host.driver.vmms["web-001"]
-    report = host.ask(ObserveQuery(project="shop", known={"web": "1:other"}, alike={"web": ("1:aa", "running")}))
-    assert report.settled == {"web": ("web-000",)}
-    assert [row.name for row in report.vms] == ["cms-000", "db-000", "web-001"]
-
-
-@pytest.mark.parametrize("alike", [("1:bb", "running"), ("1:aa", "stopped")])
-def test_a_vm_with_another_spec_or_in_another_phase_than_all_has_a_row(host: Host, alike: tuple[str, Phase]) -> None:
-    report = host.ask(ObserveQuery(project="shop", known={"web": "1:other"}, alike={"web": alike}))
-    assert report.settled == {}
-    assert {"web-000", "web-001"} <= {row.name for row in report.vms}
-
-
-def test_a_vm_that_has_drifted_has_a_row_though_its_record_is_as_all_should_be(host: Host) -> None:
-    host.driver.vmms["web-001"] = VMSpec(image="hello", machine=Machine(mem_size_mib=1))
-    report = host.ask(ObserveQuery(project="shop", known={"web": "1:other"}, alike={"web": ("1:aa", "running")}))
-    assert report.settled == {"web": ("web-000",)}
 
 
 def test_rows_of_other_projects_come_when_they_are_asked_for_though_no_fleet_differs(host: Host) -> None:

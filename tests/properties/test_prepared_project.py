@@ -1,4 +1,4 @@
-"""What is planned from the fleets that differ alone is what is planned from everything."""
+"""What is planned from what a process has kept of a project is what is planned from everything."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.desired import Machine
 from mikrom_reconcile.core.model.observed import HostView, ObserveQuery, Phase, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunRequest
-from mikrom_reconcile.core.planning.known_question import NO_CACHE, Cache
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.specs.load import Specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import HOSTS, PROJECT, Fleet, Project
@@ -26,13 +26,6 @@ from tests.properties.world import World
 FLEETS = tuple(Fleet(name, 5, 16, "running", "20%", allow_empty=False) for name in ("db", "web"))
 SEEDS, CASES = 12, 12
 SPECS = Project(whole=True, fleets=FLEETS)
-
-
-class Kept(dict[str, bytes]):
-    """A cache in memory."""
-
-    def put(self, key: str, content: bytes) -> None:
-        self[key] = content
 
 
 class OneStore:
@@ -69,9 +62,20 @@ class Hosts:
         yield from self.world.observe(dict(queries)).hosts
 
 
-def engine(world: World, memory: Placements, cache: Cache) -> Reconciler:
-    parts: dict[str, Any] = {"hosts": Hosts(world), "store": OneStore(memory), "clock": Clock()}
-    return Reconciler(here=HOSTS[0], schemas=schemas(), cache=cache, **parts)
+class Engine(Reconciler):
+    """Counts how often it reads specs."""
+
+    def __init__(self, world: World, memory: Placements) -> None:
+        super().__init__(here=HOSTS[0], hosts=Hosts(world), store=OneStore(memory), clock=Clock(), schemas=schemas())  # type: ignore[arg-type]
+        self.reads = 0
+
+    def put(self, world: World, memory: Placements) -> None:
+        """Whatever was before, this is how things are."""
+        self.hosts, self.store = Hosts(world), OneStore(memory)  # type: ignore[assignment]
+
+    def _specs(self, request: RunRequest) -> Specs:
+        self.reads += 1
+        return super()._specs(request)
 
 
 def request(project: Project = SPECS, **fields: Any) -> RunRequest:
@@ -86,20 +90,38 @@ def settled() -> tuple[World, Placements]:
     return world, memory
 
 
-def both(world: World, memory: Placements, cache: Kept, asked: RunRequest) -> tuple[Plan, Plan]:
-    return engine(world, memory, cache).plan(asked), engine(world, memory, NO_CACHE).plan(asked)
+@pytest.fixture
+def engine(settled: tuple[World, Placements]) -> Engine:
+    """One that has planned the project before."""
+    kept = Engine(*settled)
+    assert kept.plan(request()).changes == ()
+    return kept
 
 
-def test_when_nothing_moved_the_specs_are_not_even_read(
-    settled: tuple[World, Placements], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world, memory = settled
-    cache = Kept()
-    first, plain = both(world, memory, cache, request())
-    assert first == plain
-    monkeypatch.setattr(Reconciler, "_specs", lambda *_: pytest.fail("the specs were read"))
-    later = msgspec.structs.replace(request(), run_id="another", origin="somebody else")
-    assert engine(world, memory, cache).plan(later) == first
+def same_plan(engine: Engine, world: World, memory: Placements, asked: RunRequest) -> Plan:
+    engine.put(world, memory)
+    plan = engine.plan(asked)
+    assert plan == Engine(world, memory).plan(asked)
+    return plan
+
+
+def test_where_nothing_changed_the_specs_are_read_once(engine: Engine, settled: tuple[World, Placements]) -> None:
+    for _ in range(3):
+        later = msgspec.structs.replace(request(), run_id="another", origin="somebody else")
+        assert same_plan(engine, *settled, later).changes == ()
+    assert engine.reads == 1
+
+
+@pytest.mark.parametrize("value", [1, 1.0, True, "1"])
+def test_variables_that_python_takes_for_equal_are_read_anew(value: object) -> None:
+    template = "{image: hello, boot_args: 'x=${a}'}"
+    text = f"apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {{name: web}}\nspec: {{replicas: 1, template: {template}}}\n"
+    tree = SourceTree(revision="r", files=(SourceFile(path="web.yml", text=text),))
+    world = World(hosts={host: {} for host in HOSTS})
+    engine = Engine(world, Placements())
+    engine.plan(RunRequest(run_id="r", origin="a test", tree=tree, extra_vars={"a": 1}))
+    same_plan(engine, world, Placements(), RunRequest(run_id="r", origin="a test", tree=tree, extra_vars={"a": value}))
+    assert engine.reads == (1 if type(value) is int else 2)
 
 
 def crashed(world: World, memory: Placements) -> Placements:
@@ -143,16 +165,14 @@ def forgotten(world: World, memory: Placements) -> Placements:
 
 
 @pytest.mark.parametrize("move", [crashed, gone, changed, unwanted, twice, dark, forgotten])
-def test_whatever_moves_the_plan_is_made_anew(
-    move: Callable[[World, Placements], Placements], settled: tuple[World, Placements]
+def test_whatever_moves_is_planned_as_if_nothing_had_been_kept(
+    move: Callable[[World, Placements], Placements], engine: Engine, settled: tuple[World, Placements]
 ) -> None:
     world, memory = settled
-    cache = Kept()
-    both(world, memory, cache, request())
     memory = move(world, memory)
-    with_cache, without = both(world, memory, cache, request())
-    assert with_cache == without
-    assert with_cache.changes or move is forgotten
+    plan = same_plan(engine, world, memory, request())
+    assert plan.changes or move is forgotten
+    assert engine.reads == 1
 
 
 @pytest.mark.parametrize(
@@ -166,13 +186,11 @@ def test_whatever_moves_the_plan_is_made_anew(
         request(limit="web"),
     ],
 )
-def test_another_request_has_a_plan_of_its_own(asked: RunRequest, settled: tuple[World, Placements]) -> None:
-    world, memory = settled
-    cache = Kept()
-    both(world, memory, cache, request())
-    for _ in range(2):
-        with_cache, without = both(world, memory, cache, asked)
-        assert with_cache == without
+def test_another_request_has_a_plan_of_its_own(
+    asked: RunRequest, engine: Engine, settled: tuple[World, Placements]
+) -> None:
+    for each in (asked, asked, request()):
+        same_plan(engine, *settled, each)
 
 
 def disturbed(chance: Random, world: World) -> None:
@@ -195,16 +213,7 @@ def disturbed(chance: Random, world: World) -> None:
             world.hosts[host][name] = replace(vm, phase=phase)
 
 
-def test_whatever_happens_the_plan_is_that_of_a_look_at_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In most cases without one."""
-    reads: list[RunRequest] = []
-    read = Reconciler._specs
-
-    def counted(self: Reconciler, request: RunRequest) -> Specs:
-        reads.append(request)
-        return read(self, request)
-
-    monkeypatch.setattr(Reconciler, "_specs", counted)
+def test_whatever_happens_the_plan_is_that_of_a_process_that_has_kept_nothing() -> None:
     for seed in range(SEEDS):
         chance = Random(seed)
         fleets = tuple(
@@ -213,23 +222,10 @@ def test_whatever_happens_the_plan_is_that_of_a_look_at_everything(monkeypatch: 
         project = Project(whole=True, fleets=fleets)
         world = World(hosts={host: {} for host in HOSTS})
         _, memory = converge(project, world, Placements(covers=HOSTS), chance)
-        cache = Kept()
-        both(world, memory, cache, request(project))
+        engine = Engine(world, memory)
         for _ in range(CASES):
             there = world.copy()
             for _ in range(chance.randint(1, 3)):
                 disturbed(chance, there)
-            with_cache, without = both(there, memory, cache, request(project))
-            assert with_cache == without
-    without_cache = SEEDS * (CASES + 1)
-    assert len(reads) - without_cache - SEEDS < SEEDS * CASES // 2
-
-
-def test_what_another_release_remembered_is_not_believed(settled: tuple[World, Placements]) -> None:
-    world, memory = settled
-    cache = Kept()
-    both(world, memory, cache, request())
-    for key in cache:
-        cache[key] = b"\xc1 no msgpack"
-    with_cache, without = both(world, memory, cache, request())
-    assert with_cache == without
+            same_plan(engine, there, memory, request(project))
+        assert engine.reads == 1

@@ -11,11 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-GARBAGE = 2_000_000
-"""Objects between two looks for circular garbage: specs are many objects that stay, and looking costs a fifth. Services
-live long and look as often as Python does.
-"""
-
 BROKEN_PIPE = 141
 """What a shell reports of a program whose reader went away: 128 and SIGPIPE."""
 
@@ -68,11 +63,12 @@ def _command(words: list[str]) -> int:
 
     from mikrom_reconcile.cli import entry  # noqa: PLC0415
     from mikrom_reconcile.cli.commands import COMMANDS  # noqa: PLC0415
+    from mikrom_reconcile.limits import RUNS  # noqa: PLC0415
     from mikrom_reconcile.output.run_result import LATE  # noqa: PLC0415
 
     first = words[0] if words else ""  # a shell that asks what may come next gives no words
     if first in COMMANDS and COMMANDS[first][0] != "Services":
-        gc.set_threshold(GARBAGE)
+        gc.set_threshold(RUNS.gc_objects)
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_DFL:  # else somebody wants it ignored, as nohup does
                 signal.signal(number, _interrupt)

@@ -1,6 +1,7 @@
 """Every setting, with its unit, its default and why. Each is an environment variable; there is no settings file.
 
-`doctor` lists them from here. A wrong value is a UsageError that names the variable, never a traceback.
+`doctor` lists them from here; what nobody needs to set is in `limits`. A wrong value is a UsageError that names the
+variable, never a traceback.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mikrom_reconcile.core.model.errors import UsageError
+from mikrom_reconcile.limits import IMAGES
 
 
 def _env(variable: str, default: Any, doc: str, parse: Callable[[str], Any] = str, *, secret: bool = False) -> Any:
@@ -114,7 +116,7 @@ class Settings:
         _paths,
     )  # fmt: skip
     image_max_mib: int = _env(
-        "MIKROM_IMAGE_MAX_MIB", 65536, "MiB of the largest image that a host takes", _positive_int
+        "MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, "MiB of the largest image that a host takes", _positive_int
     )
     secret_dirs: tuple[Path, ...] = _env(
         "MIKROM_SECRET_DIRS", (Path("/etc/mikrom/secrets"),),

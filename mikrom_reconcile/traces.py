@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
+from mikrom_reconcile.limits import BROKER
+
 log = logging.getLogger(__name__)
 
 _ASKED_BY = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-
-FLUSH_S = 1.0
-"""What a worker that ends waits for its last spans to be taken: a collector may be silent."""
 
 _tracer: Any = None
 _provider: Any = None
@@ -80,11 +79,11 @@ def set_up(role: str) -> None:
 
 
 def flush() -> None:
-    """Send what is left, for `FLUSH_S` at most."""
+    """Send what is left, for `BROKER.trace_flush_s` at most."""
     if _provider is not None:
         flushing = threading.Thread(target=_provider.force_flush, name="flush spans", daemon=True)
         flushing.start()
-        flushing.join(FLUSH_S)
+        flushing.join(BROKER.trace_flush_s)
 
 
 def _exporter(name: str) -> Any:

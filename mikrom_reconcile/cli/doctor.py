@@ -6,28 +6,37 @@ import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import click
+import msgspec
 
+from mikrom_reconcile import limits
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.dispatch.transport.broker import without_password
 from mikrom_reconcile.doctor.machine import all_checks
 from mikrom_reconcile.doctor.security import security_checks
-from mikrom_reconcile.output.doctor_text import SettingLine, doctor_text
+from mikrom_reconcile.output.doctor_text import LimitLine, SettingLine, doctor_text
 from mikrom_reconcile.output.documents import doctor_document
 from mikrom_reconcile.settings import Settings, load
 
 
 @click.command()
 @click.option("--security", is_flag=True, help="Look for what an intruder could use instead.")
+@click.option("-v", "--verbose", is_flag=True, help="List the times and sizes that are fixed, too.")
 @options.output()
-def doctor(*, security: bool, form: str) -> int:
+def doctor(*, security: bool, verbose: bool, form: str) -> int:
     """Check this machine, say how to mend what is broken, and list every setting. Exits with 1 when something is."""
     settings = load()
     checks = [*security_checks(settings)] if security else all_checks(settings)
     lines = () if security else tuple(_settings(settings))
-    present(form, lambda: doctor_document(checks, lines), lambda style: doctor_text(checks, lines, style))
+    fixed = () if security else tuple(_limits())
+    present(
+        form,
+        lambda: doctor_document(checks, lines, fixed),
+        lambda style: doctor_text(checks, lines, fixed if verbose else (), style),
+    )
     return 1 if any(check.state == "broken" for check in checks) else 0
 
 
@@ -40,6 +49,14 @@ def _settings(settings: Settings) -> Iterator[SettingLine]:
             source="environment" if os.environ.get(variable) else "default",
             doc=entry.metadata["doc"],
         )
+
+
+def _limits() -> Iterator[LimitLine]:
+    for group, values in vars(limits).items():
+        if isinstance(values, msgspec.Struct):
+            for name, hint in get_type_hints(type(values), include_extras=True).items():
+                (reason,) = hint.__metadata__
+                yield LimitLine(group=group.lower(), name=name, value=getattr(values, name), reason=reason)
 
 
 def _shown(value: object, *, secret: bool) -> str:

@@ -8,16 +8,8 @@ from mikrom_reconcile.cli.entry import INTERRUPTED
 from mikrom_reconcile.cli.terminal import show, warn
 from mikrom_reconcile.control.ports import Hosts
 from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.sanitize import console_text
-
-LOOK_S = 0.5
-"""A person does not notice a shorter wait, and two messages a second are nothing to a broker."""
-
-PART_BYTES = 256 * 1024
-"""A guest that writes faster than this per look is shown with gaps, so that nothing piles up here."""
-
-LONGEST_LINE_BYTES = 4096
-"""A line that has not ended by then is shown as far as it goes."""
 
 
 def follow(hosts: Hosts, host: str, vm: str, end: int) -> int:
@@ -25,9 +17,9 @@ def follow(hosts: Hosts, host: str, vm: str, end: int) -> int:
     pending, dark = b"", False
     try:
         while True:
-            time.sleep(LOOK_S)
+            time.sleep(OUTPUT.follow_poll_s)
             try:
-                console = hosts.console(host, vm, max_bytes=PART_BYTES, after=end)
+                console = hosts.console(host, vm, max_bytes=OUTPUT.follow_part_bytes, after=end)
             except MikromError as error:
                 if not dark:
                     warn(f"{error}; still trying")
@@ -35,7 +27,7 @@ def follow(hosts: Hosts, host: str, vm: str, end: int) -> int:
                 continue
             dark = False
             said = pending + console.content
-            whole = len(said) if not console.content or len(said) > LONGEST_LINE_BYTES else said.rfind(b"\n") + 1
+            whole = len(said) if not console.content or len(said) > OUTPUT.follow_line_bytes else said.rfind(b"\n") + 1
             show(console_text(said[:whole]))
             pending, end = said[whole:], console.end
     except KeyboardInterrupt:

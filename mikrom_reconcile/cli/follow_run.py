@@ -9,14 +9,10 @@ from mikrom_reconcile.cli.entry import ERROR
 from mikrom_reconcile.cli.terminal import present, show
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.errors import MikromError, UsageError
+from mikrom_reconcile.limits import OUTPUT, RUNS
 from mikrom_reconcile.output.history_text import run_details, unfinished_line
 from mikrom_reconcile.output.look_documents import runs_document
 from mikrom_reconcile.output.sanitize import one_line
-
-KEPT = 10_000
-"""No store keeps more runs."""
-
-_LOOK_S = 0.5
 
 
 def follow_run(engine: Engine, run_id: str | None, form: str) -> int:
@@ -32,8 +28,8 @@ def follow_run(engine: Engine, run_id: str | None, form: str) -> int:
         if line != said:
             show(f"{one_line(line)}\n", sys.stderr)
         said = line
-        time.sleep(_LOOK_S)
-    kept = next((kept for kept in engine.store.runs(KEPT) if kept.run_id == run_id), None)
+        time.sleep(OUTPUT.follow_poll_s)
+    kept = next((kept for kept in engine.store.runs(RUNS.kept) if kept.run_id == run_id), None)
     if kept is None:
         raise UsageError(f"-f: no run is called {one_line(run_id or '')!r}; `mikrom get runs` lists them")
     present(form, lambda: runs_document([kept], []), lambda style: run_details(kept, style))

@@ -8,7 +8,6 @@ import click
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.follow_run import KEPT
 from mikrom_reconcile.cli.history import history
 from mikrom_reconcile.cli.queries import (
     dark,
@@ -23,6 +22,7 @@ from mikrom_reconcile.cli.queries import (
 )
 from mikrom_reconcile.cli.root import Commands
 from mikrom_reconcile.cli.terminal import present
+from mikrom_reconcile.limits import RUNS
 from mikrom_reconcile.output.look_documents import description_document, vms_document
 from mikrom_reconcile.output.run_result import UNREACHABLE
 from mikrom_reconcile.output.status_text import fleets_text, hosts_text, status_of
@@ -82,7 +82,8 @@ def describe(name: str, paths: tuple[str, ...], form: str) -> int:
     engine = wiring.open_engine(current)
     views = views_of(engine)
     status = status_of(views, wanted_by_fleet(current, paths, views), None)
-    document = description_document(name, views, status.fleets, status.hosts, engine.store.runs(KEPT)) | dark(views)
+    runs = engine.store.runs(RUNS.kept)
+    document = description_document(name, views, status.fleets, status.hosts, runs) | dark(views)
     if not document["found"]:
         known = [*(row.name for row in vms_in(views)), *(host.host for host in status.hosts)]
         raise unknown(name, [*known, *(fleet.fleet for fleet in status.fleets)], views)

@@ -8,9 +8,10 @@ import click
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.follow_run import KEPT, follow_run
+from mikrom_reconcile.cli.follow_run import follow_run
 from mikrom_reconcile.cli.queries import names_for_tab, refuse_unknown_name
 from mikrom_reconcile.cli.terminal import present
+from mikrom_reconcile.limits import RUNS
 from mikrom_reconcile.output import history_text
 from mikrom_reconcile.output.look_documents import events_document, runs_document
 from mikrom_reconcile.output.style import Style
@@ -33,7 +34,7 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
         return follow_run(engine, name, form)
     unfinished = [run for run in engine.unfinished() if name in {None, run.run_id}]
     told = {run.run_id for run in unfinished}
-    kept = history_text.settled(engine.store.runs(KEPT))
+    kept = history_text.settled(engine.store.runs(RUNS.kept))
     found = [run for run in kept if name is None or history_text.touched(run, name)]
     found = [run for run in found if name is not None or run.run_id not in told][:count]
 
@@ -56,7 +57,7 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
 def events(name: str | None, count: int, form: str) -> int:
     """What runs have done to which VM, the latest last."""
     engine = wiring.open_engine(settings.load())
-    found = history_text.events(engine.store.runs(KEPT), name)[-count:]
+    found = history_text.events(engine.store.runs(RUNS.kept), name)[-count:]
     if name is not None and not found:
         refuse_unknown_name(engine, name)
     present(form, lambda: events_document(found), lambda style: history_text.events_text(found, style))

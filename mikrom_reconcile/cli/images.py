@@ -8,9 +8,10 @@ import click
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.queries import DEADLINE_S, specs_in
+from mikrom_reconcile.cli.queries import specs_in
 from mikrom_reconcile.cli.terminal import present, warn
 from mikrom_reconcile.core.placement.image_files import files_by_host, named_files
+from mikrom_reconcile.limits import OBSERVING
 from mikrom_reconcile.output.image_text import images_document, images_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, UNREACHABLE
 from mikrom_reconcile.settings import load
@@ -32,7 +33,7 @@ def images(paths: tuple[str, ...], form: str, *, fetch: bool, timeout_s: float |
     engine = wiring.open_engine(settings)
     hosts = sorted({*needed, *engine.hosts.names()})
     asked = {host: tuple({file.pinned for file in needed.get(host, ()) if fetch}) for host in hosts}
-    deadline_s = (timeout_s or settings.timeout_s) if fetch else DEADLINE_S
+    deadline_s = (timeout_s or settings.timeout_s) if fetch else OBSERVING.deadline_s
     stocks = sorted(engine.hosts.images(asked, deadline_s=deadline_s), key=lambda stock: stock.host)
     present(
         form,

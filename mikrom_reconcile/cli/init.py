@@ -11,8 +11,8 @@ import click
 
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.terminal import show
-from mikrom_reconcile.core.model.desired import NAME_LENGTH
 from mikrom_reconcile.core.model.errors import SourceError
+from mikrom_reconcile.limits import SPECS
 from mikrom_reconcile.output.sanitize import one_line
 
 _PROJECT = """\
@@ -128,7 +128,7 @@ def init(folder: str) -> int:
     there = [path for path in FILES if os.path.lexists(base / path)]
     if there:
         raise SourceError(f"{folder} has {', '.join(there)} already; nothing was written")
-    name = re.sub("[^a-z0-9]+", "-", base.resolve().name.lower())[:NAME_LENGTH].strip("-") or "demo"
+    name = re.sub("[^a-z0-9]+", "-", base.resolve().name.lower())[: SPECS.name_characters].strip("-") or "demo"
     try:
         for path, text in FILES.items():
             (base / path).parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,8 @@ import click
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli.queries import names_for_tab, unknown, views_of, vms_in
 from mikrom_reconcile.cli.terminal import show
+from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.sanitize import console_text
-
-MAX_BYTES = 256 * 1024
-"""What is fetched of a console: some thousand lines, and one message of a size that a broker takes lightly."""
 
 
 @click.command()
@@ -25,7 +23,7 @@ def logs(vm: str, lines: int | None, *, following: bool) -> int:
     if not rows:
         raise unknown(vm, [row.name for row in vms_in(views)], views)
     keeper = max(rows, key=lambda row: row.token)
-    console = engine.hosts.console(keeper.host, vm, max_bytes=MAX_BYTES)
+    console = engine.hosts.console(keeper.host, vm, max_bytes=OUTPUT.logs_bytes)
     text = console_text(console.content)
     kept = text.splitlines(keepends=True)[-lines:] if lines else [text]
     show("".join(kept))

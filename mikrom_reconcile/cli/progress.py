@@ -8,11 +8,10 @@ import time
 
 from mikrom_reconcile.cli.terminal import is_live, show, style_of
 from mikrom_reconcile.core.model.run import ActionOutcome
+from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.run_result import FAILED
 from mikrom_reconcile.output.run_text import outcome_line
 from mikrom_reconcile.output.style import PLAIN
-
-_REDRAW_S = 0.05  # faster than anybody reads, and 300 outcomes in a second stay cheap
 
 
 class Progress:
@@ -36,7 +35,7 @@ class Progress:
             return
         if failed:
             show(f"\r\x1b[K{outcome_line(outcome, self._style)}\n", sys.stderr)
-        if failed or time.monotonic() - self._drawn_at > _REDRAW_S:
+        if failed or time.monotonic() - self._drawn_at > OUTPUT.redraw_s:
             self._draw(outcome)
 
     def close(self) -> None:

@@ -23,18 +23,13 @@ from mikrom_reconcile.core.planning.guards import Limits
 from mikrom_reconcile.core.planning.planner import decide, question
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
+from mikrom_reconcile.limits import OBSERVING
 from mikrom_reconcile.output.plan_parts import rollout_of
 from mikrom_reconcile.output.status_text import FleetKey, Wish
 from mikrom_reconcile.settings import Settings
 
-DEADLINE_S = 10.0
-"""A host answers in milliseconds; a person waits for a dark one no longer than a run does."""
 
-COMPLETION_DEADLINE_S = 1.0
-"""Nobody waits longer for the names that Tab might offer."""
-
-
-def views_of(engine: Engine, deadline_s: float = DEADLINE_S, *, strays: bool = False) -> tuple[HostView, ...]:
+def views_of(engine: Engine, deadline_s: float = OBSERVING.deadline_s, *, strays: bool = False) -> tuple[HostView, ...]:
     """What every host says of all of its VMs, and of VMMs without a record if `strays`, sorted by host."""
     queries = {host: ObserveQuery(strays=strays) for host in engine.hosts.names()}
     return tuple(sorted(engine.hosts.observe(queries, deadline_s=deadline_s), key=lambda view: view.host))
@@ -139,7 +134,7 @@ def names_for_tab(ctx: click.Context, param: click.Parameter, incomplete: str) -
     """Names of VMs and fleets that begin so; none when they cannot be had at once."""
     del ctx, param
     try:
-        rows = vms_in(views_of(wiring.open_engine(settings.load()), COMPLETION_DEADLINE_S))
+        rows = vms_in(views_of(wiring.open_engine(settings.load()), OBSERVING.completion_deadline_s))
     except MikromError:
         return []
     return sorted({name for row in rows for name in (row.name, row.fleet) if name.startswith(incomplete)})

@@ -9,10 +9,10 @@ import click
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.entry import ERROR
-from mikrom_reconcile.cli.follow_run import KEPT
 from mikrom_reconcile.cli.queries import views_of, vms_in, wanted_by_fleet, warn_of_doubles
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.core.model.run import SUPERVISION
+from mikrom_reconcile.limits import RUNS
 from mikrom_reconcile.output.look_documents import status_document
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.status_text import is_overdue, status_of, status_text
@@ -32,7 +32,9 @@ def status(paths: tuple[str, ...], form: str) -> int:
     engine = wiring.open_engine(settings)
     views = views_of(engine)
     last = (
-        run for run in engine.store.runs(KEPT) if run.exit_code is not None and not run.origin.startswith(SUPERVISION)
+        run
+        for run in engine.store.runs(RUNS.kept)
+        if run.exit_code is not None and not run.origin.startswith(SUPERVISION)
     )
     found = status_of(views, wanted_by_fleet(settings, paths, views), next(last, None), engine.source())
     now = datetime.now(UTC)

@@ -21,14 +21,7 @@ from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, expect_of, numbered
 from mikrom_reconcile.core.planning.selection import refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
-
-OBSERVE_DEADLINE_S = 10.0
-"""A host that has not reported by then counts as unreachable for this look; reports take milliseconds."""
-
-LEASE_TTL_S = 15.0
-"""How long a dead run keeps others waiting."""
-
-LEASE_RETRY_S = 0.5
+from mikrom_reconcile.limits import OBSERVING, RUNS
 
 
 class Reconciler:
@@ -190,7 +183,7 @@ class Reconciler:
     def _observe(self, queries: Mapping[str, ObserveQuery], without: tuple[str, ...]) -> ObservedState:
         asked = {host: query for host, query in queries.items() if host not in without}
         with traces.span("observe", hosts=len(asked)):
-            views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVE_DEADLINE_S)}
+            views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVING.deadline_s)}
         views |= {host: HostView(host=host, error=LEFT_OUT) for host in without}
         silent = HostView(host="", error="gave no answer")
         hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))
@@ -200,11 +193,11 @@ class Reconciler:
         """Wait for the project's lease until the run's deadline. Raises BusyError naming the holder."""
         while True:
             try:
-                return self.store.lease(project, holder=request.origin, ttl_s=LEASE_TTL_S, at_least=at_least)
+                return self.store.lease(project, holder=request.origin, ttl_s=RUNS.lease_ttl_s, at_least=at_least)
             except BusyError:
-                if deadline.left_s() < LEASE_RETRY_S:
+                if deadline.left_s() < RUNS.lease_retry_s:
                     raise
-                self._clock.sleep(LEASE_RETRY_S)
+                self._clock.sleep(RUNS.lease_retry_s)
 
 
 def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:

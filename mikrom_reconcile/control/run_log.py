@@ -13,11 +13,9 @@ from mikrom_reconcile.control.ports import Clock, RunStore
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, RunReport, RunRequest
+from mikrom_reconcile.limits import RUNS
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.run_text import IN_PROGRESS, record_of
-
-SAVE_S = 1.0
-"""Deeds are saved at most this often, and so that saving takes a tenth of the time: ten thousand end in seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +73,7 @@ class RunLog:
         if self._saved and now_s >= self._save_at:
             self._save(IN_PROGRESS)
             ended_s = self._clock.monotonic()
-            self._save_at = ended_s + max(SAVE_S, 10 * (ended_s - now_s))
+            self._save_at = ended_s + max(RUNS.save_interval_s, 10 * (ended_s - now_s))
         self._progress(outcome)
 
     def __enter__(self) -> Self:

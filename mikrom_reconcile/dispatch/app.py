@@ -25,9 +25,10 @@ from mikrom_reconcile.dispatch.transport import celery_patches
 from mikrom_reconcile.dispatch.transport.broker import broker_url, client_of, split_tls
 from mikrom_reconcile.dispatch.transport.connecting import Connecting
 from mikrom_reconcile.dispatch.transport.heartbeats import Heartbeat
-from mikrom_reconcile.dispatch.transport.redis_keys import LAST, ORDERS, SLOTS, STEPS, Keys
+from mikrom_reconcile.dispatch.transport.redis_keys import LAST, ORDERS, STEPS, Keys
 from mikrom_reconcile.dispatch.transport.reply_sender import Answering
 from mikrom_reconcile.host.agent import HostAgent
+from mikrom_reconcile.limits import BROKER, SERVICES
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,  # a supervised worker waits for its broker for ever
         "broker_channel_error_retry": True,  # and for one that answers, but with MISCONF, READONLY, OOM, NOPERM, …
         "broker_transport_options": {
-            "max_connections": 4 * SLOTS,
+            "max_connections": 4 * SERVICES.host_slots,
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
             "socket_keepalive": True,
@@ -176,14 +177,11 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
             "unacked_mutex_key": f"{unacked}:mutex",
         },
         "result_backend_thread_safe": True,  # or each task, being a greenlet, makes a client and connections of its own
-        "redis_max_connections": 4 * SLOTS,
+        "redis_max_connections": 4 * SERVICES.host_slots,
         "redis_socket_timeout": 5.0,
         "redis_socket_connect_timeout": 2.0,
         "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
     }
-
-
-CLEANUP_S = 3600.0
 
 
 def _beat(settings: Settings) -> dict[str, Any]:
@@ -197,7 +195,7 @@ def _beat(settings: Settings) -> dict[str, Any]:
                 "schedule": _schedule(settings.reconcile_interval),
                 "options": options,
             },
-            "cleanup": {"task": "mikrom.cleanup", "schedule": CLEANUP_S, "options": options},
+            "cleanup": {"task": "mikrom.cleanup", "schedule": BROKER.cleanup_interval_s, "options": options},
         },
     }
 

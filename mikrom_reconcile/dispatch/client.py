@@ -29,15 +29,10 @@ from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.transport.broker import connect
 from mikrom_reconcile.dispatch.transport.error_codec import Failure, error_of
 from mikrom_reconcile.dispatch.transport.heartbeats import living, starts
-from mikrom_reconcile.dispatch.transport.redis_keys import FIRST, LEFTOVER_S
+from mikrom_reconcile.dispatch.transport.redis_keys import FIRST
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, pack, unpack
+from mikrom_reconcile.limits import BROKER, RUNS
 from mikrom_reconcile.settings import Settings
-
-_PLAN_S = 120.0
-"""The largest fleets are planned in seconds; what waits longer waits for a control worker that has no slot."""
-
-_REPORT_S = 30.0
-"""What a run may take past its own deadline to observe for the last time and to report."""
 
 _NO_CONTROL = "no control worker answers; start `mikrom worker --role control`, or see `mikrom doctor`"
 
@@ -71,7 +66,7 @@ class RemoteEngine:
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change. Raises SpecError, SourceError, and MikromError without a control worker."""
-        with self._asking(request, "mikrom.plan", {}, deadline_s=_PLAN_S) as answers:
+        with self._asking(request, "mikrom.plan", {}, deadline_s=RUNS.plan_wait_s) as answers:
             next(answers)
         with lost_told():
             packed: Any = self._redis.get(self._keys.plan(request.run_id))
@@ -82,7 +77,7 @@ class RemoteEngine:
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Have `plan` carried out and follow it. Leaving this call ends the run: nothing more is sent."""
         arguments = {"plan": plan.id if plan is not None else None}
-        deadline_s = request.timeout_s + _REPORT_S
+        deadline_s = request.timeout_s + RUNS.report_wait_s
         with self._asking(request, "mikrom.apply", arguments, deadline_s=deadline_s, plan=plan) as answers:
             for answer in answers:
                 if answer.kind == "report":
@@ -96,7 +91,7 @@ class RemoteEngine:
     ) -> Iterator[Iterator[Answer]]:
         """The answers of a control worker to `task`."""
         with lost_told():
-            self._keep(request, plan, kept_s=LEFTOVER_S)
+            self._keep(request, plan, kept_s=BROKER.result_ttl_s)
             with Call(self._redis, self._keys, f"{request.run_id}-{secrets.token_hex(4)}") as call:
                 call.listen("control")
                 self._send(task, request, {"call": call.name, **arguments})
@@ -108,7 +103,7 @@ class RemoteEngine:
             raise MikromError(_NO_CONTROL)
         self._redis.set(self._keys.request(request.run_id), pack(request), ex=kept_s)
         if plan is not None:
-            self._redis.set(self._keys.plan(request.run_id), pack(plan), ex=LEFTOVER_S, nx=True)
+            self._redis.set(self._keys.plan(request.run_id), pack(plan), ex=BROKER.result_ttl_s, nx=True)
 
     def _send(self, task: str, request: RunRequest, arguments: dict[str, Any]) -> None:
         self._app.send_task(

@@ -16,21 +16,10 @@ from mikrom_reconcile.host.drivers.select import choice_of
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.limits import DOCTOR
 from mikrom_reconcile.output.doctor_text import Check
 from mikrom_reconcile.output.units import counted
 from mikrom_reconcile.settings import Settings
-
-SCARCE_BYTES, LEAST_BYTES = 1 << 30, 64 << 20
-"""Below the first it is worth saying; below the second the next records and consoles may not find room."""
-
-DESCRIPTORS_BESIDE = 256
-"""A host worker holds one descriptor for each VMM, and this many for everything else it does at once."""
-
-THREADS_BESIDE = 3
-"""A Firecracker has these threads beside one for each vCPU."""
-
-ROOM_FOR_VMS = 100
-"""Less room than for so many more small VMs is worth a note."""
 
 
 def room_checks(settings: Settings) -> Iterator[Check]:
@@ -67,12 +56,13 @@ def _disk(folder: Path) -> Check:
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     found = os.statvfs(nearest)
     free = found.f_bavail * found.f_frsize
-    no_inodes = found.f_files > 0 and found.f_favail < ROOM_FOR_VMS
+    no_inodes = found.f_files > 0 and found.f_favail < DOCTOR.vms
     text = f"{free >> 20} MiB free at {nearest}" + (", and next to no inodes" if no_inodes else "")
-    if free >= SCARCE_BYTES and not no_inodes:
+    if free >= DOCTOR.scarce_disk_bytes and not no_inodes:
         return Check(name="disk", state="ok", found=text)
     remedy = "make room, or move the state with MIKROM_STATE_DIR; each VM may take 3 MiB for its console and logs"
-    return Check(name="disk", state="broken" if free < LEAST_BYTES or no_inodes else "note", found=text, remedy=remedy)
+    full = free < DOCTOR.least_disk_bytes or no_inodes
+    return Check(name="disk", state="broken" if full else "note", found=text, remedy=remedy)
 
 
 def _need_mib(settings: Settings) -> Callable[[VMSpec], int]:
@@ -96,7 +86,7 @@ def _memory(records: list[VMRecord], need_mib: Callable[[VMSpec], int]) -> Check
 
 def _descriptors(vms: int) -> Check:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = vms + DESCRIPTORS_BESIDE
+    need = vms + DOCTOR.worker_descriptors
     if hard == resource.RLIM_INFINITY or hard >= need:
         return Check(name="descriptors", state="ok", found=f"{hard} allowed, a host worker needs up to {need}")
     remedy = "raise it: ulimit -Hn, LimitNOFILE= in systemd, or /etc/security/limits.conf"
@@ -117,9 +107,9 @@ def _threads() -> Check:
     if os.geteuid() != 0 and user_limit != resource.RLIM_INFINITY:
         rooms["ulimit -u"] = user_limit
     name, room = min(rooms.items(), key=lambda item: item[1])
-    vms = max(0, room) // (THREADS_BESIDE + 1)
+    vms = max(0, room) // (DOCTOR.vmm_threads + 1)
     text = f"room for {vms} more VMs of one vCPU, by {name}"
-    if vms >= ROOM_FOR_VMS:
+    if vms >= DOCTOR.vms:
         return Check(name="threads", state="ok", found=text)
     return Check(
         name="threads", state="note", found=text, remedy=f"raise {name}: each VM takes 3 threads and its vCPUs"

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import mikrom_reconcile
 from mikrom_reconcile import wiring
-from mikrom_reconcile.core.model.desired import NAME_LENGTH
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.transport.broker import connect, without_password
@@ -29,7 +28,7 @@ from mikrom_reconcile.host.drivers.firecracker_prerequisites import (
 )
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
 from mikrom_reconcile.host.drivers.select import choice_of
-from mikrom_reconcile.host.drivers.vmm_driver import MAX_SOCKET_PATH_BYTES
+from mikrom_reconcile.limits import SPECS, VMMS
 from mikrom_reconcile.output.doctor_text import Check
 from mikrom_reconcile.output.status_text import is_overdue, source_line
 from mikrom_reconcile.settings import Settings, misspelt
@@ -161,9 +160,9 @@ def _state_dir(settings: Settings) -> Check:
 
 
 def _run_dir(settings: Settings) -> Check:
-    longest = len(os.fsencode(settings.run_dir / ("x" * NAME_LENGTH) / "api.sock"))
-    if longest > MAX_SOCKET_PATH_BYTES:
-        found = f"{settings.run_dir}: a socket in it may need {longest} bytes, and a path has {MAX_SOCKET_PATH_BYTES}"
+    longest = len(os.fsencode(settings.run_dir / ("x" * SPECS.name_characters) / "api.sock"))
+    if longest > VMMS.socket_path_bytes:
+        found = f"{settings.run_dir}: a socket in it may need {longest} bytes, and a path has {VMMS.socket_path_bytes}"
         return Check(name="run folder", state="note", found=found, remedy="set MIKROM_RUN_DIR to a shorter path")
     return _folder("run folder", "MIKROM_RUN_DIR", settings.run_dir)
 

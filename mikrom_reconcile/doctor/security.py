@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.dispatch.transport.broker import connect, is_remote, user_of, without_password
+from mikrom_reconcile.limits import DOCTOR
 from mikrom_reconcile.output.doctor_text import Check
 from mikrom_reconcile.settings import Settings
 
-_SHORTEST_PASSWORD = 12
 _GUIDE = "see docs/security.md"
 _LISTENS = "0A"
 _LOOPBACK = re.compile("(0{16}FFFF0000)?[0-9A-F]{6}7F|0{24}01000000")
@@ -132,9 +132,9 @@ def _flower(settings: Settings) -> Check:
     for pair in settings.flower_basic_auth.split(","):
         user, _, password = pair.partition(":")
         known = any(word in password.lower() for word in (user.lower(), "password", "secret", "change"))
-        if known or len(password) < _SHORTEST_PASSWORD or len(set(password)) < _SHORTEST_PASSWORD / 2:
+        if known or len(password) < DOCTOR.password_characters or len(set(password)) < DOCTOR.password_characters / 2:
             found = f"the password of {user or 'nobody'} in FLOWER_BASIC_AUTH can be guessed"
-            remedy = f"at least {_SHORTEST_PASSWORD} characters that nobody chose: openssl rand -hex 16"
+            remedy = f"at least {DOCTOR.password_characters} characters that nobody chose: openssl rand -hex 16"
             return Check(name="flower", state="broken", found=found, remedy=remedy)
     return Check(name="flower", state="ok", found="FLOWER_BASIC_AUTH has no password that is easily guessed")
 

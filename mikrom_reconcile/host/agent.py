@@ -17,7 +17,8 @@ from mikrom_reconcile.host.ports import Clock, Driver
 from mikrom_reconcile.host.records import Records, checked_name
 from mikrom_reconcile.host.resources.garbage_collection import ImageStock
 from mikrom_reconcile.host.resources.images import Images
-from mikrom_reconcile.host.supervise import AT_ONCE, RESCAN_S, Supervisor, Tell, nobody
+from mikrom_reconcile.host.supervise import Supervisor, Tell, nobody
+from mikrom_reconcile.limits import SUPERVISION
 
 
 class HostAgent:
@@ -47,7 +48,7 @@ class HostAgent:
         self._stock = ImageStock(name, images or Images(records.state_dir), records)
         self._supervisor: Supervisor | None = None
 
-    def supervise(self, *, rescan_s: float = RESCAN_S, on_outcome: Tell = nobody) -> None:
+    def supervise(self, *, rescan_s: float = SUPERVISION.rescan_s, on_outcome: Tell = nobody) -> None:
         """Bring back VMMs that die, by their restart policies, until `stop_supervision` or the end of the process."""
         if self._supervisor is None:
             self._supervisor = Supervisor(
@@ -78,7 +79,7 @@ class HostAgent:
             for project, token in report.highest_tokens.items()
             for action in decide_by_name("stop", ("*",), seen, project=project).plan.actions
         ]
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="stop") as pool:
+        with ThreadPoolExecutor(SUPERVISION.starts_at_once, thread_name_prefix="stop") as pool:
             left = [outcome for outcome in pool.map(self.execute, orders) if outcome.result.startswith("failed")]
         if left:
             raise MikromError(f"{len(left)} VMs could not be stopped, the first is {left[0].vm}: {left[0].error}")

@@ -22,15 +22,10 @@ from mikrom_reconcile.core.model.durations import seconds_of
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.limits import CHECKS
 from mikrom_reconcile.system.bounded_search import first_match
 from mikrom_reconcile.system.folders import make_folder
 from mikrom_reconcile.system.sockets import Limited
-
-CONSOLE_BYTES = 1 << 20
-"""How much of what a guest printed since its boot is looked through."""
-
-TRY_S = 5.0
-"""What one try takes at most, however long its time-out: its host has to report."""
 
 Said = Callable[[int], bytes]
 """What the guest printed since its boot, that many bytes at most."""
@@ -129,7 +124,7 @@ def judged(results: dict[str, Result]) -> Health:
 
 def tried(check: Check, record: VMRecord, said: Said) -> str:
     """Try it once; why it failed, "" if it passed."""
-    limit_s = min(seconds_of(check.timeout), TRY_S)
+    limit_s = min(seconds_of(check.timeout), CHECKS.try_s)
     if check.type == "console":
         return _console(check, said, limit_s)
     address = record.addresses.get(min(record.spec.network_interfaces, default=""), "")
@@ -165,7 +160,7 @@ def _http(address: str, check: Check, timeout_s: float) -> str:
 
 
 def _console(check: Check, said: Said, timeout_s: float) -> str:
-    text = said(CONSOLE_BYTES)
+    text = said(CHECKS.console_bytes)
     try:
         if check.deny and (found := first_match(check.deny, text, limit_s=timeout_s)) is not None:
             return f"the console says {found!r}"

@@ -35,27 +35,9 @@ from mikrom_reconcile.core.model.observed import (
 )
 from mikrom_reconcile.host.ports import Driver, LinkLook, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
-
-REPORT_S = 8.0
-"""Until then a host reports what it has: control waits two seconds longer before it takes the host for unreachable."""
-
-LEAST_S = 1.0
-"""What VMs of other projects get, though those of the one that was asked for have used up the time."""
-
-CHECKS_S = 3.0
-"""How long a look begins checks that are due: guests that do not answer must not make their host look dark."""
-
-LOOKERS = 16
-"""VMs looked at at once, beside those that do not answer: they take seconds, and nobody must wait behind them."""
-
-MOST_LOOKERS = 512
-"""…and with those: a thread each."""
-
-SILENT_S = 0.02
-"""Who has not answered after this long is waited for beside the others; a VMM in order takes a millisecond or two."""
+from mikrom_reconcile.limits import OBSERVING
 
 _NO_VMS = fleet_digest(())
-
 
 _Future = Future[tuple[ObservedVM, float]]
 
@@ -81,7 +63,7 @@ class Observer:
 
     def report(self, query: ObserveQuery, now: datetime) -> HostReport:
         """The answer to `query`. VMs whose record cannot be read are always in it. Raises SetupError."""
-        until = time.monotonic() + REPORT_S
+        until = time.monotonic() + OBSERVING.report_s
         found = tuple(self._records.list())
         records = [record for record in found if isinstance(record, VMRecord)]
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, UnreadableRecord)]
@@ -135,26 +117,27 @@ class Observer:
         """Each VM, and how long its VMM has lived, as they answer; those that have not by `until` as unreadable."""
         if not records:
             return
-        look = partial(self._look, links=self._driver.links(), give_up_at=time.monotonic() + CHECKS_S)
-        until, waiting = max(until, time.monotonic() + LEAST_S), deque(records)
+        look = partial(self._look, links=self._driver.links(), give_up_at=time.monotonic() + OBSERVING.begin_checks_s)
+        until, waiting = max(until, time.monotonic() + OBSERVING.others_s), deque(records)
         under_way: dict[_Future, tuple[VMRecord, float]] = {}
         ended: queue.SimpleQueue[_Future] = queue.SimpleQueue()
-        pool = ThreadPoolExecutor(MOST_LOOKERS, thread_name_prefix="observe")
+        pool = ThreadPoolExecutor(OBSERVING.max_threads, thread_name_prefix="observe")
         try:
             while (waiting or under_way) and (now := time.monotonic()) < until:
-                silent = sum(now - since > SILENT_S for _, since in under_way.values())
-                while waiting and len(under_way) < min(silent + LOOKERS, MOST_LOOKERS):
+                silent = sum(now - since > OBSERVING.silent_after_s for _, since in under_way.values())
+                while waiting and len(under_way) < min(silent + OBSERVING.threads, OBSERVING.max_threads):
                     future = pool.submit(look, record := waiting.popleft())
                     under_way[future] = record, now
                     future.add_done_callback(ended.put)
                 with suppress(queue.Empty):
-                    future = ended.get(timeout=SILENT_S)
+                    future = ended.get(timeout=OBSERVING.silent_after_s)
                     del under_way[future]
                     yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         for record in (*waiting, *(record for record, _ in under_way.values())):
-            yield self._unseen(record, f"it did not answer within {REPORT_S:g} s, when its host had to report"), 0.0
+            why = f"it did not answer within {OBSERVING.report_s:g} s, when its host had to report"
+            yield self._unseen(record, why), 0.0
 
     def _look(self, record: VMRecord, *, links: LinkLook, give_up_at: float) -> tuple[ObservedVM, float]:
         """The VM as it is now; `unreadable` with the reason if this process cannot look at it: the others count on."""

@@ -34,29 +34,12 @@ from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.host.checks import Checks
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.limits import RECORDS
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import FULL, OddFileError, SharedFolder, read_small, sync_folder, write_whole
 from mikrom_reconcile.system.folders import make_folder
 
 FORMAT_VERSION = 1
-
-MAX_RECORD_BYTES = 1 << 20
-"""A record has about 700 bytes; far more than any spec can need is somebody else's file."""
-
-TOMBSTONE_S = 30 * 86400
-"""A tombstone matters while an order from before the deletion may still come: for a run's length, not a month."""
-
-_RELEASED_S = 86400
-"""No cooldown is longer than a day, as far as this host remembers."""
-
-_SWEEP_ONE_IN = 256
-"""Old tombstones are looked for on one removal in so many, so that names used once do not pile up for ever."""
-
-_KEPT_TOKENS = 2
-"""A reader that lists the folder while the highest token is added still finds the one before it."""
-
-_KEPT_PATHS = 4096
-"""Paths of records: to make one takes as long as to open its file."""
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 
@@ -96,7 +79,7 @@ class Records:
         self.checks = Checks(state_dir)
         self._locks = state_dir / "locks"
         self._names = SharedFolder(self._vms)
-        self._path = lru_cache(_KEPT_PATHS)(self._path_of)
+        self._path = lru_cache(RECORDS.cached_paths)(self._path_of)
         self._seen: os.stat_result | None = None
 
     @contextmanager
@@ -147,7 +130,7 @@ class Records:
 
     def _read(self, vm: str, path: Path) -> VMRecord | UnreadableRecord | None:
         try:
-            content = read_small(path, max_bytes=MAX_RECORD_BYTES)
+            content = read_small(path, max_bytes=RECORDS.record_bytes)
         except OSError as error:
             return UnreadableRecord(vm=vm, reason=f"{path}: {error.strerror}")
         except OddFileError as error:
@@ -226,7 +209,7 @@ class Records:
         except OSError as error:
             message = f"cannot remove {path}: {error.strerror}"
             raise TemporaryError(message, vm=record.vm, step="removing its record") from error
-        if secrets.randbelow(_SWEEP_ONE_IN) == 0:
+        if secrets.randbelow(RECORDS.removals_per_sweep) == 0:
             self._sweep_old()
 
     def released(self, project: str) -> dict[str, float]:
@@ -234,7 +217,7 @@ class Records:
         folder, found = self._released / checked_name(project), {}
         for ip in _listed(folder):
             with suppress(OSError):
-                if (age_s := max(0.0, time.time() - (folder / ip).stat().st_mtime)) > _RELEASED_S:
+                if (age_s := max(0.0, time.time() - (folder / ip).stat().st_mtime)) > RECORDS.released_address_s:
                     (folder / ip).unlink()
                 else:
                     found[ip] = age_s
@@ -278,7 +261,7 @@ class Records:
     def tombstone(self, vm: str) -> Tombstone | None:
         """What the last VM of this name left. None, too, when it is damaged: a new uid tells two lives apart."""
         with suppress(OSError, OddFileError, msgspec.MsgspecError):
-            content = read_small(self._tombstone_path(vm), max_bytes=MAX_RECORD_BYTES)
+            content = read_small(self._tombstone_path(vm), max_bytes=RECORDS.record_bytes)
             if content is None or not isinstance(record := _opened(content), VMRecord):
                 return None if content is None else msgspec.json.decode(content, type=ready(Tombstone))
             return _tombstone_of(record)  # whoever removed it was killed
@@ -303,7 +286,7 @@ class Records:
     def attempt(self, vm: str) -> Attempt | None:
         """The attempt to make this VM, which has no record."""
         with suppress(OSError, OddFileError, msgspec.MsgspecError):
-            content = read_small(self._attempt_path(vm), max_bytes=MAX_RECORD_BYTES)
+            content = read_small(self._attempt_path(vm), max_bytes=RECORDS.record_bytes)
             return None if content is None else msgspec.json.decode(content, type=ready(Attempt))
         return None
 
@@ -331,7 +314,7 @@ class Records:
                 raise
             (folder / str(seen[-1])).rename(folder / str(token))  # a disk that is full of files has room for this one
         sync_folder(folder)
-        for old in seen[_KEPT_TOKENS - 1 :]:
+        for old in seen[RECORDS.kept_tokens - 1 :]:
             (folder / str(old)).unlink(missing_ok=True)
 
     def _path_of(self, vm: str) -> Path:
@@ -350,7 +333,7 @@ class Records:
         for folder in (self._tombstones, self._attempts):
             with suppress(OSError), os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.stat(follow_symlinks=False).st_mtime < time.time() - TOMBSTONE_S:
+                    if entry.stat(follow_symlinks=False).st_mtime < time.time() - RECORDS.tombstone_s:
                         Path(entry.path).unlink(missing_ok=True)
 
 

@@ -25,22 +25,10 @@ from mikrom_reconcile.core.model.errors import ActionError, SetupError
 from mikrom_reconcile.core.model.lifecycle import ENDED, NOT_RESTARTED, WANTS_VMM, phase_of
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.run import ActionOutcome, Result
-from mikrom_reconcile.host.orders.steps import MAX_ERROR
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
 from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.limits import ORDERS, SUPERVISION
 from mikrom_reconcile.system.processes import Ends, allow_descriptors
-
-AT_ONCE = 32
-"""Starts at once: they mostly wait in the kernel, and more of them only wait longer."""
-
-RESCAN_S = 5.0
-"""Until VMs are found that another process (an embedded `mikrom`) started, or whose VMM cannot be waited for."""
-
-RETRY_S = 1.0
-"""After a start that failed, at least: what is lacking (memory, descriptors) is seldom there a moment later."""
-
-START_S = 10.0
-"""What a start may take: two hundred at once on two processors take one."""
 
 DIED: frozenset[Phase] = frozenset(ENDED.values()) - {"defined"}
 """Phases of a VM whose VMM ended without an order; which of them are brought back is the restart policy's."""
@@ -75,7 +63,7 @@ class Supervisor:
 
     def __init__(
         self, host: str, *, driver: Driver, records: Records, clock: Clock, on_rescan: Callable[[], None],
-        rescan_s: float = RESCAN_S, on_outcome: Tell = nobody,
+        rescan_s: float = SUPERVISION.rescan_s, on_outcome: Tell = nobody,
     ) -> None:  # fmt: skip
         self._host = host
         self._driver = driver
@@ -91,7 +79,7 @@ class Supervisor:
         self._looking: dict[str, bool] = {}
         self._due: dict[str, float] = {}
         self._rescan_at = 0.0
-        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="supervise")
+        self._pool = ThreadPoolExecutor(SUPERVISION.starts_at_once, thread_name_prefix="supervise")
 
     def start(self) -> None:
         """Begin with everything that has a record here."""
@@ -116,10 +104,11 @@ class Supervisor:
                 self._wait_and_look()
             except SetupError as error:  # the folder was moved, or cannot be read: told until somebody mends it
                 log.error("%s", error, extra={"host": self._host, "step": "supervising"})  # noqa: TRY400 - no mistake
-                time.sleep(min(self._rescan_s, RESCAN_S))
+                time.sleep(min(self._rescan_s, SUPERVISION.rescan_s))
             except Exception:  # whatever it is, the VMs need somebody to wait for them
-                log.exception("supervision of %s goes on in %g s", self._host, RETRY_S, extra={"host": self._host})
-                time.sleep(RETRY_S)
+                pause_s, fields = SUPERVISION.retry_s, {"host": self._host}
+                log.exception("supervision of %s goes on in %g s", self._host, pause_s, extra=fields)
+                time.sleep(pause_s)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._ends.close()
 
@@ -230,15 +219,15 @@ class Supervisor:
         record = replace(record, restarts=(*recent, self._clock.now()))
         self._records.write(record)
         try:
-            self._driver.start(record, deadline_s=START_S)
+            self._driver.start(record, deadline_s=SUPERVISION.start_s)
             if record.state == "paused":
-                self._driver.pause(record, deadline_s=START_S)
+                self._driver.pause(record, deadline_s=SUPERVISION.start_s)
             pidfd = self._driver.watch(record)
         except ActionError as error:
             log.warning("%s; trying again", error, extra=self._fields(record.vm))
-            self._records.write(replace(record, last_error=str(error)[:MAX_ERROR]))
-            self._tell(record, phase, "failed_temporary", str(error)[:MAX_ERROR])
-            return Found(again_s=max(RETRY_S, seconds_of(restart.delay)))
+            self._records.write(replace(record, last_error=str(error)[: ORDERS.error_characters]))
+            self._tell(record, phase, "failed_temporary", str(error)[: ORDERS.error_characters])
+            return Found(again_s=max(SUPERVISION.retry_s, seconds_of(restart.delay)))
         if record.last_error is not None:
             self._records.write(replace(record, last_error=None))
         self._tell(record, phase, "done")

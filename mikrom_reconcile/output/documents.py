@@ -13,7 +13,7 @@ import msgspec
 from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.output.doctor_text import Check, SettingLine
+from mikrom_reconcile.output.doctor_text import Check, LimitLine, SettingLine
 from mikrom_reconcile.output.plan_parts import kinds_of
 from mikrom_reconcile.output.run_result import verdict_of
 from mikrom_reconcile.output.sanitize import json_text
@@ -130,6 +130,7 @@ def error_document(message: str, exit_code: int, problems: Sequence[SpecProblem]
     return {"error": message, "exit_code": exit_code, "problems": problems}
 
 
-def doctor_document(checks: Sequence[Check], settings: Sequence[SettingLine]) -> Document:
-    """What was checked, and every setting with its secrets masked."""
-    return {"broken": any(check.state == "broken" for check in checks), "checks": checks, "settings": settings}
+def doctor_document(checks: Sequence[Check], settings: Sequence[SettingLine], limits: Sequence[LimitLine]) -> Document:
+    """What was checked, every setting with its secrets masked, and every limit."""
+    broken = any(check.state == "broken" for check in checks)
+    return {"broken": broken, "checks": checks, "settings": settings, "limits": limits}

@@ -13,14 +13,12 @@ from mikrom_reconcile.core.model.observed import HostView, ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, UnfinishedRun
 from mikrom_reconcile.core.planning.explain import Explanation
 from mikrom_reconcile.core.specs.provenance import FieldOrigin
+from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.documents import FORMER_RULES, Document, change_row, outcome_row
 from mikrom_reconcile.output.history_text import Event, events
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.plan_parts import KINDS
 from mikrom_reconcile.output.status_text import FleetStatus, HostStatus, Status
-
-LATEST = 50
-"""Deeds that a description tells of: enough to see what went on lately; `mikrom events` has them all."""
 
 
 def vms_document(vms: Sequence[ObservedVM]) -> Document:
@@ -188,7 +186,7 @@ def description_document(
 def _latest(runs: Sequence[RunRecord], name: str, host: str = "") -> Document:
     """The latest deeds that concern `name`, on that host if one is given."""
     mine = [event for event in events(runs, name) if host in {"", event[1].host}]
-    return events_document(mine[-LATEST:])
+    return events_document(mine[-OUTPUT.described_actions :])
 
 
 def _inside(rows: Sequence[ObservedVM]) -> Document:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from mikrom_reconcile.core.model.plan import FieldChange, Plan
+from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.plan_parts import (
     KINDS,
     LOOKS,
@@ -22,9 +23,6 @@ from mikrom_reconcile.output.plan_parts import (
 )
 from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
-
-_OPEN_GROUPS = 12
-"""With more groups than this, they begin closed: the page is an overview first."""
 
 _STYLE = """\
 :root { color-scheme: light dark; --back: #f6f7f9; --card: #fff; --line: #d9dee5; --text: #1c2430; --dim: #5b6675;
@@ -106,7 +104,7 @@ def _alarms(plan: Plan) -> Iterator[str]:
 
 def _fleets(plan: Plan) -> Iterator[str]:
     fleets = list(fleets_of(plan))
-    unfolded = " open" if sum(len(groups) for _, _, groups in fleets) <= _OPEN_GROUPS else ""
+    unfolded = " open" if sum(len(groups) for _, _, groups in fleets) <= OUTPUT.open_groups else ""
     for fleet, peak, groups in fleets:
         yield f"<section><h2>{_h(fleet)} <small>{_h(peak)}</small></h2>"
         for group in groups:

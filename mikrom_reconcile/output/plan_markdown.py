@@ -9,13 +9,11 @@ import re
 from collections.abc import Container, Iterator
 
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan
+from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.plan_parts import DANGEROUS, LOOKS, Group, alarms, fleets_of, short, summary, value_diff
 from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted
-
-MAX_CHARACTERS = 65536
-"""Longest comment that GitHub takes."""
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~]")
 _TICKS = re.compile("`+")
@@ -29,7 +27,7 @@ def plan_markdown(plan: Plan, style: Style) -> str:
 
     Of a plan that is cut comes first what takes VMs or their data away.
     """
-    room = MAX_CHARACTERS - 200  # for the line that says so
+    room = OUTPUT.markdown_characters - 200  # for the line that says so
     units = list(_units(plan, style, first=()))
     if sum(len(text) for text, _ in units) > room:
         units = list(_units(plan, style, first=DANGEROUS))
@@ -40,9 +38,8 @@ def plan_markdown(plan: Plan, style: Style) -> str:
     text = "".join(part for part, _ in units[:kept])
     if kept < len(units):
         hidden = counted(sum(changes for _, changes in units[kept:]), "change")
-        text += (
-            f"\n_Cut here to stay below {MAX_CHARACTERS:,} characters, {hidden} not shown: `mikrom plan` shows all._\n"
-        )
+        limit = f"{OUTPUT.markdown_characters:,} characters"
+        text += f"\n_Cut here to stay below {limit}, {hidden} not shown: `mikrom plan` shows all._\n"
     return text
 
 

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import msgspec
 
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Plan, VMChange
+from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.units import counted, listed
 
@@ -43,9 +44,6 @@ LOOKS: dict[ChangeKind, tuple[str, str]] = {
 
 NO_HOST = "no host"
 """Where a VM is that no host can have."""
-
-SHORT_VALUE = 60
-"""Characters of a value that is not shown in full."""
 
 _SUMMARY = {kind: f"to {kind}" for kind in KINDS} | {"wait": "waiting", "blocked": "blocked"}
 
@@ -186,9 +184,9 @@ def whole(value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A field's value on one line of at most `SHORT_VALUE` characters."""
+    """A field's value on one line of at most `OUTPUT.value_characters` characters."""
     text = whole(value)
-    return text if len(text) <= SHORT_VALUE else text[: SHORT_VALUE - 1] + "…"
+    return text if len(text) <= OUTPUT.value_characters else text[: OUTPUT.value_characters - 1] + "…"
 
 
 def value_diff(field: FieldChange) -> Iterator[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mikrom_reconcile.core.model.specs import EXCERPT_BEFORE, SpecProblem
+from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.limits import SPECS
 from mikrom_reconcile.output.sanitize import one_line
 from mikrom_reconcile.output.style import Style
 from mikrom_reconcile.output.units import counted
@@ -32,7 +33,7 @@ def _problem(problem: SpecProblem, style: Style) -> list[str]:
     place = f"{one_line(problem.path)}:{problem.line}:{problem.column}:"
     lines = [f"{style.paint(place, 'bold')} {style.paint(one_line(problem.message), 'red')}"]
     if problem.excerpt:
-        before = min(problem.column - 1, EXCERPT_BEFORE)
+        before = min(problem.column - 1, SPECS.excerpt_characters_before)
         lines += [f"    {one_line(problem.excerpt)}", f"    {' ' * before}{style.paint('^', 'green')}"]
     if problem.hint:
         lines.append(f"    {style.paint('hint:', 'cyan')} {one_line(problem.hint)}")

@@ -16,15 +16,13 @@ from typing import Literal, NoReturn
 
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.dispatch.transport.broker import broker_url, connect, find_up
-from mikrom_reconcile.dispatch.transport.redis_keys import SLOTS, Keys
+from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.limits import SERVICES
 from mikrom_reconcile.settings import Settings, refuse_misspelt
 
 Service = Literal["host", "control", "beat", "flower"]
 
 APP = "mikrom_reconcile.celery_app"
-
-CONTROL_SLOTS = 8
-"""Runs at once in a control worker: they wait for hosts, and planning has but one core anyway."""
 
 
 def command(service: Service, settings: Settings) -> list[str]:
@@ -39,7 +37,7 @@ def arguments(service: Service, settings: Settings) -> list[str]:
     if service == "flower":
         names = Path(__file__).with_name("flower_names.py")
         return ["flower", f"--conf={names}", "--address=127.0.0.1", f"--port={settings.flower_port}"]
-    pool, slots = ("gevent", SLOTS) if service == "host" else ("threads", CONTROL_SLOTS)
+    pool, slots = ("gevent", SERVICES.host_slots) if service == "host" else ("threads", SERVICES.control_slots)
     queue = Keys(settings.queue).host_queue(settings.host) if service == "host" else settings.queue
     name = f"{service}@{settings.host}"
     quiet = ["--without-mingle", "--without-gossip"]

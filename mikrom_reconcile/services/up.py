@@ -38,22 +38,12 @@ from mikrom_reconcile.dispatch.transport.broker import (
 from mikrom_reconcile.dispatch.transport.heartbeats import living
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.dispatch.transport.signing import make_pair
+from mikrom_reconcile.limits import SERVICES, VMMS
 from mikrom_reconcile.services.commands import Service, command, environment, meant_for
 from mikrom_reconcile.settings import Settings, refuse_misspelt
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.folders import make_folder
 
-STOP_S = 7.0
-"""A gevent worker takes 4.5 s to end even when idle; everything has to be over within 10 s."""
-
-RESTART_S = 1.0
-"""From the end of a service to its next start."""
-
-_REDIS_S = 5.0
-_LOOK_S = 0.1
-_LAST_BYTES = 4096
-_SOCKET_PATH_BYTES = 107  # sun_path of Linux, without its final zero
-_LARGEST_MIB = 512  # some messages of the largest size that is allowed, beside thousands of usual ones
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Tell = Callable[[str], None]
@@ -91,8 +81,8 @@ class Child:
         if self._log is None:
             self._start_at = float("inf")
             return ended
-        self._start_at = time.monotonic() + RESTART_S
-        return f"{ended}, starts again in {RESTART_S:g} s; {_last_line(self._log)}"
+        self._start_at = time.monotonic() + SERVICES.restart_s
+        return f"{ended}, starts again in {SERVICES.restart_s:g} s; {_last_line(self._log)}"
 
     def terminate(self) -> None:
         """Ask it to end. Never SIGINT: Celery answers that with an exit code of 1."""
@@ -140,7 +130,7 @@ def up(settings: Settings, *, run: bool, tell: Tell) -> int:
             _keep([redis, *children], tell, until=ended.is_set)
         finally:
             tell("ending the services; microVMs stay as they are")
-            end_all(children, within_s=STOP_S)
+            end_all(children, within_s=SERVICES.stop_s)
             end_all([redis], within_s=1.0)
     return 0
 
@@ -157,8 +147,9 @@ def private_settings(settings: Settings) -> Settings:
         if shutil.which(program) is None:
             raise SetupError(f"{program} is not installed; as root: apt-get install {package}")
     socket = _socket(settings)
-    if len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
-        raise UsageError(f"MIKROM_RUN_DIR={settings.run_dir}: too long for a socket path, {_SOCKET_PATH_BYTES} bytes")
+    if len(os.fsencode(socket)) > VMMS.socket_path_bytes:
+        most = f"a socket path has at most {VMMS.socket_path_bytes} bytes"
+        raise UsageError(f"MIKROM_RUN_DIR={settings.run_dir} is too long: {most}")
     specs = settings.chosen_specs()
     return replace(
         settings,
@@ -196,7 +187,7 @@ def _redis(settings: Settings) -> Child:
         "unixsocketperm 700",
         f"requirepass {urlsplit(broker_url(settings)).password}",
         'save ""',
-        f"maxmemory {_LARGEST_MIB}mb",
+        f"maxmemory {SERVICES.redis_mib}mb",
         "maxmemory-policy noeviction",  # what it dropped by itself might be an order; who is refused is told
         f'dir "{settings.run_dir}"',
     ]
@@ -236,11 +227,11 @@ def _apply(settings: Settings) -> Child:
 
 def _await_redis(redis: Child, url: str) -> None:
     """Start Redis and wait until it answers. Raises SetupError with what it said instead."""
-    until, news = time.monotonic() + _REDIS_S, redis.keep()
+    until, news = time.monotonic() + SERVICES.redis_start_s, redis.keep()
     while news is None and time.monotonic() < until:
         with suppress(SetupError):
             return connect(url).close()
-        time.sleep(_LOOK_S / 2)
+        time.sleep(SERVICES.poll_s / 2)
         news = redis.keep()
     raise SetupError(f"the private Redis does not run: {news or 'no answer'}")
 
@@ -258,12 +249,12 @@ def _keep(children: Sequence[Child], tell: Tell, *, until: Callable[[], bool]) -
         for child in children:
             if (news := child.keep()) is not None:
                 tell(news)
-        time.sleep(_LOOK_S)
+        time.sleep(SERVICES.poll_s)
 
 
 def _last_line(log: Path) -> str:
     with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - _LAST_BYTES))
+        stream.seek(max(0, log.stat().st_size - SERVICES.log_tail_bytes))
         lines = stream.read().decode(errors="replace").strip().splitlines()
     return f"{log} ends with: {lines[-1]}" if lines else f"{log} is empty"
 

@@ -12,18 +12,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mikrom_reconcile.limits import CHECKS
 from mikrom_reconcile.system import processes
 
 _REPEATING = frozenset("*+?{")
-_SHOWN = 80
-_START_S = 1.0
-"""What the process may take beside the search: some 15 ms, more beside a thousand others."""
 
 _PROGRAM = f"""
 import re, signal, sys
 signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))
 found = re.search(sys.argv[1], sys.stdin.buffer.read().decode(errors="replace"))
-sys.stdout.write("+" + found.group(0)[:{_SHOWN}] if found else "-")
+sys.stdout.write("+" + found.group(0)[:{CHECKS.found_characters}] if found else "-")
 """
 
 
@@ -31,7 +29,7 @@ def first_match(pattern: str, text: bytes, *, limit_s: float) -> str | None:
     """The first 80 characters of what is found first, None for nothing. Raises TimeoutError after `limit_s`."""
     if not _REPEATING & set(pattern):
         found = re.search(pattern, text.decode(errors="replace"))
-        return found.group(0)[:_SHOWN] if found else None
+        return found.group(0)[: CHECKS.found_characters] if found else None
     answer = _answer(pattern, text, limit_s)
     if not answer.startswith(("+", "-")):
         raise TimeoutError(f"{pattern!r} was not searched for within {limit_s:g} s: write it with fewer repetitions")
@@ -45,12 +43,12 @@ def _answer(pattern: str, text: bytes, limit_s: float) -> str:
         pidfd = processes.open_pidfd(searching) if searching else None
         if pidfd is not None:
             try:
-                if not processes.wait_for_end(pidfd, limit_s + _START_S):
+                if not processes.wait_for_end(pidfd, limit_s + CHECKS.search_start_s):
                     processes.kill(pidfd)
             finally:
                 os.close(pidfd)
         processes.reap()
-        return os.pread(answer, 8 * _SHOWN, 0).decode(errors="replace")
+        return os.pread(answer, 8 * CHECKS.found_characters, 0).decode(errors="replace")
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from typing import Self
 
 import msgspec
 
+from mikrom_reconcile.limits import NETWORKS
+
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
@@ -33,9 +35,6 @@ _INFO_KIND = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _UP = 1
 _TYPE_MASK = 0x3FFF
-
-_ANSWER_S = 5.0
-_ANSWER_BYTES = 1 << 16
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +52,7 @@ class Netlink:
 
     def __init__(self, family: int = socket.NETLINK_ROUTE) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
-        self._socket.settimeout(_ANSWER_S)
+        self._socket.settimeout(NETWORKS.netlink_answer_s)
         self._socket.bind((0, 0))
         self._sequence = 0
 
@@ -146,7 +145,7 @@ class Netlink:
 
     def _ask(self, kind: int, flags: int, content: bytes) -> list[tuple[int, bytes]]:
         """The messages of the answer; a dump beside which something changed may lack devices, and is asked for anew."""
-        give_up_at = time.monotonic() + _ANSWER_S
+        give_up_at = time.monotonic() + NETWORKS.netlink_answer_s
         while (answer := self._asked(kind, flags, content)) is None:
             if time.monotonic() > give_up_at:
                 raise OSError(errno.EAGAIN, "the kernel's devices change faster than they can be listed")
@@ -158,7 +157,7 @@ class Netlink:
         answer: list[tuple[int, bytes]] = []
         is_whole = True
         while True:
-            for found, flagged, payload in _messages(self._socket.recv(_ANSWER_BYTES), self._sequence):
+            for found, flagged, payload in _messages(self._socket.recv(NETWORKS.netlink_answer_bytes), self._sequence):
                 is_whole = is_whole and not flagged & _INTERRUPTED
                 if found == _DONE:
                     return answer if is_whole else None

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from redis import RedisError
 
 from mikrom_reconcile.dispatch.transport import reply_sender
 from mikrom_reconcile.dispatch.transport.reply_sender import Answering
 from mikrom_reconcile.dispatch.transport.rpc import Call
+from mikrom_reconcile.limits import BROKER
 from tests.fleet import KEYS, Fleet, wait_until
 
 pytestmark = pytest.mark.redis
@@ -65,7 +67,7 @@ def test_a_hundred_answers_arrive_in_order_in_a_few_messages(fleet: Fleet, told:
 def test_what_is_told_while_the_broker_is_away_is_told_when_it_is_back(
     fleet: Fleet, told: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reply_sender, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(reply_sender, "BROKER", replace(BROKER, reply_retry_s=0.05))
     fleet.stop_redis()
     told.tell("one", "outcome", b"first")
     told.tell("one", "outcome", b"second")
@@ -107,7 +109,7 @@ def test_an_answer_that_the_server_refuses_keeps_no_other(
 def test_what_a_broker_refuses_for_a_while_is_told_again(
     fleet: Fleet, told: Answering, monkeypatch: pytest.MonkeyPatch, begin: str, end: str
 ) -> None:
-    monkeypatch.setattr(reply_sender, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(reply_sender, "BROKER", replace(BROKER, reply_retry_s=0.05))
     with Call(fleet.redis, KEYS, "one") as call:
         call.listen(OWNER)
         redis: Any = fleet.redis
@@ -125,5 +127,5 @@ def test_that_a_call_is_awaited_is_asked_once_a_second(fleet: Fleet, told: Answe
         began_s = time.monotonic()
         assert all(told.is_awaited("one") for _ in range(100))
         assert calls_of(fleet, "exists") <= 1 + (time.monotonic() - began_s)
-    wait_until(lambda: not told.is_awaited("one"), "the end of the call", within_s=2 * reply_sender.BELIEVED_S)
+    wait_until(lambda: not told.is_awaited("one"), "the end of the call", within_s=2 * BROKER.reply_awaited_s)
     assert not told.is_awaited("another")

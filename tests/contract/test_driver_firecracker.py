@@ -25,6 +25,7 @@ from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.vmm import Layout, Proc
 from mikrom_reconcile.host.drivers.vmm_start import abandon
+from mikrom_reconcile.limits import SPECS, VMMS
 from mikrom_reconcile.system import locks, processes
 from tests.contract.drivers import DEADLINE_S, RealBench, is_live, record_of, wait_until
 
@@ -294,7 +295,7 @@ def test_an_image_that_was_cut_short_is_put_right(real: RealBench) -> None:
 
 
 def test_a_fault_of_the_configuration_names_its_step(real: RealBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mikrom_reconcile.core.specs.vm_checks.MAX_BOOT_ARGS_BYTES", 4000)
+    monkeypatch.setattr("mikrom_reconcile.core.specs.vm_checks.SPECS", replace(SPECS, boot_args_bytes=4000))
     with pytest.raises(PermanentError, match=r"cmdline capacity.*\(while configuring the boot source\)"):
         real.driver.start(record_of("a", "x" * 3000), deadline_s=DEADLINE_S)
     assert real.all_pids() == []
@@ -432,8 +433,8 @@ def test_a_file_that_has_grown_gives_its_beginning_back_and_keeps_its_end(real: 
     with path.open("ab") as file:
         file.write(b"x" * (8 << 20) + kept)
     assert real.driver.observe(RECORD).status == "running"
-    assert path.stat().st_blocks * 512 <= vmm_driver.CONSOLE_BYTES + 8192
-    assert kept in path.read_bytes()[-vmm_driver.LOG_BYTES :], "whatever a guest that has just booted said since"
+    assert path.stat().st_blocks * 512 <= VMMS.console_bytes + 8192
+    assert kept in path.read_bytes()[-VMMS.log_bytes :], "whatever a guest that has just booted said since"
     real.driver.trim()
     real.driver.stop(RECORD, grace_s=DEADLINE_S)
     assert real.driver.observe(RECORD).end == "clean"
@@ -447,7 +448,7 @@ def test_a_guest_that_writes_without_end_takes_bounded_disk_and_memory(real: Rea
         time.sleep(0.1)
         real.driver.trim()
         # what it writes between the measurement and the hole comes on top
-        assert console.stat().st_blocks * 512 < 4 * vmm_driver.CONSOLE_BYTES
+        assert console.stat().st_blocks * 512 < 4 * VMMS.console_bytes
     assert len(real.driver.console("a", max_bytes=1000).content) == 1000
     resident_kib = int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
     assert resident_kib < 32 * 1024

@@ -15,6 +15,7 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.qemu import QemuDriver
+from mikrom_reconcile.limits import VMMS
 from tests.contract.drivers import DEADLINE_S, QemuBench, RealBench, record_of, wait_until
 
 pytestmark = pytest.mark.needs("qemu-system-x86_64")
@@ -107,7 +108,7 @@ def test_a_guest_that_writes_without_end_takes_bounded_disk(qemu: QemuBench) -> 
     for _ in range(10):
         time.sleep(0.1)
         qemu.driver.trim()
-        assert console.stat().st_blocks * 512 < 4 * vmm_driver.CONSOLE_BYTES
+        assert console.stat().st_blocks * 512 < 4 * VMMS.console_bytes
     qemu.driver.stop(RECORD, grace_s=0)
 
 

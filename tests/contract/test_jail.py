@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import Drive
@@ -19,6 +20,7 @@ from mikrom_reconcile.host.drivers import cgroups
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
 from mikrom_reconcile.host.drivers.vmm import Layout
+from mikrom_reconcile.limits import VMMS
 from tests.contract.drivers import DEADLINE_S, JailBench, RealBench, record_of, wait_until
 from tests.contract.hosts import Host
 from tests.contract.test_media import wanted
@@ -69,7 +71,7 @@ def test_a_guest_that_takes_more_memory_than_its_cgroup_has_is_told(
 ) -> None:
     if "memory" not in cgroups.hierarchy()[1]:
         pytest.skip("this machine offers no memory controller")
-    monkeypatch.setattr(cgroups, "OVERHEAD_MIB", -64)
+    monkeypatch.setattr(cgroups, "VMMS", replace(VMMS, cgroup_overhead_mib=-64))
     record = record_of("a", "mikrom.mode=touch:100", mem_size_mib=128)
     jailed.driver.start(record, deadline_s=DEADLINE_S)
     wait_until(lambda: not jailed.pids("a"), "the kernel's kill")
@@ -180,4 +182,4 @@ def test_a_bigger_machine_gets_bigger_limits(jailed: JailBench) -> None:
     (pid,) = jailed.pids("a")
     (line,) = (line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if ":memory:" in line)
     limit = found / line.rpartition(":")[2].lstrip("/") / "memory.limit_in_bytes"
-    assert int(limit.read_text()) == (64 + 1 + cgroups.OVERHEAD_MIB) << 20
+    assert int(limit.read_text()) == (64 + 1 + VMMS.cgroup_overhead_mib) << 20

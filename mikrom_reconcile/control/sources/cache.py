@@ -12,13 +12,8 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
+from mikrom_reconcile.limits import SOURCES
 from mikrom_reconcile.system.folders import make_folder
-
-KEPT_ENTRIES = 8
-"""Source trees that are remembered: those of a few checkouts."""
-
-LARGEST_BYTES = 256 * 1024 * 1024
-"""Largest entry; 100,000 documents take about 50 MiB."""
 
 _SUM_BYTES = 16
 
@@ -37,7 +32,7 @@ class FolderCache:
             with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor is no path
                 found = os.fstat(fd)
                 ours = found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-                if not ours or not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_BYTES:
+                if not ours or not stat.S_ISREG(found.st_mode) or found.st_size > SOURCES.cached_bytes:
                     return None
                 content = file.read()
             os.utime(path)
@@ -47,7 +42,7 @@ class FolderCache:
 
     def put(self, key: str, content: bytes) -> None:
         """Keep `content`; the entry that was not used for longest goes."""
-        if len(content) > LARGEST_BYTES:
+        if len(content) > SOURCES.cached_bytes:
             return
         draft = self._folder / f"{key}.{os.urandom(8).hex()}"  # never again that of a writer who was killed
         with suppress(OSError):
@@ -57,7 +52,7 @@ class FolderCache:
                 file.write(content)
             draft.replace(self._folder / key)
             entries = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-            for path in entries[KEPT_ENTRIES:]:
+            for path in entries[SOURCES.cached_trees :]:
                 path.unlink()
         with suppress(OSError):
             draft.unlink(missing_ok=True)  # on a full disk

@@ -17,19 +17,13 @@ from mikrom_reconcile.core.model.digests import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.spec_files import (
-    HEAD_BYTES,
     NOT_READ,
     NOT_READ_HINT,
     looks_like_a_spec,
     sorted_out,
     variables_of,
 )
-
-MAX_BYTES = 10 * 1024 * 1024
-"""Largest spec file: 10,000 documents take about 6 MiB; more is a mistake or an attack."""
-
-MAX_TREE_BYTES = 10 * MAX_BYTES
-"""Largest tree: 100,000 documents take about 60 MiB."""
+from mikrom_reconcile.limits import SOURCES
 
 
 class FileSource:
@@ -98,8 +92,8 @@ def tree_of(
 
 def checked_size(path: str, size: int) -> int:
     """`size`, the bytes of all files up to `path`. Raises SourceError when they are too many."""
-    if size > MAX_TREE_BYTES:
-        raise SourceError(f"more than {MAX_TREE_BYTES >> 20} MiB of specs up to {path}; is the path right?")
+    if size > SOURCES.tree_bytes:
+        raise SourceError(f"more than {SOURCES.tree_bytes >> 20} MiB of specs up to {path}; is the path right?")
     return size
 
 
@@ -145,7 +139,7 @@ def _head_of(path: str) -> bytes:
     with suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor is no path
-            return file.read(HEAD_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+            return file.read(SOURCES.head_bytes) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     return b""
 
 
@@ -156,7 +150,7 @@ def bytes_of(path: Path) -> bytes:
         with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor is no path
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise SourceError(f"{path} is not a regular file; specs are files and folders")
-            return file.read(MAX_BYTES + 1)
+            return file.read(SOURCES.file_bytes + 1)
     except OSError as error:
         raise _unreadable(error) from error
 
@@ -167,8 +161,8 @@ def _unreadable(error: OSError) -> SourceError:
 
 def _problem_in(path: str, content: bytes) -> SpecProblem | None:
     """Why `content` is no text that could hold specs."""
-    if len(content) > MAX_BYTES:
-        message = f"this file has more than {MAX_BYTES >> 20} MiB"
+    if len(content) > SOURCES.file_bytes:
+        message = f"this file has more than {SOURCES.file_bytes >> 20} MiB"
         return SpecProblem(path=path, line=1, column=1, pointer="", message=message, hint="split it")
     try:
         content.decode("utf-8-sig")

@@ -10,12 +10,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-TIMEOUT_S = 2.0
-"""`git status` of a few folders takes milliseconds; a repository that needs longer goes without a commit's name."""
+from mikrom_reconcile.limits import SOURCES
 
 ABBREVIATED = 12
 """Digits of a commit; what git itself would choose for a very large repository."""
-
 
 DIRTY = "-dirty"
 
@@ -50,7 +48,7 @@ def commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
 
 
 def _said(command: list[str]) -> list[str]:
-    done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=SOURCES.git_status_s, check=True)
     return done.stdout.decode(errors="replace").splitlines()
 
 

@@ -24,13 +24,10 @@ from mikrom_reconcile.control.sources.git_url import PROTOCOLS, GitPlace
 from mikrom_reconcile.control.sources.whole_project import refuse_part
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.core.parsing.spec_files import HEAD_BYTES, SUFFIXES, looks_like_a_spec, sorted_out
-
-LIMIT_S = 30.0
-"""For everything together: a repository of specs is small, and a run waits for it."""
+from mikrom_reconcile.core.parsing.spec_files import SUFFIXES, looks_like_a_spec, sorted_out
+from mikrom_reconcile.limits import SOURCES
 
 _COMMIT_DIGITS = 40
-_LOOKED_AT_BYTES = 1 << 20  # larger ones are no specs of another name
 _FETCHED = "refs/mikrom/specs"
 _QUIET = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "fetch.recurseSubmodules=false"]
 
@@ -38,7 +35,7 @@ _QUIET = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "fetch.recu
 class GitSource:
     """Every spec file below a folder of a commit (`core.spec_files`); hidden ones are left out."""
 
-    def __init__(self, place: GitPlace, *, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, place: GitPlace, *, limit_s: float = SOURCES.git_fetch_s) -> None:
         self._place = place
         self._limit_s = limit_s
         self._give_up_at = 0.0
@@ -69,7 +66,7 @@ class GitSource:
         asked = "".join(f"{blob}\n" for blob in (*blobs.values(), *outside.values()))
         content = _contents(self._git(here, "cat-file", "--batch", said=asked))
         contents = dict(zip(blobs, content, strict=False))
-        refused += [path for path in looked_at if looks_like_a_spec(contents[path][:HEAD_BYTES])]
+        refused += [path for path in looked_at if looks_like_a_spec(contents[path][: SOURCES.head_bytes])]
         where = f"{self._place.url}#{self._place.folder} at {commit}"
         found = ((path, contents[path]) for path in read)
         tree = tree_of(found, where=where, revision=commit, author=author, refused=sorted(refused))
@@ -103,7 +100,7 @@ class GitSource:
         for path, what in sorted_out(there):
             mode, kind, blob, size = there[path]
             if kind == "blob" and mode != "120000":
-                if what == "look" and int(size) > _LOOKED_AT_BYTES:
+                if what == "look" and int(size) > SOURCES.misnamed_bytes:
                     continue
                 total = checked_size(path, total + int(size)) if what == "read" else total
                 found[what][path] = blob

@@ -12,8 +12,9 @@ from pathlib import Path
 from mikrom_reconcile.control.sources.files import bytes_of
 from mikrom_reconcile.core.model.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.core.parsing.spec_files import HEAD_BYTES, SUFFIXES, looks_like_a_spec
+from mikrom_reconcile.core.parsing.spec_files import SUFFIXES, looks_like_a_spec
 from mikrom_reconcile.core.parsing.yaml_text import read_file
+from mikrom_reconcile.limits import SOURCES
 
 _KIND = re.compile(r"""kind["']?\s*:\s*["']?Project\b""")
 
@@ -55,7 +56,7 @@ def refuse_left_out(tree: SourceTree, paths: Iterable[Path]) -> None:
         if not path.is_file() or not _has_project(str(path), read.get(os.path.realpath(path), b"")):
             continue
         for left, content in _below(path.parent):
-            if os.path.realpath(left) not in read and looks_like_a_spec(content[:HEAD_BYTES]):
+            if os.path.realpath(left) not in read and looks_like_a_spec(content[: SOURCES.head_bytes]):
                 raise UsageError(
                     f"{left} belongs to the project in {path}, and would count as removed: give the whole folder, and"
                     " --limit or --tags; or give it a Project of its own"

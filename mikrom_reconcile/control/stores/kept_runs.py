@@ -11,16 +11,11 @@ import msgspec
 from mikrom_reconcile.core.model.digests import digest_of
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import BEAT, SUPERVISION, RunRecord
+from mikrom_reconcile.limits import RUNS
 
 ROOM = {"asked": 500, "unattended": 500, "silent": 100, "going": 100}
 """How many runs are kept: that changed something and a person or a pipeline asked for, that changed something
 unattended, that changed nothing, and that have not ended."""
-
-KEPT_OF_A_HOST = 100
-"""How many different things that a host did by itself are kept."""
-
-LARGEST_BYTES = 64 * 1024 * 1024
-"""Of one run: some 100,000 deeds."""
 
 
 def room_of(run: RunRecord) -> str:
@@ -42,7 +37,7 @@ def speaks_for_itself(room: str, run: RunRecord) -> bool:
 
 def size_of(room: str) -> int:
     """How many runs a room has place for."""
-    return ROOM.get(room, KEPT_OF_A_HOST)
+    return ROOM.get(room, RUNS.kept_per_host)
 
 
 def name_of(run: RunRecord) -> str:
@@ -72,7 +67,7 @@ def packed(run: RunRecord) -> bytes:
 def unpacked(name: str, content: Any, at: datetime | float) -> RunRecord:
     """The run that was kept; of one that another release wrote in another shape no more than that."""
     try:
-        return msgspec.json.decode(zlib.decompressobj().decompress(content, LARGEST_BYTES), type=ready(RunRecord))
+        return msgspec.json.decode(zlib.decompressobj().decompress(content, RUNS.record_bytes), type=ready(RunRecord))
     except (msgspec.MsgspecError, zlib.error):
         when = at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
         why = "cannot be shown: another release wrote it"

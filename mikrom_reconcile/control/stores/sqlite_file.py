@@ -16,14 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from mikrom_reconcile.limits import RUNS
 from mikrom_reconcile.system.folders import make_folder
 
 T = TypeVar("T")
 
 APPLICATION_ID = 0x6D696B72  # "mikr", in SQLite's header: tells our files from others
 
-_PATIENCE_S = 10.0  # a unit of work takes milliseconds: whoever keeps the file longer is stuck
-_RETRY_S = 0.005
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})  # the last: tables miss
 
@@ -50,14 +49,14 @@ class SqliteFile:
 
         It is called again when somebody else was in the way, and when a broken file was moved aside.
         """
-        deadline, may_move = time.monotonic() + _PATIENCE_S, True
+        deadline, may_move = time.monotonic() + RUNS.store_wait_s, True
         while True:
             try:
                 return self._attempt(unit)
             except (OSError, sqlite3.Error) as error:
                 code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only say more of the same
                 if code in _BUSY and time.monotonic() < deadline:
-                    time.sleep(_RETRY_S)
+                    time.sleep(RUNS.store_retry_s)
                 elif not (code in _BROKEN and may_move and self._moved_aside(error)):
                     self._tell(error)
                     return without

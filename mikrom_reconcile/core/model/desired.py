@@ -8,15 +8,11 @@ import msgspec
 
 from mikrom_reconcile.core.model.devices import Boot, Check, Drive, Duration, NetworkInterface
 
-NAME_LENGTH = 48
-"""Longest name of a VM: it is part of socket paths, which have at most 107 bytes."""
-
 State = Literal["running", "stopped", "paused", "absent"]
 """What the spec wants a VM to be. What a host sees is a `Phase`."""
 
 Share = int | str
 """A number of VMs, or a percentage of them such as "20%"."""
-
 
 CPUTemplate = Literal["C3", "T2", "T2S", "T2CL", "T2A"]
 """Firecracker's built-in masks of CPU features, so that a fleet sees one CPU on unlike hosts."""

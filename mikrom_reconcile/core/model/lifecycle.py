@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import End, Phase, VMMFacts
-
-BOOT_S = 5.0
-"""A VMM that has not booted its guest after this long never will: InstanceStart takes about 12 ms."""
+from mikrom_reconcile.limits import VMMS
 
 NOT_RESTARTED: dict[str, frozenset[Phase]] = {
     "always": frozenset(),
@@ -70,5 +68,5 @@ def phase_of(facts: VMMFacts, ordered: State, *, failed: bool, parked: bool) -> 
     if facts.status == "paused":
         return "paused"
     if facts.status == "starting":
-        return "failed" if facts.age_s > BOOT_S else "starting"
+        return "failed" if facts.age_s > VMMS.boot_s else "starting"
     return ALIVE[facts.status]

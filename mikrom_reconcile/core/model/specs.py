@@ -7,10 +7,6 @@ from typing import Any
 
 import msgspec
 
-EXCERPT_BEFORE = 50
-EXCERPT = 110
-"""Characters of a line that are shown before a mistake, and in all: what a terminal has room for."""
-
 
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
     """One file of specs. `path` is shown in messages as it is."""
@@ -65,8 +61,8 @@ class SpecProblem(msgspec.Struct, frozen=True, kw_only=True):
     """One mistake in the specs, told to a person.
 
     `line` and `column` count from 1. `pointer` is the JSON pointer of the value ("" for the whole document).
-    `hint` says what to write instead; `excerpt` is EXCERPT characters of the offending line, EXCERPT_BEFORE of them
-    before the mistake if there are so many. Either may be empty.
+    `hint` says what to write instead; `excerpt` is a part of the offending line (see SPECS.excerpt_characters).
+    Either may be empty.
     """
 
     path: str

@@ -13,8 +13,9 @@ import msgspec
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.parsing.schema_errors import Complaint, complaints, describe_value, error_validator, nearest
 from mikrom_reconcile.core.parsing.spec_files import variables_of
-from mikrom_reconcile.core.parsing.yaml_text import MAX_PROBLEMS, Places, YamlDocument, read_file
+from mikrom_reconcile.core.parsing.yaml_text import Places, YamlDocument, read_file
 from mikrom_reconcile.core.parsing.yaml_words import Mistake, plain, shown
+from mikrom_reconcile.limits import SPECS
 
 Schemas = Mapping[str, str]
 """Kind to the text of its JSON Schema."""
@@ -77,7 +78,7 @@ def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
     reading = Reading(documents=[], broken=[], misspelt=[], flaws=[], problems=[], whole=True)
     for file in tree.files:
         reading = _with_file(reading, file, validators)
-        if reading.mistakes() > MAX_PROBLEMS:
+        if reading.mistakes() > SPECS.max_problems:
             return msgspec.structs.replace(reading, whole=False)
     return reading
 
@@ -88,12 +89,12 @@ def _with_file(reading: Reading, file: SourceFile, validators: _Validators) -> R
     for yaml_document in found.documents:
         document = _spec_document(file.path, yaml_document)
         value = document.body if isinstance(yaml_document.value, dict) else yaml_document.value
-        flaws = list(islice(_flaws(document, value, validators), MAX_PROBLEMS))
+        flaws = list(islice(_flaws(document, value, validators), SPECS.max_problems))
         (reading.broken if flaws else reading.documents).append(document)
         if flaws and all(flaw.key for flaw in flaws) and isinstance(document.body.get("spec"), dict):
             reading.misspelt.append(document)
         reading.flaws.extend(flaws)
-        if reading.mistakes() > MAX_PROBLEMS:
+        if reading.mistakes() > SPECS.max_problems:
             break
     return msgspec.structs.replace(reading, whole=reading.whole and found.whole)
 

@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
+from mikrom_reconcile.limits import SPECS
+
 EVERY = frozenset({"all", "*"})
 RESERVED = ("all", "ungrouped")
 """Words with a meaning in patterns: nothing can be called so."""
 
 _PIECE = re.compile(r"\\.|\[\^?\]?[^\]]*\]|.", re.DOTALL)
 _RANGE = re.compile(r"^(.*?)\[([0-9]{1,9}):([0-9]{1,9})\](.*)$")
-_MAX_RANGE = 10_000
 
 
 class PatternError(ValueError):
@@ -97,6 +98,6 @@ def _ranged(term: str) -> list[str]:
         return [term]
     head, first, last, tail = match.groups()
     numbers, rests = range(int(first), int(last) + 1), _ranged(tail)
-    if len(numbers) * len(rests) > _MAX_RANGE:
-        raise PatternError(f"{term!r} stands for more than {_MAX_RANGE} names")
+    if len(numbers) * len(rests) > SPECS.pattern_range:
+        raise PatternError(f"{term!r} stands for more than {SPECS.pattern_range} names")
     return [f"{head}{number:0{len(first)}d}{rest}" for number in numbers for rest in rests]

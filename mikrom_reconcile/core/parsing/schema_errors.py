@@ -15,10 +15,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.digests import canonical_json
 from mikrom_reconcile.core.parsing.yaml_words import code_points, shown
-
-_MAX_KNOWN = 12  # words listed in a hint
-_MAX_SHOWN = 60  # characters of a value inside a message
-_MAX_COMPARED = 1000  # words that one is compared with, since comparing takes microseconds
+from mikrom_reconcile.limits import SPECS
 
 
 class Complaint(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +128,7 @@ def _too_long(where: str, found: Any, rules: Any) -> tuple[str, str]:
 def _not_unique(where: str, found: Any, rules: Any) -> tuple[str, str]:
     del rules
     seen: list[Any] = []
-    for item in found[:_MAX_COMPARED]:
+    for item in found[: SPECS.compared_words]:
         if item in seen:
             return f"{where} has {describe_value(item)} twice", "remove one of the two"
         seen.append(item)
@@ -206,13 +203,13 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """A hint: the known word that `word` may have been meant for, else what is known."""
     if close := _close(word, known):
         return f"did you mean {close[0]}?"
-    more = f", and {len(known) - _MAX_KNOWN} more" if len(known) > _MAX_KNOWN else ""
-    return f"known are {', '.join(known[:_MAX_KNOWN])}{more}" if known else ""
+    more = f", and {len(known) - SPECS.hinted_words} more" if len(known) > SPECS.hinted_words else ""
+    return f"known are {', '.join(known[: SPECS.hinted_words])}{more}" if known else ""
 
 
 def _close(word: str, known: Sequence[str]) -> list[str]:
-    if len(known) > _MAX_COMPARED:
-        known = [other for other in known if other[:1] == word[:1]][:_MAX_COMPARED]
+    if len(known) > SPECS.compared_words:
+        known = [other for other in known if other[:1] == word[:1]][: SPECS.compared_words]
     return difflib.get_close_matches(word, known, n=1)
 
 
@@ -224,5 +221,5 @@ def describe_value(value: Any) -> str:
         return "a list"
     if not isinstance(value, str):
         return json.dumps(value)
-    text = value if len(value) <= _MAX_SHOWN else value[: _MAX_SHOWN - 1] + "…"
+    text = value if len(value) <= SPECS.shown_characters else value[: SPECS.shown_characters - 1] + "…"
     return json.dumps(text, ensure_ascii=False) + code_points(value)

@@ -17,9 +17,6 @@ SUFFIXES = (".yml", ".yaml")
 _OF_VARIABLES = (*SUFFIXES, ".json")
 _PROSE = (".md", ".rst", ".txt", "~")
 
-HEAD_BYTES = 4096
-"""How much of a file tells what it looks like."""
-
 _LOOKS_LIKE_ONE = re.compile(
     rb"\A(?:\xef\xbb\xbf)?(?:[ \t]*(?:#[^\n]*|---[^\n]*)?\r?\n)*[ \t{]*(?:\r?\n)?[ \t]*"
     rb"[\"']?(?:apiVersion|kind|metadata|spec)[\"']?[ \t]*:"

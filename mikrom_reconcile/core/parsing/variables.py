@@ -12,17 +12,12 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.parsing.yaml_words import plain
+from mikrom_reconcile.limits import SPECS
 
 _LOOKUP = re.compile(r"\$\$\{|\$\{([^}]*)\}|\$\{")
 _INSIDE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)(?::(0?[1-9][0-9]?d))?$")
 BUILT_IN_NAMES = frozenset({"name", "index", "fleet", "project", "host"})
 """What every VM knows of itself; no variable can be called so."""
-
-_MAX_DEPTH = 8
-"""How far a variable may lead to another; a circle is found here."""
-
-_MAX_MADE = 1 << 18
-"""Characters that the lookups of one VM may make: variables that multiply one another grow beyond any memory."""
 
 
 class VariableError(ValueError):
@@ -55,12 +50,12 @@ class Scope:
             self.used[name] = found = self._found(name, depth)
             self._lengths[name] = len(str(found[0]))
         self._made += self._lengths[name]
-        if self._made > _MAX_MADE:
-            raise VariableError(f"the lookups of one VM make more than {_MAX_MADE} characters", name)
+        if self._made > SPECS.lookup_characters:
+            raise VariableError(f"the lookups of one VM make more than {SPECS.lookup_characters} characters", name)
         return self.used[name][0]
 
     def _found(self, name: str, depth: int) -> tuple[Any, str]:
-        if depth > _MAX_DEPTH:
+        if depth > SPECS.max_variable_depth:
             raise VariableError(f"${{{name}}} leads in a circle", name)
         for layer in self._layers:
             found, value = _dig(layer.values, name)

@@ -15,8 +15,6 @@ import msgspec
 import yaml
 
 from mikrom_reconcile.core.parsing.yaml_words import (
-    MAX_DEPTH,
-    MAX_VALUES,
     Mistake,
     Spelled,
     ambiguous_as,
@@ -24,6 +22,7 @@ from mikrom_reconcile.core.parsing.yaml_words import (
     quoted,
     shown,
 )
+from mikrom_reconcile.limits import SPECS
 
 # What is no text at all: https://yaml.org/spec/1.2.2/#51-character-set
 _NOT_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -105,8 +104,8 @@ class _Reader:
         event = self._loader.get_event()
         at = self._start + event.start_mark.index
         self._count += 1
-        if depth > MAX_DEPTH:
-            raise _Unreadable(at, f"nested deeper than {MAX_DEPTH} levels")
+        if depth > SPECS.max_depth:
+            raise _Unreadable(at, f"nested deeper than {SPECS.max_depth} levels")
         if isinstance(event, yaml.AliasEvent):
             node = self._aliased(str(event.anchor), at, depth)
         else:
@@ -116,8 +115,8 @@ class _Reader:
             node = self._begun(event, at, depth, key=key)
             self._open.discard(event.anchor or "")
             self._anchors[event.anchor or ""] = node
-        if self._count > MAX_VALUES:
-            raise _Unreadable(at, f"more than {MAX_VALUES} values in one document, aliases counted")
+        if self._count > SPECS.max_values:
+            raise _Unreadable(at, f"more than {SPECS.max_values} values in one document, aliases counted")
         return node
 
     def _begun(self, event: Any, at: int, depth: int, *, key: bool) -> Node:
@@ -138,8 +137,8 @@ class _Reader:
             self._mistake(at, message, "" if inside else "write text that begins with * in quotes")
             return Node(at=at, value=None)
         self._count += found.size - 1
-        if depth + found.height > MAX_DEPTH:
-            raise _Unreadable(at, f"nested deeper than {MAX_DEPTH} levels, aliases counted")
+        if depth + found.height > SPECS.max_depth:
+            raise _Unreadable(at, f"nested deeper than {SPECS.max_depth} levels, aliases counted")
         return Node(at=at, value=found.value, parts=found.parts, size=found.size, height=found.height)
 
     def _sequence(self, at: int, depth: int) -> Node:

@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from mikrom_reconcile.core.model.specs import EXCERPT, EXCERPT_BEFORE, SpecProblem
-from mikrom_reconcile.core.parsing.yaml_words import MAX_DEPTH, MAX_INT, MAX_VALUES, SUSPECT, Mistake, is_plain_text
+from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.parsing.yaml_words import SUSPECT, Mistake, is_plain_text
+from mikrom_reconcile.limits import SPECS
 
 if TYPE_CHECKING:
     from mikrom_reconcile.core.parsing.yaml_nodes import Node, Reading
 
-MAX_PROBLEMS: Final = 500
-"""Mistakes that are told in one go; nobody reads more, and an attack must not cost more."""
-
-MAX_DOCUMENTS: Final = 100_000
-"""Documents in one file."""
 
 _MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
@@ -35,9 +31,6 @@ _LEAD = re.compile(r"(?:---)?[ \t]*(?:(?:#[^\n]*)?\n[ \t]*)*")
 _MAYBE_UNUSUAL = ("&", "*", "!", "<<", "0x", "0o", "0b", "\r", "\x85", "\u2028", "\u2029", "\ufeff")
 _UNUSUAL = re.compile("(?:^|[\\s\\[{,:])[&*!]|<<|0[xob]|[\r\x85\u2028\u2029\ufeff]")
 _SLOWLY: Final = object()
-
-_MAX_OPENED = 250
-"""Brackets in a document for the quick parser, whose time grows with how deep they are nested, times its length."""
 
 
 class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,8 +55,8 @@ class YamlFile(msgspec.Struct, frozen=True, kw_only=True):
 def read_file(path: str, text: str) -> YamlFile:
     """The documents of one file, and every mistake of YAML in it."""
     lines = Lines(path, text)
-    if text.count("\n---") >= MAX_DOCUMENTS:
-        too_many = Mistake(at=0, message=f"more than {MAX_DOCUMENTS} documents in one file", hint="split it")
+    if text.count("\n---") >= SPECS.max_documents:
+        too_many = Mistake(at=0, message=f"more than {SPECS.max_documents} documents in one file", hint="split it")
         return YamlFile(documents=[], problems=[lines.problem(too_many)], whole=False)
     documents: list[YamlDocument] = []
     problems: list[SpecProblem] = []
@@ -78,9 +71,9 @@ def read_file(path: str, text: str) -> YamlFile:
             documents += (
                 YamlDocument(line=lines.at(root.at)[0], value=root.value, spelled=True) for root in reading.roots
             )
-            problems += map(lines.problem, islice(reading.mistakes, MAX_PROBLEMS))
+            problems += map(lines.problem, islice(reading.mistakes, SPECS.max_problems))
             whole = whole and reading.whole
-            if len(problems) >= MAX_PROBLEMS:
+            if len(problems) >= SPECS.max_problems:
                 return YamlFile(documents=documents, problems=problems, whole=False)
         elif value is not None:
             lead = _LEAD.match(chunk)
@@ -117,8 +110,8 @@ class Lines:
         message = mistake.message
         if mistake.earlier is not None:
             message += f"; it stands already on line {self.at(mistake.earlier)[0]}"
-        first = max(start, start + column - 1 - EXCERPT_BEFORE)
-        last = first + EXCERPT
+        first = max(start, start + column - 1 - SPECS.excerpt_characters_before)
+        last = first + SPECS.excerpt_characters
         line_break = _LINE_BREAK.search(self._text, first, last)
         return SpecProblem(
             path=self._path,
@@ -191,7 +184,7 @@ def _is_suspicious(text: str) -> bool:
 def _quickly(chunk: str, *, suspicious: bool = True) -> Any:
     """The value of a document that both parsers read alike, else `_SLOWLY`; `suspicious` is what its file is."""
     opened = chunk.count("[") + chunk.count("{")
-    if max(len(chunk) - MAX_VALUES, opened - _MAX_OPENED) > 0:
+    if max(len(chunk) - SPECS.max_values, opened - SPECS.max_brackets) > 0:
         return _SLOWLY
     if suspicious and _is_suspicious(chunk) and _UNUSUAL.search(chunk):
         return _SLOWLY
@@ -207,7 +200,7 @@ def _quickly(chunk: str, *, suspicious: bool = True) -> Any:
 def _usual(document: Any) -> bool:
     """Whether no word in it may have been a guess; floats do not tell how they were written."""
     level = [document]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(SPECS.max_depth + 1):
         keys: list[Any] = []
         below: list[Any] = []
         for value in level:
@@ -220,7 +213,7 @@ def _usual(document: Any) -> bool:
                 below += value.values()
             elif kind is list:
                 below += value
-            elif kind is float or (kind is int and not -MAX_INT < value < MAX_INT):
+            elif kind is float or (kind is int and not -SPECS.max_int < value < SPECS.max_int):
                 return False
         if not {*map(type, keys)} <= {str}:
             return False

@@ -10,18 +10,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import msgspec
 
-MAX_DEPTH: Final = 32
-"""Deepest nesting; the deepest legal document has 8."""
-
-MAX_VALUES: Final = 200_000
-"""Values of one document, those behind an alias counted each time it is used: what stops an alias bomb."""
-
-MAX_INT: Final = 10**18
-"""Whole numbers stay below: every program can hold them."""
+from mikrom_reconcile.limits import SPECS
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+([eE][-+][0-9]+)?|\.[0-9]+")
@@ -43,8 +36,6 @@ _WORDS = {
 _NUMERIC = frozenset("0123456789+-.")
 SUSPECT = _NUMERIC | frozenset("yYnNoO")
 """How words begin that may be guessed at."""
-
-_LONG_NUMBER = 17  # digits: parsers differ in what they make of more
 
 
 class Mistake(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +87,7 @@ def ambiguous_as(word: str) -> str:
 def is_plain_text(word: str) -> bool:
     """Whether a bare `word` would surely be text; what is quoted may look otherwise and be text all the same."""
     return word[:1] not in SUSPECT or not (
-        ambiguous_as(word) or (len(word) > _LONG_NUMBER and _NUMBER_TO_SOME.fullmatch(word))
+        ambiguous_as(word) or (len(word) > SPECS.exact_digits and _NUMBER_TO_SOME.fullmatch(word))
     )
 
 
@@ -107,7 +98,7 @@ def meaning_of(word: str) -> Any:
     if word[:1] not in _NUMERIC:
         return word
     if _INT.fullmatch(word):
-        if len(word) > 20 or abs(int(word)) >= MAX_INT:
+        if len(word) > 20 or abs(int(word)) >= SPECS.max_int:
             raise OverflowError
         return int(word)
     if _FLOAT.fullmatch(word):
@@ -132,20 +123,17 @@ def parse_scalar(word: str) -> Any:
 
 def shown(word: str) -> str:
     """A word of the specs inside a message, cut where it is long."""
-    return repr(word if len(word) <= _SHOWN else word[: _SHOWN - 1] + "…") + code_points(word)
+    shown = word if len(word) <= SPECS.shown_characters else word[: SPECS.shown_characters - 1] + "…"
+    return repr(shown) + code_points(word)
 
 
 def code_points(text: str) -> str:
     """The characters in a text that look like others, or like nothing, in words; "" for plain ASCII."""
-    strange = [char for char in dict.fromkeys(text) if char > "~"][:_NAMED]
+    strange = [char for char in dict.fromkeys(text) if char > "~"][: SPECS.named_characters]
     told = (f"U+{ord(char):04X} {unicodedata.name(char, 'a control character')}" for char in strange)
     return f" (with {', '.join(told)})" if strange else ""
 
 
 def quoted(word: str) -> str:
     """The same word as somebody would write it to mean the text."""
-    return f'"{word}"' if len(word) <= _SHOWN else "it in quotes"
-
-
-_SHOWN = 60
-_NAMED = 3
+    return f'"{word}"' if len(word) <= SPECS.shown_characters else "it in quotes"

@@ -16,9 +16,7 @@ from mikrom_reconcile.core.specs.constraints import Attributes, told
 from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
-
-TOLD_HOSTS = 5
-"""Hosts that are named for one reason: a thousand names help nobody."""
+from mikrom_reconcile.limits import SPECS
 
 Need = Callable[[UnplacedVM], Capacity]
 """What a VM takes of its host."""
@@ -226,9 +224,9 @@ class Landscape:
         for host in self.hosts:
             alike[self._why_not(vm, host)].append(host)
         full = sorted(alike.pop("", ()), key=lambda host: (-self._loads.mem_mib[host], host))
-        lines = [f"{host}: {self._lack(host, need)}" for host in full[:TOLD_HOSTS]]
-        if len(full) > TOLD_HOSTS:
-            lines.append(f"{len(full) - TOLD_HOSTS} more hosts have no room either")
+        lines = [f"{host}: {self._lack(host, need)}" for host in full[: SPECS.named_hosts]]
+        if len(full) > SPECS.named_hosts:
+            lines.append(f"{len(full) - SPECS.named_hosts} more hosts have no room either")
         return (*lines, *(f"{_named(hosts)}: {why}" for why, hosts in alike.items()))
 
     def _lack(self, host: str, need: Capacity) -> str:
@@ -252,5 +250,5 @@ def _members(vms: Iterable[UnplacedVM], hosts: Iterable[str]) -> Members:
 
 
 def _named(hosts: list[str]) -> str:
-    more = len(hosts) - TOLD_HOSTS
-    return ", ".join(hosts[:TOLD_HOSTS]) + (f" and {more} more" if more > 0 else "")
+    more = len(hosts) - SPECS.named_hosts
+    return ", ".join(hosts[: SPECS.named_hosts]) + (f" and {more} more" if more > 0 else "")

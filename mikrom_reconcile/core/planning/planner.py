@@ -35,12 +35,10 @@ from mikrom_reconcile.core.planning.spec_warnings import warnings_of
 from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, expand
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import VM_NAME, Specs, drained_hosts
+from mikrom_reconcile.limits import ORDERS
 
 NO_LIMITS: Mapping[str, int] = {}
 NOBODY: Mapping[str, list[ObservedVM]] = {}
-
-ACTION_DEADLINE_S = 300.0
-"""Longest one action may take, graceful stop included: five minutes, as the predecessor's users know it."""
 
 LEFT_OUT = "left out by --without-host"
 """Why there is no report of a host that a plan is to do without."""
@@ -216,7 +214,7 @@ def actions_of(
             "project": project,
             "desired": None if VERBS[change.kind] == "delete" else change.desired,
             "expect": expect_of(change.observed),
-            "deadline_s": ACTION_DEADLINE_S,
+            "deadline_s": ORDERS.deadline_s,
         }
         if change.host in mem_limits_mib:
             content["mem_limit_mib"] = mem_limits_mib[change.host]

@@ -19,18 +19,13 @@ from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
 from mikrom_reconcile.core.planning.guards import Limits, allowed, as_recorded, turned
 from mikrom_reconcile.core.planning.project_view import Sight
+from mikrom_reconcile.limits import RUNS, SPECS
 
 DISRUPTION = "10%"
 """Share of a fleet that may be down at a time: what users of rolling updates expect when they say nothing."""
 
-PASSING_S = 1.0
-"""When to look again at VMs that are on their way up."""
-
 PASSING = frozenset({"starting"})
 """Phases that end by themselves."""
-
-NAMED = 3
-"""VMs that a reason names; how many more there are is told."""
 
 WAY_OUT = {
     "unreachable-host": ("mend that host, or --assume-dead if it is off for good",),
@@ -270,7 +265,7 @@ class _Stage:
         batch = self._batches[self._at or 0]
         times = [self._sight.maturing[name] for name in batch if name in self._sight.maturing]
         rows = (self._sight.own.get(name, ()) for name in batch)
-        times += [PASSING_S for row in rows if row and row[0].phase in PASSING]
+        times += [RUNS.booting_poll_s for row in rows if row and row[0].phase in PASSING]
         return max(times, default=None)
 
     def refusals(self) -> Iterator[Refusal]:
@@ -340,5 +335,5 @@ def _as_it_was(change: VMChange) -> VMChange | None:
 def _named(texts: Iterable[str], between: str = "; ") -> str:
     """The first few of many."""
     told = list(texts)
-    more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
-    return between.join(told[:NAMED]) + more
+    more = f" and {len(told) - SPECS.named_vms} more" if len(told) > SPECS.named_vms else ""
+    return between.join(told[: SPECS.named_vms]) + more

@@ -15,13 +15,13 @@ import msgspec
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.core.parsing.documents import Diagnostic, problems_of
 from mikrom_reconcile.core.parsing.variables import names_in
-from mikrom_reconcile.core.parsing.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.planning.guards import allowed
 from mikrom_reconcile.core.planning.rollout import DISRUPTION
 from mikrom_reconcile.core.specs.expand import NOTHING, Resolver, UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, dedupe_by_position
+from mikrom_reconcile.limits import SPECS
 
 Told = Callable[[Specs, Sequence[UnplacedVM]], Iterator[Diagnostic]]
 
@@ -36,7 +36,7 @@ class SpecWarning(msgspec.Struct, frozen=True, kw_only=True):
 def warnings_of(specs: Specs, pending: Sequence[UnplacedVM]) -> tuple[SpecProblem, ...]:
     """All that is to be told of the specs, sorted by place."""
     found = (flaw for warning in WARNINGS for flaw in warning.told(specs, pending))
-    return dedupe_by_position(problems_of(islice(found, MAX_PROBLEMS + 1), specs.tree))
+    return dedupe_by_position(problems_of(islice(found, SPECS.max_problems + 1), specs.tree))
 
 
 def _overrides(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import NAME_LENGTH, Machine, State, VMSpec
+from mikrom_reconcile.core.model.desired import Machine, State, VMSpec
 from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
@@ -29,6 +29,7 @@ from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import VM_NAME, FleetSpec, Specs, dedupe_by_position
 from mikrom_reconcile.core.specs.networks import WHOLE
 from mikrom_reconcile.core.specs.vm_checks import problems_in
+from mikrom_reconcile.limits import SPECS
 
 PER_VM = frozenset({"name", "index"})
 """Variables that differ from VM to VM."""
@@ -89,8 +90,8 @@ def _fleet_vms(fleet: FleetSpec, specs: Specs, shared: frozenset[str], flaws: li
         flaws.append(_flaw(fleet, ("spec", "vm_name"), str(error)))
         return
     longest = max((name for name, _ in names), key=len, default="")
-    if len(longest) > NAME_LENGTH:
-        message = f"the VM name {longest} has {len(longest)} characters; at most {NAME_LENGTH} are allowed"
+    if len(longest) > SPECS.name_characters:
+        message = f"the VM name {longest} has {len(longest)} characters; at most {SPECS.name_characters} are allowed"
         flaws.append(_flaw(fleet, ("metadata", "name"), message))
         return
     matching_of = _matcher(fleet)

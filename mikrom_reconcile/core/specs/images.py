@@ -21,9 +21,6 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 BUILT_IN = {"hello": Image(boot=None, boot_args="console=ttyS0")}
 """Images that need no document of their own: the demo guest prints its boot arguments and waits for Ctrl-Alt-Del."""
 
-LEAST_MEM_SIZE_MIB = 2
-"""The demo guest is linked at 1 MiB."""
-
 
 class _ImageBody(msgspec.Struct, frozen=True):
     """The `spec` of an Image document."""

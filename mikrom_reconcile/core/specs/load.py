@@ -18,7 +18,6 @@ from mikrom_reconcile.core.parsing.patterns import EVERY, PatternError
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.spec_files import variables_of
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
-from mikrom_reconcile.core.parsing.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs.constraints import PlacementSpec
 from mikrom_reconcile.core.specs.images import BUILT_IN, Image, image_of
@@ -26,6 +25,7 @@ from mikrom_reconcile.core.specs.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.specs.networks import Network, network_flaws, network_of, overlapping
 from mikrom_reconcile.core.specs.placement_mistakes import circle_flaws, placement_flaws
 from mikrom_reconcile.core.specs.spec_checks import document_flaws
+from mikrom_reconcile.limits import SPECS
 
 DEFAULT_PROJECT = "default"
 VM_NAME = "${fleet}-${index:03d}"
@@ -140,7 +140,7 @@ def load(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None =
         flaws += [*_inventory_flaws(documents, inventory), *_host_flaws(legible, inventory)]
         flaws += placement_flaws(_of_kind(documents, "Fleet"), inventory or Inventory())
     unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
-    found = problems_of(flaws[:MAX_PROBLEMS], tree)  # what YAML could not read needs no second complaint
+    found = problems_of(flaws[: SPECS.max_problems], tree)  # what YAML could not read needs no second complaint
     problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
     bad = {id(flaw.document) for flaw in flaws}
     specs = _specs(tree, documents, inventory, extra_vars, bad)
@@ -335,7 +335,7 @@ def _network_flaws(documents: list[SpecDocument]) -> Iterator[Diagnostic]:
         if not flaws:
             good[document.name] = document
     networks = [network_of(name, document.body["spec"]) for name, document in good.items()]
-    for name, other in islice(overlapping(networks), MAX_PROBLEMS):
+    for name, other in islice(overlapping(networks), SPECS.max_problems):
         message = f"network {name} shares addresses with network {other} ({good[other].path}:{good[other].line})"
         yield Diagnostic(document=good[name], pointer=("spec", "cidr"), message=message)
 
@@ -365,7 +365,7 @@ def dedupe_by_position(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ..
     for problem in sorted(problems, key=lambda problem: -problem.pointer.count("/")):
         kept.setdefault((problem.path, problem.line, problem.column), problem)
     told = [kept[key] for key in sorted(kept)]
-    if len(told) > MAX_PROBLEMS:
-        more = f"only the first {MAX_PROBLEMS} problems are told; this and others follow"
-        told[MAX_PROBLEMS:] = [msgspec.structs.replace(told[MAX_PROBLEMS], message=more, hint="")]
+    if len(told) > SPECS.max_problems:
+        more = f"only the first {SPECS.max_problems} problems are told; this and others follow"
+        told[SPECS.max_problems :] = [msgspec.structs.replace(told[SPECS.max_problems], message=more, hint="")]
     return tuple(told)

@@ -15,17 +15,17 @@ from mikrom_reconcile.core.model.specs import SpecDocument
 from mikrom_reconcile.core.parsing.documents import Diagnostic
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import names_in
-from mikrom_reconcile.core.parsing.yaml_text import MAX_PROBLEMS
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs.constraints import UNARY
 from mikrom_reconcile.core.specs.inventory import Inventory
+from mikrom_reconcile.limits import SPECS
 
 
 def circle_flaws(document: SpecDocument) -> Iterator[Diagnostic]:
     """Groups of an Inventory that contain themselves."""
     groups = document.body["spec"].get("groups", {})
     children = {name: (group or {}).get("children", ()) for name, group in groups.items()}
-    for circle in islice(_circles(children), MAX_PROBLEMS):
+    for circle in islice(_circles(children), SPECS.max_problems):
         pointer = ("spec", "groups", circle[-1], "children", children[circle[-1]].index(circle[0]))
         message = f"groups may not contain each other in a circle: {' > '.join((*circle, circle[0]))}"
         yield Diagnostic(document=document, pointer=pointer, message=message)

@@ -13,31 +13,14 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.specs.images import BUILT_IN, LEAST_MEM_SIZE_MIB
+from mikrom_reconcile.core.specs.images import BUILT_IN
+from mikrom_reconcile.limits import SPECS
 
 METADATA_OF_HOST = "mikrom"
 """The key under which a guest finds what its spec did not say."""
 
 SECRET_REF = "secret_ref"  # noqa: S105 - the key alone
 """The only key of a mapping that stands for a secret."""
-
-MAX_VCPU_COUNT = 32
-"""Firecracker's own limit."""
-
-MAX_BOOT_ARGS_BYTES = 2047
-"""A kernel command line has 2 KiB with its final zero; Firecracker adds nothing to it without devices."""
-
-MAX_DEVICES = 18
-"""Disks and interfaces that Firecracker 1.12 has interrupts for; one more ends a VM that is restarted with it."""
-
-_DEVICE_BYTES = 36
-"""What Firecracker adds to it for each of them: " virtio_mmio.device=4K@0xc0001000:5"; for a root disk twice that."""
-
-_ADDRESS_BYTES = 120
-"""What the address of the first interface takes of it at most, beside the longest name."""
-
-MAX_METADATA_BYTES = 50_000
-"""Firecracker takes 51,200 in one request; the rest is for what its host adds."""
 
 _SECRET = re.compile(r"file://(?:localhost)?/(?!.*(?:^|/)\.\.(?:/|$))[^?#]+|env://[A-Za-z_][A-Za-z0-9_]*")
 
@@ -71,16 +54,16 @@ def _image(spec: VMSpec) -> Problems:
 
 def _vcpu_count(spec: VMSpec) -> Problems:
     count, path = spec.machine.vcpu_count, ("machine", "vcpu_count")
-    if not 1 <= count <= MAX_VCPU_COUNT:
-        yield path, f"machine.vcpu_count is {count}; Firecracker takes 1 to {MAX_VCPU_COUNT}"
+    if not 1 <= count <= SPECS.vcpus:
+        yield path, f"machine.vcpu_count is {count}; Firecracker takes 1 to {SPECS.vcpus}"
     if spec.machine.smt and count > 1 and count % 2:
         yield path, f"machine.vcpu_count is {count}; with machine.smt it is 1 or an even number"
 
 
 def _mem_size_mib(spec: VMSpec) -> Problems:
     size = spec.machine.mem_size_mib
-    if spec.boot is None and size < LEAST_MEM_SIZE_MIB:
-        message = f'machine.mem_size_mib is {size}; "{spec.image}" needs {LEAST_MEM_SIZE_MIB} or more'
+    if spec.boot is None and size < SPECS.least_mem_mib:
+        message = f'machine.mem_size_mib is {size}; "{spec.image}" needs {SPECS.least_mem_mib} or more'
         yield ("machine", "mem_size_mib"), message
 
 
@@ -110,21 +93,21 @@ def _has_root_disk(spec: VMSpec) -> bool:
 
 def _devices(spec: VMSpec) -> Problems:
     count = _device_count(spec)
-    if count > MAX_DEVICES:
-        message = f"its drives and network_interfaces, with a root disk, are {count}; Firecracker takes {MAX_DEVICES}"
+    if count > SPECS.devices:
+        message = f"its drives and network_interfaces, with a root disk, are {count}; Firecracker takes {SPECS.devices}"
         yield ("drives",), message
 
 
 def _boot_args(spec: VMSpec) -> Problems:
     size = len(spec.boot_args.encode())
-    if size > MAX_BOOT_ARGS_BYTES:
-        yield ("boot_args",), f"boot_args has {size} bytes; a kernel command line takes {MAX_BOOT_ARGS_BYTES}"
+    if size > SPECS.boot_args_bytes:
+        yield ("boot_args",), f"boot_args has {size} bytes; a kernel command line takes {SPECS.boot_args_bytes}"
 
 
 def _boot_args_with_devices(spec: VMSpec) -> Problems:
     addressed = spec.network_interfaces and " ip=" not in f" {spec.boot_args}"
-    room = MAX_BOOT_ARGS_BYTES - _DEVICE_BYTES * (_device_count(spec) + _has_root_disk(spec))
-    room -= _ADDRESS_BYTES if addressed else 0
+    room = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * (_device_count(spec) + _has_root_disk(spec))
+    room -= SPECS.boot_args_address_bytes if addressed else 0
     if len(spec.boot_args) > room:
         message = f"boot_args has {len(spec.boot_args)} characters; with the VM's devices and address, {room} are left"
         yield ("boot_args",), message
@@ -132,8 +115,8 @@ def _boot_args_with_devices(spec: VMSpec) -> Problems:
 
 def _mmds_size(spec: VMSpec) -> Problems:
     size = len(msgspec.json.encode(spec.mmds))
-    if size > MAX_METADATA_BYTES:
-        yield ("mmds",), f"mmds has {size} bytes as JSON; Firecracker takes {MAX_METADATA_BYTES}"
+    if size > SPECS.metadata_bytes:
+        yield ("mmds",), f"mmds has {size} bytes as JSON; Firecracker takes {SPECS.metadata_bytes}"
 
 
 def _checks(spec: VMSpec) -> Problems:

@@ -14,10 +14,9 @@ from typing import Any
 from celery.beat import Scheduler
 
 from mikrom_reconcile.dispatch.app import FleetApp
+from mikrom_reconcile.limits import RUNS
 
 _log = logging.getLogger(__name__)
-
-_MARGIN_S = 0.2  # the key has to be gone when the same Beat comes round again
 
 
 class OncePerInterval(Scheduler):  # type: ignore[misc]  # Celery has no types
@@ -30,7 +29,7 @@ class OncePerInterval(Scheduler):  # type: ignore[misc]  # Celery has no types
         tick = secrets.token_hex(8)
         # seconds and cron lines alike: until the entry is due again
         interval_s = entry.schedule.remaining_estimate(entry.schedule.now()).total_seconds()
-        lives_ms = int(1000 * max(interval_s - _MARGIN_S, interval_s / 2))
+        lives_ms = int(1000 * max(interval_s - RUNS.beat_margin_s, interval_s / 2))
         if not self.app.redis.set(self.app.keys.tick(entry.name), tick, nx=True, px=lives_ms):
             _log.debug("%s has had its tick in this interval", entry.name)
             return None

@@ -19,6 +19,7 @@ from redis import RedisError
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRequest, UnfinishedRun
 from mikrom_reconcile.dispatch.transport.heartbeats import starts
+from mikrom_reconcile.limits import RUNS
 from mikrom_reconcile.output.run_result import FAILED
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-KEPT_S = 86400
-"""A run that failed before it could report is shown for a day."""
-
-_TELL_S = 1.0  # nobody reads faster
 _DIED = "its control worker died; what was done stays done, run again"
 
 
@@ -70,9 +67,9 @@ class Unfinished:
             self._tell()
 
     def _tell(self) -> None:
-        self._tell_at = time.monotonic() + _TELL_S
+        self._tell_at = time.monotonic() + RUNS.progress_interval_s
         try:
-            self._redis.set(self._key, msgspec.json.encode(self._entry), ex=KEPT_S)
+            self._redis.set(self._key, msgspec.json.encode(self._entry), ex=RUNS.unfinished_kept_s)
         except RedisError as error:
             _log.warning("how far the run is could not be told: %s", error, extra={"run": self._entry.run.run_id})
 
@@ -86,7 +83,7 @@ def waiting_run(request: RunRequest, planned: int | None) -> UnfinishedRun:
 
 def tell(redis: Redis, keys: Keys, run: UnfinishedRun) -> None:
     """Show a run that waits or has failed. Raises RedisError."""
-    redis.set(keys.unfinished(run.run_id), msgspec.json.encode(_Entry(run=run)), ex=KEPT_S)
+    redis.set(keys.unfinished(run.run_id), msgspec.json.encode(_Entry(run=run)), ex=RUNS.unfinished_kept_s)
 
 
 def _entry(key: bytes, packed: bytes) -> _Entry:

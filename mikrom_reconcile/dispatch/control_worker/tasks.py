@@ -28,12 +28,10 @@ from mikrom_reconcile.dispatch.control_worker.run_status import Unfinished, tell
 from mikrom_reconcile.dispatch.control_worker.source_sync import specs_now
 from mikrom_reconcile.dispatch.transport import deadlines, rpc
 from mikrom_reconcile.dispatch.transport.error_codec import Failure, failure_of
-from mikrom_reconcile.dispatch.transport.redis_keys import LEFTOVER_S, TTL_S
+from mikrom_reconcile.limits import BROKER, RUNS
 from mikrom_reconcile.output.run_result import LATE, USAGE, verdict_of
 
 _log = logging.getLogger(__name__)
-
-_LOOK_S = 1.0
 
 Say = Callable[[str, Any], None]
 
@@ -50,7 +48,7 @@ def plan_task(task: Any, *, call: str, run: str) -> None:
     with _answering(task, call) as say:
         with traces.span("run", run=run):
             plan = task.app.parts.engine().plan(_request(task, run))
-        task.app.redis.set(task.app.keys.plan(run), rpc.pack(plan), ex=LEFTOVER_S)
+        task.app.redis.set(task.app.keys.plan(run), rpc.pack(plan), ex=BROKER.result_ttl_s)
         say("planned", plan.id)
         _log.info("plan %s: %d actions", plan.id, len(plan.actions), extra={"run": run})
 
@@ -138,7 +136,7 @@ def _reconcile(task: Any, run: str, tick: str | None) -> tuple[str, int]:
         app.redis.set(app.keys.next_run, time.time() + app.redis.pttl(app.keys.tick("reconcile")) / 1000)
     try:
         # one at a time: a run that takes longer than the interval swallows the ticks that it misses
-        turn = app.parts.engine().store.lease("beat:reconcile", holder=run, ttl_s=TTL_S, at_least=0)
+        turn = app.parts.engine().store.lease("beat:reconcile", holder=run, ttl_s=BROKER.heartbeat_ttl_s, at_least=0)
     except BusyError:
         app.metrics.ticked("skipped")
         return "nothing: the run of an earlier tick still goes on", 0
@@ -229,7 +227,7 @@ def _watch(task: Any, call: str) -> Callable[[], None]:
         deadlines.refuse_when_stopping()
         if time.monotonic() < look_at:
             return
-        look_at = time.monotonic() + _LOOK_S
+        look_at = time.monotonic() + RUNS.caller_check_s
         if not rpc.is_awaited(task.app.redis, task.app.keys, call):
             raise MikromError("the caller has gone: nothing more is sent")
 

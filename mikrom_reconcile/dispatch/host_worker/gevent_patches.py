@@ -8,8 +8,7 @@ from typing import Any
 
 from kombu.utils import functional
 
-_AT_ONCE = 16
-"""Waits for a disk at once; one more of them waits as a greenlet."""
+from mikrom_reconcile.limits import BROKER
 
 
 def mend() -> None:
@@ -28,7 +27,8 @@ def _cooperative_fsync() -> Any:
     import gevent  # noqa: PLC0415 - only called where it is loaded
     from gevent.threadpool import ThreadPool  # noqa: PLC0415
 
-    fsync, hub, pool = os.fsync, gevent.get_hub(), ThreadPool(_AT_ONCE)  # names are looked up in gevent's own pool
+    pool = ThreadPool(BROKER.syncs_at_once)
+    fsync, hub = os.fsync, gevent.get_hub()  # names are looked up in gevent's own pool
 
     def cooperative(fd: Any) -> None:
         if gevent.get_hub() is hub:

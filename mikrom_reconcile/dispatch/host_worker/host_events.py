@@ -15,28 +15,23 @@ from collections.abc import Callable
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, RunRecord
+from mikrom_reconcile.limits import BROKER
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, FAILED
 from mikrom_reconcile.output.run_text import outcome_line
 from mikrom_reconcile.output.style import PLAIN
-
-RETRY_S = 5.0
-"""Until the broker is tried again."""
-
-WAITING = 1000
-"""Deeds that wait for a broker that is away; those that come after them are only in the log."""
 
 _log = logging.getLogger(__name__)
 
 
 def keeper(store: RunStore, host: str) -> Callable[[str, ActionOutcome], None]:
     """How the supervision tells what it did, with the project that it concerns."""
-    waiting: queue.Queue[RunRecord] = queue.Queue(WAITING)
+    waiting: queue.Queue[RunRecord] = queue.Queue(BROKER.host_events_waiting)
 
     def keep() -> None:
         while True:
             record = waiting.get()
             while not _kept(store, record):
-                time.sleep(RETRY_S)
+                time.sleep(BROKER.host_event_retry_s)
 
     def tell(project: str, outcome: ActionOutcome) -> None:
         try:

@@ -32,22 +32,14 @@ from mikrom_reconcile.dispatch.transport import deadlines, rpc
 from mikrom_reconcile.dispatch.transport.order_envelope import SentOrder, read_order, refused
 from mikrom_reconcile.dispatch.transport.order_message import shown_of
 from mikrom_reconcile.dispatch.transport.unreported import given_up
+from mikrom_reconcile.limits import BROKER, ORDERS
 
 _log = logging.getLogger(__name__)
-
-CONSOLE_BYTES = 1024 * 1024
-"""More of a console than this is fetched on the host itself."""
-
-ATTEMPTS = 3
-"""Of an order that fails for a reason that may pass; what fails otherwise is tried once."""
-
-FIRST_PAUSE_S = 1.0
 
 _UNSIGNED = (
     "to fetch is an order, not signed for this worker, and this host has MIKROM_VERIFY_KEY: "
     "ask from where its pair is, MIKROM_SIGNING_KEY"
 )
-_MARGIN_S = 5.0  # the action keeps its own deadline, and only what has lost its way is ended from outside
 
 
 def create_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
@@ -119,7 +111,7 @@ def observe_host_task(task: Any, *, call: str, query: str) -> None:
 def console_task(task: Any, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
     """Tell the call the end of a VM's console, or what came after a place in it."""
     try:
-        console = task.app.parts.agent().console(vm, max_bytes=min(max_bytes, CONSOLE_BYTES), after=after)
+        console = task.app.parts.agent().console(vm, max_bytes=min(max_bytes, BROKER.console_bytes), after=after)
         task.app.answering.tell(call, "console", rpc.pack(console))
     except MikromError as error:
         task.app.answering.tell(call, "error", rpc.pack(str(error)))
@@ -193,16 +185,16 @@ def _try_again(task: Any, order: Order, error: str | None, sent: SentOrder) -> N
     """Put the order into this host's own queue for its next attempt and end this one; nothing where none is left."""
     attempt = task.request.retries + 1
     # twice as long each time, and never the same for two that failed together
-    pause_s = random.uniform(0.5, 1.0) * FIRST_PAUSE_S * 2 ** (attempt - 1)  # noqa: S311 - jitter is no secret
+    pause_s = random.uniform(0.5, 1.0) * ORDERS.first_retry_s * 2 ** (attempt - 1)  # noqa: S311 - jitter is no secret
     spent_s = sent.spent_s + pause_s
-    if attempt >= ATTEMPTS or spent_s >= order.action.deadline_s or deadlines.is_stopping():
+    if attempt >= ORDERS.attempts or spent_s >= order.action.deadline_s or deadlines.is_stopping():
         return
-    fields = _fields(order) | {"step": f"attempt {attempt} of {ATTEMPTS}"}
+    fields = _fields(order) | {"step": f"attempt {attempt} of {ORDERS.attempts}"}
     _log.warning("%s %s: again in %.1f s", order.action.verb, order.action.vm, pause_s, extra=fields)
     raise task.retry(
         kwargs=msgspec.to_builtins(replace(sent, spent_s=spent_s)),
         countdown=pause_s,
-        max_retries=ATTEMPTS - 1,
+        max_retries=ORDERS.attempts - 1,
         exc=MikromError(error),
         queue=task.app.keys.host_queue(task.app.settings.host),
         kwargsrepr=shown_of(order),
@@ -229,7 +221,7 @@ def _execute(task: Any, order: Order) -> ActionOutcome:
     about = {"run": order.run_id, "vm": action.vm, "host": action.host, "task_id": task.request.id}
     with traces.span(f"{action.verb} VM", _trace_of(task), **about) as span:
         try:
-            with deadlines.limited(action.deadline_s + _MARGIN_S):
+            with deadlines.limited(action.deadline_s + ORDERS.task_margin_s):
                 outcome: ActionOutcome = task.app.parts.agent().execute(order)
         except MikromError as error:
             outcome = given_up(order, "failed_temporary", str(error))

@@ -31,15 +31,13 @@ from mikrom_reconcile.dispatch.transport.heartbeats import give_up, known, livin
 from mikrom_reconcile.dispatch.transport.order_message import priority_of, shown_of
 from mikrom_reconcile.dispatch.transport.redis_keys import FIRST, Keys
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, unpack
+from mikrom_reconcile.limits import BROKER, OBSERVING
 
 if TYPE_CHECKING:
     from redis import Redis
 
 _log = logging.getLogger(__name__)
 
-_CONSOLE_S = 10.0
-_LOOK_S = 1.0
-_HOSTS_SHARE = 0.9  # of a deadline: what is left is for the answer that it was missed
 _LOST = (RedisError, OperationalError)
 _NO_WORKER = "no worker answers for this host; is `mikrom worker` running there?"
 
@@ -144,7 +142,7 @@ class CeleryHosts:
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
         watch = _Watch(self._redis, self._keys)
-        until = time.monotonic() + _CONSOLE_S
+        until = time.monotonic() + BROKER.console_answer_s
         with self._call("console") as call:
             if watch.living((host,)):
                 call.listen(f"host:{host}")
@@ -162,7 +160,7 @@ class CeleryHosts:
 
         def ask(call: Call, host: str, start_id: str) -> None:
             wanted = msgspec.json.encode(files[host]).decode()
-            sent = {"call": call.name, "files": wanted, "deadline_s": deadline_s * _HOSTS_SHARE}
+            sent = {"call": call.name, "files": wanted, "deadline_s": deadline_s * OBSERVING.host_share_of_deadline}
             sent["signature"] = self._signature(wanted, host=host, start_id=start_id, call=call)
             self._send(host, "mikrom.images", sent, note=host)
 
@@ -220,7 +218,7 @@ class _Watch:
         self._redis = redis
         self._keys = keys
         self._starts: dict[str, bytes] = {}
-        self._look_at = time.monotonic() + _LOOK_S
+        self._look_at = time.monotonic() + BROKER.worker_check_s
 
     def living(self, hosts: Iterable[str]) -> set[str]:
         """Those of `hosts` that have a worker; from then on they are watched."""
@@ -236,7 +234,7 @@ class _Watch:
         """Hosts whose worker is no longer the one that was asked; looks once a second, tells each once."""
         if time.monotonic() < self._look_at:
             return set()
-        self._look_at = time.monotonic() + _LOOK_S
+        self._look_at = time.monotonic() + BROKER.worker_check_s
         before, self._starts = self._starts, self._look(self._starts)
         return {host for host, start in before.items() if self._starts.get(host) != start}
 

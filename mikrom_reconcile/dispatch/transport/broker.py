@@ -19,6 +19,7 @@ import msgspec
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.limits import BROKER, SERVICES
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.system import locks
 
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from redis import Redis
 
 SCHEMES = ("redis", "rediss", "redis+socket")
-
-_CONNECT_S = 1.0  # a host name may have two addresses, and both together have to stay below 3 s
-_PING_S = 1.5
-_READ_S = 5.0  # longer than any blocking read asks the server to wait
-_STARTING_S = 10.0
 
 
 def broker_url(settings: Settings) -> str:
@@ -94,7 +90,7 @@ def connect(url: str) -> Redis:
     from redis import RedisError  # noqa: PLC0415 - 134 ms that only a fleet pays
 
     try:
-        with client_of(url, read_s=_PING_S) as probe:
+        with client_of(url, read_s=BROKER.ping_s) as probe:
             probe.ping()
     except (RedisError, OSError, ValueError) as error:
         raise SetupError(
@@ -120,7 +116,7 @@ def _remedy(error: str) -> str:
     return "is Redis running, MIKROM_BROKER_URL right?"
 
 
-def client_of(url: str, *, read_s: float = _READ_S) -> Redis:
+def client_of(url: str, *, read_s: float = BROKER.read_s) -> Redis:
     """A client that has not connected yet; it may be shared by threads and greenlets."""
     from redis import Redis  # noqa: PLC0415 - see above
     from redis.backoff import NoBackoff  # noqa: PLC0415
@@ -132,7 +128,7 @@ def client_of(url: str, *, read_s: float = _READ_S) -> Redis:
         **tls,
         protocol=2,
         retry=Retry(NoBackoff(), 0),
-        socket_connect_timeout=_CONNECT_S,
+        socket_connect_timeout=BROKER.connect_s,
         socket_timeout=read_s,
     )
 
@@ -156,7 +152,7 @@ def signing_key_of_up(settings: Settings) -> Path:
 
 def find_up(settings: Settings) -> str | None:
     """The broker of the `mikrom up` that runs here, or None. Waits for one that is starting, but not for ever."""
-    until = time.monotonic() + _STARTING_S
+    until = time.monotonic() + SERVICES.starting_s
     while (found := running_up(settings)) is not None:
         if found.broker_url:
             return found.broker_url

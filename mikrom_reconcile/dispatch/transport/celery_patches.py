@@ -16,10 +16,7 @@ from celery import Celery, bootsteps
 from celery.worker.consumer.events import Events
 from kombu.transport import redis as kombu_redis
 
-EVENTS_EVERY_S = 0.05
-"""How long an event waits for others: nobody who watches sees the difference."""
-
-_MOST_EVENTS = 200
+from mikrom_reconcile.limits import BROKER
 
 _acknowledge: Any = kombu_redis.QoS.ack
 _new_client: Any = kombu_redis.Channel._create_client  # noqa: SLF001 - no public way
@@ -65,10 +62,10 @@ def _collect(dispatcher: Any, timer: Any) -> None:
         nonlocal waiting
         if not waiting:
             waiting = True
-            timer.call_after(EVENTS_EVERY_S, flush)
+            timer.call_after(BROKER.event_interval_s, flush)
 
     dispatcher.buffer_group = frozenset({"task"})
-    dispatcher.buffer_limit = _MOST_EVENTS
+    dispatcher.buffer_limit = BROKER.events_per_message
     dispatcher.on_send_buffered = flush_soon
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from celery import bootsteps
 from celery.worker.consumer.connection import Connection
 
-PAUSE_S = 2.0
+from mikrom_reconcile.limits import BROKER
 
 
 class Connecting(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
@@ -31,4 +31,4 @@ class Connecting(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has n
         """End an attempt, however far it came."""
         del consumer
         time.sleep(max(0.0, self._again_at - time.monotonic()))
-        self._again_at = time.monotonic() + PAUSE_S
+        self._again_at = time.monotonic() + BROKER.reconnect_s

@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
-
-GRACE_S = 2.0
-"""What an action under way gets when its worker is told to stop; a gevent worker needs 4.5 s of its own on top."""
+from mikrom_reconcile.limits import ORDERS
 
 _stopping = threading.Event()
 _under_way: set[Any] = set()
@@ -49,12 +47,12 @@ def limited(deadline_s: float) -> Iterator[None]:
 
 
 def stop() -> None:
-    """Begin nothing more; under gevent, end what is under way after `GRACE_S`. Called by a signal handler."""
+    """Begin nothing more; under gevent, end what is under way after a short grace. Called by a signal handler."""
     _stopping.set()
     if is_gevent():
         import gevent  # noqa: PLC0415 - only where it is loaded
 
-        gevent.spawn_later(GRACE_S, _end_all)
+        gevent.spawn_later(ORDERS.worker_stop_grace_s, _end_all)
 
 
 def is_stopping() -> bool:

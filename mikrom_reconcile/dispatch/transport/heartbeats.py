@@ -25,7 +25,8 @@ from redis import RedisError
 from redis.exceptions import NoPermissionError
 
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.dispatch.transport.redis_keys import HEARTBEAT_S, TTL_S, Keys
+from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.limits import BROKER, OBSERVING
 from mikrom_reconcile.system.files import write_whole
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-KNOWN_S = 86400
-"""A host whose worker has not been seen for a day is no longer asked about; its records know it all the same."""
 
 # Sets the key, for no time at all to ask only. The answer is why not: another start id, another machine, or given up.
 _RENEW = """
@@ -75,7 +74,7 @@ def living(redis: Redis, keys: Keys, kind: str) -> tuple[str, ...]:
 
 
 def known(redis: Redis, keys: Keys) -> tuple[str, ...]:
-    """Hosts whose workers lived at some time within `KNOWN_S`, sorted: those that are dark now are among them."""
+    """Hosts whose workers lived within the last day, sorted: those that are unreachable now are among them."""
     before = len(keys.known(""))
     return tuple(sorted(key.decode()[before:] for key in redis.scan_iter(match=keys.known("*"), count=1000)))
 
@@ -158,7 +157,7 @@ class Heartbeat:
             self._redis.eval(_LEAVE, 1, self._key, self.start_id)
 
     def _beat(self) -> None:
-        while not self._ended.wait(HEARTBEAT_S):
+        while not self._ended.wait(BROKER.heartbeat_interval_s):
             self._beat_once()
 
     def _beat_once(self) -> None:
@@ -170,14 +169,14 @@ class Heartbeat:
             self._ended.set()
             os.kill(os.getpid(), signal.SIGTERM)  # its supervisor starts it again, and says so again
         except Exception as error:  # noqa: BLE001 - a socket ends in many ways, and all of them pass
-            _log.warning("heartbeat of %s: %s; trying again in %g s", self.owner, error, HEARTBEAT_S)
+            _log.warning("heartbeat of %s: %s; trying again in %g s", self.owner, error, BROKER.heartbeat_interval_s)
 
     def _renew(self) -> None:
         if self._machine:
-            self._claim(ttl_s=TTL_S)
-            self._redis.set(self._known, b"", ex=KNOWN_S)
+            self._claim(ttl_s=BROKER.heartbeat_ttl_s)
+            self._redis.set(self._known, b"", ex=OBSERVING.worker_seen_s)
         else:
-            self._redis.set(self._key, self.start_id, px=int(TTL_S * 1000))
+            self._redis.set(self._key, self.start_id, px=int(BROKER.heartbeat_ttl_s * 1000))
 
     def _claim(self, *, ttl_s: float) -> None:
         """Have the name of a host. Raises SetupError where another machine has it."""

@@ -8,18 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-HEARTBEAT_S = 5.0
-"""Whoever lives or waits renews its key this often."""
-
-TTL_S = 15.0
-"""…and is dead to the others when its key has not been renewed for this long; the server's clock judges."""
-
-LEFTOVER_S = 3600
-"""What nobody fetched is dropped after this long: as long as Celery keeps results."""
-
-SLOTS = 100
-"""Actions and observations at once in a host worker; nearly all of them wait."""
-
 FIRST, LAST = 0, 8
 """Priorities, lower first: people who look; the ticks of Beat."""
 

@@ -17,21 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from redis import RedisError
 
-from mikrom_reconcile.dispatch.transport.redis_keys import LEFTOVER_S, TTL_S, Keys
+from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.limits import BROKER
 
 if TYPE_CHECKING:
     from redis import Redis
 
 _log = logging.getLogger(__name__)
-
-EVERY_S = 0.02
-"""Between two messages; the first does not wait."""
-
-BELIEVED_S = 1.0
-
-_AGAIN_S = 1.0
-_WORTHWHILE_S = TTL_S + 5.0  # a broker that took nothing for longer has dropped the call, too
-_KEPT = 10_000  # answers, when the broker is away: more than can be under way
 
 
 class _Given(NamedTuple):
@@ -49,7 +41,7 @@ class Answering:
         self._keys = keys
         self._owner = owner
         self._awaited_until: dict[str, float] = {}
-        self._given: deque[_Given] = deque(maxlen=_KEPT)
+        self._given: deque[_Given] = deque(maxlen=BROKER.replies_waiting)
         self._is_given = threading.Event()
         self._sending = threading.Lock()
         self._ended = False
@@ -64,13 +56,13 @@ class Answering:
         self._awaited_until = {name: until for name, until in self._awaited_until.items() if until > now_s}
         awaited = bool(self._redis.exists(self._keys.call(call)))
         if awaited:
-            self._awaited_until[call] = now_s + BELIEVED_S
+            self._awaited_until[call] = now_s + BROKER.reply_awaited_s
         return awaited
 
     def tell(self, call: str, kind: str, body: bytes) -> None:
         """Have the call told, soon."""
         stream = self._keys.answers(call, self._owner).encode()  # here, where a name that is no text ends its task only
-        self._given.append(_Given(stream, kind, body, time.monotonic() + _WORTHWHILE_S))
+        self._given.append(_Given(stream, kind, body, time.monotonic() + BROKER.reply_kept_s))
         self._is_given.set()
 
     def flush(self) -> None:
@@ -101,7 +93,7 @@ class Answering:
         for answer in answers:
             pipe.xadd(answer.stream, {"kind": answer.kind, "body": answer.body})
         for stream in {answer.stream for answer in answers}:
-            pipe.expire(stream, LEFTOVER_S)
+            pipe.expire(stream, BROKER.result_ttl_s)
         said = pipe.execute(raise_on_error=False)[: len(answers)]
         return [one if isinstance(one, RedisError) else None for one in said]
 
@@ -111,8 +103,8 @@ class Answering:
             self._is_given.clear()
             try:
                 self.flush()
-                time.sleep(EVERY_S)
+                time.sleep(BROKER.reply_interval_s)
             except Exception as error:  # noqa: BLE001 - as above
-                _log.warning("%d answers wait: %s; trying again in %g s", len(self._given), error, _AGAIN_S)
-                time.sleep(_AGAIN_S)
+                _log.warning("%d answers wait: %s; trying again in %g s", len(self._given), error, BROKER.reply_retry_s)
+                time.sleep(BROKER.reply_retry_s)
                 self._is_given.set()

@@ -18,17 +18,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.ready import ready
-from mikrom_reconcile.dispatch.transport.redis_keys import HEARTBEAT_S, LEFTOVER_S, TTL_S, Keys
+from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.limits import BROKER
 
 if TYPE_CHECKING:
     from redis import Redis
 
 T = TypeVar("T")
-
-LARGEST_BYTES = 64 * 1024 * 1024
-"""Of one message before compression: some 100,000 VM rows, or a source tree that nobody reviews any more."""
-
-_WORTHWHILE_BYTES = 4096
 
 
 class Answer(NamedTuple):
@@ -42,9 +38,9 @@ class Answer(NamedTuple):
 def pack(value: Any) -> bytes:
     """`value` as JSON, compressed where that is worthwhile. Raises MikromError when it is larger than allowed."""
     encoded = msgspec.json.encode(value)
-    if len(encoded) > LARGEST_BYTES:
-        raise MikromError(f"a message of {len(encoded)} bytes is larger than {LARGEST_BYTES}: split the specs")
-    if len(encoded) < _WORTHWHILE_BYTES:
+    if len(encoded) > BROKER.message_bytes:
+        raise MikromError(f"a message of {len(encoded)} bytes is larger than {BROKER.message_bytes}: split the specs")
+    if len(encoded) < BROKER.compress_from_bytes:
         return b"j" + encoded
     return b"z" + zlib.compress(encoded, 1)
 
@@ -54,9 +50,9 @@ def unpack(packed: bytes, kind: type[T]) -> T:
     try:
         if packed[:1] == b"z":
             inflate = zlib.decompressobj()
-            packed = b"j" + inflate.decompress(packed[1:], LARGEST_BYTES)
+            packed = b"j" + inflate.decompress(packed[1:], BROKER.message_bytes)
             if inflate.unconsumed_tail:
-                raise MikromError(f"a message is larger than {LARGEST_BYTES} bytes")
+                raise MikromError(f"a message is larger than {BROKER.message_bytes} bytes")
         return msgspec.json.decode(packed[1:], type=ready(kind))
     except (msgspec.MsgspecError, zlib.error) as error:
         raise MikromError(f"not a {kind.__name__}: {error}; do all sides run one release?") from error
@@ -72,7 +68,7 @@ def answer(redis: Redis, keys: Keys, call: str, owner: str, kind: str, body: byt
     stream = keys.answers(call, owner)
     pipe = redis.pipeline(transaction=False)
     pipe.xadd(stream, {"kind": kind, "body": body})
-    pipe.expire(stream, LEFTOVER_S)
+    pipe.expire(stream, BROKER.result_ttl_s)
     pipe.execute()
 
 
@@ -118,7 +114,8 @@ class Call:
     def _renew(self) -> None:
         now = time.monotonic()
         if now >= self._renew_at:
-            is_kept = self._redis.set(self._keys.call(self.name), b"", px=int(TTL_S * 1000), xx=self._renew_at > 0)
+            ttl_ms = int(BROKER.heartbeat_ttl_s * 1000)
+            is_kept = self._redis.set(self._keys.call(self.name), b"", px=ttl_ms, xx=self._renew_at > 0)
             if not is_kept:  # with what hosts were sent, or would have answered
                 raise RedisConnectionError("it was emptied, or this process stood still for too long")
-            self._renew_at = now + HEARTBEAT_S
+            self._renew_at = now + BROKER.heartbeat_interval_s

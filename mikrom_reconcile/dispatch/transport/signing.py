@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from mikrom_reconcile.core.model.errors import SetupError
+from mikrom_reconcile.limits import BROKER
 from mikrom_reconcile.system.files import write_whole
 
 _CONTEXT = "mikrom order 1"
 """What is signed here can be taken for nothing else, and another form of it not for this one."""
 
-_LARGEST_BYTES = 4096
 _PAIR = "make a pair as docs/security.md says"
 _NO_KEY = (ValueError, TypeError, UnsupportedAlgorithm)
 
@@ -99,6 +99,6 @@ def _read(variable: str, path: Path, *, closed: int, remedy: str) -> bytes:
             raise SetupError(f"{variable}={path} belongs to uid {found.st_uid}, neither to root nor to this user")
         if found.st_mode & closed:
             raise SetupError(f"{variable}={path} has mode {stat.S_IMODE(found.st_mode):04o}; {remedy} {path}")
-        return os.read(fd, _LARGEST_BYTES)
+        return os.read(fd, BROKER.key_file_bytes)
     finally:
         os.close(fd)

@@ -15,17 +15,11 @@ from hashlib import blake2b
 from pathlib import Path
 
 from mikrom_reconcile.core.model.desired import Machine
-from mikrom_reconcile.host.drivers.vmm import POLL_S, Places
+from mikrom_reconcile.host.drivers.vmm import Places
+from mikrom_reconcile.limits import VMMS
 
 CONTROLLERS = ("memory", "cpu", "pids")
 """What a VMM is limited by."""
-
-OVERHEAD_MIB = 32
-"""What a Firecracker may take beside its guest's memory; page tables come on top, a 64th of it at most."""
-
-_THREADS_BESIDE = 16
-_BUSY_S = 2.0
-"""A cgroup is busy for moments after the last process in it died."""
 
 Hierarchy = tuple[int, dict[str, Path]]
 """Version, and where each controller is mounted."""
@@ -58,8 +52,8 @@ def offered(mounts: str) -> Hierarchy:
 def arguments(places: Places, machine: Machine, found: Hierarchy | None = None) -> Iterator[str]:
     """What makes a jailer put its VMM under limits; nothing where the host has none."""
     version, controllers = found or hierarchy()
-    memory = machine.mem_size_mib + machine.mem_size_mib // 64 + OVERHEAD_MIB
-    pids = f"pids.max={machine.vcpu_count + _THREADS_BESIDE}"
+    memory = machine.mem_size_mib + machine.mem_size_mib // 64 + VMMS.cgroup_overhead_mib
+    pids = f"pids.max={machine.vcpu_count + VMMS.cgroup_threads}"
     limits = {
         1: (f"memory.limit_in_bytes={memory << 20}", f"cpu.shares={1024 * machine.vcpu_count}", pids),
         2: (f"memory.max={memory << 20}", f"cpu.weight={100 * machine.vcpu_count}", pids),
@@ -100,7 +94,7 @@ def _folder(places: Places, mount: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    give_up_at = time.monotonic() + _BUSY_S
+    give_up_at = time.monotonic() + VMMS.cgroup_busy_s
     while True:
         try:
             folder.rmdir()
@@ -108,7 +102,7 @@ def _remove(folder: Path) -> None:
             pass
         except OSError as error:
             if error.errno == errno.EBUSY and time.monotonic() < give_up_at:
-                time.sleep(POLL_S)
+                time.sleep(VMMS.poll_s)
                 continue
             raise
         return

@@ -11,12 +11,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.host.drivers.translate_errors import NoAnswerError, UnreachableError
-
-MAX_ANSWER_BYTES = 1 << 18
-"""The largest answer is the configuration of a VM with many drives: some kilobytes."""
-
-QUEUE_S = 0.002
-"""How long to wait before a queue that is full is tried again."""
+from mikrom_reconcile.limits import VMMS
 
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -47,7 +42,7 @@ class Connection:
 
     def _connect(self, path: str, pid: int) -> None:
         while not self._is_taken(path):
-            time.sleep(QUEUE_S)
+            time.sleep(VMMS.full_queue_s)
         peer = _PEER.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
         if peer != pid:
             raise UnreachableError(f"its socket is served by pid {peer}")
@@ -76,8 +71,8 @@ class Connection:
 
     def _receive(self, size_so_far: int) -> bytes:
         """What came next; never empty."""
-        if size_so_far > MAX_ANSWER_BYTES:
-            raise NoAnswerError(f"its answer has more than {MAX_ANSWER_BYTES} bytes")
+        if size_so_far > VMMS.answer_bytes:
+            raise NoAnswerError(f"its answer has more than {VMMS.answer_bytes} bytes")
         try:
             self._limit()
             part = self._socket.recv(65536)

@@ -13,14 +13,13 @@ from hashlib import blake2b
 from pathlib import Path
 
 from mikrom_reconcile.core.model.observed import Stray
+from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
 from mikrom_reconcile.system.folders import make_folder
 
 MARK = "locks/mark"
 """What tells a state folder from another at the same path; it moves along, and that of a restored backup is another."""
-
-_MARK_BYTES = 64
 
 
 class EarlierVMMs:
@@ -89,6 +88,6 @@ def _marked(path: Path) -> bytes | None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        return read_small(path, max_bytes=_MARK_BYTES)
+        return read_small(path, max_bytes=VMMS.mark_bytes)
     except OddFileError:
         return None

@@ -14,14 +14,9 @@ import msgspec
 
 from mikrom_reconcile.core.model.observed import End
 from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.tails import tail
-
-_TAIL_BYTES = 32 << 10
-"""Some lines of 4 kB."""
-
-_LEAVE_S = 1.0
-"""It takes some 15 ms."""
 
 
 class _Keyboard(msgspec.Struct):
@@ -40,7 +35,7 @@ class _Line(msgspec.Struct):
 def end_of(metrics: Path) -> End:
     """How the process that wrote `metrics` ended. Raises OSError, but not for a missing file."""
     end: End = "killed"
-    for line in tail(metrics, _TAIL_BYTES).split(b"\n"):
+    for line in tail(metrics, VMMS.metrics_tail_bytes).split(b"\n"):
         try:
             counters = msgspec.json.decode(line.strip(b"\0"), type=ready(_Line))
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -61,5 +56,5 @@ def let_end(vmm: processes.Identity, metrics: Path) -> None:
         return
     if (pidfd := processes.open_pidfd(vmm)) is not None:
         processes.kill(pidfd, signal.SIGHUP)
-        processes.wait_for_end(pidfd, _LEAVE_S)
+        processes.wait_for_end(pidfd, VMMS.leave_s)
         os.close(pidfd)

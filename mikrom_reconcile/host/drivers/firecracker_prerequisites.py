@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 from mikrom_reconcile.core.model.errors import SetupError
+from mikrom_reconcile.limits import VMMS
 
 _KVM = Path("/dev/kvm")
-_VERSION_S = 5.0
 
 
 def find_firecracker(named: str | None, state_dir: Path) -> Path | None:
@@ -51,7 +51,8 @@ def _found(name: str, named: str | None, state_dir: Path) -> Path | None:
 def version_of(binary: Path) -> str:
     """What the binary says of itself, such as "Firecracker v1.12.1". Raises SetupError when it says nothing."""
     try:
-        answer = subprocess.run([binary, "--version"], capture_output=True, timeout=_VERSION_S, check=True, text=True)
+        command = [str(binary), "--version"]
+        answer = subprocess.run(command, capture_output=True, timeout=VMMS.version_s, check=True, text=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
         raise SetupError(f"{binary} --version failed ({error}): is it a Firecracker for this machine?") from error
     return answer.stdout.partition("\n")[0].strip()

@@ -15,11 +15,9 @@ from mikrom_reconcile.host.drivers.vmm_start import Command
 from mikrom_reconcile.host.resources.disks import ROOT_ID
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import VMResources
+from mikrom_reconcile.limits import VMMS
 
 PROGRAM = "Firecracker"
-
-REFILL_MS = 1000
-"""A bucket for a second: what comes in bursts may use all of it at once."""
 
 _BYTES_A_MBIT = 125_000
 
@@ -85,13 +83,15 @@ def requests(spec: VMSpec, media: VMResources) -> Iterator[Request]:
 def limits_of(interface: Interface) -> dict[str, object]:
     """What makes its rate limiters carry that much in each direction; without a limit, what takes one away."""
     mbit = interface.bandwidth_mbit
-    bandwidth = {"size": mbit * _BYTES_A_MBIT, "refill_time": REFILL_MS} if mbit else {"size": 0, "refill_time": 0}
+    bandwidth = (
+        {"size": mbit * _BYTES_A_MBIT, "refill_time": VMMS.rate_refill_ms} if mbit else {"size": 0, "refill_time": 0}
+    )
     return {f"{direction}_rate_limiter": {"bandwidth": bandwidth} for direction in ("rx", "tx")}
 
 
 def mbit_of(size: int, refill_ms: int) -> int | None:
     """The bandwidth that a rate limiter allows, in megabits per second; None for no limit."""
-    return size * REFILL_MS // (refill_ms * _BYTES_A_MBIT) if refill_ms else None
+    return size * VMMS.rate_refill_ms // (refill_ms * _BYTES_A_MBIT) if refill_ms else None
 
 
 def kernel_problem(kernel: Path) -> str | None:

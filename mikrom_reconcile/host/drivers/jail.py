@@ -22,6 +22,7 @@ from mikrom_reconcile.host.drivers.vmm import Places, kill
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.networks import own_tap
 from mikrom_reconcile.host.resources.provisioner import VMResources
+from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import read_small
 from mikrom_reconcile.system.folders import make_folder
@@ -31,11 +32,6 @@ FIRST_UID, UIDS = 900_000, 1 << 16
 
 SOCKET, LOG, METRICS = "/api.sock", "/vmm.log", "/metrics"
 _KERNEL, _INITRD = "/kernel", "/initrd"
-
-_JAILER_S = 10.0
-"""A jailer copies a program of 3 MB and makes a few nodes: some milliseconds."""
-
-_MAX_PID_BYTES = 20
 
 
 class Jail(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,12 +95,12 @@ def inmate(jailer: int, jail: Jail, places: Places) -> processes.Identity | None
     pidfd = processes.open_pidfd(identity) if identity else None
     if pidfd is not None:
         try:
-            if not processes.wait_for_end(pidfd, _JAILER_S):
+            if not processes.wait_for_end(pidfd, VMMS.jailer_s):
                 processes.kill(pidfd)
         finally:
             os.close(pidfd)
     processes.reap()
-    pid = read_small(jail.pidfile, max_bytes=_MAX_PID_BYTES)
+    pid = read_small(jail.pidfile, max_bytes=VMMS.pid_file_bytes)
     found = processes.identify(int(pid)) if pid else None
     if found is not None and processes.has_stdin(found.pid, str(places.lock)):
         return found

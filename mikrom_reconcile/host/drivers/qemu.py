@@ -32,10 +32,11 @@ from mikrom_reconcile.host.drivers.qemu_prerequisites import accelerator_of
 from mikrom_reconcile.host.drivers.qemu_qmp import Qmp
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, step
 from mikrom_reconcile.host.drivers.vmm import Places, Proc
-from mikrom_reconcile.host.drivers.vmm_driver import ANSWER_S, Answer, VMMDriver
+from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.drivers.vmm_start import Command, connected
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources
+from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import write_whole
 from mikrom_reconcile.system.folders import make_folder
@@ -44,8 +45,6 @@ from mikrom_reconcile.system.tails import tail
 _STATUS: dict[str, VMMStatus] = {"prelaunch": "starting", "running": "running", "paused": "paused"}
 
 _CTRL_ALT_DEL = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
-
-_LOG_BYTES = 8 << 10
 
 
 class _Run(msgspec.Struct):
@@ -64,7 +63,7 @@ class QemuDriver(VMMDriver):
         state_dir: Path,
         run_dir: Path,
         provisioner: ResourceProvisioner | None = None,
-        answer_s: float = ANSWER_S,
+        answer_s: float = VMMS.answer_s,
         accelerator: Accelerator | None = None,
     ) -> None:
         super().__init__(binary, state_dir=state_dir, run_dir=run_dir, provisioner=provisioner, answer_s=answer_s)
@@ -150,7 +149,7 @@ class QemuDriver(VMMDriver):
 
     def _end_of(self, places: Places) -> End:
         """A QEMU that ends in order removes its pid file. Only the translator tells a triple fault from a reset."""
-        said = tail(places.log, _LOG_BYTES)
+        said = tail(places.log, VMMS.log_tail_bytes)
         if places.pidfile.exists() or b"terminating on signal" in said:
             return "killed"
         return "crashed" if b"Triple fault" in said else "clean"

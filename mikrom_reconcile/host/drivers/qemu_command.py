@@ -17,27 +17,25 @@ from mikrom_reconcile.host.drivers.vmm import Places
 from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import VMResources
+from mikrom_reconcile.limits import VMMS
 
 PROGRAM = "QEMU"
 
 Accelerator = Literal["kvm", "tcg"]
 """What runs the guest's instructions: the CPU through KVM, or QEMU's translator."""
 
-TRANSLATED_MIB = 64
-"""What QEMU may keep of translated code; left to itself it takes up to 1 GiB."""
-
 METADATA_ID = "mmds"
 """The serial number of the disk that the guest finds its metadata on; the last of its disks."""
 
-METADATA_BYTES = 64 << 10
-"""Room for what Firecracker's service takes, which is 50 KiB."""
-
-OVERHEAD_MIB: dict[Accelerator, int] = {"kvm": 64, "tcg": 64 + TRANSLATED_MIB}
+OVERHEAD_MIB: dict[Accelerator, int] = {
+    "kvm": VMMS.qemu_overhead_mib,
+    "tcg": VMMS.qemu_overhead_mib + VMMS.qemu_translated_mib,
+}
 """Memory of a QEMU beside its guest's: 42 MiB were measured with the demo guest, 107 with an emulated Linux."""
 
 _ACCELERATION: dict[Accelerator, tuple[str, ...]] = {
     "kvm": ("-accel", "kvm", "-cpu", "host"),
-    "tcg": ("-accel", f"tcg,tb-size={TRANSLATED_MIB}", "-cpu", "max"),
+    "tcg": ("-accel", f"tcg,tb-size={VMMS.qemu_translated_mib}", "-cpu", "max"),
 }
 
 _STEADY_CLOCK = ("-icount", "shift=auto")
@@ -51,7 +49,6 @@ _MACHINE = (
     *("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"),
     "-no-reboot",  # a guest that resets itself has ended, as under Firecracker
 )
-
 
 _ROOT = {False: " root=/dev/vda rw", True: " root=/dev/vda ro"}
 _NETDEV = re.compile(r"tap,id=(?P<name>\w+),ifname=(?P<tap>\w+),")
@@ -91,7 +88,7 @@ def arguments(spec: VMSpec, media: VMResources, places: Places, accelerator: Acc
 
 def metadata_disk(metadata: dict[str, Any]) -> bytes:
     """A disk that holds the metadata as JSON and line ends behind it: QEMU has no metadata service."""
-    return msgspec.json.encode(metadata, order="deterministic").ljust(METADATA_BYTES, b"\n")
+    return msgspec.json.encode(metadata, order="deterministic").ljust(VMMS.qemu_metadata_bytes, b"\n")
 
 
 def _root_of(disks: tuple[Disk, ...]) -> str:

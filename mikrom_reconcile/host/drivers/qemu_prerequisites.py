@@ -11,12 +11,11 @@ from pathlib import Path
 from mikrom_reconcile.core.model.desired import Machine
 from mikrom_reconcile.host.drivers.firecracker_prerequisites import kvm_problem
 from mikrom_reconcile.host.drivers.qemu_command import Accelerator, bare_arguments
+from mikrom_reconcile.limits import VMMS
 
 NAME = "qemu-system-x86_64"
 
 _PVM = Path("/sys/module/kvm_pvm")
-_PROBE_S = 5.0
-"""The demo guest boots and ends in 0.1 s."""
 
 
 def find_qemu() -> Path | None:
@@ -42,7 +41,7 @@ def _why_not_kvm(binary: Path) -> str:
         argv = bare_arguments("kvm", kernel=kernel, boot_args="mikrom.mode=exit:0", machine=Machine(mem_size_mib=16))
         try:
             probe = subprocess.run(
-                [binary, *argv, "-serial", "stdio"], capture_output=True, timeout=_PROBE_S, check=False
+                [binary, *argv, "-serial", "stdio"], capture_output=True, timeout=VMMS.probe_s, check=False
             )
         except (OSError, subprocess.SubprocessError) as error:
             return f"a trial guest did not boot under KVM: {error}"

@@ -21,15 +21,13 @@ from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.specs import vm_checks
 from mikrom_reconcile.host.drivers.translate_errors import step
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
 from mikrom_reconcile.system.folders import make_folder
 
 FIRST_PID = 1 << 22
 """Linux gives out no pid from here on, so that a simulated one can never be signalled."""
-
-CONSOLE_CHARACTERS = 16 << 10
-"""What is kept of a console over many boots."""
 
 _MODE = "mikrom.mode="
 _DEAF = frozenset({"ignore", "spin", "flood"})
@@ -110,7 +108,7 @@ class SimulatedDriver:
         boot_args = record.spec.boot_args
         earlier = _console_of(before) if before is not None else ""
         said = f"{earlier}MIKROM-UP {boot_args}\n"
-        kept = said[-CONSOLE_CHARACTERS:]
+        kept = said[-VMMS.simulated_console_characters :]
         cut = len(said.encode()) - len(kept.encode()) + (before.console_cut if before is not None else 0)
         self._write(
             record.vm,

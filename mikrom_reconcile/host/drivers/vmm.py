@@ -21,19 +21,9 @@ import msgspec
 from mikrom_reconcile.core.model.errors import TemporaryError
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.host.drivers.translate_errors import step
+from mikrom_reconcile.limits import RECORDS, VMMS
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
-
-KILL_S = 30.0
-"""A killed guest of many GiB takes seconds to be torn down."""
-
-POLL_S = 0.001
-"""A VMM's API socket is there 1.2 ms after its spawn, and its lock is free within milliseconds of its death."""
-
-_MAX_PROC_BYTES = 4096
-
-_KEPT_PLACES = 4096
-"""More VMs than a host has. Joining paths anew at every look took a quarter of the CPU time of a start."""
 
 
 class Proc(processes.Identity, frozen=True, kw_only=True):
@@ -127,7 +117,7 @@ class Layout:
         return iter(sorted(path.name for path in (self._state_dir / "vms").glob("*/")))
 
 
-@lru_cache(_KEPT_PLACES)
+@lru_cache(RECORDS.cached_paths)
 def _places(state_dir: Path, run_dir: Path, vm: str) -> Places:
     return Places(vm=vm, folder=state_dir / "vms" / vm, lock=state_dir / "locks" / f"{vm}.vmm", run_folder=run_dir / vm)
 
@@ -138,7 +128,7 @@ def read_proc(places: Places) -> Proc | None:
     Raises OSError for anything but a file that is not there.
     """
     try:
-        content = read_small(places.proc, max_bytes=_MAX_PROC_BYTES)
+        content = read_small(places.proc, max_bytes=VMMS.process_file_bytes)
         return None if content is None else msgspec.json.decode(content, type=ready(Proc))
     except (OddFileError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
@@ -208,7 +198,7 @@ def end(places: Places, *, grace_s: float, leave: Callable[[processes.Identity],
             if time.monotonic() > give_up_at:
                 raise TemporaryError(_who_is_left(places, vmm), vm=places.vm, step="ending its VMM")
             if vmm is None:
-                time.sleep(POLL_S)
+                time.sleep(VMMS.poll_s)
                 continue
             _end_one(vmm, grace_s=grace_s, leave=leave, give_up_at=give_up_at)
             grace_s = 0.0
@@ -217,7 +207,7 @@ def end(places: Places, *, grace_s: float, leave: Callable[[processes.Identity],
 
 def kill(vmm: processes.Identity) -> None:
     """End a VMM that was proven, or that this process has just spawned."""
-    _end_one(vmm, grace_s=0.0, leave=lambda _: False, give_up_at=time.monotonic() + KILL_S)
+    _end_one(vmm, grace_s=0.0, leave=lambda _: False, give_up_at=time.monotonic() + VMMS.kill_s)
 
 
 def _end_one(

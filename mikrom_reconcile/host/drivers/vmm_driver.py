@@ -16,7 +16,6 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
-from mikrom_reconcile.core.model.lifecycle import BOOT_S
 from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.host.drivers import jail, vmm
 from mikrom_reconcile.host.drivers.earlier import EarlierVMMs
@@ -26,25 +25,14 @@ from mikrom_reconcile.host.drivers.vmm_start import Command, abandon, last_words
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
 from mikrom_reconcile.host.resources.networks import Interface, boot_args_of
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources
+from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.free_head import keep_tail
 from mikrom_reconcile.system.tails import part
 
-MAX_SOCKET_PATH_BYTES = 107
-"""The room in sockaddr_un, without the final zero."""
-
-ANSWER_S = 1.0
-"""A VMM answers within a millisecond or two, also beside a thousand others."""
-
 PATIENCE = (0.1, 1.9)
 """A VMM counts as unresponsive when it has not answered in these shares of `answer_s`: the first soon finds one whose
 guest has ended."""
-
-CONSOLE_BYTES = 1 << 20
-"""What is kept of a console at least: some ten thousand lines."""
-
-LOG_BYTES = 256 << 10
-"""…and of what the VMM logs and counts; metrics are a line of 4 kB a minute."""
 
 _BOOTED = frozenset({"running", "paused"})
 
@@ -76,7 +64,7 @@ class VMMDriver(ABC):
         state_dir: Path,
         run_dir: Path,
         provisioner: ResourceProvisioner | None = None,
-        answer_s: float = ANSWER_S,
+        answer_s: float = VMMS.answer_s,
     ) -> None:
         self._binary = binary
         self._layout = Layout(state_dir, run_dir)
@@ -208,7 +196,7 @@ class VMMDriver(ABC):
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, then SIGKILL; the socket, which a VMM may leave behind, is removed."""
         places = self._layout.of(record.vm)
-        self._end(places, grace_s=grace_s, give_up_at=time.monotonic() + grace_s + vmm.KILL_S)
+        self._end(places, grace_s=grace_s, give_up_at=time.monotonic() + grace_s + VMMS.kill_s)
         with step(record.vm, "removing its API socket and its jail"):
             places.socket.unlink(missing_ok=True)
             jail.sweep(places)
@@ -219,7 +207,7 @@ class VMMDriver(ABC):
         places = self._layout.of(record.vm)
         errors = [error for path in places.files() if (error := _not_removed(path))]
         with step(record.vm, "removing its disks and links"):
-            self._provisioner.remove(record, give_up_at=time.monotonic() + vmm.KILL_S)
+            self._provisioner.remove(record, give_up_at=time.monotonic() + VMMS.kill_s)
         with step(record.vm, "removing its files"):
             jail.release(places)
             if errors:  # whatever else could go is gone
@@ -272,10 +260,10 @@ class VMMDriver(ABC):
     def _check(self, record: VMRecord, places: Places) -> None:
         problem = self.unsupported(record.spec)
         size = len(str(places.socket).encode())
-        if problem is None and size > MAX_SOCKET_PATH_BYTES:
+        if problem is None and size > VMMS.socket_path_bytes:
             problem = (
                 f"the path of its API socket, {places.socket}, has {size} bytes and Linux takes "
-                f"{MAX_SOCKET_PATH_BYTES}; set MIKROM_RUN_DIR to a shorter folder, or give the VM a shorter name"
+                f"{VMMS.socket_path_bytes}; set MIKROM_RUN_DIR to a shorter folder, or give the VM a shorter name"
             )
         if problem is not None:
             raise PermanentError(problem, vm=record.vm, step="checking its spec")
@@ -311,7 +299,7 @@ class VMMDriver(ABC):
                 if not vmm.is_vmm(places, found):
                     return None
                 if isinstance(error, UnreachableError):
-                    answer = Answer(status="starting" if processes.age_s(found) < BOOT_S else "socket_lost")
+                    answer = Answer(status="starting" if processes.age_s(found) < VMMS.boot_s else "socket_lost")
                     break
         if answer.status in _BOOTED:
             _cap(places)
@@ -389,5 +377,6 @@ def _not_removed(path: Path) -> OSError | None:
 
 def _cap(places: Places) -> None:
     """Nothing that a guest can make grow takes more disk than twice its cap, from one look to the next."""
-    for path, max_bytes in ((places.console, CONSOLE_BYTES), (places.log, LOG_BYTES), (places.metrics, LOG_BYTES)):
+    log_bytes = VMMS.log_bytes
+    for path, max_bytes in ((places.console, VMMS.console_bytes), (places.log, log_bytes), (places.metrics, log_bytes)):
         keep_tail(path, max_bytes=max_bytes)

@@ -19,16 +19,12 @@ import msgspec
 from mikrom_reconcile.core.model.errors import TemporaryError
 from mikrom_reconcile.host.drivers.jail import Jail, furnish, inmate, sweep
 from mikrom_reconcile.host.drivers.translate_errors import NoAnswerError, UnreachableError, step
-from mikrom_reconcile.host.drivers.vmm import POLL_S, Places, Proc, forget_proc, kill, write_proc
+from mikrom_reconcile.host.drivers.vmm import Places, Proc, forget_proc, kill, write_proc
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.folders import make_folder
 from mikrom_reconcile.system.tails import tail
-
-DEATH_S = 0.1
-"""From closing its API socket to its death a VMM takes milliseconds."""
-
-_LAST_WORDS_BYTES = 500
 
 T = TypeVar("T")
 
@@ -72,7 +68,7 @@ def connected(connect: Callable[[], T], vmm: Proc, give_up_at: float) -> T:
         except UnreachableError as error:
             if time.monotonic() > give_up_at or not processes.is_alive(vmm):
                 raise NoAnswerError(f"it never listened: {error}") from error
-        time.sleep(POLL_S)
+        time.sleep(VMMS.poll_s)
 
 
 @contextmanager
@@ -167,7 +163,7 @@ def _died(vmm: Proc) -> bool:
     if pidfd is None:
         return True
     try:
-        return processes.wait_for_end(pidfd, DEATH_S)
+        return processes.wait_for_end(pidfd, VMMS.death_s)
     finally:
         os.close(pidfd)
 
@@ -175,7 +171,7 @@ def _died(vmm: Proc) -> bool:
 def _last_words(program: str, places: Places) -> str:
     """What a VMM said before it ended by itself: in its log or, if that is not open yet, on standard error."""
     for path in (places.log, places.console):
-        lines = tail(path, _LAST_WORDS_BYTES).decode(errors="replace").split("\n")
+        lines = tail(path, VMMS.error_tail_bytes).decode(errors="replace").split("\n")
         words = [line for line in lines if line.strip()]
         if words:
             return f"{program} ended by itself, saying: {words[-1].strip()}"

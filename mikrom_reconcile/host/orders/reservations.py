@@ -15,9 +15,7 @@ from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
 from mikrom_reconcile.host.ports import Clock, VMRecord
 from mikrom_reconcile.host.records import Records
-
-COUNTED_FOR = 20
-"""A count holds so many times longer than it took (50 us a record), in which another process's orders stay unknown."""
+from mikrom_reconcile.limits import ORDERS
 
 
 class Memory:
@@ -104,4 +102,4 @@ class Memory:
             if record.state in WANTS_VMM and not record.parked
         } | self._under_way
         ended_s = self._clock.monotonic()
-        self._holds_until_s, self._settled = ended_s + COUNTED_FOR * (ended_s - began_s), False
+        self._holds_until_s, self._settled = ended_s + ORDERS.memory_count_held * (ended_s - began_s), False

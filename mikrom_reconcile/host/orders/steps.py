@@ -27,12 +27,7 @@ from mikrom_reconcile.host.orders.next_record import next_record, stamp
 from mikrom_reconcile.host.orders.reservations import Memory
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
 from mikrom_reconcile.host.records import Records
-
-GRACE_S = 10.0
-"""How long a guest may take to shut down: seconds for a Linux with services, milliseconds for the demo guest."""
-
-MAX_ERROR = 2000
-"""Characters of an error that are kept in a record: enough for any fault of a VMM, and a record stays small."""
+from mikrom_reconcile.limits import ORDERS
 
 EVERYTHING: frozenset[Impact] = frozenset({"record", "live", "restart", "replace"})
 WHILE_IT_RUNS: frozenset[Impact] = frozenset({"record", "live"})
@@ -161,7 +156,7 @@ class Deed:
     def stop(self) -> None:
         """Shut the guest down, or kill it when it will not go."""
         # half of what is left at most, so that a guest that will not go leaves time to kill it and to start it
-        self._driver.stop(self._now(), grace_s=min(GRACE_S, self.remaining_s("stopping") / 2))
+        self._driver.stop(self._now(), grace_s=min(ORDERS.shutdown_grace_s, self.remaining_s("stopping") / 2))
 
     def stop_or_go_on(self) -> None:
         """A guest that cannot be stopped in order is killed when its driver removes it."""
@@ -261,7 +256,7 @@ class Deed:
                 count=1 + (same.count if same else 0),
                 result=result,
                 repair=same.repair if same else record is not None and record.spec_digest == desired.spec_digest,
-                error=error[:MAX_ERROR],
+                error=error[: ORDERS.error_characters],
             )
         if record is None:
             if attempt is not None:
@@ -269,7 +264,7 @@ class Deed:
         elif record is self.found:
             self._write(replace(record, attempt=attempt))
         else:
-            last_error = None if self._lives(record) else error[:MAX_ERROR]
+            last_error = None if self._lives(record) else error[: ORDERS.error_characters]
             self._write(replace(record, last_error=last_error, attempt=attempt))
 
     def _lives(self, record: VMRecord) -> bool:

@@ -19,6 +19,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.limits import IMAGES
 from mikrom_reconcile.system.files import sync_folder
 from mikrom_reconcile.system.folders import make_folder
 
@@ -28,7 +29,6 @@ ROOT_ID = "rootfs"
 _STEP = "making its disks"
 _MIB = 1 << 20
 _FICLONE = 0x40049409
-_PIECE_BYTES = 4 * _MIB
 _NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.EINVAL})
 
 
@@ -169,5 +169,5 @@ def _copy_sparsely(source: int, target: int) -> None:
             return
         end = os.lseek(source, at, os.SEEK_HOLE)
         while at < end:
-            at += os.copy_file_range(source, target, min(_PIECE_BYTES, end - at), at, at)
+            at += os.copy_file_range(source, target, min(IMAGES.copied_piece_bytes, end - at), at, at)
             time.sleep(0)  # lets other greenlets run

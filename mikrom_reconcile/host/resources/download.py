@@ -21,17 +21,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.limits import IMAGES
 from mikrom_reconcile.system.sockets import Limited
 
 if TYPE_CHECKING:
     import http.client
     from urllib.request import OpenerDirector
 
-PIECE_BYTES = 1 << 20
-"""Takes a millisecond or two to hash and to write."""
-
-IDLE_S = 20.0
-"""A server that sends nothing for so long has stopped; one that sends little is read until the caller's deadline."""
 
 _LASTING = frozenset({400, 401, 403, 404, 405, 410})
 
@@ -78,7 +74,7 @@ class Opened:
 
     def _read(self) -> bytes:
         try:
-            return self.content.read1(PIECE_BYTES)  # what is there, for a server that sends a byte at a time
+            return self.content.read1(IMAGES.piece_bytes)  # what is there, for a server that sends a byte at a time
         except self._breaks as error:
             raise FetchError(f"it broke off: {error}; the next attempt goes on from there", lasting=False) from error
 
@@ -117,7 +113,7 @@ def _answer(source: str, offset: int, give_up_at: float) -> http.client.HTTPResp
 
     request = urllib.request.Request(source, headers={"Range": f"bytes={offset}-"} if offset else {})  # noqa: S310 - the schema lets only https through
     try:
-        timeout_s = min(IDLE_S, max(0.1, give_up_at - time.monotonic()))
+        timeout_s = min(IMAGES.idle_s, max(0.1, give_up_at - time.monotonic()))
         answer: http.client.HTTPResponse = _opener(give_up_at).open(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
         error.close()
@@ -140,7 +136,7 @@ def _opener(give_up_at: float) -> OpenerDirector:
     class Connection(HTTPSConnection):
         def connect(self) -> None:
             _in_time(super().connect, give_up_at)
-            self.sock = Limited(self.sock, give_up_at, idle_s=IDLE_S)
+            self.sock = Limited(self.sock, give_up_at, idle_s=IMAGES.idle_s)
 
     class Handler(HTTPSHandler):
         def https_open(self, req):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202

@@ -19,12 +19,7 @@ from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.images import Images
 from mikrom_reconcile.host.resources.networks import Networks
-
-SWEEP_EVERY_S = 3600.0
-"""Between two sweeps of one process; the first is due at once."""
-
-SWEEP_S = 10.0
-"""How long a sweep waits for who makes or drops a bridge."""
+from mikrom_reconcile.limits import IMAGES
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +57,7 @@ class ImageStock:
         now = time.monotonic()
         if now < self._sweep_at:
             return
-        self._sweep_at = now + SWEEP_EVERY_S
+        self._sweep_at = now + IMAGES.sweep_interval_s
         self._sweep_taps()
         try:
             if next(self._images.cached(), None) is None:
@@ -78,7 +73,8 @@ class ImageStock:
     def _sweep_taps(self) -> None:
         """A tap outlives its VM if somebody removed the VM's record, and its place in the spec by a restart."""
         try:
-            leaked = Networks(self._records.state_dir.resolve()).sweep(give_up_at=time.monotonic() + SWEEP_S)
+            give_up_at = time.monotonic() + IMAGES.sweep_wait_s
+            leaked = Networks(self._records.state_dir.resolve()).sweep(give_up_at=give_up_at)
         except (MikromError, OSError) as error:
             _log.warning("cannot sweep taps: %s", error, extra={"host": self._host})
             return

@@ -20,24 +20,18 @@ from pathlib import Path
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.host.resources import download
 from mikrom_reconcile.host.resources.download import FetchError
+from mikrom_reconcile.limits import IMAGES
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import sync_folder, write_whole
 from mikrom_reconcile.system.folders import make_folder
 
-KEPT_S = 24 * 3600.0
-"""How long a file stays that no VM uses: the next run of a pipeline may want it again."""
-
-MAX_MIB = 65536
-"""Largest file that a host takes unless told otherwise; MIKROM_IMAGE_MAX_MIB."""
-
 _MIB = 1 << 20
-_WAIT_S = 0.05
 
 
 class Images:
     """The files of this host. `folders` are those that `file://` may name; `max_mib` is the largest file taken."""
 
-    def __init__(self, state_dir: Path, *, folders: tuple[Path, ...] = (), max_mib: int = MAX_MIB) -> None:
+    def __init__(self, state_dir: Path, *, folders: tuple[Path, ...] = (), max_mib: int = IMAGES.max_mib) -> None:
         self._folder = state_dir / "images"
         self._cache = self._folder / "sha256"
         self._locks = state_dir / "locks"
@@ -72,7 +66,7 @@ class Images:
             if lock is None:
                 if time.monotonic() > give_up_at:
                     raise FetchError(f"{file.source}: another process still fetches it", lasting=False)
-                time.sleep(_WAIT_S)
+                time.sleep(IMAGES.lock_poll_s)
                 continue
             try:
                 if not path.exists():
@@ -88,7 +82,7 @@ class Images:
                 found = path.stat()
                 yield path.name, found.st_size, found.st_mtime
 
-    def sweep(self, used: frozenset[str], *, kept_s: float = KEPT_S) -> tuple[str, ...]:
+    def sweep(self, used: frozenset[str], *, kept_s: float = IMAGES.kept_s) -> tuple[str, ...]:
         """Remove what nobody wanted for `kept_s`; the names. What the digests `used` name is wanted now."""
         removed = []
         for name, _, last_used_s in self.cached():
@@ -176,7 +170,7 @@ def _told(file: PinnedFile) -> Iterator[None]:
 
 def _pieces_of(path: Path) -> Iterator[bytes]:
     with path.open("rb") as content:
-        while piece := content.read(download.PIECE_BYTES):
+        while piece := content.read(IMAGES.piece_bytes):
             yield piece
             time.sleep(0)
 

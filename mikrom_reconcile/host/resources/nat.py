@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
+from mikrom_reconcile.limits import NETWORKS
 from mikrom_reconcile.system.netlink import rules_generation
 
 PREFIX = "mkb"
@@ -17,9 +18,7 @@ PREFIX = "mkb"
 HOOK = "type nat hook postrouting priority srcnat; policy accept;"
 """The line without which the others do nothing."""
 
-_NFT, _NFT_S = "nft", 10.0
-_AGAIN_S = 1.0
-"""How long to wait before an nft that could not tell is asked again."""
+_NFT = "nft"
 
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _PRIORITY = re.compile(r"priority [^;]+;")  # versions of nft differ in how they write it
@@ -44,7 +43,7 @@ class Rules:
         generation, (seen_at, tables) = rules_generation(), self._seen
         if generation is None or generation != seen_at or (tables is None and time.monotonic() > self._again_at):
             tables = _tables()
-            self._seen, self._again_at = (generation, tables), time.monotonic() + _AGAIN_S
+            self._seen, self._again_at = (generation, tables), time.monotonic() + NETWORKS.nft_retry_s
         if tables is None:
             return None
         return tables.get(bridge, frozenset()) if _forwards() else frozenset()
@@ -69,7 +68,7 @@ def _forwards() -> bool:
 def _tables() -> dict[str, frozenset[str]] | None:
     """The lines of each table of ours; None where nft cannot tell."""
     try:
-        done = subprocess.run((_NFT, "list", "ruleset", "ip"), capture_output=True, timeout=_NFT_S, check=False)
+        done = subprocess.run((_NFT, "list", "ruleset", "ip"), capture_output=True, timeout=NETWORKS.nft_s, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     text = done.stdout.decode(errors="replace")
@@ -84,12 +83,12 @@ def _lines(body: str) -> frozenset[str]:
 def _nft(vm: str, script: str) -> None:
     try:
         done = subprocess.run(
-            (_NFT, "-f", "-"), input=script, text=True, capture_output=True, timeout=_NFT_S, check=False
+            (_NFT, "-f", "-"), input=script, text=True, capture_output=True, timeout=NETWORKS.nft_s, check=False
         )
     except FileNotFoundError:
         message = "nat needs the program nft: install nftables, or leave nat out of the network"
         raise PermanentError(message, vm=vm, step=_STEP) from None
     except subprocess.TimeoutExpired as error:
-        raise TemporaryError(f"nft gave no answer within {_NFT_S:g} s", vm=vm, step=_STEP) from error
+        raise TemporaryError(f"nft gave no answer within {NETWORKS.nft_s:g} s", vm=vm, step=_STEP) from error
     if done.returncode:
         raise PermanentError(f"nft refused: {done.stderr.strip()[:300]}", vm=vm, step=_STEP)

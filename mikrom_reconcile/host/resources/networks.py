@@ -30,11 +30,11 @@ from mikrom_reconcile.core.model.observed import Drift
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.nat import PREFIX, Rules, nat_of
+from mikrom_reconcile.limits import NETWORKS
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.netlink import Link, Netlink
 
 _STEP = "making its links"
-_WAIT_S = 0.005
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFREQ = struct.Struct("16sH22x")
 _TAP_FLAGS = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, as Firecracker and QEMU open it
@@ -166,7 +166,7 @@ class Networks:
         while (lock := locks.open_taken(path)) is None:
             if time.monotonic() > give_up_at:
                 raise TemporaryError(f"another process still works on bridge {bridge}", vm=vm, step=_STEP)
-            time.sleep(_WAIT_S)
+            time.sleep(NETWORKS.lock_poll_s)
         try:
             yield
         finally:

@@ -12,10 +12,11 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
 from mikrom_reconcile.host.resources.disks import Disk, Disks
 from mikrom_reconcile.host.resources.download import FetchError
-from mikrom_reconcile.host.resources.images import MAX_MIB, Images
+from mikrom_reconcile.host.resources.images import Images
 from mikrom_reconcile.host.resources.metadata import metadata_of
 from mikrom_reconcile.host.resources.networks import Interface, Networks, boot_args_of
 from mikrom_reconcile.host.resources.secrets import SecretError, Secrets
+from mikrom_reconcile.limits import IMAGES
 
 
 class VMResources(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +45,7 @@ class ResourceProvisioner:
         state_dir: Path,
         *,
         folders: tuple[Path, ...] = (),
-        max_mib: int = MAX_MIB,
+        max_mib: int = IMAGES.max_mib,
         secrets: Secrets | None = None,
     ) -> ResourceProvisioner:
         """That of the host whose state folder this is; `file://` images come from `folders` only."""

@@ -14,8 +14,7 @@ from urllib.parse import unquote, urlsplit
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.specs.vm_checks import SECRET_REF
 from mikrom_reconcile.host.resources.download import FetchError, local_file
-
-_MAX_BYTES = 32 << 10
+from mikrom_reconcile.limits import IMAGES
 
 
 class SecretError(MikromError):
@@ -58,11 +57,11 @@ class Secrets:
     def _of_file(self, reference: str, path: str) -> str:
         try:
             with local_file(path, self._folders, "MIKROM_SECRET_DIRS") as content:
-                text = content.read(_MAX_BYTES + 1).decode()
+                text = content.read(IMAGES.secret_bytes + 1).decode()
         except (FetchError, OSError) as error:
             raise SecretError(str(error)) from error
         except UnicodeDecodeError as error:
             raise SecretError(f"{reference} is not UTF-8 text") from error
-        if len(text) > _MAX_BYTES:
-            raise SecretError(f"{reference} has more than {_MAX_BYTES >> 10} KiB")
+        if len(text) > IMAGES.secret_bytes:
+            raise SecretError(f"{reference} has more than {IMAGES.secret_bytes >> 10} KiB")
         return text.removesuffix("\n")

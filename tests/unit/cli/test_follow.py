@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from mikrom_reconcile.cli import follow as module
 from mikrom_reconcile.cli.follow import follow
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console
+from mikrom_reconcile.limits import OUTPUT
 
 
 class Talking:
@@ -30,7 +32,7 @@ class Talking:
 
 
 def followed(monkeypatch: pytest.MonkeyPatch, hosts: Talking) -> int:
-    monkeypatch.setattr(module, "LOOK_S", 0)
+    monkeypatch.setattr(module, "OUTPUT", replace(OUTPUT, follow_poll_s=0))
     return follow(hosts, "hv01", "web-000", 100)  # type: ignore[arg-type]
 
 

@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from mikrom_reconcile.control.sources import cache as module
 from mikrom_reconcile.control.sources.cache import FolderCache
+from mikrom_reconcile.limits import SOURCES
 from tests.full_disk import small_disk
 
 
@@ -57,14 +59,14 @@ def test_a_link_or_a_fifo_in_an_entrys_place_is_not_followed(tmp_path: Path) -> 
 
 def test_what_was_not_used_for_longest_goes(tmp_path: Path) -> None:
     cache = FolderCache(tmp_path)
-    for number in range(module.KEPT_ENTRIES):
+    for number in range(SOURCES.cached_trees):
         cache.put(f"k{number}", b"content")
         os.utime(tmp_path / f"k{number}", (number, number))
     assert cache.get("k0") == b"content"
     cache.put("new", b"content")
     assert cache.get("k0") == b"content"
     assert cache.get("k1") is None
-    assert len(list(tmp_path.iterdir())) == module.KEPT_ENTRIES
+    assert len(list(tmp_path.iterdir())) == SOURCES.cached_trees
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 
 
 def test_what_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGEST_BYTES", 10)
+    monkeypatch.setattr(module, "SOURCES", replace(SOURCES, cached_bytes=10))
     FolderCache(tmp_path).put("a", b"x" * 11)
     assert list(tmp_path.iterdir()) == []
 

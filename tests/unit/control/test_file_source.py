@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.control.sources.files import MAX_BYTES, FileSource
+from mikrom_reconcile.control.sources.files import FileSource
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.limits import SOURCES
 
 
 def write(path: Path, content: str | bytes = "kind: Fleet\n") -> Path:
@@ -161,11 +162,11 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
 
 def test_a_file_that_is_too_large_is_told_and_never_read_whole(tmp_path: Path) -> None:
     with (tmp_path / "web.yml").open("wb") as file:
-        file.truncate(40 * MAX_BYTES)
+        file.truncate(40 * SOURCES.file_bytes)
     tracemalloc.start()
     try:
         assert problem_of(tmp_path).message == "this file has more than 10 MiB"
-        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 4 * SOURCES.file_bytes
     finally:
         tracemalloc.stop()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mikrom_reconcile.core.model.desired import State
-from mikrom_reconcile.core.model.lifecycle import BOOT_S, phase_of
+from mikrom_reconcile.core.model.lifecycle import phase_of
 from mikrom_reconcile.core.model.observed import End, Phase, VMMFacts, VMMStatus
+from mikrom_reconcile.limits import VMMS
 
 ALIVE: tuple[VMMStatus, ...] = ("starting", "running", "paused", "unresponsive", "socket_lost")
 
@@ -34,7 +35,9 @@ def test_what_lives_is_what_was_proven(status: VMMStatus, ordered: State) -> Non
     assert phase_of(VMMFacts(status=status), ordered, failed=True, parked=True) == status
 
 
-@pytest.mark.parametrize(("age_s", "phase"), [(0.0, "starting"), (BOOT_S, "starting"), (BOOT_S + 0.1, "failed")])
+@pytest.mark.parametrize(
+    ("age_s", "phase"), [(0.0, "starting"), (VMMS.boot_s, "starting"), (VMMS.boot_s + 0.1, "failed")]
+)
 def test_what_has_not_booted_in_time_never_will(age_s: float, phase: Phase) -> None:
     assert phase_of(VMMFacts(status="starting", age_s=age_s), "running", failed=False, parked=False) == phase
 

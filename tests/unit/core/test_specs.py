@@ -7,8 +7,8 @@ import pytest
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
-from mikrom_reconcile.core.parsing.yaml_text import MAX_DOCUMENTS, MAX_PROBLEMS
 from mikrom_reconcile.core.specs.load import dedupe_by_position, read_specs
+from mikrom_reconcile.limits import SPECS
 
 HEAD = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\n"
 
@@ -32,25 +32,29 @@ def test_of_two_complaints_about_one_place_the_deeper_is_told() -> None:
 
 
 def test_no_more_is_told_than_anybody_reads() -> None:
-    assert len(dedupe_by_position([problem(line) for line in range(MAX_PROBLEMS)])) == MAX_PROBLEMS
-    told = dedupe_by_position([problem(line) for line in range(MAX_PROBLEMS + 7)])
-    assert len(told) == MAX_PROBLEMS + 1
-    assert told[MAX_PROBLEMS - 1] == problem(MAX_PROBLEMS - 1)
-    assert told[-1].message == f"only the first {MAX_PROBLEMS} problems are told; this and others follow"
-    assert (told[-1].line, told[-1].hint) == (MAX_PROBLEMS, "")
+    assert len(dedupe_by_position([problem(line) for line in range(SPECS.max_problems)])) == SPECS.max_problems
+    told = dedupe_by_position([problem(line) for line in range(SPECS.max_problems + 7)])
+    assert len(told) == SPECS.max_problems + 1
+    assert told[SPECS.max_problems - 1] == problem(SPECS.max_problems - 1)
+    assert told[-1].message == f"only the first {SPECS.max_problems} problems are told; this and others follow"
+    assert (told[-1].line, told[-1].hint) == (SPECS.max_problems, "")
 
 
 def test_reading_ends_where_more_is_wrong_than_anybody_reads() -> None:
     unknown = HEAD + "spec: {replicas: 1}\n" + "".join(f"key{number}: 1\n" for number in range(300))
-    assert len(problems_in(unknown, unknown, unknown)) == MAX_PROBLEMS
-    twice = HEAD + "spec: {replicas: 1}\n" + "".join("a: 1\n" for _ in range(MAX_PROBLEMS + 9))
+    assert len(problems_in(unknown, unknown, unknown)) == SPECS.max_problems
+    twice = HEAD + "spec: {replicas: 1}\n" + "".join("a: 1\n" for _ in range(SPECS.max_problems + 9))
     assert {item.path for item in problems_in(twice, twice)} == {"0.yml"}
-    assert len(problems_in(twice)) == MAX_PROBLEMS + 1
+    assert len(problems_in(twice)) == SPECS.max_problems + 1
 
 
 def test_a_file_has_only_so_many_documents() -> None:
-    (only,) = problems_in("---\n" * (MAX_DOCUMENTS + 1))
-    assert (only.line, only.message, only.hint) == (1, f"more than {MAX_DOCUMENTS} documents in one file", "split it")
+    (only,) = problems_in("---\n" * (SPECS.max_documents + 1))
+    assert (only.line, only.message, only.hint) == (
+        1,
+        f"more than {SPECS.max_documents} documents in one file",
+        "split it",
+    )
 
 
 def test_aliases_do_not_hide_how_deep_something_goes() -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.dispatch.transport import broker
 from mikrom_reconcile.dispatch.transport.broker import RunningUp, broker_url, find_up, up_file, without_password
+from mikrom_reconcile.limits import SERVICES
 from mikrom_reconcile.services import commands
 from mikrom_reconcile.services.up import private_settings
 from mikrom_reconcile.settings import Settings, load
@@ -100,7 +102,7 @@ def test_up_is_found_only_while_it_lives(own_environment: Path) -> None:
 def test_up_that_is_still_starting_is_never_taken_for_none(
     own_environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker, "_STARTING_S", 0.2)
+    monkeypatch.setattr(broker, "SERVICES", replace(SERVICES, starting_s=0.2))
     found = settings(own_environment)
     fd = locks.open_lock_file(up_file(found))
     assert locks.take(fd)

@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.host.drivers import firecracker_prerequisites, qemu_prerequisites, select
 from mikrom_reconcile.host.drivers.select import Choice, choice_of
+from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.settings import Settings, load
 
 NO_KVM = "this machine has no /dev/kvm: turn on virtualization"
@@ -140,7 +142,7 @@ def test_the_kvm_of_a_pvm_guest_is_not_used(with_kvm: None, monkeypatch: pytest.
 def test_kvm_is_used_if_a_guest_boots_under_it(
     with_kvm: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, does: str, accelerator: str, why: str
 ) -> None:
-    monkeypatch.setattr(qemu_prerequisites, "_PROBE_S", 0.3)
+    monkeypatch.setattr(qemu_prerequisites, "VMMS", replace(VMMS, probe_s=0.3))
     found = qemu_prerequisites.accelerator_of(install(tmp_path, "qemu", does))
     assert found[0] == accelerator
     assert why in found[1]

@@ -6,7 +6,7 @@ import pytest
 
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.agent import HostAgent
-from mikrom_reconcile.host.orders.steps import GRACE_S
+from mikrom_reconcile.limits import ORDERS
 from tests.fakes import BIGGER, HOST, desired_vm, order
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
 
@@ -36,7 +36,7 @@ def test_stop_asks_the_guest_and_leaves_time_to_kill_it(host: Host) -> None:
     seen = host.created()
     assert host.execute(order("stop", VM, seen)).result == "done"
     assert host.driver.calls == ["stop"]
-    assert host.driver.graces == [GRACE_S]
+    assert host.driver.graces == [ORDERS.shutdown_grace_s]
     again = host.execute(order("start", VM, host.record())).observed
     host.execute(order("stop", VM, again, deadline_s=4))
     assert host.driver.graces[-1] == 2

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mikrom_reconcile.host.drivers.connection import MAX_ANSWER_BYTES
 from mikrom_reconcile.host.drivers.firecracker_api import Api
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
+from mikrom_reconcile.limits import VMMS
 from tests.unit.host.servers import Serve, answering, server
 
 PATIENCE_S = 0.2
@@ -78,8 +78,8 @@ def test_a_refusal_is_a_fault_in_one_line(own_environment: Path) -> None:
         http(200, b"\xff\xfe"),
         http(204),
         http(503, b"Too many open connections"),
-        b"HTTP/1.1 200 " + b"x" * (2 * MAX_ANSWER_BYTES),
-        http(200, b" " * (2 * MAX_ANSWER_BYTES)),
+        b"HTTP/1.1 200 " + b"x" * (2 * VMMS.answer_bytes),
+        http(200, b" " * (2 * VMMS.answer_bytes)),
     ],
 )
 def test_what_is_not_an_answer_is_no_answer(own_environment: Path, answer: bytes) -> None:

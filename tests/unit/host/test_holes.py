@@ -11,7 +11,7 @@ import pytest
 from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.vmm import Layout
-from mikrom_reconcile.host.drivers.vmm_driver import CONSOLE_BYTES
+from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system.free_head import keep_tail
 
 
@@ -30,14 +30,14 @@ def test_a_console_that_cannot_be_capped_leaves_no_other_one_uncapped(tmp_path: 
     consoles = [state_dir / "vms" / vm / "console.log" for vm in ("a", "b")]
     for console in consoles:
         console.parent.mkdir(parents=True)
-    consoles[1].write_bytes(b"x" * 3 * CONSOLE_BYTES)
+    consoles[1].write_bytes(b"x" * 3 * VMMS.console_bytes)
     consoles[0].symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere").write_bytes(b"x" * 3 * CONSOLE_BYTES)
+    (tmp_path / "elsewhere").write_bytes(b"x" * 3 * VMMS.console_bytes)
     driver = FirecrackerDriver(Path("/bin/true"), state_dir=state_dir, run_dir=tmp_path / "run")
     with pytest.raises(PermanentError, match=r"^a: .*\(while capping its console\)$"):
         driver.trim()
-    assert consoles[1].stat().st_blocks * 512 <= 2 * CONSOLE_BYTES
-    assert (tmp_path / "elsewhere").stat().st_blocks * 512 > 2 * CONSOLE_BYTES
+    assert consoles[1].stat().st_blocks * 512 <= 2 * VMMS.console_bytes
+    assert (tmp_path / "elsewhere").stat().st_blocks * 512 > 2 * VMMS.console_bytes
 
 
 def test_capping_looks_only_at_vms_that_are_still_there(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mikrom_reconcile.host import observe
 from mikrom_reconcile.host.observe import Observer, drift_of
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.limits import OBSERVING
 from tests.fakes import HOST, SPEC, FakeDriver, HeldClock
 
 NOW = HeldClock().now()
@@ -274,8 +275,7 @@ def test_a_host_reports_what_it_has_by_its_deadline_and_names_the_silent(
     host = silent_host(tmp_path, mute=3, others=0)
     driver = host.driver
     assert isinstance(driver, Silent)
-    monkeypatch.setattr(observe, "REPORT_S", 0.5)
-    monkeypatch.setattr(observe, "LEAST_S", 0.5)
+    monkeypatch.setattr(observe, "OBSERVING", replace(OBSERVING, report_s=0.5, others_s=0.5))
     for project in (None, "shop"):
         silent = [row for row in host.report(project).vms if row.phase == "unreadable"]
         assert [row.name for row in silent] == ["a-000", "a-001", "a-002"]

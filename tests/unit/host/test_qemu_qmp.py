@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mikrom_reconcile.host.drivers.connection import MAX_ANSWER_BYTES
 from mikrom_reconcile.host.drivers.qemu_qmp import Qmp
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
+from mikrom_reconcile.limits import VMMS
 from tests.unit.host.servers import Serve, server
 
 PATIENCE_S = 0.2
@@ -91,7 +91,7 @@ def test_a_refusal_is_a_fault_in_one_line(own_environment: Path) -> None:
         (GREETING, DONE, b"{}\r\n"),
         (GREETING, DONE, b'{"return": 5}\r\n'),
         (GREETING, DONE, b'{"return": {"status": 5}}\r\n'),
-        (GREETING, DONE, b"x" * (2 * MAX_ANSWER_BYTES)),
+        (GREETING, DONE, b"x" * (2 * VMMS.answer_bytes)),
     ],
 )
 def test_what_is_not_an_answer_is_no_answer(own_environment: Path, parts: tuple[bytes, ...]) -> None:

@@ -22,7 +22,8 @@ from mikrom_reconcile.core.model.errors import PermanentError, SetupError, Tempo
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.host import records as module
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.records import MAX_RECORD_BYTES, Records, Tombstone, UnreadableRecord
+from mikrom_reconcile.host.records import Records, Tombstone, UnreadableRecord
+from mikrom_reconcile.limits import RECORDS
 from mikrom_reconcile.system import locks
 from tests.fakes import SPEC, HeldClock
 
@@ -152,7 +153,7 @@ def make_link(path: Path) -> None:
 
 def make_giant(path: Path) -> None:
     with path.open("wb") as file:
-        file.truncate(MAX_RECORD_BYTES + 1)
+        file.truncate(RECORDS.record_bytes + 1)
 
 
 def make_deep(path: Path) -> None:
@@ -241,11 +242,11 @@ def test_a_damaged_tombstone_is_none(records: Records, state: Path) -> None:
 
 
 def test_old_tombstones_go_in_time(records: Records, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SWEEP_ONE_IN", 1)
+    monkeypatch.setattr(module, "RECORDS", replace(RECORDS, removals_per_sweep=1))
     for vm in ("old-000", "young-000"):
         records.write(record_of(vm))
         records.remove(record_of(vm))
-    long_ago = time.time() - module.TOMBSTONE_S - 1
+    long_ago = time.time() - RECORDS.tombstone_s - 1
     os.utime(state / "tombstones/old-000.json", (long_ago, long_ago))
     records.remove(record_of("another-000"))
     assert {path.stem for path in (state / "tombstones").iterdir()} == {"young-000", "another-000"}

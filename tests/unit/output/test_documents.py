@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.doctor_text import Check, SettingLine
+from mikrom_reconcile.output.doctor_text import Check, LimitLine, SettingLine
 from mikrom_reconcile.output.documents import (
     doctor_document,
     json_of,
@@ -110,6 +110,7 @@ def test_vms_have_the_documented_shape() -> None:
             doctor_document(
                 [Check(name="kvm", state="ok", found="there")],
                 [SettingLine(variable="MIKROM_FORKS", value="32", source="default", doc="at once")],
+                [LimitLine(group="broker", name="ping_s", value=1.5, reason="the first answer")],
             ),
         ),
     ],

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.plan import FieldChange, Peak, Plan
+from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.documents import json_of, plan_document
-from mikrom_reconcile.output.plan_markdown import MAX_CHARACTERS, plan_markdown
+from mikrom_reconcile.output.plan_markdown import plan_markdown
 from mikrom_reconcile.output.plan_parts import rollout_of, value_diff
 from mikrom_reconcile.output.style import PLAIN, Style
 from tests.samples import MEMORY, change, plan, refusal
@@ -140,7 +141,7 @@ def test_nothing_in_markdown_is_a_link_a_mention_html_or_the_end_of_a_cell() -> 
 def test_markdown_is_cut_where_github_would_refuse_it_and_says_how_much() -> None:
     changes = (change(f"vm-{number:04d}", "restart", f"reason {number} " + "x" * 90) for number in range(1000))
     text = formats.PLAN["markdown"](plan(*changes), PLAIN)
-    assert 60_000 < len(text) <= MAX_CHARACTERS
+    assert 60_000 < len(text) <= OUTPUT.markdown_characters
     shown = text.count("| vm-")
     assert f"_Cut here to stay below 65,536 characters, {1000 - shown} changes not shown: `mikrom plan`" in text
     assert "1000 to restart" in text
@@ -154,7 +155,7 @@ def test_markdown_is_never_too_long(count: int, length: int, full: bool) -> None
     field = FieldChange(path="boot_args", before="|" * length, after=None, impact="restart")
     changes = (change(f"vm-{number}", "restart", f"{number}", fields=(field,)) for number in range(count))
     planned = plan(*changes, warnings=("w" * length, "v" * length))
-    assert len(formats.PLAN["markdown"](planned, Style(full=full))) <= MAX_CHARACTERS
+    assert len(formats.PLAN["markdown"](planned, Style(full=full))) <= OUTPUT.markdown_characters
 
 
 # ---- HTML --------------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView
 from mikrom_reconcile.core.model.run import UnfinishedRun
-from mikrom_reconcile.core.model.specs import EXCERPT_BEFORE, SourceState, SpecProblem
-from mikrom_reconcile.output.doctor_text import Check, SettingLine, doctor_text
+from mikrom_reconcile.core.model.specs import SourceState, SpecProblem
+from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.output.doctor_text import Check, LimitLine, SettingLine, doctor_text
 from mikrom_reconcile.output.history_text import history_text, unfinished_line
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.problem_text import problems_text
@@ -129,7 +130,7 @@ def test_a_problem_is_told_with_its_place_line_caret_and_hint() -> None:
 
 
 def test_the_caret_stays_under_the_mistake_of_a_long_line_that_was_cut() -> None:
-    excerpt = "x" * (EXCERPT_BEFORE - 1) + "\tBAD" + "y" * 40
+    excerpt = "x" * (SPECS.excerpt_characters_before - 1) + "\tBAD" + "y" * 40
     problem = SpecProblem(path="a.yml", line=1, column=502, pointer="", message="m", excerpt=excerpt)
     _, line, caret, _ = problems_text([problem], PLAIN).splitlines()
     assert line[caret.index("^")] == "B"
@@ -202,7 +203,11 @@ def test_status_shows_hosts_fleets_and_the_last_run() -> None:
 def test_doctor_says_how_to_mend_what_is_broken() -> None:
     checks = [Check(name="kvm", state="broken", found="no /dev/kvm", remedy="load the module")]
     lines = [SettingLine(variable="MIKROM_FORKS", value="32", source="default", doc="actions at once")]
-    assert doctor_text(checks, lines, PLAIN) == (
+    limits = [
+        LimitLine(group="broker", name="heartbeat_interval_s", value=5.0, reason="they renew their key"),
+        LimitLine(group="specs", name="max_values", value=200_000, reason="of one document"),
+    ]
+    assert doctor_text(checks, lines, limits, PLAIN) == (
         "broken  kvm  no /dev/kvm\n"
         "             → load the module\n"
         "\n"
@@ -210,7 +215,30 @@ def test_doctor_says_how_to_mend_what_is_broken() -> None:
         "\n"
         "SETTING       VALUE\n"
         "MIKROM_FORKS  32     actions at once\n"
+        "\n"
+        "LIMIT                       VALUE\n"
+        "broker: heartbeat interval  5 s      they renew their key\n"
+        "specs: max values           200,000  of one document\n"
     )
+    assert doctor_text(checks, (), (), PLAIN).endswith("1 thing to mend\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("kept_s", 86400, "kept  1 d"),
+        ("poll_s", 0.001, "poll  1 ms"),
+        ("log_bytes", 256 << 10, "log  256 KiB"),
+        ("path_bytes", 107, "path  107 bytes"),
+        ("max_mib", 65536, "max  64 GiB"),
+        ("attempts", 3, "attempts  3"),
+    ],
+)
+def test_limits_are_told_with_their_unit(name: str, value: float, text: str) -> None:
+    line = LimitLine(group="a", name=name, value=value, reason="")
+    words, _, told = text.partition("  ")
+    row = doctor_text([Check(name="kvm", state="ok", found="")], (), [line], PLAIN).splitlines()[-1]
+    assert row.split() == ["a:", *words.split(), *told.split()]
 
 
 SOURCE = SourceState(

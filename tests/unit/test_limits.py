@@ -1,0 +1,70 @@
+"""Every time, size and count that bounds something stands in `limits`, with its unit and its reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_type_hints
+
+import msgspec
+import pytest
+
+import mikrom_reconcile
+from mikrom_reconcile import limits
+
+PACKAGE = Path(mikrom_reconcile.__file__).parent
+WITH_UNIT = re.compile(r"_?[A-Z].*_(S|MS|BYTES|KIB|MIB|GIB|CHARACTERS)")
+GROUPS = [value for value in vars(limits).values() if isinstance(value, msgspec.Struct)]
+
+
+def constants(module: ast.Module) -> Iterator[str]:
+    """Names at the top of a module that stand for a number with a unit."""
+    for statement in module.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            parts = [*ast.walk(statement.value)]
+            numbers = [part for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, int | float)]
+            only_numbers = all(
+                isinstance(
+                    part,
+                    ast.Constant | ast.BinOp | ast.UnaryOp | ast.Tuple | ast.operator | ast.unaryop | ast.expr_context,
+                )
+                for part in parts
+            )
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+            if numbers and only_numbers:
+                yield from filter(WITH_UNIT.fullmatch, names)
+
+
+def test_no_module_but_limits_has_a_time_or_a_size_of_its_own() -> None:
+    found = {
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in PACKAGE.rglob("*.py")
+        for name in constants(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == {
+        "control/sources/cache.py: _SUM_BYTES",  # the size of a digest
+        "dispatch/control_worker/metrics.py: _RUN_BUCKETS_S",  # of a histogram
+        "dispatch/control_worker/metrics.py: _ACTION_BUCKETS_S",
+    }
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: type(group).__name__)
+def test_every_limit_is_positive_and_has_a_reason(group: msgspec.Struct) -> None:
+    for name, hint in get_type_hints(type(group), include_extras=True).items():
+        (reason,) = hint.__metadata__
+        assert len(reason) > 10
+        assert getattr(group, name) > 0
+
+
+def test_every_limit_is_used() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    named = {name: value for name, value in vars(limits).items() if isinstance(value, msgspec.Struct)}
+    assert not [
+        f"{name}.{field}"
+        for name, group in named.items()
+        for field in group.__struct_fields__
+        if f"{name}.{field}" not in source
+    ]

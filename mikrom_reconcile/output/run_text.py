@@ -74,9 +74,8 @@ def painted(sentence: str, exit_code: int | None, style: Style) -> str:
 
 def record_of(report: RunReport, unfinished: str = "", exit_code: int | None = None) -> RunRecord:
     """What is kept of a run; `unfinished` says why it has ended before it could report, or that it goes on."""
-    verdict = verdict_of(report)
+    verdict = None if unfinished else verdict_of(report)
     final = report.remaining or report.plan
-    told = not unfinished
     return RunRecord(
         run_id=report.run_id,
         origin=report.origin,
@@ -88,11 +87,11 @@ def record_of(report: RunReport, unfinished: str = "", exit_code: int | None = N
         finished_at=report.finished_at,
         planned=kinds_of(report.plan),
         outcomes=tuple(replace(outcome, observed=None) for outcome in report.outcomes),
-        failed=tuple(_reasons(verdict.failed)) if told else (),
-        refused=tuple(_refused(final, verdict.refused)) if told else (),
-        unreachable=tuple(unreachable(final)) if told else (),
-        conclusion=conclusion(report, verdict) if told else f"{unfinished}: {_deeds(report)}.",
-        exit_code=verdict.exit_code if told else exit_code,
+        failed=tuple(_reasons(verdict.failed)) if verdict else (),
+        refused=tuple(_refused(final, verdict.refused)) if verdict else (),
+        unreachable=tuple(unreachable(final)) if verdict else (),
+        conclusion=conclusion(report, verdict) if verdict else f"{unfinished}: {_deeds(report)}.",
+        exit_code=verdict.exit_code if verdict else exit_code,
     )
 
 

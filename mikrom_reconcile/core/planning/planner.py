@@ -368,6 +368,6 @@ def _blocked(changes: Iterable[VMChange]) -> Iterator[Refusal]:
 
 def numbered(plan: Plan) -> Plan:
     """The plan with its id: a digest of everything but the time."""
-    content = msgspec.to_builtins(plan)
+    content = msgspec.structs.asdict(plan)
     content.pop("taken_at")
     return msgspec.structs.replace(plan, id=digest_of(content))

@@ -21,7 +21,7 @@ from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
 from mikrom_reconcile.host.drivers.vmm import Layout
 from mikrom_reconcile.limits import VMMS
-from tests.contract.drivers import DEADLINE_S, JailBench, RealBench, record_of, wait_until
+from tests.contract.drivers import DEADLINE_S, JailBench, RealBench, is_live, record_of, wait_until
 from tests.contract.hosts import Host
 from tests.contract.test_media import wanted
 from tests.fakes import desired_vm
@@ -183,3 +183,14 @@ def test_a_bigger_machine_gets_bigger_limits(jailed: JailBench) -> None:
     (line,) = (line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if ":memory:" in line)
     limit = found / line.rpartition(":")[2].lstrip("/") / "memory.limit_in_bytes"
     assert int(limit.read_text()) == (64 + 1 + VMMS.cgroup_overhead_mib) << 20
+
+
+def test_a_test_that_fails_after_it_moved_the_state_folder_leaves_no_vmm(
+    jailed: JailBench, own_environment: Path
+) -> None:
+    pid = start(jailed)
+    (own_environment / "state").rename(own_environment / "aside")
+    assert jailed.all_pids() == []
+    jailed.close()
+    assert not is_live(pid)
+    assert [path for path in jailed.leftovers() if "cgroup" in path.parts] == []

@@ -28,7 +28,7 @@ from mikrom_reconcile.core.model.desired import DesiredVM, Machine
 from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.placement.desired_state import render_all
-from mikrom_reconcile.core.planning.planner import question
+from mikrom_reconcile.core.planning.planner import prepare
 from mikrom_reconcile.core.specs.load import hosts_of, read_specs
 from mikrom_reconcile.host.observe import differing, fleet_digests
 
@@ -113,7 +113,7 @@ def write_answers(folder: Path, share: str) -> None:
     for number, vm in enumerate(vms):
         rows[vm.host].append(_row(vm, number, drifted=number in chosen))
     (folder / "reports").mkdir(exist_ok=True)
-    for host, query in question(specs, placements, here=HERE).queries.items():
+    for host, query in prepare(specs, placements, here=HERE).queries.items():
         (folder / "reports" / host).write_bytes(msgspec.json.encode(_report(host, query, rows[host], share)))
 
 

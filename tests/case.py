@@ -27,8 +27,8 @@ from mikrom_reconcile.core.model.observed import (
 )
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, question
+from mikrom_reconcile.core.planning.guards import RunOverrides
+from mikrom_reconcile.core.planning.planner import LEFT_OUT, PlanResult, prepare
 from mikrom_reconcile.core.planning.selection import Selection
 from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, expand
 from mikrom_reconcile.core.specs.load import Specs, read_specs
@@ -109,11 +109,11 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         files = tuple(SourceFile(path=path, text=text) for path, text in texts.items())
         return read_specs(SourceTree(revision="r1", files=files), schemas(), self.request.extra_vars)
 
-    def decide(self) -> tuple[Decision, World]:
+    def decide(self) -> tuple[PlanResult, World]:
         """The decision of this run, and the world that it was made in."""
         specs, wish = self.read_specs(), self.request
         dead = wish.assume_dead + wish.without_hosts
-        asked = question(specs, self.remembered, here=HERE, destroy=wish.destroy, dead=dead)
+        asked = prepare(specs, self.remembered, here=HERE, destroy=wish.destroy, dead=dead)
         unasked = (self.hosts.keys() | self.dark) - asked.queries.keys()
         assert not unasked, f"nobody asks {unasked}"
         pending = {vm.name: vm for vm in expand(specs)}
@@ -126,7 +126,9 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         }
         failed = {name: attempt_of(specs, pending[name], HERE, told) for name, told in ranged(self.attempts)}
         world = World(hosts=hosts, dark=self.dark, attempts=failed, capacity=self.capacity, released=self.released)
-        limits = Limits(prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry)
+        limits = RunOverrides(
+            prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry
+        )
         selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
         left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)
 

@@ -19,8 +19,8 @@ from mikrom_reconcile.core.model.observed import HostView, ObservedState, Observ
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.placement.desired_state import render_all
-from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import decide, question
+from mikrom_reconcile.core.planning.guards import RunOverrides
+from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.limits import OBSERVING
@@ -126,8 +126,8 @@ def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: tuple[Host
 def _plan_from(specs: Specs, views: tuple[HostView, ...], here: str) -> Plan:
     """The plan that follows from a look that was made for something else."""
     found = {vm.name: vm.host for vm in vms_in(views) if vm.project == specs.project}
-    asked = question(specs, Placements(vms=found, covers=tuple(view.host for view in views)), here=here)
-    return decide(asked, ObservedState(taken_at=datetime.now(UTC), hosts=views), Limits()).plan
+    asked = prepare(specs, Placements(vms=found, covers=tuple(view.host for view in views)), here=here)
+    return make_plan(asked, ObservedState(taken_at=datetime.now(UTC), hosts=views), RunOverrides()).plan
 
 
 def names_for_tab(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

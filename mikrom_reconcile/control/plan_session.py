@@ -12,8 +12,8 @@ from functools import cached_property
 from mikrom_reconcile import traces
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.run import RunRequest
-from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import Decision, Question, decide, question, requery_all
+from mikrom_reconcile.core.planning.guards import RunOverrides
+from mikrom_reconcile.core.planning.planner import PlanInput, PlanResult, make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import Selection, refuse_unknown
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
 
@@ -25,7 +25,7 @@ class PlanMemory:
     """What was prepared last in this process."""
 
     def __init__(self) -> None:
-        self.last: Question | None = None
+        self.last: PlanInput | None = None
 
 
 class PlanSession:
@@ -59,7 +59,7 @@ class PlanSession:
         refuse_unknown("--without-host", request.without_hosts, hosts, "the inventory has no host {}")
         return specs
 
-    def __call__(self, tried: frozenset[str] = frozenset()) -> Decision:
+    def __call__(self, tried: frozenset[str] = frozenset()) -> PlanResult:
         """Observe every host and plan from what they report, after these VMs were `tried` in this run.
 
         Raises what `specs` raises.
@@ -69,20 +69,20 @@ class PlanSession:
             decision = self._decide(asked, tried)
             return self._decide(requery_all(asked), tried) if decision.ambiguous else decision
 
-    def _prepared(self) -> Question:
+    def _prepared(self) -> PlanInput:
         specs, request, last = self.specs, self._request, self._memory.last
         placements, living = self._recall(specs.project)
         dead, destroy = request.assume_dead + request.without_hosts, request.destroy
         given = (placements, dead, living, destroy)
         if last and last.specs is specs and given == (last.placements, last.dead, last.living, last.destroy):
             return last
-        asked = question(specs, placements, here=self._here, destroy=destroy, dead=dead, living=living)
+        asked = prepare(specs, placements, here=self._here, destroy=destroy, dead=dead, living=living)
         self._memory.last = asked
         return asked
 
-    def _decide(self, asked: Question, tried: frozenset[str]) -> Decision:
+    def _decide(self, asked: PlanInput, tried: frozenset[str]) -> PlanResult:
         request = self._request
-        limits = Limits(
+        limits = RunOverrides(
             prune_max=request.prune_max,
             confirmed=request.confirmed,
             all_removals=request.destroy,
@@ -90,7 +90,7 @@ class PlanSession:
             tried=tried,
         )
         selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
-        return decide(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
+        return make_plan(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
 
 
 def _is_of(specs: Specs, request: RunRequest) -> bool:

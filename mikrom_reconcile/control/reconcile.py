@@ -16,9 +16,9 @@ from mikrom_reconcile.core.model.plan import Action, Expect, Plan, Refusal, VMCh
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import validate_specs
-from mikrom_reconcile.core.planning.guards import turned
+from mikrom_reconcile.core.planning.guards import with_kind
 from mikrom_reconcile.core.planning.one_off import decide_by_name
-from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, expect_of, numbered
+from mikrom_reconcile.core.planning.planner import LEFT_OUT, PlanResult, expect_of, numbered
 from mikrom_reconcile.core.planning.selection import refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
 from mikrom_reconcile.limits import OBSERVING, RUNS
@@ -102,14 +102,14 @@ class Reconciler:
                     decision = look(log.outcomes)
         finally:
             lease.release()
-        late = deadline.passed() and (bool(decision.plan.actions) or decision.again_s is not None)
+        late = deadline.passed() and (bool(decision.plan.actions) or decision.retry_after_s is not None)
         return log.ended(decision.plan, late=late)
 
     def _waits(
         self,
         request: RunRequest,
         approved: Plan,
-        decision: Decision,
+        decision: PlanResult,
         deadline: Deadline,
         outcomes: Iterable[ActionOutcome],
     ) -> bool:
@@ -121,9 +121,9 @@ class Reconciler:
         acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
         changes = decision.plan.changes
         booting = acted_on & {(c.name, c.host) for c in changes if c.observed and c.observed.phase == "booting"}
-        if decision.again_s is None or request.origin == BEAT or not (waiting or booting):
+        if decision.retry_after_s is None or request.origin == BEAT or not (waiting or booting):
             return False
-        self._clock.sleep(min(decision.again_s, deadline.left_s()))
+        self._clock.sleep(min(decision.retry_after_s, deadline.left_s()))
         return True
 
     def _dispatch(
@@ -142,7 +142,7 @@ class Reconciler:
                 if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
                     break
 
-    def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], Decision]]:
+    def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], PlanResult]]:
         """The project that a request is about, and how to look at it, given what was done so far."""
         if request.without_hosts:
             raise UsageError("--without-host only asks what would be: such a plan cannot be carried out")
@@ -162,7 +162,9 @@ class Reconciler:
             recall=lambda project: (self.store.placements(project), self.hosts.names(dark=False)),
         )
 
-    def _look_by_name(self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = "") -> Decision:
+    def _look_by_name(
+        self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = ""
+    ) -> PlanResult:
         """Observe every host that answers, and plan what was asked for by name."""
         assert request.verb is not None, "asked only for those"  # noqa: S101
         queries = {host: ObserveQuery() for host in self.hosts.names()}
@@ -257,7 +259,9 @@ def rechecked(approved: Plan, now: Plan) -> Plan:
             id="",
             taken_at=now.taken_at,
             changes=tuple(
-                turned(change, "blocked", why[vm]) if vm in why else change for change, vm in named if vm not in settled
+                with_kind(change, "blocked", why[vm]) if vm in why else change
+                for change, vm in named
+                if vm not in settled
             ),
             unchanged=now.unchanged,
             actions=tuple(action for action in approved.actions if action.id in still),
@@ -293,7 +297,7 @@ def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Ac
     ]
 
 
-def promised(decision: Decision, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
+def promised(decision: PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
     """What to remember of a look: not the VMs that would be made, and that this run neither makes nor has tried to.
 
     If their host went dark, they could be made nowhere.

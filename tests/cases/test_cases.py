@@ -74,7 +74,7 @@ def check_plan(case: Case) -> None:
     assert set(plan.unreachable) == case.dark
     assert expect.remembers in (None, decision.placements)
     assert expect.peaks in (None, plan.peaks)
-    assert decision.again_s == expect.again_s
+    assert decision.retry_after_s == expect.again_s
     due = [headline(change) for change in plan.changes if change.kind not in {"wait", "blocked"}]
     deeds = [f"{action.verb} {action.vm} on {action.host}" for action in plan.actions]
     assert deeds == [line.replace("move ", "delete ").replace("replace ", "restart ") for line in due]

@@ -10,7 +10,7 @@ from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.core.planning.diff import judge
-from mikrom_reconcile.core.planning.diff_input import Case
+from mikrom_reconcile.core.planning.diff_input import DiffInput
 from mikrom_reconcile.core.planning.planner import actions_of
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.execute import no_seam
@@ -69,7 +69,7 @@ class Host:
         seen = self.seen(vm)
         if seen is None and desired is None:
             return None
-        change = judge(Case(desired=desired, observed=seen))
+        change = judge(DiffInput(desired=desired, observed=seen))
         if not isinstance(change, VMChange):
             return None
         action = next(actions_of([change], "shop"), None)

@@ -13,7 +13,7 @@ from mikrom_reconcile.core.model.fields import FIELDS, is_row_of
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import Impact, VMChange
 from mikrom_reconcile.core.planning.diff import judge
-from mikrom_reconcile.core.planning.diff_input import Case
+from mikrom_reconcile.core.planning.diff_input import DiffInput
 from tests.contract.drivers import Bench, RealBench, SimulatedBench
 from tests.contract.field_rows import ROWS, VM, Row, Socket, World, concrete
 from tests.netns import own_namespace
@@ -97,7 +97,7 @@ def seen(world: World) -> ObservedVM:
 
 def plan(world: World) -> VMChange:
     desired, observed = world.desired(), seen(world)
-    verdict = judge(Case(desired=desired, observed=observed))
+    verdict = judge(DiffInput(desired=desired, observed=observed))
     assert isinstance(verdict, VMChange), (desired, observed)
     return verdict
 

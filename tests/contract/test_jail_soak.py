@@ -18,7 +18,7 @@ from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.core.planning.diff import judge
-from mikrom_reconcile.core.planning.diff_input import Case
+from mikrom_reconcile.core.planning.diff_input import DiffInput
 from mikrom_reconcile.core.planning.planner import actions_of
 from mikrom_reconcile.system.netlink import Netlink
 from tests.contract.drivers import JailBench, wait_until
@@ -58,7 +58,9 @@ def run(host: Host, wishes: Fleet) -> list[ActionOutcome]:
     """What a run does: look, order, and all at once."""
     host.token += 1
     seen = look(host)
-    changes = [judge(Case(desired=wishes.get(vm), observed=seen.get(vm))) for vm in sorted(wishes.keys() | seen.keys())]
+    changes = [
+        judge(DiffInput(desired=wishes.get(vm), observed=seen.get(vm))) for vm in sorted(wishes.keys() | seen.keys())
+    ]
     actions = actions_of([change for change in changes if isinstance(change, VMChange)], "shop")
     orders = [Order(run_id=f"run-{host.token}", token=host.token, action=action) for action in actions]
     with ThreadPoolExecutor(16) as pool:

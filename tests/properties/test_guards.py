@@ -13,8 +13,8 @@ from mikrom_reconcile.core.model.errors import SourceError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import question
+from mikrom_reconcile.core.planning.guards import RunOverrides
+from mikrom_reconcile.core.planning.planner import prepare
 from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import seeds
@@ -22,8 +22,8 @@ from tests.properties.world import World, decided
 
 HOSTS = ("hv1", "hv2", "hv3")
 TICKS = 12
-CONFIRMED = Limits(confirmed=("web",))
-UNLIMITED = Limits(all_removals=True)
+CONFIRMED = RunOverrides(confirmed=("web",))
+UNLIMITED = RunOverrides(all_removals=True)
 
 
 def document(kind: str, name: str, **spec: Any) -> dict[str, Any]:
@@ -56,17 +56,17 @@ class Checkout:
         self.documents = documents
         self.memory = Placements()
 
-    def tick(self, limits: Limits = Limits()) -> Plan:  # noqa: B008 - frozen
+    def tick(self, limits: RunOverrides = RunOverrides()) -> Plan:  # noqa: B008 - frozen
         """One unattended run, every action of which is carried out."""
         plan = self.look(limits)
         for action in plan.actions:
             assert self.world.act(action) == "done"
         return plan
 
-    def look(self, limits: Limits) -> Plan:
+    def look(self, limits: RunOverrides) -> Plan:
         files = tuple(SourceFile(path=f"{n}.yml", text=yaml.safe_dump(body)) for n, body in enumerate(self.documents))
         specs = read_specs(SourceTree(revision="r1", files=files), schemas())
-        asked = question(specs, self.memory, here=HOSTS[0])
+        asked = prepare(specs, self.memory, here=HOSTS[0])
         decision = decided(asked, self.world.observe, limits)
         self.memory = decision.placements
         return decision.plan
@@ -207,7 +207,7 @@ def test_a_removed_protection_block_protects_until_an_explicit_false() -> None:
     checkout = after_a_first_run(SHOP, inventory(), fleet("web", 5, **PROTECTED))
     for documents in (fleet("web", 5), fleet("web", 0), fleet("api", 1)):
         checkout.documents = (SHOP, inventory(), documents)
-        for limits in (Limits(), CONFIRMED, Limits(prune_max="100%"), UNLIMITED) * 2:
+        for limits in (RunOverrides(), CONFIRMED, RunOverrides(prune_max="100%"), UNLIMITED) * 2:
             checkout.tick(limits)
         assert living(checkout.world) >= names("web", 5)
 

@@ -16,8 +16,8 @@ from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import Decision, decide, question
+from mikrom_reconcile.core.planning.guards import RunOverrides
+from mikrom_reconcile.core.planning.planner import PlanResult, make_plan, prepare
 from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import seeds
@@ -114,9 +114,9 @@ class Site:
         return mem + need["mem_size_mib"] <= mem_limit and vcpus + need["vcpu_count"] <= vcpu_limit
 
 
-def look(site: Site, world: World, memory: Placements, chance: Random | None = None) -> Decision:
-    asked = question(read_specs(site.tree(chance), schemas()), memory, here="hv0")
-    return decide(asked, world.observe(asked.queries), Limits(all_removals=True))
+def look(site: Site, world: World, memory: Placements, chance: Random | None = None) -> PlanResult:
+    asked = prepare(read_specs(site.tree(chance), schemas()), memory, here="hv0")
+    return make_plan(asked, world.observe(asked.queries), RunOverrides(all_removals=True))
 
 
 def settle(site: Site, world: World) -> Plan:

@@ -12,8 +12,8 @@ import pytest
 
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import Decision, question
+from mikrom_reconcile.core.planning.guards import RunOverrides
+from mikrom_reconcile.core.planning.planner import PlanResult, prepare
 from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import HOSTS, Project, memory_of, project_of, seeds, world_of
@@ -21,7 +21,7 @@ from tests.properties.world import World, decided
 
 T = TypeVar("T")
 EVERY_SEED = pytest.mark.parametrize("chance", seeds(200), indirect=True)
-UNLIMITED = Limits(all_removals=True)
+UNLIMITED = RunOverrides(all_removals=True)
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def shuffled(chance: Random, items: Iterable[T]) -> list[T]:
     return chance.sample(ordered, len(ordered))
 
 
-def look(project: Project, world: World, memory: Placements, limits: Limits = UNLIMITED) -> Decision:
-    asked = question(read_specs(project.tree(), schemas()), memory, here=HOSTS[0])
+def look(project: Project, world: World, memory: Placements, limits: RunOverrides = UNLIMITED) -> PlanResult:
+    asked = prepare(read_specs(project.tree(), schemas()), memory, here=HOSTS[0])
     return decided(asked, world.observe, limits)
 
 
@@ -124,7 +124,7 @@ def test_a_dark_hosts_vms_are_neither_made_elsewhere_nor_deleted(chance: Random)
 def test_an_unattended_run_never_removes_more_than_the_share_nor_the_last_vm(chance: Random) -> None:
     project = project_of(chance)
     world = world_of(chance, project)
-    plan = look(project, world, memory_of(chance, world, project.name), Limits()).plan
+    plan = look(project, world, memory_of(chance, world, project.name), RunOverrides()).plan
 
     owned: Counter[str] = Counter()
     loosest: dict[str, list[int | str]] = defaultdict(list)
@@ -181,12 +181,12 @@ def test_equal_input_in_any_order_gives_equal_bytes(chance: Random) -> None:
     project = project_of(chance)
     world = world_of(chance, project)
     memory = memory_of(chance, world, project.name)
-    first = msgspec.json.encode(look(project, world, memory, Limits()))
+    first = msgspec.json.encode(look(project, world, memory, RunOverrides()))
 
     order = shuffled(chance, range(len(project.documents())))
     specs = read_specs(project.tree(list(order)), schemas())
     remembered = dict(shuffled(chance, memory.vms.items()))
-    asked = question(specs, Placements(vms=remembered, covers=memory.covers), here=HOSTS[0])
+    asked = prepare(specs, Placements(vms=remembered, covers=memory.covers), here=HOSTS[0])
 
     def observe(queries: dict[str, ObserveQuery]) -> ObservedState:
         state = world.observe(queries)
@@ -200,7 +200,7 @@ def test_equal_input_in_any_order_gives_equal_bytes(chance: Random) -> None:
         ]
         return ObservedState(taken_at=state.taken_at, hosts=tuple(views))
 
-    assert msgspec.json.encode(decided(asked, observe, Limits())) == first
+    assert msgspec.json.encode(decided(asked, observe, RunOverrides())) == first
 
 
 @EVERY_SEED
@@ -228,7 +228,7 @@ def test_once_converged_hosts_are_asked_only_for_digests(chance: Random) -> None
     plan, memory = converge(project, world, Placements(covers=HOSTS), chance)
     if plan.changes:
         return
-    asked = question(read_specs(project.tree(), schemas()), memory, here=HOSTS[0])
+    asked = prepare(read_specs(project.tree(), schemas()), memory, here=HOSTS[0])
     views = world.observe(asked.queries).hosts
     ours = {fleet.name for fleet in project.fleets}
     rows = [row for view in views if view.report for row in view.report.vms if row.fleet in ours]

@@ -12,7 +12,7 @@ import pytest
 
 from mikrom_reconcile.core.model.observed import Attempt, Placements
 from mikrom_reconcile.core.model.plan import Action, Plan
-from mikrom_reconcile.core.planning.guards import Limits
+from mikrom_reconcile.core.planning.guards import RunOverrides
 from tests.properties.chance import seeds
 from tests.properties.test_guards import HOSTS, SHOP, Checkout, document, inventory
 from tests.properties.world import Truth, World
@@ -107,7 +107,7 @@ class Rolling:
         failed = {name for vms in seen for name, truth in vms.items() if truth.attempt}
         return any(100 * len(failed.intersection(batch)) > self.max_fail * len(batch) for batch in self.batches())
 
-    def tick(self, limits: Limits = Limits()) -> Plan:  # noqa: B008 - frozen
+    def tick(self, limits: RunOverrides = RunOverrides()) -> Plan:  # noqa: B008 - frozen
         """One run that may be killed at any moment; every action that it would take is judged before."""
         halted = self.halted() and not limits.retry
         plan = self.checkout.look(limits)
@@ -180,10 +180,10 @@ def test_what_is_halted_stays_halted_until_somebody_says_otherwise(seed: int) ->
     assert {name for name, truth in there.items() if truth.attempt} == failed
     assert {there[name].phase for name in rolling.names if name not in failed} <= {"running"}
     site.failing = set()
-    rolling.tick(Limits(retry=True))  # some of the orders may get lost
+    rolling.tick(RunOverrides(retry=True))  # some of the orders may get lost
     for _ in range(3):
         rolling.pass_time(11)
-        rolling.tick(Limits(retry=True))
+        rolling.tick(RunOverrides(retry=True))
     assert {truth.attempt for truth in site.all().values()} == {None}
 
 

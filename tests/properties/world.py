@@ -25,8 +25,8 @@ from mikrom_reconcile.core.model.observed import (
     Phase,
 )
 from mikrom_reconcile.core.model.plan import Action
-from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import Decision, Question, decide, requery_all
+from mikrom_reconcile.core.planning.guards import RunOverrides
+from mikrom_reconcile.core.planning.planner import PlanInput, PlanResult, make_plan, requery_all
 from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -193,16 +193,16 @@ class World:
 
 
 def decided(
-    asked: Question,
+    asked: PlanInput,
     observe: Callable[[dict[str, ObserveQuery]], ObservedState],
-    limits: Limits,
+    limits: RunOverrides,
     selection: Selection = EVERYTHING,
-) -> Decision:
+) -> PlanResult:
     """What is decided once nothing is ambiguous, as the engine asks."""
-    decision = decide(asked, observe(asked.queries), limits, selection)
+    decision = make_plan(asked, observe(asked.queries), limits, selection)
     if not decision.ambiguous:
         return decision
     again = requery_all(asked)
-    decision = decide(again, observe(again.queries), limits, selection)
+    decision = make_plan(again, observe(again.queries), limits, selection)
     assert not decision.ambiguous
     return decision

@@ -110,10 +110,9 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
 
     `whole` says that the specs are the whole truth of the project (a `Project` document stands among them), so
     that fleets missing from them are removed. `fleets` names those that the specs mention, empty ones too.
-    `hosts` are those of the inventory. `placed` says of the VMs whose host was chosen now, among several, why it was
-    that one; `leaves` of those that may not stay where they are, why; `rejections` of those for which no host was
-    found, why not each of them: the former have no host, or one that is dark, the latter stay. `destroy` says that all
-    of them are to go, so that `vms` is empty.
+    `hosts` are those of the inventory. `placed` says why a host was chosen now, where there were several;
+    `eviction_reasons` why a VM may not stay where it is; `rejections` why no host can have a VM: a new one then has no
+    host, or one that is unreachable, others stay. `destroy` says that all of them are to go, so that `vms` is empty.
     """
 
     revision: str
@@ -123,6 +122,6 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
     vms: tuple[DesiredVM, ...]
     hosts: tuple[str, ...] = ()
     placed: dict[str, str] = {}
-    leaves: dict[str, str] = {}
+    eviction_reasons: dict[str, str] = {}
     rejections: dict[str, tuple[str, ...]] = {}
     destroy: bool = False

@@ -13,22 +13,22 @@ Addresses = Mapping[str, str]
 """Interface name to its address."""
 
 
-def fixed(spec: VMSpec) -> dict[str, str]:
+def static_addresses(spec: VMSpec) -> dict[str, str]:
     """The addresses that a spec says itself."""
     return {name: nic.ip for name, nic in spec.network_interfaces.items() if nic.ip}
 
 
-def still_good(spec: VMSpec, held: Addresses, networks: Mapping[str, Network]) -> dict[str, str]:
+def retained(spec: VMSpec, held: Addresses, networks: Mapping[str, Network]) -> dict[str, str]:
     """The static addresses of a VM, and those of its leases that its spec still allows."""
     leases = {
         name: held[name]
         for name, nic in spec.network_interfaces.items()
         if not nic.ip and name in held and networks[nic.network].leases(nic.pool or "", int(IPv4Address(held[name])))
     }
-    return fixed(spec) | leases
+    return static_addresses(spec) | leases
 
 
-def clashes(vms: Iterable[DesiredVM], networks: Mapping[str, Network]) -> Iterator[tuple[DesiredVM, str, str]]:
+def conflicts(vms: Iterable[DesiredVM], networks: Mapping[str, Network]) -> Iterator[tuple[DesiredVM, str, str]]:
     """VMs, interfaces and why they cannot be: a static address of another's, more leases than a pool has addresses."""
     owners: dict[tuple[str, str], tuple[str, str]] = {}
     leases: Counter[tuple[str, str]] = Counter()

@@ -14,8 +14,8 @@ from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.fields import drop_paths
 from mikrom_reconcile.core.model.specs import SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.documents import Diagnostic, Schemas
-from mikrom_reconcile.core.placement.addresses import Addresses, clashes, still_good
-from mikrom_reconcile.core.placement.scheduler import Landscape
+from mikrom_reconcile.core.placement.addresses import Addresses, conflicts, retained
+from mikrom_reconcile.core.placement.scheduler import Scheduler
 from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, expand
 from mikrom_reconcile.core.specs.load import Specs, dedupe_by_position, load
 
@@ -23,7 +23,7 @@ NO_LEASES: Mapping[str, Addresses] = MappingProxyType({})
 
 
 def desired_state(
-    specs: Specs, pending: Sequence[UnplacedVM], landscape: Landscape, leases: Mapping[str, Addresses] = NO_LEASES
+    specs: Specs, pending: Sequence[UnplacedVM], scheduler: Scheduler, leases: Mapping[str, Addresses] = NO_LEASES
 ) -> DesiredState:
     """What the specs want of these VMs. Raises SpecError for what cannot be resolved on the host that was chosen.
 
@@ -32,9 +32,9 @@ def desired_state(
     resolver = Resolver(specs)
     digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest
     vms = []
-    placing = landscape.place(pending, resolver.need)
+    placing = scheduler.place(pending, resolver.need)
     for vm, host in zip(pending, placing.hosts, strict=True):
-        resolved = resolver.resolve(vm, host or (vm.hosts or landscape.hosts)[0])
+        resolved = resolver.resolve(vm, host or (vm.hosts or scheduler.hosts)[0])
         (state, spec), fleet = resolved, vm.fleet
         if (digest := digests.get(id(resolved))) is None:
             digest = digests[id(resolved)] = spec_digest(
@@ -55,7 +55,7 @@ def desired_state(
                 policy=fleet.policy,
                 spec_digest=digest,
                 ignore_changes=fleet.ignore_changes,
-                addresses=still_good(spec, leases.get(vm.name, {}), specs.networks) if spec.network_interfaces else {},
+                addresses=retained(spec, leases.get(vm.name, {}), specs.networks) if spec.network_interfaces else {},
             )
         )
     if specs.networks:
@@ -67,9 +67,9 @@ def desired_state(
         whole=specs.whole,
         fleets=tuple(fleet.name for fleet in specs.fleets),
         vms=tuple(vms),
-        hosts=landscape.hosts,
+        hosts=scheduler.hosts,
         placed=placing.placed,
-        leaves=placing.leaves,
+        eviction_reasons=placing.eviction_reasons,
         rejections=placing.rejections,
     )
 
@@ -77,7 +77,7 @@ def desired_state(
 def _clash_flaws(specs: Specs, vms: Sequence[DesiredVM]) -> Iterator[Diagnostic]:
     """Addresses that VMs cannot have because of each other."""
     documents = {fleet.name: fleet.document for fleet in specs.fleets}
-    for vm, name, why in clashes(vms, specs.networks):
+    for vm, name, why in conflicts(vms, specs.networks):
         pointer = ("spec", "template", "network_interfaces", name)
         yield Diagnostic(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
 
@@ -115,4 +115,4 @@ def render_all(specs: Specs, *, here: str) -> DesiredState:
         for host in hosts if vm.template.variables_used else hosts[:1]:
             resolver.resolve(vm, host)
     resolver.check()
-    return desired_state(specs, pending, Landscape(specs, here, located={}))
+    return desired_state(specs, pending, Scheduler(specs, here, located={}))

@@ -1,6 +1,6 @@
 """The choice of a host among many, again and again, without looking at all of them each time.
 
-Hosts stand on shelves, sorted by how many VMs they have; where a fleet is to be spread, there is a shelf for each
+Hosts stand on heaps, sorted by how many VMs they have; where a fleet is to be spread, there is a shelf for each
 value, and inside it one for each value of the next attribute. How full a host is only ever grows, so its place is put
 right when its turn comes. A choice costs the logarithm of the hosts, not their number.
 """
@@ -27,18 +27,18 @@ class Paths:
         self.by_host = by_host
         self.different = tuple(dict.fromkeys(by_host.values()))
 
-    def shelved(self, weights: Mapping[str, int], need: Capacity, loads: Loads, depth: int) -> Shelves:
-        """The hosts on shelves, by their values from the attribute at `depth` on."""
+    def heaps(self, weights: Mapping[str, int], need: Capacity, loads: HostLoads, depth: int) -> Heaps:
+        """The hosts on heaps, by their values from the attribute at `depth` on."""
         if depth == len(next(iter(self.by_host.values()), ())):
-            return Shelf(weights, need, loads)
+            return HostHeap(weights, need, loads)
         inside: dict[str, dict[str, int]] = {}
         for host, weight in weights.items():
             path = self.by_host.get(host)
             inside.setdefault(path[depth] if path else "", {})[host] = weight
-        return {value: self.shelved(hosts, need, loads, depth + 1) for value, hosts in inside.items()}
+        return {value: self.heaps(hosts, need, loads, depth + 1) for value, hosts in inside.items()}
 
 
-class Loads:
+class HostLoads:
     """What every host has so far: VMs, and what is left to promise."""
 
     def __init__(self, vms: Mapping[str, int], rooms: Mapping[str, Room]) -> None:
@@ -62,7 +62,7 @@ class Loads:
         self.vcpus[host] -= need.vcpu_count
 
 
-class Group:
+class SkewCounter:
     """How many VMs of a fleet each of some values has; `floor` is what the emptiest has."""
 
     def __init__(self, max_skew: int) -> None:
@@ -90,17 +90,17 @@ class Group:
         return max(0, self.counts[value] + 1 - self.floor - self._max_skew)
 
 
-class Census:
+class SpreadCounts:
     """How a fleet is spread: over the values of the first attribute, and inside each over those of the next."""
 
     def __init__(self, paths: Paths, max_skews: tuple[int, ...], vms: Iterable[str]) -> None:
         self.paths = paths.by_host
-        self.groups: dict[Path, Group] = {}
+        self.counters: dict[Path, SkewCounter] = {}
         for path in paths.different:
             for depth, max_skew in enumerate(max_skews):
-                if path[:depth] not in self.groups:
-                    self.groups[path[:depth]] = Group(max_skew)
-                self.groups[path[:depth]].open(path[depth])
+                if path[:depth] not in self.counters:
+                    self.counters[path[:depth]] = SkewCounter(max_skew)
+                self.counters[path[:depth]].open(path[depth])
         for host in vms:
             self.add(host)
 
@@ -108,13 +108,13 @@ class Census:
         """One VM more on the host; one that the fleet's pattern does not name counts nowhere."""
         path = self.paths.get(host, ())
         for depth, value in enumerate(path):
-            self.groups[path[:depth]].add(value)
+            self.counters[path[:depth]].add(value)
 
 
-class Shelf:
+class HostHeap:
     """Hosts that VMs of one size may go to, with how much their fleet prefers each."""
 
-    def __init__(self, weights: Mapping[str, int], need: Capacity, loads: Loads) -> None:
+    def __init__(self, weights: Mapping[str, int], need: Capacity, loads: HostLoads) -> None:
         self._weights = weights
         self._need = need
         self._loads = loads
@@ -135,21 +135,21 @@ class Shelf:
         return -self._weights[host], self._loads.vms[host]
 
 
-class Bookcase:
+class SpreadHeap:
     """A shelf, or another bookcase, for each value of an attribute. What is beyond the skew comes last."""
 
-    def __init__(self, shelves: Mapping[str, Shelves], census: Census, above: Path = ()) -> None:
-        self._group = census.groups.get(above) or Group(1)  # of a host that the fleet's pattern does not name
+    def __init__(self, heaps: Mapping[str, Heaps], counts: SpreadCounts, above: Path = ()) -> None:
+        self._counter = counts.counters.get(above) or SkewCounter(1)  # of a host that the fleet's pattern does not name
         self._parts = {
-            value: part if isinstance(part, Shelf) else Bookcase(part, census, (*above, value))
-            for value, part in shelves.items()
+            value: part if isinstance(part, HostHeap) else SpreadHeap(part, counts, (*above, value))
+            for value, part in heaps.items()
         }
         self._weights = _heap(self._parts, self._weight_key)
         self._order_parts()
 
     def best(self) -> str | None:
         """The host for the next VM; None if none has room."""
-        if self._floor != self._group.floor:  # what was too far above the old floor may be allowed now
+        if self._floor != self._counter.floor:  # what was too far above the old floor may be allowed now
             self._order_parts()
         value = _first(self._values, self._key)
         return None if value is None else self._parts[value].best()
@@ -160,7 +160,7 @@ class Bookcase:
         return None if value is None else self._parts[value].weight()
 
     def _order_parts(self) -> None:
-        self._floor = self._group.floor
+        self._floor = self._counter.floor
         self._values = _heap(self._parts, self._key)
 
     def _weight_key(self, value: str) -> int | None:
@@ -169,11 +169,11 @@ class Bookcase:
 
     def _key(self, value: str) -> tuple[int, int, int] | None:
         weight = self._parts[value].weight()
-        return None if weight is None else (self._group.excess(value), -weight, self._group.counts[value])
+        return None if weight is None else (self._counter.excess(value), -weight, self._counter.counts[value])
 
 
-Shelves: TypeAlias = "Shelf | Mapping[str, Shelves]"
-"""A shelf, or shelves by value; all fleets with the same wishes have the same."""
+Heaps: TypeAlias = "HostHeap | Mapping[str, Heaps]"
+"""A shelf, or heaps by value; all fleets with the same wishes have the same."""
 
 
 def _heap(items: Iterable[T], key_of: Callable[[T], Any]) -> list[tuple[Any, T]]:

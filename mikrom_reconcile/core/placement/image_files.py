@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile
-from mikrom_reconcile.core.placement.scheduler import Landscape
+from mikrom_reconcile.core.placement.scheduler import Scheduler
 from mikrom_reconcile.core.specs.expand import Resolver, expand
 from mikrom_reconcile.core.specs.load import Specs
 
@@ -34,10 +34,10 @@ def named_files(specs: Specs) -> tuple[ImageFile, ...]:
 
 def files_by_host(specs: Specs, *, here: str) -> dict[str, tuple[ImageFile, ...]]:
     """For each host the files of every VM that it may get, sorted. Raises SpecError."""
-    landscape, resolver = Landscape(specs, here, located={}), Resolver(specs)
-    found: dict[str, set[ImageFile]] = {host: set() for host in landscape.hosts}
+    scheduler, resolver = Scheduler(specs, here, located={}), Resolver(specs)
+    found: dict[str, set[ImageFile]] = {host: set() for host in scheduler.hosts}
     for vm in expand(specs):
-        for host in landscape.homes_of(vm):
+        for host in scheduler.eligible_hosts(vm):
             state, spec = resolver.resolve(vm, host)
             if state != "absent" and spec.boot:
                 found[host].update(_files_of(spec.image, spec.boot))

@@ -11,7 +11,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.placement.capacity import ENDLESS, Room
-from mikrom_reconcile.core.placement.host_heaps import Bookcase, Census, Loads, Paths, Shelf, Shelves
+from mikrom_reconcile.core.placement.host_heaps import Heaps, HostHeap, HostLoads, Paths, SpreadCounts, SpreadHeap
 from mikrom_reconcile.core.specs.constraints import Attributes, told
 from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.inventory import Inventory
@@ -34,16 +34,16 @@ class Placing(msgspec.Struct, frozen=True, kw_only=True):
 
     hosts: list[str]
     placed: dict[str, str] = {}
-    leaves: dict[str, str] = {}
+    eviction_reasons: dict[str, str] = {}
     rejections: dict[str, tuple[str, ...]] = {}
 
 
-class Landscape:
+class Scheduler:
     """The hosts of a run: who may be there, who is, and how much room is left. Each choice takes its room.
 
-    `dark` maps hosts without a report to the reason, `located` has where VMs are, `hints` where they were last known
-    to be, `rooms` the room on hosts that answered, `anchors` why VMs cannot leave at all. `here` is the host of specs
-    without an Inventory.
+    `located` has where VMs are, `previous_hosts` where they were last known to be, `rooms` the room on hosts that
+    answered, `pinned` why VMs cannot leave at all. `dark` maps hosts without a report to the reason. `here` is the host
+    of specs without an Inventory.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Landscape:
         *,
         located: Mapping[str, str],
         dark: Mapping[str, str] | None = None,
-        hints: Mapping[str, str] | None = None,
+        previous_hosts: Mapping[str, str] | None = None,
         rooms: Mapping[str, Room] | None = None,
-        anchors: Mapping[str, str] | None = None,
+        pinned: Mapping[str, str] | None = None,
     ) -> None:
         self.hosts = hosts_of(specs, here)
         inventory = specs.inventory or Inventory()
@@ -63,60 +63,60 @@ class Landscape:
         self._states = {host: entry.state for host, entry in inventory.hosts.items() if entry.state != "active"}
         self._dark = dark or {}
         self._located = located
-        self._hints = hints or {}
-        self._anchors = anchors or {}
+        self._hints = previous_hosts or {}
+        self._anchors = pinned or {}
         self._rooms = {host: (rooms or {}).get(host, ENDLESS) for host in self.hosts}
-        self._loads = Loads(Counter(located.values()), self._rooms)
+        self._loads = HostLoads(Counter(located.values()), self._rooms)
         self._kinds: dict[bytes, int] = {}
         self._kind_of: dict[int, int] = {}  # by the identity of a fleet: the specs hold it, and hashing is slow
-        self._homes: dict[tuple[int, int], frozenset[str]] = {}
+        self._eligible: dict[tuple[int, int], frozenset[str]] = {}
         self._paths: dict[tuple[int, int], Paths] = {}
-        self._shelves: dict[tuple[int, int, Capacity], Shelves] = {}
-        self._bookcases: dict[tuple[int, int, Capacity], Bookcase] = {}
-        self._census: dict[int, Census] = {}
+        self._heaps: dict[tuple[int, int, Capacity], Heaps] = {}
+        self._spread_heaps: dict[tuple[int, int, Capacity], SpreadHeap] = {}
+        self._counts: dict[int, SpreadCounts] = {}
 
-    def at_home(self, vms: Iterable[UnplacedVM]) -> list[UnplacedVM]:
+    def correctly_placed(self, vms: Iterable[UnplacedVM]) -> list[UnplacedVM]:
         """Those that are on a host where they may stay, as far as anybody knows."""
-        return [vm for vm in vms if self._located.get(vm.name) in self.homes_of(vm)]
+        return [vm for vm in vms if self._located.get(vm.name) in self.eligible_hosts(vm)]
 
     def place(self, vms: Sequence[UnplacedVM], need: Need) -> Placing:
         """A host for each. Those that are nowhere choose before those that have to move: they are down."""
         placing = Placing(hosts=[self._located.get(vm.name, "") for vm in vms])
-        restless = [number for number, vm in enumerate(vms) if not self._stays(vm, placing.hosts[number])]
-        members = _members(vms, placing.hosts) if restless else {}
-        homeless: list[UnplacedVM] = []
-        for number in sorted(restless, key=lambda number: bool(placing.hosts[number])):
+        must_move = [number for number, vm in enumerate(vms) if not self._stays(vm, placing.hosts[number])]
+        members = _members(vms, placing.hosts) if must_move else {}
+        unplaceable: list[UnplacedVM] = []
+        for number in sorted(must_move, key=lambda number: bool(placing.hosts[number])):
             vm, host = vms[number], placing.hosts[number]
             if host:
-                placing.leaves[vm.name] = self._why_not(vm, host)
-            if anchor := self._anchors.get(vm.name):
-                placing.rejections[vm.name] = (f"{host}: {placing.leaves[vm.name]}", anchor)
+                placing.eviction_reasons[vm.name] = self._why_not(vm, host)
+            if pin := self._anchors.get(vm.name):
+                placing.rejections[vm.name] = (f"{host}: {placing.eviction_reasons[vm.name]}", pin)
                 continue
             chosen, why = self._choose(vm, need(vm), members)
             placing.placed.update({vm.name: why} if why else {})
-            placing.hosts[number] = chosen or host or self._unreadable_home(vm)
+            placing.hosts[number] = chosen or host or self._unreachable_host(vm)
             if not chosen:
-                homeless.append(vm)
+                unplaceable.append(vm)
         alike: dict[tuple[int, int, Capacity], tuple[str, ...]] = {}
-        for vm in homeless:  # told when all have chosen: only then is it known how full the hosts are
+        for vm in unplaceable:  # told when all have chosen: only then is it known how full the hosts are
             key = (id(vm.hosts), id(vm.fleet), need(vm))
             placing.rejections[vm.name] = alike[key] = alike.get(key) or self._rejections(vm, need(vm))
         return placing
 
     def _stays(self, vm: UnplacedVM, host: str | None) -> bool:
         """One on a dark host stays there: nobody knows more. So does one on a host that left the inventory."""
-        return bool(host) and (host in self.homes_of(vm) or host in self._dark or host not in self._rooms)
+        return bool(host) and (host in self.eligible_hosts(vm) or host in self._dark or host not in self._rooms)
 
-    def homes_of(self, vm: UnplacedVM) -> frozenset[str]:
+    def eligible_hosts(self, vm: UnplacedVM) -> frozenset[str]:
         """The hosts that may have the VM and keep it, whether or not they take new ones."""
-        return self._homes_in(vm.hosts, vm.fleet)
+        return self._eligible_in(vm.hosts, vm.fleet)
 
-    def _homes_in(self, hosts: tuple[str, ...] | None, fleet: FleetSpec) -> frozenset[str]:
+    def _eligible_in(self, hosts: tuple[str, ...] | None, fleet: FleetSpec) -> frozenset[str]:
         key = (id(hosts), self._kind(fleet))
-        found = self._homes.get(key)
+        found = self._eligible.get(key)
         if found is None:
             allowed = self.hosts if hosts is None else hosts
-            found = self._homes[key] = frozenset(host for host in allowed if not self._unfit(fleet, host))
+            found = self._eligible[key] = frozenset(host for host in allowed if not self._unfit(fleet, host))
         return found
 
     def _kind(self, fleet: FleetSpec) -> int:
@@ -131,50 +131,50 @@ class Landscape:
 
     def _choose(self, vm: UnplacedVM, need: Capacity, members: Members) -> tuple[str, str]:
         """A host, and why if there was a choice; "" if none can take it. It goes back to where it was, if it can."""
-        census = self._census_of(vm.fleet, members)
-        hint = self._hints.get(vm.name, "")
-        if self._takes(vm, hint) and self._loads.fits(hint, need):
-            host, why = hint, ""
+        counts = self._counts_of(vm.fleet, members)
+        previous = self._hints.get(vm.name, "")
+        if self._takes(vm, previous) and self._loads.fits(previous, need):
+            host, why = previous, ""
         else:
-            host = self._shelves_of(vm, need, census).best() or ""
-            why = self._praise(vm, host, census) if host and len(self.homes_of(vm)) > 1 else ""
+            host = self._heap_of(vm, need, counts).best() or ""
+            why = self._why(vm, host, counts) if host and len(self.eligible_hosts(vm)) > 1 else ""
         if host:
             self._loads.add(host, need)
-            if census:
-                census.add(host)
+            if counts:
+                counts.add(host)
         return host, why
 
     def _takes(self, vm: UnplacedVM, host: str) -> bool:
-        return host in self.homes_of(vm) and host not in self._dark and host not in self._states
+        return host in self.eligible_hosts(vm) and host not in self._dark and host not in self._states
 
-    def _shelves_of(self, vm: UnplacedVM, need: Capacity, census: Census | None) -> Shelf | Bookcase:
+    def _heap_of(self, vm: UnplacedVM, need: Capacity, counts: SpreadCounts | None) -> HostHeap | SpreadHeap:
         key = (id(vm.hosts), self._kind(vm.fleet), need)
-        found = self._shelves.get(key)
+        found = self._heaps.get(key)
         if found is None:
-            takers = (host for host in self.homes_of(vm) if self._takes(vm, host))
+            takers = (host for host in self.eligible_hosts(vm) if self._takes(vm, host))
             weights = {host: self._attributes.weight(host, vm.fleet.placement) for host in takers}
-            found = self._shelves[key] = self._paths_of(vm.fleet).shelved(weights, need, self._loads, 0)
-        if isinstance(found, Shelf) or census is None:
-            assert isinstance(found, Shelf), "only what is to be spread has shelves by value"  # noqa: S101
+            found = self._heaps[key] = self._paths_of(vm.fleet).heaps(weights, need, self._loads, 0)
+        if isinstance(found, HostHeap) or counts is None:
+            assert isinstance(found, HostHeap), "only what is to be spread has shelves by value"  # noqa: S101
             return found
         key = (id(vm.hosts), id(vm.fleet), need)
-        if key not in self._bookcases:
-            self._bookcases[key] = Bookcase(found, census)
-        return self._bookcases[key]
+        if key not in self._spread_heaps:
+            self._spread_heaps[key] = SpreadHeap(found, counts)
+        return self._spread_heaps[key]
 
-    def _census_of(self, fleet: FleetSpec, members: Members) -> Census | None:
+    def _counts_of(self, fleet: FleetSpec, members: Members) -> SpreadCounts | None:
         """How the fleet's VMs are spread now; None for one that is not to be spread."""
         spread = fleet.placement.spread
-        if spread and id(fleet) not in self._census:
+        if spread and id(fleet) not in self._counts:
             skews = tuple(each.max_skew for each in spread)
-            self._census[id(fleet)] = Census(self._paths_of(fleet), skews, members[id(fleet)])
-        return self._census.get(id(fleet))
+            self._counts[id(fleet)] = SpreadCounts(self._paths_of(fleet), skews, members[id(fleet)])
+        return self._counts.get(id(fleet))
 
     def _paths_of(self, fleet: FleetSpec) -> Paths:
         """The values of each host over which the fleet is spread."""
         key = (id(fleet.hosts), self._kind(fleet))
         if key not in self._paths:
-            homes = self._homes_in(fleet.hosts, fleet)
+            homes = self._eligible_in(fleet.hosts, fleet)
             spread = fleet.placement.spread
             self._paths[key] = Paths(
                 {host: tuple(self._value(host, each.attribute) for each in spread) for host in homes}
@@ -186,14 +186,14 @@ class Landscape:
 
     # ---- reasons --------------------------------------------------------------------------------------------------
 
-    def _praise(self, vm: UnplacedVM, host: str, census: Census | None) -> str:
+    def _why(self, vm: UnplacedVM, host: str, counts: SpreadCounts | None) -> str:
         reason = f"{host} has the fewest VMs ({self._loads.vms[host]}) of {vm.fleet.pattern}"
         placement = vm.fleet.placement
         if weight := self._attributes.weight(host, placement):
             reason += f" with affinity {weight}"
-        path = census.paths.get(host, ()) if census else ()
+        path = counts.paths.get(host, ()) if counts else ()
         for depth, value in enumerate(path):
-            count = census.groups[path[:depth]].counts[value] if census else 0
+            count = counts.counters[path[:depth]].counts[value] if counts else 0
             reason += f", {placement.spread[depth].attribute} {value} has {count} of {vm.fleet.name}"
         return reason
 
@@ -213,9 +213,9 @@ class Landscape:
             return f"could not be read: {self._dark[host]}"
         return f"state: {self._states[host]}" if host in self._states else ""
 
-    def _unreadable_home(self, vm: UnplacedVM) -> str:
+    def _unreachable_host(self, vm: UnplacedVM) -> str:
         """A dark host, if only dark ones might have taken the VM: it is told with that host. "" otherwise."""
-        likely = self.homes_of(vm) - self._states.keys()
+        likely = self.eligible_hosts(vm) - self._states.keys()
         return "" if likely - self._dark.keys() else min(likely, default="")
 
     def _rejections(self, vm: UnplacedVM, need: Capacity) -> tuple[str, ...]:

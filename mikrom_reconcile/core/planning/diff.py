@@ -16,28 +16,28 @@ from mikrom_reconcile.core.model.fields import field_changes, impact_of, is_row_
 from mikrom_reconcile.core.model.lifecycle import DEGRADED, HAS_VMM, HEALTHY, NOT_RESTARTED, SATISFIES
 from mikrom_reconcile.core.model.observed import Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
-from mikrom_reconcile.core.planning.diff_input import UNCHANGED, Case, Verdict
-from mikrom_reconcile.core.planning.project_view import SETTLED, Sight
+from mikrom_reconcile.core.planning.diff_input import UNCHANGED, DiffInput, Verdict
+from mikrom_reconcile.core.planning.project_view import SETTLED, ProjectView
 
 
 def diff(
-    desired: DesiredState, sight: Sight, hiding: tuple[str, ...], *, retry: bool = False
+    desired: DesiredState, view: ProjectView, possible_on: tuple[str, ...], *, retry: bool = False
 ) -> tuple[list[VMChange], dict[str, int]]:
     """Every change, sorted by name and host, and how many VMs of each host are as they should be.
 
-    `hiding` names dark hosts on which VMs may exist unknown to us; `retry` brings back what was given up.
+    `possible_on` names dark hosts on which VMs may exist unknown to us; `retry` brings back what was given up.
     """
     changes: list[VMChange] = []
-    own = sight.own
-    settled = sight.settled  # of a large fleet these are many: no copy is made without need
+    own = view.own
+    settled = view.up_to_date  # of a large fleet these are many: no copy is made without need
     if more := {vm.name for vm in desired.vms if vm.name in own and _is_settled(vm, own[vm.name])}:
         settled |= more
     if desired.rejections:
         settled -= desired.rejections.keys()
-    if vanished := sight.reports.keys() - set(desired.hosts):
-        settled -= {vm.name for vm in desired.vms if vm.host in vanished}
+    if removed := view.reports.keys() - set(desired.hosts):
+        settled -= {vm.name for vm in desired.vms if vm.host in removed}
     unchanged = Counter(vm.host for vm in desired.vms if vm.name in settled)
-    for case in _cases(desired, sight, hiding, settled, vanished):
+    for case in _cases(desired, view, possible_on, settled, removed):
         verdict = judge(msgspec.structs.replace(case, retry=True) if retry else case)
         if isinstance(verdict, VMChange):
             changes.append(verdict)
@@ -46,7 +46,7 @@ def diff(
     return sorted(changes, key=lambda change: (change.name, change.host)), dict(sorted(unchanged.items()))
 
 
-def judge(case: Case) -> Verdict:
+def judge(case: DiffInput) -> Verdict:
     """What the first matching rule says."""
     rule, verdict = next((rule, verdict) for rule, says in RULES.items() if (verdict := says(case)) is not None)
     if verdict == UNCHANGED:
@@ -64,34 +64,40 @@ def _is_settled(vm: DesiredVM, rows: tuple[ObservedVM, ...]) -> bool:
 
 
 def _cases(
-    desired: DesiredState, sight: Sight, hiding: tuple[str, ...], settled: frozenset[str], vanished: set[str]
-) -> Iterator[Case]:
+    desired: DesiredState,
+    view: ProjectView,
+    possible_on: tuple[str, ...],
+    settled: frozenset[str],
+    removed: set[str],
+) -> Iterator[DiffInput]:
     wanted = set()
     for vm in desired.vms:
-        if vm.name in sight.own:
+        if vm.name in view.own:
             wanted.add(vm.name)
         if vm.name in settled:
             continue
-        rows = sight.own.get(vm.name, ())
+        rows = view.own.get(vm.name, ())
         keeper = rows[0] if rows else None
-        yield Case(
+        yield DiffInput(
             desired=_effective(vm, keeper) if keeper else vm,
             observed=keeper,
-            taken=sight.others.get(vm.name),
-            dark=sight.dark.get(vm.host, ""),
-            hiding=() if rows else hiding,
+            name_conflict=view.others.get(vm.name),
+            host_unreachable=view.unreachable.get(vm.host, ""),
+            possible_on=() if rows else possible_on,
             placed=desired.placed.get(vm.name, ""),
-            leaves=desired.leaves.get(vm.name, ""),
+            eviction_reason=desired.eviction_reasons.get(vm.name, ""),
             rejections=desired.rejections.get(vm.name, ()),
-            vanished=keeper is not None and keeper.host in vanished,
+            host_removed=keeper is not None and keeper.host in removed,
         )
-    for name, rows in sight.own.items():
+    for name, rows in view.own.items():
         kept_on = rows[0].host if name in wanted else ""
-        proven = rows[0].host not in vanished and rows[0].phase in SATISFIES[rows[0].state]
+        proven = rows[0].host not in removed and rows[0].phase in SATISFIES[rows[0].state]
         for row in rows:
             if row.host != kept_on and (kept_on or in_scope(desired, row.fleet)):
-                gone, end = row.host in vanished, desired.destroy
-                yield Case(desired=None, observed=row, double=kept_on, proven=proven, vanished=gone, destroy=end)
+                gone, end = row.host in removed, desired.destroy
+                yield DiffInput(
+                    desired=None, observed=row, duplicate_on=kept_on, proven=proven, host_removed=gone, destroy=end
+                )
 
 
 def _effective(desired: DesiredVM, observed: ObservedVM) -> DesiredVM:
@@ -114,24 +120,24 @@ def in_scope(desired: DesiredState, fleet: str) -> bool:
 # ---- the rules, first match wins --------------------------------------------------------------------------------
 
 
-def on_a_dark_host(case: Case) -> Verdict:
+def on_a_dark_host(case: DiffInput) -> Verdict:
     """What cannot be read is unknown: neither made elsewhere nor deleted."""
-    if case.dark and case.desired:
-        return case.change("blocked", f"its host {case.desired.host} could not be read: {case.dark}")
+    if case.host_unreachable and case.desired:
+        return case.change("blocked", f"its host {case.desired.host} could not be read: {case.host_unreachable}")
     return None
 
 
-def runs_twice(case: Case) -> Verdict:
+def runs_twice(case: DiffInput) -> Verdict:
     """Of two VMs of one name the one that was changed last stays; the other goes once that one is as was ordered."""
-    if case.double and not case.proven:
-        reason = f"a newer VM of this name is on {case.double}: this one stays until that one is well"
+    if case.duplicate_on and not case.proven:
+        reason = f"a newer VM of this name is on {case.duplicate_on}: this one stays until that one is well"
         return case.change("wait", reason, wanted="delete")
-    return case.change("delete", f"a newer VM of this name is on {case.double}") if case.double else None
+    return case.change("delete", f"a newer VM of this name is on {case.duplicate_on}") if case.duplicate_on else None
 
 
-def left_the_inventory(case: Case) -> Verdict:
+def left_the_inventory(case: DiffInput) -> Verdict:
     """A host that left the inventory counts as dark until it is empty: leaving is no order to move or remove."""
-    if case.vanished and not case.destroy:
+    if case.host_removed and not case.destroy:
         host = case.host
         way_out = f"put it back with state: drain, or --assume-dead {host} once it is off for good"
         wanted: ChangeKind = "move" if case.desired else "delete"
@@ -139,75 +145,79 @@ def left_the_inventory(case: Case) -> Verdict:
     return None
 
 
-def destroyed(case: Case) -> Verdict:
+def destroyed(case: DiffInput) -> Verdict:
     """A destroy takes everything that the specs speak for."""
     if case.desired is None and case.destroy:
         return case.change("delete", "destroy was asked for")
     return None
 
 
-def not_wanted(case: Case) -> Verdict:
+def not_wanted(case: DiffInput) -> Verdict:
     """No spec wants it any more."""
     if case.desired is None:
         return case.change("delete", "not in the specs")
     return None
 
 
-def wanted_absent(case: Case) -> Verdict:
+def wanted_absent(case: DiffInput) -> Verdict:
     """`state: absent` is a removal like any other."""
     if case.desired and case.desired.state == "absent":
         return case.change("delete", "state: absent") if case.observed else UNCHANGED
     return None
 
 
-def name_taken(case: Case) -> Verdict:
+def name_taken(case: DiffInput) -> Verdict:
     """A VM of another project, or one whose record nobody can read, is never touched."""
-    if case.taken is None or case.observed is not None:
+    if case.name_conflict is None or case.observed is not None:
         return None
-    if case.taken.phase == "unreadable":
-        return case.change("blocked", f"it is on {case.taken.host} and cannot be read: {case.taken.last_error}")
-    return case.change("blocked", f"the name belongs to project {case.taken.project} on {case.taken.host}")
-
-
-def may_hide(case: Case) -> Verdict:
-    """It may exist on a dark host that we know nothing of: making it now could double it."""
-    if case.hiding:
+    if case.name_conflict.phase == "unreadable":
         return case.change(
-            "blocked", f"it may exist on {', '.join(case.hiding)}, which cannot be read", wanted="create"
+            "blocked", f"it is on {case.name_conflict.host} and cannot be read: {case.name_conflict.last_error}"
+        )
+    return case.change(
+        "blocked", f"the name belongs to project {case.name_conflict.project} on {case.name_conflict.host}"
+    )
+
+
+def may_hide(case: DiffInput) -> Verdict:
+    """It may exist on a dark host that we know nothing of: making it now could double it."""
+    if case.possible_on:
+        return case.change(
+            "blocked", f"it may exist on {', '.join(case.possible_on)}, which cannot be read", wanted="create"
         )
     return None
 
 
-def homeless(case: Case) -> Verdict:
+def homeless(case: DiffInput) -> Verdict:
     """No host has it, and none can."""
     if case.observed is None and case.rejections:
         return case.change("blocked", "no host can have it", *case.rejections, wanted="create")
     return None
 
 
-def missing(case: Case) -> Verdict:
+def missing(case: DiffInput) -> Verdict:
     """No host has it."""
     if case.observed is None:
         return case.change("create", "does not exist")
     return None
 
 
-def misplaced(case: Case) -> Verdict:
+def misplaced(case: DiffInput) -> Verdict:
     """It is where it may not be any more: it goes there now, and is made on its new host in the next pass."""
     desired, observed = _both(case)
     if desired.host != observed.host:
-        return case.change("move", f"it belongs on {desired.host}", f"{observed.host}: {case.leaves}")
+        return case.change("move", f"it belongs on {desired.host}", f"{observed.host}: {case.eviction_reason}")
     return None
 
 
-def half_deleted(case: Case) -> Verdict:
+def half_deleted(case: DiffInput) -> Verdict:
     """A delete began and did not end; create finishes it first."""
     if case.observed and case.observed.phase == "deleting":
         return case.change("create", "an earlier delete was interrupted")
     return None
 
 
-def shrinking(case: Case) -> Verdict:
+def shrinking(case: DiffInput) -> Verdict:
     """A drive never gets smaller: what lies behind its new end would be lost."""
     smaller = [
         field
@@ -220,7 +230,7 @@ def shrinking(case: Case) -> Verdict:
     return case.change("blocked", *reasons, "write the old size, or a drive of another name")
 
 
-def wanted_stopped(case: Case) -> Verdict:
+def wanted_stopped(case: DiffInput) -> Verdict:
     """`state: stopped`, and a VMM lives or the record does not say so yet."""
     desired, observed = _both(case)
     if desired.state != "stopped":
@@ -231,7 +241,7 @@ def wanted_stopped(case: Case) -> Verdict:
     return case.change("update", "spec changed", fields=fields) if fields else UNCHANGED
 
 
-def parked(case: Case) -> Verdict:
+def parked(case: DiffInput) -> Verdict:
     """Its host has given up bringing it back; a changed spec or --retry begins anew."""
     desired, observed = _both(case)
     if observed.phase != "parked" or case.retry or changed_fields(desired, observed):
@@ -241,7 +251,7 @@ def parked(case: Case) -> Verdict:
     return case.change("blocked", f"parked: {tries}{end}; change its spec, or --retry", wanted="start")
 
 
-def replacing(case: Case) -> Verdict:
+def replacing(case: DiffInput) -> Verdict:
     """The spec differs in what its root disk is made from."""
     desired, observed = _both(case)
     fields = changed_fields(desired, observed)
@@ -250,14 +260,14 @@ def replacing(case: Case) -> Verdict:
     return None
 
 
-def left_down(case: Case) -> Verdict:
+def left_down(case: DiffInput) -> Verdict:
     """Its restart policy leaves it as it ended."""
     desired, observed = _both(case)
     ended_so = observed.phase in NOT_RESTARTED[desired.spec.restart.policy]
     return UNCHANGED if ended_so and not case.retry and not changed_fields(desired, observed) else None
 
 
-def down(case: Case) -> Verdict:
+def down(case: DiffInput) -> Verdict:
     """It should be up and no VMM lives."""
     desired, observed = _both(case)
     if observed.phase not in HAS_VMM or observed.phase == "starting":
@@ -266,7 +276,7 @@ def down(case: Case) -> Verdict:
     return None
 
 
-def broken(case: Case) -> Verdict:
+def broken(case: DiffInput) -> Verdict:
     """A VMM lives and cannot be reached, or was told to stop."""
     desired, observed = _both(case)
     if observed.phase not in HEALTHY | DEGRADED:
@@ -274,7 +284,7 @@ def broken(case: Case) -> Verdict:
     return None
 
 
-def restarting(case: Case) -> Verdict:
+def restarting(case: DiffInput) -> Verdict:
     """The spec differs from what was applied in a field that only a restart changes."""
     desired, observed = _both(case)
     fields = changed_fields(desired, observed)
@@ -283,7 +293,7 @@ def restarting(case: Case) -> Verdict:
     return None
 
 
-def drifted(case: Case) -> Verdict:
+def drifted(case: DiffInput) -> Verdict:
     """The VMM is not what its record says, in what only a restart mends."""
     desired, observed = _both(case)
     if any(impact_of(item.path) in {"restart", "replace"} for item in _drift(desired, observed)):
@@ -291,7 +301,7 @@ def drifted(case: Case) -> Verdict:
     return None
 
 
-def paused_or_not(case: Case) -> Verdict:
+def paused_or_not(case: DiffInput) -> Verdict:
     """It runs and should be paused, or the other way round."""
     desired, observed = _both(case)
     as_wanted = observed.phase in SATISFIES[desired.state]
@@ -302,7 +312,7 @@ def paused_or_not(case: Case) -> Verdict:
     return case.change(kind, f"state: {desired.state}, and it is {observed.phase}", fields=fields)
 
 
-def updating(case: Case) -> Verdict:
+def updating(case: DiffInput) -> Verdict:
     """What differs can change while it runs, or only the record knows it."""
     desired, observed = _both(case)
     fields = changed_fields(desired, observed)
@@ -310,7 +320,7 @@ def updating(case: Case) -> Verdict:
     return case.change("update", *reasons, fields=fields) if reasons else None
 
 
-def unwell(case: Case) -> Verdict:
+def unwell(case: DiffInput) -> Verdict:
     """It runs, and its guest does not do what its checks want: only time or a person can help."""
     observed = _both(case)[1]
     if observed.phase in DEGRADED:
@@ -318,20 +328,20 @@ def unwell(case: Case) -> Verdict:
     return None
 
 
-def as_wanted(case: Case) -> Verdict:
+def as_wanted(case: DiffInput) -> Verdict:
     """Nothing to do."""
     del case
     return UNCHANGED
 
 
-def cannot_leave(case: Case) -> Verdict:
+def cannot_leave(case: DiffInput) -> Verdict:
     """It may not stay where it is, and no other host can have it: until one can, it is looked after where it is."""
     if case.rejections:
         return case.change("blocked", "it cannot leave this host", *case.rejections, wanted="move")
     return None
 
 
-RULES: dict[str, Callable[[Case], Verdict]] = {
+RULES: dict[str, Callable[[DiffInput], Verdict]] = {
     "unreachable-host": on_a_dark_host,
     "duplicate": runs_twice,
     "host-removed": left_the_inventory,
@@ -387,7 +397,7 @@ def _drift(desired: DesiredVM, observed: ObservedVM) -> tuple[Drift, ...]:
     return tuple(item for item in observed.drift if item.path not in desired.ignore_changes)
 
 
-def _both(case: Case) -> tuple[DesiredVM, ObservedVM]:
+def _both(case: DiffInput) -> tuple[DesiredVM, ObservedVM]:
     desired, observed = case.desired, case.observed
     assert desired is not None, "rules above answer for a missing side"  # noqa: S101
     assert observed is not None, "rules above answer for a missing side"  # noqa: S101

@@ -14,12 +14,12 @@ UNCHANGED: Final = "unchanged"
 Verdict = VMChange | Literal["unchanged"] | None
 
 
-class Case(msgspec.Struct, frozen=True, kw_only=True):
+class DiffInput(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a rule may look at for one VM.
 
     `desired` is None for a VM that the specs do not want, `observed` None for one that no host reported.
     `taken` is a row that is not ours but has the name. `dark` is why the VM's host gave no report, "" if it did.
-    `hiding` names dark hosts on which the VM may exist without our knowing. `double` says that the VM is
+    `possible_on` names dark hosts on which the VM may exist without our knowing. `double` says that the VM is
     elsewhere with a higher token, `proven` that it does there what was ordered. `placed` is why its host was chosen,
     "" if it was not; `leaves` why it may not stay where it is; `rejections` why no host can have it. `vanished` says
     that its host left the inventory. `destroy` says that all has to go, `retry` that nothing is given up.
@@ -27,15 +27,15 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     desired: DesiredVM | None
     observed: ObservedVM | None
-    taken: ObservedVM | None = None
-    dark: str = ""
-    hiding: tuple[str, ...] = ()
-    double: str = ""
+    name_conflict: ObservedVM | None = None
+    host_unreachable: str = ""
+    possible_on: tuple[str, ...] = ()
+    duplicate_on: str = ""
     proven: bool = False
     placed: str = ""
-    leaves: str = ""
+    eviction_reason: str = ""
     rejections: tuple[str, ...] = ()
-    vanished: bool = False
+    host_removed: bool = False
     destroy: bool = False
     retry: bool = False
 

@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.observed import HostView, ObservedVM
 from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.diff import RULES
-from mikrom_reconcile.core.planning.diff_input import Case
+from mikrom_reconcile.core.planning.diff_input import DiffInput
 from mikrom_reconcile.core.specs.expand import expand
 from mikrom_reconcile.core.specs.load import Specs
 from mikrom_reconcile.core.specs.provenance import FieldOrigin, Provenance, leaves
@@ -111,7 +111,7 @@ def _quiet_rule(desired: DesiredVM | None, own: ObservedVM | None) -> str:
     """The rule that answered that nothing is to be done."""
     if desired is None or (own is None and desired.state != "absent"):
         return ""
-    case = Case(desired=desired, observed=own)
+    case = DiffInput(desired=desired, observed=own)
     return next(rule for rule, says in RULES.items() if says(case) is not None)
 
 

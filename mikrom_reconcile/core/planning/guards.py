@@ -14,10 +14,10 @@ from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Policy,
 from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import ObservedVM, Placements
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Refusal, VMChange
-from mikrom_reconcile.core.planning.project_view import Sight
+from mikrom_reconcile.core.planning.project_view import ProjectView
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
     """What this run allows beyond the fleets' own policy.
 
     `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed;
@@ -32,7 +32,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     tried: frozenset[str] = frozenset()
 
 
-def allowed(share: Share, total: int) -> int:
+def resolve_share(share: Share, total: int) -> int:
     """How many of `total` a share stands for: percentages are rounded down, but never to none unless 0 was said."""
     if isinstance(share, int):
         return share
@@ -42,9 +42,9 @@ def allowed(share: Share, total: int) -> int:
 
 def limit_removals(
     changes: list[VMChange],
-    fleets: Mapping[str, Holding],
+    fleets: Mapping[str, FleetCounts],
     policies: Mapping[str, Policy],
-    limits: Limits,
+    limits: RunOverrides,
     drained: Container[str] = (),
 ) -> tuple[list[VMChange], list[Refusal]]:
     """Refuses all removals of a fleet that together pass its share, or that would take its last VM.
@@ -61,12 +61,12 @@ def limit_removals(
         for fleet, going in sorted(removals.items())
         if fleet not in limits.confirmed and not limits.all_removals
         for refusal in _removal_refusal(
-            fleet, going, fleets.get(fleet, Holding()), _policy(fleet, going, policies), limits.prune_max
+            fleet, going, fleets.get(fleet, FleetCounts()), _policy(fleet, going, policies), limits.prune_max
         )
     ]
     refused = {refusal.fleet for refusal in refusals}
     kept = [
-        turned(change, "blocked", "the removals of this fleet were refused")
+        with_kind(change, "blocked", "the removals of this fleet were refused")
         if change.fleet in refused and _removes(change, drained)
         else change
         for change in changes
@@ -79,11 +79,11 @@ def _removes(change: VMChange, drained: Container[str]) -> bool:
 
 
 def _removal_refusal(
-    fleet: str, going: list[VMChange], has: Holding, policy: Policy, prune_max: Share | None
+    fleet: str, going: list[VMChange], has: FleetCounts, policy: Policy, prune_max: Share | None
 ) -> Iterable[Refusal]:
     share = policy.prune_max if prune_max is None else prune_max
     owned, unseen = has.owned + has.unseen, has.unseen
-    budget = allowed(share, owned)
+    budget = resolve_share(share, owned)
     way_out = "to allow it once: --prune-max 100%, or confirm at the prompt"
     moves = sum(change.kind == "move" for change in going)
     deletes = len(going) - moves
@@ -116,7 +116,7 @@ def protect(changes: list[VMChange], policies: Mapping[str, Policy]) -> tuple[li
         if policy is not None and policy.prevent_destroy is False:
             kept.append(_lifted(change, seen, policy))
         else:
-            kept.append(turned(change, "blocked", "prevent_destroy is recorded with it"))
+            kept.append(with_kind(change, "blocked", "prevent_destroy is recorded with it"))
             way_out = f"to lift it: lifecycle: {{prevent_destroy: false}} in fleet {change.fleet}, apply, then remove"
             refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="protection", message=way_out))
     return kept, refusals
@@ -135,13 +135,13 @@ def _lifted(change: VMChange, seen: ObservedVM, policy: Policy) -> VMChange:
     desired = as_recorded(seen, seen.state, policy)
     lifted = FieldChange(path="lifecycle.prevent_destroy", before=True, after=False, impact="record")
     return msgspec.structs.replace(
-        turned(change, "update", "its protection is lifted first, what it forbade follows in the next run"),
+        with_kind(change, "update", "its protection is lifted first, what it forbade follows in the next run"),
         fields=(lifted,),
         desired=desired,
     )
 
 
-class Holding(msgspec.Struct, frozen=True):
+class FleetCounts(msgspec.Struct, frozen=True):
     """VMs of a fleet: `owned` on hosts that answered, and `unseen` ones that nothing wants, last known on dark hosts.
 
     Those have to go as soon as their host answers: a share that forgot them could be spent anew on each host.
@@ -151,16 +151,16 @@ class Holding(msgspec.Struct, frozen=True):
     unseen: int = 0
 
 
-def holdings(sight: Sight, desired: DesiredState, remembered: Placements) -> dict[str, Holding]:
+def fleet_counts(view: ProjectView, desired: DesiredState, remembered: Placements) -> dict[str, FleetCounts]:
     """What each fleet has."""
-    owned = Counter(row.fleet for rows in sight.own.values() for row in rows)
-    owned += Counter(vm.fleet for vm in desired.vms if vm.name in sight.settled)
+    owned = Counter(row.fleet for rows in view.own.values() for row in rows)
+    owned += Counter(vm.fleet for vm in desired.vms if vm.name in view.up_to_date)
     unseen: Counter[str] = Counter()
-    if sight.dark:
+    if view.unreachable:
         wanted = {vm.name for vm in desired.vms if vm.state != "absent"}
-        lost = (name for name, host in remembered.vms.items() if host in sight.dark and name not in wanted)
-        unseen.update(remembered.fleet_of(name) for name in lost if name not in sight.own)
-    return {fleet: Holding(owned[fleet], unseen[fleet]) for fleet in owned | unseen}
+        lost = (name for name, host in remembered.vms.items() if host in view.unreachable and name not in wanted)
+        unseen.update(remembered.fleet_of(name) for name in lost if name not in view.own)
+    return {fleet: FleetCounts(owned[fleet], unseen[fleet]) for fleet in owned | unseen}
 
 
 def _policy(fleet: str, going: list[VMChange], policies: Mapping[str, Policy]) -> Policy:
@@ -168,7 +168,7 @@ def _policy(fleet: str, going: list[VMChange], policies: Mapping[str, Policy]) -
     if fleet in policies:
         return policies[fleet]
     recorded = [change.observed.policy for change in going if change.observed]
-    return min(recorded, key=lambda policy: (allowed(policy.prune_max, 1000), policy.allow_empty))
+    return min(recorded, key=lambda policy: (resolve_share(policy.prune_max, 1000), policy.allow_empty))
 
 
 def as_recorded(seen: ObservedVM, state: State, policy: Policy) -> DesiredVM:
@@ -189,6 +189,6 @@ def as_recorded(seen: ObservedVM, state: State, policy: Policy) -> DesiredVM:
     )
 
 
-def turned(change: VMChange, kind: ChangeKind, reason: str) -> VMChange:
+def with_kind(change: VMChange, kind: ChangeKind, reason: str) -> VMChange:
     """The change as a guard makes it; what it was is what is `wanted`."""
     return msgspec.structs.replace(change, kind=kind, wanted=change.kind, reasons=(*change.reasons, reason))

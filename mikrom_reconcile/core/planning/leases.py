@@ -16,15 +16,15 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import ChangeKind, Refusal, VMChange
-from mikrom_reconcile.core.placement.addresses import Addresses, fixed, where
-from mikrom_reconcile.core.planning.project_view import Sight
+from mikrom_reconcile.core.placement.addresses import Addresses, static_addresses, where
+from mikrom_reconcile.core.planning.project_view import ProjectView
 from mikrom_reconcile.core.specs.networks import WHOLE, Network
 
 _NEEDS_ONE = frozenset({"create", "start", "restart", "replace", "resume", "pause", "stop", "update"})
 """Kinds of changes after which the VM's record names its addresses."""
 
 
-class Held(msgspec.Struct, frozen=True, kw_only=True):
+class Allocated(msgspec.Struct, frozen=True, kw_only=True):
     """The addresses that are not free: `by_vm` those of VMs, `others` what else nobody may lease; `released` says how
     many seconds ago others came back.
     """
@@ -34,20 +34,20 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     released: Mapping[str, float]
 
 
-def _held(desired: DesiredState, sight: Sight, remembered: Placements) -> Held:
+def _held(desired: DesiredState, view: ProjectView, remembered: Placements) -> Allocated:
     """What nobody else may lease: what seen, proven, remembered and unseen VMs have, and what is static."""
-    by_vm: dict[str, Addresses] = dict(unseen(sight, remembered))
-    by_vm |= {vm.name: vm.addresses for vm in desired.vms if vm.addresses and vm.name in sight.settled}
-    by_vm |= {name: rows[0].addresses for name, rows in sight.own.items() if rows[0].addresses}
-    doubles = (ip for rows in sight.own.values() for row in rows[1:] for ip in row.addresses.values())
-    wanted = (ip for vm in desired.vms if vm.spec.network_interfaces for ip in fixed(vm.spec).values())
-    return Held(by_vm=by_vm, others=frozenset((*doubles, *wanted)), released=sight.released)
+    by_vm: dict[str, Addresses] = dict(unseen(view, remembered))
+    by_vm |= {vm.name: vm.addresses for vm in desired.vms if vm.addresses and vm.name in view.up_to_date}
+    by_vm |= {name: rows[0].addresses for name, rows in view.own.items() if rows[0].addresses}
+    doubles = (ip for rows in view.own.values() for row in rows[1:] for ip in row.addresses.values())
+    wanted = (ip for vm in desired.vms if vm.spec.network_interfaces for ip in static_addresses(vm.spec).values())
+    return Allocated(by_vm=by_vm, others=frozenset((*doubles, *wanted)), released=view.released)
 
 
-def unseen(sight: Sight, remembered: Placements) -> Iterator[tuple[str, dict[str, str]]]:
+def unseen(view: ProjectView, remembered: Placements) -> Iterator[tuple[str, dict[str, str]]]:
     """VMs that nobody can look at, on dark hosts or with a record that cannot be read, with what they last leased."""
     for name, found in remembered.addresses.items():
-        if remembered.vms.get(name) in sight.dark or name in sight.others:
+        if remembered.vms.get(name) in view.unreachable or name in view.others:
             yield name, found
 
 
@@ -55,7 +55,7 @@ def leased(
     changes: list[VMChange],
     networks: Mapping[str, Network],
     desired: DesiredState,
-    sight: Sight,
+    view: ProjectView,
     remembered: Placements,
 ) -> tuple[list[VMChange], list[Refusal]]:
     """The changes with an address for each interface; those that get none are refused, the others go on.
@@ -64,8 +64,8 @@ def leased(
     """
     if not networks:
         return changes, []
-    desk = _Desk(_held(desired, sight, remembered), networks)
-    going = {it.name for it in changes if it.kind == "delete" and it.observed is sight.own[it.name][0]}
+    allocator = _AddressAllocator(_held(desired, view, remembered), networks)
+    going = {it.name for it in changes if it.kind == "delete" and it.observed is view.own[it.name][0]}
     result, refusals = [], []
     for change in changes:
         vm = change.desired
@@ -73,7 +73,7 @@ def leased(
             result.append(change)
             continue
         try:
-            result.append(replace(change, desired=replace(vm, addresses=desk.addresses_of(vm))))
+            result.append(replace(change, desired=replace(vm, addresses=allocator.addresses_of(vm))))
         except _NoAddressError as error:
             kind: ChangeKind = "wait" if error.holder in going else "blocked"
             result.append(replace(change, kind=kind, wanted=change.kind, reasons=(*change.reasons, str(error))))
@@ -90,10 +90,10 @@ class _NoAddressError(Exception):
         self.holder = holder
 
 
-class _Desk:
+class _AddressAllocator:
     """Gives out leases, each pool's in order, and never one twice."""
 
-    def __init__(self, held: Held, networks: Mapping[str, Network]) -> None:
+    def __init__(self, held: Allocated, networks: Mapping[str, Network]) -> None:
         self._held = held
         self._networks = networks
         self._owners = dict.fromkeys(held.others, "") | {
@@ -104,7 +104,7 @@ class _Desk:
 
     def addresses_of(self, vm: DesiredVM) -> dict[str, str]:
         """Static addresses, leases that the VM has or is known to have had, and new ones."""
-        static = fixed(vm.spec)
+        static = static_addresses(vm.spec)
         own = self._held.by_vm.get(vm.name, {}).values()
         for ip in static.values():
             if (holder := self._owners.get(ip) or vm.name) != vm.name and ip not in own:

@@ -17,9 +17,9 @@ from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Plac
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan, Verb, VMChange
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.planning.diff_input import Case, Verdict
+from mikrom_reconcile.core.planning.diff_input import DiffInput, Verdict
 from mikrom_reconcile.core.planning.guards import as_recorded, protect
-from mikrom_reconcile.core.planning.planner import Decision, actions_of, numbered
+from mikrom_reconcile.core.planning.planner import PlanResult, actions_of, numbered
 
 STATES: dict[Verb, State] = {"start": "running", "stop": "stopped", "pause": "paused", "resume": "running"}
 """What each verb leaves a VM in; a restart leaves it as it was ordered, a delete not at all."""
@@ -33,7 +33,7 @@ def decide_by_name(
     observed: ObservedState,
     acted_on: frozenset[str] = frozenset(),
     project: str = "",
-) -> Decision:
+) -> PlanResult:
     """The plan of one verb on the VMs that `names` mean, with `*` and `?` in them.
 
     Asked again in the same run, `acted_on` names the VMs that were dealt with: restarted ones only have to run by now,
@@ -74,7 +74,7 @@ def decide_by_name(
         warnings=tuple(warnings),
     )
     tokens = [view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report]
-    return Decision(plan=numbered(plan), placements=Placements(), highest_token=max(tokens, default=0))
+    return PlanResult(plan=numbered(plan), placements=Placements(), highest_token=max(tokens, default=0))
 
 
 def _meant(names: tuple[str, ...], observed: ObservedState, *, alone: bool) -> list[ObservedVM]:
@@ -118,7 +118,7 @@ def _project_of(rows: list[ObservedVM]) -> str:
 def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     """What `verb` means for a VM as it is now; one that was `acted_on` is not restarted once more."""
     row = replace(row, phase="running") if row.phase in DEGRADED else row
-    case = Case(desired=None, observed=row)
+    case = DiffInput(desired=None, observed=row)
     if row.phase == "unreadable":
         return case.change("blocked", f"it cannot be read: {row.last_error}")
     if verb == "delete":

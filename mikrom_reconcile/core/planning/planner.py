@@ -15,19 +15,19 @@ from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Obse
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Refusal, Verb, VMChange
 from mikrom_reconcile.core.placement.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.placement.desired_state import desired_state
-from mikrom_reconcile.core.placement.scheduler import Landscape
+from mikrom_reconcile.core.placement.scheduler import Scheduler
 from mikrom_reconcile.core.planning.diff import STANDS_IN_THE_WAY, diff
-from mikrom_reconcile.core.planning.guards import Limits, holdings, limit_removals, protect
+from mikrom_reconcile.core.planning.guards import RunOverrides, fleet_counts, limit_removals, protect
 from mikrom_reconcile.core.planning.leases import leased, unseen
 from mikrom_reconcile.core.planning.plan_warnings import notes_of_hosts, renamed_fleets, warnings_of_plan
 from mikrom_reconcile.core.planning.project_view import (
     Expected,
     FleetOnHost,
-    Sight,
+    ProjectView,
     expected,
     locations,
+    merge_reports,
     queries,
-    sight_of,
 )
 from mikrom_reconcile.core.planning.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection, selected, whereabouts
@@ -58,7 +58,7 @@ VERBS: dict[ChangeKind, Verb] = {
 """The verb that carries a kind of change out; kinds without one are not acted on."""
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
     """What a run asks the hosts before it can plan, and what it asked it from. `hosts` may get new VMs.
 
     `desired` has the VMs that are remembered on hosts where they may stay; it is all that is wanted if `complete`, and
@@ -80,11 +80,11 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class PlanResult(msgspec.Struct, frozen=True, kw_only=True):
     """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
 
     `unmatched` says what is wrong with the selection. An `ambiguous` plan cannot be trusted: `requery_all` and plan
-    again. `again_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
+    again. `retry_after_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
     """
 
     plan: Plan
@@ -92,10 +92,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     highest_token: int
     unmatched: str = ""
     ambiguous: bool = False
-    again_s: float | None = None
+    retry_after_s: float | None = None
 
 
-def question(
+def prepare(
     specs: Specs,
     placements: Placements,
     *,
@@ -103,7 +103,7 @@ def question(
     destroy: bool = False,
     dead: tuple[str, ...] = (),
     living: tuple[str, ...] = (),
-) -> Question:
+) -> PlanInput:
     """What to ask the hosts of the inventory, or `here` without one, those on which VMs are remembered, and the other
     `living` ones: a host that left the inventory may come back with VMs that were made elsewhere since.
 
@@ -111,17 +111,17 @@ def question(
     """
     pending = expand(specs)
     alive = _without(placements, dead)
-    landscape = Landscape(specs, here, located=alive.vms)
-    at_home = landscape.at_home(pending)
-    desired = desired_state(specs, at_home, landscape, alive.addresses)
+    scheduler = Scheduler(specs, here, located=alive.vms)
+    staying = scheduler.correctly_placed(pending)
+    desired = desired_state(specs, staying, scheduler, alive.addresses)
     if destroy:
         desired = msgspec.structs.replace(desired, vms=(), destroy=True)
     known = expected(desired)
-    complete = len(at_home) == len(pending)
-    asked, healthy_s = {*landscape.hosts, *placements.vms.values()}, min_healthy_s(_rollouts(specs))
+    complete = len(staying) == len(pending)
+    asked, healthy_s = {*scheduler.hosts, *placements.vms.values()}, min_healthy_s(_rollouts(specs))
     others = set() if destroy else {*living} - asked
     elsewhere = queries(specs.project, others, known, healthy_s, new=False)  # names are free to others there
-    return Question(
+    return PlanInput(
         specs=specs,
         pending=pending,
         placements=placements,
@@ -137,7 +137,7 @@ def question(
     )
 
 
-def requery_all(asked: Question) -> Question:
+def requery_all(asked: PlanInput) -> PlanInput:
     """The same question for every row: of a VM that is as wanted on one host and seen on another, only rows tell which
     is newer.
     """
@@ -145,24 +145,26 @@ def requery_all(asked: Question) -> Question:
     return msgspec.structs.replace(asked, expected={}, queries=queries)
 
 
-def decide(asked: Question, observed: ObservedState, limits: Limits, selection: Selection = EVERYTHING) -> Decision:
+def make_plan(
+    asked: PlanInput, observed: ObservedState, limits: RunOverrides, selection: Selection = EVERYTHING
+) -> PlanResult:
     """The plan that follows from the reports. Pure: the same arguments give the same bytes."""
     specs = asked.specs
-    sight = sight_of(observed, specs.project, asked.expected)
-    dead = tuple(host for host in asked.dead if host in sight.dark)
-    desired = _placed(asked, sight, _without(asked.placements, dead))
-    hiding = tuple(sorted(host for host in sight.dark if host not in {*asked.placements.covers, *dead}))
-    changes, unchanged = diff(desired, sight, hiding, retry=limits.retry)
+    view = merge_reports(observed, specs.project, asked.expected)
+    dead = tuple(host for host in asked.dead if host in view.unreachable)
+    desired = _placed(asked, view, _without(asked.placements, dead))
+    hiding = tuple(sorted(host for host in view.unreachable if host not in {*asked.placements.covers, *dead}))
+    changes, unchanged = diff(desired, view, hiding, retry=limits.retry)
     policies = {fleet.name: fleet.policy for fleet in specs.fleets}
     changes, protected = protect(changes, policies)
-    fleets = holdings(sight, desired, _without(asked.placements, dead))
+    fleets = fleet_counts(view, desired, _without(asked.placements, dead))
     changes, pruned = limit_removals(changes, fleets, policies, limits, drained_hosts(specs))
-    chosen = selected(changes, selection, specs, whereabouts(asked.pending, desired, sight, asked.placements))
-    mine = _awaiting_room(chosen.changes, asked, sight, _without(asked.placements, dead))
-    rolling = limit_disruption(mine, changes, desired, sight, _rollouts(specs), limits)
-    changes, unleased = leased(rolling.changes, specs.networks, desired, sight, asked.placements)
+    chosen = selected(changes, selection, specs, whereabouts(asked.pending, desired, view, asked.placements))
+    mine = _awaiting_room(chosen.changes, asked, view, _without(asked.placements, dead))
+    rolling = limit_disruption(mine, changes, desired, view, _rollouts(specs), limits)
+    changes, unleased = leased(rolling.changes, specs.networks, desired, view, asked.placements)
     concerned = {(change.fleet, name) for change in changes for name in (change.name, "")}
-    actions = tuple(actions_of(changes, specs.project, _mem_limits_mib(specs, sight, changes)))
+    actions = tuple(actions_of(changes, specs.project, _mem_limits_mib(specs, view, changes)))
     found = (*protected, *pruned, *unleased, *_blocked(changes), *rolling.refusals)
     refusals = [refusal for refusal in found if (refusal.fleet, refusal.vm) in concerned]
     plan = numbered(
@@ -175,24 +177,24 @@ def decide(asked: Question, observed: ObservedState, limits: Limits, selection: 
             unchanged=unchanged,
             actions=actions,
             refusals=tuple(refusals),
-            unreachable={host: why for host, why in sorted(sight.dark.items()) if why != LEFT_OUT},
+            unreachable={host: why for host, why in sorted(view.unreachable.items()) if why != LEFT_OUT},
             warnings=(
                 *asked.warnings,
-                *warnings_of_plan(desired, sight, chosen.left_out),
-                *renamed_fleets(specs, desired, sight, changes),
+                *warnings_of_plan(desired, view, chosen.left_out),
+                *renamed_fleets(specs, desired, view, changes),
                 *notes_of_hosts(observed, actions),
             ),
             peaks=rolling.peaks,
             selected=chosen.size,
         )
     )
-    return Decision(
+    return PlanResult(
         plan=plan,
-        placements=_to_remember(asked, desired, sight, changes),
-        highest_token=sight.highest_token,
+        placements=_to_remember(asked, desired, view, changes),
+        highest_token=view.highest_token,
         unmatched=chosen.unmatched,
-        ambiguous=not sight.settled.isdisjoint(sight.own),
-        again_s=min([*filter(None, (rolling.again_s,)), *_booting_s(changes)], default=None),
+        ambiguous=not view.up_to_date.isdisjoint(view.own),
+        retry_after_s=min([*filter(None, (rolling.retry_after_s,)), *_booting_s(changes)], default=None),
     )
 
 
@@ -226,12 +228,12 @@ def expect_of(seen: ObservedVM | None) -> Expect:
     return Expect(uid=seen.uid, generation=seen.generation) if seen else Expect(uid=None, generation=0)
 
 
-def _mem_limits_mib(specs: Specs, sight: Sight, changes: Iterable[VMChange]) -> dict[str, int]:
+def _mem_limits_mib(specs: Specs, view: ProjectView, changes: Iterable[VMChange]) -> dict[str, int]:
     """What hosts are told to go by instead of the memory that they have, because the inventory says so."""
     if specs.inventory is None:
         return {}
-    hosts = {change.host for change in changes if change.kind in VERBS} & sight.reports.keys()
-    limits = {host: mem_limit_mib(specs.inventory, sight.reports[host]) for host in hosts}
+    hosts = {change.host for change in changes if change.kind in VERBS} & view.reports.keys()
+    limits = {host: mem_limit_mib(specs.inventory, view.reports[host]) for host in hosts}
     return {host: limit for host, limit in limits.items() if limit is not None}
 
 
@@ -244,42 +246,44 @@ def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
     return msgspec.structs.replace(placements, vms=vms, addresses=leases)
 
 
-def _placed(asked: Question, sight: Sight, placements: Placements) -> DesiredState:
+def _placed(asked: PlanInput, view: ProjectView, placements: Placements) -> DesiredState:
     """The specs on the hosts where things were found; nothing at all for a destroy."""
-    located = locations(sight, placements)
-    leases = placements.addresses | _seen_leases(asked.specs, sight)
+    located = locations(view, placements)
+    leases = placements.addresses | _seen_leases(asked.specs, view)
     as_remembered = located == _without(asked.placements, asked.dead).vms and leases == placements.addresses
-    if asked.complete and not sight.dark and as_remembered:
+    if asked.complete and not view.unreachable and as_remembered:
         return asked.desired
-    desired = desired_state(asked.specs, asked.pending, _landscape(asked, sight, placements, located), leases)
+    desired = desired_state(asked.specs, asked.pending, _scheduler(asked, view, placements, located), leases)
     return msgspec.structs.replace(desired, vms=(), destroy=True) if asked.destroy else desired
 
 
-def _landscape(
-    asked: Question,
-    sight: Sight,
+def _scheduler(
+    asked: PlanInput,
+    view: ProjectView,
     placements: Placements,
     located: Mapping[str, str],
     going: Mapping[str, list[ObservedVM]] = NOBODY,
-) -> Landscape:
+) -> Scheduler:
     """The hosts as they were found, once those of their VMs are gone that are `going`."""
     inventory = asked.specs.inventory or Inventory()
-    return Landscape(
+    return Scheduler(
         asked.specs,
         asked.here,
         located=located,
-        dark=sight.dark,
-        hints=placements.vms,
-        rooms={host: room_of(inventory, report, going.get(host, ())) for host, report in sight.reports.items()},
-        anchors={
+        dark=view.unreachable,
+        previous_hosts=placements.vms,
+        rooms={host: room_of(inventory, report, going.get(host, ())) for host, report in view.reports.items()},
+        pinned={
             name: f"its drives ({', '.join(sorted(rows[0].spec.drives))}) do not travel"
-            for name, rows in sight.own.items()
+            for name, rows in view.own.items()
             if rows[0].spec.drives
         },
     )
 
 
-def _awaiting_room(changes: list[VMChange], asked: Question, sight: Sight, placements: Placements) -> list[VMChange]:
+def _awaiting_room(
+    changes: list[VMChange], asked: PlanInput, view: ProjectView, placements: Placements
+) -> list[VMChange]:
     """VMs for which no host has room wait, if what goes by this very plan makes it."""
     going: dict[str, list[ObservedVM]] = defaultdict(list)
     for change in changes:
@@ -288,8 +292,8 @@ def _awaiting_room(changes: list[VMChange], asked: Question, sight: Sight, place
     lacking = {change.name for change in changes if change.rule == "unplaceable"}
     if not going or not lacking:
         return changes
-    landscape = _landscape(asked, sight, placements, locations(sight, placements), going)
-    placing = landscape.place(asked.pending, Resolver(asked.specs).need)
+    scheduler = _scheduler(asked, view, placements, locations(view, placements), going)
+    placing = scheduler.place(asked.pending, Resolver(asked.specs).need)
     found = {vm.name: host for vm, host in zip(asked.pending, placing.hosts, strict=True) if vm.name in lacking}
     return [_waiting(change, found.get(change.name, "")) for change in changes]
 
@@ -302,44 +306,44 @@ def _waiting(change: VMChange, host: str) -> VMChange:
     return msgspec.structs.replace(change, kind="wait", host=host, reasons=(reason,), desired=desired)
 
 
-def _to_remember(asked: Question, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]) -> Placements:
+def _to_remember(asked: PlanInput, desired: DesiredState, view: ProjectView, changes: Iterable[VMChange]) -> Placements:
     """Where everything is, or is made now; what was remembered on dark hosts stays remembered.
 
     A VM that is to move is remembered where it still is, and one whose name is taken where that was seen: if that
     host goes dark, it must not be made elsewhere. One that may not be made yet is not remembered, so that the next run
     asks again who has its name.
     """
-    vms = {name: host for name, host in asked.placements.vms.items() if host in sight.dark}
-    vms |= {vm.name: vm.host for vm in desired.vms if vm.name in sight.settled}
+    vms = {name: host for name, host in asked.placements.vms.items() if host in view.unreachable}
+    vms |= {vm.name: vm.host for vm in desired.vms if vm.name in view.up_to_date}
     vms |= {change.name: change.host for change in changes if change.kind == "create"}
-    wanted = {vm.name for vm in desired.vms} - vms.keys() if sight.others else set()
-    vms |= {name: row.host for name, row in sight.others.items() if name in wanted}
-    vms |= {name: rows[0].host for name, rows in sight.own.items()}
-    answered = {host for host in asked.queries if host not in sight.dark}
+    wanted = {vm.name for vm in desired.vms} - vms.keys() if view.others else set()
+    vms |= {name: row.host for name, row in view.others.items() if name in wanted}
+    vms |= {name: rows[0].host for name, rows in view.own.items()}
+    answered = {host for host in asked.queries if host not in view.unreachable}
     return Placements(
         vms={name: vms[name] for name in sorted(vms)},
         covers=tuple(sorted({*asked.placements.covers, *answered})),
-        addresses=_to_lease(asked, desired, sight, changes) if asked.specs.networks else {},
-        fleets=dict(sorted(_odd_fleets(asked, desired, sight, vms))),
+        addresses=_to_lease(asked, desired, view, changes) if asked.specs.networks else {},
+        fleets=dict(sorted(_odd_fleets(asked, desired, view, vms))),
     )
 
 
 def _to_lease(
-    asked: Question, desired: DesiredState, sight: Sight, changes: Iterable[VMChange]
+    asked: PlanInput, desired: DesiredState, view: ProjectView, changes: Iterable[VMChange]
 ) -> dict[str, dict[str, str]]:
     """The addresses that VMs have, or get now."""
-    leases = dict(unseen(sight, asked.placements))
-    leases |= {vm.name: vm.addresses for vm in desired.vms if vm.name in sight.settled}
-    leases |= _seen_leases(asked.specs, sight)
+    leases = dict(unseen(view, asked.placements))
+    leases |= {vm.name: vm.addresses for vm in desired.vms if vm.name in view.up_to_date}
+    leases |= _seen_leases(asked.specs, view)
     leases |= {change.name: change.desired.addresses for change in changes if change.desired and change.kind in VERBS}
     return {name: found for name, found in sorted(leases.items()) if found}
 
 
-def _seen_leases(specs: Specs, sight: Sight) -> dict[str, dict[str, str]]:
+def _seen_leases(specs: Specs, view: ProjectView) -> dict[str, dict[str, str]]:
     """The addresses in the rows of VMs."""
     if not specs.networks:
         return {}
-    return {name: rows[0].addresses for name, rows in sight.own.items() if rows[0].addresses}
+    return {name: rows[0].addresses for name, rows in view.own.items() if rows[0].addresses}
 
 
 def _booting_s(changes: Iterable[VMChange]) -> Iterator[float]:
@@ -350,13 +354,13 @@ def _booting_s(changes: Iterable[VMChange]) -> Iterator[float]:
 
 
 def _odd_fleets(
-    asked: Question, desired: DesiredState, sight: Sight, vms: Mapping[str, str]
+    asked: PlanInput, desired: DesiredState, view: ProjectView, vms: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """The fleets of VMs whose names do not say them; most fleets name their VMs so that they do."""
-    yield from ((name, fleet) for name, fleet in asked.placements.fleets.items() if vms.get(name) in sight.dark)
+    yield from ((name, fleet) for name, fleet in asked.placements.fleets.items() if vms.get(name) in view.unreachable)
     odd = {fleet.name for fleet in asked.specs.fleets if fleet.replicas is None or fleet.vm_name != VM_NAME}
     told = ((vm.name, vm.fleet) for vm in (desired.vms if odd else ()) if vm.fleet in odd and vm.name in vms)
-    seen = ((name, rows[0].fleet) for name, rows in sight.own.items())
+    seen = ((name, rows[0].fleet) for name, rows in view.own.items())
     yield from ((name, fleet) for name, fleet in (*told, *seen) if name.rpartition("-")[0] != fleet)
 
 

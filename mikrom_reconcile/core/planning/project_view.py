@@ -33,19 +33,19 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
 
 
-class Sight(msgspec.Struct, frozen=True, kw_only=True):
+class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     """The reports, sorted out for one project.
 
     `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others`
-    holds rows that are not ours: of another project, or unreadable. `settled` names the VMs that a digest proves
-    to be as wanted; they have no rows. `dark` maps hosts without a report to the reason. `reports` are those of the
-    others by host, `maturing`, `attempts` and `released` what all of them say.
+    holds rows that are not ours: of another project, or unreadable. `up_to_date` names the VMs that a digest proves
+    to be as wanted; they have no rows. `unreachable` maps hosts without a report to the reason. `reports` are those of
+    the others by host, `maturing`, `attempts` and `released` what all of them say.
     """
 
     own: Mapping[str, tuple[ObservedVM, ...]]
     others: Mapping[str, ObservedVM]
-    settled: frozenset[str]
-    dark: Mapping[str, str]
+    up_to_date: frozenset[str]
+    unreachable: Mapping[str, str]
     highest_token: int
     released: Mapping[str, float] = {}
     reports: Mapping[str, HostReport] = {}
@@ -95,7 +95,7 @@ def queries(
     }
 
 
-def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Expected]) -> Sight:
+def merge_reports(state: ObservedState, project: str, known: Mapping[FleetOnHost, Expected]) -> ProjectView:
     """The reports of all hosts, sorted out for `project`; `known` is what the queries were made from."""
     own: dict[str, tuple[ObservedVM, ...]] = {}
     others: dict[str, ObservedVM] = {}
@@ -107,11 +107,11 @@ def sight_of(state: ObservedState, project: str, known: Mapping[FleetOnHost, Exp
             own[vm.name] = (vm,) if rows is None else tuple(sorted((*rows, vm), key=rank))
         else:
             others.setdefault(vm.name, vm)
-    return Sight(
+    return ProjectView(
         own=own,
         others=others,
-        settled=_settled(reports, known),
-        dark={view.host: view.error for view in views if view.report is None},
+        up_to_date=_settled(reports, known),
+        unreachable={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
         released=_released(reports),
         reports={report.host: report for report in reports},
@@ -144,8 +144,8 @@ def rank(row: ObservedVM) -> tuple[int, str]:
     return -row.token, row.host
 
 
-def locations(sight: Sight, placements: Placements) -> dict[str, str]:
+def locations(view: ProjectView, placements: Placements) -> dict[str, str]:
     """Where each known VM is: where it was observed, else where it is remembered, if that host is dark."""
-    dark, settled = sight.dark, sight.settled
+    dark, settled = view.unreachable, view.up_to_date
     remembered = {name: host for name, host in placements.vms.items() if name in settled or host in dark}
-    return remembered | {name: rows[0].host for name, rows in sight.own.items()}
+    return remembered | {name: rows[0].host for name, rows in view.own.items()}

@@ -1,4 +1,4 @@
-"""Rolling changes: which running VMs are taken down now, which wait, and when a rollout is halted.
+"""RolloutResult changes: which running VMs are taken down now, which wait, and when a rollout is halted.
 
 Where a rollout stands follows from what the hosts report alone: which VMs have the new spec, are healthy, or have
 failed with it. So whoever looks next goes on, and what is halted stays halted. Nothing here adds a change.
@@ -17,32 +17,32 @@ from mikrom_reconcile.core.model.durations import seconds_of
 from mikrom_reconcile.core.model.lifecycle import HEALTHY, NOT_RESTARTED, WANTS_VMM
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
-from mikrom_reconcile.core.planning.guards import Limits, allowed, as_recorded, turned
-from mikrom_reconcile.core.planning.project_view import Sight
+from mikrom_reconcile.core.planning.guards import RunOverrides, as_recorded, resolve_share, with_kind
+from mikrom_reconcile.core.planning.project_view import ProjectView
 from mikrom_reconcile.limits import RUNS, SPECS
 
 DISRUPTION = "10%"
 """Share of a fleet that may be down at a time: what users of rolling updates expect when they say nothing."""
 
-PASSING = frozenset({"starting"})
+TRANSIENT = frozenset({"starting"})
 """Phases that end by themselves."""
 
-WAY_OUT = {
+REMEDIES = {
     "unreachable-host": ("mend that host, or --assume-dead if it is off for good",),
     "name-conflict": ("free the name, or give the VM another",),
 }
 """What to do about VMs that are down and stay so; the reasons of other rules say it themselves."""
 
 
-class Rolling(msgspec.Struct, frozen=True, kw_only=True):
+class RolloutResult(msgspec.Struct, frozen=True, kw_only=True):
     """What the guard leaves of the changes. `peaks` tell of the fleets in which running VMs are taken down, those that
-    wait included. `again_s` is when a batch may be healthy that has only to be waited for, None if there is none.
+    wait included. `retry_after_s` is when a batch may be healthy that has only to be waited for, None if there is none.
     """
 
     changes: list[VMChange]
     refusals: list[Refusal]
     peaks: dict[str, Peak]
-    again_s: float | None
+    retry_after_s: float | None
 
 
 def min_healthy_s(rollouts: Mapping[str, Rollout | None]) -> dict[str, float]:
@@ -55,10 +55,10 @@ def limit_disruption(
     changes: list[VMChange],
     everything: list[VMChange],
     desired: DesiredState,
-    sight: Sight,
+    view: ProjectView,
     rollouts: Mapping[str, Rollout | None],
-    limits: Limits,
-) -> Rolling:
+    limits: RunOverrides,
+) -> RolloutResult:
     """Lets as many VMs of each fleet be taken down as its share and its rollout allow; the others wait, or are blocked.
 
     VMs that are down already use the share up, also those among `everything` that this run leaves alone; bringing
@@ -70,16 +70,16 @@ def limit_disruption(
             members[vm.fleet].append(vm)
     mine, all_of = _by_fleet(changes), _by_fleet(everything)
     stages = {
-        fleet: _Stage(fleet, members[fleet], mine[fleet], all_of[fleet], sight, rollouts.get(fleet), limits)
+        fleet: _FleetRollout(fleet, members[fleet], mine[fleet], all_of[fleet], view, rollouts.get(fleet), limits)
         for fleet in mine
     }
-    kept = [stages[change.fleet].judge(change) for change in changes]
-    waits = [stage.again_s for stage in stages.values() if stage.again_s is not None]
-    return Rolling(
+    kept = [stages[change.fleet].admit(change) for change in changes]
+    waits = [stage.retry_after_s for stage in stages.values() if stage.retry_after_s is not None]
+    return RolloutResult(
         changes=kept,
         refusals=[refusal for fleet in sorted(stages) for refusal in stages[fleet].refusals()],
         peaks={fleet: peak for fleet in sorted(stages) for peak in stages[fleet].peak()},
-        again_s=min(waits, default=None),
+        retry_after_s=min(waits, default=None),
     )
 
 
@@ -92,8 +92,8 @@ def _by_fleet(changes: Iterable[VMChange]) -> dict[str, list[VMChange]]:
 
 def batches(names: list[str], serial: tuple[Share, ...]) -> list[list[str]]:
     """The names in batches of these sizes, the last of which repeats; none is larger than the disruption share."""
-    share = allowed(DISRUPTION, len(names))
-    sizes = [min(share, allowed(size, len(names))) for size in serial] or [share]
+    share = resolve_share(DISRUPTION, len(names))
+    sizes = [min(share, resolve_share(size, len(names))) for size in serial] or [share]
     cut: list[list[str]] = []
     begun = 0
     while begun < len(names):
@@ -103,7 +103,7 @@ def batches(names: list[str], serial: tuple[Share, ...]) -> list[list[str]]:
     return cut
 
 
-class _Stage:
+class _FleetRollout:
     """One fleet on its way to what is wanted, as the hosts report it."""
 
     def __init__(
@@ -112,13 +112,13 @@ class _Stage:
         vms: list[DesiredVM],
         changes: list[VMChange],
         everything: list[VMChange],
-        sight: Sight,
+        view: ProjectView,
         rollout: Rollout | None,
-        limits: Limits,
+        limits: RunOverrides,
     ) -> None:
         self._fleet, self._sight, self._described, self._rollout = (
             fleet,
-            sight,
+            view,
             rollout is not None,
             rollout or Rollout(),
         )
@@ -128,7 +128,7 @@ class _Stage:
         names = [vm.name for vm in vms]
         self._size = len(names)
         self._dark = sorted({self._known[name].host for name in names if self._was_judged(name, "unreachable-host")})
-        self._down = {vm.name for vm in vms if _is_down(vm, sight)}
+        self._down = {vm.name for vm in vms if _is_down(vm, view)}
         self._going = {change.name for change in changes if self._takes_down(change)}
         self._rolling = {change.name for change in changes if change.name in self._going and _rolls(change)}
         self._failed = {name for name in names if self._described and self._has_failed(name, limits)}
@@ -143,7 +143,7 @@ class _Stage:
         self._left = self._limit() - len(self._down)
         self._given_up: set[str] = set()
         self._stopped = False
-        self.again_s: float | None = None
+        self.retry_after_s: float | None = None
         """When a batch may be healthy for which changes wait."""
 
     # ---- what the hosts say of the fleet ----------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class _Stage:
         wanted = change.desired is not None and change.desired.state in WANTS_VMM
         return wanted and change.kind in {"restart", "replace", "move"} and change.name not in self._down
 
-    def _has_failed(self, name: str, limits: Limits) -> bool:
+    def _has_failed(self, name: str, limits: RunOverrides) -> bool:
         """Bringing the VM to what is wanted now was tried, and is still to be done."""
         change = self._known.get(name)
         if change is None or change.desired is None or change.kind not in {"create", "start", "restart", "replace"}:
@@ -186,7 +186,7 @@ class _Stage:
             if here := [name for name in batch if name in left]:
                 return number, f"{where} comes first: {_named(here)}"
             if unhealthy := [name for name in batch if name not in self._stuck and self._is_unhealthy(name)]:
-                return number, f"{where} is not healthy yet: {_named(map(self._told, unhealthy))}"
+                return number, f"{where} is not healthy yet: {_named(map(self._describe, unhealthy))}"
         return None, ""
 
     def _is_unhealthy(self, name: str) -> bool:
@@ -194,14 +194,14 @@ class _Stage:
         taken = self._was_judged(name, "name-conflict")
         return (name in self._down and not taken) or name in self._sight.maturing
 
-    def _told(self, name: str) -> str:
+    def _describe(self, name: str) -> str:
         """Why a VM is not healthy, and the way out if nothing is done about it."""
         change = self._known.get(name)
         if name not in self._down:
             return f"{name} (has not been up for {self._rollout.min_healthy_time})"
         if change is None:
             return f"{name} (it is {self._sight.own[name][0].phase})"
-        return f"{name} ({'; '.join((*change.reasons, *WAY_OUT.get(change.rule, ())))})"
+        return f"{name} ({'; '.join((*change.reasons, *REMEDIES.get(change.rule, ())))})"
 
     # ---- what follows for its changes -------------------------------------------------------------------------------
 
@@ -209,23 +209,23 @@ class _Stage:
         """How many VMs may be down at a time now."""
         return max(map(len, self._batches), default=0) if self._at is None else len(self._batches[self._at])
 
-    def judge(self, change: VMChange) -> VMChange:
+    def admit(self, change: VMChange) -> VMChange:
         """The change, or what is left of it."""
         if self._known.get(change.name) is not change:
             return change
         if change.name in self._failed & self._going:  # it is still up, and would only keep the others waiting
             self._given_up.add(change.name)
-            return turned(change, "blocked", "that has failed")
+            return with_kind(change, "blocked", "that has failed")
         has_failed = change.name in self._failed or self._halts_creates is not None
         if has_failed and change.name in self._down and (repair := _as_it_was(change)):
             return repair
         if self._is_halted(change):
             self._stopped = True
-            return turned(change, "blocked", "the rollout of this fleet is halted")
+            return with_kind(change, "blocked", "the rollout of this fleet is halted")
         if change.name not in self._going:
             return change
         if why := self._waits(change.name):
-            return turned(change, "wait", why)
+            return with_kind(change, "wait", why)
         self._left -= 1
         return change
 
@@ -243,7 +243,7 @@ class _Stage:
             hosts = _named(self._dark, ", ")
             return f"the rollout waits for {hosts}, which could not be read; rollout: {{unreachable: skip}} does not"
         if name in self._rolling and self._at is not None and self._batch_of[name] > self._at:
-            self.again_s = self._batch_again_s
+            self.retry_after_s = self._batch_retry_after_s
             return self._before
         return "" if self._left > 0 else self._share_is_used_up
 
@@ -251,21 +251,21 @@ class _Stage:
     def _share_is_used_up(self) -> str:
         """What decides how many may be down, and what uses that up: a VM that was lost counts as one that crashed."""
         limit, batch = self._limit(), "serial" if self._at is None else f"batch {self._at + 1} of {len(self._batches)}"
-        decides = batch if limit < allowed(DISRUPTION, self._size) else f"{DISRUPTION} of the fleet, at least 1"
+        decides = batch if limit < resolve_share(DISRUPTION, self._size) else f"{DISRUPTION} of the fleet, at least 1"
         users: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self._down):
             unseen = "unknown" if self._was_judged(name, "unreachable-host", "possible-duplicate") else "not there yet"
-            users["down already" if name in self._sight.own else unseen].append(self._told(name))
+            users["down already" if name in self._sight.own else unseen].append(self._describe(name))
         told = (f"; {len(texts)} {how}: {_named(texts)}" for how, texts in users.items())
         return f"at most {limit} of {self._size} VMs are taken down at a time ({decides}){''.join(told)}"
 
     @cached_property
-    def _batch_again_s(self) -> float | None:
+    def _batch_retry_after_s(self) -> float | None:
         """When the batch that the rollout is at may be healthy by itself."""
         batch = self._batches[self._at or 0]
         times = [self._sight.maturing[name] for name in batch if name in self._sight.maturing]
         rows = (self._sight.own.get(name, ()) for name in batch)
-        times += [RUNS.booting_poll_s for row in rows if row and row[0].phase in PASSING]
+        times += [RUNS.booting_poll_s for row in rows if row and row[0].phase in TRANSIENT]
         return max(times, default=None)
 
     def refusals(self) -> Iterator[Refusal]:
@@ -303,11 +303,11 @@ class _Stage:
         yield peak
 
 
-def _is_down(vm: DesiredVM, sight: Sight) -> bool:
+def _is_down(vm: DesiredVM, view: ProjectView) -> bool:
     """A VM that should be up and is not, whatever will be done about it; one that has ended as it may is done."""
-    rows = sight.own.get(vm.name)
+    rows = view.own.get(vm.name)
     if not rows:
-        return vm.name not in sight.settled
+        return vm.name not in view.up_to_date
     phase = rows[0].phase
     return phase not in HEALTHY and not (phase == "exited" and phase in NOT_RESTARTED[vm.spec.restart.policy])
 

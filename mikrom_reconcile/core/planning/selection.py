@@ -18,7 +18,7 @@ from mikrom_reconcile.core.parsing.patterns import PatternError, select, terms
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.planning.project_view import Sight
+from mikrom_reconcile.core.planning.project_view import ProjectView
 from mikrom_reconcile.core.specs.expand import UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import Specs
@@ -63,14 +63,14 @@ def selected(changes: list[VMChange], selection: Selection, specs: Specs, vms: I
 
 
 def whereabouts(
-    pending: Iterable[UnplacedVM], desired: DesiredState, sight: Sight, remembered: Placements
+    pending: Iterable[UnplacedVM], desired: DesiredState, view: ProjectView, remembered: Placements
 ) -> Iterator[Whereabouts]:
     """Every VM that a selection may name: wanted, seen, or remembered on a host that does not answer."""
     yield from ((vm.name, "", vm.fleet.name) for vm in pending)
     yield from ((vm.name, vm.host, vm.fleet) for vm in desired.vms)
-    yield from ((row.name, row.host, row.fleet) for rows in sight.own.values() for row in rows)
+    yield from ((row.name, row.host, row.fleet) for rows in view.own.values() for row in rows)
     for name, host in remembered.vms.items():
-        if host in sight.dark:
+        if host in view.unreachable:
             yield name, host, remembered.fleets.get(name, name.rpartition("-")[0])
 
 

@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.core.parsing.documents import Diagnostic, problems_of
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.planning.guards import allowed
+from mikrom_reconcile.core.planning.guards import resolve_share
 from mikrom_reconcile.core.planning.rollout import DISRUPTION
 from mikrom_reconcile.core.specs.expand import NOTHING, Resolver, UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
@@ -90,8 +90,10 @@ def _serial(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]
     for fleet in specs.fleets:
         serial = fleet.rollout.serial if fleet.rollout else ()
         size = sizes[fleet.name]
-        share = allowed(DISRUPTION, size)
-        over = [each for each in (serial if isinstance(serial, tuple) else (serial,)) if allowed(each, size) > share]
+        share = resolve_share(DISRUPTION, size)
+        over = [
+            each for each in (serial if isinstance(serial, tuple) else (serial,)) if resolve_share(each, size) > share
+        ]
         if over and share < size:
             told = " and ".join(map(str, over))
             message = (

@@ -8,7 +8,7 @@ from mikrom_reconcile.control.reconcile import due, promised
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, Result
-from mikrom_reconcile.core.planning.planner import Decision, actions_of
+from mikrom_reconcile.core.planning.planner import PlanResult, actions_of
 from tests.samples import NOW, change, observed, plan
 
 
@@ -45,7 +45,7 @@ def test_a_create_is_remembered_if_this_run_has_tried_it(result: Result | None, 
     now = planned(change("web-000", "create", host="hv01"))
     (action,) = now.actions
     memory = Placements(vms={"web-000": "hv01", "db-000": "hv02"})
-    decision = Decision(plan=now, placements=memory, highest_token=0)
+    decision = PlanResult(plan=now, placements=memory, highest_token=0)
     outcomes = [
         ActionOutcome(
             action_id="a", vm="web-000", host="hv01", verb="create", result=found, started_at=NOW, finished_at=NOW

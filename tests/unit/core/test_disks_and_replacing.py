@@ -13,7 +13,7 @@ from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import VMChange
 from mikrom_reconcile.core.planning.diff import judge
-from mikrom_reconcile.core.planning.diff_input import Case
+from mikrom_reconcile.core.planning.diff_input import DiffInput
 from mikrom_reconcile.core.planning.guards import protect
 from tests.fakes import desired_vm
 
@@ -46,7 +46,7 @@ def seen(spec: VMSpec, **fields: object) -> ObservedVM:
 
 
 def verdict(desired: DesiredVM, observed: ObservedVM) -> VMChange:
-    change = judge(Case(desired=desired, observed=observed))
+    change = judge(DiffInput(desired=desired, observed=observed))
     assert isinstance(change, VMChange)
     return change
 

@@ -21,8 +21,8 @@ from mikrom_reconcile.core.model.observed import (
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.explain import Explanation, explain
-from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import decide, question
+from mikrom_reconcile.core.planning.guards import RunOverrides
+from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from tests.samples import NOW, observed
 
@@ -61,8 +61,8 @@ def story(name: str, specs: Specs, rows: tuple[ObservedVM, ...], error: str = ""
     report = HostReport(host="localhost", observed_at=NOW, capacity=Capacity(vcpu_count=1, mem_size_mib=1024), vms=rows)
     view = HostView(host="localhost", error=error) if error else HostView(host="localhost", report=report)
     placements = Placements(vms={row.name: row.host for row in rows}, covers=("localhost",))
-    put = question(specs, placements, here="localhost")
-    plan = decide(put, ObservedState(taken_at=NOW, hosts=(view,)), Limits()).plan
+    put = prepare(specs, placements, here="localhost")
+    plan = make_plan(put, ObservedState(taken_at=NOW, hosts=(view,)), RunOverrides()).plan
     return explain(name, specs, plan, [view], here="localhost")
 
 
@@ -168,9 +168,9 @@ def test_what_changes_between_the_plan_and_the_look_is_worth_a_second_look() -> 
     report = HostReport(
         host="localhost", observed_at=NOW, capacity=Capacity(vcpu_count=1, mem_size_mib=1024), vms=as_wanted(specs)
     )
-    put = question(specs, Placements(), here="localhost")
+    put = prepare(specs, Placements(), here="localhost")
     state = ObservedState(taken_at=NOW, hosts=(HostView(host="localhost", report=report),))
-    plan = decide(put, state, Limits()).plan
+    plan = make_plan(put, state, RunOverrides()).plan
     gone = explain("web-000", specs, plan, [], here="localhost")
     late = msgspec.structs.replace(report, vms=(observed("web-009", project="demo"),))
     come = explain("web-009", specs, plan, [HostView(host="localhost", report=late)], here="localhost")

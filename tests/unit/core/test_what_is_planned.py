@@ -20,8 +20,8 @@ from mikrom_reconcile.core.model.observed import (
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
-from mikrom_reconcile.core.planning.guards import Limits
-from mikrom_reconcile.core.planning.planner import LEFT_OUT, Decision, decide, question, requery_all
+from mikrom_reconcile.core.planning.guards import RunOverrides
+from mikrom_reconcile.core.planning.planner import LEFT_OUT, PlanResult, make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from tests.samples import NOW
@@ -64,7 +64,7 @@ def rows(specs: Specs, **where: str) -> tuple[ObservedVM, ...]:
 
 def decided(
     specs: Specs, seen: tuple[ObservedVM, ...], selection: Selection = EVERYTHING, *, dark: str = "", **asked: Any
-) -> Decision:
+) -> PlanResult:
     placements = Placements(vms={row.name: row.host for row in seen}, covers=HOSTS)
     error = asked.pop("error", "gave no answer")
     note = asked.pop("note", "")
@@ -74,8 +74,8 @@ def decided(
         else HostView(host=host, report=report(host, tuple(row for row in seen if row.host == host), note))
         for host in HOSTS
     )
-    put = question(specs, placements, here="localhost", **asked)
-    return decide(put, ObservedState(taken_at=NOW, hosts=views), Limits(all_removals=put.destroy), selection)
+    put = prepare(specs, placements, here="localhost", **asked)
+    return make_plan(put, ObservedState(taken_at=NOW, hosts=views), RunOverrides(all_removals=put.destroy), selection)
 
 
 def report(host: str, vms: tuple[ObservedVM, ...], note: str = "") -> HostReport:
@@ -83,7 +83,7 @@ def report(host: str, vms: tuple[ObservedVM, ...], note: str = "") -> HostReport
     return HostReport(host=host, observed_at=NOW, capacity=capacity, note=note, vms=vms)
 
 
-def kinds(decision: Decision) -> dict[str, str]:
+def kinds(decision: PlanResult) -> dict[str, str]:
     return {change.name: f"{change.kind} on {change.host}" for change in decision.plan.changes}
 
 
@@ -238,8 +238,8 @@ def test_another_dark_host_hides_what_it_may_have() -> None:
         HostView(host="hv01", error="off"), HostView(host="hv02", report=report("hv02", seen[1:])),
         HostView(host="hv03", error="off"),
     )  # fmt: skip
-    put = question(specs, placements, here="localhost", dead=("hv01",))
-    (change,) = decide(put, ObservedState(taken_at=NOW, hosts=views), Limits()).plan.changes
+    put = prepare(specs, placements, here="localhost", dead=("hv01",))
+    (change,) = make_plan(put, ObservedState(taken_at=NOW, hosts=views), RunOverrides()).plan.changes
     assert change.rule == "possible-duplicate"
     assert "hv03" in change.reasons[0]
     assert "hv01" not in change.reasons[0]
@@ -293,7 +293,7 @@ def test_a_note_of_a_host_is_told_where_something_is_done_and_only_there() -> No
 
 
 def test_a_host_outside_the_inventory_is_asked_for_our_vms_and_not_who_else_has_a_name() -> None:
-    asked = question(specs_of(fleet("web", 1)), Placements(), here="localhost", living=("hv99",))
+    asked = prepare(specs_of(fleet("web", 1)), Placements(), here="localhost", living=("hv99",))
     assert [host for host, query in asked.queries.items() if not query.others] == ["hv99"]
     assert requery_all(asked).queries["hv99"] == asked.queries["hv99"]
 
@@ -302,10 +302,10 @@ def test_actions_tell_hosts_what_the_inventory_allows_and_nothing_else() -> None
     sized = INVENTORY.replace("hv01: {}", "hv01: {overcommit: {mem_size_mib: 2.0}}")
     files = (SourceFile(path="specs/all.yml", text=sized + PROJECT + fleet("web", 2)),)
     specs = read_specs(SourceTree(revision="r", files=files), wiring.schemas())
-    asked = question(specs, Placements(), here="localhost")
+    asked = prepare(specs, Placements(), here="localhost")
     reports = (
         HostReport(host=host, observed_at=NOW, capacity=Capacity(vcpu_count=1, mem_size_mib=100)) for host in HOSTS
     )
     views = tuple(HostView(host=report.host, report=report) for report in reports)
-    plan = decide(asked, ObservedState(taken_at=NOW, hosts=views), Limits()).plan
+    plan = make_plan(asked, ObservedState(taken_at=NOW, hosts=views), RunOverrides()).plan
     assert {action.host: action.mem_limit_mib for action in plan.actions} == {"hv01": 200, "hv02": None}

@@ -1,4 +1,4 @@
-"""Shelves choose what somebody would choose who looks at every host anew each time."""
+"""Heaps choose what somebody would choose who looks at every host anew each time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.placement.capacity import Room
-from mikrom_reconcile.core.placement.host_heaps import Bookcase, Census, Loads, Path, Paths, Shelf
+from mikrom_reconcile.core.placement.host_heaps import HostHeap, HostLoads, Path, Paths, SpreadCounts, SpreadHeap
 
 NEEDS = (Capacity(vcpu_count=1, mem_size_mib=8), Capacity(vcpu_count=2, mem_size_mib=32))
 
@@ -57,11 +57,11 @@ def test_every_choice_is_the_one_that_a_look_at_all_hosts_gives(seed: int) -> No
     weights = {host: chance.choice([0, 0, 10, -5]) for host in hosts}
     room_mib = {host: chance.choice([16, 64, 200, 1000]) for host in hosts}
     slow = Slow(paths, skews, weights, dict(room_mib))
-    loads = Loads({}, {host: Room(mem_limit_mib=left) for host, left in room_mib.items()})
+    loads = HostLoads({}, {host: Room(mem_limit_mib=left) for host, left in room_mib.items()})
     places = Paths(paths)
-    census = Census(places, skews, ())
-    parts = {need: places.shelved(weights, need, loads, 0) for need in NEEDS}
-    shelves = {need: part if isinstance(part, Shelf) else Bookcase(part, census) for need, part in parts.items()}
+    census = SpreadCounts(places, skews, ())
+    parts = {need: places.heaps(weights, need, loads, 0) for need in NEEDS}
+    shelves = {need: part if isinstance(part, HostHeap) else SpreadHeap(part, census) for need, part in parts.items()}
     for _ in range(60):
         need = chance.choice(NEEDS)
         host = shelves[need].best()

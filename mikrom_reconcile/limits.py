@@ -172,7 +172,6 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):
     kept_per_host: Annotated[int, "different things that a host did by itself"] = 100
     record_bytes: Annotated[int, "of one run: some 100,000 actions"] = 64 << 20
     store_wait_s: Annotated[float, "a transaction takes milliseconds: who keeps the store longer is stuck"] = 10.0
-    store_retry_s: Annotated[float, "until an embedded store that is in use is tried again"] = 0.005
     gc_objects: Annotated[int, "between collections: specs stay, and looking at them costs a fifth"] = 2_000_000
 
 
@@ -210,8 +209,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     git_status_s: Annotated[float, "it takes milliseconds; a slower repository goes without a commit's name"] = 2.0
     git_fetch_s: Annotated[float, "for everything together: specs are small, and a run waits for them"] = 30.0
     misnamed_bytes: Annotated[int, "larger files are no specs under another name"] = 1 << 20
-    cached_trees: Annotated[int, "those of a few checkouts"] = 8
-    cached_bytes: Annotated[int, "of one cached tree; 100,000 documents take about 50 MiB"] = 256 << 20
+    kept_bytes: Annotated[int, "of the last good tree; more than the largest one takes"] = 256 << 20
 
 
 class Specs(msgspec.Struct, frozen=True, kw_only=True):

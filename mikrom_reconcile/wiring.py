@@ -91,7 +91,6 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
 
 def make_source(settings: Settings) -> LastGood:
     """MIKROM_SPECS as scheduled runs use it, with the last good revision below the state folder."""
-    from mikrom_reconcile.control.sources.cache import FolderCache
     from mikrom_reconcile.control.sources.last_good import LastGood
     from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 
@@ -99,7 +98,7 @@ def make_source(settings: Settings) -> LastGood:
         settings.specs or "",
         read=lambda known: read_tree(settings, (), known),
         check=lambda tree: render_all(validate_specs(tree, schemas(), here=settings.host), here=settings.host),
-        kept=FolderCache(settings.state_dir / "source"),
+        folder=settings.state_dir / "source",
     )
 
 

@@ -45,7 +45,6 @@ def test_no_module_but_limits_has_a_time_or_a_size_of_its_own() -> None:
         for name in constants(ast.parse(path.read_text(encoding="utf-8")))
     }
     assert found == {
-        "control/sources/cache.py: _SUM_BYTES",  # the size of a digest
         "dispatch/control_worker/metrics.py: _RUN_BUCKETS_S",  # of a histogram
         "dispatch/control_worker/metrics.py: _ACTION_BUCKETS_S",
     }

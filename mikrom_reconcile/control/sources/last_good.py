@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from mikrom_reconcile.control.sources.cache import FolderCache
 from mikrom_reconcile.control.sources.git import made_by
 from mikrom_reconcile.core.model.digests import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.limits import SOURCES
+from mikrom_reconcile.system import locks
+from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
 
 
 class Good(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,13 +55,12 @@ class LastGood:
         *,
         read: Callable[[SourceTree | None], SourceTree],
         check: Callable[[SourceTree], object],
-        kept: FolderCache,
+        folder: Path,
     ) -> None:
-        """`read` is given what is known, `check` raises SpecError; `kept` holds the last good one under `name`."""
+        """`read` is given what is known, `check` raises SpecError; the last good one is kept in `folder`."""
         self._read = read
         self._check = check
-        self._kept = kept
-        self._key = digest_of(name).partition(":")[2]
+        self._path = folder / digest_of(name).partition(":")[2]
         self._lock = threading.Lock()
         self._good: Good | None = None
 
@@ -91,15 +94,21 @@ class LastGood:
 
     def _keep(self, good: Good) -> None:
         self._good = good
-        self._kept.put(self._key, msgspec.msgpack.encode(good))
+        with suppress(OSError):  # it is known in this process all the same
+            lock = self._path.with_suffix(".lock")
+            fd = locks.open_taken(lock)
+            if fd is not None:  # else another worker of this machine writes what it found
+                try:
+                    write_whole(self._path, msgspec.msgpack.encode(good))
+                finally:
+                    locks.give_back(fd, unlink=lock)
 
     def _on_disk(self) -> Good | None:
-        content = self._kept.get(self._key)
-        if content is None:
-            return None
+        """Nothing of what is not there, too large, or written by another release."""
         try:
-            return msgspec.msgpack.decode(content, type=ready(Good))
-        except msgspec.MsgspecError:
+            content = read_small(self._path, max_bytes=SOURCES.kept_bytes)
+            return None if content is None else msgspec.msgpack.decode(content, type=ready(Good))
+        except (OSError, OddFileError, msgspec.MsgspecError):
             return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.digests import digest_of
+from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import BEAT, SUPERVISION, RunRecord
 from mikrom_reconcile.limits import RUNS
@@ -57,6 +58,14 @@ def repeated(before: bytes | None, run: RunRecord) -> RunRecord:
     if known is None or known.run_id == run.run_id:
         return run
     return msgspec.structs.replace(run, since=known.since or known.started_at, times=known.times + 1)
+
+
+def placements_in(content: Any) -> Placements:
+    """What was remembered of a project; nothing where another release wrote it in another shape."""
+    try:
+        return msgspec.json.decode(content, type=ready(Placements)) if content else Placements()
+    except msgspec.MsgspecError:
+        return Placements()
 
 
 def packed(run: RunRecord) -> bytes:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from kombu.exceptions import OperationalError
@@ -22,6 +22,7 @@ from mikrom_reconcile.control.stores.kept_runs import (
     ROOM,
     name_of,
     packed,
+    placements_in,
     repeated,
     room_of,
     size_of,
@@ -30,13 +31,10 @@ from mikrom_reconcile.control.stores.kept_runs import (
 )
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import RunRecord
 
 if TYPE_CHECKING:
     from redis import Redis
-
-T = TypeVar("T")
 
 # One step, so that no token is ever given twice. Answers the token, or who holds the lease.
 _TAKE = """
@@ -121,7 +119,7 @@ class RedisStore:
                 return known[1]
             found: Any = self._redis.hmget(key, "digest", "content")
         digest, content = found
-        placements = (_decoded(content, Placements) if content else None) or Placements()
+        placements = placements_in(content)
         if digest is not None:
             self._known[project] = (digest, placements)
         return placements
@@ -178,14 +176,6 @@ class RedisStore:
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def _decoded(encoded: bytes, kind: type[T]) -> T | None:
-    """The value, or None when another release wrote it in another shape."""
-    try:
-        return msgspec.json.decode(encoded, type=ready(kind))
-    except msgspec.MsgspecError:
-        return None
 
 
 @contextmanager

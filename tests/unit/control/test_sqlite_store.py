@@ -88,9 +88,9 @@ def test_a_broken_file_is_moved_aside_and_begun_anew(
 
 @pytest.mark.parametrize(
     "statement",
-    ["CREATE TABLE theirs (x)", "PRAGMA application_id = 77", "PRAGMA user_version = 99"],
+    ["PRAGMA user_version = 99", "PRAGMA user_version = 1"],
 )
-def test_the_database_of_another_program_is_moved_aside_whole(
+def test_the_database_of_another_release_is_moved_aside_whole(
     statement: str, store: SqliteStore, tmp_path: Path
 ) -> None:
     path = tmp_path / "store" / "runs.sqlite"
@@ -152,15 +152,6 @@ def test_a_store_on_a_full_disk_still_tells_what_it_holds(tmp_path: Path) -> Non
         fill(tmp_path / "store")
         store.save(record("lost"))
         assert [run.run_id for run in store.runs(2)] == ["kept"]
-
-
-def test_a_store_of_an_earlier_release_that_wrote_ahead_is_used_as_it_is(store: SqliteStore, tmp_path: Path) -> None:
-    store.save(record("old"))
-    with sqlite3.connect(tmp_path / "store" / "runs.sqlite") as db:
-        db.execute("PRAGMA journal_mode = WAL")
-    store.save(record("new"))
-    assert {run.run_id for run in store.runs(2)} == {"new", "old"}
-    assert not (tmp_path / "store" / "runs.sqlite-wal").exists()
 
 
 def test_a_lock_folder_that_cannot_be_written_is_a_setup_error(tmp_path: Path) -> None:

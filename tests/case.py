@@ -30,8 +30,9 @@ from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.planning.guards import RunOverrides
 from mikrom_reconcile.core.planning.planner import LEFT_OUT, PlanResult, prepare
 from mikrom_reconcile.core.planning.selection import Selection
-from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, expand
+from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
 from mikrom_reconcile.core.specs.load import Specs, read_specs
+from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.wiring import schemas
 from tests.properties.world import Truth, World, decided
 

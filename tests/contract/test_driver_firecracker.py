@@ -295,7 +295,7 @@ def test_an_image_that_was_cut_short_is_put_right(real: RealBench) -> None:
 
 
 def test_a_fault_of_the_configuration_names_its_step(real: RealBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mikrom_reconcile.core.specs.vm_checks.SPECS", replace(SPECS, boot_args_bytes=4000))
+    monkeypatch.setattr("mikrom_reconcile.core.specs.validate_vms.SPECS", replace(SPECS, boot_args_bytes=4000))
     with pytest.raises(PermanentError, match=r"cmdline capacity.*\(while configuring the boot source\)"):
         real.driver.start(record_of("a", "x" * 3000), deadline_s=DEADLINE_S)
     assert real.all_pids() == []

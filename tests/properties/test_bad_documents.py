@@ -21,7 +21,7 @@ from mikrom_reconcile.control.sources.files import FileSource
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes
-from mikrom_reconcile.core.parsing.yaml_text import _SLOWLY, _cuts, _quickly
+from mikrom_reconcile.core.parsing.yaml_text import _SLOWLY, Lines, _cuts, _quickly
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.problem_text import problems_text
@@ -111,8 +111,8 @@ def test_what_is_read_quickly_means_what_the_slow_reader_says(batch: int) -> Non
             if value is _SLOWLY:
                 continue
             quick += 1
-            slow = read_nodes(text, start, end)
-            assert slow.mistakes == ()
+            slow = read_nodes(Lines("web.yml", text), start, end)
+            assert slow.problems == []
             assert repr([root.value for root in slow.roots]) == repr([] if value is None else [value]), text[start:end]
     assert quick > DOCUMENTS // 10, "hardly anything is read quickly"
 
@@ -122,7 +122,7 @@ def test_another_validator_accepts_the_same_documents(batch: int) -> None:
     kinds = {kind: json.loads(text) for kind, text in schemas().items()}
     for text in texts(batch):
         for start, end in _cuts(text):
-            for root in read_nodes(text, start, end).roots:
+            for root in read_nodes(Lines("web.yml", text), start, end).roots:
                 schema = kinds.get(str(root.value.get("kind"))) if isinstance(root.value, dict) else None
                 if schema and not _ends_a_line(root.value):
                     other = jsonschema.Draft202012Validator(schema).is_valid(root.value)

@@ -57,6 +57,16 @@ class SpecDocument(msgspec.Struct, frozen=True, kw_only=True):
     body: dict[str, Any]
 
 
+class Diagnostic(msgspec.Struct, frozen=True):
+    """A mistake in a document: at the value at `pointer`, or at its key. Its place in the file is found later."""
+
+    document: SpecDocument
+    pointer: tuple[str | int, ...]
+    message: str
+    hint: str = ""
+    key: bool = False
+
+
 class SpecProblem(msgspec.Struct, frozen=True, kw_only=True):
     """One mistake in the specs, told to a person.
 

@@ -1,20 +1,21 @@
-"""A source tree to documents that obey their schema, or every mistake in it, each with its place and a way out."""
+"""A source tree to documents that obey their schema, and every mistake in the others."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecDocument, SpecProblem
-from mikrom_reconcile.core.parsing.schema_errors import Complaint, complaints, describe_value, error_validator, nearest
+from mikrom_reconcile.core.model.errors import SpecError
+from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecDocument, SpecProblem
+from mikrom_reconcile.core.parsing.schema_errors import describe_value, diagnostics, error_validator, nearest
 from mikrom_reconcile.core.parsing.spec_files import variables_of
 from mikrom_reconcile.core.parsing.yaml_text import Places, YamlDocument, read_file
-from mikrom_reconcile.core.parsing.yaml_words import Mistake, plain, shown
+from mikrom_reconcile.core.parsing.yaml_words import plain, shown
 from mikrom_reconcile.limits import SPECS
 
 Schemas = Mapping[str, str]
@@ -23,92 +24,89 @@ Schemas = Mapping[str, str]
 _PLANNED = ("Refactor",)
 
 
-class Diagnostic(msgspec.Struct, frozen=True, kw_only=True):
-    """A mistake in a document: at the value at `pointer`, or at its key. Its place in the file is found later."""
-
-    document: SpecDocument
-    pointer: tuple[str | int, ...]
-    message: str
-    hint: str = ""
-    key: bool = False
-
-
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
+class Reading(msgspec.Struct, kw_only=True):
     """What could be read of a source tree.
 
-    `documents` obey their schema, in file order; `broken` do not, and `flaws` say why. Of the broken ones, those that
-    are `misspelt` only have keys too many. `problems` are what YAML itself refused. `whole` says that no document is
-    missing: every one is good or broken.
+    `documents` obey their schema, in file order; `broken` do not, and `diagnostics` say why. Of the broken ones, those
+    that are `misspelt` only have unknown keys. `problems` are what YAML itself refused. `whole` says that no document
+    is missing: every one is good or broken.
     """
 
-    documents: list[SpecDocument]
-    broken: list[SpecDocument]
-    misspelt: list[SpecDocument]
-    flaws: list[Diagnostic]
-    problems: list[SpecProblem]
-    whole: bool
+    documents: list[SpecDocument] = []
+    broken: list[SpecDocument] = []
+    misspelt: list[SpecDocument] = []
+    diagnostics: list[Diagnostic] = []
+    problems: list[SpecProblem] = []
+    whole: bool = True
 
-    def mistakes(self) -> int:
-        """How many were found so far."""
-        return len(self.problems) + len(self.flaws)
-
-
-def problems_of(flaws: Iterable[Diagnostic], tree: SourceTree) -> list[SpecProblem]:
-    """The flaws with their places; only the documents that have flaws are looked through for them."""
-    places: dict[str, Places] = {}
-    problems = []
-    for flaw in flaws:
-        path = flaw.document.path
-        if path not in places:
-            places[path] = places_of(flaw.document, tree)
-        at = places[path].offset(flaw.document.line, flaw.pointer, key=flaw.key)
-        pointer = "".join(f"/{step}" for step in flaw.pointer)
-        problems.append(places[path].lines.problem(Mistake(at=at, message=flaw.message, hint=flaw.hint), pointer))
-    return problems
+    def is_full(self) -> bool:
+        """Whether there are more mistakes than anybody reads."""
+        return len(self.problems) + len(self.diagnostics) > SPECS.max_problems
 
 
-def places_of(document: SpecDocument, tree: SourceTree) -> Places:
-    """Where everything in the document's file stands; slow, so make it only to tell somebody."""
-    return Places(document.path, next(file.text for file in tree.files if file.path == document.path))
+def problems_of(found: Iterable[Diagnostic], tree: SourceTree) -> list[SpecProblem]:
+    """The mistakes with their places; only the documents that have any are searched for them."""
+    places = Places(tree)
+    return [places.problem(each) for each in found]
+
+
+def raise_for(found: Collection[Diagnostic], tree: SourceTree) -> None:
+    """Raise SpecError if any mistakes were found."""
+    if found:
+        raise SpecError(dedupe_by_position(problems_of(found, tree)))
+
+
+def dedupe_by_position(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ...]:
+    """Sorted by place; of several at one place, the one that points deepest into the document stays. No more than
+    anybody reads.
+    """
+    kept: dict[tuple[str, int, int], SpecProblem] = {}
+    for problem in sorted(problems, key=lambda problem: -problem.pointer.count("/")):
+        kept.setdefault((problem.path, problem.line, problem.column), problem)
+    told = [kept[key] for key in sorted(kept)]
+    if len(told) > SPECS.max_problems:
+        more = f"only the first {SPECS.max_problems} problems are told; this and others follow"
+        told[SPECS.max_problems :] = [msgspec.structs.replace(told[SPECS.max_problems], message=more, hint="")]
+    return tuple(told)
 
 
 def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
     """Everything in the tree, until more mistakes are found than anybody reads."""
     validators = _Validators(schemas)
-    reading = Reading(documents=[], broken=[], misspelt=[], flaws=[], problems=[], whole=True)
+    reading = Reading()
     for file in tree.files:
-        reading = _with_file(reading, file, validators)
-        if reading.mistakes() > SPECS.max_problems:
-            return msgspec.structs.replace(reading, whole=False)
+        found = read_file(file.path, file.text)
+        reading.problems += found.problems
+        reading.whole = reading.whole and found.whole
+        for document in found.documents:
+            if reading.is_full():
+                break
+            _add(reading, file.path, document, validators)
+        if reading.is_full():
+            reading.whole = False
+            break
     return reading
 
 
-def _with_file(reading: Reading, file: SourceFile, validators: _Validators) -> Reading:
-    found = read_file(file.path, file.text)
-    reading.problems.extend(found.problems)
-    for yaml_document in found.documents:
-        document = _spec_document(file.path, yaml_document)
-        value = document.body if isinstance(yaml_document.value, dict) else yaml_document.value
-        flaws = list(islice(_flaws(document, value, validators), SPECS.max_problems))
-        (reading.broken if flaws else reading.documents).append(document)
-        if flaws and all(flaw.key for flaw in flaws) and isinstance(document.body.get("spec"), dict):
-            reading.misspelt.append(document)
-        reading.flaws.extend(flaws)
-        if reading.mistakes() > SPECS.max_problems:
-            break
-    return msgspec.structs.replace(reading, whole=reading.whole and found.whole)
+def _add(reading: Reading, path: str, found: YamlDocument, validators: _Validators) -> None:
+    document = _spec_document(path, found)
+    mistakes = list(islice(_mistakes(document, found.value, validators), SPECS.max_problems))
+    (reading.broken if mistakes else reading.documents).append(document)
+    if mistakes and all(each.key for each in mistakes) and isinstance(document.body.get("spec"), dict):
+        reading.misspelt.append(document)
+    reading.diagnostics += mistakes
 
 
-def _spec_document(path: str, document: YamlDocument) -> SpecDocument:
-    body = document.value if isinstance(document.value, dict) else {}
+def _spec_document(path: str, found: YamlDocument) -> SpecDocument:
+    body = found.value if isinstance(found.value, dict) else {}
     kind, name, _ = _variables_of(path)
     if kind:
-        return SpecDocument(path=path, line=document.line, kind=kind, name=name, body=body)
-    if document.spelled:
+        return SpecDocument(path=path, line=found.line, kind=kind, name=name, body=body)
+    if found.spelled:
         body = plain(body, kept=_is_variables)
     metadata = body.get("metadata")
     name = str(metadata.get("name")) if isinstance(metadata, dict) else ""
-    return SpecDocument(path=path, line=document.line, kind=str(body.get("kind")), name=name, body=body)
+    return SpecDocument(path=path, line=found.line, kind=str(body.get("kind")), name=name, body=body)
 
 
 def _is_variables(path: tuple[str, ...]) -> bool:
@@ -121,35 +119,22 @@ def _is_variables(path: tuple[str, ...]) -> bool:
 _variables_of = lru_cache(maxsize=1)(variables_of)  # one file after another
 
 
-def _flaws(document: SpecDocument, value: Any, validators: _Validators) -> Iterator[Diagnostic]:
-    if isinstance(value, dict) and _variables_of(document.path)[0]:
-        return
-    for complaint in _complaints(document.kind, value, validators):
-        yield Diagnostic(
-            document=document,
-            pointer=complaint.pointer,
-            message=complaint.message,
-            hint=complaint.hint,
-            key=complaint.key,
-        )
-
-
-def _complaints(kind: str, value: Any, validators: _Validators) -> Iterator[Complaint]:
+def _mistakes(document: SpecDocument, value: Any, validators: _Validators) -> Iterator[Diagnostic]:
+    kind = document.kind
     if not isinstance(value, dict):
-        hint = "begin with apiVersion, kind and metadata"
-        yield Complaint(pointer=(), message="a document must be a mapping", hint=hint)
+        yield Diagnostic(document, (), "a document must be a mapping", "begin with apiVersion, kind and metadata")
+    elif _variables_of(document.path)[0]:
+        return
     elif "kind" not in value:
-        yield Complaint(pointer=(), message="kind is missing", hint=f"known are {', '.join(validators.kinds)}")
+        yield Diagnostic(document, (), "kind is missing", f"known are {', '.join(validators.kinds)}")
     elif kind in _PLANNED:
-        yield Complaint(pointer=("kind",), message=f"kind {kind} is not implemented yet")
+        yield Diagnostic(document, ("kind",), f"kind {kind} is not implemented yet")
     elif kind not in validators.kinds:
-        written = value["kind"]
-        message = (
-            f"unknown kind {shown(kind)}" if isinstance(written, str) else f"kind cannot be {describe_value(written)}"
-        )
-        yield Complaint(pointer=("kind",), message=message, hint=nearest(kind, validators.kinds))
-    elif not validators.accept(kind, value):
-        yield from validators.complaints(kind, value)
+        named = isinstance(value["kind"], str)
+        message = f"unknown kind {shown(kind)}" if named else f"kind cannot be {describe_value(value['kind'])}"
+        yield Diagnostic(document, ("kind",), message, nearest(kind, validators.kinds))
+    else:
+        yield from validators.mistakes(document)
 
 
 class _Validators:
@@ -158,20 +143,18 @@ class _Validators:
     def __init__(self, schemas: Schemas) -> None:
         self._schemas = schemas
         self._compiled: dict[str, Any] = {}
-        self._telling: dict[str, Any] = {}
+        self._explaining: dict[str, Any] = {}
         self.kinds = tuple(sorted(schemas))
 
-    def accept(self, kind: str, value: Any) -> bool:
-        """Whether `value` obeys the schema of `kind`."""
+    def mistakes(self, document: SpecDocument) -> Iterator[Diagnostic]:
+        """What is wrong with a document of a known kind."""
+        kind = document.kind
         if kind not in self._compiled:
             import jsonschema_rs  # noqa: PLC0415 - 27 ms that `get vms` need not pay
 
             self._compiled[kind] = jsonschema_rs.Draft202012Validator(json.loads(self._schemas[kind]))
-        accepted: bool = self._compiled[kind].is_valid(value)
-        return accepted
-
-    def complaints(self, kind: str, value: Any) -> Iterator[Complaint]:
-        """What is wrong with a `value` that was not accepted."""
-        if kind not in self._telling:
-            self._telling[kind] = error_validator(json.loads(self._schemas[kind]))
-        return complaints(self._telling[kind], value)
+        if self._compiled[kind].is_valid(document.body):
+            return
+        if kind not in self._explaining:
+            self._explaining[kind] = error_validator(json.loads(self._schemas[kind]))
+        yield from diagnostics(self._explaining[kind], document)

@@ -8,23 +8,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import msgspec
-
 from mikrom_reconcile.core.model.digests import canonical_json
+from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
 from mikrom_reconcile.core.parsing.yaml_words import code_points, shown
 from mikrom_reconcile.limits import SPECS
-
-
-class Complaint(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong with the value at `pointer`, or with its key."""
-
-    pointer: tuple[str | int, ...]
-    message: str
-    hint: str = ""
-    key: bool = False
 
 
 def error_validator(schema: Any) -> Any:
@@ -35,11 +25,11 @@ def error_validator(schema: Any) -> Any:
     return validators.extend(Draft202012Validator, own)(schema)  # type: ignore[no-untyped-call]
 
 
-def complaints(validator: Any, document: Any) -> Iterator[Complaint]:
-    """What is wrong with a document that was refused, never nothing."""
-    told = _in_words(validator.iter_errors(document))
-    yield next(told, Complaint(pointer=(), message="the document does not obey its schema"))
-    yield from told
+def diagnostics(validator: Any, document: SpecDocument) -> Iterator[Diagnostic]:
+    """What is wrong with a document that was refused, never nothing. One complaint for each value."""
+    found = _explained(validator.iter_errors(document.body), document)
+    yield next(found, Diagnostic(document, (), "the document does not obey its schema"))
+    yield from found
 
 
 def _strict_pattern(checker: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
@@ -60,24 +50,24 @@ def _quickly_unique(checker: Any, unique: bool, value: Any, schema: Any) -> Iter
         yield ValidationError("has non-unique elements")
 
 
-def _in_words(errors: Iterable[Any]) -> Iterator[Complaint]:
-    places: set[tuple[str | int, ...]] = set()  # complained of already: one complaint for a value is enough
+def _explained(errors: Iterable[Any], document: SpecDocument) -> Iterator[Diagnostic]:
+    places: set[tuple[str | int, ...]] = set()
     for error in errors:
         pointer, rule, rules, found = tuple(error.absolute_path), error.validator, error.schema, error.instance
         where = ".".join(str(step) for step in pointer) or "the document"
         if rule == "additionalProperties":
             known = tuple(rules.get("properties", ()))
             for key in [key for key in found if key not in known]:
-                message, hint = f"unknown key {shown(key)} in {where}", nearest(key, known)
-                yield Complaint(pointer=(*pointer, key), message=message, hint=hint, key=True)
+                message = f"unknown key {shown(key)} in {where}"
+                yield Diagnostic(document, (*pointer, key), message, nearest(key, known), key=True)
         elif "propertyNames" in error.absolute_schema_path:
-            message, hint = f"{where} cannot have the key {shown(found)}", _pattern_hint(rules)
-            yield Complaint(pointer=(*pointer, found), message=message, hint=hint, key=True)
+            message = f"{where} cannot have the key {shown(found)}"
+            yield Diagnostic(document, (*pointer, found), message, _pattern_hint(rules), key=True)
         elif pointer not in places:
             places.add(pointer)
-            message, hint = _MESSAGES.get(rule, _other)(where, found, rules)
+            message, hint = _missing(where, found, rules) if rule == "required" else _message(rule, where, found, rules)
             if message:
-                yield Complaint(pointer=pointer, message=message, hint=hint)
+                yield Diagnostic(document, pointer, message, hint)
 
 
 def _missing(where: str, found: Any, rules: Any) -> tuple[str, str]:
@@ -91,23 +81,37 @@ def _missing(where: str, found: Any, rules: Any) -> tuple[str, str]:
     return message, f"write {keys[0]}: {entry['const']}" if "const" in entry else entry.get("description", "")
 
 
-def _wrong_type(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
-    wanted = " or ".join(_TYPES[word] for word in types if word != "null")
-    return f"{where} must be {wanted}, not {describe_value(found)}", rules.get("description", "")
-
-
-def _wrong_word(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    words = tuple(str(word) for word in rules["enum"] if word is not None)
-    return f"{where} cannot be {describe_value(found)}", nearest(str(found), words)
-
-
-def _wrong_constant(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    return f"{where} cannot be {describe_value(found)}", f"write {rules['const']}"
-
-
-def _wrong_pattern(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    return f"{where} cannot be {describe_value(found)}", _pattern_hint(rules)
+def _message(rule: str, where: str, found: Any, rules: Any) -> tuple[str, str]:
+    """What is wrong with a value that breaks a rule, and what to write instead."""
+    message, hint = f"{where} cannot be {describe_value(found)}", rules.get("description", "")
+    match rule:
+        case "type":
+            types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
+            wanted = " or ".join(_TYPES[word] for word in types if word != "null")
+            message = f"{where} must be {wanted}, not {describe_value(found)}"
+        case "enum":
+            hint = nearest(str(found), tuple(str(word) for word in rules["enum"] if word is not None))
+        case "const":
+            hint = f"write {rules['const']}"
+        case "pattern":
+            hint = _pattern_hint(rules)
+        case "minimum" | "maximum":
+            low, high = rules.get("minimum"), rules.get("maximum")
+            limits = f"from {low} up" if high is None else f"from {low} to {high}"
+            message, hint = f"{where} is {found}; it must be {limits}", ""
+        case "maxLength":
+            message = f"{where} has {len(found)} characters; at most {rules['maxLength']} are allowed"
+            hint = ""
+        case "uniqueItems":
+            compared = found[: SPECS.compared_words]
+            twice = next((item for number, item in enumerate(compared) if item in compared[:number]), None)
+            message = f"{where} has {'something' if twice is None else describe_value(twice)} twice"
+            hint = "" if twice is None else "remove one of the two"
+        case "minProperties" | "minItems":
+            message, hint = f"{where} is empty", ""
+        case _:
+            pass
+    return message, hint
 
 
 def _pattern_hint(rules: Any) -> str:
@@ -115,48 +119,6 @@ def _pattern_hint(rules: Any) -> str:
     return _PATTERNS.get(pattern, f"it must match {pattern}")
 
 
-def _out_of_range(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    low, high = rules.get("minimum"), rules.get("maximum")
-    limits = f"from {low} up" if high is None else f"from {low} to {high}"
-    return f"{where} is {found}; it must be {limits}", ""
-
-
-def _too_long(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    return f"{where} has {len(found)} characters; at most {rules['maxLength']} are allowed", ""
-
-
-def _not_unique(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    del rules
-    seen: list[Any] = []
-    for item in found[: SPECS.compared_words]:
-        if item in seen:
-            return f"{where} has {describe_value(item)} twice", "remove one of the two"
-        seen.append(item)
-    return f"{where} has something twice", ""
-
-
-def _empty(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    del found, rules
-    return f"{where} is empty", ""
-
-
-def _other(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    return f"{where} cannot be {describe_value(found)}", rules.get("description", "")
-
-
-_MESSAGES: dict[str, Callable[[str, Any, Any], tuple[str, str]]] = {
-    "required": _missing,
-    "type": _wrong_type,
-    "enum": _wrong_word,
-    "const": _wrong_constant,
-    "pattern": _wrong_pattern,
-    "minimum": _out_of_range,
-    "maximum": _out_of_range,
-    "maxLength": _too_long,
-    "uniqueItems": _not_unique,
-    "minProperties": _empty,
-    "minItems": _empty,
-}
 _TYPES = {
     "object": "a mapping",
     "array": "a list",

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import yaml
 
-from mikrom_reconcile.core.parsing.yaml_words import (
-    Mistake,
-    Spelled,
-    ambiguous_as,
-    meaning_of,
-    quoted,
-    shown,
-)
+from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.parsing.yaml_words import Spelled, ambiguous_as, meaning_of, quoted, shown
 from mikrom_reconcile.limits import SPECS
+
+if TYPE_CHECKING:
+    from mikrom_reconcile.core.parsing.yaml_text import Lines
 
 # What is no text at all: https://yaml.org/spec/1.2.2/#51-character-set
 _NOT_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -45,54 +42,49 @@ class Node(msgspec.Struct, kw_only=True):
 
 
 class _Unreadable(Exception):  # noqa: N818 - it never leaves this module
-    def __init__(self, at: int, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.mistake = Mistake(at=at, message=message, hint=hint)
+    """The rest of the document cannot be read."""
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
+class Reading(msgspec.Struct, kw_only=True):
     """The documents of a text that are not empty, and every mistake. `whole`: it could be read to its end."""
 
-    roots: tuple[Node, ...]
-    mistakes: tuple[Mistake, ...]
-    whole: bool
-
-
-def read_nodes(text: str, start: int, end: int) -> Reading:
-    """What `text` says between two offsets. After a mistake of syntax the rest of it cannot be read."""
-    if found := _NOT_PRINTABLE.search(text, start, end):
-        message = f"the character U+{ord(found[0]):04X} is not allowed in YAML"
-        return Reading(roots=(), mistakes=(Mistake(at=found.start(), message=message),), whole=False)
-    reader = _Reader(text, start, end)
     roots: list[Node] = []
-    whole = True
+    problems: list[SpecProblem] = []
+    whole: bool = True
+
+
+def read_nodes(lines: Lines, start: int, end: int) -> Reading:
+    """What a file says between two offsets. After a mistake of syntax the rest of it cannot be read."""
+    reading = Reading()
     try:
-        for root in reader.roots():
+        for root in _Reader(lines, start, end, reading.problems).roots():
             if root.value is not None:
-                roots.append(root)  # noqa: PERF401 - those before a mistake of syntax count
-    except _Unreadable as error:
-        reader.mistakes.append(error.mistake)
-        whole = False
+                reading.roots.append(root)
+    except _Unreadable:
+        reading.whole = False
     except yaml.MarkedYAMLError as error:
-        reader.mistakes.append(_of_syntax(text, start, end, error))
-        whole = False
-    return Reading(roots=tuple(roots), mistakes=tuple(reader.mistakes), whole=whole)
+        reading.problems.append(_of_syntax(lines, start, end, error))
+        reading.whole = False
+    return reading
 
 
 class _Reader:
     """Turns events into nodes, collecting the mistakes that do not end the reading."""
 
-    def __init__(self, text: str, start: int, end: int) -> None:
-        self.mistakes: list[Mistake] = []
-        self._text = text
+    def __init__(self, lines: Lines, start: int, end: int, problems: list[SpecProblem]) -> None:
+        self._lines = lines
         self._start = start
-        self._loader = _LOADER(text[start:end])
+        self._end = end
+        self._problems = problems
+        self._loader = _LOADER(lines.text[start:end])
         self._anchors: dict[str, Node] = {}
         self._open: set[str] = set()
         self._count = 0
 
     def roots(self) -> Iterator[Node]:
-        """The root of each document."""
+        """The root of each document. Raises _Unreadable once that is told."""
+        if found := _NOT_PRINTABLE.search(self._lines.text, self._start, self._end):
+            self._give_up(found.start(), f"the character U+{ord(found[0]):04X} is not allowed in YAML")
         self._loader.get_event()
         while not self._loader.check_event(yaml.StreamEndEvent):
             self._loader.get_event()
@@ -105,7 +97,7 @@ class _Reader:
         at = self._start + event.start_mark.index
         self._count += 1
         if depth > SPECS.max_depth:
-            raise _Unreadable(at, f"nested deeper than {SPECS.max_depth} levels")
+            self._give_up(at, f"nested deeper than {SPECS.max_depth} levels")
         if isinstance(event, yaml.AliasEvent):
             node = self._aliased(str(event.anchor), at, depth)
         else:
@@ -116,7 +108,7 @@ class _Reader:
             self._open.discard(event.anchor or "")
             self._anchors[event.anchor or ""] = node
         if self._count > SPECS.max_values:
-            raise _Unreadable(at, f"more than {SPECS.max_values} values in one document, aliases counted")
+            self._give_up(at, f"more than {SPECS.max_values} values in one document, aliases counted")
         return node
 
     def _begun(self, event: Any, at: int, depth: int, *, key: bool) -> Node:
@@ -138,7 +130,7 @@ class _Reader:
             return Node(at=at, value=None)
         self._count += found.size - 1
         if depth + found.height > SPECS.max_depth:
-            raise _Unreadable(at, f"nested deeper than {SPECS.max_depth} levels, aliases counted")
+            self._give_up(at, f"nested deeper than {SPECS.max_depth} levels, aliases counted")
         return Node(at=at, value=found.value, parts=found.parts, size=found.size, height=found.height)
 
     def _sequence(self, at: int, depth: int) -> Node:
@@ -161,14 +153,14 @@ class _Reader:
             if merges:
                 if merge_at is not None:
                     hint = "merge several mappings as one list: <<: [*one, *other]"
-                    self._mistake(key.at, "duplicate key '<<'", hint, merge_at)
+                    self._twice(key.at, "<<", merge_at, hint)
                 merge_at = key.at
                 for parts in self._mappings_in(value):
                     merged = parts | merged  # the earlier of two merged mappings wins
             elif isinstance(key.value, str):
                 self._add(own, key, value)
             else:  # told at the mapping's own place: Jinja's {{ x }} is one mistake, not two
-                hint = "write ${name} for a variable" if self._text.startswith("{{", at) else ""
+                hint = "write ${name} for a variable" if self._lines.text.startswith("{{", at) else ""
                 self._mistake(at, "a key must be a word, not a list or a mapping", hint)
         parts = merged | own if merged else own
         values = {name: node.value for name, (_, node) in parts.items()}
@@ -187,7 +179,7 @@ class _Reader:
 
     def _add(self, own: dict[str, tuple[int, Node]], key: Node, value: Node) -> None:
         if key.value in own:
-            self._mistake(key.at, f"duplicate key {shown(key.value)}", "remove one of the two", own[key.value][0])
+            self._twice(key.at, key.value, own[key.value][0], "remove one of the two")
         else:
             own[key.value] = (key.at, value)
 
@@ -205,21 +197,30 @@ class _Reader:
             self._mistake(at, f"{shown(word)} is too large a number", f"write {quoted(word)} for the text")
             return word
 
-    def _mistake(self, at: int, message: str, hint: str = "", earlier: int | None = None) -> None:
-        self.mistakes.append(Mistake(at=at, message=message, hint=hint, earlier=earlier))
+    def _twice(self, at: int, key: str, earlier: int, hint: str) -> None:
+        line = self._lines.at(earlier)[0]
+        self._mistake(at, f"duplicate key {shown(key)}; it stands already on line {line}", hint)
+
+    def _mistake(self, at: int, message: str, hint: str = "") -> None:
+        if len(self._problems) < SPECS.max_problems:
+            self._problems.append(self._lines.problem(at, message, hint))
+
+    def _give_up(self, at: int, message: str) -> NoReturn:
+        self._mistake(at, message)
+        raise _Unreadable
 
 
-def _of_syntax(text: str, start: int, end: int, error: yaml.MarkedYAMLError) -> Mistake:
+def _of_syntax(lines: Lines, start: int, end: int, error: yaml.MarkedYAMLError) -> SpecProblem:
     """What the parser says, with a hint; what is never closed is told where it begins."""
     problem, context = str(error.problem or ""), str(error.context or "")
     mark = error.problem_mark or error.context_mark
     at = start + (mark.index if mark else 0)
-    never_closed = problem in _NEVER_CLOSED or (problem in _NOT_CLOSED_YET and not text[at:end].strip())
+    never_closed = problem in _NEVER_CLOSED or (problem in _NOT_CLOSED_YET and not lines.text[at:end].strip())
     if never_closed and error.context_mark:
         at, problem = start + error.context_mark.index, "this is never closed"
-    elif problem == _NO_TOKEN and text[at : at + 1] == "\t":
+    elif problem == _NO_TOKEN and lines.text[at : at + 1] == "\t":
         problem = "a tab cannot indent"
-    return Mistake(at=at, message=f"not YAML: {problem or context}", hint=_SYNTAX_HINTS.get(problem, ""))
+    return lines.problem(at, f"not YAML: {problem or context}", _SYNTAX_HINTS.get(problem, ""))
 
 
 _NO_TOKEN = "found character that cannot start any token"  # noqa: S105 - a parser's word

@@ -10,18 +10,16 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.core.parsing.yaml_words import SUSPECT, Mistake, is_plain_text
+from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecDocument, SpecProblem
+from mikrom_reconcile.core.parsing.yaml_words import SUSPECT, is_plain_text
 from mikrom_reconcile.limits import SPECS
 
 if TYPE_CHECKING:
     from mikrom_reconcile.core.parsing.yaml_nodes import Node, Reading
-
 
 _MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
@@ -41,7 +39,7 @@ class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
     spelled: bool = False
 
 
-class YamlFile(msgspec.Struct, frozen=True, kw_only=True):
+class YamlFile(msgspec.Struct, kw_only=True):
     """The documents of a file, empty ones left out, and what YAML itself makes wrong with them.
 
     `whole` says that every document could be read, mistakes or not.
@@ -56,86 +54,95 @@ def read_file(path: str, text: str) -> YamlFile:
     """The documents of one file, and every mistake of YAML in it."""
     lines = Lines(path, text)
     if text.count("\n---") >= SPECS.max_documents:
-        too_many = Mistake(at=0, message=f"more than {SPECS.max_documents} documents in one file", hint="split it")
-        return YamlFile(documents=[], problems=[lines.problem(too_many)], whole=False)
-    documents: list[YamlDocument] = []
-    problems: list[SpecProblem] = []
-    whole = True
+        too_many = lines.problem(0, f"more than {SPECS.max_documents} documents in one file", "split it")
+        return YamlFile(documents=[], problems=[too_many], whole=False)
+    found = YamlFile(documents=[], problems=[], whole=True)
     line = 1
     suspicious = _is_suspicious(text)
-    for start, end in _cuts(text):
+    for start, end in lines.cuts:
         chunk = text[start:end]
         value = _quickly(chunk, suspicious=suspicious)
         if value is _SLOWLY:
-            reading = _slowly(text, start, end)
-            documents += (
+            reading = _slowly(lines, start, end)
+            found.documents += (
                 YamlDocument(line=lines.at(root.at)[0], value=root.value, spelled=True) for root in reading.roots
             )
-            problems += map(lines.problem, islice(reading.mistakes, SPECS.max_problems))
-            whole = whole and reading.whole
-            if len(problems) >= SPECS.max_problems:
-                return YamlFile(documents=documents, problems=problems, whole=False)
+            found.problems += reading.problems
+            found.whole = found.whole and reading.whole
+            if len(found.problems) >= SPECS.max_problems:
+                found.whole = False
+                break
         elif value is not None:
             lead = _LEAD.match(chunk)
-            documents.append(YamlDocument(line=line + (lead[0].count("\n") if lead else 0), value=value))
+            found.documents.append(YamlDocument(line=line + (lead[0].count("\n") if lead else 0), value=value))
         line += chunk.count("\n")
-    return YamlFile(documents=documents, problems=problems, whole=whole)
+    return found
 
 
 class Lines:
-    """Lines and columns, from 1, of offsets into one file."""
+    """One file: lines and columns, from 1, of offsets into its text, and where its documents are cut."""
 
     def __init__(self, path: str, text: str) -> None:
+        self.text = text
         self._path = path
-        self._text = text
+
+    @cached_property
+    def cuts(self) -> list[tuple[int, int]]:
+        """Start and end of each document."""
+        return list(_cuts(self.text))
 
     @cached_property
     def _starts(self) -> list[int]:
-        return [0, *(match.end() for match in _LINE_BREAK.finditer(self._text))]
+        return [0, *(match.end() for match in _LINE_BREAK.finditer(self.text))]
 
     def at(self, offset: int) -> tuple[int, int]:
         """Line and column; what lies behind the last word is told there."""
-        offset = min(offset, len(self._text.rstrip()))
+        offset = min(offset, len(self.text.rstrip()))
         line = bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1
 
-    def start_of(self, line: int) -> int:
-        """Where a line begins."""
-        return self._starts[line - 1]
+    def cut_of(self, line: int) -> int:
+        """The number of the document that a line is in."""
+        return bisect_right(self.cuts, (self._starts[line - 1], len(self.text))) - 1
 
-    def problem(self, mistake: Mistake, pointer: str = "") -> SpecProblem:
+    def problem(self, offset: int, message: str, hint: str = "", pointer: str = "") -> SpecProblem:
         """A mistake with its place and the line that it is in, cut around it if that is long."""
-        line, column = self.at(mistake.at)
+        line, column = self.at(offset)
         start = self._starts[line - 1]
-        message = mistake.message
-        if mistake.earlier is not None:
-            message += f"; it stands already on line {self.at(mistake.earlier)[0]}"
         first = max(start, start + column - 1 - SPECS.excerpt_characters_before)
-        last = first + SPECS.excerpt_characters
-        line_break = _LINE_BREAK.search(self._text, first, last)
+        line_break = _LINE_BREAK.search(self.text, first, first + SPECS.excerpt_characters)
         return SpecProblem(
             path=self._path,
             line=line,
             column=column,
             pointer=pointer,
             message=message,
-            hint=mistake.hint,
-            excerpt=self._text[first : line_break.start() if line_break else last],
+            hint=hint,
+            excerpt=self.text[first : line_break.start() if line_break else first + SPECS.excerpt_characters],
         )
 
 
 class Places:
-    """Where values stand in one file; documents are read slowly for it, but only those that are asked about."""
+    """Where values stand in a tree. Documents are read slowly for it, but only those that are asked about."""
 
-    def __init__(self, path: str, text: str) -> None:
-        self.lines = Lines(path, text)
-        self._text = text
-        self._cuts = list(_cuts(text))
-        self._roots: dict[int, tuple[Node, ...]] = {}
+    def __init__(self, tree: SourceTree) -> None:
+        self._texts = {file.path: file.text for file in tree.files}
+        self._lines: dict[str, Lines] = {}
+        self._roots: dict[tuple[str, int], tuple[Node, ...]] = {}
 
-    def offset(self, document_line: int, pointer: tuple[str | int, ...], *, key: bool = False) -> int:
+    def problem(self, found: Diagnostic) -> SpecProblem:
+        """A mistake with its place."""
+        at = self._offset(found.document, found.pointer, key=found.key)
+        pointer = "".join(f"/{step}" for step in found.pointer)
+        return self._lines_of(found.document).problem(at, found.message, found.hint, pointer)
+
+    def find(self, document: SpecDocument, pointer: tuple[str | int, ...]) -> tuple[int, int]:
+        """Line and column, from 1, of the value at `pointer`, or of its nearest parent."""
+        return self._lines_of(document).at(self._offset(document, pointer))
+
+    def _offset(self, document: SpecDocument, pointer: tuple[str | int, ...], *, key: bool = False) -> int:
         """Where the value at `pointer` begins, or its key; that of the nearest parent if it is absent."""
-        node = self._root(document_line)
+        node = self._root(document)
         at = node.at
         for step in pointer:
             if isinstance(node.parts, dict) and step in node.parts:
@@ -148,16 +155,19 @@ class Places:
             at = key_at if key else node.at
         return at
 
-    def find(self, document_line: int, pointer: tuple[str | int, ...]) -> tuple[int, int]:
-        """Line and column, from 1, of the value at `pointer`, or of its nearest parent."""
-        return self.lines.at(self.offset(document_line, pointer))
+    def _root(self, document: SpecDocument) -> Node:
+        lines = self._lines_of(document)
+        number = lines.cut_of(document.line)
+        roots = self._roots.get((document.path, number))
+        if roots is None:
+            roots = self._roots[document.path, number] = tuple(_slowly(lines, *lines.cuts[number]).roots)
+        return next((root for root in roots if lines.at(root.at)[0] == document.line), roots[0])
 
-    def _root(self, document_line: int) -> Node:
-        number = bisect_right(self._cuts, (self.lines.start_of(document_line), len(self._text))) - 1
-        if number not in self._roots:
-            self._roots[number] = _slowly(self._text, *self._cuts[number]).roots
-        roots = self._roots[number]
-        return next((root for root in roots if self.lines.at(root.at)[0] == document_line), roots[0])
+    def _lines_of(self, document: SpecDocument) -> Lines:
+        path = document.path
+        if path not in self._lines:
+            self._lines[path] = Lines(path, self._texts[path])
+        return self._lines[path]
 
 
 def _cuts(text: str) -> list[tuple[int, int]]:
@@ -170,10 +180,10 @@ def _cuts(text: str) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(text)], strict=True))
 
 
-def _slowly(text: str, start: int, end: int) -> Reading:
+def _slowly(lines: Lines, start: int, end: int) -> Reading:
     from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes  # noqa: PLC0415 - PyYAML: 17 ms for the unusual only
 
-    return read_nodes(text, start, end)
+    return read_nodes(lines, start, end)
 
 
 def _is_suspicious(text: str) -> bool:

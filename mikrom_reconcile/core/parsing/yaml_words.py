@@ -12,8 +12,6 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any, Self
 
-import msgspec
-
 from mikrom_reconcile.limits import SPECS
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -36,15 +34,6 @@ _WORDS = {
 _NUMERIC = frozenset("0123456789+-.")
 SUSPECT = _NUMERIC | frozenset("yYnNoO")
 """How words begin that may be guessed at."""
-
-
-class Mistake(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong at an offset into the text; `earlier` is where the other of two stands."""
-
-    at: int
-    message: str
-    hint: str = ""
-    earlier: int | None = None
 
 
 Path = tuple[str, ...]
@@ -123,8 +112,9 @@ def parse_scalar(word: str) -> Any:
 
 def shown(word: str) -> str:
     """A word of the specs inside a message, cut where it is long."""
-    shown = word if len(word) <= SPECS.shown_characters else word[: SPECS.shown_characters - 1] + "…"
-    return repr(shown) + code_points(word)
+    return repr(
+        word if len(word) <= SPECS.shown_characters else word[: SPECS.shown_characters - 1] + "…"
+    ) + code_points(word)
 
 
 def code_points(text: str) -> str:

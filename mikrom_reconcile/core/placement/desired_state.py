@@ -12,12 +12,13 @@ from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
 from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.fields import drop_paths
-from mikrom_reconcile.core.model.specs import SourceTree, SpecProblem
-from mikrom_reconcile.core.parsing.documents import Diagnostic, Schemas
+from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecProblem
+from mikrom_reconcile.core.parsing.documents import Schemas, dedupe_by_position
 from mikrom_reconcile.core.placement.addresses import Addresses, conflicts, retained
 from mikrom_reconcile.core.placement.scheduler import Scheduler
-from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, expand
-from mikrom_reconcile.core.specs.load import Specs, dedupe_by_position, load
+from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
+from mikrom_reconcile.core.specs.load import Specs, load
+from mikrom_reconcile.core.specs.resolve import Resolver
 
 NO_LEASES: Mapping[str, Addresses] = MappingProxyType({})
 
@@ -59,7 +60,7 @@ def desired_state(
             )
         )
     if specs.networks:
-        resolver.flaws += _clash_flaws(specs, vms)
+        resolver.mistakes += _clash_flaws(specs, vms)
     resolver.check()
     return DesiredState(
         revision=specs.tree.revision,

@@ -8,8 +8,9 @@ import msgspec
 
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile
 from mikrom_reconcile.core.placement.scheduler import Scheduler
-from mikrom_reconcile.core.specs.expand import Resolver, expand
+from mikrom_reconcile.core.specs.expand import expand
 from mikrom_reconcile.core.specs.load import Specs
+from mikrom_reconcile.core.specs.resolve import Resolver
 
 
 class ImageFile(msgspec.Struct, frozen=True, kw_only=True):

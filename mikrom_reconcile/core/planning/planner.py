@@ -32,9 +32,10 @@ from mikrom_reconcile.core.planning.project_view import (
 from mikrom_reconcile.core.planning.rollout import limit_disruption, min_healthy_s
 from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection, selected, whereabouts
 from mikrom_reconcile.core.planning.spec_warnings import warnings_of
-from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, expand
+from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import VM_NAME, Specs, drained_hosts
+from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.limits import ORDERS
 
 NO_LIMITS: Mapping[str, int] = {}

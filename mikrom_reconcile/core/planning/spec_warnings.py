@@ -12,15 +12,16 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.core.parsing.documents import Diagnostic, problems_of
+from mikrom_reconcile.core.model.specs import Diagnostic, SpecProblem
+from mikrom_reconcile.core.parsing.documents import dedupe_by_position, problems_of
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.planning.guards import resolve_share
 from mikrom_reconcile.core.planning.rollout import DISRUPTION
-from mikrom_reconcile.core.specs.expand import NOTHING, Resolver, UnplacedVM, shared_lookups
+from mikrom_reconcile.core.specs.expand import UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.load import FleetSpec, Specs, dedupe_by_position
+from mikrom_reconcile.core.specs.load import FleetSpec, Specs
+from mikrom_reconcile.core.specs.resolve import NOTHING, Resolver
 from mikrom_reconcile.limits import SPECS
 
 Told = Callable[[Specs, Sequence[UnplacedVM]], Iterator[Diagnostic]]

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.fields import recorded
-from mikrom_reconcile.core.parsing.documents import places_of
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_text import Places
 from mikrom_reconcile.core.parsing.yaml_words import plain
-from mikrom_reconcile.core.specs.expand import Resolver, UnplacedVM, layers, scope_of
+from mikrom_reconcile.core.specs.expand import UnplacedVM, scope_of
 from mikrom_reconcile.core.specs.load import Specs
+from mikrom_reconcile.core.specs.resolve import Resolver
 
 Pointer = tuple[str | int, ...]
 
@@ -42,7 +42,7 @@ class Provenance:
     def __init__(self, specs: Specs) -> None:
         self._specs = specs
         self._resolver = Resolver(specs)
-        self._places: dict[str, Places] = {}
+        self._places = Places(specs.tree)
 
     def of(self, vm: UnplacedVM, host: str) -> tuple[FieldOrigin, ...]:
         """Every field of `vm` on `host`, sorted by path. Raises SpecError for what cannot be resolved.
@@ -58,15 +58,12 @@ class Provenance:
 
     def place(self, vm: UnplacedVM, pointer: Pointer) -> str:
         """Where `pointer` stands in the document of a VM's fleet: `path:line:column`."""
-        document = vm.fleet.document
-        if document.path not in self._places:
-            self._places[document.path] = places_of(document, self._specs.tree)
-        line, column = self._places[document.path].find(document.line, pointer)
-        return f"{document.path}:{line}:{column}"
+        line, column = self._places.find(vm.fleet.document, pointer)
+        return f"{vm.fleet.document.path}:{line}:{column}"
 
     def _origin(self, vm: UnplacedVM, host: str, path: tuple[str, ...], value: Any) -> FieldOrigin:
         shown = ".".join(path)
-        for layer, pointer, fields in (*layers(vm), _of_fleet(vm)):
+        for layer, pointer, fields in (*vm.sources(), _of_fleet(vm)):
             found, written = _at(fields, path)
             if found:
                 if written is None:  # a null resets the field

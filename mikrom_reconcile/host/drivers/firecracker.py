@@ -14,7 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
-from mikrom_reconcile.core.specs import vm_checks
+from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers import cgroups, jail
 from mikrom_reconcile.host.drivers.firecracker_api import Api
 from mikrom_reconcile.host.drivers.firecracker_end import end_of, let_end
@@ -94,7 +94,7 @@ class FirecrackerDriver(VMMDriver):
 
     def _unsupported(self, spec: VMSpec) -> str | None:
         """Why Firecracker cannot run `spec`."""
-        return vm_checks.unsupported(spec)
+        return validate_vms.unsupported(spec)
 
     def _kernel_problem(self, kernel: Path) -> str | None:
         return kernel_problem(kernel)

@@ -15,7 +15,7 @@ import msgspec
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.core.model.ready import ready
-from mikrom_reconcile.core.specs import vm_checks
+from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.qemu_command import (
     OVERHEAD_MIB,
     PROGRAM,
@@ -81,7 +81,7 @@ class QemuDriver(VMMDriver):
         for name, nic in spec.network_interfaces.items():
             if nic.rate_limiter.bandwidth_mbit is not None:
                 return f"network_interfaces.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
-        return vm_checks.unsupported(spec)
+        return validate_vms.unsupported(spec)
 
     @property
     def _accelerator(self) -> Accelerator:

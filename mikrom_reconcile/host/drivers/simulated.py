@@ -18,7 +18,7 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.core.model.ready import ready
-from mikrom_reconcile.core.specs import vm_checks
+from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.translate_errors import step
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
 from mikrom_reconcile.limits import VMMS
@@ -68,7 +68,7 @@ class SimulatedDriver:
 
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why no driver can run `spec`."""
-        return vm_checks.unsupported(spec)
+        return validate_vms.unsupported(spec)
 
     def observe(self, record: VMRecord) -> VMMFacts:
         """What the file and the clock say."""

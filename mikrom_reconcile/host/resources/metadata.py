@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mikrom_reconcile.core.specs.vm_checks import METADATA_OF_HOST
+from mikrom_reconcile.core.specs.validate_vms import METADATA_OF_HOST
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.networks import mac_of
 from mikrom_reconcile.host.resources.secrets import Secrets

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.specs.vm_checks import SECRET_REF
+from mikrom_reconcile.core.specs.validate_vms import SECRET_REF
 from mikrom_reconcile.host.resources.download import FetchError, local_file
 from mikrom_reconcile.limits import IMAGES
 

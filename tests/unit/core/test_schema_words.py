@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.core.parsing.schema_errors import complaints, error_validator, nearest
+from mikrom_reconcile.core.model.specs import SpecDocument
+from mikrom_reconcile.core.parsing.schema_errors import diagnostics, error_validator, nearest
 
 
 def told(schema: dict[str, Any], document: Any) -> list[str]:
-    return [f"{found.message}; {found.hint}" for found in complaints(error_validator(schema), document)]
+    wrong = SpecDocument(path="", line=1, kind="", name="", body=document)
+    return [f"{found.message}; {found.hint}" for found in diagnostics(error_validator(schema), wrong)]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
-from mikrom_reconcile.core.specs.load import dedupe_by_position, read_specs
+from mikrom_reconcile.core.parsing.documents import dedupe_by_position
+from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.limits import SPECS
 
 HEAD = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\n"

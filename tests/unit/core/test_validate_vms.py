@@ -6,7 +6,7 @@ import pytest
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.devices import Check, Drive
-from mikrom_reconcile.core.specs.vm_checks import unsupported
+from mikrom_reconcile.core.specs.validate_vms import unsupported
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,21 @@
-"""What the spec of a VM alone decides against it, on every host: two tables of checks.
+"""What is wrong with the spec of a VM, once its variables are known: one table of checks. Hosts use it, too.
 
-To add a check: a function from a spec to the places of its problems and what is wrong there, and a row.
+To add a check: a function from a spec to the paths of its problems and what is wrong there, and a row.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Final
 
 import msgspec
 
 from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs.images import BUILT_IN
+from mikrom_reconcile.core.specs.networks import WHOLE, Network
 from mikrom_reconcile.limits import SPECS
 
 METADATA_OF_HOST = "mikrom"
@@ -29,21 +31,53 @@ Problems = Iterator[tuple[Path, str]]
 
 
 class VMCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: what finds the problems of a spec, each with the path of its field."""
+    """One row: what finds the problems of a spec, each with the path of its field.
 
-    name: str
+    What is `unsupported` no host can run: each refuses it again, since its orders may come from another release. The
+    rest would fail later, or has another effect than it seems: VMs that are recorded with it go on.
+    """
+
+    rule: str
     problems: Callable[[VMSpec], Problems]
+    unsupported: bool = False
 
 
-def problems_in(spec: VMSpec) -> Problems:
-    """What is wrong with a spec that somebody writes now."""
-    for check in (*UNSUPPORTED, *MISLEADING):
-        yield from check.problems(spec)
+def vm_problems(
+    spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]
+) -> Iterator[tuple[Path, str, str]]:
+    """What is wrong with a spec that somebody writes now: path, message and hint.
+
+    If it names an image or a network that is not there, no more is said.
+    """
+    references = [*_references(spec, images, networks)]
+    yield from references
+    if not references:
+        for check in CHECKS:
+            yield from ((path, message, "") for path, message in check.problems(spec))
 
 
 def unsupported(spec: VMSpec) -> str | None:
     """Why no host can run `spec`, and what to write instead. None: nothing is known against it."""
-    return next((message for check in UNSUPPORTED for _, message in check.problems(spec)), None)
+    checks = (check for check in CHECKS if check.unsupported)
+    return next((message for check in checks for _, message in check.problems(spec)), None)
+
+
+def _references(
+    spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]
+) -> Iterator[tuple[Path, str, str]]:
+    if spec.image not in images:
+        yield ("image",), f"unknown image {spec.image!r}", nearest(spec.image, tuple(images))
+    for name, nic in spec.network_interfaces.items():
+        path = ("network_interfaces", name)
+        network = networks.get(nic.network)
+        if network is None:
+            yield (*path, "network"), f"unknown network {nic.network!r}", nearest(nic.network, tuple(networks))
+            continue
+        if nic.ip is not None and (complaint := network.complaint(nic.ip)):
+            yield (*path, "ip"), complaint, ""
+        if (nic.pool or WHOLE) not in network.pools and (nic.pool or nic.ip is None):
+            said = f"network {network.name} has no pool {nic.pool!r}" if nic.pool else "say which pool, or which ip"
+            yield (*path, "pool"), said, nearest(nic.pool or "", tuple(filter(None, network.pools)))
 
 
 def _image(spec: VMSpec) -> Problems:
@@ -52,16 +86,13 @@ def _image(spec: VMSpec) -> Problems:
         yield ("image",), f'the image "{spec.image}" is not built in as {known} is, and no Image document describes it'
 
 
-def _vcpu_count(spec: VMSpec) -> Problems:
-    count, path = spec.machine.vcpu_count, ("machine", "vcpu_count")
+def _machine(spec: VMSpec) -> Problems:
+    count, size = spec.machine.vcpu_count, spec.machine.mem_size_mib
     if not 1 <= count <= SPECS.vcpus:
-        yield path, f"machine.vcpu_count is {count}; Firecracker takes 1 to {SPECS.vcpus}"
+        yield ("machine", "vcpu_count"), f"machine.vcpu_count is {count}; Firecracker takes 1 to {SPECS.vcpus}"
     if spec.machine.smt and count > 1 and count % 2:
-        yield path, f"machine.vcpu_count is {count}; with machine.smt it is 1 or an even number"
-
-
-def _mem_size_mib(spec: VMSpec) -> Problems:
-    size = spec.machine.mem_size_mib
+        message = f"machine.vcpu_count is {count}; with machine.smt it is 1 or an even number"
+        yield ("machine", "vcpu_count"), message
     if spec.boot is None and size < SPECS.least_mem_mib:
         message = f'machine.mem_size_mib is {size}; "{spec.image}" needs {SPECS.least_mem_mib} or more'
         yield ("machine", "mem_size_mib"), message
@@ -141,10 +172,6 @@ def _checks(spec: VMSpec) -> Problems:
             yield (*path, "path"), f"path is for http checks, and this is {check.type}"
 
 
-def _secrets(spec: VMSpec) -> Problems:
-    yield from _secrets_in(spec.mmds, ("mmds",))
-
-
 def _secrets_in(value: Any, path: Path) -> Problems:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
@@ -159,21 +186,15 @@ def _secrets_in(value: Any, path: Path) -> Problems:
         yield (*path, SECRET_REF), f"{told} is no secret's reference: write file:///path or env://NAME"
 
 
-UNSUPPORTED = (
-    VMCheck(name="image", problems=_image),
-    VMCheck(name="vcpu-count", problems=_vcpu_count),
-    VMCheck(name="mem-size", problems=_mem_size_mib),
-    VMCheck(name="metadata", problems=_mmds),
-    VMCheck(name="check-without-interface", problems=_checks_without_interface),
-    VMCheck(name="devices", problems=_devices),
-    VMCheck(name="boot-args", problems=_boot_args),
+CHECKS: Final = (
+    VMCheck(rule="built-in-image", problems=_image, unsupported=True),
+    VMCheck(rule="machine", problems=_machine, unsupported=True),
+    VMCheck(rule="metadata", problems=_mmds, unsupported=True),
+    VMCheck(rule="check-without-interface", problems=_checks_without_interface, unsupported=True),
+    VMCheck(rule="devices", problems=_devices, unsupported=True),
+    VMCheck(rule="boot-args", problems=_boot_args, unsupported=True),
+    VMCheck(rule="boot-args-with-devices", problems=_boot_args_with_devices),
+    VMCheck(rule="metadata-size", problems=_mmds_size),
+    VMCheck(rule="checks", problems=_checks),
+    VMCheck(rule="secrets", problems=lambda spec: _secrets_in(spec.mmds, ("mmds",))),
 )
-"""What no host can run: each refuses it again, since its orders may come from another release."""
-
-MISLEADING = (
-    VMCheck(name="boot-args-with-devices", problems=_boot_args_with_devices),
-    VMCheck(name="metadata-size", problems=_mmds_size),
-    VMCheck(name="checks", problems=_checks),
-    VMCheck(name="secrets", problems=_secrets),
-)
-"""What would fail later, or has another effect than it seems: VMs that are recorded with it go on."""

@@ -1,0 +1,220 @@
+"""VMs to what their hosts get: variables looked up, images and networks filled in.
+
+What decides placement (machine, state, image) is resolved without host variables; everything else once the host is
+known. VMs that come out equal share one spec object, so that a fleet of 100,000 costs little more than one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import Machine, State, VMSpec
+from mikrom_reconcile.core.model.devices import NetworkInterface
+from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
+from mikrom_reconcile.core.model.observed import Capacity
+from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.core.model.specs import Diagnostic
+from mikrom_reconcile.core.parsing.documents import raise_for
+from mikrom_reconcile.core.parsing.schema_errors import describe_value, expectation
+from mikrom_reconcile.core.parsing.variables import VariableError, names_in
+from mikrom_reconcile.core.specs.expand import UnplacedVM, scope_of
+from mikrom_reconcile.core.specs.load import Specs
+from mikrom_reconcile.core.specs.networks import Network
+from mikrom_reconcile.core.specs.validate_vms import vm_problems
+
+Pointer = tuple[str | int, ...]
+
+_PER_VM = frozenset({"name", "index"})
+"""Variables that differ from VM to VM."""
+
+_DECIDES_PLACEMENT = ("machine", "state", "image")
+
+_UNLIKE = 2  # values that tell that hosts disagree
+
+_OF_NAMED_THINGS = frozenset({"drives", "network_interfaces", "checks"})
+
+
+class _Stated(msgspec.Struct, frozen=True):
+    state: State = "running"
+
+
+class _Sized(_Stated, frozen=True):
+    machine: Machine = Machine()
+
+
+NOTHING: Final = Capacity(vcpu_count=0, mem_size_mib=0)
+_UNRESOLVED: Final[tuple[State, VMSpec]] = ("running", VMSpec(image="hello"))
+
+
+class Resolver:
+    """Turns VMs on hosts into state and spec; equal ones share their spec object. Mistakes are noted."""
+
+    def __init__(self, specs: Specs) -> None:
+        self._specs = specs
+        self._known: dict[int | tuple[int, str, str], tuple[State, VMSpec]] = {}
+        self._needs: dict[tuple[int, str], Capacity] = {}
+        self.mistakes: list[Diagnostic] = []
+
+    def check(self) -> None:
+        """Raise SpecError when anything could not be resolved."""
+        raise_for(self.mistakes, self._specs.tree)
+
+    def resolve(self, vm: UnplacedVM, host: str) -> tuple[State, VMSpec]:
+        """The VM's state and spec on `host`. A mistake is noted once for each template."""
+        names = vm.template.variables_used
+        key = (id(vm.template), host, vm.name if names & _PER_VM else "") if names else id(vm.template)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._resolved(vm, host)
+        return found
+
+    def need(self, vm: UnplacedVM) -> Capacity:
+        """What the VM takes of any host: nothing while it is to be down. Mistakes are noted where it is resolved."""
+        key = (id(vm.template), vm.name if vm.template.variables_used & _PER_VM else "")
+        found = self._needs.get(key)
+        if found is None:
+            fields = {key: value for key, value in vm.template.fields.items() if key in {"machine", "state"}}
+            try:
+                sized = msgspec.convert(scope_of(vm, self._specs, None).resolve(fields), ready(_Sized))
+            except (VariableError, msgspec.ValidationError):
+                sized = _Sized(state="absent")
+            machine = sized.machine
+            needed = Capacity(vcpu_count=machine.vcpu_count, mem_size_mib=machine.mem_size_mib)
+            found = self._needs[key] = needed if sized.state in WANTS_VMM else NOTHING
+        return found
+
+    def _resolved(self, vm: UnplacedVM, host: str) -> tuple[State, VMSpec]:
+        fields: dict[str, Any] = {}
+        try:
+            fields = self._fields(vm, host)
+            spec = _on_networks(msgspec.convert(fields, ready(VMSpec)), self._specs.networks)
+            state = msgspec.convert(fields, ready(_Stated)).state
+        except VariableError:
+            found = [*self._unanswered(vm, host)]
+        except msgspec.ValidationError:
+            found = [*self._misfits(vm, host, fields)]
+        else:
+            problems = vm_problems(spec, self._specs.images, self._specs.networks)
+            found = [_mistake(vm, path, message, hint) for path, message, hint in problems]
+            if not found:
+                return state, spec
+        self.mistakes += found
+        return _UNRESOLVED
+
+    def _fields(self, vm: UnplacedVM, host: str) -> dict[str, Any]:
+        fields = dict(vm.template.fields)
+        if vm.template.variables_used:
+            scope_for = self._scopes(vm, host)
+            fields = {key: scope_for(key).resolve(value) for key, value in fields.items()}
+        image = self._specs.images.get(str(fields.get("image")))
+        return fields if image is None else {"boot_args": image.boot_args, "boot": image.boot} | fields
+
+    def _scopes(self, vm: UnplacedVM, host: str) -> Callable[[str], Any]:
+        """What variables mean in each top field: what decides placement is resolved before the host is known."""
+        on_host, anywhere = scope_of(vm, self._specs, host), scope_of(vm, self._specs, None)
+        return lambda field: anywhere if field in _DECIDES_PLACEMENT else on_host
+
+    # ---- mistakes, explained ----------------------------------------------------------------------------------------
+
+    def _unanswered(self, vm: UnplacedVM, host: str) -> Iterator[Diagnostic]:
+        """Each text that cannot be resolved, and why."""
+        scope_for = self._scopes(vm, host)
+        for field, value in vm.template.fields.items():
+            for _, text in texts_in(value):
+                try:
+                    scope_for(field).resolve(text)
+                except VariableError as error:
+                    why = (field in _DECIDES_PLACEMENT and self._disagreement(vm, error.name)) or str(error)
+                    yield Diagnostic(vm.fleet.document, _lookup_of(vm, error.name, text), f"{vm.name}: {why}")
+
+    def _disagreement(self, vm: UnplacedVM, name: str) -> str:
+        """Why what decides placement has no answer, although some host has one; "" if none has."""
+        found: dict[str, str] = {}
+        for host in vm.hosts or ():
+            try:
+                value = describe_value(scope_of(vm, self._specs, host).lookup(name))
+            except VariableError:
+                value = "not set"
+            found.setdefault(value, host)
+        told = " and ".join(f"{value} on {host}" for value, host in list(found.items())[:_UNLIKE])
+        why = "what decides placement must be the same on every host that may have the VM"
+        return "" if len(found) < _UNLIKE else f"${{{name}}} is {told}; {why}: narrow its hosts, or write the value"
+
+    def _misfits(self, vm: UnplacedVM, host: str, fields: dict[str, Any]) -> Iterator[Diagnostic]:
+        """Each field that is not what it must be."""
+        for path, wanted in _misfits_in(fields):
+            value = dig(fields, path)
+            found = "missing" if value is None else describe_value(value) + self._made_from(vm, host, path)
+            yield _mistake(vm, path, f"{'.'.join(path)} is {found}; {wanted}")
+
+    def _made_from(self, vm: UnplacedVM, host: str, path: tuple[str, ...]) -> str:
+        """Which variables made a value, and where each is set."""
+        written = dig(vm.template.fields, path)
+        scope = scope_of(vm, self._specs, host)
+        names = sorted(names_in(written))
+        scope.resolve(written)
+        return f" ({', '.join(f'${{{name}}}: {scope.used[name][1]}' for name in names)})" if names else ""
+
+
+def _on_networks(spec: VMSpec, networks: Mapping[str, Network]) -> VMSpec:
+    """The spec with what the networks of its interfaces say."""
+
+    def on_network(nic: NetworkInterface) -> NetworkInterface:
+        found = networks.get(nic.network)
+        filled = {} if found is None else {"cidr": found.cidr, "gateway": found.gateway, "nat": found.nat}
+        return msgspec.structs.replace(nic, **filled)
+
+    interfaces = {name: on_network(nic) for name, nic in spec.network_interfaces.items()}
+    return msgspec.structs.replace(spec, network_interfaces=interfaces) if interfaces else spec
+
+
+def _misfits_in(fields: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The path of each field that is not what it must be, and what that is."""
+    for key, value in ({"image": None} | fields).items():
+        named = key in _OF_NAMED_THINGS and isinstance(value, dict)
+        for name in value if named else ("",):
+            try:
+                msgspec.convert({"image": "", key: {name: value[name]} if named else value}, ready(VMSpec))
+            except msgspec.ValidationError as error:
+                what, _, where = str(error).partition(" - at `$")
+                steps = where.rstrip("`").replace("[...]", f".{name}").split(".")[1:]
+                missing = re.search("missing required field `(.*)`", what)
+                yield (*steps, missing[1]) if missing else tuple(steps), expectation(what)
+
+
+def _mistake(vm: UnplacedVM, path: Pointer, message: str, hint: str = "") -> Diagnostic:
+    """A mistake in the field at `path`, told where it is written, or what it is missing in."""
+    pointer: Pointer = ("spec", "template", *path)
+    for length in range(len(path), 0, -1):
+        says = (source for _, source, fields in vm.sources() if dig(fields, path[:length]) is not None)
+        if (source := next(says, None)) is not None:
+            pointer = (*source, *path)
+            break
+    return Diagnostic(vm.fleet.document, pointer, f"{vm.name}: {message}", hint)
+
+
+def _lookup_of(vm: UnplacedVM, name: str, text: str) -> Pointer:
+    """The first field whose text looks `name` up, or does so through other variables: that of `text`."""
+    texts = [*texts_in(vm.fleet.document.body["spec"], ("spec",))]
+    direct = (pointer for pointer, found in texts if name in names_in(found))
+    return next(direct, None) or next(pointer for pointer, found in texts if found == text)
+
+
+def texts_in(value: Any, pointer: Pointer = ()) -> Iterator[tuple[Pointer, str]]:
+    """Every text in a value, with its place."""
+    if isinstance(value, str):
+        yield pointer, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from texts_in(item, (*pointer, key))
+
+
+def dig(fields: Any, path: Pointer) -> Any:
+    """What nested mappings have at `path`; None if there is nothing."""
+    for step in path:
+        fields = fields.get(step) if isinstance(fields, dict) else None
+    return fields

@@ -29,7 +29,7 @@ from mikrom_reconcile.settings import Settings, load
 def doctor(*, security: bool, verbose: bool, form: str) -> int:
     """Check this machine, say how to mend what is broken, and list every setting. Exits with 1 when something is."""
     settings = load()
-    checks = [*security_checks(settings)] if security else all_checks(settings)
+    checks = security_checks(settings) if security else all_checks(settings)
     lines = () if security else tuple(_settings(settings))
     fixed = () if security else tuple(_limits())
     present(

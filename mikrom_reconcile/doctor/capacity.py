@@ -1,10 +1,9 @@
-"""Whether this machine has room for its microVMs: disk, memory, descriptors, threads. Looks, and changes nothing."""
+"""Whether this machine has room for its microVMs: disk, memory, descriptors, threads."""
 
 from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
+from mikrom_reconcile.doctor import Look, broken, note, ok
 from mikrom_reconcile.host.drivers.select import choice_of
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.ports import VMRecord
@@ -22,78 +22,65 @@ from mikrom_reconcile.output.units import counted
 from mikrom_reconcile.settings import Settings
 
 
-def room_checks(settings: Settings) -> Iterator[Check]:
-    """Each of them with what there is, what is needed, and how to mend it."""
-    yield _user()
-    yield _cgroups()
-    yield _disk(settings.state_dir)
-    try:
-        found = Records(settings.state_dir).list()
-        records = [record for record in found if isinstance(record, VMRecord) and record.state in WANTS_VMM]
-    except SetupError as error:
-        yield Check(name="records", state="broken", found=str(error))
-        return
-    yield _memory(records, _need_mib(settings))
-    yield _descriptors(len(records))
-    yield _threads()
-
-
-def _user() -> Check:
+def _user(_settings: Settings) -> Check:
     uid = os.geteuid()
-    if uid == 0:
-        return Check(name="user", state="ok", found="root")
-    return Check(name="user", state="ok", found=f"uid {uid}, not root: enough for all that needs no tap and no jail")
+    return ok("root" if uid == 0 else f"uid {uid}, not root: enough for all that needs no tap and no jail")
 
 
-def _cgroups() -> Check:
+def _cgroups(_settings: Settings) -> Check:
     version = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
-    return Check(
-        name="cgroups", state="ok", found=f"{version}; VMMs without a jail stay in the cgroup of whoever starts them"
-    )
+    return ok(f"{version}; VMMs without a jail stay in the cgroup of whoever starts them")
 
 
-def _disk(folder: Path) -> Check:
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+def _disk(settings: Settings) -> Check:
+    nearest = next(path for path in (settings.state_dir, *settings.state_dir.parents) if path.exists())
     found = os.statvfs(nearest)
     free = found.f_bavail * found.f_frsize
     no_inodes = found.f_files > 0 and found.f_favail < DOCTOR.vms
     text = f"{free >> 20} MiB free at {nearest}" + (", and next to no inodes" if no_inodes else "")
     if free >= DOCTOR.scarce_disk_bytes and not no_inodes:
-        return Check(name="disk", state="ok", found=text)
+        return ok(text)
     remedy = "make room, or move the state with MIKROM_STATE_DIR; each VM may take 3 MiB for its console and logs"
-    full = free < DOCTOR.least_disk_bytes or no_inodes
-    return Check(name="disk", state="broken" if full else "note", found=text, remedy=remedy)
+    return (broken if free < DOCTOR.least_disk_bytes or no_inodes else note)(text, remedy)
 
 
-def _need_mib(settings: Settings) -> Callable[[VMSpec], int]:
-    """What a VM takes on this host."""
+def _records(settings: Settings) -> None:
+    """Broken where they cannot be listed; what they hold is a matter of the next checks."""
+    Records(settings.state_dir).list()
+
+
+def _wanted(settings: Settings) -> list[VMSpec]:
+    """The VMs that this host is to keep running."""
     with suppress(SetupError):  # told by another check
-        return wiring.make_driver(settings, choice_of(settings)).memory_mib
-    return lambda spec: spec.machine.mem_size_mib
+        found = Records(settings.state_dir).list()
+        return [record.spec for record in found if isinstance(record, VMRecord) and record.state in WANTS_VMM]
+    return []
 
 
-def _memory(records: list[VMRecord], need_mib: Callable[[VMSpec], int]) -> Check:
-    have_mib = capacity().mem_size_mib
-    promised_mib = sum(need_mib(record.spec) for record in records)
+def _memory(settings: Settings) -> Check:
+    specs, have_mib = _wanted(settings), capacity().mem_size_mib
+    promised_mib = sum(spec.machine.mem_size_mib for spec in specs)
+    with suppress(SetupError):  # told by another check
+        promised_mib = sum(map(wiring.make_driver(settings, choice_of(settings)).memory_mib, specs))
     available_mib = _number(Path("/proc/meminfo"), after="MemAvailable:") >> 10
-    text = f"{have_mib} MiB, {available_mib} available; {promised_mib} promised to {counted(len(records), 'VM')}"
+    text = f"{have_mib} MiB, {available_mib} available; {promised_mib} promised to {counted(len(specs), 'VM')}"
     if promised_mib > have_mib:
-        return Check(name="memory", state="broken", found=text, remedy="stop some VMs: this host cannot keep its word")
+        return broken(text, "stop some VMs: this host cannot keep its word")
     if promised_mib + available_mib > have_mib and available_mib < promised_mib // 10:
-        return Check(name="memory", state="note", found=text, remedy="something beside the VMs takes it: see who")
-    return Check(name="memory", state="ok", found=text)
+        return note(text, "something beside the VMs takes it: see who")
+    return ok(text)
 
 
-def _descriptors(vms: int) -> Check:
+def _descriptors(settings: Settings) -> Check:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = vms + DOCTOR.worker_descriptors
+    need = len(_wanted(settings)) + DOCTOR.worker_descriptors
     if hard == resource.RLIM_INFINITY or hard >= need:
-        return Check(name="descriptors", state="ok", found=f"{hard} allowed, a host worker needs up to {need}")
+        return ok(f"{hard} allowed, a host worker needs up to {need}")
     remedy = "raise it: ulimit -Hn, LimitNOFILE= in systemd, or /etc/security/limits.conf"
-    return Check(name="descriptors", state="broken", found=f"{hard} allowed, {need} needed", remedy=remedy)
+    return broken(f"{hard} allowed, {need} needed", remedy)
 
 
-def _threads() -> Check:
+def _threads(_settings: Settings) -> Check:
     """How many more VMs of one vCPU the narrowest limit on threads lets start."""
     running = int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[2])
     rooms = {
@@ -110,10 +97,8 @@ def _threads() -> Check:
     vms = max(0, room) // (DOCTOR.vmm_threads + 1)
     text = f"room for {vms} more VMs of one vCPU, by {name}"
     if vms >= DOCTOR.vms:
-        return Check(name="threads", state="ok", found=text)
-    return Check(
-        name="threads", state="note", found=text, remedy=f"raise {name}: each VM takes 3 threads and its vCPUs"
-    )
+        return ok(text)
+    return note(text, f"raise {name}: each VM takes {DOCTOR.vmm_threads} threads and its vCPUs")
 
 
 def _own_cgroup() -> tuple[int, int] | None:
@@ -129,6 +114,16 @@ def _own_cgroup() -> tuple[int, int] | None:
 
 
 def _number(path: Path, *, after: str = "") -> int:
-    return int(
-        path.read_text(encoding="ascii").partition(after)[2].split()[0] if after else path.read_text().split()[0]
-    )
+    text = path.read_text(encoding="ascii")
+    return int((text.partition(after)[2] if after else text).split()[0])
+
+
+CHECKS: dict[str, Look] = {
+    "user": _user,
+    "cgroups": _cgroups,
+    "disk": _disk,
+    "records": _records,
+    "memory": _memory,
+    "descriptors": _descriptors,
+    "threads": _threads,
+}

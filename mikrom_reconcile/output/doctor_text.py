@@ -21,7 +21,7 @@ _UNITS: dict[str, tuple[tuple[float, str], ...]] = {
 }
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
+class Check(msgspec.Struct, frozen=True):
     """One thing that was looked at. `note` is worth knowing, `broken` keeps mikrom from working as it is set up."""
 
     name: str

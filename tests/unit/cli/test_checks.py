@@ -65,7 +65,9 @@ def test_folders_are_fine_when_closed_noted_when_open_and_broken_when_no_folder(
 ) -> None:
     folder = tmp_path / "state"
     asked = dataclasses.replace(settings, state_dir=folder)
-    assert found(asked, "state folder") == Check(name="state folder", state="ok", found=f"{folder} will be made")
+    assert found(asked, "state folder") == Check(
+        name="state folder", state="ok", found=f"{folder} will be made, closed to others"
+    )
     folder.mkdir(mode=0o700)
     assert found(asked, "state folder").state == "ok"
     folder.chmod(0o755)

@@ -43,7 +43,7 @@ def test_a_folder_that_others_may_enter_is_told_with_its_mode_and_how_to_close_i
 ) -> None:
     settings.state_dir.mkdir(mode=0o755)
     (check,) = found(settings, "state folder")
-    assert (check.state, check.found) == ("broken", f"{settings.state_dir} has mode 0755")
+    assert (check.state, check.found) == ("broken", f"{settings.state_dir} is open to others (0755)")
     assert check.remedy == f"chmod 700 {settings.state_dir}"
 
 

@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,47 @@ def _env(variable: str, default: Any, doc: str, parse: Callable[[str], Any] = st
     return field(default=default, metadata=metadata)
 
 
-def _positive_int(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError("must be a whole number from 1 up")
-    return int(text)
+def _matching(pattern: str, must_be: str, made: Callable[[str], Any] = str) -> Callable[[str], Any]:
+    """Reads what matches all of `pattern`, and refuses the rest in words."""
+
+    def parse(text: str) -> Any:
+        if not re.fullmatch(pattern, text, re.DOTALL):
+            raise ValueError(f"must be {must_be}")
+        return made(text)
+
+    return parse
 
 
-def _positive_seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e9:
-        raise ValueError("must be a number of seconds above 0")
-    return value
+def _one_of(*words: str) -> Callable[[str], str]:
+    return _matching("|".join(words), f"one of {', '.join(words)}")
+
+
+_FOLDERS = "folders, with : between, that"
+_ABSOLUTE = "an absolute path: relative ones mean another place in each working directory"  # nobody but a shell knows ~
+_path = _matching("/.*", _ABSOLUTE, Path)
+_program = _matching("/.*", _ABSOLUTE)
+_specs = _matching(r"/.*|git\+.*", _ABSOLUTE)
+_number = _matching(r"0*[1-9][0-9]*", "a whole number from 1 up", int)
+_on_or_off = _matching("[01]", "0 or 1", lambda text: text == "1")
+host_name = _matching(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "a host's name in the inventory: letters, digits, dots, dashes, underscores"
+)
+"""What becomes part of queues, keys and ACL patterns; the inventory's schema has the same rule."""
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(_path(folder) for folder in text.split(":") if folder)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < 1e9:
+            return value
+    raise ValueError("must be a number of seconds above 0")
 
 
 def _seconds_or_cron(text: str) -> float | str:
@@ -42,41 +73,9 @@ def _seconds_or_cron(text: str) -> float | str:
     if len(words) == 5:
         return " ".join(words)
     try:
-        return _positive_seconds(text)
-    except ValueError:
-        raise ValueError("must be a number of seconds above 0, or a cron line of five fields") from None
-
-
-def _path(text: str) -> Path:
-    """A path that means the same in every working directory; nobody but a shell knows what `~` is."""
-    if not text.startswith("/"):
-        raise ValueError("must be an absolute path: relative ones mean another place in each working directory")
-    return Path(text)
-
-
-def _paths(text: str) -> tuple[Path, ...]:
-    return tuple(_path(folder) for folder in text.split(":") if folder)
-
-
-def _program(text: str) -> str:
-    return str(_path(text))
-
-
-def _specs(text: str) -> str:
-    return text if text.startswith("git+") else _program(text)
-
-
-def _on_or_off(text: str) -> bool:
-    if text not in {"0", "1"}:
-        raise ValueError("must be 0 or 1")
-    return text == "1"
-
-
-def host_name(text: str) -> str:
-    """`text`, which becomes part of queues, keys and ACL patterns; the inventory's schema has the same rule."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
-        raise ValueError("must be a host's name in the inventory: letters, digits, dots, dashes, underscores")
-    return text
+        return _seconds(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or a cron line of five fields") from None
 
 
 def _listen(text: str) -> str:
@@ -86,47 +85,36 @@ def _listen(text: str) -> str:
     return f"{address or '127.0.0.1'}:{port}"
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"must be one of {', '.join(words)}")
-        return text
-
-    return parse
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The settings of this process. Paths are absolute; None means that the default is found at run time."""
 
     driver: str = _env(
-        "MIKROM_DRIVER", "auto", "firecracker, qemu, simulated, or auto: firecracker if it can run here, else qemu",
+        "MIKROM_DRIVER",
+        "auto",
+        "firecracker, qemu, simulated, or auto: firecracker if it can run here, else qemu",
         _one_of("auto", "firecracker", "qemu", "simulated"),
-    )  # fmt: skip
+    )
     state_dir: Path = _env("MIKROM_STATE_DIR", None, "records, consoles and the embedded store", _path)
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", _path)
     host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory", host_name)
     firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin", _program)
     jailer: str | None = _env(
-        "MIKROM_JAILER", None, "the binary; else beside firecracker, on PATH, in <state dir>/bin", _program
+        "MIKROM_JAILER", None, "the binary; else beside firecracker, PATH, <state dir>/bin", _program
     )
     jail: str = _env("MIKROM_JAIL", "off", "on: every Firecracker through the jailer, as root", _one_of("off", "on"))
     image_dirs: tuple[Path, ...] = _env(
-        "MIKROM_IMAGE_DIRS", (), "folders, with : between, that file:// images may come from; else <state dir>/images",
-        _paths,
-    )  # fmt: skip
+        "MIKROM_IMAGE_DIRS", (), f"{_FOLDERS} file:// images may come from; else <state dir>/images", _paths
+    )
     image_max_mib: int = _env(
-        "MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, "MiB of the largest image that a host takes", _positive_int
+        "MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, "MiB of the largest image that a host takes", _number
     )
     secret_dirs: tuple[Path, ...] = _env(
-        "MIKROM_SECRET_DIRS", (Path("/etc/mikrom/secrets"),),
-        "folders, with : between, that file:// secrets may come from",
-        _paths,
-    )  # fmt: skip
+        "MIKROM_SECRET_DIRS", (Path("/etc/mikrom/secrets"),), f"{_FOLDERS} file:// secrets may come from", _paths
+    )
     secret_env: tuple[str, ...] = _env(
-        "MIKROM_SECRET_ENV", (), "names, with , between, of variables that env:// secrets may read",
-        lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
-    )  # fmt: skip
+        "MIKROM_SECRET_ENV", (), "names, with , between, of variables that env:// secrets may read", _names
+    )
     broker_url: str | None = _env(
         "MIKROM_BROKER_URL", None, "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
     )
@@ -140,28 +128,27 @@ class Settings:
     flower_basic_auth: str | None = _env(
         "FLOWER_BASIC_AUTH", None, "user:password; Flower refuses to start without", secret=True
     )
-    flower_port: int = _env("FLOWER_PORT", 5555, "port of Flower on loopback", _positive_int)
+    flower_port: int = _env("FLOWER_PORT", 5555, "port of Flower on loopback", _number)
     signing_key: Path | None = _env(
         "MIKROM_SIGNING_KEY", None, "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders", _path
     )
     verify_key: Path | None = _env(
         "MIKROM_VERIFY_KEY", None, "the public key of it: a host that has it carries out signed orders only", _path
     )
-    forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _positive_int)
-    timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _positive_seconds)
+    forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _number)
+    timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _seconds)
     reconcile_interval: float | str = _env(
         "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs, or a cron line in UTC", _seconds_or_cron
     )
     metrics: str | None = _env(
-        "MIKROM_METRICS",
-        None,
-        "[address:]port where a control worker answers Prometheus; unset: nowhere",
-        _listen,
+        "MIKROM_METRICS", None, "[address:]port where a control worker answers Prometheus; unset: nowhere", _listen
     )
     specs: str | None = _env(
-        "MIKROM_SPECS", None, "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse",
+        "MIKROM_SPECS",
+        None,
+        "a path or git+<url>@<ref>#<folder>; else ./specs for the CLI, and services refuse",
         _specs,
-    )  # fmt: skip
+    )
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003
 
     def chosen_specs(self) -> str:

@@ -70,8 +70,7 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
     if not all(chosen):
         raise UsageError("an empty PATH names no specs; leave it out, or write . for this folder")
     if any(path.startswith("git+") for path in chosen):
-        from mikrom_reconcile.control.sources.git_source import GitSource
-        from mikrom_reconcile.control.sources.git_url import GitPlace
+        from mikrom_reconcile.control.sources.git import GitPlace, GitSource
 
         if len(chosen) > 1:
             raise UsageError("specs from git are one source: give one git+ address and nothing else")

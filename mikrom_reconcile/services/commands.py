@@ -74,7 +74,7 @@ def check(service: Service, settings: Settings) -> Settings:
     if service in {"control", "beat"} and not settings.specs:
         raise UsageError("MIKROM_SPECS is not set: a service does not guess which specs it keeps applying")
     if settings.specs and settings.specs.startswith("git+"):
-        from mikrom_reconcile.control.sources.git_url import GitPlace
+        from mikrom_reconcile.control.sources.git import GitPlace
 
         GitPlace.of(settings.specs)
     if service == "flower":

@@ -7,12 +7,13 @@ empty or unreadable place is an error, never an empty tree: nothing may be delet
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from mikrom_reconcile.control.sources.git import commit_of
 from mikrom_reconcile.core.model.digests import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
@@ -24,6 +25,14 @@ from mikrom_reconcile.core.parsing.spec_files import (
     variables_of,
 )
 from mikrom_reconcile.limits import SOURCES
+
+ABBREVIATED = 12
+"""Digits of a commit; what git itself would choose for a very large repository."""
+
+AUTHOR = "--format=%an <%ae>"
+"""Whose commit it is, as `git log` and `git show` print it."""
+
+_DIRTY = "-dirty"
 
 
 class FileSource:
@@ -41,7 +50,7 @@ class FileSource:
         paths, refused = self._spec_files()
         found = ((_legible(path), bytes_of(path)) for path in paths)
         tree = tree_of(found, where=", ".join(map(str, self._paths)), refused=refused)
-        revision, author = commit_of(self._paths) or (_revision_of(tree.files), "")
+        revision, author = _commit_of(self._paths) or (_revision_of(tree.files), "")
         return SourceTree(revision=revision, author=author, files=tree.files)
 
     def _spec_files(self) -> tuple[list[Path], list[str]]:
@@ -104,7 +113,7 @@ def _files_in(given: Path) -> Iterator[tuple[Path, str]]:
         return
     empty = True
     for name, what in sorted_out(map(str, _all_in(given))):
-        if what != "look" or looks_like_a_spec(_head_of(name)):
+        if what != "look" or _looks_like_one(name):
             yield Path(name), "read" if what == "read" else "refuse"
             empty = False
     if empty:
@@ -134,23 +143,21 @@ def _legible(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _head_of(path: str) -> bytes:
-    """How a file begins; nothing of what is no regular file or cannot be read."""
-    with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor is no path
-            return file.read(SOURCES.head_bytes) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
-    return b""
+def _looks_like_one(path: str) -> bool:
+    """By how it begins; what is no regular file or cannot be read does not."""
+    with suppress(SourceError):
+        return looks_like_a_spec(bytes_of(Path(path), max_bytes=SOURCES.head_bytes))
+    return False
 
 
-def bytes_of(path: Path) -> bytes:
-    """At most one byte more than a spec file may have."""
+def bytes_of(path: Path, *, max_bytes: int = SOURCES.file_bytes + 1) -> bytes:
+    """How a file begins: at most one byte more than a spec file may have. Raises SourceError."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # nobody may write to a FIFO
         with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor is no path
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise SourceError(f"{path} is not a regular file; specs are files and folders")
-            return file.read(SOURCES.file_bytes + 1)
+            return file.read(max_bytes)
     except OSError as error:
         raise _unreadable(error) from error
 
@@ -186,3 +193,40 @@ def _problem_in(path: str, content: bytes) -> SpecProblem | None:
 
 def _revision_of(files: tuple[SourceFile, ...]) -> str:
     return f"files:{digest_of(files).partition(':')[2][:12]}"
+
+
+def made_by(revision: str, author: str) -> str:
+    """A revision, and whose it is where that is known."""
+    return f"{revision} by {author}" if author else revision
+
+
+def _commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
+    """The commit checked out around all of `paths` and its author; None without one, or where git cannot tell.
+
+    When they differ from it, it ends with "-dirty", and the author is nobody's to tell.
+    """
+    checkouts = {_checkout_of(path) for path in paths}
+    git = shutil.which("git")
+    if git is None or len(checkouts) != 1 or (checkout := checkouts.pop()) is None:
+        return None
+    # a checkout's own configuration may name a program to run here
+    command = [git, "-c", "core.fsmonitor=false", "-C", str(checkout), "--no-optional-locks"]
+    status = ["status", "--porcelain=v2", "--branch", "--", *(str(path.resolve()) for path in paths)]
+    with suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
+        said = _lines_of([*command, *status])
+        commit = next(line.split()[-1] for line in said if line.startswith("# branch.oid "))
+        if any(not line.startswith("#") for line in said):
+            return (commit[:ABBREVIATED] + _DIRTY, "") if commit != "(initial)" else None
+        return commit[:ABBREVIATED], _lines_of([*command, "show", "--no-patch", AUTHOR, commit])[0]
+    return None
+
+
+def _lines_of(command: list[str]) -> list[str]:
+    done = subprocess.run(command, capture_output=True, timeout=SOURCES.git_status_s, check=True)
+    return done.stdout.decode(errors="replace").splitlines()
+
+
+def _checkout_of(path: Path) -> Path | None:
+    """The nearest folder above `path` that holds a `.git`; asked first, because starting git costs more."""
+    real = path.resolve()
+    return next((folder for folder in (real, *real.parents) if (folder / ".git").exists()), None)

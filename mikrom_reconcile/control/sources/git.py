@@ -1,66 +1,228 @@
-"""The commit that specs come from, when they lie in a git checkout.
+"""Specs from a git repository, fetched by the git program with the credentials that its own configuration has.
 
-It names a revision for people. Whatever goes wrong means "no commit": a name is not worth an error.
+Git is asked which commit is there; only when that is another than the last one it is fetched, without history, into a
+folder that is removed again. Files are read from the commit itself, never checked out: no link is followed, no filter
+and no hook runs. It must never ask a question, and never take longer than its time. What git would take for an option,
+a program to run or a path outside of the repository is refused before git is started.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Sequence
-from pathlib import Path
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import PurePosixPath
+from typing import Self
+from urllib.parse import urlsplit
 
+import msgspec
+
+from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_size, made_by, tree_of
+from mikrom_reconcile.control.sources.whole_project import refuse_part
+from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
+from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.core.parsing.spec_files import SUFFIXES, looks_like_a_spec, sorted_out
 from mikrom_reconcile.limits import SOURCES
 
-ABBREVIATED = 12
-"""Digits of a commit; what git itself would choose for a very large repository."""
+PREFIX = "git+"
 
-DIRTY = "-dirty"
+PROTOCOLS = ("https", "http", "ssh", "git", "file")
+"""Those that only fetch; `ext::` and its like run programs."""
 
-AUTHOR = "--format=%an <%ae>"
-"""Whose commit it is, as `git log` and `git show` print it."""
+_REF = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock$|/$))[A-Za-z0-9_][A-Za-z0-9_.+/-]*")
+_HOST = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:\]-]*")
+
+_COMMIT_DIGITS = 40
+_FETCHED = "refs/mikrom/specs"
+_QUIET = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "fetch.recurseSubmodules=false"]
+
+_PLACES = ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "NAMESPACE")
+_ELSEWHERE = {"SSH_ASKPASS", *(f"GIT_{name}" for name in _PLACES)}
+
+Listing = Mapping[str, list[str]]
+"""Path to mode, kind, object and size of everything in a commit."""
 
 
-def made_by(revision: str, author: str) -> str:
-    """A revision, and whose it is where that is known."""
-    return f"{revision} by {author}" if author else revision
+class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A repository, what to take of it ("HEAD", a branch, a tag or a whole commit id), and the folder with specs."""
+
+    url: str
+    ref: str
+    folder: str
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The place that `text` names. Raises UsageError that says what is wrong with it."""
+        before, _, folder = text.removeprefix(PREFIX).partition("#")
+        path_at = before.find("/", before.find("://") + 3)
+        at = before.rfind("@", max(0, path_at))
+        url, ref = (before, "HEAD") if at < 0 else (before[:at], before[at + 1 :])
+        if problem := _problem_of(url, ref, folder):
+            raise UsageError(f"{PREFIX}{_without_secret(url)}: {problem}; example: git+https://host/repo@main#specs")
+        return cls(url=url, ref=ref, folder=folder.strip("/"))
 
 
-def commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
-    """The commit checked out around all of `paths` and its author; None without one.
-
-    When they differ from it, it ends with "-dirty", and the author is nobody's to tell.
-    """
-    checkouts = {_checkout_of(path) for path in paths}
-    git = shutil.which("git")
-    if git is None or len(checkouts) != 1 or (checkout := checkouts.pop()) is None:
-        return None
-    # a checkout's own configuration may name a program to run here
-    command = [git, "-c", "core.fsmonitor=false", "-C", str(checkout), "--no-optional-locks"]
-    status = ["status", "--porcelain=v2", "--branch", "--", *(str(path.resolve()) for path in paths)]
+def _problem_of(url: str, ref: str, folder: str) -> str | None:
     try:
-        revision = _revision_in(_said([*command, *status]))
-        if revision is None or revision.endswith(DIRTY):
-            return (revision, "") if revision else None
-        return revision, _said([*command, "show", "--no-patch", AUTHOR, revision])[0]
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
-        return None
+        parts = urlsplit(url)
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError as error:
+        return str(error)
+    if parts.scheme not in PROTOCOLS or not url.startswith(f"{parts.scheme}://"):
+        return f"its protocol must be one of {', '.join(PROTOCOLS)}"
+    if parts.password is not None:
+        return "no password in it: git has credential helpers and keys of its own"
+    if parts.scheme != "file" and (not _HOST.fullmatch(parts.hostname or "") or not port_is_fine):
+        return "it names no host"
+    if (parts.username or "").startswith("-") or not parts.path.strip("/") or not url.isprintable() or " " in url:
+        return "this is no address of a repository"
+    if not _REF.fullmatch(ref):
+        return f"{ref!r} is no branch, tag or commit"
+    if folder.startswith("-") or ".." in folder.split("/") or not folder.isprintable():
+        return f"{folder!r} is no folder of a repository"
+    return None
 
 
-def _said(command: list[str]) -> list[str]:
-    done = subprocess.run(command, capture_output=True, timeout=SOURCES.git_status_s, check=True)
-    return done.stdout.decode(errors="replace").splitlines()
+def _without_secret(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//***@", url)
 
 
-def _checkout_of(path: Path) -> Path | None:
-    """The nearest folder above `path` that holds a `.git`; asked first, because starting git costs more."""
-    real = path.resolve()
-    return next((folder for folder in (real, *real.parents) if (folder / ".git").exists()), None)
+class GitSource:
+    """Every spec file below a folder of a commit (`core.spec_files`); hidden ones are left out."""
+
+    def __init__(self, place: GitPlace, *, limit_s: float = SOURCES.git_fetch_s) -> None:
+        self._place = place
+        self._limit_s = limit_s
+        self._give_up_at = 0.0
+
+    def read(self, known: SourceTree | None = None) -> SourceTree:
+        """The specs as they are there now; `known` again when it has the commit that is there. Raises SourceError."""
+        self._give_up_at = time.monotonic() + self._limit_s
+        name, commit = self._there_now()
+        if known is not None and commit is not None and known.revision == commit[:ABBREVIATED]:
+            return known
+        with tempfile.TemporaryDirectory(prefix="mikrom-git-") as folder:
+            here = f"--git-dir={folder}"
+            self._git("init", "--quiet", "--bare", folder)
+            options = ["--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules"]
+            self._git(here, "fetch", *options, "--", self._place.url, f"+{name}:{_FETCHED}")
+            commit = self._git(here, "rev-parse", "--verify", f"{_FETCHED}^{{commit}}").decode().strip()[:ABBREVIATED]
+            author = self._git(here, "show", "--no-patch", AUTHOR, commit).decode(errors="replace").strip()
+            try:
+                return self._tree(here, commit, author)
+            except (SourceError, SpecError, UsageError) as error:
+                error.add_note(made_by(commit, author))
+                raise
+
+    def _tree(self, here: str, commit: str, author: str) -> SourceTree:
+        """The specs of a commit that was fetched."""
+        said = self._git(here, "ls-tree", "-r", "-z", "--long", "--full-tree", _FETCHED).decode("utf-8", "replace")
+        lines = (line.partition("\t") for line in said.split("\0")[:-1])
+        listing = {path: about.split() for about, _, path in lines}
+        read, looked_at, refused = self._blobs(listing)
+        blobs, outside = read | looked_at, self._outside(listing)
+        asked = "".join(f"{blob}\n" for blob in (*blobs.values(), *outside.values()))
+        content = _contents(self._git(here, "cat-file", "--batch", said=asked))
+        contents = dict(zip(blobs, content, strict=False))
+        refused += [path for path in looked_at if looks_like_a_spec(contents[path][: SOURCES.head_bytes])]
+        where = f"{self._place.url}#{self._place.folder} at {commit}"
+        found = ((path, contents[path]) for path in read)
+        tree = tree_of(found, where=where, revision=commit, author=author, refused=sorted(refused))
+        refuse_part(tree, zip(outside, content, strict=True))
+        return tree
+
+    def _there_now(self) -> tuple[str, str | None]:
+        """The full name of the ref, and its commit if it can be told without fetching."""
+        ref = self._place.ref
+        if len(ref) == _COMMIT_DIGITS and set(ref) <= set("0123456789abcdef"):
+            return ref, ref
+        names = [ref, f"refs/heads/{ref}", f"refs/tags/{ref}"]
+        said = self._git("ls-remote", "--quiet", "--", self._place.url, *names, f"refs/tags/{ref}^{{}}").decode()
+        there = {name: commit for commit, name in (line.split("\t") for line in said.splitlines())}
+        for name in names:
+            if name in there:
+                return name, there.get(f"{name}^{{}}", there[name])
+        raise SourceError(f"{self._place.url} has no branch, tag or ref {ref}")
+
+    def _blobs(self, listing: Listing) -> tuple[dict[str, str], dict[str, str], list[str]]:
+        """Path to object of every spec file, sorted by path, and of those to look at; and the paths of those to refuse.
+
+        Raises SourceError for links and for too much.
+        """
+        below = f"{self._place.folder}/" if self._place.folder else ""
+        there = [path for path in listing if path.startswith(below) and not re.search(r"(^|/)\.", path)]
+        found: dict[str, dict[str, str]] = {"read": {}, "look": {}, "refuse": {}}
+        total = 0
+        for path, what in sorted_out(there):
+            mode, kind, blob, size = listing[path]
+            if kind == "blob" and mode != "120000":
+                if what == "look" and int(size) > SOURCES.misnamed_bytes:
+                    continue
+                total = checked_size(path, total + int(size)) if what == "read" else total
+                found[what][path] = blob
+            elif what != "look":
+                raise SourceError(f"{path} in {self._place.url} is a link; specs from git are plain files")
+        return found["read"], found["look"], [*found["refuse"]]
+
+    def _outside(self, listing: Listing) -> dict[str, str]:
+        """Path to object of the spec files beside and above the folder."""
+        above = {*PurePosixPath(self._place.folder).parents} if self._place.folder else set()
+        return {
+            path: blob
+            for path, (mode, _, blob, _) in listing.items()
+            if mode.startswith("100") and path.lower().endswith(SUFFIXES) and PurePosixPath(path).parent in above
+        }
+
+    def _git(self, *arguments: str, said: str = "") -> bytes:
+        """What git answers. Raises SourceError with its last words, or when the time is over."""
+        try:
+            process = subprocess.Popen(
+                [shutil.which("git") or "git", *_QUIET, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_environment(),
+                start_new_session=True,  # so that its ssh ends with it
+            )
+        except OSError as error:
+            raise SourceError(f"cannot start git: {error.strerror}; is it installed?") from error
+        try:
+            answer, complaint = process.communicate(said.encode(), max(0.1, self._give_up_at - time.monotonic()))
+        except BaseException as error:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise SourceError(f"{self._place.url}: no answer within {self._limit_s:g} s") from None
+            raise
+        if process.returncode:
+            said_why = complaint.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+            why = next((line for line in said_why if line.startswith(("fatal:", "error:"))), said_why[-1])
+            raise SourceError(f"{self._place.url}: {why}")
+        return answer
 
 
-def _revision_in(lines: list[str]) -> str | None:
-    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
-    if commit == "(initial)":
-        return None
-    dirty = any(not line.startswith("#") for line in lines)
-    return commit[:ABBREVIATED] + (DIRTY if dirty else "")
+def _environment() -> dict[str, str]:
+    """This process's, without what would lead git elsewhere, and so that it never asks a person.
+
+    GIT_ASKPASS stays: a service may have its credentials from it.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+    own = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_ALLOW_PROTOCOL": ":".join(PROTOCOLS)}
+    return {"GIT_SSH_COMMAND": "ssh -oBatchMode=yes", **kept, **own}
+
+
+def _contents(batch: bytes) -> Iterator[bytes]:
+    """The contents in an answer of `cat-file --batch`: a line with the size, the content, a line break."""
+    at = 0
+    while at < len(batch):
+        end = batch.index(b"\n", at)
+        size = int(batch[at:end].split()[2])
+        yield batch[end + 1 : end + 1 + size]
+        at = end + size + 2

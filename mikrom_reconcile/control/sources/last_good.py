@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from mikrom_reconcile.control.sources.git import made_by
+from mikrom_reconcile.control.sources.files import made_by
 from mikrom_reconcile.core.model.digests import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.ready import ready
@@ -36,8 +36,8 @@ class Good(msgspec.Struct, frozen=True, kw_only=True):
     tree: SourceTree
 
 
-class Look(NamedTuple):
-    """What a look at the source gave: the last good specs, None if there were none yet, and what is wrong now, with
+class PollResult(NamedTuple):
+    """What reading the source gave: the last good specs, None if there were none yet, and what is wrong now, with
     the revision that is `broken` and whose it is, where it could be read.
     """
 
@@ -64,7 +64,7 @@ class LastGood:
         self._lock = threading.Lock()
         self._good: Good | None = None
 
-    def look(self, highest: int = 0) -> Look:
+    def poll(self, highest: int = 0) -> PollResult:
         """Read the source, and keep what it holds if that is good; others have numbers up to `highest`."""
         with self._lock:
             known = self._good = self._good or self._on_disk()
@@ -76,8 +76,8 @@ class LastGood:
                     self._keep(Good(number=number, since=datetime.now(UTC), tree=tree))
             except (SourceError, SpecError, UsageError) as error:
                 broken = "".join(getattr(error, "__notes__", ()))
-                return Look(known, f"{broken}: {_told(error)}" if broken else _told(error), broken)
-            return Look(self._good, "")
+                return PollResult(known, f"{broken}: {_problem_in(error)}" if broken else _problem_in(error), broken)
+            return PollResult(self._good, "")
 
     def take(self, good: Good) -> None:
         """Use what somebody else found good, because it is newer than what is known here."""
@@ -112,7 +112,7 @@ class LastGood:
             return None
 
 
-def _told(error: SourceError | SpecError | UsageError) -> str:
+def _problem_in(error: SourceError | SpecError | UsageError) -> str:
     if not isinstance(error, SpecError):
         return str(error)
     first = error.problems[0]

@@ -47,7 +47,7 @@ def specs_now(app: FleetApp) -> tuple[SourceTree, str]:
     Raises SourceError when nothing good is known.
     """
     before = source_state(app.redis, app.keys)
-    good, problem, broken = app.parts.source.look(before.number if before else 0)
+    good, problem, broken = app.parts.source.poll(before.number if before else 0)
     if problem and (other := _shared(app)) is not None:
         app.parts.source.take(other)
         good = max((other, *([good] if good else [])), key=lambda one: one.number)

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.control.sources.git_source import GitSource
-from mikrom_reconcile.control.sources.git_url import GitPlace
+from mikrom_reconcile.control.sources.git import GitPlace, GitSource
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
 from tests.fleet import wait_until

@@ -31,9 +31,9 @@ def source(specs: Path) -> LastGood:
 
 def test_what_is_good_is_used_as_it_is(specs: Path) -> None:
     found = source(specs)
-    first, second = found.look(), None
+    first, second = found.poll(), None
     (specs / "web.yml").write_text(WEB % 2)
-    second = found.look()
+    second = found.poll()
     assert first.good is not None
     assert second.good is not None
     assert (first.problem, second.problem) == ("", "")
@@ -48,7 +48,7 @@ def test_what_is_good_is_used_as_it_is(specs: Path) -> None:
 )
 def test_what_is_broken_empty_or_gone_changes_nothing(specs: Path, what: str, problem: str, again: bool) -> None:  # noqa: FBT001
     found = source(specs)
-    good = found.look().good
+    good = found.poll().good
     assert good is not None
     if what == "broken":
         (specs / "web.yml").write_text(WEB % -1)
@@ -56,39 +56,39 @@ def test_what_is_broken_empty_or_gone_changes_nothing(specs: Path, what: str, pr
         (specs / "web.yml").unlink()
     if what == "gone":
         specs.rmdir()
-    look = (source(specs) if again else found).look()
+    look = (source(specs) if again else found).poll()
     assert look.good == good
     assert problem in look.problem
 
 
 def test_without_a_last_good_one_there_is_none(specs: Path) -> None:
     (specs / "web.yml").write_text("kind: [")
-    look = source(specs).look()
+    look = source(specs).poll()
     assert look.good is None
     assert "web.yml:1" in look.problem
 
 
 def test_a_damaged_last_good_one_is_none(specs: Path) -> None:
-    source(specs).look()
+    source(specs).poll()
     (kept,) = (specs.parent / "state" / "source").iterdir()
     kept.write_bytes(kept.read_bytes()[:-1])
     (specs / "web.yml").unlink()
-    assert source(specs).look().good is None
+    assert source(specs).poll().good is None
 
 
 def test_what_another_has_seen_since_is_newer(specs: Path) -> None:
     """Whatever the clocks say: this one is set back when the newer one comes."""
     here, there = source(specs), source(specs)
-    old = here.look().good
+    old = here.poll().good
     (specs / "web.yml").write_text(WEB % 3)
     assert old is not None
-    new = there.look(highest=old.number).good
+    new = there.poll(highest=old.number).good
     assert new is not None
     new = replace(new, since=old.since - timedelta(hours=1))
     (specs / "web.yml").unlink()
     here.take(new)
-    assert here.look().good == new
+    assert here.poll().good == new
     there.take(old)
-    kept = there.look().good
+    kept = there.poll().good
     assert kept is not None
     assert kept.tree == new.tree

@@ -11,10 +11,11 @@ from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, 
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.core.planning.one_off import decide_by_name
+from mikrom_reconcile.host.json_folder import checked_name
 from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.orders.execute import Executor, no_seam
 from mikrom_reconcile.host.ports import Clock, Driver
-from mikrom_reconcile.host.records import Records, checked_name
+from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.garbage_collection import ImageStock
 from mikrom_reconcile.host.resources.images import Images
 from mikrom_reconcile.host.supervise import Supervisor, Tell, nobody

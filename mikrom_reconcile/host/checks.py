@@ -1,14 +1,13 @@
-"""Checks: whether a guest works, and not only its VMM.
+"""Checks of guests: whether a guest works, and not only its VMM.
 
-They are tried when the host is observed, each no more often than its interval says, and what came of them is kept, so
-that any process of this host goes on from there.
+They are tried when the host is observed, no more often than their interval says. Results are kept on disk, so that any
+process of this host goes on from there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -20,11 +19,11 @@ import msgspec
 from mikrom_reconcile.core.model.devices import Check
 from mikrom_reconcile.core.model.durations import seconds_of
 from mikrom_reconcile.core.model.observed import VMMFacts
-from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.host.json_folder import JsonFolder
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.limits import CHECKS
 from mikrom_reconcile.system.bounded_search import first_match
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import OddFileError
 from mikrom_reconcile.system.sockets import Limited
 
 Said = Callable[[int], bytes]
@@ -62,20 +61,25 @@ class Checks:
     """The checks of the VMs of one state folder."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._folder = state_dir / "checks"
+        # nobody needs results after a power cut; many observers may write them at once
+        self._folder = JsonFolder(state_dir / "checks", _Kept, durable=False, shared=True)
 
     def health(self, record: VMRecord, facts: VMMFacts, said: Said, *, give_up_at: float) -> Health:
         """The health of a VM whose VMM runs. What is due is tried while there is time; else the last result counts."""
         started_s = time.monotonic() - facts.age_s
         kept = self._kept(record.vm, facts.pid or 0, started_s)
-        results = {name: self._result(name, check, kept, record, said, give_up_at) for name, check in _all(record)}
+        results = {
+            name: self._result(name, check, kept, record, said, give_up_at)
+            for name, check in sorted(record.spec.checks.items())
+        }
         if results != kept.results:
-            self._keep(record.vm, msgspec.structs.replace(kept, results=results))
+            with contextlib.suppress(OSError):  # then its checks are only tried more often
+                self._folder.write(record.vm, msgspec.structs.replace(kept, results=results))
         return judged(results)
 
     def forget(self, vm: str) -> None:
         """The VM is gone."""
-        self._path(vm).unlink(missing_ok=True)
+        self._folder.remove(vm)
 
     def _result(self, name: str, check: Check, kept: _Kept, record: VMRecord, said: Said, give_up_at: float) -> Result:
         last = kept.results.get(name)
@@ -92,22 +96,11 @@ class Checks:
         return Result(check=check, at_s=now_s, passes=passes, was_healthy=healthy, why=why)
 
     def _kept(self, vm: str, pid: int, started_s: float) -> _Kept:
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            kept = msgspec.json.decode(self._path(vm).read_bytes(), type=ready(_Kept))
-            if kept.pid == pid and abs(kept.started_s - started_s) < 1.0:
+        with contextlib.suppress(OddFileError):
+            kept = self._folder.read(vm)
+            if kept is not None and kept.pid == pid and abs(kept.started_s - started_s) < 1.0:
                 return kept
         return _Kept(pid=pid, started_s=started_s)
-
-    def _keep(self, vm: str, kept: _Kept) -> None:
-        """Nobody needs it after a power cut, and who cannot write it tries its checks more often."""
-        draft = self._folder / f"{vm}.{secrets.token_hex(4)}"
-        with contextlib.suppress(OSError):
-            make_folder(self._folder)
-            draft.write_bytes(msgspec.json.encode(kept))
-            draft.replace(self._path(vm))
-
-    def _path(self, vm: str) -> Path:
-        return self._folder / f"{vm}.json"
 
 
 def judged(results: dict[str, Result]) -> Health:
@@ -169,7 +162,3 @@ def _console(check: Check, said: Said, timeout_s: float) -> str:
     except OSError as error:
         return str(error)
     return ""
-
-
-def _all(record: VMRecord) -> list[tuple[str, Check]]:
-    return sorted(record.spec.checks.items())

@@ -1,8 +1,8 @@
-"""Measure, act, verify: one order from the message to its outcome.
+"""Carries out orders: measure, act, verify; one order from the message to its outcome.
 
-Under the VM's action lock an order is judged (`fence.py`), carried out step by step (`deeds.py`), and answered with
-what the host then observes. Errors become outcomes here and nowhere below. What is no error, such as the end of a
-greenlet or a time limit, passes through once no half-started VMM is left.
+Under the VM's action lock an order passes the preconditions, is carried out step by step, and is answered with what the
+host then observes. Errors become outcomes here and nowhere below. What is no error, such as the end of a greenlet or a
+time limit, passes through once no half-started VMM is left.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-import msgspec
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import (
     ActionError,
@@ -22,12 +22,12 @@ from mikrom_reconcile.core.model.errors import (
     PermanentError,
     TemporaryError,
 )
-from mikrom_reconcile.core.model.observed import FailedResult, ObservedVM
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, Result
+from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.host.observe import Observer, capacity, unreadable_row
-from mikrom_reconcile.host.orders.preconditions import Answer, rejection_of
-from mikrom_reconcile.host.orders.reservations import Memory
-from mikrom_reconcile.host.orders.steps import Deed, Step, log_fields
+from mikrom_reconcile.host.orders.preconditions import Ending, check, rejection_of
+from mikrom_reconcile.host.orders.reservations import Reservations
+from mikrom_reconcile.host.orders.steps import ActionRun, Step, log_fields
 from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.system.files import FULL
@@ -40,21 +40,6 @@ log = logging.getLogger(__name__)
 
 def no_seam(vm: str, step: str) -> None:
     """The `on_step` of a host that is no test: nothing."""
-
-
-class Ending(msgspec.Struct, frozen=True, kw_only=True):
-    """How an order ended, before it is dated and sent."""
-
-    result: Result
-    error: str | None = None
-    observed: ObservedVM | None = None
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an order that an error ended."""
-
-    result: FailedResult
-    error: str
 
 
 class Executor:
@@ -77,7 +62,7 @@ class Executor:
         self._records = records
         self._clock = clock
         self._on_step = on_step
-        self._memory = Memory(
+        self._reservations = Reservations(
             mem_size_mib=capacity().mem_size_mib, need_mib=driver.memory_mib, records=records, clock=clock
         )
         self._observer = Observer(host, driver=driver, records=records)
@@ -89,21 +74,12 @@ class Executor:
         self._sweep_once()
         started_at, began_s = self._clock.now(), self._clock.monotonic()
         try:
-            ending = self._ending(order)
+            ending = self._run(order)
         except Exception as error:  # noqa: BLE001 - whatever it is, control has to hear of it
-            failure = _failure(order, error)
-            ending = Ending(result=failure.result, error=failure.error)
-        duration_s = self._clock.monotonic() - began_s
+            ending = _failure(order, error)
         level = logging.WARNING if ending.error else logging.INFO
-        about = ending.error or ending.result
-        log.log(
-            level,
-            "%s %s: %s",
-            order.action.verb,
-            order.action.vm,
-            about,
-            extra=log_fields(order, duration_s=duration_s),
-        )
+        fields = log_fields(order, duration_s=self._clock.monotonic() - began_s)
+        log.log(level, "%s %s: %s", order.action.verb, order.action.vm, ending.error or ending.result, extra=fields)
         return ActionOutcome(
             action_id=order.action.id,
             vm=order.action.vm,
@@ -121,30 +97,22 @@ class Executor:
         with self._sweeping:
             if not self._swept:
                 self._swept = True
-                with suppress(MikromError):  # a folder that cannot be listed is told by the orders themselves
+                with suppress(MikromError):  # a folder that cannot be listed the orders themselves report
                     self._records.sweep()
 
-    def _ending(self, order: Order) -> Ending:
+    def _run(self, order: Order) -> Ending:
         vm = order.action.vm
         if order.action.host != self._host:
             raise PermanentError(f"this is {self._host}, not {order.action.host}", vm=vm, step="reading the order")
         with self._records.lock(vm):
             found = self._records.read(vm)
-            answer = self._answer(order, found)
-            if answer is not None or isinstance(found, UnreadableRecord):
-                assert answer is not None, "the fence never lets an unreadable record pass"  # noqa: S101
-                return Ending(result=answer.result, error=answer.error, observed=self._seen(vm))
-            deed = Deed(
-                order, found, driver=self._driver, records=self._records, clock=self._clock, memory=self._memory
-            )
-            try:
-                answer = self._carry_out(deed)
-            finally:
-                self._memory.settle(vm)
-            seen = deed.seen if answer.error is None and deed.seen else self._seen(vm)
-            return Ending(result=answer.result, error=answer.error, observed=seen)
+            ending = self._rejection(order, found)
+            if ending is None:
+                assert not isinstance(found, UnreadableRecord), "an unreadable record is rejected"  # noqa: S101
+                ending = self._carry_out(order, found)
+            return ending if ending.observed else replace(ending, observed=self._observe(vm))
 
-    def _answer(self, order: Order, found: VMRecord | UnreadableRecord | None) -> Answer | None:
+    def _rejection(self, order: Order, found: VMRecord | UnreadableRecord | None) -> Ending | None:
         project, vm = order.action.project, order.action.vm
         highest = self._records.highest_token(project)
         if order.token > highest:
@@ -159,47 +127,64 @@ class Executor:
         tombstone = self._records.tombstone(vm) if found is None else None
         return rejection_of(order, found, tombstone=tombstone, highest_token=highest)
 
-    def _carry_out(self, deed: Deed) -> Answer:
+    def _carry_out(self, order: Order, found: VMRecord | None) -> Ending:
+        run = ActionRun(
+            order,
+            found,
+            driver=self._driver,
+            records=self._records,
+            clock=self._clock,
+            reservations=self._reservations,
+        )
         try:
-            if deed.already_done():
-                deed.forget_failures()
-                return Answer(result="already_done")
-            deed.check()
-            for step in deed.steps():
-                self._take(step, deed)
-            self._on_step(deed.order.action.vm, "done")
-        except Exception as error:  # noqa: BLE001 - every failure is cleaned up, kept and told
-            failure = _failure(deed.order, error)
-            began_s = self._clock.monotonic()
-            if cleaned := deed.clean_up():
-                self._log_step(deed, "cleaning up", began_s, cleaned)
-            told = failure.error + (f"; {cleaned}" if cleaned else "")
-            return Answer(result=failure.result, error=told + _noted(deed, told, failure))
+            if run.already_done():
+                run.forget_failures()
+                return Ending(result="already_done", observed=run.seen)
+            check(order.action, found, run.ordered, driver=self._driver, reservations=self._reservations)
+            for step in run.steps():
+                self._take(step, run)
+            self._on_step(order.action.vm, "done")
+            return Ending(result="done", observed=run.seen)
+        except Exception as error:  # noqa: BLE001 - every failure is cleaned up, recorded and reported
+            return self._failed(run, error)
         except BaseException:
             with suppress(Exception):
-                deed.clean_up()
+                run.clean_up()
             raise
-        return Answer(result="done")
+        finally:
+            self._reservations.commit(order.action.vm, run.record)
 
-    def _take(self, step: Step, deed: Deed) -> None:
+    def _failed(self, run: ActionRun, error: Exception) -> Ending:
+        ending = _failure(run.order, error)
+        began_s = self._clock.monotonic()
+        if cleaned := run.clean_up():
+            self._log_step(run, "cleaning up", began_s, cleaned)
+            ending = replace(ending, error=f"{ending.error}; {cleaned}")
+        try:
+            run.note_failure(str(ending.error), is_temporary=ending.result == "failed_temporary")
+        except TemporaryError as why:
+            return replace(ending, error=f"{ending.error}; and it could not be noted: {why}")
+        return ending
+
+    def _take(self, step: Step, run: ActionRun) -> None:
         name, act = step
-        self._on_step(deed.order.action.vm, name)
-        deed.remaining_s(name)
+        self._on_step(run.order.action.vm, name)
+        run.remaining_s(name)
         began_s = self._clock.monotonic()
         try:
-            act(deed)
+            act(run)
         except Exception as error:
-            self._log_step(deed, name, began_s, f"failed: {error}")
+            self._log_step(run, name, began_s, f"failed: {error}")
             raise
-        self._log_step(deed, name, began_s)
+        self._log_step(run, name, began_s)
 
-    def _log_step(self, deed: Deed, step: str, began_s: float, trouble: str = "") -> None:
+    def _log_step(self, run: ActionRun, step: str, began_s: float, trouble: str = "") -> None:
         level = logging.WARNING if trouble else logging.INFO
-        told = f"{step}: {trouble}" if trouble else step
-        fields = log_fields(deed.order, step, self._clock.monotonic() - began_s)
-        log.log(level, "%s: %s", deed.order.action.vm, told, extra=fields)
+        said = f"{step}: {trouble}" if trouble else step
+        fields = log_fields(run.order, step, self._clock.monotonic() - began_s)
+        log.log(level, "%s: %s", run.order.action.vm, said, extra=fields)
 
-    def _seen(self, vm: str) -> ObservedVM | None:
+    def _observe(self, vm: str) -> ObservedVM | None:
         found = self._records.read(vm)
         if isinstance(found, UnreadableRecord):
             return unreadable_row(found, self._host, self._clock.now())
@@ -208,19 +193,11 @@ class Executor:
         return None
 
 
-def _failure(order: Order, error: Exception) -> Failure:
+def _failure(order: Order, error: Exception) -> Ending:
     if isinstance(error, TEMPORARY) or (isinstance(error, OSError) and error.errno in FULL):
-        return Failure(result="failed_temporary", error=str(error))
+        return Ending(result="failed_temporary", error=str(error))
     if isinstance(error, MikromError):
-        return Failure(result="failed_permanent", error=str(error))
+        return Ending(result="failed_permanent", error=str(error))
     log.error("%s %s broke", order.action.verb, order.action.vm, exc_info=error, extra=log_fields(order))
     message = f"{order.action.vm}: {type(error).__name__}: {error} (a mistake in mikrom: its log on the host has more)"
-    return Failure(result="failed_permanent", error=message)
-
-
-def _noted(deed: Deed, error: str, failure: Failure) -> str:
-    try:
-        deed.note_failure(error, failure.result)
-    except TemporaryError as why:
-        return f"; and it could not be noted: {why}"
-    return ""
+    return Ending(result="failed_permanent", error=message)

@@ -1,65 +1,111 @@
-"""Whether an order may be carried out: ordered rules over what the host holds. Read them aloud.
+"""Whether an order may be carried out: ordered rules, the first that matches decides.
 
-Two controllers, two Beats, a message delivered twice or late, and a paused process that wakes up are all the same
-case here: the order's token, uid and generation are not the host's. These rules only judge.
+`rejection_of` compares the order with the VM's record. Two controllers, two Beats, a message delivered twice or late,
+and a paused process that wakes up are all the same case here: the order's token, uid and generation are not the host's.
+`check` refuses what cannot work on this host, or would hurt.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from mikrom_reconcile.core.model.plan import Expect
+from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
+from mikrom_reconcile.core.model.fields import costs, needs_restart
+from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
+from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.plan import Action, Expect
 from mikrom_reconcile.core.model.run import Order, Result
-from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.records import Tombstone, UnreadableRecord
+from mikrom_reconcile.host.orders.reservations import Reservations
+from mikrom_reconcile.host.ports import Driver, VMRecord
+from mikrom_reconcile.host.records import UnreadableRecord
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of an order that is not carried out, and why."""
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How an order ended, before it is dated and sent."""
 
     result: Result
     error: str | None = None
+    observed: ObservedVM | None = None
 
 
 def rejection_of(
-    order: Order, found: VMRecord | UnreadableRecord | None, *, tombstone: Tombstone | None, highest_token: int
-) -> Answer | None:
-    """Why nothing is to be done for `order`, or None when it may be carried out."""
+    order: Order, found: VMRecord | UnreadableRecord | None, *, tombstone: VMRecord | None, highest_token: int
+) -> Ending | None:
+    """How `order` ends without anything being done for it, or None when it may be carried out."""
     action = order.action
     if order.token < highest_token:
         newer = f"a newer run (token {highest_token}) has changed project {action.project} here"
         return _stale(f"this order is from a run with token {order.token}, and {newer}")
     if isinstance(found, UnreadableRecord):
         error = f"nothing is done to {action.vm}, because its record cannot be read: {found.reason}"
-        return Answer(result="failed_permanent", error=f"{error}; restore the file, or move it away to give the VM up")
+        return Ending(result="failed_permanent", error=f"{error}; restore the file, or move it away to give the VM up")
     if found is None:
-        return _without_record(order, tombstone)
+        return _without_record(action, tombstone)
     if found.project != action.project:
         # its owner may have come after the plan was made: the next plan says `blocked`
         return _stale(f"{action.vm} belongs to project {found.project}, not to {action.project}")
     if found.action_id == action.id:
-        return None  # the same order again: the executor carries on where it ended
-    expected, there = _said(action.expect), f"uid {found.uid}, generation {found.generation}"
+        return None  # the same order again: it goes on where it ended
     if (action.expect.uid, action.expect.generation) != (found.uid, found.generation):
+        there = f"uid {found.uid}, generation {found.generation}"
+        expected = _expected(action.expect)
         return _stale(f"expected {expected}, found {there}; the next plan starts from what is there now")
     if found.state == "absent" and action.verb not in {"create", "delete"}:
         return _stale(f"{action.vm} is half deleted: a create or a delete finishes that first")
     return None
 
 
-def _without_record(order: Order, tombstone: Tombstone | None) -> Answer | None:
-    action = order.action
+def _without_record(action: Action, tombstone: VMRecord | None) -> Ending | None:
     if action.verb == "delete":
-        return Answer(result="already_done")
+        return Ending(result="already_done")
     if action.expect.uid is None and action.verb == "create":
         return None  # the generation is not compared: nobody who saw no record could know a tombstone's
     gone = f", deleted at generation {tombstone.generation}" if tombstone else ""
-    return _stale(f"expected {_said(action.expect)}, found no {action.vm}{gone}")
+    return _stale(f"expected {_expected(action.expect)}, found no {action.vm}{gone}")
 
 
-def _said(expect: Expect) -> str:
+def _expected(expect: Expect) -> str:
     return "no such VM" if expect.uid is None else f"uid {expect.uid}, generation {expect.generation}"
 
 
-def _stale(error: str) -> Answer:
-    return Answer(result="stale", error=error)
+def _stale(error: str) -> Ending:
+    return Ending(result="stale", error=error)
+
+
+def check(
+    action: Action, found: VMRecord | None, ordered: VMRecord, *, driver: Driver, reservations: Reservations
+) -> None:
+    """Refuse what cannot work or would hurt, and reserve what the VM needs, before anything is written.
+
+    `ordered` is the record that `found` is to become. Raises PermanentError, TemporaryError.
+    """
+    vm, desired = action.vm, action.desired
+    step = f"checking what it is ordered to be by {action.verb}"
+    if found is not None and found.policy.prevent_destroy and _loses_disks(action, found):
+        remedy = "lift that first, with lifecycle: {prevent_destroy: false}"
+        raise PermanentError(f"it would lose its data, and is recorded as protected; {remedy}", vm=vm, step=step)
+    if desired is None or action.verb == "stop":
+        return
+    if reason := driver.unsupported(desired.spec):
+        raise PermanentError(f"this host cannot run it: {reason}", vm=vm, step=step)
+    if ordered.state in WANTS_VMM and (
+        reason := reservations.reserve(vm, driver.memory_mib(desired.spec), action.mem_limit_mib)
+    ):
+        raise PermanentError(f"{reason}; stop some, or give it less", vm=vm, step=step)
+    if holder := reservations.reserve_addresses(vm, desired.addresses.values()):
+        raise TemporaryError(f"{holder}: two VMs of a host cannot have one address", vm=vm, step=step)
+    if found is None and (facts := driver.observe(ordered)).status != "none":
+        # never our own doing (the record is there first and goes last), so nobody can say whose it is
+        message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"
+        raise PermanentError(message, vm=vm, step=step)
+    respecified = action.verb == "update" and found and needs_restart(found.spec, desired.spec)
+    if respecified and found and driver.observe(found).status != "none":
+        raise PermanentError("its spec changes only while it is down: restart it", vm=vm, step=step)
+
+
+def _loses_disks(action: Action, found: VMRecord) -> bool:
+    """Whether the VM goes, or the root disk that it wrote to is made anew, now or when it starts."""
+    if action.desired is None:
+        return True
+    rootfs = found.spec.boot and found.spec.boot.rootfs
+    return bool(rootfs and not rootfs.read_only) and "replace" in costs(found.spec, action.desired.spec)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import PastDeadlineError, PermanentError
 from mikrom_reconcile.core.model.observed import Attempt, ObserveQuery, VMMFacts
-from mikrom_reconcile.host import records as module
+from mikrom_reconcile.host import json_folder as module
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.system.files import read_small
 from tests.fakes import BIGGER, HOST, SPEC, desired_vm, order
@@ -74,7 +74,7 @@ def test_what_ended_again_at_once_is_not_done(host: Host) -> None:
     host.driver.facts[VM] = VMMFacts(status="none", end="crashed")
     outcome = host.execute(order("create", VM))
     assert outcome.result == "failed_temporary"
-    assert "was to be running and is crashed" in error(outcome)
+    assert "expected running, found crashed" in error(outcome)
 
 
 def test_a_vmm_that_runs_with_something_else_is_not_done(host: Host) -> None:

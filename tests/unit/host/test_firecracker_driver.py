@@ -16,7 +16,7 @@ from mikrom_reconcile.host.drivers.firecracker_end import end_of
 from mikrom_reconcile.host.drivers.firecracker_prerequisites import find_firecracker, version_of
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, step
 from mikrom_reconcile.host.drivers.vmm import Layout
-from mikrom_reconcile.host.orders.next_record import next_record
+from mikrom_reconcile.host.orders.steps import next_record
 from tests.fakes import order
 
 

@@ -11,7 +11,7 @@ from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSp
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile, RootDisk
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.observe import capacity
-from mikrom_reconcile.host.orders.reservations import Memory
+from mikrom_reconcile.host.orders.reservations import Reservations
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from tests.contract.drivers import record_of
@@ -26,56 +26,56 @@ def records(tmp_path: Path) -> Records:
 
 
 def test_promises_end_where_the_memory_ends(records: Records) -> None:
-    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
+    reservations = Reservations(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
     for vm in ("a", "a"):
-        assert memory.promise(vm, 600) is None
+        assert reservations.reserve(vm, 600) == ""
         records.write(record_of("a", mem_size_mib=600))
-    assert memory.promise("b", 500) == (
+    assert reservations.reserve("b", 500) == (
         "it needs 500 MiB and 400 MiB are left: of 1000 MiB that the host has, 600 are promised to 1 other VMs"
     )
-    assert memory.promise("b", 400) is None
-    memory.forget("a")
-    assert memory.promise("c", 600) is None
+    assert reservations.reserve("b", 400) == ""
+    reservations.release("a")
+    assert reservations.reserve("c", 600) == ""
 
 
 def test_what_other_processes_ordered_counts(records: Records) -> None:
     clock = HeldClock()
-    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=clock)
-    assert memory.promise("a", 500) is None
+    reservations = Reservations(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=clock)
+    assert reservations.reserve("a", 500) == ""
     records.write(record_of("a", mem_size_mib=500))
     records.write(record_of("b", mem_size_mib=400))
     records.write(replace(record_of("c", mem_size_mib=900), state="stopped"))
     records.write(replace(record_of("d", mem_size_mib=900), parked=True))
     clock.moved_s += 0.001
-    assert "100 MiB are left" in (memory.promise("e", 101) or "")
-    assert memory.promise("e", 100) is None
+    assert "100 MiB are left" in reservations.reserve("e", 101)
+    assert reservations.reserve("e", 100) == ""
 
 
 def test_what_was_promised_before_is_kept_on_a_host_that_is_too_small_by_now(records: Records) -> None:
     records.write(record_of("a", mem_size_mib=900))
     records.write(record_of("b", mem_size_mib=900))
-    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
-    assert memory.promise("a", 900) is None
-    assert memory.promise("a", 901) is not None
+    reservations = Reservations(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
+    assert reservations.reserve("a", 900) == ""
+    assert reservations.reserve("a", 901)
 
 
 def test_a_promise_that_no_record_tells_of_yet_holds_until_its_order_has_ended(records: Records) -> None:
-    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
-    assert memory.promise("a", 800) is None
-    assert "200 MiB are left" in (memory.promise("b", 800) or "")
-    memory.settle("a")
-    assert memory.promise("b", 800) is None
+    reservations = Reservations(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
+    assert reservations.reserve("a", 800) == ""
+    assert "200 MiB are left" in reservations.reserve("b", 800)
+    reservations.commit("a", None)
+    assert reservations.reserve("b", 800) == ""
 
 
 def test_the_orders_of_another_process_are_known_within_twenty_times_what_it_takes_to_count(records: Records) -> None:
     clock, elsewhere = HeldClock(), Records(records.state_dir)
-    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=clock)
+    reservations = Reservations(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=clock)
     for mem_size_mib, ip in ((300, "10.0.0.2"), (600, "10.0.0.3")):
         elsewhere.write(replace(record_of("a", mem_size_mib=mem_size_mib), addresses={"eth0": ip}))
         clock.moved_s += 0.001
-        assert (memory.promise("b", 500) is None) == (mem_size_mib == 300)
-        assert memory.claim("c", [ip]) == f"{ip} is a's here"
-        memory.settle("b")
+        assert (reservations.reserve("b", 500) == "") == (mem_size_mib == 300)
+        assert reservations.reserve_addresses("c", [ip]) == f"{ip} is a's here"
+        reservations.commit("b", None)
 
 
 def test_refusals_in_a_row_read_the_records_once(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +88,8 @@ def test_refusals_in_a_row_read_the_records_once(records: Records, monkeypatch: 
         return read(vm)
 
     monkeypatch.setattr(records, "read", counted)
-    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
-    assert all(memory.promise(f"b-{number}", 200) for number in range(100))
+    reservations = Reservations(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
+    assert all(reservations.reserve(f"b-{number}", 200) for number in range(100))
     assert len(reads) == 5
 
 
@@ -123,13 +123,13 @@ def test_a_vm_that_does_not_fit_is_refused_before_anything_is_written(records: R
 
 
 def test_the_inventory_may_allow_more_or_less_than_the_host_has(records: Records) -> None:
-    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
-    assert memory.promise("a", 1500, 2000) is None
-    assert memory.promise("b", 600, 2000) == (
+    reservations = Reservations(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
+    assert reservations.reserve("a", 1500, 2000) == ""
+    assert reservations.reserve("b", 600, 2000) == (
         "it needs 600 MiB and 500 MiB are left: of 2000 MiB that the inventory allows, 1500 are promised to 1 other VMs"
     )
-    memory.forget("a")
-    assert "of 300 MiB that the inventory allows" in (memory.promise("b", 301, 300) or "")
+    reservations.release("a")
+    assert "of 300 MiB that the inventory allows" in reservations.reserve("b", 301, 300)
 
 
 def test_an_order_brings_the_limit_of_the_inventory(records: Records) -> None:
@@ -160,14 +160,14 @@ def test_an_address_that_another_vm_has_is_refused_before_anything_is_done(recor
 
 def test_an_address_that_another_process_gave_away_is_refused_once_it_was_counted(records: Records) -> None:
     clock = HeldClock()
-    memory = Memory(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=clock)
-    assert memory.claim("a", ["10.0.0.2"]) == ""
-    assert memory.claim("b", ["10.0.0.2"]) == "10.0.0.2 is a's here", "no record says so yet"
-    memory.settle("a")
-    assert memory.claim("b", ["10.0.0.2"]) == "", "a's order came to nothing"
+    reservations = Reservations(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=clock)
+    assert reservations.reserve_addresses("a", ["10.0.0.2"]) == ""
+    assert reservations.reserve_addresses("b", ["10.0.0.2"]) == "10.0.0.2 is a's here", "no record says so yet"
+    reservations.commit("a", None)
+    assert reservations.reserve_addresses("b", ["10.0.0.2"]) == "", "a's order came to nothing"
     records.write(replace(record_of("c"), addresses={"eth0": "10.0.0.4"}))
     clock.moved_s += 0.001
-    assert memory.claim("d", ["10.0.0.4"]) == "10.0.0.4 is c's here"
+    assert reservations.reserve_addresses("d", ["10.0.0.4"]) == "10.0.0.4 is c's here"
 
 
 def protected(vm: str, spec: VMSpec = SPEC, *, is_protected: bool = True) -> DesiredVM:

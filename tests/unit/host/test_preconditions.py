@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import Policy, State
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order
-from mikrom_reconcile.host.orders.preconditions import Answer, rejection_of
+from mikrom_reconcile.host.orders.preconditions import Ending, rejection_of
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.records import Tombstone, UnreadableRecord
+from mikrom_reconcile.host.records import UnreadableRecord
 from tests.fakes import SPEC, HeldClock, order
 
 VM = "web-000"
@@ -25,12 +25,12 @@ def there(state: State = "running", generation: int = 4, project: str = "shop", 
 
 
 def answer(
-    given: Order, found: VMRecord | UnreadableRecord | None, tombstone: Tombstone | None = None, highest_token: int = 0
-) -> Answer | None:
+    given: Order, found: VMRecord | UnreadableRecord | None, tombstone: VMRecord | None = None, highest_token: int = 0
+) -> Ending | None:
     return rejection_of(given, found, tombstone=tombstone, highest_token=highest_token)
 
 
-def said(given: Answer | None, result: str) -> str:
+def said(given: Ending | None, result: str) -> str:
     assert given is not None
     assert given.result == result
     return given.error or ""
@@ -76,12 +76,12 @@ def test_deleting_the_absent_is_already_done() -> None:
 
 @pytest.mark.parametrize("verb", ["start", "stop", "update", "restart", "create"])
 def test_what_was_there_and_is_gone_makes_an_order_stale(verb: Verb) -> None:
-    error = said(answer(order(verb, VM, there()), None, Tombstone(generation=5, action_id="x", token=7)), "stale")
+    error = said(answer(order(verb, VM, there()), None, there("absent", generation=5)), "stale")
     assert "found no web-000, deleted at generation 5" in error
 
 
 def test_only_create_begins_with_nothing() -> None:
-    tombstone = Tombstone(generation=5, action_id="x", token=7)
+    tombstone = there("absent", generation=5)
     assert answer(order("create", VM), None, tombstone) is None
     assert said(answer(order("start", VM), None), "stale")
 

@@ -27,9 +27,9 @@ from mikrom_reconcile.core.model.observed import (
 )
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.planning.guards import RunOverrides
-from mikrom_reconcile.core.planning.planner import LEFT_OUT, PlanResult, prepare
-from mikrom_reconcile.core.planning.selection import Selection
+from mikrom_reconcile.core.planning.assemble import LEFT_OUT
+from mikrom_reconcile.core.planning.context import PlanResult, RunOverrides, Selection
+from mikrom_reconcile.core.planning.planner import prepare
 from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.core.specs.resolve import Resolver

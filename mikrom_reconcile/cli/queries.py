@@ -19,7 +19,7 @@ from mikrom_reconcile.core.model.observed import HostView, ObservedState, Observ
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.placement.desired_state import render_all
-from mikrom_reconcile.core.planning.guards import RunOverrides
+from mikrom_reconcile.core.planning.context import RunOverrides
 from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs

@@ -10,8 +10,8 @@ from mikrom_reconcile.cli.terminal import show
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
-from mikrom_reconcile.core.planning.spec_warnings import warnings_of
 from mikrom_reconcile.core.specs.expand import expand
+from mikrom_reconcile.core.specs.warnings import spec_warnings
 from mikrom_reconcile.output import formats
 
 
@@ -27,7 +27,7 @@ def validate(paths: tuple[str, ...], form: str) -> int:
         chosen = settings.load()
         specs = validate_specs(wiring.read_tree(chosen, paths), wiring.schemas(), here=chosen.host)
         counts = (specs.documents, len(render_all(specs, here=chosen.host).vms), len(specs.fleets))
-        warnings = warnings_of(specs, expand(specs))
+        warnings = spec_warnings(specs, expand(specs))
     except SpecError as error:
         if form == "text":
             raise

@@ -12,9 +12,9 @@ from functools import cached_property
 from mikrom_reconcile import traces
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.run import RunRequest
-from mikrom_reconcile.core.planning.guards import RunOverrides
-from mikrom_reconcile.core.planning.planner import PlanInput, PlanResult, make_plan, prepare, requery_all
-from mikrom_reconcile.core.planning.selection import Selection, refuse_unknown
+from mikrom_reconcile.core.planning.context import PlanInput, PlanResult, RunOverrides, Selection
+from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
+from mikrom_reconcile.core.planning.selection import refuse_unknown
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
 
 Observe = Callable[[Mapping[str, ObserveQuery], tuple[str, ...]], ObservedState]

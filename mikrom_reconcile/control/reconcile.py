@@ -16,9 +16,9 @@ from mikrom_reconcile.core.model.plan import Action, Expect, Plan, Refusal, VMCh
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import validate_specs
-from mikrom_reconcile.core.planning.guards import with_kind
+from mikrom_reconcile.core.planning.assemble import LEFT_OUT, expect_of, numbered
+from mikrom_reconcile.core.planning.context import PlanResult, with_kind
 from mikrom_reconcile.core.planning.one_off import decide_by_name
-from mikrom_reconcile.core.planning.planner import LEFT_OUT, PlanResult, expect_of, numbered
 from mikrom_reconcile.core.planning.selection import refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
 from mikrom_reconcile.limits import OBSERVING, RUNS

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 from mikrom_reconcile.core.model.stock import CachedFile, Stock
-from mikrom_reconcile.core.placement.image_files import ImageFile
+from mikrom_reconcile.core.placement.desired_state import ImageFile
 from mikrom_reconcile.output.documents import Document
 from mikrom_reconcile.output.section import section
 from mikrom_reconcile.output.style import Style

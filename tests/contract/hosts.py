@@ -9,9 +9,8 @@ from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.core.planning.diff import judge
-from mikrom_reconcile.core.planning.diff_input import DiffInput
-from mikrom_reconcile.core.planning.planner import actions_of
+from mikrom_reconcile.core.planning.assemble import actions_of
+from mikrom_reconcile.core.planning.rules import DiffInput, judge
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.execute import no_seam
 from mikrom_reconcile.host.ports import VMRecord

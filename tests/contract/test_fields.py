@@ -12,8 +12,7 @@ import pytest
 from mikrom_reconcile.core.model.fields import FIELDS, is_row_of
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import Impact, VMChange
-from mikrom_reconcile.core.planning.diff import judge
-from mikrom_reconcile.core.planning.diff_input import DiffInput
+from mikrom_reconcile.core.planning.rules import DiffInput, judge
 from tests.contract.drivers import Bench, RealBench, SimulatedBench
 from tests.contract.field_rows import ROWS, VM, Row, Socket, World, concrete
 from tests.netns import own_namespace

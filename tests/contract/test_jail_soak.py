@@ -17,9 +17,8 @@ from mikrom_reconcile.core.model.devices import RateLimiter
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.core.planning.diff import judge
-from mikrom_reconcile.core.planning.diff_input import DiffInput
-from mikrom_reconcile.core.planning.planner import actions_of
+from mikrom_reconcile.core.planning.assemble import actions_of
+from mikrom_reconcile.core.planning.rules import DiffInput, judge
 from mikrom_reconcile.system.netlink import Netlink
 from tests.contract.drivers import JailBench, wait_until
 from tests.contract.hosts import KEPT, Host

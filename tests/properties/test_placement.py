@@ -16,8 +16,8 @@ from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.planning.guards import RunOverrides
-from mikrom_reconcile.core.planning.planner import PlanResult, make_plan, prepare
+from mikrom_reconcile.core.planning.context import PlanResult, RunOverrides
+from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import seeds

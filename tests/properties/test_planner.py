@@ -12,8 +12,8 @@ import pytest
 
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.planning.guards import RunOverrides
-from mikrom_reconcile.core.planning.planner import PlanResult, prepare
+from mikrom_reconcile.core.planning.context import PlanResult, RunOverrides
+from mikrom_reconcile.core.planning.planner import prepare
 from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import HOSTS, Project, memory_of, project_of, seeds, world_of

@@ -25,9 +25,8 @@ from mikrom_reconcile.core.model.observed import (
     Phase,
 )
 from mikrom_reconcile.core.model.plan import Action
-from mikrom_reconcile.core.planning.guards import RunOverrides
-from mikrom_reconcile.core.planning.planner import PlanInput, PlanResult, make_plan, requery_all
-from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection
+from mikrom_reconcile.core.planning.context import EVERYTHING, PlanInput, PlanResult, RunOverrides, Selection
+from mikrom_reconcile.core.planning.planner import make_plan, requery_all
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.plan import ChangeKind, Impact, Verb
 from mikrom_reconcile.core.model.run import Result
-from mikrom_reconcile.core.planning import diff
+from mikrom_reconcile.core.planning import rules
 from mikrom_reconcile.output.documents import FORMER_RULES
 
 ROOT = Path(__file__).parents[2]
@@ -49,11 +49,11 @@ def test_every_rule_has_an_id_of_its_own_that_is_written_down_and_explained() ->
     package = {path: path.read_text(encoding="utf-8") for path in (ROOT / "mikrom_reconcile").rglob("*.py")}
     refusing = {found for text in package.values() for found in re.findall(r"Refusal\([^)]*?rule=\"(.+?)\"", text)}
     explained = terms_under("Rules")
-    assert explained == [*diff.RULES, *(term for term in explained if term in refusing)]
-    assert set(explained) == {*diff.RULES, *refusing}
-    assert len(set(explained)) == len(explained) == len(refusing) + len(set(diff.RULES.values()))
+    assert explained == [*rules.RULES, *(term for term in explained if term in refusing)]
+    assert set(explained) == {*rules.RULES, *refusing}
+    assert len(set(explained)) == len(explained) == len(refusing) + len(set(rules.RULES.values()))
     assert [rule for rule in explained if not re.fullmatch("[a-z]+(-[a-z]+)*", rule)] == []
-    assert set(diff.STANDS_IN_THE_WAY) <= set(diff.RULES)
+    assert set(rules.STANDS_IN_THE_WAY) <= set(rules.RULES)
     asked = [path for path, text in package.items() if re.search(r"(rule|says)\w*\.__name__", text)]
     assert asked == [], "the name of a function is no id"
 

@@ -14,6 +14,18 @@ State = Literal["running", "stopped", "paused", "absent"]
 Share = int | str
 """A number of VMs, or a percentage of them such as "20%"."""
 
+DISRUPTION = "10%"
+"""Share of a fleet that may be down at a time: what users of rolling updates expect when they say nothing."""
+
+
+def resolve_share(share: Share, total: int) -> int:
+    """How many of `total` a share stands for: percentages are rounded down, but never to none unless 0 was said."""
+    if isinstance(share, int):
+        return share
+    percent = int(share.rstrip("%"))
+    return max(1, total * percent // 100) if percent else 0
+
+
 CPUTemplate = Literal["C3", "T2", "T2S", "T2CL", "T2A"]
 """Firecracker's built-in masks of CPU features, so that a fleet sees one CPU on unlike hosts."""
 

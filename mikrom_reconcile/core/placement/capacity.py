@@ -6,7 +6,8 @@ limited: they only share time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from math import floor, inf
 
 import msgspec
@@ -28,8 +29,32 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     overhead_mib: int = 0
 
 
-ENDLESS = Room()
+UNLIMITED = Room()
 """The room of a host of which nothing is known."""
+
+
+class HostLoads:
+    """What every host has so far: VMs, and what is left to promise."""
+
+    def __init__(self, vms: Mapping[str, int], rooms: Mapping[str, Room]) -> None:
+        self.vms = Counter(vms)
+        self.vcpus = {host: max(0, room.vcpu_limit - room.promised.vcpu_count) for host, room in rooms.items()}
+        self.mem_mib = {host: max(0, room.mem_limit_mib - room.promised.mem_size_mib) for host, room in rooms.items()}
+        self._rooms = rooms
+
+    def mem_need_mib(self, host: str, need: Capacity) -> int:
+        """What the VM takes of the host's memory."""
+        return need.mem_size_mib and need.mem_size_mib + self._rooms[host].overhead_mib
+
+    def fits(self, host: str, need: Capacity) -> bool:
+        """Whether the host has room for it."""
+        return self.mem_mib[host] >= self.mem_need_mib(host, need) and self.vcpus[host] >= need.vcpu_count
+
+    def add(self, host: str, need: Capacity) -> None:
+        """One VM more on the host."""
+        self.vms[host] += 1
+        self.mem_mib[host] -= self.mem_need_mib(host, need)
+        self.vcpus[host] -= need.vcpu_count
 
 
 def room_of(inventory: Inventory, report: HostReport, going: Iterable[ObservedVM] = ()) -> Room:

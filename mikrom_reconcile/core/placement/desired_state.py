@@ -1,53 +1,83 @@
-"""The desired state: what the specs want, on the hosts where it belongs."""
+"""The desired state: what the specs want of each VM on the host where it belongs, its addresses and its images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
+from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, VMSpec
+from mikrom_reconcile.core.model.devices import Boot, PinnedFile
 from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.fields import drop_paths
 from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.documents import Schemas, dedupe_by_position
-from mikrom_reconcile.core.placement.addresses import Addresses, conflicts, retained
-from mikrom_reconcile.core.placement.scheduler import Scheduler
+from mikrom_reconcile.core.placement.scheduler import Placing, Scheduler
 from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
 from mikrom_reconcile.core.specs.load import Specs, load
+from mikrom_reconcile.core.specs.networks import Network
 from mikrom_reconcile.core.specs.resolve import Resolver
 
+Addresses = Mapping[str, str]
+"""Interface name to its address."""
+
 NO_LEASES: Mapping[str, Addresses] = MappingProxyType({})
+NO_VMS: Mapping[str, DesiredVM] = MappingProxyType({})
 
 
 def desired_state(
-    specs: Specs, pending: Sequence[UnplacedVM], scheduler: Scheduler, leases: Mapping[str, Addresses] = NO_LEASES
+    specs: Specs, vms: Iterable[DesiredVM], hosts: tuple[str, ...], placing: Placing | None = None
 ) -> DesiredState:
-    """What the specs want of these VMs. Raises SpecError for what cannot be resolved on the host that was chosen.
+    """All that the specs want, as the scheduler has placed it; without `placing` all VMs stay where they are."""
+    return DesiredState(
+        revision=specs.tree.revision,
+        project=specs.project,
+        whole=specs.whole,
+        fleets=tuple(fleet.name for fleet in specs.fleets),
+        vms=tuple(vms),
+        hosts=hosts,
+        placed=placing.placed if placing else {},
+        eviction_reasons=placing.eviction_reasons if placing else {},
+        rejections=placing.rejections if placing else {},
+    )
 
-    `leases` are the addresses that VMs are known to have.
+
+def render(
+    specs: Specs,
+    hosts: tuple[str, ...],
+    placed: Iterable[tuple[UnplacedVM, str]],
+    leases: Mapping[str, Addresses] = NO_LEASES,
+    known: Mapping[str, DesiredVM] = NO_VMS,
+) -> list[DesiredVM]:
+    """What the specs want of these VMs, each on its host, or "" for one that has none. Raises SpecError.
+
+    `leases` are the addresses that VMs are known to have. `known` VMs were rendered before, and are so again where
+    their host is the same.
     """
     resolver = Resolver(specs)
     digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest
     vms = []
-    placing = scheduler.place(pending, resolver.need)
-    for vm, host in zip(pending, placing.hosts, strict=True):
-        resolved = resolver.resolve(vm, host or (vm.hosts or scheduler.hosts)[0])
-        (state, spec), fleet = resolved, vm.fleet
-        if (digest := digests.get(id(resolved))) is None:
-            digest = digests[id(resolved)] = spec_digest(
-                project=specs.project,
-                fleet=fleet.name,
-                state=state,
-                spec=drop_paths(spec, fleet.ignore_changes),
-                policy=fleet.policy,
-            )
-        vms.append(
-            DesiredVM(
-                name=vm.name,
+    for unplaced, host in placed:
+        vm = known.get(unplaced.name)
+        if vm is None or vm.host != host:
+            resolved = resolver.resolve(unplaced, host or (unplaced.hosts or hosts)[0])
+            (state, spec), fleet = resolved, unplaced.fleet
+            if (digest := digests.get(id(resolved))) is None:
+                digest = digests[id(resolved)] = spec_digest(
+                    project=specs.project,
+                    fleet=fleet.name,
+                    state=state,
+                    spec=drop_paths(spec, fleet.ignore_changes),
+                    policy=fleet.policy,
+                )
+            vm = DesiredVM(
+                name=unplaced.name,
                 project=specs.project,
                 fleet=fleet.name,
                 host=host,
@@ -56,31 +86,14 @@ def desired_state(
                 policy=fleet.policy,
                 spec_digest=digest,
                 ignore_changes=fleet.ignore_changes,
-                addresses=retained(spec, leases.get(vm.name, {}), specs.networks) if spec.network_interfaces else {},
             )
-        )
+        if vm.spec.network_interfaces:
+            vm = replace(vm, addresses=retained(vm.spec, leases.get(vm.name, {}), specs.networks))
+        vms.append(vm)
     if specs.networks:
-        resolver.mistakes += _clash_flaws(specs, vms)
+        resolver.mistakes += _address_conflicts(specs, vms)
     resolver.check()
-    return DesiredState(
-        revision=specs.tree.revision,
-        project=specs.project,
-        whole=specs.whole,
-        fleets=tuple(fleet.name for fleet in specs.fleets),
-        vms=tuple(vms),
-        hosts=scheduler.hosts,
-        placed=placing.placed,
-        eviction_reasons=placing.eviction_reasons,
-        rejections=placing.rejections,
-    )
-
-
-def _clash_flaws(specs: Specs, vms: Sequence[DesiredVM]) -> Iterator[Diagnostic]:
-    """Addresses that VMs cannot have because of each other."""
-    documents = {fleet.name: fleet.document for fleet in specs.fleets}
-    for vm, name, why in conflicts(vms, specs.networks):
-        pointer = ("spec", "template", "network_interfaces", name)
-        yield Diagnostic(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
+    return vms
 
 
 def validate_specs(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars: dict[str, Any] | None = None) -> Specs:
@@ -104,16 +117,109 @@ def render_all(specs: Specs, *, here: str) -> DesiredState:
 
     Raises SpecError for everything that cannot be resolved, on any host that a VM may come to.
     """
-    pending = expand(specs)
+    unplaced = expand(specs)
     resolver = Resolver(specs)
     empty = [replace(fleet, replicas=1) for fleet in specs.fleets if fleet.replicas == 0]
     specimens = expand(replace(specs, fleets=tuple(empty)))  # what nobody is made from yet
-    one_of_each = {
-        id(vm.template): vm for vm in reversed((*pending, *specimens))
-    }  # what cannot be answered on a host cannot for any VM
-    for vm in one_of_each.values():
+    one_of_each = {id(vm.template): vm for vm in reversed((*unplaced, *specimens))}
+    for vm in one_of_each.values():  # what cannot be answered on a host cannot for any VM of the same template
         hosts = vm.hosts or (here,)
         for host in hosts if vm.template.variables_used else hosts[:1]:
             resolver.resolve(vm, host)
     resolver.check()
-    return desired_state(specs, pending, Scheduler(specs, here, located={}))
+    scheduler = Scheduler(specs, here, located={})
+    placing = scheduler.place(unplaced, resolver.need)
+    placed = zip(unplaced, placing.hosts, strict=True)
+    return desired_state(specs, render(specs, scheduler.hosts, placed), scheduler.hosts, placing)
+
+
+# ---- addresses --------------------------------------------------------------------------------------------------
+
+
+def static_addresses(spec: VMSpec) -> dict[str, str]:
+    """The addresses that a spec says itself."""
+    return {name: nic.ip for name, nic in spec.network_interfaces.items() if nic.ip}
+
+
+def retained(spec: VMSpec, held: Addresses, networks: Mapping[str, Network]) -> dict[str, str]:
+    """The static addresses of a VM, and those of its leases that its spec still allows."""
+    leases = {
+        name: held[name]
+        for name, nic in spec.network_interfaces.items()
+        if not nic.ip and name in held and networks[nic.network].leases(nic.pool or "", int(IPv4Address(held[name])))
+    }
+    return static_addresses(spec) | leases
+
+
+def conflicts(vms: Iterable[DesiredVM], networks: Mapping[str, Network]) -> Iterator[tuple[DesiredVM, str, str]]:
+    """VMs, interfaces and why they cannot be: a static address of another's, more leases than a pool has addresses."""
+    owners: dict[tuple[str, str], tuple[str, str]] = {}
+    leases: Counter[tuple[str, str]] = Counter()
+    sizes: dict[tuple[str, str], int] = {}
+    for vm in vms:
+        for name, nic in vm.spec.network_interfaces.items():
+            if nic.ip:
+                owner = owners.setdefault((nic.network, nic.ip), (vm.name, name))
+                if owner != (vm.name, name):
+                    yield vm, name, f"{nic.ip} is {owner[0]}'s already"
+            elif vm.state != "absent":
+                key = nic.network, nic.pool or ""
+                leases[key] += 1
+                if key not in sizes:
+                    sizes[key] = sum(map(len, networks[key[0]].free(key[1])))
+                if leases[key] == sizes[key] + 1:
+                    yield vm, name, f"{pool_text(*key)} has {leases[key] - 1} addresses, and more VMs want one"
+
+
+def pool_text(network: str, pool: str) -> str:
+    """A pool, in words."""
+    return f"pool {pool} of network {network}" if pool else f"network {network}"
+
+
+def _address_conflicts(specs: Specs, vms: Collection[DesiredVM]) -> Iterator[Diagnostic]:
+    """Addresses that VMs cannot have because of each other."""
+    documents = {fleet.name: fleet.document for fleet in specs.fleets}
+    for vm, name, why in conflicts(vms, specs.networks):
+        pointer = ("spec", "template", "network_interfaces", name)
+        yield Diagnostic(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
+
+
+# ---- images -----------------------------------------------------------------------------------------------------
+
+
+class ImageFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of an image. `part` is its key in the Image document: kernel, initrd or rootfs."""
+
+    image: str
+    part: str
+    source: str
+    sha256: str
+
+    @property
+    def pinned(self) -> PinnedFile:
+        """What a host has to know to fetch it."""
+        return PinnedFile(source=self.source, sha256=self.sha256)
+
+
+def named_files(specs: Specs) -> tuple[ImageFile, ...]:
+    """The files of all images that documents describe, by image."""
+    images = sorted(specs.images.items())
+    return tuple(file for name, image in images if image.boot for file in _files_of(name, image.boot))
+
+
+def files_by_host(specs: Specs, *, here: str) -> dict[str, tuple[ImageFile, ...]]:
+    """For each host the files of every VM that it may get, sorted. Raises SpecError."""
+    scheduler, resolver = Scheduler(specs, here, located={}), Resolver(specs)
+    found: dict[str, set[ImageFile]] = {host: set() for host in scheduler.hosts}
+    for vm in expand(specs):
+        for host in scheduler.eligible_hosts(vm):
+            state, spec = resolver.resolve(vm, host)
+            if state != "absent" and spec.boot:
+                found[host].update(_files_of(spec.image, spec.boot))
+    resolver.check()
+    return {host: tuple(sorted(files, key=lambda file: (file.image, file.part))) for host, files in found.items()}
+
+
+def _files_of(image: str, boot: Boot) -> Iterator[ImageFile]:
+    for part, file in boot.files().items():
+        yield ImageFile(image=image, part=part, source=file.source, sha256=file.sha256)

@@ -1,7 +1,7 @@
 """The choice of a host among many, again and again, without looking at all of them each time.
 
-Hosts stand on heaps, sorted by how many VMs they have; where a fleet is to be spread, there is a shelf for each
-value, and inside it one for each value of the next attribute. How full a host is only ever grows, so its place is put
+Hosts are in heaps, by how many VMs they have; where a fleet is to be spread, there is a heap for each value of the
+first attribute, and inside it one for each value of the next. How full a host is only ever grows, so its place is put
 right when its turn comes. A choice costs the logarithm of the hosts, not their number.
 """
 
@@ -13,7 +13,7 @@ from heapq import heapify, heappop, heapreplace
 from typing import Any, TypeAlias, TypeVar
 
 from mikrom_reconcile.core.model.observed import Capacity
-from mikrom_reconcile.core.placement.capacity import Room
+from mikrom_reconcile.core.placement.capacity import HostLoads
 
 T = TypeVar("T", bound=Hashable)
 Path = tuple[str, ...]
@@ -21,7 +21,7 @@ Path = tuple[str, ...]
 
 
 class Paths:
-    """The paths of hosts, the same for all fleets with the same wishes."""
+    """The paths of hosts, the same for all fleets with the same placement."""
 
     def __init__(self, by_host: Mapping[str, Path]) -> None:
         self.by_host = by_host
@@ -36,30 +36,6 @@ class Paths:
             path = self.by_host.get(host)
             inside.setdefault(path[depth] if path else "", {})[host] = weight
         return {value: self.heaps(hosts, need, loads, depth + 1) for value, hosts in inside.items()}
-
-
-class HostLoads:
-    """What every host has so far: VMs, and what is left to promise."""
-
-    def __init__(self, vms: Mapping[str, int], rooms: Mapping[str, Room]) -> None:
-        self.vms = Counter(vms)
-        self.vcpus = {host: max(0, room.vcpu_limit - room.promised.vcpu_count) for host, room in rooms.items()}
-        self.mem_mib = {host: max(0, room.mem_limit_mib - room.promised.mem_size_mib) for host, room in rooms.items()}
-        self._rooms = rooms
-
-    def mem_need_mib(self, host: str, need: Capacity) -> int:
-        """What the VM takes of the host's memory."""
-        return need.mem_size_mib and need.mem_size_mib + self._rooms[host].overhead_mib
-
-    def fits(self, host: str, need: Capacity) -> bool:
-        """Whether the host has room for it."""
-        return self.mem_mib[host] >= self.mem_need_mib(host, need) and self.vcpus[host] >= need.vcpu_count
-
-    def add(self, host: str, need: Capacity) -> None:
-        """One VM more on the host."""
-        self.vms[host] += 1
-        self.mem_mib[host] -= self.mem_need_mib(host, need)
-        self.vcpus[host] -= need.vcpu_count
 
 
 class SkewCounter:
@@ -136,7 +112,7 @@ class HostHeap:
 
 
 class SpreadHeap:
-    """A shelf, or another bookcase, for each value of an attribute. What is beyond the skew comes last."""
+    """A heap of hosts, or of further values, for each value of an attribute. What is beyond the skew comes last."""
 
     def __init__(self, heaps: Mapping[str, Heaps], counts: SpreadCounts, above: Path = ()) -> None:
         self._counter = counts.counters.get(above) or SkewCounter(1)  # of a host that the fleet's pattern does not name
@@ -173,7 +149,7 @@ class SpreadHeap:
 
 
 Heaps: TypeAlias = "HostHeap | Mapping[str, Heaps]"
-"""A shelf, or heaps by value; all fleets with the same wishes have the same."""
+"""A heap, or heaps by value; all fleets with the same placement share them."""
 
 
 def _heap(items: Iterable[T], key_of: Callable[[T], Any]) -> list[tuple[Any, T]]:

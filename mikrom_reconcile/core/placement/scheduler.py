@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
 from mikrom_reconcile.core.model.observed import Capacity
-from mikrom_reconcile.core.placement.capacity import ENDLESS, Room
-from mikrom_reconcile.core.placement.host_heaps import Heaps, HostHeap, HostLoads, Paths, SpreadCounts, SpreadHeap
+from mikrom_reconcile.core.placement.capacity import UNLIMITED, HostLoads, Room
+from mikrom_reconcile.core.placement.host_heaps import Heaps, HostHeap, Paths, SpreadCounts, SpreadHeap
 from mikrom_reconcile.core.specs.constraints import Attributes, told
 from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.inventory import Inventory
@@ -21,6 +22,9 @@ from mikrom_reconcile.limits import SPECS
 Need = Callable[[UnplacedVM], Capacity]
 """What a VM takes of its host."""
 
+NO_HOSTS: Mapping[str, str] = MappingProxyType({})
+NO_ROOMS: Mapping[str, Room] = MappingProxyType({})
+
 Members = dict[int, list[str]]
 """By the identity of a fleet the hosts of its VMs."""
 
@@ -28,8 +32,8 @@ Members = dict[int, list[str]]
 class Placing(msgspec.Struct, frozen=True, kw_only=True):
     """A host for each VM that was asked about, in that order; "" for a new one that none can have.
 
-    `placed` says of chosen hosts why it was that one, `leaves` why VMs may not stay where they are, and `rejections`
-    why no host can have them.
+    `placed` says of chosen hosts why it was that one, `eviction_reasons` why VMs may not stay where they are, and
+    `rejections` why no host can have them.
     """
 
     hosts: list[str]
@@ -42,8 +46,8 @@ class Scheduler:
     """The hosts of a run: who may be there, who is, and how much room is left. Each choice takes its room.
 
     `located` has where VMs are, `previous_hosts` where they were last known to be, `rooms` the room on hosts that
-    answered, `pinned` why VMs cannot leave at all. `dark` maps hosts without a report to the reason. `here` is the host
-    of specs without an Inventory.
+    answered, `pinned` why VMs cannot leave at all, `unreachable` why hosts gave no report. `here` is the host of specs
+    without an Inventory.
     """
 
     def __init__(
@@ -52,20 +56,20 @@ class Scheduler:
         here: str,
         *,
         located: Mapping[str, str],
-        dark: Mapping[str, str] | None = None,
-        previous_hosts: Mapping[str, str] | None = None,
-        rooms: Mapping[str, Room] | None = None,
-        pinned: Mapping[str, str] | None = None,
+        unreachable: Mapping[str, str] = NO_HOSTS,
+        previous_hosts: Mapping[str, str] = NO_HOSTS,
+        rooms: Mapping[str, Room] = NO_ROOMS,
+        pinned: Mapping[str, str] = NO_HOSTS,
     ) -> None:
         self.hosts = hosts_of(specs, here)
         inventory = specs.inventory or Inventory()
         self._attributes = Attributes(inventory, specs.extra_vars)
         self._states = {host: entry.state for host, entry in inventory.hosts.items() if entry.state != "active"}
-        self._dark = dark or {}
+        self._unreachable = unreachable
         self._located = located
-        self._hints = previous_hosts or {}
-        self._anchors = pinned or {}
-        self._rooms = {host: (rooms or {}).get(host, ENDLESS) for host in self.hosts}
+        self._previous_hosts = previous_hosts
+        self._pinned = pinned
+        self._rooms = {host: rooms.get(host, UNLIMITED) for host in self.hosts}
         self._loads = HostLoads(Counter(located.values()), self._rooms)
         self._kinds: dict[bytes, int] = {}
         self._kind_of: dict[int, int] = {}  # by the identity of a fleet: the specs hold it, and hashing is slow
@@ -89,12 +93,12 @@ class Scheduler:
             vm, host = vms[number], placing.hosts[number]
             if host:
                 placing.eviction_reasons[vm.name] = self._why_not(vm, host)
-            if pin := self._anchors.get(vm.name):
+            if pin := self._pinned.get(vm.name):
                 placing.rejections[vm.name] = (f"{host}: {placing.eviction_reasons[vm.name]}", pin)
                 continue
             chosen, why = self._choose(vm, need(vm), members)
             placing.placed.update({vm.name: why} if why else {})
-            placing.hosts[number] = chosen or host or self._unreachable_host(vm)
+            placing.hosts[number] = chosen or host or self._only_unreachable(vm)
             if not chosen:
                 unplaceable.append(vm)
         alike: dict[tuple[int, int, Capacity], tuple[str, ...]] = {}
@@ -104,8 +108,8 @@ class Scheduler:
         return placing
 
     def _stays(self, vm: UnplacedVM, host: str | None) -> bool:
-        """One on a dark host stays there: nobody knows more. So does one on a host that left the inventory."""
-        return bool(host) and (host in self.eligible_hosts(vm) or host in self._dark or host not in self._rooms)
+        """One on an unreachable host stays there: nobody knows more. So does one on a host that left the inventory."""
+        return bool(host) and (host in self.eligible_hosts(vm) or host in self._unreachable or host not in self._rooms)
 
     def eligible_hosts(self, vm: UnplacedVM) -> frozenset[str]:
         """The hosts that may have the VM and keep it, whether or not they take new ones."""
@@ -132,7 +136,7 @@ class Scheduler:
     def _choose(self, vm: UnplacedVM, need: Capacity, members: Members) -> tuple[str, str]:
         """A host, and why if there was a choice; "" if none can take it. It goes back to where it was, if it can."""
         counts = self._counts_of(vm.fleet, members)
-        previous = self._hints.get(vm.name, "")
+        previous = self._previous_hosts.get(vm.name, "")
         if self._takes(vm, previous) and self._loads.fits(previous, need):
             host, why = previous, ""
         else:
@@ -145,7 +149,7 @@ class Scheduler:
         return host, why
 
     def _takes(self, vm: UnplacedVM, host: str) -> bool:
-        return host in self.eligible_hosts(vm) and host not in self._dark and host not in self._states
+        return host in self.eligible_hosts(vm) and host not in self._unreachable and host not in self._states
 
     def _heap_of(self, vm: UnplacedVM, need: Capacity, counts: SpreadCounts | None) -> HostHeap | SpreadHeap:
         key = (id(vm.hosts), self._kind(vm.fleet), need)
@@ -155,7 +159,7 @@ class Scheduler:
             weights = {host: self._attributes.weight(host, vm.fleet.placement) for host in takers}
             found = self._heaps[key] = self._paths_of(vm.fleet).heaps(weights, need, self._loads, 0)
         if isinstance(found, HostHeap) or counts is None:
-            assert isinstance(found, HostHeap), "only what is to be spread has shelves by value"  # noqa: S101
+            assert isinstance(found, HostHeap), "only what is to be spread has heaps by value"  # noqa: S101
             return found
         key = (id(vm.hosts), id(vm.fleet), need)
         if key not in self._spread_heaps:
@@ -174,15 +178,12 @@ class Scheduler:
         """The values of each host over which the fleet is spread."""
         key = (id(fleet.hosts), self._kind(fleet))
         if key not in self._paths:
-            homes = self._eligible_in(fleet.hosts, fleet)
-            spread = fleet.placement.spread
-            self._paths[key] = Paths(
-                {host: tuple(self._value(host, each.attribute) for each in spread) for host in homes}
-            )
+            hosts, spread = self._eligible_in(fleet.hosts, fleet), fleet.placement.spread
+            values = {
+                host: tuple(told(self._attributes.value(host, each.attribute)) for each in spread) for host in hosts
+            }
+            self._paths[key] = Paths(values)
         return self._paths[key]
-
-    def _value(self, host: str, attribute: str) -> str:
-        return told(self._attributes.value(host, attribute))
 
     # ---- reasons --------------------------------------------------------------------------------------------------
 
@@ -209,14 +210,14 @@ class Scheduler:
             return f"not in hosts: {vm.hosts[0] if len(vm.hosts) == 1 else vm.fleet.pattern}"
         if unfit := self._unfit(vm.fleet, host):
             return unfit
-        if host in self._dark:
-            return f"could not be read: {self._dark[host]}"
+        if host in self._unreachable:
+            return f"could not be read: {self._unreachable[host]}"
         return f"state: {self._states[host]}" if host in self._states else ""
 
-    def _unreachable_host(self, vm: UnplacedVM) -> str:
-        """A dark host, if only dark ones might have taken the VM: it is told with that host. "" otherwise."""
+    def _only_unreachable(self, vm: UnplacedVM) -> str:
+        """An unreachable host, if only those might have taken the VM: it is reported with that host. "" otherwise."""
         likely = self.eligible_hosts(vm) - self._states.keys()
-        return "" if likely - self._dark.keys() else min(likely, default="")
+        return "" if likely - self._unreachable.keys() else min(likely, default="")
 
     def _rejections(self, vm: UnplacedVM, need: Capacity) -> tuple[str, ...]:
         """Why none of the hosts can have the VM, those that are alike in one line."""

@@ -14,11 +14,11 @@ from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.fields import recorded
 from mikrom_reconcile.core.model.observed import HostView, ObservedVM
 from mikrom_reconcile.core.model.plan import Plan, VMChange
-from mikrom_reconcile.core.placement.desired_state import render_all
-from mikrom_reconcile.core.planning.diff import RULES
-from mikrom_reconcile.core.planning.diff_input import DiffInput
-from mikrom_reconcile.core.specs.expand import expand
-from mikrom_reconcile.core.specs.load import Specs
+from mikrom_reconcile.core.placement.desired_state import render
+from mikrom_reconcile.core.planning.diff import effective
+from mikrom_reconcile.core.planning.rules import RULES, DiffInput, first_match
+from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
+from mikrom_reconcile.core.specs.load import Specs, hosts_of
 from mikrom_reconcile.core.specs.provenance import FieldOrigin, Provenance, leaves
 
 
@@ -57,20 +57,20 @@ def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, h
     observed = tuple(sorted(rows, key=lambda row: (row.project != specs.project, -row.token)))
     own = next((row for row in observed if row.project == specs.project), None)
     change = next((change for change in plan.changes if change.name == name), None)
-    pending = next((vm for vm in expand(specs) if vm.name == name), None)
-    if pending is None and not observed:
+    unplaced = next((vm for vm in expand(specs) if vm.name == name), None)
+    if unplaced is None and not observed:
         return None
     known = Provenance(specs)
     desired = None
-    if pending is not None:
-        desired = change.desired if change and change.desired else _desired(name, specs, own, here)
-    origins = known.of(pending, desired.host) if pending and desired else ()
+    if unplaced is not None:
+        desired = change.desired if change and change.desired else _desired(unplaced, specs, own, here)
+    origins = known.of(unplaced, desired.host) if unplaced and desired else ()
     rule = change.rule if change else _quiet_rule(desired, own)
     return Explanation(
         name=name,
         project=specs.project,
         revision=specs.tree.revision,
-        place=known.place(pending, ("metadata", "name")) if pending else "",
+        place=known.place(unplaced, ("metadata", "name")) if unplaced else "",
         wanted=desired,
         observed=observed,
         fields=_stories(origins, own),
@@ -86,10 +86,12 @@ def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, h
     )
 
 
-def _desired(name: str, specs: Specs, own: ObservedVM | None, here: str) -> DesiredVM:
+def _desired(vm: UnplacedVM, specs: Specs, own: ObservedVM | None, here: str) -> DesiredVM:
     """What the specs want of a VM to which nothing happens; it stays on its host."""
-    vm = next(vm for vm in render_all(specs, here=here).vms if vm.name == name)
-    return msgspec.structs.replace(vm, host=own.host) if own else vm
+    hosts = hosts_of(specs, here)
+    host = own.host if own and own.host in hosts else (vm.hosts or hosts)[0]
+    (desired,) = render(specs, hosts, [(vm, host)])
+    return desired
 
 
 def _stories(origins: tuple[FieldOrigin, ...], own: ObservedVM | None) -> tuple[FieldStory, ...]:
@@ -111,8 +113,7 @@ def _quiet_rule(desired: DesiredVM | None, own: ObservedVM | None) -> str:
     """The rule that answered that nothing is to be done."""
     if desired is None or (own is None and desired.state != "absent"):
         return ""
-    case = DiffInput(desired=desired, observed=own)
-    return next(rule for rule, says in RULES.items() if says(case) is not None)
+    return first_match(DiffInput(desired=effective(desired, own) if own else desired, observed=own))[0]
 
 
 def _conclusion(

@@ -1,7 +1,7 @@
 """Who has which address: leases go to a VM, not to its place in a list, and stay with it as long as it exists.
 
 A VM's record on its host is the lease; control only proposes. So an address counts as held while any record, seen or
-remembered on a dark host, has it, and for its pool's cooldown after the host proved that its VM is gone.
+remembered on a unreachable host, has it, and for its pool's cooldown after the host proved that its VM is gone.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from itertools import chain
 
-import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
+from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.plan import ChangeKind, Refusal, VMChange
-from mikrom_reconcile.core.placement.addresses import Addresses, static_addresses, where
+from mikrom_reconcile.core.model.plan import ChangeKind, Refusal
+from mikrom_reconcile.core.placement.desired_state import Addresses, pool_text, static_addresses
+from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
 from mikrom_reconcile.core.planning.project_view import ProjectView
 from mikrom_reconcile.core.specs.networks import WHOLE, Network
 
@@ -24,62 +24,37 @@ _NEEDS_ONE = frozenset({"create", "start", "restart", "replace", "resume", "paus
 """Kinds of changes after which the VM's record names its addresses."""
 
 
-class Allocated(msgspec.Struct, frozen=True, kw_only=True):
-    """The addresses that are not free: `by_vm` those of VMs, `others` what else nobody may lease; `released` says how
-    many seconds ago others came back.
-    """
-
-    by_vm: Mapping[str, Addresses]
-    others: frozenset[str]
-    released: Mapping[str, float]
-
-
-def _held(desired: DesiredState, view: ProjectView, remembered: Placements) -> Allocated:
-    """What nobody else may lease: what seen, proven, remembered and unseen VMs have, and what is static."""
-    by_vm: dict[str, Addresses] = dict(unseen(view, remembered))
-    by_vm |= {vm.name: vm.addresses for vm in desired.vms if vm.addresses and vm.name in view.up_to_date}
-    by_vm |= {name: rows[0].addresses for name, rows in view.own.items() if rows[0].addresses}
-    doubles = (ip for rows in view.own.values() for row in rows[1:] for ip in row.addresses.values())
-    wanted = (ip for vm in desired.vms if vm.spec.network_interfaces for ip in static_addresses(vm.spec).values())
-    return Allocated(by_vm=by_vm, others=frozenset((*doubles, *wanted)), released=view.released)
-
-
-def unseen(view: ProjectView, remembered: Placements) -> Iterator[tuple[str, dict[str, str]]]:
-    """VMs that nobody can look at, on dark hosts or with a record that cannot be read, with what they last leased."""
-    for name, found in remembered.addresses.items():
-        if remembered.vms.get(name) in view.unreachable or name in view.others:
-            yield name, found
-
-
-def leased(
-    changes: list[VMChange],
-    networks: Mapping[str, Network],
-    desired: DesiredState,
-    view: ProjectView,
-    remembered: Placements,
-) -> tuple[list[VMChange], list[Refusal]]:
-    """The changes with an address for each interface; those that get none are refused, the others go on.
+def lease(draft: Draft, context: PlanContext) -> Draft:
+    """Gives each interface an address; changes for which there is none are refused, the others go on.
 
     One whose address is given up by this very plan waits for it.
     """
-    if not networks:
-        return changes, []
-    allocator = _AddressAllocator(_held(desired, view, remembered), networks)
-    going = {it.name for it in changes if it.kind == "delete" and it.observed is view.own[it.name][0]}
-    result, refusals = [], []
-    for change in changes:
+    if not (context.specs.networks and draft.changes):
+        return draft
+    allocator = _AddressAllocator(draft, context)
+    own = context.view.own
+    going = {it.name for it in draft.changes if it.kind == "delete" and it.observed is own[it.name][0]}
+    changes, refusals = [], []
+    for change in draft.changes:
         vm = change.desired
         if vm is None or change.kind not in _NEEDS_ONE or not vm.spec.network_interfaces:
-            result.append(change)
+            changes.append(change)
             continue
         try:
-            result.append(replace(change, desired=replace(vm, addresses=allocator.addresses_of(vm))))
+            changes.append(replace(change, desired=replace(vm, addresses=allocator.addresses_of(vm))))
         except _NoAddressError as error:
             kind: ChangeKind = "wait" if error.holder in going else "blocked"
-            result.append(replace(change, kind=kind, wanted=change.kind, reasons=(*change.reasons, str(error))))
+            changes.append(with_kind(change, kind, str(error)))
             if kind == "blocked":
                 refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="addresses", message=str(error)))
-    return result, refusals
+    return replace(draft, changes=changes, refusals=(*draft.refusals, *refusals))
+
+
+def unseen_leases(view: ProjectView, remembered: Placements) -> Iterator[tuple[str, dict[str, str]]]:
+    """VMs that nobody can look at, on unreachable hosts or with an unreadable record, with what they last leased."""
+    for name, found in remembered.addresses.items():
+        if remembered.vms.get(name) in view.unreachable or name in view.others:
+            yield name, found
 
 
 class _NoAddressError(Exception):
@@ -93,11 +68,17 @@ class _NoAddressError(Exception):
 class _AddressAllocator:
     """Gives out leases, each pool's in order, and never one twice."""
 
-    def __init__(self, held: Allocated, networks: Mapping[str, Network]) -> None:
-        self._held = held
-        self._networks = networks
-        self._owners = dict.fromkeys(held.others, "") | {
-            ip: name for name, addresses in held.by_vm.items() for ip in addresses.values()
+    def __init__(self, draft: Draft, context: PlanContext) -> None:
+        view, vms = context.view, draft.desired.vms
+        self._networks: Mapping[str, Network] = context.specs.networks
+        self._released = view.released  # seconds ago
+        self._by_vm: dict[str, Addresses] = dict(unseen_leases(view, context.given.placements))
+        self._by_vm |= {vm.name: vm.addresses for vm in vms if vm.addresses and vm.name in view.up_to_date}
+        self._by_vm |= {name: rows[0].addresses for name, rows in view.own.items() if rows[0].addresses}
+        duplicates = (ip for rows in view.own.values() for row in rows[1:] for ip in row.addresses.values())
+        static = (ip for vm in vms if vm.spec.network_interfaces for ip in static_addresses(vm.spec).values())
+        self._owners = dict.fromkeys((*duplicates, *static), "") | {
+            ip: name for name, addresses in self._by_vm.items() for ip in addresses.values()
         }
         self._free: dict[tuple[str, str], Iterator[int]] = {}
         self._exhausted: dict[tuple[str, str], str] = {}
@@ -105,7 +86,7 @@ class _AddressAllocator:
     def addresses_of(self, vm: DesiredVM) -> dict[str, str]:
         """Static addresses, leases that the VM has or is known to have had, and new ones."""
         static = static_addresses(vm.spec)
-        own = self._held.by_vm.get(vm.name, {}).values()
+        own = self._by_vm.get(vm.name, {}).values()
         for ip in static.values():
             if (holder := self._owners.get(ip) or vm.name) != vm.name and ip not in own:
                 raise _NoAddressError(f"{ip} is leased by {holder}: write another, or let {holder} go first", holder)
@@ -121,7 +102,7 @@ class _AddressAllocator:
         cooldown_s = network.pools[pool].cooldown_s
         candidates = self._free.setdefault((name, pool), chain.from_iterable(network.free(pool)))
         for ip in (str(IPv4Address(address)) for address in candidates):
-            if ip not in self._owners and self._held.released.get(ip, cooldown_s) >= cooldown_s:
+            if ip not in self._owners and self._released.get(ip, cooldown_s) >= cooldown_s:
                 return ip
         if (name, pool) not in self._exhausted:
             self._exhausted[name, pool] = self._why_exhausted(network, pool, cooldown_s)
@@ -132,5 +113,5 @@ class _AddressAllocator:
         every = [str(IPv4Address(address)) for free in network.free(pool) for address in free]
         cooling = sum(ip not in self._owners for ip in every)
         more = f", and {cooling} are not used again until {cooldown_s:g} s after their VM went" if cooling else ""
-        held = f"{len(every) - cooling} of {len(every)} in {where(network.name, pool)} are held"
+        held = f"{len(every) - cooling} of {len(every)} in {pool_text(network.name, pool)} are held"
         return f"no address is free: {held}{more}"

@@ -5,6 +5,7 @@ Nothing here knows the specs: what they contradict is undone by the next run tha
 
 from __future__ import annotations
 
+from collections import Counter
 from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
@@ -14,12 +15,13 @@ from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.fields import impact_of
 from mikrom_reconcile.core.model.lifecycle import DEGRADED, HAS_VMM, HEALTHY, SATISFIES
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements
-from mikrom_reconcile.core.model.plan import ChangeKind, Plan, Verb, VMChange
+from mikrom_reconcile.core.model.plan import ChangeKind, Verb, VMChange
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.planning.diff_input import DiffInput, Verdict
-from mikrom_reconcile.core.planning.guards import as_recorded, protect
-from mikrom_reconcile.core.planning.planner import PlanResult, actions_of, numbered
+from mikrom_reconcile.core.planning.assemble import plan_of
+from mikrom_reconcile.core.planning.context import Draft, PlanResult
+from mikrom_reconcile.core.planning.guards import as_recorded, protected
+from mikrom_reconcile.core.planning.rules import DiffInput, Verdict
 
 STATES: dict[Verb, State] = {"start": "running", "stop": "stopped", "pause": "paused", "resume": "running"}
 """What each verb leaves a VM in; a restart leaves it as it was ordered, a delete not at all."""
@@ -45,36 +47,27 @@ def decide_by_name(
         _refuse_what_means_nothing(names, rows, observed)
         project = _project_of(rows)
     rows = [row for row in rows if row.project in {"", project}]
-    changes: list[VMChange] = []
-    unchanged: dict[str, int] = {}
-    warnings: list[str] = []
-    for row in rows:
-        verdict = _judge(verb, row, acted_on=row.name in acted_on)
-        if isinstance(verdict, VMChange):
-            changes.append(verdict)
-        else:
-            unchanged[row.host] = unchanged.get(row.host, 0) + 1
-            if _drifted(row) and row.name not in acted_on:
-                warnings.append(f"{row.name} on {row.host} is {row.phase} already, and left alone: {_drifted(row)}")
-    changes, refusals = protect(changes, {})
-    contradicting = any(change.desired is None or change.desired.state != change.observed.state
-                        for change in changes if change.observed and change.kind != "blocked")  # fmt: skip
-    if contradicting:
+    verdicts = [(row, _judge(verb, row, acted_on=row.name in acted_on)) for row in rows]
+    left_alone = [row for row, verdict in verdicts if not isinstance(verdict, VMChange)]
+    warnings = [
+        f"{row.name} on {row.host} is {row.phase} already, and left alone: {_drifted(row)}"
+        for row in left_alone
+        if _drifted(row) and row.name not in acted_on
+    ]
+    changes = [verdict for _, verdict in verdicts if isinstance(verdict, VMChange)]
+    draft = protected(Draft(changes=changes, unchanged=dict(Counter(row.host for row in left_alone))), lambda _: None)
+    if any(_contradicts_specs(change) for change in draft.changes):
         warnings.append(PAST_THE_SPECS)
-    plan = Plan(
-        id="",
-        project=project,
-        revision="",
-        taken_at=observed.taken_at,
-        changes=tuple(changes),
-        unchanged=unchanged,
-        actions=tuple(actions_of(changes, project)),
-        refusals=tuple(refusals),
-        unreachable={view.host: view.error for view in observed.hosts if view.report is None},
-        warnings=tuple(warnings),
-    )
+    plan = plan_of(draft, observed, project=project, revision="", warnings=warnings)
     tokens = [view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report]
-    return PlanResult(plan=numbered(plan), placements=Placements(), highest_token=max(tokens, default=0))
+    return PlanResult(plan=plan, placements=Placements(), highest_token=max(tokens, default=0))
+
+
+def _contradicts_specs(change: VMChange) -> bool:
+    """Whether the VM may be in another state afterwards than the one that was ordered last."""
+    if change.observed is None or change.kind == "blocked":
+        return False
+    return change.desired is None or change.desired.state != change.observed.state
 
 
 def _meant(names: tuple[str, ...], observed: ObservedState, *, alone: bool) -> list[ObservedVM]:

@@ -1,13 +1,14 @@
-"""What the hosts' reports mean for one project: rows by VM, digests that already match, and who is dark."""
+"""What to ask the hosts of a project, and what their reports mean for it: rows by VM, and what digests prove."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, State
+from mikrom_reconcile.core.model.desired import DesiredVM, State
 from mikrom_reconcile.core.model.digests import fleet_digest, row_digest
 from mikrom_reconcile.core.model.observed import (
     Attempt,
@@ -19,27 +20,24 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
 )
 
-SETTLED: dict[State, Phase] = {"running": "running", "stopped": "stopped", "paused": "paused"}
+EXPECTED_PHASE: dict[State, Phase] = {"running": "running", "stopped": "stopped", "paused": "paused"}
 """The phase in which control expects a VM of each state when nothing is to be done."""
-
-FleetOnHost = tuple[str, str]
-"""Host and fleet."""
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """What one fleet looks like on one host once everything is as wanted."""
+    """What a host reports of each fleet once everything is as wanted, and which VMs that proves to be up to date."""
 
-    digest: str
-    names: tuple[str, ...]
+    digests: dict[str, str]
+    names: dict[str, tuple[str, ...]]
 
 
 class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
-    """The reports, sorted out for one project.
+    """The reports of all hosts, merged for one project.
 
-    `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others`
-    holds rows that are not ours: of another project, or unreadable. `up_to_date` names the VMs that a digest proves
-    to be as wanted; they have no rows. `unreachable` maps hosts without a report to the reason. `reports` are those of
-    the others by host, `maturing`, `attempts` and `released` what all of them say.
+    `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others` holds
+    rows that are not ours: of another project, or unreadable. `up_to_date` names the VMs that a digest proves to be as
+    wanted; they have no rows. `unreachable` maps hosts without a report to the reason. `reports` are those of the
+    others by host, `maturing`, `attempts` and `released` what all of them say.
     """
 
     own: Mapping[str, tuple[ObservedVM, ...]]
@@ -52,51 +50,65 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     maturing: Mapping[str, float] = {}
     attempts: Mapping[str, Attempt] = {}
 
+    @property
+    def ambiguous(self) -> bool:
+        """Whether a VM is up to date on one host and seen on another: which is newer, only its rows can tell."""
+        return not self.up_to_date.isdisjoint(self.own)
 
-def expected(desired: DesiredState) -> dict[FleetOnHost, Expected]:
-    """What to expect of each fleet on each host: the wanted VMs that are remembered to be there, settled."""
-    groups: dict[FleetOnHost, list[DesiredVM]] = defaultdict(list)
-    for vm in desired.vms:
-        if vm.state in SETTLED:
-            groups[vm.host, vm.fleet].append(vm)
-    return {key: _expected(group) for key, group in groups.items()}
+    def locations(self, placements: Placements) -> dict[str, str]:
+        """Where each known VM is: where it was observed, else where it is remembered, if that host is unreachable."""
+        remembered = placements.vms
+        if not remembered.keys() <= self.up_to_date:
+            unreachable, proven = self.unreachable, self.up_to_date
+            remembered = {name: host for name, host in remembered.items() if name in proven or host in unreachable}
+        return remembered | {name: rows[0].host for name, rows in self.own.items()} if self.own else remembered
 
 
-def _expected(group: list[DesiredVM]) -> Expected:
-    return Expected(
-        digest=fleet_digest((vm.name, row_digest(vm.spec_digest, vm.addresses), SETTLED[vm.state], ()) for vm in group),
-        names=tuple([vm.name for vm in group]),
+def expectations(vms: Iterable[DesiredVM]) -> dict[str, Expected]:
+    """What to expect of each host: the wanted VMs that are remembered to be there, as they are wanted."""
+    groups: dict[str, dict[str, list[DesiredVM]]] = defaultdict(lambda: defaultdict(list))
+    for vm in vms:
+        if vm.state in EXPECTED_PHASE:
+            groups[vm.host][vm.fleet].append(vm)
+    return {
+        host: Expected(
+            digests={fleet: _digest(group) for fleet, group in fleets.items()},
+            names={fleet: tuple([vm.name for vm in group]) for fleet, group in fleets.items()},
+        )
+        for host, fleets in groups.items()
+    }
+
+
+def _digest(group: list[DesiredVM]) -> str:
+    return fleet_digest(
+        (vm.name, row_digest(vm.spec_digest, vm.addresses), EXPECTED_PHASE[vm.state], ()) for vm in group
     )
 
 
 def queries(
     project: str,
     hosts: Iterable[str],
-    known: Mapping[FleetOnHost, Expected],
+    expected: Mapping[str, Expected],
     min_healthy_s: dict[str, float],
     *,
-    new: bool,
+    others: bool,
 ) -> dict[str, ObserveQuery]:
-    """What to ask each host: rows only of fleets that are not as expected.
-
-    `new` says that VMs may have to be made. Then the rows of other projects matter too: they may have the name.
+    """What to ask each host: rows only of fleets that are not as expected, and those of other projects too if VMs may
+    have to be made: they may have the name.
     """
-    by_host: dict[str, dict[str, str]] = defaultdict(dict)
-    for (host, fleet), value in known.items():
-        by_host[host][fleet] = value.digest
     return {
         host: ObserveQuery(
             project=project,
-            known=by_host[host],
-            others=new,
+            known=expected[host].digests if host in expected else {},
+            others=others,
             min_healthy_s=min_healthy_s,
         )
         for host in sorted(hosts)
     }
 
 
-def merge_reports(state: ObservedState, project: str, known: Mapping[FleetOnHost, Expected]) -> ProjectView:
-    """The reports of all hosts, sorted out for `project`; `known` is what the queries were made from."""
+def merge_reports(state: ObservedState, project: str, expected: Mapping[str, Expected]) -> ProjectView:
+    """The reports of all hosts for `project`; `expected` is what the queries were made from."""
     own: dict[str, tuple[ObservedVM, ...]] = {}
     others: dict[str, ObservedVM] = {}
     views = sorted(state.hosts, key=lambda view: view.host)
@@ -110,7 +122,7 @@ def merge_reports(state: ObservedState, project: str, known: Mapping[FleetOnHost
     return ProjectView(
         own=own,
         others=others,
-        up_to_date=_settled(reports, known),
+        up_to_date=frozenset(chain.from_iterable(_proven(report, expected.get(report.host)) for report in reports)),
         unreachable={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
         released=_released(reports),
@@ -120,15 +132,14 @@ def merge_reports(state: ObservedState, project: str, known: Mapping[FleetOnHost
     )
 
 
-def _settled(reports: Iterable[HostReport], known: Mapping[FleetOnHost, Expected]) -> frozenset[str]:
-    """The names of those that a digest proves to be as wanted where they are expected."""
-    settled: set[str] = set()
-    for report in reports:
-        for fleet, digest in report.digests.items():
-            value = known.get((report.host, fleet))
-            if value is not None and digest == value.digest:
-                settled.update(value.names)
-    return frozenset(settled)
+def _proven(report: HostReport, expected: Expected | None) -> Iterable[str]:
+    """The VMs of the fleets whose digest is the expected one."""
+    if expected is None:
+        return ()
+    if report.digests == expected.digests:  # as a rule; comparing whole dicts is what makes 100,000 fleets cheap
+        return chain.from_iterable(expected.names.values())
+    same = (fleet for fleet, digest in report.digests.items() if expected.digests.get(fleet) == digest)
+    return chain.from_iterable(expected.names[fleet] for fleet in same)
 
 
 def _released(reports: Iterable[HostReport]) -> dict[str, float]:
@@ -142,10 +153,3 @@ def _released(reports: Iterable[HostReport]) -> dict[str, float]:
 def rank(row: ObservedVM) -> tuple[int, str]:
     """The keeper first."""
     return -row.token, row.host
-
-
-def locations(view: ProjectView, placements: Placements) -> dict[str, str]:
-    """Where each known VM is: where it was observed, else where it is remembered, if that host is dark."""
-    dark, settled = view.unreachable, view.up_to_date
-    remembered = {name: host for name, host in placements.vms.items() if name in settled or host in dark}
-    return remembered | {name: rows[0].host for name, rows in view.own.items()}

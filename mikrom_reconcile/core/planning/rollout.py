@@ -1,28 +1,25 @@
-"""RolloutResult changes: which running VMs are taken down now, which wait, and when a rollout is halted.
+"""Rolling changes: which running VMs are taken down now, which wait, and when a rollout is halted.
 
 Where a rollout stands follows from what the hosts report alone: which VMs have the new spec, are healthy, or have
-failed with it. So whoever looks next goes on, and what is halted stays halted. Nothing here adds a change.
+failed with it. So whoever plans next goes on, and what is halted stays halted. Nothing here adds a change.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
-import msgspec
+from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Rollout, Share
-from mikrom_reconcile.core.model.durations import seconds_of
+from mikrom_reconcile.core.model.desired import DISRUPTION, DesiredVM, Rollout, Share, resolve_share
 from mikrom_reconcile.core.model.lifecycle import HEALTHY, NOT_RESTARTED, WANTS_VMM
 from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
-from mikrom_reconcile.core.planning.guards import RunOverrides, as_recorded, resolve_share, with_kind
+from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
+from mikrom_reconcile.core.planning.guards import as_recorded
 from mikrom_reconcile.core.planning.project_view import ProjectView
 from mikrom_reconcile.limits import RUNS, SPECS
-
-DISRUPTION = "10%"
-"""Share of a fleet that may be down at a time: what users of rolling updates expect when they say nothing."""
 
 TRANSIENT = frozenset({"starting"})
 """Phases that end by themselves."""
@@ -34,51 +31,28 @@ REMEDIES = {
 """What to do about VMs that are down and stay so; the reasons of other rules say it themselves."""
 
 
-class RolloutResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the guard leaves of the changes. `peaks` tell of the fleets in which running VMs are taken down, those that
-    wait included. `retry_after_s` is when a batch may be healthy that has only to be waited for, None if there is none.
-    """
-
-    changes: list[VMChange]
-    refusals: list[Refusal]
-    peaks: dict[str, Peak]
-    retry_after_s: float | None
-
-
-def min_healthy_s(rollouts: Mapping[str, Rollout | None]) -> dict[str, float]:
-    """How long the VMs of each fleet have to be up before they count as healthy, for those that say so."""
-    times = {fleet: seconds_of(rollout.min_healthy_time) for fleet, rollout in rollouts.items() if rollout}
-    return {fleet: time_s for fleet, time_s in times.items() if time_s}
-
-
-def limit_disruption(
-    changes: list[VMChange],
-    everything: list[VMChange],
-    desired: DesiredState,
-    view: ProjectView,
-    rollouts: Mapping[str, Rollout | None],
-    limits: RunOverrides,
-) -> RolloutResult:
+def roll_out(draft: Draft, context: PlanContext) -> Draft:
     """Lets as many VMs of each fleet be taken down as its share and its rollout allow; the others wait, or are blocked.
 
-    VMs that are down already use the share up, also those among `everything` that this run leaves alone; bringing
-    those back is never limited.
+    VMs that are down already use the share up, also those that this run leaves alone; bringing those back is never
+    limited.
     """
+    if not draft.changes:
+        return draft
+    mine, all_of = _by_fleet(draft.changes), _by_fleet([*draft.changes, *draft.left_out])
     members: dict[str, list[DesiredVM]] = defaultdict(list)
-    for vm in desired.vms:
-        if vm.state in WANTS_VMM:
+    for vm in draft.desired.vms:
+        if vm.fleet in mine and vm.state in WANTS_VMM:
             members[vm.fleet].append(vm)
-    mine, all_of = _by_fleet(changes), _by_fleet(everything)
-    stages = {
-        fleet: _FleetRollout(fleet, members[fleet], mine[fleet], all_of[fleet], view, rollouts.get(fleet), limits)
-        for fleet in mine
-    }
-    kept = [stages[change.fleet].admit(change) for change in changes]
-    waits = [stage.retry_after_s for stage in stages.values() if stage.retry_after_s is not None]
-    return RolloutResult(
-        changes=kept,
-        refusals=[refusal for fleet in sorted(stages) for refusal in stages[fleet].refusals()],
-        peaks={fleet: peak for fleet in sorted(stages) for peak in stages[fleet].peak()},
+    fleets = {name: _FleetRollout(name, members[name], mine[name], all_of[name], context) for name in sorted(mine)}
+    changes = [fleets[change.fleet].admit(change) for change in draft.changes]
+    refusals = [refusal for fleet in fleets.values() for refusal in fleet.refusals()]
+    waits = [fleet.retry_after_s for fleet in fleets.values() if fleet.retry_after_s is not None]
+    return replace(
+        draft,
+        changes=changes,
+        refusals=(*draft.refusals, *refusals),
+        peaks={name: peak for name, fleet in fleets.items() for peak in fleet.peak()},
         retry_after_s=min(waits, default=None),
     )
 
@@ -107,34 +81,25 @@ class _FleetRollout:
     """One fleet on its way to what is wanted, as the hosts report it."""
 
     def __init__(
-        self,
-        fleet: str,
-        vms: list[DesiredVM],
-        changes: list[VMChange],
-        everything: list[VMChange],
-        view: ProjectView,
-        rollout: Rollout | None,
-        limits: RunOverrides,
+        self, name: str, vms: list[DesiredVM], mine: list[VMChange], everything: list[VMChange], context: PlanContext
     ) -> None:
-        self._fleet, self._sight, self._described, self._rollout = (
-            fleet,
-            view,
-            rollout is not None,
-            rollout or Rollout(),
-        )
+        self._fleet, self._view, self._overrides = name, context.view, context.overrides
+        rollout = context.fleets[name].rollout if name in context.fleets else None
+        self._described, self._rollout = rollout is not None, rollout or Rollout()
         self._known = {change.name: change for change in everything if change.rule != "duplicate"}
         if self._rollout.unreachable == "skip":
-            vms = [vm for vm in vms if not self._was_judged(vm.name, "unreachable-host", "possible-duplicate")]
+            vms = [vm for vm in vms if not self._is_known_as(vm.name, "unreachable-host", "possible-duplicate")]
         names = [vm.name for vm in vms]
         self._size = len(names)
-        self._dark = sorted({self._known[name].host for name in names if self._was_judged(name, "unreachable-host")})
-        self._down = {vm.name for vm in vms if _is_down(vm, view)}
-        self._going = {change.name for change in changes if self._takes_down(change)}
-        self._rolling = {change.name for change in changes if change.name in self._going and _rolls(change)}
-        self._failed = {name for name in names if self._described and self._has_failed(name, limits)}
-        self._stuck = self._failed | {
-            name for name in names if self._described and self._was_judged(name, "crash-loop")
-        }
+        self._unreachable = sorted(
+            {self._known[name].host for name in names if self._is_known_as(name, "unreachable-host")}
+        )
+        self._down = {vm.name for vm in vms if _is_down(vm, self._view)}
+        self._going = {change.name for change in mine if self._takes_down(change)}
+        self._rolling = {change.name for change in mine if change.name in self._going and _rolls(change)}
+        can_halt = names if self._described else []
+        self._failed = {name for name in can_halt if self._has_failed(name)}
+        self._stuck = self._failed | {name for name in can_halt if self._is_known_as(name, "crash-loop")}
         serial = self._rollout.serial
         self._batches = batches(names, serial if isinstance(serial, tuple) else (serial,))
         self._batch_of = {name: number for number, batch in enumerate(self._batches) for name in batch}
@@ -148,7 +113,7 @@ class _FleetRollout:
 
     # ---- what the hosts say of the fleet ----------------------------------------------------------------------------
 
-    def _was_judged(self, name: str, *rules: str) -> bool:
+    def _is_known_as(self, name: str, *rules: str) -> bool:
         return name in self._known and self._known[name].rule in rules
 
     def _takes_down(self, change: VMChange) -> bool:
@@ -156,19 +121,20 @@ class _FleetRollout:
         wanted = change.desired is not None and change.desired.state in WANTS_VMM
         return wanted and change.kind in {"restart", "replace", "move"} and change.name not in self._down
 
-    def _has_failed(self, name: str, limits: RunOverrides) -> bool:
+    def _has_failed(self, name: str) -> bool:
         """Bringing the VM to what is wanted now was tried, and is still to be done."""
         change = self._known.get(name)
         if change is None or change.desired is None or change.kind not in {"create", "start", "restart", "replace"}:
             return False
         attempt = self._attempt(name)
-        if attempt is None or attempt.repair or attempt.count == 0 or (limits.retry and name not in limits.tried):
+        retried = self._overrides.retry and name not in self._overrides.tried
+        if attempt is None or attempt.repair or attempt.count == 0 or retried:
             return False
         return attempt.spec_digest == change.desired.spec_digest
 
     def _attempt(self, name: str) -> Attempt | None:
         observed = self._known[name].observed
-        return observed.attempt if observed else self._sight.attempts.get(name)
+        return observed.attempt if observed else self._view.attempts.get(name)
 
     def _too_many(self, failed: set[str]) -> int | None:
         """The first batch of which more have failed than may."""
@@ -191,8 +157,8 @@ class _FleetRollout:
 
     def _is_unhealthy(self, name: str) -> bool:
         """It is not up, or not for long enough; a VM whose name is somebody else's is not waited for."""
-        taken = self._was_judged(name, "name-conflict")
-        return (name in self._down and not taken) or name in self._sight.maturing
+        taken = self._is_known_as(name, "name-conflict")
+        return (name in self._down and not taken) or name in self._view.maturing
 
     def _describe(self, name: str) -> str:
         """Why a VM is not healthy, and the way out if nothing is done about it."""
@@ -200,7 +166,7 @@ class _FleetRollout:
         if name not in self._down:
             return f"{name} (has not been up for {self._rollout.min_healthy_time})"
         if change is None:
-            return f"{name} (it is {self._sight.own[name][0].phase})"
+            return f"{name} (it is {self._view.own[name][0].phase})"
         return f"{name} ({'; '.join((*change.reasons, *REMEDIES.get(change.rule, ())))})"
 
     # ---- what follows for its changes -------------------------------------------------------------------------------
@@ -239,8 +205,8 @@ class _FleetRollout:
 
     def _waits(self, name: str) -> str:
         """Why a running VM is not taken down now, "" if it is."""
-        if name in self._rolling and self._dark:
-            hosts = _named(self._dark, ", ")
+        if name in self._rolling and self._unreachable:
+            hosts = _named(self._unreachable, ", ")
             return f"the rollout waits for {hosts}, which could not be read; rollout: {{unreachable: skip}} does not"
         if name in self._rolling and self._at is not None and self._batch_of[name] > self._at:
             self.retry_after_s = self._batch_retry_after_s
@@ -254,8 +220,8 @@ class _FleetRollout:
         decides = batch if limit < resolve_share(DISRUPTION, self._size) else f"{DISRUPTION} of the fleet, at least 1"
         users: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self._down):
-            unseen = "unknown" if self._was_judged(name, "unreachable-host", "possible-duplicate") else "not there yet"
-            users["down already" if name in self._sight.own else unseen].append(self._describe(name))
+            unseen = "unknown" if self._is_known_as(name, "unreachable-host", "possible-duplicate") else "not there yet"
+            users["down already" if name in self._view.own else unseen].append(self._describe(name))
         told = (f"; {len(texts)} {how}: {_named(texts)}" for how, texts in users.items())
         return f"at most {limit} of {self._size} VMs are taken down at a time ({decides}){''.join(told)}"
 
@@ -263,23 +229,23 @@ class _FleetRollout:
     def _batch_retry_after_s(self) -> float | None:
         """When the batch that the rollout is at may be healthy by itself."""
         batch = self._batches[self._at or 0]
-        times = [self._sight.maturing[name] for name in batch if name in self._sight.maturing]
-        rows = (self._sight.own.get(name, ()) for name in batch)
+        times = [self._view.maturing[name] for name in batch if name in self._view.maturing]
+        rows = (self._view.own.get(name, ()) for name in batch)
         times += [RUNS.booting_poll_s for row in rows if row and row[0].phase in TRANSIENT]
         return max(times, default=None)
 
     def refusals(self) -> Iterator[Refusal]:
         """What was given up, and why the rollout is halted."""
-        way_out = "change the spec, or --retry"
+        remedy = "change the spec, or --retry"
         for name in sorted(self._given_up):
-            yield Refusal(fleet=self._fleet, vm=name, rule="halted", message=f"{self._failure(name)}; {way_out}")
+            yield Refusal(fleet=self._fleet, vm=name, rule="halted", message=f"{self._failure(name)}; {remedy}")
         if self._stopped:
             at = self._halts_rolling or 0
             failed = sorted(self._stuck.intersection(self._batches[at]))
             allows = f"max_fail_percentage allows {self._rollout.max_fail_percentage:g} %"
             message = (
                 f"{len(failed)} of {len(self._batches[at])} VMs of batch {at + 1} failed, {allows}:"
-                f" {_named(map(self._failure, failed))}; {way_out}"
+                f" {_named(map(self._failure, failed))}; {remedy}"
             )
             yield Refusal(fleet=self._fleet, vm="", rule="halted", message=message)
 
@@ -299,7 +265,7 @@ class _FleetRollout:
         most = max(sizes[self._at or 0 :])
         peak = Peak(down=min(most, len(self._down) + going), size=self._size, pending=going)
         if self._described and self._at is not None:
-            peak = msgspec.structs.replace(peak, batch=self._at + 1, batches=sizes)
+            peak = replace(peak, batch=self._at + 1, batches=sizes)
         yield peak
 
 
@@ -329,7 +295,7 @@ def _as_it_was(change: VMChange) -> VMChange | None:
     was = as_recorded(seen, desired.state, seen.policy)
     reasons = (*change.reasons, "with the spec that it had, because the new one has failed")
     kind: ChangeKind = "start" if change.kind == "start" else "restart"
-    return msgspec.structs.replace(change, kind=kind, reasons=reasons, fields=(), desired=was)
+    return replace(change, kind=kind, reasons=reasons, fields=(), desired=was)
 
 
 def _named(texts: Iterable[str], between: str = "; ") -> str:

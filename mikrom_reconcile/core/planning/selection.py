@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-import msgspec
+from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredState
 from mikrom_reconcile.core.model.errors import UsageError
-from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.plan import VMChange
-from mikrom_reconcile.core.parsing.patterns import PatternError, select, terms
+from mikrom_reconcile.core.parsing.patterns import PatternError, terms
+from mikrom_reconcile.core.parsing.patterns import select as names_selected_by
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.planning.project_view import ProjectView
-from mikrom_reconcile.core.specs.expand import UnplacedVM, shared_lookups
+from mikrom_reconcile.core.planning.context import EVERYTHING, Draft, PlanContext, Selection
+from mikrom_reconcile.core.specs.expand import shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import Specs
 
@@ -27,51 +25,28 @@ Whereabouts = tuple[str, str, str]
 """A VM that may be selected: its name, a host that it is on or goes to ("" for none), its fleet."""
 
 
-class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """What to act on. `limit` is a pattern of hosts, groups, fleets and VM names; None is everything."""
-
-    limit: str | None = None
-    tags: tuple[str, ...] = ()
-    skip_tags: tuple[str, ...] = ()
-
-
-EVERYTHING = Selection()
-
-
-class Selected(msgspec.Struct, frozen=True, kw_only=True):
-    """The changes to act on, how many others there are, and of how many VMs they are, None for all.
-
-    `unmatched` says what is wrong with the selection; then there are no changes.
-    """
-
-    changes: list[VMChange]
-    left_out: int = 0
-    size: int | None = None
-    unmatched: str = ""
-
-
-def selected(changes: list[VMChange], selection: Selection, specs: Specs, vms: Iterable[Whereabouts]) -> Selected:
-    """The changes that are selected, of all `vms` that there are or should be."""
-    if selection == EVERYTHING:
-        return Selected(changes=changes)
+def select(draft: Draft, context: PlanContext) -> Draft:
+    """Leaves out the changes that are not selected; all of them where the selection is a mistake."""
+    if context.selection == EVERYTHING:
+        return draft
     try:
-        chosen = _chosen(selection, specs, frozenset(vms))
+        chosen = _chosen(context.selection, context.specs, frozenset(_whereabouts(draft, context)))
     except UsageError as error:
-        return Selected(changes=[], left_out=len(changes), size=0, unmatched=str(error))
-    kept = [change for change in changes if (change.name, change.fleet) in chosen]
-    return Selected(changes=kept, left_out=len(changes) - len(kept), size=len({name for name, _ in chosen}))
+        return replace(draft, changes=[], left_out=draft.changes, selected=0, unmatched=str(error))
+    kept = [change for change in draft.changes if (change.name, change.fleet) in chosen]
+    others = [change for change in draft.changes if (change.name, change.fleet) not in chosen]
+    return replace(draft, changes=kept, left_out=others, selected=len({name for name, _ in chosen}))
 
 
-def whereabouts(
-    pending: Iterable[UnplacedVM], desired: DesiredState, view: ProjectView, remembered: Placements
-) -> Iterator[Whereabouts]:
+def _whereabouts(draft: Draft, context: PlanContext) -> Iterator[Whereabouts]:
     """Every VM that a selection may name: wanted, seen, or remembered on a host that does not answer."""
-    yield from ((vm.name, "", vm.fleet.name) for vm in pending)
-    yield from ((vm.name, vm.host, vm.fleet) for vm in desired.vms)
+    view, remembered = context.view, context.given.placements
+    yield from ((vm.name, "", vm.fleet.name) for vm in context.given.unplaced)
+    yield from ((vm.name, vm.host, vm.fleet) for vm in draft.desired.vms)
     yield from ((row.name, row.host, row.fleet) for rows in view.own.values() for row in rows)
     for name, host in remembered.vms.items():
         if host in view.unreachable:
-            yield name, host, remembered.fleets.get(name, name.rpartition("-")[0])
+            yield name, host, remembered.fleet_of(name)
 
 
 def limited(limit: str, vms: Iterable[Whereabouts], specs: Specs | None) -> frozenset[str]:
@@ -93,7 +68,7 @@ def limited(limit: str, vms: Iterable[Whereabouts], specs: Specs | None) -> froz
     names = frozenset().union(*fleets.values())
     known = {name: frozenset(inside) for kind in kinds.values() for name, inside in kind.items()}
     try:
-        found = select(limit, names, known, "VM, host, group or fleet")
+        found = names_selected_by(limit, names, known, "VM, host, group or fleet")
     except PatternError as error:
         hint = f"; {nearest(error.term, (*known, *sorted(names)))}" if error.term else ""
         raise UsageError(f"--limit: {error}{hint}") from None

@@ -8,7 +8,8 @@ from mikrom_reconcile.control.reconcile import due, promised
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, Result
-from mikrom_reconcile.core.planning.planner import PlanResult, actions_of
+from mikrom_reconcile.core.planning.assemble import actions_of
+from mikrom_reconcile.core.planning.context import PlanResult
 from tests.samples import NOW, change, observed, plan
 
 

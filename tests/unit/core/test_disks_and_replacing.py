@@ -12,9 +12,9 @@ from mikrom_reconcile.core.model.devices import Boot, Drive, NetworkInterface, P
 from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import VMChange
-from mikrom_reconcile.core.planning.diff import judge
-from mikrom_reconcile.core.planning.diff_input import DiffInput
-from mikrom_reconcile.core.planning.guards import protect
+from mikrom_reconcile.core.planning.context import Draft
+from mikrom_reconcile.core.planning.guards import protected
+from mikrom_reconcile.core.planning.rules import DiffInput, judge
 from tests.fakes import desired_vm
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -72,15 +72,16 @@ def test_another_root_disk_replaces_the_vm_whatever_its_phase(phase: str) -> Non
 def test_protection_holds_for_a_root_disk_that_the_guest_has_written_to(
     before: VMSpec, policy: Policy, kinds: list[str]
 ) -> None:
-    kept, _ = protect([verdict(wanted(B, policy), seen(before))], {"web": policy})
-    assert [change.kind for change in kept] == kinds
+    draft = protected(Draft(changes=[verdict(wanted(B, policy), seen(before))]), {"web": policy}.get)
+    assert [change.kind for change in draft.changes] == kinds
 
 
 def test_a_stopped_vm_is_protected_too() -> None:
     desired = replace(wanted(B), state="stopped")
-    kept, refusals = protect([verdict(desired, seen(A, phase="stopped", state="stopped"))], {"web": POLICY})
-    assert [change.kind for change in kept] == ["blocked"]
-    assert [refusal.rule for refusal in refusals] == ["protection"]
+    change = verdict(desired, seen(A, phase="stopped", state="stopped"))
+    draft = protected(Draft(changes=[change]), {"web": POLICY}.get)
+    assert [change.kind for change in draft.changes] == ["blocked"]
+    assert [refusal.rule for refusal in draft.refusals] == ["protection"]
 
 
 def test_a_drive_grows_and_never_shrinks() -> None:
@@ -89,8 +90,7 @@ def test_a_drive_grows_and_never_shrinks() -> None:
     change = verdict(wanted(small), seen(large))
     assert (change.kind, change.rule) == ("blocked", "shrinking-drive")
     assert change.reasons[0] == "drives.data.size_mib would shrink from 128 to 64"
-    kept, _ = protect([change], {"web": POLICY})
-    assert kept == [change]
+    assert protected(Draft(changes=[change]), {"web": POLICY}.get).changes == [change]
 
 
 def test_a_rate_limit_changes_while_the_vm_runs_and_so_does_its_drift() -> None:

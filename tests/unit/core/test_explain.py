@@ -20,8 +20,8 @@ from mikrom_reconcile.core.model.observed import (
 )
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
+from mikrom_reconcile.core.planning.context import RunOverrides
 from mikrom_reconcile.core.planning.explain import Explanation, explain
-from mikrom_reconcile.core.planning.guards import RunOverrides
 from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from tests.samples import NOW, observed

@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from mikrom_reconcile.core.model.observed import Capacity
-from mikrom_reconcile.core.placement.capacity import Room
-from mikrom_reconcile.core.placement.host_heaps import HostHeap, HostLoads, Path, Paths, SpreadCounts, SpreadHeap
+from mikrom_reconcile.core.placement.capacity import HostLoads, Room
+from mikrom_reconcile.core.placement.host_heaps import HostHeap, Path, Paths, SpreadCounts, SpreadHeap
 
 NEEDS = (Capacity(vcpu_count=1, mem_size_mib=8), Capacity(vcpu_count=2, mem_size_mib=32))
 
@@ -61,14 +61,14 @@ def test_every_choice_is_the_one_that_a_look_at_all_hosts_gives(seed: int) -> No
     places = Paths(paths)
     census = SpreadCounts(places, skews, ())
     parts = {need: places.heaps(weights, need, loads, 0) for need in NEEDS}
-    shelves = {need: part if isinstance(part, HostHeap) else SpreadHeap(part, census) for need, part in parts.items()}
+    heaps = {need: part if isinstance(part, HostHeap) else SpreadHeap(part, census) for need, part in parts.items()}
     for _ in range(60):
         need = chance.choice(NEEDS)
-        host = shelves[need].best()
+        host = heaps[need].best()
         assert host == slow.best(need)
         if host is None:
             continue
-        if chance.random() < 0.2:  # somebody else takes a place, past these shelves
+        if chance.random() < 0.2:  # somebody else takes a place, past these heaps
             host = chance.choice([other for other in hosts if loads.fits(other, need)])
         loads.add(host, need)
         slow.add(host, need)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.placement.image_files import files_by_host, named_files
+from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.wiring import schemas
 

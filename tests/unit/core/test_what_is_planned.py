@@ -20,9 +20,10 @@ from mikrom_reconcile.core.model.observed import (
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
-from mikrom_reconcile.core.planning.guards import RunOverrides
-from mikrom_reconcile.core.planning.planner import LEFT_OUT, PlanResult, make_plan, prepare, requery_all
-from mikrom_reconcile.core.planning.selection import EVERYTHING, Selection, refuse_unread
+from mikrom_reconcile.core.planning.assemble import LEFT_OUT
+from mikrom_reconcile.core.planning.context import EVERYTHING, PlanResult, RunOverrides, Selection
+from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
+from mikrom_reconcile.core.planning.selection import refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from tests.samples import NOW
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import msgspec
 
+from mikrom_reconcile.core.model.desired import DISRUPTION, resolve_share
 from mikrom_reconcile.core.model.specs import Diagnostic, SpecProblem
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position, problems_of
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.planning.guards import resolve_share
-from mikrom_reconcile.core.planning.rollout import DISRUPTION
 from mikrom_reconcile.core.specs.expand import UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs
@@ -34,7 +33,7 @@ class SpecWarning(msgspec.Struct, frozen=True, kw_only=True):
     told: Told
 
 
-def warnings_of(specs: Specs, pending: Sequence[UnplacedVM]) -> tuple[SpecProblem, ...]:
+def spec_warnings(specs: Specs, pending: Sequence[UnplacedVM]) -> tuple[SpecProblem, ...]:
     """All that is to be told of the specs, sorted by place."""
     found = (flaw for warning in WARNINGS for flaw in warning.told(specs, pending))
     return dedupe_by_position(problems_of(islice(found, SPECS.max_problems + 1), specs.tree))

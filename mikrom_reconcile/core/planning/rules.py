@@ -1,0 +1,348 @@
+"""What is to be done about one VM: rules are tried in order, and the first match decides.
+
+A rule answers with a change, with UNCHANGED, or with None where it does not apply. It never acts, counts or limits:
+that is for the stages of the planner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import DesiredVM
+from mikrom_reconcile.core.model.fields import field_changes, impact_of, is_row_of, recorded
+from mikrom_reconcile.core.model.lifecycle import DEGRADED, HAS_VMM, HEALTHY, NOT_RESTARTED, SATISFIES
+from mikrom_reconcile.core.model.observed import Drift, ObservedVM
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
+
+UNCHANGED: Final = "unchanged"
+Verdict = VMChange | Literal["unchanged"] | None
+
+
+class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """Everything that a rule may look at for one VM.
+
+    `desired` is None for a VM that the specs do not want, `observed` None for one that no host reported.
+    `name_conflict` is a row that is not ours and has the name. `host_unreachable` is why the VM's host gave no report,
+    `possible_on` names unreachable hosts on which the VM may exist unknown to us. `duplicate_on` is the host of a newer
+    VM of the name, `proven` whether that one is as was ordered. `placed` is why its host was chosen, `eviction_reason`
+    why it may not stay where it is, `rejections` why no host can have it. `host_removed` says that its host left the
+    inventory, `destroy` that everything has to go, `retry` that what was given up is tried again.
+    """
+
+    desired: DesiredVM | None
+    observed: ObservedVM | None
+    name_conflict: ObservedVM | None = None
+    host_unreachable: str = ""
+    possible_on: tuple[str, ...] = ()
+    duplicate_on: str = ""
+    proven: bool = False
+    placed: str = ""
+    eviction_reason: str = ""
+    rejections: tuple[str, ...] = ()
+    host_removed: bool = False
+    destroy: bool = False
+    retry: bool = False
+
+    @property
+    def want(self) -> DesiredVM:
+        """The desired side, for rules after those that deal with its absence."""
+        assert self.desired is not None, "rules above answer for a missing side"  # noqa: S101
+        return self.desired
+
+    @property
+    def seen(self) -> ObservedVM:
+        """The observed side, for rules after those that deal with its absence."""
+        assert self.observed is not None, "rules above answer for a missing side"  # noqa: S101
+        return self.observed
+
+    @property
+    def host(self) -> str:
+        """Where the VM is, or else where it belongs."""
+        return (self.observed or self.want).host
+
+    @cached_property
+    def fields(self) -> tuple[FieldChange, ...]:
+        """What differs between the spec and what was last applied; nothing where their digests are equal."""
+        if self.want.spec_digest == self.seen.spec_digest:
+            return ()
+        return field_changes(_recorded(self.seen), _recorded(self.want))
+
+    @property
+    def drift(self) -> tuple[Drift, ...]:
+        """The drift that the spec does not ignore."""
+        return tuple(item for item in self.seen.drift if item.path not in self.want.ignore_changes)
+
+    @property
+    def drift_reasons(self) -> tuple[str, ...]:
+        """The drift in words."""
+        return tuple(f"drift: {item.path} is {item.actual}, recorded {item.recorded}" for item in self.drift)
+
+    def change(
+        self, kind: ChangeKind, *reasons: str, wanted: ChangeKind | None = None, fields: tuple[FieldChange, ...] = ()
+    ) -> VMChange:
+        """A change of this VM. A removal concerns the fleet that loses it, as it is recorded."""
+        side = (self.observed if kind == "delete" else None) or self.desired or self.seen
+        return VMChange(
+            name=side.name,
+            fleet=side.fleet,
+            host=self.host,
+            kind=kind,
+            reasons=reasons,
+            placed=self.placed if kind in {"create", "move"} else "",
+            wanted=wanted,
+            fields=fields,
+            desired=self.desired,
+            observed=self.observed,
+        )
+
+
+def _recorded(vm: DesiredVM | ObservedVM) -> dict[str, Any]:
+    return recorded(fleet=vm.fleet, state=vm.state, spec=vm.spec, policy=vm.policy)
+
+
+def judge(case: DiffInput) -> Verdict:
+    """What the first matching rule says, under its id."""
+    rule, verdict = first_match(case)
+    if verdict == UNCHANGED:
+        rule, verdict = "cannot-move", cannot_move(case) or UNCHANGED
+    return msgspec.structs.replace(verdict, rule=rule) if isinstance(verdict, VMChange) else verdict
+
+
+def first_match(case: DiffInput) -> tuple[str, Verdict]:
+    """The id of the rule that decides, and what it says."""
+    return next((rule, verdict) for rule, says in RULES.items() if (verdict := says(case)) is not None)
+
+
+# ---- the rules; the first match decides -------------------------------------------------------------------------
+
+
+def unreachable_host(case: DiffInput) -> Verdict:
+    """What cannot be read is unknown: neither made elsewhere nor deleted."""
+    if case.host_unreachable and case.desired:
+        return case.change("blocked", f"its host {case.desired.host} could not be read: {case.host_unreachable}")
+    return None
+
+
+def duplicate(case: DiffInput) -> Verdict:
+    """Of two VMs of one name the one that was changed last stays; the other goes once that one is as was ordered."""
+    if case.duplicate_on and not case.proven:
+        reason = f"a newer VM of this name is on {case.duplicate_on}: this one stays until that one is well"
+        return case.change("wait", reason, wanted="delete")
+    return case.change("delete", f"a newer VM of this name is on {case.duplicate_on}") if case.duplicate_on else None
+
+
+def host_removed(case: DiffInput) -> Verdict:
+    """A host that left the inventory counts as unreachable until it is empty: leaving is no order to move or remove."""
+    if case.host_removed and not case.destroy:
+        host = case.host
+        remedy = f"put it back with state: drain, or --assume-dead {host} once it is off for good"
+        wanted: ChangeKind = "move" if case.desired else "delete"
+        return case.change("blocked", f"its host {host} left the inventory: {remedy}", wanted=wanted)
+    return None
+
+
+def destroy(case: DiffInput) -> Verdict:
+    """A destroy takes everything that the specs speak for."""
+    return case.change("delete", "destroy was asked for") if case.desired is None and case.destroy else None
+
+
+def not_in_specs(case: DiffInput) -> Verdict:
+    """No spec wants it any more."""
+    return case.change("delete", "not in the specs") if case.desired is None else None
+
+
+def absent(case: DiffInput) -> Verdict:
+    """`state: absent` is a removal like any other."""
+    if case.want.state == "absent":
+        return case.change("delete", "state: absent") if case.observed else UNCHANGED
+    return None
+
+
+def name_conflict(case: DiffInput) -> Verdict:
+    """A VM of another project, or one whose record nobody can read, is never touched."""
+    other = case.name_conflict
+    if other is None or case.observed is not None:
+        return None
+    if other.phase == "unreadable":
+        return case.change("blocked", f"it is on {other.host} and cannot be read: {other.last_error}")
+    return case.change("blocked", f"the name belongs to project {other.project} on {other.host}")
+
+
+def possible_duplicate(case: DiffInput) -> Verdict:
+    """It may exist on an unreachable host that we know nothing of: making it now could double it."""
+    if case.possible_on:
+        reason = f"it may exist on {', '.join(case.possible_on)}, which cannot be read"
+        return case.change("blocked", reason, wanted="create")
+    return None
+
+
+def unplaceable(case: DiffInput) -> Verdict:
+    """No host has it, and none can."""
+    if case.observed is None and case.rejections:
+        return case.change("blocked", "no host can have it", *case.rejections, wanted="create")
+    return None
+
+
+def missing(case: DiffInput) -> Verdict:
+    """No host has it."""
+    return case.change("create", "does not exist") if case.observed is None else None
+
+
+def misplaced(case: DiffInput) -> Verdict:
+    """It is where it may not be any more: it goes there now, and is made on its new host in the next pass."""
+    if case.want.host != case.seen.host:
+        return case.change("move", f"it belongs on {case.want.host}", f"{case.seen.host}: {case.eviction_reason}")
+    return None
+
+
+def interrupted_delete(case: DiffInput) -> Verdict:
+    """A delete began and did not end; create finishes it first."""
+    return case.change("create", "an earlier delete was interrupted") if case.seen.phase == "deleting" else None
+
+
+def shrinking_drive(case: DiffInput) -> Verdict:
+    """A drive never gets smaller: what lies behind its new end would be lost."""
+    smaller = [
+        field for field in case.fields if is_row_of("drives.*.size_mib", field.path) and field.after < field.before
+    ]
+    if not smaller:
+        return None
+    reasons = [f"{field.path} would shrink from {field.before} to {field.after}" for field in smaller]
+    return case.change("blocked", *reasons, "write the old size, or a drive of another name")
+
+
+def stopped(case: DiffInput) -> Verdict:
+    """`state: stopped`, and a VMM lives or the record does not say so yet."""
+    if case.want.state != "stopped":
+        return None
+    if case.seen.phase in HAS_VMM or case.seen.state != "stopped":
+        return case.change("stop", f"state: stopped, and it is {case.seen.phase}", fields=case.fields)
+    return case.change("update", "spec changed", fields=case.fields) if case.fields else UNCHANGED
+
+
+def crash_loop(case: DiffInput) -> Verdict:
+    """Its host has given up bringing it back; a changed spec or --retry begins anew."""
+    seen = case.seen
+    if seen.phase != "parked" or case.retry or case.fields:
+        return None
+    tries = f"{len(seen.restarts)} restarts within {seen.spec.restart.interval} did not keep it up"
+    end = f", the last time: {seen.last_error}" if seen.last_error else ""
+    return case.change("blocked", f"parked: {tries}{end}; change its spec, or --retry", wanted="start")
+
+
+def needs_replace(case: DiffInput) -> Verdict:
+    """The spec differs in what its root disk is made from."""
+    if any(field.impact == "replace" for field in case.fields):
+        return case.change("replace", "spec changed", *case.drift_reasons, fields=case.fields)
+    return None
+
+
+def not_restarted(case: DiffInput) -> Verdict:
+    """Its restart policy leaves it as it ended."""
+    ended_so = case.seen.phase in NOT_RESTARTED[case.want.spec.restart.policy]
+    return UNCHANGED if ended_so and not case.retry and not case.fields else None
+
+
+def down(case: DiffInput) -> Verdict:
+    """It should be up and no VMM lives."""
+    seen = case.seen
+    if seen.phase not in HAS_VMM or seen.phase == "starting":
+        reason = f"it is {seen.phase}" + (f": {seen.last_error}" if seen.last_error else "")
+        return case.change("start", reason, fields=case.fields)
+    return None
+
+
+def unresponsive(case: DiffInput) -> Verdict:
+    """A VMM lives and cannot be reached, or was told to stop."""
+    if case.seen.phase not in HEALTHY | DEGRADED:
+        return case.change("restart", f"it is {case.seen.phase}", fields=case.fields)
+    return None
+
+
+def needs_restart(case: DiffInput) -> Verdict:
+    """The spec differs from what was applied in a field that only a restart changes."""
+    if any(field.impact == "restart" for field in case.fields):
+        return case.change("restart", "spec changed", *case.drift_reasons, fields=case.fields)
+    return None
+
+
+def drift(case: DiffInput) -> Verdict:
+    """The VMM is not what its record says, in what only a restart mends."""
+    if any(impact_of(item.path) in {"restart", "replace"} for item in case.drift):
+        return case.change("restart", *case.drift_reasons, fields=case.fields)
+    return None
+
+
+def pause_or_resume(case: DiffInput) -> Verdict:
+    """It runs and should be paused, or the other way round."""
+    state, phase = case.want.state, case.seen.phase
+    if phase in SATISFIES[state] or (state == "running" and phase in DEGRADED):
+        return None
+    kind: ChangeKind = "pause" if state == "paused" else "resume"
+    return case.change(kind, f"state: {state}, and it is {phase}", fields=case.fields)
+
+
+def needs_update(case: DiffInput) -> Verdict:
+    """What differs can change while it runs, or only the record knows it."""
+    reasons = [*(["spec changed"] if case.fields else []), *case.drift_reasons]
+    return case.change("update", *reasons, fields=case.fields) if reasons else None
+
+
+def unhealthy(case: DiffInput) -> Verdict:
+    """It runs, and its guest does not do what its checks want: only time or a person can help."""
+    seen = case.seen
+    return case.change("wait", f"it is {seen.phase}: {seen.health}") if seen.phase in DEGRADED else None
+
+
+def up_to_date(case: DiffInput) -> Verdict:
+    """Nothing to do."""
+    del case
+    return UNCHANGED
+
+
+def cannot_move(case: DiffInput) -> Verdict:
+    """It may not stay where it is, and no other host can have it: until one can, it is looked after where it is."""
+    if case.rejections:
+        return case.change("blocked", "it cannot leave this host", *case.rejections, wanted="move")
+    return None
+
+
+RULES: dict[str, Callable[[DiffInput], Verdict]] = {
+    "unreachable-host": unreachable_host,
+    "duplicate": duplicate,
+    "host-removed": host_removed,
+    "destroy": destroy,
+    "not-in-specs": not_in_specs,
+    "absent": absent,
+    "name-conflict": name_conflict,
+    "possible-duplicate": possible_duplicate,
+    "unplaceable": unplaceable,
+    "missing": missing,
+    "misplaced": misplaced,
+    "interrupted-delete": interrupted_delete,
+    "shrinking-drive": shrinking_drive,
+    "stopped": stopped,
+    "crash-loop": crash_loop,
+    "needs-replace": needs_replace,
+    "not-restarted": not_restarted,
+    "down": down,
+    "unresponsive": unresponsive,
+    "needs-restart": needs_restart,
+    "drift": drift,
+    "pause-or-resume": pause_or_resume,
+    "needs-update": needs_update,
+    "unhealthy": unhealthy,
+    "up-to-date": up_to_date,
+    "cannot-move": cannot_move,
+}
+"""Each rule under its id, by which plans, `explain` and metrics call it: an id stays when its function is renamed.
+
+The last one looks at what those before leave unchanged.
+"""
+
+STANDS_IN_THE_WAY = frozenset({"host-removed", "name-conflict", "unplaceable", "crash-loop", "cannot-move"})
+"""Rules whose `blocked` asks for somebody to do something; an unreachable host only has to answer again."""

@@ -53,10 +53,10 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
     engine = wiring.open_engine(current)
     _warn_of_scheduled_runs(engine, request)
     if check:
-        from mikrom_reconcile.control.reconcile import rechecked
+        from mikrom_reconcile.control.reconcile import replay
 
         now = engine.plan(request)
-        return show_plan(rechecked(plan, now) if plan else now, form, full=full)
+        return show_plan(replay(plan, now) if plan else now, form, full=full)
     return carry_out(engine, request, plan, yes=yes, form=form, full=full, wait=wait)
 
 

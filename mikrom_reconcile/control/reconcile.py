@@ -12,7 +12,7 @@ from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
 from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
-from mikrom_reconcile.core.model.plan import Action, Expect, Plan, Refusal, VMChange
+from mikrom_reconcile.core.model.plan import Action, Expect, Plan, Refusal
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import validate_specs
@@ -89,42 +89,22 @@ class Reconciler:
             self.hosts.give_up({*request.assume_dead} & decision.plan.unreachable.keys())
             approved = plan or decision.plan
             with RunLog(self.store, self._clock, request, approved, started_at, progress) as log:
-                for outcome in moved(approved, decision.plan):
+                for outcome in stale_outcomes(approved, decision.plan):
                     log.heard(outcome)
                 while True:
-                    actions = due(approved, decision.plan, log.outcomes)
+                    actions = runnable_actions(approved, decision.plan, log.outcomes)
                     if request.verb is None and lease.held():
-                        self.store.remember(project, promised(decision, actions, log.outcomes))
-                    ended = deadline.passed() or not lease.held()
-                    if ended or not (actions or self._waits(request, approved, decision, deadline, log.outcomes)):
+                        self.store.remember(project, remembered(decision, actions, log.outcomes))
+                    wait_s = 0.0 if actions else retry_after_s(request, approved, decision, log.outcomes)
+                    if deadline.passed() or not lease.held() or wait_s is None:
                         break
+                    self._clock.sleep(min(wait_s, deadline.left_s()))
                     self._dispatch(request, actions, decision.plan, lease, deadline, log)
                     decision = look(log.outcomes)
         finally:
             lease.release()
         late = deadline.passed() and (bool(decision.plan.actions) or decision.retry_after_s is not None)
         return log.ended(decision.plan, late=late)
-
-    def _waits(
-        self,
-        request: RunRequest,
-        approved: Plan,
-        decision: PlanResult,
-        deadline: Deadline,
-        outcomes: Iterable[ActionOutcome],
-    ) -> bool:
-        """Sleep until VMs may be healthy for which what was approved waits, and those that this run has brought up.
-
-        False for none; Beat comes again anyway.
-        """
-        waiting = waited(approved) & waited(decision.plan)
-        acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
-        changes = decision.plan.changes
-        booting = acted_on & {(c.name, c.host) for c in changes if c.observed and c.observed.phase == "booting"}
-        if decision.retry_after_s is None or request.origin == BEAT or not (waiting or booting):
-            return False
-        self._clock.sleep(min(decision.retry_after_s, deadline.left_s()))
-        return True
 
     def _dispatch(
         self, request: RunRequest, actions: list[Action], plan: Plan, lease: Lease, deadline: Deadline, log: RunLog
@@ -202,7 +182,7 @@ class Reconciler:
                 self._clock.sleep(RUNS.lease_retry_s)
 
 
-def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
+def stale_outcomes(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
     """A `stale` outcome for each approved action whose VM needs something else by now, there or on another host, and
     for what is to be done to a VM that waited and was changed.
 
@@ -212,17 +192,13 @@ def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
     changes = {(change.name, change.host): change for change in now.changes}
     elsewhere = {change.name: change for change in now.changes if change.desired is not None}
     kept = {(change.name, change.host) for change in approved.changes if change.desired is not None}
-    waiting = {(change.name, change.host) for change in approved.changes if change.kind == "wait"}
-    alike = waited(approved)
-    waited_for = (
-        action
-        for action in now.actions
-        if (action.vm, action.host) in waiting and (action.vm, action.expect) not in alike
-    )
-    for action in (*approved.actions, *waited_for):
+    as_found = waiting(approved)
+    waits = {(change.name, change.host) for change in approved.changes if change.kind == "wait"}
+    begun = (a for a in now.actions if (a.vm, a.host) in waits and (a.vm, a.expect) not in as_found)
+    for action in (*approved.actions, *begun):
         vm = (action.vm, action.host)
         change = changes.get(vm) or (elsewhere.get(action.vm) if vm in kept else None)
-        if change is not None and (action.id not in still or vm in waiting):
+        if change is not None and (action.id not in still or vm in waits):
             needs = f"{change.kind} on {change.host}: {'; '.join(change.reasons)}"
             yield ActionOutcome(
                 action_id=action.id,
@@ -236,33 +212,30 @@ def moved(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
             )
 
 
-def rechecked(approved: Plan, now: Plan) -> Plan:
+def replay(approved: Plan, now: Plan) -> Plan:
     """What an apply of `approved` would find to do now: VMs that need something else are blocked, those of which it
     says nothing too, and those that need nothing any more are left out. The plan itself if nothing has moved.
     """
-    why = {(outcome.vm, outcome.host): outcome.error or "" for outcome in moved(approved, now)}
+    why = {(outcome.vm, outcome.host): outcome.error or "" for outcome in stale_outcomes(approved, now)}
     still = {action.id for action in now.actions}
     settled = {(action.vm, action.host) for action in approved.actions if action.id not in still} - why.keys()
     known = {(change.name, change.host) for change in approved.changes}
     elsewhere = {vm for vm, _ in why}
     others = [c for c in now.changes if (c.name, c.host) not in known and c.name not in elsewhere]
-    why |= {(c.name, c.host): _since(c) for c in others if c.kind != "blocked"}
+    for change in others:
+        if change.kind != "blocked":
+            why[change.name, change.host] = f"needs {change.kind} since after the plan was made; run again"
     if not (why or settled or others):
         return approved
     named = [(change, (change.name, change.host)) for change in (*approved.changes, *others)]
-    refused = tuple(
-        Refusal(fleet=change.fleet, vm=change.name, rule="stale", message=why[vm]) for change, vm in named if vm in why
-    )
+    changes = (with_kind(c, "blocked", why[vm]) if vm in why else c for c, vm in named if vm not in settled)
+    refused = (Refusal(fleet=c.fleet, vm=c.name, rule="stale", message=why[vm]) for c, vm in named if vm in why)
     return numbered(
         msgspec.structs.replace(
             approved,
             id="",
             taken_at=now.taken_at,
-            changes=tuple(
-                with_kind(change, "blocked", why[vm]) if vm in why else change
-                for change, vm in named
-                if vm not in settled
-            ),
+            changes=tuple(changes),
             unchanged=now.unchanged,
             actions=tuple(action for action in approved.actions if action.id in still),
             refusals=(*approved.refusals, *refused),
@@ -271,46 +244,50 @@ def rechecked(approved: Plan, now: Plan) -> Plan:
     )
 
 
-def _since(change: VMChange) -> str:
-    return f"needs {change.kind} since after the plan was made; run again"
-
-
-def due(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Action]:
+def runnable_actions(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Action]:
     """The actions of `now` that were approved and not tried yet: those of the plan, what waited in it and was not
     changed by anybody since, and the second half of its moves.
 
     Each VM is acted on once per run, so that one that keeps falling over cannot keep a run going.
     """
     tried = {(outcome.vm, outcome.host) for outcome in outcomes}
-    approved_ids = {action.id for action in approved.actions}
-    waiting = waited(approved)
+    approved_ids, as_found = {action.id for action in approved.actions}, waiting(approved)
     moves = {c.name for c in approved.changes if c.kind == "move" or (c.kind == "wait" and c.wanted == "move")}
-    return [
-        action
-        for action in now.actions
-        if (action.vm, action.host) not in tried
-        and (
-            action.id in approved_ids
-            or (action.vm, action.expect) in waiting
-            or (action.verb == "create" and action.vm in moves)
-        )
-    ]
+
+    def is_approved(action: Action) -> bool:
+        second_half = action.verb == "create" and action.vm in moves
+        return action.id in approved_ids or (action.vm, action.expect) in as_found or second_half
+
+    return [action for action in now.actions if (action.vm, action.host) not in tried and is_approved(action)]
 
 
-def promised(decision: PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
-    """What to remember of a look: not the VMs that would be made, and that this run neither makes nor has tried to.
-
-    If their host went dark, they could be made nowhere.
+def retry_after_s(
+    request: RunRequest, approved: Plan, decision: PlanResult, outcomes: Iterable[ActionOutcome]
+) -> float | None:
+    """How long to wait until VMs may be healthy for which what was approved waits, and those that this run has brought
+    up. None for neither: the run is over, and Beat comes again anyway.
     """
-    tried = {(outcome.vm, outcome.host) for outcome in outcomes if outcome.result != "stale"}
-    making = tried | {(action.vm, action.host) for action in actions}
+    acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
+    changes = decision.plan.changes
+    is_booting = any(c.observed and c.observed.phase == "booting" and (c.name, c.host) in acted_on for c in changes)
+    is_waiting = bool(waiting(approved) & waiting(decision.plan))
+    return decision.retry_after_s if request.origin != BEAT and (is_waiting or is_booting) else None
+
+
+def remembered(decision: PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
+    """The placements without VMs that would be made, and that this run neither makes nor has tried to.
+
+    If their host became unreachable, they could be made nowhere.
+    """
+    making = {(outcome.vm, outcome.host) for outcome in outcomes if outcome.result != "stale"}
+    making |= {(action.vm, action.host) for action in actions}
     creates = (change for change in decision.plan.changes if change.kind == "create")
     others = {change.name for change in creates if (change.name, change.host) not in making}
     vms = {name: host for name, host in decision.placements.vms.items() if name not in others}
     return msgspec.structs.replace(decision.placements, vms=vms)
 
 
-def waited(plan: Plan) -> set[tuple[str, Expect]]:
+def waiting(plan: Plan) -> set[tuple[str, Expect]]:
     """The VMs that wait in a plan, as it found them."""
     return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mikrom_reconcile.control.reconcile import moved, rechecked
+from mikrom_reconcile.control.reconcile import replay, stale_outcomes
 from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.planning.assemble import actions_of
 from tests.samples import change, desired, observed, plan
@@ -13,7 +13,7 @@ def planned(*changes: VMChange) -> Plan:
 
 
 def told(approved: VMChange, *now: VMChange) -> list[tuple[str, str]]:
-    return [(outcome.result, outcome.error or "") for outcome in moved(planned(approved), planned(*now))]
+    return [(outcome.result, outcome.error or "") for outcome in stale_outcomes(planned(approved), planned(*now))]
 
 
 WANTED = desired("web-000")
@@ -40,7 +40,7 @@ def test_what_waited_and_was_changed_is_stale_and_what_stayed_as_it_was_may_go_o
     restart = change("web-000", "restart", host="hv1", desired=WANTED, observed=changed)
     ((result, error),) = told(wait, restart)
     assert (result, "now: restart on hv1" in error) == ("stale", True)
-    assert [change.kind for change in rechecked(planned(wait), planned(restart)).changes] == ["blocked"]
+    assert [change.kind for change in replay(planned(wait), planned(restart)).changes] == ["blocked"]
 
 
 def test_what_needs_nothing_any_more_is_no_matter() -> None:
@@ -55,14 +55,14 @@ def test_a_removal_says_nothing_of_the_vm_that_is_kept_elsewhere() -> None:
 
 def test_a_check_tells_a_vm_that_moved_once() -> None:
     create = change("web-000", "create", host="hv1", desired=WANTED)
-    found = rechecked(planned(create), planned(change("web-000", "create", host="hv2", desired=WANTED)))
+    found = replay(planned(create), planned(change("web-000", "create", host="hv2", desired=WANTED)))
     assert [(told.name, told.host, told.kind) for told in found.changes] == [("web-000", "hv1", "blocked")]
     assert len(found.refusals) == 1
 
 
 def test_a_check_tells_what_the_plan_knew_nothing_of_and_keeps_what_guards_said() -> None:
     held = change("db-000", "blocked", host="hv1", desired=WANTED, reasons=("protected",))
-    found = rechecked(planned(), planned(change("web-000", "start", host="hv1", desired=WANTED), held))
+    found = replay(planned(), planned(change("web-000", "start", host="hv1", desired=WANTED), held))
     assert {told.name: told.kind for told in found.changes} == {"web-000": "blocked", "db-000": "blocked"}
     assert [(told.vm, told.rule) for told in found.refusals] == [("web-000", "stale")]
     assert found.actions == ()
@@ -70,4 +70,4 @@ def test_a_check_tells_what_the_plan_knew_nothing_of_and_keeps_what_guards_said(
 
 def test_a_check_of_a_world_that_stands_still_is_the_plan_itself() -> None:
     approved = planned(change("web-000", "create", host="hv1", desired=WANTED))
-    assert rechecked(approved, approved) is approved
+    assert replay(approved, approved) is approved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mikrom_reconcile.control.reconcile import due, promised
+from mikrom_reconcile.control.reconcile import remembered, runnable_actions
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, Result
@@ -18,7 +18,7 @@ def planned(*changes: VMChange) -> Plan:
 
 
 def verbs(approved: VMChange, now: VMChange) -> list[str]:
-    return [action.verb for action in due(planned(approved), planned(now), [])]
+    return [action.verb for action in runnable_actions(planned(approved), planned(now), [])]
 
 
 def test_what_waited_is_done_however_it_ended_up_by_itself() -> None:
@@ -53,6 +53,6 @@ def test_a_create_is_remembered_if_this_run_has_tried_it(result: Result | None, 
         )
         for found in ([result] if result else [])
     ]
-    assert promised(decision, [action], []) == memory
+    assert remembered(decision, [action], []) == memory
     expected = memory if kept else Placements(vms={"db-000": "hv02"})
-    assert promised(decision, [], outcomes) == expected
+    assert remembered(decision, [], outcomes) == expected

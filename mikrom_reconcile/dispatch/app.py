@@ -8,8 +8,6 @@ Not set on purpose, because a gevent pool ignores or breaks them: `worker_max_ta
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,85 +15,35 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from mikrom_reconcile import traces
-from mikrom_reconcile.control.ports import Engine
-from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.model.errors import UsageError
-from mikrom_reconcile.dispatch.control_worker.metrics import NoMetrics
-from mikrom_reconcile.dispatch.transport import celery_patches
+from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.transport.broker import broker_url, client_of, split_tls
-from mikrom_reconcile.dispatch.transport.connecting import Connecting
-from mikrom_reconcile.dispatch.transport.heartbeats import Heartbeat
 from mikrom_reconcile.dispatch.transport.redis_keys import LAST, ORDERS, STEPS, Keys
-from mikrom_reconcile.dispatch.transport.reply_sender import Answering
-from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.limits import BROKER, SERVICES
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from mikrom_reconcile.dispatch.transport.signing import Signer, Verifier
-
 _HIDDEN = "(not shown)"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What the tasks need, handed in by wiring and made when a task first needs it."""
-
-    agent: Callable[[], HostAgent]
-    engine: Callable[[], Engine]
-    source: LastGood
-
-
 class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
-    """Celery with our settings, our parts, and no argument shown to who watches events (Flower)."""
+    """Celery with our settings, and no argument shown to who watches events (Flower)."""
 
     settings: Settings
     keys: Keys
-    parts: Parts
-    heartbeat: Heartbeat
-    metrics: NoMetrics = NoMetrics()
 
     @cached_property
     def redis(self) -> Redis:
         """The client for everything that is not Celery's; it connects when it is first used."""
         return client_of(broker_url(self.settings))
 
-    @cached_property
-    def answering(self) -> Answering:
-        """What a host worker knows of calls, and tells them."""
-        return Answering(self.redis, self.keys, f"host:{self.settings.host}")
-
-    @cached_property
-    def signer(self) -> Signer | None:
-        """What signs our orders. Raises SetupError for a key file that cannot be trusted."""
-        if (path := self.settings.signing_key) is None:
-            return None
-        from mikrom_reconcile.dispatch.transport.signing import Signer  # noqa: PLC0415 - only who has a key pays for it
-
-        return Signer(path)
-
-    @cached_property
-    def verifier(self) -> Verifier | None:
-        """What proves orders to a host; None: whoever reaches its queue is obeyed. Raises SetupError as `signer`."""
-        if (path := self.settings.verify_key) is None:
-            return None
-        from mikrom_reconcile.dispatch.transport.signing import Verifier  # noqa: PLC0415 - as above
-
-        return Verifier(path)
-
     def close(self) -> None:
-        """As Celery's; no thread of ours outlives it."""
-        if "answering" in self.__dict__:
-            self.answering.close()
+        """As Celery's, with our client."""
         if "redis" in self.__dict__:
             self.redis.close()
         super().close()
-
-    def load_key(self) -> None:
-        """Find out now, not with the first order, that the key of this worker's role cannot be used."""
-        _ = self.verifier if self.settings.worker_role == "host" else self.signer
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API.
@@ -111,13 +59,10 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
 def make_app(settings: Settings) -> FleetApp:
     """The app of a worker, of Beat, of Flower or of a client. Connects to nothing. Raises UsageError."""
     url, _ = split_tls(broker_url(settings))
-    keys = Keys(settings.queue)
     app = FleetApp("mikrom", broker=url, backend=url, set_as_current=False)
-    app.settings = settings
-    app.keys = keys
+    app.settings, app.keys = settings, Keys(settings.queue)
     app.conf.update(configuration(settings))
-    app.steps["consumer"].add(Connecting)
-    celery_patches.lower(app, written_down=settings.worker_role != "host")
+    celery_patches.install(app, written_down=settings.worker_role != "host")
     return app
 
 

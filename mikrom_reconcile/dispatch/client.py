@@ -22,15 +22,12 @@ from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.control_worker.run_status import tell, unfinished_runs, waiting_run
-from mikrom_reconcile.dispatch.control_worker.source_sync import source_state
-from mikrom_reconcile.dispatch.control_worker.tasks import Accepted
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.transport.broker import connect
-from mikrom_reconcile.dispatch.transport.error_codec import Failure, error_of
 from mikrom_reconcile.dispatch.transport.heartbeats import living, starts
 from mikrom_reconcile.dispatch.transport.redis_keys import FIRST
-from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, pack, unpack
+from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, Failure, WorkerId, error_of, pack, unpack
+from mikrom_reconcile.dispatch.transport.shared_state import source_state, tell, unfinished_runs, waiting_run
 from mikrom_reconcile.limits import BROKER, RUNS
 from mikrom_reconcile.settings import Settings
 
@@ -117,12 +114,12 @@ class RemoteEngine:
 
     def _follow(self, call: Call, until: float) -> Iterator[Answer]:
         """What the control worker says after it has accepted the call. Raises what it raised."""
-        worker: Accepted | None = None
+        worker: WorkerId | None = None
         died = False
         while True:
             for answer in call.read(1.0):
                 if answer.kind == "accepted":
-                    worker = unpack(answer.body, Accepted)
+                    worker = unpack(answer.body, WorkerId)
                 elif answer.kind == "error":
                     raise error_of(unpack(answer.body, Failure))
                 else:
@@ -134,5 +131,5 @@ class RemoteEngine:
                 why = "did not finish in time" if worker else "had no slot in time"
                 raise PastDeadlineError(f"the control worker {why}; see `mikrom doctor` and its log")
 
-    def _lives(self, worker: Accepted) -> bool:
+    def _lives(self, worker: WorkerId) -> bool:
         return starts(self._redis, self._keys, [worker.owner]).get(worker.owner) == worker.start_id.encode()

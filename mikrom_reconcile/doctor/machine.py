@@ -133,14 +133,14 @@ def _run_dir(settings: Settings) -> Check:
 def _broker(settings: Settings) -> Iterator[Check]:
     """Only where a broker is set or a `mikrom up` runs; and the specs of scheduled runs, which it tells of."""
     from mikrom_reconcile.control.stores.redis import lost_told
-    from mikrom_reconcile.dispatch.control_worker.source_sync import tried  # with it comes redis
+    from mikrom_reconcile.dispatch.transport.shared_state import writable_source_state  # with it comes redis
 
     url = wiring.broker_of(settings)
     if url is None:
         yield ok("none: embedded, this machine is the only host")
         return
     with connect(url) as redis, lost_told():
-        source = tried(redis, Keys(settings.queue))
+        source = writable_source_state(redis, Keys(settings.queue))
         yield ok(f"{without_password(url)} answers")
         if source is not None:
             yield _source(source)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from redis import RedisError
 
 from mikrom_reconcile.dispatch.transport import reply_sender
-from mikrom_reconcile.dispatch.transport.reply_sender import Answering
+from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
 from mikrom_reconcile.dispatch.transport.rpc import Call
 from mikrom_reconcile.limits import BROKER
 from tests.fleet import KEYS, Fleet, wait_until
@@ -24,8 +24,9 @@ OWNER = "host:hv01"
 
 
 @pytest.fixture
-def told(fleet: Fleet) -> Iterator[Answering]:
-    told = Answering(fleet.redis, KEYS, OWNER)
+def told(fleet: Fleet) -> Iterator[ReplySender]:
+    told = ReplySender(fleet.redis, KEYS, OWNER)
+    told.start()
     yield told
     told.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "answers"]
@@ -53,7 +54,7 @@ def bodies(call: Call, count: int) -> list[bytes]:
     return found
 
 
-def test_a_hundred_answers_arrive_in_order_in_a_few_messages(fleet: Fleet, told: Answering) -> None:
+def test_a_hundred_answers_arrive_in_order_in_a_few_messages(fleet: Fleet, told: ReplySender) -> None:
     expected = [str(number).encode() for number in range(100)]
     with Call(fleet.redis, KEYS, "one") as call:
         call.listen(OWNER)
@@ -65,7 +66,7 @@ def test_a_hundred_answers_arrive_in_order_in_a_few_messages(fleet: Fleet, told:
 
 
 def test_what_is_told_while_the_broker_is_away_is_told_when_it_is_back(
-    fleet: Fleet, told: Answering, monkeypatch: pytest.MonkeyPatch
+    fleet: Fleet, told: ReplySender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reply_sender, "BROKER", replace(BROKER, reply_retry_s=0.05))
     fleet.stop_redis()
@@ -91,7 +92,7 @@ def wait_for_call(fleet: Fleet) -> Call:
 
 
 def test_an_answer_that_the_server_refuses_keeps_no_other(
-    fleet: Fleet, told: Answering, caplog: pytest.LogCaptureFixture
+    fleet: Fleet, told: ReplySender, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet.redis.set(KEYS.answers("odd", OWNER), b"not a stream")
     with Call(fleet.redis, KEYS, "one") as call:
@@ -107,7 +108,7 @@ def test_an_answer_that_the_server_refuses_keeps_no_other(
     [("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"), ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0")],
 )
 def test_what_a_broker_refuses_for_a_while_is_told_again(
-    fleet: Fleet, told: Answering, monkeypatch: pytest.MonkeyPatch, begin: str, end: str
+    fleet: Fleet, told: ReplySender, monkeypatch: pytest.MonkeyPatch, begin: str, end: str
 ) -> None:
     monkeypatch.setattr(reply_sender, "BROKER", replace(BROKER, reply_retry_s=0.05))
     with Call(fleet.redis, KEYS, "one") as call:
@@ -122,7 +123,7 @@ def test_what_a_broker_refuses_for_a_while_is_told_again(
         assert bodies(call, 2) == [b"first", b"second"]
 
 
-def test_that_a_call_is_awaited_is_asked_once_a_second(fleet: Fleet, told: Answering) -> None:
+def test_that_a_call_is_awaited_is_asked_once_a_second(fleet: Fleet, told: ReplySender) -> None:
     with Call(fleet.redis, KEYS, "one"):
         began_s = time.monotonic()
         assert all(told.is_awaited("one") for _ in range(100))

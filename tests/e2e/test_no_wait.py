@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.dispatch.control_worker.run_status import unfinished_runs
+from mikrom_reconcile.dispatch.transport.shared_state import unfinished_runs
 from tests.command import document
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 

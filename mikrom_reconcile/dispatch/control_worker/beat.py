@@ -1,7 +1,7 @@
-"""Celery Beat's scheduler, so that several Beats tick once per interval. It keeps no schedule file.
+"""What Beat does: ticks, once per interval however many Beats there are, and an hourly cleanup.
 
-Whichever Beat first sets the interval's key sends the tick; the key holds the tick's id, and a control worker runs
-only the tick that the key still names: what waited in a queue past its interval does nothing. It must only tick.
+Whichever Beat first sets the key of the interval sends the tick; the key holds its id, and a control worker runs only
+the tick that the key still names: what waited in a queue past its interval does nothing. There is no schedule file.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.beat import Scheduler
 
 from mikrom_reconcile.dispatch.app import FleetApp
+from mikrom_reconcile.dispatch.transport.heartbeats import known
+from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.limits import RUNS
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 _log = logging.getLogger(__name__)
 
@@ -37,3 +42,21 @@ class OncePerInterval(Scheduler):  # type: ignore[misc]  # Celery has no types
             self.app.redis.set(self.app.keys.next_run, time.time() + interval_s, nx=True)
         entry.kwargs = {"tick": tick}
         return super().apply_async(entry, producer=producer, advance=advance, **options)
+
+
+def clean_up(redis: Redis, keys: Keys) -> list[str]:
+    """Remove the queues, and the messages that were fetched and not begun, of hosts not seen for a day: these hosts.
+
+    All else expires by itself, or keeps its latest only; Celery's lists have no end of their own.
+    """
+    before, found = keys.host_queue(""), redis.scan_iter(match=f"{keys.host_queue('')}*", count=1000)
+    waiting = {key.decode().removeprefix(before).partition("\x06")[0] for key in found}
+    before, found = keys.unacked("host:"), redis.scan_iter(match=f"{keys.unacked('host:')}*", count=1000)
+    fetched = {key.decode().removeprefix(before).partition(":")[0] for key in found}
+    gone = sorted((waiting | fetched) - {*known(redis, keys)})
+    for host in gone:
+        queue, unacked = keys.host_queue(host), keys.unacked(f"host:{host}")
+        bindings = [f"_kombu.{kind}.{queue}" for kind in ("binding", "binding_permanent")]
+        redis.delete(*keys.lists(queue), *bindings, unacked, f"{unacked}:index", f"{unacked}:mutex")
+        _log.info("removed the queue of a host that was not seen for a day", extra={"host": host})
+    return gone

@@ -22,16 +22,15 @@ from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import BEAT, RunReport, RunRequest
-from mikrom_reconcile.dispatch.control_worker.source_sync import source_state
-from mikrom_reconcile.dispatch.transport.census import counted
 from mikrom_reconcile.dispatch.transport.heartbeats import known, living
+from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.dispatch.transport.shared_state import counts, source_state
 from mikrom_reconcile.output.documents import FORMER_RULES
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, REFUSED, UNREACHABLE, Verdict, verdict_of
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import GaugeMetricFamily
-
-    from mikrom_reconcile.dispatch.app import FleetApp
+    from redis import Redis
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +38,31 @@ Tick = Literal["run", "skipped", "late", "failed"]
 
 _RUN_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
 _ACTION_BUCKETS_S = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+_GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "workers": ("Processes that live, by kind.", ("kind",)),
+    "dark_hosts": ("Hosts seen within a day whose worker does not live.", ()),
+    "queue_messages": ("Messages that wait.", ("queue",)),
+    "queue_age_seconds": ("Age of the message that waits longest.", ("queue",)),
+    "vms": (
+        "VMs, as the last run of their project saw them; `unknown` on hosts whose worker does not live.",
+        ("project", "fleet", "host", "phase"),
+    ),
+    "host_memory_promised_bytes": ("What VMs of a host may take of its memory.", ("host",)),
+    "host_memory_bytes": ("The memory of a host.", ("host",)),
+    "last_run_timestamp_seconds": ("When the last whole run of a project ended.", ("project",)),
+    "last_converged_timestamp_seconds": ("When a project was last seen to be as specified.", ("project",)),
+    "convergence_lag_seconds": ("For how long a project has not been as specified; 0 while it is.", ("project",)),
+    "next_run_timestamp_seconds": ("When the next scheduled run is due.", ()),
+    "source_broken": ("1 while scheduled runs use the last good specs.", ()),
+    "source_broken_revision_info": ("The revision that scheduled runs cannot use, and whose it is.", ("revision",)),
+    "source_age_seconds": ("Since the specs of scheduled runs were last read and found good.", ()),
+    "source_revision_info": ("The revision that scheduled runs use.", ("revision",)),
+}
+"""What is true of the fleet: name without `mikrom_`, meaning, labels."""
+
+_Sample = tuple[str, tuple[str, ...], float]
 
 
 class RunTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,11 +90,11 @@ class NoMetrics:
 class Metrics(NoMetrics):
     """Counts in this process, and looks into Redis for what is true of the whole fleet when it is scraped."""
 
-    def __init__(self, app: FleetApp) -> None:
+    def __init__(self, redis: Redis, keys: Keys) -> None:
         from prometheus_client import CollectorRegistry, Counter, Histogram  # noqa: PLC0415 - only who asks pays
 
         self.registry = registry = CollectorRegistry()
-        self._app = app
+        self._redis, self._keys = redis, keys
         self._runs = Histogram(
             "mikrom_run_duration_seconds", "Runs, by who asked and how they ended.", ["origin", "result"],
             buckets=_RUN_BUCKETS_S, registry=registry,
@@ -85,7 +109,7 @@ class Metrics(NoMetrics):
             ["rule", "rule_id", "kind"], registry=registry,
         )  # fmt: skip
         self._ticks = Counter("mikrom_ticks", "Beat's ticks, by what became of them.", ["result"], registry=registry)
-        registry.register(_Fleet(app))
+        registry.register(_Fleet(redis, keys))
 
     def ran(self, request: RunRequest, report: RunReport | None, duration_s: float) -> None:
         """Count a run, its actions, and what it found; and tell all control workers when it ended."""
@@ -115,7 +139,7 @@ class Metrics(NoMetrics):
 
     def _run_times(self, project: str) -> RunTimes | None:
         with suppress(RedisError):  # the run itself was told already
-            return _times(self._app.redis.hget(self._app.keys.run_times, project))
+            return _times(self._redis.hget(self._keys.run_times, project))
         return None
 
     def _remember(self, plan: Plan, ended_at: datetime, *, converged: bool) -> None:
@@ -127,127 +151,114 @@ class Metrics(NoMetrics):
 
     def _keep(self, project: str, times: RunTimes) -> None:
         with suppress(RedisError):
-            self._app.redis.hset(self._app.keys.run_times, project, msgspec.json.encode(times))
+            self._redis.hset(self._keys.run_times, project, msgspec.json.encode(times))
 
 
-def serve(app: FleetApp) -> NoMetrics:
-    """Answer scrapes where MIKROM_METRICS says. Raises SetupError when that cannot be had."""
-    if app.settings.metrics is None:
+def serve(address: str | None, redis: Redis, keys: Keys) -> NoMetrics:
+    """Answer scrapes at MIKROM_METRICS (`address:port`). Raises SetupError when that cannot be had."""
+    if address is None:
         return NoMetrics()
     from prometheus_client import start_http_server  # noqa: PLC0415 - only who asks pays
 
-    metrics = Metrics(app)
-    address, _, port = app.settings.metrics.rpartition(":")
+    metrics = Metrics(redis, keys)
+    host, _, port = address.rpartition(":")
     try:
-        start_http_server(int(port), address.strip("[]"), registry=metrics.registry)
+        start_http_server(int(port), host.strip("[]"), registry=metrics.registry)
     except OSError as error:
-        raise SetupError(f"MIKROM_METRICS={app.settings.metrics}: {error.strerror or error}") from error
+        raise SetupError(f"MIKROM_METRICS={address}: {error.strerror or error}") from error
     return metrics
 
 
 class _Fleet:
     """What is true of the fleet, whichever control worker is asked."""
 
-    def __init__(self, app: FleetApp) -> None:
-        self._app = app
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """One look into Redis."""
         from prometheus_client.metrics_core import GaugeMetricFamily  # noqa: PLC0415 - as above
 
         up = GaugeMetricFamily("mikrom_redis_up", "1 while the broker answers this control worker.")
-        gauges: list[GaugeMetricFamily] = []
         try:
-            for name, about, labels, values in self._values():
-                gauge = GaugeMetricFamily(name, about, labels=labels)
-                for label, value in values:
-                    gauge.add_metric(label, value)
-                gauges.append(gauge)
-            up.add_metric([], 1)
+            samples = list(self._samples(time.time()))
         except RedisError as error:
             _log.warning("metrics: %s", error)
             up.add_metric([], 0)
-            gauges.clear()
-        yield from (up, *gauges)
+            yield up
+            return
+        up.add_metric([], 1)
+        yield up
+        gauges = {
+            name: GaugeMetricFamily(f"mikrom_{name}", about, labels=labels) for name, (about, labels) in _GAUGES.items()
+        }
+        for name, labels, value in samples:
+            gauges[name].add_metric(labels, value)
+        yield from gauges.values()
 
-    def _values(self) -> Iterator[tuple[str, str, list[str], list[tuple[list[str], float]]]]:
-        """Name, meaning, labels, and their values. Raises RedisError."""
-        redis, keys, now = self._app.redis, self._app.keys, time.time()
-        hosts = known(redis, keys)
-        alive = {kind: living(redis, keys, kind) for kind in ("host", "control", "beat")}
-        count = [([kind], float(len(names))) for kind, names in alive.items()]
-        yield "mikrom_workers", "Processes that live, by kind.", ["kind"], count
-        dark = float(len({*hosts} - {*alive["host"]}))
-        yield "mikrom_dark_hosts", "Hosts seen within a day whose worker does not live.", [], [([], dark)]
-        waiting = {name: self._waiting(name) for name in (keys.queue, *map(keys.host_queue, hosts))}
-        messages = [([name], float(length)) for name, (length, _) in waiting.items()]
-        yield "mikrom_queue_messages", "Messages that wait.", ["queue"], messages
-        ages = [([name], max(0.0, now - sent_at) if sent_at else 0.0) for name, (_, sent_at) in waiting.items()]
-        yield "mikrom_queue_age_seconds", "Age of the message that waits longest.", ["queue"], ages
-        yield from self._vms(hosts, {*alive["host"]})
+    def _samples(self, now: float) -> Iterator[_Sample]:
+        """Raises RedisError."""
+        hosts = known(self._redis, self._keys)
+        alive = {kind: {*living(self._redis, self._keys, kind)} for kind in ("host", "control", "beat")}
+        for kind, names in alive.items():
+            yield "workers", (kind,), len(names)
+        yield "dark_hosts", (), len({*hosts} - alive["host"])
+        for queue in (self._keys.queue, *map(self._keys.host_queue, hosts)):
+            length, sent_at = self._waiting(queue)
+            yield "queue_messages", (queue,), length
+            yield "queue_age_seconds", (queue,), max(0.0, now - sent_at) if sent_at else 0
+        yield from self._vms(hosts, alive["host"])
         yield from self._runs(now)
         yield from self._source(now)
 
-    def _vms(
-        self, hosts: Iterable[str], alive: Collection[str]
-    ) -> Iterator[tuple[str, str, list[str], list[tuple[list[str], float]]]]:
+    def _vms(self, hosts: Iterable[str], alive: Collection[str]) -> Iterator[_Sample]:
         """What the last runs saw; of a host whose worker does not live nobody knows the phases."""
-        found = counted(self._app.redis, self._app.keys, hosts)
         vms: Counter[tuple[str, ...]] = Counter()
-        for (host, project), census in found.items():
-            for fleet, phases in census.fleets.items():
+        for (host, project), found in counts(self._redis, self._keys, hosts).items():
+            for fleet, phases in found.fleets.items():
                 for phase, count in phases.items():
                     vms[project, fleet, host, phase if host in alive else "unknown"] += count
-        about = "VMs, as the last run of their project saw them; `unknown` on hosts whose worker does not live."
-        yield "mikrom_vms", about, ["project", "fleet", "host", "phase"], [([*key], n) for key, n in vms.items()]
-        own = [(host, census) for (host, project), census in found.items() if not project]
-        promised = [([host], float(census.promised_mib << 20)) for host, census in own]
-        yield "mikrom_host_memory_promised_bytes", "What VMs of a host may take of its memory.", ["host"], promised
-        memory = [([host], float(census.mem_size_mib << 20)) for host, census in own]
-        yield "mikrom_host_memory_bytes", "The memory of a host.", ["host"], memory
+            if not project:
+                yield "host_memory_promised_bytes", (host,), found.promised_mib << 20
+                yield "host_memory_bytes", (host,), found.mem_size_mib << 20
+        for labels, count in vms.items():
+            yield "vms", labels, count
 
     def _waiting(self, queue: str) -> tuple[int, float | None]:
         """How many messages wait, and when the oldest of them was sent."""
-        pipe = self._app.redis.pipeline(transaction=False)
-        for name in self._app.keys.lists(queue):
+        pipe = self._redis.pipeline(transaction=False)
+        for name in self._keys.lists(queue):
             pipe.llen(name)
             pipe.lindex(name, -1)
         found = pipe.execute()
         sent = [at for message in found[1::2] if message and (at := _sent_at(message))]
         return sum(found[::2]), min(sent, default=None)
 
-    def _runs(self, now: float) -> Iterator[tuple[str, str, list[str], list[tuple[list[str], float]]]]:
-        found: Any = self._app.redis.hgetall(self._app.keys.run_times)
-        runs = {name.decode(): times for name, packed in found.items() if (times := _times(packed))}
-        ended = [([name], times.ended_at) for name, times in runs.items()]
-        yield "mikrom_last_run_timestamp_seconds", "When the last whole run of a project ended.", ["project"], ended
-        good = [([name], times.converged_at) for name, times in runs.items() if times.converged_at]
-        about = "When a project was last seen to be as specified."
-        yield "mikrom_last_converged_timestamp_seconds", about, ["project"], good
-        lags = [
-            ([name], 0.0 if times.converged_at == times.ended_at else now - (times.converged_at or times.first_at))
-            for name, times in runs.items()
-        ]
-        about = "For how long a project has not been as specified; 0 while it is."
-        yield "mikrom_convergence_lag_seconds", about, ["project"], lags
+    def _runs(self, now: float) -> Iterator[_Sample]:
+        found: Any = self._redis.hgetall(self._keys.run_times)
+        for name, packed in found.items():
+            if (times := _times(packed)) is None:
+                continue
+            project = (name.decode(),)
+            converged_at, is_converged = times.converged_at, times.converged_at == times.ended_at
+            yield "last_run_timestamp_seconds", project, times.ended_at
+            if converged_at:
+                yield "last_converged_timestamp_seconds", project, converged_at
+            yield "convergence_lag_seconds", project, 0 if is_converged else now - (converged_at or times.first_at)
 
-    def _source(self, now: float) -> Iterator[tuple[str, str, list[str], list[tuple[list[str], float]]]]:
-        state = source_state(self._app.redis, self._app.keys)
+    def _source(self, now: float) -> Iterator[_Sample]:
+        state = source_state(self._redis, self._keys)
         if state is None:
             return
         if state.next_at is not None:
-            about = "When the next scheduled run is due."
-            yield "mikrom_next_run_timestamp_seconds", about, [], [([], state.next_at.timestamp())]
-        broken = float(bool(state.problem))
-        yield "mikrom_source_broken", "1 while scheduled runs use the last good specs.", [], [([], broken)]
-        about = "The revision that scheduled runs cannot use, and whose it is."
-        blamed = [([state.broken], 1.0)] if state.broken else []
-        yield "mikrom_source_broken_revision_info", about, ["revision"], blamed
+            yield "next_run_timestamp_seconds", (), state.next_at.timestamp()
+        yield "source_broken", (), bool(state.problem)
+        if state.broken:
+            yield "source_broken_revision_info", (state.broken,), 1
         if state.good_at is not None:
-            about = "Since the specs of scheduled runs were last read and found good."
-            yield "mikrom_source_age_seconds", about, [], [([], max(0.0, now - state.good_at.timestamp()))]
-        about = "The revision that scheduled runs use."
-        yield "mikrom_source_revision_info", about, ["revision"], [([state.revision], 1.0)]
+            yield "source_age_seconds", (), max(0.0, now - state.good_at.timestamp())
+        yield "source_revision_info", (state.revision,), 1
 
 
 def _result(verdict: Verdict) -> str:

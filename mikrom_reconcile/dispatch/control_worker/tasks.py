@@ -13,166 +13,240 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
+from celery import current_task
 
 from mikrom_reconcile import traces
-from mikrom_reconcile.core.model.errors import BusyError, MikromError, UsageError
+from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.errors import BusyError, MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan, Verb
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.control_worker.metrics import Tick
-from mikrom_reconcile.dispatch.control_worker.run_status import Unfinished, tell
-from mikrom_reconcile.dispatch.control_worker.source_sync import specs_now
+from mikrom_reconcile.dispatch.control_worker.beat import clean_up
+from mikrom_reconcile.dispatch.control_worker.metrics import NoMetrics, Tick
+from mikrom_reconcile.dispatch.control_worker.source_sync import SourceSync
 from mikrom_reconcile.dispatch.transport import deadlines, rpc
-from mikrom_reconcile.dispatch.transport.error_codec import Failure, failure_of
+from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.dispatch.transport.shared_state import RunStatus, tell, waiting_run
 from mikrom_reconcile.limits import BROKER, RUNS
 from mikrom_reconcile.output.run_result import LATE, USAGE, verdict_of
+from mikrom_reconcile.settings import Settings
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 Say = Callable[[str, Any], None]
+Progress = Callable[[ActionOutcome], None]
 
 
-class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """Which control worker took the call: its heartbeat, and the start id in it."""
+class ControlTasks:
+    """The tasks of a control worker over an engine and the source of scheduled runs.
 
-    owner: str
-    start_id: str
+    `engine` is asked again for every task; `worker_id` says who this worker is once it lives.
+    """
 
+    def __init__(
+        self,
+        redis: Redis,
+        settings: Settings,
+        *,
+        engine: Callable[[], Engine],
+        source: SourceSync,
+        worker_id: Callable[[], rpc.WorkerId],
+    ) -> None:
+        self.metrics = NoMetrics()
+        self._redis = redis
+        self._keys = Keys(settings.queue)
+        self._settings = settings
+        self._engine = engine
+        self._source = source
+        self._worker_id = worker_id
 
-def plan_task(task: Any, *, call: str, run: str) -> None:
-    """Plan the stored request of a run and keep the plan for its apply."""
-    with _answering(task, call) as say:
-        with traces.span("run", run=run):
-            plan = task.app.parts.engine().plan(_request(task, run))
-        task.app.redis.set(task.app.keys.plan(run), rpc.pack(plan), ex=BROKER.result_ttl_s)
-        say("planned", plan.id)
-        _log.info("plan %s: %d actions", plan.id, len(plan.actions), extra={"run": run})
+    def plan(self, *, call: str, run: str) -> None:
+        """Plan the stored request of a run and keep the plan for its apply."""
+        with self._answering(call) as say:
+            with traces.span("run", run=run):
+                plan = self._engine().plan(self._request(run))
+            self._redis.set(self._keys.plan(run), rpc.pack(plan), ex=BROKER.result_ttl_s)
+            say("planned", plan.id)
+            _log.info("plan %s: %d actions", plan.id, len(plan.actions), extra={"run": run})
 
+    def apply(self, *, call: str | None, run: str, plan: str | None) -> None:
+        """Carry out the plan of a run, by its id; None approves whatever is found. No `call`: nobody waits for it."""
+        if call is None:
+            self._apply_unwatched(run, plan)
+            return
+        with self._answering(call) as say:
+            request, shown = self._request(run), self._plan(run, plan)
 
-def apply_task(task: Any, *, call: str | None, run: str, plan: str | None) -> None:
-    """Carry out the plan of a run, by its id; None approves whatever is found. Without a `call` nobody waits for it."""
-    if call is None:
-        _apply_unwatched(task, run, plan)
-        return
-    with _answering(task, call) as say:
-        request = _request(task, run)
-        shown = None if plan is None else _plan(task, run, plan)
+            def progress(outcome: ActionOutcome) -> None:
+                say("outcome", outcome)
+                refuse_when_left()
 
-        def progress(outcome: ActionOutcome) -> None:
-            say("outcome", outcome)
-            caller_waits()
+            refuse_when_left = self._watch(call)
+            report = self._carry_out(request, shown, progress)
+            say("report", report)
+            _log.info("apply: %s", summary(report), extra={"run": run})
 
-        caller_waits = _watch(task, call)
-        report = _carried_out(task.app, request, shown, progress)
-        say("report", report)
-        _log.info("apply: %s", summary(report), extra={"run": run})
+    def reconcile(self, *, tick: str | None = None) -> dict[str, Any]:
+        """Beat's run: read the specs, plan, apply what is allowed unattended. A tick that is late does nothing."""
+        return _unattended(BEAT, lambda run: self._reconcile(run, tick))
 
+    def by_hand(self, verb: Verb, vm: str) -> dict[str, Any]:
+        """A VM task that a person called: one deed on the VMs of that name; create and update do what the specs say."""
+        return _unattended("task", lambda run: self._deed(run, verb, vm))
 
-def _apply_unwatched(task: Any, run: str, plan: str | None) -> None:
-    app, origin = task.app, "apply"
-    try:
-        request = _request(task, run)
-        origin = request.origin
-        shown = None if plan is None else _plan(task, run, plan)
-        report = _carried_out(app, request, shown, lambda _: deadlines.refuse_when_stopping())
-        _log.info("apply: %s", summary(report), extra={"run": run})
-    except Exception as error:  # noqa: BLE001 - whoever looks for the run is told of every end
-        failure = _failed(error, run, task.request.id)
-        ended = UnfinishedRun(run_id=run, origin=origin, since=datetime.now(UTC), state="failed", error=failure.message)
-        tell(app.redis, app.keys, ended)
-
-
-def _carried_out(
-    app: FleetApp, request: RunRequest, plan: Plan | None, progress: Callable[[ActionOutcome], None]
-) -> RunReport:
-    """Every run of a control worker, told to who looks while it goes on."""
-    with Unfinished(app, request, None if plan is None else len(plan.actions)) as unfinished:
-
-        def heard(outcome: ActionOutcome) -> None:
-            unfinished.heard(outcome)
-            progress(outcome)
-
-        began_s, report = time.monotonic(), None
+    def sync_source(self) -> dict[str, Any]:
+        """Look at MIKROM_SPECS now; every scheduled run begins with the same look."""
         try:
-            with traces.span("run", run=request.run_id, origin=request.origin):
-                report = app.parts.engine().apply(request, plan, progress=heard)
+            tree, problem = self._source.specs_now()
+        except SourceError as error:
+            return {"revision": "", "problem": str(error)}
+        return {"revision": tree.revision, "problem": problem}
+
+    def cleanup(self, *, tick: str | None = None) -> dict[str, Any]:
+        """Remove what is left in Redis of hosts that are gone. Twice or late does no harm."""
+        del tick
+        return {"hosts": clean_up(self._redis, self._keys)}
+
+    def _apply_unwatched(self, run: str, plan: str | None) -> None:
+        origin = "apply"
+        try:
+            request = self._request(run)
+            origin = request.origin
+            report = self._carry_out(request, self._plan(run, plan))
+            _log.info("apply: %s", summary(report), extra={"run": run})
+        except Exception as error:  # noqa: BLE001 - whoever looks for the run is told of every end
+            why = _failed(error, run).message
+            ended = UnfinishedRun(run_id=run, origin=origin, since=datetime.now(UTC), state="failed", error=why)
+            tell(self._redis, self._keys, ended)
+
+    def _carry_out(self, request: RunRequest, plan: Plan | None = None, progress: Progress | None = None) -> RunReport:
+        """Every run of a control worker, told to who looks while it goes on."""
+        waiting = waiting_run(request, None if plan is None else len(plan.actions))
+        with RunStatus(self._redis, self._keys, self._worker_id(), waiting) as status:
+
+            def heard(outcome: ActionOutcome) -> None:
+                status.heard(outcome)
+                deadlines.refuse_when_stopping() if progress is None else progress(outcome)
+
+            began_s, report = time.monotonic(), None
+            try:
+                with traces.span("run", run=request.run_id, origin=request.origin):
+                    report = self._engine().apply(request, plan, progress=heard)
+            finally:
+                self.metrics.ran(request, report, time.monotonic() - began_s)
+        return report
+
+    def _reconcile(self, run: str, tick: str | None) -> tuple[str, int]:
+        key = self._keys.tick("reconcile")
+        if tick is not None and self._redis.get(key) != tick.encode():
+            self.metrics.ticked("late")
+            return "nothing: this tick is late, a newer one is due", 0
+        if tick is not None:
+            left_ms: Any = self._redis.pttl(key)
+            self._redis.set(self._keys.next_run, time.time() + left_ms / 1000)
+        try:
+            # one at a time: a run that takes longer than the interval swallows the ticks that it misses
+            turn = self._engine().store.lease("beat:reconcile", holder=run, ttl_s=BROKER.heartbeat_ttl_s, at_least=0)
+        except BusyError:
+            self.metrics.ticked("skipped")
+            return "nothing: the run of an earlier tick still goes on", 0
+        became: Tick = "failed"
+        try:
+            done = self._apply_alone(run, BEAT)
+            became = "run"
+            return done
         finally:
-            app.metrics.ran(request, report, time.monotonic() - began_s)
-    return report
+            turn.release()
+            self.metrics.ticked(became)
+
+    def _deed(self, run: str, verb: Verb, vm: str) -> tuple[str, int]:
+        if self._settings.worker_role != "control" or not vm:
+            queue = self._keys.queue
+            raise UsageError(f"mikrom.{verb}_vm takes the name of a VM, and goes to the control queue {queue}")
+        origin = f"mikrom.{verb}_vm"
+        if verb in {"create", "update"}:
+            return self._apply_alone(run, origin, limit=vm)
+        nothing = SourceTree(revision="", files=())
+        return self._apply_alone(run, origin, tree=nothing, verb=verb, names=(vm,))
+
+    def _apply_alone(self, run: str, origin: str, **asked: Any) -> tuple[str, int]:
+        """Apply what may be done unattended: one line about it, and the exit code.
+
+        Without a `tree`, of the specs that are good now.
+        """
+        if "tree" not in asked:
+            asked["tree"], asked["source_problem"] = self._source.specs_now()
+        forks, timeout_s = self._settings.forks, self._settings.timeout_s
+        report = self._carry_out(RunRequest(run_id=run, origin=origin, forks=forks, timeout_s=timeout_s, **asked))
+        return summary(report), verdict_of(report).exit_code
+
+    @contextmanager
+    def _answering(self, call: str) -> Iterator[Say]:
+        """A way to answer the call. What goes wrong inside is told to the caller, once."""
+
+        def say(kind: str, value: Any) -> None:
+            rpc.answer(self._redis, self._keys, call, "control", kind, rpc.pack(value))
+
+        if not rpc.is_awaited(self._redis, self._keys, call):
+            raise MikromError("nobody waits for this run any more")
+        say("accepted", self._worker_id())
+        try:
+            yield say
+        except Exception as error:  # noqa: BLE001 - the caller is told of every end; who else would be
+            say("error", _failed(error, call))
+
+    def _watch(self, call: str) -> Callable[[], None]:
+        """A check that raises once the caller has gone or this worker is to end; it asks Redis once a second."""
+        look_at = 0.0
+
+        def refuse_when_left() -> None:
+            nonlocal look_at
+            deadlines.refuse_when_stopping()
+            if time.monotonic() < look_at:
+                return
+            look_at = time.monotonic() + RUNS.caller_check_s
+            if not rpc.is_awaited(self._redis, self._keys, call):
+                raise MikromError("the caller has gone: nothing more is sent")
+
+        return refuse_when_left
+
+    def _request(self, run: str) -> RunRequest:
+        request = self._kept(self._keys.request(run), RunRequest)
+        if request is None:
+            raise UsageError(f"the request of run {run} is not in Redis any more; plan again")
+        return request
+
+    def _plan(self, run: str, plan_id: str | None) -> Plan | None:
+        if plan_id is None:
+            return None
+        plan = self._kept(self._keys.plan(run), Plan)
+        if plan is None or plan.id != plan_id:
+            raise UsageError(f"plan {plan_id} is not in Redis any more; plan again")
+        return plan
+
+    def _kept(self, key: str, kind: type[T]) -> T | None:
+        packed: Any = self._redis.get(key)
+        return None if packed is None else rpc.unpack(packed, kind)
 
 
-def reconcile_task(task: Any, *, tick: str | None = None) -> dict[str, Any]:
-    """Beat's run: read the specs, plan, apply what is allowed unattended. A tick that is late does nothing."""
-    return _unattended(f"{BEAT}-{secrets.token_hex(6)}", lambda run: _reconcile(task, run, tick))
-
-
-def by_hand(task: Any, verb: Verb, vm: str) -> dict[str, Any]:
-    """A VM task that a person called: one deed on the VMs of that name, or, to create or update, what the specs say."""
-    return _unattended(f"task-{secrets.token_hex(6)}", lambda run: _deed(task, run, verb, vm))
-
-
-def _unattended(run: str, carry_out: Callable[[str], tuple[str, int]]) -> dict[str, Any]:
+def _unattended(kind: str, carry_out: Callable[[str], tuple[str, int]]) -> dict[str, Any]:
     """What became of a run that nobody watches; `exit_code` is that of `mikrom apply`."""
+    run = f"{kind}-{secrets.token_hex(6)}"
     try:
         done, exit_code = carry_out(run)
     except MikromError as error:
         done = f"nothing: {error}"
         exit_code = LATE if isinstance(error, BusyError) else USAGE if isinstance(error, UsageError) else 1
     level = logging.WARNING if exit_code else logging.INFO
-    _log.log(level, "%s: %s", run.partition("-")[0], done, extra={"run": run})
+    _log.log(level, "%s: %s", kind, done, extra={"run": run})
     return {"run": run, "done": done, "exit_code": exit_code}
-
-
-def _reconcile(task: Any, run: str, tick: str | None) -> tuple[str, int]:
-    app = task.app
-    if tick is not None and app.redis.get(app.keys.tick("reconcile")) != tick.encode():
-        app.metrics.ticked("late")
-        return "nothing: this tick is late, a newer one is due", 0
-    if tick is not None:
-        app.redis.set(app.keys.next_run, time.time() + app.redis.pttl(app.keys.tick("reconcile")) / 1000)
-    try:
-        # one at a time: a run that takes longer than the interval swallows the ticks that it misses
-        turn = app.parts.engine().store.lease("beat:reconcile", holder=run, ttl_s=BROKER.heartbeat_ttl_s, at_least=0)
-    except BusyError:
-        app.metrics.ticked("skipped")
-        return "nothing: the run of an earlier tick still goes on", 0
-    became: Tick = "failed"
-    try:
-        done = _apply(app, _request_of(app, run, BEAT))
-        became = "run"
-        return done
-    finally:
-        turn.release()
-        app.metrics.ticked(became)
-
-
-def _deed(task: Any, run: str, verb: Verb, vm: str) -> tuple[str, int]:
-    app = task.app
-    if app.settings.worker_role != "control" or not vm:
-        raise UsageError(f"mikrom.{verb}_vm takes the name of a VM, and goes to the control queue {app.keys.queue}")
-    origin = f"mikrom.{verb}_vm"
-    if verb in {"create", "update"}:
-        return _apply(app, _request_of(app, run, origin, limit=vm))
-    nothing = SourceTree(revision="", files=())
-    return _apply(app, _request_of(app, run, origin, tree=nothing, verb=verb, names=(vm,)))
-
-
-def _request_of(app: FleetApp, run: str, origin: str, **asked: Any) -> RunRequest:
-    """The request of a run that nobody watches; without a tree in `asked`, of the specs that are good now."""
-    if "tree" not in asked:
-        asked["tree"], asked["source_problem"] = specs_now(app)
-    settings = app.settings
-    return RunRequest(run_id=run, origin=origin, forks=settings.forks, timeout_s=settings.timeout_s, **asked)
-
-
-def _apply(app: FleetApp, request: RunRequest) -> tuple[str, int]:
-    """Apply what may be done unattended: one line about it, and the exit code."""
-    report = _carried_out(app, request, None, lambda _: deadlines.refuse_when_stopping())
-    return summary(report), verdict_of(report).exit_code
 
 
 def summary(report: RunReport) -> str:
@@ -192,57 +266,10 @@ def _left(plan: Plan) -> str:
     return f"{changes}{refused}{dark}"
 
 
-@contextmanager
-def _answering(task: Any, call: str) -> Iterator[Say]:
-    """A way to answer the call. What goes wrong inside is told to the caller, once."""
-    app = task.app
-
-    def say(kind: str, value: Any) -> None:
-        rpc.answer(app.redis, app.keys, call, "control", kind, rpc.pack(value))
-
-    if not rpc.is_awaited(app.redis, app.keys, call):
-        raise MikromError("nobody waits for this run any more")
-    say("accepted", Accepted(owner=app.heartbeat.owner, start_id=app.heartbeat.start_id))
-    try:
-        yield say
-    except Exception as error:  # noqa: BLE001 - the caller is told of every end; who else would be
-        say("error", _failed(error, call, task.request.id))
-
-
-def _failed(error: Exception, run: str, task_id: str) -> Failure:
+def _failed(error: Exception, run: str) -> rpc.Failure:
     """Log what ended a run, and what to tell whoever waits for it."""
     if isinstance(error, MikromError):
         _log.warning("ended: %s", error, extra={"run": run})
     else:
         _log.error("internal error", exc_info=error, extra={"run": run})
-    return failure_of(error, task_id=task_id)
-
-
-def _watch(task: Any, call: str) -> Callable[[], None]:
-    """A check that raises once the caller has gone or this worker is to end; it asks Redis once a second."""
-    look_at = 0.0
-
-    def caller_waits() -> None:
-        nonlocal look_at
-        deadlines.refuse_when_stopping()
-        if time.monotonic() < look_at:
-            return
-        look_at = time.monotonic() + RUNS.caller_check_s
-        if not rpc.is_awaited(task.app.redis, task.app.keys, call):
-            raise MikromError("the caller has gone: nothing more is sent")
-
-    return caller_waits
-
-
-def _request(task: Any, run: str) -> RunRequest:
-    packed = task.app.redis.get(task.app.keys.request(run))
-    if packed is None:
-        raise UsageError(f"the request of run {run} is not in Redis any more; plan again")
-    return rpc.unpack(packed, RunRequest)
-
-
-def _plan(task: Any, run: str, plan_id: str) -> Plan:
-    packed = task.app.redis.get(task.app.keys.plan(run))
-    if packed is None or (plan := rpc.unpack(packed, Plan)).id != plan_id:
-        raise UsageError(f"plan {plan_id} is not in Redis any more; plan again")
-    return plan
+    return rpc.failure_of(error, task_id=current_task.request.id)

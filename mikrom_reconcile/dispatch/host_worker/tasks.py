@@ -1,6 +1,4 @@
-"""Tasks of a host worker: carry out one order, observe, fetch a console or images. Thin, plain functions.
-
-A VM task that comes with a VM's name instead of an order was called by a person, and is for control to carry out.
+"""Tasks of a host worker: carry out one order, observe, fetch a console or images. Thin, plain methods.
 
 An order is judged by what it says itself, never by the name of the task that brought it: a message whose header was
 changed must not turn a stop into a delete. An order whose caller has gone is not begun, and questions change nothing,
@@ -12,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -27,11 +27,17 @@ from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.dispatch.control_worker.tasks import by_hand
 from mikrom_reconcile.dispatch.transport import deadlines, rpc
-from mikrom_reconcile.dispatch.transport.order_envelope import SentOrder, read_order, refused
-from mikrom_reconcile.dispatch.transport.order_message import shown_of
-from mikrom_reconcile.dispatch.transport.unreported import given_up
+from mikrom_reconcile.dispatch.transport.order_envelope import (
+    OrderEnvelope,
+    given_up,
+    read_order,
+    redacted_args,
+    refused,
+)
+from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
+from mikrom_reconcile.host.agent import HostAgent
+from mikrom_reconcile.host.orders.steps import log_fields
 from mikrom_reconcile.limits import BROKER, ORDERS
 
 _log = logging.getLogger(__name__)
@@ -42,199 +48,127 @@ _UNSIGNED = (
 )
 
 
-def create_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
-    """Create a VM: its record first, then its VMM."""
-    return _vm_task(task, "create", vm, order)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTasks:
+    """The tasks of the worker of `host`, which consumes `queue`.
 
+    `agent` is asked again for every task. `is_genuine` says whether the control side made an order for this
+    worker.
+    """
 
-def start_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
-    """Start a VM that has a record."""
-    return _vm_task(task, "start", vm, order)
+    host: str
+    queue: str
+    agent: Callable[[], HostAgent]
+    replies: ReplySender
+    is_genuine: Callable[[OrderEnvelope], bool]
 
+    def observe_host(self, *, call: str, query: str) -> None:
+        """Tell the call what is on this host."""
+        try:
+            if self.replies.is_awaited(call):
+                report = self.agent().observe(msgspec.json.decode(query, type=ready(ObserveQuery)))
+                self.replies.tell(call, "report", rpc.pack(report))
+        except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
+            _log.exception("cannot observe")
+            self._tell_error(call, f"cannot observe: {error}; the log of the host's worker has more")
 
-def stop_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
-    """Stop a VM; its record and its disks stay."""
-    return _vm_task(task, "stop", vm, order)
+    def console(self, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
+        """Tell the call the end of a VM's console, or what came after a place in it."""
+        try:
+            console = self.agent().console(vm, max_bytes=min(max_bytes, BROKER.console_bytes), after=after)
+            self.replies.tell(call, "console", rpc.pack(console))
+        except MikromError as error:
+            self._tell_error(call, str(error))
 
+    def images(self, *, call: str, files: str, deadline_s: float, signature: str = "") -> None:
+        """Tell the call what is cached here once `files` (the JSON of pinned files) were fetched.
 
-def pause_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
-    """Let a guest stand still; its VMM and its memory stay."""
-    return _vm_task(task, "pause", vm, order)
+        To have them fetched is an order, and signed like one: a host does not ask other servers for whoever asks it.
+        """
+        try:
+            wanted = msgspec.json.decode(files, type=ready(tuple[PinnedFile, ...]))
+            if wanted and not self.is_genuine(OrderEnvelope(call=call, order=files, signature=signature)):
+                self._tell_error(call, f"cannot tell of images: {_UNSIGNED}")
+            elif self.replies.is_awaited(call):
+                stock = self.agent().images(wanted, deadline_s=deadline_s)
+                self.replies.tell(call, "stock", rpc.pack(stock))
+        except Exception as error:  # noqa: BLE001 - as above
+            _log.exception("cannot tell of images")
+            self._tell_error(call, f"cannot tell of images: {error}")
 
+    def carry_out(self, task: Any, verb: Verb, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What became of an order that control sent."""
+        sent = msgspec.convert(arguments, ready(OrderEnvelope))
+        try:
+            outcome = self._obey(task, verb, sent, read_order(sent, lambda: self.is_genuine(sent)))
+        except MikromError as error:
+            _log.warning("%s: refused, %s", verb, error)
+            outcome = refused(sent, verb, self.host, str(error))
+        self.replies.tell(sent.call, "outcome", rpc.pack(outcome))
+        return {"vm": outcome.vm, "host": outcome.host, "verb": verb, "result": outcome.result, "error": outcome.error}
 
-def resume_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
-    """Let a paused guest go on."""
-    return _vm_task(task, "resume", vm, order)
+    def _tell_error(self, call: str, why: str) -> None:
+        self.replies.tell(call, "error", rpc.pack(why))
 
+    def _obey(self, task: Any, verb: Verb, sent: OrderEnvelope, order: Order) -> ActionOutcome:
+        if why := self._refusal(verb, order, sent.call):
+            _log.warning("%s %s: refused, %s", verb, order.action.vm, why, extra=log_fields(order))
+            return given_up(order, "skipped", why)
+        left_s = order.action.deadline_s - max(0.0, sent.spent_s)
+        outcome = self._execute(task, replace(order, action=replace(order.action, deadline_s=left_s)))
+        if outcome.result == "failed_temporary":
+            spent_s = sent.spent_s + (outcome.finished_at - outcome.started_at).total_seconds()
+            with suppress(Reject):  # the broker did not take it: then this was the last attempt
+                self._try_again(task, order, outcome.error, replace(sent, spent_s=spent_s))
+        return outcome
 
-def restart_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
-    """Stop a VM and start it with what is wanted now."""
-    return _vm_task(task, "restart", vm, order)
-
-
-def update_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
-    """Change a VM's record, and what can change while it runs."""
-    return _vm_task(task, "update", vm, order)
-
-
-def delete_vm_task(task: Any, vm: str = "", **order: Any) -> dict[str, Any]:
-    """Remove a VM and everything that was made for it."""
-    return _vm_task(task, "delete", vm, order)
-
-
-VM_TASKS = {
-    "create": create_vm_task,
-    "start": start_vm_task,
-    "stop": stop_vm_task,
-    "pause": pause_vm_task,
-    "resume": resume_vm_task,
-    "restart": restart_vm_task,
-    "update": update_vm_task,
-    "delete": delete_vm_task,
-}
-
-
-def observe_host_task(task: Any, *, call: str, query: str) -> None:
-    """Tell the call what is on this host."""
-    try:
-        if not task.app.answering.is_awaited(call):
+    def _try_again(self, task: Any, order: Order, error: str | None, sent: OrderEnvelope) -> None:
+        """Put the order into this host's own queue for its next attempt and end this one; nothing if none is left."""
+        attempt = task.request.retries + 1
+        # twice as long each time, and never the same for two that failed together
+        pause_s = random.uniform(0.5, 1.0) * ORDERS.first_retry_s * 2 ** (attempt - 1)  # noqa: S311 - jitter is no secret
+        spent_s = sent.spent_s + pause_s
+        if attempt >= ORDERS.attempts or spent_s >= order.action.deadline_s or deadlines.is_stopping():
             return
-        report = task.app.parts.agent().observe(msgspec.json.decode(query, type=ready(ObserveQuery)))
-        task.app.answering.tell(call, "report", rpc.pack(report))
-    except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
-        _log.exception("cannot observe")
-        task.app.answering.tell(
-            call, "error", rpc.pack(f"cannot observe: {error}; the log of the host's worker has more")
+        fields = log_fields(order, f"attempt {attempt} of {ORDERS.attempts}")
+        _log.warning("%s %s: again in %.1f s", order.action.verb, order.action.vm, pause_s, extra=fields)
+        raise task.retry(
+            kwargs=msgspec.to_builtins(replace(sent, spent_s=spent_s)),
+            countdown=pause_s,
+            max_retries=ORDERS.attempts - 1,
+            exc=MikromError(error),
+            queue=self.queue,
+            kwargsrepr=redacted_args(order),
+            headers=_trace_of(task),
         )
 
-
-def console_task(task: Any, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
-    """Tell the call the end of a VM's console, or what came after a place in it."""
-    try:
-        console = task.app.parts.agent().console(vm, max_bytes=min(max_bytes, BROKER.console_bytes), after=after)
-        task.app.answering.tell(call, "console", rpc.pack(console))
-    except MikromError as error:
-        task.app.answering.tell(call, "error", rpc.pack(str(error)))
-
-
-def images_task(task: Any, *, call: str, files: str, deadline_s: float, signature: str = "") -> None:
-    """Tell the call what is cached here once `files` (the JSON of pinned files) were fetched.
-
-    To have them fetched is an order, and signed like one: a host does not ask other servers for whoever asks it to.
-    """
-    try:
-        wanted = _wanted_files(task, SentOrder(call=call, order=files, signature=signature))
-        if task.app.answering.is_awaited(call):
-            stock = task.app.parts.agent().images(wanted, deadline_s=deadline_s)
-            task.app.answering.tell(call, "stock", rpc.pack(stock))
-    except Exception as error:  # noqa: BLE001 - as above
-        _log.exception("cannot tell of images")
-        task.app.answering.tell(call, "error", rpc.pack(f"cannot tell of images: {error}"))
-
-
-def _wanted_files(task: Any, sent: SentOrder) -> tuple[PinnedFile, ...]:
-    wanted = msgspec.json.decode(sent.order, type=ready(tuple[PinnedFile, ...]))
-    if wanted and not _is_genuine(task, sent):
-        raise MikromError(_UNSIGNED)
-    return wanted
-
-
-def _vm_task(task: Any, verb: Verb, vm: str, order: dict[str, Any]) -> dict[str, Any]:
-    """Control sends an order to a host; people send a VM's name to control, which makes orders of it."""
-    return _carry_out(task, verb, order) if order else by_hand(task, verb, vm)
-
-
-def _carry_out(task: Any, verb: Verb, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What became of an order that control sent."""
-    sent = msgspec.convert(arguments, ready(SentOrder))
-    try:
-        outcome = _obey(task, verb, sent, read_order(sent, lambda: _is_genuine(task, sent)))
-    except MikromError as error:
-        _log.warning("%s: refused, %s", verb, error)
-        outcome = refused(sent, verb, task.app.settings.host, str(error))
-    task.app.answering.tell(sent.call, "outcome", rpc.pack(outcome))
-    return {"vm": outcome.vm, "host": outcome.host, "verb": verb, "result": outcome.result, "error": outcome.error}
-
-
-def _is_genuine(task: Any, sent: SentOrder) -> bool:
-    """Whether the control side made this order for this worker; without a key of its own, a host believes it."""
-    app = task.app
-    if app.verifier is None:
-        return True
-    queue = app.keys.host_queue(app.settings.host)
-    genuine: bool = app.verifier.is_genuine(
-        sent.order, sent.signature, queue=queue, start_id=app.heartbeat.start_id, call=sent.call
-    )
-    return genuine
-
-
-def _obey(task: Any, verb: Verb, sent: SentOrder, order: Order) -> ActionOutcome:
-    if why := _refusal(task, verb, order, sent.call):
-        _log.warning("%s %s: refused, %s", verb, order.action.vm, why, extra=_fields(order))
-        return given_up(order, "skipped", why)
-    left_s = order.action.deadline_s - max(0.0, sent.spent_s)
-    outcome = _execute(task, replace(order, action=replace(order.action, deadline_s=left_s)))
-    if outcome.result == "failed_temporary":
-        spent_s = sent.spent_s + (outcome.finished_at - outcome.started_at).total_seconds()
-        with suppress(Reject):  # the broker did not take it: then this was the last attempt
-            _try_again(task, order, outcome.error, replace(sent, spent_s=spent_s))
-    return outcome
-
-
-def _try_again(task: Any, order: Order, error: str | None, sent: SentOrder) -> None:
-    """Put the order into this host's own queue for its next attempt and end this one; nothing where none is left."""
-    attempt = task.request.retries + 1
-    # twice as long each time, and never the same for two that failed together
-    pause_s = random.uniform(0.5, 1.0) * ORDERS.first_retry_s * 2 ** (attempt - 1)  # noqa: S311 - jitter is no secret
-    spent_s = sent.spent_s + pause_s
-    if attempt >= ORDERS.attempts or spent_s >= order.action.deadline_s or deadlines.is_stopping():
-        return
-    fields = _fields(order) | {"step": f"attempt {attempt} of {ORDERS.attempts}"}
-    _log.warning("%s %s: again in %.1f s", order.action.verb, order.action.vm, pause_s, extra=fields)
-    raise task.retry(
-        kwargs=msgspec.to_builtins(replace(sent, spent_s=spent_s)),
-        countdown=pause_s,
-        max_retries=ORDERS.attempts - 1,
-        exc=MikromError(error),
-        queue=task.app.keys.host_queue(task.app.settings.host),
-        kwargsrepr=shown_of(order),
-        headers=_trace_of(task),
-    )
-
-
-def _refusal(task: Any, verb: Verb, order: Order, call: str) -> str | None:
-    """Why the order may not be carried out here and now, or None."""
-    if order.action.verb != verb:
-        return f"the order says {order.action.verb}"
-    if order.action.host != task.app.settings.host:
-        return f"the order is for host {order.action.host}, this is {task.app.settings.host}"
-    if deadlines.is_stopping():
-        return "the host's worker is being stopped"
-    try:
-        return None if task.app.answering.is_awaited(call) else "nobody waits for it any more"
-    except RedisError as error:
-        return f"it is not known whether anybody waits for it: {error}"
-
-
-def _execute(task: Any, order: Order) -> ActionOutcome:
-    action = order.action
-    about = {"run": order.run_id, "vm": action.vm, "host": action.host, "task_id": task.request.id}
-    with traces.span(f"{action.verb} VM", _trace_of(task), **about) as span:
+    def _refusal(self, verb: Verb, order: Order, call: str) -> str | None:
+        """Why the order may not be carried out here and now, or None."""
+        if order.action.verb != verb:
+            return f"the order says {order.action.verb}"
+        if order.action.host != self.host:
+            return f"the order is for host {order.action.host}, this is {self.host}"
+        if deadlines.is_stopping():
+            return "the host's worker is being stopped"
         try:
-            with deadlines.limited(action.deadline_s + ORDERS.task_margin_s):
-                outcome: ActionOutcome = task.app.parts.agent().execute(order)
-        except MikromError as error:
-            outcome = given_up(order, "failed_temporary", str(error))
-        span.ended(outcome.result, outcome.error)
-    return outcome
+            return None if self.replies.is_awaited(call) else "nobody waits for it any more"
+        except RedisError as error:
+            return f"it is not known whether anybody waits for it: {error}"
+
+    def _execute(self, task: Any, order: Order) -> ActionOutcome:
+        action = order.action
+        about = {"run": order.run_id, "vm": action.vm, "host": action.host, "task_id": task.request.id}
+        with traces.span(f"{action.verb} VM", _trace_of(task), **about) as span:
+            try:
+                with deadlines.limited(action.deadline_s + ORDERS.task_margin_s):
+                    outcome: ActionOutcome = self.agent().execute(order)
+            except MikromError as error:
+                outcome = given_up(order, "failed_temporary", str(error))
+            span.ended(outcome.result, outcome.error)
+        return outcome
 
 
 def _trace_of(task: Any) -> dict[str, str]:
     """What the message says of the trace that it belongs to."""
     parent = getattr(task.request, "traceparent", None)
     return {"traceparent": parent} if isinstance(parent, str) else {}
-
-
-def _fields(order: Order) -> dict[str, Any]:
-    """What every line of the log carries about an order; the task's id is added where logs are written."""
-    return {"run": order.run_id, "vm": order.action.vm, "host": order.action.host}

@@ -10,8 +10,11 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from kombu.exceptions import OperationalError
@@ -25,16 +28,20 @@ from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, 
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.hosts.order_queue import Window
-from mikrom_reconcile.dispatch.transport import census, deadlines
+from mikrom_reconcile.dispatch.transport import deadlines
 from mikrom_reconcile.dispatch.transport.heartbeats import give_up, known, living, starts
-from mikrom_reconcile.dispatch.transport.order_message import priority_of, shown_of
+from mikrom_reconcile.dispatch.transport.order_envelope import given_up, load_signer, priority_of, redacted_args
 from mikrom_reconcile.dispatch.transport.redis_keys import FIRST, Keys
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, unpack
+from mikrom_reconcile.dispatch.transport.shared_state import remember_counts
 from mikrom_reconcile.limits import BROKER, OBSERVING
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from mikrom_reconcile.dispatch.transport.signing import Signer
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +57,10 @@ class CeleryHosts:
         self._redis = redis
         self._keys = app.keys
 
+    @cached_property
+    def _signer(self) -> Signer | None:
+        return load_signer(self._app.settings)
+
     @lost_told()
     def names(self, *, dark: bool = True) -> tuple[str, ...]:
         """The hosts whose workers live, or lived within the last day, if `dark` ones matter, sorted."""
@@ -63,35 +74,104 @@ class CeleryHosts:
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host, as they come; a host without a living worker is unreachable at once."""
-        silent, reports = set(queries), []
-        try:
-            for view in self._observe(queries, time.monotonic() + deadline_s):
-                silent.discard(view.host)
-                if view.report is not None:
-                    reports.append(view.report)
-                yield view
-        except _LOST as error:
-            for host in sorted(silent):
-                yield HostView(host=host, error=f"the broker was lost: {error}")
-        if project := next((query.project for query in queries.values()), None):
-            census.count(self._redis, self._keys, project, reports)
 
-    def _observe(self, queries: Mapping[str, ObserveQuery], until: float) -> Iterator[HostView]:
         def ask(call: Call, host: str, _start_id: str) -> None:
             query = msgspec.json.encode(queries[host]).decode()
             self._send(host, "mikrom.observe_host", {"call": call.name, "query": query}, note=host)
 
-        for host, answer in self._answers("observe", queries, ask, until):
-            yield HostView(host=host, error=answer) if isinstance(answer, str) else _view(host, answer)
+        reports = []
+        for host, answer in self._answers("observe", queries, ask, deadline_s):
+            view = _view(host, answer)
+            if view.report is not None:
+                reports.append(view.report)
+            yield view
+        if project := next((query.project for query in queries.values()), None):
+            remember_counts(self._redis, self._keys, project, reports)
+
+    def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
+        """One outcome per order, as they come, at most `forks` at once per host."""
+        orders_left = OrderQueue(orders, forks)
+        try:
+            yield from self._execute(orders_left, time.monotonic() + deadline_s)
+        except _LOST as error:
+            yield from orders_left.give_up(f"the broker was lost: {error}")
+
+    def _execute(self, orders: OrderQueue, until: float) -> Iterator[ActionOutcome]:
+        watch = _Watch(self._redis, self._keys)
+        with self._call("execute") as call:
+            while True:
+                for order in orders.next_orders():
+                    host = order.action.host
+                    if watch.living((host,)):
+                        call.listen(f"host:{host}")
+                        self._send_order(call, order, watch.start_of(host))
+                    else:
+                        yield from orders.lose(host, _NO_WORKER)
+                if orders.is_done():
+                    return
+                for answer in call.read(min(1.0, max(0.0, until - time.monotonic()))):
+                    if (outcome := orders.finish(_outcome(answer))) is not None:
+                        yield outcome
+                deadlines.refuse_when_stopping()
+                if time.monotonic() >= until:
+                    yield from orders.give_up("the deadline passed first")
+                for host in watch.gone():
+                    yield from orders.lose(host, "the host's worker died, was restarted or lost its broker")
+
+    @lost_told()
+    def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
+        """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
+
+        def ask(call: Call, _host: str, _start_id: str) -> None:
+            asked = {"call": call.name, "vm": vm, "max_bytes": max_bytes, "after": after}
+            self._send(host, "mikrom.console", asked, note=vm)
+
+        try:
+            ((_, answer),) = self._ask("console", {host}, ask, time.monotonic() + BROKER.console_answer_s)
+            return _value(answer, "console", Console)
+        except MikromError as error:
+            raise MikromError(f"{host}: {error}") from error
+
+    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
+        """What each of these hosts has cached once it has fetched its files, as they come."""
+
+        def ask(call: Call, host: str, start_id: str) -> None:
+            wanted = msgspec.json.encode(files[host]).decode()
+            sent = {"call": call.name, "files": wanted, "deadline_s": deadline_s * OBSERVING.host_share_of_deadline}
+            sent["signature"] = self._signature(wanted, host=host, start_id=start_id, call=call)
+            self._send(host, "mikrom.images", sent, note=host)
+
+        for host, answer in self._answers("images", files, ask, deadline_s):
+            try:
+                stock = _value(answer, "stock", Stock)
+                _speaks_for_itself(host, [stock.host])
+            except MikromError as error:
+                stock = Stock(host=host, error=str(error))
+            yield stock
 
     def _answers(
-        self, purpose: str, hosts: Iterable[str], ask: Callable[[Call, str, str], None], until: float
+        self, purpose: str, hosts: Iterable[str], ask: Callable[[Call, str, str], None], deadline_s: float
     ) -> Iterator[tuple[str, Answer | str]]:
         """Each host's answer to what `ask` sends it, or why there is none, as they come."""
+        missing = {*hosts}
+        try:
+            yield from self._ask(purpose, missing, ask, time.monotonic() + deadline_s)
+        except _LOST as error:
+            for host in sorted(missing):
+                yield host, f"the broker was lost: {error}"
+
+    def _ask(
+        self, purpose: str, missing: set[str], ask: Callable[[Call, str, str], None], until: float
+    ) -> Iterator[tuple[str, Answer | str]]:
+        """As `_answers`; hosts that were told of are no longer `missing`. Raises RedisError and OperationalError."""
         watch = _Watch(self._redis, self._keys)
-        missing = watch.living(hosts)
-        for host in sorted({*hosts} - missing):
-            yield host, _NO_WORKER
+
+        def without(hosts: set[str], why: str) -> Iterator[tuple[str, str]]:
+            for host in sorted(hosts):
+                missing.remove(host)
+                yield host, why
+
+        yield from without(missing - watch.living(missing), _NO_WORKER)
         with self._call(purpose) as call:
             for host in sorted(missing):
                 call.listen(f"host:{host}")
@@ -103,75 +183,9 @@ class CeleryHosts:
                         missing.remove(host)
                         yield host, answer
                 deadlines.refuse_when_stopping()
-                late = time.monotonic() >= until
-                for host in sorted(missing if late else missing & watch.gone()):
-                    missing.remove(host)
-                    yield host, "no answer by the deadline" if late else _NO_WORKER
-
-    def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
-        """One outcome per order, as they come, at most `forks` at once per host."""
-        window = Window(orders, forks)
-        try:
-            yield from self._execute(window, time.monotonic() + deadline_s)
-        except _LOST as error:
-            yield from window.give_up(f"the broker was lost: {error}")
-
-    def _execute(self, window: Window, until: float) -> Iterator[ActionOutcome]:
-        watch = _Watch(self._redis, self._keys)
-        with self._call("execute") as call:
-            while True:
-                for order in window.next_orders():
-                    host = order.action.host
-                    if watch.living((host,)):
-                        call.listen(f"host:{host}")
-                        self._send_order(call, order, watch.start_of(host))
-                    else:
-                        yield from window.lose(host, _NO_WORKER)
-                if window.is_done():
-                    return
-                for answer in call.read(min(1.0, max(0.0, until - time.monotonic()))):
-                    if (outcome := window.finish(_outcome(answer))) is not None:
-                        yield outcome
-                deadlines.refuse_when_stopping()
                 if time.monotonic() >= until:
-                    yield from window.give_up("the deadline passed first")
-                for host in watch.gone():
-                    yield from window.lose(host, "the host's worker died, was restarted or lost its broker")
-
-    @lost_told()
-    def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
-        """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
-        watch = _Watch(self._redis, self._keys)
-        until = time.monotonic() + BROKER.console_answer_s
-        with self._call("console") as call:
-            if watch.living((host,)):
-                call.listen(f"host:{host}")
-                asked = {"call": call.name, "vm": vm, "max_bytes": max_bytes, "after": after}
-                self._send(host, "mikrom.console", asked, note=vm)
-            while watch.living((host,)) and not watch.gone() and time.monotonic() < until:
-                for answer in call.read(1.0):
-                    if answer.kind == "console":
-                        return unpack(answer.body, Console)
-                    raise MikromError(f"{host}: {unpack(answer.body, str)}")
-        raise MikromError(f"{host}: {_NO_WORKER}")
-
-    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
-        """What each of these hosts has cached once it has fetched its files, as they come."""
-
-        def ask(call: Call, host: str, start_id: str) -> None:
-            wanted = msgspec.json.encode(files[host]).decode()
-            sent = {"call": call.name, "files": wanted, "deadline_s": deadline_s * OBSERVING.host_share_of_deadline}
-            sent["signature"] = self._signature(wanted, host=host, start_id=start_id, call=call)
-            self._send(host, "mikrom.images", sent, note=host)
-
-        silent = set(files)
-        try:
-            for host, answer in self._answers("images", files, ask, time.monotonic() + deadline_s):
-                silent.discard(host)
-                yield Stock(host=host, error=answer) if isinstance(answer, str) else _stock(host, answer)
-        except _LOST as error:
-            for host in sorted(silent):
-                yield Stock(host=host, error=f"the broker was lost: {error}")
+                    yield from without({*missing}, "no answer by the deadline")
+                yield from without(missing & watch.gone(), _NO_WORKER)
 
     def _call(self, purpose: str) -> Call:
         return Call(self._redis, self._keys, f"{purpose}-{secrets.token_hex(8)}")
@@ -184,7 +198,7 @@ class CeleryHosts:
             action.host,
             f"mikrom.{action.verb}_vm",
             sent,
-            note=shown_of(order),
+            note=redacted_args(order),
             priority=priority_of(order),
             # a backstop only: the hard limit ends the task's greenlet without a word to anybody
             time_limit=action.deadline_s + 30,
@@ -192,9 +206,9 @@ class CeleryHosts:
 
     def _signature(self, text: str, *, host: str, start_id: str, call: Call) -> str:
         """That of control for this host's worker; "" without a key."""
-        if self._app.signer is None:
+        if self._signer is None:
             return ""
-        return self._app.signer.sign(text, queue=self._keys.host_queue(host), start_id=start_id, call=call.name)
+        return self._signer.sign(text, queue=self._keys.host_queue(host), start_id=start_id, call=call.name)
 
     def _send(
         self, host: str, task: str, arguments: Mapping[str, object], *, note: str, priority: int = FIRST,
@@ -209,6 +223,49 @@ class CeleryHosts:
             ignore_result=True,
             kwargsrepr=note,
         )
+
+
+class OrderQueue:
+    """The orders of one call: which wait, which are under way, at most `forks` of them per host."""
+
+    def __init__(self, orders: Iterable[Order], forks: int) -> None:
+        self._forks = forks
+        self._waiting: dict[str, deque[Order]] = {}
+        self._under_way: dict[str, dict[str, Order]] = {}
+        for order in orders:  # all at once: a host must not wait because those before it in the plan are busy
+            self._waiting.setdefault(order.action.host, deque()).append(order)
+
+    def next_orders(self) -> Iterator[Order]:
+        """Orders that may be sent now; each counts as under way."""
+        for host, waiting in self._waiting.items():
+            while waiting and len(self._under_way.get(host, ())) < self._forks:
+                order = waiting.popleft()
+                self._under_way.setdefault(host, {})[order.action.id] = order
+                yield order
+
+    def is_done(self) -> bool:
+        """Whether nothing is under way; after `next_orders` that means that nothing waits either."""
+        return not any(self._under_way.values())
+
+    def finish(self, outcome: ActionOutcome | None) -> ActionOutcome | None:
+        """`outcome`, or None when it was told before or nobody asked for it."""
+        if outcome is None:
+            return None
+        asked = self._under_way.get(outcome.host, {}).pop(outcome.action_id, None)
+        return outcome if asked is not None else None
+
+    def lose(self, host: str, why: str) -> Iterator[ActionOutcome]:
+        """A temporary failure for everything that was sent to `host` and not answered."""
+        for order in self._under_way.pop(host, {}).values():
+            yield given_up(order, "failed_temporary", why)
+
+    def give_up(self, why: str) -> Iterator[ActionOutcome]:
+        """The end of the call: what was sent failed, what was not is skipped."""
+        for host in sorted(self._under_way):
+            yield from self.lose(host, why)
+        for order in chain.from_iterable(self._waiting.values()):
+            yield given_up(order, "skipped", why)
+        self._waiting.clear()
 
 
 class _Watch:
@@ -255,6 +312,15 @@ def _speaks_for_itself(host: str, named: Iterable[str]) -> None:
         )
 
 
+def _value(answer: Answer | str, kind: str, of: type[T]) -> T:
+    """What an answer of this kind says. Raises MikromError where it is another, or there is none."""
+    if isinstance(answer, str):
+        raise MikromError(answer)
+    if answer.kind != kind:
+        raise MikromError(unpack(answer.body, str))
+    return unpack(answer.body, of)
+
+
 def _outcome(answer: Answer) -> ActionOutcome | None:
     try:
         outcome = unpack(answer.body, ActionOutcome)
@@ -265,23 +331,10 @@ def _outcome(answer: Answer) -> ActionOutcome | None:
     return outcome
 
 
-def _view(host: str, answer: Answer) -> HostView:
+def _view(host: str, answer: Answer | str) -> HostView:
     try:
-        if answer.kind == "report":
-            report = unpack(answer.body, HostReport)
-            _speaks_for_itself(host, [report.host, *(row.host for row in report.vms)])
-            return HostView(host=host, report=report)
-        return HostView(host=host, error=unpack(answer.body, str))
+        report = _value(answer, "report", HostReport)
+        _speaks_for_itself(host, [report.host, *(row.host for row in report.vms)])
     except MikromError as error:
         return HostView(host=host, error=str(error))
-
-
-def _stock(host: str, answer: Answer) -> Stock:
-    try:
-        if answer.kind == "stock":
-            stock = unpack(answer.body, Stock)
-            _speaks_for_itself(host, [stock.host])
-            return stock
-        return Stock(host=host, error=unpack(answer.body, str))
-    except MikromError as error:
-        return Stock(host=host, error=str(error))
+    return HostView(host=host, report=report)

@@ -1,4 +1,4 @@
-"""An order as it travels, and how a host takes it apart without believing it.
+"""An order as a message: its envelope, its priority, how a host opens it, and outcomes that no host reported.
 
 Control and hosts are upgraded one after the other: an order that this release understands only in part is refused
 whole, because a VM made without a field that its spec has would look as if it were as wanted.
@@ -7,7 +7,8 @@ whole, because a VM made without a field that its spec has would look as if it w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,14 +16,18 @@ from mikrom_reconcile import __version__
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.ready import ready
-from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.dispatch.transport.unreported import ended
+from mikrom_reconcile.core.model.run import ActionOutcome, Order, Result
+from mikrom_reconcile.dispatch.transport.redis_keys import ORDERS
+from mikrom_reconcile.settings import Settings
+
+if TYPE_CHECKING:
+    from mikrom_reconcile.dispatch.transport.signing import Signer, Verifier
 
 _UNSIGNED = "the order is not signed, and this host has MIKROM_VERIFY_KEY: control needs MIKROM_SIGNING_KEY, its pair"
 _FORGED = "the order is not what control signed for this worker: changed, sent before, or both keys are no pair"
 
 
-class SentOrder(msgspec.Struct, frozen=True, kw_only=True):
+class OrderEnvelope(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of a VM task. `order` is the JSON of an `Order`; `signature` is hexadecimal, empty without a key.
 
     `release` is that of the sender and proves nothing: it is there for the message.
@@ -36,7 +41,36 @@ class SentOrder(msgspec.Struct, frozen=True, kw_only=True):
     spent_s: float = 0.0
 
 
-def read_order(sent: SentOrder, is_genuine: Callable[[], bool]) -> Order:
+def load_signer(settings: Settings) -> Signer | None:
+    """What signs our orders. Raises SetupError for a key file that cannot be trusted."""
+    if settings.signing_key is None:
+        return None
+    from mikrom_reconcile.dispatch.transport.signing import Signer  # noqa: PLC0415 - only who has a key pays for it
+
+    return Signer(settings.signing_key)
+
+
+def load_verifier(settings: Settings) -> Verifier | None:
+    """What proves orders to a host; None: whoever reaches its queue is obeyed. Raises SetupError as `load_signer`."""
+    if settings.verify_key is None:
+        return None
+    from mikrom_reconcile.dispatch.transport.signing import Verifier  # noqa: PLC0415 - as above
+
+    return Verifier(settings.verify_key)
+
+
+def priority_of(order: Order) -> int:
+    """What people asked for goes before what is scheduled, and within both what makes room before what takes it."""
+    makes_room, other = ORDERS[order.scheduled]
+    return makes_room if order.action.verb in {"stop", "delete"} else other
+
+
+def redacted_args(order: Order) -> str:
+    """What Flower, events and logs show instead of the arguments of its task."""
+    return f"{order.action.vm} on {order.action.host} · run {order.run_id[:8]}"
+
+
+def read_order(sent: OrderEnvelope, is_genuine: Callable[[], bool]) -> Order:
     """The order, proved before it is parsed. Raises MikromError saying why it may not be obeyed."""
     if not is_genuine():
         raise MikromError(_FORGED if sent.signature else _UNSIGNED)
@@ -61,16 +95,29 @@ class _Named(msgspec.Struct, frozen=True):
     action: _Names = _Names()
 
 
-def refused(sent: SentOrder, verb: Verb, host: str, why: str) -> ActionOutcome:
+def refused(sent: OrderEnvelope, verb: Verb, host: str, why: str) -> ActionOutcome:
     """The outcome of an order that may not be obeyed; control finds it by its action's id, if it has one."""
     try:
         action = msgspec.json.decode(sent.order, type=ready(_Named)).action
     except (msgspec.MsgspecError, RecursionError):
         action = _Names()
-    return ended(action.id, action.vm, host, verb, "failed_permanent", why)
+    return _outcome(action.id, action.vm, host, verb, "failed_permanent", why)
 
 
-def _releases(sent: SentOrder) -> str:
+def given_up(order: Order, result: Result, why: str) -> ActionOutcome:
+    """The outcome of an order that was not sent, was refused, or whose end nobody knows."""
+    action = order.action
+    return _outcome(action.id, action.vm, action.host, action.verb, result, why)
+
+
+def _outcome(action_id: str, vm: str, host: str, verb: Verb, result: Result, why: str) -> ActionOutcome:
+    now = datetime.now(UTC)
+    return ActionOutcome(
+        action_id=action_id, vm=vm, host=host, verb=verb, result=result, started_at=now, finished_at=now, error=why
+    )
+
+
+def _releases(sent: OrderEnvelope) -> str:
     return f"it came from mikrom {sent.release[:32]}, this is {__version__}: upgrade both sides to one release"
 
 

@@ -33,7 +33,7 @@ class _Given(NamedTuple):
     until_s: float
 
 
-class Answering:
+class ReplySender:
     """The answers of one process. Safe to use from many threads or greenlets at once."""
 
     def __init__(self, redis: Redis, keys: Keys, owner: str) -> None:
@@ -46,6 +46,9 @@ class Answering:
         self._sending = threading.Lock()
         self._ended = False
         self._telling = threading.Thread(target=self._send_until_closed, name="answers", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
         self._telling.start()
 
     def is_awaited(self, call: str) -> bool:
@@ -83,7 +86,8 @@ class Answering:
         """Send what was given so far if the broker takes it, and end. Nothing may be told any more."""
         self._ended = True
         self._is_given.set()
-        self._telling.join()
+        if self._telling.is_alive():
+            self._telling.join()
         with suppress(Exception):  # then the heartbeat says that they are lost
             self.flush()
 

@@ -2,7 +2,8 @@
 
 A call lives as long as its caller waits: the caller renews the call's key, the server expires it, and nobody begins
 work for a call that has ended. Answers are told in order, each stream written by one side only. A call is no queue
-of work and must hold nothing that cannot be asked again.
+of work and must hold nothing that cannot be asked again. Errors travel as values: their kinds are listed, anything
+else is an internal error whose traceback is in the worker's log.
 """
 
 from __future__ import annotations
@@ -16,8 +17,17 @@ import msgspec
 from redis import RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.core.model.errors import (
+    BusyError,
+    MikromError,
+    PastDeadlineError,
+    SetupError,
+    SourceError,
+    SpecError,
+    UsageError,
+)
 from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.limits import BROKER
 
@@ -26,6 +36,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_KINDS: dict[str, type[MikromError]] = {
+    kind.__name__: kind for kind in (BusyError, MikromError, PastDeadlineError, SetupError, SourceError, UsageError)
+}
+
 
 class Answer(NamedTuple):
     """One entry of a stream: who said it, what kind of answer it is, and its packed body."""
@@ -33,6 +47,21 @@ class Answer(NamedTuple):
     owner: str
     kind: str
     body: bytes
+
+
+class WorkerId(msgspec.Struct, frozen=True, kw_only=True):
+    """A process of a fleet: the owner of its heartbeat, and the start id in it."""
+
+    owner: str
+    start_id: str
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as it travels. `problems` belongs to a SpecError."""
+
+    kind: str
+    message: str
+    problems: tuple[SpecProblem, ...] = ()
 
 
 def pack(value: Any) -> bytes:
@@ -70,6 +99,26 @@ def answer(redis: Redis, keys: Keys, call: str, owner: str, kind: str, body: byt
     pipe.xadd(stream, {"kind": kind, "body": body})
     pipe.expire(stream, BROKER.result_ttl_s)
     pipe.execute()
+
+
+def failure_of(error: Exception, *, task_id: str) -> Failure:
+    """What to tell the caller about `error`."""
+    if isinstance(error, SpecError):
+        return Failure(kind="SpecError", message=str(error), problems=error.problems)
+    if isinstance(error, MikromError):
+        kind = next((base.__name__ for base in type(error).__mro__ if base.__name__ in _KINDS), "MikromError")
+        return Failure(kind=kind, message=str(error))
+    return Failure(
+        kind="MikromError",
+        message=f"internal error in the control worker ({type(error).__name__}); its log has it under task {task_id}",
+    )
+
+
+def error_of(failure: Failure) -> MikromError:
+    """The error that the caller raises."""
+    if failure.kind == "SpecError":
+        return SpecError(failure.problems)
+    return _KINDS.get(failure.kind, MikromError)(failure.message)
 
 
 class Call:

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.model.stock import Stock
-from mikrom_reconcile.dispatch.transport.unreported import given_up
+from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from tests.properties.world import World
 
 SPECS = """\

@@ -8,8 +8,8 @@ import pytest
 
 from mikrom_reconcile.core.model.observed import Capacity, HostReport
 from mikrom_reconcile.dispatch.hosts.remote import _outcome, _view
+from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from mikrom_reconcile.dispatch.transport.rpc import Answer, pack
-from mikrom_reconcile.dispatch.transport.unreported import given_up
 from tests.fakes import order
 from tests.samples import observed
 

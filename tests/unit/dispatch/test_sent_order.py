@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.dispatch.transport.order_envelope import SentOrder, read_order, refused
+from mikrom_reconcile.dispatch.transport.order_envelope import OrderEnvelope, read_order, refused
 from tests.fakes import order
 
 GOOD = msgspec.to_builtins(order("create", "web-1"))
@@ -20,8 +20,8 @@ JSON = st.recursive(
 )
 
 
-def sent(document: object) -> SentOrder:
-    return SentOrder(call="execute-1", order=msgspec.json.encode(document).decode(), release="9.9.9")
+def sent(document: object) -> OrderEnvelope:
+    return OrderEnvelope(call="execute-1", order=msgspec.json.encode(document).decode(), release="9.9.9")
 
 
 def test_what_was_sent_is_what_is_read() -> None:
@@ -30,7 +30,7 @@ def test_what_was_sent_is_what_is_read() -> None:
 
 def test_nothing_is_read_before_it_is_proved() -> None:
     with pytest.raises(MikromError, match="is not signed"):
-        read_order(SentOrder(call="execute-1", order="\0 no JSON"), lambda: False)
+        read_order(OrderEnvelope(call="execute-1", order="\0 no JSON"), lambda: False)
 
 
 @given(document=JSON)
@@ -57,5 +57,5 @@ def test_what_is_nested_without_end_is_no_error_but_ours(depth: int) -> None:
     nested = text.replace('"mmds":null', '"mmds":' + '{"a":' * depth + "1" + "}" * depth)
     assert nested != text
     with suppress(MikromError):  # at which depth it is too deep is Python's matter
-        read_order(SentOrder(call="execute-1", order=nested), lambda: True)
-    assert refused(SentOrder(call="execute-1", order=nested), "create", "hv01", "a test").error == "a test"
+        read_order(OrderEnvelope(call="execute-1", order=nested), lambda: True)
+    assert refused(OrderEnvelope(call="execute-1", order=nested), "create", "hv01", "a test").error == "a test"

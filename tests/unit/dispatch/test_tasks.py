@@ -19,11 +19,12 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
+from mikrom_reconcile.dispatch.celery_patches import FieldsFormatter, TaskId
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-from mikrom_reconcile.dispatch.log_lines import FieldsFormatter, TaskId
 from mikrom_reconcile.dispatch.registry import register
 from mikrom_reconcile.dispatch.transport import deadlines
-from mikrom_reconcile.dispatch.transport.order_message import priority_of
+from mikrom_reconcile.dispatch.transport.order_envelope import priority_of
+from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
 from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
 from tests.fakes import HOST, order
 from tests.fleet import KEYS, Fleet
@@ -47,22 +48,31 @@ def redis(own_environment: Path) -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def app(redis: Fleet, host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[FleetApp]:
-    """The app of a host worker over a host that fails as told. It does not wait between attempts."""
+def app(redis: Fleet) -> Iterator[FleetApp]:
+    """The app of a host worker."""
     app = make_app(replace(redis.settings(), host=HOST))
-    register(
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def replies(app: FleetApp, redis: Fleet, host: Host) -> Iterator[ReplySender]:
+    """What its tasks answer with, over a host that fails as told."""
+    registered = register(
         app, agent=lambda: host.agent, engine=lambda: pytest.fail("no engine"),
         source=wiring.make_source(redis.settings()),
     )  # fmt: skip
-    yield app
-    app.close()
+    registered.replies.start()
+    yield registered.replies
+    registered.replies.close()
 
 
 class Worker:
     """Runs VM tasks in this process, and hears what they answer to a call."""
 
-    def __init__(self, app: FleetApp, redis: Redis) -> None:
+    def __init__(self, app: FleetApp, redis: Redis, replies: ReplySender) -> None:
         self.app = app
+        self.replies = replies
         self.redis = redis
 
     def run(self, sent: Order) -> ActionOutcome:
@@ -75,8 +85,8 @@ class Worker:
 
 
 @pytest.fixture
-def worker(app: FleetApp, redis: Fleet) -> Worker:
-    return Worker(app, redis.redis)
+def worker(app: FleetApp, redis: Fleet, replies: ReplySender) -> Worker:
+    return Worker(app, redis.redis, replies)
 
 
 @pytest.fixture
@@ -207,7 +217,7 @@ class TestALostBroker:
         def lost(_: str) -> bool:
             raise RedisConnectionError("reset by peer")
 
-        monkeypatch.setattr(worker.app.answering, "is_awaited", lost)
+        monkeypatch.setattr(worker.replies, "is_awaited", lost)
         outcome = worker.run(order("create", VM))
         assert (outcome.result, error(outcome)) == (
             "skipped", "it is not known whether anybody waits for it: reset by peer",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.dispatch.hosts.order_queue import Window
-from mikrom_reconcile.dispatch.transport.unreported import given_up
+from mikrom_reconcile.dispatch.hosts.remote import OrderQueue
+from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from tests.fakes import order
 
 
@@ -24,14 +24,14 @@ def done(sent: Order) -> ActionOutcome:
 
 
 def test_each_host_has_forks_of_its_own() -> None:
-    window = Window(orders("a/1", "a/2", "a/3", "b/1", "b/2"), 2)
+    window = OrderQueue(orders("a/1", "a/2", "a/3", "b/1", "b/2"), 2)
     assert names(window.next_orders()) == ["a/1", "a/2", "b/1", "b/2"]
     assert names(window.next_orders()) == []
 
 
 def test_an_outcome_makes_room_on_its_host_only() -> None:
     all_orders = orders("a/1", "a/2", "b/1", "b/2")
-    window = Window(all_orders, 1)
+    window = OrderQueue(all_orders, 1)
     assert names(window.next_orders()) == ["a/1", "b/1"]
     window.finish(done(all_orders[2]))
     assert names(window.next_orders()) == ["b/2"]
@@ -39,7 +39,7 @@ def test_an_outcome_makes_room_on_its_host_only() -> None:
 
 def test_an_outcome_is_told_once_and_one_that_nobody_asked_for_never() -> None:
     first, foreign = orders("a/1", "c/9")
-    window = Window([first], 1)
+    window = OrderQueue([first], 1)
     list(window.next_orders())
     told = done(first)
     assert window.finish(told) is told
@@ -50,7 +50,7 @@ def test_an_outcome_is_told_once_and_one_that_nobody_asked_for_never() -> None:
 
 
 def test_a_lost_host_fails_what_it_was_sent_and_gets_the_rest_when_it_is_back() -> None:
-    window = Window(orders("a/1", "a/2", "b/1"), 1)
+    window = OrderQueue(orders("a/1", "a/2", "b/1"), 1)
     list(window.next_orders())
     lost = list(window.lose("a", "died"))
     assert [(outcome.vm, outcome.result, outcome.error) for outcome in lost] == [("1", "failed_temporary", "died")]
@@ -58,7 +58,7 @@ def test_a_lost_host_fails_what_it_was_sent_and_gets_the_rest_when_it_is_back() 
 
 
 def test_at_the_end_what_was_sent_has_failed_and_the_rest_is_skipped() -> None:
-    window = Window(orders("a/1", "a/2", "b/1", "b/2", "a/3"), 1)
+    window = OrderQueue(orders("a/1", "a/2", "b/1", "b/2", "a/3"), 1)
     list(window.next_orders())
     results = {f"{outcome.host}/{outcome.vm}": outcome.result for outcome in window.give_up("late")}
     sent = dict.fromkeys(("a/1", "b/1"), "failed_temporary")

@@ -28,7 +28,7 @@ from mikrom_reconcile.host.drivers.firecracker_prerequisites import (
     kvm_problem,
 )
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import load
 
 VMS = 30
@@ -62,7 +62,7 @@ def _rows(folder: Path, binary: Path, jailer: Path | None) -> Iterator[Row]:
     places = {"state_dir": folder / "state", "run_dir": folder / "run"}
     plain, jailed = FirecrackerDriver(binary, **places), FirecrackerDriver(binary, jailer=jailer, **places)
     kinds = {"": (plain, False), ", jailed": (jailed, False), ", linked": (plain, True), ", both": (jailed, True)}
-    kernel = Images(folder / "state").hello()
+    kernel = ImageCache(folder / "state").hello()
     took_ms: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ("bare", *kinds)}
     for number in range(VMS):
         at = number % len(took_ms)  # what comes after a delete of links is slower: each kind does, in turn

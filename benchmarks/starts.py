@@ -20,7 +20,7 @@ from benchmarks.rows import Goal, Row
 from benchmarks.scratch import scratch
 from benchmarks.startup import MIKROM
 from mikrom_reconcile.host.drivers.firecracker_prerequisites import find_firecracker, kvm_problem
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import load
 
 VMS = 300
@@ -79,7 +79,7 @@ def _apply(binary: Path, folder: Path) -> Rates:
 
 def _bare_loop(binary: Path, folder: Path) -> Rates:
     folder.mkdir()
-    kernel = Images(folder).hello()
+    kernel = ImageCache(folder).hello()
     loop = Path(__file__).with_name("bare_loop.py")
     return _rates(folder, [sys.executable, str(loop), str(binary), str(kernel), str(folder), str(VMS), str(FORKS)], {})
 

@@ -24,7 +24,7 @@ from benchmarks.scratch import scratch
 from benchmarks.starts import kill_all
 from benchmarks.startup import MIKROM
 from mikrom_reconcile.host.drivers.firecracker_prerequisites import find_firecracker, kvm_problem
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import load
 
 VMS = 200
@@ -153,7 +153,7 @@ def _bare_loop_s(binary: Path, folder: Path) -> float:
     """Seconds in which the bare loop starts as many, 32 at once."""
     folder.mkdir()
     loop = Path(__file__).with_name("bare_loop.py")
-    argv = [sys.executable, str(loop), str(binary), str(Images(folder).hello()), str(folder), str(VMS), "32"]
+    argv = [sys.executable, str(loop), str(binary), str(ImageCache(folder).hello()), str(folder), str(VMS), "32"]
     began_s = time.perf_counter()
     subprocess.run(argv, check=True)
     spent_s = time.perf_counter() - began_s

@@ -19,7 +19,7 @@ from benchmarks.rows import Row
 from benchmarks.starts import kill_all, processes_of
 from benchmarks.startup import MIKROM
 from mikrom_reconcile.host.drivers.firecracker_prerequisites import find_firecracker, kvm_problem
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import load
 
 VMS = 1000
@@ -79,7 +79,7 @@ def _rows(binary: Path, folder: Path) -> Iterator[Row]:
     bare = folder / "bare"
     bare.mkdir()
     loop = Path(__file__).with_name("bare_loop.py")
-    kernel = Images(bare).hello()
+    kernel = ImageCache(bare).hello()
     bare_s, _ = _timed([sys.executable, str(loop), str(binary), str(kernel), str(bare), str(VMS), str(FORKS)], {})
     yield Row(
         what="created, in one round: `mikrom apply` | bare loop",

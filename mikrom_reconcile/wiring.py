@@ -170,7 +170,7 @@ def make_host_agent(settings: Settings) -> HostAgent:
     from mikrom_reconcile.host.agent import HostAgent
     from mikrom_reconcile.host.drivers.select import choice_of
     from mikrom_reconcile.host.records import Records
-    from mikrom_reconcile.host.resources.images import Images
+    from mikrom_reconcile.host.resources.images import ImageCache
 
     choice = choice_of(settings)
     return HostAgent(
@@ -178,7 +178,7 @@ def make_host_agent(settings: Settings) -> HostAgent:
         driver=make_driver(settings, choice),
         records=Records(settings.state_dir),
         clock=SystemClock(),
-        images=Images(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib),
+        images=ImageCache(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib),
         note=choice.note,
     )
 
@@ -189,10 +189,10 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
         from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 
         return SimulatedDriver(settings.state_dir)
+    from mikrom_reconcile.host.resources.metadata import Secrets
     from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner
-    from mikrom_reconcile.host.resources.secrets import Secrets
 
-    provisioner = ResourceProvisioner.below(
+    provisioner = ResourceProvisioner(
         settings.state_dir,
         folders=settings.image_dirs,
         max_mib=settings.image_max_mib,

@@ -9,7 +9,7 @@ from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.wiring import SystemClock
 
@@ -33,6 +33,6 @@ class FlakyDriver(SimulatedDriver):
 def slow_host(settings: Settings, boot_s: float, *, failures: int = 0) -> HostAgent:
     driver = FlakyDriver(settings.state_dir, boot_s=boot_s)
     driver.failures = failures
-    images = Images(settings.state_dir, folders=settings.image_dirs)
+    images = ImageCache(settings.state_dir, folders=settings.image_dirs)
     records = Records(settings.state_dir)
     return HostAgent(settings.host, driver=driver, records=records, clock=SystemClock(), images=images)

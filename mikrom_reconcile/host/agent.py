@@ -16,8 +16,8 @@ from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.orders.execute import Executor, no_seam
 from mikrom_reconcile.host.ports import Clock, Driver
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.host.resources.garbage_collection import ImageStock
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.garbage_collection import GarbageCollector
+from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.supervise import Supervisor, Tell, nobody
 from mikrom_reconcile.limits import SUPERVISION
 
@@ -36,7 +36,7 @@ class HostAgent:
         driver: Driver,
         records: Records,
         clock: Clock,
-        images: Images | None = None,
+        images: ImageCache | None = None,
         note: str = "",
         on_step: Callable[[str, str], None] = no_seam,
     ) -> None:
@@ -46,7 +46,8 @@ class HostAgent:
         self._clock = clock
         self._observer = Observer(name, driver=driver, records=records, note=note)
         self._executor = Executor(name, driver=driver, records=records, clock=clock, on_step=on_step)
-        self._stock = ImageStock(name, images or Images(records.state_dir), records)
+        self._images = images or ImageCache(records.state_dir)
+        self._garbage = GarbageCollector(name, self._images, records)
         self._supervisor: Supervisor | None = None
 
     def supervise(self, *, rescan_s: float = SUPERVISION.rescan_s, on_outcome: Tell = nobody) -> None:
@@ -58,7 +59,7 @@ class HostAgent:
                 records=self._records,
                 clock=self._clock,
                 rescan_s=rescan_s,
-                on_rescan=self._stock.sweep,
+                on_rescan=self._garbage.run,
                 on_outcome=on_outcome,
             )
             self._supervisor.start()
@@ -97,11 +98,11 @@ class HostAgent:
             if self._supervisor is not None:
                 self._supervisor.tell(order.action.vm)
             else:
-                self._stock.sweep()
+                self._garbage.run()
 
     def images(self, files: Iterable[PinnedFile], *, deadline_s: float) -> Stock:
         """What is cached here once `files` were fetched. Raises SetupError when the records cannot be listed."""
-        return self._stock.told(files, deadline_s=deadline_s)
+        return self._images.report(self.name, files, self._records, deadline_s=deadline_s)
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the VM's console, or what came `after` a place in it. Raises PermanentError for no VM's name."""

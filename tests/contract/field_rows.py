@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, Policy, VMSpec
 from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.host.drivers import qemu_command
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.networks import Networks
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.netlink import Netlink
@@ -263,7 +263,7 @@ def machine(name: str, value: Any, *on: str) -> Row:
 def kernel(byte: bytes) -> Callable[[World], dict[str, str]]:
     """The demo guest, of another digest."""
     return lambda world: pinned(
-        world.folder, f"kernel{byte!r}", Images(world.folder / "state").hello().read_bytes() + byte
+        world.folder, f"kernel{byte!r}", ImageCache(world.folder / "state").hello().read_bytes() + byte
     )
 
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, Drive, PinnedFile, RootDisk
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.images import ImageCache
 from tests.contract.drivers import RealBench
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host
@@ -36,7 +36,7 @@ def pinned(folder: Path, name: str, content: bytes) -> PinnedFile:
 
 
 def kernel_in(folder: Path) -> PinnedFile:
-    return pinned(folder, "vmlinux", Images(folder / "state").hello().read_bytes())
+    return pinned(folder, "vmlinux", ImageCache(folder / "state").hello().read_bytes())
 
 
 def wanted(folder: Path, root: bytes = b"root".ljust(MIB), *, name: str = VM, **fields: Any) -> DesiredVM:

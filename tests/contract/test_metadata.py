@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
+from mikrom_reconcile.host.resources.metadata import Secrets
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner
-from mikrom_reconcile.host.resources.secrets import Secrets
 from tests.contract.drivers import ANSWER_S, RealBench
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host
@@ -31,7 +31,7 @@ class BenchWithSecrets(RealBench):
             self.binary,
             state_dir=state_dir,
             run_dir=self.folder / "run",
-            provisioner=ResourceProvisioner.below(state_dir, secrets=Secrets((self.folder / "secrets",))),
+            provisioner=ResourceProvisioner(state_dir, secrets=Secrets((self.folder / "secrets",))),
             answer_s=ANSWER_S,
         )
 

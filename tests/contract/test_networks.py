@@ -21,8 +21,8 @@ from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.host.resources.garbage_collection import ImageStock
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.garbage_collection import GarbageCollector
+from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.networks import Networks
 from mikrom_reconcile.system.netlink import Link, Netlink
 from tests.contract.drivers import RealBench, record_of, wait_until
@@ -377,7 +377,7 @@ def test_a_tap_whose_vm_has_no_record_is_swept_up_by_its_host(tmp_path: Path) ->
     networks = Networks(tmp_path.resolve())
     for name in ("stays", "leaked"):
         networks.prepare(record(name), give_up_at=soon())
-    ImageStock("hv1", Images(tmp_path), records).sweep()
+    GarbageCollector("hv1", ImageCache(tmp_path), records).run()
     assert networks.in_place(record("stays")) == {"eth0"}
     assert networks.in_place(record("leaked")) == set()
 

@@ -1,4 +1,4 @@
-"""Images that cannot be had or booted: each stops its own VM with a clear error, the others come up."""
+"""ImageCache that cannot be had or booted: each stops its own VM with a clear error, the others come up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.images import ImageCache
 from tests.command import Mikrom, document, names
 from tests.unit.host.test_images import CONTENT, Server
 
@@ -43,7 +43,7 @@ class Files:
         self.images.mkdir()
         self.server = server
         self.cache = Path(os.environ["MIKROM_STATE_DIR"]) / "images" / "sha256"
-        self.good = self.add("good", Images(folder / "built").hello().read_bytes())
+        self.good = self.add("good", ImageCache(folder / "built").hello().read_bytes())
         (folder / "secret").write_bytes(CONTENT)
         (self.images / "link").symlink_to("../secret")
 

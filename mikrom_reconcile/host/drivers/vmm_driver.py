@@ -69,7 +69,7 @@ class VMMDriver(ABC):
         self._binary = binary
         self._layout = Layout(state_dir, run_dir)
         self._earlier = EarlierVMMs(state_dir.resolve(), run_dir)
-        self._provisioner = provisioner or ResourceProvisioner.below(state_dir)
+        self._provisioner = provisioner or ResourceProvisioner(state_dir)
         self._answer_s = answer_s
 
     # ---- what is each VMM's own -------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class VMMDriver(ABC):
             return
         self._end(places, grace_s=0, give_up_at=give_up_at)
         with step(record.vm, "making its kernel, disks and links ready"):
-            media = self._provisioner.prepared(record, give_up_at=give_up_at)
+            media = self._provisioner.prepare(record, give_up_at=give_up_at)
             if problem := self._kernel_problem(media.kernel):
                 raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
         with step(record.vm, "preparing its start"):

@@ -8,7 +8,6 @@ again finds those that were to be retained, and no other VM can. Paths follow fr
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -28,8 +27,6 @@ ROOT_ID = "rootfs"
 
 _STEP = "making its disks"
 _MIB = 1 << 20
-_FICLONE = 0x40049409
-_NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.EINVAL})
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,18 +52,15 @@ class Disks:
 
         Raises TemporaryError when the disk of this host is too full, PermanentError where a drive would shrink.
         """
-        root = self._root(record, rootfs_image)
-        own_root = next((disk.path for disk in root if not disk.read_only), None)
+        own_root = next((disk.path for disk in self._root(record, rootfs_image) if not disk.read_only), None)
         self._remove_roots(record.vm, but=own_root)
         lacking = [(disk.path, size) for disk, size in self._drives(record) if self._lacks(record.vm, disk, size)]
-        copied = own_root is not None and not own_root.exists()
-        need = sum(size - _size_of(path) for path, size in lacking)
-        if copied and rootfs_image is not None:
-            need += rootfs_image.stat().st_blocks * 512
+        image = rootfs_image if own_root is not None and not own_root.exists() else None
+        need = sum(size - _size_of(path) for path, size in lacking) + (image.stat().st_blocks * 512 if image else 0)
         self._check_room(record.vm, need)
-        if copied and rootfs_image is not None and own_root is not None:
+        if image is not None and own_root is not None:
             make_folder(own_root.parent)
-            _copy(rootfs_image, own_root)
+            _copy(image, own_root)
         for path, size in lacking:
             make_folder(path.parent)
             _grow(path, size)
@@ -135,31 +129,23 @@ def _grow(path: Path, size: int) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A copy-on-write copy where the file system can, else one that leaves holes out; whole, or not there."""
+    """Whole, or not there."""
     draft = target.with_name(f"{target.name}.new")
-    with source.open("rb") as image:
-        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.ioctl(fd, _FICLONE, image.fileno())
-            except OSError as error:
-                if error.errno not in _NO_REFLINK:
-                    raise
-                _copy_sparsely(image.fileno(), fd)
-            os.fsync(fd)
-        except BaseException:
-            draft.unlink()
-            raise
-        finally:
-            os.close(fd)
+    try:
+        with source.open("rb") as image, open(draft, "wb", opener=_open_own) as copy:
+            _copy_sparsely(image.fileno(), copy.fileno())
+            os.fsync(copy.fileno())
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     draft.replace(target)
     sync_folder(target.parent)
 
 
 def _copy_sparsely(source: int, target: int) -> None:
-    size = os.fstat(source).st_size
+    """Leave holes out, and share blocks where the file system can: the kernel clones before it copies."""
+    size, at = os.fstat(source).st_size, 0
     os.ftruncate(target, size)
-    at = 0
     while at < size:
         try:
             at = os.lseek(source, at, os.SEEK_DATA)
@@ -171,3 +157,7 @@ def _copy_sparsely(source: int, target: int) -> None:
         while at < end:
             at += os.copy_file_range(source, target, min(IMAGES.copied_piece_bytes, end - at), at, at)
             time.sleep(0)  # lets other greenlets run
+
+
+def _open_own(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -11,13 +11,19 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.core.model.stock import CachedFile, Stock
+from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources import download
 from mikrom_reconcile.host.resources.download import FetchError
 from mikrom_reconcile.limits import IMAGES
@@ -28,7 +34,7 @@ from mikrom_reconcile.system.folders import make_folder
 _MIB = 1 << 20
 
 
-class Images:
+class ImageCache:
     """The files of this host. `folders` are those that `file://` may name; `max_mib` is the largest file taken."""
 
     def __init__(self, state_dir: Path, *, folders: tuple[Path, ...] = (), max_mib: int = IMAGES.max_mib) -> None:
@@ -82,6 +88,25 @@ class Images:
                 found = path.stat()
                 yield path.name, found.st_size, found.st_mtime
 
+    def report(self, host: str, files: Iterable[PinnedFile], records: Records, *, deadline_s: float) -> Stock:
+        """What is cached, and by how many VMs used, once `files` were fetched; one that cannot be had keeps no other
+        away. Raises SetupError when the records cannot be listed.
+        """
+        give_up_at = time.monotonic() + deadline_s
+        failed: dict[str, str] = {}
+        for file in files:
+            try:
+                self.fetched(file, give_up_at=give_up_at)
+            except (MikromError, OSError) as error:
+                failed[file.sha256] = str(error)
+        uses, _ = image_uses(records)
+        cached = tuple(
+            CachedFile(sha256=name, size_bytes=size, vms=uses[name], last_used_at=datetime.fromtimestamp(used_s, UTC))
+            for name, size, used_s in self.cached()
+            if not name.endswith(".part")
+        )
+        return Stock(host=host, failed=failed, cached=cached)
+
     def sweep(self, used: frozenset[str], *, kept_s: float = IMAGES.kept_s) -> tuple[str, ...]:
         """Remove what nobody wanted for `kept_s`; the names. What the digests `used` name is wanted now."""
         removed = []
@@ -100,44 +125,40 @@ class Images:
         if lock is None:
             return False
         try:
-            if not _is_older(path.stat().st_mtime, kept_s):
-                return False
-            path.unlink()
-        except FileNotFoundError:
+            with suppress(FileNotFoundError):
+                if _is_older(path.stat().st_mtime, kept_s):
+                    path.unlink()
+                    return True
             return False
         finally:
             locks.give_back(lock, unlink=lock_path)
-        return True
 
     def _lock_of(self, digest: str) -> Path:
         return self._locks / f"image-{digest}.lock"
 
     def _fetch(self, file: PinnedFile, path: Path, give_up_at: float) -> None:
         draft = path.with_name(f"{path.name}.part")
-        with _told(file):
-            digest = self._read(file.source, draft, give_up_at)
-            if digest != file.sha256:
-                draft.unlink()
-                message = f"its sha256 is {digest}, and the spec says {file.sha256}: one of them is wrong"
-                raise FetchError(message, lasting=True)
+        try:
+            self._read(file.source, draft, give_up_at)
+        except FetchError as error:
+            raise FetchError(f"{file.source}: {error}", lasting=error.lasting) from error
+        if (digest := _digest_of(draft)) != file.sha256:
+            draft.unlink()
+            message = f"{file.source}: its sha256 is {digest}, and the spec says {file.sha256}: one of them is wrong"
+            raise FetchError(message, lasting=True)
         draft.chmod(0o444)
         draft.replace(path)
         sync_folder(self._cache)
 
-    def _read(self, source: str, draft: Path, give_up_at: float) -> str:
-        """Read all of it into `draft`, on from what an earlier attempt left there; its digest."""
+    def _read(self, source: str, draft: Path, give_up_at: float) -> None:
+        """Read all of it into `draft`, on from what an earlier attempt left there."""
         with draft.open("ab") as out:
-            known, digest = out.tell(), hashlib.sha256()
-            with download.opened(source, offset=known, folders=self._folders, give_up_at=give_up_at) as found:
+            with download.opened(source, offset=out.tell(), folders=self._folders, give_up_at=give_up_at) as found:
                 if found.offset == 0:
                     out.truncate(0)
                 self._check_size(found.size or 0, found.offset)
-                if found.offset:
-                    for piece in _pieces_of(draft):
-                        digest.update(piece)
                 try:
                     for piece in found.pieces(give_up_at):
-                        digest.update(piece)
                         out.write(piece)
                         if found.size is None and out.tell() > self._max_bytes:
                             self._check_size(out.tell())
@@ -146,7 +167,6 @@ class Images:
                     raise
             out.flush()
             os.fsync(out.fileno())
-        return digest.hexdigest()
 
     def _check_size(self, size: int, known: int = 0) -> None:
         """Raise FetchError if that many bytes are too many, or more than the disk has left beside the `known` ones."""
@@ -160,19 +180,25 @@ class Images:
             raise FetchError(message, lasting=False)
 
 
-@contextmanager
-def _told(file: PinnedFile) -> Iterator[None]:
-    try:
-        yield
-    except FetchError as error:
-        raise FetchError(f"{file.source}: {error}", lasting=error.lasting) from error
+def image_uses(records: Records) -> tuple[Counter[str], bool]:
+    """How many VMs name each digest, and whether every record could be read. Raises SetupError."""
+    uses, is_whole = Counter[str](), True
+    for record in records.list():
+        time.sleep(0)  # lets other greenlets run
+        if isinstance(record, VMRecord):
+            uses.update({file.sha256 for file in record.spec.boot.files().values()} if record.spec.boot else ())
+        else:
+            is_whole = False
+    return uses, is_whole
 
 
-def _pieces_of(path: Path) -> Iterator[bytes]:
+def _digest_of(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as content:
         while piece := content.read(IMAGES.piece_bytes):
-            yield piece
-            time.sleep(0)
+            digest.update(piece)
+            time.sleep(0)  # lets other greenlets run
+    return digest.hexdigest()
 
 
 def _is_older(last_used_s: float, kept_s: float) -> bool:

@@ -1,9 +1,9 @@
-"""Links of VMs on this host: a bridge for each network, a tap device for each interface, NAT where a network wants it.
+"""Links of VMs: a bridge for each network, a tap for each interface, NAT where a network wants it.
 
 Names follow from hashes, because Linux takes 15 characters; the alias of a device says whose it is, and one that is
 not ours is never touched. What is there is found by its alias, so whatever a killed worker left is swept up.
 
-A bridge has parts: addresses such as "10.0.0.1/24", and lines of its table (`rules.py`). It is to have those that the
+A bridge has parts: addresses such as "10.0.0.1/24", and lines of its table (`nat.py`). It is to have those that the
 records of VMs which are to be up want, and no others: while a network changes, both the old and the new.
 """
 
@@ -13,10 +13,9 @@ import fcntl
 import os
 import struct
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache
 from hashlib import blake2b
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -28,7 +27,7 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
 from mikrom_reconcile.core.model.observed import Drift
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
-from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.host.resources.nat import PREFIX, Rules, nat_of
 from mikrom_reconcile.limits import NETWORKS
 from mikrom_reconcile.system import locks
@@ -87,10 +86,10 @@ class Networks:
                     continue
                 nic = record.spec.network_interfaces[interface.name]
                 with self._bridge_lock(record.vm, self.bridge_name(record, nic.network), give_up_at):
-                    bridge = self._bridge(kernel, record, nic)
-                    left = self._tap(kernel, record, interface, bridge)
-                if left:
-                    self._drop_bridges(record.vm, list(kernel.links()), give_up_at)
+                    bridge = self._prepare_bridge(kernel, record, nic)
+                    changed_bridge = self._prepare_tap(kernel, record, interface, bridge)
+                if changed_bridge:
+                    self._remove_unused_bridges(kernel, record.vm, give_up_at)
 
     def in_place(self, record: VMRecord) -> frozenset[str]:
         """The interfaces whose taps are there and ours. Raises OSError."""
@@ -108,18 +107,24 @@ class Networks:
         return _Look(self, but).drift_of
 
     def remove(self, record: VMRecord, *, give_up_at: float) -> None:
-        """Remove the VM's taps, those of earlier specs too, and bridges that nobody uses any more."""
-        if self._made_any():
-            prefix = f"{self._prefix}vm={record.vm}:"
-            self._remove_taps(record.vm, lambda link: link.alias.startswith(prefix), give_up_at)
-        for name, _ in self.wants(record):
-            with self._bridge_lock(record.vm, name, give_up_at), Netlink() as kernel:
-                if (bridge := kernel.link(name)) and bridge.alias.startswith(self._prefix):
-                    self._furnish(kernel, record.vm, bridge, frozenset())
+        """Remove the VM's taps, those of earlier specs too, and what of bridges nobody uses any more."""
+        if not self._made_any():
+            return
+        prefix = f"{self._prefix}vm={record.vm}:"
+        with Netlink() as kernel:
+            self._remove_taps(kernel, record.vm, lambda link: link.alias.startswith(prefix), give_up_at)
+            for nic in record.spec.network_interfaces.values():
+                name = self.bridge_name(record, nic.network)
+                with self._bridge_lock(record.vm, name, give_up_at):
+                    if (bridge := kernel.link(name)) and bridge.alias.startswith(self._prefix):
+                        self._set_parts(kernel, record.vm, bridge, frozenset())
 
     def sweep(self, *, give_up_at: float) -> tuple[str, ...]:
         """Remove taps of ours that no record wants; the names of their VMs. Raises MikromError, OSError."""
-        return self._remove_taps("", self._is_left, give_up_at) if self._made_any() else ()
+        if not self._made_any():
+            return ()
+        with Netlink() as kernel:
+            return self._remove_taps(kernel, "", self._is_left, give_up_at)
 
     def _is_left(self, link: Link) -> bool:
         """Whether a tap is one of ours that no record wants: a VM is recorded before its taps are made."""
@@ -128,15 +133,15 @@ class Networks:
         wanted = not isinstance(found, VMRecord) or link.alias in {self._alias(found, nic) for nic in self.of(found)}
         return bool(vm) and (found is None or not wanted)
 
-    def _remove_taps(self, vm: str, which: Callable[[Link], bool], give_up_at: float) -> tuple[str, ...]:
+    def _remove_taps(
+        self, kernel: Netlink, vm: str, which: Callable[[Link], bool], give_up_at: float
+    ) -> tuple[str, ...]:
         """Remove taps, and bridges that have none any more; whose taps those were."""
-        with Netlink() as kernel:
-            links = list(kernel.links())
-            taps = [link for link in links if which(link)]
-            for tap in taps:
-                kernel.delete(tap.index)
+        taps = [link for link in kernel.links() if which(link)]
+        for tap in taps:
+            kernel.delete(tap.index)
         if taps:
-            self._drop_bridges(vm, [link for link in links if link not in taps], give_up_at)
+            self._remove_unused_bridges(kernel, vm, give_up_at)
         return tuple(self._vm_of(tap) for tap in taps)
 
     def _vm_of(self, link: Link) -> str:
@@ -172,116 +177,90 @@ class Networks:
         finally:
             locks.give_back(lock)
 
-    def _bridge(self, kernel: Netlink, record: VMRecord, nic: NetworkInterface) -> Link:
+    def _prepare_bridge(self, kernel: Netlink, record: VMRecord, nic: NetworkInterface) -> Link:
         name, alias = self.bridge_name(record, nic.network), f"{self._prefix}network={record.project}/{nic.network}"
-        found, own = kernel.link(name), self.own(record, name)
-        beside = {link.name: link for link in kernel.in_subnets_of(filter(_is_address, own))}
-        for link in beside.values():
-            if name not in beside and not link.alias.startswith(self._prefix):
-                raise self._taken(record, f"the subnet of network {nic.network}, with device {link.name},", link)
-        if found is None:
-            kernel.add_bridge(name)
-            found = kernel.link(name)
-        elif found.alias not in {"", alias}:  # one without an alias is ours: its maker was killed before it had one
-            raise self._taken(record, f"bridge {name}", found)
-        if found is None:
-            raise TemporaryError(f"bridge {name} vanished as soon as it was made", vm=record.vm, step=_STEP)
-        self._furnish(kernel, record.vm, found, own)
-        if not found.up or found.alias != alias:
-            kernel.set_up(found.index, alias=alias)
-        return found
+        own = self.wanted_by(record, name)
+        in_subnet = {link.name: link for link in kernel.in_subnets_of(filter(_is_address, own))}
+        for link in in_subnet.values():
+            if name not in in_subnet and not link.alias.startswith(self._prefix):
+                raise _taken(record, f"the subnet of network {nic.network}, with device {link.name},", link)
+        bridge = _device(kernel, record, f"bridge {name}", name, alias, kernel.add_bridge)
+        self._set_parts(kernel, record.vm, bridge, own)
+        if not bridge.up or bridge.alias != alias:
+            kernel.set_up(bridge.index, alias=alias)
+        return bridge
 
-    def parts_of(self, kernel: Netlink, bridge: str, index: int) -> tuple[Parts, bool]:
+    def _prepare_tap(self, kernel: Netlink, record: VMRecord, interface: Interface, bridge: Link) -> bool:
+        """Make the tap and put it on the bridge; whether it was on another one."""
+        alias = self._alias(record, interface)
+        tap = _device(kernel, record, f"tap {interface.tap}", interface.tap, alias, _make_tap)
+        kernel.set_up(tap.index, alias=alias, master=bridge.index)
+        return tap.master not in {0, bridge.index}
+
+    def parts_of(self, kernel: Netlink, bridge: Link) -> tuple[Parts, bool]:
         """What the bridge has, and whether its rules can be seen."""
-        rules = self._rules.of(bridge)
-        return kernel.addresses().get(index, frozenset()) | (rules or frozenset()), rules is not None
+        rules = self._rules.of(bridge.name)
+        return kernel.addresses().get(bridge.index, frozenset()) | (rules or frozenset()), rules is not None
 
-    def wanted(self, *, but: str) -> Iterator[tuple[str, Parts]]:
-        """What running VMs `but` one want of which bridge, the VMs after that one first: while all of a fleet change,
-        those still want what it has left. Raises _UnknownError for a record that cannot be read.
-        """
-        names = self._records.names()
-        for name in (*(name for name in names if name > but), *(name for name in names if name < but)):
-            found = self._records.read(name)
-            if found is not None and not isinstance(found, VMRecord):
-                raise _UnknownError
-            if found is not None and found.state in WANTS_VMM:
-                yield from self.wants(found)
-
-    def wants(self, record: VMRecord) -> Iterator[tuple[str, Parts]]:
-        """What one VM wants of which bridge."""
-        for nic in record.spec.network_interfaces.values():
-            name = self.bridge_name(record, nic.network)
-            yield name, _parts(nic, name)
-
-    def own(self, record: VMRecord, bridge: str) -> Parts:
+    def wanted_by(self, record: VMRecord, bridge: str) -> Parts:
         """What one VM wants of a bridge."""
-        return frozenset[str]().union(*(parts for name, parts in self.wants(record) if name == bridge))
+        nics = record.spec.network_interfaces.values()
+        return frozenset[str]().union(
+            *(_parts(nic, bridge) for nic in nics if self.bridge_name(record, nic.network) == bridge)
+        )
 
-    def _furnish(self, kernel: Netlink, vm: str, bridge: Link, own: Parts) -> None:
-        """Give a bridge what the VM wants of it, and leave it what others want."""
-        name, index = bridge.name, bridge.index
-        there, _ = self.parts_of(kernel, name, index)
-        unwanted = self._unwanted(there - own, name, vm)
-        wanted = own | (there - unwanted)
-        if wanted == there:
-            return
-        for address in filter(_is_address, unwanted):
-            kernel.remove_address(index, address)
-        for address in filter(_is_address, wanted):  # Linux removes others of a subnet along with its first
-            kernel.add_address(index, address)
-        if not all(map(_is_address, wanted ^ there)):
-            self._rules.replace(vm, name, frozenset(part for part in wanted if not _is_address(part)))
-
-    def _unwanted(self, parts: Parts, bridge: str, vm: str) -> Parts:
-        """Those of the parts that no other VM wants; none while a record cannot be read."""
-        if parts:
-            try:
-                for name, wanted in self.wanted(but=vm):
-                    parts = parts - wanted if name == bridge else parts
-                    if not parts:
-                        break
-            except _UnknownError:
-                return frozenset()
+    def unwanted(self, parts: Parts, bridge: str, but: str) -> Parts:
+        """Those of the parts that no VM wants which is to be up, `but` one; none while a record cannot be read."""
+        names = self._records.names()
+        # the VMs after it first: while all of a fleet change, those still want what it has left
+        for name in (*(name for name in names if name > but), *(name for name in names if name < but)):
+            if not parts:
+                break
+            found = self._records.read(name)
+            if isinstance(found, UnreadableRecord):
+                return frozenset()  # its VM may want anything
+            if found is not None and found.state in WANTS_VMM:
+                parts -= self.wanted_by(found, bridge)
         return parts
 
-    def _drop_bridges(self, vm: str, links: list[Link], give_up_at: float) -> None:
-        """Remove our bridges that seem to be nobody's among the links, and are."""
-        used, prefix = {link.master for link in links}, f"{self._prefix}network="
-        for name in [link.name for link in links if link.alias.startswith(prefix) and link.index not in used]:
-            with self._bridge_lock(vm, name, give_up_at), Netlink() as kernel:
-                bridge = kernel.link(name)
-                if bridge is not None and not any(link.master == bridge.index for link in kernel.links()):
+    def _set_parts(self, kernel: Netlink, vm: str, bridge: Link, own: Parts) -> None:
+        """Give a bridge what the VM wants of it, and leave it what others want."""
+        found, _ = self.parts_of(kernel, bridge)
+        unwanted = self.unwanted(found - own, bridge.name, vm)
+        wanted = own | (found - unwanted)
+        if wanted == found:
+            return
+        for address in filter(_is_address, unwanted):
+            kernel.remove_address(bridge.index, address)
+        for address in filter(_is_address, wanted):  # Linux removes others of a subnet along with its first
+            kernel.add_address(bridge.index, address)
+        if not all(map(_is_address, wanted ^ found)):
+            self._rules.replace(vm, bridge.name, [part for part in wanted if not _is_address(part)])
+
+    def _remove_unused_bridges(self, kernel: Netlink, vm: str, give_up_at: float) -> None:
+        """Remove our bridges that have no taps. Looks again under each one's lock."""
+        for name in self._unused_bridges(kernel):
+            with self._bridge_lock(vm, name, give_up_at):
+                bridge = self._unused_bridges(kernel).get(name)
+                if bridge is not None:
                     if self._rules.of(name):
                         self._rules.replace(vm, name, ())
                     kernel.delete(bridge.index)
 
-    def _tap(self, kernel: Netlink, record: VMRecord, interface: Interface, bridge: Link) -> bool:
-        """Make the tap and put it on the bridge; whether it was on another one."""
-        alias = self._alias(record, interface)
-        found = kernel.link(interface.tap)
-        if found is not None and found.alias not in {"", alias}:
-            raise self._taken(record, f"tap {interface.tap}", found)
-        if found is None:
-            _make_tap(interface.tap)
-            found = kernel.link(interface.tap)
-        if found is None:
-            raise TemporaryError(f"tap {interface.tap} vanished as soon as it was made", vm=record.vm, step=_STEP)
-        kernel.set_up(found.index, alias=alias, master=bridge.index)
-        return found.master not in {0, bridge.index}
-
-    def _taken(self, record: VMRecord, what: str, found: Link) -> PermanentError:
-        message = f"{what} is somebody else's (alias {found.alias!r}): remove it, or rename what it belongs to"
-        return PermanentError(message, vm=record.vm, step=_STEP)
+    def _unused_bridges(self, kernel: Netlink) -> dict[str, Link]:
+        links, prefix = list(kernel.links()), f"{self._prefix}network="
+        used = {link.master for link in links}
+        return {link.name: link for link in links if link.alias.startswith(prefix) and link.index not in used}
 
 
 class _Look:
-    """What is asked only once, however many VMs are looked at."""
+    """Compares links with records; what is asked only once, however many VMs are looked at, is kept."""
 
     def __init__(self, networks: Networks, but: str) -> None:
         self._networks = networks
         self._but = but
-        self.bridge = cache(self._bridge)
+        self._found = cache(self._find)
+        self._unwanted = cache(self._find_unwanted)
 
     def drift_of(self, record: VMRecord) -> tuple[Drift, ...]:
         """Where the VM's bridges and taps are other than they are to be. Raises OSError."""
@@ -289,45 +268,32 @@ class _Look:
             return tuple(
                 drift
                 for interface in self._networks.of(record)
-                if (tap := kernel.link(interface.tap))  # one that is gone is the VMM's loss, and told by its driver
+                if (tap := kernel.link(interface.tap))  # one that is gone is the VMM's loss, and its driver's to report
                 for drift in self._of_interface(record, interface.name, tap)
             )
 
     def _of_interface(self, record: VMRecord, name: str, tap: Link) -> Iterator[Drift]:
         nic = record.spec.network_interfaces[name]
         bridge = self._networks.bridge_name(record, nic.network)
-        link, there, rules_seen = self.bridge(bridge)
-        own, path = _parts(nic, bridge), f"network_interfaces.{name}"
-        lacking, more = own - there, there - self._networks.own(record, bridge)
-        if more:
-            more = frozenset() if self._wanted is None else more - self._wanted.get(bridge, frozenset())
-        recorded = next(filter(_is_address, own))
-        if actual := _trouble(tap, link) or _addresses(lacking, more, there):
-            yield Drift(path=f"{path}.bridge", recorded=recorded, actual=actual)
-        if rules_seen and not all(map(_is_address, lacking)):
+        link, found, rules_seen = self._found(bridge)
+        wanted, path = _parts(nic, bridge), f"network_interfaces.{name}"
+        missing, unwanted = wanted - found, found - self._networks.wanted_by(record, bridge)
+        if unwanted:
+            unwanted &= self._unwanted(bridge)
+        if actual := _trouble(tap, link) or _addresses(missing | unwanted, found):
+            yield Drift(path=f"{path}.bridge", recorded=next(filter(_is_address, wanted)), actual=actual)
+        if rules_seen and not all(map(_is_address, missing)):
             yield Drift(path=f"{path}.nat", recorded=True, actual=False)
-        elif not all(map(_is_address, more)):
+        elif not all(map(_is_address, unwanted)):
             yield Drift(path=f"{path}.nat", recorded=nic.nat, actual="other rules" if nic.nat else True)
 
-    def _bridge(self, name: str) -> tuple[Link | None, Parts, bool]:
+    def _find(self, bridge: str) -> tuple[Link | None, Parts, bool]:
         with Netlink() as kernel:
-            link = kernel.link(name)
-            return (link, *self._networks.parts_of(kernel, name, link.index)) if link else (None, frozenset(), True)
+            link = kernel.link(bridge)
+            return (link, *self._networks.parts_of(kernel, link)) if link else (None, frozenset(), True)
 
-    @cached_property
-    def _wanted(self) -> dict[str, Parts] | None:
-        """What all running VMs want; None while a record cannot be read."""
-        wanted: dict[str, Parts] = defaultdict(frozenset)
-        try:
-            for bridge, parts in self._networks.wanted(but=self._but):
-                wanted[bridge] |= parts
-        except _UnknownError:
-            return None
-        return wanted
-
-
-class _UnknownError(Exception):
-    """A record cannot be read: its VM may want anything."""
+    def _find_unwanted(self, bridge: str) -> Parts:
+        return self._networks.unwanted(self._found(bridge)[1], bridge, self._but)
 
 
 def _parts(nic: NetworkInterface, bridge: str) -> Parts:
@@ -349,11 +315,29 @@ def _trouble(tap: Link, bridge: Link | None) -> str:
     return "" if tap.up and tap.master == bridge.index else "without its tap"
 
 
-def _addresses(lacking: Parts, more: Parts, there: Parts) -> str:
-    """The addresses that a bridge has instead, "" if they are as they should be."""
-    if not any(map(_is_address, (*lacking, *more))):
+def _addresses(wrong: Parts, found: Parts) -> str:
+    """The addresses that a bridge has, if some of them are wrong or missing; "" if they are as they should be."""
+    if not any(map(_is_address, wrong)):
         return ""
-    return " ".join(sorted(filter(_is_address, there))) or "without an address"
+    return " ".join(sorted(filter(_is_address, found))) or "without an address"
+
+
+def _device(kernel: Netlink, record: VMRecord, what: str, name: str, alias: str, make: Callable[[str], None]) -> Link:
+    """The device, made if it is not there. One without an alias is ours: its maker was killed before it had one."""
+    found = kernel.link(name)
+    if found is None:
+        make(name)
+        found = kernel.link(name)
+    elif found.alias not in {"", alias}:
+        raise _taken(record, what, found)
+    if found is None:
+        raise TemporaryError(f"{what} vanished as soon as it was made", vm=record.vm, step=_STEP)
+    return found
+
+
+def _taken(record: VMRecord, what: str, found: Link) -> PermanentError:
+    message = f"{what} is somebody else's (alias {found.alias!r}): remove it, or rename what it belongs to"
+    return PermanentError(message, vm=record.vm, step=_STEP)
 
 
 def mac_of(record: VMRecord, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a VM boots from, stores on and talks through, made ready for a VMM: for every driver that runs real ones."""
+"""What a VM boots from, stores on and talks through: prepared for every driver that runs real VMMs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
 from mikrom_reconcile.host.resources.disks import Disk, Disks
 from mikrom_reconcile.host.resources.download import FetchError
-from mikrom_reconcile.host.resources.images import Images
-from mikrom_reconcile.host.resources.metadata import metadata_of
+from mikrom_reconcile.host.resources.images import ImageCache
+from mikrom_reconcile.host.resources.metadata import SecretError, Secrets, metadata_of
 from mikrom_reconcile.host.resources.networks import Interface, Networks, boot_args_of
-from mikrom_reconcile.host.resources.secrets import SecretError, Secrets
 from mikrom_reconcile.limits import IMAGES
 
 
@@ -31,30 +30,27 @@ class VMResources(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResourceProvisioner:
-    """Where media come from on this host. The caller holds the VM's action lock."""
+    """Makes what VMs of one state folder need. The caller holds the VM's action lock.
 
-    def __init__(self, images: Images, disks: Disks, networks: Networks, secrets: Secrets) -> None:
-        self._images = images
-        self._disks = disks
-        self._networks = networks
-        self._secrets = secrets
+    `file://` images come from `folders` only, and have `max_mib` at most.
+    """
 
-    @classmethod
-    def below(
-        cls,
+    def __init__(
+        self,
         state_dir: Path,
         *,
         folders: tuple[Path, ...] = (),
         max_mib: int = IMAGES.max_mib,
         secrets: Secrets | None = None,
-    ) -> ResourceProvisioner:
-        """That of the host whose state folder this is; `file://` images come from `folders` only."""
+    ) -> None:
         state_dir = state_dir.resolve()
-        images = Images(state_dir, folders=folders, max_mib=max_mib)
-        return cls(images, Disks(state_dir), Networks(state_dir), secrets or Secrets())
+        self._images = ImageCache(state_dir, folders=folders, max_mib=max_mib)
+        self._disks = Disks(state_dir)
+        self._networks = Networks(state_dir)
+        self._secrets = secrets or Secrets()
 
-    def prepared(self, record: VMRecord, *, give_up_at: float) -> VMResources:
-        """The VM's media, fetched, copied and grown as its spec says. Raises ActionErrors and OSErrors."""
+    def prepare(self, record: VMRecord, *, give_up_at: float) -> VMResources:
+        """Fetch images, make disks and links as the spec says. Raises ActionErrors and OSErrors."""
         boot = record.spec.boot
         if boot is None:
             kernel, initrd, rootfs = self._images.hello(), None, None

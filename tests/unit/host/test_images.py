@@ -1,4 +1,4 @@
-"""Images on a host: whole, what their digest says, fetched once, and resumed where a server stopped."""
+"""ImageCache on a host: whole, what their digest says, fetched once, and resumed where a server stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.host.resources.download import FetchError
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.host.resources.images import ImageCache
 
 CONTENT = os.urandom(3 << 20)
 
@@ -133,11 +133,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def images(tmp_path: Path, folder: Path) -> Images:
-    return Images(tmp_path / "state", folders=(folder,), max_mib=4)
+def images(tmp_path: Path, folder: Path) -> ImageCache:
+    return ImageCache(tmp_path / "state", folders=(folder,), max_mib=4)
 
 
-def test_a_file_is_copied_once_and_nobody_can_change_it(images: Images, folder: Path) -> None:
+def test_a_file_is_copied_once_and_nobody_can_change_it(images: ImageCache, folder: Path) -> None:
     file = pinned(f"file://{folder}/disk")
     path = images.fetched(file, give_up_at=soon())
     assert path.read_bytes() == CONTENT
@@ -147,7 +147,7 @@ def test_a_file_is_copied_once_and_nobody_can_change_it(images: Images, folder: 
     assert path.read_bytes() == CONTENT
 
 
-def test_what_is_not_what_the_spec_says_never_gets_its_name(images: Images, folder: Path) -> None:
+def test_what_is_not_what_the_spec_says_never_gets_its_name(images: ImageCache, folder: Path) -> None:
     file = PinnedFile(source=f"file://{folder}/disk", sha256="0" * 64)
     with pytest.raises(
         FetchError, match=f"its sha256 is {hashlib.sha256(CONTENT).hexdigest()}, and the spec says"
@@ -169,7 +169,7 @@ def test_what_is_not_what_the_spec_says_never_gets_its_name(images: Images, fold
         ("", "not a regular file"),
     ],
 )
-def test_a_path_leads_nowhere_else(images: Images, folder: Path, path: str, why: str) -> None:
+def test_a_path_leads_nowhere_else(images: ImageCache, folder: Path, path: str, why: str) -> None:
     (folder.parent / "secret").write_bytes(CONTENT)
     (folder / "link").symlink_to("../secret")
     (folder / "linked").symlink_to(".")
@@ -179,7 +179,7 @@ def test_a_path_leads_nowhere_else(images: Images, folder: Path, path: str, why:
     assert no.value.lasting
 
 
-def test_what_a_server_began_to_send_is_not_sent_twice(images: Images, server: Server) -> None:
+def test_what_a_server_began_to_send_is_not_sent_twice(images: ImageCache, server: Server) -> None:
     server.stop_after = 1_000_000
     with pytest.raises(FetchError, match="goes on from there") as no:
         images.fetched(pinned(server.url), give_up_at=soon())
@@ -189,7 +189,7 @@ def test_what_a_server_began_to_send_is_not_sent_twice(images: Images, server: S
     assert server.asked == [None, "bytes=1000000-"]
 
 
-def test_a_fetch_that_was_killed_before_its_last_step_ends_all_the_same(images: Images, server: Server) -> None:
+def test_a_fetch_that_was_killed_before_its_last_step_ends_all_the_same(images: ImageCache, server: Server) -> None:
     draft = images.path_of(pinned(server.url)).with_name(f"{pinned(server.url).sha256}.part")
     draft.parent.mkdir(parents=True)
     draft.write_bytes(CONTENT)
@@ -197,14 +197,14 @@ def test_a_fetch_that_was_killed_before_its_last_step_ends_all_the_same(images: 
 
 
 @pytest.mark.parametrize(("status", "lasting"), [(404, True), (403, True), (503, False), (500, False)])
-def test_what_a_server_refuses_is_told(images: Images, server: Server, status: int, *, lasting: bool) -> None:
+def test_what_a_server_refuses_is_told(images: ImageCache, server: Server, status: int, *, lasting: bool) -> None:
     server.status = status
     with pytest.raises(FetchError, match=f"{server.url}: the server answers {status}") as no:
         images.fetched(pinned(server.url), give_up_at=soon())
     assert no.value.lasting is lasting
 
 
-def test_a_redirect_away_from_https_is_not_followed(images: Images, server: Server) -> None:
+def test_a_redirect_away_from_https_is_not_followed(images: ImageCache, server: Server) -> None:
     server.redirect = "http://localhost/disk"
     with pytest.raises(FetchError, match="which is not https") as no:
         images.fetched(pinned(server.url), give_up_at=soon())
@@ -212,7 +212,7 @@ def test_a_redirect_away_from_https_is_not_followed(images: Images, server: Serv
 
 
 def test_a_server_with_a_strange_certificate_is_not_believed(
-    images: Images, server: Server, monkeypatch: pytest.MonkeyPatch
+    images: ImageCache, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(FetchError, match="CERTIFICATE_VERIFY_FAILED") as no:
@@ -220,7 +220,7 @@ def test_a_server_with_a_strange_certificate_is_not_believed(
     assert no.value.lasting
 
 
-def test_a_server_that_sends_a_byte_at_a_time_has_until_the_deadline(images: Images, server: Server) -> None:
+def test_a_server_that_sends_a_byte_at_a_time_has_until_the_deadline(images: ImageCache, server: Server) -> None:
     server.drips_s = 0.1
     with pytest.raises(FetchError, match="the next attempt goes on from there") as failed:
         images.fetched(pinned(server.url), give_up_at=time.monotonic() + 0.7)
@@ -232,7 +232,7 @@ def test_a_server_that_sends_a_byte_at_a_time_has_until_the_deadline(images: Ima
 
 
 def test_a_name_that_no_resolver_answers_for_has_until_the_deadline(
-    images: Images, server: Server, monkeypatch: pytest.MonkeyPatch
+    images: ImageCache, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answered = threading.Event()
     with monkeypatch.context() as patched:
@@ -245,20 +245,20 @@ def test_a_name_that_no_resolver_answers_for_has_until_the_deadline(
     assert images.fetched(pinned(server.url), give_up_at=soon()).read_bytes() == CONTENT
 
 
-def test_nobody_listens(images: Images) -> None:
+def test_nobody_listens(images: ImageCache) -> None:
     with pytest.raises(FetchError, match="no connection") as no:
         images.fetched(pinned("https://localhost:1/disk"), give_up_at=soon())
     assert not no.value.lasting
 
 
 def test_an_image_beyond_the_limit_is_refused_before_it_is_read(tmp_path: Path, folder: Path) -> None:
-    images = Images(tmp_path / "state", folders=(folder,), max_mib=2)
+    images = ImageCache(tmp_path / "state", folders=(folder,), max_mib=2)
     with pytest.raises(FetchError, match="it has 3 MiB or more, and MIKROM_IMAGE_MAX_MIB is 2"):
         images.fetched(pinned(f"file://{folder}/disk"), give_up_at=soon())
 
 
 def test_a_disk_that_is_too_full_is_told_with_numbers(
-    images: Images, folder: Path, monkeypatch: pytest.MonkeyPatch
+    images: ImageCache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = os.statvfs_result((4096, 4096, 100, 100, 100, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _path: full)
@@ -267,14 +267,14 @@ def test_a_disk_that_is_too_full_is_told_with_numbers(
     assert not no.value.lasting
 
 
-def test_many_who_want_it_at_once_fetch_it_once(images: Images, server: Server) -> None:
+def test_many_who_want_it_at_once_fetch_it_once(images: ImageCache, server: Server) -> None:
     with ThreadPoolExecutor(8) as pool:
         paths = set(pool.map(lambda _: images.fetched(pinned(server.url), give_up_at=soon()), range(8)))
     assert len(paths) == 1
     assert server.asked == [None]
 
 
-def test_what_no_vm_uses_goes_after_a_day(images: Images, folder: Path) -> None:
+def test_what_no_vm_uses_goes_after_a_day(images: ImageCache, folder: Path) -> None:
     (folder / "other").write_bytes(b"other")
     used, unused = pinned(f"file://{folder}/disk"), pinned(f"file://{folder}/other", b"other")
     for file in (used, unused):

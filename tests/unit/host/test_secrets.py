@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.host.resources.secrets import SecretError, Secrets
+from mikrom_reconcile.host.resources.metadata import SecretError, Secrets
 
 
 @pytest.fixture

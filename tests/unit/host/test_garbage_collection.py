@@ -11,20 +11,21 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile
 from mikrom_reconcile.core.model.observed import ObserveQuery
-from mikrom_reconcile.host.resources.garbage_collection import ImageStock
-from mikrom_reconcile.host.resources.images import Images
+from mikrom_reconcile.core.model.stock import Stock
+from mikrom_reconcile.host.resources.garbage_collection import GarbageCollector
+from mikrom_reconcile.host.resources.images import ImageCache
 from tests.fakes import HOST, desired_vm, order
 from tests.unit.host.conftest import VM, Host
 
 
 @pytest.fixture
-def images(host: Host) -> Images:
-    return Images(host.path)
+def images(host: Host) -> ImageCache:
+    return ImageCache(host.path)
 
 
 @pytest.fixture
-def stock(host: Host, images: Images) -> ImageStock:
-    return ImageStock(HOST, images, host.records)
+def collector(host: Host, images: ImageCache) -> GarbageCollector:
+    return GarbageCollector(HOST, images, host.records)
 
 
 def pinned(host: Host, content: bytes) -> PinnedFile:
@@ -34,62 +35,68 @@ def pinned(host: Host, content: bytes) -> PinnedFile:
     return PinnedFile(source=f"file://{path}", sha256=hashlib.sha256(content).hexdigest())
 
 
+def report(host: Host, images: ImageCache, files: list[PinnedFile], *, deadline_s: float) -> Stock:
+    return images.report(HOST, files, host.records, deadline_s=deadline_s)
+
+
 def uses(host: Host, file: PinnedFile) -> None:
     desired = desired_vm(VM, VMSpec(image="web", boot=Boot(kernel=file)))
     assert host.execute(order("create", VM, desired=desired)).result == "done"
 
 
-def age(images: Images, *files: PinnedFile) -> None:
+def age(images: ImageCache, *files: PinnedFile) -> None:
     for file in files:
         os.utime(images.path_of(file), (0, 0))
 
 
-def test_it_tells_what_is_there_and_how_many_vms_use_it(host: Host, stock: ImageStock) -> None:
+def test_it_tells_what_is_there_and_how_many_vms_use_it(host: Host, images: ImageCache) -> None:
     used, unused = pinned(host, b"used"), pinned(host, b"unused")
     uses(host, used)
-    told = stock.told([used, unused], deadline_s=5)
-    assert {file.sha256: (file.size_bytes, file.vms) for file in told.cached} == {
+    stock = report(host, images, [used, unused], deadline_s=5)
+    assert {file.sha256: (file.size_bytes, file.vms) for file in stock.cached} == {
         used.sha256: (4, 1),
         unused.sha256: (6, 0),
     }
-    assert (told.host, told.failed, told.error) == (HOST, {}, "")
+    assert (stock.host, stock.failed, stock.error) == (HOST, {}, "")
 
 
-def test_a_file_that_cannot_be_had_keeps_no_other_away_and_leaves_nothing(host: Host, stock: ImageStock) -> None:
+def test_a_file_that_cannot_be_had_keeps_no_other_away_and_leaves_nothing(host: Host, images: ImageCache) -> None:
     good, bad = pinned(host, b"good"), replace(pinned(host, b"bad"), sha256="0" * 64)
-    told = stock.told([bad, good], deadline_s=5)
-    assert [file.sha256 for file in told.cached] == [good.sha256]
-    assert list(told.failed) == ["0" * 64]
-    assert "the spec says 0000" in told.failed["0" * 64]
+    stock = report(host, images, [bad, good], deadline_s=5)
+    assert [file.sha256 for file in stock.cached] == [good.sha256]
+    assert list(stock.failed) == ["0" * 64]
+    assert "the spec says 0000" in stock.failed["0" * 64]
     assert [path.name for path in (host.path / "images/sha256").iterdir()] == [good.sha256]
 
 
 def test_what_nobody_used_for_a_day_goes_and_what_a_vm_uses_stays(
-    host: Host, stock: ImageStock, images: Images
+    host: Host, collector: GarbageCollector, images: ImageCache
 ) -> None:
     used, unused, fresh = (pinned(host, content) for content in (b"used", b"unused", b"fresh"))
     uses(host, used)
-    stock.told([used, unused, fresh], deadline_s=5)
+    report(host, images, [used, unused, fresh], deadline_s=5)
     age(images, used, unused)
-    stock.sweep()
+    collector.run()
     assert {name for name, *_ in images.cached()} == {used.sha256, fresh.sha256}
     host.execute(order("delete", VM, host.agent.observe(ObserveQuery()).vms[0]))
-    ImageStock(HOST, images, host.records).sweep()
+    GarbageCollector(HOST, images, host.records).run()
     assert {name for name, *_ in images.cached()} == {used.sha256, fresh.sha256}, "a day has not passed since"
 
 
-def test_nothing_goes_while_a_record_cannot_be_read(host: Host, stock: ImageStock, images: Images) -> None:
+def test_nothing_goes_while_a_record_cannot_be_read(
+    host: Host, collector: GarbageCollector, images: ImageCache
+) -> None:
     used, unused = pinned(host, b"used"), pinned(host, b"unused")
     uses(host, used)
-    stock.told([used, unused], deadline_s=5)
+    report(host, images, [used, unused], deadline_s=5)
     age(images, used, unused)
     for path in (host.path / "vms" / VM / "record.json", host.path / "copies" / f"{VM}.json"):
         path.write_bytes(b"nonsense")
-    stock.sweep()
+    collector.run()
     assert {name for name, *_ in images.cached()} == {used.sha256, unused.sha256}
 
 
-def test_a_sweep_comes_with_the_first_order_of_a_process_and_then_once_an_hour(host: Host, images: Images) -> None:
+def test_a_sweep_comes_with_the_first_order_of_a_process_and_then_once_an_hour(host: Host, images: ImageCache) -> None:
     unused = pinned(host, b"unused")
     images.fetched(unused, give_up_at=float("inf"))
     age(images, unused)

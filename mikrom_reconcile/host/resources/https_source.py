@@ -1,0 +1,100 @@
+"""Images from https servers: resumed where an earlier attempt ended, within a deadline, and redirected to https only.
+
+A module of its own, because importing what it needs takes 20 ms that VMs without such images need not pay.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from http import HTTPStatus
+from threading import Thread
+from typing import Any
+
+from mikrom_reconcile.host.resources.download import FetchError, Opened
+from mikrom_reconcile.limits import IMAGES
+from mikrom_reconcile.system.sockets import Limited
+
+_LASTING = frozenset({400, 401, 403, 404, 405, 410})
+
+
+@contextmanager
+def opened(source: str, *, offset: int, give_up_at: float) -> Iterator[Opened]:
+    """What the server sends, from `offset` on if it can, else from the beginning. Raises FetchError."""
+    headers = {"Range": f"bytes={offset}-"} if offset else {}
+    request = urllib.request.Request(source, headers=headers)  # noqa: S310 - the schema lets only https through
+    opener = urllib.request.build_opener(_OnlyHttps(), _Handler(give_up_at))
+    try:
+        reply: http.client.HTTPResponse = opener.open(request, timeout=_timeout_s(give_up_at))
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:  # nothing lies behind it
+            yield Opened(io.BytesIO(), offset)
+            return
+        raise FetchError(f"the server answers {error.code} {error.reason}", lasting=error.code in _LASTING) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise FetchError(
+            f"no connection: {str(reason) or 'timed out'}", lasting=isinstance(reason, ssl.SSLCertVerificationError)
+        ) from error
+    with reply:
+        begin = offset if reply.status == HTTPStatus.PARTIAL_CONTENT else 0
+        length = reply.headers.get("Content-Length", "")
+        size = begin + int(length) if length.isdigit() else None
+        yield Opened(reply, offset=begin, size=size, breaks=(OSError, http.client.HTTPException))
+
+
+class _Connection(http.client.HTTPSConnection):
+    give_up_at: float
+
+    def connect(self) -> None:
+        _in_time(super().connect, self.give_up_at)
+        self.sock = Limited(self.sock, self.give_up_at, idle_s=IMAGES.idle_s)
+
+
+class _Handler(urllib.request.HTTPSHandler):
+    def __init__(self, give_up_at: float) -> None:
+        super().__init__()
+        self._give_up_at = give_up_at
+
+    def _connection(self, host: str, **options: Any) -> _Connection:
+        connection = _Connection(host, **options)
+        connection.give_up_at = self._give_up_at
+        return connection
+
+    def https_open(self, req):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return self.do_open(self._connection, req)
+
+
+class _OnlyHttps(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        if not newurl.startswith("https://"):
+            fp.close()
+            raise FetchError(f"the server redirects to {newurl}, which is not https", lasting=True)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _timeout_s(give_up_at: float) -> float:
+    return min(IMAGES.idle_s, max(0.1, give_up_at - time.monotonic()))
+
+
+def _in_time(connect: Callable[[], None], give_up_at: float) -> None:
+    """A thread connects: nothing limits how long a name is looked up, and each of its addresses gets a new time-out."""
+    connected: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            connect()
+            connected.set_result(None)
+        except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
+            connected.set_exception(error)
+
+    Thread(target=run, name="connect", daemon=True).start()
+    connected.result(max(0.0, give_up_at - time.monotonic()))

@@ -127,9 +127,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         }
         failed = {name: attempt_of(specs, pending[name], HERE, told) for name, told in ranged(self.attempts)}
         world = World(hosts=hosts, dark=self.dark, attempts=failed, capacity=self.capacity, released=self.released)
-        limits = RunOverrides(
-            prune_max=wish.prune_max, confirmed=wish.confirmed, all_removals=wish.destroy, retry=wish.retry
-        )
+        limits = RunOverrides(prune_max=wish.prune_max, confirmed=wish.confirmed, retry=wish.retry)
         selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
         left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)
 

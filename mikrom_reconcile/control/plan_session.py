@@ -85,7 +85,6 @@ class PlanSession:
         limits = RunOverrides(
             prune_max=request.prune_max,
             confirmed=request.confirmed,
-            all_removals=request.destroy,
             retry=request.retry,
             tried=tried,
         )

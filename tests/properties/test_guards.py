@@ -23,7 +23,7 @@ from tests.properties.world import World, decided
 HOSTS = ("hv1", "hv2", "hv3")
 TICKS = 12
 CONFIRMED = RunOverrides(confirmed=("web",))
-UNLIMITED = RunOverrides(all_removals=True)
+UNLIMITED = RunOverrides(prune_max="100%")
 
 
 def document(kind: str, name: str, **spec: Any) -> dict[str, Any]:

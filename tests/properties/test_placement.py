@@ -116,7 +116,7 @@ class Site:
 
 def look(site: Site, world: World, memory: Placements, chance: Random | None = None) -> PlanResult:
     asked = prepare(read_specs(site.tree(chance), schemas()), memory, here="hv0")
-    return make_plan(asked, world.observe(asked.queries), RunOverrides(all_removals=True))
+    return make_plan(asked, world.observe(asked.queries), RunOverrides(prune_max="100%"))
 
 
 def settle(site: Site, world: World) -> Plan:

@@ -21,7 +21,7 @@ from tests.properties.world import World, decided
 
 T = TypeVar("T")
 EVERY_SEED = pytest.mark.parametrize("chance", seeds(200), indirect=True)
-UNLIMITED = RunOverrides(all_removals=True)
+UNLIMITED = RunOverrides(prune_max="100%")
 
 
 @pytest.fixture

@@ -71,11 +71,10 @@ class Scheduler:
         self._pinned = pinned
         self._rooms = {host: rooms.get(host, UNLIMITED) for host in self.hosts}
         self._loads = HostLoads(Counter(located.values()), self._rooms)
-        self._kinds: dict[bytes, int] = {}
-        self._kind_of: dict[int, int] = {}  # by the identity of a fleet: the specs hold it, and hashing is slow
-        self._eligible: dict[tuple[int, int], frozenset[str]] = {}
-        self._paths: dict[tuple[int, int], Paths] = {}
-        self._heaps: dict[tuple[int, int, Capacity], Heaps] = {}
+        self._kinds: dict[int, bytes] = {}  # by the identity of a fleet, which the specs hold
+        self._eligible: dict[tuple[int, bytes], frozenset[str]] = {}
+        self._paths: dict[tuple[int, bytes], Paths] = {}
+        self._heaps: dict[tuple[int, bytes, Capacity], Heaps] = {}
         self._spread_heaps: dict[tuple[int, int, Capacity], SpreadHeap] = {}
         self._counts: dict[int, SpreadCounts] = {}
 
@@ -123,12 +122,11 @@ class Scheduler:
             found = self._eligible[key] = frozenset(host for host in allowed if not self._unfit(fleet, host))
         return found
 
-    def _kind(self, fleet: FleetSpec) -> int:
-        """A number for the fleet's placement: thousands of fleets have the same."""
-        kind = self._kind_of.get(id(fleet))
+    def _kind(self, fleet: FleetSpec) -> bytes:
+        """The fleet's placement as a key: thousands of fleets have the same, and hashing a struct is slow."""
+        kind = self._kinds.get(id(fleet))
         if kind is None:
-            encoded = msgspec.json.encode(fleet.placement)
-            kind = self._kind_of[id(fleet)] = self._kinds.setdefault(encoded, len(self._kinds))
+            kind = self._kinds[id(fleet)] = msgspec.json.encode(fleet.placement)
         return kind
 
     # ---- choosing -------------------------------------------------------------------------------------------------
@@ -161,10 +159,10 @@ class Scheduler:
         if isinstance(found, HostHeap) or counts is None:
             assert isinstance(found, HostHeap), "only what is to be spread has heaps by value"  # noqa: S101
             return found
-        key = (id(vm.hosts), id(vm.fleet), need)
-        if key not in self._spread_heaps:
-            self._spread_heaps[key] = SpreadHeap(found, counts)
-        return self._spread_heaps[key]
+        of_fleet = (id(vm.hosts), id(vm.fleet), need)
+        if of_fleet not in self._spread_heaps:
+            self._spread_heaps[of_fleet] = SpreadHeap(found, counts)
+        return self._spread_heaps[of_fleet]
 
     def _counts_of(self, fleet: FleetSpec, members: Members) -> SpreadCounts | None:
         """How the fleet's VMs are spread now; None for one that is not to be spread."""

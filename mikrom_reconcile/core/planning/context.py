@@ -17,14 +17,12 @@ from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
 class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
     """What this run allows beyond the fleets' own policy.
 
-    `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed;
-    `all_removals` is for a destroy: removals are what was asked for. `retry` brings back what was given up, once: VMs
-    that this run has `tried` are given up again if that failed.
+    `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed. `retry`
+    brings back what was given up, once: VMs that this run has `tried` are given up again if that failed.
     """
 
     prune_max: Share | None = None
     confirmed: tuple[str, ...] = ()
-    all_removals: bool = False
     retry: bool = False
     tried: frozenset[str] = frozenset()
 

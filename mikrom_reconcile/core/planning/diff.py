@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from collections.abc import Set as AbstractSet
 
 from msgspec.structs import replace
 
@@ -20,11 +19,9 @@ from mikrom_reconcile.core.planning.rules import DiffInput, judge
 
 def diff(draft: Draft, context: PlanContext) -> Draft:
     """Every change, sorted by name and host, and how many VMs of each host are as they should be."""
-    desired = draft.desired
-    up_to_date = _up_to_date(desired, context)
-    unchanged = Counter(vm.host for vm in desired.vms if vm.name in up_to_date)
     changes: list[VMChange] = []
-    for case in _inputs(desired, context, up_to_date):
+    unchanged: Counter[str] = Counter()
+    for case in (*_wanted(draft.desired, context, unchanged), *_unwanted(draft.desired, context)):
         verdict = judge(case)
         if isinstance(verdict, VMChange):
             changes.append(verdict)
@@ -34,36 +31,17 @@ def diff(draft: Draft, context: PlanContext) -> Draft:
     return replace(draft, changes=changes, unchanged=dict(sorted(unchanged.items())))
 
 
-def _up_to_date(desired: DesiredState, context: PlanContext) -> AbstractSet[str]:
-    """The VMs that no rule has to look at: digests or rows prove that they are where and as they are wanted."""
-    own, proven = context.view.own, context.view.up_to_date
-    if not own and not desired.rejections:
-        return proven  # of a large fleet these are many: no copy is made without need
-    shown = {vm.name for vm in desired.vms if vm.name in own and _is_up_to_date(vm, own[vm.name])} if own else set()
-    removed = context.removed_hosts
-    elsewhere = {vm.name for vm in desired.vms if vm.host in removed} if removed else set()
-    return (proven | shown) - elsewhere - desired.rejections.keys()
-
-
-def _is_up_to_date(vm: DesiredVM, rows: tuple[ObservedVM, ...]) -> bool:
-    """Whether its row says what a fleet's digest would prove."""
-    if len(rows) != 1:
-        return False
-    (row,) = rows
-    as_wanted = row.spec_digest == vm.spec_digest and row.phase == EXPECTED_PHASE.get(vm.state)
-    return as_wanted and row.host == vm.host and not row.drift
-
-
-def _inputs(desired: DesiredState, context: PlanContext, up_to_date: AbstractSet[str]) -> Iterator[DiffInput]:
-    """The VMs that rules have to look at: those that are wanted, then those that are there unwanted, or twice."""
+def _wanted(desired: DesiredState, context: PlanContext, up_to_date: Counter[str]) -> Iterator[DiffInput]:
+    """The wanted VMs for the rules to look at. Those of which digests or rows prove that they are where and as they are
+    wanted are only counted: of a large fleet these are many.
+    """
     view, removed, retry = context.view, context.removed_hosts, context.overrides.retry
-    wanted = set()
     for vm in desired.vms:
-        if vm.name in view.own:
-            wanted.add(vm.name)
-        if vm.name in up_to_date:
-            continue
         rows = view.own.get(vm.name, ())
+        proven = vm.name in view.up_to_date or _is_up_to_date(vm, rows)
+        if proven and vm.name not in desired.rejections and vm.host not in removed:
+            up_to_date[vm.host] += 1
+            continue
         keeper = rows[0] if rows else None
         yield DiffInput(
             desired=effective(vm, keeper) if keeper else vm,
@@ -77,7 +55,22 @@ def _inputs(desired: DesiredState, context: PlanContext, up_to_date: AbstractSet
             host_removed=keeper is not None and keeper.host in removed,
             retry=retry,
         )
-    for name, rows in view.own.items():
+
+
+def _is_up_to_date(vm: DesiredVM, rows: tuple[ObservedVM, ...]) -> bool:
+    """Whether its row says what a fleet's digest would prove."""
+    if len(rows) != 1:
+        return False
+    (row,) = rows
+    as_wanted = row.spec_digest == vm.spec_digest and row.phase == EXPECTED_PHASE.get(vm.state)
+    return as_wanted and row.host == vm.host and not row.drift
+
+
+def _unwanted(desired: DesiredState, context: PlanContext) -> Iterator[DiffInput]:
+    """The VMs that are there and not wanted, or there twice."""
+    own, removed = context.view.own, context.removed_hosts
+    wanted = {vm.name for vm in desired.vms} if own else set()
+    for name, rows in own.items():
         kept_on = rows[0].host if name in wanted else ""
         proven = rows[0].host not in removed and rows[0].phase in SATISFIES[rows[0].state]
         for row in rows:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 
-import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Policy, State, resolve_share
@@ -32,13 +31,13 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
     for change in draft.changes:
         if _removes(change, drained) and change.fleet not in overrides.confirmed:
             removals[change.fleet].append(change)
-    if not removals or overrides.all_removals:
+    if not removals or context.given.destroy:  # a destroy asks for removals
         return draft
-    counts = fleet_counts(draft, context)
+    owned, unseen = fleet_counts(draft, context)
     refusals = [
         refusal
         for fleet, going in sorted(removals.items())
-        for refusal in _removal_refusal(fleet, going, counts.get(fleet, FleetCounts()), context)
+        for refusal in _removal_refusal(fleet, going, owned[fleet], unseen[fleet], context)
     ]
     refused = {refusal.fleet for refusal in refusals}
     kept = [
@@ -54,21 +53,12 @@ def _removes(change: VMChange, drained: Container[str]) -> bool:
     return change.kind == "delete" or (change.kind == "move" and change.host not in drained)
 
 
-class FleetCounts(msgspec.Struct, frozen=True):
-    """VMs of a fleet: `owned` on hosts that answered, and `unseen` ones that nothing wants, last known on unreachable
-    hosts.
-
-    Those have to go as soon as their host answers: a share that forgot them could be spent anew on each host.
-    """
-
-    owned: int = 0
-    unseen: int = 0
-
-
-def _removal_refusal(fleet: str, going: list[VMChange], has: FleetCounts, context: PlanContext) -> Iterator[Refusal]:
+def _removal_refusal(
+    fleet: str, going: list[VMChange], owned: int, unseen: int, context: PlanContext
+) -> Iterator[Refusal]:
     policy, prune_max = _policy(fleet, going, context.fleets), context.overrides.prune_max
     share = policy.prune_max if prune_max is None else prune_max
-    total, unseen = has.owned + has.unseen, has.unseen
+    total = owned + unseen
     budget = resolve_share(share, total)
     remedy = "to allow it once: --prune-max 100%, or confirm at the prompt"
     moves = sum(change.kind == "move" for change in going)
@@ -78,15 +68,18 @@ def _removal_refusal(fleet: str, going: list[VMChange], has: FleetCounts, contex
         numbers += f" ({moves} of them to another host)" if moves else ""
         numbers += f" ({unseen} of them on hosts that cannot be read)" if unseen else ""
         message = f"{numbers}, prune.max {share} allows {budget}; {remedy}"
-    elif deletes and deletes == has.owned and not policy.allow_empty and prune_max != "100%":
+    elif deletes and deletes == owned and not policy.allow_empty and prune_max != "100%":
         message = f"its last VM would go; {remedy}; for good: prune: {{allow_empty: true}}"
     else:
         return
     yield Refusal(fleet=fleet, vm="", rule="prune", message=message)
 
 
-def fleet_counts(draft: Draft, context: PlanContext) -> dict[str, FleetCounts]:
-    """What each fleet has."""
+def fleet_counts(draft: Draft, context: PlanContext) -> tuple[Counter[str], Counter[str]]:
+    """VMs of each fleet: those on hosts that answered, and those that nothing wants, last known on unreachable hosts.
+
+    The latter have to go as soon as their host answers: a share that forgot them could be spent anew on each host.
+    """
     view, remembered = context.view, context.placements
     owned = Counter(row.fleet for rows in view.own.values() for row in rows)
     owned += Counter(vm.fleet for vm in draft.desired.vms if vm.name in view.up_to_date)
@@ -95,7 +88,7 @@ def fleet_counts(draft: Draft, context: PlanContext) -> dict[str, FleetCounts]:
         wanted = {vm.name for vm in draft.desired.vms if vm.state != "absent"}
         lost = (name for name, host in remembered.vms.items() if host in view.unreachable and name not in wanted)
         unseen.update(remembered.fleet_of(name) for name in lost if name not in view.own)
-    return {fleet: FleetCounts(owned[fleet], unseen[fleet]) for fleet in owned | unseen}
+    return owned, unseen
 
 
 def _policy(fleet: str, going: list[VMChange], fleets: Mapping[str, FleetSpec]) -> Policy:

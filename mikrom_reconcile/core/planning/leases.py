@@ -13,9 +13,8 @@ from itertools import chain
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM
-from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import ChangeKind, Refusal
-from mikrom_reconcile.core.placement.desired_state import Addresses, pool_text, static_addresses
+from mikrom_reconcile.core.placement.desired_state import pool_text, static_addresses
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
 from mikrom_reconcile.core.planning.project_view import ProjectView
 from mikrom_reconcile.core.specs.networks import WHOLE, Network
@@ -50,11 +49,23 @@ def lease(draft: Draft, context: PlanContext) -> Draft:
     return replace(draft, changes=changes, refusals=(*draft.refusals, *refusals))
 
 
-def unseen_leases(view: ProjectView, remembered: Placements) -> Iterator[tuple[str, dict[str, str]]]:
-    """VMs that nobody can look at, on unreachable hosts or with an unreadable record, with what they last leased."""
-    for name, found in remembered.addresses.items():
-        if remembered.vms.get(name) in view.unreachable or name in view.others:
-            yield name, found
+def held_addresses(draft: Draft, context: PlanContext) -> dict[str, dict[str, str]]:
+    """The addresses that VMs have: as seen, as proven, and as last leased where nobody can look: on unreachable hosts,
+    in unreadable records.
+    """
+    view, remembered = context.view, context.given.placements
+    unseen = {
+        name: found
+        for name, found in remembered.addresses.items()
+        if remembered.vms.get(name) in view.unreachable or name in view.others
+    }
+    proven = {vm.name: vm.addresses for vm in draft.desired.vms if vm.addresses and vm.name in view.up_to_date}
+    return unseen | proven | seen_addresses(view)
+
+
+def seen_addresses(view: ProjectView) -> dict[str, dict[str, str]]:
+    """The addresses in the rows of VMs."""
+    return {name: rows[0].addresses for name, rows in view.own.items() if rows[0].addresses}
 
 
 class _NoAddressError(Exception):
@@ -72,9 +83,7 @@ class _AddressAllocator:
         view, vms = context.view, draft.desired.vms
         self._networks: Mapping[str, Network] = context.specs.networks
         self._released = view.released  # seconds ago
-        self._by_vm: dict[str, Addresses] = dict(unseen_leases(view, context.given.placements))
-        self._by_vm |= {vm.name: vm.addresses for vm in vms if vm.addresses and vm.name in view.up_to_date}
-        self._by_vm |= {name: rows[0].addresses for name, rows in view.own.items() if rows[0].addresses}
+        self._by_vm = held_addresses(draft, context)
         duplicates = (ip for rows in view.own.values() for row in rows[1:] for ip in row.addresses.values())
         static = (ip for vm in vms if vm.spec.network_interfaces for ip in static_addresses(vm.spec).values())
         self._owners = dict.fromkeys((*duplicates, *static), "") | {

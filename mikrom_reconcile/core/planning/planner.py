@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.durations import seconds_of
-from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements
+from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Refusal, VMChange
 from mikrom_reconcile.core.placement.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.placement.desired_state import desired_state, render
@@ -28,8 +28,8 @@ from mikrom_reconcile.core.planning.context import (
 )
 from mikrom_reconcile.core.planning.diff import diff
 from mikrom_reconcile.core.planning.guards import protect, prune
-from mikrom_reconcile.core.planning.leases import lease, unseen_leases
-from mikrom_reconcile.core.planning.project_view import expectations, merge_reports, queries
+from mikrom_reconcile.core.planning.leases import held_addresses, lease, seen_addresses
+from mikrom_reconcile.core.planning.project_view import expectations, merge_reports
 from mikrom_reconcile.core.planning.rollout import roll_out
 from mikrom_reconcile.core.planning.rules import STANDS_IN_THE_WAY
 from mikrom_reconcile.core.planning.selection import select
@@ -62,11 +62,11 @@ def prepare(
     staying = [(vm, alive.vms[vm.name]) for vm in scheduler.correctly_placed(unplaced)]
     rendered = {vm.name: vm for vm in render(specs, scheduler.hosts, staying, alive.addresses)}
     expected = {} if destroy else expectations(rendered.values())
-    healthy_s = {fleet.name: seconds_of(fleet.rollout.min_healthy_time) for fleet in specs.fleets if fleet.rollout}
-    healthy_s = {fleet: time_s for fleet, time_s in healthy_s.items() if time_s}
-    asked = {*scheduler.hosts, *placements.vms.values()}
+    rollouts = ((fleet.name, fleet.rollout) for fleet in specs.fleets if fleet.rollout)
+    healthy_s = {name: time_s for name, rollout in rollouts if (time_s := seconds_of(rollout.min_healthy_time))}
     creating = len(staying) < len(unplaced) and not destroy
-    elsewhere = set() if destroy else {*living} - asked  # names are free to others there
+    asked = dict.fromkeys(() if destroy else living, False)  # names are free to others outside the inventory
+    asked |= dict.fromkeys((*scheduler.hosts, *placements.vms.values()), creating)
     return PlanInput(
         specs=specs,
         here=here,
@@ -77,8 +77,15 @@ def prepare(
         unplaced=unplaced,
         rendered=rendered,
         expected=expected,
-        queries=queries(specs.project, asked, expected, healthy_s, others=creating)
-        | queries(specs.project, elsewhere, expected, healthy_s, others=False),
+        queries={
+            host: ObserveQuery(
+                project=specs.project,
+                known=expected[host].digests if host in expected else {},
+                others=others,
+                min_healthy_s=healthy_s,
+            )
+            for host, others in sorted(asked.items())
+        },
         warnings=tuple(f"{each.path}:{each.line}: {each.message}" for each in spec_warnings(specs, unplaced)),
     )
 
@@ -138,7 +145,7 @@ def place(draft: Draft, context: PlanContext) -> Draft:
     """What the specs want, each VM on its host: where it was found, or the one that the scheduler chooses."""
     given, specs = context.given, context.specs
     located = context.view.locations(context.placements)
-    leases = context.placements.addresses | _seen_leases(context)
+    leases = context.placements.addresses | (seen_addresses(context.view) if specs.networks else {})
     hosts = hosts_of(specs, given.here)
     as_remembered = located == given.placements.vms and leases == given.placements.addresses
     if as_remembered and len(given.rendered) == len(given.unplaced) and not context.view.unreachable:
@@ -240,28 +247,14 @@ def _to_remember(draft: Draft, context: PlanContext) -> Placements:
         missing = {vm.name for vm in draft.desired.vms} - vms.keys()
         vms |= {name: row.host for name, row in view.others.items() if name in missing}
     answered = given.queries.keys() - view.unreachable.keys()
+    leased = {it.name: it.desired.addresses for it in draft.changes if it.desired and it.kind in VERBS}
+    leases = held_addresses(draft, context) | leased if context.specs.networks else {}
     return Placements(
         vms={name: vms[name] for name in sorted(vms)},
         covers=tuple(sorted({*given.placements.covers, *answered})),
-        addresses=_to_lease(draft, context) if context.specs.networks else {},
+        addresses={name: leases[name] for name in sorted(leases) if leases[name]},
         fleets=dict(sorted(_odd_fleets(draft, context, vms))),
     )
-
-
-def _to_lease(draft: Draft, context: PlanContext) -> dict[str, dict[str, str]]:
-    """The addresses that VMs have, or get now."""
-    leases = dict(unseen_leases(context.view, context.given.placements))
-    leases |= {vm.name: vm.addresses for vm in draft.desired.vms if vm.name in context.view.up_to_date}
-    leases |= _seen_leases(context)
-    leases |= {it.name: it.desired.addresses for it in draft.changes if it.desired and it.kind in VERBS}
-    return {name: found for name, found in sorted(leases.items()) if found}
-
-
-def _seen_leases(context: PlanContext) -> dict[str, dict[str, str]]:
-    """The addresses in the rows of VMs."""
-    if not context.specs.networks:
-        return {}
-    return {name: rows[0].addresses for name, rows in context.view.own.items() if rows[0].addresses}
 
 
 def _odd_fleets(draft: Draft, context: PlanContext, vms: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What to ask the hosts of a project, and what their reports mean for it: rows by VM, and what digests prove."""
+"""What to expect of the hosts of a project, and what their reports mean: rows by VM, and what digests prove."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mikrom_reconcile.core.model.observed import (
     HostReport,
     ObservedState,
     ObservedVM,
-    ObserveQuery,
     Phase,
     Placements,
 )
@@ -83,28 +82,6 @@ def _digest(group: list[DesiredVM]) -> str:
     return fleet_digest(
         (vm.name, row_digest(vm.spec_digest, vm.addresses), EXPECTED_PHASE[vm.state], ()) for vm in group
     )
-
-
-def queries(
-    project: str,
-    hosts: Iterable[str],
-    expected: Mapping[str, Expected],
-    min_healthy_s: dict[str, float],
-    *,
-    others: bool,
-) -> dict[str, ObserveQuery]:
-    """What to ask each host: rows only of fleets that are not as expected, and those of other projects too if VMs may
-    have to be made: they may have the name.
-    """
-    return {
-        host: ObserveQuery(
-            project=project,
-            known=expected[host].digests if host in expected else {},
-            others=others,
-            min_healthy_s=min_healthy_s,
-        )
-        for host in sorted(hosts)
-    }
 
 
 def merge_reports(state: ObservedState, project: str, expected: Mapping[str, Expected]) -> ProjectView:

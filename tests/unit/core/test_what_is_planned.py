@@ -76,7 +76,7 @@ def decided(
         for host in HOSTS
     )
     put = prepare(specs, placements, here="localhost", **asked)
-    return make_plan(put, ObservedState(taken_at=NOW, hosts=views), RunOverrides(all_removals=put.destroy), selection)
+    return make_plan(put, ObservedState(taken_at=NOW, hosts=views), RunOverrides(), selection)
 
 
 def report(host: str, vms: tuple[ObservedVM, ...], note: str = "") -> HostReport:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mikrom_reconcile.control.ports import Engine, Hosts, RunStore
     from mikrom_reconcile.control.sources.last_good import LastGood
     from mikrom_reconcile.core.model.specs import SourceTree
+    from mikrom_reconcile.dispatch.app import FleetApp
     from mikrom_reconcile.host.agent import HostAgent
     from mikrom_reconcile.host.drivers.select import Choice
     from mikrom_reconcile.host.ports import Driver
@@ -106,12 +107,11 @@ def open_engine(settings: Settings) -> Engine:
     broker_url = broker_of(settings)
     if broker_url is None:
         return embedded_engine(settings)
-    from mikrom_reconcile.dispatch.client import RemoteEngine
     from mikrom_reconcile.dispatch.transport.broker import signing_key_of_up
 
     if settings.broker_url is None and settings.signing_key is None:
         settings = replace(settings, signing_key=signing_key_of_up(settings))
-    return RemoteEngine(settings, broker_url)
+    return remote_engine(settings, broker_url)
 
 
 def broker_of(settings: Settings) -> str | None:
@@ -137,6 +137,37 @@ def place_of(settings: Settings) -> tuple[str, str]:
     except OSError as error:
         raise SetupError(f"{error.filename}: {error.strerror}; set MIKROM_STATE_DIR to a writable folder") from error
     return here, f"{settings.state_dir} on {os.uname().nodename}"
+
+
+def remote_engine(settings: Settings, broker_url: str) -> Engine:
+    """A control worker of the fleet. Raises SetupError within 3 s when its broker is away."""
+    from mikrom_reconcile.control.stores.redis import RedisStore
+    from mikrom_reconcile.dispatch.app import make_app
+    from mikrom_reconcile.dispatch.client import RemoteEngine
+    from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+    from mikrom_reconcile.dispatch.transport.broker import connect
+
+    app, redis = make_app(replace(settings, broker_url=broker_url)), connect(broker_url)
+    return RemoteEngine(app, redis, hosts=CeleryHosts(app, redis), store=RedisStore(redis, prefix=app.keys.prefix))
+
+
+def fleet_app(settings: Settings) -> FleetApp:
+    """The app of the workers, Beat and Flower on this machine, with its tasks. Connects to nothing."""
+    from mikrom_reconcile.control.stores.redis import RedisStore
+    from mikrom_reconcile.dispatch.app import make_app
+    from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+    from mikrom_reconcile.dispatch.registry import register
+
+    settings = replace(settings, broker_url=broker_of(settings))
+    app = make_app(settings)
+    hosts, store = CeleryHosts(app, app.redis), RedisStore(app.redis, prefix=app.keys.prefix)
+    register(
+        app,
+        agent=cache(lambda: make_host_agent(settings)),
+        engine=cache(lambda: make_reconciler(settings, hosts, store)),
+        source=make_source(settings),
+    )
+    return app
 
 
 def embedded_engine(settings: Settings) -> Engine:

@@ -12,37 +12,36 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mikrom_reconcile.control.ports import Hosts, RunStore
-from mikrom_reconcile.control.stores.redis import RedisStore, lost_told
+from mikrom_reconcile.control.stores.redis import lost_told
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
-from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-from mikrom_reconcile.dispatch.transport.broker import connect
+from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.transport.heartbeats import living, starts
 from mikrom_reconcile.dispatch.transport.redis_keys import FIRST
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, Failure, WorkerId, error_of, pack, unpack
 from mikrom_reconcile.dispatch.transport.shared_state import source_state, tell, unfinished_runs, waiting_run
 from mikrom_reconcile.limits import BROKER, RUNS
-from mikrom_reconcile.settings import Settings
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 _NO_CONTROL = "no control worker answers; start `mikrom worker --role control`, or see `mikrom doctor`"
 
 
 class RemoteEngine:
-    """`Engine` of a fleet. Raises SetupError within 3 s when its broker is away."""
+    """`Engine` of a fleet."""
 
-    def __init__(self, settings: Settings, broker_url: str) -> None:
-        self._app = make_app(replace(settings, broker_url=broker_url))
-        self._keys = self._app.keys
-        self._redis = connect(broker_url)
-        self.hosts: Hosts = CeleryHosts(self._app, self._redis)
-        self.store: RunStore = RedisStore(self._redis, prefix=self._keys.prefix)
+    def __init__(self, app: FleetApp, redis: Redis, *, hosts: Hosts, store: RunStore) -> None:
+        self._app = app
+        self._keys = app.keys
+        self._redis = redis
+        self.hosts = hosts
+        self.store = store
 
     def source(self) -> SourceState | None:
         """What the last look of a control worker at MIKROM_SPECS gave. Raises SetupError."""

@@ -219,7 +219,7 @@ def test_a_foreign_server_at_the_socket_is_not_the_vmm(real: RealBench, monkeypa
     with socket.socket(socket.AF_UNIX) as foreign:
         foreign.bind(str(real.socket("a")))
         foreign.listen()
-        monkeypatch.setattr(vmm_driver, "BOOT_S", 0.0)
+        monkeypatch.setattr(vmm_driver, "VMMS", replace(VMMS, boot_s=0.0))
         facts = real.driver.observe(RECORD)
         assert (facts.status, facts.pid) == ("socket_lost", pid)
         real.driver.stop(RECORD, grace_s=DEADLINE_S)
@@ -230,7 +230,7 @@ def test_a_lost_socket_is_starting_at_first_and_then_lost(real: RealBench, monke
     pid = start(real)
     real.socket("a").unlink()
     assert real.driver.observe(RECORD).status == "starting"
-    monkeypatch.setattr(vmm_driver, "BOOT_S", 0.0)
+    monkeypatch.setattr(vmm_driver, "VMMS", replace(VMMS, boot_s=0.0))
     facts = real.driver.observe(RECORD)
     assert (facts.status, facts.pid) == ("socket_lost", pid)
     assert_starts_anew(real)

@@ -75,7 +75,7 @@ def test_a_lost_socket_is_starting_at_first_and_then_lost(qemu: QemuBench, monke
     pid = start(qemu)
     qemu.socket("a").unlink()
     assert qemu.driver.observe(RECORD).status == "starting"
-    monkeypatch.setattr(vmm_driver, "BOOT_S", 0.0)
+    monkeypatch.setattr(vmm_driver, "VMMS", replace(VMMS, boot_s=0.0))
     assert qemu.driver.observe(RECORD).status == "socket_lost"
     assert start(qemu) != pid
 

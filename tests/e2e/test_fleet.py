@@ -21,7 +21,6 @@ from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.client import RemoteEngine
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.transport.broker import connect
 from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
@@ -255,7 +254,7 @@ def test_the_command_line_soon_says_that_its_broker_is_away(own_environment: Pat
 
 class TestTheRemoteEngine:
     def test_says_at_once_that_there_is_no_control_worker(self, fleet: Fleet) -> None:
-        engine = RemoteEngine(fleet.settings(), fleet.url)
+        engine = wiring.remote_engine(fleet.settings(), fleet.url)
         began = time.monotonic()
         with pytest.raises(MikromError, match="no control worker answers; start `mikrom worker --role control`"):
             engine.plan(request(1))
@@ -264,7 +263,7 @@ class TestTheRemoteEngine:
     def test_plans_applies_and_tells_each_outcome_as_it_comes(self, fleet: Fleet) -> None:
         fleet.worker("host", MIKROM_TEST_BOOT_S="0")
         fleet.worker("control", pool="threads")
-        engine = RemoteEngine(fleet.settings(), fleet.url)
+        engine = wiring.remote_engine(fleet.settings(), fleet.url)
         plan = engine.plan(request(5))
         heard: list[ActionOutcome] = []
         report = engine.apply(request(5), plan, progress=heard.append)
@@ -285,7 +284,7 @@ class TestTheRemoteEngine:
     def test_carries_out_deeds_by_name_and_reads_consoles_on(self, fleet: Fleet) -> None:
         fleet.worker("host", MIKROM_TEST_BOOT_S="0")
         fleet.worker("control", pool="threads")
-        engine = RemoteEngine(fleet.settings(), fleet.url)
+        engine = wiring.remote_engine(fleet.settings(), fleet.url)
         engine.apply(request(3), None, progress=silent)
         for verb, phase in (("pause", "paused"), ("resume", "running"), ("restart", "running"), ("stop", "stopped")):
             asked = msgspec.structs.replace(request(0, run_id=verb), verb=verb, names=("web-00[01]",))
@@ -303,7 +302,7 @@ class TestTheRemoteEngine:
 
     def test_raises_what_is_wrong_with_the_specs_with_every_problem(self, fleet: Fleet) -> None:
         fleet.worker("control", pool="threads")
-        engine = RemoteEngine(fleet.settings(), fleet.url)
+        engine = wiring.remote_engine(fleet.settings(), fleet.url)
         with pytest.raises(SpecError) as told:
             engine.plan(
                 request(1, text="apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: WEB}\nspec: {replica: 1}\n")
@@ -314,7 +313,7 @@ class TestTheRemoteEngine:
     def test_says_that_its_control_worker_died(self, fleet: Fleet, background: Callable[..., Future[T]]) -> None:
         fleet.worker("host", **FOR_EVER)
         control = fleet.worker("control", pool="threads")
-        engine = RemoteEngine(fleet.settings(), fleet.url)
+        engine = wiring.remote_engine(fleet.settings(), fleet.url)
         told = background(lambda: engine.apply(request(2), None, progress=silent))
         wait_for_action(fleet, "web-001")
         control.kill()
@@ -327,7 +326,7 @@ class TestTheRemoteEngine:
     ) -> None:
         fleet.worker("host", **FOR_EVER)
         control = fleet.worker("control", pool="threads")
-        engine = RemoteEngine(fleet.settings(), fleet.url)
+        engine = wiring.remote_engine(fleet.settings(), fleet.url)
         told = background(lambda: engine.apply(request(2), None, progress=silent))
         wait_for_action(fleet, "web-001")
         control.terminate()
@@ -339,7 +338,7 @@ class TestTheRemoteEngine:
     def test_leaving_it_ends_the_run(self, fleet: Fleet) -> None:
         fleet.worker("host", MIKROM_TEST_BOOT_S="0.5")
         fleet.worker("control", pool="threads")
-        engine = RemoteEngine(fleet.settings(), fleet.url)
+        engine = wiring.remote_engine(fleet.settings(), fleet.url)
 
         def leave(outcome: ActionOutcome) -> None:
             raise KeyboardInterrupt

@@ -20,12 +20,12 @@ from redis import ConnectionError as LostConnectionError
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
+from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
-from mikrom_reconcile.dispatch.client import RemoteEngine
 from mikrom_reconcile.dispatch.transport.broker import broker_url, client_of, connect
 from mikrom_reconcile.dispatch.transport.signing import make_pair
 from mikrom_reconcile.settings import load
@@ -164,7 +164,7 @@ def test_a_whole_fleet_works_and_nothing_of_it_is_ever_refused(fleet: GuardedFle
     fleet.redis.acl_log_reset()
     port = free_port()
     hosts = everybody(fleet, port)
-    engine = RemoteEngine(fleet.settings(), fleet.url_of("control"))
+    engine = wiring.remote_engine(fleet.settings(), fleet.url_of("control"))
     tree = SourceTree(revision="r1", files=(SourceFile(path="web.yml", text=FLEET),))
     wait_until(lambda: len(engine.store.placements("default").vms) == 6, "Beat's run")
     report = engine.apply(RunRequest(run_id="run-1", origin="a test", tree=tree), None, progress=lambda _: None)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.dispatch.client import RemoteEngine
 from tests.fleet import ROOT, Fleet
 
 pytestmark = pytest.mark.redis
@@ -37,7 +37,7 @@ def spans(fleet: Fleet, owner: str) -> list[dict[str, Any]]:
 def test_actions_that_run_at_once_keep_the_trace_of_their_run(fleet: Fleet) -> None:
     host = fleet.worker("host", MIKROM_TEST_BOOT_S="0.3", MIKROM_TEST_FAILURES="1", **TRACED)
     worker = fleet.worker("control", pool="threads", **TRACED)
-    engine = RemoteEngine(fleet.settings(), fleet.url)
+    engine = wiring.remote_engine(fleet.settings(), fleet.url)
     with ThreadPoolExecutor() as pool:
         for told in [pool.submit(engine.apply, request(p, 10), None, progress=lambda _: None) for p in ("a", "b")]:
             assert {outcome.result for outcome in told.result().outcomes} == {"done"}

@@ -22,7 +22,7 @@ import msgspec
 
 from benchmarks import rich
 from mikrom_reconcile import wiring
-from mikrom_reconcile.control.sources.files import FileSource
+from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine
 from mikrom_reconcile.core.model.digests import spec_digest
@@ -98,7 +98,7 @@ def write_specs(form: str, size: int, folder: Path) -> None:
 def write_answers(folder: Path, share: str) -> None:
     """The placements, and each host's report."""
     there = share not in {"new", "full"}
-    specs = read_specs(FileSource([folder / "specs"]).read(), wiring.schemas())
+    specs = read_specs(read_files([folder / "specs"]), wiring.schemas())
     vms = with_addresses(render_all(specs, here=HERE).vms) if there else ()
     hosts = hosts_of(specs, HERE)
     placements = Placements(

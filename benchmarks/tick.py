@@ -15,7 +15,7 @@ from resource import RUSAGE_SELF, getrusage
 from statistics import median
 
 from benchmarks.replay import replayed_engine
-from mikrom_reconcile.control.sources.files import FileSource
+from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.core.model.run import BEAT, RunRequest
 from mikrom_reconcile.settings import load
 
@@ -28,7 +28,7 @@ def main(world: str) -> None:
     figures = []
     for number in range(TICKS + 1):
         began_s, cpu_s = time.perf_counter(), time.process_time()
-        tree = FileSource([Path(world) / "specs"]).read()
+        tree = read_files([Path(world) / "specs"])
         engine.plan(RunRequest(run_id=f"r{number}", origin=BEAT, tree=tree))
         figures.append((time.process_time() - cpu_s, time.perf_counter() - began_s))
     cpu_s, wall_s = (median(seconds) for seconds in zip(*figures[1:], strict=True))

@@ -39,7 +39,8 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return _matching("|".join(words), f"one of {', '.join(words)}")
 
 
-_FOLDERS = "folders, with : between, that"
+_SECRETS = (Path("/etc/mikrom/secrets"),)
+_FOLDERS = "folders, with : between, of file://"
 _ABSOLUTE = "an absolute path: relative ones mean another place in each working directory"  # nobody but a shell knows ~
 _path = _matching("/.*", _ABSOLUTE, Path)
 _program = _matching("/.*", _ABSOLUTE)
@@ -67,7 +68,7 @@ def _seconds(text: str) -> float:
     raise ValueError("must be a number of seconds above 0")
 
 
-def _seconds_or_cron(text: str) -> float | str:
+def _cron(text: str) -> float | str:
     """Whether the words of a cron line make sense, Celery's own reader of them says when a service starts."""
     words = text.split()
     if len(words) == 5:
@@ -100,18 +101,12 @@ class Settings:
     host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory", host_name)
     firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin", _program)
     jailer: str | None = _env(
-        "MIKROM_JAILER", None, "the binary; else beside firecracker, PATH, <state dir>/bin", _program
+        "MIKROM_JAILER", None, "the binary; else beside firecracker, on PATH, in <state dir>/bin", _program
     )
     jail: str = _env("MIKROM_JAIL", "off", "on: every Firecracker through the jailer, as root", _one_of("off", "on"))
-    image_dirs: tuple[Path, ...] = _env(
-        "MIKROM_IMAGE_DIRS", (), f"{_FOLDERS} file:// images may come from; else <state dir>/images", _paths
-    )
-    image_max_mib: int = _env(
-        "MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, "MiB of the largest image that a host takes", _number
-    )
-    secret_dirs: tuple[Path, ...] = _env(
-        "MIKROM_SECRET_DIRS", (Path("/etc/mikrom/secrets"),), f"{_FOLDERS} file:// secrets may come from", _paths
-    )
+    image_dirs: tuple[Path, ...] = _env("MIKROM_IMAGE_DIRS", (), f"{_FOLDERS} images; else <state dir>/images", _paths)
+    image_max_mib: int = _env("MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, "MiB of the largest image of a host", _number)
+    secret_dirs: tuple[Path, ...] = _env("MIKROM_SECRET_DIRS", _SECRETS, f"{_FOLDERS} secrets", _paths)
     secret_env: tuple[str, ...] = _env(
         "MIKROM_SECRET_ENV", (), "names, with , between, of variables that env:// secrets may read", _names
     )
@@ -138,15 +133,13 @@ class Settings:
     forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _number)
     timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _seconds)
     reconcile_interval: float | str = _env(
-        "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs, or a cron line in UTC", _seconds_or_cron
+        "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs, or a cron line in UTC", _cron
     )
-    metrics: str | None = _env(
-        "MIKROM_METRICS", None, "[address:]port where a control worker answers Prometheus; unset: nowhere", _listen
-    )
+    metrics: str | None = _env("MIKROM_METRICS", None, "[address:]port of a control worker for Prometheus", _listen)
     specs: str | None = _env(
         "MIKROM_SPECS",
         None,
-        "a path or git+<url>@<ref>#<folder>; else ./specs for the CLI, and services refuse",
+        "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse",
         _specs,
     )
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003

@@ -76,12 +76,12 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
         if len(chosen) > 1:
             raise UsageError("specs from git are one source: give one git+ address and nothing else")
         return GitSource(GitPlace.of(chosen[0])).read(known)
-    from mikrom_reconcile.control.sources.files import FileSource
+    from mikrom_reconcile.control.sources.files import read_files
     from mikrom_reconcile.control.sources.whole_project import around, refuse_left_out, refuse_part
 
     places = [Path(path) for path in chosen]
     try:
-        tree = FileSource(places).read()
+        tree = read_files(places)
     except SourceError as error:
         raise (UsageError(str(error)) if paths else error) from error
     refuse_part(tree, around(places))

@@ -152,13 +152,13 @@ def _from_word(text: str) -> dict[str, Any]:
 
 
 def _from_file(path: str) -> dict[str, Any]:
-    from mikrom_reconcile.control.sources.files import FileSource
+    from mikrom_reconcile.control.sources.files import read_files
     from mikrom_reconcile.core.parsing.yaml_text import read_file
 
     if not Path(path).is_file():
         raise UsageError(f"-e @{path}: there is no such file of variables")
     found: dict[str, Any] = {}
-    for file in FileSource([Path(path)]).read().files:
+    for file in read_files([Path(path)]).files:
         read = read_file(file.path, file.text)
         if read.problems:
             raise SpecError(tuple(read.problems))

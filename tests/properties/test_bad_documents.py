@@ -17,7 +17,7 @@ import jsonschema
 import jsonschema_rs
 import pytest
 
-from mikrom_reconcile.control.sources.files import FileSource
+from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes
@@ -71,7 +71,7 @@ def test_broken_bytes_are_answered_too(batch: int, tmp_path: Path) -> None:
             content[at : at + chance.choice([0, 1, 9])] = chance.randbytes(2)
         (tmp_path / "web.yml").write_bytes(content)
         try:
-            problems = problems_in(FileSource([tmp_path]).read())
+            problems = problems_in(read_files([tmp_path]))
         except SpecError as error:
             problems = error.problems
         check(problems, None)

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from mikrom_reconcile.core.model.digests import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
@@ -35,48 +36,31 @@ AUTHOR = "--format=%an <%ae>"
 _DIRTY = "-dirty"
 
 
-class FileSource:
-    """Every spec file below the given folders (`core.spec_files`), and the given files, whatever they are called."""
+def read_files(paths: Sequence[Path]) -> SourceTree:
+    """Every spec file below the given folders (`core.spec_files`), and the given files, whatever they are called.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = tuple(paths)
-
-    def read(self) -> SourceTree:
-        """Every spec file, sorted by path; hidden files and folders are left out, symbolic links are followed.
-
-        Raises SourceError for a place that cannot be read or holds no spec file, and SpecError for files that are
-        too large or no text, all of them at once.
-        """
-        paths, refused = self._spec_files()
-        found = ((_legible(path), bytes_of(path)) for path in paths)
-        tree = tree_of(found, where=", ".join(map(str, self._paths)), refused=refused)
-        revision, author = _commit_of(self._paths) or (_revision_of(tree.files), "")
-        return SourceTree(revision=revision, author=author, files=tree.files)
-
-    def _spec_files(self) -> tuple[list[Path], list[str]]:
-        """Every file to read, once, under the first of its names, sorted; and those that only look like specs.
-
-        A file of variables is read under each of its names: they say whose it is.
-        """
-        try:
-            found = {path: what for given in self._paths for path, what in _files_in(given)}
-            by_identity = {
-                (os.path.realpath(path), *variables_of(str(path))[:2]): path
-                for path in sorted(found, reverse=True)
-                if found[path] == "read"
-            }
-        except OSError as error:
-            raise _unreadable(error) from error
-        return sorted(by_identity.values()), [_legible(path) for path in sorted(found) if found[path] == "refuse"]
+    Sorted by path; hidden files and folders are left out, symbolic links are followed. Raises SourceError for a place
+    that cannot be read or holds no spec file, and SpecError for files that are too large or no text, all at once.
+    """
+    try:
+        found = {path: what for given in paths for path, what in _files_in(given)}
+        # once, under the first of its names; a file of variables under each of them: they say whose it is
+        by_identity = {
+            (os.path.realpath(path), *variables_of(str(path))[:2]): path
+            for path in sorted(found, reverse=True)
+            if found[path] == "read"
+        }
+    except OSError as error:
+        raise _unreadable(error) from error
+    refused = [_legible(path) for path in sorted(found) if found[path] == "refuse"]
+    contents = ((_legible(path), bytes_of(path)) for path in sorted(by_identity.values()))
+    tree = tree_of(contents, where=", ".join(map(str, paths)), refused=refused)
+    revision, author = _commit_of(paths) or (_revision_of(tree.files), "")
+    return SourceTree(revision=revision, author=author, files=tree.files)
 
 
 def tree_of(
-    found: Iterable[tuple[str, bytes]],
-    *,
-    where: str,
-    revision: str = "",
-    author: str = "",
-    refused: Iterable[str] = (),
+    found: Iterable[tuple[str, bytes]], *, where: str, revision: str = "", author: str = "", refused: Iterable[str] = ()
 ) -> SourceTree:
     """The tree of files, given by path and content. Raises SourceError when there is none, and SpecError, all at once,
     also for those that are `refused` because of their names.
@@ -112,7 +96,7 @@ def _files_in(given: Path) -> Iterator[tuple[Path, str]]:
         yield given, "read"
         return
     empty = True
-    for name, what in sorted_out(map(str, _all_in(given))):
+    for name, what in sorted_out(_all_in(given)):
         if what != "look" or _looks_like_one(name):
             yield Path(name), "read" if what == "read" else "refuse"
             empty = False
@@ -120,22 +104,17 @@ def _files_in(given: Path) -> Iterator[tuple[Path, str]]:
         raise SourceError(f"no *.yml or *.yaml file in {given}")
 
 
-def _all_in(given: Path) -> Iterator[Path]:
-    """Every file below a folder that is not hidden."""
-    folders: list[tuple[Path, tuple[Path, ...]]] = [(given, ())]  # each with the real paths of those it lies in
-    while folders:
-        folder, ancestors = folders.pop()
-        real = folder.resolve()
-        if real in ancestors:
+def _all_in(given: Path) -> Iterator[str]:
+    """Every file below a folder that is not hidden. Raises OSError."""
+    for folder, inner, names in os.walk(given, followlinks=True, onerror=_raise):
+        if os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents):
             raise SourceError(f"{folder} is a symbolic link to a folder that it lies in; remove the loop")
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append((Path(entry.path), (*ancestors, real)))
-                else:
-                    yield Path(entry.path)
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        yield from (os.path.join(folder, name) for name in names if not name.startswith("."))  # noqa: PTH118
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _legible(path: Path) -> str:

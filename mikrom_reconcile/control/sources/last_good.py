@@ -68,14 +68,15 @@ class LastGood:
         """Read the source, and keep what it holds if that is good; others have numbers up to `highest`."""
         with self._lock:
             known = self._good = self._good or self._on_disk()
+            tree: SourceTree | None = None
             try:
                 tree = self._read(known.tree if known else None)
                 if known is None or tree != known.tree:
-                    self._check_of(tree)
+                    self._check(tree)
                     number = max(highest, known.number if known else 0) + 1
                     self._keep(Good(number=number, since=datetime.now(UTC), tree=tree))
             except (SourceError, SpecError, UsageError) as error:
-                broken = "".join(getattr(error, "__notes__", ()))
+                broken = made_by(tree.revision, tree.author) if tree else "".join(getattr(error, "__notes__", ()))
                 return PollResult(known, f"{broken}: {_problem_in(error)}" if broken else _problem_in(error), broken)
             return PollResult(self._good, "")
 
@@ -84,13 +85,6 @@ class LastGood:
         with self._lock:
             if self._good is None or self._good.number < good.number:
                 self._keep(good)
-
-    def _check_of(self, tree: SourceTree) -> None:
-        try:
-            self._check(tree)
-        except (SourceError, SpecError) as error:
-            error.add_note(made_by(tree.revision, tree.author))
-            raise
 
     def _keep(self, good: Good) -> None:
         self._good = good

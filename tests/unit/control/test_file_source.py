@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.control.sources.files import FileSource
+from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.limits import SOURCES
@@ -21,12 +21,12 @@ def write(path: Path, content: str | bytes = "kind: Fleet\n") -> Path:
 
 
 def paths_read(*given: Path) -> list[str]:
-    return [file.path for file in FileSource(given).read().files]
+    return [file.path for file in read_files(given).files]
 
 
 def problem_of(path: Path) -> SpecProblem:
     with pytest.raises(SpecError) as caught:
-        FileSource([path]).read()
+        read_files([path])
     (problem,) = caught.value.problems
     return problem
 
@@ -113,31 +113,31 @@ def test_a_loop_of_folders_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
     with pytest.raises(SourceError, match="sub/up is a symbolic link to a folder that it lies in"):
-        FileSource([tmp_path]).read()
+        read_files([tmp_path])
 
 
 @pytest.mark.parametrize("target", ["web.yml", "nowhere"])
 def test_a_link_to_itself_or_to_nowhere_is_an_error(target: str, tmp_path: Path) -> None:
     (tmp_path / "web.yml").symlink_to(target)
     with pytest.raises(SourceError, match=r"web\.yml: "):
-        FileSource([tmp_path]).read()
+        read_files([tmp_path])
 
 
 def test_a_fifo_is_an_error_and_nobody_waits_for_its_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "web.yml")
     with pytest.raises(SourceError, match="not a regular file"):
-        FileSource([tmp_path]).read()
+        read_files([tmp_path])
 
 
 def test_a_path_that_is_not_there_is_an_error_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"nowhere: No such file or directory; .*MIKROM_SPECS"):
-        FileSource([tmp_path / "nowhere"]).read()
+        read_files([tmp_path / "nowhere"])
 
 
 def test_a_folder_without_a_spec_file_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "README.md")
     with pytest.raises(SourceError, match=r"no \*\.yml or \*\.yaml file in"):
-        FileSource([tmp_path]).read()
+        read_files([tmp_path])
 
 
 def test_bytes_that_are_no_utf8_are_told_with_their_place(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_file_name_that_is_no_utf8_can_still_be_told(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
     write(tmp_path / "web.yml", b"\xef\xbb\xbfkind: Fleet\n")
-    assert FileSource([tmp_path]).read().files[0].text == "kind: Fleet\n"
+    assert read_files([tmp_path]).files[0].text == "kind: Fleet\n"
 
 
 def test_a_file_that_is_too_large_is_told_and_never_read_whole(tmp_path: Path) -> None:
@@ -176,17 +176,17 @@ def test_all_files_that_are_no_text_are_told_at_once(tmp_path: Path) -> None:
         write(tmp_path / name, b"\xff")
     write(tmp_path / "c.yml")
     with pytest.raises(SpecError) as caught:
-        FileSource([tmp_path]).read()
+        read_files([tmp_path])
     assert [problem.path for problem in caught.value.problems] == [f"{tmp_path}/a.yml", f"{tmp_path}/b.yml"]
 
 
 def test_without_git_the_revision_is_a_digest_of_the_files(tmp_path: Path) -> None:
     file = write(tmp_path / "web.yml")
-    first = FileSource([tmp_path]).read().revision
+    first = read_files([tmp_path]).revision
     assert first.startswith("files:")
-    assert FileSource([tmp_path]).read().revision == first
+    assert read_files([tmp_path]).revision == first
     file.write_text("kind: Project\n")
-    assert FileSource([tmp_path]).read().revision != first
+    assert read_files([tmp_path]).revision != first
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -197,16 +197,16 @@ def test_in_a_checkout_the_revision_is_the_commit_and_says_when_files_differ_fro
         return done.stdout.strip()
 
     file = write(tmp_path / "specs" / "web.yml")
-    source = FileSource([tmp_path / "specs"])
+    source = [tmp_path / "specs"]
     git("init", "--quiet")
-    assert source.read().revision.startswith("files:")
+    assert read_files(source).revision.startswith("files:")
     git("add", ".")
     git("commit", "--quiet", "-m", "specs")
     commit = git("rev-parse", "HEAD")[:12]
     write(tmp_path / "elsewhere.txt")
-    assert source.read().revision == commit
+    assert read_files(source).revision == commit
     file.write_text("kind: Project\n")
-    assert source.read().revision == f"{commit}-dirty"
+    assert read_files(source).revision == f"{commit}-dirty"
 
 
 def test_a_folder_inside_another_that_is_given_is_no_empty_one(tmp_path: Path) -> None:

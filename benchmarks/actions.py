@@ -23,6 +23,7 @@ from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.settings import load
+from mikrom_reconcile.system.clock import Clock
 
 ACTIONS = 1000
 ROUNDS = 3
@@ -63,7 +64,7 @@ class Host:
 
     def __init__(self, state_dir: Path) -> None:
         self.driver = MeteredDriver(state_dir)
-        self.agent = HostAgent(HOST, driver=self.driver, records=Records(state_dir), clock=wiring.SystemClock())
+        self.agent = HostAgent(HOST, driver=self.driver, records=Records(state_dir), clock=Clock())
         store = SqliteStore(state_dir / "store.sqlite", state_dir / "locks")
         settings = load({"MIKROM_STATE_DIR": str(state_dir), "MIKROM_HOST": HOST})
         self.engine = wiring.make_reconciler(settings, LocalHosts(self.agent), store)

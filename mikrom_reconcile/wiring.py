@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mikrom_reconcile.core.model.errors import SetupError, SourceError, UsageError
 from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.system.clock import Clock
 from mikrom_reconcile.system.folders import make_folder
 
 if TYPE_CHECKING:
@@ -31,22 +30,6 @@ if TYPE_CHECKING:
 
 KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
 """Kinds of documents, each with a schema of its own."""
-
-
-class SystemClock:
-    """The real time."""
-
-    def now(self) -> datetime:
-        """Aware UTC."""
-        return datetime.now(UTC)
-
-    def monotonic(self) -> float:
-        """Seconds that only ever grow."""
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
-        time.sleep(seconds)
 
 
 @cache
@@ -190,7 +173,7 @@ def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone:
         here=settings.host,
         hosts=hosts,
         store=store,
-        clock=SystemClock(),
+        clock=Clock(),
         schemas=schemas(),
         alone=alone,
     )
@@ -208,7 +191,7 @@ def make_host_agent(settings: Settings) -> HostAgent:
         settings.host,
         driver=make_driver(settings, choice),
         records=Records(settings.state_dir),
-        clock=SystemClock(),
+        clock=Clock(),
         images=ImageCache(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib),
         note=choice.note,
     )

@@ -16,13 +16,14 @@ from mikrom_reconcile.core.model.observed import Console, End, ObservedVM, Stray
 from mikrom_reconcile.core.model.plan import Action, Expect, Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.system.clock import Clock
 
 HOST = "hv1"
 SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=4), boot_args="quiet")
 BIGGER = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=8), boot_args="quiet")
 
 
-class HeldClock:
+class HeldClock(Clock):
     """A clock that moves only when a test moves it."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import Settings
-from mikrom_reconcile.wiring import SystemClock
+from mikrom_reconcile.system.clock import Clock
 
 LATE_S = 5.0
 
@@ -35,4 +35,4 @@ def slow_host(settings: Settings, boot_s: float, *, failures: int = 0) -> HostAg
     driver.failures = failures
     images = ImageCache(settings.state_dir, folders=settings.image_dirs)
     records = Records(settings.state_dir)
-    return HostAgent(settings.host, driver=driver, records=records, clock=SystemClock(), images=images)
+    return HostAgent(settings.host, driver=driver, records=records, clock=Clock(), images=images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
 from typing import Protocol
 
 from mikrom_reconcile.core.model.devices import PinnedFile
@@ -75,19 +74,6 @@ class RunStore(Protocol):
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         """The latest runs, newest first; those that another release wrote say so."""
-
-
-class Clock(Protocol):
-    """Time, so that tests can hold it still."""
-
-    def now(self) -> datetime:
-        """Aware UTC, for people; it may jump."""
-
-    def monotonic(self) -> float:
-        """Seconds that only ever grow, for deadlines."""
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
 
 
 class Engine(Protocol):

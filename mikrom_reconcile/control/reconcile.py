@@ -8,7 +8,7 @@ import msgspec
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.plan_session import PlanMemory, PlanSession
-from mikrom_reconcile.control.ports import Clock, Hosts, Lease, RunStore
+from mikrom_reconcile.control.ports import Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
 from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
@@ -22,6 +22,7 @@ from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.core.planning.selection import refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
 from mikrom_reconcile.limits import OBSERVING, RUNS
+from mikrom_reconcile.system.clock import Clock
 
 
 class Reconciler:

@@ -9,13 +9,14 @@ from typing import Self
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.control.ports import Clock, RunStore
+from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, RunReport, RunRequest
 from mikrom_reconcile.limits import RUNS
 from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.run_text import IN_PROGRESS, record_of
+from mikrom_reconcile.system.clock import Clock
 
 _log = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.host.json_folder import checked_name
 from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.orders.execute import Executor, no_seam
-from mikrom_reconcile.host.ports import Clock, Driver
+from mikrom_reconcile.host.ports import Driver
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.garbage_collection import GarbageCollector
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.supervise import Supervisor, Tell, nobody
 from mikrom_reconcile.limits import SUPERVISION
+from mikrom_reconcile.system.clock import Clock
 
 
 class HostAgent:

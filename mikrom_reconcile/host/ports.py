@@ -115,13 +115,3 @@ class Driver(Protocol):
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The last `max_bytes` of the guest's serial console, or of what came `after` that place in it."""
-
-
-class Clock(Protocol):
-    """Time, so that tests can hold it still."""
-
-    def now(self) -> datetime:
-        """Aware UTC, for people; it may jump."""
-
-    def monotonic(self) -> float:
-        """Seconds that only ever grow, for deadlines and durations."""

@@ -25,9 +25,10 @@ from mikrom_reconcile.core.model.errors import ActionError, SetupError
 from mikrom_reconcile.core.model.lifecycle import ENDED, NOT_RESTARTED, WANTS_VMM, phase_of
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.run import ActionOutcome, Result
-from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
+from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.limits import ORDERS, SUPERVISION
+from mikrom_reconcile.system.clock import Clock
 from mikrom_reconcile.system.processes import Ends, allow_descriptors
 
 DIED: frozenset[Phase] = frozenset(ENDED.values()) - {"defined"}

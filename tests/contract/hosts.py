@@ -15,7 +15,7 @@ from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.execute import no_seam
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.wiring import SystemClock
+from mikrom_reconcile.system.clock import Clock
 from tests.contract.drivers import Bench, wait_until
 from tests.fakes import HOST, order
 
@@ -36,7 +36,7 @@ class Host:
     def another(self, on_step: Callable[[str, str], None] = no_seam) -> HostAgent:
         """The same host as another process would have it."""
         return HostAgent(
-            HOST, driver=self.bench.another(), records=Records(self.state_dir), clock=SystemClock(), on_step=on_step
+            HOST, driver=self.bench.another(), records=Records(self.state_dir), clock=Clock(), on_step=on_step
         )
 
     def seen(self, vm: str) -> ObservedVM | None:

@@ -46,7 +46,7 @@ import gevent
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.wiring import SystemClock
+from mikrom_reconcile.system.clock import Clock
 from tests.fakes import HOST, order
 
 class SlowDriver(SimulatedDriver):
@@ -56,7 +56,7 @@ class SlowDriver(SimulatedDriver):
 
 state = Path(sys.argv[1])
 driver = SlowDriver(state)
-host = HostAgent(HOST, driver=driver, records=Records(state), clock=SystemClock())
+host = HostAgent(HOST, driver=driver, records=Records(state), clock=Clock())
 try:
     with gevent.Timeout(0.2):
         host.execute(order("create", "web-000"))
@@ -66,7 +66,7 @@ killed = gevent.spawn(host.execute, order("create", "web-001"))
 gevent.sleep(0.2)
 killed.kill()
 print("left:", driver.strays(()))
-host = HostAgent(HOST, driver=SimulatedDriver(state), records=Records(state), clock=SystemClock())
+host = HostAgent(HOST, driver=SimulatedDriver(state), records=Records(state), clock=Clock())
 print([host.execute(order("create", vm)).result for vm in ("web-000", "web-001")])
 """
 

@@ -28,8 +28,9 @@ from mikrom_reconcile.host.observe import Observer, capacity, unreadable_row
 from mikrom_reconcile.host.orders.preconditions import Ending, check, rejection_of
 from mikrom_reconcile.host.orders.reservations import Reservations
 from mikrom_reconcile.host.orders.steps import ActionRun, Step, log_fields
-from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
+from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
+from mikrom_reconcile.system.clock import Clock
 from mikrom_reconcile.system.files import FULL
 
 TEMPORARY = (TemporaryError, BusyError, PastDeadlineError)

@@ -26,9 +26,10 @@ from mikrom_reconcile.core.model.plan import Impact, Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.observe import drift_of, row_of
 from mikrom_reconcile.host.orders.reservations import Reservations
-from mikrom_reconcile.host.ports import Clock, Driver, VMRecord
+from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.limits import ORDERS
+from mikrom_reconcile.system.clock import Clock
 
 EVERYTHING: frozenset[Impact] = frozenset({"record", "live", "restart", "replace"})
 WHILE_IT_RUNS: frozenset[Impact] = frozenset({"record", "live"})

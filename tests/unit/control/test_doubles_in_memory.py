@@ -15,6 +15,7 @@ from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
+from mikrom_reconcile.system.clock import Clock
 from tests.properties.world import World
 
 SPECS = """\
@@ -65,7 +66,7 @@ def test_the_older_of_two_equal_vms_is_found_though_a_digest_proves_each_as_want
     world = World(hosts={"hv1": {}, "hv2": {}})
     hosts = WorldHosts(world)
     store = SqliteStore(tmp_path / "store.sqlite", tmp_path)
-    engine = Reconciler(here="hv1", hosts=hosts, store=store, clock=wiring.SystemClock(), schemas=wiring.schemas())
+    engine = Reconciler(here="hv1", hosts=hosts, store=store, clock=Clock(), schemas=wiring.schemas())
     engine.apply(REQUEST, None, progress=lambda _: None)
     newer = next(host for host, vms in world.hosts.items() if "web-000" in vms)
     older = "hv2" if newer == "hv1" else "hv1"

@@ -18,6 +18,7 @@ from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.model.stock import Stock
+from mikrom_reconcile.system.clock import Clock
 from tests.samples import NOW
 
 SPECS = """\
@@ -69,7 +70,7 @@ def hosts() -> EmptyHosts:
 def engine(hosts: EmptyHosts, tmp_path: Path) -> Reconciler:
     store = SqliteStore(tmp_path / "store.sqlite", tmp_path)
     store.remember("default", Placements(vms={"web-000": "hv01"}, covers=("hv01", "hv02")))
-    return Reconciler(here="localhost", hosts=hosts, store=store, clock=wiring.SystemClock(), schemas=wiring.schemas())
+    return Reconciler(here="localhost", hosts=hosts, store=store, clock=Clock(), schemas=wiring.schemas())
 
 
 def request(**asked: Any) -> RunRequest:

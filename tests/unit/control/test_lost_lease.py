@@ -13,6 +13,7 @@ from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord, Run
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
+from mikrom_reconcile.system.clock import Clock
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 FLEET = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: 5, template: {image: hello}}\n"
@@ -78,7 +79,7 @@ class LosingStore:
 
 def test_nothing_more_is_sent_once_the_lease_is_lost() -> None:
     hosts = EagerHosts()
-    clock = wiring.SystemClock()
+    clock = Clock()
     store = LosingStore(hosts)
     engine = Reconciler(here="localhost", hosts=hosts, store=store, clock=clock, schemas=wiring.schemas())
     tree = SourceTree(revision="r", files=(SourceFile(path="web.yml", text=FLEET),))

@@ -193,7 +193,7 @@ def _commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
     status = ["status", "--porcelain=v2", "--branch", "--", *(str(path.resolve()) for path in paths)]
     with suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
         said = _lines_of([*command, *status])
-        commit = next(line.split()[-1] for line in said if line.startswith("# branch.oid "))
+        commit = next((line.split()[-1] for line in said if line.startswith("# branch.oid ")), "(initial)")
         if any(not line.startswith("#") for line in said):
             return (commit[:ABBREVIATED] + _DIRTY, "") if commit != "(initial)" else None
         return commit[:ABBREVIATED], _lines_of([*command, "show", "--no-patch", AUTHOR, commit])[0]

@@ -1,4 +1,4 @@
-"""The embedded store: tokens, placements and runs in one SQLite file, leases on lock files.
+"""The embedded store: placements and runs in one SQLite file, leases and their tokens in lock files.
 
 It must not hold anything that a run could not do without (rule 1 of the architecture): a broken file is moved aside and
 begun anew, and where none can be used, the run goes on without.
@@ -38,7 +38,6 @@ T = TypeVar("T")
 
 _VERSION = 2
 _SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS tokens (scope TEXT PRIMARY KEY, token INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS placements (project TEXT PRIMARY KEY, placements BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS runs (room TEXT, name TEXT, at REAL, record BLOB, PRIMARY KEY (room, name))",
 )
@@ -46,15 +45,16 @@ _log = logging.getLogger(__name__)
 
 
 class FileLease:
-    """A held lease: an OFD lock on a file that names its holder. The kernel gives it back when the holder dies.
+    """A held lease: an OFD lock on a file with its token and its holder. The kernel gives it back when that one dies.
 
     It is lost when it is released or when its file is replaced behind its back.
     """
 
-    def __init__(self, path: Path, fd: int, token: int) -> None:
+    def __init__(self, path: Path, fd: int, token: int, holder: str) -> None:
         self._path = path
         self._fd: int | None = fd
         self.token = token
+        self._write(fd, f"{holder} (pid {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
 
     def held(self) -> bool:
         """False once it may have been lost: send nothing more."""
@@ -69,8 +69,13 @@ class FileLease:
         """Give it back; twice is fine."""
         fd, self._fd = self._fd, None
         if fd is not None:
-            os.ftruncate(fd, 0)  # whoever fails to take it next must not read an old name
+            self._write(fd, "")  # whoever fails to take it next must not read an old name
             locks.give_back(fd)
+
+    def _write(self, fd: int, holder: str) -> None:
+        with suppress(OSError):  # a full disk: the lock is the lease, and hosts remember tokens, too
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{self.token} {holder}".encode(), 0)
 
 
 class SqliteStore:
@@ -88,14 +93,16 @@ class SqliteStore:
         """
         del ttl_s
         path = self._lock_dir / f"{quote(scope, safe='')}.lease"
-        fd = _taken(path, scope, holder)
         try:
-            # without the store, the hosts' own memory of tokens is what makes a run ask for a higher one
-            token = self._work(lambda db: _next_token(db, scope, at_least), without=max(1, at_least))
-        except BaseException:
-            locks.give_back(fd)
-            raise
-        return FileLease(path, fd, token)
+            fd = locks.open_taken(path)
+            other = "" if fd is not None else path.read_text(errors="replace").partition(" ")[2]
+        except OSError as error:
+            raise SetupError(f"{path}: {error.strerror}; the state folder must be writable") from error
+        if fd is None:
+            other = other or "somebody who has not said who yet"
+            raise BusyError(f"project {scope} is being changed by {other}; wait for that run to end")
+        before = os.pread(fd, 15, 0).partition(b" ")[0]
+        return FileLease(path, fd, max(1, at_least, int(before) + 1 if before.isdigit() else 1), holder)
 
     def placements(self, project: str) -> Placements:
         """Where the project's VMs were last known to be; empty when nothing is remembered."""
@@ -171,26 +178,3 @@ class SqliteStore:
             with suppress(FileNotFoundError):  # another process may have been faster
                 Path(f"{self._path}{suffix}").rename(f"{aside}{suffix}")
         _log.warning("%s cannot be used (%s): moved to %s and begun anew, no VM is concerned", self._path, why, aside)
-
-
-def _taken(path: Path, scope: str, holder: str) -> int:
-    """The descriptor whose lock is the lease of `scope`. Raises BusyError naming the holder, SetupError."""
-    try:
-        fd = locks.open_taken(path)
-        other = "" if fd is not None else path.read_text(errors="replace")
-    except OSError as error:
-        raise SetupError(f"{path}: {error.strerror}; the state folder must be writable") from error
-    if fd is None:
-        other = other or "somebody who has not said who yet"
-        raise BusyError(f"project {scope} is being changed by {other}; wait for that run to end")
-    with suppress(OSError):  # a full disk: the lock is the lease, and only its holder's name is missing
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{holder} (pid {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)".encode(), 0)
-    return fd
-
-
-def _next_token(db: sqlite3.Connection, scope: str, at_least: int) -> int:
-    row = db.execute("SELECT token FROM tokens WHERE scope = ?", (scope,)).fetchone()
-    token = max(at_least, row[0] + 1 if row else 1)
-    db.execute("INSERT OR REPLACE INTO tokens VALUES (?, ?)", (scope, token))
-    return int(token)

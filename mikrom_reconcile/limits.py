@@ -12,17 +12,17 @@ import msgspec
 
 
 class Observing(msgspec.Struct, frozen=True, kw_only=True):
-    """What hosts are asked, and how long is waited for what they say."""
+    """Asking hosts what they run, and how long to wait for answers."""
 
     deadline_s: Annotated[float, "hosts answer in milliseconds; one that has not by then counts as unreachable"] = 10.0
-    completion_deadline_s: Annotated[float, "nobody waits longer for the names that Tab might offer"] = 1.0
+    completion_deadline_s: Annotated[float, "how long Tab completion waits for the names of VMs"] = 1.0
     host_share_of_deadline: Annotated[float, "the rest of a deadline is for the answer that it was missed"] = 0.9
     report_s: Annotated[float, "a host reports what it has by then: control waits two seconds longer"] = 8.0
     others_s: Annotated[float, "VMs of other projects get this when those that were asked for used up the time"] = 1.0
     begin_checks_s: Annotated[float, "no check begins later: silent guests must not make their host unreachable"] = 3.0
-    silent_after_s: Annotated[float, "VMMs answer in a millisecond or two; slower ones are waited for aside"] = 0.02
-    threads: Annotated[int, "VMs looked at at once, beside those that do not answer"] = 16
-    max_threads: Annotated[int, "and with those that do not answer: a thread each"] = 512
+    silent_after_s: Annotated[float, "VMMs answer in a millisecond or two; slower ones are waited for apart"] = 0.02
+    threads: Annotated[int, "VMs observed at once, not counting those that do not answer"] = 16
+    max_threads: Annotated[int, "with those that do not answer, which take a thread each"] = 512
     worker_seen_s: Annotated[int, "a host whose worker was not seen for a day is not asked about"] = 86400
 
 
@@ -54,13 +54,13 @@ class Records(msgspec.Struct, frozen=True, kw_only=True):
     record_bytes: Annotated[int, "a record has about 700 bytes; no spec can need as much as this"] = 1 << 20
     tombstone_s: Annotated[int, "it matters while an order from before the deletion may come: for hours"] = 30 * 86400
     released_address_s: Annotated[int, "no cooldown is longer than a day, as far as a host remembers"] = 86400
-    removals_per_sweep: Annotated[int, "one removal in so many looks for old tombstones, or they pile up"] = 256
-    kept_tokens: Annotated[int, "who lists the folder while one is added still finds the one before it"] = 2
+    removals_per_sweep: Annotated[int, "one removal in so many deletes old tombstones; without it they pile up"] = 256
+    kept_tokens: Annotated[int, "a reader that lists the folder while one is added still finds the one before"] = 2
     cached_paths: Annotated[int, "more VMs than a host has; joining a path takes as long as opening its file"] = 4096
 
 
 class Supervision(msgspec.Struct, frozen=True, kw_only=True):
-    """Starting again what ended by itself."""
+    """Restarting VMMs that ended by themselves."""
 
     starts_at_once: Annotated[int, "starts mostly wait in the kernel, and more of them only wait longer"] = 32
     rescan_s: Annotated[float, "until VMs are found that another process started"] = 5.0
@@ -71,21 +71,21 @@ class Supervision(msgspec.Struct, frozen=True, kw_only=True):
 class VMMs(msgspec.Struct, frozen=True, kw_only=True):
     """The processes that run guests."""
 
-    boot_s: Annotated[float, "a VMM that has not booted its guest by then never will: it takes about 12 ms"] = 5.0
-    answer_s: Annotated[float, "a VMM answers within a millisecond or two, also beside a thousand others"] = 1.0
+    boot_s: Annotated[float, "a VMM that has not booted its guest by then never will; usual are 12 ms"] = 5.0
+    answer_s: Annotated[float, "a VMM answers within a millisecond or two, even among a thousand"] = 1.0
     answer_bytes: Annotated[int, "the configuration of a VM with many drives has some kilobytes"] = 1 << 18
-    full_queue_s: Annotated[float, "until a socket whose queue is full is tried again"] = 0.002
+    full_queue_s: Annotated[float, "pause before connecting again to a socket whose queue is full"] = 0.002
     poll_s: Annotated[float, "an API socket is there 1.2 ms after its spawn, a lock free as fast after a death"] = 0.001
     kill_s: Annotated[float, "a killed guest of many GiB takes seconds to be torn down"] = 30.0
-    leave_s: Annotated[float, "a Firecracker that was told to end takes some 15 ms"] = 1.0
+    leave_s: Annotated[float, "Firecracker takes some 15 ms to end when asked"] = 1.0
     death_s: Annotated[float, "from closing its API socket to its death a VMM takes milliseconds"] = 0.1
     version_s: Annotated[float, "`firecracker --version` takes milliseconds"] = 5.0
     probe_s: Annotated[float, "under QEMU with KVM the demo guest boots and ends in 0.1 s"] = 5.0
     jailer_s: Annotated[float, "a jailer copies a program of 3 MB and makes a few nodes: some milliseconds"] = 10.0
     rate_refill_ms: Annotated[int, "a bucket for a second: what comes in bursts may use all of it at once"] = 1000
     cgroup_busy_s: Annotated[float, "a cgroup is busy for moments after the last process in it died"] = 2.0
-    cgroup_overhead_mib: Annotated[int, "of a Firecracker beside its guest's memory and page tables"] = 32
-    cgroup_threads: Annotated[int, "what a VMM may have beside one for each vCPU"] = 16
+    cgroup_overhead_mib: Annotated[int, "what Firecracker uses besides guest memory and page tables"] = 32
+    cgroup_threads: Annotated[int, "threads of a VMM in addition to one per vCPU"] = 16
     socket_path_bytes: Annotated[int, "the room in sockaddr_un, without the final zero"] = 107
     console_bytes: Annotated[int, "what is kept of a console at least: some ten thousand lines"] = 1 << 20
     log_bytes: Annotated[int, "what is kept of a VMM's log and of its metrics: a line of 4 kB a minute"] = 256 << 10
@@ -93,10 +93,10 @@ class VMMs(msgspec.Struct, frozen=True, kw_only=True):
     log_tail_bytes: Annotated[int, "what QEMU said last, to see how a guest ended"] = 8 << 10
     error_tail_bytes: Annotated[int, "of a VMM's log in an error message"] = 500
     process_file_bytes: Annotated[int, "the file that names a VMM's process"] = 4096
-    mark_bytes: Annotated[int, "the file that tells what was started before"] = 64
+    mark_bytes: Annotated[int, "the file that says what was started before"] = 64
     pid_file_bytes: Annotated[int, "the jailer's file with a pid"] = 20
     qemu_translated_mib: Annotated[int, "of translated code; left to itself QEMU takes up to 1 GiB"] = 64
-    qemu_overhead_mib: Annotated[int, "beside its guest's memory; measured: 42 demo guest, 107 emulated Linux"] = 64
+    qemu_overhead_mib: Annotated[int, "besides guest memory; measured: 42 demo guest, 107 emulated Linux"] = 64
     qemu_metadata_bytes: Annotated[int, "Firecracker's metadata service takes 50 KiB"] = 64 << 10
     simulated_console_characters: Annotated[int, "what is kept of a simulated console over many boots"] = 16 << 10
 
@@ -108,10 +108,10 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
     piece_bytes: Annotated[int, "takes a millisecond or two to hash and to write"] = 1 << 20
     copied_piece_bytes: Annotated[int, "of a disk that is copied; other greenlets run in between"] = 4 << 20
     idle_s: Annotated[float, "a server silent for so long has stopped; a slow one is read until the deadline"] = 20.0
-    lock_poll_s: Annotated[float, "until an image that another process fetches is looked for again"] = 0.05
+    lock_poll_s: Annotated[float, "pause before checking again for an image that another process fetches"] = 0.05
     kept_s: Annotated[float, "for a file that no VM uses: the next run of a pipeline may want it again"] = 24 * 3600.0
     sweep_interval_s: Annotated[float, "between two sweeps of one process; the first is due at once"] = 3600.0
-    sweep_wait_s: Annotated[float, "how long a sweep waits for who makes or drops a bridge"] = 10.0
+    sweep_wait_s: Annotated[float, "how long a sweep waits for a process that creates or removes a bridge"] = 10.0
     secret_bytes: Annotated[int, "the largest secret; all metadata of a VM has 50 KiB"] = 32 << 10
 
 
@@ -122,15 +122,15 @@ class Networks(msgspec.Struct, frozen=True, kw_only=True):
     netlink_answer_s: Annotated[float, "the kernel answers in microseconds"] = 5.0
     netlink_answer_bytes: Annotated[int, "of one datagram from the kernel"] = 1 << 16
     nft_s: Annotated[float, "nft takes milliseconds"] = 10.0
-    nft_retry_s: Annotated[float, "until an nft that could not tell is asked again"] = 1.0
+    nft_retry_s: Annotated[float, "pause before nft is asked again after it failed"] = 1.0
 
 
 class Broker(msgspec.Struct, frozen=True, kw_only=True):
     """Messages between control and hosts."""
 
-    heartbeat_interval_s: Annotated[float, "whoever lives or waits renews its key this often"] = 5.0
-    heartbeat_ttl_s: Annotated[float, "three heartbeats missed: dead to the others; the server's clock judges"] = 15.0
-    result_ttl_s: Annotated[int, "what nobody fetched is dropped then: as long as Celery keeps results"] = 3600
+    heartbeat_interval_s: Annotated[float, "workers and waiting callers renew their keys this often"] = 5.0
+    heartbeat_ttl_s: Annotated[float, "three missed heartbeats mean dead, by the server's clock"] = 15.0
+    result_ttl_s: Annotated[int, "results that are not fetched expire, as Celery's do"] = 3600
     connect_s: Annotated[float, "a host name may have two addresses, and both together have to stay below 3 s"] = 1.0
     ping_s: Annotated[float, "for the first answer of a server that took the connection"] = 1.5
     read_s: Annotated[float, "longer than any blocking read asks the server to wait"] = 5.0
@@ -138,7 +138,7 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes: Annotated[int, "before compression: some 100,000 VM rows, or as large a tree of specs"] = 64 << 20
     compress_from_bytes: Annotated[int, "smaller messages gain nothing"] = 4096
     key_file_bytes: Annotated[int, "a PEM file with an Ed25519 key has about 120 bytes"] = 4096
-    event_interval_s: Annotated[float, "an event waits for others: nobody who watches sees the difference"] = 0.05
+    event_interval_s: Annotated[float, "events are sent together; people do not notice the delay"] = 0.05
     events_per_message: Annotated[int, "sent at once when so many wait"] = 200
     reply_interval_s: Annotated[float, "between two messages; the first does not wait"] = 0.02
     reply_awaited_s: Annotated[float, "how long a caller is believed to be still waiting"] = 1.0
@@ -149,7 +149,7 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     host_events_waiting: Annotated[int, "when the broker is away; later ones are only in the log"] = 1000
     console_answer_s: Annotated[float, "a host sends a console in milliseconds"] = 10.0
     console_bytes: Annotated[int, "more of a console than this is fetched on the host itself"] = 1 << 20
-    worker_check_s: Annotated[float, "between two looks whether a host's worker still lives"] = 1.0
+    worker_check_s: Annotated[float, "interval of checks whether a host's worker is alive"] = 1.0
     syncs_at_once: Annotated[int, "threads that wait for a disk; one more wait is a greenlet"] = 16
     cleanup_interval_s: Annotated[float, "between two clean-ups of what dead workers left in the broker"] = 3600.0
     trace_flush_s: Annotated[float, "for the last spans of a worker that ends: a collector may be silent"] = 1.0
@@ -159,19 +159,19 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):
     """One plan or apply, and what is kept of it."""
 
     lease_ttl_s: Annotated[float, "how long a dead run keeps others waiting"] = 15.0
-    lease_retry_s: Annotated[float, "between two tries of who waits for another run"] = 0.5
-    booting_poll_s: Annotated[float, "until VMs on their way up are looked at again"] = 1.0
+    lease_retry_s: Annotated[float, "interval at which a waiting run tries to take the lease"] = 0.5
+    booting_poll_s: Annotated[float, "interval at which booting VMs are observed again"] = 1.0
     save_interval_s: Annotated[float, "or ten times what saving took, if that is longer"] = 1.0
     plan_wait_s: Annotated[float, "large fleets take seconds; the rest waits for a free control worker"] = 120.0
     report_wait_s: Annotated[float, "past its deadline a run observes for the last time and reports"] = 30.0
-    caller_check_s: Annotated[float, "between two looks whether who asked for a run still waits for it"] = 1.0
+    caller_check_s: Annotated[float, "interval of checks whether the caller still waits"] = 1.0
     beat_margin_s: Annotated[float, "a scheduled run's key has to be gone when the same Beat comes again"] = 0.2
     unfinished_kept_s: Annotated[int, "a run that failed before it could report is shown for a day"] = 86400
-    progress_interval_s: Annotated[float, "between two reports of a run's progress: nobody reads faster"] = 1.0
+    progress_interval_s: Annotated[float, "interval of progress reports; people do not read faster"] = 1.0
     kept: Annotated[int, "no store keeps more runs"] = 10_000
     kept_per_host: Annotated[int, "different things that a host did by itself"] = 100
     record_bytes: Annotated[int, "of one run: some 100,000 actions"] = 64 << 20
-    store_wait_s: Annotated[float, "a transaction takes milliseconds: who keeps the store longer is stuck"] = 10.0
+    store_wait_s: Annotated[float, "a transaction takes milliseconds; a longer one is stuck"] = 10.0
     gc_objects: Annotated[int, "between collections: specs stay, and looking at them costs a fifth"] = 2_000_000
 
 
@@ -183,8 +183,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     starting_s: Annotated[float, "how long a command waits for a `mikrom up` that is starting"] = 10.0
     redis_start_s: Annotated[float, "a private Redis answers within milliseconds"] = 5.0
     stop_s: Annotated[float, "a gevent worker takes 4.5 s to end even when idle, and 10 s is the most for all"] = 7.0
-    poll_s: Annotated[float, "between two looks at the services"] = 0.1
-    redis_mib: Annotated[int, "some messages of the largest size that is allowed, beside thousands of usual ones"] = 512
+    poll_s: Annotated[float, "interval of checks of the services"] = 0.1
+    redis_mib: Annotated[int, "a few messages of the largest allowed size and thousands of usual ones"] = 512
     restart_s: Annotated[float, "from the end of a service to its next start"] = 1.0
     log_tail_bytes: Annotated[int, "of the log of a service that ended, to show its last line"] = 4096
 
@@ -195,8 +195,8 @@ class Doctor(msgspec.Struct, frozen=True, kw_only=True):
     scarce_disk_bytes: Annotated[int, "less free space is worth a note"] = 1 << 30
     least_disk_bytes: Annotated[int, "with less, the next records and consoles may not find room"] = 64 << 20
     vms: Annotated[int, "less room than for so many more small VMs is worth a note"] = 100
-    worker_descriptors: Annotated[int, "what a host worker holds at once beside one for each VMM"] = 256
-    vmm_threads: Annotated[int, "what a Firecracker has beside one for each vCPU"] = 3
+    worker_descriptors: Annotated[int, "what a host worker needs in addition to one per VMM"] = 256
+    vmm_threads: Annotated[int, "what a Firecracker has in addition to one per vCPU"] = 3
     password_characters: Annotated[int, "shorter ones can be guessed"] = 12
 
 
@@ -205,7 +205,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
 
     file_bytes: Annotated[int, "10,000 documents take about 6 MiB; more is a mistake or an attack"] = 10 << 20
     tree_bytes: Annotated[int, "100,000 documents take about 60 MiB"] = 100 << 20
-    head_bytes: Annotated[int, "how much of a file tells what it looks like"] = 4096
+    head_bytes: Annotated[int, "how much of a file is read to see whether it looks like a spec"] = 4096
     git_status_s: Annotated[float, "it takes milliseconds; a slower repository goes without a commit's name"] = 2.0
     git_fetch_s: Annotated[float, "for everything together: specs are small, and a run waits for them"] = 30.0
     misnamed_bytes: Annotated[int, "larger files are no specs under another name"] = 1 << 20
@@ -213,10 +213,10 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Specs(msgspec.Struct, frozen=True, kw_only=True):
-    """What specs may contain, and how much of their mistakes is told."""
+    """What specs may contain, and how much of their mistakes is reported."""
 
     name_characters: Annotated[int, "of a VM's name: it is part of socket paths, which have at most 107 bytes"] = 48
-    max_problems: Annotated[int, "told in one go; nobody reads more, and an attack must not cost more"] = 500
+    max_problems: Annotated[int, "reported at once; people do not read more, and an attack must not cost more"] = 500
     max_documents: Annotated[int, "in one file"] = 100_000
     max_brackets: Annotated[int, "for the quick parser, whose time grows with depth times length"] = 250
     max_depth: Annotated[int, "of nesting; the deepest legal document has 8"] = 32
@@ -231,7 +231,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     devices: Annotated[int, "Firecracker 1.12 has interrupts for 18; one more ends a VM when it is restarted"] = 18
     boot_args_bytes: Annotated[int, "a kernel command line has 2 KiB with its final zero"] = 2047
     boot_args_device_bytes: Annotated[int, "Firecracker's virtio_mmio.device=…; twice for a root disk"] = 36
-    boot_args_address_bytes: Annotated[int, "of the first interface, beside the longest name"] = 120
+    boot_args_address_bytes: Annotated[int, "of the first interface, in addition to the longest name"] = 120
     metadata_bytes: Annotated[int, "Firecracker takes 51,200 in one request; its host adds something"] = 50_000
     excerpt_characters: Annotated[int, "of a line with a mistake: what a terminal has room for"] = 110
     excerpt_characters_before: Annotated[int, "of these before the mistake"] = 50
@@ -239,20 +239,20 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     hinted_words: Annotated[int, "listed in a hint"] = 12
     compared_words: Annotated[int, "that a misspelt one is compared with, since comparing takes microseconds"] = 1000
     named_characters: Annotated[int, "unusual characters that a message names"] = 3
-    named_hosts: Annotated[int, "for one reason: a thousand names help nobody"] = 5
-    named_vms: Annotated[int, "for one reason; how many more there are is told"] = 3
+    named_hosts: Annotated[int, "per reason; a thousand names do not help"] = 5
+    named_vms: Annotated[int, "per reason, followed by how many more there are"] = 3
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
     """What is shown to people."""
 
-    section_lines: Annotated[int, "more nobody reads: the rest is counted, and `-o json` has all"] = 100
+    section_lines: Annotated[int, "people do not read more; the rest is counted, and `-o json` has all"] = 100
     value_characters: Annotated[int, "of a value that is not shown in full"] = 60
     markdown_characters: Annotated[int, "the longest comment that GitHub takes"] = 65536
     open_groups: Annotated[int, "with more, the groups of a page begin closed: it is an overview first"] = 12
     described_actions: Annotated[int, "enough to see what went on lately; `mikrom events` has them all"] = 50
     redraw_s: Annotated[float, "faster than anybody reads, and 300 outcomes in a second stay cheap"] = 0.05
-    follow_poll_s: Annotated[float, "nobody notices a shorter wait, and no broker two messages a second"] = 0.5
+    follow_poll_s: Annotated[float, "people do not notice a shorter wait, nor a broker two messages a second"] = 0.5
     follow_part_bytes: Annotated[int, "a guest that writes faster than this is shown with gaps"] = 256 << 10
     follow_line_bytes: Annotated[int, "a line that has not ended by then is shown as far as it goes"] = 4096
     logs_bytes: Annotated[int, "of a console: some thousand lines, one message that a broker takes lightly"] = 256 << 10

@@ -41,7 +41,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 _SECRETS = (Path("/etc/mikrom/secrets"),)
 _FOLDERS = "folders, with : between, of file://"
-_ABSOLUTE = "an absolute path: relative ones mean another place in each working directory"  # nobody but a shell knows ~
+_ABSOLUTE = "an absolute path: relative ones mean another place in each working directory"  # only shells expand ~
 _path = _matching("/.*", _ABSOLUTE, Path)
 _program = _matching("/.*", _ABSOLUTE)
 _specs = _matching(r"/.*|git\+.*", _ABSOLUTE)
@@ -145,7 +145,7 @@ class Settings:
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003
 
     def chosen_specs(self) -> str:
-        """Where the specs are that are meant when nobody says which. Raises UsageError for an empty MIKROM_SPECS."""
+        """Where the specs are when no path is given. Raises UsageError for an empty MIKROM_SPECS."""
         if self.specs == "":
             raise UsageError("MIKROM_SPECS is empty: unset it for ./specs, or say which specs")
         return self.specs or "specs"
@@ -162,7 +162,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         if text := environ.get(variable):
             values[entry.name] = _parsed(variable, text, entry.metadata["parse"])
     if environ.get("MIKROM_SPECS") == "":
-        values["specs"] = ""  # somebody meant to say which, and ./specs may be others
+        values["specs"] = ""  # a mistake: ./specs may be other specs than those that were meant
     for name, default in (("state_dir", _default_state_dir), ("run_dir", _default_run_dir)):
         values[name] = values.get(name) or default(environ)
     return Settings(**values)
@@ -179,8 +179,8 @@ def misspelt(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
 
 def refuse_misspelt() -> None:
     """What a service does not know, it must not run without. Raises UsageError."""
-    if told := "; ".join(misspelt()):
-        raise UsageError(told)
+    if problems := "; ".join(misspelt()):
+        raise UsageError(problems)
 
 
 def _parsed(variable: str, text: str, parse: Callable[[str], Any]) -> Any:

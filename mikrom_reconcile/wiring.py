@@ -39,7 +39,7 @@ def schemas() -> dict[str, str]:
 
 
 def schema_text(name: str) -> str:
-    """The text of a JSON Schema: from the package, or in a checkout from beside it."""
+    """The text of a JSON Schema: from the package, or from the checkout."""
     packaged = Path(__file__).with_name("schemas")  # importlib.resources would take 5 ms
     folder = packaged if packaged.is_dir() else packaged.parent.parent / "schemas"
     return (folder / f"{name}.schema.json").read_text(encoding="utf-8")
@@ -158,7 +158,7 @@ def embedded_engine(settings: Settings) -> Engine:
     from mikrom_reconcile.control.stores.sqlite import SqliteStore
     from mikrom_reconcile.dispatch.hosts.local import LocalHosts
 
-    # what became of each order is told as progress; without a handler Python would say it on stderr once more
+    # outcomes are shown as progress; without a handler Python would print them on stderr, too
     logging.getLogger("mikrom_reconcile.host").addHandler(logging.NullHandler())
     hosts = LocalHosts(make_host_agent(settings))
     store = SqliteStore(settings.state_dir / "store.sqlite", settings.state_dir / "locks")

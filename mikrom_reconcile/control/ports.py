@@ -16,8 +16,8 @@ from mikrom_reconcile.core.model.stock import Stock
 class Hosts(Protocol):
     """The hypervisor hosts, in this process or over Celery: one contract."""
 
-    def names(self, *, dark: bool = True) -> tuple[str, ...]:
-        """The hosts that are known without specs, sorted, `dark` ones included or not."""
+    def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
+        """The hosts that are known without specs, sorted, `unreachable` ones included or not."""
 
     def give_up(self, hosts: Iterable[str]) -> None:
         """Free the names of these hosts; machines that come back stop what they run. Raises SetupError."""
@@ -46,7 +46,7 @@ class Hosts(Protocol):
 
 
 class Lease(Protocol):
-    """The right to change a project. `token` fences whoever held it before."""
+    """The right to change a project. `token` fences its earlier holders."""
 
     token: int
 
@@ -83,7 +83,7 @@ class Engine(Protocol):
     store: RunStore
 
     def source(self) -> SourceState | None:
-        """What the last look at the source of scheduled runs gave; None where there are none."""
+        """The state of the source of scheduled runs when it was last read; None where there are none."""
 
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
         """Runs that others carry out and that have no report, the latest first."""
@@ -100,4 +100,4 @@ class Engine(Protocol):
         """
 
     def hand_over(self, request: RunRequest, plan: Plan) -> None:
-        """Have others carry out `plan`, and leave. Raises UsageError where there is nobody else."""
+        """Have a control worker carry out `plan`, and leave. Raises UsageError where there is none."""

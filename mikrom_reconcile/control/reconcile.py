@@ -50,62 +50,62 @@ class Reconciler:
         self._alone = alone
 
     def source(self) -> SourceState | None:
-        """None: what is scheduled, and told of, is a matter of control workers."""
+        """None: only control workers have scheduled runs."""
         return None
 
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
-        """None: a run in this process is told by this process."""
+        """None: this process reports its own runs."""
         return ()
 
     def hand_over(self, request: RunRequest, plan: Plan) -> None:
         """Refused: this process is the one that carries it out."""
         del request, plan
-        raise UsageError("--no-wait needs somebody who goes on: set MIKROM_BROKER_URL, or start `mikrom up`")
+        raise UsageError("--no-wait needs a control worker: set MIKROM_BROKER_URL, or start `mikrom up`")
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
         if request.verb is not None:
-            return self._look_by_name(request).plan
-        decision = self._session(request)()
-        if decision.unmatched:
-            raise UsageError(decision.unmatched)
-        alive = sorted({*request.assume_dead} - {*decision.plan.unreachable})
+            return self._plan_by_name(request).plan
+        result = self._session(request)()
+        if result.unmatched:
+            raise UsageError(result.unmatched)
+        alive = sorted({*request.assume_dead} - {*result.plan.unreachable})
         if alive:
             raise UsageError(f"--assume-dead: {', '.join(alive) or repr('')} answers, or is no host of this project")
-        return decision.plan
+        return result.plan
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
-        project, look = self._project(request)
+        project, plan_again = self._project(request)
         started_at = self._clock.now()
         deadline = Deadline(self._clock, request.timeout_s)
         lease = self._lease(project, request, deadline, at_least=1)
         try:
-            decision = look(())
-            if plan is None and decision.unmatched:
-                raise UsageError(decision.unmatched)
-            if decision.highest_token >= lease.token:  # the store was lost; hosts remember higher tokens
+            result = plan_again(())
+            if plan is None and result.unmatched:
+                raise UsageError(result.unmatched)
+            if result.highest_token >= lease.token:  # the store was lost; hosts remember higher tokens
                 lease.release()
-                lease = self._lease(project, request, deadline, at_least=decision.highest_token + 1)
-            self.hosts.give_up({*request.assume_dead} & decision.plan.unreachable.keys())
-            approved = plan or decision.plan
+                lease = self._lease(project, request, deadline, at_least=result.highest_token + 1)
+            self.hosts.give_up({*request.assume_dead} & result.plan.unreachable.keys())
+            approved = plan or result.plan
             with RunLog(self.store, self._clock, request, approved, started_at, progress) as log:
-                for outcome in stale_outcomes(approved, decision.plan):
+                for outcome in stale_outcomes(approved, result.plan):
                     log.heard(outcome)
                 while True:
-                    actions = runnable_actions(approved, decision.plan, log.outcomes)
+                    actions = runnable_actions(approved, result.plan, log.outcomes)
                     if request.verb is None and lease.held():
-                        self.store.remember(project, remembered(decision, actions, log.outcomes))
-                    wait_s = 0.0 if actions else retry_after_s(request, approved, decision, log.outcomes)
+                        self.store.remember(project, remembered(result, actions, log.outcomes))
+                    wait_s = 0.0 if actions else retry_after_s(request, approved, result, log.outcomes)
                     if deadline.passed() or not lease.held() or wait_s is None:
                         break
                     self._clock.sleep(min(wait_s, deadline.left_s()))
-                    self._dispatch(request, actions, decision.plan, lease, deadline, log)
-                    decision = look(log.outcomes)
+                    self._dispatch(request, actions, result.plan, lease, deadline, log)
+                    result = plan_again(log.outcomes)
         finally:
             lease.release()
-        late = deadline.passed() and (bool(decision.plan.actions) or decision.retry_after_s is not None)
-        return log.ended(decision.plan, late=late)
+        late = deadline.passed() and (bool(result.plan.actions) or result.retry_after_s is not None)
+        return log.ended(result.plan, late=late)
 
     def _dispatch(
         self, request: RunRequest, actions: list[Action], plan: Plan, lease: Lease, deadline: Deadline, log: RunLog
@@ -120,16 +120,16 @@ class Reconciler:
         with traces.span("dispatch", actions=len(actions)):
             for outcome in self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s()):
                 log.heard(outcome, changes.get((outcome.vm, outcome.host)))
-                if not lease.held():  # whoever has it now decides; leaving the loop sends nothing more
+                if not lease.held():  # its new holder decides; leaving the loop sends nothing more
                     break
 
     def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], PlanResult]]:
-        """The project that a request is about, and how to look at it, given what was done so far."""
+        """The project of a request, and how to plan it again, given what was done so far."""
         if request.without_hosts:
             raise UsageError("--without-host only asks what would be: such a plan cannot be carried out")
         if request.verb is not None:
-            project = self._look_by_name(request).plan.project
-            return project, lambda outcomes: self._look_by_name(request, outcomes, project)
+            project = self._plan_by_name(request).plan.project
+            return project, lambda outcomes: self._plan_by_name(request, outcomes, project)
         session = self._session(request)
         return session.specs.project, lambda outcomes: session(frozenset(outcome.vm for outcome in outcomes))
 
@@ -140,13 +140,13 @@ class Reconciler:
             memory=self._memory,
             read=self._specs,
             observe=self._observe,
-            recall=lambda project: (self.store.placements(project), self.hosts.names(dark=False)),
+            recall=lambda project: (self.store.placements(project), self.hosts.names(unreachable=False)),
         )
 
-    def _look_by_name(
+    def _plan_by_name(
         self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = ""
     ) -> PlanResult:
-        """Observe every host that answers, and plan what was asked for by name."""
+        """Observe every host that answers, and plan the action on the named VMs."""
         assert request.verb is not None, "asked only for those"  # noqa: S101
         queries = {host: ObserveQuery() for host in self.hosts.names()}
         acted_on = frozenset(outcome.vm for outcome in outcomes)
@@ -187,7 +187,7 @@ def stale_outcomes(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
     """A `stale` outcome for each approved action whose VM needs something else by now, there or on another host, and
     for what is to be done to a VM that waited and was changed.
 
-    A VM that needs nothing any more is no matter: somebody else did it.
+    A VM that needs nothing any more has none: another run did it.
     """
     still = {action.id for action in now.actions}
     changes = {(change.name, change.host): change for change in now.changes}
@@ -263,29 +263,29 @@ def runnable_actions(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome
 
 
 def retry_after_s(
-    request: RunRequest, approved: Plan, decision: PlanResult, outcomes: Iterable[ActionOutcome]
+    request: RunRequest, approved: Plan, result: PlanResult, outcomes: Iterable[ActionOutcome]
 ) -> float | None:
     """How long to wait until VMs may be healthy for which what was approved waits, and those that this run has brought
     up. None for neither: the run is over, and Beat comes again anyway.
     """
     acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
-    changes = decision.plan.changes
+    changes = result.plan.changes
     is_booting = any(c.observed and c.observed.phase == "booting" and (c.name, c.host) in acted_on for c in changes)
-    is_waiting = bool(waiting(approved) & waiting(decision.plan))
-    return decision.retry_after_s if request.origin != BEAT and (is_waiting or is_booting) else None
+    is_waiting = bool(waiting(approved) & waiting(result.plan))
+    return result.retry_after_s if request.origin != BEAT and (is_waiting or is_booting) else None
 
 
-def remembered(decision: PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
+def remembered(result: PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
     """The placements without VMs that would be made, and that this run neither makes nor has tried to.
 
     If their host became unreachable, they could be made nowhere.
     """
     making = {(outcome.vm, outcome.host) for outcome in outcomes if outcome.result != "stale"}
     making |= {(action.vm, action.host) for action in actions}
-    creates = (change for change in decision.plan.changes if change.kind == "create")
+    creates = (change for change in result.plan.changes if change.kind == "create")
     others = {change.name for change in creates if (change.name, change.host) not in making}
-    vms = {name: host for name, host in decision.placements.vms.items() if name not in others}
-    return msgspec.structs.replace(decision.placements, vms=vms)
+    vms = {name: host for name, host in result.placements.vms.items() if name not in others}
+    return msgspec.structs.replace(result.placements, vms=vms)
 
 
 def waiting(plan: Plan) -> set[tuple[str, Expect]]:

@@ -1,4 +1,4 @@
-"""A run as it is kept while it goes on: deeds as they end, so that no way to end it takes them from the history."""
+"""Keeps a run in the history while it goes on, action by action, so that none is missing however it ends."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """What a run has done so far, told to `progress` and to the store. Its `with` block is the run.
+    """What a run has done so far, reported to `progress` and to the store. Its `with` block is the run.
 
-    A store that cannot be written is done without: history is never worth a run.
+    A store that cannot be written does not end the run.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RunLog:
             self._save("Ended early", exit_code=1, failed=(str(error) or type(error).__name__,))
 
     def ended(self, remaining: Plan, *, late: bool) -> RunReport:
-        """The report of the run, now that the last look at the hosts gave this plan."""
+        """The report of the run; `remaining` is the plan of the last observation."""
         outcomes = tuple(self.outcomes)
         report = replace(self._begun, outcomes=outcomes, remaining=remaining, late=late, finished_at=self._clock.now())
         self._keep(record_of(report))

@@ -37,11 +37,11 @@ def run_checks(checks: Mapping[str, Look], settings: Settings) -> Iterator[Check
                 yield check if check.name else replace(check, name=name)
         except MikromError as error:
             problem, _, remedy = str(error).partition("; ")
-            yield Check(name, "broken", problem, remedy or "mend that first, then ask again")
+            yield Check(name, "broken", problem, remedy or "fix that first, then run it again")
 
 
 def folder_check(variable: str, folder: Path, *, strict: bool = False) -> Check:
-    """Whether a folder can be used, or made; under `strict` nobody else may have it or look into it."""
+    """Whether a folder can be used, or made; under `strict` it must belong to this user, and be closed to others."""
     remedy = f"make it writable for this user, or set {variable}"
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():

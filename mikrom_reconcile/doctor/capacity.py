@@ -29,7 +29,7 @@ def _user(_settings: Settings) -> Check:
 
 def _cgroups(_settings: Settings) -> Check:
     version = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
-    return ok(f"{version}; VMMs without a jail stay in the cgroup of whoever starts them")
+    return ok(f"{version}; VMMs without a jail stay in the cgroup of the process that starts them")
 
 
 def _disk(settings: Settings) -> Check:
@@ -51,7 +51,7 @@ def _records(settings: Settings) -> None:
 
 def _wanted(settings: Settings) -> list[VMSpec]:
     """The VMs that this host is to keep running."""
-    with suppress(SetupError):  # told by another check
+    with suppress(SetupError):  # another check reports it
         found = Records(settings.state_dir).list()
         return [record.spec for record in found if isinstance(record, VMRecord) and record.state in WANTS_VMM]
     return []
@@ -60,14 +60,14 @@ def _wanted(settings: Settings) -> list[VMSpec]:
 def _memory(settings: Settings) -> Check:
     specs, have_mib = _wanted(settings), capacity().mem_size_mib
     promised_mib = sum(spec.machine.mem_size_mib for spec in specs)
-    with suppress(SetupError):  # told by another check
+    with suppress(SetupError):  # another check reports it
         promised_mib = sum(map(wiring.make_driver(settings, choice_of(settings)).memory_mib, specs))
     available_mib = _number(Path("/proc/meminfo"), after="MemAvailable:") >> 10
     text = f"{have_mib} MiB, {available_mib} available; {promised_mib} promised to {counted(len(specs), 'VM')}"
     if promised_mib > have_mib:
-        return broken(text, "stop some VMs: this host cannot keep its word")
+        return broken(text, "stop some VMs: this host cannot give them what it promised")
     if promised_mib + available_mib > have_mib and available_mib < promised_mib // 10:
-        return note(text, "something beside the VMs takes it: see who")
+        return note(text, "other processes use it: see which")
     return ok(text)
 
 

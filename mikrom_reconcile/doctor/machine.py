@@ -105,7 +105,7 @@ def _jail(settings: Settings) -> Check:
 
 
 def _qemu(settings: Settings) -> Check:
-    """QEMU is needed where Firecracker cannot run, and looked at closely only where it is used."""
+    """QEMU is needed where Firecracker cannot run; its version is asked for only where it is used."""
     binary, used = qemu_prerequisites.find_qemu(), settings.driver == "qemu"
     remedy = "install the package qemu-system-x86"
     if binary is None:
@@ -131,7 +131,7 @@ def _run_dir(settings: Settings) -> Check:
 
 
 def _broker(settings: Settings) -> Iterator[Check]:
-    """Only where a broker is set or a `mikrom up` runs; and the specs of scheduled runs, which it tells of."""
+    """The broker, where one is set or a `mikrom up` runs, and the specs of scheduled runs, whose state it holds."""
     from mikrom_reconcile.control.stores.redis import lost_told
     from mikrom_reconcile.dispatch.transport.shared_state import writable_source_state  # with it comes redis
 
@@ -151,7 +151,7 @@ def _source(source: SourceState) -> Check:
     now = datetime.now(UTC)
     found = source_line(source, now)
     if source.problem:
-        return Check("source", "broken", found, "mend the specs, or MIKROM_SPECS there")
+        return Check("source", "broken", found, "correct the specs, or MIKROM_SPECS of the control workers")
     if is_overdue(source, now):
         remedy = "start Beat and a control worker, or have Redis forget it: DEL mikrom:next-run"
         return Check("source", "broken", found, remedy)

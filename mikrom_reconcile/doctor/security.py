@@ -53,7 +53,7 @@ def _environment_files(_settings: Settings) -> Iterator[Check]:
 
 
 def _broker(settings: Settings) -> Iterator[Check]:
-    """The keys that orders are signed with, the broker's network, its password, and whose name it knows us by."""
+    """The keys that orders are signed with; the broker's network, password and user."""
     url = wiring.broker_of(settings)
     if url is None:
         yield ok("none: embedded, nothing listens and no order travels")
@@ -69,16 +69,16 @@ def _broker(settings: Settings) -> Iterator[Check]:
         user = user_of(redis)
     remedy = f"a user for each machine, {_GUIDE}"
     if not urlsplit(url).password:
-        found = f"{shown} asks for no password: whoever reaches it can have every VM deleted"
+        found = f"{shown} asks for no password: anybody who reaches it can have every VM deleted"
         yield Check("password", "broken", found, remedy)
     elif user == "default" and remote:
-        yield Check("password", "note", "one password for all: who has one host has the queues of all", remedy)
+        yield Check("password", "note", "one password for all: an intruder on one host has the queues of all", remedy)
     else:
         yield Check("password", "ok", f"user {user}")
 
 
 def _orders(settings: Settings, *, remote: bool) -> Iterator[Check]:
-    """Whether they are signed; on one machine there is nobody between control and its host."""
+    """Whether they are signed; on one machine nothing is between control and its host."""
     from mikrom_reconcile.dispatch.transport.signing import Signer, Verifier
 
     for path, key in ((settings.signing_key, Signer), (settings.verify_key, Verifier)):
@@ -91,10 +91,10 @@ def _orders(settings: Settings, *, remote: bool) -> Iterator[Check]:
     if not remote:
         return
     if settings.signing_key and settings.verify_key:
-        found = "both keys are here: who breaks into a host could sign orders for all"
+        found = "both keys are here: an intruder on a host could sign orders for all"
         yield Check("orders", "note", found, "MIKROM_SIGNING_KEY only where control runs alone")
     elif not settings.signing_key and not settings.verify_key:
-        found = "unsigned: who can write to a host's queue commands the host"
+        found = "unsigned: anybody who can write to a host's queue commands the host"
         remedy = f"MIKROM_SIGNING_KEY for control, MIKROM_VERIFY_KEY for hosts, {_GUIDE}"
         yield Check("orders", "note", found, remedy)
 
@@ -114,8 +114,8 @@ def _flower_password(settings: Settings) -> Check:
         user, _, password = pair.partition(":")
         known = any(word in password.lower() for word in (user.lower(), "password", "secret", "change"))
         if known or len(password) < least or len(set(password)) < least / 2:
-            found = f"the password of {user or 'nobody'} in FLOWER_BASIC_AUTH can be guessed"
-            return broken(found, f"at least {least} characters that nobody chose: openssl rand -hex 16")
+            found = f"the password of {user or 'an empty user'} in FLOWER_BASIC_AUTH can be guessed"
+            return broken(found, f"at least {least} random characters: openssl rand -hex 16")
     return ok("FLOWER_BASIC_AUTH has no password that is easily guessed")
 
 

@@ -100,7 +100,7 @@ def test_without_a_broker_there_is_nobody_to_leave_it_to(fleet: Fleet) -> None:
     argv = [sys.executable, "-m", "mikrom_reconcile", "apply", str(fleet.folder / "web.yml"), "--yes", "--no-wait"]
     refused = subprocess.run(argv, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
     assert refused.returncode == 64
-    assert "--no-wait needs somebody who goes on" in refused.stderr
+    assert "--no-wait needs a control worker" in refused.stderr
     assert not (fleet.folder / "state" / "vms").exists()
 
 

@@ -55,7 +55,7 @@ class Hosts:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+    def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
         return HOSTS
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:

@@ -44,7 +44,7 @@ def read_files(paths: Sequence[Path]) -> SourceTree:
     """
     try:
         found = {path: what for given in paths for path, what in _files_in(given)}
-        # once, under the first of its names; a file of variables under each of them: they say whose it is
+        # each file once, under its first name; files of variables under each, because the name says what they are for
         by_identity = {
             (os.path.realpath(path), *variables_of(str(path))[:2]): path
             for path in sorted(found, reverse=True)
@@ -132,7 +132,7 @@ def _looks_like_one(path: str) -> bool:
 def bytes_of(path: Path, *, max_bytes: int = SOURCES.file_bytes + 1) -> bytes:
     """How a file begins: at most one byte more than a spec file may have. Raises SourceError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # nobody may write to a FIFO
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a FIFO would wait for a writer
         with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor is no path
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise SourceError(f"{path} is not a regular file; specs are files and folders")
@@ -175,14 +175,14 @@ def _revision_of(files: tuple[SourceFile, ...]) -> str:
 
 
 def made_by(revision: str, author: str) -> str:
-    """A revision, and whose it is where that is known."""
+    """A revision and its author, where that is known."""
     return f"{revision} by {author}" if author else revision
 
 
 def _commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
     """The commit checked out around all of `paths` and its author; None without one, or where git cannot tell.
 
-    When they differ from it, it ends with "-dirty", and the author is nobody's to tell.
+    When they differ from it, it ends with "-dirty" and has no author.
     """
     checkouts = {_checkout_of(path) for path in paths}
     git = shutil.which("git")

@@ -37,8 +37,8 @@ class Good(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PollResult(NamedTuple):
-    """What reading the source gave: the last good specs, None if there were none yet, and what is wrong now, with
-    the revision that is `broken` and whose it is, where it could be read.
+    """The last good specs (None: there were none yet), what is wrong with the source now, and which revision by whom
+    is `broken`, where it could be read.
     """
 
     good: Good | None
@@ -81,7 +81,7 @@ class LastGood:
             return PollResult(self._good, "")
 
     def take(self, good: Good) -> None:
-        """Use what somebody else found good, because it is newer than what is known here."""
+        """Use what another control worker found good, if it is newer than what is known here."""
         with self._lock:
             if self._good is None or self._good.number < good.number:
                 self._keep(good)

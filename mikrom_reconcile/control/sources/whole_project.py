@@ -1,4 +1,4 @@
-"""Whether specs are a whole project: one of which only a part is read looks as if the rest of it had been removed."""
+"""Whether specs are a whole project: if only a part is read, the rest looks removed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refuse_part(tree: SourceTree, outside: Iterable[tuple[str, bytes]]) -> None:
 
 
 def around(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
-    """The spec files beside and above each of `paths`, up to its checkout, or a folder for everybody such as /tmp."""
+    """The spec files beside and above each of `paths`, up to its checkout, or a shared folder such as /tmp."""
     seen: set[Path] = set()
     for given in (place for path in paths for place in (path.absolute(), path.resolve())):  # and where links lead
         for folder in Path(os.path.normpath(given)).parents:
@@ -43,7 +43,7 @@ def around(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
                 if folder.stat().st_mode & stat.S_ISVTX:
                     break
                 yield from _files_of(folder)
-            except OSError:  # one that may be passed through and not looked at
+            except OSError:  # a folder that may not be listed
                 continue
             if (folder / ".git").exists():
                 break
@@ -65,7 +65,7 @@ def refuse_left_out(tree: SourceTree, paths: Iterable[Path]) -> None:
 
 def _below(folder: Path, *, named: bool = True) -> Iterator[tuple[str, bytes]]:
     """The spec files in a folder and in those in it, unless there is another Project or everybody writes there."""
-    with suppress(OSError):  # one that may be passed through and not looked at
+    with suppress(OSError):  # a folder that may not be listed
         files = [(path, content, _has_project(path, content)) for path, content in _files_of(folder)]
         if folder.stat().st_mode & stat.S_ISVTX or (not named and any(project for *_, project in files)):
             return

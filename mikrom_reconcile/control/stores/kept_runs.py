@@ -31,7 +31,7 @@ def room_of(run: RunRecord) -> str:
 
 
 def speaks_for_itself(room: str, run: RunRecord) -> bool:
-    """Whether it may be in this room: a host that was broken into tells lies about itself only."""
+    """Whether it may be in this room: a compromised host can lie only about itself."""
     host = room.removeprefix("host:")
     return room in ROOM or (room_of(run) == room and all(outcome.host == host for outcome in run.outcomes))
 
@@ -45,15 +45,16 @@ def name_of(run: RunRecord) -> str:
     """Its name in its room, which unattended runs that came to the same share."""
     if run.exit_code is None or not run.origin.startswith((BEAT, SUPERVISION)):
         return run.run_id
-    deeds = [
-        (deed.vm, deed.host, deed.verb, deed.result, deed.error, deed.reasons, deed.fields) for deed in run.outcomes
+    outcomes = [
+        (outcome.vm, outcome.host, outcome.verb, outcome.result, outcome.error, outcome.reasons, outcome.fields)
+        for outcome in run.outcomes
     ]
     left = (run.failed, run.refused, run.unreachable, run.source_problem)
-    return digest_of(msgspec.to_builtins((run.origin, run.project, run.revision, deeds, left)))
+    return digest_of(msgspec.to_builtins((run.origin, run.project, run.revision, outcomes, left)))
 
 
 def repeated(before: bytes | None, run: RunRecord) -> RunRecord:
-    """The run, which tells of those like it that were kept `before`, too."""
+    """The run, counting those like it that were kept `before`."""
     known = unpacked(run.run_id, before, run.finished_at) if before else None
     if known is None or known.run_id == run.run_id:
         return run
@@ -69,7 +70,7 @@ def placements_in(content: Any) -> Placements:
 
 
 def packed(run: RunRecord) -> bytes:
-    """A run as it is kept: many deeds say nearly the same."""
+    """A run as it is kept, compressed: many outcomes are nearly the same."""
     return zlib.compress(msgspec.json.encode(run), 1)
 
 

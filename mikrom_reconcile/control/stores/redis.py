@@ -36,7 +36,7 @@ from mikrom_reconcile.core.model.run import RunRecord
 if TYPE_CHECKING:
     from redis import Redis
 
-# One step, so that no token is ever given twice. Answers the token, or who holds the lease.
+# One step, so that no token is given twice. Answers the token, or the holder of the lease.
 _TAKE = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
   local token = math.max(tonumber(redis.call('GET', KEYS[2]) or '0') + 1, tonumber(ARGV[3]))
@@ -50,7 +50,7 @@ _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL
 
 
 class RedisLease:
-    """A held lease. It is lost when it was not renewed in time, or when somebody else has it."""
+    """A held lease. It is lost when it was not renewed in time, or when another run has it."""
 
     def __init__(self, redis: Redis, key: str, value: str, *, token: int, ttl_s: float, taken_at: float) -> None:
         self.token = token
@@ -180,7 +180,7 @@ def _ms(seconds: float) -> int:
 
 @contextmanager
 def lost_told() -> Iterator[None]:
-    """A lost broker is a SetupError, in the same words whoever meets it."""
+    """A lost broker is a SetupError, in the same words everywhere."""
     try:
         yield
     except (RedisError, OperationalError) as error:

@@ -69,7 +69,7 @@ class FileLease:
         """Give it back; twice is fine."""
         fd, self._fd = self._fd, None
         if fd is not None:
-            self._write(fd, "")  # whoever fails to take it next must not read an old name
+            self._write(fd, "")  # the next that fails to take it must not read an old name
             locks.give_back(fd)
 
     def _write(self, fd: int, holder: str) -> None:
@@ -99,7 +99,7 @@ class SqliteStore:
         except OSError as error:
             raise SetupError(f"{path}: {error.strerror}; the state folder must be writable") from error
         if fd is None:
-            other = other or "somebody who has not said who yet"
+            other = other or "another process"
             raise BusyError(f"project {scope} is being changed by {other}; wait for that run to end")
         before = os.pread(fd, 15, 0).partition(b" ")[0]
         return FileLease(path, fd, max(1, at_least, int(before) + 1 if before.isdigit() else 1), holder)
@@ -136,7 +136,7 @@ class SqliteStore:
         return tuple(unpacked(*row) for row in rows)
 
     def _work(self, unit: Callable[[sqlite3.Connection], T], *, without: T) -> T:
-        """The result of `unit` in one transaction, for which a broken file is begun anew; `without`, and a line in the
+        """The result of `unit` in one transaction, in a new file if the old one is broken; `without`, and a line in the
         log, where no file can be used.
         """
         try:

@@ -26,9 +26,9 @@ class LocalHosts:
     def __init__(self, agent: HostAgent) -> None:
         self._agent = agent
 
-    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+    def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
         """The one host."""
-        del dark
+        del unreachable
         return (self._agent.name,)
 
     def give_up(self, hosts: Iterable[str]) -> None:

@@ -62,9 +62,9 @@ class CeleryHosts:
         return load_signer(self._app.settings)
 
     @lost_told()
-    def names(self, *, dark: bool = True) -> tuple[str, ...]:
-        """The hosts whose workers live, or lived within the last day, if `dark` ones matter, sorted."""
-        return known(self._redis, self._keys) if dark else living(self._redis, self._keys, "host")
+    def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
+        """The hosts whose workers live, or lived within the last day, if `unreachable` ones matter, sorted."""
+        return known(self._redis, self._keys) if unreachable else living(self._redis, self._keys, "host")
 
     @lost_told()
     def give_up(self, hosts: Iterable[str]) -> None:

@@ -37,7 +37,7 @@ class FakeHosts:
     def __init__(self, hosts: Mapping[str, tuple[ObservedVM, ...] | None]) -> None:
         self._hosts = hosts
 
-    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+    def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
         return tuple(sorted(self._hosts))
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:

@@ -112,7 +112,7 @@ class TestWithABroker:
     def test_one_that_asks_for_no_password_is_broken(self, fleet: Fleet) -> None:
         (check,) = found(fleet.settings(), "password")
         assert check.state == "broken"
-        assert "asks for no password: whoever reaches it can have every VM deleted" in check.found
+        assert "asks for no password: anybody who reaches it can have every VM deleted" in check.found
 
     def test_one_of_all_machines_is_worth_a_note_and_one_of_its_own_is_fine(
         self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch

@@ -39,7 +39,7 @@ class WorldHosts:
         self.world = world
         self.looks = 0
 
-    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+    def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
         return tuple(self.world.hosts)
 
     def give_up(self, hosts: Iterable[str]) -> None:

@@ -40,7 +40,7 @@ class EmptyHosts:
     def __init__(self) -> None:
         self.asked: set[str] = set()
 
-    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+    def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
         return ("hv02",)
 
     def give_up(self, hosts: Iterable[str]) -> None:

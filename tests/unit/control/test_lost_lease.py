@@ -25,7 +25,7 @@ class EagerHosts:
     def __init__(self) -> None:
         self.sent: list[str] = []
 
-    def names(self, *, dark: bool = True) -> tuple[str, ...]:
+    def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
         return ("localhost",)
 
     def give_up(self, hosts: Iterable[str]) -> None:

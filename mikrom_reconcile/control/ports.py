@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from mikrom_reconcile.core.model.devices import PinnedFile
-from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements, Stock
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
-from mikrom_reconcile.core.model.stock import Stock
 
 
 class Hosts(Protocol):

@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.durations import seconds_of
+from mikrom_reconcile.core.model.devices import seconds_of
 from mikrom_reconcile.core.model.errors import ActionError, SetupError
 from mikrom_reconcile.core.model.lifecycle import ENDED, NOT_RESTARTED, WANTS_VMM, phase_of
 from mikrom_reconcile.core.model.observed import Phase

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
-from mikrom_reconcile.core.model.stock import CachedFile, Stock
+from mikrom_reconcile.core.model.observed import CachedFile, Stock
 from mikrom_reconcile.core.placement.desired_state import ImageFile
 from mikrom_reconcile.output.documents import Document
 from mikrom_reconcile.output.section import section

@@ -10,7 +10,9 @@ Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 """A SHA-256 in hexadecimal."""
 
 Duration = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,6}(ms|s|m|h|d)$")]
-"""A time as specs write it, such as "10m"; `durations.seconds_of` reads it."""
+"""A time as specs write it, such as "10m"; `seconds_of` reads it."""
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -85,3 +87,9 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     interval: Duration = "5s"
     timeout: Duration = "2s"
     healthy_after: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+
+
+def seconds_of(duration: Duration) -> float:
+    """The seconds of "250ms", "10s", "5m", "1h" or "2d"; anything else was refused when the specs were read."""
+    number = duration.rstrip("mshd")
+    return int(number) * _UNITS_S[duration[len(number) :]]

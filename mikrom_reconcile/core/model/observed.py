@@ -202,3 +202,24 @@ class Placements(msgspec.Struct, frozen=True, kw_only=True):
     def fleet_of(self, vm: str) -> str:
         """The fleet that a VM was last known to belong to."""
         return self.fleets.get(vm) or vm.rpartition("-")[0]
+
+
+class CachedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of an image on a host. `vms` have records that name it; `last_used_at` is when somebody last wanted it."""
+
+    sha256: str
+    size_bytes: int
+    vms: int
+    last_used_at: datetime
+
+
+class Stock(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host has cached, by digest. `failed` maps digests that it was to fetch to what went wrong.
+
+    `error` says why there is no answer; that never means that nothing is there.
+    """
+
+    host: str
+    cached: tuple[CachedFile, ...] = ()
+    failed: dict[str, str] = {}
+    error: str = ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -54,8 +54,8 @@ class Group(Sizing, frozen=True, kw_only=True):
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """All hosts and groups, with the files of group_vars/ and host_vars/. Remembers what it was asked: thousands of
-    fleets ask the same.
+    """All hosts and groups, with the files of group_vars/ and host_vars/. Answers are cached: thousands of fleets ask
+    the same.
     """
 
     hosts: dict[str, Host] = {}
@@ -70,26 +70,18 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Each group with all its hosts, those of its children included. Groups in a circle share theirs."""
         return {name: frozenset(self._hosts_of(name)) for name in self.groups}
 
-    def select(self, pattern: str) -> tuple[str, ...]:
+    @cached_property
+    def select(self) -> Callable[[str], tuple[str, ...]]:
         """The hosts that a pattern selects, sorted. Raises PatternError."""
-        if pattern not in self._selected:
-            self._selected[pattern] = select(pattern, self.hosts, self.members)
-        return self._selected[pattern]
+        return cache(lambda pattern: select(pattern, self.hosts, self.members))
 
-    def groups_of(self, host: str) -> tuple[str, ...]:
-        """The groups that a host is in, the most general first: parents before children, then by name."""
-        inside = [name for name, hosts in self.members.items() if host in hosts]
-        depths = self._depths
-        return tuple(sorted(inside, key=lambda name: (depths[name], name)))
-
-    def layers(self, host: str) -> tuple[Layer, ...]:
+    @cached_property
+    def layers(self) -> Callable[[str], tuple[Layer, ...]]:
         """The variables of a host, the strongest first: host_vars, group_vars, the inventory's own."""
-        if host not in self._layers:
-            self._layers[host] = self._layers_of(host)
-        return self._layers[host]
+        return cache(self._layers)
 
-    def _layers_of(self, host: str) -> tuple[Layer, ...]:
-        groups = self.groups_of(host)[::-1]
+    def _layers(self, host: str) -> tuple[Layer, ...]:
+        groups = self._groups_of(host)
         own = self.hosts.get(host, Host())
         found = [
             Layer(origin=f"host_vars/{host}", values=self.host_vars.get(host, {})),
@@ -99,6 +91,11 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         ]
         return tuple(layer for layer in found if layer.values)
 
+    def _groups_of(self, host: str) -> list[str]:
+        """The groups that a host is in, the most special first: children before parents."""
+        inside = [name for name, hosts in self.members.items() if host in hosts]
+        return sorted(inside, key=lambda name: (self._depths[name], name), reverse=True)
+
     def facts(self, host: str) -> dict[str, Any]:
         """What `${host.…}` means: all variables of the host, and its name."""
         values: dict[str, Any] = {}
@@ -106,38 +103,28 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             values |= layer.values
         return values | {"name": host}
 
-    def agreed(self, pattern: str) -> dict[str, Any]:
+    @cached_property
+    def agreed(self) -> Callable[[str], dict[str, Any]]:
         """The facts in which all hosts that a pattern selects agree."""
-        if pattern not in self._agreed:
-            first, *others = [self.facts(host) for host in self.select(pattern)]
-            self._agreed[pattern] = {
-                key: value
-                for key, value in first.items()
-                if all(key in other and repr(other[key]) == repr(value) for other in others)
-            }
-        return self._agreed[pattern]
+        return cache(self._agreed)
+
+    def _agreed(self, pattern: str) -> dict[str, Any]:
+        first, *others = [self.facts(host) for host in self.select(pattern)]
+        return {
+            key: value
+            for key, value in first.items()
+            if all(key in other and repr(other[key]) == repr(value) for other in others)
+        }
 
     def sizing(self, host: str) -> Sizing:
         """How much a host may be promised: what it says itself, else its groups, the most special first."""
         said: list[Sizing] = [self.hosts.get(host, Host())]
-        said += [self.groups[name] for name in self.groups_of(host)[::-1]]
+        said += [self.groups[name] for name in self._groups_of(host)]
         return Sizing(
             capacity=Amounts(*_first([each.capacity for each in said])),
             overcommit=Overcommit(*_first([each.overcommit for each in said])),
             reserve=Amounts(*_first([each.reserve for each in said])),
         )
-
-    @cached_property
-    def _selected(self) -> dict[str, tuple[str, ...]]:
-        return {}
-
-    @cached_property
-    def _agreed(self) -> dict[str, dict[str, Any]]:
-        return {}
-
-    @cached_property
-    def _layers(self) -> dict[str, tuple[Layer, ...]]:
-        return {}
 
     def _hosts_of(self, group: str) -> Iterator[str]:
         unseen, left = set(self.groups), [group]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Policy, Rollout, Share
+from mikrom_reconcile.core.model.desired import Policy, Rollout
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
@@ -33,26 +33,27 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, Any]
 
 
-class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One Fleet document. `replicas` is None for a fleet of named instances. `hosts` are those that `pattern` selects,
-    None where there is no inventory: this machine. `rollout` is None where it says nothing of it.
+class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, rename={"pattern": "hosts", "hosts": "selected"}):
+    """One Fleet document, with the defaults that its schema names. `replicas` is None for a fleet of named instances.
+    `hosts` are those that `pattern` selects, None where there is no inventory: this machine. `rollout` is None where it
+    says nothing of it.
     """
 
     document: SpecDocument
     name: str
-    tags: tuple[str, ...]
-    vars: Mapping[str, Any]
+    tags: tuple[str, ...] = ()
+    vars: dict[str, Any] = {}
     hosts: tuple[str, ...] | None
-    pattern: str
-    replicas: int | None
-    vm_name: str
-    template: dict[str, Any]
-    overrides: tuple[Override, ...]
-    instances: dict[str, dict[str, Any]]
+    pattern: str = "all"
+    replicas: int | None = None
+    vm_name: str = VM_NAME
+    template: dict[str, Any] = {}
+    overrides: tuple[Override, ...] = ()
+    instances: dict[str, dict[str, Any]] = {}
     policy: Policy
-    ignore_changes: tuple[str, ...]
-    placement: PlacementSpec
-    rollout: Rollout | None
+    ignore_changes: tuple[str, ...] = ()
+    placement: PlacementSpec = PlacementSpec()
+    rollout: Rollout | None = None
 
 
 class Specs(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,32 +68,6 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     images: dict[str, Image]
     networks: dict[str, Network]
     fleets: tuple[FleetSpec, ...]
-
-
-class _Prune(msgspec.Struct, frozen=True):
-    max: Share = Policy().prune_max
-    allow_empty: bool = Policy().allow_empty
-
-
-class _Lifecycle(msgspec.Struct, frozen=True):
-    prevent_destroy: bool | None = None
-    ignore_changes: tuple[str, ...] = ()
-
-
-class _FleetBody(msgspec.Struct, frozen=True):
-    """The `spec` of a Fleet document, with the defaults that its schema names."""
-
-    vars: dict[str, Any] = {}
-    hosts: str = "all"
-    replicas: int | None = None
-    vm_name: str = VM_NAME
-    template: dict[str, Any] = {}
-    overrides: tuple[dict[str, Any], ...] = ()
-    instances: dict[str, dict[str, Any] | None] = {}
-    placement: PlacementSpec = PlacementSpec()
-    rollout: Rollout | None = None
-    prune: _Prune = _Prune()
-    lifecycle: _Lifecycle = _Lifecycle()
 
 
 class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,31 +147,28 @@ def drained_hosts(specs: Specs) -> frozenset[str]:
 
 
 def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
-    spec = msgspec.convert(document.body["spec"], ready(_FleetBody))
-    return FleetSpec(
-        document=document,
-        name=document.name,
-        tags=tuple(document.body["metadata"].get("tags", ())),
-        vars=spec.vars,
-        hosts=inventory.select(spec.hosts) if inventory else None,
-        pattern=spec.hosts,
-        replicas=spec.replicas,
-        vm_name=spec.vm_name,
-        template=spec.template,
-        overrides=tuple(
-            Override(match=entry["match"], fields={key: value for key, value in entry.items() if key != "match"})
-            for entry in spec.overrides
-        ),
-        instances={name: fields or {} for name, fields in spec.instances.items()},
-        policy=Policy(
-            prune_max=spec.prune.max,
-            allow_empty=spec.prune.allow_empty,
-            prevent_destroy=spec.lifecycle.prevent_destroy,
-        ),
-        ignore_changes=spec.lifecycle.ignore_changes,
-        placement=spec.placement,
-        rollout=spec.rollout,
-    )
+    spec, metadata = document.body["spec"], document.body["metadata"]
+    prune, lifecycle = spec.get("prune", {}), spec.get("lifecycle", {})
+    policy = {
+        "prune_max": prune.get("max"),
+        "allow_empty": prune.get("allow_empty"),
+        "prevent_destroy": lifecycle.get("prevent_destroy"),
+    }
+    overrides = [
+        Override(match=entry["match"], fields={key: value for key, value in entry.items() if key != "match"})
+        for entry in spec.get("overrides", ())
+    ]
+    found = {
+        "document": document,
+        "name": document.name,
+        "tags": metadata.get("tags", ()),
+        "selected": inventory.select(spec.get("hosts", "all")) if inventory else None,
+        "overrides": overrides,
+        "instances": _filled(spec.get("instances", {})),
+        "policy": {key: value for key, value in policy.items() if value is not None},
+        "ignore_changes": lifecycle.get("ignore_changes", ()),
+    }
+    return msgspec.convert(spec | found, ready(FleetSpec))
 
 
 def _inventory(documents: list[SpecDocument]) -> Inventory | None:

@@ -5,14 +5,13 @@ Addresses are whole numbers in here and text everywhere else. Nothing here lease
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from collections.abc import Iterator, Mapping
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.devices import Duration
-from mikrom_reconcile.core.model.durations import seconds_of
+from mikrom_reconcile.core.model.devices import Duration, seconds_of
 from mikrom_reconcile.core.model.ready import ready
 
 WHOLE = ""
@@ -39,8 +38,8 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """One Network document. `kept` are the addresses that no VM gets: the network's own and its broadcast address, the
-    gateway's, and what is reserved.
+    """One Network document. `reserved` are those that no VM gets: the network's own and its broadcast address, the
+    gateway's, and what its document reserves.
     """
 
     name: str
@@ -48,14 +47,14 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     gateway: str
     nat: bool
     pools: dict[str, Pool]
-    kept: tuple[Range, ...]
+    reserved: tuple[Range, ...]
 
     def free(self, pool: str) -> Iterator[range]:
         """All addresses that the pool may lease, in order."""
         first, last = self.pools[pool].range.first, self.pools[pool].range.last
-        for kept in sorted(self.kept, key=lambda kept: kept.first):
-            yield range(first, min(kept.first, last + 1))
-            first = max(first, kept.last + 1)
+        for reserved in sorted(self.reserved, key=lambda reserved: reserved.first):
+            yield range(first, min(reserved.first, last + 1))
+            first = max(first, reserved.last + 1)
         yield range(first, last + 1)
 
     def leases(self, pool: str, address: int) -> bool:
@@ -64,14 +63,10 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
     def complaint(self, ip: str) -> str | None:
         """Why no VM can have the static address `ip`, or None."""
-        network, address = IPv4Network(self.cidr), _address(ip)
-        if address is None or IPv4Address(address) not in network:
-            return f"{ip} is no address of network {self.name} ({self.cidr})"
-        if address in _ends(network):
-            return f"{ip} is the network's own or its broadcast address"
-        if any(address in kept for kept in self.kept):
-            return f"{ip} is the gateway's or reserved in network {self.name}"
-        return None
+        why = _misplaced(ip, IPv4Network(self.cidr), f"network {self.name} ({self.cidr})")
+        if not why and any(int(IPv4Address(ip)) in reserved for reserved in self.reserved):
+            why = f"{ip} is the gateway's or reserved in network {self.name}"
+        return why
 
 
 class _PoolBody(msgspec.Struct, frozen=True):
@@ -106,7 +101,7 @@ def network_of(name: str, spec: dict[str, Any]) -> Network:
         gateway=gateway,
         nat=body.nat,
         pools=pools or {WHOLE: Pool(range=inside, cooldown_s=seconds_of(_PoolBody(range="").cooldown))},
-        kept=(*(Range(each, each) for each in (at, *_ends(network))), *(_range(entry) for entry in body.reserved)),
+        reserved=(*(Range(each, each) for each in (at, *_ends(network))), *(_range(entry) for entry in body.reserved)),
     )
 
 
@@ -115,7 +110,7 @@ def network_flaws(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
     body = msgspec.convert(spec, ready(_NetworkBody))
     try:
         network = IPv4Network(body.cidr)
-    except (AddressValueError, NetmaskValueError, ValueError) as error:
+    except ValueError as error:
         yield ("cidr",), f"{body.cidr} is no network: {error}"
         return
     if network.prefixlen > _LONGEST_PREFIX:
@@ -123,14 +118,14 @@ def network_flaws(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
         return
     if nobodys := next((each for each in _NOBODYS if each.overlaps(network)), None):
         yield ("cidr",), f"{body.cidr} has addresses of {nobodys}, which no VM can have; use one such as 10.20.0.0/20"
-    if body.gateway is not None and (why := _misplaced(body.gateway, network)):
+    if body.gateway is not None and (why := _misplaced(body.gateway, network, str(network))):
         yield ("gateway",), why
     for number, entry in enumerate(body.reserved):
-        if why := _range_flaw(entry, network):
+        if why := _range_flaw(entry, network, {}):
             yield ("reserved", number), why
     taken: dict[str, Range] = {}
     for name, pool in body.pools.items():
-        if why := _range_flaw(pool.range, network) or _overlap(pool.range, taken):
+        if why := _range_flaw(pool.range, network, taken):
             yield ("pools", name, "range"), why
         else:
             taken[name] = _range(pool.range)
@@ -152,20 +147,23 @@ _NOBODYS = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16",
 """Default routes and loopback, what guests read their metadata from, and what is no address of a machine."""
 
 
-def _misplaced(ip: str, network: IPv4Network) -> str | None:
-    address = _address(ip)
-    if address is None:
+def _misplaced(ip: str, network: IPv4Network, named: str) -> str | None:
+    """Why `ip` is no address that a machine in the network can have, or None."""
+    try:
+        address = IPv4Address(ip)
+    except AddressValueError:
         return f"{ip} is no IPv4 address"
-    if IPv4Address(address) not in network:
-        return f"{ip} is not in {network}"
-    return f"{ip} is the network's own or its broadcast address" if address in _ends(network) else None
+    if address not in network:
+        return f"{ip} is not in {named}"
+    return f"{ip} is the network's own or its broadcast address" if int(address) in _ends(network) else None
 
 
 def _ends(network: IPv4Network) -> tuple[int, int]:
     return int(network.network_address), int(network.broadcast_address)
 
 
-def _range_flaw(text: str, network: IPv4Network) -> str | None:
+def _range_flaw(text: str, network: IPv4Network, taken: Mapping[str, Range]) -> str | None:
+    """Why a range cannot be one of the network's, beside those of pools that have `taken` theirs."""
     try:
         found = _range(text)
     except ValueError as error:
@@ -173,26 +171,15 @@ def _range_flaw(text: str, network: IPv4Network) -> str | None:
     if found.first > found.last:
         return f"{text} runs backwards"
     ends = Range(*_ends(network))
-    return None if found.first in ends and found.last in ends else f"{text} is not within {network}"
-
-
-def _overlap(text: str, taken: dict[str, Range]) -> str | None:
-    found = _range(text)
-    other = next((name for name, it in taken.items() if found.first <= it.last and it.first <= found.last), "")
-    return f"{text} shares addresses with pool {other}" if other else None
+    if found.first not in ends or found.last not in ends:
+        return f"{text} is not within {network}"
+    other = next((name for name, it in taken.items() if found.first <= it.last and it.first <= found.last), None)
+    return None if other is None else f"{text} shares addresses with pool {other}"
 
 
 def _range(text: str) -> Range:
     """A range from "first-last" or from a network. Raises ValueError."""
     if "/" in text:
-        network = IPv4Network(text)
-        return Range(*_ends(network))
+        return Range(*_ends(IPv4Network(text)))
     first, _, last = text.partition("-")
     return Range(int(IPv4Address(first)), int(IPv4Address(last)))
-
-
-def _address(ip: str) -> int | None:
-    try:
-        return int(IPv4Address(ip))
-    except AddressValueError:
-        return None

@@ -13,9 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
-from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
+from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Stock
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from mikrom_reconcile.host.agent import HostAgent
 

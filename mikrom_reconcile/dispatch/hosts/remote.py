@@ -24,9 +24,8 @@ from mikrom_reconcile import __version__
 from mikrom_reconcile.control.stores.redis import lost_told
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
+from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery, Stock
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.transport import deadlines
 from mikrom_reconcile.dispatch.transport.heartbeats import give_up, known, living, starts

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.model.stock import CachedFile, Stock
+from mikrom_reconcile.core.model.observed import CachedFile, Stock
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources import download

@@ -15,9 +15,17 @@ from mikrom_reconcile.cli import entry
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObservedVM, ObserveQuery
+from mikrom_reconcile.core.model.observed import (
+    CachedFile,
+    Capacity,
+    Console,
+    HostReport,
+    HostView,
+    ObservedVM,
+    ObserveQuery,
+    Stock,
+)
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord
-from mikrom_reconcile.core.model.stock import CachedFile, Stock
 from mikrom_reconcile.services import commands
 from mikrom_reconcile.settings import Settings
 from tests.command import SCHEMAS

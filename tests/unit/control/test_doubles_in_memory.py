@@ -10,10 +10,9 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
 from mikrom_reconcile.core.model.devices import PinnedFile
-from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
+from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Stock
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from mikrom_reconcile.system.clock import Clock
 from tests.properties.world import World

@@ -13,11 +13,18 @@ from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.sqlite import SqliteStore
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import UsageError
-from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import (
+    Capacity,
+    Console,
+    HostReport,
+    HostView,
+    ObserveQuery,
+    Placements,
+    Stock,
+)
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.system.clock import Clock
 from tests.samples import NOW
 

@@ -8,10 +8,17 @@ from datetime import UTC, datetime
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.core.model.devices import PinnedFile
-from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, HostView, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import (
+    Capacity,
+    Console,
+    HostReport,
+    HostView,
+    ObserveQuery,
+    Placements,
+    Stock,
+)
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.model.stock import Stock
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from mikrom_reconcile.system.clock import Clock
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mikrom_reconcile.core.model.stock import CachedFile, Stock
+from mikrom_reconcile.core.model.observed import CachedFile, Stock
 from tests.samples import NOW
 
 

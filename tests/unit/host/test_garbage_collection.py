@@ -10,8 +10,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile
-from mikrom_reconcile.core.model.observed import ObserveQuery
-from mikrom_reconcile.core.model.stock import Stock
+from mikrom_reconcile.core.model.observed import ObserveQuery, Stock
 from mikrom_reconcile.host.resources.garbage_collection import GarbageCollector
 from mikrom_reconcile.host.resources.images import ImageCache
 from tests.fakes import HOST, desired_vm, order

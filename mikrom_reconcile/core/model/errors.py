@@ -1,16 +1,5 @@
 """Every error that mikrom raises on purpose.
 
-    MikromError
-    ├── SpecError              the specs are wrong; carries every SpecProblem found
-    ├── UsageError             the command line or a setting is wrong
-    ├── SetupError             this machine lacks something (binary, /dev/kvm, broker, permission)
-    ├── SourceError            the source of the specs cannot be read, or holds nothing
-    ├── BusyError              somebody else holds the lease or the action lock; names the holder
-    ├── PastDeadlineError      the deadline passed first
-    └── ActionError            an action on one VM failed; fields: vm, step
-        ├── TemporaryError     trying again may help (busy, no memory, time-out)
-        └── PermanentError     trying again without a change cannot help (bad kernel, refused configuration)
-
 What an error says: what happened, on which host or VM, and what to do next. Over Celery travel outcome
 values, never these exceptions.
 """

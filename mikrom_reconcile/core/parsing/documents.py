@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -12,14 +11,11 @@ import msgspec
 
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecDocument, SpecProblem
-from mikrom_reconcile.core.parsing.schema_errors import describe_value, diagnostics, error_validator, nearest
+from mikrom_reconcile.core.parsing.schema_errors import Schemas, Validators, describe_value, nearest
 from mikrom_reconcile.core.parsing.spec_files import variables_of
 from mikrom_reconcile.core.parsing.yaml_text import Places, YamlDocument, read_file
 from mikrom_reconcile.core.parsing.yaml_words import plain, shown
 from mikrom_reconcile.limits import SPECS
-
-Schemas = Mapping[str, str]
-"""Kind to the text of its JSON Schema."""
 
 _PLANNED = ("Refactor",)
 
@@ -72,7 +68,7 @@ def dedupe_by_position(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ..
 
 def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
     """Everything in the tree, until more mistakes are found than anybody reads."""
-    validators = _Validators(schemas)
+    validators = Validators(schemas)
     reading = Reading()
     for file in tree.files:
         found = read_file(file.path, file.text)
@@ -88,7 +84,7 @@ def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
     return reading
 
 
-def _add(reading: Reading, path: str, found: YamlDocument, validators: _Validators) -> None:
+def _add(reading: Reading, path: str, found: YamlDocument, validators: Validators) -> None:
     document = _spec_document(path, found)
     mistakes = list(islice(_mistakes(document, found.value, validators), SPECS.max_problems))
     (reading.broken if mistakes else reading.documents).append(document)
@@ -119,7 +115,7 @@ def _is_variables(path: tuple[str, ...]) -> bool:
 _variables_of = lru_cache(maxsize=1)(variables_of)  # one file after another
 
 
-def _mistakes(document: SpecDocument, value: Any, validators: _Validators) -> Iterator[Diagnostic]:
+def _mistakes(document: SpecDocument, value: Any, validators: Validators) -> Iterator[Diagnostic]:
     kind = document.kind
     if not isinstance(value, dict):
         yield Diagnostic(document, (), "a document must be a mapping", "begin with apiVersion, kind and metadata")
@@ -135,26 +131,3 @@ def _mistakes(document: SpecDocument, value: Any, validators: _Validators) -> It
         yield Diagnostic(document, ("kind",), message, nearest(kind, validators.kinds))
     else:
         yield from validators.mistakes(document)
-
-
-class _Validators:
-    """Of each kind a compiled validator, and one that can say why; made when they are first needed."""
-
-    def __init__(self, schemas: Schemas) -> None:
-        self._schemas = schemas
-        self._compiled: dict[str, Any] = {}
-        self._explaining: dict[str, Any] = {}
-        self.kinds = tuple(sorted(schemas))
-
-    def mistakes(self, document: SpecDocument) -> Iterator[Diagnostic]:
-        """What is wrong with a document of a known kind."""
-        kind = document.kind
-        if kind not in self._compiled:
-            import jsonschema_rs  # noqa: PLC0415 - 27 ms that `get vms` need not pay
-
-            self._compiled[kind] = jsonschema_rs.Draft202012Validator(json.loads(self._schemas[kind]))
-        if self._compiled[kind].is_valid(document.body):
-            return
-        if kind not in self._explaining:
-            self._explaining[kind] = error_validator(json.loads(self._schemas[kind]))
-        yield from diagnostics(self._explaining[kind], document)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mikrom_reconcile.core.model.digests import canonical_json
@@ -16,20 +16,41 @@ from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
 from mikrom_reconcile.core.parsing.yaml_words import code_points, shown
 from mikrom_reconcile.limits import SPECS
 
+Schemas = Mapping[str, str]
+"""Kind to the text of its JSON Schema."""
 
-def error_validator(schema: Any) -> Any:
+
+class Validators:
+    """Of each kind a compiled validator, and one that can say why; made when they are first needed."""
+
+    def __init__(self, schemas: Schemas) -> None:
+        self._schemas = schemas
+        self._compiled: dict[str, Any] = {}
+        self._explaining: dict[str, Any] = {}
+        self.kinds = tuple(sorted(schemas))
+
+    def mistakes(self, document: SpecDocument) -> Iterator[Diagnostic]:
+        """What is wrong with a document of a known kind. One complaint for each value."""
+        kind = document.kind
+        if kind not in self._compiled:
+            import jsonschema_rs  # noqa: PLC0415 - 27 ms that `get vms` need not pay
+
+            self._compiled[kind] = jsonschema_rs.Draft202012Validator(json.loads(self._schemas[kind]))
+        if self._compiled[kind].is_valid(document.body):
+            return
+        if kind not in self._explaining:
+            self._explaining[kind] = _error_validator(json.loads(self._schemas[kind]))
+        found = _explained(self._explaining[kind].iter_errors(document.body), document)
+        yield next(found, Diagnostic(document, (), "the document does not obey its schema"))
+        yield from found
+
+
+def _error_validator(schema: Any) -> Any:
     """A validator of jsonschema, whose errors say most. Slow: for documents that were refused already."""
     from jsonschema import Draft202012Validator, validators  # noqa: PLC0415 - 85 ms that good specs need not pay
 
     own = {"pattern": _strict_pattern, "uniqueItems": _quickly_unique}
     return validators.extend(Draft202012Validator, own)(schema)  # type: ignore[no-untyped-call]
-
-
-def diagnostics(validator: Any, document: SpecDocument) -> Iterator[Diagnostic]:
-    """What is wrong with a document that was refused, never nothing. One complaint for each value."""
-    found = _explained(validator.iter_errors(document.body), document)
-    yield next(found, Diagnostic(document, (), "the document does not obey its schema"))
-    yield from found
 
 
 def _strict_pattern(checker: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:

@@ -58,10 +58,9 @@ def read_file(path: str, text: str) -> YamlFile:
         return YamlFile(documents=[], problems=[too_many], whole=False)
     found = YamlFile(documents=[], problems=[], whole=True)
     line = 1
-    suspicious = _is_suspicious(text)
     for start, end in lines.cuts:
         chunk = text[start:end]
-        value = _quickly(chunk, suspicious=suspicious)
+        value = _quickly(chunk)
         if value is _SLOWLY:
             reading = _slowly(lines, start, end)
             found.documents += (
@@ -186,17 +185,12 @@ def _slowly(lines: Lines, start: int, end: int) -> Reading:
     return read_nodes(lines, start, end)
 
 
-def _is_suspicious(text: str) -> bool:
-    """Whether there is anything in it that the quick parser may read otherwise."""
-    return any(mark in text for mark in _MAYBE_UNUSUAL)
-
-
-def _quickly(chunk: str, *, suspicious: bool = True) -> Any:
-    """The value of a document that both parsers read alike, else `_SLOWLY`; `suspicious` is what its file is."""
+def _quickly(chunk: str) -> Any:
+    """The value of a document that both parsers read alike, else `_SLOWLY`."""
     opened = chunk.count("[") + chunk.count("{")
-    if max(len(chunk) - SPECS.max_values, opened - SPECS.max_brackets) > 0:
+    if len(chunk) > SPECS.max_values or opened > SPECS.max_brackets:
         return _SLOWLY
-    if suspicious and _is_suspicious(chunk) and _UNUSUAL.search(chunk):
+    if any(mark in chunk for mark in _MAYBE_UNUSUAL) and _UNUSUAL.search(chunk):
         return _SLOWLY
     import ryaml  # noqa: PLC0415 - 10 ms that a command without specs need not pay
 
@@ -204,30 +198,17 @@ def _quickly(chunk: str, *, suspicious: bool = True) -> Any:
         value = ryaml.loads(chunk)
     except ValueError:
         return _SLOWLY
-    return value if _usual(value) else _SLOWLY
+    return value if _usual(value, SPECS.max_depth) else _SLOWLY
 
 
-def _usual(document: Any) -> bool:
-    """Whether no word in it may have been a guess; floats do not tell how they were written."""
-    level = [document]
-    for _ in range(SPECS.max_depth + 1):
-        keys: list[Any] = []
-        below: list[Any] = []
-        for value in level:
-            kind = type(value)
-            if kind is str:
-                if value[:1] in SUSPECT and not is_plain_text(value):
-                    return False
-            elif kind is dict:
-                keys += value
-                below += value.values()
-            elif kind is list:
-                below += value
-            elif kind is float or (kind is int and not -SPECS.max_int < value < SPECS.max_int):
-                return False
-        if not {*map(type, keys)} <= {str}:
-            return False
-        level = below + keys
-        if not level:
-            return True
-    return False
+def _usual(value: Any, depth: int) -> bool:
+    """Whether no word in a value may have been a guess; floats do not tell how they were written."""
+    kind = type(value)
+    if kind is str:
+        return value[:1] not in SUSPECT or is_plain_text(value)
+    if kind is dict or kind is list:
+        inside = [*value, *value.values()] if kind is dict else value
+        return (
+            depth > 0 and (kind is list or {*map(type, value)} <= {str}) and all(_usual(x, depth - 1) for x in inside)
+        )
+    return value is None or kind is bool or (kind is int and -SPECS.max_int < value < SPECS.max_int)

@@ -17,7 +17,8 @@ from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.fields import drop_paths
 from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecProblem
-from mikrom_reconcile.core.parsing.documents import Schemas, dedupe_by_position
+from mikrom_reconcile.core.parsing.documents import dedupe_by_position
+from mikrom_reconcile.core.parsing.schema_errors import Schemas
 from mikrom_reconcile.core.placement.scheduler import Placing, Scheduler
 from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
 from mikrom_reconcile.core.specs.load import Specs, load

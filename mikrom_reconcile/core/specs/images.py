@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.devices import Boot, PinnedFile, RootDisk
+from mikrom_reconcile.core.model.devices import Boot
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.parsing.variables import unescaped
 
@@ -22,18 +22,6 @@ BUILT_IN = {"hello": Image(boot=None, boot_args="console=ttyS0")}
 """Images that need no document of their own: the demo guest prints its boot arguments and waits for Ctrl-Alt-Del."""
 
 
-class _ImageBody(msgspec.Struct, frozen=True):
-    """The `spec` of an Image document."""
-
-    kernel: PinnedFile
-    initrd: PinnedFile | None = None
-    rootfs: RootDisk | None = None
-    boot_args: str = ""
-
-
 def image_of(spec: dict[str, Any]) -> Image:
     """The image that the `spec` of an Image document describes."""
-    body = msgspec.convert(spec, ready(_ImageBody))
-    return Image(
-        boot=Boot(kernel=body.kernel, initrd=body.initrd, rootfs=body.rootfs), boot_args=unescaped(body.boot_args)
-    )
+    return Image(boot=msgspec.convert(spec, ready(Boot)), boot_args=unescaped(spec.get("boot_args", "")))

@@ -38,11 +38,8 @@ _UNLIKE = 2  # values that tell that hosts disagree
 _OF_NAMED_THINGS = frozenset({"drives", "network_interfaces", "checks"})
 
 
-class _Stated(msgspec.Struct, frozen=True):
+class _Sized(msgspec.Struct, frozen=True):
     state: State = "running"
-
-
-class _Sized(_Stated, frozen=True):
     machine: Machine = Machine()
 
 
@@ -92,7 +89,7 @@ class Resolver:
         try:
             fields = self._fields(vm, host)
             spec = _on_networks(msgspec.convert(fields, ready(VMSpec)), self._specs.networks)
-            state = msgspec.convert(fields, ready(_Stated)).state
+            state = msgspec.convert(fields, ready(_Sized)).state
         except VariableError:
             found = [*self._unanswered(vm, host)]
         except msgspec.ValidationError:

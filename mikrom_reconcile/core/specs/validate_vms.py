@@ -114,16 +114,14 @@ def _checks_without_interface(spec: VMSpec) -> Problems:
             yield ("checks", name), message
 
 
-def _device_count(spec: VMSpec) -> int:
-    return len(spec.drives) + len(spec.network_interfaces) + _has_root_disk(spec)
-
-
-def _has_root_disk(spec: VMSpec) -> bool:
-    return spec.boot is not None and spec.boot.rootfs is not None
+def _device_counts(spec: VMSpec) -> tuple[int, int]:
+    """How many devices a VM has, and how many of them are root disks."""
+    root_disks = int(spec.boot is not None and spec.boot.rootfs is not None)
+    return len(spec.drives) + len(spec.network_interfaces) + root_disks, root_disks
 
 
 def _devices(spec: VMSpec) -> Problems:
-    count = _device_count(spec)
+    count, _ = _device_counts(spec)
     if count > SPECS.devices:
         message = f"its drives and network_interfaces, with a root disk, are {count}; Firecracker takes {SPECS.devices}"
         yield ("drives",), message
@@ -137,7 +135,7 @@ def _boot_args(spec: VMSpec) -> Problems:
 
 def _boot_args_with_devices(spec: VMSpec) -> Problems:
     addressed = spec.network_interfaces and " ip=" not in f" {spec.boot_args}"
-    room = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * (_device_count(spec) + _has_root_disk(spec))
+    room = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * sum(_device_counts(spec))
     room -= SPECS.boot_args_address_bytes if addressed else 0
     if len(spec.boot_args) > room:
         message = f"boot_args has {len(spec.boot_args)} characters; with the VM's devices and address, {room} are left"
@@ -150,6 +148,10 @@ def _mmds_size(spec: VMSpec) -> Problems:
         yield ("mmds",), f"mmds has {size} bytes as JSON; Firecracker takes {SPECS.metadata_bytes}"
 
 
+_CHECK_FIELDS = {"port": ("tcp", "http"), "path": ("http",), "expect": ("console",), "deny": ("console",)}
+"""The types of checks that a field is for."""
+
+
 def _checks(spec: VMSpec) -> Problems:
     for name, check in spec.checks.items():
         path = ("checks", name)
@@ -157,19 +159,16 @@ def _checks(spec: VMSpec) -> Problems:
             yield path, "a tcp check needs a port"
         if check.type == "console" and check.expect is None and check.deny is None:
             yield path, "a console check needs expect, deny or both"
-        for field, word in (("expect", check.expect), ("deny", check.deny)):
-            if word is not None and check.type != "console":
-                yield (*path, field), f"{field} is for console checks, and this is {check.type}"
+        for field, types in _CHECK_FIELDS.items():
+            if check.type not in types and getattr(check, field) not in {None, "/"}:
+                yield (*path, field), f"{field} is for {' and '.join(types)} checks, and this is {check.type}"
+        for field, expression in (("expect", check.expect or ""), ("deny", check.deny or "")):
             try:
-                re.compile(word or "")
+                re.compile(expression)
             except re.error as error:
-                yield (*path, field), f"{shown(word or '')} is no regular expression: {error}"
-        if check.type == "console" and check.port is not None:
-            yield (*path, "port"), "port is for tcp and http checks, and this is console"
+                yield (*path, field), f"{shown(expression)} is no regular expression: {error}"
         if not re.fullmatch("/[!-~]*", check.path):
             yield (*path, "path"), f"{shown(check.path)} is no path: write / and printable ASCII without spaces"
-        if check.type != "http" and check.path != "/":
-            yield (*path, "path"), f"path is for http checks, and this is {check.type}"
 
 
 def _secrets_in(value: Any, path: Path) -> Problems:

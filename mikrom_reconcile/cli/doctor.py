@@ -17,8 +17,7 @@ from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.dispatch.transport.broker import without_password
 from mikrom_reconcile.doctor.machine import all_checks
 from mikrom_reconcile.doctor.security import security_checks
-from mikrom_reconcile.output.doctor_text import LimitLine, SettingLine, doctor_text
-from mikrom_reconcile.output.documents import doctor_document
+from mikrom_reconcile.output.doctor import LimitLine, SettingLine, doctor_document, doctor_text
 from mikrom_reconcile.settings import Settings, load
 
 

@@ -15,9 +15,9 @@ from mikrom_reconcile.cli.terminal import show, style_of, warn
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, PastDeadlineError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.problem_text import problems_text
+from mikrom_reconcile.output.problems import problems_text
 from mikrom_reconcile.output.run_result import LATE
-from mikrom_reconcile.output.sanitize import one_line
+from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.settings import misspelt
 
 COMPLETE_VARIABLE = "_MIKROM_COMPLETE"
@@ -79,7 +79,7 @@ def _documented(words: Sequence[str], message: str, code: int, problems: Sequenc
         elif word.startswith(("-o", "--output=")):
             form = word.removeprefix("-o").removeprefix("--output=")
     if form in formats.ERROR:
-        show(formats.ERROR[form](one_line(message), code, problems))
+        show(formats.ERROR[form](sanitize(message), code, problems))
     return code
 
 
@@ -88,7 +88,7 @@ def _told(error: MikromError) -> int:
     if isinstance(error, SpecError):
         show(problems_text(error.problems, style), sys.stderr)
     else:
-        show(f"{style.paint('error:', 'red')} {one_line(str(error))}\n", sys.stderr)
+        show(f"{style.paint('error:', 'red')} {sanitize(str(error))}\n", sys.stderr)
     match error:
         case UsageError():
             return USAGE
@@ -107,7 +107,7 @@ def _internal() -> int:
     if os.environ.get("MIKROM_DEBUG") == "1":
         show(trace, sys.stderr)
         return INTERNAL
-    last = one_line(trace.strip().rpartition("\n")[2])
+    last = sanitize(trace.strip().rpartition("\n")[2])
     fd, path = tempfile.mkstemp(prefix="mikrom-error-", suffix=".txt")
     with os.fdopen(fd, "w", encoding="utf-8", errors="replace") as file:
         file.write(trace)

@@ -9,7 +9,7 @@ from mikrom_reconcile.cli.terminal import show, warn
 from mikrom_reconcile.control.ports import Hosts
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.limits import OUTPUT
-from mikrom_reconcile.output.sanitize import console_text
+from mikrom_reconcile.output.text import console_text
 
 
 def follow(hosts: Hosts, host: str, vm: str, end: int) -> int:

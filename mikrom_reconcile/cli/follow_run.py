@@ -10,9 +10,8 @@ from mikrom_reconcile.cli.terminal import present, show
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.errors import MikromError, UsageError
 from mikrom_reconcile.limits import OUTPUT, RUNS
-from mikrom_reconcile.output.history_text import run_details, unfinished_line
-from mikrom_reconcile.output.look_documents import runs_document
-from mikrom_reconcile.output.sanitize import one_line
+from mikrom_reconcile.output.history import run_details, runs_document, unfinished_line
+from mikrom_reconcile.output.text import sanitize
 
 
 def follow_run(engine: Engine, run_id: str | None, form: str) -> int:
@@ -24,13 +23,13 @@ def follow_run(engine: Engine, run_id: str | None, form: str) -> int:
             break
         line = unfinished_line(run)
         if run.state == "failed":
-            raise MikromError(f"run {one_line(run.run_id)}: {line}")
+            raise MikromError(f"run {sanitize(run.run_id)}: {line}")
         if line != said:
-            show(f"{one_line(line)}\n", sys.stderr)
+            show(f"{sanitize(line)}\n", sys.stderr)
         said = line
         time.sleep(OUTPUT.follow_poll_s)
     kept = next((kept for kept in engine.store.runs(RUNS.kept) if kept.run_id == run_id), None)
     if kept is None:
-        raise UsageError(f"-f: no run is called {one_line(run_id or '')!r}; `mikrom get runs` lists them")
+        raise UsageError(f"-f: no run is called {sanitize(run_id or '')!r}; `mikrom get runs` lists them")
     present(form, lambda: runs_document([kept], []), lambda style: run_details(kept, style))
     return ERROR if kept.exit_code is None else kept.exit_code

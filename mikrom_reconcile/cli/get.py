@@ -23,10 +23,16 @@ from mikrom_reconcile.cli.queries import (
 from mikrom_reconcile.cli.root import Commands
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.limits import RUNS
-from mikrom_reconcile.output.look_documents import description_document, vms_document
+from mikrom_reconcile.output.hosts import (
+    description_document,
+    fleets_in,
+    fleets_text,
+    hosts_document,
+    hosts_text,
+    vm_row,
+    vms_text,
+)
 from mikrom_reconcile.output.run_result import UNREACHABLE
-from mikrom_reconcile.output.status_text import fleets_text, hosts_text, status_of
-from mikrom_reconcile.output.vm_text import vms_text
 
 
 @click.group(cls=Commands)
@@ -44,7 +50,11 @@ def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
     views = views_of(wiring.open_engine(current))
     rows = selected_in(vms_in(views), names, limit, current)
     warn_of_doubles(rows)
-    present(form, lambda: vms_document(rows) | dark(views), lambda style: vms_text(rows, datetime.now(UTC), style))
+    present(
+        form,
+        lambda: {"vms": [vm_row(row) for row in rows]} | dark(views),
+        lambda style: vms_text(rows, datetime.now(UTC), style),
+    )
     return UNREACHABLE if warn_of_dark_hosts(views) else 0
 
 
@@ -52,8 +62,8 @@ def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
 @options.output()
 def hosts(form: str) -> int:
     """Every host, with what it has in all. Exits with 4 when one could not be read."""
-    found = status_of(views_of(wiring.open_engine(settings.load())), {}, None).hosts
-    present(form, lambda: {"hosts": found}, lambda style: hosts_text(found, style))
+    found = views_of(wiring.open_engine(settings.load()))
+    present(form, lambda: hosts_document(found), lambda style: hosts_text(found, style))
     return UNREACHABLE if any(host.error for host in found) else 0
 
 
@@ -64,7 +74,7 @@ def fleets(paths: tuple[str, ...], form: str) -> int:
     """Every fleet that the specs name or a host has. Exits with 4 when a host could not be read."""
     current = settings.load()
     views = views_of(wiring.open_engine(current))
-    found = status_of(views, wanted_by_fleet(current, paths, views), None).fleets
+    found = fleets_in(views, wanted_by_fleet(current, paths, views))
     present(form, lambda: {"fleets": found} | dark(views), lambda style: fleets_text(found, style))
     return UNREACHABLE if warn_of_dark_hosts(views) else 0
 
@@ -81,11 +91,11 @@ def describe(name: str, paths: tuple[str, ...], form: str) -> int:
     current = settings.load()
     engine = wiring.open_engine(current)
     views = views_of(engine)
-    status = status_of(views, wanted_by_fleet(current, paths, views), None)
+    fleets = fleets_in(views, wanted_by_fleet(current, paths, views))
     runs = engine.store.runs(RUNS.kept)
-    document = description_document(name, views, status.fleets, status.hosts, runs) | dark(views)
+    document = description_document(name, views, fleets, runs) | dark(views)
     if not document["found"]:
-        known = [*(row.name for row in vms_in(views)), *(host.host for host in status.hosts)]
-        raise unknown(name, [*known, *(fleet.fleet for fleet in status.fleets)], views)
+        known = [*(row.name for row in vms_in(views)), *(view.host for view in views)]
+        raise unknown(name, [*known, *(fleet.fleet for fleet in fleets)], views)
     present(form, lambda: document, str)
     return 0

@@ -12,9 +12,9 @@ from mikrom_reconcile.cli.follow_run import follow_run
 from mikrom_reconcile.cli.queries import names_for_tab, refuse_unknown_name
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.limits import RUNS
-from mikrom_reconcile.output import history_text
-from mikrom_reconcile.output.look_documents import events_document, runs_document
-from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.output import history as output
+from mikrom_reconcile.output.history import events_document, runs_document
+from mikrom_reconcile.output.text import Style
 
 latest = click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 
@@ -34,8 +34,8 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
         return follow_run(engine, name, form)
     unfinished = [run for run in engine.unfinished() if name in {None, run.run_id}]
     told = {run.run_id for run in unfinished}
-    kept = history_text.settled(engine.store.runs(RUNS.kept))
-    found = [run for run in kept if name is None or history_text.touched(run, name)]
+    kept = output.settled(engine.store.runs(RUNS.kept))
+    found = [run for run in kept if name is None or output.touched(run, name)]
     found = [run for run in found if name is not None or run.run_id not in told][:count]
 
     if name is not None and not (found or unfinished):
@@ -43,8 +43,8 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
 
     def text(style: Style) -> str:
         if [run.run_id for run in found] == [name] and not unfinished:
-            return history_text.run_details(found[0], style)
-        return history_text.history_text(found, datetime.now(UTC), style, unfinished)
+            return output.run_details(found[0], style)
+        return output.history_text(found, datetime.now(UTC), style, unfinished)
 
     present(form, lambda: runs_document(found, unfinished), text)
     return 0
@@ -57,8 +57,8 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
 def events(name: str | None, count: int, form: str) -> int:
     """What runs have done to which VM, the latest last."""
     engine = wiring.open_engine(settings.load())
-    found = history_text.events(engine.store.runs(RUNS.kept), name)[-count:]
+    found = output.events_in(engine.store.runs(RUNS.kept), name)[-count:]
     if name is not None and not found:
         refuse_unknown_name(engine, name)
-    present(form, lambda: events_document(found), lambda style: history_text.events_text(found, style))
+    present(form, lambda: events_document(found), lambda style: output.events_text(found, style))
     return 0

@@ -12,7 +12,7 @@ from mikrom_reconcile.cli.queries import specs_in
 from mikrom_reconcile.cli.terminal import present, warn
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files
 from mikrom_reconcile.limits import OBSERVING
-from mikrom_reconcile.output.image_text import images_document, images_text
+from mikrom_reconcile.output.images import images_document, images_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, UNREACHABLE
 from mikrom_reconcile.settings import load
 

@@ -13,7 +13,7 @@ from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.terminal import show
 from mikrom_reconcile.core.model.errors import SourceError
 from mikrom_reconcile.limits import SPECS
-from mikrom_reconcile.output.sanitize import one_line
+from mikrom_reconcile.output.text import sanitize
 
 _PROJECT = """\
 # These files are the whole truth of this project: a fleet that is removed from them is removed from the hosts.
@@ -136,7 +136,7 @@ def init(folder: str) -> int:
                 file.write(text.replace("NAME", name, 1) if text is _PROJECT else text)
     except OSError as error:
         raise SourceError(f"{error.filename}: {error.strerror}") from error
-    show("".join(f"wrote {one_line(str(base / path))}\n" for path in FILES))
-    cd = "" if folder == "." else f"cd {one_line(shlex.quote(folder))} && "
+    show("".join(f"wrote {sanitize(str(base / path))}\n" for path in FILES))
+    cd = "" if folder == "." else f"cd {sanitize(shlex.quote(folder))} && "
     show(f"Next: {cd}mikrom validate && mikrom plan\n")
     return 0

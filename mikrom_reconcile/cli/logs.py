@@ -8,7 +8,7 @@ from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli.queries import names_for_tab, unknown, views_of, vms_in
 from mikrom_reconcile.cli.terminal import show
 from mikrom_reconcile.limits import OUTPUT
-from mikrom_reconcile.output.sanitize import console_text
+from mikrom_reconcile.output.text import console_text
 
 
 @click.command()

@@ -10,7 +10,7 @@ from mikrom_reconcile.cli.queries import dark, specs_in, views_of, warn_of_dark_
 from mikrom_reconcile.cli.terminal import present, warn
 from mikrom_reconcile.core.model.errors import SourceError
 from mikrom_reconcile.core.placement.desired_state import render_all
-from mikrom_reconcile.output.orphan_text import orphans_in, orphans_text
+from mikrom_reconcile.output.hosts import orphans_in, orphans_text
 from mikrom_reconcile.output.run_result import UNREACHABLE
 from mikrom_reconcile.settings import Settings, load
 

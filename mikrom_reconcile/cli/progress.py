@@ -11,7 +11,7 @@ from mikrom_reconcile.core.model.run import ActionOutcome
 from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.run_result import FAILED
 from mikrom_reconcile.output.run_text import outcome_line
-from mikrom_reconcile.output.style import PLAIN
+from mikrom_reconcile.output.text import PLAIN
 
 
 class Progress:

@@ -24,8 +24,8 @@ from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.limits import OBSERVING
-from mikrom_reconcile.output.plan_parts import rollout_of
-from mikrom_reconcile.output.status_text import FleetKey, Wish
+from mikrom_reconcile.output.hosts import FleetKey, WantedFleet
+from mikrom_reconcile.output.plan import rollout_of
 from mikrom_reconcile.settings import Settings
 
 
@@ -103,7 +103,9 @@ def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, An
     return specs
 
 
-def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: tuple[HostView, ...]) -> dict[FleetKey, Wish]:
+def wanted_by_fleet(
+    current: Settings, paths: tuple[str, ...], views: tuple[HostView, ...]
+) -> dict[FleetKey, WantedFleet]:
     """What the specs want of each fleet, and how far that is by what the hosts say; nothing where there are none."""
     try:
         specs = specs_in(current, paths)
@@ -118,7 +120,7 @@ def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: tuple[Host
     counts = Counter(vm.fleet for vm in vms if vm.state != "absent")
     plan = _plan_from(specs, views, current.host)
     return {
-        (specs.project, fleet.name): Wish(vms=counts[fleet.name], rollout=rollout_of(plan, fleet.name))
+        (specs.project, fleet.name): WantedFleet(vms=counts[fleet.name], rollout=rollout_of(plan, fleet.name))
         for fleet in specs.fleets
     }
 

@@ -15,8 +15,7 @@ from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.selection import limited
 from mikrom_reconcile.core.specs.expand import expand
 from mikrom_reconcile.core.specs.provenance import Provenance
-from mikrom_reconcile.output.explanation_text import explanation_text, rendered_text
-from mikrom_reconcile.output.look_documents import explanation_document, rendered_document
+from mikrom_reconcile.output.explanation import explanation_document, explanation_text, rendered_document, rendered_text
 
 
 @click.command()

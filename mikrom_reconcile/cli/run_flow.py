@@ -13,11 +13,9 @@ from mikrom_reconcile.core.model.errors import MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.names import grouped
-from mikrom_reconcile.output.plan_text import plan_text
-from mikrom_reconcile.output.run_result import verdict_of
-from mikrom_reconcile.output.sanitize import one_line
-from mikrom_reconcile.output.units import counted
+from mikrom_reconcile.output.plan import plan_text
+from mikrom_reconcile.output.run_result import result_of
+from mikrom_reconcile.output.text import counted, grouped, sanitize
 
 
 def refuse_without_anybody_to_ask(*, yes: bool) -> None:
@@ -64,13 +62,13 @@ def carry_out(
     finally:
         progress.close()
     show(formats.RUN[form](report, style_of(sys.stdout)))
-    return verdict_of(report).exit_code
+    return result_of(report).exit_code
 
 
 def _going(plan: Plan) -> str:
     """Which VMs a run removes that is to remove some."""
     names = [change.name for change in plan.changes if change.kind == "delete"]
-    return f"Removes {counted(len(names), 'VM')}: {one_line(grouped(names))}" if names else "Removes no VM"
+    return f"Removes {counted(len(names), 'VM')}: {sanitize(grouped(names))}" if names else "Removes no VM"
 
 
 def _confirmed(plan: Plan) -> tuple[str, ...]:
@@ -91,7 +89,7 @@ def _agreed(request: RunRequest, plan: Plan) -> bool:
 
 def _typed(fleet: str, purpose: str) -> bool:
     """Whether a person typed the fleet's name."""
-    return ask(f"Fleet {one_line(fleet)}: type its name {purpose}:") == fleet
+    return ask(f"Fleet {sanitize(fleet)}: type its name {purpose}:") == fleet
 
 
 def _show_plan(plan: Plan, form: str, *, full: bool) -> None:

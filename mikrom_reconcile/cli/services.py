@@ -8,7 +8,7 @@ from dataclasses import replace
 import click
 
 from mikrom_reconcile.cli.terminal import show
-from mikrom_reconcile.output.sanitize import one_line
+from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.services import commands
 from mikrom_reconcile.settings import load
 
@@ -23,7 +23,7 @@ def up(*, no_run: bool) -> int:
     """
     from mikrom_reconcile.services.up import up as run_services
 
-    return run_services(load(), run=not no_run, tell=lambda news: show(f"{one_line(news)}\n", sys.stderr))
+    return run_services(load(), run=not no_run, tell=lambda news: show(f"{sanitize(news)}\n", sys.stderr))
 
 
 @click.command()

@@ -13,9 +13,8 @@ from mikrom_reconcile.cli.queries import views_of, vms_in, wanted_by_fleet, warn
 from mikrom_reconcile.cli.terminal import present
 from mikrom_reconcile.core.model.run import SUPERVISION
 from mikrom_reconcile.limits import RUNS
-from mikrom_reconcile.output.look_documents import status_document
+from mikrom_reconcile.output.hosts import Status, fleets_in, is_overdue, status_document, status_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
-from mikrom_reconcile.output.status_text import is_overdue, status_of, status_text
 from mikrom_reconcile.settings import load
 
 
@@ -36,7 +35,12 @@ def status(paths: tuple[str, ...], form: str) -> int:
         for run in engine.store.runs(RUNS.kept)
         if run.exit_code is not None and not run.origin.startswith(SUPERVISION)
     )
-    found = status_of(views, wanted_by_fleet(settings, paths, views), next(last, None), engine.source())
+    found = Status(
+        hosts=views,
+        fleets=fleets_in(views, wanted_by_fleet(settings, paths, views)),
+        last_run=next(last, None),
+        source=engine.source(),
+    )
     now = datetime.now(UTC)
     present(form, lambda: status_document(found), lambda style: status_text(found, now, style))
     code = UNREACHABLE if any(host.error for host in found.hosts) else 0

@@ -12,9 +12,7 @@ from contextlib import nullcontext, suppress
 from typing import TextIO
 
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.documents import Document
-from mikrom_reconcile.output.sanitize import one_line
-from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.output.text import Document, Style, sanitize
 
 
 def is_live(stream: TextIO) -> bool:
@@ -45,7 +43,7 @@ def present(form: str, document: Callable[[], Document], text: Callable[[Style],
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    show(f"{style_of(sys.stderr).paint('warning:', 'yellow')} {one_line(message)}\n", sys.stderr)
+    show(f"{style_of(sys.stderr).paint('warning:', 'yellow')} {sanitize(message)}\n", sys.stderr)
 
 
 def can_ask() -> bool:

@@ -14,8 +14,8 @@ from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, RunReport, RunRequest
 from mikrom_reconcile.limits import RUNS
-from mikrom_reconcile.output.names import grouped
 from mikrom_reconcile.output.run_text import IN_PROGRESS, record_of
+from mikrom_reconcile.output.text import grouped
 from mikrom_reconcile.system.clock import Clock
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.output.doctor_text import Check
+from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings
 
 Look = Callable[[Settings], Check | Iterable[Check] | None]

@@ -17,8 +17,8 @@ from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.limits import DOCTOR
-from mikrom_reconcile.output.doctor_text import Check
-from mikrom_reconcile.output.units import counted
+from mikrom_reconcile.output.doctor import Check
+from mikrom_reconcile.output.text import counted
 from mikrom_reconcile.settings import Settings
 
 

@@ -28,8 +28,8 @@ from mikrom_reconcile.host.drivers.firecracker_prerequisites import (
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
 from mikrom_reconcile.host.drivers.select import choice_of
 from mikrom_reconcile.limits import SPECS, VMMS
-from mikrom_reconcile.output.doctor_text import Check
-from mikrom_reconcile.output.status_text import is_overdue, source_line
+from mikrom_reconcile.output.doctor import Check
+from mikrom_reconcile.output.hosts import is_overdue, source_line
 from mikrom_reconcile.settings import Settings, misspelt
 
 KNOWN_BINARIES = {

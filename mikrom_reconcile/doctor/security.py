@@ -18,7 +18,7 @@ from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.dispatch.transport.broker import connect, is_remote, user_of, without_password
 from mikrom_reconcile.doctor import Look, broken, folder_check, note, ok, run_checks
 from mikrom_reconcile.limits import DOCTOR
-from mikrom_reconcile.output.doctor_text import Check
+from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings
 
 _GUIDE = "see docs/security.md"

@@ -11,7 +11,7 @@ from html import escape
 
 from mikrom_reconcile.core.model.plan import FieldChange, Plan
 from mikrom_reconcile.limits import OUTPUT
-from mikrom_reconcile.output.plan_parts import (
+from mikrom_reconcile.output.plan import (
     KINDS,
     LOOKS,
     Group,
@@ -21,8 +21,7 @@ from mikrom_reconcile.output.plan_parts import (
     summary,
     value_diff,
 )
-from mikrom_reconcile.output.sanitize import one_line
-from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.output.text import Style, sanitize
 
 _STYLE = """\
 :root { color-scheme: light dark; --back: #f6f7f9; --card: #fff; --line: #d9dee5; --text: #1c2430; --dim: #5b6675;
@@ -139,4 +138,4 @@ def _fields(fields: Iterable[FieldChange]) -> Iterator[str]:
 
 
 def _h(text: str) -> str:
-    return escape(one_line(text))
+    return escape(sanitize(text))

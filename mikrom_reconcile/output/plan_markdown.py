@@ -10,10 +10,8 @@ from collections.abc import Container, Iterator
 
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan
 from mikrom_reconcile.limits import OUTPUT
-from mikrom_reconcile.output.plan_parts import DANGEROUS, LOOKS, Group, alarms, fleets_of, short, summary, value_diff
-from mikrom_reconcile.output.sanitize import one_line
-from mikrom_reconcile.output.style import Style
-from mikrom_reconcile.output.units import counted
+from mikrom_reconcile.output.plan import DANGEROUS, LOOKS, Group, alarms, fleets_of, short, summary, value_diff
+from mikrom_reconcile.output.text import Style, counted, sanitize
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~]")
 _TICKS = re.compile("`+")
@@ -82,14 +80,14 @@ def _diff(group: Group) -> str:
     """The fields of a group with their whole values, as a block that diff colours."""
     if not group.fields:
         return ""
-    lines = [one_line(group.names)]
+    lines = [sanitize(group.names)]
     for field in group.fields:
-        lines += [f"@@ {one_line(field.path)} ({field.impact}) @@", *(one_line(line) for line in value_diff(field))]
+        lines += [f"@@ {sanitize(field.path)} ({field.impact}) @@", *(sanitize(line) for line in value_diff(field))]
     fence = "`" * (1 + max((len(ticks) for line in lines for ticks in _TICKS.findall(line)), default=2))
     return "\n".join(["", f"{fence}diff", *lines, fence, ""])
 
 
 def _md(text: str) -> str:
     """`text` that means itself wherever it stands."""
-    plain = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = sanitize(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\g<0>", plain).replace("@", "@&#8203;").replace("://", ":&#8203;//")

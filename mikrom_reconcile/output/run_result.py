@@ -1,4 +1,4 @@
-"""How a plan or a run ended, in one judgement that the text, the JSON and the exit code all repeat."""
+"""What a plan or a run comes to: text, JSON and exit code all say the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Finding = tuple[Literal["failed", "refused", "waiting"], str]
 """What a VM that is not as specified counts as, and the reason."""
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a run left undone: `failed`, `refused` and `waiting` map VMs on hosts to the reason, each VM in one of them.
 
     `unreachable` maps hosts to the reason, `late` says that the deadline passed first. What waits is no failure: the
@@ -67,10 +67,10 @@ def plan_exit_code(plan: Plan, *, detailed: bool) -> int:
     )
 
 
-def verdict_of(report: RunReport) -> Verdict:
-    """The judgement of a run, by what its last observation still found different.
+def result_of(report: RunReport) -> RunResult:
+    """What a run comes to, by what its last observation still found different.
 
-    What failed is told even if the VM is as specified in the end. Without a last observation nothing that was to be
+    What failed counts even if the VM is as specified in the end. Without a last observation nothing that was to be
     changed counts as specified.
     """
     last = {(outcome.vm, outcome.host): outcome for outcome in report.outcomes}
@@ -86,18 +86,11 @@ def verdict_of(report: RunReport) -> Verdict:
     for vm, outcome in last.items():
         if outcome.result in FAILED and outcome.host not in final.unreachable:
             findings[vm] = "failed", f"{outcome.verb}: {outcome.error or outcome.result}"
-    failed, refused, waiting = (
-        {vm: reason for vm, (found, reason) in findings.items() if found == kind}
+    by_kind = {
+        kind: {vm: reason for vm, (found, reason) in findings.items() if found == kind}
         for kind in ("failed", "refused", "waiting")
-    )
-    return Verdict(
-        failed=failed,
-        refused=refused,
-        waiting=waiting,
-        scheduled=report.origin == BEAT,
-        unreachable=final.unreachable,
-        late=report.late,
-    )
+    }
+    return RunResult(**by_kind, scheduled=report.origin == BEAT, unreachable=final.unreachable, late=report.late)
 
 
 def _finding(change: VMChange, outcome: ActionOutcome | None, *, late: bool, planned: bool) -> Finding | None:
@@ -116,7 +109,7 @@ def _finding(change: VMChange, outcome: ActionOutcome | None, *, late: bool, pla
     if outcome is not None:
         return "failed", f"{outcome.verb} was done, and yet it needs {change.kind}: {_why(change)}"
     if planned:
-        return "failed", f"{change.wanted or change.kind} was not come to; run again"
+        return "failed", f"{change.wanted or change.kind} was not attempted; run again"
     return "refused", f"needs {change.kind} since after the plan was made ({_why(change)}); run again"
 
 

@@ -24,8 +24,8 @@ from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes
 from mikrom_reconcile.core.parsing.yaml_text import _SLOWLY, Lines, _cuts, _quickly
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.problem_text import problems_text
-from mikrom_reconcile.output.style import Style
+from mikrom_reconcile.output.problems import problems_text
+from mikrom_reconcile.output.text import Style
 from mikrom_reconcile.wiring import schemas
 from tests.properties.bad_specs import spoilt
 from tests.properties.chance import seeds

@@ -15,7 +15,7 @@ from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.plan import ChangeKind, Impact, Verb
 from mikrom_reconcile.core.model.run import Result
 from mikrom_reconcile.core.planning import rules
-from mikrom_reconcile.output.documents import FORMER_RULES
+from mikrom_reconcile.output.plan import FORMER_RULES
 
 ROOT = Path(__file__).parents[2]
 GLOSSARY = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")

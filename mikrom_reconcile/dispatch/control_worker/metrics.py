@@ -25,8 +25,8 @@ from mikrom_reconcile.core.model.run import BEAT, RunReport, RunRequest
 from mikrom_reconcile.dispatch.transport.heartbeats import known, living
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import counts, source_state
-from mikrom_reconcile.output.documents import FORMER_RULES
-from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, REFUSED, UNREACHABLE, Verdict, verdict_of
+from mikrom_reconcile.output.plan import FORMER_RULES
+from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, REFUSED, UNREACHABLE, RunResult, result_of
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import GaugeMetricFamily
@@ -117,8 +117,8 @@ class Metrics(NoMetrics):
         if report is None:
             self._runs.labels(origin, "error").observe(duration_s)
             return
-        verdict = verdict_of(report)
-        self._runs.labels(origin, _result(verdict)).observe(duration_s)
+        result = result_of(report)
+        self._runs.labels(origin, _result(result)).observe(duration_s)
         for outcome in report.outcomes:
             self._actions.labels(outcome.verb, outcome.result).inc()
             self._action_s.labels(outcome.verb).observe((outcome.finished_at - outcome.started_at).total_seconds())
@@ -129,7 +129,7 @@ class Metrics(NoMetrics):
                 if _is_drift(change, same_revision=same):
                     self._drift.labels(FORMER_RULES.get(change.rule, change.rule), change.rule, change.kind).inc()
         if not (request.limit or request.tags or request.skip_tags or request.verb or request.destroy):
-            self._remember(report.plan, report.finished_at, converged=verdict.converged)
+            self._remember(report.plan, report.finished_at, converged=result.converged)
         elif (request.verb == "delete" or request.destroy) and (times := self._run_times(report.plan.project)):
             self._keep(report.plan.project, replace(times, converged_to=""))  # what is missing now, people removed
 
@@ -261,10 +261,10 @@ class _Fleet:
         yield "source_revision_info", (state.revision,), 1
 
 
-def _result(verdict: Verdict) -> str:
+def _result(result: RunResult) -> str:
     bits = ((CHANGES_OR_FAILED, "failed"), (UNREACHABLE, "unreachable"), (REFUSED, "refused"), (LATE, "late"))
-    words = (word for bit, word in bits if verdict.exit_code & bit)
-    return next(words, "converged" if verdict.converged else "waiting")
+    words = (word for bit, word in bits if result.exit_code & bit)
+    return next(words, "converged" if result.converged else "waiting")
 
 
 _ASKED_FOR = frozenset({"misplaced", "cannot-move", "host-removed", "interrupted-delete"})

@@ -30,7 +30,7 @@ from mikrom_reconcile.dispatch.transport import deadlines, rpc
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import RunStatus, tell, waiting_run
 from mikrom_reconcile.limits import BROKER, RUNS
-from mikrom_reconcile.output.run_result import LATE, USAGE, verdict_of
+from mikrom_reconcile.output.run_result import LATE, USAGE, result_of
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class ControlTasks:
             asked["tree"], asked["source_problem"] = self._source.specs_now()
         forks, timeout_s = self._settings.forks, self._settings.timeout_s
         report = self._carry_out(RunRequest(run_id=run, origin=origin, forks=forks, timeout_s=timeout_s, **asked))
-        return summary(report), verdict_of(report).exit_code
+        return summary(report), result_of(report).exit_code
 
     @contextmanager
     def _answering(self, call: str) -> Iterator[Say]:

@@ -18,7 +18,7 @@ from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, RunRecor
 from mikrom_reconcile.limits import BROKER
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, FAILED
 from mikrom_reconcile.output.run_text import outcome_line
-from mikrom_reconcile.output.style import PLAIN
+from mikrom_reconcile.output.text import PLAIN
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 from mikrom_reconcile.doctor import machine
 from mikrom_reconcile.doctor.machine import all_checks
 from mikrom_reconcile.host.drivers import cgroups, select
-from mikrom_reconcile.output.doctor_text import Check
+from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings, load
 
 

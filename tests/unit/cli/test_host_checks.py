@@ -13,7 +13,7 @@ from mikrom_reconcile.doctor import capacity as host_checks
 from mikrom_reconcile.doctor import run_checks
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.output.doctor_text import Check
+from mikrom_reconcile.output.doctor import Check
 from tests.contract.drivers import record_of
 
 

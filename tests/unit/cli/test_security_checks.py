@@ -12,7 +12,7 @@ import pytest
 
 from mikrom_reconcile.dispatch.transport.signing import make_pair
 from mikrom_reconcile.doctor.security import security_checks
-from mikrom_reconcile.output.doctor_text import Check
+from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings, load
 from tests.fleet import Fleet
 

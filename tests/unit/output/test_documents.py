@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,11 @@ from jsonschema import Draft202012Validator
 
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.doctor_text import Check, LimitLine, SettingLine
-from mikrom_reconcile.output.documents import (
-    doctor_document,
-    json_of,
-    validation_document,
-)
-from mikrom_reconcile.output.look_documents import status_document, vms_document
+from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_document
+from mikrom_reconcile.output.formats import json_of, validation_document
+from mikrom_reconcile.output.hosts import Status, WantedFleet, fleets_in, status_document, vm_row
 from mikrom_reconcile.output.run_text import record_of
-from mikrom_reconcile.output.status_text import Wish, status_of
-from mikrom_reconcile.output.style import PLAIN, Style
+from mikrom_reconcile.output.text import PLAIN, Style
 from tests.samples import MEMORY, change, observed, outcome, plan, refusal, report
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "documents.schema.json").read_text())
@@ -85,7 +80,7 @@ def test_a_run_is_its_plan_and_what_became_of_it() -> None:
 def test_vms_have_the_documented_shape() -> None:
     crashed = observed("b", pid=None, phase="crashed", last_error="it fell")
     addressed = observed("a", addresses={"eth0": "10.0.0.4", "eth1": "10.1.0.4"})
-    document = checked("vms", json_of(vms_document([addressed, crashed])))
+    document = checked("vms", json_of({"vms": [vm_row(addressed), vm_row(crashed)]}))
     assert document["vms"][1]["ip"] is None
     assert document["vms"][0] == {
         "name": "a", "project": "demo", "fleet": "web", "host": "localhost", "state": "running", "phase": "running",
@@ -100,11 +95,16 @@ def test_vms_have_the_documented_shape() -> None:
     [
         (
             "status",
-            status_document(status_of([], {("demo", "web"): Wish(vms=3)}, record_of(report(PLAN, remaining=None)))),
+            status_document(
+                Status(
+                    fleets=fleets_in([], {("demo", "web"): WantedFleet(vms=3)}),
+                    last_run=record_of(report(PLAN, remaining=None)),
+                )
+            ),
         ),
-        ("status", status_document(status_of([], {}, None))),
-        ("validation", validation_document([PROBLEM], [PROBLEM], 0, 0, 0)),
-        ("validation", validation_document([], [], 3, 8, 2)),
+        ("status", status_document(Status())),
+        ("validation", validation_document([PROBLEM], [PROBLEM], (0, 0, 0))),
+        ("validation", validation_document([], [], (3, 8, 2))),
         (
             "doctor",
             doctor_document(
@@ -115,7 +115,7 @@ def test_vms_have_the_documented_shape() -> None:
         ),
     ],
 )
-def test_the_other_documents_keep_their_shape(name: str, document: Mapping[str, Any]) -> None:
+def test_the_other_documents_keep_their_shape(name: str, document: dict[str, Any]) -> None:
     checked(name, json_of(document))
 
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 from textwrap import dedent
 
 from mikrom_reconcile.core.model.plan import FieldChange, Plan
-from mikrom_reconcile.output.plan_parts import KINDS, LOOKS, summary
-from mikrom_reconcile.output.plan_text import plan_text
-from mikrom_reconcile.output.style import PLAIN, Style
+from mikrom_reconcile.output.plan import KINDS, LOOKS, plan_text, summary
+from mikrom_reconcile.output.text import PLAIN, Style
 from tests.samples import MEMORY, change, plan, refusal
 
 

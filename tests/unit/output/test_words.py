@@ -15,17 +15,23 @@ from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView
 from mikrom_reconcile.core.model.run import UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState, SpecProblem
 from mikrom_reconcile.limits import SPECS
-from mikrom_reconcile.output.doctor_text import Check, LimitLine, SettingLine, doctor_text
-from mikrom_reconcile.output.history_text import history_text, unfinished_line
-from mikrom_reconcile.output.names import grouped
-from mikrom_reconcile.output.problem_text import problems_text
+from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_text
+from mikrom_reconcile.output.history import history_text, unfinished_line
+from mikrom_reconcile.output.hosts import Status, WantedFleet, fleets_in, source_line, status_text, vms_text
+from mikrom_reconcile.output.problems import problems_text
 from mikrom_reconcile.output.run_text import record_of
-from mikrom_reconcile.output.sanitize import console_text, one_line
-from mikrom_reconcile.output.status_text import Wish, source_line, status_of, status_text
-from mikrom_reconcile.output.style import PLAIN, Style
-from mikrom_reconcile.output.table import table
-from mikrom_reconcile.output.units import age, counted, duration, mebibytes
-from mikrom_reconcile.output.vm_text import vms_text
+from mikrom_reconcile.output.text import (
+    PLAIN,
+    Style,
+    age,
+    console_text,
+    counted,
+    duration,
+    grouped,
+    mebibytes,
+    sanitize,
+    table,
+)
 from tests.samples import NOW, observed, outcome, plan, record, report
 
 
@@ -67,7 +73,7 @@ def test_every_name_can_be_read_off_a_group_and_none_is_made_up(names: set[str])
 
 @given(st.text())
 def test_neutral_text_is_one_line_of_the_same_length_without_controls(text: str) -> None:
-    neutral = one_line(text)
+    neutral = sanitize(text)
     assert len(neutral) == len(text)
     assert neutral.splitlines() in ([], [neutral])
     assert all(char.isprintable() or char in " \u00a0" or ord(char) > 0x9F for char in neutral)
@@ -178,12 +184,13 @@ def test_a_vm_whose_phase_satisfies_its_state_is_green_and_any_other_red() -> No
 def test_status_shows_hosts_fleets_and_the_last_run() -> None:
     seen = (observed("web-000"), observed("web-001", phase="crashed"), observed("old-000", fleet="old"))
     capacity = Capacity(vcpu_count=2, mem_size_mib=24064)
-    views = [
+    views = (
         HostView(host="hv01", report=HostReport(host="hv01", observed_at=NOW, capacity=capacity, vms=seen)),
         HostView(host="hv02", error="gave no answer"),
-    ]
+    )
     last = record_of(report(plan(), outcome("web-000"), remaining=plan()))
-    status = status_of(views, {("demo", "web"): Wish(vms=3, rollout="halted"), ("demo", "new"): Wish(vms=2)}, last)
+    wanted = {("demo", "web"): WantedFleet(vms=3, rollout="halted"), ("demo", "new"): WantedFleet(vms=2)}
+    status = Status(hosts=views, fleets=fleets_in(views, wanted), last_run=last)
     assert status_text(status, NOW + timedelta(minutes=3), PLAIN) == (
         "HOST  VCPU  MEM       VMS  RUNNING\n"
         "hv01  2     23.5 GiB  3    2\n"
@@ -197,7 +204,7 @@ def test_status_shows_hosts_fleets_and_the_last_run() -> None:
         "Last run 2min ago, project demo at 3f2a1c9d8e7b:\n"
         "Converged in 2.0 s: 1 created; all is as specified.\n"
     )
-    assert "No run so far." in status_text(status_of([], {}, None), NOW, PLAIN)
+    assert "No run so far." in status_text(Status(), NOW, PLAIN)
 
 
 def test_doctor_says_how_to_mend_what_is_broken() -> None:
@@ -263,7 +270,7 @@ def test_the_source_of_scheduled_runs_is_told_in_one_line(state: SourceState, li
     told = source_line(state, NOW + timedelta(seconds=5))
     assert told.startswith("Scheduled runs use git+https://there/fleet@main")
     assert told.endswith(line)
-    assert line in status_text(status_of((), {}, None, state), NOW + timedelta(seconds=5), PLAIN)
+    assert line in status_text(Status(source=state), NOW + timedelta(seconds=5), PLAIN)
 
 
 def test_runs_without_a_report_come_first_and_say_how_far_they_are() -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with the specs, for machines that show it to people: GitHub's log, SARIF viewers, JUnit reports."""
+"""What is wrong with the specs: as a compiler would say it, and for GitHub's log, SARIF viewers and JUnit reports."""
 
 from __future__ import annotations
 
@@ -6,15 +6,42 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-import msgspec
-
 from mikrom_reconcile import __version__
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.output.problem_text import sentence
-from mikrom_reconcile.output.sanitize import json_text, one_line
+from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.output.text import Style, counted, json_text, sanitize
 
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
+
+
+def problems_text(problems: Sequence[SpecProblem], style: Style) -> str:
+    """Every problem as `path:line:column: message`, its line with a caret, a hint. Ends with a line break."""
+    entries = [line for problem in problems for line in _problem(problem, style)]
+    return "\n".join([*entries, style.paint(f"{counted(len(problems), 'problem')} in the specs", "bold")]) + "\n"
+
+
+def warnings_text(warnings: Sequence[SpecProblem]) -> str:
+    """Each warning on a line of its own."""
+    return "".join(
+        f"{sanitize(f'{each.path}:{each.line}:{each.column}: warning: {sentence(each)}')}\n" for each in warnings
+    )
+
+
+def sentence(problem: SpecProblem) -> str:
+    """The problem and its hint on one line, without its place."""
+    return f"{problem.message}; {problem.hint}" if problem.hint else problem.message
+
+
+def _problem(problem: SpecProblem, style: Style) -> list[str]:
+    place = f"{sanitize(problem.path)}:{problem.line}:{problem.column}:"
+    lines = [f"{style.paint(place, 'bold')} {style.paint(sanitize(problem.message), 'red')}"]
+    if problem.excerpt:
+        before = min(problem.column - 1, SPECS.excerpt_characters_before)
+        lines += [f"    {sanitize(problem.excerpt)}", f"    {' ' * before}{style.paint('^', 'green')}"]
+    if problem.hint:
+        lines.append(f"    {style.paint('hint:', 'cyan')} {sanitize(problem.hint)}")
+    return lines
 
 
 def problems_github(problems: Sequence[SpecProblem], error: str = "", warnings: Sequence[SpecProblem] = ()) -> str:
@@ -27,7 +54,7 @@ def problems_github(problems: Sequence[SpecProblem], error: str = "", warnings: 
 
 
 def _data(text: str) -> str:
-    return one_line(text).replace("%", "%25")
+    return sanitize(text).replace("%", "%25")
 
 
 def _property(text: str) -> str:
@@ -45,7 +72,7 @@ def problems_sarif(problems: Sequence[SpecProblem], error: str = "", warnings: S
         **({"invocations": [{"executionSuccessful": False, "toolExecutionNotifications": told}]} if error else {}),
     }
     log = {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
-    return json_text(msgspec.json.format(msgspec.json.encode(log), indent=2).decode()) + "\n"
+    return json_text(log)
 
 
 def _result(problem: SpecProblem, level: str) -> dict[str, Any]:
@@ -93,4 +120,4 @@ def _case(problem: SpecProblem) -> str:
 
 
 def _xml(text: str) -> str:
-    return escape(one_line(text).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd"))
+    return escape(sanitize(text).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd"))

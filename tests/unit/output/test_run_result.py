@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import BEAT, RunReport
-from mikrom_reconcile.output.run_result import plan_exit_code, verdict_of
+from mikrom_reconcile.output.run_result import plan_exit_code, result_of
 from mikrom_reconcile.output.run_text import conclusion
 from tests.samples import change, observed, outcome, plan, refusal, report
 
@@ -47,7 +47,7 @@ ROWS = [
     pytest.param(
         report(CREATE, outcome("a"), remaining=plan(change("a", "start", "it is crashed"))), 2, id="it fell over again"
     ),
-    pytest.param(report(CREATE, remaining=CREATE), 2, id="it was not come to, in time and unhindered"),
+    pytest.param(report(CREATE, remaining=CREATE), 2, id="it was not attempted, in time and unhindered"),
     pytest.param(report(CREATE, remaining=plan(LOST, unreachable=DARK)), 4, id="a host went dark"),
     pytest.param(
         report(CREATE, outcome("b", "failed_temporary", host="hv02"), remaining=plan(LOST, unreachable=DARK)),
@@ -96,18 +96,18 @@ UNWELL = plan(change("a", "wait", "it is unhealthy", observed=observed("a", phas
 )
 def test_waiting_is_no_failure_and_no_convergence_either(ended: RunReport, scheduled: int, by_hand: int) -> None:
     for origin, code in ((BEAT, scheduled), ("apply by ana", by_hand)):
-        verdict = verdict_of(replace(ended, origin=origin))
-        assert (verdict.exit_code, verdict.converged) == (code, False)
+        result = result_of(replace(ended, origin=origin))
+        assert (result.exit_code, result.converged) == (code, False)
 
 
 def test_a_scheduled_run_whose_vms_wait_says_that_it_is_in_progress() -> None:
     ended = replace(report(WAITS, outcome("b", verb="restart"), remaining=WAITS), origin=BEAT)
-    assert conclusion(ended, verdict_of(ended)) == "In progress after 2.0 s: 1 restarted; 1 VM waiting."
+    assert conclusion(ended, result_of(ended)) == "In progress after 2.0 s: 1 restarted; 1 VM waiting."
 
 
 @pytest.mark.parametrize(("ended", "code"), ROWS)
 def test_exit_code_of_a_run(ended: RunReport, code: int) -> None:
-    assert verdict_of(ended).exit_code == code
+    assert result_of(ended).exit_code == code
 
 
 def test_every_vm_that_is_left_has_a_reason() -> None:
@@ -118,12 +118,12 @@ def test_every_vm_that_is_left_has_a_reason() -> None:
         outcome("b"),
         remaining=left,
     )
-    verdict = verdict_of(ended)
-    assert verdict.failed == {
+    result = result_of(ended)
+    assert result.failed == {
         ("a", "localhost"): "create: no memory",
         ("b", "localhost"): "create was done, and yet it needs start: it is crashed",
     }
-    assert verdict.refused == {
+    assert result.refused == {
         ("c", "localhost"): "taken",
         ("d", "localhost"): "needs create since after the plan was made (does not exist); run again",
     }
@@ -132,4 +132,4 @@ def test_every_vm_that_is_left_has_a_reason() -> None:
 def test_the_last_outcome_of_a_vm_counts() -> None:
     ended = report(CREATE, outcome("a", "failed_temporary", error="busy"), outcome("a", "stale", error="moved"),
                    remaining=CREATE)  # fmt: skip
-    assert verdict_of(ended).refused == {("a", "localhost"): "moved"}
+    assert result_of(ended).refused == {("a", "localhost"): "moved"}

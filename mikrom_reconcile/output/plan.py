@@ -1,6 +1,6 @@
-"""What every form of a plan shows: its summary, its changes in groups, what was refused or could not be read.
+"""What every form of a plan shows (summary, changes in groups, what was refused or not read), its text and its JSON.
 
-Only words and their order are made here, without any form; nothing is made neutral yet.
+The parts are words in their order, without any form, and not sanitized yet: each form does that in its own way.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Plan, VMChange
 from mikrom_reconcile.limits import OUTPUT
-from mikrom_reconcile.output.names import grouped
-from mikrom_reconcile.output.units import counted, listed
+from mikrom_reconcile.output.text import Document, Style, counted, grouped, listed, pick, sanitize, section
 
 KINDS: tuple[ChangeKind, ...] = get_args(ChangeKind)
 """Every kind of change, in the order in which they are counted."""
@@ -42,9 +41,39 @@ LOOKS: dict[ChangeKind, tuple[str, str]] = {
 }
 """The sign and the colour of each kind."""
 
+FORMER_RULES = {
+    "unreachable-host": "on_a_dark_host",
+    "host-removed": "left_the_inventory",
+    "duplicate": "runs_twice",
+    "destroy": "destroyed",
+    "not-in-specs": "not_wanted",
+    "absent": "wanted_absent",
+    "name-conflict": "name_taken",
+    "possible-duplicate": "may_hide",
+    "unplaceable": "homeless",
+    "interrupted-delete": "half_deleted",
+    "shrinking-drive": "shrinking",
+    "stopped": "wanted_stopped",
+    "crash-loop": "parked",
+    "needs-replace": "replacing",
+    "not-restarted": "left_down",
+    "unresponsive": "broken",
+    "needs-restart": "restarting",
+    "drift": "drifted",
+    "pause-or-resume": "paused_or_not",
+    "needs-update": "updating",
+    "unhealthy": "unwell",
+    "up-to-date": "as_wanted",
+    "cannot-move": "cannot_leave",
+    "protection": "prevent_destroy",
+}
+"""What rules were called before: `rule` says so for one release more, beside `rule_id`. Others kept their names."""
+
 NO_HOST = "no host"
 """Where a VM is that no host can have."""
 
+_INDENT = " " * 15
+_SIGNS = {"-": "red", "+": "green"}
 _SUMMARY = {kind: f"to {kind}" for kind in KINDS} | {"wait": "waiting", "blocked": "blocked"}
 
 
@@ -74,17 +103,17 @@ def kinds_of(plan: Plan) -> dict[str, int]:
 def summary(plan: Plan) -> str:
     """The plan in one line."""
     kinds = kinds_of(plan)
-    unchanged = kinds["unchanged"]
-    dark = f"; {counted(len(plan.unreachable), 'host')} could not be read" if plan.unreachable else ""
-    if not plan.changes:
-        if plan.selected == 0:
-            return f"Nothing to change: no VM was selected{dark}."
-        what = counted(unchanged, "VM") if plan.selected is None else "all that was selected is"
-        return f"Nothing to change: {what} as {_asked(plan)}{dark}."
-    return f"Plan: {listed({_SUMMARY[kind]: kinds[kind] for kind in KINDS})}; {unchanged} unchanged{dark}."
+    unread = f"; {counted(len(plan.unreachable), 'host')} could not be read" if plan.unreachable else ""
+    if plan.changes:
+        changes = listed({_SUMMARY[kind]: kinds[kind] for kind in KINDS})
+        return f"Plan: {changes}; {kinds['unchanged']} unchanged{unread}."
+    if plan.selected == 0:
+        return f"Nothing to change: no VM was selected{unread}."
+    what = counted(kinds["unchanged"], "VM") if plan.selected is None else "all that was selected is"
+    return f"Nothing to change: {what} as {asked_of(plan)}{unread}."
 
 
-def _asked(plan: Plan) -> str:
+def asked_of(plan: Plan) -> str:
     """What the VMs are to be like: a plan without a revision comes from no specs."""
     return "specified" if plan.revision else "asked for"
 
@@ -207,3 +236,60 @@ def _value_lines(value: Any) -> list[str]:
     if isinstance(value, str) and "\n" in value:
         return value.split("\n")
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str, indent=2).split("\n")
+
+
+def plan_text(plan: Plan, style: Style) -> str:
+    """The plan for a person. Ends with a line break."""
+    project, revision = sanitize(plan.project), sanitize(plan.revision)
+    lines = [style.paint(f"Project {project} at {revision}" if revision else f"Project {project}", "bold")]
+    for fleet, peak, groups in fleets_of(plan):
+        lines += ["", f"  {style.paint(sanitize(fleet), 'bold')}{style.paint(f'  {peak}' if peak else '', 'dim')}"]
+        lines += [line for group in groups for line in _group_lines(group, style)]
+    sections = "".join(section(title, told, style, look) for title, look, told in alarms(plan))
+    return "\n".join([*lines, f"{sections}\n{style.paint(summary(plan), 'bold')}\n"])
+
+
+def _group_lines(group: Group, style: Style) -> Iterator[str]:
+    sign = LOOKS[group.kind][0]
+    look = LOOKS[group.wanted if group.kind == "wait" and group.wanted else group.kind][1]  # what waits is to come
+    what = style.paint(f"{sign} {group.kind:<8}", look)
+    wanted = f" ({group.wanted})" if group.wanted else ""
+    why = f": {style.paint(sanitize(group.why), 'dim')}" if group.why else ""
+    yield f"    {what} {sanitize(group.names)} on {sanitize(group.hosts)}{wanted}{why}"
+    if group.placed:
+        yield f"{_INDENT}{style.paint(sanitize(group.placed), 'dim')}"
+    for field in group.fields:
+        path, impact = sanitize(field.path), style.paint(f"({field.impact})", "dim")
+        if style.full:
+            yield f"{_INDENT}{path} {impact}"
+            for line in value_diff(field):
+                yield f"{_INDENT}  {style.paint(sanitize(line), _SIGNS.get(line[0], 'dim'))}"
+        else:
+            before, after = (sanitize(short(value)) for value in (field.before, field.after))
+            yield f"{_INDENT}{path}: {style.paint(before, 'red')} → {style.paint(after, 'green')} {impact}"
+
+
+def plan_document(plan: Plan) -> Document:
+    """A plan for programs. `changes` has all that is not unchanged, `peaks` how many VMs of a fleet are down."""
+    return {
+        **pick(plan, "id", "project", "revision", "taken_at"),
+        "summary": kinds_of(plan),
+        "changes": [change_row(change) for change in plan.changes],
+        "peaks": plan.peaks,
+        "refusals": [
+            msgspec.to_builtins(each) | {"rule": FORMER_RULES.get(each.rule, each.rule), "rule_id": each.rule}
+            for each in plan.refusals
+        ],
+        "warnings": [*plan.warnings, *(f"host {host}: {error}" for host, error in plan.unreachable.items())],
+    }
+
+
+def change_row(change: VMChange) -> Document:
+    """One change; why the VM goes to its host, if there was a choice, is the last of its reasons."""
+    return {
+        "vm": change.name,
+        **pick(change, "fleet", "host", "kind"),
+        "rule_id": change.rule,
+        "reasons": [*change.reasons, *([change.placed] if change.placed else [])],
+        "fields": change.fields,
+    }

@@ -7,10 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from mikrom_reconcile.output.sanitize import one_line
-from mikrom_reconcile.output.style import Style
-from mikrom_reconcile.output.table import table
-from mikrom_reconcile.output.units import counted
+from mikrom_reconcile.output.text import Document, Style, counted, sanitize, table
 
 _LOOKS = {"ok": "green", "note": "yellow", "broken": "red"}
 _UNITS: dict[str, tuple[tuple[float, str], ...]] = {
@@ -56,19 +53,19 @@ def doctor_text(
     lines = []
     for check in checks:
         state = style.paint(f"{check.state:<6}", _LOOKS[check.state])
-        lines.append(f"{state}  {check.name:<{width}}  {one_line(check.found)}")
+        lines.append(f"{state}  {check.name:<{width}}  {sanitize(check.found)}")
         if check.remedy:
-            lines.append(f"{'':6}  {'':{width}}  → {one_line(check.remedy)}")
+            lines.append(f"{'':6}  {'':{width}}  → {sanitize(check.remedy)}")
     broken = sum(check.state == "broken" for check in checks)
-    verdict = style.paint(f"{counted(broken, 'thing')} to mend", "bold", "red") if broken else "Nothing is broken."
+    conclusion = style.paint(f"{counted(broken, 'thing')} to mend", "bold", "red") if broken else "Nothing is broken."
     rows = [
-        ((line.variable, ""), (line.value, "" if line.source == "environment" else "dim"), (line.doc, "dim"))
+        (line.variable, (line.value, "" if line.source == "environment" else "dim"), (line.doc, "dim"))
         for line in settings
     ]
     listed = ["", table(("SETTING", "VALUE", ""), rows, style)] if rows else [""]
-    rows = [((name, ""), (value, "dim"), (line.reason, "dim")) for line in limits for name, value in [_in_words(line)]]
+    rows = [(name, (value, "dim"), (line.reason, "dim")) for line in limits for name, value in [_in_words(line)]]
     listed += [table(("LIMIT", "VALUE", ""), rows, style)] if rows else []
-    return "\n".join([*lines, "", verdict, *listed])
+    return "\n".join([*lines, "", conclusion, *listed])
 
 
 def _in_words(line: LimitLine) -> tuple[str, str]:
@@ -78,3 +75,9 @@ def _in_words(line: LimitLine) -> tuple[str, str]:
         words, unit = line.name, ""
     size, shown = next(((size, shown) for size, shown in _UNITS.get(unit, ()) if line.value >= size), (1, unit))
     return f"{line.group}: {words.replace('_', ' ')}", f"{line.value / size:,g} {shown}".rstrip()
+
+
+def doctor_document(checks: Sequence[Check], settings: Sequence[SettingLine], limits: Sequence[LimitLine]) -> Document:
+    """What was checked, every setting with its secrets masked, and every limit."""
+    broken = any(check.state == "broken" for check in checks)
+    return {"broken": broken, "checks": checks, "settings": settings, "limits": limits}

@@ -1,4 +1,4 @@
-"""Where values come from, and why something happens to a VM or nothing."""
+"""Where values come from, and why something happens to a VM or nothing, for people and for programs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from mikrom_reconcile.core.model.fields import recorded
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.planning.explain import Explanation, FieldStory
 from mikrom_reconcile.core.specs.provenance import FieldOrigin, leaves
-from mikrom_reconcile.output.plan_parts import NO_HOST, short
-from mikrom_reconcile.output.sanitize import one_line
-from mikrom_reconcile.output.style import Style
-from mikrom_reconcile.output.table import Cell, table
-from mikrom_reconcile.output.units import counted
+from mikrom_reconcile.output.hosts import vm_row
+from mikrom_reconcile.output.plan import FORMER_RULES, NO_HOST, change_row, short
+from mikrom_reconcile.output.text import Cell, Document, Style, counted, pick, sanitize, table, time_text
 
 
 def rendered_text(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[FieldOrigin]], style: Style) -> str:
@@ -26,10 +24,23 @@ def _rendered(vm: DesiredVM, origins: Iterable[FieldOrigin], style: Style) -> st
     del values["fleet"]
     sources = {origin.path: _source(origin) for origin in origins}
     rows = [
-        ((f"  {path}", ""), (short(value), "cyan"), (sources.get(path, ""), "dim"))
+        (f"  {path}", (short(value), "cyan"), (sources.get(path, ""), "dim"))
         for path, value in sorted((".".join(steps), value) for steps, value in leaves(values))
     ]
     return table((f"{vm.name} on {vm.host or NO_HOST}, fleet {vm.fleet}", "", ""), rows, style)
+
+
+def rendered_document(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[FieldOrigin]]) -> Document:
+    """VMs as the specs want them, in the words of the specs; `origins` only for those that have any."""
+    return {
+        "vms": [
+            pick(vm, "name", "project", "host")
+            | recorded(fleet=vm.fleet, state=vm.state, spec=vm.spec, policy=vm.policy)
+            | {"spec_digest": vm.spec_digest}
+            | ({"origins": origins[vm.name]} if vm.name in origins else {})
+            for vm in vms
+        ]
+    }
 
 
 def explanation_text(told: Explanation, style: Style) -> str:
@@ -42,10 +53,21 @@ def explanation_text(told: Explanation, style: Style) -> str:
         *(("Refused", refusal) for refusal in told.refusals),
         ("So", told.conclusion),
     ]
-    text = "".join(f"{style.paint(f'{title:<10}', 'bold')}{one_line(line)}\n" for title, line in lines)
+    text = "".join(f"{style.paint(f'{title:<10}', 'bold')}{sanitize(line)}\n" for title, line in lines)
     header = ("FIELD", "WANTED", "RECORDED", "ACTUAL", "FROM")
-    head = style.paint(one_line(f"{told.name}, project {told.project} at {told.revision}"), "bold")
+    head = style.paint(sanitize(f"{told.name}, project {told.project} at {told.revision}"), "bold")
     return f"{head}\n\n{text}\n{table(header, list(_stories(told)), style)}"
+
+
+def explanation_document(told: Explanation) -> Document:
+    """Why something happens to a VM or nothing; what is null is not there."""
+    wanted, rule = told.wanted, told.rule
+    return pick(told, "name", "project", "revision", "fields", "refusals", "conclusion") | {
+        "wanted": wanted and {"fleet": wanted.fleet, "place": told.place, "host": wanted.host, "state": wanted.state},
+        "observed": [vm_row(row) for row in told.observed],
+        "rule": {"name": FORMER_RULES.get(rule, rule), "id": rule, "meaning": told.meaning} if rule else None,
+        "change": told.change and change_row(told.change),
+    }
 
 
 def _wanted(told: Explanation) -> str:
@@ -59,9 +81,7 @@ def _observed(row: ObservedVM) -> str:
     error = f", last error: {row.last_error}" if row.last_error else ""
     history = f"{counted(row.generation, 'change')}, last by token {row.token}"
     if row.restarts:
-        history += (
-            f", {counted(len(row.restarts), 'restart')} by its host, last at {row.restarts[-1]:%Y-%m-%d %H:%M:%SZ}"
-        )
+        history += f", {counted(len(row.restarts), 'restart')} by its host, last at {time_text(row.restarts[-1])}"
     return f"{row.phase} on {row.host}{pid}, project {row.project}, fleet {row.fleet}, {history}{error}"
 
 
@@ -71,7 +91,7 @@ def _stories(told: Explanation) -> Iterator[tuple[Cell, ...]]:
         wanted = short(story.wanted.value) if story.wanted else "-"
         recorded, actual = (short(story.recorded), short(story.actual)) if seen else ("-", "-")
         yield (
-            (story.path, ""),
+            story.path,
             (wanted, "cyan"),
             (recorded, _look(story, recorded, wanted)),
             (actual, "dim" if actual == recorded else "red"),

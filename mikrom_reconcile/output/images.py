@@ -6,13 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
-from mikrom_reconcile.core.model.observed import CachedFile, Stock
+from mikrom_reconcile.core.model.observed import Stock
 from mikrom_reconcile.core.placement.desired_state import ImageFile
-from mikrom_reconcile.output.documents import Document
-from mikrom_reconcile.output.section import section
-from mikrom_reconcile.output.style import Style
-from mikrom_reconcile.output.table import Cell, table
-from mikrom_reconcile.output.units import age, mebibytes
+from mikrom_reconcile.output.text import Cell, Document, Style, age, mebibytes, pick, section, table
 
 _HEADER = ("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED")
 _SHOWN_DIGITS = 12
@@ -27,13 +23,8 @@ def images_document(named: Sequence[ImageFile], needed: ByHost, stocks: Sequence
     return {
         "files": named,
         "hosts": [
-            {
-                "host": stock.host,
-                "error": stock.error,
-                "needed": sorted({file.sha256 for file in needed.get(stock.host, ())}),
-                "cached": stock.cached,
-                "failed": stock.failed,
-            }
+            pick(stock, "host", "error", "cached", "failed")
+            | {"needed": sorted({file.sha256 for file in needed.get(stock.host, ())})}
             for stock in stocks
         ],
     }
@@ -46,7 +37,7 @@ def images_text(
     rows = [row for stock in stocks for row in _rows_of(stock, named, needed.get(stock.host, ()), now)]
     shown = table(_HEADER, rows, style) if rows else "No images: the specs name none, and no host has any.\n"
     failed = (f"{stock.host}: {why}" for stock in stocks for why in stock.failed.values())
-    return shown + "".join(f"{line}\n" for line in section("Not fetched", failed, style, "red"))
+    return shown + section("Not fetched", failed, style, "red")
 
 
 def _rows_of(
@@ -58,10 +49,10 @@ def _rows_of(
     there = {cached.sha256: cached for cached in stock.cached}
     unknown = "unknown" if stock.error else "missing"
     for sha256 in dict.fromkeys([*(file.sha256 for file in needed), *there]):
-        known = (stock.host, ""), (", ".join(names[sha256]) or "-", ""), (sha256[:_SHOWN_DIGITS], "")
-        yield *known, *(_use(there[sha256], now) if sha256 in there else (("-", ""), ("-", ""), (unknown, "yellow")))
-
-
-def _use(cached: CachedFile, now: datetime) -> tuple[Cell, ...]:
-    size = mebibytes(-(-cached.size_bytes // _MIB))
-    return (size, ""), (str(cached.vms), ""), (f"{age(cached.last_used_at, now)} ago", "")
+        cached = there.get(sha256)
+        known = (stock.host, ", ".join(names[sha256]) or "-", sha256[:_SHOWN_DIGITS])
+        if cached is None:
+            yield *known, "-", "-", (unknown, "yellow")
+        else:
+            size = mebibytes(-(-cached.size_bytes // _MIB))
+            yield *known, size, str(cached.vms), f"{age(cached.last_used_at, now)} ago"

@@ -1,0 +1,343 @@
+"""What hosts report, for people and for programs: VMs, hosts, fleets, the status of all, what a name stands for,
+and what belongs to nobody, or to somebody else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+import msgspec
+
+from mikrom_reconcile.core.model.lifecycle import SATISFIES
+from mikrom_reconcile.core.model.observed import HostReport, HostView, ObservedVM
+from mikrom_reconcile.core.model.run import RunRecord
+from mikrom_reconcile.core.model.specs import SourceState
+from mikrom_reconcile.core.planning.project_view import rank
+from mikrom_reconcile.limits import OUTPUT
+from mikrom_reconcile.output.history import events_document, events_in, run_row
+from mikrom_reconcile.output.run_text import conclusion_text
+from mikrom_reconcile.output.text import (
+    Column,
+    Document,
+    Style,
+    age,
+    grouped,
+    mebibytes,
+    row_document,
+    row_table,
+    sanitize,
+    section,
+)
+
+GRACE = timedelta(minutes=1)
+"""After which a scheduled run that has not come does not come."""
+
+FleetKey = tuple[str, str]
+"""Project and fleet."""
+
+
+def vms_in(views: Iterable[HostView]) -> list[ObservedVM]:
+    """Every VM that was reported, sorted by name and host."""
+    return sorted((vm for view in views if view.report for vm in view.report.vms), key=lambda vm: (vm.name, vm.host))
+
+
+_VMS = (
+    Column("name", "NAME"),
+    Column("fleet", "FLEET"),
+    Column("host", "HOST"),
+    Column("state", "STATE"),
+    Column("phase", "PHASE", cell=lambda vm: (vm.phase, "green" if vm.phase in SATISFIES[vm.state] else "red")),
+    Column("image", "IMAGE", lambda vm: vm.spec.image),
+    Column("vcpu_count", "VCPU", lambda vm: vm.spec.machine.vcpu_count),
+    Column("mem_size_mib", "MEM", lambda vm: vm.spec.machine.mem_size_mib,
+           cell=lambda vm: mebibytes(vm.spec.machine.mem_size_mib)),
+    Column("pid", "PID"),
+    Column("created_at", "AGE"),
+    Column("uid"),
+    Column("ip", value=lambda vm: next(iter(vm.addresses.values()), None)),
+    Column("spec_digest"),
+    Column("last_error"),
+)  # fmt: skip
+_PROJECT = Column("project", "PROJECT")
+_ADDRESSES = Column("addresses", "ADDRESSES", cell=lambda vm: ", ".join(vm.addresses.values()) or "-")
+_RESTARTS = Column("restarts", "RESTARTS", cell=lambda vm: str(len(vm.restarts)))
+
+
+def vm_row(vm: ObservedVM) -> Document:
+    """A VM as its host sees it. `state` is what was last ordered, `ip` the first of `addresses` or null."""
+    return row_document((_PROJECT, *_VMS, _ADDRESSES, _RESTARTS), vm)
+
+
+def vms_text(vms: Sequence[ObservedVM], now: datetime, style: Style) -> str:
+    """One line per VM, then what went wrong with whom; project, addresses and restarts are columns where they tell
+    something.
+    """
+    if not vms:
+        return "No VMs.\n"
+    columns = [
+        *([_PROJECT] if len({vm.project for vm in vms}) > 1 else []),
+        *_VMS,
+        *([_ADDRESSES] if any(vm.addresses for vm in vms) else []),
+        *([_RESTARTS] if any(vm.restarts for vm in vms) else []),
+    ]
+    errors = (f"{vm.name} on {vm.host}: {vm.last_error}" for vm in vms if vm.last_error)
+    return row_table(columns, vms, style, now) + section("Last errors", errors, style, "red")
+
+
+def _of_report(key: str, title: str, count: Callable[[HostReport], int], text: Callable[[int], str] = str) -> Column:
+    """A count of a host's report: 0 and "-" where there is none."""
+    return Column(
+        key,
+        title,
+        lambda view: count(view.report) if view.report else 0,
+        lambda view: text(count(view.report)) if view.report else ("-", "dim"),
+    )
+
+
+_HOSTS = (
+    Column("host", "HOST"),
+    _of_report("vcpu_count", "VCPU", lambda report: report.capacity.vcpu_count),
+    _of_report("mem_size_mib", "MEM", lambda report: report.capacity.mem_size_mib, mebibytes),
+    _of_report("vms", "VMS", lambda report: len(report.vms)),
+    _of_report("running", "RUNNING", lambda report: sum(vm.phase == "running" for vm in report.vms)),
+    Column("error", "", cell=lambda view: (view.error and f"could not be read: {view.error}", "red")),
+)
+
+
+def hosts_document(views: Iterable[HostView]) -> Document:
+    """Every host: what it has in all and how many VMs; only `error` when it could not be read."""
+    return {"hosts": [row_document(_HOSTS, view) for view in views]}
+
+
+def hosts_text(views: Sequence[HostView], style: Style) -> str:
+    """One line per host."""
+    return row_table(_HOSTS, views, style)
+
+
+class WantedFleet(msgspec.Struct, frozen=True, kw_only=True):
+    """What the specs want of one fleet: how many VMs, and where its rollout stands ("": nothing is rolled out)."""
+
+    vms: int
+    rollout: str = ""
+
+
+class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How many VMs of a fleet the specs want (None: they do not name it), have a record, and run; and its rollout."""
+
+    project: str
+    fleet: str
+    wanted: int | None
+    vms: int
+    running: int
+    rollout: str = ""
+
+
+_FLEETS = (
+    Column("project", "PROJECT"),
+    Column("fleet", "FLEET"),
+    Column("wanted", "WANTED"),
+    Column("vms", "VMS"),
+    Column("running", "RUNNING",
+           cell=lambda row: (str(row.running), "green" if row.running == row.wanted else "yellow")),
+    Column("rollout", "", cell=lambda row: (row.rollout, "red" if row.rollout == "halted" else "yellow")),
+)  # fmt: skip
+
+
+def fleets_in(views: Iterable[HostView], wanted: Mapping[FleetKey, WantedFleet]) -> tuple[FleetStatus, ...]:
+    """Every fleet that a host has or the specs want, sorted."""
+    rows = vms_in(views)
+    vms = Counter((vm.project, vm.fleet) for vm in rows)
+    running = Counter((vm.project, vm.fleet) for vm in rows if vm.phase == "running")
+    return tuple(
+        FleetStatus(
+            project=key[0],
+            fleet=key[1],
+            wanted=fleet.vms if fleet else None,
+            vms=vms[key],
+            running=running[key],
+            rollout=fleet.rollout if fleet else "",
+        )
+        for key in sorted({*vms, *wanted})
+        for fleet in [wanted.get(key)]
+    )
+
+
+def fleets_text(fleets: Sequence[FleetStatus], style: Style) -> str:
+    """One line per fleet."""
+    return row_table(_FLEETS, fleets, style)
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """All that `mikrom status` shows. `last_run` is None before the first, `source` where nothing is scheduled."""
+
+    hosts: tuple[HostView, ...] = ()
+    fleets: tuple[FleetStatus, ...] = ()
+    last_run: RunRecord | None = None
+    source: SourceState | None = None
+
+
+def status_document(status: Status) -> Document:
+    """The status for programs; `wanted` of a fleet is null where the specs do not name it."""
+    last = status.last_run
+    return hosts_document(status.hosts) | {
+        "fleets": status.fleets,
+        "last_run": last and run_row(last),
+        "source": status.source,
+    }
+
+
+def status_text(status: Status, now: datetime, style: Style) -> str:
+    """The screen. Ends with a line break."""
+    parts = [hosts_text(status.hosts, style)]
+    parts += [fleets_text(status.fleets, style)] if status.fleets else []
+    parts.append(_last_run(status.last_run, now, style))
+    if status.source is not None:
+        bad = status.source.problem or is_overdue(status.source, now)
+        parts.append(style.paint(source_line(status.source, now), "red" if bad else "") + "\n")
+    return "\n".join(parts)
+
+
+def _last_run(run: RunRecord | None, now: datetime, style: Style) -> str:
+    if run is None:
+        return "No run so far.\n"
+    at = f"{run.revision} by {run.author}" if run.author else run.revision or run.origin
+    times = f", the same {run.times} times in a row" if run.times > 1 else ""
+    when = sanitize(f"{age(run.finished_at, now)} ago, project {run.project} at {at}{times}")
+    return f"Last run {when}:\n{conclusion_text(run, style)}\n"
+
+
+def is_overdue(source: SourceState | None, now: datetime) -> bool:
+    """Whether a scheduled run should have come, and has not."""
+    return source is not None and source.next_at is not None and now - source.next_at > GRACE
+
+
+def source_line(source: SourceState, now: datetime) -> str:
+    """What is known of the specs of scheduled runs, without a line break."""
+    name, late = f"Scheduled runs use {sanitize(source.name)}", ""
+    if source.next_at is not None and is_overdue(source, now):
+        since = age(source.next_at, now)
+        late = f"; none has come since one was due {since} ago: are Beat and a control worker running?"
+    if not source.problem:
+        read = f"revision {sanitize(source.revision)}, read {age(source.looked_at, now)} ago"
+        return f"{name}: {read}{late or '.'}"
+    used = f"revision {sanitize(source.revision)} is used on" if source.revision else "nothing is planned"
+    good = f", which was good until {age(source.good_at, now)} ago" if source.good_at else ""
+    return f"{name}{good}; {used}: {sanitize(source.problem)}{late}"
+
+
+def description_document(
+    name: str, views: Sequence[HostView], fleets: Iterable[FleetStatus], runs: Sequence[RunRecord]
+) -> Document:
+    """Everything that is called `name`: VMs (by an address, too) with their records, hosts and fleets with what is in
+    them; each with the latest actions on it.
+    """
+    rows = vms_in(views)
+    found: list[Document] = [
+        {"kind": "VM", **msgspec.to_builtins(row), **_latest(runs, row.name, row.host)}
+        for row in rows
+        if name in {row.name, *row.addresses.values()}
+    ]
+    groups = [
+        ("Host", row_document(_HOSTS, view), [row for row in rows if row.host == name])
+        for view in views
+        if view.host == name
+    ] + [
+        (
+            "Fleet",
+            row_document(_FLEETS, fleet),
+            [row for row in rows if (row.project, row.fleet) == (fleet.project, name)],
+        )
+        for fleet in fleets
+        if fleet.fleet == name
+    ]
+    found += [{"kind": kind, **known, **_inside(inside), **_latest(runs, name)} for kind, known, inside in groups]
+    return {"found": found}
+
+
+def _latest(runs: Sequence[RunRecord], name: str, host: str = "") -> Document:
+    """The latest actions that concern `name`, on that host if one is given."""
+    mine = [event for event in events_in(runs, name) if host in {"", event[1].host}]
+    return events_document(mine[-OUTPUT.described_actions :])
+
+
+def _inside(rows: Sequence[ObservedVM]) -> Document:
+    """The names of VMs by the phase they are in, and by host."""
+    phases: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        phases[row.phase].append(row.name)
+    names = {phase: grouped(phases[phase]) for phase in sorted(phases)}
+    return {"names_by_phase": names, "vms_by_host": dict(sorted(Counter(row.host for row in rows).items()))}
+
+
+Kind = Literal["no record", "double", "no spec", "other project", "foreign"]
+
+WHAT_NEXT: dict[Kind, str] = {
+    "no record": "a VMM of this state folder that no record knows: restore its record, or kill the pid",
+    "double": "a newer VM of this name is on another host: the next apply removes it once that one is well",
+    "no spec": "no spec wants it: the next apply removes it if the specs are the whole truth, `mikrom delete` at once",
+    "other project": "it is left alone, and its name cannot be used",
+    "foreign": "a VMM of another program or state folder: it is left alone",
+}
+
+
+class Orphan(msgspec.Struct, frozen=True, kw_only=True):
+    """One of them. `vm` is "" for a process that does not say what it runs."""
+
+    kind: Kind
+    vm: str
+    host: str
+    project: str = ""
+    pid: int | None = None
+
+
+_ORPHANS = (
+    Column("kind", "KIND"),
+    Column("vm", "NAME"),
+    Column("project", "PROJECT"),
+    Column("host", "HOST"),
+    Column("pid", "PID"),
+)
+
+
+def orphans_in(views: Iterable[HostView], project: str | None, wanted: frozenset[str]) -> list[Orphan]:
+    """All that the hosts reported, sorted. Without specs (`project` None) only processes and doubles can be judged."""
+    views = tuple(views)
+    rows = [vm for vm in vms_in(views) if vm.phase != "unreadable"]
+    newest = {(vm.project, vm.name): vm.host for vm in sorted(rows, key=rank, reverse=True)}
+    found = (orphan for view in views for orphan in _on(view, project, wanted, newest))
+    return sorted(found, key=lambda orphan: (list(WHAT_NEXT).index(orphan.kind), orphan.host, orphan.vm))
+
+
+def _on(
+    view: HostView, project: str | None, wanted: frozenset[str], newest: Mapping[tuple[str, str], str]
+) -> Iterator[Orphan]:
+    if view.report is None:
+        return
+    for stray in view.report.strays:
+        yield Orphan(kind="no record", vm=stray.vm, host=view.host, pid=stray.pid)
+    for stray in view.report.foreign:
+        yield Orphan(kind="foreign", vm=stray.vm, host=view.host, pid=stray.pid)
+    for vm in view.report.vms:
+        is_double = newest.get((vm.project, vm.name), vm.host) != vm.host
+        if (kind := "double" if is_double else _kind(vm, project, wanted)) is not None:
+            yield Orphan(kind=kind, vm=vm.name, host=view.host, project=vm.project, pid=vm.pid)
+
+
+def _kind(vm: ObservedVM, project: str | None, wanted: frozenset[str]) -> Kind | None:
+    if project is None or vm.phase == "unreadable":
+        return None  # nobody can say whose it is; plan and get tell of it
+    if vm.project != project:
+        return "other project"
+    return None if vm.name in wanted else "no spec"
+
+
+def orphans_text(orphans: Sequence[Orphan], style: Style) -> str:
+    """A table, and what each kind means. Ends with a line break."""
+    if not orphans:
+        return "No orphans.\n"
+    kinds = [kind for kind in WHAT_NEXT if any(orphan.kind == kind for orphan in orphans)]
+    notes = "".join(f"{kind}: {WHAT_NEXT[kind]}.\n" for kind in kinds)
+    return f"{row_table(_ORPHANS, orphans, style)}\n{notes}"

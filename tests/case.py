@@ -28,7 +28,7 @@ from mikrom_reconcile.core.model.observed import (
 from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.planning.assemble import LEFT_OUT
-from mikrom_reconcile.core.planning.context import PlanResult, RunOverrides, Selection
+from mikrom_reconcile.core.planning.context import PlanResult, RunOverrides
 from mikrom_reconcile.core.planning.planner import prepare
 from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
 from mikrom_reconcile.core.specs.load import Specs, read_specs
@@ -127,8 +127,14 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         }
         failed = {name: attempt_of(specs, pending[name], HERE, told) for name, told in ranged(self.attempts)}
         world = World(hosts=hosts, dark=self.dark, attempts=failed, capacity=self.capacity, released=self.released)
-        limits = RunOverrides(prune_max=wish.prune_max, confirmed=wish.confirmed, retry=wish.retry)
-        selection = Selection(limit=wish.limit, tags=wish.tags, skip_tags=wish.skip_tags)
+        overrides = RunOverrides(
+            prune_max=wish.prune_max,
+            confirmed=wish.confirmed,
+            retry=wish.retry,
+            limit=wish.limit,
+            tags=wish.tags,
+            skip_tags=wish.skip_tags,
+        )
         left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)
 
         def observe(queries: dict[str, ObserveQuery]) -> ObservedState:
@@ -136,7 +142,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             state = world.observe(looked)
             return msgspec.structs.replace(state, hosts=state.hosts + left_out)
 
-        return decided(asked, observe, limits, selection), world
+        return decided(asked, observe, overrides), world
 
 
 class _Loader(yaml.CSafeLoader):

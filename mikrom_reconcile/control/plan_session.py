@@ -12,7 +12,7 @@ from functools import cached_property
 from mikrom_reconcile import traces
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.run import RunRequest
-from mikrom_reconcile.core.planning.context import PlanInput, PlanResult, RunOverrides, Selection
+from mikrom_reconcile.core.planning.context import PlanInput, PlanResult, RunOverrides
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import refuse_unknown
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
@@ -82,14 +82,16 @@ class PlanSession:
 
     def _decide(self, asked: PlanInput, tried: frozenset[str]) -> PlanResult:
         request = self._request
-        limits = RunOverrides(
+        overrides = RunOverrides(
             prune_max=request.prune_max,
             confirmed=request.confirmed,
             retry=request.retry,
             tried=tried,
+            limit=request.limit,
+            tags=request.tags,
+            skip_tags=request.skip_tags,
         )
-        selection = Selection(limit=request.limit, tags=request.tags, skip_tags=request.skip_tags)
-        return make_plan(asked, self._observe(asked.queries, request.without_hosts), limits, selection)
+        return make_plan(asked, self._observe(asked.queries, request.without_hosts), overrides)
 
 
 def _is_of(specs: Specs, request: RunRequest) -> bool:

@@ -25,7 +25,7 @@ from mikrom_reconcile.core.model.observed import (
     Phase,
 )
 from mikrom_reconcile.core.model.plan import Action
-from mikrom_reconcile.core.planning.context import EVERYTHING, PlanInput, PlanResult, RunOverrides, Selection
+from mikrom_reconcile.core.planning.context import PlanInput, PlanResult, RunOverrides
 from mikrom_reconcile.core.planning.planner import make_plan, requery_all
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -195,13 +195,12 @@ def decided(
     asked: PlanInput,
     observe: Callable[[dict[str, ObserveQuery]], ObservedState],
     limits: RunOverrides,
-    selection: Selection = EVERYTHING,
 ) -> PlanResult:
     """What is decided once nothing is ambiguous, as the engine asks."""
-    decision = make_plan(asked, observe(asked.queries), limits, selection)
+    decision = make_plan(asked, observe(asked.queries), limits)
     if not decision.ambiguous:
         return decision
     again = requery_all(asked)
-    decision = make_plan(again, observe(again.queries), limits, selection)
+    decision = make_plan(again, observe(again.queries), limits)
     assert not decision.ambiguous
     return decision

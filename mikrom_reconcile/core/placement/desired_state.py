@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any
@@ -152,37 +152,33 @@ def retained(spec: VMSpec, held: Addresses, networks: Mapping[str, Network]) -> 
     return static_addresses(spec) | leases
 
 
-def conflicts(vms: Iterable[DesiredVM], networks: Mapping[str, Network]) -> Iterator[tuple[DesiredVM, str, str]]:
-    """VMs, interfaces and why they cannot be: a static address of another's, more leases than a pool has addresses."""
+def _address_conflicts(specs: Specs, vms: Iterable[DesiredVM]) -> Iterator[Diagnostic]:
+    """Addresses that VMs cannot have: a static one of another's, more leases than a pool has addresses."""
+    documents = {fleet.name: fleet.document for fleet in specs.fleets}
     owners: dict[tuple[str, str], tuple[str, str]] = {}
     leases: Counter[tuple[str, str]] = Counter()
     sizes: dict[tuple[str, str], int] = {}
-    for vm in vms:
-        for name, nic in vm.spec.network_interfaces.items():
-            if nic.ip:
-                owner = owners.setdefault((nic.network, nic.ip), (vm.name, name))
-                if owner != (vm.name, name):
-                    yield vm, name, f"{nic.ip} is {owner[0]}'s already"
-            elif vm.state != "absent":
-                key = nic.network, nic.pool or ""
-                leases[key] += 1
-                if key not in sizes:
-                    sizes[key] = sum(map(len, networks[key[0]].free(key[1])))
-                if leases[key] == sizes[key] + 1:
-                    yield vm, name, f"{pool_text(*key)} has {leases[key] - 1} addresses, and more VMs want one"
+    every_nic = ((vm, name, nic) for vm in vms for name, nic in vm.spec.network_interfaces.items())
+    for vm, name, nic in every_nic:
+        why = ""
+        if nic.ip:
+            owner = owners.setdefault((nic.network, nic.ip), (vm.name, name))
+            why = "" if owner == (vm.name, name) else f"{nic.ip} is {owner[0]}'s already"
+        elif vm.state != "absent":
+            pool = nic.network, nic.pool or ""
+            leases[pool] += 1
+            if pool not in sizes:
+                sizes[pool] = sum(map(len, specs.networks[pool[0]].free(pool[1])))
+            if leases[pool] == sizes[pool] + 1:
+                why = f"{pool_text(*pool)} has {sizes[pool]} addresses, and more VMs want one"
+        if why:
+            pointer = ("spec", "template", "network_interfaces", name)
+            yield Diagnostic(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
 
 
 def pool_text(network: str, pool: str) -> str:
     """A pool, in words."""
     return f"pool {pool} of network {network}" if pool else f"network {network}"
-
-
-def _address_conflicts(specs: Specs, vms: Collection[DesiredVM]) -> Iterator[Diagnostic]:
-    """Addresses that VMs cannot have because of each other."""
-    documents = {fleet.name: fleet.document for fleet in specs.fleets}
-    for vm, name, why in conflicts(vms, specs.networks):
-        pointer = ("spec", "template", "network_interfaces", name)
-        yield Diagnostic(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
 
 
 # ---- images -----------------------------------------------------------------------------------------------------

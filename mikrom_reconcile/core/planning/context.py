@@ -15,27 +15,20 @@ from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
 
 
 class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
-    """What this run allows beyond the fleets' own policy.
+    """What this run does otherwise than the fleets' own policies say, and what it leaves out.
 
     `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed. `retry`
-    brings back what was given up, once: VMs that this run has `tried` are given up again if that failed.
+    brings back what was given up, once: VMs that this run has `tried` are given up again if that failed. `limit` is a
+    pattern of hosts, groups, fleets and VM names, `tags` and `skip_tags` are those of fleets; None and () are all.
     """
 
     prune_max: Share | None = None
     confirmed: tuple[str, ...] = ()
     retry: bool = False
     tried: frozenset[str] = frozenset()
-
-
-class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """What to act on. `limit` is a pattern of hosts, groups, fleets and VM names; None is everything."""
-
     limit: str | None = None
     tags: tuple[str, ...] = ()
     skip_tags: tuple[str, ...] = ()
-
-
-EVERYTHING = Selection()
 
 
 class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +63,6 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     view: ProjectView
     placements: Placements
     overrides: RunOverrides
-    selection: Selection
 
     @property
     def specs(self) -> Specs:

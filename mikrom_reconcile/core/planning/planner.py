@@ -18,13 +18,11 @@ from mikrom_reconcile.core.placement.desired_state import desired_state, render
 from mikrom_reconcile.core.placement.scheduler import Scheduler
 from mikrom_reconcile.core.planning.assemble import VERBS, plan_of, warnings_of
 from mikrom_reconcile.core.planning.context import (
-    EVERYTHING,
     Draft,
     PlanContext,
     PlanInput,
     PlanResult,
     RunOverrides,
-    Selection,
 )
 from mikrom_reconcile.core.planning.diff import diff
 from mikrom_reconcile.core.planning.guards import protect, prune
@@ -99,14 +97,12 @@ def requery_all(given: PlanInput) -> PlanInput:
     )
 
 
-def make_plan(
-    given: PlanInput, observed: ObservedState, overrides: RunOverrides, selection: Selection = EVERYTHING
-) -> PlanResult:
+def make_plan(given: PlanInput, observed: ObservedState, overrides: RunOverrides) -> PlanResult:
     """The plan that follows from the reports. Pure: the same arguments give the same bytes. Raises SpecError."""
     view = merge_reports(observed, given.specs.project, given.expected)
     dead = tuple(host for host in given.dead if host in view.unreachable)
     placements = _without(given.placements, dead)
-    context = PlanContext(given=given, view=view, placements=placements, overrides=overrides, selection=selection)
+    context = PlanContext(given=given, view=view, placements=placements, overrides=overrides)
     draft = Draft()
     for stage in (place, diff, protect, prune, select, await_room, roll_out, lease):
         draft = stage(draft, context)
@@ -253,15 +249,15 @@ def _to_remember(draft: Draft, context: PlanContext) -> Placements:
         vms={name: vms[name] for name in sorted(vms)},
         covers=tuple(sorted({*given.placements.covers, *answered})),
         addresses={name: leases[name] for name in sorted(leases) if leases[name]},
-        fleets=dict(sorted(_odd_fleets(draft, context, vms))),
+        fleets=_odd_fleets(draft, context, vms),
     )
 
 
-def _odd_fleets(draft: Draft, context: PlanContext, vms: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _odd_fleets(draft: Draft, context: PlanContext, vms: Mapping[str, str]) -> dict[str, str]:
     """The fleets of VMs whose names do not say them; most fleets name their VMs so that they do."""
     view, remembered = context.view, context.given.placements
-    yield from ((name, fleet) for name, fleet in remembered.fleets.items() if vms.get(name) in view.unreachable)
     odd = {fleet.name for fleet in context.specs.fleets if fleet.replicas is None or fleet.vm_name != VM_NAME}
-    wanted = ((vm.name, vm.fleet) for vm in (draft.desired.vms if odd else ()) if vm.fleet in odd and vm.name in vms)
-    seen = ((name, rows[0].fleet) for name, rows in view.own.items())
-    yield from ((name, fleet) for name, fleet in (*wanted, *seen) if name.rpartition("-")[0] != fleet)
+    fleets = {name: fleet for name, fleet in remembered.fleets.items() if vms.get(name) in view.unreachable}
+    fleets |= {vm.name: vm.fleet for vm in (draft.desired.vms if odd else ()) if vm.fleet in odd and vm.name in vms}
+    fleets |= {name: rows[0].fleet for name, rows in view.own.items()}
+    return {name: fleets[name] for name in sorted(fleets) if name.rpartition("-")[0] != fleets[name]}

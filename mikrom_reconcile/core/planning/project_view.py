@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from operator import itemgetter
 
 import msgspec
 
@@ -96,13 +97,14 @@ def merge_reports(state: ObservedState, project: str, expected: Mapping[str, Exp
             own[vm.name] = (vm,) if rows is None else tuple(sorted((*rows, vm), key=rank))
         else:
             others.setdefault(vm.name, vm)
+    released = (item for report in reports for item in report.released.items())
     return ProjectView(
         own=own,
         others=others,
         up_to_date=frozenset(chain.from_iterable(_proven(report, expected.get(report.host)) for report in reports)),
         unreachable={view.host: view.error for view in views if view.report is None},
         highest_token=max((report.highest_tokens.get(project, 0) for report in reports), default=0),
-        released=_released(reports),
+        released=dict(sorted(released, key=itemgetter(1), reverse=True)),  # the latest time counts
         reports={report.host: report for report in reports},
         maturing={name: left_s for report in reports for name, left_s in report.maturing.items()},
         attempts={name: attempt for report in reports for name, attempt in report.attempts.items()},
@@ -117,14 +119,6 @@ def _proven(report: HostReport, expected: Expected | None) -> Iterable[str]:
         return chain.from_iterable(expected.names.values())
     same = (fleet for fleet, digest in report.digests.items() if expected.digests.get(fleet) == digest)
     return chain.from_iterable(expected.names[fleet] for fleet in same)
-
-
-def _released(reports: Iterable[HostReport]) -> dict[str, float]:
-    """Of an address that came back on several hosts the latest time counts."""
-    released: dict[str, float] = {}
-    for ip, age_s in (item for report in reports for item in report.released.items()):
-        released[ip] = min(age_s, released.get(ip, age_s))
-    return released
 
 
 def rank(row: ObservedVM) -> tuple[int, str]:

@@ -21,9 +21,6 @@ from mikrom_reconcile.core.planning.guards import as_recorded
 from mikrom_reconcile.core.planning.project_view import ProjectView
 from mikrom_reconcile.limits import RUNS, SPECS
 
-TRANSIENT = frozenset({"starting"})
-"""Phases that end by themselves."""
-
 REMEDIES = {
     "unreachable-host": ("mend that host, or --assume-dead if it is off for good",),
     "name-conflict": ("free the name, or give the VM another",),
@@ -231,7 +228,7 @@ class _FleetRollout:
         batch = self._batches[self._at or 0]
         times = [self._view.maturing[name] for name in batch if name in self._view.maturing]
         rows = (self._view.own.get(name, ()) for name in batch)
-        times += [RUNS.booting_poll_s for row in rows if row and row[0].phase in TRANSIENT]
+        times += [RUNS.booting_poll_s for row in rows if row and row[0].phase == "starting"]
         return max(times, default=None)
 
     def refusals(self) -> Iterator[Refusal]:

@@ -16,7 +16,7 @@ from mikrom_reconcile.core.parsing.patterns import select as names_selected_by
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.planning.context import EVERYTHING, Draft, PlanContext, Selection
+from mikrom_reconcile.core.planning.context import Draft, PlanContext, RunOverrides
 from mikrom_reconcile.core.specs.expand import shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import Specs
@@ -27,10 +27,11 @@ Whereabouts = tuple[str, str, str]
 
 def select(draft: Draft, context: PlanContext) -> Draft:
     """Leaves out the changes that are not selected; all of them where the selection is a mistake."""
-    if context.selection == EVERYTHING:
+    overrides = context.overrides
+    if overrides.limit is None and not (overrides.tags or overrides.skip_tags):
         return draft
     try:
-        chosen = _chosen(context.selection, context.specs, frozenset(_whereabouts(draft, context)))
+        chosen = _chosen(overrides, context.specs, frozenset(_whereabouts(draft, context)))
     except UsageError as error:
         return replace(draft, changes=[], left_out=draft.changes, selected=0, unmatched=str(error))
     kept = [change for change in draft.changes if (change.name, change.fleet) in chosen]
@@ -99,7 +100,7 @@ def refuse_unread(specs: Specs) -> None:
     refuse_unknown("-e", specs.extra_vars, read, "nothing in these specs looks {} up")
 
 
-def _chosen(selection: Selection, specs: Specs, vms: frozenset[Whereabouts]) -> set[tuple[str, str]]:
+def _chosen(selection: RunOverrides, specs: Specs, vms: frozenset[Whereabouts]) -> set[tuple[str, str]]:
     """Names and fleets of the VMs that are selected; fleets that vanished have no tags that anybody knows."""
     fleets = {fleet for _, _, fleet in vms}
     if selection.tags or selection.skip_tags:
@@ -119,6 +120,6 @@ def _chosen(selection: Selection, specs: Specs, vms: frozenset[Whereabouts]) -> 
     return both
 
 
-def _tagged(tags: tuple[str, ...], selection: Selection) -> bool:
+def _tagged(tags: tuple[str, ...], selection: RunOverrides) -> bool:
     wanted = not selection.tags or not set(tags).isdisjoint(selection.tags)
     return wanted and set(tags).isdisjoint(selection.skip_tags)

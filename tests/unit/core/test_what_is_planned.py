@@ -21,7 +21,7 @@ from mikrom_reconcile.core.model.plan import Peak
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.assemble import LEFT_OUT
-from mikrom_reconcile.core.planning.context import EVERYTHING, PlanResult, RunOverrides, Selection
+from mikrom_reconcile.core.planning.context import PlanResult, RunOverrides
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
@@ -37,6 +37,7 @@ spec:
 """
 PROJECT = "\n---\napiVersion: mikrom/v1\nkind: Project\nmetadata: {name: demo}\n"
 HOSTS = ("hv01", "hv02", "hv03")
+ORDINARY = RunOverrides()
 
 
 def fleet(name: str, replicas: int, hosts: str = "kvm", mem: int = 16, tags: str = "") -> str:
@@ -64,7 +65,7 @@ def rows(specs: Specs, **where: str) -> tuple[ObservedVM, ...]:
 
 
 def decided(
-    specs: Specs, seen: tuple[ObservedVM, ...], selection: Selection = EVERYTHING, *, dark: str = "", **asked: Any
+    specs: Specs, seen: tuple[ObservedVM, ...], overrides: RunOverrides = ORDINARY, *, dark: str = "", **asked: Any
 ) -> PlanResult:
     placements = Placements(vms={row.name: row.host for row in seen}, covers=HOSTS)
     error = asked.pop("error", "gave no answer")
@@ -76,7 +77,7 @@ def decided(
         for host in HOSTS
     )
     put = prepare(specs, placements, here="localhost", **asked)
-    return make_plan(put, ObservedState(taken_at=NOW, hosts=views), RunOverrides(), selection)
+    return make_plan(put, ObservedState(taken_at=NOW, hosts=views), overrides)
 
 
 def report(host: str, vms: tuple[ObservedVM, ...], note: str = "") -> HostReport:
@@ -106,39 +107,39 @@ TWO = (fleet("web", 2, tags="front"), fleet("db", 1, hosts="spare", tags="back")
     ],
 )
 def test_a_limit_names_vms_fleets_hosts_or_groups(limit: str, names: set[str]) -> None:
-    decision = decided(specs_of(*TWO), (), Selection(limit=limit))
+    decision = decided(specs_of(*TWO), (), RunOverrides(limit=limit))
     assert set(kinds(decision)) == names
     assert decision.unmatched == ""
     assert decision.plan.warnings == (f"{3 - len(names)} more changes are outside --limit, --tags or --skip-tags",)
 
 
 @pytest.mark.parametrize(
-    ("selection", "told"),
+    ("overrides", "told"),
     [
-        (Selection(limit="wbe"), "'wbe' matches no VM, host, group or fleet; did you mean web?"),
-        (Selection(limit="web-9"), "'web-9' matches no VM"),
-        (Selection(limit="hv0[4:9]"), "'hv0[4:9]' matches no VM"),
-        (Selection(limit="web:nothing*"), "'nothing*' matches no VM"),
-        (Selection(limit="web:!~db-[0-9]{4,5}"), "'~db-[0-9]{4,5}' matches no VM"),
-        (Selection(limit="~web-(0"), "'~web-(0' is not a regular expression"),
-        (Selection(limit=""), "an empty word selects nothing"),
-        (Selection(limit="web: "), "an empty word selects nothing"),
-        (Selection(limit="~"), "an empty word selects nothing"),
-        (Selection(limit="web:!"), "an empty word selects nothing"),
-        (Selection(limit="web:&db"), "'web:&db' leaves no VM"),
-        (Selection(limit="!all"), "'!all' leaves no VM"),
-        (Selection(tags=("front", "bakc")), "--tags: no fleet has the tag 'bakc'; did you mean back?"),
-        (Selection(skip_tags=("x",)), "--skip-tags: no fleet has the tag 'x'; known are back, front"),
-        (Selection(tags=("front",), skip_tags=("front",)), "--tags and --skip-tags leave no fleet"),
-        (Selection(skip_tags=("front", "back")), "--tags and --skip-tags leave no fleet"),
-        (Selection(tags=("front",), limit="db"), "--limit, --tags and --skip-tags together leave no VM"),
+        (RunOverrides(limit="wbe"), "'wbe' matches no VM, host, group or fleet; did you mean web?"),
+        (RunOverrides(limit="web-9"), "'web-9' matches no VM"),
+        (RunOverrides(limit="hv0[4:9]"), "'hv0[4:9]' matches no VM"),
+        (RunOverrides(limit="web:nothing*"), "'nothing*' matches no VM"),
+        (RunOverrides(limit="web:!~db-[0-9]{4,5}"), "'~db-[0-9]{4,5}' matches no VM"),
+        (RunOverrides(limit="~web-(0"), "'~web-(0' is not a regular expression"),
+        (RunOverrides(limit=""), "an empty word selects nothing"),
+        (RunOverrides(limit="web: "), "an empty word selects nothing"),
+        (RunOverrides(limit="~"), "an empty word selects nothing"),
+        (RunOverrides(limit="web:!"), "an empty word selects nothing"),
+        (RunOverrides(limit="web:&db"), "'web:&db' leaves no VM"),
+        (RunOverrides(limit="!all"), "'!all' leaves no VM"),
+        (RunOverrides(tags=("front", "bakc")), "--tags: no fleet has the tag 'bakc'; did you mean back?"),
+        (RunOverrides(skip_tags=("x",)), "--skip-tags: no fleet has the tag 'x'; known are back, front"),
+        (RunOverrides(tags=("front",), skip_tags=("front",)), "--tags and --skip-tags leave no fleet"),
+        (RunOverrides(skip_tags=("front", "back")), "--tags and --skip-tags leave no fleet"),
+        (RunOverrides(tags=("front",), limit="db"), "--limit, --tags and --skip-tags together leave no VM"),
     ],
 )
 @pytest.mark.parametrize("destroy", [False, True])
 def test_a_selection_that_matches_nothing_selects_nothing_and_says_why(
-    selection: Selection, told: str, *, destroy: bool
+    overrides: RunOverrides, told: str, *, destroy: bool
 ) -> None:
-    decision = decided(specs_of(*TWO), (), selection, destroy=destroy)
+    decision = decided(specs_of(*TWO), (), overrides, destroy=destroy)
     assert (decision.plan.changes, decision.plan.actions) == ((), ())
     assert told in decision.unmatched
 
@@ -146,16 +147,16 @@ def test_a_selection_that_matches_nothing_selects_nothing_and_says_why(
 def test_a_regular_expression_may_hold_what_joins_terms() -> None:
     specs = specs_of(*TWO)
     for limit in ("~web-0[0-9]{2,3}", r"~web-(?:000|001),!web-000:web-000", "~[wxyz,:]eb.*", r"~web\:|web-00."):
-        assert set(kinds(decided(specs, (), Selection(limit=limit)))) <= {"web-000", "web-001"}
-    assert set(kinds(decided(specs, (), Selection(limit="~web-0[0-9]{2,3}")))) == {"web-000", "web-001"}
+        assert set(kinds(decided(specs, (), RunOverrides(limit=limit)))) <= {"web-000", "web-001"}
+    assert set(kinds(decided(specs, (), RunOverrides(limit="~web-0[0-9]{2,3}")))) == {"web-000", "web-001"}
 
 
 def test_a_name_that_stands_for_different_vms_is_no_selection() -> None:
     specs = specs_of(fleet("web", 2, hosts="kvm"), fleet("kvm", 1, hosts="spare"), fleet("spare", 0))
-    assert decided(specs, (), Selection(limit="kvm")).unmatched == (
+    assert decided(specs, (), RunOverrides(limit="kvm")).unmatched == (
         "--limit: 'kvm' is a fleet and a group of different VMs; name the VMs"
     )
-    assert set(kinds(decided(specs, (), Selection(limit="kvm-*")))) == {"kvm-000"}
+    assert set(kinds(decided(specs, (), RunOverrides(limit="kvm-*")))) == {"kvm-000"}
 
 
 def test_a_variable_that_nothing_looks_up_is_refused_and_one_that_another_reads_is_not() -> None:
@@ -182,30 +183,30 @@ def test_a_variable_that_nothing_looks_up_is_refused_and_one_that_another_reads_
 
 def test_what_was_destroyed_before_may_be_named_again() -> None:
     specs = specs_of(*TWO)
-    decision = decided(specs, (), Selection(limit="web-000"), destroy=True)
+    decision = decided(specs, (), RunOverrides(limit="web-000"), destroy=True)
     assert (decision.unmatched, decision.plan.changes, decision.plan.selected) == ("", (), 1)
 
 
 def test_a_vm_on_a_host_that_does_not_answer_may_be_named_though_no_spec_wants_it() -> None:
     gone = rows(specs_of(fleet("old", 1)))
-    decision = decided(specs_of(*TWO), gone, Selection(limit="old-000"), dark=gone[0].host)
+    decision = decided(specs_of(*TWO), gone, RunOverrides(limit="old-000"), dark=gone[0].host)
     assert (decision.unmatched, decision.plan.changes) == ("", ())
 
 
 def test_a_limit_that_names_what_needs_nothing_is_no_mistake() -> None:
     specs = specs_of(*TWO)
     for limit in ("web-000", "hv02", "db", "kvm", "hv0*"):
-        decision = decided(specs, rows(specs), Selection(limit=limit))
+        decision = decided(specs, rows(specs), RunOverrides(limit=limit))
         assert (decision.unmatched, decision.plan.changes) == ("", ())
-    empty = decided(specs_of(fleet("web", 1)), (), Selection(limit="spar*"))
+    empty = decided(specs_of(fleet("web", 1)), (), RunOverrides(limit="spar*"))
     assert (empty.unmatched, empty.plan.changes, empty.plan.selected) == ("", (), 0)
 
 
 def test_tags_select_fleets_and_a_vanished_fleet_has_none() -> None:
     specs, gone = specs_of(*TWO), rows(specs_of(fleet("old", 1)))
-    assert set(kinds(decided(specs, gone, Selection(tags=("front",))))) == {"web-000", "web-001"}
-    assert set(kinds(decided(specs, gone, Selection(skip_tags=("front",))))) == {"db-000"}
-    assert set(kinds(decided(specs, gone, Selection(limit="old")))) == {"old-000"}
+    assert set(kinds(decided(specs, gone, RunOverrides(tags=("front",))))) == {"web-000", "web-001"}
+    assert set(kinds(decided(specs, gone, RunOverrides(skip_tags=("front",))))) == {"db-000"}
+    assert set(kinds(decided(specs, gone, RunOverrides(limit="old")))) == {"old-000"}
 
 
 # ---- hosts that are dead, or thought away ------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """How one run plans its project: asks the hosts, and plans from what they report, once for each pass.
 
-A process that goes on living keeps what it prepared last: where neither the specs nor what is remembered of the project
-have changed, the specs are not read again. All of it is used again, or nothing.
+A process that goes on, such as a control worker, keeps what it prepared last: where neither the specs nor the
+placements of the project have changed, it begins there. What was prepared is used as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class PlanMemory:
 
 
 class PlanSession:
-    """Call it for what is to be done now. `read` reads and checks the specs of the request, `recall` tells where a
-    project's VMs are remembered, and which hosts live.
+    """Each call asks the hosts and plans anew. `read` reads and validates the specs of the request, `recall` says where
+    a project's VMs are remembered, and which hosts are alive.
     """
 
     def __init__(
@@ -65,22 +65,22 @@ class PlanSession:
         Raises what `specs` raises.
         """
         with traces.span("plan"):
-            asked = self._prepared()
-            decision = self._decide(asked, tried)
-            return self._decide(requery_all(asked), tried) if decision.ambiguous else decision
+            given = self._prepare()
+            result = self._plan(given, tried)
+            return self._plan(requery_all(given), tried) if result.ambiguous else result
 
-    def _prepared(self) -> PlanInput:
+    def _prepare(self) -> PlanInput:
         specs, request, last = self.specs, self._request, self._memory.last
         placements, living = self._recall(specs.project)
         dead, destroy = request.assume_dead + request.without_hosts, request.destroy
-        given = (placements, dead, living, destroy)
-        if last and last.specs is specs and given == (last.placements, last.dead, last.living, last.destroy):
+        now = (placements, dead, living, destroy)
+        if last and last.specs is specs and now == (last.placements, last.dead, last.living, last.destroy):
             return last
-        asked = prepare(specs, placements, here=self._here, destroy=destroy, dead=dead, living=living)
-        self._memory.last = asked
-        return asked
+        given = prepare(specs, placements, here=self._here, destroy=destroy, dead=dead, living=living)
+        self._memory.last = given
+        return given
 
-    def _decide(self, asked: PlanInput, tried: frozenset[str]) -> PlanResult:
+    def _plan(self, given: PlanInput, tried: frozenset[str]) -> PlanResult:
         request = self._request
         overrides = RunOverrides(
             prune_max=request.prune_max,
@@ -91,7 +91,7 @@ class PlanSession:
             tags=request.tags,
             skip_tags=request.skip_tags,
         )
-        return make_plan(asked, self._observe(asked.queries, request.without_hosts), overrides)
+        return make_plan(given, self._observe(given.queries, request.without_hosts), overrides)
 
 
 def _is_of(specs: Specs, request: RunRequest) -> bool:

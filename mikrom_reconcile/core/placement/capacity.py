@@ -80,7 +80,7 @@ def room_of(inventory: Inventory, report: HostReport, going: Iterable[ObservedVM
 
 
 def mem_limit_mib(inventory: Inventory, report: HostReport) -> int | None:
-    """What the host must be told to go by instead of the memory that it has; None if it knows by itself."""
+    """The memory limit that the inventory sets for the host; None where the host goes by what it has."""
     said = inventory.sizing(report.host)
     if (said.capacity.mem_size_mib, said.reserve.mem_size_mib, said.overcommit.mem_size_mib) == (None, None, None):
         return None

@@ -98,8 +98,8 @@ def render(
 
 
 def validate_specs(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars: dict[str, Any] | None = None) -> Specs:
-    """The specs in `tree`. Raises SpecError with every problem: where documents are wrong, what the good ones want is
-    tried too, so that nobody has to mend in two rounds.
+    """The specs in `tree`. Raises SpecError with every problem: where documents are wrong, the good ones are rendered
+    too, so that nobody has to correct them in two rounds.
     """
     loaded = load(tree, schemas, extra_vars)
     if not loaded.problems:

@@ -101,7 +101,7 @@ class Scheduler:
             if not chosen:
                 unplaceable.append(vm)
         alike: dict[tuple[int, int, Capacity], tuple[str, ...]] = {}
-        for vm in unplaceable:  # told when all have chosen: only then is it known how full the hosts are
+        for vm in unplaceable:  # once all have chosen: only then is it known how full the hosts are
             key = (id(vm.hosts), id(vm.fleet), need(vm))
             placing.rejections[vm.name] = alike[key] = alike.get(key) or self._rejections(vm, need(vm))
         return placing

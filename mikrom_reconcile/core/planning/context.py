@@ -54,7 +54,7 @@ class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """What all stages of one plan look at.
+    """What all stages of one plan read.
 
     `placements` are those of `given` without hosts that are assumed dead and did not answer.
     """

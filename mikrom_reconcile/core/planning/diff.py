@@ -32,7 +32,7 @@ def diff(draft: Draft, context: PlanContext) -> Draft:
 
 
 def _wanted(desired: DesiredState, context: PlanContext, up_to_date: Counter[str]) -> Iterator[DiffInput]:
-    """The wanted VMs for the rules to look at. Those of which digests or rows prove that they are where and as they are
+    """The wanted VMs that rules have to decide about. Those that digests or rows prove to be where and as they are
     wanted are only counted: of a large fleet these are many.
     """
     view, removed, retry = context.view, context.removed_hosts, context.overrides.retry

@@ -50,8 +50,8 @@ def lease(draft: Draft, context: PlanContext) -> Draft:
 
 
 def held_addresses(draft: Draft, context: PlanContext) -> dict[str, dict[str, str]]:
-    """The addresses that VMs have: as seen, as proven, and as last leased where nobody can look: on unreachable hosts,
-    in unreadable records.
+    """The addresses that VMs have: as seen, as proven, and as last leased on unreachable hosts and where a
+    record cannot be read.
     """
     view, remembered = context.view, context.given.placements
     unseen = {

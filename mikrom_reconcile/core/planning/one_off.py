@@ -91,8 +91,8 @@ def _meant(names: tuple[str, ...], observed: ObservedState, *, alone: bool) -> l
 def _refuse_what_means_nothing(names: tuple[str, ...], rows: list[ObservedVM], observed: ObservedState) -> None:
     for name in names:
         if not any(fnmatchcase(row.name, name) for row in rows):
-            dark = ", ".join(view.host for view in observed.hosts if view.report is None)
-            unread = f" (could not be read: {dark})" if dark else ""
+            unreachable = ", ".join(view.host for view in observed.hosts if view.report is None)
+            unread = f" (could not be read: {unreachable})" if unreachable else ""
             known = sorted({row.name for view in observed.hosts if view.report for row in view.report.vms})
             hint = nearest(name, known) or "`mikrom get vms` lists them"
             raise UsageError(f"no host has a VM {shown(name)}{unread}; {hint} (nothing was done)")
@@ -126,7 +126,9 @@ def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     if verb in {"pause", "resume"} and row.phase not in HEALTHY:
         return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
     as_asked = row.phase in SATISFIES[state] and row.state == state
-    if verb != "restart" and _drifted(row) and row.phase in HEALTHY:  # a restart alone mends it, and memory is to stay
+    if (
+        verb != "restart" and _drifted(row) and row.phase in HEALTHY
+    ):  # only a restart corrects it, and the VM's memory is to stay
         return "unchanged" if as_asked else case.change("blocked", _drifted(row))
     if as_asked and (verb != "restart" or (acted_on and not row.drift)):
         return "unchanged"

@@ -211,7 +211,7 @@ def _refusals(draft: Draft) -> Iterator[Refusal]:
 
 
 def _mem_limits_mib(draft: Draft, context: PlanContext) -> dict[str, int]:
-    """What hosts are told to go by instead of the memory that they have, because the inventory says so."""
+    """The memory limits that the inventory sets, for hosts on which something is done."""
     inventory, reports = context.specs.inventory, context.view.reports
     if inventory is None:
         return {}

@@ -158,7 +158,7 @@ class _FleetRollout:
         return (name in self._down and not taken) or name in self._view.maturing
 
     def _describe(self, name: str) -> str:
-        """Why a VM is not healthy, and the way out if nothing is done about it."""
+        """Why a VM is not healthy, and the remedy where nothing is done about it."""
         change = self._known.get(name)
         if name not in self._down:
             return f"{name} (has not been up for {self._rollout.min_healthy_time})"
@@ -219,8 +219,8 @@ class _FleetRollout:
         for name in sorted(self._down):
             unseen = "unknown" if self._is_known_as(name, "unreachable-host", "possible-duplicate") else "not there yet"
             users["down already" if name in self._view.own else unseen].append(self._describe(name))
-        told = (f"; {len(texts)} {how}: {_named(texts)}" for how, texts in users.items())
-        return f"at most {limit} of {self._size} VMs are taken down at a time ({decides}){''.join(told)}"
+        uses = "".join(f"; {len(texts)} {how}: {_named(texts)}" for how, texts in users.items())
+        return f"at most {limit} of {self._size} VMs are taken down at a time ({decides}){uses}"
 
     @cached_property
     def _batch_retry_after_s(self) -> float | None:
@@ -297,6 +297,6 @@ def _as_it_was(change: VMChange) -> VMChange | None:
 
 def _named(texts: Iterable[str], between: str = "; ") -> str:
     """The first few of many."""
-    told = list(texts)
-    more = f" and {len(told) - SPECS.named_vms} more" if len(told) > SPECS.named_vms else ""
-    return between.join(told[: SPECS.named_vms]) + more
+    every = list(texts)
+    more = f" and {len(every) - SPECS.named_vms} more" if len(every) > SPECS.named_vms else ""
+    return between.join(every[: SPECS.named_vms]) + more

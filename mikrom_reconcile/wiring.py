@@ -107,10 +107,10 @@ def broker_of(settings: Settings) -> str | None:
 def place_of(settings: Settings) -> tuple[str, str]:
     """Which hosts are meant here, as an id and in words: those of a fleet, or this machine with its state folder."""
     if settings.broker_url:
-        from mikrom_reconcile.control.stores.redis import lost_told
+        from mikrom_reconcile.control.stores.redis import translate_broker_errors
         from mikrom_reconcile.dispatch.transport.broker import fleet_id, without_password
 
-        with lost_told():
+        with translate_broker_errors():
             return fleet_id(settings), f"the fleet of {without_password(settings.broker_url)}"
     from mikrom_reconcile.dispatch.transport.heartbeats import machine_id
 
@@ -169,14 +169,7 @@ def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone:
     """The engine that plans and applies in this process, over any hosts and store; `alone` reaches no other host."""
     from mikrom_reconcile.control.reconcile import Reconciler
 
-    return Reconciler(
-        here=settings.host,
-        hosts=hosts,
-        store=store,
-        clock=Clock(),
-        schemas=schemas(),
-        alone=alone,
-    )
+    return Reconciler(here=settings.host, hosts=hosts, store=store, clock=Clock(), schemas=schemas(), alone=alone)
 
 
 def make_host_agent(settings: Settings) -> HostAgent:

@@ -32,14 +32,7 @@ class Reconciler:
     """
 
     def __init__(
-        self,
-        *,
-        here: str,
-        hosts: Hosts,
-        store: RunStore,
-        clock: Clock,
-        schemas: Mapping[str, str],
-        alone: bool = False,
+        self, *, here: str, hosts: Hosts, store: RunStore, clock: Clock, schemas: Mapping[str, str], alone: bool = False
     ) -> None:
         self.hosts = hosts
         self.store = store

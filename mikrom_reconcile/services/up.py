@@ -25,7 +25,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from mikrom_reconcile.control.stores.redis import lost_told
+from mikrom_reconcile.control.stores.redis import translate_broker_errors
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, SetupError, UsageError
 from mikrom_reconcile.dispatch.transport.broker import (
     RunningUp,
@@ -238,7 +238,7 @@ def _await_redis(redis: Child, url: str) -> None:
 
 def _workers_live(settings: Settings) -> bool:
     """Whether both workers are seen to live: without them no order is carried out."""
-    with suppress(MikromError), connect(broker_url(settings)) as redis, lost_told():
+    with suppress(MikromError), connect(broker_url(settings)) as redis, translate_broker_errors():
         return all(living(redis, Keys(settings.queue), kind) for kind in ("host", "control"))
     return False
 

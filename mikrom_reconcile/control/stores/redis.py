@@ -102,7 +102,7 @@ class RedisStore:
         key = f"{self._prefix}:lease:{scope}"
         value = f"{secrets.token_hex(8)} {holder}"
         taken_at = time.monotonic()
-        with lost_told():
+        with translate_broker_errors():
             answer = self._redis.eval(_TAKE, 2, key, f"{self._prefix}:token:{scope}", value, _ms(ttl_s), at_least)
         if isinstance(answer, bytes):
             other = answer.decode().partition(" ")[2]
@@ -112,7 +112,7 @@ class RedisStore:
     def placements(self, project: str) -> Placements:
         """Where the project's VMs were last known to be; empty when nothing is remembered."""
         key = self._placements(project)
-        with lost_told():
+        with translate_broker_errors():
             digest: Any = self._redis.hget(key, "digest")
             known = self._known.get(project)
             if known is not None and known[0] == digest:
@@ -129,7 +129,7 @@ class RedisStore:
         key = self._placements(project)
         content = msgspec.json.encode(placements)
         digest = blake2b(content, digest_size=16).hexdigest()
-        with lost_told():
+        with translate_broker_errors():
             if self._redis.hget(key, "digest") != digest.encode():
                 self._redis.hset(key, mapping={"digest": digest, "content": content})
 
@@ -137,7 +137,7 @@ class RedisStore:
         """Keep a run as far as it is; those for which its room has no place any more are dropped."""
         room, name = room_of(run), name_of(run)
         kept, order = f"{self._history}{room}", f"{self._history}{room}:order"
-        with lost_told():
+        with translate_broker_errors():
             before: Any = self._redis.hget(kept, name)
             pipe = self._redis.pipeline()
             pipe.hset(kept, name, packed(repeated(before, run)))
@@ -156,7 +156,7 @@ class RedisStore:
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         """The latest runs, newest first."""
         found: list[RunRecord] = []
-        with lost_told():
+        with translate_broker_errors():
             for order in self._redis.scan_iter(match=f"{self._history}*:order", count=1000) if limit > 0 else ():
                 named: Any = self._redis.zrange(order, 0, limit - 1, desc=True, withscores=True)
                 contents: Any = self._redis.hmget(order.removesuffix(b":order"), [name for name, _ in named] or [""])
@@ -179,7 +179,7 @@ def _ms(seconds: float) -> int:
 
 
 @contextmanager
-def lost_told() -> Iterator[None]:
+def translate_broker_errors() -> Iterator[None]:
     """A lost broker is a SetupError, in the same words everywhere."""
     try:
         yield

@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from mikrom_reconcile import __version__
-from mikrom_reconcile.control.stores.redis import lost_told
+from mikrom_reconcile.control.stores.redis import translate_broker_errors
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery, Stock
@@ -60,12 +60,12 @@ class CeleryHosts:
     def _signer(self) -> Signer | None:
         return load_signer(self._app.settings)
 
-    @lost_told()
+    @translate_broker_errors()
     def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
         """The hosts whose workers live, or lived within the last day, if `unreachable` ones matter, sorted."""
         return known(self._redis, self._keys) if unreachable else living(self._redis, self._keys, "host")
 
-    @lost_told()
+    @translate_broker_errors()
     def give_up(self, hosts: Iterable[str]) -> None:
         """Free the names of these hosts; machines that come back stop what they run. Raises SetupError."""
         for host in hosts:
@@ -117,7 +117,7 @@ class CeleryHosts:
                 for host in watch.gone():
                     yield from orders.lose(host, "the host's worker died, was restarted or lost its broker")
 
-    @lost_told()
+    @translate_broker_errors()
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
 

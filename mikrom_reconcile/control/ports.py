@@ -32,16 +32,10 @@ class Hosts(Protocol):
         """
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
-        """The end of a VM's serial console, or of what came `after` a place in it.
-
-        Raises MikromError when the host cannot be reached.
-        """
+        """The end of a VM's serial console, or of what came `after` a place in it. Raises MikromError."""
 
     def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
-        """What each of these hosts has cached once it has fetched its files (none: as it is), as they come.
-
-        A host that has not answered by the deadline, or cannot be reached, has an `error`.
-        """
+        """What each host has cached once it has fetched its files, as they come; an `error` of one that is silent."""
 
 
 class Lease(Protocol):
@@ -93,9 +87,8 @@ class Engine(Protocol):
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan` (made from the same request) in passes until done, verify, report.
 
-        Only what `plan` shows is done, and only where the world has not moved since; None approves whatever is
-        found (unattended runs). `progress` hears each outcome as it comes. Raises BusyError when the lease is not
-        to be had in time.
+        Only what `plan` shows is done, and only where nothing has changed since; None approves whatever is found
+        (unattended runs). `progress` is given each outcome. Raises BusyError when the lease is not free in time.
         """
 
     def hand_over(self, request: RunRequest, plan: Plan) -> None:

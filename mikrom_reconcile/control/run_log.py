@@ -53,14 +53,14 @@ class RunLog:
         )
         self._progress = progress
         self._under_way: set[str] = set()
-        self._save_at = float("-inf")
-        self._saved = False
+        self._save_at: float | None = None  # nothing was saved yet
 
     def sending(self, actions: Iterable[Action]) -> Iterator[Action]:
         """The actions, noted as each is sent."""
         for action in actions:
             self._under_way.add(action.vm)
-            if not self._saved:
+            if self._save_at is None:
+                self._save_at = float("-inf")
                 self._save(IN_PROGRESS)
             yield action
 
@@ -71,7 +71,7 @@ class RunLog:
         self.outcomes.append(outcome)
         self._under_way.discard(outcome.vm)
         now_s = self._clock.monotonic()
-        if self._saved and now_s >= self._save_at:
+        if self._save_at is not None and now_s >= self._save_at:
             self._save(IN_PROGRESS)
             ended_s = self._clock.monotonic()
             self._save_at = ended_s + max(RUNS.save_interval_s, 10 * (ended_s - now_s))
@@ -94,7 +94,6 @@ class RunLog:
         return report
 
     def _save(self, why: str, *, exit_code: int | None = None, failed: tuple[str, ...] = ()) -> None:
-        self._saved = True
         why += f", {grouped(self._under_way)} under way" if self._under_way else ""
         so_far = replace(self._begun, outcomes=tuple(self.outcomes), finished_at=self._clock.now())
         self._keep(replace(record_of(so_far, why, exit_code), failed=failed))

@@ -148,14 +148,12 @@ def _broker(settings: Settings) -> Iterator[Check]:
 
 def _source(source: SourceState) -> Check:
     """The specs of scheduled runs, as a control worker saw them last."""
-    now = datetime.now(UTC)
-    found = source_line(source, now)
+    now, remedy = datetime.now(UTC), ""
     if source.problem:
-        return Check("source", "broken", found, "correct the specs, or MIKROM_SPECS of the control workers")
-    if is_overdue(source, now):
+        remedy = "correct the specs, or MIKROM_SPECS of the control workers"
+    elif is_overdue(source, now):
         remedy = "start Beat and a control worker, or have Redis forget it: DEL mikrom:next-run"
-        return Check("source", "broken", found, remedy)
-    return Check("source", "ok", found)
+    return Check("source", "broken" if remedy else "ok", source_line(source, now), remedy)
 
 
 def _redis_server(_settings: Settings) -> Check:

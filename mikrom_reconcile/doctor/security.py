@@ -42,14 +42,11 @@ def _user(settings: Settings) -> Check:
 
 
 def _environment_files(_settings: Settings) -> Iterator[Check]:
-    for file in (Path(".env"), *sorted(Path("/etc/mikrom").glob("*env"))):
-        if file.is_file():
-            path, mode = file.absolute(), stat.S_IMODE(file.stat().st_mode)
-            if mode & 0o007:
-                found = f"{path} has mode {mode:04o}: everybody here reads the secrets in it"
-                yield broken(found, f"chmod 600 {path}")
-            else:
-                yield ok(f"{path} ({mode:04o})")
+    for path in (Path(".env").absolute(), *sorted(Path("/etc/mikrom").glob("*env"))):
+        if path.is_file():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            found = f"{path} has mode {mode:04o}: everybody here reads the secrets in it"
+            yield broken(found, f"chmod 600 {path}") if mode & 0o007 else ok(f"{path} ({mode:04o})")
 
 
 def _broker(settings: Settings) -> Iterator[Check]:
@@ -121,17 +118,10 @@ def _flower_password(settings: Settings) -> Check:
 
 def _is_open_to_others(port: int) -> bool:
     """Whether anything listens on `port` of an address that is not loopback."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
-        except FileNotFoundError:
-            continue
-        for line in lines:
-            _, local, _, state, *_ = line.split()
-            address, _, number = local.partition(":")
-            if state == _LISTENS and int(number, 16) == port and not _LOOPBACK.fullmatch(address):
-                return True
-    return False
+    tables = (path for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists())
+    lines = (line.split() for table in tables for line in table.read_text(encoding="ascii").splitlines()[1:])
+    listening = (local.partition(":") for _, local, _, state, *_ in lines if state == _LISTENS)
+    return any(int(number, 16) == port and not _LOOPBACK.fullmatch(address) for address, _, number in listening)
 
 
 CHECKS: dict[str, Look] = {

@@ -66,9 +66,7 @@ def tree_of(
     also for those that are `refused` because of their names.
     """
     files: list[SourceFile] = []
-    problems = [
-        SpecProblem(path=path, line=1, column=1, pointer="", message=NOT_READ, hint=NOT_READ_HINT) for path in refused
-    ]
+    problems = [_problem(path, NOT_READ, NOT_READ_HINT) for path in refused]
     size = 0
     for path, content in found:
         size = checked_size(path, size + len(content))
@@ -148,26 +146,20 @@ def _unreadable(error: OSError) -> SourceError:
 def _problem_in(path: str, content: bytes) -> SpecProblem | None:
     """Why `content` is no text that could hold specs."""
     if len(content) > SOURCES.file_bytes:
-        message = f"this file has more than {SOURCES.file_bytes >> 20} MiB"
-        return SpecProblem(path=path, line=1, column=1, pointer="", message=message, hint="split it")
+        return _problem(path, f"this file has more than {SOURCES.file_bytes >> 20} MiB", "split it")
     try:
         content.decode("utf-8-sig")
-        at = content.find(b"\0")
-        message = "a NUL byte: this is no text"
+        at, message = content.find(b"\0"), "a NUL byte: this is no text"
     except UnicodeDecodeError as error:
-        at = error.start
-        message = f"byte 0x{content[at]:02x} is not UTF-8"
+        at, message = error.start, f"byte 0x{content[error.start]:02x} is not UTF-8"
     if at < 0:
         return None
-    line_start = content.rfind(b"\n", 0, at) + 1
-    return SpecProblem(
-        path=path,
-        line=content.count(b"\n", 0, at) + 1,
-        column=len(content[line_start:at].decode("utf-8-sig")) + 1,
-        pointer="",
-        message=message,
-        hint="save it as UTF-8",
-    )
+    column = len(content[content.rfind(b"\n", 0, at) + 1 : at].decode("utf-8-sig")) + 1
+    return _problem(path, message, "save it as UTF-8", line=content.count(b"\n", 0, at) + 1, column=column)
+
+
+def _problem(path: str, message: str, hint: str, *, line: int = 1, column: int = 1) -> SpecProblem:
+    return SpecProblem(path=path, line=line, column=column, pointer="", message=message, hint=hint)
 
 
 def _revision_of(files: tuple[SourceFile, ...]) -> str:

@@ -96,7 +96,7 @@ class HostAgent:
             return self._executor.execute(order)
         finally:
             if self._supervisor is not None:
-                self._supervisor.tell(order.action.vm)
+                self._supervisor.notify(order.action.vm)
             else:
                 self._garbage.run()
 

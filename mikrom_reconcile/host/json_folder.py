@@ -32,32 +32,20 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JsonFolder(Generic[T]):
-    """Files of one type. The caller holds the VM's action lock when it writes, unless the folder is `shared`.
+    """Files of one type, each in an envelope with a checksum, so that an edit is noticed.
 
-    `file` is where a VM's file lies in the folder. Those that are `sealed` stand in an envelope with a checksum, so
-    that an edit is noticed. What is not `durable` may be lost in a power cut, for no waiting.
+    `file` is where a VM's file lies in the folder. The caller holds the VM's action lock when it writes, unless the
+    folder is `shared`. What is not `durable` may be lost in a power cut, for no waiting.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        kind: type[T],
-        *,
-        file: str = "{}.json",
-        sealed: bool = False,
-        durable: bool = True,
-        shared: bool = False,
+        self, folder: Path, kind: type[T], *, file: str = "{}.json", durable: bool = True, shared: bool = False
     ) -> None:
         self.folder = folder
+        self.path = lru_cache(RECORDS.cached_paths)(lambda vm: folder / file.format(checked_name(vm)))
         self._kind = kind
-        self._file = file
-        self._sealed = sealed
         self._durable = durable
         self._shared = shared
-        self.path = lru_cache(RECORDS.cached_paths)(self._path)
-
-    def _path(self, vm: str) -> Path:
-        return self.folder / self._file.format(checked_name(vm))
 
     def names(self) -> set[str]:
         """The VMs that may have a file. Raises SetupError."""
@@ -77,10 +65,9 @@ class JsonFolder(Generic[T]):
     def write(self, vm: str, value: T, *, or_before: bool = False) -> None:
         """Replace the VM's file, or raise OSError and change nothing. `or_before`: see `write_whole`."""
         path = self.path(vm)
-        content = msgspec.json.encode(value)
-        if self._sealed:
-            sealed = _Envelope(format_version=_FORMAT_VERSION, checksum=_checksum(content), record=msgspec.Raw(content))
-            content = msgspec.json.encode(sealed)
+        record = msgspec.json.encode(value)
+        envelope = _Envelope(format_version=_FORMAT_VERSION, checksum=_checksum(record), record=msgspec.Raw(record))
+        content = msgspec.json.encode(envelope)
         draft = path.with_name(f"{vm}.{secrets.token_hex(4)}") if self._shared else path
         try:
             write_whole(draft, content, durable=self._durable, or_before=or_before)
@@ -94,15 +81,13 @@ class JsonFolder(Generic[T]):
         """Remove the VM's file, if it has one. Raises OSError."""
         self.path(vm).unlink(missing_ok=True)
 
-    def _decoded(self, content: bytes | msgspec.Raw, path: Path) -> T:
-        if self._sealed:
-            envelope = msgspec.json.decode(content, type=ready(_Envelope))
-            if (version := envelope.format_version) > _FORMAT_VERSION:
-                raise OddFileError(f"{path} has format {version}, of a newer mikrom: upgrade mikrom on this host")
-            if envelope.checksum != _checksum(bytes(envelope.record)):
-                raise OddFileError(f"{path} does not match its checksum: it was edited or damaged")
-            content = envelope.record
-        return msgspec.json.decode(content, type=ready(self._kind))
+    def _decoded(self, content: bytes, path: Path) -> T:
+        envelope = msgspec.json.decode(content, type=ready(_Envelope))
+        if (version := envelope.format_version) > _FORMAT_VERSION:
+            raise OddFileError(f"{path} has format {version}, written by a newer mikrom: upgrade mikrom on this host")
+        if envelope.checksum != _checksum(bytes(envelope.record)):
+            raise OddFileError(f"{path} does not match its checksum: it was edited or damaged")
+        return msgspec.json.decode(envelope.record, type=ready(self._kind))
 
 
 def is_name(name: str) -> bool:

@@ -73,7 +73,7 @@ class Observer:
         phases: dict[str, dict[Phase, int]] = defaultdict(Counter)
         if query.project is None:
             tokens = self._records.highest_tokens()
-            rows += self._rows(records, until)
+            rows += (row for row, _ in self._looks(records, until))
         else:
             tokens = {query.project: self._records.highest_token(query.project)}
             mine = [record for record in records if record.project == query.project]
@@ -87,7 +87,8 @@ class Observer:
             fleets = differing(digests, query.known)
             rows += [row for row in own if row.fleet in fleets]
             if fleets or query.others:
-                rows += self._rows([record for record in records if record.project != query.project], until)
+                others = [record for record in records if record.project != query.project]
+                rows += (row for row, _ in self._looks(others, until))
         return HostReport(
             host=self._host,
             observed_at=now,
@@ -109,9 +110,6 @@ class Observer:
     def row(self, record: VMRecord) -> ObservedVM:
         """The VM of `record` as it is now. Raises an ActionError where this process cannot look."""
         return row_of(record, self._driver.observe(record), self._host, self._driver.links())
-
-    def _rows(self, records: Sequence[VMRecord], until: float) -> Iterator[ObservedVM]:
-        return (row for row, _ in self._looks(records, until))
 
     def _looks(self, records: Sequence[VMRecord], until: float) -> Iterator[tuple[ObservedVM, float]]:
         """Each VM, and how long its VMM has lived, as they answer; those that have not by `until` as unreadable."""

@@ -49,9 +49,9 @@ class Records:
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self.checks = Checks(state_dir)
-        self._records = JsonFolder(state_dir / "vms", VMRecord, file="{}/record.json", sealed=True)
-        self._copies = JsonFolder(state_dir / "copies", VMRecord, sealed=True, durable=False)
-        self._tombstones = JsonFolder(state_dir / "tombstones", VMRecord, sealed=True)
+        self._records = JsonFolder(state_dir / "vms", VMRecord, file="{}/record.json")
+        self._copies = JsonFolder(state_dir / "copies", VMRecord, durable=False)
+        self._tombstones = JsonFolder(state_dir / "tombstones", VMRecord)
         self._attempts = JsonFolder(state_dir / "attempts", Attempt)
         self._tokens = state_dir / "tokens"
         self._released = state_dir / "released"

@@ -1,10 +1,10 @@
-"""Brings VMMs back that die without anybody's order, at once and without a controller.
+"""Brings back VMMs that die without anybody's order, at once and without a controller.
 
-One thread (or greenlet) awaits the ends of all VMMs; what it finds is looked at by a small pool. A look trusts nothing
+One thread (or greenlet) awaits the ends of all VMMs; a small pool checks VMs whose VMM ended. A check trusts nothing
 that was known before: it reads the record and the VMM's end again, under the VM's action lock, so that it never acts
-against an order, nor beside one. Whoever holds that lock acts, and is looked at again afterwards.
+against an order, nor beside one. Whoever holds that lock acts, and the VM is checked again afterwards.
 
-It only ever starts what the record says should be up. What an order failed to bring up is left to the next run.
+Only what the record says should be up is started. What an order failed to bring up is left to the next run.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.devices import seconds_of
@@ -46,10 +46,10 @@ def nobody(project: str, outcome: ActionOutcome) -> None:
     """The `on_outcome` of a host whose history nobody keeps."""
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What a look came to: a descriptor to await, or the seconds until the next look (0: now), or neither.
+class CheckResult(NamedTuple):
+    """A descriptor to await, or the seconds until the next check (0: now), or neither.
 
-    A look after such a wait, and only that, may restart at once what has been restarted before.
+    A check after such a wait, and only that, may restart at once what has been restarted before.
     """
 
     pidfd: int | None = None
@@ -75,9 +75,8 @@ class Supervisor:
         self._on_outcome = on_outcome
         self._stopped = False
         self._ends = Ends()
-        self._told: deque[str] = deque()
-        self._found: deque[tuple[str, Found]] = deque()
-        self._looking: dict[str, bool] = {}
+        self._inbox: deque[tuple[str, CheckResult | None]] = deque()  # None: an order was carried out
+        self._checking: dict[str, bool] = {}  # whether to check again afterwards
         self._due: dict[str, float] = {}
         self._rescan_at = 0.0
         self._pool = ThreadPoolExecutor(SUPERVISION.starts_at_once, thread_name_prefix="supervise")
@@ -92,106 +91,100 @@ class Supervisor:
         self._stopped = True
         self._ends.wake()
 
-    def tell(self, vm: str) -> None:
-        """Look at `vm` now: an order has just been carried out on it."""
-        self._told.append(vm)
+    def notify(self, vm: str, result: CheckResult | None = None) -> None:
+        """Check `vm` now, since an order has just been carried out on it; or apply the result of a check."""
+        self._inbox.append((vm, result))
         self._ends.wake()
 
-    # ---- the one that waits: all that is known here is its own -----------------------------------------------------
+    # ---- the thread that waits: `_checking`, `_due` and `_ends` are its own ---------------------------------------
 
     def _supervise(self) -> None:
         while not self._stopped:
             try:
-                self._wait_and_look()
-            except SetupError as error:  # the folder was moved, or cannot be read: told until somebody mends it
-                log.error("%s", error, extra={"host": self._host, "step": "supervising"})  # noqa: TRY400 - no mistake
+                self._wait()
+                self._apply_results()
+            except SetupError as error:  # the folder was moved, or cannot be read: said until somebody mends it
+                log.error("%s", error, extra=self._fields())  # noqa: TRY400 - no mistake
                 time.sleep(min(self._rescan_s, SUPERVISION.rescan_s))
             except Exception:  # whatever it is, the VMs need somebody to wait for them
-                pause_s, fields = SUPERVISION.retry_s, {"host": self._host}
-                log.exception("supervision of %s goes on in %g s", self._host, pause_s, extra=fields)
-                time.sleep(pause_s)
+                log.exception("supervision goes on in %g s", SUPERVISION.retry_s, extra=self._fields())
+                time.sleep(SUPERVISION.retry_s)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._ends.close()
 
-    def _wait_and_look(self) -> None:
+    def _wait(self) -> None:
         now = time.monotonic()
         if now >= self._rescan_at:
             self._rescan_at = now + self._rescan_s
-            self._rescan()
+            self._pool.submit(self._trim)
+            self._pool.submit(self._on_rescan)
+            for vm in self._records.names():
+                if vm not in self._ends and vm not in self._due and vm not in self._checking:
+                    self._check_soon(vm)
         for vm in self._ends.wait(min((self._rescan_at, *self._due.values())) - now):
-            self._look_at(vm)
-        self._take_in()
+            self._check_soon(vm)
 
-    def _take_in(self) -> None:
-        """What others have left for this thread, and whose time has come."""
-        while self._found:
-            vm, found = self._found.popleft()
-            again = self._looking.pop(vm) or found.again_s == 0
-            self._ends.remove(vm)
-            if found.pidfd is not None:
-                self._ends.add(vm, found.pidfd)
-            if found.again_s:
-                self._due[vm] = time.monotonic() + found.again_s
+    def _apply_results(self) -> None:
+        while self._inbox:
+            vm, result = self._inbox.popleft()
+            again = result is None
+            if result is not None:
+                again = self._checking.pop(vm) or result.again_s == 0
+                self._ends.remove(vm)
+                if result.pidfd is not None:
+                    self._ends.add(vm, result.pidfd)
+                if result.again_s:
+                    self._due[vm] = time.monotonic() + result.again_s
             if again:
-                self._look_at(vm)
-        while self._told:
-            self._look_at(self._told.popleft())
+                self._check_soon(vm)
         now = time.monotonic()
         for vm in [vm for vm, due_s in self._due.items() if due_s <= now]:
-            self._look_at(vm, waited=True)
-
-    def _rescan(self) -> None:
-        self._pool.submit(self._trim)
-        self._pool.submit(self._on_rescan)
-        for vm in self._records.names():
-            if vm not in self._ends and vm not in self._due and vm not in self._looking:
-                self._look_at(vm)
+            self._check_soon(vm, waited=True)
 
     def _trim(self) -> None:
         try:
             self._driver.trim()
         except ActionError as error:
-            log.warning("%s", error, extra={"host": self._host, "step": "capping consoles"})
+            log.warning("%s", error, extra=self._fields() | {"step": "capping consoles"})
 
-    def _look_at(self, vm: str, *, waited: bool = False) -> None:
-        """Have the pool look at `vm`, and again if it is looking at it already."""
-        if vm in self._looking:
-            self._looking[vm] = True
+    def _check_soon(self, vm: str, *, waited: bool = False) -> None:
+        """Have the pool check `vm`, and again if it is checking it already."""
+        if vm in self._checking:
+            self._checking[vm] = True
             return
         self._due.pop(vm, None)
-        self._pool.submit(self._look_and_leave_word, vm, waited=waited)
-        self._looking[vm] = False
+        self._pool.submit(self._check_and_report, vm, waited=waited)
+        self._checking[vm] = False
 
-    # ---- one look, in the pool --------------------------------------------------------------------------------------
+    # ---- one check, in the pool -----------------------------------------------------------------------------------
 
-    def _look_and_leave_word(self, vm: str, *, waited: bool) -> None:
-        time.sleep(0)  # a thousand looks in a row would keep every other greenlet waiting
-        found = Found()
+    def _check_and_report(self, vm: str, *, waited: bool) -> None:
+        time.sleep(0)  # a thousand checks in a row would keep every other greenlet waiting
+        result = CheckResult()
         try:
-            found = self._look(vm, waited=waited)
+            result = self._check(vm, waited=waited)
         except (ActionError, SetupError) as error:  # somebody acts on it, or this process cannot look
-            log.debug("%s; the next look will tell", error, extra=self._fields(vm))
+            log.debug("%s; the next check will show", error, extra=self._fields(vm))
         except Exception:
-            log.exception("%s: a look at it broke", vm, extra=self._fields(vm))
+            log.exception("%s: its check failed", vm, extra=self._fields(vm))
         finally:
-            self._found.append((vm, found))
-            self._ends.wake()
+            self.notify(vm, result)
 
-    def _look(self, vm: str, *, waited: bool) -> Found:
+    def _check(self, vm: str, *, waited: bool) -> CheckResult:
         record = self._records.read(vm)
         if not isinstance(record, VMRecord) or record.state not in WANTS_VMM:
-            return Found()
+            return CheckResult()
         pidfd = self._driver.watch(record)
-        if pidfd is not None or self._fate(record) is None:
-            return Found(pidfd=pidfd)
+        if pidfd is not None or self._restart_reason(record) is None:
+            return CheckResult(pidfd)
         with self._records.lock(vm):
-            now = self._records.read(vm)
-            phase = self._fate(now) if isinstance(now, VMRecord) else None
-            if not isinstance(now, VMRecord) or phase is None:
-                return Found()
-            return self._bring_back(now, phase, waited=waited)
+            record = self._records.read(vm)
+            phase = self._restart_reason(record) if isinstance(record, VMRecord) else None
+            if not isinstance(record, VMRecord) or phase is None:
+                return CheckResult()
+            return self._bring_back(record, phase, waited=waited)
 
-    def _fate(self, record: VMRecord) -> Phase | None:
+    def _restart_reason(self, record: VMRecord) -> Phase | None:
         """The phase out of which the VM is to be brought back; None when it is not."""
         facts = self._driver.observe(record)
         phase = phase_of(facts, record.state, failed=record.last_error is not None, parked=record.parked)
@@ -200,22 +193,17 @@ class Supervisor:
         begun = bool(record.restarts) and record.attempt is None and phase in BEGUN
         return phase if phase in DIED or begun else None
 
-    def _bring_back(self, record: VMRecord, phase: Phase, *, waited: bool) -> Found:
+    def _bring_back(self, record: VMRecord, phase: Phase, *, waited: bool) -> CheckResult:
         """Start it, park it or wait, by its restart policy. The caller holds the action lock."""
-        restart, began_s = record.spec.restart, self._clock.monotonic()
-        recent = _recent(record, self._clock.now())
+        restart, recent = record.spec.restart, _recent(record, self._clock.now())
         if len(recent) >= restart.attempts:
-            why = record.last_error or f"it was {phase}"
-            self._records.write(replace(record, restarts=recent, parked=True, last_error=why))
-            given_up = f"parked after {len(recent)} restarts within {restart.interval}"
-            self._tell(record, phase, "failed_permanent", given_up)
-            log.error(
-                "%s: %s and parked, after %d restarts within %s", record.vm, phase, len(recent), restart.interval,
-                extra=self._fields(record.vm),
-            )  # fmt: skip
-            return Found()
+            error = record.last_error or f"it was {phase}"
+            self._records.write(replace(record, restarts=recent, parked=True, last_error=error))
+            parked = f"parked after {len(recent)} restarts within {restart.interval}"
+            self._report(record, phase, "failed_permanent", parked, level=logging.ERROR)
+            return CheckResult()
         if recent and not waited and (delay_s := seconds_of(restart.delay)) > 0:
-            return Found(again_s=delay_s)
+            return CheckResult(again_s=delay_s)
         # counted before it is tried, so that a start which takes this process with it counts, too
         record = replace(record, restarts=(*recent, self._clock.now()))
         self._records.write(record)
@@ -225,28 +213,32 @@ class Supervisor:
                 self._driver.pause(record, deadline_s=SUPERVISION.start_s)
             pidfd = self._driver.watch(record)
         except ActionError as error:
-            log.warning("%s; trying again", error, extra=self._fields(record.vm))
-            self._records.write(replace(record, last_error=str(error)[: ORDERS.error_characters]))
-            self._tell(record, phase, "failed_temporary", str(error)[: ORDERS.error_characters])
-            return Found(again_s=max(SUPERVISION.retry_s, seconds_of(restart.delay)))
+            reason = str(error)[: ORDERS.error_characters]
+            self._records.write(replace(record, last_error=reason))
+            self._report(record, phase, "failed_temporary", reason)
+            return CheckResult(again_s=max(SUPERVISION.retry_s, seconds_of(restart.delay)))
         if record.last_error is not None:
             self._records.write(replace(record, last_error=None))
-        self._tell(record, phase, "done")
-        log.warning(
-            "%s: brought back, it was %s; restart %d of %d", record.vm, phase, len(recent) + 1, restart.attempts,
-            extra={**self._fields(record.vm), "duration_s": self._clock.monotonic() - began_s},
-        )  # fmt: skip
-        return Found(pidfd=pidfd, again_s=0.0 if pidfd is None else None)  # it may have ended again already
+        self._report(record, phase, "done")
+        return CheckResult(pidfd, again_s=0.0 if pidfd is None else None)  # it may have ended again already
 
-    def _tell(self, record: VMRecord, phase: Phase, result: Result, error: str | None = None) -> None:
+    def _report(
+        self, record: VMRecord, phase: Phase, result: Result, error: str | None = None, *, level: int = logging.WARNING
+    ) -> None:
+        """Log what was done, and pass it on as an outcome."""
         now = self._clock.now()
+        began_at = now if error else record.restarts[-1]  # which was written before it was begun
+        count = f"restart {len(record.restarts)} of {record.spec.restart.attempts}"
+        fields = self._fields(record.vm) | {"duration_s": (now - began_at).total_seconds()}
+        message = f"it was {phase}; {error}" if error else f"brought back, it was {phase}; {count}"
+        log.log(level, "%s: %s", record.vm, message, extra=fields)
         outcome = ActionOutcome(
             action_id="",
             vm=record.vm,
             host=self._host,
             verb="start",
             result=result,
-            started_at=now if error else record.restarts[-1],  # which was written before it was begun
+            started_at=began_at,
             finished_at=now,
             error=error,
             fleet=record.fleet,
@@ -254,7 +246,7 @@ class Supervisor:
         )
         self._on_outcome(record.project, outcome)
 
-    def _fields(self, vm: str) -> dict[str, object]:
+    def _fields(self, vm: str = "") -> dict[str, object]:
         return {"vm": vm, "host": self._host, "step": "supervising"}
 
 

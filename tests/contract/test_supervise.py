@@ -173,7 +173,8 @@ def test_a_start_that_orders_nothing_new_lets_no_crash_loop_begin_anew(host: Sup
     host.bench.kill(VM)
     wait_until(lambda: host.is_up(restarts=1), "the first restart")
     host.bench.kill(VM)
-    assert [outcome.result for outcome in host.converge(VM, wish(delay="1h"))] == ["done"]
+    outcomes = host.converge(VM, wish(delay="1h"))  # the first may find that its supervision is looking at it
+    assert outcomes[-1].result == "done"
     assert host.is_up(restarts=1)
 
 

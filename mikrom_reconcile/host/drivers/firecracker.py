@@ -146,7 +146,7 @@ class FirecrackerDriver(VMMDriver):
     def _update(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> None:
         with self._api(places, found, timeout_s) as api:
             there = {nic.iface_id: _interface(nic) for nic in api.get("/vm/config", _Config).network_interfaces}
-            for interface in self._provisioner.interfaces_of(record):
+            for interface in self._provisioner.networks.in_place(record):
                 has = there.get(interface.name)
                 if has is not None and has.bandwidth_mbit != interface.bandwidth_mbit:
                     content = {"iface_id": interface.name} | limits_of(interface)

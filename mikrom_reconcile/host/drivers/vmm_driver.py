@@ -139,7 +139,7 @@ class VMMDriver(ABC):
 
     def links(self, but: str = "") -> LinkLook:
         """A look at taps, bridges and rules."""
-        look = self._provisioner.link_look(but)
+        look = self._provisioner.networks.look(but)
 
         def drift(record: VMRecord) -> tuple[Drift, ...]:
             with step(record.vm, "looking at its links"):
@@ -190,7 +190,7 @@ class VMMDriver(ABC):
         doing = "changing it while it runs"
         with step(record.vm, doing):
             if (found := self._find(places)) is not None:
-                self._provisioner.mend_links(record, give_up_at=time.monotonic() + deadline_s)
+                self._provisioner.networks.prepare(record, give_up_at=time.monotonic() + deadline_s, only_mend=True)
                 self._update(record, places, found, min(deadline_s, self._answer_s))
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
@@ -334,7 +334,7 @@ class VMMDriver(ABC):
         """The bandwidths of the interfaces that are the VM's: of its MAC address, and over its tap, which is there."""
         if not record.spec.network_interfaces:
             return {}
-        wanted = ((own.name, own, found.get(own.name)) for own in self._provisioner.interfaces_of(record))
+        wanted = ((own.name, own, found.get(own.name)) for own in self._provisioner.networks.in_place(record))
         return {
             name: there.bandwidth_mbit
             for name, own, there in wanted

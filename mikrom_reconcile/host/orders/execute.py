@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from msgspec.structs import replace
 
@@ -27,7 +27,7 @@ from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.host.observe import Observer, capacity, unreadable_row
 from mikrom_reconcile.host.orders.preconditions import Ending, check, rejection_of
 from mikrom_reconcile.host.orders.reservations import Reservations
-from mikrom_reconcile.host.orders.steps import ActionRun, Step, log_fields
+from mikrom_reconcile.host.orders.steps import ActionRun, log_fields
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.system.clock import Clock
@@ -130,8 +130,8 @@ class Executor:
 
     def _carry_out(self, order: Order, found: VMRecord | None) -> Ending:
         run = ActionRun(
-            order,
-            found,
+            order=order,
+            found=found,
             driver=self._driver,
             records=self._records,
             clock=self._clock,
@@ -142,8 +142,11 @@ class Executor:
                 run.forget_failures()
                 return Ending(result="already_done", observed=run.seen)
             check(order.action, found, run.ordered, driver=self._driver, reservations=self._reservations)
-            for step in run.steps():
-                self._take(step, run)
+            for step, act in run.steps():
+                self._on_step(order.action.vm, step)
+                run.remaining_s(step)
+                with self._logged(order, step):
+                    act(run)
             self._on_step(order.action.vm, "done")
             return Ending(result="done", observed=run.seen)
         except Exception as error:  # noqa: BLE001 - every failure is cleaned up, recorded and reported
@@ -159,7 +162,8 @@ class Executor:
         ending = _failure(run.order, error)
         began_s = self._clock.monotonic()
         if cleaned := run.clean_up():
-            self._log_step(run, "cleaning up", began_s, cleaned)
+            fields = log_fields(run.order, "cleaning up", self._clock.monotonic() - began_s)
+            log.warning("%s: cleaning up: %s", run.order.action.vm, cleaned, extra=fields)
             ending = replace(ending, error=f"{ending.error}; {cleaned}")
         try:
             run.note_failure(str(ending.error), is_temporary=ending.result == "failed_temporary")
@@ -167,23 +171,19 @@ class Executor:
             return replace(ending, error=f"{ending.error}; and it could not be noted: {why}")
         return ending
 
-    def _take(self, step: Step, run: ActionRun) -> None:
-        name, act = step
-        self._on_step(run.order.action.vm, name)
-        run.remaining_s(name)
-        began_s = self._clock.monotonic()
+    @contextmanager
+    def _logged(self, order: Order, step: str) -> Iterator[None]:
+        began_s, trouble = self._clock.monotonic(), ""
         try:
-            act(run)
-        except Exception as error:
-            self._log_step(run, name, began_s, f"failed: {error}")
+            yield
+        except BaseException as error:
+            trouble = f": failed: {error}"
             raise
-        self._log_step(run, name, began_s)
-
-    def _log_step(self, run: ActionRun, step: str, began_s: float, trouble: str = "") -> None:
-        level = logging.WARNING if trouble else logging.INFO
-        said = f"{step}: {trouble}" if trouble else step
-        fields = log_fields(run.order, step, self._clock.monotonic() - began_s)
-        log.log(level, "%s: %s", run.order.action.vm, said, extra=fields)
+        finally:
+            fields = log_fields(order, step, self._clock.monotonic() - began_s)
+            log.log(
+                logging.WARNING if trouble else logging.INFO, "%s: %s%s", order.action.vm, step, trouble, extra=fields
+            )
 
     def _observe(self, vm: str) -> ObservedVM | None:
         found = self._records.read(vm)

@@ -12,12 +12,13 @@ import logging
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, State
+from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import ActionError, TemporaryError
 from mikrom_reconcile.core.model.fields import costs, impact_of
 from mikrom_reconcile.core.model.lifecycle import HEALTHY, SATISFIES, WANTS_VMM
@@ -31,13 +32,13 @@ from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.limits import ORDERS
 from mikrom_reconcile.system.clock import Clock
 
-EVERYTHING: frozenset[Impact] = frozenset({"record", "live", "restart", "replace"})
 WHILE_IT_RUNS: frozenset[Impact] = frozenset({"record", "live"})
 """Impacts of what can change without a restart."""
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True, eq=False)
 class ActionRun:
     """One order being carried out, under the VM's action lock.
 
@@ -45,27 +46,19 @@ class ActionRun:
     `seen` is what the last step verified.
     """
 
-    def __init__(
-        self,
-        order: Order,
-        found: VMRecord | None,
-        *,
-        driver: Driver,
-        records: Records,
-        clock: Clock,
-        reservations: Reservations,
-    ) -> None:
-        self.order = order
-        self.found = found
-        self.record = found
-        self.seen: ObservedVM | None = None
-        tombstone = records.tombstone(order.action.vm) if found is None else None
-        self.ordered = next_record(order, found, tombstone=tombstone, now=clock.now())
-        self._driver = driver
-        self._records = records
-        self._clock = clock
-        self._reservations = reservations
-        self._began_s = clock.monotonic()
+    order: Order
+    found: VMRecord | None
+    driver: Driver
+    records: Records
+    clock: Clock
+    reservations: Reservations
+    seen: ObservedVM | None = None
+
+    def __post_init__(self) -> None:
+        self.record = self.found
+        tombstone = self.records.tombstone(self.order.action.vm) if self.found is None else None
+        self.ordered = next_record(self.order, self.found, tombstone=tombstone, now=self.clock.now())
+        self._began_s = self.clock.monotonic()
         self._may_have_started = False
 
     def steps(self) -> tuple[Step, ...]:
@@ -79,7 +72,7 @@ class ActionRun:
             return steps
         if self.found.state == "absent":
             return FINISH_DELETE, *steps
-        facts = self._driver.observe(self.found)
+        facts = self.driver.observe(self.found)
         if facts.status in {"none", "starting"}:
             return steps
         odd = {impact_of(drift.path) for drift in drift_of(self.found.spec, facts)}
@@ -100,7 +93,7 @@ class ActionRun:
     def remaining_s(self, step: str) -> float:
         """Seconds until the deadline. Raises TemporaryError when it has passed."""
         deadline_s = self.order.action.deadline_s
-        left_s = deadline_s - (self._clock.monotonic() - self._began_s)
+        left_s = deadline_s - (self.clock.monotonic() - self._began_s)
         if left_s <= 0:
             raise TemporaryError(f"its deadline of {deadline_s:g} s has passed", vm=self.order.action.vm, step=step)
         return left_s
@@ -116,12 +109,12 @@ class ActionRun:
         """Write down what the VM is to be from now on."""
         self._write(self.ordered)
         if self.ordered.state not in WANTS_VMM:
-            self._reservations.release(self.ordered.vm)
+            self.reservations.release(self.ordered.vm)
 
     def stop(self) -> None:
         """Shut the guest down, or kill it when it will not go."""
         # half of what is left at most, so that a guest that will not go leaves time to kill it and to start it
-        self._driver.stop(self._record, grace_s=min(ORDERS.shutdown_grace_s, self.remaining_s("stopping") / 2))
+        self.driver.stop(self._record, grace_s=min(ORDERS.shutdown_grace_s, self.remaining_s("stopping") / 2))
 
     def stop_best_effort(self) -> None:
         """A guest that cannot be stopped in order is killed when its driver removes it."""
@@ -135,25 +128,28 @@ class ActionRun:
         record = self._record
         if record.state in WANTS_VMM:
             self._may_have_started = True
-            self._driver.start(record, deadline_s=self.remaining_s("starting"))
+            self.driver.start(record, deadline_s=self.remaining_s("starting"))
 
     def pause(self) -> None:
         """Let the guest stand still. One that was down boots first: what is paused is a guest, not a VMM."""
-        self._driver.pause(self._record, deadline_s=self.remaining_s("pausing"))
+        self.driver.pause(self._record, deadline_s=self.remaining_s("pausing"))
 
     def resume(self) -> None:
         """Let the guest go on."""
-        self._driver.resume(self._record, deadline_s=self.remaining_s("resuming"))
+        self.driver.resume(self._record, deadline_s=self.remaining_s("resuming"))
 
     def change(self) -> None:
-        """Change what can be changed while it runs, and see that it is."""
+        """Change what can be changed while it runs, and verify it.
+
+        Done once more when it is recorded: only then does what of bridges this VM alone had a use for go.
+        """
         ordered, before = self.ordered, self._record
         if ordered.state not in WANTS_VMM:
             return
         self._observe(ordered)
         for _ in range(2):  # the second time for what others had a use for the first time
             if ordered.spec != before.spec or self._drift(WHILE_IT_RUNS):
-                self._driver.update(ordered, deadline_s=self.remaining_s("changing it while it runs"))
+                self.driver.update(ordered, deadline_s=self.remaining_s("changing it while it runs"))
                 self._observe(ordered)
                 before = ordered
         if left := self._drift(WHILE_IT_RUNS):
@@ -162,18 +158,13 @@ class ActionRun:
         if self._holds(ordered.state):
             self.ordered = replace(ordered, attempt=None, last_error=None)
 
-    def leave_links(self) -> None:
-        """What of its bridges only this VM had a use for goes once its record says that it has none."""
-        if self.ordered.spec.network_interfaces:
-            self.change()
-
     def delete(self) -> None:
         """Remove what the driver made."""
-        self._driver.delete(self._record)
+        self.driver.delete(self._record)
 
     def remove_record(self) -> None:
         """Leave a tombstone in its place."""
-        self._records.remove(self._record)
+        self.records.remove(self._record)
         self.record = None
 
     def verify(self) -> None:
@@ -199,8 +190,8 @@ class ActionRun:
         if not self._may_have_started:
             return ""
         try:
-            self._driver.stop(self._record, grace_s=0)
-            facts = self._driver.observe(self._record)
+            self.driver.stop(self._record, grace_s=0)
+            facts = self.driver.observe(self._record)
         except ActionError as error:
             return f"ending its VMM failed too: {error}"
         return "no VMM was left behind" if facts.status == "none" else f"a VMM is left (pid {facts.pid})"
@@ -213,7 +204,7 @@ class ActionRun:
         record, desired, vm = self.record, self.order.action.desired, self.order.action.vm
         if record is self.found and is_temporary:
             return  # nothing was done, so nothing failed but the order
-        attempt = record.attempt if record else self._records.attempt(vm)
+        attempt = record.attempt if record else self.records.attempt(vm)
         if desired is not None:
             same = attempt if attempt and attempt.spec_digest == desired.spec_digest else None
             attempt = Attempt(
@@ -223,34 +214,33 @@ class ActionRun:
                 repair=same.repair if same else record is not None and record.spec_digest == desired.spec_digest,
                 error=error[: ORDERS.error_characters],
             )
-        if record is None:
-            if attempt is not None:
-                self._records.note_attempt(vm, attempt)
-        elif record is self.found:
-            self._write(replace(record, attempt=attempt))
-        else:
-            last_error = None if self._lives(record) else error[: ORDERS.error_characters]
+        if record is not None:
+            failed = None if self._lives(record) else error[: ORDERS.error_characters]
+            last_error = record.last_error if record is self.found else failed
             self._write(replace(record, last_error=last_error, attempt=attempt))
+        elif attempt is not None:
+            self.records.note_attempt(vm, attempt)
 
     def _lives(self, record: VMRecord) -> bool:
         """Whether it is up as ordered, for all that failed: `last_error` says why a VM is down."""
         with suppress(ActionError):
-            return record.state in WANTS_VMM and self._driver.observe(record).status != "none"
+            return record.state in WANTS_VMM and self.driver.observe(record).status != "none"
         return False
 
     def _observe(self, record: VMRecord) -> ObservedVM:
-        links = self._driver.links(but=record.vm)
-        self.seen = row_of(record, self._driver.observe(record), self.order.action.host, links)
+        links = self.driver.links(but=record.vm)
+        self.seen = row_of(record, self.driver.observe(record), self.order.action.host, links)
         return self.seen
 
     def _holds(self, state: State) -> bool:
         return self.seen is not None and self.seen.phase in SATISFIES[state] and not self._drift()
 
-    def _drift(self, mended_by: frozenset[Impact] = EVERYTHING) -> tuple[Drift, ...]:
-        """The drift that was seen last and that somebody minds, as far as it is mended so."""
+    def _drift(self, impacts: frozenset[Impact] | None = None) -> tuple[Drift, ...]:
+        """The drift that was observed last and that the spec does not ignore; only that of such impacts."""
         desired, drift = self.order.action.desired, self.seen.drift if self.seen else ()
         ignored = desired.ignore_changes if desired else ()
-        return tuple(item for item in drift if item.path not in ignored and impact_of(item.path) in mended_by)
+        counted = (item for item in drift if item.path not in ignored)
+        return tuple(item for item in counted if impacts is None or impact_of(item.path) in impacts)
 
     @property
     def _record(self) -> VMRecord:
@@ -259,7 +249,7 @@ class ActionRun:
 
     def _write(self, record: VMRecord, *, or_before: bool = False) -> None:
         if record != self.record:
-            self._records.write(record, or_before=or_before)
+            self.records.write(record, or_before=or_before)
             self.record = record
 
 
@@ -282,7 +272,7 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
     "pause": BRING_UP,
     "resume": BRING_UP,
     "stop": (RECORD, STOP, VERIFY),
-    "update": (CHANGE, RECORD, ("leaving what it no longer uses", ActionRun.leave_links)),
+    "update": (CHANGE, RECORD, ("leaving what it no longer uses", ActionRun.change)),
     "restart": (("recording that it goes down", ActionRun.record_stopping), STOP, *BRING_UP),
     "delete": (
         RECORD,
@@ -327,16 +317,12 @@ def next_record(order: Order, found: VMRecord | None, *, tombstone: VMRecord | N
     # a start of the same again, such as Beat's, must not let a crash loop begin anew for ever
     same = action.verb == "start" and found.spec_digest == desired.spec_digest and not found.parked
     restarts = found.restarts if same else ()
-    attempt = _attempt(found, desired)
+    attempt = found.attempt  # what is known of bringing the VM to that spec, None when it was so before
+    if attempt is None or attempt.spec_digest != desired.spec_digest:
+        was_so = found.spec_digest == desired.spec_digest
+        attempt = None if was_so else Attempt(spec_digest=desired.spec_digest, count=0)
     wanted |= provenance_fields(order, found)
     return replace(found, **wanted, attempt=attempt, last_error=None, restarts=restarts, parked=False)
-
-
-def _attempt(found: VMRecord, desired: DesiredVM) -> Attempt | None:
-    """What is known of bringing the VM to `desired`; None when it was so before."""
-    if found.attempt is not None and found.attempt.spec_digest == desired.spec_digest:
-        return found.attempt
-    return None if found.spec_digest == desired.spec_digest else Attempt(spec_digest=desired.spec_digest, count=0)
 
 
 def provenance_fields(order: Order, found: VMRecord) -> dict[str, Any]:

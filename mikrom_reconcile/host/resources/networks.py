@@ -19,6 +19,7 @@ from functools import cache
 from hashlib import blake2b
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -43,12 +44,19 @@ Parts = frozenset[str]
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):
-    """One interface of a VM as its VMM opens it. `bandwidth_mbit` None: no limit."""
+    """One interface of a VM as its VMM opens it, and what its host makes for it. `bandwidth_mbit` None: no limit.
+
+    `wants` is what it wants of its bridge. The aliases are those of its tap and its bridge.
+    """
 
     name: str
     tap: str
     mac: str
     bandwidth_mbit: int | None
+    alias: str = ""
+    bridge: str = ""
+    bridge_alias: str = ""
+    wants: Parts = frozenset()
 
 
 class Networks:
@@ -57,20 +65,31 @@ class Networks:
     def __init__(self, state_dir: Path) -> None:
         self._locks = state_dir / "locks"
         self._owner = _hash(str(state_dir), 4)
+        self._prefix = f"mikrom:{self._owner}:"
         self._records = Records(state_dir)
         self._rules = Rules()
 
     def of(self, record: VMRecord) -> tuple[Interface, ...]:
         """The VM's interfaces in the order in which its guest sees them, whether their taps are there or not."""
-        return tuple(
-            Interface(
-                name=name,
-                tap=f"mk{_hash(f'{self._owner} {record.vm} {name}', 6)}",
-                mac=mac_of(record, name),
-                bandwidth_mbit=nic.rate_limiter.bandwidth_mbit,
-            )
-            for name, nic in sorted(record.spec.network_interfaces.items())
+        return tuple(self._interface(record, name, nic) for name, nic in sorted(record.spec.network_interfaces.items()))
+
+    def _interface(self, record: VMRecord, name: str, nic: NetworkInterface) -> Interface:
+        bridge = self.bridge_name(record, nic.network)
+        address = f"{nic.gateway}/{IPv4Network(nic.cidr).prefixlen}"
+        return Interface(
+            name=name,
+            tap=f"mk{_hash(f'{self._owner} {record.vm} {name}', 6)}",
+            mac=mac_of(record, name),
+            bandwidth_mbit=nic.rate_limiter.bandwidth_mbit,
+            alias=f"{self._prefix}vm={record.vm}:nic={name}",
+            bridge=bridge,
+            bridge_alias=f"{self._prefix}network={record.project}/{nic.network}",
+            wants=frozenset({address}) | (nat_of(bridge, nic.cidr) if nic.nat else frozenset()),
         )
+
+    def bridge_name(self, record: VMRecord, network: str) -> str:
+        """The name of the bridge of a network."""
+        return f"{PREFIX}{_hash(f'{self._owner} {record.project} {network}', 6)}"
 
     def prepare(self, record: VMRecord, *, give_up_at: float, only_mend: bool = False) -> None:
         """Make what is missing, and take away what nobody wants any more. Raises PermanentError when somebody else has
@@ -84,27 +103,40 @@ class Networks:
             for interface in self.of(record):
                 if only_mend and kernel.link(interface.tap) is None:
                     continue
-                nic = record.spec.network_interfaces[interface.name]
-                with self._bridge_lock(record.vm, self.bridge_name(record, nic.network), give_up_at):
-                    bridge = self._prepare_bridge(kernel, record, nic)
-                    changed_bridge = self._prepare_tap(kernel, record, interface, bridge)
-                if changed_bridge:
+                with self._bridge_lock(record.vm, interface.bridge, give_up_at):
+                    bridge = self._prepare_bridge(kernel, record, interface)
+                    tap = _device(kernel, record.vm, "tap", interface.tap, interface.alias, _make_tap)
+                    kernel.set_up(tap.index, alias=interface.alias, master=bridge.index)
+                if tap.master not in {0, bridge.index}:
                     self._remove_unused_bridges(kernel, record.vm, give_up_at)
 
-    def in_place(self, record: VMRecord) -> frozenset[str]:
+    def in_place(self, record: VMRecord) -> tuple[Interface, ...]:
         """The interfaces whose taps are there and ours. Raises OSError."""
         if not record.spec.network_interfaces:
-            return frozenset()
+            return ()
         with Netlink() as kernel:
-            return frozenset(
-                interface.name
-                for interface in self.of(record)
-                if (tap := kernel.link(interface.tap)) and tap.alias == self._alias(record, interface)
-            )
+            taps = ((interface, kernel.link(interface.tap)) for interface in self.of(record))
+            return tuple(interface for interface, tap in taps if tap and tap.alias == interface.alias)
 
     def look(self, but: str = "") -> LinkLook:
-        """One look at all bridges; what the record of the VM `but` says of it counts for nothing."""
-        return _Look(self, but).drift_of
+        """One look at all bridges, however many VMs; what the record of the VM `but` says of it counts for nothing."""
+        bridge_of = cache(self._find_bridge)
+        unwanted_of = cache(lambda name: self._unwanted(bridge_of(name).parts, name, but))
+
+        def drift_of(record: VMRecord) -> tuple[Drift, ...]:
+            drift: list[Drift] = []
+            with Netlink() as kernel:
+                for interface in self.of(record):
+                    tap, bridge = kernel.link(interface.tap), bridge_of(interface.bridge)
+                    if tap is None:
+                        continue  # the VMM has lost it, and its driver says so
+                    unwanted = bridge.parts - self._wanted_by(record, interface.bridge)
+                    if unwanted:
+                        unwanted &= unwanted_of(interface.bridge)
+                    drift += _drift(interface, tap, bridge, unwanted)
+            return tuple(drift)
+
+        return drift_of
 
     def remove(self, record: VMRecord, *, give_up_at: float) -> None:
         """Remove the VM's taps, those of earlier specs too, and what of bridges nobody uses any more."""
@@ -112,11 +144,11 @@ class Networks:
             return
         prefix = f"{self._prefix}vm={record.vm}:"
         with Netlink() as kernel:
-            self._remove_taps(kernel, record.vm, lambda link: link.alias.startswith(prefix), give_up_at)
-            for nic in record.spec.network_interfaces.values():
-                name = self.bridge_name(record, nic.network)
-                with self._bridge_lock(record.vm, name, give_up_at):
-                    if (bridge := kernel.link(name)) and bridge.alias.startswith(self._prefix):
+            self._remove_taps(kernel, record.vm, lambda tap: tap.alias.startswith(prefix), give_up_at)
+            for interface in self.of(record):
+                with self._bridge_lock(record.vm, interface.bridge, give_up_at):
+                    bridge = kernel.link(interface.bridge)
+                    if bridge is not None and bridge.alias.startswith(self._prefix):
                         self._set_parts(kernel, record.vm, bridge, frozenset())
 
     def sweep(self, *, give_up_at: float) -> tuple[str, ...]:
@@ -126,12 +158,13 @@ class Networks:
         with Netlink() as kernel:
             return self._remove_taps(kernel, "", self._is_left, give_up_at)
 
-    def _is_left(self, link: Link) -> bool:
-        """Whether a tap is one of ours that no record wants: a VM is recorded before its taps are made."""
-        vm = self._vm_of(link)
+    def _is_left(self, tap: Link) -> bool:
+        """Whether no record wants a tap of ours: a VM is recorded before its taps are made."""
+        vm = self._vm_of(tap)
         found = self._records.read(vm) if vm else None
-        wanted = not isinstance(found, VMRecord) or link.alias in {self._alias(found, nic) for nic in self.of(found)}
-        return bool(vm) and (found is None or not wanted)
+        if isinstance(found, VMRecord):
+            return tap.alias not in {interface.alias for interface in self.of(found)}
+        return bool(vm) and found is None
 
     def _remove_taps(
         self, kernel: Netlink, vm: str, which: Callable[[Link], bool], give_up_at: float
@@ -148,17 +181,6 @@ class Networks:
         """Whose tap it is, "" if it is none of ours."""
         prefix = f"{self._prefix}vm="
         return link.alias.removeprefix(prefix).partition(":")[0] if link.alias.startswith(prefix) else ""
-
-    @property
-    def _prefix(self) -> str:
-        return f"mikrom:{self._owner}:"
-
-    def _alias(self, record: VMRecord, interface: Interface) -> str:
-        return f"{self._prefix}vm={record.vm}:nic={interface.name}"
-
-    def bridge_name(self, record: VMRecord, network: str) -> str:
-        """The name of the bridge of a network."""
-        return f"{PREFIX}{_hash(f'{self._owner} {record.project} {network}', 6)}"
 
     def _made_any(self) -> bool:
         """Whether this host ever made a bridge: if not, nobody has to look through all its devices."""
@@ -177,39 +199,35 @@ class Networks:
         finally:
             locks.give_back(lock)
 
-    def _prepare_bridge(self, kernel: Netlink, record: VMRecord, nic: NetworkInterface) -> Link:
-        name, alias = self.bridge_name(record, nic.network), f"{self._prefix}network={record.project}/{nic.network}"
-        own = self.wanted_by(record, name)
+    def _prepare_bridge(self, kernel: Netlink, record: VMRecord, interface: Interface) -> Link:
+        name, alias = interface.bridge, interface.bridge_alias
+        own = self._wanted_by(record, name)
         in_subnet = {link.name: link for link in kernel.in_subnets_of(filter(_is_address, own))}
         for link in in_subnet.values():
             if name not in in_subnet and not link.alias.startswith(self._prefix):
-                raise _taken(record, f"the subnet of network {nic.network}, with device {link.name},", link)
-        bridge = _device(kernel, record, f"bridge {name}", name, alias, kernel.add_bridge)
+                network = record.spec.network_interfaces[interface.name].network
+                raise _taken(record.vm, f"the subnet of network {network}, with device {link.name},", link)
+        bridge = _device(kernel, record.vm, "bridge", name, alias, kernel.add_bridge)
         self._set_parts(kernel, record.vm, bridge, own)
         if not bridge.up or bridge.alias != alias:
             kernel.set_up(bridge.index, alias=alias)
         return bridge
 
-    def _prepare_tap(self, kernel: Netlink, record: VMRecord, interface: Interface, bridge: Link) -> bool:
-        """Make the tap and put it on the bridge; whether it was on another one."""
-        alias = self._alias(record, interface)
-        tap = _device(kernel, record, f"tap {interface.tap}", interface.tap, alias, _make_tap)
-        kernel.set_up(tap.index, alias=alias, master=bridge.index)
-        return tap.master not in {0, bridge.index}
+    def _find_bridge(self, name: str) -> _Bridge:
+        with Netlink() as kernel:
+            link = kernel.link(name)
+            return self._bridge_of(kernel, link) if link else _Bridge()
 
-    def parts_of(self, kernel: Netlink, bridge: Link) -> tuple[Parts, bool]:
-        """What the bridge has, and whether its rules can be seen."""
-        rules = self._rules.of(bridge.name)
-        return kernel.addresses().get(bridge.index, frozenset()) | (rules or frozenset()), rules is not None
+    def _bridge_of(self, kernel: Netlink, link: Link) -> _Bridge:
+        rules, addresses = self._rules.of(link.name), kernel.addresses().get(link.index, frozenset())
+        return _Bridge(link, addresses | (rules or frozenset()), rules is not None)
 
-    def wanted_by(self, record: VMRecord, bridge: str) -> Parts:
+    def _wanted_by(self, record: VMRecord, bridge: str) -> Parts:
         """What one VM wants of a bridge."""
-        nics = record.spec.network_interfaces.values()
-        return frozenset[str]().union(
-            *(_parts(nic, bridge) for nic in nics if self.bridge_name(record, nic.network) == bridge)
-        )
+        own = (interface.wants for interface in self.of(record) if interface.bridge == bridge)
+        return frozenset[str]().union(*own)
 
-    def unwanted(self, parts: Parts, bridge: str, but: str) -> Parts:
+    def _unwanted(self, parts: Parts, bridge: str, but: str) -> Parts:
         """Those of the parts that no VM wants which is to be up, `but` one; none while a record cannot be read."""
         names = self._records.names()
         # the VMs after it first: while all of a fleet change, those still want what it has left
@@ -220,13 +238,13 @@ class Networks:
             if isinstance(found, UnreadableRecord):
                 return frozenset()  # its VM may want anything
             if found is not None and found.state in WANTS_VMM:
-                parts -= self.wanted_by(found, bridge)
+                parts -= self._wanted_by(found, bridge)
         return parts
 
     def _set_parts(self, kernel: Netlink, vm: str, bridge: Link, own: Parts) -> None:
         """Give a bridge what the VM wants of it, and leave it what others want."""
-        found, _ = self.parts_of(kernel, bridge)
-        unwanted = self.unwanted(found - own, bridge.name, vm)
+        found = self._bridge_of(kernel, bridge).parts
+        unwanted = self._unwanted(found - own, bridge.name, vm)
         wanted = own | (found - unwanted)
         if wanted == found:
             return
@@ -241,8 +259,7 @@ class Networks:
         """Remove our bridges that have no taps. Looks again under each one's lock."""
         for name in self._unused_bridges(kernel):
             with self._bridge_lock(vm, name, give_up_at):
-                bridge = self._unused_bridges(kernel).get(name)
-                if bridge is not None:
+                if bridge := self._unused_bridges(kernel).get(name):
                     if self._rules.of(name):
                         self._rules.replace(vm, name, ())
                     kernel.delete(bridge.index)
@@ -253,91 +270,59 @@ class Networks:
         return {link.name: link for link in links if link.alias.startswith(prefix) and link.index not in used}
 
 
-class _Look:
-    """Compares links with records; what is asked only once, however many VMs are looked at, is kept."""
+class _Bridge(NamedTuple):
+    """A bridge as it is found; `link` None: it is not there."""
 
-    def __init__(self, networks: Networks, but: str) -> None:
-        self._networks = networks
-        self._but = but
-        self._found = cache(self._find)
-        self._unwanted = cache(self._find_unwanted)
-
-    def drift_of(self, record: VMRecord) -> tuple[Drift, ...]:
-        """Where the VM's bridges and taps are other than they are to be. Raises OSError."""
-        with Netlink() as kernel:
-            return tuple(
-                drift
-                for interface in self._networks.of(record)
-                if (tap := kernel.link(interface.tap))  # one that is gone is the VMM's loss, and its driver's to report
-                for drift in self._of_interface(record, interface.name, tap)
-            )
-
-    def _of_interface(self, record: VMRecord, name: str, tap: Link) -> Iterator[Drift]:
-        nic = record.spec.network_interfaces[name]
-        bridge = self._networks.bridge_name(record, nic.network)
-        link, found, rules_seen = self._found(bridge)
-        wanted, path = _parts(nic, bridge), f"network_interfaces.{name}"
-        missing, unwanted = wanted - found, found - self._networks.wanted_by(record, bridge)
-        if unwanted:
-            unwanted &= self._unwanted(bridge)
-        if actual := _trouble(tap, link) or _addresses(missing | unwanted, found):
-            yield Drift(path=f"{path}.bridge", recorded=next(filter(_is_address, wanted)), actual=actual)
-        if rules_seen and not all(map(_is_address, missing)):
-            yield Drift(path=f"{path}.nat", recorded=True, actual=False)
-        elif not all(map(_is_address, unwanted)):
-            yield Drift(path=f"{path}.nat", recorded=nic.nat, actual="other rules" if nic.nat else True)
-
-    def _find(self, bridge: str) -> tuple[Link | None, Parts, bool]:
-        with Netlink() as kernel:
-            link = kernel.link(bridge)
-            return (link, *self._networks.parts_of(kernel, link)) if link else (None, frozenset(), True)
-
-    def _find_unwanted(self, bridge: str) -> Parts:
-        return self._networks.unwanted(self._found(bridge)[1], bridge, self._but)
+    link: Link | None = None
+    parts: Parts = frozenset()
+    rules_seen: bool = True
 
 
-def _parts(nic: NetworkInterface, bridge: str) -> Parts:
-    """What an interface wants of its bridge."""
-    address = f"{nic.gateway}/{IPv4Network(nic.cidr).prefixlen}"
-    return frozenset({address}) | (nat_of(bridge, nic.cidr) if nic.nat else frozenset())
+def _drift(interface: Interface, tap: Link, bridge: _Bridge, unwanted: Parts) -> Iterator[Drift]:
+    """Where an interface's bridge and tap are other than they are to be."""
+    path, missing = f"network_interfaces.{interface.name}", interface.wants - bridge.parts
+    wants_nat = not all(map(_is_address, interface.wants))
+    if actual := _trouble(tap, bridge, missing | unwanted):
+        yield Drift(path=f"{path}.bridge", recorded=next(filter(_is_address, interface.wants)), actual=actual)
+    if bridge.rules_seen and not all(map(_is_address, missing)):
+        yield Drift(path=f"{path}.nat", recorded=True, actual=False)
+    elif not all(map(_is_address, unwanted)):
+        yield Drift(path=f"{path}.nat", recorded=wants_nat, actual="other rules" if wants_nat else True)
+
+
+def _trouble(tap: Link, bridge: _Bridge, wrong: Parts) -> str:
+    """What is wrong with the devices, "" if nothing is. `wrong`: parts that the bridge lacks or has too many."""
+    if bridge.link is None:
+        return "gone"
+    if not bridge.link.up:
+        return "down"
+    if not (tap.up and tap.master == bridge.link.index):
+        return "without its tap"
+    if not any(map(_is_address, wrong)):
+        return ""
+    return " ".join(sorted(filter(_is_address, bridge.parts))) or "without an address"
 
 
 def _is_address(part: str) -> bool:
     return " " not in part
 
 
-def _trouble(tap: Link, bridge: Link | None) -> str:
-    """What is wrong with the devices, "" if nothing is."""
-    if bridge is None:
-        return "gone"
-    if not bridge.up:
-        return "down"
-    return "" if tap.up and tap.master == bridge.index else "without its tap"
-
-
-def _addresses(wrong: Parts, found: Parts) -> str:
-    """The addresses that a bridge has, if some of them are wrong or missing; "" if they are as they should be."""
-    if not any(map(_is_address, wrong)):
-        return ""
-    return " ".join(sorted(filter(_is_address, found))) or "without an address"
-
-
-def _device(kernel: Netlink, record: VMRecord, what: str, name: str, alias: str, make: Callable[[str], None]) -> Link:
+def _device(kernel: Netlink, vm: str, kind: str, name: str, alias: str, make: Callable[[str], None]) -> Link:
     """The device, made if it is not there. One without an alias is ours: its maker was killed before it had one."""
     found = kernel.link(name)
     if found is None:
         make(name)
         found = kernel.link(name)
     elif found.alias not in {"", alias}:
-        raise _taken(record, what, found)
+        raise _taken(vm, f"{kind} {name}", found)
     if found is None:
-        raise TemporaryError(f"{what} vanished as soon as it was made", vm=record.vm, step=_STEP)
+        raise TemporaryError(f"{kind} {name} vanished as soon as it was made", vm=vm, step=_STEP)
     return found
 
 
-def _taken(record: VMRecord, what: str, found: Link) -> PermanentError:
+def _taken(vm: str, what: str, found: Link) -> PermanentError:
     message = f"{what} is somebody else's (alias {found.alias!r}): remove it, or rename what it belongs to"
-    return PermanentError(message, vm=record.vm, step=_STEP)
+    return PermanentError(message, vm=vm, step=_STEP)
 
 
 def mac_of(record: VMRecord, name: str) -> str:

@@ -9,7 +9,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import Disk, Disks
 from mikrom_reconcile.host.resources.download import FetchError
 from mikrom_reconcile.host.resources.images import ImageCache
@@ -46,7 +46,7 @@ class ResourceProvisioner:
         state_dir = state_dir.resolve()
         self._images = ImageCache(state_dir, folders=folders, max_mib=max_mib)
         self._disks = Disks(state_dir)
-        self._networks = Networks(state_dir)
+        self.networks = Networks(state_dir)
         self._secrets = secrets or Secrets()
 
     def prepare(self, record: VMRecord, *, give_up_at: float) -> VMResources:
@@ -60,13 +60,13 @@ class ResourceProvisioner:
             rootfs = self._fetched(record.vm, boot.rootfs, "root disk's image", give_up_at) if boot.rootfs else None
         metadata = self.metadata_of(record)
         self._disks.prepare(record, rootfs)
-        self._networks.prepare(record, give_up_at=give_up_at)
+        self.networks.prepare(record, give_up_at=give_up_at)
         return VMResources(
             kernel=kernel,
             initrd=initrd,
             boot_args=boot_args_of(record),
             disks=self._disks.of(record, rootfs),
-            interfaces=self._networks.of(record),
+            interfaces=self.networks.of(record),
             metadata=metadata,
         )
 
@@ -82,23 +82,10 @@ class ResourceProvisioner:
         rootfs = record.spec.boot and record.spec.boot.rootfs
         return self._disks.of(record, self._images.path_of(rootfs) if rootfs else None)
 
-    def interfaces_of(self, record: VMRecord) -> tuple[Interface, ...]:
-        """The VM's interfaces whose taps are there."""
-        good = self._networks.in_place(record)
-        return tuple(interface for interface in self._networks.of(record) if interface.name in good)
-
-    def mend_links(self, record: VMRecord, *, give_up_at: float) -> None:
-        """Bring taps, bridges and rules to what the record says."""
-        self._networks.prepare(record, give_up_at=give_up_at, only_mend=True)
-
-    def link_look(self, but: str) -> LinkLook:
-        """A look at taps, bridges and rules."""
-        return self._networks.look(but)
-
     def remove(self, record: VMRecord, *, give_up_at: float) -> None:
         """Remove what was made for this VM alone, but the drives that are to be retained."""
         self._disks.remove(record)
-        self._networks.remove(record, give_up_at=give_up_at)
+        self.networks.remove(record, give_up_at=give_up_at)
 
     def _fetched(self, vm: str, file: PinnedFile, what: str, give_up_at: float) -> Path:
         try:

@@ -17,7 +17,7 @@ from mikrom_reconcile.host.ports import Driver
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.garbage_collection import GarbageCollector
 from mikrom_reconcile.host.resources.images import ImageCache
-from mikrom_reconcile.host.supervise import Supervisor, Tell, nobody
+from mikrom_reconcile.host.supervise import Supervisor, Tell
 from mikrom_reconcile.limits import SUPERVISION
 from mikrom_reconcile.system.clock import Clock
 
@@ -50,7 +50,7 @@ class HostAgent:
         self._garbage = GarbageCollector(name, self._images, records)
         self._supervisor: Supervisor | None = None
 
-    def supervise(self, *, rescan_s: float = SUPERVISION.rescan_s, on_outcome: Tell = nobody) -> None:
+    def supervise(self, *, rescan_s: float = SUPERVISION.rescan_s, on_outcome: Tell | None = None) -> None:
         """Bring back VMMs that die, by their restart policies, until `stop_supervision` or the end of the process."""
         if self._supervisor is None:
             self._supervisor = Supervisor(

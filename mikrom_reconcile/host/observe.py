@@ -107,10 +107,6 @@ class Observer:
             attempts=attempts,
         )
 
-    def row(self, record: VMRecord) -> ObservedVM:
-        """The VM of `record` as it is now. Raises an ActionError where this process cannot look."""
-        return row_of(record, self._driver.observe(record), self._host, self._driver.links())
-
     def _looks(self, records: Sequence[VMRecord], until: float) -> Iterator[tuple[ObservedVM, float]]:
         """Each VM, and how long its VMM has lived, as they answer; those that have not by `until` as unreadable."""
         if not records:

@@ -42,10 +42,6 @@ Tell = Callable[[str, ActionOutcome], None]
 log = logging.getLogger(__name__)
 
 
-def nobody(project: str, outcome: ActionOutcome) -> None:
-    """The `on_outcome` of a host whose history nobody keeps."""
-
-
 class CheckResult(NamedTuple):
     """A descriptor to await, or the seconds until the next check (0: now), or neither.
 
@@ -64,7 +60,7 @@ class Supervisor:
 
     def __init__(
         self, host: str, *, driver: Driver, records: Records, clock: Clock, on_rescan: Callable[[], None],
-        rescan_s: float = SUPERVISION.rescan_s, on_outcome: Tell = nobody,
+        rescan_s: float = SUPERVISION.rescan_s, on_outcome: Tell | None = None,
     ) -> None:  # fmt: skip
         self._host = host
         self._driver = driver
@@ -244,7 +240,8 @@ class Supervisor:
             fleet=record.fleet,
             reasons=(f"it was {phase}",),
         )
-        self._on_outcome(record.project, outcome)
+        if self._on_outcome is not None:
+            self._on_outcome(record.project, outcome)
 
     def _fields(self, vm: str = "") -> dict[str, object]:
         return {"vm": vm, "host": self._host, "step": "supervising"}

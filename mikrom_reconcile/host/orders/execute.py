@@ -24,7 +24,7 @@ from mikrom_reconcile.core.model.errors import (
 )
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
-from mikrom_reconcile.host.observe import Observer, capacity, unreadable_row
+from mikrom_reconcile.host.observe import capacity, row_of, unreadable_row
 from mikrom_reconcile.host.orders.preconditions import Ending, check, rejection_of
 from mikrom_reconcile.host.orders.reservations import Reservations
 from mikrom_reconcile.host.orders.steps import ActionRun, log_fields
@@ -66,7 +66,6 @@ class Executor:
         self._reservations = Reservations(
             mem_size_mib=capacity().mem_size_mib, need_mib=driver.memory_mib, records=records, clock=clock
         )
-        self._observer = Observer(host, driver=driver, records=records)
         self._sweeping = threading.Lock()
         self._swept = False
 
@@ -190,7 +189,7 @@ class Executor:
         if isinstance(found, UnreadableRecord):
             return unreadable_row(found, self._host, self._clock.now())
         with suppress(ActionError):  # what happened to the order is worth more than a look that failed
-            return None if found is None else self._observer.row(found)
+            return row_of(found, self._driver.observe(found), self._host, self._driver.links()) if found else None
         return None
 
 

@@ -109,16 +109,16 @@ class ImageCache:
 
     def sweep(self, used: frozenset[str], *, kept_s: float = IMAGES.kept_s) -> tuple[str, ...]:
         """Remove what nobody wanted for `kept_s`; the names. What the digests `used` name is wanted now."""
-        removed = []
+        removed, oldest_s = [], time.time() - kept_s
         for name, _, last_used_s in self.cached():
             digest, path = name.removesuffix(".part"), self._cache / name
             if digest in used:
                 _used(path)
-            elif _is_older(last_used_s, kept_s) and self._remove(path, digest, kept_s):
+            elif last_used_s <= oldest_s and self._remove(path, digest, oldest_s):
                 removed.append(name)
         return tuple(removed)
 
-    def _remove(self, path: Path, digest: str, kept_s: float) -> bool:
+    def _remove(self, path: Path, digest: str, oldest_s: float) -> bool:
         """Remove it, unless it is being fetched, or was wanted since the look that found it old."""
         lock_path = self._lock_of(digest)
         lock = locks.open_taken(lock_path)
@@ -126,7 +126,7 @@ class ImageCache:
             return False
         try:
             with suppress(FileNotFoundError):
-                if _is_older(path.stat().st_mtime, kept_s):
+                if path.stat().st_mtime <= oldest_s:
                     path.unlink()
                     return True
             return False
@@ -199,10 +199,6 @@ def _digest_of(path: Path) -> str:
             digest.update(piece)
             time.sleep(0)  # lets other greenlets run
     return digest.hexdigest()
-
-
-def _is_older(last_used_s: float, kept_s: float) -> bool:
-    return time.time() - last_used_s >= kept_s
 
 
 def _used(path: Path) -> bool:

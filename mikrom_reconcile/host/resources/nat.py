@@ -18,8 +18,6 @@ PREFIX = "mkb"
 HOOK = "type nat hook postrouting priority srcnat; policy accept;"
 """The line without which the others do nothing."""
 
-_NFT = "nft"
-
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _PRIORITY = re.compile(r"priority [^;]+;")  # versions of nft differ in how they write it
 _TABLE = re.compile(rf"^table ip ({PREFIX}\w+) {{\n(.*?)^}}", re.MULTILINE | re.DOTALL)
@@ -27,7 +25,7 @@ _STEP = "making its links"
 
 
 def nat_of(bridge: str, cidr: str) -> frozenset[str]:
-    """The lines by which what leaves the network leaves under the host's own address."""
+    """The lines by which packets leave the network under the host's own address."""
     return frozenset({HOOK, f'ip saddr {cidr} oifname != "{bridge}" masquerade'})
 
 
@@ -52,7 +50,7 @@ class Rules:
         """Have the bridge's table say just this. Raises PermanentError, TemporaryError."""
         body = "\n".join(sorted(lines, key=lambda line: (line != HOOK, line)))
         table = f"table ip {bridge} {{\nchain postrouting {{\n{body}\n}}\n}}\n" if body else ""
-        _nft(vm, f"table ip {bridge} {{}}\ndelete table ip {bridge}\n{table}")
+        _change(vm, f"table ip {bridge} {{}}\ndelete table ip {bridge}\n{table}")
         try:
             if table and not _forwards():
                 _FORWARD.write_text("1")
@@ -66,13 +64,12 @@ def _forwards() -> bool:
 
 
 def _tables() -> dict[str, frozenset[str]] | None:
-    """The lines of each table of ours; None where nft cannot tell."""
+    """The lines of each table of ours; None where nft cannot say."""
     try:
-        done = subprocess.run((_NFT, "list", "ruleset", "ip"), capture_output=True, timeout=NETWORKS.nft_s, check=False)
+        done = _nft("list", "ruleset", "ip")
     except (OSError, subprocess.TimeoutExpired):
         return None
-    text = done.stdout.decode(errors="replace")
-    return None if done.returncode else {name: _lines(body) for name, body in _TABLE.findall(text)}
+    return None if done.returncode else {name: _lines(body) for name, body in _TABLE.findall(done.stdout)}
 
 
 def _lines(body: str) -> frozenset[str]:
@@ -80,11 +77,16 @@ def _lines(body: str) -> frozenset[str]:
     return frozenset(line for line in lines if line and not line.endswith(("{", "}")))
 
 
-def _nft(vm: str, script: str) -> None:
+def _nft(*words: str, script: str = "") -> subprocess.CompletedProcess[str]:
+    command, timeout_s = ("nft", *words), NETWORKS.nft_s
+    return subprocess.run(
+        command, input=script, text=True, errors="replace", capture_output=True, timeout=timeout_s, check=False
+    )
+
+
+def _change(vm: str, script: str) -> None:
     try:
-        done = subprocess.run(
-            (_NFT, "-f", "-"), input=script, text=True, capture_output=True, timeout=NETWORKS.nft_s, check=False
-        )
+        done = _nft("-f", "-", script=script)
     except FileNotFoundError:
         message = "nat needs the program nft: install nftables, or leave nat out of the network"
         raise PermanentError(message, vm=vm, step=_STEP) from None

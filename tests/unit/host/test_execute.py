@@ -6,6 +6,7 @@ import pytest
 
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.agent import HostAgent
+from mikrom_reconcile.host.observe import row_of
 from mikrom_reconcile.limits import ORDERS
 from tests.fakes import BIGGER, HOST, desired_vm, order
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
@@ -21,7 +22,7 @@ def test_create_records_boots_verifies_and_reports_what_it_saw(host: Host) -> No
     assert (record.attempt, record.last_error) == (None, None)
     assert outcome.observed is not None
     assert (outcome.observed.phase, outcome.observed.uid) == ("running", record.uid)
-    assert outcome.observed == host.agent._observer.row(record)
+    assert outcome.observed == row_of(record, host.driver.observe(record), HOST)
 
 
 def test_create_of_a_stopped_vm_boots_nothing(host: Host) -> None:

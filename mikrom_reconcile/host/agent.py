@@ -70,7 +70,7 @@ class HostAgent:
             self._supervisor.stop()
 
     def stop_all(self) -> None:
-        """Stop all that runs here, since it may run elsewhere by now; what is to be up here is for runs to say.
+        """Stop all VMs of this host, since they may run elsewhere by now; the next run says what is to be up here.
 
         Raises MikromError while something may still run.
         """

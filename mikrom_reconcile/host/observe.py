@@ -134,7 +134,7 @@ class Observer:
             yield self._unseen(record, why), 0.0
 
     def _look(self, record: VMRecord, *, links: LinkLook, give_up_at: float) -> tuple[ObservedVM, float]:
-        """The VM as it is now; `unreadable` with the reason if this process cannot look at it: the others count on."""
+        """The VM as it is now, or `unreadable` with the reason: one that cannot be observed hides no other."""
         try:
             facts = self._driver.observe(record)
             row = row_of(record, facts, self._host, links)
@@ -161,7 +161,7 @@ def no_links(_record: VMRecord) -> tuple[Drift, ...]:
 
 
 def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkLook = no_links) -> ObservedVM:
-    """What `host` says of a VM from its record, from what was proven of its VMM and from what it made beside it."""
+    """The row of a VM: its record, what was proven of its VMM, and where its links differ."""
     if not facts.interfaces:
         links = no_links
     return ObservedVM(
@@ -192,7 +192,7 @@ def _damage_of(record: VMRecord) -> tuple[Drift, ...]:
 
 
 def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
-    """Where a VMM differs from the spec that it should run; what it cannot be asked for does not differ."""
+    """Where a VMM differs from the spec that it should run. What it cannot be asked does not differ."""
     compared: list[_Compared] = []
     if facts.machine is not None and facts.machine != spec.machine:
         compared += (
@@ -227,10 +227,7 @@ def disks_of(spec: VMSpec) -> frozenset[str]:
 
 
 def unreadable_row(found: UnreadableRecord, host: str, now: datetime) -> ObservedVM:
-    """A VM whose record is there and cannot be read: its name, phase `unreadable` and the reason in `last_error`.
-
-    It belongs to no project, because nobody can say to which. Everything else in the row means nothing.
-    """
+    """A VM whose record cannot be read: its name, and the reason in `last_error`. The rest of the row means nothing."""
     return ObservedVM(
         name=found.vm,
         uid="",

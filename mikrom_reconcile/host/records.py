@@ -93,7 +93,7 @@ class Records:
     def read(self, vm: str) -> VMRecord | UnreadableRecord | None:
         """The VM's record, why it cannot be read, or None when there is none.
 
-        One that was deleted or damaged behind our back is read from its copy, and says so.
+        One that somebody deleted or damaged is read from its copy, and says so in `damage`.
         """
         found = _read(self._records, vm)
         if isinstance(found, VMRecord):
@@ -134,7 +134,7 @@ class Records:
             raise TemporaryError(message, vm=vm, step="writing its record") from error
 
     def _keep_copy(self, record: VMRecord) -> None:
-        """Nobody waits for it, and an old one is worse than none."""
+        """Not durable, so that nobody waits for it. An old copy is worse than none."""
         try:
             self._copies.write(record.vm, record)
         except OSError:
@@ -180,7 +180,7 @@ class Records:
         return found
 
     def _make_room_to_remove(self, record: VMRecord) -> None:
-        """A folder needs room: those that a removal needs are made while there is some."""
+        """Make the folders that a removal needs while the disk has room."""
         make_folder(self._tombstones.folder)
         if record.addresses:
             make_folder(self._released / checked_name(record.project))
@@ -224,7 +224,7 @@ class Records:
             raise TemporaryError(message, vm=vm, step="noting the attempt") from error
 
     def attempt(self, vm: str) -> Attempt | None:
-        """The attempt to make this VM, which has no record. One that cannot be read is as if it had not been."""
+        """The attempt to make this VM, which has no record. One that cannot be read does not count."""
         with suppress(OddFileError):
             return self._attempts.read(vm)
         return None

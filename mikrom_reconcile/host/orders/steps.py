@@ -106,7 +106,7 @@ class ActionRun:
         self._write(replace(record, state="stopped", last_error=None, **provenance_fields(self.order, record)))
 
     def record_order(self) -> None:
-        """Write down what the VM is to be from now on."""
+        """Record what the VM is to be from now on."""
         self._write(self.ordered)
         if self.ordered.state not in WANTS_VMM:
             self.reservations.release(self.ordered.vm)
@@ -117,7 +117,7 @@ class ActionRun:
         self.driver.stop(self._record, grace_s=min(ORDERS.shutdown_grace_s, self.remaining_s("stopping") / 2))
 
     def stop_best_effort(self) -> None:
-        """A guest that cannot be stopped in order is killed when its driver removes it."""
+        """As `stop`, or go on: a guest that cannot be stopped is killed when its driver removes it."""
         try:
             self.stop()
         except ActionError as error:
@@ -131,23 +131,23 @@ class ActionRun:
             self.driver.start(record, deadline_s=self.remaining_s("starting"))
 
     def pause(self) -> None:
-        """Let the guest stand still. One that was down boots first: what is paused is a guest, not a VMM."""
+        """Pause the guest. One that was down boots first: what is paused is a guest, not a VMM."""
         self.driver.pause(self._record, deadline_s=self.remaining_s("pausing"))
 
     def resume(self) -> None:
-        """Let the guest go on."""
+        """Resume the guest."""
         self.driver.resume(self._record, deadline_s=self.remaining_s("resuming"))
 
     def change(self) -> None:
         """Change what can be changed while it runs, and verify it.
 
-        Done once more when it is recorded: only then does what of bridges this VM alone had a use for go.
+        Repeated once the order is recorded: only then do addresses and rules go that this VM alone used.
         """
         ordered, before = self.ordered, self._record
         if ordered.state not in WANTS_VMM:
             return
         self._observe(ordered)
-        for _ in range(2):  # the second time for what others had a use for the first time
+        for _ in range(2):  # the second time for what others still used the first time
             if ordered.spec != before.spec or self._drift(WHILE_IT_RUNS):
                 self.driver.update(ordered, deadline_s=self.remaining_s("changing it while it runs"))
                 self._observe(ordered)
@@ -163,12 +163,12 @@ class ActionRun:
         self.driver.delete(self._record)
 
     def remove_record(self) -> None:
-        """Leave a tombstone in its place."""
+        """Turn the record into a tombstone."""
         self.records.remove(self._record)
         self.record = None
 
     def verify(self) -> None:
-        """Only what is observed counts as done, and only then are earlier failures forgotten."""
+        """Check that the VM is observed as ordered; only then are earlier failures cleared."""
         record = self._record
         row = self._observe(record)
         if not self._holds(record.state):
@@ -177,7 +177,7 @@ class ActionRun:
         self.forget_failures()
 
     def forget_failures(self) -> None:
-        """What is as ordered has no error and no attempts."""
+        """Clear the error and the attempts of a VM that is as ordered."""
         cleared = replace(self._record, attempt=None, last_error=None)
         if self.seen is not None:
             self._write(cleared, or_before=True)  # a power cut ends the VMM, too, and then they are not forgotten
@@ -186,7 +186,7 @@ class ActionRun:
     # ---- when a step failed -----------------------------------------------------------------------------------
 
     def clean_up(self) -> str:
-        """End the VMM that this run may have started, and say what came of it; "" where there is none."""
+        """End the VMM that this run may have started. Returns what became of it, "" where there is none."""
         if not self._may_have_started:
             return ""
         try:
@@ -199,7 +199,7 @@ class ActionRun:
     def note_failure(self, error: str, *, is_temporary: bool) -> None:
         """Keep the error in the record and count the attempt. Raises TemporaryError when it cannot be written.
 
-        Of an order that was refused before anything was done only the attempt is kept: what is there is as it was.
+        Of an order that was refused before anything was done only the attempt is recorded.
         """
         record, desired, vm = self.record, self.order.action.desired, self.order.action.vm
         if record is self.found and is_temporary:

@@ -48,7 +48,7 @@ class Disks:
         return (*self._root(record, rootfs_image), *(disk for disk, _ in self._drives(record)))
 
     def prepare(self, record: VMRecord, rootfs_image: Path | None) -> None:
-        """Make what is missing, let grow what is too small, and remove root disks of other images.
+        """Make missing disks, grow those that are too small, and remove root disks of other images.
 
         Raises TemporaryError when the disk of this host is too full, PermanentError where a drive would shrink.
         """
@@ -129,7 +129,7 @@ def _grow(path: Path, size: int) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Whole, or not there."""
+    """Copy the whole file, or leave nothing."""
     draft = target.with_name(f"{target.name}.new")
     try:
         with source.open("rb") as image, open(draft, "wb", opener=_open_own) as copy:

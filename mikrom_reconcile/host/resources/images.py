@@ -89,8 +89,9 @@ class ImageCache:
                 yield path.name, found.st_size, found.st_mtime
 
     def report(self, host: str, files: Iterable[PinnedFile], records: Records, *, deadline_s: float) -> Stock:
-        """What is cached, and by how many VMs used, once `files` were fetched; one that cannot be had keeps no other
-        away. Raises SetupError when the records cannot be listed.
+        """What is cached, and how many VMs use it, once `files` were fetched. One that fails stops no other.
+
+        Raises SetupError when the records cannot be listed.
         """
         give_up_at = time.monotonic() + deadline_s
         failed: dict[str, str] = {}
@@ -108,7 +109,7 @@ class ImageCache:
         return Stock(host=host, failed=failed, cached=cached)
 
     def sweep(self, used: frozenset[str], *, kept_s: float = IMAGES.kept_s) -> tuple[str, ...]:
-        """Remove what nobody wanted for `kept_s`; the names. What the digests `used` name is wanted now."""
+        """Remove files that nobody used for `kept_s`; their names. The digests `used` count as used now."""
         removed, oldest_s = [], time.time() - kept_s
         for name, _, last_used_s in self.cached():
             digest, path = name.removesuffix(".part"), self._cache / name
@@ -119,7 +120,7 @@ class ImageCache:
         return tuple(removed)
 
     def _remove(self, path: Path, digest: str, oldest_s: float) -> bool:
-        """Remove it, unless it is being fetched, or was wanted since the look that found it old."""
+        """Remove it, unless it is being fetched, or was used since it was found old."""
         lock_path = self._lock_of(digest)
         lock = locks.open_taken(lock_path)
         if lock is None:
@@ -202,7 +203,7 @@ def _digest_of(path: Path) -> str:
 
 
 def _used(path: Path) -> bool:
-    """Whether it is there; if so its time says that it was wanted now."""
+    """Whether it is there. Its time then says that it is used now."""
     try:
         os.utime(path)
     except FileNotFoundError:

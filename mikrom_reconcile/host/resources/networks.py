@@ -92,8 +92,8 @@ class Networks:
         return f"{PREFIX}{_hash(f'{self._owner} {record.project} {network}', 6)}"
 
     def prepare(self, record: VMRecord, *, give_up_at: float, only_mend: bool = False) -> None:
-        """Make what is missing, and take away what nobody wants any more. Raises PermanentError when somebody else has
-        a name, TemporaryError, OSError.
+        """Make missing links and remove unwanted ones. Raises PermanentError when somebody else has a name,
+        TemporaryError, OSError.
 
         With `only_mend` a tap that is gone stays so: the VMM that runs has lost it, and would not get a new one.
         """
@@ -119,7 +119,7 @@ class Networks:
             return tuple(interface for interface, tap in taps if tap and tap.alias == interface.alias)
 
     def look(self, but: str = "") -> LinkLook:
-        """One look at all bridges, however many VMs; what the record of the VM `but` says of it counts for nothing."""
+        """Compares links of VMs with their records, and asks about each bridge once. The VM `but` counts as gone."""
         bridge_of = cache(self._find_bridge)
         unwanted_of = cache(lambda name: self._unwanted(bridge_of(name).parts, name, but))
 
@@ -139,7 +139,7 @@ class Networks:
         return drift_of
 
     def remove(self, record: VMRecord, *, give_up_at: float) -> None:
-        """Remove the VM's taps, those of earlier specs too, and what of bridges nobody uses any more."""
+        """Remove the VM's taps, those of earlier specs too, and bridges or parts of them that nobody wants any more."""
         if not self._made_any():
             return
         prefix = f"{self._prefix}vm={record.vm}:"
@@ -242,7 +242,7 @@ class Networks:
         return parts
 
     def _set_parts(self, kernel: Netlink, vm: str, bridge: Link, own: Parts) -> None:
-        """Give a bridge what the VM wants of it, and leave it what others want."""
+        """Give a bridge the parts that the VM wants, and leave it those that others want."""
         found = self._bridge_of(kernel, bridge).parts
         unwanted = self._unwanted(found - own, bridge.name, vm)
         wanted = own | (found - unwanted)

@@ -13,10 +13,9 @@ from typing import Any, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
+from mikrom_reconcile.core.model.digests import canonical_json
 from mikrom_reconcile.core.model.plan import FieldChange, Impact
 from mikrom_reconcile.core.model.ready import ready
-
-_encode = msgspec.json.Encoder(order="deterministic").encode
 
 Observed = Literal["vmm", "host", "record"]
 """Who knows the real value: the VMM itself, the bridges and rules of its host, or only the VM's record."""
@@ -151,7 +150,7 @@ def field_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[FieldC
     same = {key for key in before if key in after and before[key] == after[key]}
     if len(same) == len(before) == len(after):
         return ()
-    return _named(*(_encode({key: side[key] for key in side if key not in same}) for side in (before, after)))
+    return _named(*(canonical_json({key: side[key] for key in side if key not in same}) for side in (before, after)))
 
 
 @lru_cache(maxsize=1024)

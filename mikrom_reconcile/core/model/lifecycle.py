@@ -38,7 +38,7 @@ WANTS_VMM: frozenset[State] = frozenset({"running", "paused"})
 """States that need a VMM."""
 
 HEALTHY: frozenset[Phase] = frozenset({"running", "paused"})
-"""Phases of a VM that is up: its VMM lives, is reached and was not told to stop."""
+"""Phases of a VM that is up: its VMM lives, can be reached and was not ordered to stop."""
 
 DEGRADED: frozenset[Phase] = frozenset({"booting", "unhealthy"})
 """Phases of a VM whose VMM is as it should be, and whose guest does not do yet, or any more, what its checks want."""

@@ -1,4 +1,4 @@
-"""A run: what is asked for, orders sent, outcomes told, and the report."""
+"""A run: what is asked for, orders, their outcomes, and the report."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Reading(msgspec.Struct, kw_only=True):
     whole: bool = True
 
     def is_full(self) -> bool:
-        """Whether there are more mistakes than anybody reads."""
+        """Whether there are more mistakes than are reported."""
         return len(self.problems) + len(self.diagnostics) > SPECS.max_problems
 
 
@@ -53,21 +53,21 @@ def raise_for(found: Collection[Diagnostic], tree: SourceTree) -> None:
 
 
 def dedupe_by_position(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ...]:
-    """Sorted by place; of several at one place, the one that points deepest into the document stays. No more than
-    anybody reads.
+    """Sorted by place; of several at one place, the one that points deepest into the document stays. At most
+    SPECS.max_problems, and one that says so.
     """
     kept: dict[tuple[str, int, int], SpecProblem] = {}
     for problem in sorted(problems, key=lambda problem: -problem.pointer.count("/")):
         kept.setdefault((problem.path, problem.line, problem.column), problem)
-    told = [kept[key] for key in sorted(kept)]
-    if len(told) > SPECS.max_problems:
+    reported = [kept[key] for key in sorted(kept)]
+    if len(reported) > SPECS.max_problems:
         more = f"only the first {SPECS.max_problems} problems are told; this and others follow"
-        told[SPECS.max_problems :] = [msgspec.structs.replace(told[SPECS.max_problems], message=more, hint="")]
-    return tuple(told)
+        reported[SPECS.max_problems :] = [msgspec.structs.replace(reported[SPECS.max_problems], message=more, hint="")]
+    return tuple(reported)
 
 
 def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
-    """Everything in the tree, until more mistakes are found than anybody reads."""
+    """Everything in the tree, until there are more mistakes than are reported."""
     validators = Validators(schemas)
     reading = Reading()
     for file in tree.files:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from typing import Any
 
 from mikrom_reconcile.limits import SPECS
 
@@ -77,18 +78,12 @@ def _matching(term: str, names: frozenset[str], groups: Mapping[str, frozenset[s
     return found.union(*inside) if found or inside else None
 
 
-def _tests(term: str) -> list[Callable[[str], bool]]:
-    if term.startswith("~"):
-        try:
-            expression = re.compile(term[1:])
-        except (re.error, OverflowError, RecursionError) as error:
-            raise PatternError(f"{term!r} is not a regular expression: {error}") from None
-        return [lambda name: expression.match(name) is not None]
-    return [_glob(part) for part in _ranged(term)]
-
-
-def _glob(part: str) -> Callable[[str], bool]:
-    return lambda name: fnmatchcase(name, part)
+def _tests(term: str) -> list[Callable[[str], Any]]:
+    expressions = [term[1:]] if term.startswith("~") else map(translate, _ranged(term))
+    try:
+        return [re.compile(expression).match for expression in expressions]
+    except (re.error, OverflowError, RecursionError) as error:
+        raise PatternError(f"{term!r} is not a regular expression: {error}") from None
 
 
 def _ranged(term: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What a JSON Schema validator finds, in the words of somebody who wrote the document: what, and what to write.
 
-One mistake, one complaint: a value that breaks several rules is complained of once.
+A value that breaks several rules is reported once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Validators:
         self.kinds = tuple(sorted(schemas))
 
     def mistakes(self, document: SpecDocument) -> Iterator[Diagnostic]:
-        """What is wrong with a document of a known kind. One complaint for each value."""
+        """What is wrong with a document of a known kind. Each value is reported once."""
         kind = document.kind
         if kind not in self._compiled:
             import jsonschema_rs  # noqa: PLC0415 - 27 ms that `get vms` need not pay
@@ -92,7 +92,7 @@ def _explained(errors: Iterable[Any], document: SpecDocument) -> Iterator[Diagno
 
 
 def _missing(where: str, found: Any, rules: Any) -> tuple[str, str]:
-    """Keys that are not there, unless they are misspelt: that is a complaint already."""
+    """Required keys that are missing. A misspelt one is reported as an unknown key already."""
     misspelt = {close for key in found if key not in rules["properties"] for close in _close(key, rules["required"])}
     keys = [key for key in rules["required"] if key not in found and key not in misspelt]
     if not keys:

@@ -2,7 +2,7 @@
 
 Slow, and the authority: what the quick parser of `yaml_text` answers must be what this one would. It builds on events
 instead of PyYAML's nodes, because composing those recurses in C (100,000 brackets end the process) and follows
-aliases before anybody can count them.
+aliases before they can be counted.
 """
 
 from __future__ import annotations
@@ -45,44 +45,38 @@ class _Unreadable(Exception):  # noqa: N818 - it never leaves this module
     """The rest of the document cannot be read."""
 
 
-class Reading(msgspec.Struct, kw_only=True):
-    """The documents of a text that are not empty, and every mistake. `whole`: it could be read to its end."""
-
+def read_nodes(lines: Lines, start: int, end: int) -> tuple[list[Node], list[SpecProblem], bool]:
+    """What a file says between two offsets: the documents that are not empty, every mistake, and whether it could be
+    read to its end. After a mistake of syntax the rest of it cannot be.
+    """
     roots: list[Node] = []
-    problems: list[SpecProblem] = []
-    whole: bool = True
-
-
-def read_nodes(lines: Lines, start: int, end: int) -> Reading:
-    """What a file says between two offsets. After a mistake of syntax the rest of it cannot be read."""
-    reading = Reading()
+    reader = _Reader(lines, start, end)
     try:
-        for root in _Reader(lines, start, end, reading.problems).roots():
+        for root in reader.roots():
             if root.value is not None:
-                reading.roots.append(root)
+                roots.append(root)  # noqa: PERF401 - those before a mistake of syntax count
     except _Unreadable:
-        reading.whole = False
+        return roots, reader.problems, False
     except yaml.MarkedYAMLError as error:
-        reading.problems.append(_of_syntax(lines, start, end, error))
-        reading.whole = False
-    return reading
+        return roots, [*reader.problems, _of_syntax(lines, start, end, error)], False
+    return roots, reader.problems, True
 
 
 class _Reader:
     """Turns events into nodes, collecting the mistakes that do not end the reading."""
 
-    def __init__(self, lines: Lines, start: int, end: int, problems: list[SpecProblem]) -> None:
+    def __init__(self, lines: Lines, start: int, end: int) -> None:
+        self.problems: list[SpecProblem] = []
         self._lines = lines
         self._start = start
         self._end = end
-        self._problems = problems
         self._loader = _LOADER(lines.text[start:end])
         self._anchors: dict[str, Node] = {}
         self._open: set[str] = set()
         self._count = 0
 
     def roots(self) -> Iterator[Node]:
-        """The root of each document. Raises _Unreadable once that is told."""
+        """The root of each document. Raises _Unreadable after it has reported why."""
         if found := _NOT_PRINTABLE.search(self._lines.text, self._start, self._end):
             self._give_up(found.start(), f"the character U+{ord(found[0]):04X} is not allowed in YAML")
         self._loader.get_event()
@@ -158,8 +152,10 @@ class _Reader:
                 for parts in self._mappings_in(value):
                     merged = parts | merged  # the earlier of two merged mappings wins
             elif isinstance(key.value, str):
-                self._add(own, key, value)
-            else:  # told at the mapping's own place: Jinja's {{ x }} is one mistake, not two
+                if key.value in own:
+                    self._twice(key.at, key.value, own[key.value][0], "remove one of the two")
+                own.setdefault(key.value, (key.at, value))
+            else:  # reported at the mapping's own place: Jinja's {{ x }} is one mistake, not two
                 hint = "write ${name} for a variable" if self._lines.text.startswith("{{", at) else ""
                 self._mistake(at, "a key must be a word, not a list or a mapping", hint)
         parts = merged | own if merged else own
@@ -176,12 +172,6 @@ class _Reader:
                 yield part.parts
             else:
                 self._mistake(part.at, "'<<' merges mappings only", "point it at a mapping")
-
-    def _add(self, own: dict[str, tuple[int, Node]], key: Node, value: Node) -> None:
-        if key.value in own:
-            self._twice(key.at, key.value, own[key.value][0], "remove one of the two")
-        else:
-            own[key.value] = (key.at, value)
 
     def _bare(self, word: str, at: int, *, key: bool) -> Any:
         if guess := ambiguous_as(word):
@@ -202,8 +192,8 @@ class _Reader:
         self._mistake(at, f"duplicate key {shown(key)}; it stands already on line {line}", hint)
 
     def _mistake(self, at: int, message: str, hint: str = "") -> None:
-        if len(self._problems) < SPECS.max_problems:
-            self._problems.append(self._lines.problem(at, message, hint))
+        if len(self.problems) < SPECS.max_problems:
+            self.problems.append(self._lines.problem(at, message, hint))
 
     def _give_up(self, at: int, message: str) -> NoReturn:
         self._mistake(at, message)
@@ -211,7 +201,7 @@ class _Reader:
 
 
 def _of_syntax(lines: Lines, start: int, end: int, error: yaml.MarkedYAMLError) -> SpecProblem:
-    """What the parser says, with a hint; what is never closed is told where it begins."""
+    """What the parser says, with a hint; what is never closed is reported where it begins."""
     problem, context = str(error.problem or ""), str(error.context or "")
     mark = error.problem_mark or error.context_mark
     at = start + (mark.index if mark else 0)

@@ -19,7 +19,7 @@ from mikrom_reconcile.core.parsing.yaml_words import SUSPECT, is_plain_text
 from mikrom_reconcile.limits import SPECS
 
 if TYPE_CHECKING:
-    from mikrom_reconcile.core.parsing.yaml_nodes import Node, Reading
+    from mikrom_reconcile.core.parsing.yaml_nodes import Node
 
 _MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
@@ -62,12 +62,12 @@ def read_file(path: str, text: str) -> YamlFile:
         chunk = text[start:end]
         value = _quickly(chunk)
         if value is _SLOWLY:
-            reading = _slowly(lines, start, end)
+            roots, problems, whole = _slowly(lines, start, end)
             found.documents += (
-                YamlDocument(line=lines.at(root.at)[0], value=root.value, spelled=True) for root in reading.roots
+                YamlDocument(line=lines.at(root.at)[0], value=root.value, spelled=True) for root in roots
             )
-            found.problems += reading.problems
-            found.whole = found.whole and reading.whole
+            found.problems += problems
+            found.whole = found.whole and whole
             if len(found.problems) >= SPECS.max_problems:
                 found.whole = False
                 break
@@ -95,7 +95,7 @@ class Lines:
         return [0, *(match.end() for match in _LINE_BREAK.finditer(self.text))]
 
     def at(self, offset: int) -> tuple[int, int]:
-        """Line and column; what lies behind the last word is told there."""
+        """Line and column; an offset behind the last word counts as its end."""
         offset = min(offset, len(self.text.rstrip()))
         line = bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1
@@ -127,7 +127,7 @@ class Places:
     def __init__(self, tree: SourceTree) -> None:
         self._texts = {file.path: file.text for file in tree.files}
         self._lines: dict[str, Lines] = {}
-        self._roots: dict[tuple[str, int], tuple[Node, ...]] = {}
+        self._roots: dict[tuple[str, int], list[Node]] = {}
 
     def problem(self, found: Diagnostic) -> SpecProblem:
         """A mistake with its place."""
@@ -159,7 +159,7 @@ class Places:
         number = lines.cut_of(document.line)
         roots = self._roots.get((document.path, number))
         if roots is None:
-            roots = self._roots[document.path, number] = tuple(_slowly(lines, *lines.cuts[number]).roots)
+            roots = self._roots[document.path, number] = _slowly(lines, *lines.cuts[number])[0]
         return next((root for root in roots if lines.at(root.at)[0] == document.line), roots[0])
 
     def _lines_of(self, document: SpecDocument) -> Lines:
@@ -179,7 +179,7 @@ def _cuts(text: str) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(text)], strict=True))
 
 
-def _slowly(lines: Lines, start: int, end: int) -> Reading:
+def _slowly(lines: Lines, start: int, end: int) -> tuple[list[Node], list[SpecProblem], bool]:
     from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes  # noqa: PLC0415 - PyYAML: 17 ms for the unusual only
 
     return read_nodes(lines, start, end)

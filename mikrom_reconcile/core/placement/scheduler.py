@@ -13,7 +13,7 @@ import msgspec
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.placement.capacity import UNLIMITED, HostLoads, Room
 from mikrom_reconcile.core.placement.host_heaps import Heaps, HostHeap, Paths, SpreadCounts, SpreadHeap
-from mikrom_reconcile.core.specs.constraints import Attributes, told
+from mikrom_reconcile.core.specs.constraints import Attributes, describe_attribute
 from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
@@ -178,7 +178,8 @@ class Scheduler:
         if key not in self._paths:
             hosts, spread = self._eligible_in(fleet.hosts, fleet), fleet.placement.spread
             values = {
-                host: tuple(told(self._attributes.value(host, each.attribute)) for each in spread) for host in hosts
+                host: tuple(describe_attribute(self._attributes.value(host, each.attribute)) for each in spread)
+                for host in hosts
             }
             self._paths[key] = Paths(values)
         return self._paths[key]

@@ -1,11 +1,12 @@
 """What a fleet asks of its hosts' variables: constraint (must hold), affinity (better where it holds), spread (evenly
 over its values). The words and operators are Nomad's.
 
-It looks at hosts one by one; who gets which host is decided in `placement.py`.
+It looks at hosts one by one; who gets which host is decided in `core/placement/scheduler.py`.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
@@ -73,8 +74,10 @@ class Attributes:
         for each in placement.constraint:
             value = self.value(host, each.attribute)
             if not satisfies(each.operator, value, each.value):
-                wanted = each.operator if each.operator in UNARY else f"{each.operator} {told(each.value)}"
-                return f"{each.attribute} is {told(value)}, wanted {wanted}"
+                wanted = (
+                    each.operator if each.operator in UNARY else f"{each.operator} {describe_attribute(each.value)}"
+                )
+                return f"{each.attribute} is {describe_attribute(value)}, wanted {wanted}"
         return ""
 
     def weight(self, host: str, placement: PlacementSpec) -> int:
@@ -86,48 +89,36 @@ class Attributes:
         )
 
 
-def told(value: Any) -> str:
-    """A host's value inside a message."""
+def describe_attribute(value: Any) -> str:
+    """A host's value as messages show it."""
     return "not set" if value is None else describe_value(value)
 
 
-def satisfies(operator: Operator, value: Any, wanted: Value) -> bool:
+def satisfies(test: Operator, value: Any, wanted: Value) -> bool:
     """Whether a host's value compares so with what is wanted. Only like is compared: numbers, or texts."""
     wanted = unescaped(wanted) if isinstance(wanted, str) else wanted
-    if operator == "is_not_set":
-        return value is None
-    if operator == "!=":
-        return not _equal(value, wanted)
-    return value is not None and _TESTS[operator](value, wanted)
+    match test:
+        case "is_set" | "is_not_set":
+            return (value is not None) == (test == "is_set")
+        case "=" | "!=":
+            equal = isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
+            return equal == (test == "=")
+        case "regexp":
+            return value is not None and re.search(str(wanted), str(value)) is not None
+        case "set_contains":
+            return isinstance(value, list) and wanted in value
+        case _:
+            numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (value, wanted))
+            alike = numbers or (isinstance(value, str) and isinstance(wanted, str))
+            return alike and bool(_ORDERS[test](value, wanted))
 
 
 UNARY = frozenset({"is_set", "is_not_set"})
 """Operators that take no value."""
 
-NUMBERS = (int, float)
-
-
-def _equal(value: Any, wanted: Value) -> bool:
-    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
-
-
-def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    def test(value: Any, wanted: Any) -> bool:
-        if isinstance(value, bool) or isinstance(wanted, bool):
-            return False
-        alike = isinstance(value, NUMBERS) and isinstance(wanted, NUMBERS)
-        return (alike or (isinstance(value, str) and isinstance(wanted, str))) and compare(value, wanted)
-
-    return test
-
-
-_TESTS: dict[str, Callable[[Any, Any], bool]] = {
-    "=": _equal,
-    ">": _ordered(lambda value, wanted: value > wanted),
-    ">=": _ordered(lambda value, wanted: value >= wanted),
-    "<": _ordered(lambda value, wanted: value < wanted),
-    "<=": _ordered(lambda value, wanted: value <= wanted),
-    "regexp": lambda value, wanted: re.search(str(wanted), str(value)) is not None,
-    "set_contains": lambda value, wanted: isinstance(value, list) and wanted in value,
-    "is_set": lambda _value, _wanted: True,
+_ORDERS: dict[str, Callable[[Any, Any], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
 }

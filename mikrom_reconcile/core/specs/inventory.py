@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
@@ -118,12 +118,16 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def sizing(self, host: str) -> Sizing:
         """How much a host may be promised: what it says itself, else its groups, the most special first."""
-        said: list[Sizing] = [self.hosts.get(host, Host())]
-        said += [self.groups[name] for name in self._groups_of(host)]
+        said: list[Sizing] = [self.hosts.get(host, Host()), *(self.groups[name] for name in self._groups_of(host))]
+
+        def first(part: str) -> dict[str, Any]:
+            each = [msgspec.structs.asdict(getattr(sizing, part)) for sizing in reversed(said)]
+            return {field: value for fields in each for field, value in fields.items() if value is not None}
+
         return Sizing(
-            capacity=Amounts(*_first([each.capacity for each in said])),
-            overcommit=Overcommit(*_first([each.overcommit for each in said])),
-            reserve=Amounts(*_first([each.reserve for each in said])),
+            capacity=Amounts(**first("capacity")),
+            overcommit=Overcommit(**first("overcommit")),
+            reserve=Amounts(**first("reserve")),
         )
 
     def _hosts_of(self, group: str) -> Iterator[str]:
@@ -144,11 +148,3 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 depths[name] = depth
             below = {child for name in below for child in self.groups[name].children if child in depths}
         return depths
-
-
-def _first(said: Sequence[Amounts | Overcommit]) -> tuple[Any, Any]:
-    """For vCPUs and for memory the first that says something."""
-    return (
-        next((each.vcpu_count for each in said if each.vcpu_count is not None), None),
-        next((each.mem_size_mib for each in said if each.mem_size_mib is not None), None),
-    )

@@ -104,7 +104,7 @@ def load(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None =
     known = Documents(reading, inventory)
     mistakes = [*reading.diagnostics, *validate(known)]
     unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
-    found = problems_of(mistakes[: SPECS.max_problems], tree)  # what YAML could not read needs no second complaint
+    found = problems_of(mistakes[: SPECS.max_problems], tree)  # what YAML could not read is not reported twice
     problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
     specs = _specs(tree, documents, inventory, extra_vars, bad={id(mistake.document) for mistake in mistakes})
     return LoadResult(specs=specs, problems=dedupe_by_position(problems), complete=known.complete)

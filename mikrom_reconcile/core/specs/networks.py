@@ -61,7 +61,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the pool may lease this address."""
         return pool in self.pools and any(address in free for free in self.free(pool))
 
-    def complaint(self, ip: str) -> str | None:
+    def static_address_mistake(self, ip: str) -> str | None:
         """Why no VM can have the static address `ip`, or None."""
         why = _misplaced(ip, IPv4Network(self.cidr), f"network {self.name} ({self.cidr})")
         if not why and any(int(IPv4Address(ip)) in reserved for reserved in self.reserved):
@@ -85,7 +85,7 @@ class _NetworkBody(msgspec.Struct, frozen=True):
 
 
 def network_of(name: str, spec: dict[str, Any]) -> Network:
-    """The network that a document without flaws describes."""
+    """The network that a document without mistakes describes."""
     body = msgspec.convert(spec, ready(_NetworkBody))
     network = IPv4Network(body.cidr)
     gateway = body.gateway or str(network.network_address + 1)
@@ -105,7 +105,7 @@ def network_of(name: str, spec: dict[str, Any]) -> Network:
     )
 
 
-def network_flaws(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
+def network_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
     """What a schema cannot see in a Network document: the place and what is wrong there."""
     body = msgspec.convert(spec, ready(_NetworkBody))
     try:
@@ -121,11 +121,11 @@ def network_flaws(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
     if body.gateway is not None and (why := _misplaced(body.gateway, network, str(network))):
         yield ("gateway",), why
     for number, entry in enumerate(body.reserved):
-        if why := _range_flaw(entry, network, {}):
+        if why := _range_mistake(entry, network, {}):
             yield ("reserved", number), why
     taken: dict[str, Range] = {}
     for name, pool in body.pools.items():
-        if why := _range_flaw(pool.range, network, taken):
+        if why := _range_mistake(pool.range, network, taken):
             yield ("pools", name, "range"), why
         else:
             taken[name] = _range(pool.range)
@@ -162,7 +162,7 @@ def _ends(network: IPv4Network) -> tuple[int, int]:
     return int(network.network_address), int(network.broadcast_address)
 
 
-def _range_flaw(text: str, network: IPv4Network, taken: Mapping[str, Range]) -> str | None:
+def _range_mistake(text: str, network: IPv4Network, taken: Mapping[str, Range]) -> str | None:
     """Why a range cannot be one of the network's, beside those of pools that have `taken` theirs."""
     try:
         found = _range(text)

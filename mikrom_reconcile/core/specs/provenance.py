@@ -47,7 +47,7 @@ class Provenance:
     def of(self, vm: UnplacedVM, host: str) -> tuple[FieldOrigin, ...]:
         """Every field of `vm` on `host`, sorted by path. Raises SpecError for what cannot be resolved.
 
-        A VM that no host can have is told as its first host would have it.
+        A VM that no host can have is described as its first host would have it.
         """
         host = host or (vm.hosts or ("",))[0]
         state, spec = self._resolver.resolve(vm, host)

@@ -184,7 +184,7 @@ def _misfits_in(fields: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]
 
 
 def _mistake(vm: UnplacedVM, path: Pointer, message: str, hint: str = "") -> Diagnostic:
-    """A mistake in the field at `path`, told where it is written, or what it is missing in."""
+    """A mistake in the field at `path`, at the place where it is written, or in what it is missing."""
     pointer: Pointer = ("spec", "template", *path)
     for length in range(len(path), 0, -1):
         says = (source for _, source, fields in vm.sources() if dig(fields, path[:length]) is not None)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -26,20 +26,20 @@ from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs import validate_fleets
 from mikrom_reconcile.core.specs.images import BUILT_IN
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.networks import network_flaws, network_of, overlapping
+from mikrom_reconcile.core.specs.networks import network_mistakes, network_of, overlapping
 from mikrom_reconcile.limits import SPECS
 
 Pointer = tuple[str | int, ...]
 
 GOOD, MISSPELT, NAMED = 2, 1, 0
-"""How much of a document could be read: it obeys its schema, has only unknown keys too many, has a name at least."""
+"""How much of a document can be used: it obeys its schema, only has unknown keys, or at least has a name."""
 
 
 class Documents:
     """All documents of a tree, and what they may refer to.
 
-    `images` are the names that fleets may use, None where some could not be read. `hosts_known` says that no host
-    and no group is missing.
+    `images` are the names that fleets may use; `images_known` says that none is missing, `hosts_known` that no host
+    and no group is.
     """
 
     def __init__(self, reading: Reading, inventory: Inventory | None) -> None:
@@ -51,9 +51,8 @@ class Documents:
         self.groups = tuple(inventory.groups) if inventory else ()
         self.complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
         self.hosts_known = self.complete or inventory is not None
-        all_images = reading.whole and not any(document.kind == "Image" for document in reading.broken)
-        images = (document.name for document in reading.documents if document.kind == "Image")
-        self.images = (*BUILT_IN, *images) if all_images else None
+        self.images_known = reading.whole and not any(document.kind == "Image" for document in reading.broken)
+        self.images = (*BUILT_IN, *(each.name for each in reading.documents if each.kind == "Image"))
 
     @cached_property
     def first(self) -> dict[tuple[str, str], SpecDocument]:
@@ -68,7 +67,7 @@ class Documents:
     def networks(self) -> dict[str, SpecDocument]:
         """The networks in which nothing is wrong by themselves."""
         networks = [document for document in self.by_state[GOOD] if document.kind == "Network"]
-        return {each.name: each for each in networks if not any(network_flaws(each.body["spec"]))}
+        return {each.name: each for each in networks if not any(network_mistakes(each.body["spec"]))}
 
     @cached_property
     def overlaps(self) -> dict[str, list[SpecDocument]]:
@@ -89,19 +88,19 @@ class Documents:
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One row: which kinds of documents are looked at (none: all), and what finds the problems of one.
 
-    `state` is how much of a document must have been readable, `when` says what must be known of the others.
+    `state` is how much of a document must have been readable, `needs` says what must be known of the others.
     """
 
     rule: str
     problems: Callable[[SpecDocument, Documents], Iterator[Diagnostic]]
     kinds: frozenset[str] = frozenset()
     state: int = GOOD
-    when: Callable[[Documents], bool] = lambda _: True
+    needs: Literal["", "hosts_known", "images_known"] = ""
 
 
 def validate(known: Documents) -> Iterator[Diagnostic]:
     """What the checks find in all documents."""
-    checks = [check for check in CHECKS if check.when(known)]
+    checks = [check for check in CHECKS if not check.needs or getattr(known, check.needs)]
 
     @cache
     def checks_of(kind: str, state: int) -> list[Check]:
@@ -183,7 +182,7 @@ def _variables_in(document: SpecDocument) -> Iterator[tuple[Pointer, dict[str, A
 
 
 def _network(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
-    for pointer, message in network_flaws(document.body["spec"]):
+    for pointer, message in network_mistakes(document.body["spec"]):
         yield Diagnostic(document, ("spec", *pointer), message)
     if known.networks.get(document.name) is document:
         for other in known.overlaps.get(document.name, ()):
@@ -241,14 +240,6 @@ def _variables_of_nothing(document: SpecDocument, known: Documents) -> Iterator[
         yield Diagnostic(document, (), message, nearest(document.name, names))
 
 
-def _hosts_known(known: Documents) -> bool:
-    return known.hosts_known
-
-
-def _images_known(known: Documents) -> bool:
-    return known.images is not None
-
-
 _FLEET, _INVENTORY, _VARIABLES = frozenset({"Fleet"}), frozenset({"Inventory"}), frozenset({"GroupVars", "HostVars"})
 
 CHECKS: Final = (
@@ -259,10 +250,10 @@ CHECKS: Final = (
     Check(rule="whole-number", kinds=_FLEET, problems=validate_fleets.whole_numbers),
     Check(rule="replicas-or-instances", kinds=_FLEET, problems=validate_fleets.replicas_or_instances),
     Check(rule="network", kinds=frozenset({"Network"}), problems=_network),
-    Check(rule="unknown-image", kinds=_FLEET, problems=validate_fleets.images, state=MISSPELT, when=_images_known),
-    Check(rule="group-circle", kinds=_INVENTORY, problems=_circles, when=_hosts_known),
-    Check(rule="group", kinds=_INVENTORY, problems=_groups, when=_hosts_known),
-    Check(rule="variables-of-nothing", kinds=_VARIABLES, problems=_variables_of_nothing, when=_hosts_known),
-    Check(rule="hosts", kinds=_FLEET, problems=validate_fleets.hosts, state=MISSPELT, when=_hosts_known),
-    Check(rule="placement", kinds=_FLEET, problems=validate_fleets.placement, when=_hosts_known),
+    Check(rule="unknown-image", kinds=_FLEET, problems=validate_fleets.images, state=MISSPELT, needs="images_known"),
+    Check(rule="group-circle", kinds=_INVENTORY, problems=_circles, needs="hosts_known"),
+    Check(rule="group", kinds=_INVENTORY, problems=_groups, needs="hosts_known"),
+    Check(rule="variables-of-nothing", kinds=_VARIABLES, problems=_variables_of_nothing, needs="hosts_known"),
+    Check(rule="hosts", kinds=_FLEET, problems=validate_fleets.hosts, state=MISSPELT, needs="hosts_known"),
+    Check(rule="placement", kinds=_FLEET, problems=validate_fleets.placement, needs="hosts_known"),
 )

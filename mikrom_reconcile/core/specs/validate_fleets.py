@@ -53,7 +53,7 @@ def replicas_or_instances(document: SpecDocument, known: Documents) -> Iterator[
 
 def images(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
     """Every image that is written without variables is one that is there."""
-    spec, names = document.body["spec"], known.images or ()
+    spec, names = document.body["spec"], known.images
     places: list[tuple[Pointer, dict[str, Any]]] = [(("spec", "template"), spec.get("template", {}))]
     places += [(("spec", "overrides", number), entry) for number, entry in enumerate(spec.get("overrides", ()))]
     places += [(("spec", "instances", name), fields or {}) for name, fields in spec.get("instances", {}).items()]

@@ -73,8 +73,8 @@ def _references(
         if network is None:
             yield (*path, "network"), f"unknown network {nic.network!r}", nearest(nic.network, tuple(networks))
             continue
-        if nic.ip is not None and (complaint := network.complaint(nic.ip)):
-            yield (*path, "ip"), complaint, ""
+        if nic.ip is not None and (mistake := network.static_address_mistake(nic.ip)):
+            yield (*path, "ip"), mistake, ""
         if (nic.pool or WHOLE) not in network.pools and (nic.pool or nic.ip is None):
             said = f"network {network.name} has no pool {nic.pool!r}" if nic.pool else "say which pool, or which ip"
             yield (*path, "pool"), said, nearest(nic.pool or "", tuple(filter(None, network.pools)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.core.specs.networks import network_flaws, network_of, overlapping
+from mikrom_reconcile.core.specs.networks import network_mistakes, network_of, overlapping
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from mikrom_reconcile.core.specs.networks import network_flaws, network_of, over
     ],
 )
 def test_an_address_that_cannot_be_is_told(spec: dict[str, Any], told: str) -> None:
-    ((_, why),) = network_flaws({"cidr": "10.0.0.0/24", **spec})
+    ((_, why),) = network_mistakes({"cidr": "10.0.0.0/24", **spec})
     assert told in why
 
 

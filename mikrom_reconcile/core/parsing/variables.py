@@ -6,8 +6,8 @@ A scalar that is exactly one `${x}` takes the type of x; inside other text x bec
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import msgspec
 
@@ -58,8 +58,8 @@ class Scope:
         if depth > SPECS.max_variable_depth:
             raise VariableError(f"${{{name}}} leads in a circle", name)
         for layer in self._layers:
-            found, value = _dig(layer.values, name)
-            if found:
+            value = dig(layer.values, name.split("."), _NOT_SET)
+            if value is not _NOT_SET:
                 return self.resolve(value, depth + 1), layer.origin
         raise VariableError(f"${{{name}}} is not defined", name)
 
@@ -86,12 +86,15 @@ class Scope:
         name, form = _parsed(match)
         value = self.lookup(name, depth)
         if isinstance(value, dict | list):
-            raise VariableError(f"${{{name}}} is a {_KIND[type(value)]} and cannot stand inside text", name)
+            kind = "mapping" if isinstance(value, dict) else "list"
+            raise VariableError(f"${{{name}}} is a {kind} and cannot stand inside text", name)
         if form:
             if not isinstance(value, int) or isinstance(value, bool):
                 raise VariableError(f"${{{name}:{form}}}: {name} is not a whole number", name)
             return format(value, form)
-        return _as_text(value)
+        if value is None:
+            return ""
+        return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def unescaped(text: str) -> str:
@@ -130,20 +133,13 @@ def _parsed(lookup: re.Match[str]) -> tuple[str, str]:
     return match[1], match[2] or ""
 
 
-def _dig(values: Mapping[str, Any], name: str) -> tuple[bool, Any]:
-    """`host.rack` as values["host"]["rack"]."""
-    value: Any = values
-    for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return False, None
-        value = value[part]
-    return True, value
+def dig(values: Any, path: Iterable[Any], default: Any = None) -> Any:
+    """What nested mappings have at `path`."""
+    for step in path:
+        if not isinstance(values, Mapping) or step not in values:
+            return default
+        values = values[step]
+    return values
 
 
-def _as_text(value: Any) -> str:
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-_KIND = {dict: "mapping", list: "list"}
+_NOT_SET: Final = object()

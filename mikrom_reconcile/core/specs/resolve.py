@@ -20,7 +20,7 @@ from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import Diagnostic
 from mikrom_reconcile.core.parsing.documents import raise_for
 from mikrom_reconcile.core.parsing.schema_errors import describe_value, expectation
-from mikrom_reconcile.core.parsing.variables import VariableError, names_in
+from mikrom_reconcile.core.parsing.variables import VariableError, dig, names_in
 from mikrom_reconcile.core.specs.expand import UnplacedVM, scope_of
 from mikrom_reconcile.core.specs.load import Specs
 from mikrom_reconcile.core.specs.networks import Network
@@ -208,10 +208,3 @@ def texts_in(value: Any, pointer: Pointer = ()) -> Iterator[tuple[Pointer, str]]
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield from texts_in(item, (*pointer, key))
-
-
-def dig(fields: Any, path: Pointer) -> Any:
-    """What nested mappings have at `path`; None if there is nothing."""
-    for step in path:
-        fields = fields.get(step) if isinstance(fields, dict) else None
-    return fields

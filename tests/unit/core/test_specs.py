@@ -44,6 +44,10 @@ def test_no_more_is_told_than_anybody_reads() -> None:
 def test_reading_ends_where_more_is_wrong_than_anybody_reads() -> None:
     unknown = HEAD + "spec: {replicas: 1}\n" + "".join(f"key{number}: 1\n" for number in range(300))
     assert len(problems_in(unknown, unknown, unknown)) == SPECS.max_problems
+    documents = "---\n".join(
+        HEAD.replace("web", f"web{n}") + "spec: {}\nkey: 1\n" for n in range(SPECS.max_problems + 9)
+    )
+    assert len(problems_in(documents)) == SPECS.max_problems
     twice = HEAD + "spec: {replicas: 1}\n" + "".join("a: 1\n" for _ in range(SPECS.max_problems + 9))
     assert {item.path for item in problems_in(twice, twice)} == {"0.yml"}
     assert len(problems_in(twice)) == SPECS.max_problems + 1

@@ -1,7 +1,7 @@
 """Spans from a run to its actions, for OpenTelemetry: where the extra `otel` is installed and OTEL_* asks for them.
 
-Everywhere else a span is one shared object that does nothing, and nothing is imported. Contexts travel as W3C
-`traceparent` in the headers of messages. It must never change what a run does, nor end it.
+Everywhere else a span does nothing, and nothing is imported. Contexts travel as W3C `traceparent` in the headers of
+messages. It must never change what a run does, nor end it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from mikrom_reconcile.limits import BROKER
 
@@ -24,34 +24,43 @@ _provider: Any = None
 
 
 class Span:
-    """What goes on inside a `with` block; here: nothing that anybody hears of."""
+    """What goes on inside a `with` block."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The end of the block is the end of the span."""
+    def __init__(self, recorded: Any = None) -> None:
+        self._recorded = recorded
 
     def ended(self, result: str, error: str | None) -> None:
         """Say how it ended; an error marks the span."""
+        if self._recorded is None:
+            return
+        from opentelemetry.trace import StatusCode  # noqa: PLC0415 - only where it is used
+
+        self._recorded.set_attribute("mikrom.result", result)
+        if error:
+            self._recorded.set_status(StatusCode.ERROR, error)
 
 
-_NONE = Span()
-
-
-def span(name: str, parent: Mapping[str, str] | None = None, **about: str | int) -> AbstractContextManager[Span]:
+@contextmanager
+def span(name: str, parent: Mapping[str, str] | None = None, **about: str | int) -> Iterator[Span]:
     """A span inside the one that is open here, or inside that of a message's headers; `about` as `mikrom.<name>`."""
-    return _NONE if _tracer is None else _Recorded(name, parent, about)
+    if _tracer is None:
+        yield Span()
+        return
+    from opentelemetry import propagate  # noqa: PLC0415 - only where it is used
+
+    context = propagate.extract(parent) if parent else None
+    attributes = {f"mikrom.{key}": value for key, value in about.items()}
+    with _tracer.start_as_current_span(name, context=context, attributes=attributes) as recorded:
+        yield Span(recorded)
 
 
 def carried() -> dict[str, str]:
     """Headers by which another process can go on with the span that is open here."""
-    if _tracer is None:
-        return {}
-    from opentelemetry import propagate  # noqa: PLC0415 - only where it is used
-
     headers: dict[str, str] = {}
-    propagate.inject(headers)
+    if _tracer is not None:
+        from opentelemetry import propagate  # noqa: PLC0415 - only where it is used
+
+        propagate.inject(headers)
     return headers
 
 
@@ -71,9 +80,8 @@ def set_up(role: str) -> None:
         provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(_exporter(exporter)))
     except (ImportError, ValueError) as error:
-        log.warning(
-            "no traces, though OTEL_* asks for them: %s; is the extra installed (mikrom-reconcile[otel])?", error
-        )
+        remedy = "is the extra installed (mikrom-reconcile[otel])?"
+        log.warning("no traces, though OTEL_* asks for them: %s; %s", error, remedy)
         return
     _tracer, _provider = provider.get_tracer("mikrom_reconcile"), provider
 
@@ -96,29 +104,3 @@ def _exporter(name: str) -> Any:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
 
     return OTLPSpanExporter()
-
-
-class _Recorded(Span):
-    """A span that OpenTelemetry keeps."""
-
-    def __init__(self, name: str, parent: Mapping[str, str] | None, about: Mapping[str, str | int]) -> None:
-        from opentelemetry import propagate  # noqa: PLC0415 - only where it is used
-
-        context = propagate.extract(parent) if parent else None
-        attributes = {f"mikrom.{key}": value for key, value in about.items()}
-        self._open = _tracer.start_as_current_span(name, context=context, attributes=attributes)
-
-    def __enter__(self) -> Self:
-        self._span = self._open.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._open.__exit__(*error)
-
-    def ended(self, result: str, error: str | None) -> None:
-        """Say how it ended; an error marks the span."""
-        from opentelemetry.trace import StatusCode  # noqa: PLC0415 - only where it is used
-
-        self._span.set_attribute("mikrom.result", result)
-        if error:
-            self._span.set_status(StatusCode.ERROR, error)

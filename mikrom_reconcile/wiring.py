@@ -139,12 +139,12 @@ def fleet_app(settings: Settings) -> FleetApp:
     from mikrom_reconcile.control.stores.redis import RedisStore
     from mikrom_reconcile.dispatch.app import make_app
     from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-    from mikrom_reconcile.dispatch.registry import register
+    from mikrom_reconcile.dispatch.registry import FleetProcess
 
     settings = replace(settings, broker_url=broker_of(settings))
     app = make_app(settings)
     hosts, store = CeleryHosts(app, app.redis), RedisStore(app.redis, prefix=app.keys.prefix)
-    register(
+    FleetProcess(
         app,
         agent=cache(lambda: make_host_agent(settings)),
         engine=cache(lambda: make_reconciler(settings, hosts, store)),

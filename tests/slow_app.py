@@ -15,7 +15,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-from mikrom_reconcile.dispatch.registry import register
+from mikrom_reconcile.dispatch.registry import FleetProcess
 from mikrom_reconcile.settings import load
 from tests.slow_host import slow_host
 
@@ -37,7 +37,7 @@ boot_s = float(os.environ.get("MIKROM_TEST_BOOT_S", "0.2"))
 failures = int(os.environ.get("MIKROM_TEST_FAILURES", "0"))
 hosts = CeleryHosts(app, app.redis)
 store = RedisStore(app.redis, prefix=app.keys.prefix)
-register(
+FleetProcess(
     app,
     agent=cache(lambda: slow_host(settings, boot_s, failures=failures)),
     engine=cache(lambda: wiring.make_reconciler(settings, hosts, store)),

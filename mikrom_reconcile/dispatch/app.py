@@ -132,7 +132,7 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
 def _beat(settings: Settings) -> dict[str, Any]:
     options = {"queue": settings.queue, "priority": LAST, "ignore_result": True}
     return {
-        "beat_scheduler": "mikrom_reconcile.dispatch.control_worker.beat:OncePerInterval",
+        "beat_scheduler": "mikrom_reconcile.dispatch.control_worker.schedule:OncePerInterval",
         "beat_max_loop_interval": 5,
         "beat_schedule": {
             "reconcile": {

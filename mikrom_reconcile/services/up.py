@@ -44,8 +44,6 @@ from mikrom_reconcile.settings import Settings, refuse_misspelt
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.folders import make_folder
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 Tell = Callable[[str], None]
 
 
@@ -60,7 +58,7 @@ class Child:
         self._argv = ["setpriv", "--pdeathsig", "TERM", "--", *argv]
         self._env = dict(env)
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._start_at = 0.0
         if log is not None:
             make_folder(log.parent)
@@ -69,14 +67,14 @@ class Child:
 
     def keep(self) -> str | None:
         """Start it when it is time; how it ended, if it has."""
-        if self._process is None:
+        if self.process is None:
             if time.monotonic() >= self._start_at:
                 self._start()
             return None
-        code = self._process.poll()
+        code = self.process.poll()
         if code is None:
             return None
-        self._process = None
+        self.process = None
         ended = f"{self.name}: ended ({f'exit code {code}' if code >= 0 else signal.Signals(-code).name})"
         if self._log is None:
             self._start_at = float("inf")
@@ -84,25 +82,9 @@ class Child:
         self._start_at = time.monotonic() + SERVICES.restart_s
         return f"{ended}, starts again in {SERVICES.restart_s:g} s; {_last_line(self._log)}"
 
-    def terminate(self) -> None:
-        """Ask it to end. Never SIGINT: Celery answers that with an exit code of 1."""
-        if self._process is not None:
-            self._process.terminate()
-
-    def has_ended(self) -> bool:
-        """Whether nothing of it runs any more."""
-        return self._process is None or self._process.poll() is not None
-
-    def kill(self) -> None:
-        """End it and its session now."""
-        if self._process is not None and self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
     def _start(self) -> None:
         with self._log.open("ab") if self._log else nullcontext() as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 self._argv, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
@@ -113,12 +95,15 @@ def up(settings: Settings, *, run: bool, tell: Tell) -> int:
     Raises BusyError when another `up` runs here, UsageError and SetupError when this one cannot.
     """
     chosen = private_settings(settings)
-    with _held(settings) as announce, _end_asked() as ended:
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+    with _held(settings) as announce:
         redis, children = _redis(chosen), list[Child]()
         try:
             _await_redis(redis, broker_url(chosen))
             children = _services(chosen)
-            tell(f"logs are in {_logs(chosen)}")
+            tell(f"logs are in {chosen.state_dir / 'log'}")
             tell(f"Flower: http://127.0.0.1:{chosen.flower_port}")
             if not settings.flower_basic_auth:
                 tell(f"Flower's user and password, until this ends: {chosen.flower_basic_auth}")
@@ -146,7 +131,7 @@ def private_settings(settings: Settings) -> Settings:
     for program, package in (("redis-server", "redis-server"), ("setpriv", "util-linux")):
         if shutil.which(program) is None:
             raise SetupError(f"{program} is not installed; as root: apt-get install {package}")
-    socket = _socket(settings)
+    socket = settings.run_dir / "redis.sock"
     if len(os.fsencode(socket)) > VMMS.socket_path_bytes:
         most = f"a socket path has at most {VMMS.socket_path_bytes} bytes"
         raise UsageError(f"MIKROM_RUN_DIR={settings.run_dir} is too long: {most}")
@@ -160,22 +145,18 @@ def private_settings(settings: Settings) -> Settings:
 
 
 def end_all(children: Sequence[Child], *, within_s: float) -> None:
-    """End all of them together; what still runs after `within_s` is killed."""
-    for child in children:
-        child.terminate()
+    """End all of them together; what still runs after `within_s` is killed with its session."""
+    running = [child.process for child in children if child.process is not None]
+    for process in running:
+        process.terminate()  # never SIGINT: Celery answers that with an exit code of 1
     until = time.monotonic() + within_s
-    while time.monotonic() < until and not all(child.has_ended() for child in children):
-        time.sleep(0.05)
-    for child in children:
-        child.kill()
-
-
-def _socket(settings: Settings) -> Path:
-    return settings.run_dir / "redis.sock"
-
-
-def _logs(settings: Settings) -> Path:
-    return settings.state_dir / "log"
+    for process in running:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _redis(settings: Settings) -> Child:
@@ -183,7 +164,7 @@ def _redis(settings: Settings) -> Child:
     conf = settings.run_dir / "redis.conf"
     lines = [
         "port 0",
-        f'unixsocket "{_socket(settings)}"',
+        f'unixsocket "{settings.run_dir}/redis.sock"',
         "unixsocketperm 700",
         f"requirepass {urlsplit(broker_url(settings)).password}",
         'save ""',
@@ -194,7 +175,9 @@ def _redis(settings: Settings) -> Child:
     conf.touch(mode=0o600)
     conf.chmod(0o600)
     conf.write_text("\n".join(lines) + "\n")
-    return Child("redis", ["redis-server", str(conf)], meant_for(None, os.environ), log=_logs(settings) / "redis.log")
+    return Child(
+        "redis", ["redis-server", str(conf)], meant_for(None, os.environ), log=settings.state_dir / "log" / "redis.log"
+    )
 
 
 def _services(settings: Settings) -> list[Child]:
@@ -212,7 +195,7 @@ def _services(settings: Settings) -> list[Child]:
             service,
             command(service, settings),
             meant_for(service, os.environ | environment(service, settings) | chosen),
-            log=_logs(settings) / f"{service}.log",
+            log=settings.state_dir / "log" / f"{service}.log",
         )
         for service in get_args(Service)
     ]
@@ -280,15 +263,3 @@ def _held(settings: Settings) -> Iterator[Callable[[RunningUp], None]]:
     finally:
         os.ftruncate(fd, 0)
         locks.give_back(fd)
-
-
-@contextmanager
-def _end_asked() -> Iterator[threading.Event]:
-    """An event that is set by SIGINT, SIGTERM and SIGHUP."""
-    asked = threading.Event()
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in _SIGNALS}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

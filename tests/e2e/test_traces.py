@@ -73,7 +73,7 @@ def test_who_does_not_ask_imports_and_keeps_nothing() -> None:
     done = python(
         "import sys\nfrom mikrom_reconcile import traces\ntraces.set_up('host')\n"
         "with traces.span('run') as span:\n    span.ended('done', None)\n"
-        "assert span is traces.span('another'), 'one object for all'\nassert traces.carried() == {}\n"
+        "assert traces.carried() == {}\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
     assert (done.returncode, done.stderr) == (0, "")

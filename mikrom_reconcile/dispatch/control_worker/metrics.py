@@ -95,7 +95,7 @@ class Metrics(NoMetrics):
 
         self.registry = registry = CollectorRegistry()
         self._redis, self._keys = redis, keys
-        self._runs = Histogram(
+        self._run_s = Histogram(
             "mikrom_run_duration_seconds", "Runs, by who asked and how they ended.", ["origin", "result"],
             buckets=_RUN_BUCKETS_S, registry=registry,
         )  # fmt: skip
@@ -109,16 +109,16 @@ class Metrics(NoMetrics):
             ["rule", "rule_id", "kind"], registry=registry,
         )  # fmt: skip
         self._ticks = Counter("mikrom_ticks", "Beat's ticks, by what became of them.", ["result"], registry=registry)
-        registry.register(_Fleet(redis, keys))
+        registry.register(self)
 
     def ran(self, request: RunRequest, report: RunReport | None, duration_s: float) -> None:
         """Count a run, its actions, and what it found; and tell all control workers when it ended."""
         origin = request.origin.partition(" ")[0]
         if report is None:
-            self._runs.labels(origin, "error").observe(duration_s)
+            self._run_s.labels(origin, "error").observe(duration_s)
             return
         result = result_of(report)
-        self._runs.labels(origin, _result(result)).observe(duration_s)
+        self._run_s.labels(origin, _result(result)).observe(duration_s)
         for outcome in report.outcomes:
             self._actions.labels(outcome.verb, outcome.result).inc()
             self._action_s.labels(outcome.verb).observe((outcome.finished_at - outcome.started_at).total_seconds())
@@ -153,31 +153,8 @@ class Metrics(NoMetrics):
         with suppress(RedisError):
             self._redis.hset(self._keys.run_times, project, msgspec.json.encode(times))
 
-
-def serve(address: str | None, redis: Redis, keys: Keys) -> NoMetrics:
-    """Answer scrapes at MIKROM_METRICS (`address:port`). Raises SetupError when that cannot be had."""
-    if address is None:
-        return NoMetrics()
-    from prometheus_client import start_http_server  # noqa: PLC0415 - only who asks pays
-
-    metrics = Metrics(redis, keys)
-    host, _, port = address.rpartition(":")
-    try:
-        start_http_server(int(port), host.strip("[]"), registry=metrics.registry)
-    except OSError as error:
-        raise SetupError(f"MIKROM_METRICS={address}: {error.strerror or error}") from error
-    return metrics
-
-
-class _Fleet:
-    """What is true of the fleet, whichever control worker is asked."""
-
-    def __init__(self, redis: Redis, keys: Keys) -> None:
-        self._redis = redis
-        self._keys = keys
-
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """One look into Redis."""
+        """What is true of the whole fleet, whichever control worker is asked: one look into Redis."""
         from prometheus_client.metrics_core import GaugeMetricFamily  # noqa: PLC0415 - as above
 
         up = GaugeMetricFamily("mikrom_redis_up", "1 while the broker answers this control worker.")
@@ -261,6 +238,21 @@ class _Fleet:
         yield "source_revision_info", (state.revision,), 1
 
 
+def serve(address: str | None, redis: Redis, keys: Keys) -> NoMetrics:
+    """Answer scrapes at MIKROM_METRICS (`address:port`). Raises SetupError when that cannot be had."""
+    if address is None:
+        return NoMetrics()
+    from prometheus_client import start_http_server  # noqa: PLC0415 - only who asks pays
+
+    metrics = Metrics(redis, keys)
+    host, _, port = address.rpartition(":")
+    try:
+        start_http_server(int(port), host.strip("[]"), registry=metrics.registry)
+    except OSError as error:
+        raise SetupError(f"MIKROM_METRICS={address}: {error.strerror or error}") from error
+    return metrics
+
+
 def _result(result: RunResult) -> str:
     bits = ((CHANGES_OR_FAILED, "failed"), (UNREACHABLE, "unreachable"), (REFUSED, "refused"), (LATE, "late"))
     words = (word for bit, word in bits if result.exit_code & bit)
@@ -285,16 +277,8 @@ def _times(packed: Any) -> RunTimes | None:
         return None
 
 
-class _Headers(msgspec.Struct):
-    sent_at: float | None = None
-
-
-class _Message(msgspec.Struct):
-    headers: _Headers = msgspec.field(default_factory=_Headers)
-
-
 def _sent_at(message: bytes) -> float | None:
     try:
-        return msgspec.json.decode(message, type=ready(_Message)).headers.sent_at
-    except msgspec.MsgspecError:  # somebody else's
+        return float(msgspec.json.decode(message)["headers"]["sent_at"])
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError):  # somebody else's
         return None

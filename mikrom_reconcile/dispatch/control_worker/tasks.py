@@ -23,9 +23,8 @@ from mikrom_reconcile.core.model.errors import BusyError, MikromError, SourceErr
 from mikrom_reconcile.core.model.plan import Plan, Verb
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.dispatch.control_worker.beat import clean_up
 from mikrom_reconcile.dispatch.control_worker.metrics import NoMetrics, Tick
-from mikrom_reconcile.dispatch.control_worker.source_sync import SourceSync
+from mikrom_reconcile.dispatch.control_worker.schedule import SourceSync, clean_up
 from mikrom_reconcile.dispatch.transport import deadlines, rpc
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import RunStatus, tell, waiting_run
@@ -78,17 +77,14 @@ class ControlTasks:
 
     def apply(self, *, call: str | None, run: str, plan: str | None) -> None:
         """Carry out the plan of a run, by its id; None approves whatever is found. No `call`: nobody waits for it."""
-        if call is None:
-            self._apply_unwatched(run, plan)
-            return
-        with self._answering(call) as say:
+        with self._unwatched(run) if call is None else self._answering(call) as say:
             request, shown = self._request(run), self._plan(run, plan)
+            refuse = deadlines.refuse_when_stopping if call is None else self._watch(call)
 
             def progress(outcome: ActionOutcome) -> None:
                 say("outcome", outcome)
-                refuse_when_left()
+                refuse()
 
-            refuse_when_left = self._watch(call)
             report = self._carry_out(request, shown, progress)
             say("report", report)
             _log.info("apply: %s", summary(report), extra={"run": run})
@@ -114,26 +110,14 @@ class ControlTasks:
         del tick
         return {"hosts": clean_up(self._redis, self._keys)}
 
-    def _apply_unwatched(self, run: str, plan: str | None) -> None:
-        origin = "apply"
-        try:
-            request = self._request(run)
-            origin = request.origin
-            report = self._carry_out(request, self._plan(run, plan))
-            _log.info("apply: %s", summary(report), extra={"run": run})
-        except Exception as error:  # noqa: BLE001 - whoever looks for the run is told of every end
-            why = _failed(error, run).message
-            ended = UnfinishedRun(run_id=run, origin=origin, since=datetime.now(UTC), state="failed", error=why)
-            tell(self._redis, self._keys, ended)
-
-    def _carry_out(self, request: RunRequest, plan: Plan | None = None, progress: Progress | None = None) -> RunReport:
+    def _carry_out(self, request: RunRequest, plan: Plan | None, progress: Progress) -> RunReport:
         """Every run of a control worker, told to who looks while it goes on."""
         waiting = waiting_run(request, None if plan is None else len(plan.actions))
         with RunStatus(self._redis, self._keys, self._worker_id(), waiting) as status:
 
             def heard(outcome: ActionOutcome) -> None:
                 status.heard(outcome)
-                deadlines.refuse_when_stopping() if progress is None else progress(outcome)
+                progress(outcome)
 
             began_s, report = time.monotonic(), None
             try:
@@ -184,7 +168,8 @@ class ControlTasks:
         if "tree" not in asked:
             asked["tree"], asked["source_problem"] = self._source.specs_now()
         forks, timeout_s = self._settings.forks, self._settings.timeout_s
-        report = self._carry_out(RunRequest(run_id=run, origin=origin, forks=forks, timeout_s=timeout_s, **asked))
+        request = RunRequest(run_id=run, origin=origin, forks=forks, timeout_s=timeout_s, **asked)
+        report = self._carry_out(request, None, lambda _: deadlines.refuse_when_stopping())
         return summary(report), result_of(report).exit_code
 
     @contextmanager
@@ -201,6 +186,17 @@ class ControlTasks:
             yield say
         except Exception as error:  # noqa: BLE001 - the caller is told of every end; who else would be
             say("error", _failed(error, call))
+
+    @contextmanager
+    def _unwatched(self, run: str) -> Iterator[Say]:
+        """As `_answering`, where nobody waits: an error is told to whoever looks for the run."""
+        try:
+            yield lambda _kind, _value: None
+        except Exception as error:  # noqa: BLE001 - as above
+            why, request = _failed(error, run).message, self._kept(self._keys.request(run), RunRequest)
+            origin = request.origin if request else "apply"
+            ended = UnfinishedRun(run_id=run, origin=origin, since=datetime.now(UTC), state="failed", error=why)
+            tell(self._redis, self._keys, ended)
 
     def _watch(self, call: str) -> Callable[[], None]:
         """A check that raises once the caller has gone or this worker is to end; it asks Redis once a second."""

@@ -9,9 +9,13 @@ the call's stream.
 from __future__ import annotations
 
 import logging
+import queue
 import random
-from collections.abc import Callable
-from contextlib import suppress
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +25,13 @@ from msgspec.structs import replace
 from redis import RedisError
 
 from mikrom_reconcile import traces
+from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.ready import ready
-from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, Order, RunRecord
 from mikrom_reconcile.dispatch.transport import deadlines, rpc
 from mikrom_reconcile.dispatch.transport.order_envelope import (
     OrderEnvelope,
@@ -39,6 +44,9 @@ from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.steps import log_fields
 from mikrom_reconcile.limits import BROKER, ORDERS
+from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, FAILED
+from mikrom_reconcile.output.run_text import outcome_line
+from mikrom_reconcile.output.text import PLAIN
 
 _log = logging.getLogger(__name__)
 
@@ -64,13 +72,10 @@ class HostTasks:
 
     def observe_host(self, *, call: str, query: str) -> None:
         """Tell the call what is on this host."""
-        try:
+        with self._errors_told(call, "cannot observe"):
             if self.replies.is_awaited(call):
                 report = self.agent().observe(msgspec.json.decode(query, type=ready(ObserveQuery)))
                 self.replies.tell(call, "report", rpc.pack(report))
-        except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
-            _log.exception("cannot observe")
-            self._tell_error(call, f"cannot observe: {error}; the log of the host's worker has more")
 
     def console(self, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
         """Tell the call the end of a VM's console, or what came after a place in it."""
@@ -78,23 +83,20 @@ class HostTasks:
             console = self.agent().console(vm, max_bytes=min(max_bytes, BROKER.console_bytes), after=after)
             self.replies.tell(call, "console", rpc.pack(console))
         except MikromError as error:
-            self._tell_error(call, str(error))
+            self.replies.tell(call, "error", rpc.pack(str(error)))
 
     def images(self, *, call: str, files: str, deadline_s: float, signature: str = "") -> None:
         """Tell the call what is cached here once `files` (the JSON of pinned files) were fetched.
 
         To have them fetched is an order, and signed like one: a host does not ask other servers for whoever asks it.
         """
-        try:
+        with self._errors_told(call, "cannot tell of images"):
             wanted = msgspec.json.decode(files, type=ready(tuple[PinnedFile, ...]))
             if wanted and not self.is_genuine(OrderEnvelope(call=call, order=files, signature=signature)):
-                self._tell_error(call, f"cannot tell of images: {_UNSIGNED}")
-            elif self.replies.is_awaited(call):
+                raise MikromError(_UNSIGNED)
+            if self.replies.is_awaited(call):
                 stock = self.agent().images(wanted, deadline_s=deadline_s)
                 self.replies.tell(call, "stock", rpc.pack(stock))
-        except Exception as error:  # noqa: BLE001 - as above
-            _log.exception("cannot tell of images")
-            self._tell_error(call, f"cannot tell of images: {error}")
 
     def carry_out(self, task: Any, verb: Verb, arguments: dict[str, Any]) -> dict[str, Any]:
         """What became of an order that control sent."""
@@ -107,8 +109,14 @@ class HostTasks:
         self.replies.tell(sent.call, "outcome", rpc.pack(outcome))
         return {"vm": outcome.vm, "host": outcome.host, "verb": verb, "result": outcome.result, "error": outcome.error}
 
-    def _tell_error(self, call: str, why: str) -> None:
-        self.replies.tell(call, "error", rpc.pack(why))
+    @contextmanager
+    def _errors_told(self, call: str, what: str) -> Iterator[None]:
+        """Tell the call of every error: silence would keep control waiting until its deadline."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - as above
+            _log.exception(what)
+            self.replies.tell(call, "error", rpc.pack(f"{what}: {error}; the log of the host's worker has more"))
 
     def _obey(self, task: Any, verb: Verb, sent: OrderEnvelope, order: Order) -> ActionOutcome:
         if why := self._refusal(verb, order, sent.call):
@@ -172,3 +180,41 @@ def _trace_of(task: Any) -> dict[str, str]:
     """What the message says of the trace that it belongs to."""
     parent = getattr(task.request, "traceparent", None)
     return {"traceparent": parent} if isinstance(parent, str) else {}
+
+
+def keeper(store: RunStore, host: str) -> Callable[[str, ActionOutcome], None]:
+    """How the supervision tells the history what it did in a project, as soon as the broker can be reached.
+
+    It never keeps the supervision waiting, whatever the broker does.
+    """
+    waiting: queue.Queue[RunRecord] = queue.Queue(BROKER.host_events_waiting)
+
+    def keep() -> None:
+        record = None
+        while True:
+            record = record or waiting.get()
+            try:
+                store.save(record)
+                record = None
+            except MikromError as error:
+                _log.debug("%s", error)
+                time.sleep(BROKER.host_event_retry_s)
+
+    def tell(project: str, outcome: ActionOutcome) -> None:
+        record = RunRecord(
+            run_id=f"{host}-{secrets.token_hex(6)}",
+            origin=f"{SUPERVISION} of {host}",
+            project=project,
+            started_at=outcome.started_at,
+            finished_at=outcome.finished_at,
+            outcomes=(outcome,),
+            conclusion=f"{outcome_line(outcome, PLAIN)}: {'; '.join(outcome.reasons)}",
+            exit_code=CHANGES_OR_FAILED if outcome.result in FAILED else 0,
+        )
+        try:
+            waiting.put_nowait(record)
+        except queue.Full:
+            _log.warning("%s: the broker is away, the history lacks a restart", outcome.vm, extra={"host": host})
+
+    threading.Thread(target=keep, name="host events", daemon=True).start()
+    return tell

@@ -74,7 +74,7 @@ class CeleryHosts:
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host, as they come; a host without a living worker is unreachable at once."""
 
-        def ask(call: Call, host: str, _start_id: str) -> None:
+        def ask(call: _HostCall, host: str) -> None:
             query = msgspec.json.encode(queries[host]).decode()
             self._send(host, "mikrom.observe_host", {"call": call.name, "query": query}, note=host)
 
@@ -96,32 +96,28 @@ class CeleryHosts:
             yield from orders_left.give_up(f"the broker was lost: {error}")
 
     def _execute(self, orders: OrderQueue, until: float) -> Iterator[ActionOutcome]:
-        watch = _Watch(self._redis, self._keys)
-        with self._call("execute") as call:
+        with _HostCall(self._redis, self._keys, "execute") as call:
             while True:
                 for order in orders.next_orders():
-                    host = order.action.host
-                    if watch.living((host,)):
-                        call.listen(f"host:{host}")
-                        self._send_order(call, order, watch.start_of(host))
+                    if call.reach([order.action.host]):
+                        self._send_order(call, order)
                     else:
-                        yield from orders.lose(host, _NO_WORKER)
+                        yield from orders.lose(order.action.host, _NO_WORKER)
                 if orders.is_done():
                     return
-                for answer in call.read(min(1.0, max(0.0, until - time.monotonic()))):
-                    if (outcome := orders.finish(_outcome(answer))) is not None:
+                for host, answer in call.round(until):
+                    if answer is None:
+                        yield from orders.lose(host, "the host's worker died, was restarted or lost its broker")
+                    elif (outcome := orders.finish(_outcome(answer))) is not None:
                         yield outcome
-                deadlines.refuse_when_stopping()
                 if time.monotonic() >= until:
                     yield from orders.give_up("the deadline passed first")
-                for host in watch.gone():
-                    yield from orders.lose(host, "the host's worker died, was restarted or lost its broker")
 
     @translate_broker_errors()
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
 
-        def ask(call: Call, _host: str, _start_id: str) -> None:
+        def ask(call: _HostCall, host: str) -> None:
             asked = {"call": call.name, "vm": vm, "max_bytes": max_bytes, "after": after}
             self._send(host, "mikrom.console", asked, note=vm)
 
@@ -134,10 +130,10 @@ class CeleryHosts:
     def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
         """What each of these hosts has cached once it has fetched its files, as they come."""
 
-        def ask(call: Call, host: str, start_id: str) -> None:
+        def ask(call: _HostCall, host: str) -> None:
             wanted = msgspec.json.encode(files[host]).decode()
             sent = {"call": call.name, "files": wanted, "deadline_s": deadline_s * OBSERVING.host_share_of_deadline}
-            sent["signature"] = self._signature(wanted, host=host, start_id=start_id, call=call)
+            sent["signature"] = self._signature(call, host, wanted)
             self._send(host, "mikrom.images", sent, note=host)
 
         for host, answer in self._answers("images", files, ask, deadline_s):
@@ -149,7 +145,7 @@ class CeleryHosts:
             yield stock
 
     def _answers(
-        self, purpose: str, hosts: Iterable[str], ask: Callable[[Call, str, str], None], deadline_s: float
+        self, purpose: str, hosts: Iterable[str], ask: Callable[[_HostCall, str], None], deadline_s: float
     ) -> Iterator[tuple[str, Answer | str]]:
         """Each host's answer to what `ask` sends it, or why there is none, as they come."""
         missing = {*hosts}
@@ -160,39 +156,29 @@ class CeleryHosts:
                 yield host, f"the broker was lost: {error}"
 
     def _ask(
-        self, purpose: str, missing: set[str], ask: Callable[[Call, str, str], None], until: float
+        self, purpose: str, missing: set[str], ask: Callable[[_HostCall, str], None], until: float
     ) -> Iterator[tuple[str, Answer | str]]:
         """As `_answers`; hosts that were told of are no longer `missing`. Raises RedisError and OperationalError."""
-        watch = _Watch(self._redis, self._keys)
-
-        def without(hosts: set[str], why: str) -> Iterator[tuple[str, str]]:
-            for host in sorted(hosts):
+        with _HostCall(self._redis, self._keys, purpose) as call:
+            for host in sorted(missing - call.reach(missing)):
                 missing.remove(host)
-                yield host, why
-
-        yield from without(missing - watch.living(missing), _NO_WORKER)
-        with self._call(purpose) as call:
+                yield host, _NO_WORKER
             for host in sorted(missing):
-                call.listen(f"host:{host}")
-                ask(call, host, watch.start_of(host))
+                ask(call, host)
             while missing:
-                for answer in call.read(min(1.0, max(0.0, until - time.monotonic()))):
-                    host = _host(answer.owner)
+                for host, answer in call.round(until):
                     if host in missing:
                         missing.remove(host)
-                        yield host, answer
-                deadlines.refuse_when_stopping()
+                        yield host, answer or _NO_WORKER
                 if time.monotonic() >= until:
-                    yield from without({*missing}, "no answer by the deadline")
-                yield from without(missing & watch.gone(), _NO_WORKER)
+                    for host in sorted(missing):
+                        missing.remove(host)
+                        yield host, "no answer by the deadline"
 
-    def _call(self, purpose: str) -> Call:
-        return Call(self._redis, self._keys, f"{purpose}-{secrets.token_hex(8)}")
-
-    def _send_order(self, call: Call, order: Order, start_id: str) -> None:
+    def _send_order(self, call: _HostCall, order: Order) -> None:
         action = order.action
         sent = {"call": call.name, "order": msgspec.json.encode(order).decode(), "release": __version__}
-        sent["signature"] = self._signature(sent["order"], host=action.host, start_id=start_id, call=call)
+        sent["signature"] = self._signature(call, action.host, sent["order"])
         self._send(
             action.host,
             f"mikrom.{action.verb}_vm",
@@ -203,10 +189,11 @@ class CeleryHosts:
             time_limit=action.deadline_s + 30,
         )
 
-    def _signature(self, text: str, *, host: str, start_id: str, call: Call) -> str:
+    def _signature(self, call: _HostCall, host: str, text: str) -> str:
         """That of control for this host's worker; "" without a key."""
         if self._signer is None:
             return ""
+        start_id = call.start_of(host)
         return self._signer.sign(text, queue=self._keys.host_queue(host), start_id=start_id, call=call.name)
 
     def _send(
@@ -267,34 +254,40 @@ class OrderQueue:
         self._waiting.clear()
 
 
-class _Watch:
-    """Whether the workers that were asked still live."""
+class _HostCall(Call):
+    """A call to hosts, which also sees whether the workers that were asked still live."""
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
-        self._redis = redis
-        self._keys = keys
+    def __init__(self, redis: Redis, keys: Keys, purpose: str) -> None:
+        super().__init__(redis, keys, f"{purpose}-{secrets.token_hex(8)}")
         self._starts: dict[str, bytes] = {}
-        self._look_at = time.monotonic() + BROKER.worker_check_s
+        self._check_at = time.monotonic() + BROKER.worker_check_s
 
-    def living(self, hosts: Iterable[str]) -> set[str]:
-        """Those of `hosts` that have a worker; from then on they are watched."""
-        wanted = set(hosts)
-        self._starts |= self._look(wanted - self._starts.keys())
+    def reach(self, hosts: Iterable[str]) -> set[str]:
+        """Those of `hosts` that have a worker; from then on they are watched, and their answers are read."""
+        wanted = {*hosts}
+        self._starts |= self._living(wanted - self._starts.keys())
+        for host in wanted & self._starts.keys():
+            self.listen(f"host:{host}")
         return wanted & self._starts.keys()
 
     def start_of(self, host: str) -> str:
         """The start id of a worker that is watched."""
         return self._starts[host].decode()
 
-    def gone(self) -> set[str]:
-        """Hosts whose worker is no longer the one that was asked; looks once a second, tells each once."""
-        if time.monotonic() < self._look_at:
-            return set()
-        self._look_at = time.monotonic() + BROKER.worker_check_s
-        before, self._starts = self._starts, self._look(self._starts)
-        return {host for host, start in before.items() if self._starts.get(host) != start}
+    def round(self, until: float) -> Iterator[tuple[str, Answer | None]]:
+        """What hosts answer within a second, and None for one whose worker is no longer the one that was asked.
 
-    def _look(self, hosts: Iterable[str]) -> dict[str, bytes]:
+        Raises MikromError when this process is to end.
+        """
+        for answer in self.read(min(1.0, max(0.0, until - time.monotonic()))):
+            yield _host(answer.owner), answer
+        deadlines.refuse_when_stopping()
+        if time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + BROKER.worker_check_s
+            before, self._starts = self._starts, self._living(self._starts)
+            yield from ((host, None) for host, start in before.items() if self._starts.get(host) != start)
+
+    def _living(self, hosts: Iterable[str]) -> dict[str, bytes]:
         found = starts(self._redis, self._keys, [f"host:{host}" for host in hosts])
         return {_host(owner): start for owner, start in found.items()}
 

@@ -20,23 +20,19 @@ _stopping = threading.Event()
 _under_way: set[Any] = set()
 
 
-def is_gevent() -> bool:
-    """Whether this process runs on greenlets."""
-    if "gevent.monkey" not in sys.modules:
-        return False
-    from gevent.monkey import is_module_patched  # noqa: PLC0415 - only where gevent is loaded
-
-    return bool(is_module_patched("threading"))
+def gevent_of_process() -> Any:
+    """The module gevent where this process runs on greenlets, else None."""
+    monkey = sys.modules.get("gevent.monkey")
+    return sys.modules["gevent"] if monkey is not None and monkey.is_module_patched("threading") else None
 
 
 @contextmanager
 def limited(deadline_s: float) -> Iterator[None]:
     """Raises PastDeadlineError inside the block when `deadline_s` has passed, or when the worker ends."""
-    if not is_gevent():
+    gevent = gevent_of_process()
+    if gevent is None:
         yield
         return
-    import gevent  # noqa: PLC0415 - only where it is loaded
-
     here = gevent.getcurrent()
     _under_way.add(here)
     try:
@@ -49,10 +45,8 @@ def limited(deadline_s: float) -> Iterator[None]:
 def stop() -> None:
     """Begin nothing more; under gevent, end what is under way after a short grace. Called by a signal handler."""
     _stopping.set()
-    if is_gevent():
-        import gevent  # noqa: PLC0415 - only where it is loaded
-
-        gevent.spawn_later(ORDERS.worker_stop_grace_s, _end_all)
+    if (gevent := gevent_of_process()) is not None:
+        gevent.spawn_later(ORDERS.worker_stop_grace_s, _end_all, gevent)
 
 
 def is_stopping() -> bool:
@@ -66,8 +60,6 @@ def refuse_when_stopping() -> None:
         raise MikromError("this worker is being stopped; what is under way goes on, the next run looks anew")
 
 
-def _end_all() -> None:
-    import gevent  # noqa: PLC0415 - only called where it is loaded
-
+def _end_all(gevent: Any) -> None:
     for greenlet in tuple(_under_way):
         gevent.kill(greenlet, PastDeadlineError("the host's worker is being stopped"))

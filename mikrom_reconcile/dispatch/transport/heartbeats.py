@@ -15,11 +15,11 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from redis import RedisError
 from redis.exceptions import NoPermissionError
@@ -163,36 +163,30 @@ class Heartbeat:
     def _beat_once(self) -> None:
         try:
             with self._turn:
-                self._renew()
+                if self._machine:
+                    self._claim(ttl_s=BROKER.heartbeat_ttl_s)
+                    self._redis.set(self._known, b"", ex=OBSERVING.worker_seen_s)
+                else:
+                    self._redis.set(self._key, self.start_id, px=int(BROKER.heartbeat_ttl_s * 1000))
         except SetupError as error:
             _log.critical("%s", error)
             self._ended.set()
             os.kill(os.getpid(), signal.SIGTERM)  # its supervisor starts it again, and says so again
         except Exception as error:  # noqa: BLE001 - a socket ends in many ways, and all of them pass
-            _log.warning("heartbeat of %s: %s; trying again in %g s", self.owner, error, BROKER.heartbeat_interval_s)
-
-    def _renew(self) -> None:
-        if self._machine:
-            self._claim(ttl_s=BROKER.heartbeat_ttl_s)
-            self._redis.set(self._known, b"", ex=OBSERVING.worker_seen_s)
-        else:
-            self._redis.set(self._key, self.start_id, px=int(BROKER.heartbeat_ttl_s * 1000))
+            wait_s = BROKER.heartbeat_interval_s
+            _log.warning("heartbeat of %s: %s; trying again in %g s", self.owner, error, wait_s)
 
     def _claim(self, *, ttl_s: float) -> None:
         """Have the name of a host. Raises SetupError where another machine has it."""
         keys = self._key, self._bound, self._given_up
         arguments = self.start_id, int(ttl_s * 1000), self._machine, self._machine_id, socket.gethostname()
-        while (refused := self._refusal(keys, arguments)) is not None:
-            why, who = refused
+        while refused := self._redis.eval(_RENEW, len(keys), *keys, *arguments):
+            why, who = (part.decode(errors="replace") for part in cast("list[bytes]", refused))
             if why != "given up":
                 raise SetupError(self._lives_already(who) if why == "held" else self._belongs_to(who))
             _log.critical("%s was given up (--assume-dead): everything that runs here is stopped", self.owner)
             self._fence()
             self._redis.srem(self._given_up, who)
-
-    def _refusal(self, keys: Sequence[str], arguments: Sequence[str | int]) -> tuple[str, str] | None:
-        said: Any = self._redis.eval(_RENEW, len(keys), *keys, *arguments)
-        return (said[0].decode(), said[1].decode(errors="replace")) if said else None
 
     def _new_start(self) -> str:
         return f"{os.getpid()}-{self._machine}-{secrets.token_hex(8)}-{socket.gethostname()}"

@@ -6,8 +6,6 @@ keys and no other's. Nothing here is the truth about a VM: all of it may be lost
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 FIRST, LAST = 0, 8
 """Priorities, lower first: people who look; the ticks of Beat."""
 
@@ -17,16 +15,20 @@ ORDERS = {False: (2, 4), True: (6, 8)}
 STEPS = (FIRST, *ORDERS[False], *ORDERS[True])
 
 
-@dataclass(frozen=True, slots=True)
 class Keys:
-    """The names that follow from the control queue's name ("mikrom:queue" unless inherited)."""
+    """The names that follow from the control queue's name ("mikrom:queue" unless inherited).
 
-    queue: str
+    `prefix` is what every key of this fleet begins with, so that two fleets can share one Redis.
+    """
 
-    @property
-    def prefix(self) -> str:
-        """What every key of this fleet begins with, so that two fleets can share one Redis."""
-        return self.queue.removesuffix(":queue")
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        self.prefix = queue.removesuffix(":queue")
+        self.source = f"{self.prefix}:source"  # what the last look at MIKROM_SPECS gave, for who looks
+        self.good_specs = f"{self.prefix}:source:good"  # the last good ones that any control worker has seen
+        self.vms = f"{self.prefix}:vms"  # what runs have seen of each host last, and of each project there
+        self.run_times = f"{self.prefix}:run-times"  # when each project's last whole run ended, and converged
+        self.next_run = f"{self.prefix}:next-run"  # when it is due, as Beat says and who had the last tick
 
     def host_queue(self, host: str) -> str:
         """Queue that only the worker of `host` consumes."""
@@ -79,31 +81,6 @@ class Keys:
     def unfinished(self, run: str) -> str:
         """How far a run is that has no report yet, or why it has none."""
         return f"{self.prefix}:run:{run}:unfinished"
-
-    @property
-    def source(self) -> str:
-        """What the last look at MIKROM_SPECS gave, for who looks."""
-        return f"{self.prefix}:source"
-
-    @property
-    def good_specs(self) -> str:
-        """The last good specs that any control worker has seen."""
-        return f"{self.prefix}:source:good"
-
-    @property
-    def vms(self) -> str:
-        """What runs have seen of each host last, and of each project there; for metrics."""
-        return f"{self.prefix}:vms"
-
-    @property
-    def run_times(self) -> str:
-        """When each project's last whole run ended, and the last one that converged; for metrics."""
-        return f"{self.prefix}:run-times"
-
-    @property
-    def next_run(self) -> str:
-        """When the next scheduled run is due, as Beat says and the control worker that had the last tick."""
-        return f"{self.prefix}:next-run"
 
     def tick(self, entry: str) -> str:
         """The tick of an entry of Beat's ("reconcile") in the present interval; whichever Beat sets it sends it."""

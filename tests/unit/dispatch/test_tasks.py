@@ -21,7 +21,7 @@ from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
 from mikrom_reconcile.dispatch.celery_patches import FieldsFormatter, TaskId
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-from mikrom_reconcile.dispatch.registry import register
+from mikrom_reconcile.dispatch.registry import FleetProcess
 from mikrom_reconcile.dispatch.transport import deadlines
 from mikrom_reconcile.dispatch.transport.order_envelope import priority_of
 from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
@@ -58,7 +58,7 @@ def app(redis: Fleet) -> Iterator[FleetApp]:
 @pytest.fixture
 def replies(app: FleetApp, redis: Fleet, host: Host) -> Iterator[ReplySender]:
     """What its tasks answer with, over a host that fails as told."""
-    registered = register(
+    registered = FleetProcess(
         app, agent=lambda: host.agent, engine=lambda: pytest.fail("no engine"),
         source=wiring.make_source(redis.settings()),
     )  # fmt: skip

@@ -1,30 +1,76 @@
-"""The specs of scheduled runs, kept in step among control workers, and what is known of their source, for who looks.
+"""Scheduled runs: Beat's ticks, once per interval however many Beats there are, their specs, and an hourly cleanup.
 
-Each control worker keeps the last good revision on its disk; Redis has it, too, so that one whose source is away uses
-what another has seen since. Either may be lost. It must never make a plan of a source that cannot be read.
+Whichever Beat first sets the key of the interval sends the tick; the key holds its id, and a control worker runs only
+the tick that the key still names: what waited in a queue past its interval does nothing. There is no schedule file.
+Each control worker keeps the last good specs on its disk; Redis has them, too, so that one whose source is away uses
+what another has seen since. Either may be lost. No plan is made of a source that cannot be read.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from celery.beat import Scheduler
 from redis import RedisError
 
 from mikrom_reconcile.control.sources.last_good import Good, LastGood
 from mikrom_reconcile.core.model.digests import texts_digest
 from mikrom_reconcile.core.model.errors import MikromError, SourceError
 from mikrom_reconcile.core.model.specs import SourceState, SourceTree
+from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.transport import rpc
+from mikrom_reconcile.dispatch.transport.heartbeats import known
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import source_state
+from mikrom_reconcile.limits import RUNS
 
 if TYPE_CHECKING:
     from redis import Redis
 
 _log = logging.getLogger(__name__)
+
+
+class OncePerInterval(Scheduler):  # type: ignore[misc]  # Celery has no types
+    """Sends an entry only when no other Beat has sent it in this interval."""
+
+    app: FleetApp
+
+    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:  # noqa: FBT001, FBT002 - Celery's signature
+        """Send the entry's task with the id of this tick, or nothing."""
+        tick = secrets.token_hex(8)
+        # seconds and cron lines alike: until the entry is due again
+        interval_s = entry.schedule.remaining_estimate(entry.schedule.now()).total_seconds()
+        lives_ms = int(1000 * max(interval_s - RUNS.beat_margin_s, interval_s / 2))
+        if not self.app.redis.set(self.app.keys.tick(entry.name), tick, nx=True, px=lives_ms):
+            _log.debug("%s has had its tick in this interval", entry.name)
+            return None
+        if entry.name == "reconcile":  # from then on it is who has the ticks that says when it is due again
+            self.app.redis.set(self.app.keys.next_run, time.time() + interval_s, nx=True)
+        entry.kwargs = {"tick": tick}
+        return super().apply_async(entry, producer=producer, advance=advance, **options)
+
+
+def clean_up(redis: Redis, keys: Keys) -> list[str]:
+    """Remove the queues, and the messages that were fetched and not begun, of hosts not seen for a day: these hosts.
+
+    All else expires by itself, or keeps its latest only; Celery's lists have no end of their own.
+    """
+    before, found = keys.host_queue(""), redis.scan_iter(match=f"{keys.host_queue('')}*", count=1000)
+    waiting = {key.decode().removeprefix(before).partition("\x06")[0] for key in found}
+    before, found = keys.unacked("host:"), redis.scan_iter(match=f"{keys.unacked('host:')}*", count=1000)
+    fetched = {key.decode().removeprefix(before).partition(":")[0] for key in found}
+    gone = sorted((waiting | fetched) - {*known(redis, keys)})
+    for host in gone:
+        queue, unacked = keys.host_queue(host), keys.unacked(f"host:{host}")
+        bindings = [f"_kombu.{kind}.{queue}" for kind in ("binding", "binding_permanent")]
+        redis.delete(*keys.lists(queue), *bindings, unacked, f"{unacked}:index", f"{unacked}:mutex")
+        _log.info("removed the queue of a host that was not seen for a day", extra={"host": host})
+    return gone
 
 
 class SourceSync:

@@ -13,7 +13,7 @@ from statistics import median
 from benchmarks.rows import Goal, Row
 from benchmarks.scratch import scratch
 from mikrom_reconcile import wiring
-from mikrom_reconcile.control.stores.sqlite import SqliteStore
+from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.core.model.run import Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
@@ -65,7 +65,7 @@ class Host:
     def __init__(self, state_dir: Path) -> None:
         self.driver = MeteredDriver(state_dir)
         self.agent = HostAgent(HOST, driver=self.driver, records=Records(state_dir), clock=Clock())
-        store = SqliteStore(state_dir / "store.sqlite", state_dir / "locks")
+        store = FileStore(state_dir / "store", state_dir / "locks")
         settings = load({"MIKROM_STATE_DIR": str(state_dir), "MIKROM_HOST": HOST})
         self.engine = wiring.make_reconciler(settings, LocalHosts(self.agent), store)
 

@@ -23,7 +23,7 @@ import msgspec
 from benchmarks import rich
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.sources.files import read_files
-from mikrom_reconcile.control.stores.sqlite import SqliteStore
+from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine
 from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedVM, ObserveQuery, Placements
@@ -106,7 +106,7 @@ def write_answers(folder: Path, share: str) -> None:
         covers=hosts,
         addresses={vm.name: vm.addresses for vm in vms if vm.addresses},
     )
-    SqliteStore(folder / "state" / "store.sqlite", folder / "state" / "locks").remember(specs.project, placements)
+    FileStore(folder / "state" / "store", folder / "state" / "locks").remember(specs.project, placements)
     drifted = float(share) if there else 0.0
     chosen = set(Random(1).sample(range(len(vms)), int(len(vms) * drifted)))
     rows: dict[str, list[ObservedVM]] = defaultdict(list)

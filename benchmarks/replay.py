@@ -43,9 +43,9 @@ class ReplayedHosts:
 
 def replayed_engine(folder: Path, settings: Settings) -> Engine:
     """The engine of this process over the hosts in `folder`."""
-    from mikrom_reconcile.control.stores.sqlite import SqliteStore  # noqa: PLC0415 - as in wiring
+    from mikrom_reconcile.control.stores.files import FileStore  # noqa: PLC0415 - as in wiring
 
-    store = SqliteStore(settings.state_dir / "store.sqlite", settings.state_dir / "locks")
+    store = FileStore(settings.state_dir / "store", settings.state_dir / "locks")
     return wiring.make_reconciler(settings, ReplayedHosts(folder), store)  # type: ignore[arg-type]
 
 

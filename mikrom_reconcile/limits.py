@@ -171,7 +171,6 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):
     kept: Annotated[int, "no store keeps more runs"] = 10_000
     kept_per_host: Annotated[int, "different things that a host did by itself"] = 100
     record_bytes: Annotated[int, "of one run: some 100,000 actions"] = 64 << 20
-    store_wait_s: Annotated[float, "a transaction takes milliseconds; a longer one is stuck"] = 10.0
     gc_objects: Annotated[int, "between collections: specs stay, and looking at them costs a fifth"] = 2_000_000
 
 

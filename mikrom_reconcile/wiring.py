@@ -154,14 +154,14 @@ def fleet_app(settings: Settings) -> FleetApp:
 
 
 def embedded_engine(settings: Settings) -> Engine:
-    """This machine as the only host, a thread pool in this process, runs kept in SQLite."""
-    from mikrom_reconcile.control.stores.sqlite import SqliteStore
+    """This machine as the only host, a thread pool in this process, runs kept in files."""
+    from mikrom_reconcile.control.stores.files import FileStore
     from mikrom_reconcile.dispatch.hosts.local import LocalHosts
 
     # outcomes are shown as progress; without a handler Python would print them on stderr, too
     logging.getLogger("mikrom_reconcile.host").addHandler(logging.NullHandler())
     hosts = LocalHosts(make_host_agent(settings))
-    store = SqliteStore(settings.state_dir / "store.sqlite", settings.state_dir / "locks")
+    store = FileStore(settings.state_dir / "store", settings.state_dir / "locks")
     return make_reconciler(settings, hosts, store, alone=True)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.control.ports import RunStore
-from mikrom_reconcile.control.stores import redis, sqlite
+from mikrom_reconcile.control.stores import files, redis
+from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.control.stores.kept_runs import ROOM
 from mikrom_reconcile.control.stores.redis import RedisStore
-from mikrom_reconcile.control.stores.sqlite import SqliteStore
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunRecord
@@ -23,10 +23,10 @@ from tests.fleet import Fleet
 from tests.samples import NOW, outcome, record
 
 
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+@pytest.fixture(params=["files", pytest.param("redis", marks=pytest.mark.redis)])
 def store(request: pytest.FixtureRequest, own_environment: Path) -> Iterator[RunStore]:
-    if request.param == "sqlite":
-        yield SqliteStore(own_environment / "store.sqlite", own_environment / "locks")
+    if request.param == "files":
+        yield FileStore(own_environment / "store", own_environment / "locks")
         return
     fleet = Fleet(own_environment)
     try:
@@ -169,7 +169,7 @@ def test_what_another_release_wrote_in_another_shape_is_told_of_and_hides_nothin
 ) -> None:
     store.save(at(0, "good"))
     with monkeypatch.context() as patched:
-        for module in (sqlite, redis):
+        for module in (files, redis):
             patched.setattr(module, "packed", lambda _: b"a shape of tomorrow")
         store.save(at(1, "odd"))
     odd, good = store.runs(10)

@@ -1,1 +1,1 @@
-"""Memory between runs: SQLite for one machine, Redis for a fleet; one contract."""
+"""Memory between runs: files for one machine, Redis for a fleet; one contract."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
-from mikrom_reconcile.control.stores.sqlite import SqliteStore
+from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Stock
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
@@ -64,7 +64,7 @@ class WorldHosts:
 def test_the_older_of_two_equal_vms_is_found_though_a_digest_proves_each_as_wanted(tmp_path: Path) -> None:
     world = World(hosts={"hv1": {}, "hv2": {}})
     hosts = WorldHosts(world)
-    store = SqliteStore(tmp_path / "store.sqlite", tmp_path)
+    store = FileStore(tmp_path / "store", tmp_path)
     engine = Reconciler(here="hv1", hosts=hosts, store=store, clock=Clock(), schemas=wiring.schemas())
     engine.apply(REQUEST, None, progress=lambda _: None)
     newer = next(host for host, vms in world.hosts.items() if "web-000" in vms)

@@ -10,7 +10,7 @@ import pytest
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
-from mikrom_reconcile.control.stores.sqlite import SqliteStore
+from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.observed import (
@@ -75,7 +75,7 @@ def hosts() -> EmptyHosts:
 
 @pytest.fixture
 def engine(hosts: EmptyHosts, tmp_path: Path) -> Reconciler:
-    store = SqliteStore(tmp_path / "store.sqlite", tmp_path)
+    store = FileStore(tmp_path / "store", tmp_path)
     store.remember("default", Placements(vms={"web-000": "hv01"}, covers=("hv01", "hv02")))
     return Reconciler(here="localhost", hosts=hosts, store=store, clock=Clock(), schemas=wiring.schemas())
 

@@ -1,9 +1,8 @@
-"""What only the SQLite store has to answer: odd files, other processes, killed holders."""
+"""What only the embedded store has to answer: odd files, other processes, killed holders."""
 
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.control.stores.sqlite import SqliteStore
+from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from tests.full_disk import fill, small_disk
@@ -21,24 +20,24 @@ SOMEWHERE = Placements(vms={"a": "localhost"}, covers=("localhost",))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SqliteStore:
+def store(tmp_path: Path) -> FileStore:
     return store_in(tmp_path)
 
 
-def store_in(folder: Path) -> SqliteStore:
-    return SqliteStore(folder / "store" / "runs.sqlite", folder / "locks")
+def store_in(folder: Path) -> FileStore:
+    return FileStore(folder / "store", folder / "locks")
 
 
 def test_files_and_all_folders_above_them_are_closed_to_others(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "state" / "store" / "runs.sqlite", tmp_path / "state" / "deep" / "locks")
+    store = FileStore(tmp_path / "state" / "store", tmp_path / "state" / "deep" / "locks")
     store.lease("demo", holder="test", ttl_s=1, at_least=0)
     store.remember("demo", SOMEWHERE)
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
-    assert {modes.pop(name) for name in ("runs.sqlite", "demo.lease")} == {"0o600"}
-    assert modes == dict.fromkeys(("state", "store", "deep", "locks"), "0o700")
+    assert {modes.pop(name) for name in ("demo", "demo.lease")} == {"0o600"}
+    assert modes == dict.fromkeys(("state", "store", "placements", "deep", "locks"), "0o700")
 
 
-def test_a_second_holder_is_told_who_the_first_is(store: SqliteStore, tmp_path: Path) -> None:
+def test_a_second_holder_is_told_who_the_first_is(store: FileStore, tmp_path: Path) -> None:
     lease = store.lease("demo", holder="apply by ana@build7", ttl_s=1, at_least=0)
     with pytest.raises(BusyError, match=rf"apply by ana@build7 \(pid {os.getpid()}, since 20\d\d-.* UTC\)"):
         store_in(tmp_path).lease("demo", holder="beat", ttl_s=1, at_least=0)
@@ -46,11 +45,11 @@ def test_a_second_holder_is_told_who_the_first_is(store: SqliteStore, tmp_path: 
     assert store.lease("demo", holder="beat", ttl_s=1, at_least=0).token == lease.token + 1
 
 
-def test_a_killed_holder_leaves_the_lease_free_and_its_token_used(store: SqliteStore, tmp_path: Path) -> None:
+def test_a_killed_holder_leaves_the_lease_free_and_its_token_used(store: FileStore, tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, sys; from mikrom_reconcile.control.stores.sqlite import SqliteStore\n"
+        "import os, pathlib, sys; from mikrom_reconcile.control.stores.files import FileStore\n"
         "folder = pathlib.Path(sys.argv[1])\n"
-        "store = SqliteStore(folder / 'store' / 'runs.sqlite', folder / 'locks')\n"
+        "store = FileStore(folder / 'store', folder / 'locks')\n"
         "lease = store.lease('demo', holder='doomed', ttl_s=1, at_least=7)\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -58,7 +57,7 @@ def test_a_killed_holder_leaves_the_lease_free_and_its_token_used(store: SqliteS
     assert store.lease("demo", holder="next", ttl_s=1, at_least=0).token == 8
 
 
-def test_a_lease_whose_file_was_replaced_is_not_held(store: SqliteStore, tmp_path: Path) -> None:
+def test_a_lease_whose_file_was_replaced_is_not_held(store: FileStore, tmp_path: Path) -> None:
     lease = store.lease("demo", holder="test", ttl_s=1, at_least=0)
     assert lease.held()
     (tmp_path / "locks" / "demo.lease").unlink()
@@ -67,53 +66,41 @@ def test_a_lease_whose_file_was_replaced_is_not_held(store: SqliteStore, tmp_pat
     assert not lease.held()
 
 
-def test_a_project_name_cannot_climb_out_of_the_lock_folder(store: SqliteStore, tmp_path: Path) -> None:
+def test_a_project_name_cannot_climb_out_of_the_lock_folder(store: FileStore, tmp_path: Path) -> None:
     store.lease("../../demo", holder="test", ttl_s=1, at_least=0)
     assert [path.name for path in (tmp_path / "locks").iterdir()] == ["..%2F..%2Fdemo.lease"]
 
 
-@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4096])
-def test_a_broken_file_is_moved_aside_and_begun_anew(
-    content: bytes, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("content", [b"", b"no store at all" * 100])
+def test_a_broken_file_is_as_if_it_were_absent_and_is_replaced(
+    content: bytes, store: FileStore, tmp_path: Path
 ) -> None:
-    path = tmp_path / "store" / "runs.sqlite"
-    path.parent.mkdir()
-    path.write_bytes(content)
     store.remember("demo", SOMEWHERE)
+    store.save(record("r"))
+    for path in (tmp_path / "store").rglob("*"):
+        if path.is_file():
+            path.write_bytes(content)
+    assert store.placements("demo") == Placements()
+    assert [run.conclusion for run in store.runs(9)] in ([], ["cannot be shown: another release wrote it"])
+    store.remember("demo", SOMEWHERE)
+    store.save(record("r"))
     assert store.placements("demo") == SOMEWHERE
-    (aside,) = path.parent.glob("runs.sqlite.unusable-*")
-    assert aside.read_bytes() == content
-    assert str(aside) in caplog.text
+    assert store.runs(9) == (record("r"),)
 
 
-@pytest.mark.parametrize(
-    "statement",
-    ["PRAGMA user_version = 99", "PRAGMA user_version = 1"],
-)
-def test_the_database_of_another_release_is_moved_aside_whole(
-    statement: str, store: SqliteStore, tmp_path: Path
-) -> None:
-    path = tmp_path / "store" / "runs.sqlite"
-    path.parent.mkdir()
-    with sqlite3.connect(path) as db:
-        db.execute(statement)
-    db.close()
-    theirs = path.read_bytes()
-    assert store.runs(1) == ()
-    (aside,) = path.parent.glob("runs.sqlite.unusable-*")
-    assert aside.read_bytes() == theirs
+def test_an_odd_file_in_the_place_of_one_is_never_waited_for(store: FileStore, tmp_path: Path) -> None:
+    (tmp_path / "store" / "placements").mkdir(parents=True)
+    os.mkfifo(tmp_path / "store" / "placements" / "demo")
+    assert store.placements("demo") == Placements()
 
 
-def test_a_database_without_its_tables_is_begun_anew(store: SqliteStore, tmp_path: Path) -> None:
-    store.save(record("old"))
-    with sqlite3.connect(tmp_path / "store" / "runs.sqlite") as db:
-        db.execute("DROP TABLE runs")
-    assert store.runs(1) == ()
-    store.save(record("new"))
-    assert store.runs(1)[0].run_id == "new"
+def test_no_name_climbs_out_of_the_store(store: FileStore, tmp_path: Path) -> None:
+    store.remember("../../demo", SOMEWHERE)
+    assert store.placements("../../demo") == SOMEWHERE
+    assert [path.name for path in (tmp_path / "store" / "placements").iterdir()] == ["..%2F..%2Fdemo"]
 
 
-def test_many_threads_may_use_one_store_at_once(store: SqliteStore, tmp_path: Path) -> None:
+def test_many_threads_may_use_one_store_at_once(store: FileStore, tmp_path: Path) -> None:
     tokens: list[int] = []
 
     def work(number: int) -> None:
@@ -136,7 +123,7 @@ def test_a_store_that_cannot_be_used_is_done_without_and_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    store = SqliteStore(tmp_path / "file" / "runs.sqlite", tmp_path / "locks")
+    store = FileStore(tmp_path / "file" / "store", tmp_path / "locks")
     store.save(record("lost"))
     store.remember("demo", SOMEWHERE)
     assert (store.runs(1), store.placements("demo")) == ((), Placements())
@@ -157,4 +144,4 @@ def test_a_store_on_a_full_disk_still_tells_what_it_holds(tmp_path: Path) -> Non
 def test_a_lock_folder_that_cannot_be_written_is_a_setup_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="must be writable"):
-        SqliteStore(tmp_path / "runs.sqlite", tmp_path / "file").lease("demo", holder="t", ttl_s=1, at_least=0)
+        FileStore(tmp_path / "store", tmp_path / "file").lease("demo", holder="t", ttl_s=1, at_least=0)

@@ -1,0 +1,161 @@
+"""The embedded store: a file for the placements of each project and for each run; leases and tokens in lock files.
+
+It must not hold anything that a run could not do without (rule 1 of the architecture). Each file is whole or absent,
+one that cannot be read is as if it were absent, and where none can be written, the run goes on without.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from mikrom_reconcile.control.stores.kept_runs import (
+    name_of,
+    packed,
+    placements_in,
+    repeated,
+    room_of,
+    size_of,
+    unpacked,
+)
+from mikrom_reconcile.core.model.errors import BusyError, SetupError
+from mikrom_reconcile.core.model.observed import Placements
+from mikrom_reconcile.core.model.run import RunRecord
+from mikrom_reconcile.limits import RUNS
+from mikrom_reconcile.system import locks
+from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
+from mikrom_reconcile.system.folders import make_folder
+
+_log = logging.getLogger(__name__)
+
+
+class FileLease:
+    """A held lease: an OFD lock on a file with its token and its holder. The kernel gives it back when that one dies.
+
+    It is lost when it is released or when its file is replaced behind its back.
+    """
+
+    def __init__(self, path: Path, fd: int, token: int, holder: str) -> None:
+        self._path = path
+        self._fd: int | None = fd
+        self.token = token
+        self._write(fd, f"{holder} (pid {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
+
+    def held(self) -> bool:
+        """False once it may have been lost: send nothing more."""
+        if self._fd is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._fd), self._path.stat())
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Give it back; twice is fine."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            self._write(fd, "")  # the next that fails to take it must not read an old name
+            locks.give_back(fd)
+
+    def _write(self, fd: int, holder: str) -> None:
+        with suppress(OSError):  # a full disk: the lock is the lease, and hosts remember tokens, too
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{self.token} {holder}".encode(), 0)
+
+
+class FileStore:
+    """A `RunStore` for one machine. Safe to use from many threads and processes at once."""
+
+    def __init__(self, folder: Path, lock_dir: Path) -> None:
+        self._folder = folder
+        self._lock_dir = lock_dir
+        self._was_told = False
+
+    def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> FileLease:
+        """Take the lease of a project, with a token of at least `at_least`. Raises BusyError naming the holder.
+
+        `ttl_s` has no meaning here: the kernel gives the lease back when its holder dies.
+        """
+        del ttl_s
+        path = self._lock_dir / f"{quote(scope, safe='')}.lease"
+        try:
+            fd = locks.open_taken(path)
+            other = "" if fd is not None else path.read_text(errors="replace").partition(" ")[2]
+        except OSError as error:
+            raise SetupError(f"{path}: {error.strerror}; the state folder must be writable") from error
+        if fd is None:
+            other = other or "another process"
+            raise BusyError(f"project {scope} is being changed by {other}; wait for that run to end")
+        before = os.pread(fd, 15, 0).partition(b" ")[0]
+        return FileLease(path, fd, max(1, at_least, int(before) + 1 if before.isdigit() else 1), holder)
+
+    def placements(self, project: str) -> Placements:
+        """Where the project's VMs were last known to be; empty when nothing is remembered."""
+        return placements_in(self._read(self._path("placements", project)))
+
+    def remember(self, project: str, placements: Placements) -> None:
+        """Replace the placements of a project."""
+        with self._done_without():
+            _write(self._path("placements", project), msgspec.json.encode(placements))
+
+    def save(self, run: RunRecord) -> None:
+        """Keep a run as far as it is; those for which its room has no place any more are dropped."""
+        room = room_of(run)
+        path, at = self._path(f"runs/{quote(room)}", name_of(run)), run.finished_at.timestamp()
+        with self._done_without():
+            _write(path, packed(repeated(self._read(path), run)))
+            os.utime(path, (at, at))
+            if room != "going":
+                self._path("runs/going", run.run_id).unlink(missing_ok=True)
+            for old in _latest_first(path.parent.iterdir())[size_of(room) :]:
+                old.unlink(missing_ok=True)
+
+    def runs(self, limit: int) -> tuple[RunRecord, ...]:
+        """The latest runs, newest first."""
+        paths = _latest_first(self._folder.glob("runs/*/*"))[:limit]
+        found = ((path, self._read(path)) for path in paths)
+        return tuple(unpacked(unquote(path.name), content, _time_of(path)) for path, content in found if content)
+
+    def _path(self, folder: str, name: str) -> Path:
+        return self._folder / folder / quote(name, safe="")
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            return read_small(path, max_bytes=RUNS.record_bytes)
+        except (OSError, OddFileError):
+            return None
+
+    @contextmanager
+    def _done_without(self) -> Iterator[None]:
+        """Goes on where the store cannot be used, and says so once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._was_told:
+                meant = "going on without; no VM is concerned, but history will not know of it"
+                _log.warning("%s cannot be used (%s): %s", self._folder, error.strerror, meant)
+            self._was_told = True
+
+
+def _write(path: Path, content: bytes) -> None:
+    make_folder(path.parent)
+    write_whole(path, content, durable=False)
+
+
+def _latest_first(paths: Iterable[Path]) -> list[Path]:
+    """The files by their times, without drafts of one that is just being written."""
+    return sorted((path for path in paths if path.suffix != ".new"), key=_time_of, reverse=True)
+
+
+def _time_of(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process dropped it
+        return 0.0

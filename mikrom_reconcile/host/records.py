@@ -205,9 +205,8 @@ class Records:
         for name in listed(self._locks):
             vm, _, kind = name.partition(".")
             if kind in {"action", "vmm"} and is_name(vm) and self.read(vm) is None:
-                with suppress(OSError):
-                    if (fd := locks.open_taken(self._locks / name)) is not None:
-                        locks.give_back(fd, unlink=self._locks / name)
+                with suppress(OSError), locks.held(self._locks / name, unlink=True):
+                    pass  # it goes, unless somebody holds it
 
     def tombstone(self, vm: str) -> VMRecord | None:
         """The record of the last VM of this name. None, too, when it is damaged: a new uid tells two lives apart."""

@@ -14,7 +14,9 @@ import errno
 import fcntl
 import os
 import struct
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mikrom_reconcile.system.folders import make_folder
@@ -60,6 +62,21 @@ def open_taken(path: Path) -> int | None:
         finally:
             if not is_ours:
                 os.close(fd)
+
+
+@contextmanager
+def held(path: Path, *, until: float = 0.0, poll_s: float = 0.05, unlink: bool = False) -> Iterator[bool]:
+    """Hold the lock at `path` inside the block, awaited `until` then (monotonic). Yields whether it is ours.
+
+    With `unlink` its file goes with it. Raises OSError.
+    """
+    while (fd := open_taken(path)) is None and time.monotonic() < until:
+        time.sleep(poll_s)
+    try:
+        yield fd is not None
+    finally:
+        if fd is not None:
+            give_back(fd, unlink=path if unlink else None)
 
 
 def give_back(fd: int, *, unlink: Path | None = None) -> None:

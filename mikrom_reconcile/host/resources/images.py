@@ -67,18 +67,12 @@ class ImageCache:
         path = self.path_of(file)
         while not _used(path):
             make_folder(self._cache)
-            lock_path = self._lock_of(file.sha256)
-            lock = locks.open_taken(lock_path)
-            if lock is None:
-                if time.monotonic() > give_up_at:
+            lock = locks.held(self._lock_of(file.sha256), until=give_up_at, poll_s=IMAGES.lock_poll_s, unlink=True)
+            with lock as is_ours:
+                if not is_ours:
                     raise FetchError(f"{file.source}: another process still fetches it", lasting=False)
-                time.sleep(IMAGES.lock_poll_s)
-                continue
-            try:
                 if not path.exists():
                     self._fetch(file, path, give_up_at)
-            finally:
-                locks.give_back(lock, unlink=lock_path)
         return path
 
     def cached(self) -> Iterator[tuple[str, int, float]]:
@@ -121,18 +115,11 @@ class ImageCache:
 
     def _remove(self, path: Path, digest: str, oldest_s: float) -> bool:
         """Remove it, unless it is being fetched, or was used since it was found old."""
-        lock_path = self._lock_of(digest)
-        lock = locks.open_taken(lock_path)
-        if lock is None:
-            return False
-        try:
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime <= oldest_s:
-                    path.unlink()
-                    return True
-            return False
-        finally:
-            locks.give_back(lock, unlink=lock_path)
+        with locks.held(self._lock_of(digest), unlink=True) as is_ours, suppress(FileNotFoundError):
+            if is_ours and path.stat().st_mtime <= oldest_s:
+                path.unlink()
+                return True
+        return False
 
     def _lock_of(self, digest: str) -> Path:
         return self._locks / f"image-{digest}.lock"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -190,14 +189,10 @@ class Networks:
     def _bridge_lock(self, vm: str, bridge: str, give_up_at: float) -> Iterator[None]:
         """Nobody else makes or drops the bridge meanwhile."""
         path = self._locks / f"bridge-{bridge}.lock"
-        while (lock := locks.open_taken(path)) is None:
-            if time.monotonic() > give_up_at:
+        with locks.held(path, until=give_up_at, poll_s=NETWORKS.lock_poll_s) as is_ours:
+            if not is_ours:
                 raise TemporaryError(f"another process still works on bridge {bridge}", vm=vm, step=_STEP)
-            time.sleep(NETWORKS.lock_poll_s)
-        try:
             yield
-        finally:
-            locks.give_back(lock)
 
     def _prepare_bridge(self, kernel: Netlink, record: VMRecord, interface: Interface) -> Link:
         name, alias = interface.bridge, interface.bridge_alias

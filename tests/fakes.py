@@ -15,7 +15,7 @@ from mikrom_reconcile.core.model.digests import digest_of, spec_digest
 from mikrom_reconcile.core.model.observed import Console, End, ObservedVM, Stray, VMMFacts
 from mikrom_reconcile.core.model.plan import Action, Expect, Verb
 from mikrom_reconcile.core.model.run import Order
-from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.system.clock import Clock
 
 HOST = "hv1"
@@ -72,7 +72,7 @@ class FakeDriver:
             return VMMFacts(status="none", end=self.ends.get(record.vm, "unknown"))
         return VMMFacts(status="running", pid=1, machine=spec.machine, boot_args=spec.boot_args)
 
-    def links(self, but: str = "") -> LinkLook:
+    def links(self, but: str = "") -> LinkDrift:
         return lambda _record: ()
 
     def watch(self, record: VMRecord) -> int | None:

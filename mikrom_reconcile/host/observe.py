@@ -1,7 +1,7 @@
 """What this host reports: each VM's record beside what its driver proves, and one digest per fleet.
 
 A fleet whose digest is the one that control expects sends no rows, so that a report about a host on which nothing
-changed does not grow with its VMs. Only looks: nothing here changes a VM, a record or a token.
+changed does not grow with its VMs. Nothing here changes a VM, a record or a token.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mikrom_reconcile.core.model.observed import (
     Phase,
     VMMFacts,
 )
-from mikrom_reconcile.host.ports import Driver, LinkLook, VMRecord
+from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.limits import OBSERVING
 
@@ -73,13 +73,13 @@ class Observer:
         phases: dict[str, dict[Phase, int]] = defaultdict(Counter)
         if query.project is None:
             tokens = self._records.highest_tokens()
-            rows += (row for row, _ in self._looks(records, until))
+            rows += (row for row, _ in self._observe_all(records, until))
         else:
             tokens = {query.project: self._records.highest_token(query.project)}
             mine = [record for record in records if record.project == query.project]
-            looks = list(self._looks(mine, until))
-            own = [row for row, _ in looks]
-            maturing = _maturing(looks, query.min_healthy_s)
+            observed = list(self._observe_all(mine, until))
+            own = [row for row, _ in observed]
+            maturing = _maturing(observed, query.min_healthy_s)
             attempts = self._records.attempts()
             for row in own:
                 phases[row.fleet][row.phase] += 1
@@ -88,7 +88,7 @@ class Observer:
             rows += [row for row in own if row.fleet in fleets]
             if fleets or query.others:
                 others = [record for record in records if record.project != query.project]
-                rows += (row for row, _ in self._looks(others, until))
+                rows += (row for row, _ in self._observe_all(others, until))
         return HostReport(
             host=self._host,
             observed_at=now,
@@ -107,11 +107,13 @@ class Observer:
             attempts=attempts,
         )
 
-    def _looks(self, records: Sequence[VMRecord], until: float) -> Iterator[tuple[ObservedVM, float]]:
+    def _observe_all(self, records: Sequence[VMRecord], until: float) -> Iterator[tuple[ObservedVM, float]]:
         """Each VM, and how long its VMM has lived, as they answer; those that have not by `until` as unreadable."""
         if not records:
             return
-        look = partial(self._look, links=self._driver.links(), give_up_at=time.monotonic() + OBSERVING.begin_checks_s)
+        observe = partial(
+            self._observe, links=self._driver.links(), give_up_at=time.monotonic() + OBSERVING.begin_checks_s
+        )
         until, waiting = max(until, time.monotonic() + OBSERVING.others_s), deque(records)
         under_way: dict[_Future, tuple[VMRecord, float]] = {}
         ended: queue.SimpleQueue[_Future] = queue.SimpleQueue()
@@ -120,7 +122,7 @@ class Observer:
             while (waiting or under_way) and (now := time.monotonic()) < until:
                 silent = sum(now - since > OBSERVING.silent_after_s for _, since in under_way.values())
                 while waiting and len(under_way) < min(silent + OBSERVING.threads, OBSERVING.max_threads):
-                    future = pool.submit(look, record := waiting.popleft())
+                    future = pool.submit(observe, record := waiting.popleft())
                     under_way[future] = record, now
                     future.add_done_callback(ended.put)
                 with suppress(queue.Empty):
@@ -133,7 +135,7 @@ class Observer:
             why = f"it did not answer within {OBSERVING.report_s:g} s, when its host had to report"
             yield self._unseen(record, why), 0.0
 
-    def _look(self, record: VMRecord, *, links: LinkLook, give_up_at: float) -> tuple[ObservedVM, float]:
+    def _observe(self, record: VMRecord, *, links: LinkDrift, give_up_at: float) -> tuple[ObservedVM, float]:
         """The VM as it is now, or `unreadable` with the reason: one that cannot be observed hides no other."""
         try:
             facts = self._driver.observe(record)
@@ -160,7 +162,7 @@ def no_links(_record: VMRecord) -> tuple[Drift, ...]:
     return ()
 
 
-def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkLook = no_links) -> ObservedVM:
+def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkDrift = no_links) -> ObservedVM:
     """The row of a VM: its record, what was proven of its VMM, and where its links differ."""
     if not facts.interfaces:
         links = no_links
@@ -254,9 +256,9 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
 
 
-def _maturing(looks: Iterable[tuple[ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:
+def _maturing(observed: Iterable[tuple[ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:
     """The seconds until VMs that are up count as healthy, for those that do not yet."""
-    left_s = {row.name: min_healthy_s.get(row.fleet, 0.0) - age_s for row, age_s in looks if row.phase in HEALTHY}
+    left_s = {row.name: min_healthy_s.get(row.fleet, 0.0) - age_s for row, age_s in observed if row.phase in HEALTHY}
     return {name: left for name, left in left_s.items() if left > 0}
 
 

@@ -42,8 +42,8 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     damage: str = ""
 
 
-LinkLook = Callable[[VMRecord], tuple[Drift, ...]]
-"""Says of a VM that is up where the host's taps, bridges and rules are other than they are to be."""
+LinkDrift = Callable[[VMRecord], tuple[Drift, ...]]
+"""Where the taps, bridges and rules of a VM that is up differ from what its record wants."""
 
 
 class Driver(Protocol):
@@ -67,8 +67,8 @@ class Driver(Protocol):
         An ActionError says that this process cannot look (no descriptor left, folder closed): the VM is unknown.
         """
 
-    def links(self, but: str = "") -> LinkLook:
-        """A look at what this host made for VMs beside their VMMs: one for many VMs costs less. ActionErrors as above.
+    def links(self, but: str = "") -> LinkDrift:
+        """Compares what this host made for VMs beside their VMMs; one for many VMs costs less. ActionErrors as above.
 
         `but` names a VM whose record does not say yet what is wanted for it.
         """

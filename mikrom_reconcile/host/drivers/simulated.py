@@ -20,7 +20,7 @@ from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, 
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.translate_errors import step
-from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
@@ -89,7 +89,7 @@ class SimulatedDriver:
             console_at=vm.console_at,
         )
 
-    def links(self, but: str = "") -> LinkLook:  # noqa: ARG002 - the port's
+    def links(self, but: str = "") -> LinkDrift:  # noqa: ARG002 - the port's
         """Nothing is made."""
         return lambda _record: ()
 

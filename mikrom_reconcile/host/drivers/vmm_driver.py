@@ -22,7 +22,7 @@ from mikrom_reconcile.host.drivers.earlier import EarlierVMMs
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError, step
 from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
 from mikrom_reconcile.host.drivers.vmm_start import Command, abandon, last_words_of, spawn
-from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.resources.networks import Interface, boot_args_of
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources
 from mikrom_reconcile.limits import VMMS
@@ -137,13 +137,13 @@ class VMMDriver(ABC):
                 return VMMFacts(status="starting")
             return VMMFacts(status="none", end=self._last_end(places))
 
-    def links(self, but: str = "") -> LinkLook:
-        """A look at taps, bridges and rules."""
-        look = self._provisioner.networks.look(but)
+    def links(self, but: str = "") -> LinkDrift:
+        """Compares taps, bridges and rules with records."""
+        drift_of = self._provisioner.networks.drift(but)
 
         def drift(record: VMRecord) -> tuple[Drift, ...]:
             with step(record.vm, "looking at its links"):
-                return look(record)
+                return drift_of(record)
 
         return drift
 

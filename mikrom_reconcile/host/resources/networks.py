@@ -26,7 +26,7 @@ from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
 from mikrom_reconcile.core.model.observed import Drift
-from mikrom_reconcile.host.ports import LinkLook, VMRecord
+from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.host.resources.nat import PREFIX, Rules, nat_of
 from mikrom_reconcile.limits import NETWORKS
@@ -117,7 +117,7 @@ class Networks:
             taps = ((interface, kernel.link(interface.tap)) for interface in self.of(record))
             return tuple(interface for interface, tap in taps if tap and tap.alias == interface.alias)
 
-    def look(self, but: str = "") -> LinkLook:
+    def drift(self, but: str = "") -> LinkDrift:
         """Compares links of VMs with their records, and asks about each bridge once. The VM `but` counts as gone."""
         bridge_of = cache(self._find_bridge)
         unwanted_of = cache(lambda name: self._unwanted(bridge_of(name).parts, name, but))

@@ -1,4 +1,4 @@
-"""`mikrom` and `python -m mikrom_reconcile`: the way in and the way out of the process.
+"""`mikrom` and `python -m mikrom_reconcile`: the way in and the one way out of the process.
 
 Nothing heavy may be imported before it is known what is wanted: the overview and the version are answered without
 click.
@@ -18,30 +18,27 @@ BROKEN_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command in `argv`, or in the arguments of this process."""
     words = list(sys.argv[1:] if argv is None else argv)
-    _open_what_is_closed()
-    _never_fail_to_encode()
-    code = _told(words)
+    _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # "?" for what a terminal cannot show, instead of a traceback
+    try:
+        code = _without_click(words)
+        if code is None:
+            code = _with_click(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout.fileno())
+        code = BROKEN_PIPE
+    except OSError as error:  # all others are answered where they happen
+        _discard(sys.stdout.fileno())
+        _say(f"error: standard output: {error.strerror}; what was done is in `mikrom history`\n")
+        code = 1
     _say("")
     return code
 
 
-def _told(words: list[str]) -> int:
-    try:
-        code = _quick(words)
-        if code is None:
-            code = _command(words)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _discard(sys.stdout.fileno())
-        return BROKEN_PIPE
-    except OSError as error:  # all others are told where they happen
-        _discard(sys.stdout.fileno())
-        _say(f"error: standard output: {error.strerror}; what was done is in `mikrom history`\n")
-        return 1
-    return code
-
-
-def _quick(words: list[str]) -> int | None:
+def _without_click(words: list[str]) -> int | None:
     """Answer what needs no click; None for everything else."""
     if "_MIKROM_COMPLETE" in os.environ:  # a shell asks what may come next, and its words are in the environment
         return None
@@ -58,13 +55,13 @@ def _quick(words: list[str]) -> int | None:
     return 0
 
 
-def _command(words: list[str]) -> int:
+def _with_click(words: list[str]) -> int:
     import signal  # noqa: PLC0415 - it costs a tenth of Python's start
 
     from mikrom_reconcile.cli import entry  # noqa: PLC0415
     from mikrom_reconcile.cli.commands import COMMANDS  # noqa: PLC0415
     from mikrom_reconcile.limits import RUNS  # noqa: PLC0415
-    from mikrom_reconcile.output.run_result import LATE  # noqa: PLC0415
+    from mikrom_reconcile.output.run_result import LATE, USAGE  # noqa: PLC0415
 
     first = words[0] if words else ""  # a shell that asks what may come next gives no words
     if first in COMMANDS and COMMANDS[first][0] != "Services":
@@ -73,33 +70,24 @@ def _command(words: list[str]) -> int:
             if signal.getsignal(number) == signal.SIG_DFL:  # else somebody wants it ignored, as nohup does
                 signal.signal(number, _interrupt)
     code = entry.run(words)
-    if code == entry.INTERRUPTED:
-        for number in (
-            signal.SIGINT,
-            signal.SIGTERM,
-            signal.SIGHUP,
-        ):  # a second one does not wait for what is under way
+    if code == entry.INTERRUPTED:  # a second signal does not wait for what is under way
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-    elif code & LATE and code < entry.USAGE:
-        _leave(code)
+    elif code & LATE and code < USAGE:  # threads with actions past the deadline would keep this process for as long
+        sys.stdout.flush()
+        _say("")
+        os._exit(code)
     return code
 
 
 def _interrupt(number: int, _: object) -> None:
-    """Whoever ends a command by a signal is told what Ctrl-C tells, and it is kept as such."""
+    """Any signal that ends a command is answered, and kept in the history, as Ctrl-C is."""
     import signal  # noqa: PLC0415 - as above
 
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _leave(code: int) -> None:
-    """End now: threads with actions past the deadline would keep this process for as long as those take."""
-    sys.stdout.flush()
-    _say("")
-    os._exit(code)
-
-
-def _open_what_is_closed() -> None:
+def _open_closed_streams() -> None:
     """A stream that was closed (`>&-`) would leave its number to the next file, for every child to write into.
 
     Nothing can be written to stdout then either, and that is an error; what nobody reads of stderr is none.
@@ -109,14 +97,6 @@ def _open_what_is_closed() -> None:
             os.dup2(os.open(os.devnull, flags), fd)
             os.set_inheritable(fd, True)  # noqa: FBT003 - the function has no names
             setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8"))  # noqa: PTH123, SIM115 - a descriptor
-
-
-def _never_fail_to_encode() -> None:
-    """A terminal that cannot show a character shows a question mark instead of a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="replace")
 
 
 def _say(text: str) -> None:

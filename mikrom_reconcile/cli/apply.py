@@ -1,24 +1,55 @@
-"""`mikrom apply` and `mikrom destroy`."""
+"""`mikrom plan`, `apply` and `destroy`, and one action on VMs by name: `start`, `stop` and so on."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 import msgspec
 
-from mikrom_reconcile import settings, wiring
+from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options, saved_plan
-from mikrom_reconcile.cli.plan import show_plan
-from mikrom_reconcile.cli.run_flow import carry_out, refuse_without_anybody_to_ask
-from mikrom_reconcile.cli.run_request import new_run, request_for
+from mikrom_reconcile.cli.run_flow import new_run, refuse_without_anybody_to_ask, request_for, run_flow
 from mikrom_reconcile.cli.saved_plan import SavedPlan
-from mikrom_reconcile.cli.terminal import warn
+from mikrom_reconcile.cli.terminal import show, style_of, warn
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.digests import texts_digest
 from mikrom_reconcile.core.model.errors import UsageError
+from mikrom_reconcile.core.model.plan import Plan, Verb
 from mikrom_reconcile.core.model.run import RunRequest
+from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.output import formats
+from mikrom_reconcile.output.run_result import plan_exit_code
+from mikrom_reconcile.settings import load
+
+
+@click.command()
+@options.paths
+@options.selection
+@options.retry
+@options.assume_dead
+@click.option("--without-host", "without_hosts", multiple=True, metavar="HOST", help="What if this host were lost?")
+@options.diff
+@click.option("--out", metavar="FILE", callback=options.no_dash, help="Save the plan, for `mikrom apply FILE`.")
+@click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there is something to change.")
+@options.output(formats.PLAN)
+def plan(
+    paths: tuple[str, ...], form: str, out: str | None, *, full: bool, detailed_exitcode: bool, **asked: Any
+) -> int:
+    """Show what apply would change, and why. Changes nothing."""
+    settings = load()
+    request = request_for("plan", wiring.read_tree(settings, paths), settings, **asked)
+    planned = wiring.open_engine(settings).plan(request)
+    if out is not None:
+        saved_plan.write(out, request, planned, wiring.place_of(settings))
+    return _show_plan(planned, form, full=full, detailed=detailed_exitcode)
+
+
+def _show_plan(planned: Plan, form: str, *, full: bool, detailed: bool = False) -> int:
+    """Show a plan that is not going to be carried out; the exit code."""
+    show(formats.PLAN[form](planned, style_of(sys.stdout, full=full)))
+    return plan_exit_code(planned, detailed=detailed)
 
 
 @click.command()
@@ -31,8 +62,7 @@ from mikrom_reconcile.output import formats
 @options.diff
 @options.wait
 @click.option("--prune-max", type=options.ShareType(), help="How much of a fleet this run may remove: 5, or 20%.")
-@options.timeout
-@options.forks
+@options.execution
 @options.output(formats.RUN)
 def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bool, wait: bool, **asked: Any) -> int:
     """Make it so: plan, ask, execute, verify. PATH may be a plan that `mikrom plan --out` saved.
@@ -43,21 +73,22 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
     """
     if not check:
         refuse_without_anybody_to_ask(yes=yes)
-    current = settings.load()
+    settings = load()
     saved = saved_plan.find(paths)
     if saved is None:
-        request, plan = request_for("apply", wiring.read_tree(current, paths), current, **asked), None
+        request = request_for("apply", wiring.read_tree(settings, paths), settings, **asked)
     else:
-        saved_plan.refuse_elsewhere(saved, wiring.place_of(current))
-        request, plan = _again(saved, **asked), saved.plan
-    engine = wiring.open_engine(current)
+        saved_plan.refuse_elsewhere(saved, wiring.place_of(settings))
+        request = _again(saved, **asked)
+    approved = saved.plan if saved else None
+    engine = wiring.open_engine(settings)
     _warn_of_scheduled_runs(engine, request)
     if check:
         from mikrom_reconcile.control.reconcile import replay
 
         now = engine.plan(request)
-        return show_plan(replay(plan, now) if plan else now, form, full=full)
-    return carry_out(engine, request, plan, yes=yes, form=form, full=full, wait=wait)
+        return _show_plan(replay(approved, now) if approved else now, form, full=full)
+    return run_flow(engine, request, approved, yes=yes, form=form, full=full, wait=wait)
 
 
 def _warn_of_scheduled_runs(engine: Engine, request: RunRequest) -> None:
@@ -81,8 +112,7 @@ def _again(saved: SavedPlan, *, forks: int | None, timeout_s: float | None, **as
 @options.paths
 @options.selection
 @options.yes
-@options.timeout
-@options.forks
+@options.execution
 @options.output(formats.RUN)
 def destroy(paths: tuple[str, ...], form: str, *, yes: bool, **asked: Any) -> int:
     """Remove every VM that these specs own, whatever its fleet's prune share.
@@ -90,8 +120,40 @@ def destroy(paths: tuple[str, ...], form: str, *, yes: bool, **asked: Any) -> in
     At a prompt the name of each fleet is typed; --yes confirms them all.
     """
     refuse_without_anybody_to_ask(yes=yes)
-    current = settings.load()
-    request = request_for("destroy", wiring.read_tree(current, paths), current, destroy=True, **asked)
-    engine = wiring.open_engine(current)
+    settings = load()
+    request = request_for("destroy", wiring.read_tree(settings, paths), settings, destroy=True, **asked)
+    engine = wiring.open_engine(settings)
     _warn_of_scheduled_runs(engine, request)
-    return carry_out(engine, request, yes=yes, form=form)
+    return run_flow(engine, request, yes=yes, form=form)
+
+
+def _one_off(verb: Verb, text: str) -> click.Command:
+    """The command for one action on VMs by name, past the specs. Only what cannot be undone asks."""
+
+    @options.execution
+    @options.output(formats.RUN)
+    def command(form: str, *, yes: bool = True, **asked: Any) -> int:
+        refuse_without_anybody_to_ask(yes=yes)
+        settings = load()
+        request = request_for(verb, SourceTree(revision="", files=()), settings, verb=verb, **asked)
+        return run_flow(wiring.open_engine(settings), request, yes=yes, form=form)
+
+    if verb == "delete":
+        command = options.yes(command)
+    names = click.argument("names", nargs=-1, required=True, metavar="VM...")
+    return click.command(verb, help=text)(names(command))
+
+
+_UNDONE = "\n\nVM may hold * and ?. The next run undoes what the specs contradict."
+start = _one_off("start", f"Start VMs. A paused one is resumed, a parked one gets its attempts back.{_UNDONE}")
+stop = _one_off("stop", f"Stop VMs: Ctrl-Alt-Del, then kill. A paused guest is resumed for it.{_UNDONE}")
+pause = _one_off("pause", f"Let guests stand still. Their VMMs, and all that they have in memory, stay.{_UNDONE}")
+resume = _one_off("resume", f"Let paused guests go on where they were.{_UNDONE}")
+restart = _one_off(
+    "restart", f"Stop VMs and start them again. One that was ordered to be paused is paused again.{_UNDONE}"
+)
+delete = _one_off(
+    "delete",
+    "Remove VMs and everything that was made for them. Asks first; `prevent_destroy` holds.\n\n"
+    "VM may hold * and ?. The next run makes those anew that the specs want.",
+)

@@ -1,22 +1,25 @@
-"""From words to an exit code: runs a command, and turns every way it can end into a number and a message."""
+"""From words to an exit code: finds and runs the command, and gives every way it can end a number and a message."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from itertools import pairwise
 
 import click
 
-from mikrom_reconcile.cli.root import root
+from mikrom_reconcile import __version__
+from mikrom_reconcile.cli.commands import COMMANDS, overview
 from mikrom_reconcile.cli.terminal import show, style_of, warn
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, PastDeadlineError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.problems import problems_text
-from mikrom_reconcile.output.run_result import LATE
+from mikrom_reconcile.output.run_result import LATE, USAGE
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.settings import misspelt
 
@@ -24,9 +27,62 @@ COMPLETE_VARIABLE = "_MIKROM_COMPLETE"
 """Set when a shell asks what may come next."""
 
 ERROR = 1
-USAGE = 64
 INTERNAL = 70
 INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """Commands that refuse an option whose first value would be lost because it is given twice."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the words name. Raises click.UsageError."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            context = click.Context(command, parent=ctx, info_name=name)
+            _, _, given = command.make_parser(context).parse_args(list(rest))
+            for option in given:
+                if isinstance(option, click.Option) and _one_of_many(option) and given.count(option) > 1:
+                    several = " with commas between the words" if option.name == "limit" else ""
+                    raise click.UsageError(f"{option.opts[-1]} is given twice; give it once{several}", context)
+        return name, command, rest
+
+
+def _one_of_many(option: click.Option) -> bool:
+    """Whether the last value of an option would win over others."""
+    return not option.multiple and (not option.is_flag or bool(option.secondary_opts))
+
+
+class LazyCommands(Commands):
+    """The commands of the table in `commands`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, in the table's order."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The click command of that name, imported now."""
+        if cmd_name.startswith("-"):
+            return None
+        if cmd_name not in COMMANDS:
+            close = difflib.get_close_matches(cmd_name, COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "`mikrom --help` lists the commands"
+            raise click.UsageError(f"there is no command {cmd_name!r}; {hint}", ctx)
+        _, module, text = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"mikrom_reconcile.cli.{module}"), cmd_name)
+        command.short_help = text
+        return command
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The same page as `mikrom --help` without click."""
+        del ctx
+        return overview().rstrip()
+
+
+root = LazyCommands(name="mikrom", context_settings={"help_option_names": ["-h", "--help"]})
+click.version_option(__version__, message="%(version)s")(root)
 
 
 def run(words: Sequence[str]) -> int:
@@ -46,16 +102,15 @@ def run(words: Sequence[str]) -> int:
         raise
     except (KeyboardInterrupt, click.Abort) as asked:
         by = str(asked) or "Ctrl-C"
-        told = f"Interrupted by {by}: nothing more was begun. What was under way is brought to its end."
-        show(f"\n{told}\n", sys.stderr)
-        return _documented(words, told, INTERRUPTED)
+        message = f"Interrupted by {by}: nothing more was begun. What was under way is brought to its end."
+        show(f"\n{message}\n", sys.stderr)
+        return _documented(words, message, INTERRUPTED)
     except click.ClickException as error:
         with suppress(OSError):
             error.show()
         return _documented(words, error.format_message(), USAGE)
     except MikromError as error:
-        problems = error.problems if isinstance(error, SpecError) else ()
-        return _documented(words, str(error), _told(error), problems)
+        return _failed(words, error)
     except Exception as error:
         if isinstance(error, OSError) and _was_written(error):
             raise
@@ -83,19 +138,14 @@ def _documented(words: Sequence[str], message: str, code: int, problems: Sequenc
     return code
 
 
-def _told(error: MikromError) -> int:
-    style = style_of(sys.stderr)
-    if isinstance(error, SpecError):
-        show(problems_text(error.problems, style), sys.stderr)
+def _failed(words: Sequence[str], error: MikromError) -> int:
+    style, problems = style_of(sys.stderr), error.problems if isinstance(error, SpecError) else ()
+    if problems:
+        show(problems_text(problems, style), sys.stderr)
     else:
         show(f"{style.paint('error:', 'red')} {sanitize(str(error))}\n", sys.stderr)
-    match error:
-        case UsageError():
-            return USAGE
-        case BusyError() | PastDeadlineError():
-            return LATE
-        case _:
-            return ERROR
+    code = USAGE if isinstance(error, UsageError) else ERROR
+    return _documented(words, str(error), LATE if isinstance(error, BusyError | PastDeadlineError) else code, problems)
 
 
 def _internal() -> int:

@@ -1,4 +1,4 @@
-"""`mikrom get` and `mikrom describe`: lists of what there is, and everything about one thing."""
+"""`mikrom get`, `describe`, `status`, `orphans` and `images`: what there is on the hosts."""
 
 from __future__ import annotations
 
@@ -6,33 +6,31 @@ from datetime import UTC, datetime
 
 import click
 
-from mikrom_reconcile import settings, wiring
+from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli.entry import ERROR, Commands
 from mikrom_reconcile.cli.history import history
 from mikrom_reconcile.cli.queries import (
-    dark,
     names_for_tab,
+    present_views,
     selected_in,
+    specs_in,
     unknown,
+    unreachable_in,
     views_of,
-    vms_in,
     wanted_by_fleet,
-    warn_of_dark_hosts,
-    warn_of_doubles,
+    warn_of_duplicates,
 )
-from mikrom_reconcile.cli.root import Commands
-from mikrom_reconcile.cli.terminal import present
-from mikrom_reconcile.limits import RUNS
-from mikrom_reconcile.output.hosts import (
-    description_document,
-    fleets_in,
-    fleets_text,
-    hosts_document,
-    hosts_text,
-    vm_row,
-    vms_text,
-)
-from mikrom_reconcile.output.run_result import UNREACHABLE
+from mikrom_reconcile.cli.terminal import present, warn
+from mikrom_reconcile.core.model.errors import SourceError
+from mikrom_reconcile.core.model.run import SUPERVISION
+from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
+from mikrom_reconcile.limits import OBSERVING, RUNS
+from mikrom_reconcile.output import hosts as output
+from mikrom_reconcile.output.hosts import vms_in
+from mikrom_reconcile.output.images import images_document, images_text
+from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
+from mikrom_reconcile.settings import Settings, load
 
 
 @click.group(cls=Commands)
@@ -46,25 +44,25 @@ def get() -> None:
 @options.output()
 def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
     """Every VM on every host, or those called NAME, as its host sees it. Exits with 4 when a host could not be read."""
-    current = settings.load()
-    views = views_of(wiring.open_engine(current))
-    rows = selected_in(vms_in(views), names, limit, current)
-    warn_of_doubles(rows)
-    present(
+    settings, now = load(), datetime.now(UTC)
+    views = views_of(wiring.open_engine(settings))
+    rows = selected_in(vms_in(views), names, limit, settings)
+    warn_of_duplicates(rows)
+    return present_views(
         form,
-        lambda: {"vms": [vm_row(row) for row in rows]} | dark(views),
-        lambda style: vms_text(rows, datetime.now(UTC), style),
+        views,
+        lambda: {"vms": [output.vm_row(row) for row in rows]},
+        lambda style: output.vms_text(rows, now, style),
     )
-    return UNREACHABLE if warn_of_dark_hosts(views) else 0
 
 
 @get.command()
 @options.output()
 def hosts(form: str) -> int:
     """Every host, with what it has in all. Exits with 4 when one could not be read."""
-    found = views_of(wiring.open_engine(settings.load()))
-    present(form, lambda: hosts_document(found), lambda style: hosts_text(found, style))
-    return UNREACHABLE if any(host.error for host in found) else 0
+    views = views_of(wiring.open_engine(load()))
+    present(form, lambda: output.hosts_document(views), lambda style: output.hosts_text(views, style))
+    return UNREACHABLE if any(view.error for view in views) else 0
 
 
 @get.command()
@@ -72,11 +70,10 @@ def hosts(form: str) -> int:
 @options.output()
 def fleets(paths: tuple[str, ...], form: str) -> int:
     """Every fleet that the specs name or a host has. Exits with 4 when a host could not be read."""
-    current = settings.load()
-    views = views_of(wiring.open_engine(current))
-    found = fleets_in(views, wanted_by_fleet(current, paths, views))
-    present(form, lambda: {"fleets": found} | dark(views), lambda style: fleets_text(found, style))
-    return UNREACHABLE if warn_of_dark_hosts(views) else 0
+    settings = load()
+    views = views_of(wiring.open_engine(settings))
+    found = output.fleets_in(views, wanted_by_fleet(settings, paths, views))
+    return present_views(form, views, lambda: {"fleets": found}, lambda style: output.fleets_text(found, style))
 
 
 get.add_command(history, "runs")
@@ -88,14 +85,97 @@ get.add_command(history, "runs")
 @options.output(("yaml", "json"))
 def describe(name: str, paths: tuple[str, ...], form: str) -> int:
     """Everything that is known of a VM, a host or a fleet: record, phase, what was done to it, what is in it."""
-    current = settings.load()
-    engine = wiring.open_engine(current)
+    settings = load()
+    engine = wiring.open_engine(settings)
     views = views_of(engine)
-    fleets = fleets_in(views, wanted_by_fleet(current, paths, views))
-    runs = engine.store.runs(RUNS.kept)
-    document = description_document(name, views, fleets, runs) | dark(views)
+    fleets = output.fleets_in(views, wanted_by_fleet(settings, paths, views))
+    document = output.description_document(name, views, fleets, engine.store.runs(RUNS.kept)) | unreachable_in(views)
     if not document["found"]:
         known = [*(row.name for row in vms_in(views)), *(view.host for view in views)]
         raise unknown(name, [*known, *(fleet.fleet for fleet in fleets)], views)
     present(form, lambda: document, str)
     return 0
+
+
+@click.command()
+@options.paths
+@options.output()
+def status(paths: tuple[str, ...], form: str) -> int:
+    """Hosts, fleets and the last run on one screen.
+
+    Exits with 2 when several hosts have the same VM, with 4 when a host could not be read and with 16 when scheduled
+    runs do not come, which add up; else with 1 when these cannot use their specs as they are now.
+    """
+    settings = load()
+    engine = wiring.open_engine(settings)
+    views = views_of(engine)
+    ended = (run for run in engine.store.runs(RUNS.kept) if run.exit_code is not None)
+    found = output.Status(
+        hosts=views,
+        fleets=output.fleets_in(views, wanted_by_fleet(settings, paths, views)),
+        last_run=next((run for run in ended if not run.origin.startswith(SUPERVISION)), None),
+        source=engine.source(),
+    )
+    now = datetime.now(UTC)
+    present(form, lambda: output.status_document(found), lambda style: output.status_text(found, now, style))
+    code = UNREACHABLE if any(view.error for view in views) else 0
+    code |= CHANGES_OR_FAILED if warn_of_duplicates(vms_in(views)) else 0
+    code |= LATE if output.is_overdue(found.source, now) else 0
+    return code or (ERROR if found.source and found.source.problem else 0)
+
+
+@click.command()
+@options.paths
+@options.output()
+def orphans(paths: tuple[str, ...], form: str) -> int:
+    """What runs without a record, what has a record that no spec wants, and what is foreign. Changes nothing.
+
+    Exits with 4 when a host could not be read.
+    """
+    settings = load()
+    project, names = _wanted(settings, paths)
+    views = views_of(wiring.open_engine(settings), strays=True)
+    found = output.orphans_in(views, project, names)
+    return present_views(form, views, lambda: {"orphans": found}, lambda style: output.orphans_text(found, style))
+
+
+def _wanted(settings: Settings, paths: tuple[str, ...]) -> tuple[str | None, frozenset[str]]:
+    """The project of the specs and the VMs that they want; None where there are no specs to read."""
+    try:
+        specs = specs_in(settings, paths)
+    except SourceError as error:
+        if paths:
+            raise
+        warn(f"{error}; so only processes are judged, not the VMs that have a record")
+        return None, frozenset()
+    wanted = render_all(specs, here=settings.host).vms
+    return specs.project, frozenset(vm.name for vm in wanted if vm.state != "absent")
+
+
+@click.command()
+@options.paths
+@click.option("--fetch", is_flag=True, help="First fetch on every host what VMs need that it may get.")
+@options.timeout
+@options.output()
+def images(paths: tuple[str, ...], form: str, *, fetch: bool, timeout_s: float | None) -> int:
+    """The images that the specs name, and what each host has of them. A host removes by itself what it no longer needs.
+
+    Exits with 2 when a file could not be fetched, with 4 when a host could not be asked.
+    """
+    settings = load()
+    specs = specs_in(settings, paths)
+    named, needed = named_files(specs), files_by_host(specs, here=settings.host)
+    engine = wiring.open_engine(settings)
+    known = sorted({*needed, *engine.hosts.names()})
+    asked = {host: tuple({file.pinned for file in needed.get(host, ()) if fetch}) for host in known}
+    deadline_s = (timeout_s or settings.timeout_s) if fetch else OBSERVING.deadline_s
+    stocks = sorted(engine.hosts.images(asked, deadline_s=deadline_s), key=lambda stock: stock.host)
+    present(
+        form,
+        lambda: images_document(named, needed, stocks),
+        lambda style: images_text(named, needed, stocks, datetime.now(UTC), style),
+    )
+    errors = {stock.host: stock.error for stock in stocks if stock.error}
+    for host, error in errors.items():
+        warn(f"host {host} could not be asked: {error}")
+    return (CHANGES_OR_FAILED if any(stock.failed for stock in stocks) else 0) | (UNREACHABLE if errors else 0)

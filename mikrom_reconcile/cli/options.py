@@ -28,22 +28,11 @@ def no_dash(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 paths = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(), callback=no_dash)
 
 
-DATA = ("text", *formats.DOCUMENT)
-"""The forms of everything that is a document."""
-
-
-def output(forms: Iterable[str] = DATA) -> Callable[[F], F]:
-    """`-o`, with the forms that this command has; the first is the default."""
+def output(forms: Iterable[str] = ("text", *formats.DOCUMENT)) -> Callable[[F], F]:
+    """`-o`, with the forms that this command has (those of a document unless told); the first is the default."""
     words = list(forms)
-    return click.option(
-        "-o",
-        "--output",
-        "form",
-        type=click.Choice(words),
-        default=words[0],
-        show_default=True,
-        help="Form of the output.",
-    )
+    choice, text = click.Choice(words), "Form of the output."
+    return click.option("-o", "--output", "form", type=choice, default=words[0], show_default=True, help=text)
 
 
 class ShareType(click.ParamType[Share]):
@@ -71,9 +60,9 @@ class SecondsType(click.ParamType[float]):
         try:
             seconds = float(value)
         except ValueError:
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
+            seconds = 0.0
         if not 0 < seconds < 1e9:
-            self.fail(f"{value!r} is not above 0", param, ctx)
+            self.fail(f"{value!r} is no number of seconds above 0", param, ctx)
         return seconds
 
 
@@ -81,6 +70,13 @@ timeout = click.option(
     "--timeout", "timeout_s", type=SecondsType(), help="Stop beginning actions after this long [MIKROM_TIMEOUT]."
 )
 forks = click.option("--forks", type=click.IntRange(1), help="Actions at once per host [MIKROM_FORKS].")
+
+
+def execution(command: F) -> F:
+    """`--timeout` and `--forks`, of everything that executes actions."""
+    return timeout(forks(command))
+
+
 yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 diff = click.option("--diff", "full", is_flag=True, help="Show every value that changes in full, line by line.")
 wait = click.option(
@@ -95,14 +91,8 @@ assume_dead = click.option(
 
 def selection(command: F) -> F:
     """`--limit`, `--tags`, `--skip-tags` and `-e`, under the names that a RunRequest has for them."""
-    for option in (
-        extra_vars,
-        _tags("--skip-tags", "Not the fleets with any of these tags."),
-        _tags("--tags", "Only the fleets with any of these tags."),
-        limit,
-    ):
-        command = option(command)
-    return command
+    without = _tags("--skip-tags", "Not the fleets with any of these tags.")
+    return limit(_tags("--tags", "Only the fleets with any of these tags.")(without(extra_vars(command))))
 
 
 limit = click.option(
@@ -124,18 +114,18 @@ def _words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 
 
 def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Variables from `name=value` and `@file`; what is said later wins over what files say."""
+    """Variables from `name=value` and `@file`; later ones win over those of files."""
     del ctx, param
     found: dict[str, Any] = {}
-    said: set[str] = set()
+    given: set[str] = set()
     for text in values:
         more = _from_file(text[1:]) if text.startswith("@") else _from_word(text)
         for name in more:
             if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
                 raise UsageError(f"-e: {name!r} cannot be a variable's name; write letters, digits and '_'")
-            if name in said:
+            if name in given:
                 raise UsageError(f"-e: {name} is given twice; give it once, after the files that have it too")
-        said |= set() if text.startswith("@") else more.keys()
+        given |= set() if text.startswith("@") else more.keys()
         found |= more
     return found
 

@@ -1,10 +1,10 @@
-"""What the commands that only look share: one look at all hosts, and one reading of the specs."""
+"""What the commands that change nothing share: one observation of all hosts, and one reading of the specs."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 import click
 
 from mikrom_reconcile import settings, wiring
-from mikrom_reconcile.cli.terminal import warn
+from mikrom_reconcile.cli.terminal import present, warn
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObservedVM, ObserveQuery, Placements
-from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.context import RunOverrides
@@ -24,20 +23,19 @@ from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.limits import OBSERVING
-from mikrom_reconcile.output.hosts import FleetKey, WantedFleet
+from mikrom_reconcile.output.hosts import FleetKey, WantedFleet, vms_in
 from mikrom_reconcile.output.plan import rollout_of
+from mikrom_reconcile.output.run_result import UNREACHABLE
+from mikrom_reconcile.output.text import Document, Style
 from mikrom_reconcile.settings import Settings
 
+Views = tuple[HostView, ...]
 
-def views_of(engine: Engine, deadline_s: float = OBSERVING.deadline_s, *, strays: bool = False) -> tuple[HostView, ...]:
+
+def views_of(engine: Engine, deadline_s: float = OBSERVING.deadline_s, *, strays: bool = False) -> Views:
     """What every host says of all of its VMs, and of VMMs without a record if `strays`, sorted by host."""
     queries = {host: ObserveQuery(strays=strays) for host in engine.hosts.names()}
     return tuple(sorted(engine.hosts.observe(queries, deadline_s=deadline_s), key=lambda view: view.host))
-
-
-def vms_in(views: tuple[HostView, ...]) -> list[ObservedVM]:
-    """Every VM that was reported, sorted by name and host."""
-    return sorted((vm for view in views if view.report for vm in view.report.vms), key=lambda vm: (vm.name, vm.host))
 
 
 def selected_in(
@@ -57,32 +55,33 @@ def selected_in(
     return [row for row in rows if row.name in chosen]
 
 
-def dark(views: tuple[HostView, ...]) -> dict[str, dict[str, str]]:
+def unreachable_in(views: Views) -> Document:
     """The field of a document that says which hosts gave no report, and why."""
     return {"unreachable": {view.host: view.error for view in views if view.report is None}}
 
 
-def warn_of_dark_hosts(views: tuple[HostView, ...]) -> bool:
-    """Name on stderr every host that gave no report; whether there was one."""
-    unreachable = dark(views)["unreachable"]
-    for host, error in unreachable.items():
+def present_views(form: str, views: Views, document: Callable[[], Document], text: Callable[[Style], str]) -> int:
+    """Show what was made of `views`, and name on stderr every host that gave no report; the exit code."""
+    missing = unreachable_in(views)
+    present(form, lambda: document() | missing, text)
+    for host, error in missing["unreachable"].items():
         warn(f"host {host} could not be read: {error}; its VMs are not shown")
-    return bool(unreachable)
+    return UNREACHABLE if missing["unreachable"] else 0
 
 
-def warn_of_doubles(rows: Iterable[ObservedVM]) -> bool:
+def warn_of_duplicates(rows: Iterable[ObservedVM]) -> bool:
     """Name on stderr every VM that several hosts have; whether there was one."""
     counts = Counter((row.project, row.name) for row in rows)
-    doubles = {name: copies for (_, name), copies in counts.items() if copies > 1}
-    for name, copies in doubles.items():
+    duplicates = {name: copies for (_, name), copies in counts.items() if copies > 1}
+    for name, copies in duplicates.items():
         warn(f"{name} is on {copies} hosts: `mikrom orphans` says which are older, `mikrom plan` what next")
-    return bool(doubles)
+    return bool(duplicates)
 
 
-def unknown(name: str, known: Iterable[str], views: tuple[HostView, ...]) -> MikromError:
+def unknown(name: str, known: Iterable[str], views: Views) -> MikromError:
     """The error that nothing is called `name`, with the nearest name and the hosts that might know more."""
-    dark = ", ".join(view.host for view in views if view.report is None)
-    unread = f" (could not be read: {dark})" if dark else ""
+    hosts = ", ".join(unreachable_in(views)["unreachable"])
+    unread = f" (could not be read: {hosts})" if hosts else ""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "`mikrom get vms` lists the VMs"
     return UsageError(f"nothing is called {shown(name)}{unread}; {hint}")
@@ -103,9 +102,7 @@ def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, An
     return specs
 
 
-def wanted_by_fleet(
-    current: Settings, paths: tuple[str, ...], views: tuple[HostView, ...]
-) -> dict[FleetKey, WantedFleet]:
+def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> dict[FleetKey, WantedFleet]:
     """What the specs want of each fleet, and how far that is by what the hosts say; nothing where there are none."""
     try:
         specs = specs_in(current, paths)
@@ -118,18 +115,13 @@ def wanted_by_fleet(
         warn(f"{error}, so only the hosts are asked; `mikrom validate` tells more")
         return {}
     counts = Counter(vm.fleet for vm in vms if vm.state != "absent")
-    plan = _plan_from(specs, views, current.host)
+    found = {vm.name: vm.host for vm in vms_in(views) if vm.project == specs.project}
+    asked = prepare(specs, Placements(vms=found, covers=tuple(view.host for view in views)), here=current.host)
+    plan = make_plan(asked, ObservedState(taken_at=datetime.now(UTC), hosts=views), RunOverrides()).plan
     return {
         (specs.project, fleet.name): WantedFleet(vms=counts[fleet.name], rollout=rollout_of(plan, fleet.name))
         for fleet in specs.fleets
     }
-
-
-def _plan_from(specs: Specs, views: tuple[HostView, ...], here: str) -> Plan:
-    """The plan that follows from a look that was made for something else."""
-    found = {vm.name: vm.host for vm in vms_in(views) if vm.project == specs.project}
-    asked = prepare(specs, Placements(vms=found, covers=tuple(view.host for view in views)), here=here)
-    return make_plan(asked, ObservedState(taken_at=datetime.now(UTC), hosts=views), RunOverrides()).plan
 
 
 def names_for_tab(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -1,21 +1,45 @@
-"""What apply and destroy share: show the plan, ask, execute with progress, recap."""
+"""What all commands that change something share: the request, the plan shown, the question, progress, the recap."""
 
 from __future__ import annotations
 
+import getpass
+import os
+import shutil
 import sys
+import time
+from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.cli.progress import Progress
-from mikrom_reconcile.cli.terminal import ask, can_ask, present, show, style_of
+from mikrom_reconcile.cli.terminal import ask, can_ask, is_live, present, show, style_of
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.errors import MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import RunRequest
+from mikrom_reconcile.core.model.run import ActionOutcome, RunRequest
+from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.plan import plan_text
-from mikrom_reconcile.output.run_result import result_of
-from mikrom_reconcile.output.text import counted, grouped, sanitize
+from mikrom_reconcile.output.run_result import FAILED, result_of
+from mikrom_reconcile.output.run_text import outcome_line
+from mikrom_reconcile.output.text import PLAIN, counted, grouped, sanitize
+from mikrom_reconcile.settings import Settings
+
+
+def request_for(command: str, tree: SourceTree, settings: Settings, **asked: Any) -> RunRequest:
+    """The request of one command. `asked` are fields of it; what is None there is as the settings say."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    defaults = {"forks": settings.forks, "timeout_s": settings.timeout_s}
+    return RunRequest(**{**defaults, **new_run(command), **given, "tree": tree})
+
+
+def new_run(command: str) -> dict[str, str]:
+    """The fields that tell one run from another."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name, as in many containers
+        user = "unknown"
+    return {"run_id": os.urandom(6).hex(), "origin": f"{command} by {user}@{os.uname().nodename}"}
 
 
 def refuse_without_anybody_to_ask(*, yes: bool) -> None:
@@ -24,7 +48,7 @@ def refuse_without_anybody_to_ask(*, yes: bool) -> None:
         raise UsageError("there is no terminal to ask on; give --yes to go ahead without asking. Nothing was done.")
 
 
-def carry_out(
+def run_flow(
     engine: Engine,
     request: RunRequest,
     saved: Plan | None = None,
@@ -40,7 +64,7 @@ def carry_out(
     """
     plan = saved or engine.plan(request)
     if request.destroy or request.verb == "delete":
-        show(f"{_going(plan)}\n", sys.stdout if form == "text" else sys.stderr)
+        show(f"{_removed(plan)}\n", sys.stdout if form == "text" else sys.stderr)
     if form == "text" or not yes:
         _show_plan(plan, form, full=full)
     if not yes:
@@ -65,10 +89,14 @@ def carry_out(
     return result_of(report).exit_code
 
 
-def _going(plan: Plan) -> str:
-    """Which VMs a run removes that is to remove some."""
+def _removed(plan: Plan) -> str:
     names = [change.name for change in plan.changes if change.kind == "delete"]
     return f"Removes {counted(len(names), 'VM')}: {sanitize(grouped(names))}" if names else "Removes no VM"
+
+
+def _show_plan(plan: Plan, form: str, *, full: bool) -> None:
+    stream = sys.stdout if form == "text" else sys.stderr  # another form has stdout to itself
+    show(plan_text(plan, style_of(stream, full=full)) + "\n", stream)
 
 
 def _confirmed(plan: Plan) -> tuple[str, ...]:
@@ -82,9 +110,8 @@ def _agreed(request: RunRequest, plan: Plan) -> bool:
     if request.destroy:
         fleets = sorted({change.fleet for change in plan.changes if change.kind == "delete"})
         return all(_typed(fleet, "to destroy it") for fleet in fleets)
-    if request.verb is not None:
-        return not plan.actions or ask(f"{request.verb.capitalize()} these VMs? [y/N]").lower() in {"y", "yes"}
-    return not plan.actions or ask("Apply this plan? [y/N]").lower() in {"y", "yes"}
+    what = f"{request.verb.capitalize()} these VMs" if request.verb else "Apply this plan"
+    return not plan.actions or ask(f"{what}? [y/N]").lower() in {"y", "yes"}
 
 
 def _typed(fleet: str, purpose: str) -> bool:
@@ -92,6 +119,32 @@ def _typed(fleet: str, purpose: str) -> bool:
     return ask(f"Fleet {sanitize(fleet)}: type its name {purpose}:") == fleet
 
 
-def _show_plan(plan: Plan, form: str, *, full: bool) -> None:
-    stream = sys.stdout if form == "text" else sys.stderr  # another form has stdout to itself
-    show(plan_text(plan, style_of(stream, full=full)) + "\n", stream)
+class Progress:
+    """Shows the outcomes of one run on stderr as they come: a moving line for a person, plain lines for a log."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._failed = 0
+        self._live = is_live(sys.stderr)
+        self._style = style_of(sys.stderr)
+        self._drawn_at = 0.0
+
+    def heard(self, outcome: ActionOutcome) -> None:
+        """Show one outcome; failures stay on the screen."""
+        self._done += 1
+        failed = outcome.result in FAILED
+        self._failed += failed
+        if failed or not self._live:
+            clear = "\r\x1b[K" if self._live else ""
+            show(f"{clear}{outcome_line(outcome, self._style)}\n", sys.stderr)
+        if self._live and (failed or time.monotonic() - self._drawn_at > OUTPUT.redraw_s):
+            self._drawn_at = time.monotonic()
+            failures = f", {self._failed} failed" if self._failed else ""
+            line = f"{self._done}/{max(self._total, self._done)}{failures} · {outcome_line(outcome, PLAIN)}"
+            show(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", sys.stderr)
+
+    def close(self) -> None:
+        """Remove the moving line."""
+        if self._live and self._drawn_at:
+            show("\r\x1b[K", sys.stderr)

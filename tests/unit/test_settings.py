@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.cli.doctor import doctor
+from mikrom_reconcile.cli.setup import doctor
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.settings import Settings, load, misspelt, refuse_misspelt
 from tests.command import PROJECT

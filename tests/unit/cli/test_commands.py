@@ -12,8 +12,7 @@ from click.testing import CliRunner
 from mikrom_reconcile import __version__
 from mikrom_reconcile.__main__ import main
 from mikrom_reconcile.cli.commands import COMMANDS, overview
-from mikrom_reconcile.cli.entry import run
-from mikrom_reconcile.cli.root import Commands, root
+from mikrom_reconcile.cli.entry import Commands, root, run
 
 DOCUMENTED = {
     "init", "validate", "render", "plan", "apply", "destroy", "get", "status", "describe", "explain", "events", "logs",

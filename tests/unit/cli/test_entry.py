@@ -8,7 +8,7 @@ import click
 import pytest
 
 from mikrom_reconcile.cli import entry
-from mikrom_reconcile.cli.root import LazyCommands
+from mikrom_reconcile.cli.entry import LazyCommands
 from mikrom_reconcile.core.model.errors import (
     BusyError,
     MikromError,

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from mikrom_reconcile.cli.options import SecondsType, ShareType
-from mikrom_reconcile.cli.progress import Progress
+from mikrom_reconcile.cli.run_flow import Progress
 from mikrom_reconcile.cli.terminal import ask, can_ask, is_live, style_of, warn
 from tests.samples import outcome
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.cli import follow as module
-from mikrom_reconcile.cli.follow import follow
+from mikrom_reconcile.cli import history as module
+from mikrom_reconcile.cli.history import follow_console
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console
 from mikrom_reconcile.limits import OUTPUT
@@ -33,7 +33,7 @@ class Talking:
 
 def followed(monkeypatch: pytest.MonkeyPatch, hosts: Talking) -> int:
     monkeypatch.setattr(module, "OUTPUT", replace(OUTPUT, follow_poll_s=0))
-    return follow(hosts, "hv01", "web-000", 100)  # type: ignore[arg-type]
+    return follow_console(hosts, "hv01", "web-000", 100)  # type: ignore[arg-type]
 
 
 def test_it_goes_on_where_it_ended_and_ends_quietly(

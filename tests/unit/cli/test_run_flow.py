@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from mikrom_reconcile.cli.run_flow import carry_out, refuse_without_anybody_to_ask
+from mikrom_reconcile.cli.run_flow import refuse_without_anybody_to_ask, run_flow
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.core.model.errors import MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
@@ -91,7 +91,7 @@ def test_without_a_terminal_and_without_yes_it_is_a_usage_error(monkeypatch: pyt
 def test_yes_at_the_prompt_executes_the_plan_that_was_shown(word: str, answer: Callable[..., Terminal]) -> None:
     answer(word)
     engine = FakeEngine(CREATE)
-    assert carry_out(engine, request(), yes=False, form="text") == 0
+    assert run_flow(engine, request(), yes=False, form="text") == 0
     assert engine.applied == [(request(), CREATE)]
 
 
@@ -100,21 +100,21 @@ def test_anything_else_at_the_prompt_does_nothing(word: str, answer: Callable[..
     answer(word)
     engine = FakeEngine(CREATE)
     with pytest.raises(MikromError, match=r"Nothing was done\."):
-        carry_out(engine, request(), yes=False, form="text")
+        run_flow(engine, request(), yes=False, form="text")
     assert engine.applied == []
 
 
 def test_yes_on_the_command_line_asks_nothing(answer: Callable[..., Terminal]) -> None:
     screen = answer()
     engine = FakeEngine(CREATE)
-    assert carry_out(engine, request(), yes=True, form="text") == 0
+    assert run_flow(engine, request(), yes=True, form="text") == 0
     assert "?" not in screen.getvalue()
 
 
 def test_a_plan_without_actions_asks_nothing_and_is_still_verified(answer: Callable[..., Terminal]) -> None:
     screen = answer()
     engine = FakeEngine(EMPTY)
-    assert carry_out(engine, request(), yes=False, form="text") == 0
+    assert run_flow(engine, request(), yes=False, form="text") == 0
     assert len(engine.applied) == 1
     assert "?" not in screen.getvalue()
 
@@ -124,7 +124,7 @@ def test_removals_over_the_share_want_the_fleets_name_typed_and_are_planned_anew
 ) -> None:
     screen = answer("db", "y")
     engine = FakeEngine(OVER)
-    assert carry_out(engine, request(), yes=False, form="text") == 0
+    assert run_flow(engine, request(), yes=False, form="text") == 0
     assert [(made.confirmed, planned) for made, planned in engine.applied] == [(("db",), REMOVE)]
     assert "Fleet db: type its name" in screen.getvalue()
     assert capsys.readouterr().out.count("Project demo") == 2
@@ -133,14 +133,14 @@ def test_removals_over_the_share_want_the_fleets_name_typed_and_are_planned_anew
 def test_another_word_than_the_fleets_name_leaves_its_removals_refused(answer: Callable[..., Terminal]) -> None:
     answer("yes")
     engine = FakeEngine(OVER)
-    carry_out(engine, request(), yes=False, form="text")
+    run_flow(engine, request(), yes=False, form="text")
     assert [(made.confirmed, planned) for made, planned in engine.applied] == [((), OVER)]
 
 
 def test_yes_on_the_command_line_never_confirms_removals_over_the_share(answer: Callable[..., Terminal]) -> None:
     answer()
     engine = FakeEngine(OVER)
-    carry_out(engine, request(), yes=True, form="text")
+    run_flow(engine, request(), yes=True, form="text")
     assert engine.applied[0][0].confirmed == ()
 
 
@@ -148,7 +148,7 @@ def test_destroy_wants_the_name_of_every_fleet_typed(answer: Callable[..., Termi
     both = plan(change("db-000", "delete", "x", fleet="db"), change("web-000", "delete", "x"))
     answer("db", "web")
     engine = FakeEngine(both)
-    assert carry_out(engine, request(destroy=True), yes=False, form="text") == 0
+    assert run_flow(engine, request(destroy=True), yes=False, form="text") == 0
     assert len(engine.applied) == 1
 
 
@@ -158,7 +158,7 @@ def test_destroy_does_nothing_when_one_name_is_wrong(answers: tuple[str, ...], a
     answer(*answers)
     engine = FakeEngine(both)
     with pytest.raises(MikromError, match=r"Nothing was done\."):
-        carry_out(engine, request(destroy=True), yes=False, form="text")
+        run_flow(engine, request(destroy=True), yes=False, form="text")
     assert engine.applied == []
 
 
@@ -166,6 +166,6 @@ def test_json_has_stdout_to_itself_and_the_plan_is_shown_to_the_person_who_is_as
     answer: Callable[..., Terminal], capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen = answer("y")
-    assert carry_out(FakeEngine(CREATE), request(), yes=False, form="json") == 0
+    assert run_flow(FakeEngine(CREATE), request(), yes=False, form="json") == 0
     assert json.loads(capsys.readouterr().out)["converged"] is True
     assert "Plan: 1 to create" in screen.getvalue()

@@ -1,0 +1,132 @@
+"""`mikrom doctor`, `completion`, `version`, and the services: `up`, `worker`, `beat` and `flower`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import get_type_hints
+
+import click
+import msgspec
+
+from mikrom_reconcile import __version__, limits
+from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli.entry import COMPLETE_VARIABLE, root
+from mikrom_reconcile.cli.terminal import present, show
+from mikrom_reconcile.output.doctor import LimitLine, SettingLine, doctor_document, doctor_text
+from mikrom_reconcile.output.text import sanitize
+from mikrom_reconcile.services import commands
+from mikrom_reconcile.settings import Settings, load
+
+
+@click.command()
+@click.option("--security", is_flag=True, help="Look for what an intruder could use instead.")
+@click.option("-v", "--verbose", is_flag=True, help="List the times and sizes that are fixed, too.")
+@options.output()
+def doctor(*, security: bool, verbose: bool, form: str) -> int:
+    """Check this machine, say how to mend what is broken, and list every setting. Exits with 1 when something is."""
+    from mikrom_reconcile.doctor.machine import all_checks
+    from mikrom_reconcile.doctor.security import security_checks
+
+    settings = load()
+    checks = security_checks(settings) if security else all_checks(settings)
+    lines = () if security else tuple(_settings(settings))
+    fixed = () if security else tuple(_limits())
+    present(
+        form,
+        lambda: doctor_document(checks, lines, fixed),
+        lambda style: doctor_text(checks, lines, fixed if verbose else (), style),
+    )
+    return 1 if any(check.state == "broken" for check in checks) else 0
+
+
+def _settings(settings: Settings) -> Iterator[SettingLine]:
+    for entry in fields(Settings):
+        variable = entry.metadata["variable"]
+        yield SettingLine(
+            variable=variable,
+            value=_shown(getattr(settings, entry.name), secret=entry.metadata["secret"]),
+            source="environment" if os.environ.get(variable) else "default",
+            doc=entry.metadata["doc"],
+        )
+
+
+def _limits() -> Iterator[LimitLine]:
+    for group, values in vars(limits).items():
+        if isinstance(values, msgspec.Struct):
+            for name, hint in get_type_hints(type(values), include_extras=True).items():
+                (reason,) = hint.__metadata__
+                yield LimitLine(group=group.lower(), name=name, value=getattr(values, name), reason=reason)
+
+
+def _shown(value: object, *, secret: bool) -> str:
+    """A setting's value as a person would set it, without what nobody may read over a shoulder."""
+    from mikrom_reconcile.dispatch.transport.broker import without_password
+
+    if value is None or value == ():
+        return "-"
+    if secret:
+        return "***"
+    if isinstance(value, tuple):
+        return (":" if isinstance(value[0], Path) else ",").join(map(str, value))
+    if isinstance(value, bool | float):
+        return f"{value:g}"
+    return without_password(str(value)) if "://" in str(value) else str(value)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """The script that completes commands, options and names; for bash: eval "$(mikrom completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None, "the shells above are those that click knows"  # noqa: S101
+    show(made(root, {}, "mikrom", COMPLETE_VARIABLE).source() + "\n")
+    return 0
+
+
+@click.command()
+@options.output()
+def version(form: str) -> int:
+    """The version of mikrom."""
+    present(form, lambda: {"version": __version__}, lambda _: f"{__version__}\n")
+    return 0
+
+
+@click.command()
+@click.option("--no-run", is_flag=True, help="Do not apply the specs when all services are ready.")
+def up(*, no_run: bool) -> int:
+    """All services on this machine, with a Redis of their own, until Ctrl-C. The microVMs stay.
+
+    When all are ready, the specs (MIKROM_SPECS, else ./specs) are applied once. Other commands on this machine find
+    these services by themselves.
+    """
+    from mikrom_reconcile.services.up import up as run_services
+
+    return run_services(load(), run=not no_run, tell=lambda news: show(f"{sanitize(news)}\n", sys.stderr))
+
+
+@click.command()
+@click.option("--role", type=click.Choice(["host", "control"]), help="What the worker does [MIKROM_WORKER_ROLE].")
+def worker(role: str | None) -> None:
+    """The Celery worker of this host (gevent), or of the control side (threads)."""
+    settings = load()
+    if role is not None:
+        settings = replace(settings, worker_role=role)
+    commands.become(commands.role(settings), settings)
+
+
+@click.command()
+def beat() -> None:
+    """The clock of the scheduled runs. Two of them tick once."""
+    commands.become("beat", load())
+
+
+@click.command()
+def flower() -> None:
+    """The monitoring page, on loopback. Refuses to start without FLOWER_BASIC_AUTH."""
+    commands.become("flower", load())

@@ -2,7 +2,7 @@
 
 To add a check: a function from a document, and what is known of the others, to what is wrong in it, and a row. Checks
 of fleets are in `validate_fleets.py`, those of networks beside them. What VMs come out as is checked by
-`validate_vms.py`, what has no effect is warned of by `core/planning/spec_warnings.py`.
+`validate_vms.py`; `warnings.py` warns of what has no effect.
 """
 
 from __future__ import annotations

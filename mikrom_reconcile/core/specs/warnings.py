@@ -1,6 +1,6 @@
 """What is written in good specs and has no effect, as far as that is no mistake for sure: one table of warnings.
 
-To add one: a function from the specs and their VMs to what is to be told, and a row.
+To add one: a function from the specs and their VMs to what has no effect in them, and a row.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from mikrom_reconcile.core.specs.load import FleetSpec, Specs
 from mikrom_reconcile.core.specs.resolve import NOTHING, Resolver
 from mikrom_reconcile.limits import SPECS
 
-Told = Callable[[Specs, Sequence[UnplacedVM]], Iterator[Diagnostic]]
+Problems = Callable[[Specs, Sequence[UnplacedVM]], Iterator[Diagnostic]]
 
 
 class SpecWarning(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the table."""
 
-    name: str
-    told: Told
+    rule: str
+    problems: Problems
 
 
 def spec_warnings(specs: Specs, pending: Sequence[UnplacedVM]) -> tuple[SpecProblem, ...]:
-    """All that is to be told of the specs, sorted by place."""
-    found = (flaw for warning in WARNINGS for flaw in warning.told(specs, pending))
+    """Everything in the specs that has no effect, sorted by place."""
+    found = (found for warning in WARNINGS for found in warning.problems(specs, pending))
     return dedupe_by_position(problems_of(islice(found, SPECS.max_problems + 1), specs.tree))
 
 
@@ -48,7 +48,7 @@ def _overrides(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnost
             if number not in used[fleet.name]:
                 pointer = ("spec", "overrides", number, "match")
                 message = f"override {shown(override.match)} matches no VM of fleet {fleet.name}"
-                yield Diagnostic(document=fleet.document, pointer=pointer, message=message)
+                yield Diagnostic(fleet.document, pointer, message)
 
 
 def _variables(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
@@ -57,7 +57,7 @@ def _variables(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnost
     for fleet in specs.fleets:
         for name in sorted(fleet.vars.keys() - _reached(fleet, shared)) if fleet.vars else ():
             message = f"nothing in fleet {fleet.name} looks the variable {name} up"
-            yield Diagnostic(document=fleet.document, pointer=("spec", "vars", name), message=message, key=True)
+            yield Diagnostic(fleet.document, ("spec", "vars", name), message, key=True)
 
 
 def _reached(fleet: FleetSpec, shared: frozenset[str]) -> set[str]:
@@ -79,9 +79,7 @@ def _groups(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]
     for name, hosts in inventory.members.items():
         if not hosts:
             pointer = ("spec", "groups", name)
-            yield Diagnostic(
-                document=inventory.document, pointer=pointer, message=f"group {name} has no hosts", key=True
-            )
+            yield Diagnostic(inventory.document, pointer, f"group {name} has no hosts", key=True)
 
 
 def _serial(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
@@ -100,12 +98,12 @@ def _serial(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]
                 f"fleet {fleet.name}: serial {told} has no effect beyond {share}:"
                 f" at most {DISRUPTION} of its {size} VMs that are to be up are taken down at a time"
             )
-            yield Diagnostic(document=fleet.document, pointer=("spec", "rollout", "serial"), message=message)
+            yield Diagnostic(fleet.document, ("spec", "rollout", "serial"), message)
 
 
 WARNINGS = (
-    SpecWarning(name="override-without-vm", told=_overrides),
-    SpecWarning(name="unused-variable", told=_variables),
-    SpecWarning(name="group-without-host", told=_groups),
-    SpecWarning(name="serial-over-share", told=_serial),
+    SpecWarning(rule="override-without-vm", problems=_overrides),
+    SpecWarning(rule="unused-variable", problems=_variables),
+    SpecWarning(rule="group-without-host", problems=_groups),
+    SpecWarning(rule="serial-over-share", problems=_serial),
 )

@@ -15,8 +15,8 @@ from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.orders.execute import Executor, no_seam
 from mikrom_reconcile.host.ports import Driver
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.host.resources.garbage_collection import GarbageCollector
 from mikrom_reconcile.host.resources.images import ImageCache
+from mikrom_reconcile.host.resources.provisioner import GarbageCollector
 from mikrom_reconcile.host.supervise import Supervisor, Tell
 from mikrom_reconcile.limits import SUPERVISION
 from mikrom_reconcile.system.clock import Clock

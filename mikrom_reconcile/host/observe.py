@@ -41,9 +41,6 @@ _NO_VMS = fleet_digest(())
 
 _Future = Future[tuple[ObservedVM, float]]
 
-_Compared = tuple[str, int | str | None, int | str | None]
-"""Path, recorded and actual value."""
-
 
 class Observer:
     """Reports about one host. Safe to call from many threads or greenlets at once."""
@@ -166,6 +163,7 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkDrift = no_l
     """The row of a VM: its record, what was proven of its VMM, and where its links differ."""
     if not facts.interfaces:
         links = no_links
+    damage = [Drift(path=RECORD, recorded="as it was written", actual=record.damage)] if record.damage else ()
     return ObservedVM(
         name=record.vm,
         uid=record.uid,
@@ -180,7 +178,7 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkDrift = no_l
         generation=record.generation,
         token=record.token,
         created_at=record.created_at,
-        drift=(*_damage_of(record), *drift_of(record.spec, facts), *links(record)),
+        drift=(*damage, *drift_of(record.spec, facts), *links(record)),
         attempt=record.attempt,
         restarts=record.restarts,
         pid=facts.pid,
@@ -189,43 +187,35 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkDrift = no_l
     )
 
 
-def _damage_of(record: VMRecord) -> tuple[Drift, ...]:
-    return (Drift(path=RECORD, recorded="as it was written", actual=record.damage),) if record.damage else ()
-
-
 def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
     """Where a VMM differs from the spec that it should run. What it cannot be asked does not differ."""
-    compared: list[_Compared] = []
-    if facts.machine is not None and facts.machine != spec.machine:
-        compared += (
-            (f"machine.{name}", getattr(spec.machine, name), getattr(facts.machine, name))
-            for name in spec.machine.__struct_fields__
-        )
-    if facts.boot_args is not None:
-        compared.append(("boot_args", spec.boot_args, facts.boot_args))
-    if facts.disks is not None and (lost := disks_of(spec) - facts.disks):
-        compared += ((f"drives.{name}", name, None) for name in sorted(lost))
-    if facts.interfaces is not None:
-        compared += _of_interfaces(spec, facts.interfaces)
-    compared += ((f"mmds.{key}", "(as the spec says)", "(changed)") for key in facts.odd_metadata)
+    compared = _compared(spec, facts)
     return tuple(
         Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
     )
 
 
-def _of_interfaces(spec: VMSpec, linked: dict[str, int | None]) -> Iterator[_Compared]:
-    for name, nic in spec.network_interfaces.items():
-        if name not in linked:
-            yield f"network_interfaces.{name}", nic.network, None
-        else:
-            path = f"network_interfaces.{name}.rate_limiter.bandwidth_mbit"
-            yield path, nic.rate_limiter.bandwidth_mbit, linked[name]
-
-
-def disks_of(spec: VMSpec) -> frozenset[str]:
-    """The names of all disks of a VM."""
-    root = ("rootfs",) if spec.boot and spec.boot.rootfs else ()
-    return frozenset((*root, *spec.drives))
+def _compared(spec: VMSpec, facts: VMMFacts) -> Iterator[tuple[str, int | str | None, int | str | None]]:
+    """Path, recorded and actual value of each field that the VMM was asked for."""
+    if facts.machine is not None:
+        for field in spec.machine.__struct_fields__:
+            yield f"machine.{field}", getattr(spec.machine, field), getattr(facts.machine, field)
+    if facts.boot_args is not None:
+        yield "boot_args", spec.boot_args, facts.boot_args
+    if facts.disks is not None:
+        root = ("rootfs",) if spec.boot and spec.boot.rootfs else ()
+        for name in sorted({*root, *spec.drives} - facts.disks):
+            yield f"drives.{name}", name, None
+    if facts.interfaces is not None:
+        for name, nic in spec.network_interfaces.items():
+            path = f"network_interfaces.{name}"
+            if name in facts.interfaces:
+                bandwidth_mbit = facts.interfaces[name]
+                yield f"{path}.rate_limiter.bandwidth_mbit", nic.rate_limiter.bandwidth_mbit, bandwidth_mbit
+            else:
+                yield path, nic.network, None
+    for key in facts.odd_metadata:
+        yield f"mmds.{key}", "(as the spec says)", "(changed)"
 
 
 def unreadable_row(found: UnreadableRecord, host: str, now: datetime) -> ObservedVM:

@@ -21,9 +21,9 @@ from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.host.resources.garbage_collection import GarbageCollector
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.networks import Networks
+from mikrom_reconcile.host.resources.provisioner import GarbageCollector
 from mikrom_reconcile.system.netlink import Link, Netlink
 from tests.contract.drivers import RealBench, record_of, wait_until
 from tests.contract.field_rows import Socket

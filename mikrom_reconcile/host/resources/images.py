@@ -102,9 +102,9 @@ class ImageCache:
         )
         return Stock(host=host, failed=failed, cached=cached)
 
-    def sweep(self, used: frozenset[str], *, kept_s: float = IMAGES.kept_s) -> tuple[str, ...]:
-        """Remove files that nobody used for `kept_s`; their names. The digests `used` count as used now."""
-        removed, oldest_s = [], time.time() - kept_s
+    def sweep(self, used: frozenset[str]) -> tuple[str, ...]:
+        """Remove files that nobody used for a day; their names. The digests `used` count as used now."""
+        removed, oldest_s = [], time.time() - IMAGES.kept_s
         for name, _, last_used_s in self.cached():
             digest, path = name.removesuffix(".part"), self._cache / name
             if digest in used:

@@ -1,21 +1,27 @@
-"""What a VM boots from, stores on and talks through: prepared for every driver that runs real VMMs."""
+"""What a VM boots from, stores on and talks through: prepared for every driver that runs real VMMs, and collected."""
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from mikrom_reconcile.core.model.devices import PinnedFile
-from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
+from mikrom_reconcile.core.model.errors import MikromError, PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.disks import Disk, Disks
 from mikrom_reconcile.host.resources.download import FetchError
-from mikrom_reconcile.host.resources.images import ImageCache
+from mikrom_reconcile.host.resources.images import ImageCache, image_uses
 from mikrom_reconcile.host.resources.metadata import SecretError, Secrets, metadata_of
 from mikrom_reconcile.host.resources.networks import Interface, Networks, boot_args_of
 from mikrom_reconcile.limits import IMAGES
+
+_log = logging.getLogger(__name__)
 
 
 class VMResources(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,3 +99,45 @@ class ResourceProvisioner:
         except FetchError as error:
             kind = PermanentError if error.lasting else TemporaryError
             raise kind(str(error), vm=vm, step=f"fetching its {what}") from error
+
+
+class GarbageCollector:
+    """Removes what no VM of one host uses any more: images, and taps that leaked.
+
+    An image goes a day after the last VM that names it, or after somebody fetched it in advance and no VM came. While
+    any record cannot be read, no image goes: the VM behind it may need all of them.
+    """
+
+    def __init__(self, host: str, images: ImageCache, records: Records) -> None:
+        self._host = host
+        self._images = images
+        self._records = records
+        self._run_at = 0.0
+
+    def run(self) -> None:
+        """Collect, once an hour at most. What is in the way stands in the log."""
+        if time.monotonic() < self._run_at:
+            return
+        self._run_at = time.monotonic() + IMAGES.sweep_interval_s
+        self._collect("taps that no record wants, of", self._taps)
+        self._collect("images that nobody used:", self._unused_images)
+
+    def _collect(self, what: str, collect: Callable[[], tuple[str, ...]]) -> None:
+        try:
+            removed = collect()
+        except (MikromError, OSError) as error:
+            _log.warning("cannot remove %s %s", what, error, extra={"host": self._host})
+            return
+        if removed:
+            _log.info("removed %s %s", what, ", ".join(removed), extra={"host": self._host})
+
+    def _taps(self) -> tuple[str, ...]:
+        """A tap outlives its VM if somebody removed the VM's record, and its place in the spec by a restart."""
+        networks = Networks(self._records.state_dir.resolve())
+        return networks.sweep(give_up_at=time.monotonic() + IMAGES.sweep_wait_s)
+
+    def _unused_images(self) -> tuple[str, ...]:
+        if next(self._images.cached(), None) is None:
+            return ()
+        uses, is_whole = image_uses(self._records)
+        return self._images.sweep(frozenset(uses)) if is_whole else ()

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile
 from mikrom_reconcile.core.model.observed import ObserveQuery, Stock
-from mikrom_reconcile.host.resources.garbage_collection import GarbageCollector
 from mikrom_reconcile.host.resources.images import ImageCache
+from mikrom_reconcile.host.resources.provisioner import GarbageCollector
 from tests.fakes import HOST, desired_vm, order
 from tests.unit.host.conftest import VM, Host
 

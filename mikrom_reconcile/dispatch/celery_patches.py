@@ -22,6 +22,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils import functional
 
 from mikrom_reconcile.limits import BROKER
+from mikrom_reconcile.system import files
 
 FIELDS = ("celery.task_id", "run", "vm", "host", "step", "duration_s")
 
@@ -143,8 +144,8 @@ def install_gevent() -> None:
     """Mend what gevent's patching leaves out or comes too late for, in a worker whose greenlets would all stand still.
 
     `celery -P gevent` patches too late: looking for locks, gevent touches Celery's proxies, these import kombu, and
-    kombu keeps the old sleep: without a broker that worker stands still for seconds, supervision too. And `os.fsync`
-    goes to a native thread: on a disk that stalls it takes seconds, in which a worker has to be seen to live; on a
+    kombu keeps the old sleep: without a broker that worker stands still for seconds, supervision too. And files are
+    flushed in a native thread: on a disk that stalls it takes seconds, in which a worker has to be seen to live; on a
     busy ext4 two of them kept each action's greenlet, and with it all others, for 5 ms.
     """
     import gevent  # noqa: PLC0415 - only where it is loaded
@@ -159,7 +160,7 @@ def install_gevent() -> None:
             fsync(fd)
 
     functional.sleep = time.sleep
-    os.fsync = cooperative
+    files.sync = cooperative
 
 
 class TaskId(logging.Filter):

@@ -53,8 +53,14 @@ class FleetProcess:
         self._host = HostTasks(
             host=app.settings.host, queue=self._queue, agent=agent, replies=self.replies, is_genuine=self._is_genuine
         )
-        synced = SourceSync(app.redis, app.keys, source, app.settings.specs or "")
-        self._control = ControlTasks(app.redis, app.settings, engine=engine, source=synced, worker_id=self._id)
+        self._control = ControlTasks(
+            redis=app.redis,
+            keys=app.keys,
+            settings=app.settings,
+            engine=engine,
+            source=SourceSync(app.redis, app.keys, source, app.settings.specs or ""),
+            worker_id=self._id,
+        )
         self._add_tasks()
         celery_patches.on_connect(app, self._on_connect)
         signals.after_setup_logger.connect(celery_patches.set_up_log, weak=False)

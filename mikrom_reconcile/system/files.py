@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,14 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 class OddFileError(MikromError):
     """Something else than a small regular file is in a file's place."""
+
+
+def _fsync(fd: int) -> None:
+    os.fsync(fd)
+
+
+sync: Callable[[int], None] = _fsync
+"""Waits until the disk has what was written to a descriptor; a process on greenlets sets one that waits elsewhere."""
 
 
 def write_whole(path: Path, content: bytes, *, durable: bool = True, or_before: bool = False) -> None:
@@ -49,7 +58,7 @@ def _replace(path: Path, content: bytes, *, durable: bool) -> None:
         try:
             _write_all(fd, content)
             if durable:
-                os.fsync(fd)
+                sync(fd)
         finally:
             os.close(fd)
         os.replace(draft, path)  # noqa: PTH105 - at half of what pathlib takes
@@ -71,7 +80,7 @@ def _overwrite(path: Path, content: bytes, *, durable: bool) -> bool:
         _write_all(fd, content)
         os.ftruncate(fd, len(content))
         if durable:
-            os.fsync(fd)
+            sync(fd)
     finally:
         os.close(fd)
     return True
@@ -104,7 +113,7 @@ def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power cut."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -73,24 +74,24 @@ def clean_up(redis: Redis, keys: Keys) -> list[str]:
     return gone
 
 
+@dataclass
 class SourceSync:
     """MIKROM_SPECS, called `name`, as this control worker and the others see it."""
 
-    def __init__(self, redis: Redis, keys: Keys, source: LastGood, name: str) -> None:
-        self._redis = redis
-        self._keys = keys
-        self._source = source
-        self._name = name
+    redis: Redis
+    keys: Keys
+    source: LastGood
+    name: str
 
     def specs_now(self) -> tuple[SourceTree, str]:
         """The specs to use, and why they are the last good ones instead of those that are there now, else "".
 
         Raises SourceError when nothing good is known.
         """
-        before = source_state(self._redis, self._keys)
-        good, problem, broken = self._source.poll(before.number if before else 0)
+        before = source_state(self.redis, self.keys)
+        good, problem, broken = self.source.poll(before.number if before else 0)
         if problem and (other := self._shared()) is not None:
-            self._source.take(other)
+            self.source.take(other)
             good = max((other, *([good] if good else [])), key=lambda one: one.number)
         self._share(before, good, problem, broken)
         if good is None:
@@ -100,7 +101,7 @@ class SourceSync:
         return good.tree, problem
 
     def _shared(self) -> Good | None:
-        found: Any = self._redis.get(self._keys.good_specs)
+        found: Any = self.redis.get(self.keys.good_specs)
         try:
             return rpc.unpack(found, Good) if found else None
         except MikromError:
@@ -110,7 +111,7 @@ class SourceSync:
         """Tell the others. A Redis that is away ends the run soon enough, and says so itself."""
         now, highest = datetime.now(UTC), before.number if before else 0
         state = SourceState(
-            name=self._name,
+            name=self.name,
             revision=good.tree.revision if good else "",
             number=max(highest, good.number if good else 0),
             digest=texts_digest(good.tree) if good else "",
@@ -121,8 +122,8 @@ class SourceSync:
             broken=broken,
         )
         try:
-            if good and (good.number > highest or not self._redis.exists(self._keys.good_specs)):
-                self._redis.set(self._keys.good_specs, rpc.pack(good))
-            self._redis.set(self._keys.source, msgspec.json.encode(state))
+            if good and (good.number > highest or not self.redis.exists(self.keys.good_specs)):
+                self.redis.set(self.keys.good_specs, rpc.pack(good))
+            self.redis.set(self.keys.source, msgspec.json.encode(state))
         except (RedisError, MikromError) as error:
             _log.warning("the state of the source could not be told: %s", error)

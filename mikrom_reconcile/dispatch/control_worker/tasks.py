@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,35 +44,27 @@ Say = Callable[[str, Any], None]
 Progress = Callable[[ActionOutcome], None]
 
 
+@dataclass(kw_only=True)
 class ControlTasks:
     """The tasks of a control worker over an engine and the source of scheduled runs.
 
     `engine` is asked again for every task; `worker_id` says who this worker is once it lives.
     """
 
-    def __init__(
-        self,
-        redis: Redis,
-        settings: Settings,
-        *,
-        engine: Callable[[], Engine],
-        source: SourceSync,
-        worker_id: Callable[[], rpc.WorkerId],
-    ) -> None:
-        self.metrics = NoMetrics()
-        self._redis = redis
-        self._keys = Keys(settings.queue)
-        self._settings = settings
-        self._engine = engine
-        self._source = source
-        self._worker_id = worker_id
+    redis: Redis
+    keys: Keys
+    settings: Settings
+    engine: Callable[[], Engine]
+    source: SourceSync
+    worker_id: Callable[[], rpc.WorkerId]
+    metrics: NoMetrics = field(default_factory=NoMetrics)
 
     def plan(self, *, call: str, run: str) -> None:
         """Plan the stored request of a run and keep the plan for its apply."""
         with self._answering(call) as say:
             with traces.span("run", run=run):
-                plan = self._engine().plan(self._request(run))
-            self._redis.set(self._keys.plan(run), rpc.pack(plan), ex=BROKER.result_ttl_s)
+                plan = self.engine().plan(self._request(run))
+            self.redis.set(self.keys.plan(run), rpc.pack(plan), ex=BROKER.result_ttl_s)
             say("planned", plan.id)
             _log.info("plan %s: %d actions", plan.id, len(plan.actions), extra={"run": run})
 
@@ -100,7 +93,7 @@ class ControlTasks:
     def sync_source(self) -> dict[str, Any]:
         """Look at MIKROM_SPECS now; every scheduled run begins with the same look."""
         try:
-            tree, problem = self._source.specs_now()
+            tree, problem = self.source.specs_now()
         except SourceError as error:
             return {"revision": "", "problem": str(error)}
         return {"revision": tree.revision, "problem": problem}
@@ -108,12 +101,12 @@ class ControlTasks:
     def cleanup(self, *, tick: str | None = None) -> dict[str, Any]:
         """Remove what is left in Redis of hosts that are gone. Twice or late does no harm."""
         del tick
-        return {"hosts": clean_up(self._redis, self._keys)}
+        return {"hosts": clean_up(self.redis, self.keys)}
 
     def _carry_out(self, request: RunRequest, plan: Plan | None, progress: Progress) -> RunReport:
         """Every run of a control worker, told to who looks while it goes on."""
         waiting = waiting_run(request, None if plan is None else len(plan.actions))
-        with RunStatus(self._redis, self._keys, self._worker_id(), waiting) as status:
+        with RunStatus(self.redis, self.keys, self.worker_id(), waiting) as status:
 
             def heard(outcome: ActionOutcome) -> None:
                 status.heard(outcome)
@@ -122,22 +115,22 @@ class ControlTasks:
             began_s, report = time.monotonic(), None
             try:
                 with traces.span("run", run=request.run_id, origin=request.origin):
-                    report = self._engine().apply(request, plan, progress=heard)
+                    report = self.engine().apply(request, plan, progress=heard)
             finally:
                 self.metrics.ran(request, report, time.monotonic() - began_s)
         return report
 
     def _reconcile(self, run: str, tick: str | None) -> tuple[str, int]:
-        key = self._keys.tick("reconcile")
-        if tick is not None and self._redis.get(key) != tick.encode():
+        key = self.keys.tick("reconcile")
+        if tick is not None and self.redis.get(key) != tick.encode():
             self.metrics.ticked("late")
             return "nothing: this tick is late, a newer one is due", 0
         if tick is not None:
-            left_ms: Any = self._redis.pttl(key)
-            self._redis.set(self._keys.next_run, time.time() + left_ms / 1000)
+            left_ms: Any = self.redis.pttl(key)
+            self.redis.set(self.keys.next_run, time.time() + left_ms / 1000)
         try:
             # one at a time: a run that takes longer than the interval swallows the ticks that it misses
-            turn = self._engine().store.lease("beat:reconcile", holder=run, ttl_s=BROKER.heartbeat_ttl_s, at_least=0)
+            turn = self.engine().store.lease("beat:reconcile", holder=run, ttl_s=BROKER.heartbeat_ttl_s, at_least=0)
         except BusyError:
             self.metrics.ticked("skipped")
             return "nothing: the run of an earlier tick still goes on", 0
@@ -151,8 +144,8 @@ class ControlTasks:
             self.metrics.ticked(became)
 
     def _deed(self, run: str, verb: Verb, vm: str) -> tuple[str, int]:
-        if self._settings.worker_role != "control" or not vm:
-            queue = self._keys.queue
+        if self.settings.worker_role != "control" or not vm:
+            queue = self.keys.queue
             raise UsageError(f"mikrom.{verb}_vm takes the name of a VM, and goes to the control queue {queue}")
         origin = f"mikrom.{verb}_vm"
         if verb in {"create", "update"}:
@@ -166,8 +159,8 @@ class ControlTasks:
         Without a `tree`, of the specs that are good now.
         """
         if "tree" not in asked:
-            asked["tree"], asked["source_problem"] = self._source.specs_now()
-        forks, timeout_s = self._settings.forks, self._settings.timeout_s
+            asked["tree"], asked["source_problem"] = self.source.specs_now()
+        forks, timeout_s = self.settings.forks, self.settings.timeout_s
         request = RunRequest(run_id=run, origin=origin, forks=forks, timeout_s=timeout_s, **asked)
         report = self._carry_out(request, None, lambda _: deadlines.refuse_when_stopping())
         return summary(report), result_of(report).exit_code
@@ -177,11 +170,11 @@ class ControlTasks:
         """A way to answer the call. What goes wrong inside is told to the caller, once."""
 
         def say(kind: str, value: Any) -> None:
-            rpc.answer(self._redis, self._keys, call, "control", kind, rpc.pack(value))
+            rpc.answer(self.redis, self.keys, call, "control", kind, rpc.pack(value))
 
-        if not rpc.is_awaited(self._redis, self._keys, call):
+        if not rpc.is_awaited(self.redis, self.keys, call):
             raise MikromError("nobody waits for this run any more")
-        say("accepted", self._worker_id())
+        say("accepted", self.worker_id())
         try:
             yield say
         except Exception as error:  # noqa: BLE001 - the caller is told of every end; who else would be
@@ -193,10 +186,10 @@ class ControlTasks:
         try:
             yield lambda _kind, _value: None
         except Exception as error:  # noqa: BLE001 - as above
-            why, request = _failed(error, run).message, self._kept(self._keys.request(run), RunRequest)
+            why, request = _failed(error, run).message, self._kept(self.keys.request(run), RunRequest)
             origin = request.origin if request else "apply"
             ended = UnfinishedRun(run_id=run, origin=origin, since=datetime.now(UTC), state="failed", error=why)
-            tell(self._redis, self._keys, ended)
+            tell(self.redis, self.keys, ended)
 
     def _watch(self, call: str) -> Callable[[], None]:
         """A check that raises once the caller has gone or this worker is to end; it asks Redis once a second."""
@@ -208,13 +201,13 @@ class ControlTasks:
             if time.monotonic() < look_at:
                 return
             look_at = time.monotonic() + RUNS.caller_check_s
-            if not rpc.is_awaited(self._redis, self._keys, call):
+            if not rpc.is_awaited(self.redis, self.keys, call):
                 raise MikromError("the caller has gone: nothing more is sent")
 
         return refuse_when_left
 
     def _request(self, run: str) -> RunRequest:
-        request = self._kept(self._keys.request(run), RunRequest)
+        request = self._kept(self.keys.request(run), RunRequest)
         if request is None:
             raise UsageError(f"the request of run {run} is not in Redis any more; plan again")
         return request
@@ -222,13 +215,13 @@ class ControlTasks:
     def _plan(self, run: str, plan_id: str | None) -> Plan | None:
         if plan_id is None:
             return None
-        plan = self._kept(self._keys.plan(run), Plan)
+        plan = self._kept(self.keys.plan(run), Plan)
         if plan is None or plan.id != plan_id:
             raise UsageError(f"plan {plan_id} is not in Redis any more; plan again")
         return plan
 
     def _kept(self, key: str, kind: type[T]) -> T | None:
-        packed: Any = self._redis.get(key)
+        packed: Any = self.redis.get(key)
         return None if packed is None else rpc.unpack(packed, kind)
 
 

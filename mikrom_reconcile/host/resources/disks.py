@@ -19,6 +19,7 @@ import msgspec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.limits import IMAGES
+from mikrom_reconcile.system import files
 from mikrom_reconcile.system.files import sync_folder
 from mikrom_reconcile.system.folders import make_folder
 
@@ -123,7 +124,7 @@ def _grow(path: Path, size: int) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, size)
-        os.fsync(fd)
+        files.sync(fd)
     finally:
         os.close(fd)
 
@@ -134,7 +135,7 @@ def _copy(source: Path, target: Path) -> None:
     try:
         with source.open("rb") as image, open(draft, "wb", opener=_open_own) as copy:
             _copy_sparsely(image.fileno(), copy.fileno())
-            os.fsync(copy.fileno())
+            files.sync(copy.fileno())
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

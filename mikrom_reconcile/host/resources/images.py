@@ -27,7 +27,7 @@ from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources import download
 from mikrom_reconcile.host.resources.download import FetchError
 from mikrom_reconcile.limits import IMAGES
-from mikrom_reconcile.system import locks
+from mikrom_reconcile.system import files, locks
 from mikrom_reconcile.system.files import sync_folder, write_whole
 from mikrom_reconcile.system.folders import make_folder
 
@@ -154,7 +154,7 @@ class ImageCache:
                     out.truncate(0)  # a full disk is not made better by half a file
                     raise
             out.flush()
-            os.fsync(out.fileno())
+            files.sync(out.fileno())
 
     def _check_size(self, size: int, known: int = 0) -> None:
         """Raise FetchError if that many bytes are too many, or more than the disk has left beside the `known` ones."""

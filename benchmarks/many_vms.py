@@ -99,7 +99,7 @@ def write_answers(folder: Path, share: str) -> None:
     """The placements, and each host's report."""
     there = share not in {"new", "full"}
     specs = read_specs(read_files([folder / "specs"]), wiring.schemas())
-    vms = with_addresses(render_all(specs, here=HERE).vms) if there else ()
+    vms = with_addresses(render_all(specs, here=HERE)) if there else ()
     hosts = hosts_of(specs, HERE)
     placements = Placements(
         vms={vm.name: vm.host for vm in vms},

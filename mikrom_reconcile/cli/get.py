@@ -148,7 +148,7 @@ def _wanted(settings: Settings, paths: tuple[str, ...]) -> tuple[str | None, fro
             raise
         warn(f"{error}; so only processes are judged, not the VMs that have a record")
         return None, frozenset()
-    wanted = render_all(specs, here=settings.host).vms
+    wanted = render_all(specs, here=settings.host)
     return specs.project, frozenset(vm.name for vm in wanted if vm.state != "absent")
 
 

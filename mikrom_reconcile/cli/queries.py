@@ -106,7 +106,7 @@ def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> 
     """What the specs want of each fleet, and how far that is by what the hosts say; nothing where there are none."""
     try:
         specs = specs_in(current, paths)
-        vms = render_all(specs, here=current.host).vms
+        vms = render_all(specs, here=current.host)
     except SourceError:
         if paths:
             raise

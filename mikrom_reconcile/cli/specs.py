@@ -36,7 +36,7 @@ def validate(paths: tuple[str, ...], form: str) -> int:
     try:
         settings = load()
         specs = validate_specs(wiring.read_tree(settings, paths), wiring.schemas(), here=settings.host)
-        counts = (specs.documents, len(render_all(specs, here=settings.host).vms), len(specs.fleets))
+        counts = (specs.documents, len(render_all(specs, here=settings.host)), len(specs.fleets))
         warnings = spec_warnings(specs, expand(specs))
     except SpecError as error:
         if form == "text":
@@ -56,7 +56,7 @@ def render(paths: tuple[str, ...], form: str, limit: str | None, extra_vars: dic
     """The VMs that the specs stand for. Asks no host: each is placed as if none existed yet."""
     settings = load()
     specs = specs_in(settings, paths, extra_vars)
-    vms = render_all(specs, here=settings.host).vms
+    vms = render_all(specs, here=settings.host)
     if limit is not None:
         names = limited(limit, ((vm.name, vm.host, vm.fleet) for vm in vms), specs)
         vms = tuple(vm for vm in vms if vm.name in names)

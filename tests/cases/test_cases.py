@@ -44,7 +44,7 @@ def test_case(file: Path) -> None:
         check_problems(case, case.expect.problems)
     elif case.expect.vms is not None:
         asked = {name: values or {} for name, values in ranged(case.expect.vms)}
-        vms = {vm.name: flat(vm) | flat(vm.spec) for vm in render_all(case.read_specs(), here=HERE).vms}
+        vms = {vm.name: flat(vm) | flat(vm.spec) for vm in render_all(case.read_specs(), here=HERE)}
         assert {name: {path: vm[path] for path in asked.get(name, {})} for name, vm in vms.items()} == asked
     elif case.expect.error is not None:
         with pytest.raises(MikromError, match=re.escape(case.expect.error)):

@@ -115,25 +115,3 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     spec_digest: str
     ignore_changes: tuple[str, ...] = ()
     addresses: dict[str, str] = {}
-
-
-class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the specs want, sorted by name.
-
-    `whole` says that the specs are the whole truth of the project (a `Project` document stands among them), so
-    that fleets missing from them are removed. `fleets` names those that the specs mention, empty ones too.
-    `hosts` are those of the inventory. `placed` says why a host was chosen now, where there were several;
-    `eviction_reasons` why a VM may not stay where it is; `rejections` why no host can have a VM: a new one then has no
-    host, or one that is unreachable, others stay. `destroy` says that all of them are to go, so that `vms` is empty.
-    """
-
-    revision: str
-    project: str
-    whole: bool
-    fleets: tuple[str, ...]
-    vms: tuple[DesiredVM, ...]
-    hosts: tuple[str, ...] = ()
-    placed: dict[str, str] = {}
-    eviction_reasons: dict[str, str] = {}
-    rejections: dict[str, tuple[str, ...]] = {}
-    destroy: bool = False

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, VMSpec
+from mikrom_reconcile.core.model.desired import DesiredVM, VMSpec
 from mikrom_reconcile.core.model.devices import Boot, PinnedFile
 from mikrom_reconcile.core.model.digests import spec_digest
 from mikrom_reconcile.core.model.errors import SpecError
@@ -19,9 +19,9 @@ from mikrom_reconcile.core.model.fields import drop_paths
 from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position
 from mikrom_reconcile.core.parsing.schema_errors import Schemas
-from mikrom_reconcile.core.placement.scheduler import Placing, Scheduler
+from mikrom_reconcile.core.placement.scheduler import Scheduler
 from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
-from mikrom_reconcile.core.specs.load import Specs, load
+from mikrom_reconcile.core.specs.load import Specs, hosts_of, load
 from mikrom_reconcile.core.specs.networks import Network
 from mikrom_reconcile.core.specs.resolve import Resolver
 
@@ -32,26 +32,9 @@ NO_LEASES: Mapping[str, Addresses] = MappingProxyType({})
 NO_VMS: Mapping[str, DesiredVM] = MappingProxyType({})
 
 
-def desired_state(
-    specs: Specs, vms: Iterable[DesiredVM], hosts: tuple[str, ...], placing: Placing | None = None
-) -> DesiredState:
-    """All that the specs want, as the scheduler has placed it; without `placing` all VMs stay where they are."""
-    return DesiredState(
-        revision=specs.tree.revision,
-        project=specs.project,
-        whole=specs.whole,
-        fleets=tuple(fleet.name for fleet in specs.fleets),
-        vms=tuple(vms),
-        hosts=hosts,
-        placed=placing.placed if placing else {},
-        eviction_reasons=placing.eviction_reasons if placing else {},
-        rejections=placing.rejections if placing else {},
-    )
-
-
 def render(
     specs: Specs,
-    hosts: tuple[str, ...],
+    here: str,
     placed: Iterable[tuple[UnplacedVM, str]],
     leases: Mapping[str, Addresses] = NO_LEASES,
     known: Mapping[str, DesiredVM] = NO_VMS,
@@ -61,7 +44,7 @@ def render(
     `leases` are the addresses that VMs are known to have. `known` VMs were rendered before, and are so again where
     their host is the same.
     """
-    resolver = Resolver(specs)
+    hosts, resolver = hosts_of(specs, here), Resolver(specs)
     digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest
     vms = []
     for unplaced, host in placed:
@@ -113,7 +96,7 @@ def validate_specs(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars:
     raise SpecError(dedupe_by_position([*loaded.problems, *found]))
 
 
-def render_all(specs: Specs, *, here: str) -> DesiredState:
+def render_all(specs: Specs, *, here: str) -> tuple[DesiredVM, ...]:
     """All that the specs want, placed as if nothing existed yet. `here` is the host of specs without an Inventory.
 
     Raises SpecError for everything that cannot be resolved, on any host that a VM may come to.
@@ -128,10 +111,8 @@ def render_all(specs: Specs, *, here: str) -> DesiredState:
         for host in hosts if vm.template.variables_used else hosts[:1]:
             resolver.resolve(vm, host)
     resolver.check()
-    scheduler = Scheduler(specs, here, located={})
-    placing = scheduler.place(unplaced, resolver.need)
-    placed = zip(unplaced, placing.hosts, strict=True)
-    return desired_state(specs, render(specs, scheduler.hosts, placed), scheduler.hosts, placing)
+    placing = Scheduler(specs, here, located={}).place(unplaced, resolver.need)
+    return tuple(render(specs, here, zip(unplaced, placing.hosts, strict=True)))
 
 
 # ---- addresses --------------------------------------------------------------------------------------------------

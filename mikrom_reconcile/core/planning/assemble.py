@@ -106,9 +106,9 @@ def numbered(plan: Plan) -> Plan:
 
 def warnings_of(draft: Draft, context: PlanContext) -> Iterator[str]:
     """What is left alone and why, how to keep the VMs of a fleet that was renamed, what hosts say of themselves."""
-    desired, view = draft.desired, context.view
-    strangers = [row for rows in view.own.values() for row in rows if not in_scope(desired, row.fleet)]
-    adopted = {vm.name for vm in desired.vms} if strangers else set()
+    view = context.view
+    strangers = [row for rows in view.own.values() for row in rows if not in_scope(context, row.fleet)]
+    adopted = {vm.name for vm in draft.desired} if strangers else set()
     for fleet in sorted({row.fleet for row in strangers if row.name not in adopted}):
         yield (
             f"fleet {fleet} is not in these specs and was left alone; "
@@ -140,7 +140,7 @@ def _renamed_fleets(draft: Draft, context: PlanContext) -> Iterator[str]:
             old[row.fleet][row.spec.image, row.spec.machine] += 1
     if not old:
         return
-    has = {vm.fleet for vm in draft.desired.vms if vm.name in view.up_to_date or vm.name in view.own}
+    has = {vm.fleet for vm in draft.desired if vm.name in view.up_to_date or vm.name in view.own}
     for change in draft.changes:
         if change.kind == "create" and change.fleet not in has and (vm := change.desired) is not None:
             new[vm.fleet][vm.spec.image, vm.spec.machine] += 1

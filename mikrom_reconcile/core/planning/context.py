@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM, Share
+from mikrom_reconcile.core.model.desired import DesiredVM, Share
 from mikrom_reconcile.core.model.observed import ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Plan, Refusal, VMChange
+from mikrom_reconcile.core.placement.scheduler import Placing
 from mikrom_reconcile.core.planning.project_view import Expected, ProjectView
 from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
@@ -104,12 +106,14 @@ class PlanResult(msgspec.Struct, frozen=True, kw_only=True):
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """A plan as far as its stages have come.
 
+    `desired` is all that the specs want, each VM on its host; nothing for a destroy. `placing` says why on which hosts.
     `left_out` are changes outside of the selection; `selected` is how many VMs that names (None: all), `unmatched` what
     is wrong with it. `unchanged` counts VMs by host. `retry_after_s` is when a batch may be healthy for which a rollout
     waits.
     """
 
-    desired: DesiredState = DesiredState(revision="", project="", whole=False, fleets=(), vms=())
+    desired: Sequence[DesiredVM] = ()
+    placing: Placing = Placing(hosts=[])
     changes: list[VMChange] = []
     left_out: list[VMChange] = []
     selected: int | None = None

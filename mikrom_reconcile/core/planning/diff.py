@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredState, DesiredVM
+from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.fields import keep_applied
 from mikrom_reconcile.core.model.lifecycle import SATISFIES
 from mikrom_reconcile.core.model.observed import ObservedVM
@@ -21,7 +21,7 @@ def diff(draft: Draft, context: PlanContext) -> Draft:
     """Every change, sorted by name and host, and how many VMs of each host are as they should be."""
     changes: list[VMChange] = []
     unchanged: Counter[str] = Counter()
-    for case in (*_wanted(draft.desired, context, unchanged), *_unwanted(draft.desired, context)):
+    for case in (*_wanted(draft, context, unchanged), *_unwanted(draft, context)):
         verdict = judge(case)
         if isinstance(verdict, VMChange):
             changes.append(verdict)
@@ -31,15 +31,15 @@ def diff(draft: Draft, context: PlanContext) -> Draft:
     return replace(draft, changes=changes, unchanged=dict(sorted(unchanged.items())))
 
 
-def _wanted(desired: DesiredState, context: PlanContext, up_to_date: Counter[str]) -> Iterator[DiffInput]:
+def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Iterator[DiffInput]:
     """The wanted VMs that rules have to decide about. Those that digests or rows prove to be where and as they are
     wanted are only counted: of a large fleet these are many.
     """
-    view, removed, retry = context.view, context.removed_hosts, context.overrides.retry
-    for vm in desired.vms:
+    view, removed, placing = context.view, context.removed_hosts, draft.placing
+    for vm in draft.desired:
         rows = view.own.get(vm.name, ())
         proven = vm.name in view.up_to_date or _is_up_to_date(vm, rows)
-        if proven and vm.name not in desired.rejections and vm.host not in removed:
+        if proven and vm.name not in placing.rejections and vm.host not in removed:
             up_to_date[vm.host] += 1
             continue
         keeper = rows[0] if rows else None
@@ -49,11 +49,11 @@ def _wanted(desired: DesiredState, context: PlanContext, up_to_date: Counter[str
             name_conflict=view.others.get(vm.name),
             host_unreachable=view.unreachable.get(vm.host, ""),
             possible_on=() if rows else context.possible_on,
-            placed=desired.placed.get(vm.name, ""),
-            eviction_reason=desired.eviction_reasons.get(vm.name, ""),
-            rejections=desired.rejections.get(vm.name, ()),
+            placed=placing.placed.get(vm.name, ""),
+            eviction_reason=placing.eviction_reasons.get(vm.name, ""),
+            rejections=placing.rejections.get(vm.name, ()),
             host_removed=keeper is not None and keeper.host in removed,
-            retry=retry,
+            retry=context.overrides.retry,
         )
 
 
@@ -66,22 +66,22 @@ def _is_up_to_date(vm: DesiredVM, rows: tuple[ObservedVM, ...]) -> bool:
     return as_wanted and row.host == vm.host and not row.drift
 
 
-def _unwanted(desired: DesiredState, context: PlanContext) -> Iterator[DiffInput]:
+def _unwanted(draft: Draft, context: PlanContext) -> Iterator[DiffInput]:
     """The VMs that are there and not wanted, or there twice."""
     own, removed = context.view.own, context.removed_hosts
-    wanted = {vm.name for vm in desired.vms} if own else set()
+    wanted = {vm.name for vm in draft.desired} if own else set()
     for name, rows in own.items():
         kept_on = rows[0].host if name in wanted else ""
         proven = rows[0].host not in removed and rows[0].phase in SATISFIES[rows[0].state]
         for row in rows:
-            if row.host != kept_on and (kept_on or in_scope(desired, row.fleet)):
+            if row.host != kept_on and (kept_on or in_scope(context, row.fleet)):
                 yield DiffInput(
                     desired=None,
                     observed=row,
                     duplicate_on=kept_on,
                     proven=proven,
                     host_removed=row.host in removed,
-                    destroy=desired.destroy,
+                    destroy=context.given.destroy,
                 )
 
 
@@ -97,6 +97,6 @@ def effective(desired: DesiredVM, observed: ObservedVM) -> DesiredVM:
     return replace(desired, policy=policy, spec=spec)
 
 
-def in_scope(desired: DesiredState, fleet: str) -> bool:
+def in_scope(context: PlanContext, fleet: str) -> bool:
     """Whether the specs speak for this fleet, so that a VM of it which they do not want has to go."""
-    return desired.whole or fleet in desired.fleets
+    return context.specs.whole or fleet in context.fleets

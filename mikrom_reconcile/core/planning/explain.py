@@ -90,7 +90,7 @@ def _desired(vm: UnplacedVM, specs: Specs, own: ObservedVM | None, here: str) ->
     """What the specs want of a VM to which nothing happens; it stays on its host."""
     hosts = hosts_of(specs, here)
     host = own.host if own and own.host in hosts else (vm.hosts or hosts)[0]
-    (desired,) = render(specs, hosts, [(vm, host)])
+    (desired,) = render(specs, here, [(vm, host)])
     return desired
 
 

@@ -82,10 +82,10 @@ def fleet_counts(draft: Draft, context: PlanContext) -> tuple[Counter[str], Coun
     """
     view, remembered = context.view, context.placements
     owned = Counter(row.fleet for rows in view.own.values() for row in rows)
-    owned += Counter(vm.fleet for vm in draft.desired.vms if vm.name in view.up_to_date)
+    owned += Counter(vm.fleet for vm in draft.desired if vm.name in view.up_to_date)
     unseen: Counter[str] = Counter()
     if view.unreachable:
-        wanted = {vm.name for vm in draft.desired.vms if vm.state != "absent"}
+        wanted = {vm.name for vm in draft.desired if vm.state != "absent"}
         lost = (name for name, host in remembered.vms.items() if host in view.unreachable and name not in wanted)
         unseen.update(remembered.fleet_of(name) for name in lost if name not in view.own)
     return owned, unseen

@@ -59,7 +59,7 @@ def held_addresses(draft: Draft, context: PlanContext) -> dict[str, dict[str, st
         for name, found in remembered.addresses.items()
         if remembered.vms.get(name) in view.unreachable or name in view.others
     }
-    proven = {vm.name: vm.addresses for vm in draft.desired.vms if vm.addresses and vm.name in view.up_to_date}
+    proven = {vm.name: vm.addresses for vm in draft.desired if vm.addresses and vm.name in view.up_to_date}
     return unseen | proven | seen_addresses(view)
 
 
@@ -80,7 +80,7 @@ class _AddressAllocator:
     """Gives out leases, each pool's in order, and never one twice."""
 
     def __init__(self, draft: Draft, context: PlanContext) -> None:
-        view, vms = context.view, draft.desired.vms
+        view, vms = context.view, draft.desired
         self._networks: Mapping[str, Network] = context.specs.networks
         self._released = view.released  # seconds ago
         self._by_vm = held_addresses(draft, context)

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.devices import seconds_of
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Refusal, VMChange
 from mikrom_reconcile.core.placement.capacity import mem_limit_mib, room_of
-from mikrom_reconcile.core.placement.desired_state import desired_state, render
+from mikrom_reconcile.core.placement.desired_state import render
 from mikrom_reconcile.core.placement.scheduler import Scheduler
 from mikrom_reconcile.core.planning.assemble import VERBS, plan_of, warnings_of
 from mikrom_reconcile.core.planning.context import (
@@ -33,7 +33,7 @@ from mikrom_reconcile.core.planning.rules import STANDS_IN_THE_WAY
 from mikrom_reconcile.core.planning.selection import select
 from mikrom_reconcile.core.specs.expand import expand
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.load import VM_NAME, Specs, hosts_of
+from mikrom_reconcile.core.specs.load import VM_NAME, Specs
 from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.core.specs.warnings import spec_warnings
 
@@ -58,7 +58,7 @@ def prepare(
     alive = _without(placements, dead)
     scheduler = Scheduler(specs, here, located=alive.vms)
     staying = [(vm, alive.vms[vm.name]) for vm in scheduler.correctly_placed(unplaced)]
-    rendered = {vm.name: vm for vm in render(specs, scheduler.hosts, staying, alive.addresses)}
+    rendered = {vm.name: vm for vm in render(specs, here, staying, alive.addresses)}
     expected = {} if destroy else expectations(rendered.values())
     rollouts = ((fleet.name, fleet.rollout) for fleet in specs.fleets if fleet.rollout)
     healthy_s = {name: time_s for name, rollout in rollouts if (time_s := seconds_of(rollout.min_healthy_time))}
@@ -138,19 +138,18 @@ def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
 
 
 def place(draft: Draft, context: PlanContext) -> Draft:
-    """What the specs want, each VM on its host: where it was found, or the one that the scheduler chooses."""
+    """All that the specs want, each VM on its host: where it was found, or the one that the scheduler chooses."""
     given, specs = context.given, context.specs
+    if given.destroy:
+        return draft
     located = context.view.locations(context.placements)
     leases = context.placements.addresses | (seen_addresses(context.view) if specs.networks else {})
-    hosts = hosts_of(specs, given.here)
     as_remembered = located == given.placements.vms and leases == given.placements.addresses
     if as_remembered and len(given.rendered) == len(given.unplaced) and not context.view.unreachable:
-        desired = desired_state(specs, given.rendered.values(), hosts)
-    else:
-        placing = _scheduler(context, located).place(given.unplaced, Resolver(specs).need)
-        placed = zip(given.unplaced, placing.hosts, strict=True)
-        desired = desired_state(specs, render(specs, hosts, placed, leases, given.rendered), hosts, placing)
-    return replace(draft, desired=replace(desired, vms=(), destroy=True) if given.destroy else desired)
+        return replace(draft, desired=tuple(given.rendered.values()))
+    placing = _scheduler(context, located).place(given.unplaced, Resolver(specs).need)
+    placed = zip(given.unplaced, placing.hosts, strict=True)
+    return replace(draft, desired=render(specs, given.here, placed, leases, given.rendered), placing=placing)
 
 
 def await_room(draft: Draft, context: PlanContext) -> Draft:
@@ -166,14 +165,19 @@ def await_room(draft: Draft, context: PlanContext) -> Draft:
     placing = scheduler.place(context.given.unplaced, Resolver(context.specs).need)
     pairs = zip(context.given.unplaced, placing.hosts, strict=True)
     found = {vm.name: host for vm, host in pairs if vm.name in lacking}
-    return replace(draft, changes=[_waiting(change, found.get(change.name, "")) for change in draft.changes])
-
-
-def _waiting(change: VMChange, host: str) -> VMChange:
-    if not host or change.desired is None:
-        return change
-    reason = f"waits for the room that is made on {host}"
-    return replace(change, kind="wait", host=host, reasons=(reason,), desired=replace(change.desired, host=host))
+    changes = [
+        replace(
+            change,
+            kind="wait",
+            host=host,
+            reasons=(f"waits for the room that is made on {host}",),
+            desired=replace(change.desired, host=host),
+        )
+        if change.desired and (host := found.get(change.name))
+        else change
+        for change in draft.changes
+    ]
+    return replace(draft, changes=changes)
 
 
 def _scheduler(
@@ -240,7 +244,7 @@ def _to_remember(draft: Draft, context: PlanContext) -> Placements:
     given, view = context.given, context.view
     vms = view.locations(given.placements) | {it.name: it.host for it in draft.changes if it.kind == "create"}
     if view.others:
-        missing = {vm.name for vm in draft.desired.vms} - vms.keys()
+        missing = {vm.name for vm in draft.desired} - vms.keys()
         vms |= {name: row.host for name, row in view.others.items() if name in missing}
     answered = given.queries.keys() - view.unreachable.keys()
     leased = {it.name: it.desired.addresses for it in draft.changes if it.desired and it.kind in VERBS}
@@ -258,6 +262,6 @@ def _odd_fleets(draft: Draft, context: PlanContext, vms: Mapping[str, str]) -> d
     view, remembered = context.view, context.given.placements
     odd = {fleet.name for fleet in context.specs.fleets if fleet.replicas is None or fleet.vm_name != VM_NAME}
     fleets = {name: fleet for name, fleet in remembered.fleets.items() if vms.get(name) in view.unreachable}
-    fleets |= {vm.name: vm.fleet for vm in (draft.desired.vms if odd else ()) if vm.fleet in odd and vm.name in vms}
+    fleets |= {vm.name: vm.fleet for vm in (draft.desired if odd else ()) if vm.fleet in odd and vm.name in vms}
     fleets |= {name: rows[0].fleet for name, rows in view.own.items()}
     return {name: fleets[name] for name in sorted(fleets) if name.rpartition("-")[0] != fleets[name]}

@@ -38,7 +38,7 @@ def roll_out(draft: Draft, context: PlanContext) -> Draft:
         return draft
     mine, all_of = _by_fleet(draft.changes), _by_fleet([*draft.changes, *draft.left_out])
     members: dict[str, list[DesiredVM]] = defaultdict(list)
-    for vm in draft.desired.vms:
+    for vm in draft.desired:
         if vm.fleet in mine and vm.state in WANTS_VMM:
             members[vm.fleet].append(vm)
     fleets = {name: _FleetRollout(name, members[name], mine[name], all_of[name], context) for name in sorted(mine)}

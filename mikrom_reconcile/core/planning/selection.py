@@ -43,7 +43,7 @@ def _whereabouts(draft: Draft, context: PlanContext) -> Iterator[Whereabouts]:
     """Every VM that a selection may name: wanted, seen, or remembered on a host that does not answer."""
     view, remembered = context.view, context.given.placements
     yield from ((vm.name, "", vm.fleet.name) for vm in context.given.unplaced)
-    yield from ((vm.name, vm.host, vm.fleet) for vm in draft.desired.vms)
+    yield from ((vm.name, vm.host, vm.fleet) for vm in draft.desired)
     yield from ((row.name, row.host, row.fleet) for rows in view.own.values() for row in rows)
     for name, host in remembered.vms.items():
         if host in view.unreachable:

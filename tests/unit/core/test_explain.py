@@ -53,7 +53,7 @@ def as_wanted(specs: Specs, **changed: Any) -> tuple[ObservedVM, ...]:
             vm.name, **{"project": vm.project, "state": vm.state, "phase": vm.state, "spec": vm.spec,
                         "policy": vm.policy, "spec_digest": vm.spec_digest, **changed},
         )
-        for vm in render_all(specs, here="localhost").vms
+        for vm in render_all(specs, here="localhost")
     )  # fmt: skip
 
 

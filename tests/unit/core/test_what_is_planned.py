@@ -60,7 +60,7 @@ def rows(specs: Specs, **where: str) -> tuple[ObservedVM, ...]:
             host=where.get(vm.name.replace("-", "_"), vm.host), phase="running", state=vm.state, spec=vm.spec,
             policy=vm.policy, spec_digest=vm.spec_digest, generation=1, token=1, created_at=NOW,
         )
-        for vm in render_all(specs, here="localhost").vms
+        for vm in render_all(specs, here="localhost")
     )  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def _was_written(error: OSError) -> bool:
 
 
 def _documented(words: Sequence[str], message: str, code: int, problems: Sequence[SpecProblem] = ()) -> int:
-    """`code`, after whoever asked for a form that programs read has the error in that form on stdout."""
+    """`code`, after the error was written to stdout in the form that -o asks for, if programs read it."""
     form = ""
     for word, following in pairwise((*words, "")):
         if word in {"-o", "--output"}:
@@ -149,7 +149,7 @@ def _failed(words: Sequence[str], error: MikromError) -> int:
 
 
 def _internal() -> int:
-    """A mistake of this program: say so in a line and keep the traceback for whoever mends it."""
+    """A mistake of this program: one line says so, and a file keeps the traceback for a report."""
     import tempfile  # 8 ms that only a mistake has to pay
     import traceback
 

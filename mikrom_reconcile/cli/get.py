@@ -7,20 +7,10 @@ from datetime import UTC, datetime
 import click
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli import options, queries
 from mikrom_reconcile.cli.entry import ERROR, Commands
 from mikrom_reconcile.cli.history import history
-from mikrom_reconcile.cli.queries import (
-    names_for_tab,
-    present_views,
-    selected_in,
-    specs_in,
-    unknown,
-    unreachable_in,
-    views_of,
-    wanted_by_fleet,
-    warn_of_duplicates,
-)
+from mikrom_reconcile.cli.queries import names_for_tab, present_views, specs_in, views_of, wanted_by_fleet
 from mikrom_reconcile.cli.terminal import present, warn
 from mikrom_reconcile.core.model.errors import SourceError
 from mikrom_reconcile.core.model.run import SUPERVISION
@@ -46,8 +36,8 @@ def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
     """Every VM on every host, or those called NAME, as its host sees it. Exits with 4 when a host could not be read."""
     settings, now = load(), datetime.now(UTC)
     views = views_of(wiring.open_engine(settings))
-    rows = selected_in(vms_in(views), names, limit, settings)
-    warn_of_duplicates(rows)
+    rows = queries.selected_in(vms_in(views), names, limit, settings)
+    queries.warn_of_duplicates(rows)
     return present_views(
         form,
         views,
@@ -89,10 +79,12 @@ def describe(name: str, paths: tuple[str, ...], form: str) -> int:
     engine = wiring.open_engine(settings)
     views = views_of(engine)
     fleets = output.fleets_in(views, wanted_by_fleet(settings, paths, views))
-    document = output.description_document(name, views, fleets, engine.store.runs(RUNS.kept)) | unreachable_in(views)
+    document = output.description_document(name, views, fleets, engine.store.runs(RUNS.kept)) | queries.unreachable_in(
+        views
+    )
     if not document["found"]:
         known = [*(row.name for row in vms_in(views)), *(view.host for view in views)]
-        raise unknown(name, [*known, *(fleet.fleet for fleet in fleets)], views)
+        raise queries.unknown(name, [*known, *(fleet.fleet for fleet in fleets)], views)
     present(form, lambda: document, str)
     return 0
 
@@ -119,7 +111,7 @@ def status(paths: tuple[str, ...], form: str) -> int:
     now = datetime.now(UTC)
     present(form, lambda: output.status_document(found), lambda style: output.status_text(found, now, style))
     code = UNREACHABLE if any(view.error for view in views) else 0
-    code |= CHANGES_OR_FAILED if warn_of_duplicates(vms_in(views)) else 0
+    code |= CHANGES_OR_FAILED if queries.warn_of_duplicates(vms_in(views)) else 0
     code |= LATE if output.is_overdue(found.source, now) else 0
     return code or (ERROR if found.source and found.source.problem else 0)
 

@@ -29,7 +29,7 @@ paths = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path()
 
 
 def output(forms: Iterable[str] = ("text", *formats.DOCUMENT)) -> Callable[[F], F]:
-    """`-o`, with the forms that this command has (those of a document unless told); the first is the default."""
+    """`-o`, with the forms that this command has (by default those of a document); the first is the default."""
     words = list(forms)
     choice, text = click.Choice(words), "Form of the output."
     return click.option("-o", "--output", "form", type=choice, default=words[0], show_default=True, help=text)

@@ -23,7 +23,7 @@ from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.limits import OBSERVING
-from mikrom_reconcile.output.hosts import FleetKey, WantedFleet, vms_in
+from mikrom_reconcile.output.hosts import FleetKey, Wanted, vms_in
 from mikrom_reconcile.output.plan import rollout_of
 from mikrom_reconcile.output.run_result import UNREACHABLE
 from mikrom_reconcile.output.text import Document, Style
@@ -102,7 +102,7 @@ def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, An
     return specs
 
 
-def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> dict[FleetKey, WantedFleet]:
+def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> dict[FleetKey, Wanted]:
     """What the specs want of each fleet, and how far that is by what the hosts say; nothing where there are none."""
     try:
         specs = specs_in(current, paths)
@@ -118,10 +118,7 @@ def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> 
     found = {vm.name: vm.host for vm in vms_in(views) if vm.project == specs.project}
     asked = prepare(specs, Placements(vms=found, covers=tuple(view.host for view in views)), here=current.host)
     plan = make_plan(asked, ObservedState(taken_at=datetime.now(UTC), hosts=views), RunOverrides()).plan
-    return {
-        (specs.project, fleet.name): WantedFleet(vms=counts[fleet.name], rollout=rollout_of(plan, fleet.name))
-        for fleet in specs.fleets
-    }
+    return {(specs.project, fleet.name): (counts[fleet.name], rollout_of(plan, fleet.name)) for fleet in specs.fleets}
 
 
 def names_for_tab(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from mikrom_reconcile import __version__
 from mikrom_reconcile.core.model.digests import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
@@ -20,25 +20,15 @@ from mikrom_reconcile.system.folders import write_named
 _AGAIN = "make it again with `mikrom plan --out FILE`"
 
 
-@cache
-def format_version() -> str:
-    """A digest of the shape of this file: what was saved in another shape is planned anew, not guessed."""
-    return digest_of(_shape(msgspec.json.schema_components((RunRequest, Plan))))
-
-
-def _shape(schema: Any) -> Any:
-    """A schema without what is said in it for people."""
-    if isinstance(schema, dict):
-        return {key: _shape(value) for key, value in schema.items() if key not in {"title", "description"}}
-    return [_shape(value) for value in schema] if isinstance(schema, list | tuple) else schema
-
-
 Place = tuple[str, str]
 """The id of the hosts that a plan is for, and how a person calls them."""
 
 
 class SavedPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of the file. `digest` covers the rest of it, against accidents; it is no signature."""
+    """The content of the file. `format_version` is the release that made it: another one plans anew.
+
+    `digest` covers the rest, against accidents; it is no signature.
+    """
 
     format_version: str
     digest: str
@@ -54,7 +44,7 @@ def write(path: str, request: RunRequest, plan: Plan, place: Place) -> None:
     if os.path.realpath(path) in {os.path.realpath(file.path) for file in request.tree.files}:
         raise UsageError(f"--out {path}: these are the specs; name another file")
     digest = digest_of((request, plan, place))
-    saved = SavedPlan(format_version=format_version(), digest=digest, place=place, request=request, plan=plan)
+    saved = SavedPlan(format_version=__version__, digest=digest, place=place, request=request, plan=plan)
     try:
         write_named(path, msgspec.json.encode(saved))
     except OSError as error:
@@ -91,8 +81,8 @@ def find(paths: Sequence[str]) -> SavedPlan | None:
 def _checked(path: str, content: bytes, found: dict[str, Any]) -> SavedPlan:
     if "format_version" not in found or "plan" not in found:
         raise SourceError(f"{path}: neither specs nor a plan that was saved with --out; {_AGAIN}")
-    if found["format_version"] != format_version():
-        raise SourceError(f"{path}: another release saved this plan, in a form of its own; {_AGAIN}")
+    if found["format_version"] != __version__:
+        raise SourceError(f"{path}: another release saved this plan; {_AGAIN}")
     try:
         saved = msgspec.json.decode(content, type=ready(SavedPlan))
     except msgspec.ValidationError as error:

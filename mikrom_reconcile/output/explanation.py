@@ -43,37 +43,37 @@ def rendered_document(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[F
     }
 
 
-def explanation_text(told: Explanation, style: Style) -> str:
+def explanation_text(story: Explanation, style: Style) -> str:
     """The story of one VM, from its line in the specs to what happens to it. Ends with a line break."""
     lines = [
-        ("Wanted", _wanted(told)),
-        *(("Observed", _observed(row)) for row in told.observed),
-        *([] if told.observed else [("Observed", "on no host that could be read")]),
-        ("Rule", f"{told.rule}: {told.meaning}" if told.rule else "none looks at it"),
-        *(("Refused", refusal) for refusal in told.refusals),
-        ("So", told.conclusion),
+        ("Wanted", _wanted(story)),
+        *(("Observed", _observed(row)) for row in story.observed),
+        *([] if story.observed else [("Observed", "on no host that could be read")]),
+        ("Rule", f"{story.rule}: {story.meaning}" if story.rule else "none looks at it"),
+        *(("Refused", refusal) for refusal in story.refusals),
+        ("So", story.conclusion),
     ]
     text = "".join(f"{style.paint(f'{title:<10}', 'bold')}{sanitize(line)}\n" for title, line in lines)
     header = ("FIELD", "WANTED", "RECORDED", "ACTUAL", "FROM")
-    head = style.paint(sanitize(f"{told.name}, project {told.project} at {told.revision}"), "bold")
-    return f"{head}\n\n{text}\n{table(header, list(_stories(told)), style)}"
+    head = style.paint(sanitize(f"{story.name}, project {story.project} at {story.revision}"), "bold")
+    return f"{head}\n\n{text}\n{table(header, list(_stories(story)), style)}"
 
 
-def explanation_document(told: Explanation) -> Document:
+def explanation_document(story: Explanation) -> Document:
     """Why something happens to a VM or nothing; what is null is not there."""
-    wanted, rule = told.wanted, told.rule
-    return pick(told, "name", "project", "revision", "fields", "refusals", "conclusion") | {
-        "wanted": wanted and {"fleet": wanted.fleet, "place": told.place, "host": wanted.host, "state": wanted.state},
-        "observed": [vm_row(row) for row in told.observed],
-        "rule": {"name": FORMER_RULES.get(rule, rule), "id": rule, "meaning": told.meaning} if rule else None,
-        "change": told.change and change_row(told.change),
+    wanted, rule = story.wanted, story.rule
+    return pick(story, "name", "project", "revision", "fields", "refusals", "conclusion") | {
+        "wanted": wanted and {"fleet": wanted.fleet, "place": story.place, "host": wanted.host, "state": wanted.state},
+        "observed": [vm_row(row) for row in story.observed],
+        "rule": {"name": FORMER_RULES.get(rule, rule), "id": rule, "meaning": story.meaning} if rule else None,
+        "change": story.change and change_row(story.change),
     }
 
 
-def _wanted(told: Explanation) -> str:
-    if told.wanted is None:
+def _wanted(story: Explanation) -> str:
+    if story.wanted is None:
         return "not by these specs"
-    return f"{told.wanted.state} on {told.wanted.host or NO_HOST}, by fleet {told.wanted.fleet} at {told.place}"
+    return f"{story.wanted.state} on {story.wanted.host or NO_HOST}, by fleet {story.wanted.fleet} at {story.place}"
 
 
 def _observed(row: ObservedVM) -> str:
@@ -85,22 +85,22 @@ def _observed(row: ObservedVM) -> str:
     return f"{row.phase} on {row.host}{pid}, project {row.project}, fleet {row.fleet}, {history}{error}"
 
 
-def _stories(told: Explanation) -> Iterator[tuple[Cell, ...]]:
-    seen = bool(told.observed)
-    for story in told.fields:
-        wanted = short(story.wanted.value) if story.wanted else "-"
-        recorded, actual = (short(story.recorded), short(story.actual)) if seen else ("-", "-")
+def _stories(story: Explanation) -> Iterator[tuple[Cell, ...]]:
+    seen = bool(story.observed)
+    for field in story.fields:
+        wanted = short(field.wanted.value) if field.wanted else "-"
+        recorded, actual = (short(field.recorded), short(field.actual)) if seen else ("-", "-")
         yield (
-            story.path,
+            field.path,
             (wanted, "cyan"),
-            (recorded, _look(story, recorded, wanted)),
+            (recorded, _look(field, recorded, wanted)),
             (actual, "dim" if actual == recorded else "red"),
-            (_source(story.wanted) if story.wanted else "", "dim"),
+            (_source(field.wanted) if field.wanted else "", "dim"),
         )
 
 
-def _look(story: FieldStory, recorded: str, wanted: str) -> str:
-    return "dim" if story.wanted is None or recorded in {wanted, "-"} else "yellow"
+def _look(field: FieldStory, recorded: str, wanted: str) -> str:
+    return "dim" if field.wanted is None or recorded in {wanted, "-"} else "yellow"
 
 
 def _source(origin: FieldOrigin) -> str:

@@ -91,4 +91,4 @@ ERROR: Final[Mapping[str, Callable[[str, int, Problems], str]]] = {
     "sarif": lambda message, _code, problems: problems_sarif(problems, message),
     "junit": lambda message, _code, problems: problems_junit(problems, message),
 }
-"""What a command says that came to nothing, to whoever asked for a form that programs read."""
+"""An error instead of a result, in the forms that programs read."""

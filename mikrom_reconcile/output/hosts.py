@@ -38,6 +38,9 @@ GRACE = timedelta(minutes=1)
 FleetKey = tuple[str, str]
 """Project and fleet."""
 
+Wanted = tuple[int, str]
+"""How many VMs the specs want of a fleet, and where its rollout stands ("": nothing is rolled out)."""
+
 
 def vms_in(views: Iterable[HostView]) -> list[ObservedVM]:
     """Every VM that was reported, sorted by name and host."""
@@ -117,14 +120,7 @@ def hosts_text(views: Sequence[HostView], style: Style) -> str:
     return row_table(_HOSTS, views, style)
 
 
-class WantedFleet(msgspec.Struct, frozen=True, kw_only=True):
-    """What the specs want of one fleet: how many VMs, and where its rollout stands ("": nothing is rolled out)."""
-
-    vms: int
-    rollout: str = ""
-
-
-class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
+class FleetStatus(msgspec.Struct, frozen=True):
     """How many VMs of a fleet the specs want (None: they do not name it), have a record, and run; and its rollout."""
 
     project: str
@@ -146,22 +142,15 @@ _FLEETS = (
 )  # fmt: skip
 
 
-def fleets_in(views: Iterable[HostView], wanted: Mapping[FleetKey, WantedFleet]) -> tuple[FleetStatus, ...]:
+def fleets_in(views: Iterable[HostView], wanted: Mapping[FleetKey, Wanted]) -> tuple[FleetStatus, ...]:
     """Every fleet that a host has or the specs want, sorted."""
     rows = vms_in(views)
     vms = Counter((vm.project, vm.fleet) for vm in rows)
     running = Counter((vm.project, vm.fleet) for vm in rows if vm.phase == "running")
     return tuple(
-        FleetStatus(
-            project=key[0],
-            fleet=key[1],
-            wanted=fleet.vms if fleet else None,
-            vms=vms[key],
-            running=running[key],
-            rollout=fleet.rollout if fleet else "",
-        )
+        FleetStatus(*key, count, vms[key], running[key], rollout)
         for key in sorted({*vms, *wanted})
-        for fleet in [wanted.get(key)]
+        for count, rollout in [wanted.get(key, (None, ""))]
     )
 
 

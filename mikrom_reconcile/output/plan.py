@@ -132,7 +132,7 @@ def fleets_of(plan: Plan) -> Iterator[tuple[str, str, list[Group]]]:
 
 
 def _pace(peak: Peak) -> str:
-    """How many VMs are taken down at a time, or in which batches: equal ones in a row are told once."""
+    """How many VMs are taken down at a time, or in which batches: equal ones in a row are counted."""
     if not peak.batches:
         return f"at most {peak.down} of {peak.size} down at a time"
     rows = [(size, len(list(alike))) for size, alike in groupby(peak.batches)]
@@ -245,7 +245,7 @@ def plan_text(plan: Plan, style: Style) -> str:
     for fleet, peak, groups in fleets_of(plan):
         lines += ["", f"  {style.paint(sanitize(fleet), 'bold')}{style.paint(f'  {peak}' if peak else '', 'dim')}"]
         lines += [line for group in groups for line in _group_lines(group, style)]
-    sections = "".join(section(title, told, style, look) for title, look, told in alarms(plan))
+    sections = "".join(section(title, entries, style, look) for title, look, entries in alarms(plan))
     return "\n".join([*lines, f"{sections}\n{style.paint(summary(plan), 'bold')}\n"])
 
 

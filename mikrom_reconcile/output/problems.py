@@ -48,8 +48,8 @@ def problems_github(problems: Sequence[SpecProblem], error: str = "", warnings: 
     """Workflow commands: each becomes an annotation on its line of a pull request; an `error` has no line."""
     return (f"::error::{_data(error)}\n" if error else "") + "".join(
         f"::{level} file={_property(each.path)},line={each.line},col={each.column}::{_data(sentence(each))}\n"
-        for level, told in (("error", problems), ("warning", warnings))
-        for each in told
+        for level, found in (("error", problems), ("warning", warnings))
+        for each in found
     )
 
 
@@ -63,13 +63,13 @@ def _property(text: str) -> str:
 
 def problems_sarif(problems: Sequence[SpecProblem], error: str = "", warnings: Sequence[SpecProblem] = ()) -> str:
     """A SARIF 2.1.0 log with one run, which an `error` kept from its end."""
-    told = [{"level": "error", "message": {"text": error}}]
+    notes = [{"level": "error", "message": {"text": error}}]
     driver = {"name": "mikrom", "version": __version__, "rules": [{"id": "spec"}]}
     run = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
         "results": [*(_result(each, "error") for each in problems), *(_result(each, "warning") for each in warnings)],
-        **({"invocations": [{"executionSuccessful": False, "toolExecutionNotifications": told}]} if error else {}),
+        **({"invocations": [{"executionSuccessful": False, "toolExecutionNotifications": notes}]} if error else {}),
     }
     log = {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
     return json_text(log)

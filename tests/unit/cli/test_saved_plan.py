@@ -8,7 +8,6 @@ import pytest
 
 from mikrom_reconcile.cli import saved_plan
 from mikrom_reconcile.core.model.errors import SourceError
-from mikrom_reconcile.core.model.plan import Plan
 
 
 @pytest.mark.parametrize("damage", [b'"\xff"}', b"[" * 5000, b'"1'])
@@ -26,22 +25,3 @@ def test_what_no_json_reader_can_read_may_still_be_specs(tmp_path: Path) -> None
 def test_a_path_that_cannot_be_looked_up_is_an_error() -> None:
     with pytest.raises(SourceError, match="File name too long"):
         saved_plan.find(["a" * 300])
-
-
-def test_the_form_of_a_file_follows_from_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wider(Plan, frozen=True, kw_only=True):
-        """With a field more."""
-
-        more: int = 0
-
-    class Explained(Plan, frozen=True, kw_only=True):
-        """In other words."""
-
-    saved_plan.format_version.cache_clear()
-    before = saved_plan.format_version()
-    for plan, same in ((Wider, False), (Explained, True)):
-        plan.__name__ = "Plan"
-        monkeypatch.setattr(saved_plan, "Plan", plan)
-        saved_plan.format_version.cache_clear()
-        assert (saved_plan.format_version() == before) is same
-    saved_plan.format_version.cache_clear()

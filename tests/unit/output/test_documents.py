@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_document
 from mikrom_reconcile.output.formats import json_of, validation_document
-from mikrom_reconcile.output.hosts import Status, WantedFleet, fleets_in, status_document, vm_row
+from mikrom_reconcile.output.hosts import Status, fleets_in, status_document, vm_row
 from mikrom_reconcile.output.run_text import record_of
 from mikrom_reconcile.output.text import PLAIN, Style
 from tests.samples import MEMORY, change, observed, outcome, plan, refusal, report
@@ -97,7 +97,7 @@ def test_vms_have_the_documented_shape() -> None:
             "status",
             status_document(
                 Status(
-                    fleets=fleets_in([], {("demo", "web"): WantedFleet(vms=3)}),
+                    fleets=fleets_in([], {("demo", "web"): (3, "")}),
                     last_run=record_of(report(PLAN, remaining=None)),
                 )
             ),

@@ -17,7 +17,7 @@ from mikrom_reconcile.core.model.specs import SourceState, SpecProblem
 from mikrom_reconcile.limits import SPECS
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_text
 from mikrom_reconcile.output.history import history_text, unfinished_line
-from mikrom_reconcile.output.hosts import Status, WantedFleet, fleets_in, source_line, status_text, vms_text
+from mikrom_reconcile.output.hosts import Status, fleets_in, source_line, status_text, vms_text
 from mikrom_reconcile.output.problems import problems_text
 from mikrom_reconcile.output.run_text import record_of
 from mikrom_reconcile.output.text import (
@@ -189,7 +189,7 @@ def test_status_shows_hosts_fleets_and_the_last_run() -> None:
         HostView(host="hv02", error="gave no answer"),
     )
     last = record_of(report(plan(), outcome("web-000"), remaining=plan()))
-    wanted = {("demo", "web"): WantedFleet(vms=3, rollout="halted"), ("demo", "new"): WantedFleet(vms=2)}
+    wanted = {("demo", "web"): (3, "halted"), ("demo", "new"): (2, "")}
     status = Status(hosts=views, fleets=fleets_in(views, wanted), last_run=last)
     assert status_text(status, NOW + timedelta(minutes=3), PLAIN) == (
         "HOST  VCPU  MEM       VMS  RUNNING\n"

@@ -79,7 +79,7 @@ def test_a_run_whose_control_worker_dies_is_shown_as_failed(fleet: Fleet) -> Non
 def test_a_run_that_cannot_begin_says_why(fleet: Fleet) -> None:
     fleet.worker("host", MIKROM_TEST_BOOT_S="0")
     fleet.worker("control", pool="threads")
-    fleet.redis.set("mikrom:lease:default", "1 somebody else", px=20_000)
+    fleet.redis.set("mikrom:lease:default", "1 somebody else")
     run = handed_over(fleet, "--timeout", "0.6")
     wait_until(lambda: unfinished_runs(fleet.redis, KEYS)[0].state == "failed", "the end of the run")
     [failed] = runs(fleet)["unfinished"]

@@ -27,9 +27,9 @@ class ReplayedHosts:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def names(self, *, dark: bool = True) -> tuple[str, ...]:
-        """The hosts that have a report; none is dark."""
-        del dark
+    def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
+        """The hosts that have a report; none is unreachable."""
+        del unreachable
         return tuple(sorted(file.name for file in self._folder.iterdir()))
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:

@@ -107,7 +107,12 @@ def _chosen(selection: RunOverrides, specs: Specs, vms: frozenset[Whereabouts]) 
         known = {tag for fleet in specs.fleets for tag in fleet.tags}
         refuse_unknown("--tags", selection.tags, known, "no fleet has the tag {}")
         refuse_unknown("--skip-tags", selection.skip_tags, known, "no fleet has the tag {}")
-        fleets = {fleet.name for fleet in specs.fleets if _tagged(fleet.tags, selection)}
+        wanted, unwanted = set(selection.tags), set(selection.skip_tags)
+        fleets = {
+            fleet.name
+            for fleet in specs.fleets
+            if unwanted.isdisjoint(fleet.tags) and not (wanted and wanted.isdisjoint(fleet.tags))
+        }
         if not fleets:
             raise UsageError("--tags and --skip-tags leave no fleet")
     tagged = {(name, fleet) for name, _, fleet in vms if fleet in fleets}
@@ -118,8 +123,3 @@ def _chosen(selection: RunOverrides, specs: Specs, vms: frozenset[Whereabouts]) 
     if names and tagged and not both:
         raise UsageError("--limit, --tags and --skip-tags together leave no VM")
     return both
-
-
-def _tagged(tags: tuple[str, ...], selection: RunOverrides) -> bool:
-    wanted = not selection.tags or not set(tags).isdisjoint(selection.tags)
-    return wanted and set(tags).isdisjoint(selection.skip_tags)

@@ -21,7 +21,7 @@ from benchmarks.starts import processes_of
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.firecracker_prerequisites import (
+from mikrom_reconcile.host.drivers.select import (
     find_firecracker,
     find_jailer,
     jail_problem,

@@ -23,7 +23,7 @@ from benchmarks.rows import Goal, Row
 from benchmarks.scratch import scratch
 from benchmarks.starts import kill_all
 from benchmarks.startup import MIKROM
-from mikrom_reconcile.host.drivers.firecracker_prerequisites import find_firecracker, kvm_problem
+from mikrom_reconcile.host.drivers.select import find_firecracker, kvm_problem
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import load
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.rows import Row
 from benchmarks.starts import kill_all, processes_of
 from benchmarks.startup import MIKROM
-from mikrom_reconcile.host.drivers.firecracker_prerequisites import find_firecracker, kvm_problem
+from mikrom_reconcile.host.drivers.select import find_firecracker, kvm_problem
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import load
 

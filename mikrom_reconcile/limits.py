@@ -93,7 +93,8 @@ class VMMs(msgspec.Struct, frozen=True, kw_only=True):
     log_tail_bytes: Annotated[int, "what QEMU said last, to see how a guest ended"] = 8 << 10
     error_tail_bytes: Annotated[int, "of a VMM's log in an error message"] = 500
     process_file_bytes: Annotated[int, "the file that names a VMM's process"] = 4096
-    mark_bytes: Annotated[int, "the file that says what was started before"] = 64
+    kernel_head_bytes: Annotated[int, "of a kernel, which say what kind it is"] = 1024
+    moved_search_s: Annotated[float, "how long no VMM of a moved state folder stands; a search takes ms"] = 5.0
     pid_file_bytes: Annotated[int, "the jailer's file with a pid"] = 20
     qemu_translated_mib: Annotated[int, "of translated code; left to itself QEMU takes up to 1 GiB"] = 64
     qemu_overhead_mib: Annotated[int, "besides guest memory; measured: 42 demo guest, 107 emulated Linux"] = 64

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mikrom_reconcile.core.model.errors import SetupError, SourceError, UsageError
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.system.clock import Clock
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

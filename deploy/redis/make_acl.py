@@ -22,8 +22,7 @@ from urllib.parse import urlsplit
 
 from mikrom_reconcile import settings
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
-from mikrom_reconcile.system.files import write_whole
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import make_folder, write_whole
 
 _VARIABLE = "MIKROM_BROKER_URL="
 _COMMANDS_TO_WORKERS, _REPLIES = "celery.pidbox", "reply.celery.pidbox"

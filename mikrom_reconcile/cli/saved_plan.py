@@ -15,7 +15,7 @@ from mikrom_reconcile.core.model.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import RunRequest
-from mikrom_reconcile.system.folders import write_named
+from mikrom_reconcile.system.files import write_named
 
 _AGAIN = "make it again with `mikrom plan --out FILE`"
 

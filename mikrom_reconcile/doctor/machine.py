@@ -18,15 +18,15 @@ from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.transport.broker import connect, without_password
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.doctor import Look, broken, capacity, folder_check, note, ok, run_checks
-from mikrom_reconcile.host.drivers import cgroups, qemu_prerequisites
-from mikrom_reconcile.host.drivers.firecracker_prerequisites import (
+from mikrom_reconcile.host.drivers import jail, qemu, select
+from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
+from mikrom_reconcile.host.drivers.select import (
+    choice_of,
     find_firecracker,
     jail_problem,
     kvm_problem,
     version_of,
 )
-from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
-from mikrom_reconcile.host.drivers.select import choice_of
 from mikrom_reconcile.limits import SPECS, VMMS
 from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.output.hosts import is_overdue, source_line
@@ -96,9 +96,9 @@ def _jail(settings: Settings) -> Check:
     jailer = choice_of(settings).jailer
     if jailer is None:
         return note("on, and nothing real runs", "unset MIKROM_DRIVER")
-    version, controllers = cgroups.hierarchy()
+    version, controllers = jail.hierarchy()
     found = f"on: {jailer}, a user for each VM from {FIRST_UID} to {FIRST_UID + UIDS - 1}"
-    if missing := [name for name in cgroups.CONTROLLERS if name not in controllers]:
+    if missing := [name for name in jail.CONTROLLERS if name not in controllers]:
         remedy = "VMMs run without these limits: mount and delegate the cgroup controllers, then start the VMs anew"
         return note(f"{found}; no cgroups for {', '.join(missing)}", remedy)
     return ok(f"{found}; cgroups v{version} limit memory, CPU and threads")
@@ -106,16 +106,16 @@ def _jail(settings: Settings) -> Check:
 
 def _qemu(settings: Settings) -> Check:
     """QEMU is needed where Firecracker cannot run; its version is asked for only where it is used."""
-    binary, used = qemu_prerequisites.find_qemu(), settings.driver == "qemu"
+    binary, used = select.find_qemu(), settings.driver == "qemu"
     remedy = "install the package qemu-system-x86"
     if binary is None:
-        return (broken if used else note)(f"no {qemu_prerequisites.NAME} was found", remedy)
+        return (broken if used else note)(f"no {select.QEMU} was found", remedy)
     with suppress(SetupError):
         used = choice_of(settings).driver == "qemu"
     if not used:
         return ok(f"{binary}, for where Firecracker cannot run")
     version = version_of(binary)
-    accelerator, why_not_kvm = qemu_prerequisites.accelerator_of(binary)
+    accelerator, why_not_kvm = qemu.accelerator_of(binary)
     if accelerator == "kvm":
         return ok(f"{version} at {binary}, with KVM")
     remedy = "starts and guests are slow so; with hardware virtualization it uses KVM by itself"

@@ -21,9 +21,8 @@ from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.json_folder import JsonFolder
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.limits import CHECKS
-from mikrom_reconcile.system.bounded_search import first_match
 from mikrom_reconcile.system.files import OddFileError
-from mikrom_reconcile.system.sockets import Limited
+from mikrom_reconcile.system.time_limits import LimitedSocket, first_match
 
 Said = Callable[[int], bytes]
 """What the guest printed since its boot, that many bytes at most."""
@@ -141,7 +140,7 @@ def _http(address: str, check: Check, timeout_s: float) -> str:
     give_up_at = time.monotonic() + timeout_s
     try:
         connection.connect()
-        connection.sock = Limited(connection.sock, give_up_at)
+        connection.sock = LimitedSocket(connection.sock, give_up_at)
         connection.request("GET", check.path, headers={"User-Agent": "mikrom", "Connection": "close"})
         status = connection.getresponse().status
     except http.client.HTTPException as error:

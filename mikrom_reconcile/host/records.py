@@ -32,8 +32,7 @@ from mikrom_reconcile.host.json_folder import JsonFolder, checked_name, is_name,
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.limits import RECORDS
 from mikrom_reconcile.system import locks
-from mikrom_reconcile.system.files import FULL, OddFileError, SharedFolder, sync_folder
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import FULL, OddFileError, SharedFolder, make_folder, sync_folder
 
 
 class UnreadableRecord(msgspec.Struct, frozen=True, kw_only=True):

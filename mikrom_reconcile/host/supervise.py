@@ -29,7 +29,7 @@ from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.limits import ORDERS, SUPERVISION
 from mikrom_reconcile.system.clock import Clock
-from mikrom_reconcile.system.processes import Ends, allow_descriptors
+from mikrom_reconcile.system.processes import ExitWatcher, allow_descriptors
 
 DIED: frozenset[Phase] = frozenset(ENDED.values()) - {"defined"}
 """Phases of a VM whose VMM ended without an order; which of them are brought back is the restart policy's."""
@@ -70,7 +70,7 @@ class Supervisor:
         self._on_rescan = on_rescan
         self._on_outcome = on_outcome
         self._stopped = False
-        self._ends = Ends()
+        self._ends = ExitWatcher()
         self._inbox: deque[tuple[str, CheckResult | None]] = deque()  # None: an order was carried out
         self._checking: dict[str, bool] = {}  # whether to check again afterwards
         self._due: dict[str, float] = {}

@@ -42,7 +42,7 @@ from mikrom_reconcile.limits import SERVICES, VMMS
 from mikrom_reconcile.services.commands import Service, command, environment, meant_for
 from mikrom_reconcile.settings import Settings, refuse_misspelt
 from mikrom_reconcile.system import locks
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import make_folder
 
 Tell = Callable[[str], None]
 

@@ -1,11 +1,8 @@
-"""Small private files that are whole or absent, however the writer ended.
-
-What stands in such a file is its caller's matter; that nobody else reads it, that no reader sees half of it and
-that no odd file in its place hurts the reader is the matter of this module.
-"""
+"""Files and folders that nobody else may look into: written whole or not at all, read without surprises."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -15,9 +12,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.core.model.observed import Console
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk that has no room left."""
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Never waits for the other end of a FIFO, never follows a symlink."""
+
+_BLOCK = 4096
+_KEEP_SIZE_PUNCH_HOLE = 0x03  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of linux/falloc.h
+
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class OddFileError(MikromError):
@@ -32,64 +39,19 @@ sync: Callable[[int], None] = _fsync
 """Waits until the disk has what was written to a descriptor; a process on greenlets sets one that waits elsewhere."""
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = True, or_before: bool = False) -> None:
-    """Replace `path` by `content` (0600) so that it holds all of it or what it held before, a power cut included.
-
-    `durable=False` spares the waiting for the disk (the better part of a millisecond, in which no greenlet runs),
-    for what nobody needs after a power cut. With `or_before` that may bring back what the file held before: for half
-    of the waiting. One writer at a time per path: the caller holds a lock, and what a
-    killed writer left is overwritten by the next. On failure nothing is left behind but the old content. On a full disk
-    `path` is written where it lies, so that nothing which is there keeps anybody from stopping it; a power cut at that
-    moment may spoil it. Raises OSError.
-    """
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _replace(path, content, durable=durable)
-    except OSError as error:
-        if error.errno not in FULL or not _overwrite(path, content, durable=durable):
-            raise
-    if durable and not or_before:
-        sync_folder(path.parent)
-
-
-def _replace(path: Path, content: bytes, *, durable: bool) -> None:
-    draft = path.with_name(path.name + ".new")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            _write_all(fd, content)
-            if durable:
-                sync(fd)
-        finally:
-            os.close(fd)
-        os.replace(draft, path)  # noqa: PTH105 - at half of what pathlib takes
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink()
-        raise
-
-
-def _overwrite(path: Path, content: bytes, *, durable: bool) -> bool:
-    """Write into the room that `path` has already; False when that is too small."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        if os.fstat(fd).st_blocks * 512 < len(content):
-            return False
-        _write_all(fd, content)
-        os.ftruncate(fd, len(content))
-        if durable:
-            sync(fd)
+        sync(fd)
     finally:
         os.close(fd)
-    return True
 
 
 class SharedFolder:
     """A folder in which many writers make names at once: those who wait share the next sync.
 
-    One that had begun before a name was made says nothing about it, so each waits for one that begins later.
+    A sync that began before a name was made says nothing about it, so each writer waits for one that begins later.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,11 +71,115 @@ class SharedFolder:
             self._ended = self._begun
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its missing parents, each closed to everybody else (0700). What is there stays as it is.
+
+    `Path.mkdir(mode, parents=True)` closes only the last one.
+    """
     try:
+        os.mkdir(folder, 0o700)  # noqa: PTH102 - pathlib takes three times as long, and this is done for every action
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    except FileNotFoundError:
+        make_folder(folder.parent)
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)  # noqa: PTH102 - no second time around: nothing can be made in /proc
+
+
+def write_whole(path: Path, content: bytes, *, durable: bool = True, or_before: bool = False) -> None:
+    """Replace `path` by `content` (0600) so that it holds all of it or what it held before, a power cut included.
+
+    `durable=False` does not wait for the disk (0.5 to 1 ms), for what nobody needs after a power cut. With `or_before`
+    a power cut may bring back the old content, for half of the waiting. One writer at a time per path: the caller holds
+    a lock. A failure leaves nothing but the old content. On a full disk `path` is overwritten in place, so that what is
+    there can still be stopped; a power cut at that moment may spoil it. Raises OSError.
+    """
+    try:
+        _replace(path, content, durable=durable)
+    except OSError as error:
+        if error.errno not in FULL or not _overwrite(path, content, durable=durable):
+            raise
+    if durable and not or_before:
+        sync_folder(path.parent)
+
+
+def _replace(path: Path, content: bytes, *, durable: bool) -> None:
+    draft = path.with_name(path.name + ".new")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            _write_all(fd, content, durable=durable)
+        finally:
+            os.close(fd)
+        os.replace(draft, path)  # noqa: PTH105 - at half of what pathlib takes
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def _overwrite(path: Path, content: bytes, *, durable: bool) -> bool:
+    """Write into the room that `path` has already; False when that is too small."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        if os.fstat(fd).st_blocks * 512 < len(content):
+            return False
+        _write_all(fd, content, durable=durable)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _write_all(fd: int, content: bytes, *, durable: bool) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
+    os.ftruncate(fd, len(content))
+    if durable:
         sync(fd)
+
+
+def write_named(path: str, content: bytes) -> None:
+    """Put `content` where a person says: a new file is closed to others (0600), what is there stays what it is, be it a
+    link, a pipe, a device or somebody's file. A full disk is found before what a file held is lost. Raises OSError.
+    """
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:  # noqa: PTH123
+        if not stat.S_ISREG((before := os.fstat(file.fileno())).st_mode):
+            file.write(content)
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, len(content))
+        except OSError as error:
+            if error.errno in {*FULL, errno.EFBIG}:  # NFS may only not know how
+                file.truncate(before.st_size)
+                raise
+        file.write(content)
+        file.truncate()
+
+
+def free_head(path: Path, *, max_bytes: int) -> None:
+    """Free the beginning of `path` once it takes twice `max_bytes` of disk; its last `max_bytes` stay. Raises OSError.
+
+    A hole is punched in place, so a writer that has the file open (a VMM its console) loses nothing; the file's size
+    goes on growing, its blocks do not. Where the file system cannot do that (NFS), the file is emptied instead.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return
+    end = (found.st_size - max_bytes) // _BLOCK * _BLOCK
+    if found.st_blocks * 512 <= 2 * max_bytes or end <= 0:  # blocks may have been allocated ahead, as XFS does
+        return
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if _fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, 0, end) != 0:
+            if (code := ctypes.get_errno()) != errno.EOPNOTSUPP:
+                raise OSError(code, os.strerror(code))
+            os.ftruncate(fd, 0)
     finally:
         os.close(fd)
 
@@ -121,11 +187,10 @@ def sync_folder(folder: Path) -> None:
 def read_small(path: Path, *, max_bytes: int) -> bytes | None:
     """The content of `path`, or None when there is no such file.
 
-    Raises OddFileError for what is no regular file or holds more than `max_bytes`, and OSError. Never waits for
-    the other end of a FIFO, never follows a symlink.
+    Raises OddFileError for what is no regular file or holds more than `max_bytes`, and OSError.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = os.open(path, _READ)
     except FileNotFoundError:
         return None
     try:
@@ -139,7 +204,19 @@ def read_small(path: Path, *, max_bytes: int) -> bytes | None:
         os.close(fd)
 
 
-def _write_all(fd: int, content: bytes) -> None:
-    left = memoryview(content)
-    while left:
-        left = left[os.write(fd, left) :]
+def tail(path: Path, max_bytes: int, after: int | None = None) -> Console:
+    """The last `max_bytes` of a file, or of what came `after`; a file that is shorter than that is a new one.
+
+    Empty when there is no such file. Raises OSError.
+    """
+    try:
+        fd = os.open(path, _READ)
+    except FileNotFoundError:
+        return Console()
+    try:
+        size = os.fstat(fd).st_size
+        begin = max(0, size - max_bytes, after if after is not None and after <= size else 0)
+        content = os.pread(fd, min(max_bytes, size - begin), begin)
+        return Console(content=content, end=begin + len(content))
+    finally:
+        os.close(fd)

@@ -1,8 +1,7 @@
 """Open-file-description locks: the one kind that can be asked about without being taken.
 
-Both sides hold such locks (leases, actions, VMMs), hence the place below both. Nothing here waits: a blocking
-lock call in one greenlet stops its whole worker. Never `flock`, because an observer would have to take it to
-know, and never `lockf`, because two descriptors of one process would both succeed.
+Never `flock`, because an observer would have to take it to know, and never `lockf`, because two descriptors of one
+process would both succeed. Nothing here waits: a blocking lock call in one greenlet stops its whole worker.
 
 A lock file is only unlinked by its holder (`give_back`), and whoever takes a lock looks whether its file is still the
 one at its path: else a file made anew beside the old one would have a holder of its own.
@@ -19,46 +18,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import make_folder
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid
-_TAKEN = (errno.EAGAIN, errno.EACCES)
-
-
-def open_lock_file(path: Path) -> int:
-    """A descriptor of the lock file at `path`, 0600, made with its folder (0700) where missing."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        make_folder(path.parent)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def take(fd: int) -> bool:
-    """Whether the write lock on `fd` is now ours; False when somebody else has it.
-
-    It lasts until every duplicate of `fd` is closed, in this process and in those that inherited it.
-    """
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    except OSError as error:
-        if error.errno in _TAKEN:
-            return False
-        raise
-    return True
 
 
 def open_taken(path: Path) -> int | None:
-    """A descriptor of the lock file at `path` that holds its lock; None when somebody else does. Raises OSError."""
+    """A descriptor of the lock file at `path` that holds its lock; None when somebody else does. Raises OSError.
+
+    The file (0600) and its folder (0700) are made where missing. The lock lasts until every duplicate of the descriptor
+    is closed, in this process and in those that inherited it.
+    """
     while True:
-        fd = open_lock_file(path)
+        fd = _opened(path)
         is_ours = False
         try:
-            if not take(fd):
-                return None
-            is_ours = _is_at(path, fd)
-            if is_ours:
+            _control(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
+            if is_ours := _is_at(path, fd):
                 return fd
+        except OSError as error:
+            if error.errno in {errno.EAGAIN, errno.EACCES}:
+                return None
+            raise
         finally:
             if not is_ours:
                 os.close(fd)
@@ -88,17 +69,9 @@ def give_back(fd: int, *, unlink: Path | None = None) -> None:
         if unlink is not None:
             with suppress(OSError):  # it stays, as an empty file
                 unlink.unlink()
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+        _control(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
     finally:
         os.close(fd)
-
-
-def _is_at(path: Path, fd: int) -> bool:
-    """Whether the file of `fd` is still the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))  # noqa: PTH116 - for every action
-    except FileNotFoundError:
-        return False
 
 
 def is_taken(path: Path) -> bool:
@@ -108,9 +81,29 @@ def is_taken(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-        if not _is_at(path, fd):
-            return is_taken(path)
+        holder = _control(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK)
+        return holder != fcntl.F_UNLCK if _is_at(path, fd) else is_taken(path)
     finally:
         os.close(fd)
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        make_folder(path.parent)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _control(fd: int, command: int, kind: int) -> int:
+    """Do something with the lock of the whole file; returns what kind of lock is answered."""
+    answer: bytes = fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+    return int(_FLOCK.unpack(answer)[0])
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    """Whether the file of `fd` is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))  # noqa: PTH116 - for every action
+    except FileNotFoundError:
+        return False

@@ -13,7 +13,6 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Interface
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -59,9 +58,7 @@ class Netlink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._socket.close()
 
     def link(self, name: str) -> Link | None:

@@ -1,7 +1,7 @@
 """Processes that outlive whoever started them: spawned, proven, waited for, killed and reaped.
 
-A pid alone proves nothing, since pids are reused: pid, start time and boot id together name one process. Nothing
-is signalled but through a pidfd that was checked against them. It knows nothing of VMs.
+A pid alone proves nothing, since pids are reused: pid, start time and boot id together name one process. Nothing is
+signalled but through a pidfd that was checked against them.
 
 All of it works alike in threads and under gevent: posix_spawn (fork and subprocess are patched, and slow),
 `select.poll` (`select.select` ends at descriptor 1023, epoll is absent under gevent), `waitid` (unpatched).
@@ -15,6 +15,7 @@ import os
 import resource
 import select
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,6 +32,8 @@ _DEFAULT_SIGNALS = (
 
 _children: set[int] = set()
 """Pids that this process spawned and has not reaped."""
+
+_reaping = threading.Lock()
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,19 +60,41 @@ def identify(pid: int) -> Identity | None:
 
 def is_alive(identity: Identity) -> bool:
     """Whether this very process lives. A zombie does not."""
-    found = _state_and_starttime(identity.pid) if identity.boot_id == boot_id() else None
-    return found is not None and found[0] not in "ZX" and found[1] == identity.starttime
+    return _state_of(identity) not in {None, "Z", "X"}
 
 
 def is_known(identity: Identity) -> bool:
     """Whether this very process is still in the process table: alive, dying thread by thread, or a zombie."""
-    found = _state_and_starttime(identity.pid) if identity.boot_id == boot_id() else None
-    return found is not None and found[1] == identity.starttime
+    return _state_of(identity) is not None
 
 
 def age_s(identity: Identity) -> float:
     """How long ago the process was started."""
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - identity.starttime / _TICKS_PER_S)
+
+
+def _state_of(identity: Identity) -> str | None:
+    found = _state_and_starttime(identity.pid) if identity.boot_id == boot_id() else None
+    return found[0] if found is not None and found[1] == identity.starttime else None
+
+
+def _state_and_starttime(pid: int) -> tuple[str, int] | None:
+    """Fields 3 and 22 of /proc/PID/stat; the name before them may hold spaces and parentheses."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            stat = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+    except _GONE:
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return fields[0].decode("ascii"), int(fields[19])
+
+
+def pids() -> Iterator[int]:
+    """Every process."""
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - a Path for each costs more
 
 
 def stdin_of(pid: int) -> str | None:
@@ -96,20 +121,17 @@ def has_stdin(pid: int, path: str) -> bool:
         return False
 
 
+def holds_lock(pid: int) -> bool:
+    """Whether the file that `pid` has as standard input was locked through this very opening, or a duplicate of it."""
+    try:
+        return "\nlock:" in Path(f"/proc/{pid}/fdinfo/0").read_text("ascii")
+    except OSError:
+        return False
+
+
 def with_locked_stdin(path: str) -> tuple[int, ...]:
     """Pids of all processes that have `path` as standard input and hold its lock. Reads all of /proc: milliseconds."""
-    pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
-    return tuple(pid for pid in pids if has_stdin(pid, path) and holds_lock(pid))
-
-
-def programs() -> Iterator[tuple[int, str, list[str]]]:
-    """Pid, name and arguments of every process that may be looked into. Reads all of /proc: milliseconds."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):  # it ended meanwhile
-                name = (folder / "comm").read_text("utf-8", "replace").rstrip("\n")
-                if argv := arguments(int(folder.name)):
-                    yield int(folder.name), name, argv
+    return tuple(pid for pid in pids() if has_stdin(pid, path) and holds_lock(pid))
 
 
 def arguments(pid: int) -> list[str]:
@@ -120,6 +142,15 @@ def arguments(pid: int) -> list[str]:
         return []
 
 
+def programs() -> Iterator[tuple[int, str, list[str]]]:
+    """Pid, name and arguments of every process that may be looked into. Reads all of /proc: milliseconds."""
+    for pid in pids():
+        with suppress(OSError):  # it ended meanwhile
+            name = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").rstrip("\n")
+            if argv := arguments(pid):
+                yield pid, name, argv
+
+
 def threads_of(pid: int) -> list[str]:
     """The names of the threads of `pid`; none once it is gone."""
     names = []
@@ -127,6 +158,12 @@ def threads_of(pid: int) -> list[str]:
         with suppress(*_GONE):
             names.append(comm.read_text("utf-8", "replace"))
     return names
+
+
+def allow_descriptors() -> None:
+    """Let this process have as many descriptors as the system lets it: often 1,024 are the default, one per VM."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def spawn(argv: tuple[str, ...], *, stdin: int, output: int) -> int:
@@ -154,19 +191,21 @@ def spawn(argv: tuple[str, ...], *, stdin: int, output: int) -> int:
 
 def reap() -> None:
     """Take the exit status of every process that `spawn` started here and that has ended: no zombie stays."""
-    with suppress(ChildProcessError):
+    with _reaping, suppress(ChildProcessError):
         # one call tells that there is nothing to do, however many children live
-        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-            if ended.si_pid not in _children:
-                # somebody else's child, which stands in front of ours for as long as it is not waited for
-                for pid in tuple(_children):
-                    _reap_one(pid)
-                return
-            _reap_one(ended.si_pid)
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return
+        for pid in tuple(_children):  # each by its pid: the children of others are theirs
+            try:
+                is_reaped = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
+            except ChildProcessError:
+                is_reaped = True  # somebody else's SIGCHLD handler was faster
+            if is_reaped:
+                _children.discard(pid)
 
 
 def open_pidfd(identity: Identity) -> int | None:
-    """A descriptor of this very process, None when it is gone. The caller closes it."""
+    """A descriptor of this very process, readable once it has ended; None when it is gone. The caller closes it."""
     try:
         pidfd = os.pidfd_open(identity.pid)
     except ProcessLookupError:
@@ -177,24 +216,33 @@ def open_pidfd(identity: Identity) -> int | None:
     return None
 
 
-def wait_for_end(pidfd: int, timeout_s: float) -> bool:
+def wait_for_end(identity: Identity, timeout_s: float) -> bool:
     """Whether the process ended within `timeout_s`. It may still be a zombie then."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(math.ceil(max(0.0, timeout_s) * 1000)))
+    if (pidfd := open_pidfd(identity)) is None:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(_milliseconds(timeout_s)))
+    finally:
+        os.close(pidfd)
 
 
-def allow_descriptors() -> None:
-    """Let this process have as many descriptors as the system lets it: often 1,024 are the default, one per VM."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def kill(identity: Identity, number: int = signal.SIGKILL) -> None:
+    """Send a signal. Nothing happens to a process that has ended."""
+    if (pidfd := open_pidfd(identity)) is None:
+        return
+    try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
+    finally:
+        os.close(pidfd)
 
 
-class Ends:
+class ExitWatcher:
     """The ends of many processes, awaited at once by one thread or greenlet, which alone may call all but `wake`."""
 
     def __init__(self) -> None:
-        self._names: dict[int, str] = {}
         self._pidfds: dict[str, int] = {}
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.poll()
@@ -206,22 +254,21 @@ class Ends:
     def add(self, name: str, pidfd: int) -> None:
         """Await the end of the process of `pidfd`, which is ours from now on, instead of that known by `name`."""
         self.remove(name)
-        self._names[pidfd], self._pidfds[name] = name, pidfd
+        self._pidfds[name] = pidfd
         self._poll.register(pidfd, select.POLLIN)
 
     def remove(self, name: str) -> None:
         """Await it no more."""
         if (pidfd := self._pidfds.pop(name, None)) is not None:
-            del self._names[pidfd]
             self._poll.unregister(pidfd)
             os.close(pidfd)
 
     def wait(self, timeout_s: float) -> tuple[str, ...]:
         """Names of those that have ended, not awaited any more; none at the time-out or when woken."""
-        ready = [pidfd for pidfd, _ in self._poll.poll(math.ceil(max(0.0, timeout_s) * 1000))]
+        ready = {fd for fd, _ in self._poll.poll(_milliseconds(timeout_s))}
         if self._wake in ready:
             os.eventfd_read(self._wake)
-        ended = tuple(self._names[pidfd] for pidfd in ready if pidfd != self._wake)
+        ended = tuple(name for name, pidfd in self._pidfds.items() if pidfd in ready)
         for name in ended:
             self.remove(name)
         return ended
@@ -236,48 +283,5 @@ class Ends:
             self.remove(name)
 
 
-def kill(pidfd: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal. Nothing happens to a process that has ended."""
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, number)
-
-
-def _state_and_starttime(pid: int) -> tuple[str, int] | None:
-    """Fields 3 and 22 of /proc/PID/stat; the name before them may hold spaces and parentheses."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            stat = os.read(fd, 4096)
-        finally:
-            os.close(fd)
-    except _GONE:
-        return None
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return fields[0].decode("ascii"), int(fields[19])
-
-
-def holds_lock(pid: int) -> bool:
-    """Whether the file that `pid` has as standard input was locked through this very opening, or a duplicate of it."""
-    try:
-        return "\nlock:" in Path(f"/proc/{pid}/fdinfo/0").read_text("ascii")
-    except OSError:
-        return False
-
-
-def _reap_one(pid: int) -> None:
-    try:
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        _children.discard(pid)  # somebody else's SIGCHLD handler was faster
-        return
-    # reaping frees the pid for reuse, so of several threads only the one that forgets it may reap
-    if ended is not None and _forget(pid):
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
-
-
-def _forget(pid: int) -> bool:
-    try:
-        _children.remove(pid)
-    except KeyError:
-        return False
-    return True
+def _milliseconds(seconds: float) -> int:
+    return math.ceil(max(0.0, seconds) * 1000)

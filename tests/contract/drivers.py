@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
-from mikrom_reconcile.host.drivers import cgroups
+from mikrom_reconcile.host.drivers import jail
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
+from mikrom_reconcile.host.drivers.paths import StateLayout, VMPaths
 from mikrom_reconcile.host.drivers.qemu import QemuDriver
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
-from mikrom_reconcile.host.drivers.vmm import Layout, Places
 from mikrom_reconcile.host.drivers.vmm_driver import VMMDriver
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.system import processes
@@ -117,8 +117,7 @@ class RealBench:
 
     def leftovers(self) -> list[Path]:
         kept = (self.folder / "state/locks", self.folder / "state/images")
-        found = [path for path in files_below(self.folder) if path.parent not in kept]
-        return [path for path in found if not path.name.startswith("state-")]  # which state folder it was
+        return [path for path in files_below(self.folder) if path.parent not in kept]
 
     def state_file(self, vm: str, name: str) -> Path:
         return self.folder / "state/vms" / vm / name
@@ -175,27 +174,27 @@ class JailBench(RealBench):
 
     def close(self) -> None:
         super().close()
-        layout = Layout(self.folder / "state", self.folder / "run")
+        layout = StateLayout(self.folder / "state", self.folder / "run")
         for path in self._cgroups():  # no folders of the test's, so not gone with it
-            places = layout.of(path.name.split("-", 2)[2])
-            wait_until(lambda: self._is_removed(places), "the kernel to give up its cgroups")  # noqa: B023 - asked here
+            paths = layout.of(path.name.split("-", 2)[2])
+            wait_until(lambda: self._is_removed(paths), "the kernel to give up its cgroups")  # noqa: B023 - asked here
 
     def _to_end(self) -> list[int]:
         """By their cgroups too: a test may have moved the state folder, or have failed before it moved it back."""
         lists = [path.read_text() for cgroup in self._cgroups() for path in cgroup.rglob("cgroup.procs")]
         return [*self.all_pids(), *map(int, " ".join(lists).split())]
 
-    def _is_removed(self, places: Places) -> bool:
+    def _is_removed(self, paths: VMPaths) -> bool:
         """A cgroup is busy until who has died in it was waited for, by whoever is its parent."""
         with suppress(OSError):
-            cgroups.remove(places)
+            jail._remove_cgroups(paths)
             return True
         return False
 
     def _cgroups(self) -> list[Path]:
         jails = (self.folder / "state").resolve() / "jails"
         name = f"mikrom-{blake2b(bytes(jails), digest_size=4).hexdigest()}-*"
-        return [path for mount in set(cgroups.hierarchy()[1].values()) for path in mount.glob(name)]
+        return [path for mount in set(jail.hierarchy()[1].values()) for path in mount.glob(name)]
 
 
 class QemuBench(RealBench):
@@ -230,10 +229,10 @@ class SimulatedBench:
         return [stray.pid for stray in self.another().strays(()) if stray.vm == vm]
 
     def kill(self, vm: str) -> None:
-        self._driver.kill(vm)
+        self._driver.change(vm, end="killed")
 
     def hang(self, vm: str) -> None:
-        self._driver.hang(vm)
+        self._driver.change(vm, hangs=True)
 
     def leftovers(self) -> list[Path]:
         return list(files_below(self.folder))

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Policy, VMSpec
 from mikrom_reconcile.core.model.digests import spec_digest
-from mikrom_reconcile.host.drivers import qemu_command
+from mikrom_reconcile.host.drivers import qemu
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.networks import Networks
 from mikrom_reconcile.system import processes
@@ -128,14 +128,14 @@ class World:
 
     def machine(self, name: str) -> Any:
         if isinstance(self.bench, QemuBench):
-            return getattr(qemu_command.machine_in(self.argv()), name)
+            return getattr(qemu.machine_in(self.argv()), name)
         if isinstance(self.bench, SimulatedBench):
             return json.loads((self.folder / f"state/sim/{VM}.json").read_text())["machine"][name]
         return self.config()["machine-config"].get(name)
 
     def boot_args(self) -> str:
         if isinstance(self.bench, QemuBench):
-            return qemu_command.boot_args_in(self.argv()) or ""
+            return qemu.boot_args_in(self.argv()) or ""
         if isinstance(self.bench, SimulatedBench):
             return str(json.loads((self.folder / f"state/sim/{VM}.json").read_text())["boot_args"])
         return str(self.config()["boot-source"]["boot_args"])
@@ -150,7 +150,7 @@ class World:
 
     def disks(self) -> dict[str, str]:
         if isinstance(self.bench, QemuBench):
-            return qemu_command.disks_in(self.argv())
+            return qemu.disks_in(self.argv())
         return {drive["drive_id"]: drive["path_on_host"] for drive in self.config()["drives"]}
 
     def root_name(self) -> str:
@@ -160,7 +160,7 @@ class World:
     def interfaces(self) -> dict[str, str]:
         """Interfaces of the VMM and their taps."""
         if isinstance(self.bench, QemuBench):
-            return {name: nic.tap for name, nic in qemu_command.interfaces_in(self.argv()).items()}
+            return {name: nic.tap for name, nic in qemu.interfaces_in(self.argv()).items()}
         return {nic["iface_id"]: nic["host_dev_name"] for nic in self.config()["network-interfaces"]}
 
     def metadata(self) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from mikrom_reconcile.core.model.errors import ActionError, PermanentError, Temp
 from mikrom_reconcile.core.model.observed import End, VMMFacts
 from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.vmm import Layout, Proc
-from mikrom_reconcile.host.drivers.vmm_start import abandon
+from mikrom_reconcile.host.drivers.paths import StateLayout
+from mikrom_reconcile.host.drivers.vmm import VMM, VMMProcess
 from mikrom_reconcile.limits import SPECS, VMMS
 from mikrom_reconcile.system import locks, processes
 from tests.contract.drivers import DEADLINE_S, RealBench, is_live, record_of, wait_until
@@ -45,8 +45,8 @@ def assert_starts_anew(real: RealBench) -> None:
     assert len(real.all_pids()) == 1
 
 
-def written_down(real: RealBench) -> Proc:
-    return msgspec.json.decode(real.state_file("a", "proc.json").read_bytes(), type=Proc)
+def written_down(real: RealBench) -> VMMProcess:
+    return msgspec.json.decode(real.state_file("a", "proc.json").read_bytes(), type=VMMProcess)
 
 
 def edit_proc(real: RealBench, **changes: object) -> None:
@@ -73,10 +73,11 @@ def spawn_unconfigured(real: RealBench, monkeypatch: pytest.MonkeyPatch) -> int:
         raise SystemExit
 
     with monkeypatch.context() as patched:
-        for name in ("last_words_of", "abandon"):
-            patched.setattr(vmm_driver, name, die)
+        for name in ("with_vmm_log", "kill_and_clean"):
+            patched.setattr(VMM, name, die)
         with pytest.raises(SystemExit):
             real.driver.start(RECORD, deadline_s=DEADLINE_S)
+    wait_until(lambda: bool(real.all_pids()), "its command line, which the kernel sets after the spawn")
     (pid,) = real.all_pids()
     return pid
 
@@ -146,8 +147,8 @@ def test_a_vmm_is_found_though_its_lock_file_was_removed_and_made_anew(real: Rea
 
 
 def test_a_held_lock_without_a_vmm_is_starting_and_nobody_is_harmed(real: RealBench) -> None:
-    lock = locks.open_lock_file(real.lock("a"))
-    assert locks.take(lock)
+    lock = locks.open_taken(real.lock("a"))
+    assert lock is not None
     try:
         assert real.driver.observe(RECORD) == VMMFacts(status="starting")
         with pytest.raises(TemporaryError, match="cannot be found; see who with `fuser"):
@@ -179,9 +180,10 @@ def test_a_vmm_that_is_being_torn_down_is_waited_for(real: RealBench) -> None:
 def test_giving_up_a_start_leaves_another_ones_vmm_alone(real: RealBench) -> None:
     start(real)
     real.kill("a")
-    given_up = written_down(real)
+    given_up = VMM(StateLayout(real.folder / "state", real.folder / "run").of("a"), driver="firecracker", program="it")
+    given_up._process = written_down(real)
     pid = start(real)
-    abandon(Layout(real.folder / "state", real.folder / "run").of("a"), given_up)
+    given_up.kill_and_clean()
     facts = real.driver.observe(RECORD)
     assert (facts.status, facts.pid) == ("running", pid)
 
@@ -198,7 +200,7 @@ def test_a_stale_socket_is_in_nobodys_way(real: RealBench) -> None:
 def test_another_process_under_the_recorded_pid_is_never_signalled(real: RealBench, forged: str) -> None:
     start(real)
     real.kill("a")
-    other_lock = locks.open_lock_file(real.lock("b"))
+    other_lock = os.open(real.lock("b"), os.O_RDWR | os.O_CREAT, 0o600)
     with bystander(other_lock if forged == "all but the lock" else subprocess.DEVNULL) as other:
         edit_proc(real, pid=other.pid)
         if forged != "pid":
@@ -342,11 +344,11 @@ def test_a_firecracker_that_ends_by_itself_is_told_with_its_last_words(real: Rea
 def test_a_disk_that_is_full_when_the_vmm_is_written_down_leaves_no_vmm(
     real: RealBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "proc.json")
 
     with monkeypatch.context() as patched:
-        patched.setattr("mikrom_reconcile.host.drivers.vmm_start.write_proc", full)
+        patched.setattr("mikrom_reconcile.host.drivers.vmm.write_whole", full)
         with pytest.raises(TemporaryError, match="No space left on device"):
             real.driver.start(RECORD, deadline_s=DEADLINE_S)
     assert real.all_pids() == []

@@ -15,6 +15,7 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.qemu import QemuDriver
+from mikrom_reconcile.host.drivers.vmm import VMM
 from mikrom_reconcile.limits import VMMS
 from tests.contract.drivers import DEADLINE_S, QemuBench, RealBench, record_of, wait_until
 
@@ -55,7 +56,7 @@ def test_a_qemu_that_was_never_told_to_run_its_guest_is_starting_and_a_start_rep
 
     with monkeypatch.context() as patched:  # a spawner that is killed: nothing is cleaned up
         patched.setattr(QemuDriver, "_boot", die)
-        patched.setattr(vmm_driver, "abandon", lambda *_: None)
+        patched.setattr(VMM, "kill_and_clean", lambda _: None)
         with pytest.raises(SystemExit):
             qemu.driver.start(RECORD, deadline_s=DEADLINE_S)
     wait_until(qemu.socket("a").exists, "the QMP socket")

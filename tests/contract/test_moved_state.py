@@ -96,7 +96,9 @@ def test_a_vmm_is_known_though_its_state_folder_was_mounted_anew(
             if not written_down:
                 (host.state_dir / "vms" / VM / "proc.json").unlink()
             (own_environment / "run").rename(own_environment / "old")  # as of a container that was made anew
-            shutil.copytree(own_environment / "old", own_environment / "run", ignore=_what_is_remembered, symlinks=True)
+            shutil.copytree(
+                own_environment / "old", own_environment / "run", ignore=shutil.ignore_patterns("*.sock"), symlinks=True
+            )
             later = Host(host.bench, own_environment)
             report = later.agent.observe(ObserveQuery(strays=True))
             assert [row.pid for row in report.vms] == [pid]
@@ -121,10 +123,6 @@ def take_away(way: str, state_dir: Path, aside: Path) -> None:
         aside.rename(state_dir)
     if way == "moved and made anew":
         state_dir.mkdir(mode=0o700)
-
-
-def _what_is_remembered(_: str, names: list[str]) -> list[str]:
-    return [name for name in names if name.startswith("state-") or name.endswith(".sock")]
 
 
 def _kill(pid: int) -> None:

@@ -107,8 +107,8 @@ def test_an_error_before_the_check_is_told_in_every_form_of_a_check(mikrom: Mikr
 
 
 def test_problems_of_the_specs_and_a_lease_that_is_held_are_documents_too(mikrom: Mikrom, folder: Path) -> None:
-    held = locks.open_lock_file(folder / "state" / "locks" / "demo.lease")
-    assert locks.take(held)
+    held = locks.open_taken(folder / "state" / "locks" / "demo.lease")
+    assert held is not None
     told = document("error", mikrom("apply", "--yes", "--timeout", "0.2", "-o", "json", code=16))
     assert "is being changed by" in told["error"]
     locks.give_back(held)

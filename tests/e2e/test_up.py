@@ -119,7 +119,7 @@ def test_other_commands_find_it_and_beat_brings_a_killed_vm_back(up: Up) -> None
     assert applied.returncode == 0, applied.stderr
     driver = SimulatedDriver(up.settings.state_dir)
     before = driver.console("web-001", max_bytes=1000).content
-    driver.kill("web-001")
+    driver.change("web-001", end="killed")
     wait_until(lambda: len(driver.console("web-001", max_bytes=1000).content) > len(before), "web-001 to boot again")
     assert {vm: row["phase"] for vm, row in up.rows().items()} == {f"web-00{n}": "running" for n in range(3)}
 

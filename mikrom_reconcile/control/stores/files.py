@@ -30,8 +30,7 @@ from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.run import RunRecord
 from mikrom_reconcile.limits import RUNS
 from mikrom_reconcile.system import locks
-from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
 
 _log = logging.getLogger(__name__)
 

@@ -1,19 +1,29 @@
-"""One connection to one VMM's API socket, whatever is spoken over it. It must not decide what an answer means."""
+"""What is said over a VMM's API socket: HTTP to a Firecracker, QMP to a QEMU.
+
+Small on purpose instead of `http.client`: it costs a ninth of the CPU per call, holds a deadline over a whole exchange
+(http.client starts anew with each byte that trickles in) and never takes more memory than an answer has.
+"""
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import time
-from typing import Self, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self, TypeVar
 
 import msgspec
 
 from mikrom_reconcile.core.model.ready import ready
-from mikrom_reconcile.host.drivers.translate_errors import NoAnswerError, UnreachableError
+from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
 from mikrom_reconcile.limits import VMMS
 
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_HEAD_END = b"\r\n\r\n"
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -29,7 +39,10 @@ class Connection:
         self._give_up_at = give_up_at
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._connect(path, pid)
+            while not self._is_connected(path):
+                time.sleep(VMMS.full_queue_s)
+            self._check_peer(pid)
+            self._greet()
         except BaseException:
             self._socket.close()
             raise
@@ -40,58 +53,144 @@ class Connection:
     def __exit__(self, *exc_info: object) -> None:
         self._socket.close()
 
-    def _connect(self, path: str, pid: int) -> None:
-        while not self._is_taken(path):
-            time.sleep(VMMS.full_queue_s)
+    def _check_peer(self, pid: int) -> None:
         peer = _PEER.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
         if peer != pid:
             raise UnreachableError(f"its socket is served by pid {peer}")
 
-    def _is_taken(self, path: str) -> bool:
+    def _greet(self) -> None:
+        """What comes first in the VMM's protocol."""
+
+    def _is_connected(self, path: str) -> bool:
         """Whether the socket took the connection; False: its queue is full, as a QEMU's is with two clients."""
         try:
-            self._limit()
-            self._socket.connect(path)
+            with self._in_time("it did not take the connection"):
+                self._socket.connect(path)
         except BlockingIOError:
             return False
-        except (FileNotFoundError, ConnectionRefusedError) as error:
+        except FileNotFoundError as error:
             raise UnreachableError(str(error.strerror)) from error
-        except (TimeoutError, ConnectionError) as error:
-            raise NoAnswerError("it did not take the connection") from error
         return True
 
     def _send(self, request: bytes) -> None:
-        try:
-            self._limit()
+        with self._in_time("it closed the connection"):
             self._socket.sendall(request)
-        except TimeoutError as error:
-            raise NoAnswerError("it did not answer in time") from error
-        except ConnectionError as error:
-            raise NoAnswerError("it closed the connection") from error
 
     def _receive(self, size_so_far: int) -> bytes:
         """What came next; never empty."""
         if size_so_far > VMMS.answer_bytes:
             raise NoAnswerError(f"its answer has more than {VMMS.answer_bytes} bytes")
-        try:
-            self._limit()
-            part = self._socket.recv(65536)
-        except TimeoutError as error:
-            raise NoAnswerError("it did not answer in time") from error
-        except ConnectionError as error:
-            raise NoAnswerError("it closed the connection") from error
-        if not part:
-            raise NoAnswerError("it closed the connection")
-        return part
+        with self._in_time("it closed the connection"):
+            if part := self._socket.recv(65536):
+                return part
+        raise NoAnswerError("it closed the connection")
 
-    def _limit(self) -> None:
+    @contextmanager
+    def _in_time(self, if_closed: str) -> Iterator[None]:
         left_s = self._give_up_at - time.monotonic()
         if left_s <= 0:
             raise NoAnswerError("it did not answer in time")
         self._socket.settimeout(left_s)
+        try:
+            yield
+        except ConnectionRefusedError as error:
+            raise UnreachableError(str(error.strerror)) from error
+        except TimeoutError as error:
+            raise NoAnswerError("it did not answer in time") from error
+        except ConnectionError as error:
+            raise NoAnswerError(if_closed) from error
 
 
-def decoded(content: bytes, answer: type[T]) -> T:
+class FirecrackerAPI(Connection):
+    """A connection to a Firecracker."""
+
+    def get(self, path: str, answer: type[T]) -> T:
+        """What stands at `path`, as the type `answer`."""
+        status, body = self._exchange(f"GET {path} HTTP/1.1\r\n\r\n".encode())
+        if status != 200:
+            raise NoAnswerError(f"GET {path} was answered with status {status}")
+        return _decoded(body, answer)
+
+    def put(self, path: str, content: object) -> None:
+        """Put `content` at `path`. Raises FaultError when Firecracker refuses it."""
+        self._change("PUT", path, content)
+
+    def patch(self, path: str, content: object) -> None:
+        """Change what stands at `path`. Raises FaultError when Firecracker refuses it."""
+        self._change("PATCH", path, content)
+
+    def _change(self, method: str, path: str, content: object) -> None:
+        body = msgspec.json.encode(content)
+        head = f"{method} {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        status, answer = self._exchange(head.encode() + body)
+        if status == 400:
+            raise FaultError(" ".join(_decoded(answer, _Fault).fault_message.split()))
+        if status != 204:
+            raise NoAnswerError(f"{method} {path} was answered with status {status}")
+
+    def _exchange(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of the response."""
+        self._send(request)
+        received = b""
+        while (end := received.find(_HEAD_END)) < 0:
+            received += self._receive(len(received))
+        head, body = received[: end + 2], received[end + len(_HEAD_END) :]
+        if (status := _STATUS.match(head)) is None:
+            raise NoAnswerError("its answer is not HTTP")
+        length = _CONTENT_LENGTH.search(head)
+        while length and len(body) < int(length[1]):
+            body += self._receive(len(body))
+        return int(status[1]), body
+
+
+class _Fault(msgspec.Struct):
+    fault_message: str
+
+
+class QMP(Connection):
+    """A connection to a QEMU, past its greeting: lines of JSON, in which events may stand before an answer.
+
+    A QEMU serves one connection at a time; the others wait for their greeting.
+    """
+
+    _received = b""
+
+    def execute(self, command: str, answer: type[T] | Any = Any, **arguments: Any) -> Any:
+        """What `command` returns, as the type `answer`. Raises FaultError when QEMU refuses it."""
+        asked = {"execute": command} | ({"arguments": arguments} if arguments else {})
+        self._send(msgspec.json.encode(asked) + b"\n")
+        while (message := self._message()).event is not None:
+            pass
+        if message.error is not None:
+            raise FaultError(" ".join(message.error.desc.split()))
+        if not message.answer:
+            raise NoAnswerError(f"it gave {command} no answer")
+        return _decoded(bytes(message.answer), answer)
+
+    def _greet(self) -> None:
+        if not self._message().greeting:
+            raise NoAnswerError("it does not greet as a QEMU does")
+        self.execute("qmp_capabilities")
+
+    def _message(self) -> _Message:
+        while b"\n" not in self._received:
+            self._received += self._receive(len(self._received))
+        line, _, self._received = self._received.partition(b"\n")
+        return _decoded(line, _Message)
+
+
+class _QMPError(msgspec.Struct):
+    desc: str
+
+
+class _Message(msgspec.Struct, rename={"answer": "return", "greeting": "QMP"}):
+    answer: msgspec.Raw = msgspec.Raw()
+    error: _QMPError | None = None
+    event: str | None = None
+    greeting: msgspec.Raw = msgspec.Raw()
+
+
+def _decoded(content: bytes, answer: type[T]) -> T:
     """`content` as the type `answer`. Raises NoAnswerError."""
     try:
         return msgspec.json.decode(content, type=ready(answer))

@@ -1,15 +1,20 @@
-"""The jail of a VMM: a folder that is all it sees, a user of its own, and limits. Firecracker's jailer makes it.
+"""The jail of a VMM: a folder that is all it sees, a user of its own, and cgroups. Firecracker's jailer makes it.
 
 What a VMM works on stays where it is and is linked into the jail, so that data outlive it, and nothing is ever read
 through the jail but its pid file, before the guest runs: whoever breaks out into a jail can put there what he likes.
 The API socket has a link in its usual place, so that a jailed VMM is found, asked and ended as any other.
+
+The VM's cgroups have a parent of the VM's own, so that nobody else's is in the way when both are removed. Their limits
+are generous: they are there for a VMM that was broken out into, not to save memory.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
@@ -17,51 +22,100 @@ from pathlib import Path
 
 import msgspec
 
-from mikrom_reconcile.host.drivers import cgroups
-from mikrom_reconcile.host.drivers.vmm import Places, kill
+from mikrom_reconcile.core.model.desired import Machine
+from mikrom_reconcile.host.drivers.paths import VMPaths
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.networks import own_tap
 from mikrom_reconcile.host.resources.provisioner import VMResources
 from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
-from mikrom_reconcile.system.files import read_small
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import make_folder, read_small
 
 FIRST_UID, UIDS = 900_000, 1 << 16
 """The users of jailed VMMs; docs/security.md names the range."""
 
-SOCKET, LOG, METRICS = "/api.sock", "/vmm.log", "/metrics"
+LOG, METRICS = "/vmm.log", "/metrics"
 _KERNEL, _INITRD = "/kernel", "/initrd"
 
+CONTROLLERS = ("memory", "cpu", "pids")
+"""What a VMM is limited by."""
 
-class Jail(msgspec.Struct, frozen=True, kw_only=True):
-    """What one is made of. `links` are files outside with their names inside and whether the VMM may write them."""
-
-    uid: int
-    root: Path
-    pidfile: Path
-    links: tuple[tuple[Path, str, bool], ...]
-    taps: tuple[str, ...]
+Hierarchy = tuple[int, dict[str, Path]]
+"""Version, and where each controller is mounted."""
 
 
-def jail_of(places: Places, binary: Path, media: VMResources) -> Jail:
-    """The jail in which `binary` gets `media`, and a user of the VM's own for it. Raises OSError."""
-    name = binary.resolve().name
-    root = places.jail / name / places.vm / "root"
-    return Jail(
-        uid=_claimed(places),
-        root=root,
-        pidfile=root / f"{name}.pid",
-        links=tuple(_links(places, media)),
-        taps=tuple(interface.tap for interface in media.interfaces),
-    )
+class Jail:
+    """The jail in which `binary` gets `resources`, with a user of the VM's own for it. Methods raise OSError."""
+
+    def __init__(self, paths: VMPaths, binary: Path, resources: VMResources) -> None:
+        name = binary.resolve().name
+        self.uid = _claimed_uid(paths)
+        self._paths = paths
+        self._media = resources
+        self._root = paths.jail / name / paths.vm / "root"
+        self._pidfile = self._root / f"{name}.pid"
+
+    def arguments(self, machine: Machine) -> tuple[str, ...]:
+        """The jailer's, but its own path and the binary's. Without --daemonize, which would take console and lock."""
+        return (
+            *("--id", self._paths.vm, "--chroot-base-dir", str(self._paths.jail)),
+            *("--uid", str(self.uid), "--gid", str(self.uid), "--new-pid-ns"),
+            *_cgroup_arguments(self._paths, machine),
+        )
+
+    def populate(self) -> None:
+        """Make what the jailer does not make."""
+        make_folder(self._root)
+        for outside, name, is_writable in self._links():
+            if is_writable:
+                os.chown(outside, self.uid, self.uid, follow_symlinks=False)
+            else:
+                outside.chmod(0o444)  # shared by VMs: none owns it, and the folder above is closed
+            try:
+                os.link(outside, f"{self._root}{name}", follow_symlinks=False)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                parent = self._paths.jail.parent
+                message = f"it is not on the file system of {parent}, where a jailed VMM has to find it"
+                raise OSError(errno.EINVAL, message, str(outside)) from error
+        for interface in self._media.interfaces:
+            own_tap(interface.tap, self.uid)
+        self._paths.socket.symlink_to(f"{self._root}{self._paths.jailed_socket}")
+
+    def await_jailed_vmm(self, jailer: int) -> processes.Identity | None:
+        """The VMM that the process `jailer` left when it ended; None if there is none, and then nothing lives."""
+        identity = processes.identify(jailer)
+        if identity is not None and not processes.wait_for_end(identity, VMMS.jailer_s):
+            processes.kill(identity)
+        processes.reap()
+        lock = str(self._paths.lock)
+        pid = read_small(self._pidfile, max_bytes=VMMS.pid_file_bytes)
+        found = processes.identify(int(pid)) if pid else None
+        if found is not None and processes.has_stdin(found.pid, lock):
+            return found
+        for half_started in processes.with_locked_stdin(lock):
+            if (identity := processes.identify(half_started)) is not None:
+                processes.kill(identity)
+                processes.wait_for_end(identity, VMMS.kill_s)
+        return None
+
+    def _links(self) -> Iterator[tuple[Path, str, bool]]:
+        """Files outside with their names inside and whether the VMM may write them."""
+        yield self._media.kernel, _KERNEL, False
+        if self._media.initrd is not None:
+            yield self._media.initrd, _INITRD, False
+        for disk in self._media.disks:
+            yield disk.path, path_inside(disk), not disk.read_only
+        yield self._paths.log, LOG, True
+        yield self._paths.metrics, METRICS, True
 
 
-def inside(media: VMResources) -> VMResources:
-    """The same media by the names that they have in the jail."""
-    disks = tuple(msgspec.structs.replace(disk, path=Path(path_inside(disk))) for disk in media.disks)
-    initrd = media.initrd and Path(_INITRD)
-    return msgspec.structs.replace(media, kernel=Path(_KERNEL), initrd=initrd, disks=disks)
+def chroot_view(resources: VMResources) -> VMResources:
+    """The same resources by the names that they have in the jail."""
+    disks = tuple(msgspec.structs.replace(disk, path=Path(path_inside(disk))) for disk in resources.disks)
+    initrd = resources.initrd and Path(_INITRD)
+    return msgspec.structs.replace(resources, kernel=Path(_KERNEL), initrd=initrd, disks=disks)
 
 
 def path_inside(disk: Disk) -> str:
@@ -69,84 +123,33 @@ def path_inside(disk: Disk) -> str:
     return f"/{disk.name}.img"
 
 
-def furnish(jail: Jail, places: Places) -> None:
-    """Make what the jailer does not make. Raises OSError."""
-    make_folder(jail.root)
-    for outside, name, is_writable in jail.links:
-        if is_writable:
-            os.chown(outside, jail.uid, jail.uid, follow_symlinks=False)
-        else:
-            outside.chmod(0o444)  # shared by VMs: none owns it, and the folder above is closed
-        try:
-            os.link(outside, f"{jail.root}{name}", follow_symlinks=False)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            message = f"it is not on the file system of {places.jail.parent}, where a jailed VMM has to find it"
-            raise OSError(errno.EINVAL, message, str(outside)) from error
-    for tap in jail.taps:
-        own_tap(tap, jail.uid)
-    places.socket.symlink_to(f"{jail.root}{SOCKET}")
-
-
-def inmate(jailer: int, jail: Jail, places: Places) -> processes.Identity | None:
-    """The VMM that the process `jailer` left behind when it ended; None if there is none, and then nothing lives."""
-    identity = processes.identify(jailer)
-    pidfd = processes.open_pidfd(identity) if identity else None
-    if pidfd is not None:
-        try:
-            if not processes.wait_for_end(pidfd, VMMS.jailer_s):
-                processes.kill(pidfd)
-        finally:
-            os.close(pidfd)
-    processes.reap()
-    pid = read_small(jail.pidfile, max_bytes=VMMS.pid_file_bytes)
-    found = processes.identify(int(pid)) if pid else None
-    if found is not None and processes.has_stdin(found.pid, str(places.lock)):
-        return found
-    for half in processes.with_locked_stdin(str(places.lock)):
-        if (identity := processes.identify(half)) is not None:
-            kill(identity)
-    return None
-
-
-def sweep(places: Places) -> None:
+def remove_jail(paths: VMPaths) -> None:
     """Remove the jail of a VMM that is gone, however far it had got. Raises OSError."""
-    if places.jail.exists():  # it is there before its cgroups are
-        cgroups.remove(places)
-        shutil.rmtree(places.jail)
+    if paths.jail.exists():  # it is there before its cgroups are
+        _remove_cgroups(paths)
+        shutil.rmtree(paths.jail)
 
 
-def release(places: Places) -> None:
+def release_uid(paths: VMPaths) -> None:
     """Let the VM's user be another VM's. Nothing that belongs to it is in reach of others."""
-    for link, vm in _users(places.uids):
-        if vm == places.vm:
+    for link, vm in _users(paths.uids):
+        if vm == paths.vm:
             link.unlink(missing_ok=True)
 
 
-def _links(places: Places, media: VMResources) -> Iterator[tuple[Path, str, bool]]:
-    yield media.kernel, _KERNEL, False
-    if media.initrd is not None:
-        yield media.initrd, _INITRD, False
-    for disk in media.disks:
-        yield disk.path, path_inside(disk), not disk.read_only
-    yield places.log, LOG, True
-    yield places.metrics, METRICS, True
-
-
-def _claimed(places: Places) -> int:
+def _claimed_uid(paths: VMPaths) -> int:
     """The VM's user: a link by its number, which names the VM, and which only one can make."""
-    for link, vm in _users(places.uids):
-        if vm == places.vm:
+    for link, vm in _users(paths.uids):
+        if vm == paths.vm:
             return int(link.name)
-    make_folder(places.uids)
-    first = int.from_bytes(blake2b(bytes(places.jail), digest_size=4).digest())
+    make_folder(paths.uids)
+    first = int.from_bytes(blake2b(bytes(paths.jail), digest_size=4).digest())
     for number in range(first, first + UIDS):
         uid = FIRST_UID + number % UIDS
         with suppress(FileExistsError):
-            (places.uids / str(uid)).symlink_to(places.vm)
+            (paths.uids / str(uid)).symlink_to(paths.vm)
             return uid
-    raise OSError(errno.EUSERS, f"all {UIDS} users for VMs are taken", str(places.uids))
+    raise OSError(errno.EUSERS, f"all {UIDS} users for VMs are taken", str(paths.uids))
 
 
 def _users(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -154,3 +157,79 @@ def _users(folder: Path) -> Iterator[tuple[Path, str]]:
         for name in os.listdir(folder):  # noqa: PTH208 - a Path for each costs more than the rest
             with suppress(FileNotFoundError):  # released meanwhile
                 yield folder / name, os.readlink(f"{folder}/{name}")  # noqa: PTH115
+
+
+@functools.cache
+def hierarchy() -> Hierarchy:
+    """What this host offers; no controller where cgroups are closed to us, as in many containers."""
+    return offered(Path("/proc/self/mounts").read_text(encoding="utf-8"))
+
+
+def offered(mounts: str) -> Hierarchy:
+    """The same from the text of a mount table. Where both versions are mounted, v1 has the controllers."""
+    v1: dict[str, Path] = {}
+    v2: dict[str, Path] = {}
+    for line in mounts.splitlines():
+        _, mount, kind, text, *_ = line.split()
+        options = text.split(",")
+        if "rw" not in options:
+            continue
+        if kind == "cgroup":
+            v1 |= {name: Path(mount) for name in CONTROLLERS if name in options}
+        elif kind == "cgroup2":
+            with suppress(FileNotFoundError):
+                there = (Path(mount) / "cgroup.controllers").read_text(encoding="ascii").split()
+                v2 |= {name: Path(mount) for name in CONTROLLERS if name in there}
+    return (1, v1) if v1 else (2, v2)
+
+
+def _cgroup_arguments(paths: VMPaths, machine: Machine, found: Hierarchy | None = None) -> Iterator[str]:
+    """What makes a jailer put its VMM under limits; nothing where the host has none."""
+    version, controllers = found or hierarchy()
+    memory = (machine.mem_size_mib + machine.mem_size_mib // 64 + VMMS.cgroup_overhead_mib) << 20
+    pids = f"pids.max={machine.vcpu_count + VMMS.cgroup_threads}"
+    limits = {
+        1: (f"memory.limit_in_bytes={memory}", f"cpu.shares={1024 * machine.vcpu_count}", pids),
+        2: (f"memory.max={memory}", f"cpu.weight={100 * machine.vcpu_count}", pids),
+    }[version]
+    if controllers:
+        yield from ("--cgroup-version", str(version), "--parent-cgroup", _parent_cgroup(paths))
+    for limit in limits:
+        if limit.partition(".")[0] in controllers:
+            yield from ("--cgroup", limit)
+
+
+def ran_out_of_memory(paths: VMPaths) -> bool:
+    """Whether the kernel killed the VMM for its limit. Known until the cgroup is removed."""
+    version, controllers = hierarchy()
+    file = {1: "memory.oom_control", 2: "memory.events"}[version]
+    if "memory" not in controllers:
+        return False
+    with suppress(FileNotFoundError):
+        words = (controllers["memory"] / _parent_cgroup(paths) / paths.vm / file).read_text(encoding="ascii").split()
+        return words[words.index("oom_kill") + 1] != "0" if "oom_kill" in words else False
+    return False
+
+
+def _remove_cgroups(paths: VMPaths) -> None:
+    """Remove the cgroups of a VMM that is gone. Raises OSError."""
+    for mount in set(hierarchy()[1].values()):
+        for folder in (mount / _parent_cgroup(paths) / paths.vm, mount / _parent_cgroup(paths)):
+            _remove_cgroup(folder)
+
+
+def _parent_cgroup(paths: VMPaths) -> str:
+    return f"mikrom-{blake2b(bytes(paths.jail.parent), digest_size=4).hexdigest()}-{paths.vm}"
+
+
+def _remove_cgroup(folder: Path) -> None:
+    give_up_at = time.monotonic() + VMMS.cgroup_busy_s
+    while True:
+        try:
+            return folder.rmdir()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(VMMS.poll_s)

@@ -1,50 +1,78 @@
 """QEMU microVMs: for machines on which Firecracker cannot run, and for guests that need another VMM.
 
-`vmm_driver.py` has what is not QEMU's own, `qemu_command.py` the command line, `qemu_qmp.py` the language.
+QEMU takes its whole configuration at its start, so that the command line of the process is what it really runs: it is
+a pure function of spec, resources and paths, and read back to see what runs.
 """
 
 from __future__ import annotations
 
-import time
+import re
+import subprocess
 from contextlib import suppress
+from functools import cache
+from importlib.resources import as_file
+from importlib.resources import files as package_files
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.specs import validate_vms
-from mikrom_reconcile.host.drivers.qemu_command import (
-    OVERHEAD_MIB,
-    PROGRAM,
-    Accelerator,
-    arguments,
-    boot_args_in,
-    disks_in,
-    interfaces_in,
-    machine_in,
-    metadata_disk,
-    name_in,
-)
-from mikrom_reconcile.host.drivers.qemu_prerequisites import accelerator_of
-from mikrom_reconcile.host.drivers.qemu_qmp import Qmp
-from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, step
-from mikrom_reconcile.host.drivers.vmm import Places, Proc
+from mikrom_reconcile.host.drivers.connection import QMP
+from mikrom_reconcile.host.drivers.paths import VMPaths
+from mikrom_reconcile.host.drivers.select import kvm_problem
+from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, translate_errors
+from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
-from mikrom_reconcile.host.drivers.vmm_start import Command, connected
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources
+from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
+from mikrom_reconcile.host.resources.networks import Interface
+from mikrom_reconcile.host.resources.provisioner import VMResources
 from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
-from mikrom_reconcile.system.files import write_whole
-from mikrom_reconcile.system.folders import make_folder
-from mikrom_reconcile.system.tails import tail
+from mikrom_reconcile.system.files import make_folder, tail, write_whole
 
 _STATUS: dict[str, VMMStatus] = {"prelaunch": "starting", "running": "running", "paused": "paused"}
-
 _CTRL_ALT_DEL = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
+Accelerator = Literal["kvm", "tcg"]
+"""What runs the guest's instructions: the CPU through KVM, or QEMU's translator."""
+
+METADATA_ID = "mmds"
+"""The serial number of the disk that the guest finds its metadata on; the last of its disks."""
+
+OVERHEAD_MIB: dict[Accelerator, int] = {
+    "kvm": VMMS.qemu_overhead_mib,
+    "tcg": VMMS.qemu_overhead_mib + VMMS.qemu_translated_mib,
+}
+"""Memory of a QEMU beside its guest's: 42 MiB were measured with the demo guest, 107 with an emulated Linux."""
+
+_ACCELERATION: dict[Accelerator, tuple[str, ...]] = {
+    "kvm": ("-accel", "kvm", "-cpu", "host"),
+    "tcg": ("-accel", f"tcg,tb-size={VMMS.qemu_translated_mib}", "-cpu", "max"),
+}
+
+_STEADY_CLOCK = ("-icount", "shift=auto")
+"""The translator's clock counts instructions: a Linux that measures its clocks on a busy host hangs without it (6.1:
+"tsc: Unable to calibrate against PIT"). With more than one vCPU it hangs with it.
+"""
+
+_MACHINE = (
+    # a timer, an interrupt controller and a keyboard, as a Firecracker has them; the guest finds devices through ACPI
+    *("-M", "microvm,rtc=on,pic=on,pit=on,auto-kernel-cmdline=off", "-device", "i8042"),
+    *("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"),
+    "-no-reboot",  # a guest that resets itself has ended, as under Firecracker
+)
+
+_ROOT = {False: " root=/dev/vda rw", True: " root=/dev/vda ro"}
+_NETDEV = re.compile(r"tap,id=(?P<name>\w+),ifname=(?P<tap>\w+),")
+_NIC = re.compile(r"virtio-net-device,netdev=(?P<name>\w+),mac=(?P<mac>[0-9a-f:]+)")
+_DRIVE = re.compile(r"if=none,format=raw,readonly=\w+,id=(?P<name>\w+),file=(?P<path>.*)", re.DOTALL)
+
+_PVM = Path("/sys/module/kvm_pvm")
 
 
 class _Run(msgspec.Struct):
@@ -55,26 +83,21 @@ class QemuDriver(VMMDriver):
     """The driver for QEMU's microvm machine. `accelerator` None: KVM if it works here, else software emulation."""
 
     name = "qemu"
+    program = "QEMU"
 
-    def __init__(
-        self,
-        binary: Path,
-        *,
-        state_dir: Path,
-        run_dir: Path,
-        provisioner: ResourceProvisioner | None = None,
-        answer_s: float = VMMS.answer_s,
-        accelerator: Accelerator | None = None,
-    ) -> None:
-        super().__init__(binary, state_dir=state_dir, run_dir=run_dir, provisioner=provisioner, answer_s=answer_s)
+    def __init__(self, binary: Path, *, accelerator: Accelerator | None = None, **settings: Any) -> None:
+        super().__init__(binary, **settings)
         self._chosen = accelerator
 
     def memory_mib(self, spec: VMSpec) -> int:
         """QEMU itself takes more than a small guest does."""
         return spec.machine.mem_size_mib + OVERHEAD_MIB[self._accelerator]
 
+    @property
+    def _accelerator(self) -> Accelerator:
+        return self._chosen or accelerator_of(self._binary)[0]
+
     def _unsupported(self, spec: VMSpec) -> str | None:
-        """Why QEMU cannot run `spec`."""
         for field, there in (("smt", spec.machine.smt), ("cpu_template", spec.machine.cpu_template)):
             if there:
                 return f"machine.{field} is Firecracker's; this host runs its VMs in QEMU, which does not have it"
@@ -83,62 +106,56 @@ class QemuDriver(VMMDriver):
                 return f"network_interfaces.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
         return validate_vms.unsupported(spec)
 
-    @property
-    def _accelerator(self) -> Accelerator:
-        return self._chosen or accelerator_of(self._binary)[0]
-
-    def _kernel_problem(self, kernel: Path) -> str | None:
+    def _kernel_problem(self, head: bytes) -> str | None:
         """QEMU itself says what is wrong with an ELF."""
-        with kernel.open("rb") as content:
-            head = content.read(1024)
         if head[514:518] == b"HdrS" or head[:4] == b"\x7fELF":
             return None
         return "its kernel is neither a bzImage nor a vmlinux with a PVH entry, and QEMU boots those"
 
-    def _is_one(self, name: str, argv: list[str]) -> str | None:
+    def _vm_in(self, name: str, argv: list[str]) -> str | None:
         return name_in(argv) if name.startswith("qemu-system") else None
 
-    def _command(self, record: VMRecord, places: Places, media: VMResources) -> Command:
-        if media.metadata is not None:
-            with step(record.vm, "writing its metadata"):
-                make_folder(places.folder)
-                write_whole(places.metadata, metadata_disk(media.metadata), durable=False)
-        argv = (str(self._binary), *arguments(record.spec, media, places, self._accelerator))
-        return Command(driver=self.name, program=PROGRAM, argv=argv, output=places.log, fresh=(places.log,))
+    def _command(self, record: VMRecord, paths: VMPaths, resources: VMResources) -> Command:
+        if resources.metadata is not None:
+            with translate_errors(record.vm, "writing its metadata"):
+                make_folder(paths.folder)
+                write_whole(paths.metadata, metadata_disk(resources.metadata), durable=False)
+        argv = (str(self._binary), *command_line(record.spec, resources, paths, self._accelerator))
+        return Command(argv=argv, output=paths.log)
 
-    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: VMResources, *, give_up_at: float) -> None:
-        del media  # the command line has it
-        with step(record.vm, "connecting to QEMU"):
-            qmp = connected(lambda: Qmp(str(places.socket), pid=proc.pid, give_up_at=give_up_at), proc, give_up_at)
-        with qmp, step(record.vm, "starting the guest"):
+    def _boot(self, record: VMRecord, vmm: VMM, resources: VMResources, *, give_up_at: float) -> None:
+        del resources  # the command line has it
+        with translate_errors(record.vm, "connecting to QEMU"):
+            qmp = vmm.connect_first(QMP, give_up_at)
+        with qmp, translate_errors(record.vm, "starting the guest"):
             qmp.execute("cont")
 
-    def _answer(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> Answer:
-        with self._qmp(places, found, timeout_s) as qmp:
+    def _answer(self, record: VMRecord, vmm: VMM, timeout_s: float) -> Answer:
+        with vmm.connect(QMP, timeout_s) as qmp:
             status = _status_of(qmp)
-        argv = processes.arguments(found.pid)
+        argv = processes.arguments(vmm.process.pid)
         return Answer(
             status=status,
             machine=machine_in(argv),
             boot_args=boot_args_in(argv),
             disks=disks_in(argv),
             interfaces=interfaces_in(argv),
-            metadata=_metadata_on(places.metadata) if record.spec.mmds is not None else None,
+            metadata=_metadata_on(vmm.paths.metadata) if record.spec.mmds is not None else None,
         )
 
-    def _set_paused(self, places: Places, found: processes.Identity, timeout_s: float, *, paused: bool) -> None:
-        with self._qmp(places, found, timeout_s) as qmp:
+    def _set_paused(self, vmm: VMM, timeout_s: float, *, paused: bool) -> None:
+        with vmm.connect(QMP, timeout_s) as qmp:
             qmp.execute("stop" if paused else "cont")
 
-    def _update(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> None:
+    def _update(self, record: VMRecord, vmm: VMM, timeout_s: float) -> None:
         """Only the metadata: everything else that Firecracker changes live is refused by `unsupported`."""
-        del found, timeout_s  # nothing has to be asked
+        del timeout_s  # nothing has to be asked
         if (metadata := self._provisioner.metadata_of(record)) is not None:
-            with places.metadata.open("r+b") as disk:  # QEMU has this very file open
+            with vmm.paths.metadata.open("r+b") as disk:  # QEMU has this very file open
                 disk.write(metadata_disk(metadata))
 
-    def _ask_to_leave(self, places: Places, found: processes.Identity, timeout_s: float) -> None:
-        with self._qmp(places, found, timeout_s) as qmp:
+    def _ask_to_leave(self, vmm: VMM, timeout_s: float) -> None:
+        with vmm.connect(QMP, timeout_s) as qmp:
             if (status := _status_of(qmp)) == "paused":
                 qmp.execute("cont")
             elif status != "running":
@@ -147,16 +164,12 @@ class QemuDriver(VMMDriver):
             with suppress(NoAnswerError):  # its guest may be quicker than its answer
                 qmp.execute("send-key", keys=_CTRL_ALT_DEL)
 
-    def _end_of(self, places: Places) -> End:
+    def _end_of(self, paths: VMPaths) -> End:
         """A QEMU that ends in order removes its pid file. Only the translator tells a triple fault from a reset."""
-        said = tail(places.log, VMMS.log_tail_bytes)
-        if places.pidfile.exists() or b"terminating on signal" in said:
+        said = tail(paths.log, VMMS.log_tail_bytes).content
+        if paths.pidfile.exists() or b"terminating on signal" in said:
             return "killed"
         return "crashed" if b"Triple fault" in said else "clean"
-
-    @staticmethod
-    def _qmp(places: Places, found: processes.Identity, timeout_s: float) -> Qmp:
-        return Qmp(str(places.socket), pid=found.pid, give_up_at=time.monotonic() + timeout_s)
 
 
 def _metadata_on(disk: Path) -> dict[str, Any]:
@@ -168,5 +181,144 @@ def _metadata_on(disk: Path) -> dict[str, Any]:
     return found
 
 
-def _status_of(qmp: Qmp) -> VMMStatus:
+def _status_of(qmp: QMP) -> VMMStatus:
     return _STATUS.get(qmp.execute("query-status", _Run).status, "unresponsive")
+
+
+@cache
+def accelerator_of(binary: Path) -> tuple[Accelerator, str]:
+    """What QEMU is to run guests with here, and why it is not KVM ("" if it is). Costs 0.1 s, once per process."""
+    reason = _why_not_kvm(binary)
+    return ("tcg", reason) if reason else ("kvm", "")
+
+
+def _why_not_kvm(binary: Path) -> str:
+    if problem := kvm_problem():
+        return problem.partition(": ")[0]
+    if _PVM.exists():
+        return "its /dev/kvm is that of a PVM guest, which boots no ordinary kernel"
+    guest = package_files("mikrom_reconcile") / "guest" / "hello.elf"
+    with as_file(guest) as kernel:
+        argv = bare_arguments("kvm", kernel=kernel, boot_args="mikrom.mode=exit:0", machine=Machine(mem_size_mib=16))
+        try:
+            probe = subprocess.run(
+                [binary, *argv, "-serial", "stdio"], capture_output=True, timeout=VMMS.probe_s, check=False
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"a trial guest did not boot under KVM: {error}"
+    if b"MIKROM-EXIT" in probe.stdout:
+        return ""
+    said = probe.stderr.decode(errors="replace").strip().rpartition("\n")[2] or "it said nothing"
+    return f"a trial guest did not boot under KVM: {said}"
+
+
+def bare_arguments(accelerator: Accelerator, *, kernel: Path, boot_args: str, machine: Machine) -> tuple[str, ...]:
+    """What boots `kernel` and nothing more."""
+    return (
+        *_MACHINE,
+        *_ACCELERATION[accelerator],
+        *(_STEADY_CLOCK if accelerator == "tcg" and machine.vcpu_count == 1 else ()),
+        *("-smp", str(machine.vcpu_count), "-m", f"{machine.mem_size_mib}M"),
+        *("-kernel", str(kernel), "-append", boot_args),
+    )
+
+
+def command_line(spec: VMSpec, resources: VMResources, paths: VMPaths, accelerator: Accelerator) -> tuple[str, ...]:
+    """The whole command line but the program. The guest stands still (`-S`) until it is told to go on."""
+    disks = resources.disks
+    if resources.metadata is not None:
+        disks = (*disks, Disk(name=METADATA_ID, path=paths.metadata, read_only=True))
+    return (
+        *("-name", paths.vm, "-S"),
+        *bare_arguments(
+            accelerator,
+            kernel=resources.kernel,
+            boot_args=resources.boot_args + _root_of(resources.disks),
+            machine=spec.machine,
+        ),
+        *(() if resources.initrd is None else ("-initrd", str(resources.initrd))),
+        *(word for disk in disks for word in _disk_arguments(disk)),
+        *(word for interface in resources.interfaces for word in _nic_arguments(interface)),
+        *("-chardev", f"file,id=console,append=on,path={_quoted(paths.console)}", "-serial", "chardev:console"),
+        *("-qmp", f"unix:{_quoted(paths.socket)},server=on,wait=off"),
+        *("-pidfile", str(paths.pidfile), "-d", "cpu_reset"),  # both tell how it ended
+    )
+
+
+def metadata_disk(metadata: dict[str, Any]) -> bytes:
+    """A disk that holds the metadata as JSON and line ends behind it: QEMU has no metadata service."""
+    return msgspec.json.encode(metadata, order="deterministic").ljust(VMMS.qemu_metadata_bytes, b"\n")
+
+
+def _root_of(disks: tuple[Disk, ...]) -> str:
+    """What Firecracker adds to the boot arguments for a root disk, so that one spec boots under both."""
+    return next((_ROOT[disk.read_only] for disk in disks if disk.name == ROOT_ID), "")
+
+
+def _disk_arguments(disk: Disk) -> tuple[str, ...]:
+    """One disk. QEMU finds the places on its bus, so that a guest names disks in their order, /dev/vda first."""
+    mode = "on" if disk.read_only else "off"
+    return (
+        *("-drive", f"if=none,format=raw,readonly={mode},id={disk.name},file={_quoted(disk.path)}"),
+        *("-device", f"virtio-blk-device,drive={disk.name},serial={disk.name[:20]}"),
+    )
+
+
+def _nic_arguments(interface: Interface) -> tuple[str, ...]:
+    """An interface; a guest names them in their order, too."""
+    return (
+        *("-netdev", f"tap,id={interface.name},ifname={interface.tap},script=no,downscript=no"),
+        *("-device", f"virtio-net-device,netdev={interface.name},mac={interface.mac}"),
+    )
+
+
+def name_in(argv: list[str]) -> str:
+    """The VM's name in a command line; "" if it has none."""
+    return _after("-name", argv) or ""
+
+
+def machine_in(argv: list[str]) -> Machine | None:
+    """The machine that a command line asks for; None if it is not one of ours."""
+    vcpu_count, mem_size = _after("-smp", argv) or "", _after("-m", argv) or ""
+    mem_size_mib = mem_size.removesuffix("M")
+    if not (vcpu_count.isdecimal() and mem_size_mib.isdecimal() and mem_size.endswith("M")):
+        return None
+    return Machine(vcpu_count=int(vcpu_count), mem_size_mib=int(mem_size_mib))
+
+
+def boot_args_in(argv: list[str]) -> str | None:
+    """The kernel's command line, without what a root disk adds to it."""
+    text = _after("-append", argv)
+    if text is None or ROOT_ID not in disks_in(argv):
+        return text
+    return text[: -len(_ROOT[False])]  # as long as the other
+
+
+def disks_in(argv: list[str]) -> dict[str, str]:
+    """The disks by name, and the path of each."""
+    found = (_DRIVE.fullmatch(value) for value in _values("-drive", argv))
+    return {drive["name"]: drive["path"].replace(",,", ",") for drive in found if drive}
+
+
+def interfaces_in(argv: list[str]) -> dict[str, Interface]:
+    """The interfaces by name, with the tap and the MAC address of each."""
+    taps = {found["name"]: found["tap"] for value in _values("-netdev", argv) if (found := _NETDEV.match(value))}
+    macs = {found["name"]: found["mac"] for value in _values("-device", argv) if (found := _NIC.fullmatch(value))}
+    return {
+        name: Interface(name=name, tap=tap, mac=macs.get(name, ""), bandwidth_mbit=None) for name, tap in taps.items()
+    }
+
+
+def _values(option: str, argv: list[str]) -> list[str]:
+    return [value for word, value in pairwise(argv) if word == option]
+
+
+def _after(option: str, argv: list[str]) -> str | None:
+    """What follows the first `option`. What we look for stands before the boot arguments, which may hold any word."""
+    place = argv.index(option) if option in argv else len(argv)
+    return argv[place + 1] if place + 1 < len(argv) else None
+
+
+def _quoted(path: Path) -> str:
+    """A path as the value of a suboption, in which a comma ends it."""
+    return str(path).replace(",", ",,")

@@ -11,20 +11,20 @@ import secrets
 import time
 from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.specs import validate_vms
-from mikrom_reconcile.host.drivers.translate_errors import step
+from mikrom_reconcile.host.drivers.translate_errors import translate_errors
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
-from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
 
 FIRST_PID = 1 << 22
 """Linux gives out no pid from here on, so that a simulated one can never be signalled."""
@@ -35,8 +35,8 @@ _LAST_WORDS = {"exit": "MIKROM-EXIT bye\n", "crash": "MIKROM-CRASH\n", "clean": 
 
 
 class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
-    """What the file holds. `started_s` counts from the boot of the host; `end` is None until somebody ended it.
-    `console_cut` bytes of the console are gone from its beginning, and this VM's own begins at `console_at`.
+    """What the file holds. `started_s` counts from the boot of the host; `end` is None until somebody ended it. What
+    this VM said begins at `console_at`; one that `hangs` answers nobody until it is killed.
     """
 
     uid: str
@@ -46,11 +46,40 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     boot_args: str
     console: str
-    console_cut: int = 0
     console_at: int = 0
     hangs: bool = False
     paused: bool = False
     end: End | None = None
+
+    def age_s(self) -> float:
+        """How long ago it was started."""
+        return max(0.0, _now_s() - self.started_s)
+
+    def ended(self) -> End | None:
+        """How it has ended by now, None while it runs."""
+        if self.end is not None:
+            return self.end
+        if self.boot_id != processes.boot_id():
+            return "rebooted"
+        mode, seconds = self.mode()
+        if mode not in {"exit", "crash"} or self.hangs or self.age_s() < seconds:
+            return None
+        return "clean" if mode == "exit" else "crashed"
+
+    def mode(self) -> tuple[str, float]:
+        """The demo guest's mode and its seconds: the last word `mikrom.mode=` counts, an unknown one does not."""
+        words = [word.removeprefix(_MODE) for word in self.boot_args.split(" ") if word.startswith(_MODE)]
+        mode, _, argument = (words or [""])[-1].partition(":")
+        if mode in _DEAF and not argument:
+            return mode, 0.0
+        if mode in {"exit", "crash"} and argument.isdecimal():
+            return mode, int(argument) / 1000
+        return "", 0.0
+
+    def said(self) -> str:
+        """Its console, with the last words of a guest that ended by itself."""
+        ended_itself = self.end is None and self.ended() in {"clean", "crashed"}
+        return self.console + (_LAST_WORDS[self.mode()[0]] if ended_itself else "")
 
 
 class SimulatedDriver:
@@ -75,15 +104,14 @@ class SimulatedDriver:
         vm = self._read(record.vm)
         if vm is None:
             return VMMFacts(status="none")
-        if (end := _end_of(vm)) is not None:
+        if (end := vm.ended()) is not None:
             return VMMFacts(status="none", end=end)
         if vm.hangs:
-            return VMMFacts(status="unresponsive", pid=vm.pid, age_s=_age_s(vm))
-        status: VMMStatus = "paused" if vm.paused else "running"
+            return VMMFacts(status="unresponsive", pid=vm.pid, age_s=vm.age_s())
         return VMMFacts(
-            status=status,
+            status="paused" if vm.paused else "running",
             pid=vm.pid,
-            age_s=_age_s(vm),
+            age_s=vm.age_s(),
             machine=vm.machine,
             boot_args=vm.boot_args,
             console_at=vm.console_at,
@@ -102,28 +130,24 @@ class SimulatedDriver:
         if (problem := self.unsupported(record.spec)) is not None:
             raise PermanentError(problem, vm=record.vm, step="checking its spec")
         before = self._read(record.vm)
-        if before is not None and before.uid == record.uid and _end_of(before) is None and not before.hangs:
+        if before is not None and before.uid == record.uid and before.ended() is None and not before.hangs:
             return
         time.sleep(min(self._boot_s, deadline_s))
         boot_args = record.spec.boot_args
-        earlier = _console_of(before) if before is not None else ""
-        said = f"{earlier}MIKROM-UP {boot_args}\n"
-        kept = said[-VMMS.simulated_console_characters :]
-        cut = len(said.encode()) - len(kept.encode()) + (before.console_cut if before is not None else 0)
-        self._write(
-            record.vm,
-            SimulatedVM(
-                uid=record.uid,
-                pid=FIRST_PID + secrets.randbelow(1 << 30),
-                boot_id=processes.boot_id(),
-                started_s=_now_s(),
-                machine=record.spec.machine,
-                boot_args=boot_args,
-                console=kept,
-                console_cut=cut,
-                console_at=len(earlier.encode()) + (before.console_cut if before is not None else 0),
-            ),
+        earlier = before.said() if before is not None else ""
+        if len(earlier) > VMMS.simulated_console_characters:
+            earlier = ""
+        vm = SimulatedVM(
+            uid=record.uid,
+            pid=FIRST_PID + secrets.randbelow(1 << 30),
+            boot_id=processes.boot_id(),
+            started_s=_now_s(),
+            machine=record.spec.machine,
+            boot_args=boot_args,
+            console=f"{earlier}MIKROM-UP {boot_args}\n",
+            console_at=len(earlier.encode()),
         )
+        self._write(record.vm, vm)
 
     def pause(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002 - nothing here takes time
         """Note that it is paused. Time goes on all the same for `mikrom.mode=exit`."""
@@ -139,15 +163,17 @@ class SimulatedDriver:
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """A guest that listens leaves at once; a deaf one is killed, without waiting for what never comes."""
         vm = self._read(record.vm)
-        if vm is None or _end_of(vm) is not None:
+        if vm is None or vm.ended() is not None:
             return
-        listens = grace_s > 0 and not vm.hangs and _mode_of(vm.boot_args)[0] not in _DEAF
-        self._end(record.vm, "clean" if listens else "killed")
+        if grace_s > 0 and not vm.hangs and vm.mode()[0] not in _DEAF:
+            self.change(record.vm, end="clean", console=vm.console + _LAST_WORDS["clean"])
+        else:
+            self.change(record.vm, end="killed")
 
     def delete(self, record: VMRecord) -> None:
         """Remove the file."""
         path = self._path(record.vm)
-        with step(record.vm, "removing its file"):
+        with translate_errors(record.vm, "removing its file"):
             path.unlink(missing_ok=True)
             path.with_name(path.name + ".new").unlink(missing_ok=True)
 
@@ -155,7 +181,7 @@ class SimulatedDriver:
         """Simulated VMs that run without a record."""
         names = sorted(path.stem for path in self._folder.glob("*.json"))
         files = ((name, self._read(name)) for name in names if name not in known)
-        return tuple(Stray(vm=name, pid=vm.pid) for name, vm in files if vm is not None and _end_of(vm) is None)
+        return tuple(Stray(vm=name, pid=vm.pid) for name, vm in files if vm is not None and vm.ended() is None)
 
     def foreign(self) -> tuple[Stray, ...]:
         """Nobody else simulates here."""
@@ -167,47 +193,31 @@ class SimulatedDriver:
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """What the demo guest would have written."""
         found = self._read(vm)
-        if found is None:
-            return Console()
-        said = _console_of(found).encode()
-        end = found.console_cut + len(said)
-        new = min(len(said), end - after) if after is not None and after <= end else len(said)
-        return Console(content=said[len(said) - min(new, max_bytes) :], end=end)
+        said = found.said().encode() if found else b""
+        begin = max(0, len(said) - max_bytes, after if after is not None and after <= len(said) else 0)
+        return Console(content=said[begin:], end=len(said))
 
-    def kill(self, vm: str) -> None:
-        """Rehearse that somebody kills the VMM."""
-        self._end(vm, "killed")
-
-    def crash(self, vm: str) -> None:
-        """Rehearse that the guest crashes."""
-        self._end(vm, "crashed")
-
-    def hang(self, vm: str) -> None:
-        """Rehearse that the VMM stops answering, until it is killed."""
-        if (found := self._read(vm)) is not None:
-            self._write(vm, msgspec.structs.replace(found, hangs=True))
+    def change(self, vm: str, **changes: Any) -> None:
+        """Rehearse what goes wrong: fields of SimulatedVM, such as `end="killed"` or `hangs=True`, of one that runs."""
+        found = self._read(vm)
+        if found is not None and found.ended() is None:
+            self._write(vm, msgspec.structs.replace(found, **changes))
 
     def _set_paused(self, record: VMRecord, doing: str, *, paused: bool) -> None:
         vm = self._read(record.vm)
-        if vm is None or _end_of(vm) is not None:
+        if vm is None or vm.ended() is not None:
             raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
         if vm.hangs:
             raise TemporaryError("its VMM does not answer", vm=record.vm, step=doing)
         if vm.paused != paused:
-            self._write(record.vm, msgspec.structs.replace(vm, paused=paused))
-
-    def _end(self, vm: str, end: End) -> None:
-        found = self._read(vm)
-        if found is not None and _end_of(found) is None:
-            said = found.console + (_LAST_WORDS["clean"] if end == "clean" else "")
-            self._write(vm, msgspec.structs.replace(found, end=end, console=said))
+            self.change(record.vm, paused=paused)
 
     def _path(self, vm: str) -> Path:
         return self._folder / f"{vm}.json"
 
     def _read(self, vm: str) -> SimulatedVM | None:
         """The VM's file; None when there is none, or none that can be read: then its VM never was."""
-        with step(vm, "reading its file"):
+        with translate_errors(vm, "reading its file"):
             try:
                 content = read_small(self._path(vm), max_bytes=1 << 20)
                 return None if content is None else msgspec.json.decode(content, type=ready(SimulatedVM))
@@ -215,43 +225,10 @@ class SimulatedDriver:
                 return None
 
     def _write(self, vm: str, content: SimulatedVM) -> None:
-        with step(vm, "writing its file"):
+        with translate_errors(vm, "writing its file"):
             make_folder(self._folder)
             write_whole(self._path(vm), msgspec.json.encode(content), durable=False)
 
 
-def _mode_of(boot_args: str) -> tuple[str, float]:
-    """The demo guest's mode and its seconds: the last whole word `mikrom.mode=` counts, an unknown one does not."""
-    words = [word.removeprefix(_MODE) for word in boot_args.split(" ") if word.startswith(_MODE)]
-    mode, _, argument = (words or [""])[-1].partition(":")
-    if mode in _DEAF and not argument:
-        return mode, 0.0
-    if mode in {"exit", "crash"} and argument.isdecimal():
-        return mode, int(argument) / 1000
-    return "", 0.0
-
-
-def _end_of(vm: SimulatedVM) -> End | None:
-    """How the VM has ended by now, None while it runs."""
-    if vm.end is not None:
-        return vm.end
-    if vm.boot_id != processes.boot_id():
-        return "rebooted"
-    mode, seconds = _mode_of(vm.boot_args)
-    if mode not in {"exit", "crash"} or vm.hangs or _age_s(vm) < seconds:
-        return None
-    return "clean" if mode == "exit" else "crashed"
-
-
-def _console_of(vm: SimulatedVM) -> str:
-    mode, _ = _mode_of(vm.boot_args)
-    ended_itself = vm.end is None and _end_of(vm) in {"clean", "crashed"}
-    return vm.console + (_LAST_WORDS[mode] if ended_itself else "")
-
-
 def _now_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _age_s(vm: SimulatedVM) -> float:
-    return max(0.0, _now_s() - vm.started_s)

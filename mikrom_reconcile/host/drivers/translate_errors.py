@@ -1,4 +1,4 @@
-"""What goes wrong below a driver, told as an ActionError: temporary or permanent, with the step in words."""
+"""Errors below a driver as ActionErrors: temporary or permanent, with the step in words."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class NoAnswerError(Exception):
 
 
 @contextmanager
-def step(vm: str, doing: str) -> Iterator[None]:
+def translate_errors(vm: str, doing: str) -> Iterator[None]:
     """Turn what is raised inside into a TemporaryError or PermanentError of `vm` "while `doing`"."""
     try:
         yield

@@ -1,10 +1,13 @@
-"""One VMM for one VM: where its files lie, how it is found, proven and ended. Nothing here knows its kind.
+"""The handle of one VM's VMM: found, proven, started, talked to and ended. Nothing here knows its kind.
 
 A VMM has its VM's lock file, locked, as standard input, from before its first instruction until it is gone. So the
 lock says whether one lives, even if its spawner was killed before it could write anything down; and a process that
 is the recorded one (pid, start time, boot) *and* has that file as standard input is the VMM: nothing else is ever
 signalled. Where nothing was written down, it is the process whose standard input holds the lock: one that only reads
 the file is none.
+
+A start survives a kill between any two of its steps: the lock is the VMM's before its first instruction, the VMM is
+written down before it is configured, and only the last request boots the guest.
 """
 
 from __future__ import annotations
@@ -12,21 +15,32 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from mikrom_reconcile.core.model.errors import TemporaryError
+from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.ready import ready
-from mikrom_reconcile.host.drivers.translate_errors import step
-from mikrom_reconcile.limits import RECORDS, VMMS
+from mikrom_reconcile.host.drivers.connection import Connection
+from mikrom_reconcile.host.drivers.jail import Jail, remove_jail
+from mikrom_reconcile.host.drivers.paths import VMPaths
+from mikrom_reconcile.host.drivers.translate_errors import (
+    FaultError,
+    NoAnswerError,
+    UnreachableError,
+    translate_errors,
+)
+from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import locks, processes
-from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
+from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, tail, write_whole
+
+C = TypeVar("C", bound=Connection)
 
 
-class Proc(processes.Identity, frozen=True, kw_only=True):
+class VMMProcess(processes.Identity, frozen=True, kw_only=True):
     """What proc.json holds: the process of the VM's last VMM, for which record it was started, by which driver, and how
     much the console held before.
     """
@@ -37,196 +51,242 @@ class Proc(processes.Identity, frozen=True, kw_only=True):
     console_at: int = 0
 
 
-@dataclass(frozen=True)
-class Places:
-    """The files of one VM. The lock lies outside its folder, and goes when the VM is deleted; the socket on a tmpfs."""
-
-    vm: str
-    folder: Path
-    lock: Path
-    run_folder: Path
-
-    @cached_property
-    def proc(self) -> Path:
-        """Which process the VMM is."""
-        return self.folder / "proc.json"
-
-    @cached_property
-    def console(self) -> Path:
-        """What the guest wrote to its serial port, over all its boots."""
-        return self.folder / "console.log"
-
-    @cached_property
-    def log(self) -> Path:
-        """What the VMM itself said since it was started."""
-        return self.folder / "vmm.log"
-
-    @cached_property
-    def metrics(self) -> Path:
-        """A Firecracker's counters; the last line tells how it ended."""
-        return self.folder / "metrics"
-
-    @cached_property
-    def pidfile(self) -> Path:
-        """What a QEMU makes when it starts and removes when it ends in order."""
-        return self.folder / "qemu.pid"
-
-    @cached_property
-    def metadata(self) -> Path:
-        """The disk with the guest's metadata, for a VMM that has no service for it."""
-        return self.folder / "metadata.img"
-
-    @cached_property
-    def jail(self) -> Path:
-        """All that a jailed VMM sees is somewhere below."""
-        return self.folder.parents[1] / "jails" / self.vm
-
-    @cached_property
-    def uids(self) -> Path:
-        """Which user is which VM's, for all VMs."""
-        return self.folder.parents[1] / "uids"
-
-    @cached_property
-    def socket(self) -> Path:
-        """The VMM's API; a link if the VMM is jailed."""
-        return self.run_folder / "api.sock"
-
-    def files(self) -> tuple[Path, ...]:
-        """Everything that a driver may have made for the VM, the lock apart."""
-        draft = self.proc.with_name(self.proc.name + ".new")
-        return (self.socket, self.proc, draft, self.console, self.log, self.metrics, self.pidfile, self.metadata)
-
-
-class Layout:
-    """Where everything lies below the two folders of this host. Symlinks are resolved once, as /proc shows paths."""
-
-    def __init__(self, state_dir: Path, run_dir: Path) -> None:
-        self._state_dir = state_dir.resolve()
-        self._run_dir = run_dir
-
-    def of(self, vm: str) -> Places:
-        """The places of one VM."""
-        return _places(self._state_dir, self._run_dir, vm)
-
-    def vms(self) -> Iterator[str]:
-        """Names of all VMs that may have a VMM here, sorted: those with a lock file."""
-        return iter(sorted(path.stem for path in (self._state_dir / "locks").glob("*.vmm")))
-
-    def folders(self) -> Iterator[str]:
-        """Names of all VMs that have files here now: those of deleted VMs are gone."""
-        return iter(sorted(path.name for path in (self._state_dir / "vms").glob("*/")))
-
-
-@lru_cache(RECORDS.cached_paths)
-def _places(state_dir: Path, run_dir: Path, vm: str) -> Places:
-    return Places(vm=vm, folder=state_dir / "vms" / vm, lock=state_dir / "locks" / f"{vm}.vmm", run_folder=run_dir / vm)
-
-
-def read_proc(places: Places) -> Proc | None:
-    """What was written down about the last VMM; None when nothing was, or nothing that can be read.
-
-    Raises OSError for anything but a file that is not there.
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """How a VMM is started. `output` takes its standard output and error. With a `jail`, it starts a jailer that leaves
+    it there.
     """
-    try:
-        content = read_small(places.proc, max_bytes=VMMS.process_file_bytes)
-        return None if content is None else msgspec.json.decode(content, type=ready(Proc))
-    except (OddFileError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+
+    argv: tuple[str, ...]
+    output: Path
+    jail: Jail | None = None
 
 
-def write_proc(places: Places, proc: Proc) -> None:
-    """Write down which process the VMM is. No VMM survives a power cut, so this need not either."""
-    write_whole(places.proc, msgspec.json.encode(proc), durable=False)
+class VMM:
+    """The VMM of one VM, which may not live. `program` is what it is called, `driver` who may start and judge it."""
+
+    def __init__(self, paths: VMPaths, *, driver: str, program: str) -> None:
+        self.paths = paths
+        self.vm = paths.vm
+        self._driver = driver
+        self._program = program
+        self._process: processes.Identity | None = None
+
+    @property
+    def process(self) -> processes.Identity:
+        """The process that was found or started; `find` or `spawn` comes first."""
+        if self._process is None:
+            raise LookupError(f"no VMM of {self.vm} was found")
+        return self._process
+
+    # ---- finding -----------------------------------------------------------------------------------------------------
+
+    def find_any(self) -> processes.Identity | None:
+        """The live, proven VMM; a VMMProcess if it is the one written down. None: no VMM, or one just being spawned."""
+        self._process = None
+        last = self.last_process()
+        if last is not None and self._is_vmm(last):
+            self._process = last
+        elif locks.is_taken(self.paths.lock):
+            pids = processes.with_locked_stdin(str(self.paths.lock))
+            self._process = next((found for pid in pids if (found := processes.identify(pid))), None)
+        return self._process
+
+    def find(self) -> processes.Identity | None:
+        """The same. Raises PermanentError if another driver started it: it is not ours to judge or replace."""
+        found = self.find_any()
+        if isinstance(found, VMMProcess) and found.driver != self._driver:
+            raise PermanentError(
+                f"its VMM (pid {found.pid}) was started by the driver {found.driver} and this is {self._driver}: "
+                f"stop it with MIKROM_DRIVER={found.driver}, or go on with that driver",
+                vm=self.vm,
+                step="looking for its VMM",
+            )
+        return found
+
+    def is_proven(self) -> bool:
+        """Whether the process still is the VMM. One that is being torn down has closed its files and is none."""
+        return self._is_vmm(self.process)
+
+    def has_lock_file(self, pid: int) -> bool:
+        """Whether `pid` has the VM's lock file: by its path, which is quick and true of one that somebody removed, or
+        else by the file itself.
+        """
+        lock = str(self.paths.lock)
+        return processes.stdin_of(pid) == lock or processes.has_stdin(pid, lock)
+
+    def _is_vmm(self, identity: processes.Identity) -> bool:
+        return processes.is_alive(identity) and self.has_lock_file(identity.pid)
+
+    def is_being_spawned(self) -> bool:
+        """Whether somebody who is no VMM (`find` found none) holds the lock to become one.
+
+        The threads of a killed VMM hold the lock for moments longer than its first thread lives.
+        """
+        last = self.last_process()
+        return not (last is not None and processes.is_known(last)) and locks.is_taken(self.paths.lock)
+
+    def last_process(self) -> VMMProcess | None:
+        """What was written down about the last VMM. Raises OSError for anything but a file that is not there."""
+        try:
+            content = read_small(self.paths.process, max_bytes=VMMS.process_file_bytes)
+            return None if content is None else msgspec.json.decode(content, type=ready(VMMProcess))
+        except (OddFileError, msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+
+    # ---- starting ----------------------------------------------------------------------------------------------------
+
+    def spawn(self, command: Command, record: VMRecord) -> None:
+        """Start a VMM that is written down and waits to be configured. On failure none is left."""
+        doing = f"starting {self._program}"
+        with translate_errors(self.vm, doing):
+            if (lock := locks.open_taken(self.paths.lock)) is None:
+                raise TemporaryError("somebody else is starting it at this moment", vm=self.vm, step=doing)
+            self._process = None
+            try:
+                self._clear()
+                console_at = self._make_files(command)
+                self._process = self._spawn_process(command, lock, doing)
+                self._write_down(record, console_at)
+            except BaseException:
+                with suppress(OSError):  # the failure that led here is the one to tell
+                    if self._process is not None:
+                        self._kill()
+                    remove_jail(self.paths)
+                raise
+            finally:
+                os.close(lock)  # only this copy: the VMM keeps its own
+
+    def _clear(self) -> None:
+        """Leave nothing that speaks of an earlier VMM, but what it logged. The caller holds the lock."""
+        for path in (self.paths.socket, self.paths.pidfile):
+            path.unlink(missing_ok=True)
+        if self.paths.process.exists():  # the file stays: on a full disk there may be no room for another
+            write_whole(self.paths.process, b"null", durable=False)
+        remove_jail(self.paths)
+
+    def _make_files(self, command: Command) -> int:
+        """Make what the VMM does not make itself; the size of the console so far."""
+        for folder in (self.paths.folder, self.paths.run_folder):
+            make_folder(folder)
+        for path in (self.paths.log, self.paths.metrics):  # a Firecracker makes neither
+            os.close(_opened(path, os.O_CREAT | os.O_TRUNC))
+        os.close(_opened(self.paths.console, os.O_CREAT))
+        if command.jail is not None:
+            command.jail.populate()
+        return self.paths.console.stat().st_size
+
+    def _spawn_process(self, command: Command, lock: int, doing: str) -> processes.Identity:
+        output = _opened(command.output, os.O_APPEND)
+        try:
+            pid = processes.spawn(command.argv, stdin=lock, output=output)
+        finally:
+            os.close(output)
+        found = processes.identify(pid) if command.jail is None else command.jail.await_jailed_vmm(pid)
+        if found is None:
+            raise TemporaryError(self._last_words(), vm=self.vm, step=doing)
+        return found
+
+    def _write_down(self, record: VMRecord, console_at: int) -> None:
+        """No VMM survives a power cut, so this need not either."""
+        self._process = VMMProcess(
+            **msgspec.structs.asdict(self.process),
+            uid=record.uid,
+            generation=record.generation,
+            driver=self._driver,
+            console_at=console_at,
+        )
+        write_whole(self.paths.process, msgspec.json.encode(self._process), durable=False)
+
+    @contextmanager
+    def with_vmm_log(self) -> Iterator[None]:
+        """If the VMM has died when a TemporaryError is raised inside, what it said is the error to tell."""
+        try:
+            yield
+        except TemporaryError as error:
+            if not processes.wait_for_end(self.process, VMMS.death_s):
+                raise
+            raise TemporaryError(self._last_words(), vm=self.vm, step=error.step) from error
+
+    def kill_and_clean(self) -> None:
+        """End a VMM that did not come up and remove what it left, unless somebody has already started another."""
+        with suppress(OSError):  # the failure that led here is the one to tell
+            self._kill()
+            processes.reap()
+            if (lock := locks.open_taken(self.paths.lock)) is not None:
+                try:
+                    self._clear()
+                finally:
+                    os.close(lock)
+
+    def _last_words(self) -> str:
+        """What a VMM said before it ended by itself: in its log or, if that is not open yet, on standard error."""
+        for path in (self.paths.log, self.paths.console):
+            lines = tail(path, VMMS.error_tail_bytes).content.decode(errors="replace").split("\n")
+            if words := [line for line in lines if line.strip()]:
+                return f"{self._program} ended by itself, saying: {words[-1].strip()}"
+        return f"{self._program} ended by itself without a word"
+
+    # ---- talking -----------------------------------------------------------------------------------------------------
+
+    def connect(self, protocol: type[C], timeout_s: float) -> C:
+        """A connection to the VMM. Raises UnreachableError, NoAnswerError, OSError."""
+        return protocol(str(self.paths.socket), pid=self.process.pid, give_up_at=time.monotonic() + timeout_s)
+
+    def connect_first(self, protocol: type[C], give_up_at: float) -> C:
+        """The same with a VMM that was just started, as soon as it listens."""
+        while True:
+            try:
+                return protocol(str(self.paths.socket), pid=self.process.pid, give_up_at=give_up_at)
+            except UnreachableError as error:
+                if time.monotonic() > give_up_at or not processes.is_alive(self.process):
+                    raise NoAnswerError(f"it never listened: {error}") from error
+            time.sleep(VMMS.poll_s)
+
+    # ---- ending ------------------------------------------------------------------------------------------------------
+
+    def end(self, *, give_up_at: float, grace_s: float = 0.0, ask_to_leave: Callable[[], None] | None = None) -> None:
+        """Return once no VMM of this VM lives and its lock is free. Raises TemporaryError at `give_up_at`.
+
+        A VMM that takes the request `ask_to_leave` has `grace_s` to end by itself before it is killed, whichever driver
+        started it.
+        """
+        with translate_errors(self.vm, "ending its VMM"):
+            while (found := self.find_any()) is not None or self._still_blocking():
+                if time.monotonic() > give_up_at:
+                    raise TemporaryError(self._who_is_left(), vm=self.vm, step="ending its VMM")
+                if found is None:
+                    time.sleep(VMMS.poll_s)
+                    continue
+                if not (ask_to_leave and grace_s > 0 and self._leaves(ask_to_leave, grace_s)):
+                    self._kill(give_up_at - time.monotonic())
+                grace_s = 0.0
+        processes.reap()
+
+    def _leaves(self, ask_to_leave: Callable[[], None], grace_s: float) -> bool:
+        try:
+            ask_to_leave()
+        except (FaultError, UnreachableError, NoAnswerError):
+            return False
+        return processes.wait_for_end(self.process, grace_s)
+
+    def _kill(self, timeout_s: float = VMMS.kill_s) -> None:
+        processes.kill(self.process)
+        processes.wait_for_end(self.process, timeout_s)
+
+    def _still_blocking(self) -> bool:
+        """Whether something still stands in a new VMM's way: the lock, or a VMM that has closed its files to die."""
+        if locks.is_taken(self.paths.lock):
+            return True
+        last = self.last_process()
+        return last is not None and processes.is_alive(last) and processes.stdin_of(last.pid) is None
+
+    def _who_is_left(self) -> str:
+        leaving = self._process or self.last_process()
+        if leaving is not None and processes.is_alive(leaving):
+            return f"pid {leaving.pid} is dying and still not gone; /proc/{leaving.pid}/stack says what it waits for"
+        lock = self.paths.lock
+        return f"{lock} is held by a process that cannot be found; see who with `fuser {lock}`"
 
 
-def forget_proc(places: Places) -> None:
-    """Nothing is written down any more. The file stays: on a full disk there may be no room for another."""
-    if places.proc.exists():
-        write_whole(places.proc, b"null", durable=False)
-
-
-def is_vmm(places: Places, identity: processes.Identity) -> bool:
-    """Whether this process is a VMM of this VM. One that is being torn down has closed its files and is none."""
-    return processes.is_alive(identity) and has_lock_file(places, identity.pid)
-
-
-def has_lock_file(places: Places, pid: int) -> bool:
-    """Whether `pid` has the VM's lock file: by its path, which is quick and true of one that somebody removed, or else
-    by the file itself.
-    """
-    lock = str(places.lock)
-    return processes.stdin_of(pid) == lock or processes.has_stdin(pid, lock)
-
-
-def find(places: Places) -> processes.Identity | None:
-    """The live, proven VMM; a Proc if it is the one written down. None: no VMM, or one that is only being spawned."""
-    proc = read_proc(places)
-    if proc is not None and is_vmm(places, proc):
-        return proc
-    if locks.is_taken(places.lock):
-        for pid in processes.with_locked_stdin(str(places.lock)):
-            if (identity := processes.identify(pid)) is not None:
-                return identity
-    return None
-
-
-def is_being_spawned(places: Places) -> bool:
-    """Whether somebody who is no VMM (`find` found none) holds the lock to become one.
-
-    The threads of a killed VMM hold the lock for moments longer than its first thread lives.
-    """
-    proc = read_proc(places)
-    return not (proc is not None and processes.is_known(proc)) and locks.is_taken(places.lock)
-
-
-def lingers(places: Places) -> bool:
-    """Whether something still stands in a new VMM's way: the lock, or a VMM that has closed its files to die."""
-    if locks.is_taken(places.lock):
-        return True
-    proc = read_proc(places)
-    return proc is not None and processes.is_alive(proc) and processes.stdin_of(proc.pid) is None
-
-
-def end(places: Places, *, grace_s: float, leave: Callable[[processes.Identity], bool], give_up_at: float) -> None:
-    """Return once no VMM of this VM lives and its lock is free. Raises TemporaryError at `give_up_at`.
-
-    `leave` asks the VMM to end by itself and says whether it took the request; it then has `grace_s` before it is
-    killed.
-    """
-    with step(places.vm, "ending its VMM"):
-        while (vmm := find(places)) is not None or lingers(places):
-            if time.monotonic() > give_up_at:
-                raise TemporaryError(_who_is_left(places, vmm), vm=places.vm, step="ending its VMM")
-            if vmm is None:
-                time.sleep(VMMS.poll_s)
-                continue
-            _end_one(vmm, grace_s=grace_s, leave=leave, give_up_at=give_up_at)
-            grace_s = 0.0
-    processes.reap()
-
-
-def kill(vmm: processes.Identity) -> None:
-    """End a VMM that was proven, or that this process has just spawned."""
-    _end_one(vmm, grace_s=0.0, leave=lambda _: False, give_up_at=time.monotonic() + VMMS.kill_s)
-
-
-def _end_one(
-    vmm: processes.Identity, *, grace_s: float, leave: Callable[[processes.Identity], bool], give_up_at: float
-) -> None:
-    pidfd = processes.open_pidfd(vmm)
-    if pidfd is None:
-        return
-    try:
-        if grace_s > 0 and leave(vmm) and processes.wait_for_end(pidfd, grace_s):
-            return
-        processes.kill(pidfd)
-        processes.wait_for_end(pidfd, give_up_at - time.monotonic())
-    finally:
-        os.close(pidfd)
-
-
-def _who_is_left(places: Places, vmm: processes.Identity | None) -> str:
-    leaving = vmm or read_proc(places)
-    if leaving is not None and processes.is_alive(leaving):
-        return f"pid {leaving.pid} is dying and still not gone; /proc/{leaving.pid}/stack says what it waits for"
-    return f"{places.lock} is held by a process that cannot be found; see who with `fuser {places.lock}`"
+def _opened(path: Path, flags: int) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)

@@ -1,7 +1,4 @@
-"""What drivers share whose VMMs are processes: `firecracker.py` and `qemu.py` say what is their VMM's own.
-
-`vmm.py` says how a VMM is found, proven and ended, and `vmm_start.py` in which order one is brought up.
-"""
+"""What drivers share whose VMMs are processes: `firecracker.py` and `qemu.py` say what is their VMM's own."""
 
 from __future__ import annotations
 
@@ -17,18 +14,16 @@ import msgspec
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts, VMMStatus
-from mikrom_reconcile.host.drivers import jail, vmm
-from mikrom_reconcile.host.drivers.earlier import EarlierVMMs
-from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError, step
-from mikrom_reconcile.host.drivers.vmm import Layout, Places, Proc
-from mikrom_reconcile.host.drivers.vmm_start import Command, abandon, last_words_of, spawn
+from mikrom_reconcile.host.drivers.jail import release_uid, remove_jail
+from mikrom_reconcile.host.drivers.paths import StateLayout, VMPaths
+from mikrom_reconcile.host.drivers.translate_errors import NoAnswerError, UnreachableError, translate_errors
+from mikrom_reconcile.host.drivers.vmm import VMM, Command, VMMProcess
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.resources.networks import Interface, boot_args_of
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources
 from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import locks, processes
-from mikrom_reconcile.system.free_head import keep_tail
-from mikrom_reconcile.system.tails import part
+from mikrom_reconcile.system.files import free_head, tail
 
 PATIENCE = (0.1, 1.9)
 """A VMM counts as unresponsive when it has not answered in these shares of `answer_s`: the first soon finds one whose
@@ -56,6 +51,8 @@ class VMMDriver(ABC):
     """The driver of one kind of VMM. `answer_s` is how long it waits for a VMM that should answer at once."""
 
     name: str
+    program: str
+    """What people call its VMM."""
 
     def __init__(
         self,
@@ -67,12 +64,11 @@ class VMMDriver(ABC):
         answer_s: float = VMMS.answer_s,
     ) -> None:
         self._binary = binary
-        self._layout = Layout(state_dir, run_dir)
-        self._earlier = EarlierVMMs(state_dir.resolve(), run_dir)
+        self._layout = StateLayout(state_dir, run_dir)
         self._provisioner = provisioner or ResourceProvisioner(state_dir)
         self._answer_s = answer_s
 
-    # ---- what is each VMM's own -------------------------------------------------------------------------------
+    # ---- what is each VMM's own: raises FaultError, UnreachableError, NoAnswerError, OSError ------------------------
 
     @abstractmethod
     def memory_mib(self, spec: VMSpec) -> int:
@@ -83,97 +79,101 @@ class VMMDriver(ABC):
         """Why this VMM cannot run `spec`."""
 
     @abstractmethod
-    def _kernel_problem(self, kernel: Path) -> str | None:
-        """Why this VMM cannot boot a kernel, None if nothing speaks against it. Raises OSError."""
+    def _kernel_problem(self, head: bytes) -> str | None:
+        """Why this VMM cannot boot a kernel that begins with `head`, None if nothing speaks against it."""
 
     @abstractmethod
-    def _is_one(self, name: str, argv: list[str]) -> str | None:
+    def _vm_in(self, name: str, argv: list[str]) -> str | None:
         """The VM's name ("" if it has none) in the command line of a VMM of this kind; None: it is none."""
 
     @abstractmethod
-    def _command(self, record: VMRecord, places: Places, media: VMResources) -> Command:
+    def _command(self, record: VMRecord, paths: VMPaths, resources: VMResources) -> Command:
         """How it is started, so that it waits with its guest for `_boot`."""
 
     @abstractmethod
-    def _boot(self, record: VMRecord, places: Places, proc: Proc, media: VMResources, *, give_up_at: float) -> None:
-        """Configure it and let its guest run."""
+    def _boot(self, record: VMRecord, vmm: VMM, resources: VMResources, *, give_up_at: float) -> None:
+        """Configure it and let its guest run. Raises ActionErrors."""
 
     @abstractmethod
-    def _answer(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> Answer:
-        """What it says of itself. Raises UnreachableError, NoAnswerError, OSError."""
+    def _answer(self, record: VMRecord, vmm: VMM, timeout_s: float) -> Answer:
+        """What it says of itself."""
 
     @abstractmethod
-    def _set_paused(self, places: Places, found: processes.Identity, timeout_s: float, *, paused: bool) -> None:
-        """Let its vCPUs stand still or go on. Raises FaultError, UnreachableError, NoAnswerError, OSError."""
+    def _set_paused(self, vmm: VMM, timeout_s: float, *, paused: bool) -> None:
+        """Let its vCPUs stand still or go on."""
 
     @abstractmethod
-    def _update(self, record: VMRecord, places: Places, found: processes.Identity, timeout_s: float) -> None:
-        """Bring a VMM to its record in what changes while it runs. Raises as `_set_paused` does."""
+    def _update(self, record: VMRecord, vmm: VMM, timeout_s: float) -> None:
+        """Bring a VMM to its record in what changes while it runs."""
 
     @abstractmethod
-    def _ask_to_leave(self, places: Places, found: processes.Identity, timeout_s: float) -> None:
-        """Ask its guest to shut down, one that is paused too. Raises as `_set_paused` does."""
+    def _ask_to_leave(self, vmm: VMM, timeout_s: float) -> None:
+        """Ask its guest to shut down, one that is paused too."""
 
     @abstractmethod
-    def _end_of(self, places: Places) -> End:
-        """How its process, which was this boot's, ended. Raises OSError."""
+    def _end_of(self, paths: VMPaths) -> End:
+        """How its process, which was this boot's, ended."""
 
-    # ---- what is the same for all -----------------------------------------------------------------------------
+    # ---- what is the same for all -----------------------------------------------------------------------------------
 
     def unsupported(self, spec: VMSpec) -> str | None:
         """Why this VMM cannot run `spec`, or nothing may be started here. Raises an ActionError of no VM."""
-        with step("", "looking for VMMs of an earlier state folder"):
-            return self._unsupported(spec) or self._earlier.why_not()
+        with translate_errors("", "looking for VMMs of an earlier state folder"):
+            return self._unsupported(spec) or self._layout.why_not_start()
 
     def observe(self, record: VMRecord) -> VMMFacts:
         """What is provably there. Raises an ActionError if this *process* cannot look; that says nothing of the VM."""
-        places = self._layout.of(record.vm)
-        with step(record.vm, "observing it"):
-            found = self._find(places)
-            if found is not None and (facts := self._ask(record, places, found)) is not None:
+        vmm = self._vmm(record.vm)
+        with translate_errors(record.vm, "observing it"):
+            if vmm.find() is not None and (facts := self._facts(record, vmm)) is not None:
                 return facts
             processes.reap()
-            if vmm.is_being_spawned(places):
+            if vmm.is_being_spawned():
                 return VMMFacts(status="starting")
-            return VMMFacts(status="none", end=self._last_end(places))
+            last = vmm.last_process()
+            if last is None:  # it may have been started before the host was, or never written down
+                return VMMFacts(status="none", end="unknown")
+            is_this_boots = last.boot_id == processes.boot_id()
+            return VMMFacts(status="none", end=self._end_of(vmm.paths) if is_this_boots else "rebooted")
 
     def links(self, but: str = "") -> LinkDrift:
         """Compares taps, bridges and rules with records."""
         drift_of = self._provisioner.networks.drift(but)
 
         def drift(record: VMRecord) -> tuple[Drift, ...]:
-            with step(record.vm, "looking at its links"):
+            with translate_errors(record.vm, "looking at its links"):
                 return drift_of(record)
 
         return drift
 
     def watch(self, record: VMRecord) -> int | None:
         """A pidfd of the proven VMM."""
-        with step(record.vm, "opening a pidfd of its VMM"):
-            found = self._find(self._layout.of(record.vm))
+        with translate_errors(record.vm, "opening a pidfd of its VMM"):
+            found = self._vmm(record.vm).find()
             return None if found is None else processes.open_pidfd(found)
 
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Spawn, write down, configure, boot."""
+        """Make its resources ready, spawn the VMM, write it down, configure and boot it."""
         give_up_at = time.monotonic() + deadline_s
-        places = self._layout.of(record.vm)
-        self._check(record, places)
-        self._earlier.remember()
-        if self._runs_already(record, places):
+        vmm = self._vmm(record.vm)
+        self._check(record, vmm.paths)
+        if self._runs_already(record, vmm):
             return
-        self._end(places, grace_s=0, give_up_at=give_up_at)
-        with step(record.vm, "making its kernel, disks and links ready"):
-            media = self._provisioner.prepare(record, give_up_at=give_up_at)
-            if problem := self._kernel_problem(media.kernel):
+        vmm.end(give_up_at=give_up_at)
+        with translate_errors(record.vm, "making its kernel, disks and links ready"):
+            resources = self._provisioner.prepare(record, give_up_at=give_up_at)
+            with resources.kernel.open("rb") as kernel:
+                head = kernel.read(VMMS.kernel_head_bytes)
+            if problem := self._kernel_problem(head):
                 raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
-        with step(record.vm, "preparing its start"):
-            command = self._command(record, places, media)
-        proc = spawn(command, record, places)
+        with translate_errors(record.vm, "preparing its start"):
+            command = self._command(record, vmm.paths, resources)
+        vmm.spawn(command, record)
         try:
-            with last_words_of(command.program, places, proc):
-                self._boot(record, places, proc, media, give_up_at=give_up_at)
+            with vmm.with_vmm_log():
+                self._boot(record, vmm, resources, give_up_at=give_up_at)
         except BaseException:
-            abandon(places, proc)
+            vmm.kill_and_clean()
             raise
 
     def pause(self, record: VMRecord, *, deadline_s: float) -> None:
@@ -186,58 +186,59 @@ class VMMDriver(ABC):
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Change what can be changed while the guest runs."""
-        places = self._layout.of(record.vm)
-        doing = "changing it while it runs"
-        with step(record.vm, doing):
-            if (found := self._find(places)) is not None:
+        vmm = self._vmm(record.vm)
+        with translate_errors(record.vm, "changing it while it runs"):
+            if vmm.find() is not None:
                 self._provisioner.networks.prepare(record, give_up_at=time.monotonic() + deadline_s, only_mend=True)
-                self._update(record, places, found, min(deadline_s, self._answer_s))
+                self._update(record, vmm, min(deadline_s, self._answer_s))
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, then SIGKILL; the socket, which a VMM may leave behind, is removed."""
-        places = self._layout.of(record.vm)
-        self._end(places, grace_s=grace_s, give_up_at=time.monotonic() + grace_s + VMMS.kill_s)
-        with step(record.vm, "removing its API socket and its jail"):
-            places.socket.unlink(missing_ok=True)
-            jail.sweep(places)
+        vmm = self._vmm(record.vm)
+        vmm.end(
+            give_up_at=time.monotonic() + grace_s + VMMS.kill_s,
+            grace_s=grace_s,
+            ask_to_leave=lambda: self._ask_to_leave(vmm, min(grace_s, self._answer_s)),
+        )
+        with translate_errors(record.vm, "removing its API socket and its jail"):
+            vmm.paths.socket.unlink(missing_ok=True)
+            remove_jail(vmm.paths)
 
     def delete(self, record: VMRecord) -> None:
         """Kill what lives, and remove every file that was made here."""
         self.stop(record, grace_s=0)
-        places = self._layout.of(record.vm)
-        errors = [error for path in places.files() if (error := _not_removed(path))]
-        with step(record.vm, "removing its disks and links"):
+        paths = self._layout.of(record.vm)
+        with translate_errors(record.vm, "removing its disks and links"):
             self._provisioner.remove(record, give_up_at=time.monotonic() + VMMS.kill_s)
-        with step(record.vm, "removing its files"):
-            jail.release(places)
-            if errors:  # whatever else could go is gone
-                left = ", ".join(error.filename for error in errors)
-                raise OSError(errors[0].errno, f"{errors[0].strerror}; still there: {left}")
-            if (lock := locks.open_taken(places.lock)) is not None:
-                locks.give_back(lock, unlink=places.lock)
-        for folder in (places.run_folder, places.folder):
+        with translate_errors(record.vm, "removing its files"):
+            for path in paths.files():
+                path.unlink(missing_ok=True)
+            release_uid(paths)
+            if (lock := locks.open_taken(paths.lock)) is not None:
+                locks.give_back(lock, unlink=paths.lock)
+        for folder in (paths.run_folder, paths.folder):
             with suppress(OSError):  # never made, or somebody else's file is in it, such as the record
                 folder.rmdir()
 
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
         """VMMs that have a lock file of ours as standard input, or one that was moved away."""
-        with step("", "looking for VMMs without a record"):
-            found = [stray for strays in self._earlier.found().values() for stray in strays]
+        with translate_errors("", "looking for VMMs without a record"):
+            found = [stray for _, stray in self._layout.moved_vmms()]
         for vm in self._layout.vms():
             if vm not in known:
-                with step(vm, "looking for VMMs without a record"):
-                    if (stray := vmm.find(self._layout.of(vm))) is not None:
+                with translate_errors(vm, "looking for VMMs without a record"):
+                    if (stray := self._vmm(vm).find_any()) is not None:
                         found.append(Stray(vm=vm, pid=stray.pid))
         return tuple(found)
 
     def foreign(self) -> tuple[Stray, ...]:
         """Processes that look like VMMs of this kind and have no lock file of ours as standard input."""
-        ours = {stray.pid for strays in self._earlier.found().values() for stray in strays}
-        found = ((pid, self._is_one(name, argv)) for pid, name, argv in processes.programs())
+        ours = {stray.pid for _, stray in self._layout.moved_vmms()}
+        found = ((pid, self._vm_in(name, argv)) for pid, name, argv in processes.programs())
         return tuple(
             Stray(vm=vm, pid=pid)
             for pid, vm in found
-            if vm is not None and pid not in ours and not vmm.has_lock_file(self._layout.of(vm), pid)
+            if vm is not None and pid not in ours and not self._vmm(vm).has_lock_file(pid)
         )
 
     def trim(self) -> None:
@@ -245,7 +246,7 @@ class VMMDriver(ABC):
         failed: ActionError | None = None
         for vm in self._layout.folders():
             try:
-                with step(vm, "capping its console"):
+                with translate_errors(vm, "capping its console"):
                     _cap(self._layout.of(vm))
             except ActionError as error:
                 failed = failed or error
@@ -254,61 +255,53 @@ class VMMDriver(ABC):
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the console, which goes on over restarts."""
-        with step(vm, "reading its console"):
-            return part(self._layout.of(vm).console, max_bytes, after)
+        with translate_errors(vm, "reading its console"):
+            return tail(self._layout.of(vm).console, max_bytes, after)
 
-    def _check(self, record: VMRecord, places: Places) -> None:
+    def _vmm(self, vm: str) -> VMM:
+        return VMM(self._layout.of(vm), driver=self.name, program=self.program)
+
+    def _check(self, record: VMRecord, paths: VMPaths) -> None:
         problem = self.unsupported(record.spec)
-        size = len(str(places.socket).encode())
+        size = len(str(paths.socket).encode())
         if problem is None and size > VMMS.socket_path_bytes:
             problem = (
-                f"the path of its API socket, {places.socket}, has {size} bytes and Linux takes "
+                f"the path of its API socket, {paths.socket}, has {size} bytes and Linux takes "
                 f"{VMMS.socket_path_bytes}; set MIKROM_RUN_DIR to a shorter folder, or give the VM a shorter name"
             )
         if problem is not None:
             raise PermanentError(problem, vm=record.vm, step="checking its spec")
 
-    def _runs_already(self, record: VMRecord, places: Places) -> bool:
-        with step(record.vm, "looking for its VMM"):
-            found = self._find(places)
-            if not isinstance(found, Proc) or found.uid != record.uid:
+    def _runs_already(self, record: VMRecord, vmm: VMM) -> bool:
+        with translate_errors(record.vm, "looking for its VMM"):
+            found = vmm.find()
+            if not isinstance(found, VMMProcess) or found.uid != record.uid:
                 return False
-            facts = self._ask(record, places, found)
+            facts = self._facts(record, vmm)
             return facts is not None and facts.status in _BOOTED
 
-    def _find(self, places: Places) -> processes.Identity | None:
-        """The proven VMM. Raises PermanentError if another driver started it: it is not ours to judge or replace."""
-        found = vmm.find(places)
-        if isinstance(found, Proc) and found.driver != self.name:
-            raise PermanentError(
-                f"its VMM (pid {found.pid}) was started by the driver {found.driver} and this is {self.name}: "
-                f"stop it with MIKROM_DRIVER={found.driver}, or go on with that driver",
-                vm=places.vm,
-                step="looking for its VMM",
-            )
-        return found
-
-    def _ask(self, record: VMRecord, places: Places, found: processes.Identity) -> VMMFacts | None:
+    def _facts(self, record: VMRecord, vmm: VMM) -> VMMFacts | None:
         """What is known of a proven VMM; None when it has died meanwhile."""
+        process = vmm.process
         answer = Answer(status="unresponsive")
         for share in PATIENCE:
             try:
-                answer = self._answer(record, places, found, share * self._answer_s)
+                answer = self._answer(record, vmm, share * self._answer_s)
                 break
             except (UnreachableError, NoAnswerError) as error:
-                if not vmm.is_vmm(places, found):
+                if not vmm.is_proven():
                     return None
                 if isinstance(error, UnreachableError):
-                    answer = Answer(status="starting" if processes.age_s(found) < VMMS.boot_s else "socket_lost")
+                    answer = Answer(status="starting" if processes.age_s(process) < VMMS.boot_s else "socket_lost")
                     break
         if answer.status in _BOOTED:
-            _cap(places)
+            _cap(vmm.paths)
         return VMMFacts(
             status=answer.status,
-            pid=found.pid,
-            age_s=processes.age_s(found),
+            pid=process.pid,
+            age_s=processes.age_s(process),
             machine=answer.machine,
-            console_at=found.console_at if isinstance(found, Proc) else 0,
+            console_at=process.console_at if isinstance(process, VMMProcess) else 0,
             boot_args=record.spec.boot_args if answer.boot_args == boot_args_of(record) else answer.boot_args,
             disks=None if answer.disks is None else self._own_disks(record, answer.disks),
             odd_metadata=() if answer.metadata is None else self._odd_metadata(record, answer.metadata),
@@ -342,41 +335,18 @@ class VMMDriver(ABC):
         }
 
     def _find_and_set_paused(self, record: VMRecord, doing: str, deadline_s: float, *, paused: bool) -> None:
-        places = self._layout.of(record.vm)
-        with step(record.vm, doing):
-            if (found := self._find(places)) is None:
+        vmm = self._vmm(record.vm)
+        with translate_errors(record.vm, doing):
+            if vmm.find() is None:
                 raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
-            self._set_paused(places, found, min(deadline_s, self._answer_s), paused=paused)
-
-    def _end(self, places: Places, *, grace_s: float, give_up_at: float) -> None:
-        def leave(found: processes.Identity) -> bool:
-            try:
-                self._ask_to_leave(places, found, min(grace_s, self._answer_s))
-            except (FaultError, UnreachableError, NoAnswerError):
-                return False
-            return True
-
-        vmm.end(places, grace_s=grace_s, leave=leave, give_up_at=give_up_at)
-
-    def _last_end(self, places: Places) -> End:
-        """How the VM's last VMM ended. It may have been started before the host was, or never written down."""
-        proc = vmm.read_proc(places)
-        if proc is None:
-            return "unknown"
-        return self._end_of(places) if proc.boot_id == processes.boot_id() else "rebooted"
+            self._set_paused(vmm, min(deadline_s, self._answer_s), paused=paused)
 
 
-def _not_removed(path: Path) -> OSError | None:
-    """Remove a file; why it is still there, or None."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        return error
-    return None
-
-
-def _cap(places: Places) -> None:
+def _cap(paths: VMPaths) -> None:
     """Nothing that a guest can make grow takes more disk than twice its cap, from one look to the next."""
-    log_bytes = VMMS.log_bytes
-    for path, max_bytes in ((places.console, VMMS.console_bytes), (places.log, log_bytes), (places.metrics, log_bytes)):
-        keep_tail(path, max_bytes=max_bytes)
+    for path, max_bytes in (
+        (paths.console, VMMS.console_bytes),
+        (paths.log, VMMS.log_bytes),
+        (paths.metrics, VMMS.log_bytes),
+    ):
+        free_head(path, max_bytes=max_bytes)

@@ -20,8 +20,7 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.limits import IMAGES
 from mikrom_reconcile.system import files
-from mikrom_reconcile.system.files import sync_folder
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import make_folder, sync_folder
 
 ROOT_ID = "rootfs"
 """The root disk's name beside the drives'."""

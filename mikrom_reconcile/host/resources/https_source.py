@@ -20,7 +20,7 @@ from typing import Any
 
 from mikrom_reconcile.host.resources.download import FetchError, Opened
 from mikrom_reconcile.limits import IMAGES
-from mikrom_reconcile.system.sockets import Limited
+from mikrom_reconcile.system.time_limits import LimitedSocket
 
 _LASTING = frozenset({400, 401, 403, 404, 405, 410})
 
@@ -56,7 +56,7 @@ class _Connection(http.client.HTTPSConnection):
 
     def connect(self) -> None:
         _in_time(super().connect, self.give_up_at)
-        self.sock = Limited(self.sock, self.give_up_at, idle_s=IMAGES.idle_s)
+        self.sock = LimitedSocket(self.sock, self.give_up_at, idle_s=IMAGES.idle_s)
 
 
 class _Handler(urllib.request.HTTPSHandler):

@@ -28,8 +28,7 @@ from mikrom_reconcile.host.resources import download
 from mikrom_reconcile.host.resources.download import FetchError
 from mikrom_reconcile.limits import IMAGES
 from mikrom_reconcile.system import files, locks
-from mikrom_reconcile.system.files import sync_folder, write_whole
-from mikrom_reconcile.system.folders import make_folder
+from mikrom_reconcile.system.files import make_folder, sync_folder, write_whole
 
 _MIB = 1 << 20
 

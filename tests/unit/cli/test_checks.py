@@ -10,7 +10,7 @@ import pytest
 
 from mikrom_reconcile.doctor import machine
 from mikrom_reconcile.doctor.machine import all_checks
-from mikrom_reconcile.host.drivers import cgroups, select
+from mikrom_reconcile.host.drivers import jail, select
 from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings, load
 
@@ -103,7 +103,7 @@ def test_whether_vmms_are_jailed_could_be_and_are_limited_is_told(
     monkeypatch.setattr(select, "kvm_problem", lambda: None)
     for module in (select, machine):
         monkeypatch.setattr(module, "jail_problem", lambda _: None)
-    monkeypatch.setattr(cgroups, "hierarchy", lambda: (1, dict.fromkeys(cgroups.CONTROLLERS, tmp_path)))
+    monkeypatch.setattr(jail, "hierarchy", lambda: (1, dict.fromkeys(jail.CONTROLLERS, tmp_path)))
     binary = program(tmp_path / "firecracker", "Firecracker v9.9.9")
     off = dataclasses.replace(settings, driver="firecracker", firecracker=str(binary))
     on = dataclasses.replace(off, jail="on", jailer=str(program(tmp_path / "a-jailer", "Jailer v9.9.9")))
@@ -114,7 +114,7 @@ def test_whether_vmms_are_jailed_could_be_and_are_limited_is_told(
         True,
     )
     assert check.found.endswith("cgroups v1 limit memory, CPU and threads")
-    monkeypatch.setattr(cgroups, "hierarchy", lambda: (2, {"pids": tmp_path}))
+    monkeypatch.setattr(jail, "hierarchy", lambda: (2, {"pids": tmp_path}))
     check = found(on, "jail")
     assert (check.state, check.found.endswith("no cgroups for memory, cpu")) == ("note", True)
     assert found(dataclasses.replace(on, jailer="/nowhere"), "jail").state == "broken"

@@ -90,8 +90,8 @@ def test_up_is_found_only_while_it_lives(own_environment: Path) -> None:
     found = settings(own_environment)
     assert find_up(found) is None
     path = up_file(found)
-    fd = locks.open_lock_file(path)
-    assert locks.take(fd)
+    fd = locks.open_taken(path)
+    assert fd is not None
     os.write(fd, msgspec.json.encode(RunningUp(pid=7, broker_url="redis+socket:///there")))
     assert find_up(found) == "redis+socket:///there"
     locks.give_back(fd)
@@ -104,8 +104,8 @@ def test_up_that_is_still_starting_is_never_taken_for_none(
 ) -> None:
     monkeypatch.setattr(broker, "SERVICES", replace(SERVICES, starting_s=0.2))
     found = settings(own_environment)
-    fd = locks.open_lock_file(up_file(found))
-    assert locks.take(fd)
+    fd = locks.open_taken(up_file(found))
+    assert fd is not None
     for written in (b"", msgspec.json.encode(RunningUp(pid=7))):
         os.pwrite(fd, written, 0)
         with pytest.raises(SetupError, match="is not ready yet"):

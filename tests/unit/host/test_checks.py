@@ -19,7 +19,7 @@ from mikrom_reconcile.core.model.devices import Check, NetworkInterface
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.checks import Checks, Health, tried
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.system.bounded_search import first_match
+from mikrom_reconcile.system.time_limits import first_match
 from tests.contract.drivers import record_of
 
 HERE = "127.0.0.1"

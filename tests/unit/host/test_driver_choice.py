@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.host.drivers import firecracker_prerequisites, qemu_prerequisites, select
+from mikrom_reconcile.host.drivers import qemu, select
 from mikrom_reconcile.host.drivers.select import Choice, choice_of
 from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.settings import Settings, load
@@ -36,14 +36,14 @@ def install(folder: Path, name: str, text: str = "exit 0") -> Path:
 
 def test_firecracker_comes_first(settings: Settings, tmp_path: Path) -> None:
     firecracker = install(tmp_path, "firecracker")
-    install(tmp_path, qemu_prerequisites.NAME)
+    install(tmp_path, select.QEMU)
     assert choice_of(settings) == Choice(driver="firecracker", binary=firecracker)
 
 
 def test_without_firecracker_or_kvm_qemu_does_it_and_it_is_said(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    qemu = install(tmp_path, qemu_prerequisites.NAME)
+    qemu = install(tmp_path, select.QEMU)
     found = choice_of(settings)
     assert (found.driver, found.binary) == ("qemu", qemu)
     assert found.note == "QEMU runs its VMs, not Firecracker: no firecracker binary was found"
@@ -53,7 +53,7 @@ def test_without_firecracker_or_kvm_qemu_does_it_and_it_is_said(
 
 
 def test_who_asks_for_a_driver_gets_no_other_and_no_note(settings: Settings, tmp_path: Path) -> None:
-    qemu = install(tmp_path, qemu_prerequisites.NAME)
+    qemu = install(tmp_path, select.QEMU)
     assert choice_of(dataclasses.replace(settings, driver="qemu")) == Choice(driver="qemu", binary=qemu)
     assert choice_of(dataclasses.replace(settings, driver="simulated")) == Choice(driver="simulated")
     with pytest.raises(SetupError, match=r"^no firecracker binary was found; see `mikrom doctor`"):
@@ -92,7 +92,7 @@ def test_who_wants_jails_gets_no_vmm_without_one(
 
 
 def test_no_qemu_stands_in_for_a_jailed_firecracker(settings: Settings, tmp_path: Path) -> None:
-    install(tmp_path, qemu_prerequisites.NAME)
+    install(tmp_path, select.QEMU)
     for driver in ("auto", "qemu"):
         with pytest.raises(SetupError, match=r"^MIKROM_JAIL=on, and only a Firecracker can be jailed"):
             choice_of(dataclasses.replace(settings, jail="on", driver=driver))
@@ -102,12 +102,12 @@ def test_a_file_system_without_devices_or_programs_holds_no_jail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert str(firecracker_prerequisites.jail_problem(tmp_path)).startswith("uid 1000 cannot make jails: run as root")
+    assert str(select.jail_problem(tmp_path)).startswith("uid 1000 cannot make jails: run as root")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert firecracker_prerequisites.jail_problem(tmp_path / "to/be/made") is None
+    assert select.jail_problem(tmp_path / "to/be/made") is None
     closed = os.statvfs_result((4096, 4096, 1, 1, 1, 1, 1, 1, os.ST_NODEV, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: closed)
-    assert f"{tmp_path} is mounted nodev" in str(firecracker_prerequisites.jail_problem(tmp_path))
+    assert f"{tmp_path} is mounted nodev" in str(select.jail_problem(tmp_path))
 
 
 # ---- KVM or software emulation -----------------------------------------------------------------------------------
@@ -115,18 +115,18 @@ def test_a_file_system_without_devices_or_programs_holds_no_jail(
 
 @pytest.fixture
 def with_kvm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(qemu_prerequisites, "kvm_problem", lambda: None)
-    monkeypatch.setattr(qemu_prerequisites, "_PVM", tmp_path / "no such module")
+    monkeypatch.setattr(qemu, "kvm_problem", lambda: None)
+    monkeypatch.setattr(qemu, "_PVM", tmp_path / "no such module")
 
 
 def test_without_kvm_guests_are_emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(qemu_prerequisites, "kvm_problem", lambda: NO_KVM)
-    assert qemu_prerequisites.accelerator_of(tmp_path / "qemu-1") == ("tcg", "this machine has no /dev/kvm")
+    monkeypatch.setattr(qemu, "kvm_problem", lambda: NO_KVM)
+    assert qemu.accelerator_of(tmp_path / "qemu-1") == ("tcg", "this machine has no /dev/kvm")
 
 
 def test_the_kvm_of_a_pvm_guest_is_not_used(with_kvm: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(qemu_prerequisites, "_PVM", tmp_path)
-    accelerator, why = qemu_prerequisites.accelerator_of(tmp_path / "qemu-2")
+    monkeypatch.setattr(qemu, "_PVM", tmp_path)
+    accelerator, why = qemu.accelerator_of(tmp_path / "qemu-2")
     assert (accelerator, "PVM" in why) == ("tcg", True)
 
 
@@ -142,12 +142,12 @@ def test_the_kvm_of_a_pvm_guest_is_not_used(with_kvm: None, monkeypatch: pytest.
 def test_kvm_is_used_if_a_guest_boots_under_it(
     with_kvm: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, does: str, accelerator: str, why: str
 ) -> None:
-    monkeypatch.setattr(qemu_prerequisites, "VMMS", replace(VMMS, probe_s=0.3))
-    found = qemu_prerequisites.accelerator_of(install(tmp_path, "qemu", does))
+    monkeypatch.setattr(qemu, "VMMS", replace(VMMS, probe_s=0.3))
+    found = qemu.accelerator_of(install(tmp_path, "qemu", does))
     assert found[0] == accelerator
     assert why in found[1]
 
 
 @pytest.mark.kvm
 def test_a_kvm_that_can_be_opened_has_no_problem() -> None:
-    assert firecracker_prerequisites.kvm_problem() is None
+    assert select.kvm_problem() is None

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mikrom_reconcile.host.drivers.firecracker_api import Api
+from mikrom_reconcile.host.drivers.connection import FirecrackerAPI
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
 from mikrom_reconcile.limits import VMMS
 from tests.unit.host.servers import Serve, answering, server
@@ -25,8 +25,8 @@ class State(msgspec.Struct):
     state: str
 
 
-def connected(path: str, *, pid: int | None = None, patience_s: float = 30) -> Api:
-    return Api(path, pid=pid or os.getpid(), give_up_at=time.monotonic() + patience_s)
+def connected(path: str, *, pid: int | None = None, patience_s: float = 30) -> FirecrackerAPI:
+    return FirecrackerAPI(path, pid=pid or os.getpid(), give_up_at=time.monotonic() + patience_s)
 
 
 def silent(connection: socket.socket) -> None:

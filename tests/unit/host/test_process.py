@@ -22,8 +22,9 @@ END = (sys.executable, "-c", "import time; time.sleep(0.3)")
 @contextmanager
 def spawned(argv: tuple[str, ...], folder: Path, *, locked: bool = False) -> Iterator[processes.Identity]:
     """A process with `folder`/stdin as standard input, gone and reaped at the end."""
-    stdin = os.open(folder / "stdin", os.O_RDWR | os.O_CREAT)
-    assert not locked or locks.take(stdin)
+    path = folder / "stdin"
+    stdin = locks.open_taken(path) if locked else os.open(path, os.O_RDWR | os.O_CREAT)
+    assert stdin is not None
     output = os.open(folder / "output", os.O_RDWR | os.O_CREAT)
     try:
         identity = processes.identify(processes.spawn(argv, stdin=stdin, output=output))
@@ -31,14 +32,11 @@ def spawned(argv: tuple[str, ...], folder: Path, *, locked: bool = False) -> Ite
         os.close(stdin)
         os.close(output)
     assert identity is not None
-    pidfd = processes.open_pidfd(identity)
-    assert pidfd is not None
     try:
         yield identity
     finally:
-        processes.kill(pidfd)
-        assert processes.wait_for_end(pidfd, 10)
-        os.close(pidfd)
+        processes.kill(identity)
+        assert processes.wait_for_end(identity, 10)
         processes.reap()
         assert not Path(f"/proc/{identity.pid}").exists()
 
@@ -83,10 +81,7 @@ def test_only_who_holds_the_lock_is_found_by_it_not_who_reads_the_same_file(tmp_
 
 def test_a_zombie_is_known_but_not_alive_until_it_is_reaped(tmp_path: Path) -> None:
     with spawned(END, tmp_path) as identity:
-        pidfd = processes.open_pidfd(identity)
-        assert pidfd is not None
-        assert processes.wait_for_end(pidfd, 10)
-        os.close(pidfd)
+        assert processes.wait_for_end(identity, 10)
         assert processes.is_known(identity)
         assert not processes.is_alive(identity)
         assert processes.identify(identity.pid) is None
@@ -97,13 +92,10 @@ def test_a_zombie_is_known_but_not_alive_until_it_is_reaped(tmp_path: Path) -> N
 
 def test_waiting_ends_at_its_time(tmp_path: Path) -> None:
     with spawned(SLEEP, tmp_path) as identity:
-        pidfd = processes.open_pidfd(identity)
-        assert pidfd is not None
         began = time.monotonic()
-        assert not processes.wait_for_end(pidfd, 0.05)
-        assert not processes.wait_for_end(pidfd, -1)
+        assert not processes.wait_for_end(identity, 0.05)
+        assert not processes.wait_for_end(identity, -1)
         assert 0.05 <= time.monotonic() - began < 5
-        os.close(pidfd)
 
 
 def test_reaping_leaves_the_children_of_others_alone(tmp_path: Path) -> None:

@@ -9,22 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.host.drivers.qemu_command import (
+from mikrom_reconcile.host.drivers.paths import StateLayout
+from mikrom_reconcile.host.drivers.qemu import (
     OVERHEAD_MIB,
     Accelerator,
-    arguments,
     boot_args_in,
+    command_line,
     disks_in,
     interfaces_in,
     machine_in,
     name_in,
 )
-from mikrom_reconcile.host.drivers.vmm import Layout
 from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import VMResources
 
-PLACES = Layout(Path("/srv/mikrom"), Path("/run/a,b")).of("web-001")
+PATHS = StateLayout(Path("/srv/mikrom"), Path("/run/a,b")).of("web-001")
 KERNEL = Path("/srv/kernel")
 WORDS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
 
@@ -37,7 +37,7 @@ def line(
     spec: VMSpec, *disks: Disk, interfaces: tuple[Interface, ...] = (), accelerator: Accelerator = "tcg"
 ) -> list[str]:
     media = VMResources(kernel=KERNEL, boot_args=spec.boot_args, disks=disks, interfaces=interfaces)
-    return list(arguments(spec, media, PLACES, accelerator))
+    return list(command_line(spec, media, PATHS, accelerator))
 
 
 def after(option: str, argv: list[str]) -> str:
@@ -98,7 +98,7 @@ def test_an_accelerator_brings_its_cpu(accelerator: Accelerator, words: str) -> 
 
 def test_an_initrd_is_loaded_if_there_is_one() -> None:
     media = VMResources(kernel=KERNEL, initrd=Path("/srv/initrd"))
-    assert after("-initrd", list(arguments(VMSpec(image="x"), media, PLACES, "tcg"))) == "/srv/initrd"
+    assert after("-initrd", list(command_line(VMSpec(image="x"), media, PATHS, "tcg"))) == "/srv/initrd"
     assert "-initrd" not in line(VMSpec(image="x"))
 
 

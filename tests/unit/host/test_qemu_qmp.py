@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mikrom_reconcile.host.drivers.qemu_qmp import Qmp
+from mikrom_reconcile.host.drivers.connection import QMP
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
 from mikrom_reconcile.limits import VMMS
 from tests.unit.host.servers import Serve, server
@@ -40,8 +40,8 @@ def speaking(*parts: bytes, pause_s: float = 0) -> Serve:
     return serve
 
 
-def connected(path: str, *, pid: int | None = None, patience_s: float = 30) -> Qmp:
-    return Qmp(path, pid=pid or os.getpid(), give_up_at=time.monotonic() + patience_s)
+def connected(path: str, *, pid: int | None = None, patience_s: float = 30) -> QMP:
+    return QMP(path, pid=pid or os.getpid(), give_up_at=time.monotonic() + patience_s)
 
 
 def test_events_may_stand_before_any_answer(own_environment: Path) -> None:

@@ -342,10 +342,10 @@ def test_of_two_who_want_a_lock_whose_file_goes_one_has_it(tmp_path: Path) -> No
 def test_a_lock_that_the_system_cannot_give_is_told_and_leaves_no_descriptor(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(fd: int) -> bool:
+    def refuse(*_: int) -> int:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(locks, "take", refuse)
+    monkeypatch.setattr(locks, "_control", refuse)
     with pytest.raises(TemporaryError, match="No locks available"), records.lock("web-000"):
         pass
     # by name, not by number: what tests before left to the garbage is closed whenever it is collected

@@ -10,9 +10,9 @@ import pytest
 
 from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.vmm import Layout
+from mikrom_reconcile.host.drivers.paths import StateLayout
 from mikrom_reconcile.limits import VMMS
-from mikrom_reconcile.system.free_head import keep_tail
+from mikrom_reconcile.system.files import free_head
 
 
 def test_a_small_file_whose_blocks_were_allocated_ahead_is_left_alone(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_a_small_file_whose_blocks_were_allocated_ahead_is_left_alone(tmp_path: 
     # as XFS does by itself for who appends
     subprocess.run([shutil.which("fallocate") or "fallocate", "-n", "-l", "3MiB", path], check=True)
     assert path.stat().st_blocks * 512 > 2 << 20
-    keep_tail(path, max_bytes=1 << 20)
+    free_head(path, max_bytes=1 << 20)
     assert path.read_bytes() == b"said"
 
 
@@ -45,6 +45,6 @@ def test_capping_looks_only_at_vms_that_are_still_there(tmp_path: Path) -> None:
     for vm in ("a", "gone"):
         (tmp_path / "locks" / f"{vm}.vmm").touch()  # a lock file stays for ever
     (tmp_path / "vms" / "a").mkdir(parents=True)
-    layout = Layout(tmp_path, tmp_path / "run")
+    layout = StateLayout(tmp_path, tmp_path / "run")
     assert list(layout.folders()) == ["a"]
     assert list(layout.vms()) == ["a", "gone"]

@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 
 from mikrom_reconcile.dispatch.transport.heartbeats import machine_id
-from mikrom_reconcile.system.folders import make_folder, write_named
+from mikrom_reconcile.system.files import make_folder, write_named
 
 
 @pytest.mark.parametrize("folder", ["/proc/nothing", "/proc/nothing/deep"])

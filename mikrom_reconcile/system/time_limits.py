@@ -1,0 +1,96 @@
+"""Work that depends on what others send, ended in time: sockets that trickle, regular expressions that backtrack."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from mikrom_reconcile.limits import CHECKS
+
+if TYPE_CHECKING:
+    import socket
+
+
+class LimitedSocket:
+    """A socket for `http.client`, of which nothing is read or sent beyond `give_up_at` (monotonic clock), and which
+    may be silent for `idle_s` at most: a socket's own time-out begins anew with each byte. Raises TimeoutError.
+    """
+
+    def __init__(self, connected: socket.socket, give_up_at: float, *, idle_s: float = math.inf) -> None:
+        self._socket = connected
+        self._give_up_at = give_up_at
+        self._idle_s = idle_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def limit(self) -> None:
+        """Let the next call end in time."""
+        left_s = self._give_up_at - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out: it answers too slowly")
+        self._socket.settimeout(min(left_s, self._idle_s))
+
+    def sendall(self, content: bytes) -> None:
+        """As a socket does."""
+        self.limit()
+        self._socket.sendall(content)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What there is to read."""
+        del mode  # http.client only reads
+        return io.BufferedReader(_Reader(self, self._socket.makefile("rb", buffering=0)))
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, limited: LimitedSocket, raw: Any) -> None:
+        self._limited = limited
+        self._raw = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._limited.limit()
+        read: int | None = self._raw.readinto(buffer)
+        return read
+
+    def close(self) -> None:
+        self._raw.close()  # and with it the socket, which http.client has closed before
+        super().close()
+
+
+_REPEATING = frozenset("*+?{")
+
+_PROGRAM = f"""
+import re, signal, sys
+signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))
+found = re.search(sys.argv[1], sys.stdin.buffer.read().decode(errors="replace"))
+sys.stdout.write("+" + found.group(0)[:{CHECKS.found_characters}] if found else "-")
+"""
+
+
+def first_match(pattern: str, text: bytes, *, limit_s: float) -> str | None:
+    """The first 80 characters of what is found first, None for nothing. Raises TimeoutError after `limit_s`.
+
+    Python's engine backtracks, holds the interpreter and cannot be told to stop. So what repeats anything is searched
+    in a process of its own, whose alarm ends it; without a repetition the time follows from the sizes alone.
+    """
+    if not _REPEATING & set(pattern):
+        found = re.search(pattern, text.decode(errors="replace"))
+        return found.group(0)[: CHECKS.found_characters] if found else None
+    argv = (sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, pattern, str(limit_s))
+    try:
+        search = subprocess.run(
+            argv, input=text, capture_output=True, timeout=limit_s + CHECKS.search_start_s, check=True, env={}
+        )
+    except subprocess.SubprocessError as error:
+        message = f"{pattern!r} was not searched for within {limit_s:g} s: write it with fewer repetitions"
+        raise TimeoutError(message) from error
+    answer = search.stdout.decode(errors="replace")
+    return answer[1:] if answer.startswith("+") else None

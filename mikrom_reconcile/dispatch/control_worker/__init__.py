@@ -1,1 +1,1 @@
-"""Tasks of a control worker and of Beat, and what they keep about runs and sources."""
+"""Tasks of a control worker, the schedule that Beat keeps, and metrics."""

@@ -1,4 +1,4 @@
-"""Tasks of a control worker: plan, apply, Beat's reconcile, and deeds that people ask for by task.
+"""Tasks of a control worker: plan, apply, Beat's reconcile, and actions that people ask for by task.
 
 They drive the same engine as the embedded CLI. An apply goes on only while its caller waits: once the caller's key
 is gone, nothing more is sent. Errors go back as values, and a run that nobody waits for is not begun.
@@ -87,8 +87,8 @@ class ControlTasks:
         return _unattended(BEAT, lambda run: self._reconcile(run, tick))
 
     def by_hand(self, verb: Verb, vm: str) -> dict[str, Any]:
-        """A VM task that a person called: one deed on the VMs of that name; create and update do what the specs say."""
-        return _unattended("task", lambda run: self._deed(run, verb, vm))
+        """A VM task that a person called: one action on the VMs of this name; create and update follow the specs."""
+        return _unattended("task", lambda run: self._act(run, verb, vm))
 
     def sync_source(self) -> dict[str, Any]:
         """Look at MIKROM_SPECS now; every scheduled run begins with the same look."""
@@ -143,7 +143,7 @@ class ControlTasks:
             turn.release()
             self.metrics.ticked(became)
 
-    def _deed(self, run: str, verb: Verb, vm: str) -> tuple[str, int]:
+    def _act(self, run: str, verb: Verb, vm: str) -> tuple[str, int]:
         if self.settings.worker_role != "control" or not vm:
             queue = self.keys.queue
             raise UsageError(f"mikrom.{verb}_vm takes the name of a VM, and goes to the control queue {queue}")
@@ -251,8 +251,8 @@ def summary(report: RunReport) -> str:
 def _left(plan: Plan) -> str:
     changes = f"; {len(plan.changes)} changes remain" if plan.changes else ""
     refused = f"; {len(plan.refusals)} refused" if plan.refusals else ""
-    dark = f"; unreachable: {', '.join(sorted(plan.unreachable))}" if plan.unreachable else ""
-    return f"{changes}{refused}{dark}"
+    unreachable = f"; unreachable: {', '.join(sorted(plan.unreachable))}" if plan.unreachable else ""
+    return f"{changes}{refused}{unreachable}"
 
 
 def _failed(error: Exception, run: str) -> rpc.Failure:

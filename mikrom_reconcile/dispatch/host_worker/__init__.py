@@ -1,1 +1,1 @@
-"""Tasks of a host worker, and what is changed in Celery and gevent for it."""
+"""Tasks of a host worker, and how its supervision tells what it did."""

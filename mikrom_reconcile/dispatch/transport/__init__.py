@@ -1,1 +1,1 @@
-"""Redis and what travels over it: keys, heartbeats, calls and replies, signed orders, access lists."""
+"""Redis and what travels over it: keys, heartbeats, calls and replies, signed orders, and what workers share."""

@@ -32,7 +32,7 @@ def test_in_greenlets_it_is_the_same(file: str, chosen: str) -> None:
         env={**os.environ, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=250,
         check=False,
     )
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
@@ -73,5 +73,5 @@ print([host.execute(order("create", vm)).result for vm in ("web-000", "web-001")
 
 def test_a_time_limit_and_the_end_of_a_greenlet_pass_through_and_leave_no_vmm(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
-    run = subprocess.run(command, cwd=FOLDER.parent.parent, capture_output=True, text=True, timeout=50, check=False)
+    run = subprocess.run(command, cwd=FOLDER.parent.parent, capture_output=True, text=True, timeout=250, check=False)
     assert run.stdout.splitlines() == ["passed through", "left: ()", "['done', 'done']"], run.stderr

@@ -116,6 +116,29 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
     secret_bytes: Annotated[int, "the largest secret; all metadata of a VM has 50 KiB"] = 32 << 10
 
 
+class ContainerImages(msgspec.Struct, frozen=True, kw_only=True):
+    """Container images, and the root disks that are made of them."""
+
+    document_bytes: Annotated[int, "of a manifest or a configuration: registries take 4 MiB"] = 4 << 20
+    token_bytes: Annotated[int, "of what a registry's token service answers"] = 1 << 20
+    layers: Annotated[int, "Docker makes 127 at most"] = 256
+    entries: Annotated[int, "of all layers together; the largest images known have some 500,000"] = 2_000_000
+    header_bytes: Annotated[int, "of one entry's headers: names, attributes, a sparse file's holes"] = 1 << 20
+    depth: Annotated[int, "of folders; the deepest trees of packages have some 60"] = 200
+    path_bytes: Annotated[int, "of one name with its folders, as the kernel has it"] = 4095
+    links: Annotated[int, "followed inside a tree for one path, as the kernel has it"] = 40
+    accounts_bytes: Annotated[int, "of an image's /etc/passwd, in which its USER is looked up"] = 1 << 20
+    archive_members: Annotated[int, "of a file of `docker save`: three for each layer"] = 10_000
+    kernel_bytes: Annotated[int, "of an unpacked kernel; Debian's has 40 MiB, one for debugging 400"] = 512 << 20
+    tar_buffer_bytes: Annotated[int, "of a tar that is read at once"] = 64 << 10
+    run_file_bytes: Annotated[int, "of what an image runs, with its environment: what the init has room for"] = 1 << 20
+    run_file_lines: Annotated[int, "words and variables in it, for which the init has room"] = 4096
+    last_time_s: Annotated[int, "the last second that ext4 can tell"] = (1 << 34) - 1
+    mkfs_s: Annotated[float, "mke2fs writes some 500 MiB a second"] = 600.0
+    spare_share: Annotated[float, "of what a disk needs: room for what the guest writes"] = 0.2
+    spare_inodes: Annotated[int, "beside what the tree has and a share"] = 1024
+
+
 class Networks(msgspec.Struct, frozen=True, kw_only=True):
     """Bridges, taps and address translation of a host."""
 
@@ -265,6 +288,7 @@ RECORDS = Records()
 SUPERVISION = Supervision()
 VMMS = VMMs()
 IMAGES = Images()
+CONTAINER_IMAGES = ContainerImages()
 NETWORKS = Networks()
 BROKER = Broker()
 RUNS = Runs()

@@ -106,6 +106,9 @@ class Settings:
     jail: str = _env("MIKROM_JAIL", "off", "on: every Firecracker through the jailer, as root", _one_of("off", "on"))
     image_dirs: tuple[Path, ...] = _env("MIKROM_IMAGE_DIRS", (), f"{_FOLDERS} images; else <state dir>/images", _paths)
     image_max_mib: int = _env("MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, "MiB of the largest image of a host", _number)
+    registry_auth: Path | None = _env(
+        "MIKROM_REGISTRY_AUTH", None, "a file of docker login, with this host's credentials for registries", _path
+    )
     secret_dirs: tuple[Path, ...] = _env("MIKROM_SECRET_DIRS", _SECRETS, f"{_FOLDERS} secrets", _paths)
     secret_env: tuple[str, ...] = _env(
         "MIKROM_SECRET_ENV", (), "names, with , between, of variables that env:// secrets may read", _names

@@ -185,7 +185,12 @@ def make_host_agent(settings: Settings) -> HostAgent:
         driver=make_driver(settings, choice),
         records=Records(settings.state_dir),
         clock=Clock(),
-        images=ImageCache(settings.state_dir, folders=settings.image_dirs, max_mib=settings.image_max_mib),
+        images=ImageCache(
+            settings.state_dir,
+            folders=settings.image_dirs,
+            max_mib=settings.image_max_mib,
+            registry_auth=settings.registry_auth,
+        ),
         note=choice.note,
     )
 
@@ -203,6 +208,7 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
         settings.state_dir,
         folders=settings.image_dirs,
         max_mib=settings.image_max_mib,
+        registry_auth=settings.registry_auth,
         secrets=Secrets(settings.secret_dirs, settings.secret_env),
     )
     if choice.driver == "qemu":

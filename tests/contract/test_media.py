@@ -103,7 +103,7 @@ def test_a_disk_that_was_put_in_behind_its_back_is_drift(host: Host, real: RealB
 @pytest.mark.parametrize(
     ("kernel", "why"),
     [
-        (b"MZ".ljust(514, b"\0") + b"HdrS" + b"\0" * 600, "its kernel is a bzImage"),
+        (b"MZ".ljust(514, b"\0") + b"HdrS" + b"\0" * 600, "it is a bzImage that has no kernel in it"),
         (b"\x1f\x8b" + b"\0" * 600, "packed with gzip"),
         (b"#!/bin/sh\n" * 60, "no ELF file"),
         (b"\x7fELF\x02\x01\x01".ljust(18, b"\0") + b"\xb7\0" + b"\0" * 600, "for another CPU"),

@@ -156,6 +156,8 @@ _PATTERNS = {
     "^[0-9]{1,6}(ms|s|m|h|d)$": "a whole number and a unit: 250ms, 10s, 5m, 1h, 2d",
     "^[0-9a-f]{64}$": "64 hexadecimal digits, as sha256sum prints them",
     "^(file:///|https://)[!-~]+$": "file:///path or https://host/path",
+    "^file:///[!-~]+$": "file:///path",
+    "^[A-Za-z0-9._:/\\[\\]-]{1,255}@sha256:[0-9a-f]{64}$": "registry/name@sha256: and 64 hexadecimal digits",
     "^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$": "up to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends",
     "^[ -~]*$": "printable ASCII only",
     "^[A-Za-z_][A-Za-z0-9_]*$": "letters, digits and '_', no digit first",

@@ -24,7 +24,7 @@ from mikrom_reconcile.core.parsing.spec_files import variables_of
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs import validate_fleets
-from mikrom_reconcile.core.specs.images import BUILT_IN
+from mikrom_reconcile.core.specs.images import BUILT_IN, root_disk_flaw
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.networks import network_mistakes, network_of, overlapping
 from mikrom_reconcile.limits import SPECS
@@ -135,6 +135,9 @@ def _image(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
     if document.name in BUILT_IN:
         message = f"the image {document.name} is built in; call this another name"
         yield Diagnostic(document, ("metadata", "name"), message)
+    rootfs = document.body["spec"].get("rootfs")
+    if rootfs is not None and (flaw := root_disk_flaw(rootfs)):
+        yield Diagnostic(document, ("spec", "rootfs"), flaw)
     if names_in(document.body["spec"].get("boot_args", "")):
         hint = "write boot_args in the fleet's template, or $${ for the text"
         message = "an image looks no variables up: it is the same for every VM"

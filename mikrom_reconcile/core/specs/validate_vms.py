@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from mikrom_reconcile.core.model.container_names import init_argument
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
@@ -137,6 +138,7 @@ def _boot_args_with_devices(spec: VMSpec) -> Problems:
     addressed = spec.network_interfaces and " ip=" not in f" {spec.boot_args}"
     room = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * sum(_device_counts(spec))
     room -= SPECS.boot_args_address_bytes if addressed else 0
+    room -= len(f" {init}") if (init := init_argument(spec.boot, spec.boot_args)) else 0
     if len(spec.boot_args) > room:
         message = f"boot_args has {len(spec.boot_args)} characters; with the VM's devices and address, {room} are left"
         yield ("boot_args",), message

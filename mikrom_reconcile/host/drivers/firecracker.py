@@ -78,6 +78,7 @@ class FirecrackerDriver(VMMDriver):
 
     name = "firecracker"
     program = "Firecracker"
+    unpacked_kernel = True
 
     def __init__(self, binary: Path, *, jailer: Path | None = None, **settings: Any) -> None:
         super().__init__(binary, **settings)
@@ -91,10 +92,6 @@ class FirecrackerDriver(VMMDriver):
         return validate_vms.unsupported(spec)
 
     def _kernel_problem(self, head: bytes) -> str | None:
-        if head[514:518] == b"HdrS":
-            return (
-                "its kernel is a bzImage, and Firecracker boots a vmlinux: unpack it with the kernel's extract-vmlinux"
-            )
         if head[:4] != b"\x7fELF":
             packed = _PACKED.get(head[:2])
             found = f"packed with {packed}: unpack it" if packed else "no ELF file"

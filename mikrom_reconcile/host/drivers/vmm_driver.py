@@ -53,6 +53,8 @@ class VMMDriver(ABC):
     name: str
     program: str
     """What people call its VMM."""
+    unpacked_kernel = False
+    """Whether it boots no kernel that is packed, as distributions ship them."""
 
     def __init__(
         self,
@@ -161,7 +163,7 @@ class VMMDriver(ABC):
             return
         vmm.end(give_up_at=give_up_at)
         with translate_errors(record.vm, "making its kernel, disks and links ready"):
-            resources = self._provisioner.prepare(record, give_up_at=give_up_at)
+            resources = self._provisioner.prepare(record, give_up_at=give_up_at, unpacked_kernel=self.unpacked_kernel)
             with resources.kernel.open("rb") as kernel:
                 head = kernel.read(VMMS.kernel_head_bytes)
             if problem := self._kernel_problem(head):

@@ -10,38 +10,53 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 
+from mikrom_reconcile.core.model.container_names import is_container_image
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import CachedFile, Stock
+from mikrom_reconcile.host.oci import kernel, rootdisk
+from mikrom_reconcile.host.oci.registry import Registry
+from mikrom_reconcile.host.oci.sources import image_of
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.host.resources import download
-from mikrom_reconcile.host.resources.download import FetchError
-from mikrom_reconcile.limits import IMAGES
-from mikrom_reconcile.system import files, locks
+from mikrom_reconcile.limits import CONTAINER_IMAGES, IMAGES, VMMS
+from mikrom_reconcile.system import download, files, locks
+from mikrom_reconcile.system.download import FetchError, Opened
 from mikrom_reconcile.system.files import make_folder, sync_folder, write_whole
 
 _MIB = 1 << 20
+_DRAFTS = (".tree", ".part", ".new")
+"""What is not whole yet: a folder that a disk is made of, a file that is being written."""
 
 
 class ImageCache:
     """The files of this host. `folders` are those that `file://` may name; `max_mib` is the largest file taken."""
 
-    def __init__(self, state_dir: Path, *, folders: tuple[Path, ...] = (), max_mib: int = IMAGES.max_mib) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        folders: tuple[Path, ...] = (),
+        max_mib: int = IMAGES.max_mib,
+        registry_auth: Path | None = None,
+    ) -> None:
         self._folder = state_dir / "images"
         self._cache = self._folder / "sha256"
+        self._parts = self._folder / "parts"  # of container images: manifests and layers
         self._locks = state_dir / "locks"
         self._folders = folders or (self._folder,)
         self._max_bytes = max_mib * _MIB
+        self._registry_auth = registry_auth
 
     def hello(self) -> Path:
         """The demo guest's kernel, put into place if it is missing or not whole. Raises OSError."""
@@ -58,28 +73,75 @@ class ImageCache:
         return path
 
     def path_of(self, file: PinnedFile) -> Path:
-        """Where it is once it was fetched."""
-        return self._cache / file.sha256
+        """Where it is once it was fetched, or made of what was."""
+        made = f".{rootdisk.recipe()}" if is_container_image(file.source) else ""
+        return self._cache / f"{file.sha256}{made}"
 
     def fetched(self, file: PinnedFile, *, give_up_at: float) -> Path:
-        """The file, fetched if need be; one fetch per host, the others wait for it. Raises FetchError and OSError."""
+        """The file, fetched or made if need be; once per host, others wait. Raises FetchError and OSError."""
         path = self.path_of(file)
+        make = self._make_disk if is_container_image(file.source) else self._fetch
+        return self._once(file, path, give_up_at, lambda: make(file, path, give_up_at))
+
+    def kernel(self, file: PinnedFile, *, unpacked: bool, give_up_at: float) -> Path:
+        """The kernel, `unpacked` if it is packed and its VMM cannot do that. Raises FetchError and OSError."""
+        path = self.fetched(file, give_up_at=give_up_at)
+        with path.open("rb") as content:
+            if not unpacked or not kernel.is_packed(content.read(VMMS.kernel_head_bytes)):
+                return path
+        elf = path.with_name(f"{path.name}.elf")
+        return self._once(file, elf, give_up_at, lambda: self._unpack(file, path, elf))
+
+    def _unpack(self, file: PinnedFile, packed: Path, elf: Path) -> None:
+        if packed.stat().st_size > CONTAINER_IMAGES.kernel_bytes:
+            raise FetchError(f"{file.source}: it is larger than any kernel", lasting=True)
+        try:
+            content = kernel.unpacked(packed.read_bytes())
+        except FetchError as error:
+            raise FetchError(f"{file.source}: {error}", lasting=error.lasting) from error
+        write_whole(elf, content)
+        elf.chmod(0o444)
+
+    def part(self, file: PinnedFile, registry: Registry | None, *, give_up_at: float) -> Path:
+        """A part of a container image, fetched if need be. Raises FetchError and OSError."""
+        path = self._parts / file.sha256
+        return self._once(file, path, give_up_at, lambda: self._fetch(file, path, give_up_at, registry))
+
+    def _once(self, file: PinnedFile, path: Path, give_up_at: float, make: Callable[[], None]) -> Path:
         while not _used(path):
-            make_folder(self._cache)
-            lock = locks.held(self._lock_of(file.sha256), until=give_up_at, poll_s=IMAGES.lock_poll_s, unlink=True)
+            make_folder(path.parent)
+            lock = locks.held(self._lock_of(path.name), until=give_up_at, poll_s=IMAGES.lock_poll_s, unlink=True)
             with lock as is_ours:
                 if not is_ours:
                     raise FetchError(f"{file.source}: another process still fetches it", lasting=False)
                 if not path.exists():
-                    self._fetch(file, path, give_up_at)
+                    make()
         return path
+
+    def _make_disk(self, file: PinnedFile, path: Path, give_up_at: float) -> None:
+        """A root disk of a container image, whose parts stay for a while: the next image may share them."""
+
+        def fetch(part: PinnedFile, registry: Registry | None) -> Path:
+            return self.part(part, registry, give_up_at=give_up_at)
+
+        draft = path.with_name(f"{path.name}.part")
+        draft.unlink(missing_ok=True)
+        try:
+            image = image_of(file, fetch, auth_file=self._registry_auth, max_bytes=self._max_bytes)
+            rootdisk.build(image, draft, max_bytes=self._max_bytes, give_up_at=give_up_at)
+        except FetchError as error:
+            raise FetchError(f"{file.source}: {error}", lasting=error.lasting) from error
+        draft.chmod(0o444)
+        draft.replace(path)
+        sync_folder(path.parent)
 
     def cached(self) -> Iterator[tuple[str, int, float]]:
         """Digest, bytes and time of last use of every file, in the order of digests."""
         for path in sorted(self._cache.glob("*")):
             with suppress(FileNotFoundError):
                 found = path.stat()
-                yield path.name, found.st_size, found.st_mtime
+                if path.suffix not in _DRAFTS:
+                    yield path.name.partition(".")[0], found.st_size, found.st_mtime
 
     def report(self, host: str, files: Iterable[PinnedFile], records: Records, *, deadline_s: float) -> Stock:
         """What is cached, and how many VMs use it, once `files` were fetched. One that fails stops no other.
@@ -97,36 +159,42 @@ class ImageCache:
         cached = tuple(
             CachedFile(sha256=name, size_bytes=size, vms=uses[name], last_used_at=datetime.fromtimestamp(used_s, UTC))
             for name, size, used_s in self.cached()
-            if not name.endswith(".part")
         )
         return Stock(host=host, failed=failed, cached=cached)
 
     def sweep(self, used: frozenset[str]) -> tuple[str, ...]:
         """Remove files that nobody used for a day; their names. The digests `used` count as used now."""
-        removed, oldest_s = [], time.time() - IMAGES.kept_s
-        for name, _, last_used_s in self.cached():
-            digest, path = name.removesuffix(".part"), self._cache / name
-            if digest in used:
+        removed = []
+        for path in (*sorted(self._cache.glob("*")), *sorted(self._parts.glob("*"))):
+            if path.parent == self._cache and path.name.partition(".")[0] in used:
                 _used(path)
-            elif last_used_s <= oldest_s and self._remove(path, digest, oldest_s):
-                removed.append(name)
+            elif self._removed(path):
+                removed.append(path.name)
         return tuple(removed)
 
-    def _remove(self, path: Path, digest: str, oldest_s: float) -> bool:
-        """Remove it, unless it is being fetched, or was used since it was found old."""
-        with locks.held(self._lock_of(digest), unlink=True) as is_ours, suppress(FileNotFoundError):
-            if is_ours and path.stat().st_mtime <= oldest_s:
+    def _removed(self, path: Path) -> bool:
+        """Remove it, unless it is being fetched, or was used lately."""
+        if not _is_old(path):
+            return False
+        with locks.held(self._lock_of(path.name), unlink=True) as is_ours:
+            if not is_ours or not _is_old(path):  # it may have been used since
+                return False
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
-                return True
-        return False
+        return True
 
-    def _lock_of(self, digest: str) -> Path:
-        return self._locks / f"image-{digest}.lock"
+    def _lock_of(self, name: str) -> Path:
+        for draft in _DRAFTS:
+            name = name.removesuffix(draft)
+        return self._locks / f"image-{name}.lock"
 
-    def _fetch(self, file: PinnedFile, path: Path, give_up_at: float) -> None:
+    def _fetch(self, file: PinnedFile, path: Path, give_up_at: float, registry: Registry | None = None) -> None:
         draft = path.with_name(f"{path.name}.part")
+        open_at = partial(download.opened, folders=self._folders) if registry is None else registry.opened
         try:
-            self._read(file.source, draft, give_up_at)
+            self._read(partial(open_at, file.source, give_up_at=give_up_at), draft, give_up_at)
         except FetchError as error:
             raise FetchError(f"{file.source}: {error}", lasting=error.lasting) from error
         if (digest := _digest_of(draft)) != file.sha256:
@@ -135,35 +203,35 @@ class ImageCache:
             raise FetchError(message, lasting=True)
         draft.chmod(0o444)
         draft.replace(path)
-        sync_folder(self._cache)
+        sync_folder(path.parent)
 
-    def _read(self, source: str, draft: Path, give_up_at: float) -> None:
+    def _read(self, open_at: Callable[..., AbstractContextManager[Opened]], draft: Path, give_up_at: float) -> None:
         """Read all of it into `draft`, on from what an earlier attempt left there."""
         with draft.open("ab") as out:
-            with download.opened(source, offset=out.tell(), folders=self._folders, give_up_at=give_up_at) as found:
+            with open_at(offset=out.tell()) as found:
                 if found.offset == 0:
                     out.truncate(0)
-                self._check_size(found.size or 0, found.offset)
+                self._check_size(draft.parent, found.size or 0, found.offset)
                 try:
                     for piece in found.pieces(give_up_at):
                         out.write(piece)
                         if found.size is None and out.tell() > self._max_bytes:
-                            self._check_size(out.tell())
+                            self._check_size(draft.parent, out.tell())
                 except OSError:
                     out.truncate(0)  # a full disk is not made better by half a file
                     raise
             out.flush()
             files.sync(out.fileno())
 
-    def _check_size(self, size: int, known: int = 0) -> None:
+    def _check_size(self, folder: Path, size: int, known: int = 0) -> None:
         """Raise FetchError if that many bytes are too many, or more than the disk has left beside the `known` ones."""
         if size > self._max_bytes:
             message = f"it has {size // _MIB} MiB or more, and MIKROM_IMAGE_MAX_MIB is {self._max_bytes // _MIB}"
             raise FetchError(message, lasting=True)
-        disk = os.statvfs(self._cache)
+        disk = os.statvfs(folder)
         left = disk.f_bavail * disk.f_frsize
         if size - known > left:
-            message = f"it needs {(size - known) // _MIB + 1} MiB and {left // _MIB} are left in {self._cache}"
+            message = f"it needs {(size - known) // _MIB + 1} MiB and {left // _MIB} are left in {folder}"
             raise FetchError(message, lasting=False)
 
 
@@ -186,6 +254,13 @@ def _digest_of(path: Path) -> str:
             digest.update(piece)
             time.sleep(0)  # lets other greenlets run
     return digest.hexdigest()
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime >= IMAGES.kept_s
+    except FileNotFoundError:
+        return False
 
 
 def _used(path: Path) -> bool:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from mikrom_reconcile.core.model.container_names import init_argument
 from mikrom_reconcile.core.model.devices import NetworkInterface
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
@@ -328,13 +329,13 @@ def mac_of(record: VMRecord, name: str) -> str:
 def boot_args_of(record: VMRecord) -> str:
     """The kernel's command line, with the address of the first interface for guests that have no other way to it."""
     spec = record.spec
+    words = [spec.boot_args, init_argument(spec.boot, spec.boot_args)]
     name = min(spec.network_interfaces, default=None)
     ip = record.addresses.get(name) if name else None
-    if name is None or ip is None or " ip=" in f" {spec.boot_args}":
-        return spec.boot_args
-    nic = spec.network_interfaces[name]
-    said = f"ip={ip}::{nic.gateway}:{IPv4Network(nic.cidr).netmask}:{record.vm}:eth0:off"
-    return f"{spec.boot_args} {said}".lstrip()
+    if name is not None and ip is not None and " ip=" not in f" {spec.boot_args}":
+        nic = spec.network_interfaces[name]
+        words.append(f"ip={ip}::{nic.gateway}:{IPv4Network(nic.cidr).netmask}:{record.vm}:eth0:off")
+    return " ".join(filter(None, words))
 
 
 def _make_tap(name: str) -> None:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError, PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.disks import Disk, Disks
-from mikrom_reconcile.host.resources.download import FetchError
 from mikrom_reconcile.host.resources.images import ImageCache, image_uses
 from mikrom_reconcile.host.resources.metadata import SecretError, Secrets, metadata_of
 from mikrom_reconcile.host.resources.networks import Interface, Networks, boot_args_of
 from mikrom_reconcile.limits import IMAGES
+from mikrom_reconcile.system.download import FetchError
 
 _log = logging.getLogger(__name__)
 
@@ -47,23 +47,29 @@ class ResourceProvisioner:
         *,
         folders: tuple[Path, ...] = (),
         max_mib: int = IMAGES.max_mib,
+        registry_auth: Path | None = None,
         secrets: Secrets | None = None,
     ) -> None:
         state_dir = state_dir.resolve()
-        self._images = ImageCache(state_dir, folders=folders, max_mib=max_mib)
+        self._images = ImageCache(state_dir, folders=folders, max_mib=max_mib, registry_auth=registry_auth)
         self._disks = Disks(state_dir)
         self.networks = Networks(state_dir)
         self._secrets = secrets or Secrets()
 
-    def prepare(self, record: VMRecord, *, give_up_at: float) -> VMResources:
+    def prepare(self, record: VMRecord, *, give_up_at: float, unpacked_kernel: bool = False) -> VMResources:
         """Fetch images, make disks and links as the spec says. Raises ActionErrors and OSErrors."""
         boot = record.spec.boot
         if boot is None:
             kernel, initrd, rootfs = self._images.hello(), None, None
         else:
-            kernel = self._fetched(record.vm, boot.kernel, "kernel", give_up_at)
-            initrd = self._fetched(record.vm, boot.initrd, "initrd", give_up_at) if boot.initrd else None
-            rootfs = self._fetched(record.vm, boot.rootfs, "root disk's image", give_up_at) if boot.rootfs else None
+            fetch = partial(self._images.fetched, give_up_at=give_up_at)
+            kernel = _fetched(
+                record.vm,
+                "kernel",
+                partial(self._images.kernel, boot.kernel, unpacked=unpacked_kernel, give_up_at=give_up_at),
+            )
+            initrd = _fetched(record.vm, "initrd", partial(fetch, boot.initrd)) if boot.initrd else None
+            rootfs = _fetched(record.vm, "root disk's image", partial(fetch, boot.rootfs)) if boot.rootfs else None
         metadata = self.metadata_of(record)
         self._disks.prepare(record, rootfs)
         self.networks.prepare(record, give_up_at=give_up_at)
@@ -93,12 +99,13 @@ class ResourceProvisioner:
         self._disks.remove(record)
         self.networks.remove(record, give_up_at=give_up_at)
 
-    def _fetched(self, vm: str, file: PinnedFile, what: str, give_up_at: float) -> Path:
-        try:
-            return self._images.fetched(file, give_up_at=give_up_at)
-        except FetchError as error:
-            kind = PermanentError if error.lasting else TemporaryError
-            raise kind(str(error), vm=vm, step=f"fetching its {what}") from error
+
+def _fetched(vm: str, what: str, fetch: Callable[[], Path]) -> Path:
+    try:
+        return fetch()
+    except FetchError as error:
+        kind = PermanentError if error.lasting else TemporaryError
+        raise kind(str(error), vm=vm, step=f"fetching its {what}") from error
 
 
 class GarbageCollector:

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from mikrom_reconcile.core.model.devices import PinnedFile
-from mikrom_reconcile.host.resources.download import FetchError
 from mikrom_reconcile.host.resources.images import ImageCache
+from mikrom_reconcile.system.download import FetchError
 
 CONTENT = os.urandom(3 << 20)
 

@@ -18,19 +18,26 @@ from http import HTTPStatus
 from threading import Thread
 from typing import Any
 
-from mikrom_reconcile.host.resources.download import FetchError, Opened
 from mikrom_reconcile.limits import IMAGES
+from mikrom_reconcile.system.download import FetchError, Opened
 from mikrom_reconcile.system.time_limits import LimitedSocket
 
 _LASTING = frozenset({400, 401, 403, 404, 405, 410})
 
 
 @contextmanager
-def opened(source: str, *, offset: int, give_up_at: float) -> Iterator[Opened]:
-    """What the server sends, from `offset` on if it can, else from the beginning. Raises FetchError."""
-    headers = {"Range": f"bytes={offset}-"} if offset else {}
-    request = urllib.request.Request(source, headers=headers)  # noqa: S310 - the schema lets only https through
-    opener = urllib.request.build_opener(_OnlyHttps(), _Handler(give_up_at))
+def opened(
+    source: str, *, offset: int, give_up_at: float, accept: str = "*/*", authorization: str | None = None
+) -> Iterator[Opened]:
+    """What the server sends, from `offset` on if it can, else from the beginning. Raises FetchError.
+
+    `authorization` is for this server alone, not for one that it redirects to.
+    """
+    headers = {"Accept": accept, **({"Range": f"bytes={offset}-"} if offset else {})}
+    request = urllib.request.Request(source, headers=headers)  # noqa: S310 - no caller has any but http and https
+    if authorization is not None:
+        request.add_unredirected_header("Authorization", authorization)
+    opener = urllib.request.build_opener(_OnlyHttps(), _Http(give_up_at), _Https(give_up_at))
     try:
         reply: http.client.HTTPResponse = opener.open(request, timeout=_timeout_s(give_up_at))
     except urllib.error.HTTPError as error:
@@ -38,7 +45,9 @@ def opened(source: str, *, offset: int, give_up_at: float) -> Iterator[Opened]:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:  # nothing lies behind it
             yield Opened(io.BytesIO(), offset)
             return
-        raise FetchError(f"the server answers {error.code} {error.reason}", lasting=error.code in _LASTING) from error
+        challenge = error.headers.get("WWW-Authenticate", "") if error.code == HTTPStatus.UNAUTHORIZED else None
+        message = f"the server answers {error.code} {error.reason}"
+        raise FetchError(message, lasting=error.code in _LASTING, challenge=challenge) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise FetchError(
@@ -51,7 +60,7 @@ def opened(source: str, *, offset: int, give_up_at: float) -> Iterator[Opened]:
         yield Opened(reply, offset=begin, size=size, breaks=(OSError, http.client.HTTPException))
 
 
-class _Connection(http.client.HTTPSConnection):
+class _Connection(http.client.HTTPConnection):
     give_up_at: float
 
     def connect(self) -> None:
@@ -59,15 +68,32 @@ class _Connection(http.client.HTTPSConnection):
         self.sock = LimitedSocket(self.sock, self.give_up_at, idle_s=IMAGES.idle_s)
 
 
-class _Handler(urllib.request.HTTPSHandler):
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    pass
+
+
+class _InTime(urllib.request.AbstractHTTPHandler):
+    _kind: type[_Connection]
+
     def __init__(self, give_up_at: float) -> None:
         super().__init__()
         self._give_up_at = give_up_at
 
     def _connection(self, host: str, **options: Any) -> _Connection:
-        connection = _Connection(host, **options)
+        connection = self._kind(host, **options)
         connection.give_up_at = self._give_up_at
         return connection
+
+
+class _Http(_InTime, urllib.request.HTTPHandler):
+    _kind = _Connection
+
+    def http_open(self, req):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return self.do_open(self._connection, req)
+
+
+class _Https(_InTime, urllib.request.HTTPSHandler):
+    _kind = _SecureConnection
 
     def https_open(self, req):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         return self.do_open(self._connection, req)

@@ -21,11 +21,12 @@ from mikrom_reconcile.limits import IMAGES
 
 
 class FetchError(MikromError):
-    """It could not be had. `lasting`: asking again changes nothing."""
+    """It could not be had. `lasting`: asking again changes nothing. `challenge`: how a server wants to be asked."""
 
-    def __init__(self, message: str, *, lasting: bool) -> None:
+    def __init__(self, message: str, *, lasting: bool, challenge: str | None = None) -> None:
         super().__init__(message)
         self.lasting = lasting
+        self.challenge = challenge
 
 
 class Opened(NamedTuple):
@@ -63,7 +64,7 @@ def opened(source: str, *, offset: int, folders: tuple[Path, ...], give_up_at: f
     """
     parts = urlsplit(source)
     if parts.scheme != "file":
-        from mikrom_reconcile.host.resources import https_source  # noqa: PLC0415 - 20 ms that others need not pay
+        from mikrom_reconcile.system import https_source  # noqa: PLC0415 - 20 ms that others need not pay
 
         with https_source.opened(source, offset=offset, give_up_at=give_up_at) as found:
             yield found

@@ -1,0 +1,159 @@
+"""What an image consists of: its index, manifest and configuration, as its documents say. Nothing is fetched here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import BinaryIO, TypeVar
+
+import msgspec
+
+from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.limits import CONTAINER_IMAGES
+from mikrom_reconcile.system.download import FetchError
+
+OS, ARCHITECTURE = "linux", "amd64"
+"""What the VMs of a host run: this project knows no other CPU."""
+
+INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+MANIFESTS = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+
+_T = TypeVar("_T")
+_LAYER = re.compile(r"application/vnd\.(oci\.image\.layer\.v1|docker\.image\.rootfs\.diff)\.tar([.+](gzip|zstd))?")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class Platform(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image was built for."""
+
+    architecture: str = ""
+    os: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.os}/{self.architecture}"
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an image, named by its digest."""
+
+    digest: str
+    size: int
+    media_type: str = msgspec.field(name="mediaType", default="")
+    platform: Platform | None = None
+
+    @property
+    def sha256(self) -> str:
+        """In hexadecimal. Raises FetchError where it is another algorithm's."""
+        found = _DIGEST.fullmatch(self.digest)
+        if found is None:
+            raise FetchError(f"its digest {self.digest} is no sha256", lasting=True)
+        return found[1]
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """An index, which has `manifests`, or a manifest, which has the rest."""
+
+    media_type: str = msgspec.field(name="mediaType", default="")
+    manifests: tuple[Descriptor, ...] = ()
+    config: Descriptor | None = None
+    layers: tuple[Descriptor, ...] = ()
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """What an image says that runs in it."""
+
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    env: tuple[str, ...] | None = None
+    working_dir: str | None = None
+    user: str | None = None
+    stop_signal: str | None = None
+
+
+class Tars(msgspec.Struct, frozen=True, kw_only=True):
+    """The digests of the layers as they are once they are unpacked."""
+
+    diff_ids: tuple[str, ...] = ()
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration of an image."""
+
+    architecture: str = ""
+    os: str = ""
+    config: Process | None = None
+    rootfs: Tars = Tars()
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer. `opened` gives its bytes, packed or not; unpacked, they have the digest `diff_id`."""
+
+    diff_id: str
+    opened: Callable[[], AbstractContextManager[BinaryIO]]
+
+
+class ContainerImage(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a root disk is made of, the lowest layer first."""
+
+    process: Process
+    layers: tuple[Layer, ...]
+
+
+def document_of(content: bytes) -> Document:
+    """An index or a manifest. Raises FetchError."""
+    document = decoded(content, Document)
+    known = document.media_type in {"", *INDEXES, *MANIFESTS}
+    if not known or (document.config is None and not document.manifests):
+        what = document.media_type or "a document without layers"
+        raise FetchError(f"it is no container image, but {what}", lasting=True)
+    return document
+
+
+def manifest_in(index: Document) -> Descriptor:
+    """The manifest of an index that is for this platform. Raises FetchError."""
+    wanted = Platform(architecture=ARCHITECTURE, os=OS)
+    for descriptor in index.manifests:
+        if descriptor.platform == wanted:
+            return descriptor
+    if len(index.manifests) == 1 and index.manifests[0].platform is None:  # the configuration tells its platform
+        return index.manifests[0]
+    there = ", ".join(sorted({str(found.platform) for found in index.manifests if found.platform})) or "none"
+    raise FetchError(f"it is not there for {wanted}, which VMs here run; it is for {there}", lasting=True)
+
+
+def config_of(content: bytes) -> Config:
+    """The configuration of an image that can run here. Raises FetchError."""
+    config = decoded(content, Config)
+    if (config.os, config.architecture) != (OS, ARCHITECTURE):
+        what = f"it is for {config.os or '?'}/{config.architecture or '?'}"
+        raise FetchError(f"{what}, and VMs here run {OS}/{ARCHITECTURE}", lasting=True)
+    if len(config.rootfs.diff_ids) > CONTAINER_IMAGES.layers:
+        message = f"it has {len(config.rootfs.diff_ids)} layers, more than the {CONTAINER_IMAGES.layers} that are taken"
+        raise FetchError(message, lasting=True)
+    return config
+
+
+def layers_of(manifest: Document, config: Config) -> tuple[tuple[Descriptor, str], ...]:
+    """Each layer with its diff_id, the lowest first. Raises FetchError."""
+    for layer in manifest.layers:
+        if not _LAYER.fullmatch(layer.media_type):
+            raise FetchError(f"it has a layer of the kind {layer.media_type}, which cannot be unpacked", lasting=True)
+    if len(manifest.layers) != len(config.rootfs.diff_ids):
+        counts = f"{len(manifest.layers)} layers, and its configuration names {len(config.rootfs.diff_ids)}"
+        raise FetchError(f"its manifest has {counts}: it is broken", lasting=True)
+    return tuple(zip(manifest.layers, config.rootfs.diff_ids, strict=True))
+
+
+def decoded(content: bytes, kind: type[_T]) -> _T:
+    """What a document of an image says. Raises FetchError."""
+    try:
+        return msgspec.json.decode(content, type=ready(kind))
+    except msgspec.DecodeError as error:
+        raise FetchError(f"its {kind.__name__.lower()} cannot be read: {error}", lasting=True) from error

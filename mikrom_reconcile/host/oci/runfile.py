@@ -1,0 +1,94 @@
+"""What the init of a root disk is told to run: the image's own words, with its USER looked up in its own files.
+
+`guest/init.c` reads it: strings, each with a zero byte behind it.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+
+from mikrom_reconcile.host.oci.manifests import Process
+from mikrom_reconcile.host.oci.tree import Tree
+from mikrom_reconcile.limits import CONTAINER_IMAGES
+from mikrom_reconcile.system.download import FetchError
+
+FILE = (b".mikrom", b"run")
+INIT = (b".mikrom", b"init")
+
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LAST_ID = (1 << 32) - 2
+
+
+def run_file(process: Process, tree: Tree) -> bytes:
+    """The content of the file. Raises FetchError."""
+    lines = [*_lines(process, tree)]
+    for line in lines:
+        if "\0" in line:
+            raise FetchError(f"it has a zero byte in {line[:40]!r}", lasting=True)
+    content = b"".join(line.encode("utf-8", "surrogateescape") + b"\0" for line in lines)
+    if len(content) > CONTAINER_IMAGES.run_file_bytes or len(lines) > CONTAINER_IMAGES.run_file_lines:
+        raise FetchError("its ENTRYPOINT, CMD and ENV are longer than a kernel takes", lasting=True)
+    return content
+
+
+def _lines(process: Process, tree: Tree) -> Iterator[str]:
+    words = (*(process.entrypoint or ()), *(process.cmd or ()))
+    if not words:
+        raise FetchError("it has neither an ENTRYPOINT nor a CMD: nothing says what it runs", lasting=True)
+    user, home = _user(process.user or "", tree)
+    env = list(process.env or ())
+    names = {line.partition("=")[0] for line in env}
+    env += [line for line in (_PATH, f"HOME={home}") if line.partition("=")[0] not in names]
+    yield from (f"arg={word}" for word in words)
+    yield from (f"env={line}" for line in env)
+    yield f"dir={process.working_dir or '/'}"
+    yield from user
+    yield f"stop={_signal(process.stop_signal or 'SIGTERM')}"
+
+
+def _user(text: str, tree: Tree) -> tuple[list[str], str]:
+    """Lines that say who runs it, and that user's home. Like Docker: a name has to be there, a number need not."""
+    name, _, group = text.partition(":")
+    name = name or "0"
+    users = list(_accounts(tree, b"passwd", 7))
+    groups = list(_accounts(tree, b"group", 4))
+    account = next((line for line in users if name in line[:3:2]), None)
+    if account is None and not _is_id(name):
+        raise FetchError(f"its USER is {name}, which its /etc/passwd does not have", lasting=True)
+    uid, gid, home = (account[2], account[3], account[5]) if account else (name, "0", "/")
+    more = [line[2] for line in groups if account and not group and account[0] in line[3].split(",")]
+    if group:
+        gid = next((line[2] for line in groups if group in line[:3:2]), group if _is_id(group) else "")
+        if not gid:
+            raise FetchError(f"its USER is {text}, and its /etc/group does not have {group}", lasting=True)
+    return [f"uid={uid}", f"gid={gid}", *(f"group={one}" for one in more)], home or "/"
+
+
+def _accounts(tree: Tree, name: bytes, fields: int) -> Iterator[list[str]]:
+    """The lines of an account file that are whole."""
+    content = tree.read((b"etc", name), CONTAINER_IMAGES.accounts_bytes)
+    for line in content.decode("utf-8", "surrogateescape").splitlines():
+        found = line.split(":")
+        if len(found) == fields and _is_id(found[2]) and (fields == 4 or _is_id(found[3])):
+            yield found
+
+
+def _is_id(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,10}", text) is not None and int(text) <= _LAST_ID
+
+
+def _signal(text: str) -> int:
+    """The number of a signal by its name, with SIG or without, or by its number."""
+    found = re.fullmatch(r"(?:SIG)?(?:(RTMIN|RTMAX)([+-][0-9]{1,2})?|([A-Z0-9]+))", text.upper())
+    number = 0
+    if found and found[1]:
+        number = (signal.SIGRTMIN if found[1] == "RTMIN" else signal.SIGRTMAX) + int(found[2] or 0)
+    elif found and found[3].isdigit():
+        number = int(found[3][:3])
+    elif found:
+        number = getattr(signal, f"SIG{found[3]}", 0)
+    if not 1 <= number <= signal.SIGRTMAX:
+        raise FetchError(f"its STOPSIGNAL {text} is no signal", lasting=True)
+    return int(number)

@@ -1,0 +1,144 @@
+"""The three places that a container image comes from: each part of it is fetched as a file that has its digest."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import msgspec
+
+from mikrom_reconcile.core.model.container_names import ARCHIVE, LAYOUT, REGISTRY, repository_of
+from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.host.oci.manifests import (
+    ContainerImage,
+    Document,
+    Layer,
+    Process,
+    config_of,
+    decoded,
+    document_of,
+    layers_of,
+    manifest_in,
+)
+from mikrom_reconcile.host.oci.registry import Registry, credentials_in
+from mikrom_reconcile.host.oci.tars import Budget, opened_tar
+from mikrom_reconcile.limits import CONTAINER_IMAGES
+from mikrom_reconcile.system.download import FetchError
+from mikrom_reconcile.system.files import OddFileError, read_small
+
+Fetch = Callable[[PinnedFile, Registry | None], Path]
+"""Puts a file into the host's cache, unless it is there, from a registry, if it is one's, and checks its digest; where
+it is then. Raises FetchError and OSError.
+"""
+
+
+class Saved(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """An image in a file of `docker save`."""
+
+    config: str
+    layers: tuple[str, ...]
+
+
+def image_of(file: PinnedFile, fetch: Fetch, *, auth_file: Path | None, max_bytes: int) -> ContainerImage:
+    """The image, with all of its parts on this host. Raises FetchError and OSError."""
+    if file.source.startswith(ARCHIVE):
+        archive = PinnedFile(source=file.source.removeprefix(ARCHIVE), sha256=file.sha256)
+        return _saved_image(fetch(archive, None), max_bytes)
+    if file.source.startswith(LAYOUT):
+        blobs = f"{file.source.removeprefix(LAYOUT).rstrip('/')}/blobs/sha256"
+        return _assembled(
+            file.sha256, lambda _, sha256: fetch(PinnedFile(source=f"{blobs}/{sha256}", sha256=sha256), None)
+        )
+    try:
+        repository = repository_of(file.source.removeprefix(REGISTRY))
+    except ValueError as error:
+        raise FetchError(str(error), lasting=True) from error
+    registry = Registry(repository, credentials_in(auth_file, repository.registry))
+
+    def path_of(kind: str, sha256: str) -> Path:
+        return fetch(PinnedFile(source=registry.url_of(kind, sha256), sha256=sha256), registry)
+
+    return _assembled(file.sha256, path_of)
+
+
+def _assembled(sha256: str, path_of: Callable[[str, str], Path]) -> ContainerImage:
+    manifest = _manifest(sha256, path_of)
+    if manifest.config is None:
+        raise FetchError("its index leads to another index", lasting=True)
+    config = config_of(_read(path_of("blobs", manifest.config.sha256)))
+    layers = [
+        Layer(diff_id=diff_id, opened=partial(_opened, path_of("blobs", layer.sha256)))
+        for layer, diff_id in layers_of(manifest, config)
+    ]
+    return ContainerImage(process=config.config or Process(), layers=tuple(layers))
+
+
+def _manifest(sha256: str, path_of: Callable[[str, str], Path]) -> Document:
+    document = document_of(_read(path_of("manifests", sha256)))
+    if document.config is not None:
+        return document
+    return document_of(_read(path_of("manifests", manifest_in(document).sha256)))
+
+
+def _opened(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_small(path, max_bytes=CONTAINER_IMAGES.document_bytes) or b""
+    except OddFileError as error:
+        raise FetchError(f"its manifest or configuration is none: {error}", lasting=True) from error
+
+
+def _saved_image(archive: Path, max_bytes: int) -> ContainerImage:
+    with _members(archive, max_bytes) as (tar, members):
+        images = decoded(_content(tar, members, "manifest.json"), tuple[Saved, ...])
+        if len(images) != 1:
+            raise FetchError(f"the file has {len(images)} images: save one alone", lasting=True)
+        config = config_of(_content(tar, members, images[0].config))
+    names = images[0].layers
+    if len(names) != len(config.rootfs.diff_ids):
+        raise FetchError("its manifest and its configuration differ in the number of layers", lasting=True)
+    layers = [
+        Layer(diff_id=diff_id, opened=partial(_saved_layer, archive, name, max_bytes))
+        for name, diff_id in zip(names, config.rootfs.diff_ids, strict=True)
+    ]
+    return ContainerImage(process=config.config or Process(), layers=tuple(layers))
+
+
+@contextmanager
+def _saved_layer(archive: Path, name: str, max_bytes: int) -> Iterator[BinaryIO]:
+    with _members(archive, max_bytes) as (tar, members):
+        yield _file(tar, members, name)  # type: ignore[misc]  # it seeks and reads
+
+
+def _content(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str) -> bytes:
+    content = _file(tar, members, name).read(CONTAINER_IMAGES.document_bytes + 1)
+    if len(content) > CONTAINER_IMAGES.document_bytes:
+        raise FetchError(f"its {name} is too large", lasting=True)
+    return content
+
+
+@contextmanager
+def _members(archive: Path, max_bytes: int) -> Iterator[tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]]:
+    with archive.open("rb") as content, opened_tar(content, Budget(max_bytes), "r:") as (tar, _):
+        members: dict[str, tarfile.TarInfo] = {}
+        while (member := tar.next()) is not None:
+            members[member.name] = member
+            if len(members) > CONTAINER_IMAGES.archive_members:
+                raise FetchError("it is no file of `docker save`: it has too many entries", lasting=True)
+        yield tar, members
+
+
+def _file(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str) -> IO[bytes]:
+    content = None
+    with suppress(KeyError):  # also where it is a link that leads nowhere
+        content = tar.extractfile(members[name])
+    if content is None:
+        raise FetchError(f"it is no file of `docker save`: {name} is not in it", lasting=True)
+    return content

@@ -1,0 +1,271 @@
+"""The init of container images, as PID 1 of a real Linux in QEMU's software emulation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.host.oci import rootdisk
+from mikrom_reconcile.host.oci.sources import image_of
+from tests import container_images, linux_guest
+from tests.command import Mikrom
+from tests.container_guest import busybox, guest_for_root_disks
+from tests.container_images import Workshop, put
+from tests.netns import own_namespace
+from tests.registries import docker_registry
+
+# the kernel comes from Debian's archive, and each boot takes seconds of CPU time
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.needs(*linux_guest.PROGRAMS, *container_images.PROGRAMS),
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.geteuid() != 0, reason="not root, which unpacking a container image takes"),
+]
+
+BOOT_S = 120.0
+
+APP = r"""#!/bin/sh
+echo "APP args=$* dir=$(pwd) user=$(id -u):$(id -g):$(id -G | tr ' ' ,) pid1=$(cat /proc/1/comm)"
+echo "APP greeting=$GREETING home=$HOME path=$PATH"
+echo "APP host=$(hostname) hosts=$(tail -n 1 /etc/hosts | tr '\t' ' ') dns=$(tail -n 1 /etc/resolv.conf)"
+echo "APP mounts=$(cut -d ' ' -f 2 /proc/mounts | sort | tr '\n' ,)"
+echo "APP address=$(ip -4 -o addr show dev eth0 2>&1 | grep -o 'inet [0-9./]*')"
+echo "APP stdout" >/dev/stdout
+sh -c 'sleep 0.1 &' # an orphan that ends
+trap 'echo APP stopped by USR1; exit 7' USR1
+sleep 1
+echo "APP zombies=$(ps -o stat | grep -c ^Z)"
+[ "$1" = leave ] && exit 3
+echo APP waits
+while :; do sleep 0.1; done
+"""
+
+
+def image(folder: Path, *words: str) -> Path:
+    workshop = Workshop(folder / "workshop")
+    workshop.folder.mkdir()
+    workshop.begin()
+    root = workshop.rootfs
+    put(root / "bin/busybox", busybox(), 0o755)
+    for applet in ("sh", "id", "cat", "tail", "cut", "sort", "tr", "sleep", "ps", "grep", "hostname", "ip", "pwd"):
+        (root / "bin" / applet).symlink_to("busybox")
+    put(root / "usr/local/bin/app", APP, 0o755)
+    put(root / "etc/passwd", "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/srv/app:/bin/sh\n")
+    put(root / "etc/group", "root:x:0:\napp:x:1001:\nmore:x:44:app,root\n")
+    workshop.commit()
+    workshop.configure(
+        *("--config.entrypoint", "app", "--config.workingdir", "/made/here", "--config.user", "app"),
+        *("--config.env", "GREETING=a b=c", "--config.stopsignal", "SIGUSR1"),
+        *(part for word in words for part in ("--config.cmd", word)),
+    )
+    disk = folder / "disk"
+    found = image_of(
+        PinnedFile(source=f"oci-layout:file://{workshop.layout}", sha256=workshop.digest()),
+        lambda file, _: Path(file.source.removeprefix("file://")),
+        auth_file=None,
+        max_bytes=1 << 30,
+    )
+    rootdisk.build(found, disk, max_bytes=1 << 30, give_up_at=time.monotonic() + 60)
+    return disk
+
+
+class Guest:
+    def __init__(self, folder: Path, boot_args: str) -> None:
+        guest = guest_for_root_disks(folder)
+        self._console = folder / "console"
+        self._qmp = folder / "qmp"
+        self.process = subprocess.Popen(
+            [
+                *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "128", "-no-reboot"),
+                *("-nodefaults", "-no-user-config", "-display", "none", "-serial", f"file:{self._console}"),
+                *("-qmp", f"unix:{self._qmp},server=on,wait=off"),
+                *("-kernel", str(guest.kernel), "-initrd", str(guest.initrd)),
+                *("-append", f"{linux_guest.BOOT_ARGS} {boot_args}"),
+                *("-drive", f"if=none,id=d,format=raw,file={folder}/disk", "-device", "virtio-blk-pci,drive=d"),
+                *("-netdev", "user,id=n,restrict=on", "-device", "virtio-net-pci,netdev=n"),
+            ]
+        )
+
+    def said(self) -> str:
+        return self._console.read_text(errors="replace").replace("\r", "") if self._console.exists() else ""
+
+    def wait_for(self, text: str) -> str:
+        deadline = time.monotonic() + BOOT_S
+        while text not in (said := self.said()):
+            assert time.monotonic() < deadline, said
+            assert self.process.poll() is None, said
+            time.sleep(0.1)
+        return said
+
+    def press_ctrl_alt_del(self) -> None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self._qmp))
+            keys = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
+            for order in ({"execute": "qmp_capabilities"}, {"execute": "send-key", "arguments": {"keys": keys}}):
+                connection.sendall(json.dumps(order).encode())
+                time.sleep(0.2)
+                connection.recv(65536)
+
+
+@contextmanager
+def booted(folder: Path, boot_args: str = "") -> Iterator[Guest]:
+    guest = Guest(folder, boot_args)
+    try:
+        yield guest
+    finally:
+        guest.process.kill()
+        guest.process.wait()
+
+
+def test_an_image_runs_as_it_says_and_its_exit_status_is_told(tmp_path: Path) -> None:
+    image(tmp_path, "leave", "two words")
+    network = "ip=10.0.2.15::10.0.2.2:255.255.255.0:web-000:eth0:off nameserver=10.0.2.3"
+    with booted(tmp_path, network) as guest:
+        guest.process.wait(BOOT_S)
+        said = guest.said()
+    assert "MIKROM-INIT runs app\n" in said
+    assert "APP args=leave two words dir=/made/here user=1000:1001:1001,44 pid1=init\n" in said
+    assert "APP greeting=a b=c home=/srv/app path=/usr/local/sbin:/usr/local/bin:" in said
+    assert "APP host=web-000 hosts=10.0.2.15 web-000 dns=nameserver 10.0.2.3\n" in said
+    assert "APP address=inet 10.0.2.15/24\n" in said
+    assert {"/", "/proc", "/sys", "/dev", "/dev/pts", "/dev/shm"} <= set(re.findall(r"mounts=(.*)", said)[0].split(","))
+    assert "APP stdout\n" in said
+    assert "APP zombies=0\n" in said
+    assert "MIKROM-INIT exit status 3\n" in said
+
+
+def test_ctrl_alt_del_is_the_images_stop_signal(tmp_path: Path) -> None:
+    image(tmp_path, "stay")
+    with booted(tmp_path) as guest:
+        guest.wait_for("APP waits\n")
+        guest.press_ctrl_alt_del()
+        guest.process.wait(BOOT_S)
+        said = guest.said()
+    assert "APP stopped by USR1\n" in said
+    assert "MIKROM-INIT exit status 7\n" in said
+    assert subprocess.run(["e2fsck", "-fn", str(tmp_path / "disk")], capture_output=True, check=False).returncode in {
+        0,
+        4,
+    }
+
+
+SPECS = """\
+apiVersion: mikrom/v1
+kind: Project
+metadata: {{name: demo}}
+---
+apiVersion: mikrom/v1
+kind: Image
+metadata: {{name: page}}
+spec:
+  kernel: {kernel}
+  initrd: {initrd}
+  rootfs: {{oci: "{repository}@sha256:{digest}"}}
+  boot_args: "{boot_args}"
+---
+apiVersion: mikrom/v1
+kind: Network
+metadata: {{name: prod}}
+spec: {{cidr: 10.77.0.0/24}}
+---
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {{name: web}}
+spec:
+  replicas: 1
+  template:
+    image: page
+    machine: {{mem_size_mib: 128}}
+    network_interfaces: {{eth0: {{network: prod}}}}
+    checks: {{page: {{type: http, port: 80, interval: 1s}}}}
+"""
+
+PAGE = r"""#!/bin/sh
+hostname >/www/index.html
+date +%s >>/www/starts
+trap 'echo PAGE bye; exit 0' TERM
+httpd -p 80 -h /www
+echo PAGE up
+while :; do sleep 0.2; done
+"""
+
+
+def page_image(folder: Path) -> Workshop:
+    workshop = Workshop(folder)
+    workshop.folder.mkdir()
+    workshop.begin()
+    put(workshop.rootfs / "bin/busybox", busybox(), 0o755)
+    for applet in ("sh", "date", "sleep", "hostname", "httpd"):
+        (workshop.rootfs / "bin" / applet).symlink_to("busybox")
+    put(workshop.rootfs / "serve", PAGE, 0o755)
+    (workshop.rootfs / "www").mkdir()
+    workshop.commit()
+    workshop.configure("--config.entrypoint", "/serve")
+    return workshop
+
+
+def pinned(path: Path) -> str:
+    return json.dumps({"source": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+
+
+def fetched(address: str) -> list[str]:
+    with urllib.request.urlopen(f"http://{address}/starts", timeout=10) as starts:
+        count = len(starts.read().split())
+    with urllib.request.urlopen(f"http://{address}/", timeout=10) as answer:
+        return [answer.read().decode().strip(), str(count)]
+
+
+@pytest.mark.needs("docker-registry")
+def test_an_image_of_a_registry_becomes_a_vm_that_serves_a_page(
+    mikrom: Mikrom, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = folder / "images"
+    images.mkdir()
+    guest = guest_for_root_disks(images)
+    workshop = page_image(tmp_path / "workshop")
+    kernel = Path(shutil.copy(guest.kernel, images))
+    monkeypatch.setenv("MIKROM_DRIVER", os.environ.get("MIKROM_TESTED_DRIVER", "qemu"))
+    monkeypatch.setenv("MIKROM_IMAGE_DIRS", str(images))
+    with own_namespace(), docker_registry(tmp_path) as address:
+        repository = f"{address}/team/page"
+        container_images.run(
+            "skopeo", "copy", "--dest-tls-verify=false", f"oci:{workshop.layout}:it", f"docker://{repository}:1"
+        )
+        (folder / "specs/web.yml").write_text(
+            SPECS.format(
+                kernel=pinned(kernel),
+                initrd=pinned(guest.initrd),
+                repository=repository,
+                digest=workshop.digest(),
+                boot_args=linux_guest.BOOT_ARGS,
+            )
+        )
+        try:
+            mikrom("apply", "--yes")
+            assert fetched("10.77.0.2") == ["web-000", "1"]
+            assert "page rootfs" in mikrom("images").stdout
+            mikrom("restart", "web-000")
+            said = mikrom("logs", "web-000").stdout
+            assert "PAGE bye\n" in said
+            assert "MIKROM-INIT exit status 0\n" in said
+            wait_for_page = time.monotonic() + BOOT_S
+            while mikrom("logs", "web-000", code=None).stdout.count("PAGE up") < 2:
+                assert time.monotonic() < wait_for_page
+                time.sleep(0.2)
+            assert fetched("10.77.0.2") == ["web-000", "2"], "the root disk outlives a restart"
+            assert "Nothing to change" in mikrom("plan").stdout
+        finally:
+            mikrom("destroy", "--yes", code=None)

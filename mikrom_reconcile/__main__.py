@@ -60,8 +60,8 @@ def _with_click(words: list[str]) -> int:
 
     from mikrom_reconcile.cli import entry  # noqa: PLC0415
     from mikrom_reconcile.cli.commands import COMMANDS  # noqa: PLC0415
-    from mikrom_reconcile.limits import RUNS  # noqa: PLC0415
     from mikrom_reconcile.output.run_result import LATE, USAGE  # noqa: PLC0415
+    from mikrom_reconcile.times_and_sizes import RUNS  # noqa: PLC0415
 
     first = words[0] if words else ""  # a shell that asks what may come next gives no words
     if first in COMMANDS and COMMANDS[first][0] != "Services":

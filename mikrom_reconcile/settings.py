@@ -1,6 +1,7 @@
 """Every setting, with its unit, its default and why. Each is an environment variable; there is no settings file.
 
-`doctor` lists them from here; what nobody needs to set is in `limits`. A wrong value is a UsageError that names the
+`doctor` lists them from here; what nobody needs to set is in `times_and_sizes`. A wrong value is a UsageError that
+names the
 variable, never a traceback.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mikrom_reconcile.core.model.errors import UsageError
-from mikrom_reconcile.limits import IMAGES
+from mikrom_reconcile.times_and_sizes import IMAGES
 
 
 def _env(variable: str, default: Any, doc: str, parse: Callable[[str], Any] = str, *, secret: bool = False) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from mikrom_reconcile.limits import BROKER
+from mikrom_reconcile.times_and_sizes import BROKER
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from mikrom_reconcile.cli.terminal import present, warn
 from mikrom_reconcile.core.model.errors import SourceError
 from mikrom_reconcile.core.model.run import SUPERVISION
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
-from mikrom_reconcile.limits import OBSERVING, RUNS
 from mikrom_reconcile.output import hosts as output
-from mikrom_reconcile.output.hosts import vms_in
 from mikrom_reconcile.output.images import images_document, images_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
+from mikrom_reconcile.output.vms import orphans_in, orphans_text, vm_row, vms_in, vms_text
 from mikrom_reconcile.settings import Settings, load
+from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 
 
 @click.group(cls=Commands)
@@ -41,8 +41,8 @@ def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
     return present_views(
         form,
         views,
-        lambda: {"vms": [output.vm_row(row) for row in rows]},
-        lambda style: output.vms_text(rows, now, style),
+        lambda: {"vms": [vm_row(row) for row in rows]},
+        lambda style: vms_text(rows, now, style),
     )
 
 
@@ -127,8 +127,8 @@ def orphans(paths: tuple[str, ...], form: str) -> int:
     settings = load()
     project, names = _wanted(settings, paths)
     views = views_of(wiring.open_engine(settings), strays=True)
-    found = output.orphans_in(views, project, names)
-    return present_views(form, views, lambda: {"orphans": found}, lambda style: output.orphans_text(found, style))
+    found = orphans_in(views, project, names)
+    return present_views(form, views, lambda: {"orphans": found}, lambda style: orphans_text(found, style))
 
 
 def _wanted(settings: Settings, paths: tuple[str, ...]) -> tuple[str | None, frozenset[str]]:

@@ -15,11 +15,11 @@ from mikrom_reconcile.cli.queries import names_for_tab, refuse_unknown_name, unk
 from mikrom_reconcile.cli.terminal import present, show, warn
 from mikrom_reconcile.control.ports import Engine, Hosts
 from mikrom_reconcile.core.model.errors import MikromError, UsageError
-from mikrom_reconcile.limits import OUTPUT, RUNS
 from mikrom_reconcile.output import history as output
-from mikrom_reconcile.output.hosts import vms_in
 from mikrom_reconcile.output.text import Style, console_text, sanitize
+from mikrom_reconcile.output.vms import vms_in
 from mikrom_reconcile.settings import load
+from mikrom_reconcile.times_and_sizes import OUTPUT, RUNS
 
 _latest = click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 

@@ -12,8 +12,8 @@ import click
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.terminal import show
 from mikrom_reconcile.core.model.errors import SourceError
-from mikrom_reconcile.limits import SPECS
 from mikrom_reconcile.output.text import sanitize
+from mikrom_reconcile.times_and_sizes import SPECS
 
 FILES = {
     "specs/project.yml": "project.yml",

@@ -12,7 +12,7 @@ from typing import get_type_hints
 import click
 import msgspec
 
-from mikrom_reconcile import __version__, limits
+from mikrom_reconcile import __version__, times_and_sizes
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.entry import COMPLETE_VARIABLE, root
 from mikrom_reconcile.cli.terminal import present, show
@@ -55,7 +55,7 @@ def _settings(settings: Settings) -> Iterator[SettingLine]:
 
 
 def _limits() -> Iterator[LimitLine]:
-    for group, values in vars(limits).items():
+    for group, values in vars(times_and_sizes).items():
         if isinstance(values, msgspec.Struct):
             for name, hint in get_type_hints(type(values), include_extras=True).items():
                 (reason,) = hint.__metadata__

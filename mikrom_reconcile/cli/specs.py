@@ -21,7 +21,7 @@ from mikrom_reconcile.core.specs.provenance import Provenance
 from mikrom_reconcile.core.specs.warnings import spec_warnings
 from mikrom_reconcile.output import explanation as output
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.hosts import vms_in
+from mikrom_reconcile.output.vms import vms_in
 from mikrom_reconcile.settings import load
 
 

@@ -21,8 +21,8 @@ from mikrom_reconcile.core.planning.context import PlanResult, with_kind
 from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.core.planning.selection import refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
-from mikrom_reconcile.limits import OBSERVING, RUNS
 from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 
 
 class Reconciler:

@@ -19,8 +19,8 @@ from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.transport.broker import broker_url, client_of, split_tls
 from mikrom_reconcile.dispatch.transport.redis_keys import LAST, ORDERS, STEPS, Keys
-from mikrom_reconcile.limits import BROKER, SERVICES
 from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.times_and_sizes import BROKER, SERVICES
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -25,7 +25,7 @@ from mikrom_reconcile.dispatch.transport.heartbeats import living, starts
 from mikrom_reconcile.dispatch.transport.redis_keys import FIRST
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, Failure, WorkerId, error_of, pack, unpack
 from mikrom_reconcile.dispatch.transport.shared_state import source_state, tell, unfinished_runs, waiting_run
-from mikrom_reconcile.limits import BROKER, RUNS
+from mikrom_reconcile.times_and_sizes import BROKER, RUNS
 
 if TYPE_CHECKING:
     from redis import Redis

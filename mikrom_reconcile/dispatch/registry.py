@@ -17,13 +17,13 @@ from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.errors import MikromError, SetupError, UsageError
 from mikrom_reconcile.core.model.plan import Verb
-from mikrom_reconcile.dispatch import celery_patches
+from mikrom_reconcile.dispatch import celery_patches, log_format
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.control_worker import metrics
 from mikrom_reconcile.dispatch.control_worker.schedule import SourceSync
 from mikrom_reconcile.dispatch.control_worker.tasks import ControlTasks
 from mikrom_reconcile.dispatch.host_worker.tasks import HostTasks, keeper
-from mikrom_reconcile.dispatch.transport import deadlines
+from mikrom_reconcile.dispatch.transport import ending_work
 from mikrom_reconcile.dispatch.transport.broker import broker_url, is_remote
 from mikrom_reconcile.dispatch.transport.heartbeats import Heartbeat
 from mikrom_reconcile.dispatch.transport.order_envelope import OrderEnvelope, load_signer, load_verifier
@@ -63,10 +63,10 @@ class FleetProcess:
         )
         self._add_tasks()
         celery_patches.on_connect(app, self._on_connect)
-        signals.after_setup_logger.connect(celery_patches.set_up_log, weak=False)
+        signals.after_setup_logger.connect(log_format.set_up_log, weak=False)
         signals.worker_init.connect(self._on_init, weak=False)
         signals.worker_ready.connect(self._on_ready, weak=False)
-        signals.worker_shutting_down.connect(lambda **_: deadlines.stop(), weak=False)
+        signals.worker_shutting_down.connect(lambda **_: ending_work.stop(), weak=False)
         signals.worker_shutdown.connect(self._on_shutdown, weak=False)
         signals.beat_init.connect(self._on_beat_init, weak=False)
 
@@ -95,7 +95,7 @@ class FleetProcess:
 
     def _on_init(self, **_: Any) -> None:
         """Fail now and in one line, not with the first action."""
-        if deadlines.gevent_of_process() is not None:
+        if ending_work.gevent_of_process() is not None:
             celery_patches.install_gevent()
         traces.set_up(self._settings.worker_role)
         try:

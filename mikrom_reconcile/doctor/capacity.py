@@ -16,10 +16,10 @@ from mikrom_reconcile.host.drivers.select import choice_of
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.limits import DOCTOR
 from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.output.text import counted
 from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.times_and_sizes import DOCTOR
 
 
 def _user(_settings: Settings) -> Check:

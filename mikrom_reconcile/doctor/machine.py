@@ -27,10 +27,10 @@ from mikrom_reconcile.host.drivers.select import (
     kvm_problem,
     version_of,
 )
-from mikrom_reconcile.limits import SPECS, VMMS
 from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.output.hosts import is_overdue, source_line
 from mikrom_reconcile.settings import Settings, misspelt
+from mikrom_reconcile.times_and_sizes import SPECS, VMMS
 
 KNOWN_BINARIES = {
     "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930": (

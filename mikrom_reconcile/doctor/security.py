@@ -17,9 +17,9 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.dispatch.transport.broker import connect, is_remote, user_of, without_password
 from mikrom_reconcile.doctor import Look, broken, folder_check, note, ok, run_checks
-from mikrom_reconcile.limits import DOCTOR
 from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.times_and_sizes import DOCTOR
 
 _GUIDE = "see docs/security.md"
 _LISTENS = "0A"

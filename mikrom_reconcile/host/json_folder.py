@@ -14,8 +14,8 @@ import msgspec
 
 from mikrom_reconcile.core.model.errors import PermanentError, SetupError
 from mikrom_reconcile.core.model.ready import ready
-from mikrom_reconcile.limits import RECORDS
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
+from mikrom_reconcile.times_and_sizes import RECORDS
 
 T = TypeVar("T")
 

@@ -35,7 +35,7 @@ from mikrom_reconcile.core.model.observed import (
 )
 from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
-from mikrom_reconcile.limits import OBSERVING
+from mikrom_reconcile.times_and_sizes import OBSERVING
 
 _NO_VMS = fleet_digest(())
 

@@ -27,9 +27,9 @@ from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.run import ActionOutcome, Result
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.limits import ORDERS, SUPERVISION
 from mikrom_reconcile.system.clock import Clock
 from mikrom_reconcile.system.processes import ExitWatcher, allow_descriptors
+from mikrom_reconcile.times_and_sizes import ORDERS, SUPERVISION
 
 DIED: frozenset[Phase] = frozenset(ENDED.values()) - {"defined"}
 """Phases of a VM whose VMM ended without an order; which of them are brought back is the restart policy's."""

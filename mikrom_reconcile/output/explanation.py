@@ -9,9 +9,9 @@ from mikrom_reconcile.core.model.fields import recorded
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.planning.explain import Explanation, FieldStory
 from mikrom_reconcile.core.specs.provenance import FieldOrigin, leaves
-from mikrom_reconcile.output.hosts import vm_row
 from mikrom_reconcile.output.plan import FORMER_RULES, NO_HOST, change_row, short
 from mikrom_reconcile.output.text import Cell, Document, Style, counted, pick, sanitize, table, time_text
+from mikrom_reconcile.output.vms import vm_row
 
 
 def rendered_text(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[FieldOrigin]], style: Style) -> str:

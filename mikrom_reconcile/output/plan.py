@@ -14,8 +14,8 @@ from typing import Any, get_args
 import msgspec
 
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Plan, VMChange
-from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.text import Document, Style, counted, grouped, listed, pick, sanitize, section
+from mikrom_reconcile.times_and_sizes import OUTPUT
 
 KINDS: tuple[ChangeKind, ...] = get_args(ChangeKind)
 """Every kind of change, in the order in which they are counted."""

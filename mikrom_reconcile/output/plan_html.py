@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from mikrom_reconcile.core.model.plan import FieldChange, Plan
-from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.plan import (
     KINDS,
     LOOKS,
@@ -22,6 +21,7 @@ from mikrom_reconcile.output.plan import (
     value_diff,
 )
 from mikrom_reconcile.output.text import Style, sanitize
+from mikrom_reconcile.times_and_sizes import OUTPUT
 
 _STYLE = """\
 :root { color-scheme: light dark; --back: #f6f7f9; --card: #fff; --line: #d9dee5; --text: #1c2430; --dim: #5b6675;

@@ -9,9 +9,9 @@ import re
 from collections.abc import Container, Iterator
 
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan
-from mikrom_reconcile.limits import OUTPUT
 from mikrom_reconcile.output.plan import DANGEROUS, LOOKS, Group, alarms, fleets_of, short, summary, value_diff
 from mikrom_reconcile.output.text import Style, counted, sanitize
+from mikrom_reconcile.times_and_sizes import OUTPUT
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~]")
 _TICKS = re.compile("`+")

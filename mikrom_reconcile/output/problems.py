@@ -8,8 +8,8 @@ from typing import Any
 
 from mikrom_reconcile import __version__
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.limits import SPECS
 from mikrom_reconcile.output.text import Style, counted, json_text, sanitize
+from mikrom_reconcile.times_and_sizes import SPECS
 
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")

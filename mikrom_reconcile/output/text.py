@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.limits import OUTPUT
+from mikrom_reconcile.times_and_sizes import OUTPUT
 
 _CONTROL = "\x00-\x1f\x7f-\x9f"
 _REORDERING = "\u200e\u200f\u2028-\u202e\u2066-\u2069"

@@ -17,8 +17,8 @@ from typing import Literal, NoReturn
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.dispatch.transport.broker import broker_url, connect, find_up
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
-from mikrom_reconcile.limits import SERVICES
 from mikrom_reconcile.settings import Settings, refuse_misspelt
+from mikrom_reconcile.times_and_sizes import SERVICES
 
 Service = Literal["host", "control", "beat", "flower"]
 

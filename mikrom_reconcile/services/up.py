@@ -38,11 +38,11 @@ from mikrom_reconcile.dispatch.transport.broker import (
 from mikrom_reconcile.dispatch.transport.heartbeats import living
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.dispatch.transport.signing import make_pair
-from mikrom_reconcile.limits import SERVICES, VMMS
 from mikrom_reconcile.services.commands import Service, command, environment, meant_for
 from mikrom_reconcile.settings import Settings, refuse_misspelt
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import make_folder
+from mikrom_reconcile.times_and_sizes import SERVICES, VMMS
 
 Tell = Callable[[str], None]
 

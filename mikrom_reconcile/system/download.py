@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.limits import IMAGES
+from mikrom_reconcile.times_and_sizes import IMAGES
 
 
 class FetchError(MikromError):
@@ -54,23 +53,6 @@ class Opened(NamedTuple):
             raise FetchError(f"it broke off: {error}; {resumes}", lasting=False) from error
         if self.size is not None and at < self.size:
             raise FetchError(f"it ended after {at} of {self.size} bytes; {resumes}", lasting=False)
-
-
-@contextmanager
-def opened(source: str, *, offset: int, folders: tuple[Path, ...], give_up_at: float) -> Iterator[Opened]:
-    """The source, from `offset` on if it can, else from its beginning; a server has until `give_up_at`.
-
-    Raises FetchError.
-    """
-    parts = urlsplit(source)
-    if parts.scheme != "file":
-        from mikrom_reconcile.system import https_source  # noqa: PLC0415 - 20 ms that others need not pay
-
-        with https_source.opened(source, offset=offset, give_up_at=give_up_at) as found:
-            yield found
-        return
-    with local_file(unquote(parts.path), folders, "MIKROM_IMAGE_DIRS") as content:
-        yield Opened(content, offset=0, size=os.fstat(content.fileno()).st_size)
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from http import HTTPStatus
 from threading import Thread
 from typing import Any
 
-from mikrom_reconcile.limits import IMAGES
 from mikrom_reconcile.system.download import FetchError, Opened
 from mikrom_reconcile.system.time_limits import LimitedSocket
+from mikrom_reconcile.times_and_sizes import IMAGES
 
 _LASTING = frozenset({400, 401, 403, 404, 405, 410})
 

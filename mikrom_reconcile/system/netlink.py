@@ -17,7 +17,7 @@ from typing import Self
 
 import msgspec
 
-from mikrom_reconcile.limits import NETWORKS
+from mikrom_reconcile.times_and_sizes import NETWORKS
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from mikrom_reconcile.limits import CHECKS
+from mikrom_reconcile.times_and_sizes import CHECKS
 
 if TYPE_CHECKING:
     import socket

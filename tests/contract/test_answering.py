@@ -15,7 +15,7 @@ from redis import RedisError
 from mikrom_reconcile.dispatch.transport import reply_sender
 from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
 from mikrom_reconcile.dispatch.transport.rpc import Call
-from mikrom_reconcile.limits import BROKER
+from mikrom_reconcile.times_and_sizes import BROKER
 from tests.fleet import KEYS, Fleet, wait_until
 
 pytestmark = pytest.mark.redis

@@ -25,8 +25,8 @@ from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.paths import StateLayout
 from mikrom_reconcile.host.drivers.vmm import VMM, VMMProcess
-from mikrom_reconcile.limits import SPECS, VMMS
 from mikrom_reconcile.system import locks, processes
+from mikrom_reconcile.times_and_sizes import SPECS, VMMS
 from tests.contract.drivers import DEADLINE_S, RealBench, is_live, record_of, wait_until
 
 pytestmark = pytest.mark.kvm

@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.qemu import QemuDriver
 from mikrom_reconcile.host.drivers.vmm import VMM
-from mikrom_reconcile.limits import VMMS
+from mikrom_reconcile.times_and_sizes import VMMS
 from tests.contract.drivers import DEADLINE_S, QemuBench, RealBench, record_of, wait_until
 
 pytestmark = pytest.mark.needs("qemu-system-x86_64")

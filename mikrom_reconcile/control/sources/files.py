@@ -25,7 +25,7 @@ from mikrom_reconcile.core.parsing.spec_files import (
     sorted_out,
     variables_of,
 )
-from mikrom_reconcile.limits import SOURCES
+from mikrom_reconcile.times_and_sizes import SOURCES
 
 ABBREVIATED = 12
 """Digits of a commit; what git itself would choose for a very large repository."""

@@ -20,9 +20,9 @@ from mikrom_reconcile.core.model.digests import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.limits import SOURCES
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
+from mikrom_reconcile.times_and_sizes import SOURCES
 
 
 class Good(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.parsing.spec_files import SUFFIXES, looks_like_a_spec
 from mikrom_reconcile.core.parsing.yaml_text import read_file
-from mikrom_reconcile.limits import SOURCES
+from mikrom_reconcile.times_and_sizes import SOURCES
 
 _KIND = re.compile(r"""kind["']?\s*:\s*["']?Project\b""")
 

@@ -28,9 +28,9 @@ from mikrom_reconcile.control.stores.kept_runs import (
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.run import RunRecord
-from mikrom_reconcile.limits import RUNS
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
+from mikrom_reconcile.times_and_sizes import RUNS
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from mikrom_reconcile.core.model.digests import digest_of
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import BEAT, SUPERVISION, RunRecord
-from mikrom_reconcile.limits import RUNS
+from mikrom_reconcile.times_and_sizes import RUNS
 
 ROOM = {"asked": 500, "unattended": 500, "silent": 100, "going": 100}
 """How many runs are kept: that changed something and a person or a pipeline asked for, that changed something

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import End, Phase, VMMFacts
-from mikrom_reconcile.limits import VMMS
+from mikrom_reconcile.times_and_sizes import VMMS
 
 NOT_RESTARTED: dict[str, frozenset[Phase]] = {
     "always": frozenset(),

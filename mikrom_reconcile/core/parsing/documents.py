@@ -15,7 +15,7 @@ from mikrom_reconcile.core.parsing.schema_errors import Schemas, Validators, des
 from mikrom_reconcile.core.parsing.spec_files import variables_of
 from mikrom_reconcile.core.parsing.yaml_text import Places, YamlDocument, read_file
 from mikrom_reconcile.core.parsing.yaml_words import plain, shown
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.times_and_sizes import SPECS
 
 _PLANNED = ("Refactor",)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import translate
 from typing import Any
 
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.times_and_sizes import SPECS
 
 EVERY = frozenset({"all", "*"})
 RESERVED = ("all", "ungrouped")

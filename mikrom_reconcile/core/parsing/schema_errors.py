@@ -14,7 +14,7 @@ from typing import Any
 from mikrom_reconcile.core.model.digests import canonical_json
 from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
 from mikrom_reconcile.core.parsing.yaml_words import code_points, shown
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.times_and_sizes import SPECS
 
 Schemas = Mapping[str, str]
 """Kind to the text of its JSON Schema."""

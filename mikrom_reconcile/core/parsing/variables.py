@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from mikrom_reconcile.core.parsing.yaml_words import plain
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.times_and_sizes import SPECS
 
 _LOOKUP = re.compile(r"\$\$\{|\$\{([^}]*)\}|\$\{")
 _INSIDE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)(?::(0?[1-9][0-9]?d))?$")

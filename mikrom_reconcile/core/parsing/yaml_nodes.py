@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 import yaml
 
 from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.parsing.source_lines import Lines
 from mikrom_reconcile.core.parsing.yaml_words import Spelled, ambiguous_as, meaning_of, quoted, shown
-from mikrom_reconcile.limits import SPECS
-
-if TYPE_CHECKING:
-    from mikrom_reconcile.core.parsing.yaml_text import Lines
+from mikrom_reconcile.times_and_sizes import SPECS
 
 # What is no text at all: https://yaml.org/spec/1.2.2/#51-character-set
 _NOT_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")

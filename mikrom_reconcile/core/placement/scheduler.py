@@ -17,7 +17,7 @@ from mikrom_reconcile.core.specs.constraints import Attributes, describe_attribu
 from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.times_and_sizes import SPECS
 
 Need = Callable[[UnplacedVM], Capacity]
 """What a VM takes of its host."""

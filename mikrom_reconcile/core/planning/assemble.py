@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Verb, VMChange
 from mikrom_reconcile.core.planning.context import Draft, PlanContext
 from mikrom_reconcile.core.planning.diff import in_scope
-from mikrom_reconcile.limits import ORDERS
+from mikrom_reconcile.times_and_sizes import ORDERS
 
 NO_LIMITS: Mapping[str, int] = {}
 

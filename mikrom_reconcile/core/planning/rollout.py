@@ -19,7 +19,7 @@ from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
 from mikrom_reconcile.core.planning.guards import as_recorded
 from mikrom_reconcile.core.planning.project_view import ProjectView
-from mikrom_reconcile.limits import RUNS, SPECS
+from mikrom_reconcile.times_and_sizes import RUNS, SPECS
 
 REMEDIES = {
     "unreachable-host": ("mend that host, or --assume-dead if it is off for good",),

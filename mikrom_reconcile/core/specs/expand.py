@@ -16,7 +16,7 @@ from mikrom_reconcile.core.parsing.documents import raise_for
 from mikrom_reconcile.core.parsing.variables import Layer, Scope, VariableError, names_in
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import VM_NAME, FleetSpec, Specs
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.times_and_sizes import SPECS
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 

@@ -19,8 +19,9 @@ from mikrom_reconcile.core.specs.constraints import PlacementSpec
 from mikrom_reconcile.core.specs.images import BUILT_IN, Image, image_of
 from mikrom_reconcile.core.specs.inventory import Group, Host, Inventory
 from mikrom_reconcile.core.specs.networks import Network, network_of
-from mikrom_reconcile.core.specs.validate import Documents, validate
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.core.specs.references import Documents
+from mikrom_reconcile.core.specs.validate import validate
+from mikrom_reconcile.times_and_sizes import SPECS
 
 DEFAULT_PROJECT = "default"
 VM_NAME = "${fleet}-${index:03d}"

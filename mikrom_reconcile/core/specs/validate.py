@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
 from typing import Any, Final, Literal
@@ -17,7 +17,6 @@ from typing import Any, Final, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
-from mikrom_reconcile.core.parsing.documents import Reading
 from mikrom_reconcile.core.parsing.patterns import RESERVED
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.spec_files import variables_of
@@ -25,64 +24,11 @@ from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs import validate_fleets
 from mikrom_reconcile.core.specs.images import BUILT_IN, root_disk_flaw
-from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.networks import network_mistakes, network_of, overlapping
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.core.specs.networks import network_mistakes
+from mikrom_reconcile.core.specs.references import GOOD, MISSPELT, NAMED, Documents, identity
+from mikrom_reconcile.times_and_sizes import SPECS
 
 Pointer = tuple[str | int, ...]
-
-GOOD, MISSPELT, NAMED = 2, 1, 0
-"""How much of a document can be used: it obeys its schema, only has unknown keys, or at least has a name."""
-
-
-class Documents:
-    """All documents of a tree, and what they may refer to.
-
-    `images` are the names that fleets may use; `images_known` says that none is missing, `hosts_known` that no host
-    and no group is.
-    """
-
-    def __init__(self, reading: Reading, inventory: Inventory | None) -> None:
-        misspelt = {id(document) for document in reading.misspelt}
-        named = [each for each in reading.broken if id(each) not in misspelt and _is_named(each)]
-        self.by_state = {GOOD: reading.documents, MISSPELT: reading.misspelt, NAMED: named}
-        self.inventory = inventory
-        self.hosts = tuple(inventory.hosts) if inventory else ()
-        self.groups = tuple(inventory.groups) if inventory else ()
-        self.complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
-        self.hosts_known = self.complete or inventory is not None
-        self.images_known = reading.whole and not any(document.kind == "Image" for document in reading.broken)
-        self.images = (*BUILT_IN, *(each.name for each in reading.documents if each.kind == "Image"))
-
-    @cached_property
-    def first(self) -> dict[tuple[str, str], SpecDocument]:
-        """The first document of each kind and name, by its place."""
-        found: dict[tuple[str, str], SpecDocument] = {}
-        documents = [document for documents in self.by_state.values() for document in documents]
-        for document in sorted(documents, key=lambda document: (document.path, document.line)):
-            found.setdefault(_identity(document), document)
-        return found
-
-    @cached_property
-    def networks(self) -> dict[str, SpecDocument]:
-        """The networks in which nothing is wrong by themselves."""
-        networks = [document for document in self.by_state[GOOD] if document.kind == "Network"]
-        return {each.name: each for each in networks if not any(network_mistakes(each.body["spec"]))}
-
-    @cached_property
-    def overlaps(self) -> dict[str, list[SpecDocument]]:
-        """The networks before each that have addresses of it."""
-        found: dict[str, list[SpecDocument]] = {}
-        networks = [network_of(name, document.body["spec"]) for name, document in self.networks.items()]
-        for name, other in islice(overlapping(networks), SPECS.max_problems):
-            found.setdefault(name, []).append(self.networks[other])
-        return found
-
-    @cached_property
-    def attributes(self) -> tuple[str, ...]:
-        """What constraints can ask of hosts: the variables that any of them has."""
-        inventory = self.inventory or Inventory()
-        return tuple(sorted({f"host.{name}" for host in inventory.hosts for name in inventory.facts(host)}))
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,18 +58,8 @@ def validate(known: Documents) -> Iterator[Diagnostic]:
                 yield from check.problems(document, known)
 
 
-def _is_named(document: SpecDocument) -> bool:
-    """Whether a broken document has at least a name that others could have too."""
-    metadata = document.body.get("metadata")
-    return isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
-
-
-def _identity(document: SpecDocument) -> tuple[str, str]:
-    return document.kind, "" if document.kind in {"Project", "Inventory"} else document.name
-
-
 def _duplicates(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
-    first = known.first[_identity(document)]
+    first = known.first[identity(document)]
     in_one_folder = first.path != document.path and all(variables_of(each.path)[2] for each in (first, document))
     if first is not document and not in_one_folder:
         message = f"a second {document.kind} {document.name}; the first is {first.path}:{first.line}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
 from mikrom_reconcile.core.parsing.patterns import EVERY, PatternError
@@ -13,9 +13,7 @@ from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs.constraints import UNARY
 from mikrom_reconcile.core.specs.inventory import Inventory
-
-if TYPE_CHECKING:
-    from mikrom_reconcile.core.specs.validate import Documents
+from mikrom_reconcile.core.specs.references import Documents
 
 Pointer = tuple[str | int, ...]
 

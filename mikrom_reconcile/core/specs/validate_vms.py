@@ -17,7 +17,7 @@ from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs.images import BUILT_IN
 from mikrom_reconcile.core.specs.networks import WHOLE, Network
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.times_and_sizes import SPECS
 
 METADATA_OF_HOST = "mikrom"
 """The key under which a guest finds what its spec did not say."""

@@ -21,7 +21,7 @@ from mikrom_reconcile.core.specs.expand import UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs
 from mikrom_reconcile.core.specs.resolve import NOTHING, Resolver
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.times_and_sizes import SPECS
 
 Problems = Callable[[Specs, Sequence[UnplacedVM]], Iterator[Diagnostic]]
 

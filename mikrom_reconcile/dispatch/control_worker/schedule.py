@@ -28,7 +28,7 @@ from mikrom_reconcile.dispatch.transport import rpc
 from mikrom_reconcile.dispatch.transport.heartbeats import known
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import source_state
-from mikrom_reconcile.limits import RUNS
+from mikrom_reconcile.times_and_sizes import RUNS
 
 if TYPE_CHECKING:
     from redis import Redis

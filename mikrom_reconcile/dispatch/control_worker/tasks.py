@@ -26,12 +26,12 @@ from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunR
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.dispatch.control_worker.metrics import NoMetrics, Tick
 from mikrom_reconcile.dispatch.control_worker.schedule import SourceSync, clean_up
-from mikrom_reconcile.dispatch.transport import deadlines, rpc
+from mikrom_reconcile.dispatch.transport import ending_work, rpc
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import RunStatus, tell, waiting_run
-from mikrom_reconcile.limits import BROKER, RUNS
 from mikrom_reconcile.output.run_result import LATE, USAGE, result_of
 from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.times_and_sizes import BROKER, RUNS
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -72,7 +72,7 @@ class ControlTasks:
         """Carry out the plan of a run, by its id; None approves whatever is found. No `call`: nobody waits for it."""
         with self._unwatched(run) if call is None else self._answering(call) as say:
             request, shown = self._request(run), self._plan(run, plan)
-            refuse = deadlines.refuse_when_stopping if call is None else self._watch(call)
+            refuse = ending_work.refuse_when_stopping if call is None else self._watch(call)
 
             def progress(outcome: ActionOutcome) -> None:
                 say("outcome", outcome)
@@ -162,7 +162,7 @@ class ControlTasks:
             asked["tree"], asked["source_problem"] = self.source.specs_now()
         forks, timeout_s = self.settings.forks, self.settings.timeout_s
         request = RunRequest(run_id=run, origin=origin, forks=forks, timeout_s=timeout_s, **asked)
-        report = self._carry_out(request, None, lambda _: deadlines.refuse_when_stopping())
+        report = self._carry_out(request, None, lambda _: ending_work.refuse_when_stopping())
         return summary(report), result_of(report).exit_code
 
     @contextmanager
@@ -197,7 +197,7 @@ class ControlTasks:
 
         def refuse_when_left() -> None:
             nonlocal look_at
-            deadlines.refuse_when_stopping()
+            ending_work.refuse_when_stopping()
             if time.monotonic() < look_at:
                 return
             look_at = time.monotonic() + RUNS.caller_check_s

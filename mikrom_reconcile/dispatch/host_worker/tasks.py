@@ -32,7 +32,7 @@ from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, Order, RunRecord
-from mikrom_reconcile.dispatch.transport import deadlines, rpc
+from mikrom_reconcile.dispatch.transport import ending_work, rpc
 from mikrom_reconcile.dispatch.transport.order_envelope import (
     OrderEnvelope,
     given_up,
@@ -43,10 +43,10 @@ from mikrom_reconcile.dispatch.transport.order_envelope import (
 from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.steps import log_fields
-from mikrom_reconcile.limits import BROKER, ORDERS
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, FAILED
 from mikrom_reconcile.output.run_text import outcome_line
 from mikrom_reconcile.output.text import PLAIN
+from mikrom_reconcile.times_and_sizes import BROKER, ORDERS
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class HostTasks:
         # twice as long each time, and never the same for two that failed together
         pause_s = random.uniform(0.5, 1.0) * ORDERS.first_retry_s * 2 ** (attempt - 1)  # noqa: S311 - jitter is no secret
         spent_s = sent.spent_s + pause_s
-        if attempt >= ORDERS.attempts or spent_s >= order.action.deadline_s or deadlines.is_stopping():
+        if attempt >= ORDERS.attempts or spent_s >= order.action.deadline_s or ending_work.is_stopping():
             return
         fields = log_fields(order, f"attempt {attempt} of {ORDERS.attempts}")
         _log.warning("%s %s: again in %.1f s", order.action.verb, order.action.vm, pause_s, extra=fields)
@@ -156,7 +156,7 @@ class HostTasks:
             return f"the order says {order.action.verb}"
         if order.action.host != self.host:
             return f"the order is for host {order.action.host}, this is {self.host}"
-        if deadlines.is_stopping():
+        if ending_work.is_stopping():
             return "the host's worker is being stopped"
         try:
             return None if self.replies.is_awaited(call) else "nobody waits for it any more"
@@ -168,7 +168,7 @@ class HostTasks:
         about = {"run": order.run_id, "vm": action.vm, "host": action.host, "task_id": task.request.id}
         with traces.span(f"{action.verb} VM", _trace_of(task), **about) as span:
             try:
-                with deadlines.limited(action.deadline_s + ORDERS.task_margin_s):
+                with ending_work.limited(action.deadline_s + ORDERS.task_margin_s):
                     outcome: ActionOutcome = self.agent().execute(order)
             except MikromError as error:
                 outcome = given_up(order, "failed_temporary", str(error))

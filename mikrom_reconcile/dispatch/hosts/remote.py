@@ -27,13 +27,13 @@ from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery, Stock
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.transport import deadlines
+from mikrom_reconcile.dispatch.transport import ending_work
 from mikrom_reconcile.dispatch.transport.heartbeats import give_up, known, living, starts
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up, load_signer, priority_of, redacted_args
 from mikrom_reconcile.dispatch.transport.redis_keys import FIRST, Keys
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, unpack
 from mikrom_reconcile.dispatch.transport.shared_state import remember_counts
-from mikrom_reconcile.limits import BROKER, OBSERVING
+from mikrom_reconcile.times_and_sizes import BROKER, OBSERVING
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -281,7 +281,7 @@ class _HostCall(Call):
         """
         for answer in self.read(min(1.0, max(0.0, until - time.monotonic()))):
             yield _host(answer.owner), answer
-        deadlines.refuse_when_stopping()
+        ending_work.refuse_when_stopping()
         if time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + BROKER.worker_check_s
             before, self._starts = self._starts, self._living(self._starts)

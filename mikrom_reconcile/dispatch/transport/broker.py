@@ -19,9 +19,9 @@ import msgspec
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
-from mikrom_reconcile.limits import BROKER, SERVICES
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.system import locks
+from mikrom_reconcile.times_and_sizes import BROKER, SERVICES
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -26,8 +26,8 @@ from redis.exceptions import NoPermissionError
 
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
-from mikrom_reconcile.limits import BROKER, OBSERVING
 from mikrom_reconcile.system.files import write_whole
+from mikrom_reconcile.times_and_sizes import BROKER, OBSERVING
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from redis import RedisError
 
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
-from mikrom_reconcile.limits import BROKER
+from mikrom_reconcile.times_and_sizes import BROKER
 
 if TYPE_CHECKING:
     from redis import Redis

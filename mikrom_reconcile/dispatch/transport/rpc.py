@@ -29,7 +29,7 @@ from mikrom_reconcile.core.model.errors import (
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
-from mikrom_reconcile.limits import BROKER
+from mikrom_reconcile.times_and_sizes import BROKER
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -24,8 +24,8 @@ from mikrom_reconcile.core.model.run import ActionOutcome, RunRequest, Unfinishe
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.transport.heartbeats import starts
 from mikrom_reconcile.dispatch.transport.rpc import WorkerId
-from mikrom_reconcile.limits import RUNS
 from mikrom_reconcile.output.run_result import FAILED
+from mikrom_reconcile.times_and_sizes import RUNS
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.limits import BROKER
 from mikrom_reconcile.system.files import write_whole
+from mikrom_reconcile.times_and_sizes import BROKER
 
 _CONTEXT = "mikrom order 1"
 """What is signed here can be taken for nothing else, and another form of it not for this one."""

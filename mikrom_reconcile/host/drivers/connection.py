@@ -18,7 +18,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
-from mikrom_reconcile.limits import VMMS
+from mikrom_reconcile.times_and_sizes import VMMS
 
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _HEAD_END = b"\r\n\r\n"

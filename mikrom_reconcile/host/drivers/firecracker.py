@@ -23,9 +23,9 @@ from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import ROOT_ID
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import VMResources
-from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import tail
+from mikrom_reconcile.times_and_sizes import VMMS
 
 _STATUS: dict[str, VMMStatus] = {"Not started": "starting", "Running": "running", "Paused": "paused"}
 

@@ -27,9 +27,9 @@ from mikrom_reconcile.host.drivers.paths import VMPaths
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.networks import own_tap
 from mikrom_reconcile.host.resources.provisioner import VMResources
-from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import make_folder, read_small
+from mikrom_reconcile.times_and_sizes import VMMS
 
 FIRST_UID, UIDS = 900_000, 1 << 16
 """The users of jailed VMMs; docs/security.md names the range."""

@@ -9,8 +9,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 from mikrom_reconcile.core.model.observed import Stray
-from mikrom_reconcile.limits import RECORDS, VMMS
 from mikrom_reconcile.system import processes
+from mikrom_reconcile.times_and_sizes import RECORDS, VMMS
 
 
 class VMPaths:

@@ -32,9 +32,9 @@ from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import VMResources
-from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import make_folder, tail, write_whole
+from mikrom_reconcile.times_and_sizes import VMMS
 
 _STATUS: dict[str, VMMStatus] = {"prelaunch": "starting", "running": "running", "paused": "paused"}
 _CTRL_ALT_DEL = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.times_and_sizes import VMMS
 
 QEMU = "qemu-system-x86_64"
 

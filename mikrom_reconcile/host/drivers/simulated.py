@@ -22,9 +22,9 @@ from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.translate_errors import translate_errors
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
-from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
+from mikrom_reconcile.times_and_sizes import VMMS
 
 FIRST_PID = 1 << 22
 """Linux gives out no pid from here on, so that a simulated one can never be signalled."""

@@ -33,9 +33,9 @@ from mikrom_reconcile.host.drivers.translate_errors import (
     translate_errors,
 )
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, tail, write_whole
+from mikrom_reconcile.times_and_sizes import VMMS
 
 C = TypeVar("C", bound=Connection)
 

@@ -21,9 +21,9 @@ from mikrom_reconcile.host.drivers.vmm import VMM, Command, VMMProcess
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.resources.networks import Interface, boot_args_of
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources
-from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import free_head, tail
+from mikrom_reconcile.times_and_sizes import VMMS
 
 PATIENCE = (0.1, 1.9)
 """A VMM counts as unresponsive when it has not answered in these shares of `answer_s`: the first soon finds one whose

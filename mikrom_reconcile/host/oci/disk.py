@@ -13,9 +13,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from mikrom_reconcile.limits import CONTAINER_IMAGES
 from mikrom_reconcile.system import files
 from mikrom_reconcile.system.download import FetchError
+from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 
 _BLOCK = 4096
 _MIB = 1 << 20

@@ -13,8 +13,8 @@ import zlib
 from tempfile import TemporaryFile
 
 from mikrom_reconcile.host.oci import zstd
-from mikrom_reconcile.limits import CONTAINER_IMAGES
 from mikrom_reconcile.system.download import FetchError
+from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 
 _ELF = b"\x7fELF"
 

@@ -18,8 +18,8 @@ from typing import IO, Any
 from mikrom_reconcile.host.oci.manifests import Layer
 from mikrom_reconcile.host.oci.tars import Budget, entries, unbroken
 from mikrom_reconcile.host.oci.tree import Names, Tree, names_in
-from mikrom_reconcile.limits import CONTAINER_IMAGES, IMAGES
 from mikrom_reconcile.system.download import FetchError
+from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES, IMAGES
 
 _WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
 _XATTR = "SCHILY.xattr."

@@ -10,8 +10,8 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from mikrom_reconcile.core.model.ready import ready
-from mikrom_reconcile.limits import CONTAINER_IMAGES
 from mikrom_reconcile.system.download import FetchError
+from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 
 OS, ARCHITECTURE = "linux", "amd64"
 """What the VMs of a host run: this project knows no other CPU."""

@@ -14,10 +14,10 @@ import msgspec
 from mikrom_reconcile.core.model.container_names import Repository, is_loopback
 from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.host.oci.manifests import INDEXES, MANIFESTS
-from mikrom_reconcile.limits import CONTAINER_IMAGES
 from mikrom_reconcile.system.download import FetchError, Opened
 from mikrom_reconcile.system.files import OddFileError, read_small
 from mikrom_reconcile.system.https_source import opened
+from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 
 _DOCKER_HOST = "registry-1.docker.io"
 _DOCKER = ("https://index.docker.io/v1/", "docker.io", "registry-1.docker.io")

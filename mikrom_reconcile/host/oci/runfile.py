@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from mikrom_reconcile.host.oci.manifests import Process
 from mikrom_reconcile.host.oci.tree import Tree
-from mikrom_reconcile.limits import CONTAINER_IMAGES
 from mikrom_reconcile.system.download import FetchError
+from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 
 FILE = (b".mikrom", b"run")
 INIT = (b".mikrom", b"init")

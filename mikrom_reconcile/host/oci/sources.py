@@ -26,9 +26,9 @@ from mikrom_reconcile.host.oci.manifests import (
 )
 from mikrom_reconcile.host.oci.registry import Registry, credentials_in
 from mikrom_reconcile.host.oci.tars import Budget, opened_tar
-from mikrom_reconcile.limits import CONTAINER_IMAGES
 from mikrom_reconcile.system.download import FetchError
 from mikrom_reconcile.system.files import OddFileError, read_small
+from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 
 Fetch = Callable[[PinnedFile, Registry | None], Path]
 """Puts a file into the host's cache, unless it is there, from a registry, if it is one's, and checks its digest; where

@@ -19,8 +19,8 @@ from typing import IO, BinaryIO, Literal, Self
 
 from mikrom_reconcile.host.oci import zstd
 from mikrom_reconcile.host.oci.manifests import Layer
-from mikrom_reconcile.limits import CONTAINER_IMAGES, IMAGES
 from mikrom_reconcile.system.download import FetchError
+from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES, IMAGES
 
 _ENDS = frozenset({"EOFHeaderError", "EmptyHeaderError"})
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"

@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Self
 
-from mikrom_reconcile.limits import CONTAINER_IMAGES
 from mikrom_reconcile.system.download import FetchError
+from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 
 Names = tuple[bytes, ...]
 

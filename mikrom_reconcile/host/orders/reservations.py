@@ -15,8 +15,8 @@ from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.limits import ORDERS
 from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.times_and_sizes import ORDERS
 
 
 class Reservations:

@@ -29,8 +29,8 @@ from mikrom_reconcile.host.observe import drift_of, row_of
 from mikrom_reconcile.host.orders.reservations import Reservations
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.limits import ORDERS
 from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.times_and_sizes import ORDERS
 
 WHILE_IT_RUNS: frozenset[Impact] = frozenset({"record", "live"})
 """Impacts of what can change without a restart."""

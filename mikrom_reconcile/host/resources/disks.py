@@ -18,9 +18,9 @@ import msgspec
 
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.limits import IMAGES
 from mikrom_reconcile.system import files
 from mikrom_reconcile.system.files import make_folder, sync_folder
+from mikrom_reconcile.times_and_sizes import IMAGES
 
 ROOT_ID = "rootfs"
 """The root disk's name beside the drives'."""

@@ -16,8 +16,8 @@ from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.specs.validate_vms import METADATA_OF_HOST, SECRET_REF
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.networks import mac_of
-from mikrom_reconcile.limits import IMAGES
 from mikrom_reconcile.system.download import FetchError, local_file
+from mikrom_reconcile.times_and_sizes import IMAGES
 
 
 class SecretError(MikromError):

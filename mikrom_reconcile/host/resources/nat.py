@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.limits import NETWORKS
 from mikrom_reconcile.system.netlink import rules_generation
+from mikrom_reconcile.times_and_sizes import NETWORKS
 
 PREFIX = "mkb"
 """How the names of bridges begin, and so those of their tables."""

@@ -30,9 +30,9 @@ from mikrom_reconcile.core.model.observed import Drift
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.host.resources.nat import PREFIX, Rules, nat_of
-from mikrom_reconcile.limits import NETWORKS
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.netlink import Link, Netlink
+from mikrom_reconcile.times_and_sizes import NETWORKS
 
 _STEP = "making its links"
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC

@@ -18,8 +18,8 @@ from mikrom_reconcile.host.resources.disks import Disk, Disks
 from mikrom_reconcile.host.resources.images import ImageCache, image_uses
 from mikrom_reconcile.host.resources.metadata import SecretError, Secrets, metadata_of
 from mikrom_reconcile.host.resources.networks import Interface, Networks, boot_args_of
-from mikrom_reconcile.limits import IMAGES
 from mikrom_reconcile.system.download import FetchError
+from mikrom_reconcile.times_and_sizes import IMAGES
 
 _log = logging.getLogger(__name__)
 

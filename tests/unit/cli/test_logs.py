@@ -9,7 +9,7 @@ from mikrom_reconcile.cli import history as module
 from mikrom_reconcile.cli.history import follow_console
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console
-from mikrom_reconcile.limits import OUTPUT
+from mikrom_reconcile.times_and_sizes import OUTPUT
 
 
 class Talking:

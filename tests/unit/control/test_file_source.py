@@ -11,7 +11,7 @@ import pytest
 from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.limits import SOURCES
+from mikrom_reconcile.times_and_sizes import SOURCES
 
 
 def write(path: Path, content: str | bytes = "kind: Fleet\n") -> Path:

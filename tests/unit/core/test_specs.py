@@ -9,7 +9,7 @@ from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position
 from mikrom_reconcile.core.specs.load import read_specs
-from mikrom_reconcile.limits import SPECS
+from mikrom_reconcile.times_and_sizes import SPECS
 
 HEAD = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\n"
 

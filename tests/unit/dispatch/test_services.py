@@ -13,11 +13,11 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.dispatch.transport import broker
 from mikrom_reconcile.dispatch.transport.broker import RunningUp, broker_url, find_up, up_file, without_password
-from mikrom_reconcile.limits import SERVICES
 from mikrom_reconcile.services import commands
 from mikrom_reconcile.services.up import private_settings
 from mikrom_reconcile.settings import Settings, load
 from mikrom_reconcile.system import locks
+from mikrom_reconcile.times_and_sizes import SERVICES
 
 
 def settings(folder: Path, **variables: str) -> Settings:

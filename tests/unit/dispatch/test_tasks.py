@@ -19,10 +19,10 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
-from mikrom_reconcile.dispatch.celery_patches import FieldsFormatter, TaskId
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from mikrom_reconcile.dispatch.log_format import FieldsFormatter, TaskId
 from mikrom_reconcile.dispatch.registry import FleetProcess
-from mikrom_reconcile.dispatch.transport import deadlines
+from mikrom_reconcile.dispatch.transport import ending_work
 from mikrom_reconcile.dispatch.transport.order_envelope import priority_of
 from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
 from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
@@ -203,7 +203,7 @@ class TestAttempts:
         self, worker: Worker, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = iter([False, True])
-        monkeypatch.setattr(deadlines, "is_stopping", lambda: next(asked))
+        monkeypatch.setattr(ending_work, "is_stopping", lambda: next(asked))
         host.driver.faults["start"] = [TEMPORARY]
         assert worker.run(order("create", VM)).result == "failed_temporary"
 

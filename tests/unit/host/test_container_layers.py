@@ -21,8 +21,8 @@ from mikrom_reconcile.host.oci.layers import apply
 from mikrom_reconcile.host.oci.manifests import ContainerImage, Layer, Process
 from mikrom_reconcile.host.oci.tars import Budget
 from mikrom_reconcile.host.oci.tree import Tree
-from mikrom_reconcile.limits import CONTAINER_IMAGES
 from mikrom_reconcile.system.download import FetchError
+from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root, which unpacking a container image takes")
 

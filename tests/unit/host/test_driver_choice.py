@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.host.drivers import qemu, select
 from mikrom_reconcile.host.drivers.select import Choice, choice_of
-from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.settings import Settings, load
+from mikrom_reconcile.times_and_sizes import VMMS
 
 NO_KVM = "this machine has no /dev/kvm: turn on virtualization"
 

@@ -7,7 +7,7 @@ import pytest
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.observe import row_of
-from mikrom_reconcile.limits import ORDERS
+from mikrom_reconcile.times_and_sizes import ORDERS
 from tests.fakes import BIGGER, HOST, desired_vm, order
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
 

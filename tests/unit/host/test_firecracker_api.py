@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mikrom_reconcile.host.drivers.connection import FirecrackerAPI
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
-from mikrom_reconcile.limits import VMMS
+from mikrom_reconcile.times_and_sizes import VMMS
 from tests.unit.host.servers import Serve, answering, server
 
 PATIENCE_S = 0.2

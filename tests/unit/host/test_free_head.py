@@ -11,8 +11,8 @@ import pytest
 from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.paths import StateLayout
-from mikrom_reconcile.limits import VMMS
 from mikrom_reconcile.system.files import free_head
+from mikrom_reconcile.times_and_sizes import VMMS
 
 
 def test_a_small_file_whose_blocks_were_allocated_ahead_is_left_alone(tmp_path: Path) -> None:

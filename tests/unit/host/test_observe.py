@@ -16,7 +16,7 @@ from mikrom_reconcile.host import observe
 from mikrom_reconcile.host.observe import Observer, drift_of
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.limits import OBSERVING
+from mikrom_reconcile.times_and_sizes import OBSERVING
 from tests.fakes import HOST, SPEC, FakeDriver, HeldClock
 
 NOW = HeldClock().now()

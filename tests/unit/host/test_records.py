@@ -24,8 +24,8 @@ from mikrom_reconcile.host import json_folder
 from mikrom_reconcile.host import records as module
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
-from mikrom_reconcile.limits import RECORDS
 from mikrom_reconcile.system import locks
+from mikrom_reconcile.times_and_sizes import RECORDS
 from tests.fakes import SPEC, HeldClock
 
 

@@ -14,10 +14,9 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView
 from mikrom_reconcile.core.model.run import UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState, SpecProblem
-from mikrom_reconcile.limits import SPECS
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_text
 from mikrom_reconcile.output.history import history_text, unfinished_line
-from mikrom_reconcile.output.hosts import Status, fleets_in, source_line, status_text, vms_text
+from mikrom_reconcile.output.hosts import Status, fleets_in, source_line, status_text
 from mikrom_reconcile.output.problems import problems_text
 from mikrom_reconcile.output.run_text import record_of
 from mikrom_reconcile.output.text import (
@@ -32,6 +31,8 @@ from mikrom_reconcile.output.text import (
     sanitize,
     table,
 )
+from mikrom_reconcile.output.vms import vms_text
+from mikrom_reconcile.times_and_sizes import SPECS
 from tests.samples import NOW, observed, outcome, plan, record, report
 
 

@@ -1,4 +1,4 @@
-"""Every time, size and count that bounds something stands in `limits`, with its unit and its reason."""
+"""Every time, size and count that bounds something stands in `times_and_sizes`, with its unit and its reason."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 import mikrom_reconcile
-from mikrom_reconcile import limits
+from mikrom_reconcile import times_and_sizes
 
 PACKAGE = Path(mikrom_reconcile.__file__).parent
 WITH_UNIT = re.compile(r"_?[A-Z].*_(S|MS|BYTES|KIB|MIB|GIB|CHARACTERS)")
-GROUPS = [value for value in vars(limits).values() if isinstance(value, msgspec.Struct)]
+GROUPS = [value for value in vars(times_and_sizes).values() if isinstance(value, msgspec.Struct)]
 
 
 def constants(module: ast.Module) -> Iterator[str]:
@@ -60,7 +60,7 @@ def test_every_limit_is_positive_and_has_a_reason(group: msgspec.Struct) -> None
 
 def test_every_limit_is_used() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
-    named = {name: value for name, value in vars(limits).items() if isinstance(value, msgspec.Struct)}
+    named = {name: value for name, value in vars(times_and_sizes).items() if isinstance(value, msgspec.Struct)}
     assert not [
         f"{name}.{field}"
         for name, group in named.items()

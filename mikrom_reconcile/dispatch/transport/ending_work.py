@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
-from mikrom_reconcile.limits import ORDERS
+from mikrom_reconcile.times_and_sizes import ORDERS
 
 _stopping = threading.Event()
 _under_way: set[Any] = set()

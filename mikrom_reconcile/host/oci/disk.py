@@ -20,6 +20,7 @@ from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 _BLOCK = 4096
 _MIB = 1 << 20
 _INODE_SIZE = 256
+_PATH = f"{os.defpath}:/usr/sbin:/sbin"
 _UUID = "6d696b72-6f6d-4000-8000-6f63690000{:02x}"
 _FEATURES = (
     *("has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "extent", "64bit", "flex_bg"),
@@ -53,7 +54,7 @@ def _size_of(inodes: int, content_bytes: int) -> int:
 
 def _run(command: list[str], give_up_at: float) -> None:
     environment = {
-        "PATH": os.defpath + ":/usr/sbin:/sbin",
+        "PATH": _PATH,
         "LC_ALL": "C",
         "MKE2FS_CONFIG": "/dev/null",
         "E2FSPROGS_FAKE_TIME": "1",

@@ -32,7 +32,7 @@ def build(image: ContainerImage, draft: Path, *, max_bytes: int, give_up_at: flo
         (tree / "root").mkdir(parents=True)
         tree.chmod(0o700)
         (tree / "root").chmod(0o755)
-        inodes, content_bytes = unpack(image, tree / "root", max_bytes=max_bytes)
+        inodes, content_bytes = unpack(image, tree / "root", Budget(max_bytes, give_up_at))
         disk.make(
             tree / "root",
             draft,
@@ -47,9 +47,8 @@ def build(image: ContainerImage, draft: Path, *, max_bytes: int, give_up_at: flo
         shutil.rmtree(tree, ignore_errors=True)
 
 
-def unpack(image: ContainerImage, root: Path, *, max_bytes: int) -> tuple[int, int]:
+def unpack(image: ContainerImage, root: Path, budget: Budget) -> tuple[int, int]:
     """Unpack it into `root`, an empty folder, with what it needs to boot; the number of inodes, and of bytes."""
-    budget = Budget(max_bytes)
     with Tree(root) as tree:
         for number, layer in enumerate(image.layers, 1):
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import tarfile
 import time
@@ -27,14 +28,17 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 class Budget:
-    """What all layers of one image together may take."""
+    """What all layers of one image together may take, until `give_up_at`."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, give_up_at: float = math.inf) -> None:
+        self._give_up_at = give_up_at
         self._max_bytes = self._bytes_left = max_bytes
         self._entries_left = CONTAINER_IMAGES.entries
 
     def take(self, size: int) -> None:
-        """Raise FetchError when that is too much."""
+        """Raise FetchError when that is too much, or time is up."""
+        if time.monotonic() > self._give_up_at:
+            raise FetchError("no more time to unpack it: an action may not take so long here", lasting=False)
         self._bytes_left -= size
         if self._bytes_left < 0:
             message = f"unpacked it has more than {self._max_bytes >> 20} MiB (MIKROM_IMAGE_MAX_MIB)"

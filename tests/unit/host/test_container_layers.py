@@ -16,13 +16,14 @@ from typing import Any, BinaryIO
 import msgspec
 import pytest
 
-from mikrom_reconcile.host.oci import rootdisk, tars
+from mikrom_reconcile.host.oci import disk, rootdisk, tars
 from mikrom_reconcile.host.oci.layers import apply
 from mikrom_reconcile.host.oci.manifests import ContainerImage, Layer, Process
 from mikrom_reconcile.host.oci.tars import Budget
 from mikrom_reconcile.host.oci.tree import Tree
 from mikrom_reconcile.system.download import FetchError
 from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
+from tests.full_disk import small_disk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root, which unpacking a container image takes")
 
@@ -256,3 +257,31 @@ def test_nothing_is_left_of_a_disk_that_cannot_be_made(
     with pytest.raises(FetchError, match=message):
         rootdisk.build(image, tmp_path / "disk", max_bytes=MAX_BYTES, give_up_at=time.monotonic() + 60)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    image = ContainerImage(process=Process(cmd=("x",)), layers=(layer(tar(entry("a", b"x"))),))
+    with pytest.raises(FetchError, match="no more time") as caught:
+        rootdisk.build(image, tmp_path / "disk", max_bytes=MAX_BYTES, give_up_at=time.monotonic() - 1)
+    assert not caught.value.lasting
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_host_without_mke2fs_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_PATH", str(tmp_path))
+    image = ContainerImage(process=Process(cmd=("x",)), layers=(layer(tar(entry("a", b"x"))),))
+    with pytest.raises(FetchError, match="install e2fsprogs"):
+        rootdisk.build(image, tmp_path / "disk", max_bytes=MAX_BYTES, give_up_at=time.monotonic() + 60)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.needs("mke2fs")
+def test_nothing_is_left_on_a_disk_that_is_too_small(tmp_path: Path) -> None:
+    image = ContainerImage(process=Process(cmd=("x",)), layers=(layer(tar(entry("a", os.urandom(2 << 20)))),))
+    for kib in (1024, 3072):  # too small for the tree, and for a disk of it
+        with small_disk(tmp_path / "small", kib=kib):
+            path = tmp_path / "small/disk"
+            with pytest.raises((FetchError, OSError), match=r"No space left|mke2fs failed") as caught:
+                rootdisk.build(image, path, max_bytes=MAX_BYTES, give_up_at=time.monotonic() + 60)
+            assert not getattr(caught.value, "lasting", False)
+            assert not list(path.parent.iterdir())

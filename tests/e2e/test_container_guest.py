@@ -1,4 +1,7 @@
-"""The init of container images, as PID 1 of a real Linux in QEMU's software emulation."""
+"""The init of container images, as PID 1 of a real Linux in QEMU's software emulation.
+
+`MIKROM_TESTED_DRIVER=firecracker` has the last one run under Firecracker, where KVM boots an ordinary kernel.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ pytestmark = [
 ]
 
 BOOT_S = 120.0
+DRIVER = os.environ.get("MIKROM_TESTED_DRIVER", "qemu")  # before tests lose the settings of this machine
 
 APP = r"""#!/bin/sh
 echo "APP args=$* dir=$(pwd) user=$(id -u):$(id -g):$(id -G | tr ' ' ,) pid1=$(cat /proc/1/comm)"
@@ -237,7 +241,7 @@ def test_an_image_of_a_registry_becomes_a_vm_that_serves_a_page(
     guest = guest_for_root_disks(images)
     workshop = page_image(tmp_path / "workshop")
     kernel = Path(shutil.copy(guest.kernel, images))
-    monkeypatch.setenv("MIKROM_DRIVER", os.environ.get("MIKROM_TESTED_DRIVER", "qemu"))
+    monkeypatch.setenv("MIKROM_DRIVER", DRIVER)
     monkeypatch.setenv("MIKROM_IMAGE_DIRS", str(images))
     with own_namespace(), docker_registry(tmp_path) as address:
         repository = f"{address}/team/page"

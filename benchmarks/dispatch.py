@@ -3,8 +3,8 @@
 An action is sent, carried out on the simulated driver, recorded on disk, told over the stream and taken in by the
 sender. A no-op is sent and its result ignored, by a plain Celery app to a plain Celery worker; that all have run is
 told once. Ours is `mikrom worker` as it is, the other has the same command line and configuration and none of our
-code (`celery_costs.py` says what that saves of Celery's own costs). Each round gives both their turn, the first does
-not count. CPU milliseconds are those of the worker and, after it, of the sender, for each action or no-op.
+code (`dispatch/celery_patches.py` says what that saves of Celery's own costs). Each round gives both their turn, the
+first does not count. CPU milliseconds are those of the worker and, after it, of the sender, for each action or no-op.
 
 The first row has its records in memory. The second has them on the disk that a real run would use: a create waits for
 it four times, in native threads, and with 32 under way it is the disk's rate that is seen. Its VMs are not removed

@@ -40,10 +40,15 @@ def run_checks(checks: Mapping[str, Look], settings: Settings) -> Iterator[Check
             yield Check(name, "broken", problem, remedy or "fix that first, then run it again")
 
 
+def nearest_of(folder: Path) -> Path:
+    """The folder, or the first above it that is there and that this user can see."""
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110 - Path.exists raises
+
+
 def folder_check(variable: str, folder: Path, *, strict: bool = False) -> Check:
     """Whether a folder can be used, or made; under `strict` it must belong to this user, and be closed to others."""
     remedy = f"make it writable for this user, or set {variable}"
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    nearest = nearest_of(folder)
     if not nearest.is_dir():
         return broken(f"{nearest} is not a folder", remedy)
     if not os.access(nearest, os.W_OK | os.X_OK):

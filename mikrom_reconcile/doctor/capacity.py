@@ -11,7 +11,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
-from mikrom_reconcile.doctor import Look, broken, note, ok
+from mikrom_reconcile.doctor import Look, broken, nearest_of, note, ok
 from mikrom_reconcile.host.drivers.select import choice_of
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.ports import VMRecord
@@ -33,7 +33,7 @@ def _cgroups(_settings: Settings) -> Check:
 
 
 def _disk(settings: Settings) -> Check:
-    nearest = next(path for path in (settings.state_dir, *settings.state_dir.parents) if path.exists())
+    nearest = nearest_of(settings.state_dir)
     found = os.statvfs(nearest)
     free = found.f_bavail * found.f_frsize
     no_inodes = found.f_files > 0 and found.f_favail < DOCTOR.vms

@@ -118,8 +118,10 @@ class FileStore:
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         """The latest runs, newest first."""
-        paths = _latest_first(self._folder.glob("runs/*/*"))[:limit]
-        found = ((path, self._read(path)) for path in paths)
+        paths: list[Path] = []
+        with self._done_without(), suppress(FileNotFoundError):  # there was no run yet
+            paths = [path for room in (self._folder / "runs").iterdir() for path in room.iterdir()]
+        found = ((path, self._read(path)) for path in _latest_first(paths)[:limit])
         return tuple(unpacked(unquote(path.name), content, _time_of(path)) for path, content in found if content)
 
     def _path(self, folder: str, name: str) -> Path:

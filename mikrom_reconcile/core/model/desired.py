@@ -87,8 +87,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """How a fleet's running VMs are brought to a new spec: in batches, in the order of their names.
 
     `serial` says the sizes of the batches, the last one repeats; none are larger than the disruption share. More than
-    `max_fail_percentage` of a batch must fail to halt it. `skip` goes on without the VMs of dark hosts. A batch waits
-    until those before have been healthy for `min_healthy_time`.
+    `max_fail_percentage` of a batch must fail to halt it. `skip` goes on without the VMs of unreachable hosts. A batch
+    waits until those before have been healthy for `min_healthy_time`.
     """
 
     serial: Share | tuple[Share, ...] = ()

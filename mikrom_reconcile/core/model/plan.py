@@ -57,7 +57,7 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """One deed on one VM on one host. `id` is a digest of the content; `desired` is None for a delete.
+    """One verb on one VM on one host. `id` is a digest of the content; `desired` is None for a delete.
 
     `deadline_s` bounds the whole action, the graceful stop inside included. `mem_limit_mib` is what all VMs of the host
     may be promised by its inventory; None: what the host has.

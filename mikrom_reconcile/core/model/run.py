@@ -27,8 +27,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     variables; `retry` brings back what was given up; `limit`, `tags` and `skip_tags` narrow what is done
     (`core.planning.selection`). `assume_dead` names hosts that are off for good, by a person's word: if they do not
     answer, their VMs may be made elsewhere. `without_hosts` is for plans only: what if these hosts were lost? `verb`
-    and `names` ask for one deed on VMs by name instead, past the specs (`core.planning.one_off`). `source_problem` says
-    why the tree is the last good one and not what its source holds now; "" if it is.
+    and `names` ask for one action on VMs by name instead, past the specs (`core.planning.one_off`). `source_problem`
+    says why the tree is the last good one and not what its source holds now; "" if it is.
     """
 
     run_id: str

@@ -1,4 +1,4 @@
-"""Deeds asked for by name, past the specs: which VMs a person means, and what each of them then needs.
+"""Actions asked for by name, past the specs: which VMs a person means, and what each of them then needs.
 
 Nothing here knows the specs: what they contradict is undone by the next run that reads them.
 """

@@ -1,6 +1,6 @@
 """Networks as documents describe them: which addresses there are, and which of them a pool may lease.
 
-Addresses are whole numbers in here and text everywhere else. Nothing here leases any (`addresses.py`).
+Addresses are whole numbers in here and text everywhere else. Nothing here leases any (`planning/leases.py`).
 """
 
 from __future__ import annotations

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.doctor import machine
+from mikrom_reconcile.doctor import capacity, folder_check, machine
 from mikrom_reconcile.doctor.machine import all_checks
 from mikrom_reconcile.host.drivers import jail, select
 from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings, load
+from tests.scratch import closed
 
 
 @pytest.fixture
@@ -77,6 +78,19 @@ def test_folders_are_fine_when_closed_noted_when_open_and_broken_when_no_folder(
     folder.write_text("")
     assert found(asked, "state folder").state == "broken"
     assert found(dataclasses.replace(settings, state_dir=folder / "below"), "state folder").state == "broken"
+
+
+def test_a_folder_below_one_that_this_user_may_not_enter_is_broken_and_no_mistake_of_ours(
+    settings: Settings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "closed" / "state"
+    folder.mkdir(parents=True)
+    with closed(folder.parent):
+        check = folder_check("MIKROM_STATE_DIR", folder)
+        disk = capacity.CHECKS["disk"](dataclasses.replace(settings, state_dir=folder))
+    assert check.state == "broken"
+    assert check.found.endswith("is not writable")
+    assert isinstance(disk, Check)
 
 
 def test_a_run_folder_that_is_too_long_for_sockets_is_noted(settings: Settings, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from tests.full_disk import fill, small_disk
 from tests.samples import record
+from tests.scratch import closed
 
 SOMEWHERE = Placements(vms={"a": "localhost"}, covers=("localhost",))
 
@@ -130,6 +131,18 @@ def test_a_store_that_cannot_be_used_is_done_without_and_said_once(
     assert store.lease("demo", holder="t", ttl_s=1, at_least=7).token == 7
     (line,) = caplog.messages
     assert "going on without" in line
+
+
+def test_a_store_that_is_somebody_elses_has_no_runs_to_show_and_says_why(
+    store: FileStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.save(record("r"))
+    with closed(tmp_path):
+        assert store.runs(9) == ()
+    assert [line.partition(": ")[0] for line in caplog.messages] == [
+        f"{tmp_path / 'store'} cannot be used (Permission denied)"
+    ]
+    assert store.runs(9) == (record("r"),)
 
 
 def test_a_store_on_a_full_disk_still_tells_what_it_holds(tmp_path: Path) -> None:

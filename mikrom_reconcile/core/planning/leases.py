@@ -1,7 +1,7 @@
 """Who has which address: leases go to a VM, not to its place in a list, and stay with it as long as it exists.
 
 A VM's record on its host is the lease; control only proposes. So an address counts as held while any record, seen or
-remembered on a unreachable host, has it, and for its pool's cooldown after the host proved that its VM is gone.
+remembered on an unreachable host, has it, and for its pool's cooldown after the host proved that its VM is gone.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Documents:
 
     def __init__(self, reading: Reading, inventory: Inventory | None) -> None:
         misspelt = {id(document) for document in reading.misspelt}
-        named = [each for each in reading.broken if id(each) not in misspelt and _is_named(each)]
+        named = [each for each in reading.broken if id(each) not in misspelt and has_name(each)]
         self.by_state = {GOOD: reading.documents, MISSPELT: reading.misspelt, NAMED: named}
         self.inventory = inventory
         self.hosts = tuple(inventory.hosts) if inventory else ()
@@ -40,7 +40,7 @@ class Documents:
         """The first document of each kind and name, by its place."""
         found: dict[tuple[str, str], SpecDocument] = {}
         documents = [document for documents in self.by_state.values() for document in documents]
-        for document in sorted(documents, key=lambda document: (document.path, document.line)):
+        for document in sorted(filter(has_name, documents), key=lambda document: (document.path, document.line)):
             found.setdefault(identity(document), document)
         return found
 
@@ -66,10 +66,10 @@ class Documents:
         return tuple(sorted({f"host.{name}" for host in inventory.hosts for name in inventory.facts(host)}))
 
 
-def _is_named(document: SpecDocument) -> bool:
-    """Whether a broken document has at least a name that others could have too."""
+def has_name(document: SpecDocument) -> bool:
+    """Whether a document, broken or not, has a name that others could have too; files of variables have one."""
     metadata = document.body.get("metadata")
-    return isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
+    return document.kind.endswith("Vars") or (isinstance(metadata, dict) and isinstance(metadata.get("name"), str))
 
 
 def identity(document: SpecDocument) -> tuple[str, str]:

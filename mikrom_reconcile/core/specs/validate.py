@@ -25,7 +25,7 @@ from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs import validate_fleets
 from mikrom_reconcile.core.specs.images import BUILT_IN, root_disk_flaw
 from mikrom_reconcile.core.specs.networks import network_mistakes
-from mikrom_reconcile.core.specs.references import GOOD, MISSPELT, NAMED, Documents, identity
+from mikrom_reconcile.core.specs.references import GOOD, MISSPELT, NAMED, Documents, has_name, identity
 from mikrom_reconcile.times_and_sizes import SPECS
 
 Pointer = tuple[str | int, ...]
@@ -59,6 +59,8 @@ def validate(known: Documents) -> Iterator[Diagnostic]:
 
 
 def _duplicates(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
+    if not has_name(document):
+        return
     first = known.first[identity(document)]
     in_one_folder = first.path != document.path and all(variables_of(each.path)[2] for each in (first, document))
     if first is not document and not in_one_folder:

@@ -1,8 +1,7 @@
 """Every setting, with its unit, its default and why. Each is an environment variable; there is no settings file.
 
 `doctor` lists them from here; what nobody needs to set is in `times_and_sizes`. A wrong value is a UsageError that
-names the
-variable, never a traceback.
+names the variable, never a traceback.
 """
 
 from __future__ import annotations

@@ -19,21 +19,23 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mikrom_reconcile.core.model.container_names import is_container_image
 from mikrom_reconcile.core.model.devices import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import CachedFile, Stock
-from mikrom_reconcile.host.oci import kernel, rootdisk
-from mikrom_reconcile.host.oci.registry import Registry
-from mikrom_reconcile.host.oci.sources import image_of
+from mikrom_reconcile.host.oci import kernel
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system import files, locks
 from mikrom_reconcile.system.download import FetchError, Opened, local_file
 from mikrom_reconcile.system.files import make_folder, sync_folder, write_whole
 from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES, IMAGES, VMMS
+
+if TYPE_CHECKING:
+    from mikrom_reconcile.host.oci.registry import Registry
 
 _MIB = 1 << 20
 _DRAFTS = (".tree", ".part", ".new")
@@ -75,8 +77,11 @@ class ImageCache:
 
     def path_of(self, file: PinnedFile) -> Path:
         """Where it is once it was fetched, or made of what was."""
-        made = f".{rootdisk.recipe()}" if is_container_image(file.source) else ""
-        return self._cache / f"{file.sha256}{made}"
+        if not is_container_image(file.source):
+            return self._cache / file.sha256
+        from mikrom_reconcile.host.oci import rootdisk  # noqa: PLC0415 - what only container images need: 12 ms
+
+        return self._cache / f"{file.sha256}.{rootdisk.recipe()}"
 
     def fetched(self, file: PinnedFile, *, give_up_at: float) -> Path:
         """The file, fetched or made if need be; once per host, others wait. Raises FetchError and OSError."""
@@ -121,6 +126,8 @@ class ImageCache:
 
     def _make_disk(self, file: PinnedFile, path: Path, give_up_at: float) -> None:
         """A root disk of a container image, whose parts stay for a while: the next image may share them."""
+        from mikrom_reconcile.host.oci import rootdisk  # noqa: PLC0415 - as in `path_of`
+        from mikrom_reconcile.host.oci.sources import image_of  # noqa: PLC0415 - with TLS 15 ms more
 
         def fetch(part: PinnedFile, registry: Registry | None) -> Path:
             return self.part(part, registry, give_up_at=give_up_at)

@@ -18,8 +18,7 @@ from benchmarks.bare_loop import start as start_bare
 from benchmarks.rows import Row
 from benchmarks.scratch import scratch
 from benchmarks.starts import processes_of
-from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
-from mikrom_reconcile.core.model.devices import NetworkInterface
+from mikrom_reconcile.core.model.desired import Machine, NetworkInterface, Policy, VMSpec
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.select import (
     find_firecracker,

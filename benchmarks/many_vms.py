@@ -25,7 +25,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine
-from mikrom_reconcile.core.model.digests import spec_digest
+from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.planner import prepare

@@ -13,7 +13,7 @@ import msgspec
 import yaml
 
 from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
-from mikrom_reconcile.core.model.digests import spec_digest
+from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.fields import RECORD, drop_paths
 from mikrom_reconcile.core.model.observed import (
     Attempt,

@@ -11,7 +11,7 @@ from collections.abc import Container
 from datetime import UTC, datetime, timedelta
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, State, VMSpec
-from mikrom_reconcile.core.model.digests import digest_of, spec_digest
+from mikrom_reconcile.core.model.encoding import digest_of, spec_digest
 from mikrom_reconcile.core.model.observed import Console, End, ObservedVM, Stray, VMMFacts
 from mikrom_reconcile.core.model.plan import Action, Expect, Verb
 from mikrom_reconcile.core.model.run import Order

@@ -14,7 +14,7 @@ from mikrom_reconcile.cli.run_flow import new_run, refuse_without_anybody_to_ask
 from mikrom_reconcile.cli.saved_plan import SavedPlan
 from mikrom_reconcile.cli.terminal import show, style_of, warn
 from mikrom_reconcile.control.ports import Engine
-from mikrom_reconcile.core.model.digests import texts_digest
+from mikrom_reconcile.core.model.encoding import texts_digest
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.plan import Plan, Verb
 from mikrom_reconcile.core.model.run import RunRequest

@@ -10,10 +10,9 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile import __version__
-from mikrom_reconcile.core.model.digests import digest_of
+from mikrom_reconcile.core.model.encoding import digest_of, ready
 from mikrom_reconcile.core.model.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import RunRequest
 from mikrom_reconcile.system.files import write_named
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements, Stock
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord, RunReport, RunRequest, UnfinishedRun

@@ -10,7 +10,7 @@ from pathlib import Path
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
+from mikrom_reconcile.core.model.observed import WANTS_VMM
 from mikrom_reconcile.doctor import Look, broken, nearest_of, note, ok
 from mikrom_reconcile.host.drivers.select import choice_of
 from mikrom_reconcile.host.observe import capacity

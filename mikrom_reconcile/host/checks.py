@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.devices import Check, seconds_of
+from mikrom_reconcile.core.model.desired import Check, seconds_of
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.json_folder import JsonFolder
 from mikrom_reconcile.host.ports import VMRecord

@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, SetupError
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
 from mikrom_reconcile.times_and_sizes import RECORDS
 

@@ -19,11 +19,12 @@ from functools import cache, cached_property, partial
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Policy, VMSpec
-from mikrom_reconcile.core.model.digests import fleet_digest, row_digest
+from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
 from mikrom_reconcile.core.model.errors import ActionError
 from mikrom_reconcile.core.model.fields import RECORD
-from mikrom_reconcile.core.model.lifecycle import HEALTHY, WANTS_VMM, phase_of
 from mikrom_reconcile.core.model.observed import (
+    HEALTHY,
+    WANTS_VMM,
     Attempt,
     Capacity,
     Drift,
@@ -32,6 +33,7 @@ from mikrom_reconcile.core.model.observed import (
     ObserveQuery,
     Phase,
     VMMFacts,
+    phase_of,
 )
 from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord

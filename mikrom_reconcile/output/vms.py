@@ -10,8 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.lifecycle import SATISFIES
-from mikrom_reconcile.core.model.observed import HostView, ObservedVM
+from mikrom_reconcile.core.model.observed import SATISFIES, HostView, ObservedVM
 from mikrom_reconcile.core.planning.project_view import rank
 from mikrom_reconcile.output.text import (
     Column,

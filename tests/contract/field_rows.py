@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Policy, VMSpec
-from mikrom_reconcile.core.model.digests import spec_digest
+from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.host.drivers import qemu
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.networks import Networks

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
-from mikrom_reconcile.core.model.devices import Check
+from mikrom_reconcile.core.model.desired import Check, DesiredVM, Machine, VMSpec
 from mikrom_reconcile.core.model.observed import ObservedVM
 from tests.contract.drivers import Bench
 from tests.contract.hosts import Host

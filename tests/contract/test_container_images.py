@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.host.oci import rootdisk
 from mikrom_reconcile.host.oci.layers import apply
 from mikrom_reconcile.host.oci.manifests import ContainerImage

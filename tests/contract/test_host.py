@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mikrom_reconcile.core.model.digests import fleet_digest
+from mikrom_reconcile.core.model.encoding import fleet_digest
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import Order

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from mikrom_reconcile.control.ports import Hosts
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
-from mikrom_reconcile.core.model.devices import Drive
+from mikrom_reconcile.core.model.desired import DesiredVM, Drive, Machine, VMSpec
 from mikrom_reconcile.core.model.errors import TemporaryError
 from mikrom_reconcile.host.drivers import jail
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.model.desired import DesiredVM
-from mikrom_reconcile.core.model.devices import RateLimiter
+from mikrom_reconcile.core.model.desired import DesiredVM, RateLimiter
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, Order

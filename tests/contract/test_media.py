@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
-from mikrom_reconcile.core.model.devices import Boot, Drive, PinnedFile, RootDisk
+from mikrom_reconcile.core.model.desired import Boot, DesiredVM, Drive, Machine, PinnedFile, RootDisk, VMSpec
 from mikrom_reconcile.host.resources.images import ImageCache
 from tests.contract.drivers import RealBench
 from tests.contract.field_rows import Socket

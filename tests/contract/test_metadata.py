@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
-from mikrom_reconcile.core.model.devices import NetworkInterface
+from mikrom_reconcile.core.model.desired import DesiredVM, Machine, NetworkInterface, VMSpec
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.resources.metadata import Secrets
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner

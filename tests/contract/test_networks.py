@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Machine, VMSpec
-from mikrom_reconcile.core.model.devices import NetworkInterface, RateLimiter
+from mikrom_reconcile.core.model.desired import DesiredVM, Machine, NetworkInterface, RateLimiter, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.host.ports import VMRecord

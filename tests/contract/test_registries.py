@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.host.oci.manifests import INDEXES, MANIFESTS
 from mikrom_reconcile.host.oci.registry import Registry
 from mikrom_reconcile.host.oci.sources import image_of

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.host.oci import rootdisk
 from mikrom_reconcile.host.oci.sources import image_of
 from tests import container_images, linux_guest

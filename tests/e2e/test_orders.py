@@ -15,7 +15,7 @@ import pytest
 
 from mikrom_reconcile import __version__, wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
-from mikrom_reconcile.core.model.digests import spec_digest
+from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, Placements
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from itertools import count
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
-from mikrom_reconcile.core.model.digests import fleet_digest, row_digest
+from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
 from mikrom_reconcile.core.model.observed import (
     Attempt,
     Capacity,

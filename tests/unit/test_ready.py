@@ -15,7 +15,7 @@ import importlib, pkgutil, sys, threading
 from contextlib import suppress
 import msgspec
 from mikrom_reconcile.core import model
-from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.core.model.encoding import ready
 for module in pkgutil.iter_modules(model.__path__, f"{model.__name__}."):
     importlib.import_module(module.name)
 sys.setswitchinterval(1e-6)
@@ -55,7 +55,7 @@ def test_every_type_that_is_given_to_msgspec_is_ready() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in package.rglob("*.py")
-        if path != package / "core/model/ready.py"
+        if path != package / "core/model/encoding.py"
         for line, kind in types_given(path)
         if not ast.unparse(kind).startswith("ready(")
     ]

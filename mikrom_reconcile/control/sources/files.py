@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from mikrom_reconcile.core.model.digests import digest_of
+from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
-from mikrom_reconcile.core.parsing.spec_files import (
+from mikrom_reconcile.core.parsing.documents import (
     NOT_READ,
     NOT_READ_HINT,
     looks_like_a_spec,

@@ -27,7 +27,7 @@ from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_
 from mikrom_reconcile.control.sources.whole_project import refuse_part
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.core.parsing.spec_files import SUFFIXES, looks_like_a_spec, sorted_out
+from mikrom_reconcile.core.parsing.documents import SUFFIXES, looks_like_a_spec, sorted_out
 from mikrom_reconcile.times_and_sizes import SOURCES
 
 PREFIX = "git+"

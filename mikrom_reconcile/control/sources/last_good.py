@@ -16,9 +16,8 @@ from typing import NamedTuple
 import msgspec
 
 from mikrom_reconcile.control.sources.files import made_by
-from mikrom_reconcile.core.model.digests import digest_of
+from mikrom_reconcile.core.model.encoding import digest_of, ready
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import OddFileError, read_small, write_whole

@@ -12,7 +12,7 @@ from pathlib import Path
 from mikrom_reconcile.control.sources.files import bytes_of
 from mikrom_reconcile.core.model.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.core.parsing.spec_files import SUFFIXES, looks_like_a_spec
+from mikrom_reconcile.core.parsing.documents import SUFFIXES, looks_like_a_spec
 from mikrom_reconcile.core.parsing.yaml_text import read_file
 from mikrom_reconcile.times_and_sizes import SOURCES
 

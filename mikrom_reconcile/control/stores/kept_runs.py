@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.digests import digest_of
+from mikrom_reconcile.core.model.encoding import digest_of, ready
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import BEAT, SUPERVISION, RunRecord
 from mikrom_reconcile.times_and_sizes import RUNS
 

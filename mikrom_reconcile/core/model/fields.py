@@ -13,9 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
-from mikrom_reconcile.core.model.digests import canonical_json
+from mikrom_reconcile.core.model.encoding import canonical_json, ready
 from mikrom_reconcile.core.model.plan import FieldChange, Impact
-from mikrom_reconcile.core.model.ready import ready
 
 Observed = Literal["vmm", "host", "record"]
 """Who knows the real value: the VMM itself, the bridges and rules of its host, or only the VM's record."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mikrom_reconcile.core.model.digests import canonical_json
+from mikrom_reconcile.core.model.encoding import canonical_json
 from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
 from mikrom_reconcile.core.parsing.yaml_words import code_points, shown
 from mikrom_reconcile.times_and_sizes import SPECS

@@ -15,8 +15,7 @@ import msgspec
 import yaml
 
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.core.parsing.source_lines import Lines
-from mikrom_reconcile.core.parsing.yaml_words import Spelled, ambiguous_as, meaning_of, quoted, shown
+from mikrom_reconcile.core.parsing.yaml_words import Lines, Spelled, ambiguous_as, meaning_of, quoted, shown
 from mikrom_reconcile.times_and_sizes import SPECS
 
 # What is no text at all: https://yaml.org/spec/1.2.2/#51-character-set

@@ -1,7 +1,7 @@
-"""What a bare word of YAML means, and which words mean different things to different programs.
+"""What a bare word of YAML means, and at which line and column it stands.
 
-YAML 1.1 (PyYAML) and 1.2 (editors, other tools) read some of them differently: `no`, `010`, `12:30`, `2026-11-22`.
-Here each of those is a mistake, so that a value means the same to everyone who reads it.
+YAML 1.1 (PyYAML) and 1.2 (editors, other tools) read some words differently: `no`, `010`, `12:30`, `2026-11-22`. Here
+each of those is a mistake, so that a value means the same to everyone who reads it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Self
 
+from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.times_and_sizes import SPECS
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -127,3 +130,60 @@ def code_points(text: str) -> str:
 def quoted(word: str) -> str:
     """The same word as somebody would write it to mean the text."""
     return f'"{word}"' if len(word) <= SPECS.shown_characters else "it in quotes"
+
+
+_MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
+
+
+class Lines:
+    """One file: lines and columns, from 1, of offsets into its text, and where its documents are cut."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self.text = text
+        self._path = path
+
+    @cached_property
+    def cuts(self) -> list[tuple[int, int]]:
+        """Start and end of each document."""
+        return list(_cuts(self.text))
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(match.end() for match in _LINE_BREAK.finditer(self.text))]
+
+    def at(self, offset: int) -> tuple[int, int]:
+        """Line and column; an offset behind the last word counts as its end."""
+        offset = min(offset, len(self.text.rstrip()))
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
+
+    def cut_of(self, line: int) -> int:
+        """The number of the document that a line is in."""
+        return bisect_right(self.cuts, (self._starts[line - 1], len(self.text))) - 1
+
+    def problem(self, offset: int, message: str, hint: str = "", pointer: str = "") -> SpecProblem:
+        """A mistake with its place and the line that it is in, cut around it if that is long."""
+        line, column = self.at(offset)
+        start = self._starts[line - 1]
+        first = max(start, start + column - 1 - SPECS.excerpt_characters_before)
+        line_break = _LINE_BREAK.search(self.text, first, first + SPECS.excerpt_characters)
+        return SpecProblem(
+            path=self._path,
+            line=line,
+            column=column,
+            pointer=pointer,
+            message=message,
+            hint=hint,
+            excerpt=self.text[first : line_break.start() if line_break else first + SPECS.excerpt_characters],
+        )
+
+
+def _cuts(text: str) -> list[tuple[int, int]]:
+    """Start and end of each document; where directives make that harder to tell, all of the text."""
+    if text.startswith(("%", "...")) or "\n%" in text or "\n..." in text:
+        return [(0, len(text))]
+    starts = [match.start() for match in _MARKER.finditer(text)]
+    if not starts or starts[0] > 0:
+        starts.insert(0, 0)
+    return list(zip(starts, [*starts[1:], len(text)], strict=True))

@@ -12,8 +12,7 @@ from math import floor, inf
 
 import msgspec
 
-from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
-from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedVM
+from mikrom_reconcile.core.model.observed import WANTS_VMM, Capacity, HostReport, ObservedVM
 from mikrom_reconcile.core.specs.inventory import Inventory
 
 

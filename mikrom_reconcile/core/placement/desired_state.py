@@ -11,9 +11,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, VMSpec
-from mikrom_reconcile.core.model.devices import Boot, PinnedFile
-from mikrom_reconcile.core.model.digests import spec_digest
+from mikrom_reconcile.core.model.desired import Boot, DesiredVM, PinnedFile, VMSpec
+from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.fields import drop_paths
 from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecProblem

@@ -13,9 +13,8 @@ import msgspec
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.placement.capacity import UNLIMITED, HostLoads, Room
 from mikrom_reconcile.core.placement.host_heaps import Heaps, HostHeap, Paths, SpreadCounts, SpreadHeap
-from mikrom_reconcile.core.specs.constraints import Attributes, describe_attribute
 from mikrom_reconcile.core.specs.expand import UnplacedVM
-from mikrom_reconcile.core.specs.inventory import Inventory
+from mikrom_reconcile.core.specs.inventory import Attributes, Inventory, describe_attribute
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
 from mikrom_reconcile.times_and_sizes import SPECS
 

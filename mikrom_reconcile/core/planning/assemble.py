@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine
-from mikrom_reconcile.core.model.digests import digest_of
+from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Verb, VMChange
 from mikrom_reconcile.core.planning.context import Draft, PlanContext

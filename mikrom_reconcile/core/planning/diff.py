@@ -9,8 +9,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.fields import keep_applied
-from mikrom_reconcile.core.model.lifecycle import SATISFIES
-from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.observed import SATISFIES, ObservedVM
 from mikrom_reconcile.core.model.plan import VMChange
 from mikrom_reconcile.core.planning.context import Draft, PlanContext
 from mikrom_reconcile.core.planning.project_view import EXPECTED_PHASE

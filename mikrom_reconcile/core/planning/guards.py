@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Policy, State, resolve_share
-from mikrom_reconcile.core.model.digests import spec_digest
+from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import FieldChange, Refusal, VMChange
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind

@@ -13,8 +13,15 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.fields import impact_of
-from mikrom_reconcile.core.model.lifecycle import DEGRADED, HAS_VMM, HEALTHY, SATISFIES
-from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements
+from mikrom_reconcile.core.model.observed import (
+    DEGRADED,
+    HAS_VMM,
+    HEALTHY,
+    SATISFIES,
+    ObservedState,
+    ObservedVM,
+    Placements,
+)
 from mikrom_reconcile.core.model.plan import ChangeKind, Verb, VMChange
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown

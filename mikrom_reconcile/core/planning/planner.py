@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.devices import seconds_of
+from mikrom_reconcile.core.model.desired import seconds_of
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Refusal, VMChange
 from mikrom_reconcile.core.placement.capacity import mem_limit_mib, room_of

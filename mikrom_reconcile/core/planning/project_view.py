@@ -10,7 +10,7 @@ from operator import itemgetter
 import msgspec
 
 from mikrom_reconcile.core.model.desired import DesiredVM, State
-from mikrom_reconcile.core.model.digests import fleet_digest, row_digest
+from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
 from mikrom_reconcile.core.model.observed import (
     Attempt,
     HostReport,

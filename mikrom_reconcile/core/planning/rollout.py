@@ -13,8 +13,7 @@ from functools import cached_property
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DISRUPTION, DesiredVM, Rollout, Share, resolve_share
-from mikrom_reconcile.core.model.lifecycle import HEALTHY, NOT_RESTARTED, WANTS_VMM
-from mikrom_reconcile.core.model.observed import Attempt
+from mikrom_reconcile.core.model.observed import HEALTHY, NOT_RESTARTED, WANTS_VMM, Attempt
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
 from mikrom_reconcile.core.planning.guards import as_recorded

@@ -14,8 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.fields import field_changes, impact_of, is_row_of, recorded
-from mikrom_reconcile.core.model.lifecycle import DEGRADED, HAS_VMM, HEALTHY, NOT_RESTARTED, SATISFIES
-from mikrom_reconcile.core.model.observed import Drift, ObservedVM
+from mikrom_reconcile.core.model.observed import DEGRADED, HAS_VMM, HEALTHY, NOT_RESTARTED, SATISFIES, Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
 
 UNCHANGED: Final = "unchanged"

@@ -9,15 +9,14 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, Rollout
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position, problems_of, read_tree
 from mikrom_reconcile.core.parsing.schema_errors import Schemas
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES
-from mikrom_reconcile.core.specs.constraints import PlacementSpec
 from mikrom_reconcile.core.specs.images import BUILT_IN, Image, image_of
-from mikrom_reconcile.core.specs.inventory import Group, Host, Inventory
+from mikrom_reconcile.core.specs.inventory import Group, Host, Inventory, PlacementSpec
 from mikrom_reconcile.core.specs.networks import Network, network_of
 from mikrom_reconcile.core.specs.references import Documents
 from mikrom_reconcile.core.specs.validate import validate

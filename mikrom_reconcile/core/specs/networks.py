@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.devices import Duration, seconds_of
-from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.core.model.desired import Duration, seconds_of
+from mikrom_reconcile.core.model.encoding import ready
 
 WHOLE = ""
 """The pool of a network that names none."""

@@ -12,11 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Machine, State, VMSpec
-from mikrom_reconcile.core.model.devices import NetworkInterface
-from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
-from mikrom_reconcile.core.model.observed import Capacity
-from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.core.model.desired import Machine, NetworkInterface, State, VMSpec
+from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.observed import WANTS_VMM, Capacity
 from mikrom_reconcile.core.model.specs import Diagnostic
 from mikrom_reconcile.core.parsing.documents import raise_for
 from mikrom_reconcile.core.parsing.schema_errors import describe_value, expectation

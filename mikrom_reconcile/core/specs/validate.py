@@ -17,9 +17,9 @@ from typing import Any, Final, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
+from mikrom_reconcile.core.parsing.documents import variables_of
 from mikrom_reconcile.core.parsing.patterns import RESERVED
 from mikrom_reconcile.core.parsing.schema_errors import nearest
-from mikrom_reconcile.core.parsing.spec_files import variables_of
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs import validate_fleets

@@ -11,8 +11,7 @@ from mikrom_reconcile.core.parsing.patterns import EVERY, PatternError
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.specs.constraints import UNARY
-from mikrom_reconcile.core.specs.inventory import Inventory
+from mikrom_reconcile.core.specs.inventory import UNARY, Inventory
 from mikrom_reconcile.core.specs.references import Documents
 
 Pointer = tuple[str | int, ...]

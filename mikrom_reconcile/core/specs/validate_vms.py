@@ -11,11 +11,10 @@ from typing import Any, Final
 
 import msgspec
 
-from mikrom_reconcile.core.model.container_names import init_argument
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.specs.images import BUILT_IN
+from mikrom_reconcile.core.specs.images import BUILT_IN, init_argument
 from mikrom_reconcile.core.specs.networks import WHOLE, Network
 from mikrom_reconcile.times_and_sizes import SPECS
 

@@ -18,9 +18,9 @@ import msgspec
 from msgspec.structs import replace
 from redis import RedisError
 
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.plan import Plan, VMChange
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import BEAT, RunReport, RunRequest
 from mikrom_reconcile.dispatch.transport.heartbeats import known, living
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys

@@ -20,7 +20,7 @@ from celery.beat import Scheduler
 from redis import RedisError
 
 from mikrom_reconcile.control.sources.last_good import Good, LastGood
-from mikrom_reconcile.core.model.digests import texts_digest
+from mikrom_reconcile.core.model.encoding import texts_digest
 from mikrom_reconcile.core.model.errors import MikromError, SourceError
 from mikrom_reconcile.core.model.specs import SourceState, SourceTree
 from mikrom_reconcile.dispatch.app import FleetApp

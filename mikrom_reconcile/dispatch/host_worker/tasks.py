@@ -26,11 +26,11 @@ from redis import RedisError
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import RunStore
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, Order, RunRecord
 from mikrom_reconcile.dispatch.transport import ending_work, rpc
 from mikrom_reconcile.dispatch.transport.order_envelope import (

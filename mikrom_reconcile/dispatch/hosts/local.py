@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Stock
 from mikrom_reconcile.core.model.run import ActionOutcome, Order

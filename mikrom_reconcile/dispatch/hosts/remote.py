@@ -22,7 +22,7 @@ from redis import RedisError
 
 from mikrom_reconcile import __version__
 from mikrom_reconcile.control.stores.redis import translate_broker_errors
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery, Stock
 from mikrom_reconcile.core.model.run import ActionOutcome, Order

@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import msgspec
 
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.system import locks

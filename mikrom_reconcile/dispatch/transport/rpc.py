@@ -17,6 +17,7 @@ import msgspec
 from redis import RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import (
     BusyError,
     MikromError,
@@ -26,7 +27,6 @@ from mikrom_reconcile.core.model.errors import (
     SpecError,
     UsageError,
 )
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.times_and_sizes import BROKER

@@ -18,8 +18,8 @@ from msgspec.structs import replace
 from redis import RedisError
 from redis.exceptions import NoPermissionError
 
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.observed import HostReport, Phase
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.transport.heartbeats import starts

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
 from mikrom_reconcile.times_and_sizes import VMMS
 

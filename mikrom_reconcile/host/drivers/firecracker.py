@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.observed import End, VMMStatus
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import FirecrackerAPI
 from mikrom_reconcile.host.drivers.jail import LOG, METRICS, Jail, chroot_view, path_inside, ran_out_of_memory

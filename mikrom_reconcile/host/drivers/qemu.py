@@ -19,8 +19,8 @@ from typing import Any, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.observed import End, VMMStatus
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import QMP
 from mikrom_reconcile.host.drivers.paths import VMPaths

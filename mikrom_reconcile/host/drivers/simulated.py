@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.translate_errors import translate_errors
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord

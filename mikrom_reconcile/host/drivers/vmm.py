@@ -21,8 +21,8 @@ from typing import TypeVar
 
 import msgspec
 
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.core.model.ready import ready
 from mikrom_reconcile.host.drivers.connection import Connection
 from mikrom_reconcile.host.drivers.jail import Jail, remove_jail
 from mikrom_reconcile.host.drivers.paths import VMPaths

@@ -9,7 +9,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.system.download import FetchError
 from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 

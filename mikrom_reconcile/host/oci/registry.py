@@ -11,8 +11,8 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from mikrom_reconcile.core.model.container_names import Repository, is_loopback
-from mikrom_reconcile.core.model.ready import ready
+from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.specs.images import Repository, is_loopback
 from mikrom_reconcile.host.oci.manifests import INDEXES, MANIFESTS
 from mikrom_reconcile.system.download import FetchError, Opened
 from mikrom_reconcile.system.files import OddFileError, read_small

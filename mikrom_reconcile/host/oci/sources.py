@@ -11,8 +11,8 @@ from typing import IO, BinaryIO
 
 import msgspec
 
-from mikrom_reconcile.core.model.container_names import ARCHIVE, LAYOUT, REGISTRY, repository_of
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
+from mikrom_reconcile.core.specs.images import ARCHIVE, LAYOUT, REGISTRY, repository_of
 from mikrom_reconcile.host.oci.manifests import (
     ContainerImage,
     Document,

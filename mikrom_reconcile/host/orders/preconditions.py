@@ -11,8 +11,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.fields import costs, needs_restart
-from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
-from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.observed import WANTS_VMM, ObservedVM
 from mikrom_reconcile.core.model.plan import Action, Expect
 from mikrom_reconcile.core.model.run import Order, Result
 from mikrom_reconcile.host.orders.reservations import Reservations

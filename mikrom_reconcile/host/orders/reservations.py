@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
+from mikrom_reconcile.core.model.observed import WANTS_VMM
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system.clock import Clock

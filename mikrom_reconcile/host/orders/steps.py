@@ -21,8 +21,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import ActionError, TemporaryError
 from mikrom_reconcile.core.model.fields import costs, impact_of
-from mikrom_reconcile.core.model.lifecycle import HEALTHY, SATISFIES, WANTS_VMM
-from mikrom_reconcile.core.model.observed import Attempt, Drift, ObservedVM
+from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import Impact, Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.observe import drift_of, row_of

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from mikrom_reconcile.core.model.container_names import is_container_image
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import CachedFile, Stock
+from mikrom_reconcile.core.specs.images import is_container_image
 from mikrom_reconcile.host.oci import kernel
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records

@@ -22,11 +22,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from mikrom_reconcile.core.model.container_names import init_argument
-from mikrom_reconcile.core.model.devices import NetworkInterface
+from mikrom_reconcile.core.model.desired import NetworkInterface
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.core.model.lifecycle import WANTS_VMM
-from mikrom_reconcile.core.model.observed import Drift
+from mikrom_reconcile.core.model.observed import WANTS_VMM, Drift
+from mikrom_reconcile.core.specs.images import init_argument
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.host.resources.nat import PREFIX, Rules, nat_of

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import entry
 from mikrom_reconcile.control.ports import RunStore
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.observed import (
     CachedFile,

@@ -9,7 +9,7 @@ from pathlib import Path
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.files import FileStore
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Stock
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree

@@ -11,7 +11,7 @@ import pytest
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.files import FileStore
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.observed import (
     Capacity,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.observed import (
     Capacity,
     Console,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mikrom_reconcile.core.model.container_names import init_argument, is_container_image, is_loopback, repository_of
-from mikrom_reconcile.core.model.devices import Boot, PinnedFile, RootDisk
+from mikrom_reconcile.core.model.desired import Boot, PinnedFile, RootDisk
+from mikrom_reconcile.core.specs.images import init_argument, is_container_image, is_loopback, repository_of
 
 
 @pytest.mark.parametrize(

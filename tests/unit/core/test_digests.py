@@ -6,7 +6,7 @@ from itertools import permutations
 from typing import Any
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
-from mikrom_reconcile.core.model.digests import digest_of, fleet_digest, spec_digest, texts_digest
+from mikrom_reconcile.core.model.encoding import digest_of, fleet_digest, spec_digest, texts_digest
 from mikrom_reconcile.core.model.observed import Drift
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 

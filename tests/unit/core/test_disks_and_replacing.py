@@ -7,9 +7,19 @@ from datetime import UTC, datetime
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSpec
-from mikrom_reconcile.core.model.devices import Boot, Drive, NetworkInterface, PinnedFile, RateLimiter, RootDisk
-from mikrom_reconcile.core.model.digests import spec_digest
+from mikrom_reconcile.core.model.desired import (
+    Boot,
+    DesiredVM,
+    Drive,
+    Machine,
+    NetworkInterface,
+    PinnedFile,
+    Policy,
+    RateLimiter,
+    RootDisk,
+    VMSpec,
+)
+from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.observed import Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import VMChange
 from mikrom_reconcile.core.planning.context import Draft

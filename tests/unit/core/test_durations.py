@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mikrom_reconcile.core.model.devices import seconds_of
+from mikrom_reconcile.core.model.desired import seconds_of
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mikrom_reconcile.core.model.desired import Policy, VMSpec
-from mikrom_reconcile.core.model.devices import Boot, Check, Drive, NetworkInterface, PinnedFile, RootDisk
+from mikrom_reconcile.core.model.desired import (
+    Boot,
+    Check,
+    Drive,
+    NetworkInterface,
+    PinnedFile,
+    Policy,
+    RootDisk,
+    VMSpec,
+)
 from mikrom_reconcile.core.model.fields import FIELDS, impact_of, is_row_of, recorded
 from tests.contract.field_rows import ROWS
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mikrom_reconcile.core.model.desired import Machine, Restart, VMSpec
-from mikrom_reconcile.core.model.devices import Boot, PinnedFile
+from mikrom_reconcile.core.model.desired import Boot, Machine, PinnedFile, Restart, VMSpec
 from mikrom_reconcile.core.model.fields import drop_paths, field_changes, impact_of, keep_applied, needs_restart
 from mikrom_reconcile.core.model.plan import FieldChange
 

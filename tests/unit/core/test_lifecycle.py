@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mikrom_reconcile.core.model.desired import State
-from mikrom_reconcile.core.model.lifecycle import phase_of
-from mikrom_reconcile.core.model.observed import End, Phase, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import End, Phase, VMMFacts, VMMStatus, phase_of
 from mikrom_reconcile.times_and_sizes import VMMS
 
 ALIVE: tuple[VMMStatus, ...] = ("starting", "running", "paused", "unresponsive", "socket_lost")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mikrom_reconcile.core.parsing.spec_files import looks_like_a_spec, sorted_out, variables_of
+from mikrom_reconcile.core.parsing.documents import looks_like_a_spec, sorted_out, variables_of
 
 
 def test_every_file_is_read_refused_looked_at_or_left_alone_for_a_reason() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.devices import Check, Drive
+from mikrom_reconcile.core.model.desired import Check, Drive, Machine, VMSpec
 from mikrom_reconcile.core.specs.validate_vms import unsupported
 
 

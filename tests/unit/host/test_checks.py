@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.devices import Check, NetworkInterface
+from mikrom_reconcile.core.model.desired import Check, NetworkInterface, VMSpec
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.checks import Checks, Health, tried
 from mikrom_reconcile.host.ports import VMRecord

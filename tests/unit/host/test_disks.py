@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.devices import Boot, Drive, PinnedFile, RootDisk
+from mikrom_reconcile.core.model.desired import Boot, Drive, PinnedFile, RootDisk, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import Disks

@@ -8,8 +8,7 @@ import os
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.devices import Boot, PinnedFile
+from mikrom_reconcile.core.model.desired import Boot, PinnedFile, VMSpec
 from mikrom_reconcile.core.model.observed import ObserveQuery, Stock
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.provisioner import GarbageCollector

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.core.model.devices import PinnedFile
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.host.oci import kernel
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.system.download import FetchError

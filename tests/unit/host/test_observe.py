@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
-from mikrom_reconcile.core.model.digests import fleet_digest
+from mikrom_reconcile.core.model.encoding import fleet_digest
 from mikrom_reconcile.core.model.errors import SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt, Drift, HostReport, ObserveQuery, VMMFacts
 from mikrom_reconcile.host import observe

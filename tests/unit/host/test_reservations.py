@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSpec
-from mikrom_reconcile.core.model.devices import Boot, PinnedFile, RootDisk
+from mikrom_reconcile.core.model.desired import Boot, DesiredVM, Machine, PinnedFile, Policy, RootDisk, VMSpec
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.orders.reservations import Reservations

@@ -1,14 +1,13 @@
-"""Digests: equal digests mean that nothing has to be compared.
-
-A digest starts with its version ("1:…"), so digests of different versions never match. Unequal digests mean only that
-the fields have to be compared: a new release never restarts a VM because a hash changed.
+"""Values as JSON, and digests of them. Equal digests mean that nothing has to be compared; unequal ones only that the
+fields have to be: a new release never restarts a VM because a hash changed, and their versions ("1:…") never match.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +17,8 @@ from mikrom_reconcile.core.model.specs import SourceTree
 
 VERSION = "1"
 _SIZE = 16  # bytes; 128 bits keep chance collisions out of any fleet
+
+T = TypeVar("T")
 
 canonical_json = msgspec.json.Encoder(order="deterministic").encode
 """Bytes that depend on the value only: object keys sorted, struct fields in their declared order."""
@@ -53,3 +54,16 @@ def fleet_digest(rows: Iterable[tuple[str, str, str, tuple[Drift, ...]]]) -> str
         for name, spec, phase, drift in rows
     )
     return f"{VERSION}:{blake2b(''.join(lines).encode(), digest_size=_SIZE).hexdigest()}"
+
+
+_READY: set[object] = set()
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def ready(kind: type[T]) -> type[T]:
+    """`kind`, to be given to msgspec, which knows all of it from now on."""
+    if kind not in _READY:
+        with _ONE_AT_A_TIME:
+            msgspec.json.Decoder(kind)
+            _READY.add(kind)
+    return kind

@@ -201,8 +201,7 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
         from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 
         return SimulatedDriver(settings.state_dir)
-    from mikrom_reconcile.host.resources.metadata import Secrets
-    from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner
+    from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, Secrets
 
     provisioner = ResourceProvisioner(
         settings.state_dir,

@@ -11,8 +11,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, NetworkInterface, VMSpec
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.resources.metadata import Secrets
-from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner
+from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, Secrets
 from tests.contract.drivers import ANSWER_S, RealBench
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host

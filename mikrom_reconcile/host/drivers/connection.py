@@ -6,6 +6,7 @@ Small on purpose instead of `http.client`: it costs a ninth of the CPU per call,
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import struct
@@ -17,8 +18,51 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from mikrom_reconcile.core.model.encoding import ready
-from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, UnreachableError
+from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.times_and_sizes import VMMS
+
+_PERMANENT_ERRORS = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS),  # somebody has to allow it
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),  # or mend a path
+        *(errno.ENOEXEC, errno.EINVAL, errno.ENODEV, errno.ENXIO),  # or a program or a device
+    }
+)
+_SHORTAGES = (
+    *(errno.EINTR, errno.EAGAIN, errno.ENOMEM, errno.EBUSY, errno.ENFILE, errno.EMFILE),
+    *(errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT),
+)
+_TEMPORARY_FAULT = re.compile(rf"\(os error ({'|'.join(map(str, _SHORTAGES))})\)")
+"""Firecracker's faults end in the system's error, if one was the cause; without one the configuration is wrong."""
+
+
+class FaultError(Exception):
+    """A VMM refused, in its own words."""
+
+
+class UnreachableError(Exception):
+    """Nobody listens at a VMM's socket, or not who should."""
+
+
+class NoAnswerError(Exception):
+    """Somebody listens, and did not answer in time or not in the VMM's language."""
+
+
+@contextmanager
+def translate_errors(vm: str, doing: str) -> Iterator[None]:
+    """Turn what is raised inside into a TemporaryError or PermanentError of `vm` "while `doing`"."""
+    try:
+        yield
+    except FaultError as error:
+        kind = TemporaryError if _TEMPORARY_FAULT.search(str(error)) else PermanentError
+        raise kind(f"its VMM refused: {error}", vm=vm, step=doing) from error
+    except (UnreachableError, NoAnswerError) as error:
+        raise TemporaryError(f"its VMM failed: {error}", vm=vm, step=doing) from error
+    except OSError as error:
+        kind = PermanentError if error.errno in _PERMANENT_ERRORS else TemporaryError
+        where = f"{error.filename}: " if error.filename else ""
+        raise kind(f"{where}{error.strerror or error}", vm=vm, step=doing) from error
+
 
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _HEAD_END = b"\r\n\r\n"

@@ -13,10 +13,9 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
-from mikrom_reconcile.host.drivers.connection import FirecrackerAPI
+from mikrom_reconcile.host.drivers.connection import FirecrackerAPI, NoAnswerError, translate_errors
 from mikrom_reconcile.host.drivers.jail import LOG, METRICS, Jail, chroot_view, path_inside, ran_out_of_memory
 from mikrom_reconcile.host.drivers.paths import VMPaths
-from mikrom_reconcile.host.drivers.translate_errors import NoAnswerError, translate_errors
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.ports import VMRecord

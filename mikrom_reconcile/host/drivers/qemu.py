@@ -22,10 +22,9 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
-from mikrom_reconcile.host.drivers.connection import QMP
+from mikrom_reconcile.host.drivers.connection import QMP, FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.drivers.paths import VMPaths
 from mikrom_reconcile.host.drivers.select import kvm_problem
-from mikrom_reconcile.host.drivers.translate_errors import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.ports import VMRecord

@@ -20,7 +20,7 @@ from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts
 from mikrom_reconcile.core.specs import validate_vms
-from mikrom_reconcile.host.drivers.translate_errors import translate_errors
+from mikrom_reconcile.host.drivers.connection import translate_errors
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole

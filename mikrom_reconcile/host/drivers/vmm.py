@@ -23,15 +23,15 @@ import msgspec
 
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.host.drivers.connection import Connection
-from mikrom_reconcile.host.drivers.jail import Jail, remove_jail
-from mikrom_reconcile.host.drivers.paths import VMPaths
-from mikrom_reconcile.host.drivers.translate_errors import (
+from mikrom_reconcile.host.drivers.connection import (
+    Connection,
     FaultError,
     NoAnswerError,
     UnreachableError,
     translate_errors,
 )
+from mikrom_reconcile.host.drivers.jail import Jail, remove_jail
+from mikrom_reconcile.host.drivers.paths import VMPaths
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, tail, write_whole

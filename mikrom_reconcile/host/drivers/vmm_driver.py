@@ -14,9 +14,9 @@ import msgspec
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts, VMMStatus
+from mikrom_reconcile.host.drivers.connection import NoAnswerError, UnreachableError, translate_errors
 from mikrom_reconcile.host.drivers.jail import release_uid, remove_jail
 from mikrom_reconcile.host.drivers.paths import StateLayout, VMPaths
-from mikrom_reconcile.host.drivers.translate_errors import NoAnswerError, UnreachableError, translate_errors
 from mikrom_reconcile.host.drivers.vmm import VMM, Command, VMMProcess
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.resources.networks import Interface, boot_args_of

@@ -25,8 +25,7 @@ from mikrom_reconcile.core.model.errors import (
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.host.observe import capacity, row_of, unreadable_row
-from mikrom_reconcile.host.orders.preconditions import Ending, check, rejection_of
-from mikrom_reconcile.host.orders.reservations import Reservations
+from mikrom_reconcile.host.orders.preconditions import Ending, Reservations, check, rejection_of
 from mikrom_reconcile.host.orders.steps import ActionRun, log_fields
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord

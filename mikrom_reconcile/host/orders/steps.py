@@ -25,7 +25,7 @@ from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, 
 from mikrom_reconcile.core.model.plan import Impact, Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.observe import drift_of, row_of
-from mikrom_reconcile.host.orders.reservations import Reservations
+from mikrom_reconcile.host.orders.preconditions import Reservations
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system.clock import Clock

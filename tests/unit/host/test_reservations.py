@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import Boot, DesiredVM, Machine, PinnedFile, Policy, RootDisk, VMSpec
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.observe import capacity
-from mikrom_reconcile.host.orders.reservations import Reservations
+from mikrom_reconcile.host.orders.preconditions import Reservations
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from tests.contract.drivers import record_of

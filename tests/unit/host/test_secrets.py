@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.host.resources.metadata import SecretError, Secrets
+from mikrom_reconcile.host.resources.provisioner import SecretError, Secrets
 
 
 @pytest.fixture

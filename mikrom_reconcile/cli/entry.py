@@ -18,7 +18,7 @@ from mikrom_reconcile.cli.terminal import show, style_of, warn
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, PastDeadlineError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.problems import problems_text
+from mikrom_reconcile.output.formats import problems_text
 from mikrom_reconcile.output.run_result import LATE, USAGE
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.settings import misspelt

@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.errors import SourceError
 from mikrom_reconcile.core.model.run import SUPERVISION
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
 from mikrom_reconcile.output import hosts as output
-from mikrom_reconcile.output.images import images_document, images_text
+from mikrom_reconcile.output.hosts import images_document, images_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.vms import orphans_in, orphans_text, vm_row, vms_in, vms_text
 from mikrom_reconcile.settings import Settings, load

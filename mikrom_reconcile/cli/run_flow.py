@@ -19,8 +19,7 @@ from mikrom_reconcile.core.model.run import ActionOutcome, RunRequest
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.plan import plan_text
-from mikrom_reconcile.output.run_result import FAILED, result_of
-from mikrom_reconcile.output.run_text import outcome_line
+from mikrom_reconcile.output.run_result import FAILED, outcome_line, result_of
 from mikrom_reconcile.output.text import PLAIN, counted, grouped, sanitize
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.times_and_sizes import OUTPUT

@@ -75,14 +75,12 @@ def render(paths: tuple[str, ...], form: str, limit: str | None, extra_vars: dic
 @options.output()
 def explain(name: str, paths: tuple[str, ...], form: str, extra_vars: dict[str, Any]) -> int:
     """Why a VM is as it is and what happens to it: spec, variables, what was observed, rule, action."""
-    from mikrom_reconcile.core.planning.explain import explain as explanation_of
-
     settings = load()
     specs = specs_in(settings, paths, extra_vars)
     engine = wiring.open_engine(settings)
     planned = engine.plan(request_for("explain", specs.tree, settings, extra_vars=extra_vars))
     views = views_of(engine)
-    found = explanation_of(name, specs, planned, views, here=settings.host)
+    found = output.explain(name, specs, planned, views, here=settings.host)
     if found is None:
         raise unknown(name, [*(vm.name for vm in expand(specs)), *(row.name for row in vms_in(views))], views)
     document, text = output.explanation_document, output.explanation_text

@@ -13,7 +13,7 @@ from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
 from mikrom_reconcile.core.model.run import ActionOutcome, RunRecord, RunReport, RunRequest
-from mikrom_reconcile.output.run_text import IN_PROGRESS, record_of
+from mikrom_reconcile.output.run_result import IN_PROGRESS, record_of
 from mikrom_reconcile.output.text import grouped
 from mikrom_reconcile.system.clock import Clock
 from mikrom_reconcile.times_and_sizes import RUNS

@@ -1,14 +1,24 @@
-"""Where values come from, and why something happens to a VM or nothing, for people and for programs."""
+"""Where values come from, and why something happens to a VM or nothing, for people and for programs.
+
+It puts together what the planner has decided; it decides nothing itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
 
 from mikrom_reconcile.core.model.desired import DesiredVM
-from mikrom_reconcile.core.model.fields import recorded
-from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.planning.explain import Explanation, FieldStory
-from mikrom_reconcile.core.specs.provenance import FieldOrigin, leaves
+from mikrom_reconcile.core.model.observed import HostView, ObservedVM
+from mikrom_reconcile.core.model.plan import Plan, VMChange
+from mikrom_reconcile.core.placement.desired_state import render
+from mikrom_reconcile.core.planning.planner import effective
+from mikrom_reconcile.core.planning.rules import RULES, DiffInput, first_match, recorded_of
+from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
+from mikrom_reconcile.core.specs.load import Specs, hosts_of
+from mikrom_reconcile.core.specs.provenance import FieldOrigin, Provenance, leaves
 from mikrom_reconcile.output.plan import FORMER_RULES, NO_HOST, change_row, short
 from mikrom_reconcile.output.text import Cell, Document, Style, counted, pick, sanitize, table, time_text
 from mikrom_reconcile.output.vms import vm_row
@@ -20,7 +30,7 @@ def rendered_text(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[Field
 
 
 def _rendered(vm: DesiredVM, origins: Iterable[FieldOrigin], style: Style) -> str:
-    values = recorded(fleet=vm.fleet, state=vm.state, spec=vm.spec, policy=vm.policy)
+    values = recorded_of(vm)
     del values["fleet"]
     sources = {origin.path: _source(origin) for origin in origins}
     rows = [
@@ -35,7 +45,7 @@ def rendered_document(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[F
     return {
         "vms": [
             pick(vm, "name", "project", "host")
-            | recorded(fleet=vm.fleet, state=vm.state, spec=vm.spec, policy=vm.policy)
+            | recorded_of(vm)
             | {"spec_digest": vm.spec_digest}
             | ({"origins": origins[vm.name]} if vm.name in origins else {})
             for vm in vms
@@ -43,10 +53,122 @@ def rendered_document(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[F
     }
 
 
+class FieldStory(msgspec.Struct, frozen=True, kw_only=True):
+    """One field: what is wanted and where that comes from (None: not wanted), what was applied, what the VMM says."""
+
+    path: str
+    wanted: FieldOrigin | None
+    recorded: Any = None
+    actual: Any = None
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about one VM. `place` is where its fleet stands in the specs, "" if they do not want it.
+
+    `rule` is the id of the rule of the diff that decided and `meaning` what it says; both are "" where none does.
+    """
+
+    name: str
+    project: str
+    revision: str
+    place: str
+    wanted: DesiredVM | None
+    observed: tuple[ObservedVM, ...]
+    fields: tuple[FieldStory, ...]
+    rule: str
+    meaning: str
+    change: VMChange | None
+    refusals: tuple[str, ...]
+    conclusion: str
+
+
+def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, here: str) -> Explanation | None:
+    """The story of the VM called `name`; None when neither the specs nor any host that answers has it."""
+    rows = [row for view in views if view.report for row in view.report.vms if row.name == name]
+    observed = tuple(sorted(rows, key=lambda row: (row.project != specs.project, -row.token)))
+    own = next((row for row in observed if row.project == specs.project), None)
+    change = next((change for change in plan.changes if change.name == name), None)
+    unplaced = next((vm for vm in expand(specs) if vm.name == name), None)
+    if unplaced is None and not observed:
+        return None
+    known, desired, place = Provenance(specs), None, ""
+    origins: tuple[FieldOrigin, ...] = ()
+    if unplaced is not None:
+        desired = change.desired if change and change.desired else _desired(unplaced, specs, own, here)
+        origins, place = known.of(unplaced, desired.host), known.place(unplaced, ("metadata", "name"))
+    rule = change.rule if change else _quiet_rule(desired, own)
+    return Explanation(
+        name=name,
+        project=specs.project,
+        revision=specs.tree.revision,
+        place=place,
+        wanted=desired,
+        observed=observed,
+        fields=_field_stories(origins, own),
+        rule=rule,
+        meaning=str(RULES[rule].__doc__).partition("\n")[0] if rule else "",
+        change=change,
+        refusals=tuple(
+            f"{refusal.message} [{refusal.rule}]"
+            for refusal in plan.refusals
+            if change and refusal.fleet == change.fleet and refusal.vm in {"", name}
+        ),
+        conclusion=_conclusion(specs, rule, change, desired, observed),
+    )
+
+
+def _desired(vm: UnplacedVM, specs: Specs, own: ObservedVM | None, here: str) -> DesiredVM:
+    """What the specs want of a VM to which nothing happens; it stays on its host."""
+    hosts = hosts_of(specs, here)
+    host = own.host if own and own.host in hosts else (vm.hosts or hosts)[0]
+    (desired,) = render(specs, here, [(vm, host)])
+    return desired
+
+
+def _field_stories(origins: tuple[FieldOrigin, ...], own: ObservedVM | None) -> tuple[FieldStory, ...]:
+    wanted = {origin.path: origin for origin in origins}
+    applied = {".".join(path): value for path, value in leaves(recorded_of(own) if own else {})}
+    actual = applied | {item.path: item.actual for item in (own.drift if own else ())}
+    return tuple(
+        FieldStory(path=path, wanted=wanted.get(path), recorded=applied.get(path), actual=actual.get(path))
+        for path in sorted({*applied, *wanted} - {"fleet"})
+    )
+
+
+def _quiet_rule(desired: DesiredVM | None, own: ObservedVM | None) -> str:
+    if desired is None or (own is None and desired.state != "absent"):
+        return ""
+    return first_match(DiffInput(desired=effective(desired, own) if own else desired, observed=own))[0]
+
+
+def _conclusion(
+    specs: Specs, rule: str, change: VMChange | None, desired: DesiredVM | None, observed: tuple[ObservedVM, ...]
+) -> str:
+    """What happens, or why nothing does, in one sentence."""
+    if change is not None:
+        what = f"{change.kind} on {change.host}"
+        if change.kind in {"wait", "blocked"}:
+            what = f"{change.wanted} is held back" if change.wanted else "nothing is done"
+        return f"{what}: {'; '.join(change.reasons)}"
+    why = "it changed while this was looked at; ask again"
+    if rule:
+        not_restarted = rule == "not-restarted"
+        why = "its restart policy leaves it as it ended" if not_restarted else "it is as the specs want it"
+    elif desired is None and observed[0].project != specs.project:
+        why = f"it belongs to project {observed[0].project}, and these specs speak for {specs.project}"
+    elif desired is None and not specs.whole and observed[0].fleet not in {fleet.name for fleet in specs.fleets}:
+        known = "without a Project document they are not the whole truth"
+        why = f"its fleet {observed[0].fleet} is not in these specs, and {known}"
+    return f"nothing happens: {why}"
+
+
 def explanation_text(story: Explanation, style: Style) -> str:
     """The story of one VM, from its line in the specs to what happens to it. Ends with a line break."""
+    wanted = "not by these specs"
+    if vm := story.wanted:
+        wanted = f"{vm.state} on {vm.host or NO_HOST}, by fleet {vm.fleet} at {story.place}"
     lines = [
-        ("Wanted", _wanted(story)),
+        ("Wanted", wanted),
         *(("Observed", _observed(row)) for row in story.observed),
         *([] if story.observed else [("Observed", "on no host that could be read")]),
         ("Rule", f"{story.rule}: {story.meaning}" if story.rule else "none looks at it"),
@@ -70,12 +192,6 @@ def explanation_document(story: Explanation) -> Document:
     }
 
 
-def _wanted(story: Explanation) -> str:
-    if story.wanted is None:
-        return "not by these specs"
-    return f"{story.wanted.state} on {story.wanted.host or NO_HOST}, by fleet {story.wanted.fleet} at {story.place}"
-
-
 def _observed(row: ObservedVM) -> str:
     pid = f", pid {row.pid}" if row.pid else ""
     error = f", last error: {row.last_error}" if row.last_error else ""
@@ -93,14 +209,10 @@ def _stories(story: Explanation) -> Iterator[tuple[Cell, ...]]:
         yield (
             field.path,
             (wanted, "cyan"),
-            (recorded, _look(field, recorded, wanted)),
+            (recorded, "dim" if field.wanted is None or recorded in {wanted, "-"} else "yellow"),
             (actual, "dim" if actual == recorded else "red"),
             (_source(field.wanted) if field.wanted else "", "dim"),
         )
-
-
-def _look(field: FieldStory, recorded: str, wanted: str) -> str:
-    return "dim" if field.wanted is None or recorded in {wanted, "-"} else "yellow"
 
 
 def _source(origin: FieldOrigin) -> str:

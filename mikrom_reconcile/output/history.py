@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, RunRecord, UnfinishedRun
 from mikrom_reconcile.output.plan import KINDS, short
-from mikrom_reconcile.output.run_text import (
+from mikrom_reconcile.output.run_result import (
     IN_PROGRESS,
     conclusion_text,
     exit_look,

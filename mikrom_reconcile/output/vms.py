@@ -11,16 +11,7 @@ from typing import Literal
 import msgspec
 
 from mikrom_reconcile.core.model.observed import SATISFIES, HostView, ObservedVM
-from mikrom_reconcile.core.planning.project_view import rank
-from mikrom_reconcile.output.text import (
-    Column,
-    Document,
-    Style,
-    mebibytes,
-    row_document,
-    row_table,
-    section,
-)
+from mikrom_reconcile.output.text import Column, Document, Style, mebibytes, row_document, row_table, section
 
 
 def vms_in(views: Iterable[HostView]) -> list[ObservedVM]:
@@ -105,7 +96,7 @@ def orphans_in(views: Iterable[HostView], project: str | None, wanted: frozenset
     """All that the hosts reported, sorted. Without specs (`project` None) only processes and doubles can be judged."""
     views = tuple(views)
     rows = [vm for vm in vms_in(views) if vm.phase != "unreadable"]
-    newest = {(vm.project, vm.name): vm.host for vm in sorted(rows, key=rank, reverse=True)}
+    newest = {(vm.project, vm.name): vm.host for vm in sorted(rows, key=lambda vm: -vm.token)[::-1]}
     found = (orphan for view in views for orphan in _on(view, project, wanted, newest))
     return sorted(found, key=lambda orphan: (list(WHAT_NEXT).index(orphan.kind), orphan.host, orphan.vm))
 

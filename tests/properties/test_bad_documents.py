@@ -25,7 +25,7 @@ from mikrom_reconcile.core.parsing.yaml_text import _SLOWLY, _quickly
 from mikrom_reconcile.core.parsing.yaml_words import Lines, _cuts
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.problems import problems_text
+from mikrom_reconcile.output.formats import problems_text
 from mikrom_reconcile.output.text import Style
 from mikrom_reconcile.wiring import schemas
 from tests.properties.bad_specs import spoilt

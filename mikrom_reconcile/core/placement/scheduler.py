@@ -5,14 +5,23 @@ fewest are, among the hosts that have room for it and that its fleet prefers. Th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
 from mikrom_reconcile.core.model.observed import Capacity
-from mikrom_reconcile.core.placement.capacity import UNLIMITED, HostLoads, Room
-from mikrom_reconcile.core.placement.host_heaps import Heaps, HostHeap, Paths, SpreadCounts, SpreadHeap
+from mikrom_reconcile.core.placement.capacity import (
+    UNLIMITED,
+    Heaps,
+    HostHeap,
+    HostLoads,
+    Paths,
+    Room,
+    SpreadCounts,
+    SpreadHeap,
+)
 from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.inventory import Attributes, Inventory, describe_attribute
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
@@ -21,11 +30,7 @@ from mikrom_reconcile.times_and_sizes import SPECS
 Need = Callable[[UnplacedVM], Capacity]
 """What a VM takes of its host."""
 
-NO_HOSTS: Mapping[str, str] = MappingProxyType({})
-NO_ROOMS: Mapping[str, Room] = MappingProxyType({})
-
-Members = dict[int, list[str]]
-"""By the identity of a fleet the hosts of its VMs."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Placing(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,10 +60,10 @@ class Scheduler:
         here: str,
         *,
         located: Mapping[str, str],
-        unreachable: Mapping[str, str] = NO_HOSTS,
-        previous_hosts: Mapping[str, str] = NO_HOSTS,
-        rooms: Mapping[str, Room] = NO_ROOMS,
-        pinned: Mapping[str, str] = NO_HOSTS,
+        unreachable: Mapping[str, str] = NOTHING,
+        previous_hosts: Mapping[str, str] = NOTHING,
+        rooms: Mapping[str, Room] = NOTHING,
+        pinned: Mapping[str, str] = NOTHING,
     ) -> None:
         self.hosts = hosts_of(specs, here)
         inventory = specs.inventory or Inventory()
@@ -76,16 +81,15 @@ class Scheduler:
         self._heaps: dict[tuple[int, bytes, Capacity], Heaps] = {}
         self._spread_heaps: dict[tuple[int, int, Capacity], SpreadHeap] = {}
         self._counts: dict[int, SpreadCounts] = {}
-
-    def correctly_placed(self, vms: Iterable[UnplacedVM]) -> list[UnplacedVM]:
-        """Those that are on a host where they may stay, as far as anybody knows."""
-        return [vm for vm in vms if self._located.get(vm.name) in self.eligible_hosts(vm)]
+        self._members: dict[int, list[str]] = defaultdict(list)  # the hosts of the VMs of fleets that are to be spread
 
     def place(self, vms: Sequence[UnplacedVM], need: Need) -> Placing:
         """A host for each. Those that are nowhere choose before those that have to move: they are down."""
         placing = Placing(hosts=[self._located.get(vm.name, "") for vm in vms])
         must_move = [number for number, vm in enumerate(vms) if not self._stays(vm, placing.hosts[number])]
-        members = _members(vms, placing.hosts) if must_move else {}
+        for vm, host in zip(vms, placing.hosts, strict=True) if must_move else ():
+            if vm.fleet.placement.spread:
+                self._members[id(vm.fleet)].append(host)
         unplaceable: list[UnplacedVM] = []
         for number in sorted(must_move, key=lambda number: bool(placing.hosts[number])):
             vm, host = vms[number], placing.hosts[number]
@@ -94,7 +98,7 @@ class Scheduler:
             if pin := self._pinned.get(vm.name):
                 placing.rejections[vm.name] = (f"{host}: {placing.eviction_reasons[vm.name]}", pin)
                 continue
-            chosen, why = self._choose(vm, need(vm), members)
+            chosen, why = self._choose(vm, need(vm))
             placing.placed.update({vm.name: why} if why else {})
             placing.hosts[number] = chosen or host or self._only_unreachable(vm)
             if not chosen:
@@ -128,11 +132,9 @@ class Scheduler:
             kind = self._kinds[id(fleet)] = msgspec.json.encode(fleet.placement)
         return kind
 
-    # ---- choosing -------------------------------------------------------------------------------------------------
-
-    def _choose(self, vm: UnplacedVM, need: Capacity, members: Members) -> tuple[str, str]:
+    def _choose(self, vm: UnplacedVM, need: Capacity) -> tuple[str, str]:
         """A host, and why if there was a choice; "" if none can take it. It goes back to where it was, if it can."""
-        counts = self._counts_of(vm.fleet, members)
+        counts = self._counts_of(vm.fleet)
         previous = self._previous_hosts.get(vm.name, "")
         if self._takes(vm, previous) and self._loads.fits(previous, need):
             host, why = previous, ""
@@ -163,12 +165,12 @@ class Scheduler:
             self._spread_heaps[of_fleet] = SpreadHeap(found, counts)
         return self._spread_heaps[of_fleet]
 
-    def _counts_of(self, fleet: FleetSpec, members: Members) -> SpreadCounts | None:
+    def _counts_of(self, fleet: FleetSpec) -> SpreadCounts | None:
         """How the fleet's VMs are spread now; None for one that is not to be spread."""
         spread = fleet.placement.spread
         if spread and id(fleet) not in self._counts:
             skews = tuple(each.max_skew for each in spread)
-            self._counts[id(fleet)] = SpreadCounts(self._paths_of(fleet), skews, members[id(fleet)])
+            self._counts[id(fleet)] = SpreadCounts(self._paths_of(fleet), skews, self._members[id(fleet)])
         return self._counts.get(id(fleet))
 
     def _paths_of(self, fleet: FleetSpec) -> Paths:
@@ -182,8 +184,6 @@ class Scheduler:
             }
             self._paths[key] = Paths(values)
         return self._paths[key]
-
-    # ---- reasons --------------------------------------------------------------------------------------------------
 
     def _why(self, vm: UnplacedVM, host: str, counts: SpreadCounts | None) -> str:
         reason = f"{host} has the fewest VMs ({self._loads.vms[host]}) of {vm.fleet.pattern}"
@@ -237,15 +237,6 @@ class Scheduler:
         else:
             left, limit, needs, what = loads.vcpus[host], room.vcpu_limit, need.vcpu_count, "vCPUs"
         return f"{needs} {what} needed, {max(0, left):.0f} of {limit:.0f} left"
-
-
-def _members(vms: Iterable[UnplacedVM], hosts: Iterable[str]) -> Members:
-    """Where the VMs of each fleet are that is to be spread."""
-    members: Members = defaultdict(list)
-    for vm, host in zip(vms, hosts, strict=True):
-        if vm.fleet.placement.spread:
-            members[id(vm.fleet)].append(host)
-    return members
 
 
 def _named(hosts: list[str]) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Machine
 from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Verb, VMChange
 from mikrom_reconcile.core.planning.context import Draft, PlanContext
-from mikrom_reconcile.core.planning.diff import in_scope
 from mikrom_reconcile.times_and_sizes import ORDERS
 
 NO_LIMITS: Mapping[str, int] = {}
@@ -21,22 +20,11 @@ NO_LIMITS: Mapping[str, int] = {}
 LEFT_OUT = "left out by --without-host"
 """Why there is no report of a host that a plan is to do without."""
 
-VERBS: dict[ChangeKind, Verb] = {
-    "create": "create",
-    "start": "start",
-    "stop": "stop",
-    "pause": "pause",
-    "resume": "resume",
-    "update": "update",
-    "restart": "restart",
+VERBS: dict[ChangeKind, Verb] = {verb: verb for verb in get_args(Verb)} | {
     "replace": "restart",  # the host makes the root disk anew where it is not of the image that the spec names
     "move": "delete",  # it is made on its new host once it is proven gone from the old one
-    "delete": "delete",
 }
 """The verb that carries a kind of change out; kinds without one are not acted on."""
-
-Kind = tuple[str, Machine]
-"""Image and machine."""
 
 
 def plan_of(
@@ -101,13 +89,10 @@ def numbered(plan: Plan) -> Plan:
     return msgspec.structs.replace(plan, id=digest_of(content))
 
 
-# ---- what should be known of a plan beside its changes ----------------------------------------------------------
-
-
 def warnings_of(draft: Draft, context: PlanContext) -> Iterator[str]:
     """What is left alone and why, how to keep the VMs of a fleet that was renamed, what hosts say of themselves."""
     view = context.view
-    strangers = [row for rows in view.own.values() for row in rows if not in_scope(context, row.fleet)]
+    strangers = [row for rows in view.own.values() for row in rows if not context.in_scope(row.fleet)]
     adopted = {vm.name for vm in draft.desired} if strangers else set()
     for fleet in sorted({row.fleet for row in strangers if row.name not in adopted}):
         yield (
@@ -120,13 +105,8 @@ def warnings_of(draft: Draft, context: PlanContext) -> Iterator[str]:
     if draft.left_out:
         yield f"{len(draft.left_out)} more changes are outside --limit, --tags or --skip-tags"
     yield from _renamed_fleets(draft, context)
-    yield from _notes_of_hosts(draft, context)
-
-
-def _notes_of_hosts(draft: Draft, context: PlanContext) -> Iterator[str]:
-    """What should be known of the hosts on which something is done."""
     concerned = {change.host for change in draft.changes if change.kind in VERBS}
-    for host, report in context.view.reports.items():
+    for host, report in view.reports.items():
         if report.note and host in concerned:
             yield f"{host}: {report.note}"
 
@@ -134,9 +114,9 @@ def _notes_of_hosts(draft: Draft, context: PlanContext) -> Iterator[str]:
 def _renamed_fleets(draft: Draft, context: PlanContext) -> Iterator[str]:
     """Fleets that are made in full, just like one that is there and that the specs no longer name."""
     view = context.view
-    old, new = defaultdict[str, Counter[Kind]](Counter), defaultdict[str, Counter[Kind]](Counter)
+    old, new = defaultdict[str, Counter[Any]](Counter), defaultdict[str, Counter[Any]](Counter)
     for name, (row, *_) in view.own.items():
-        if row.fleet not in context.fleets and name == _default_name(name, row.fleet):
+        if row.fleet not in context.fleets and re.fullmatch(re.escape(row.fleet) + r"-\d{3,}", name):  # by default
             old[row.fleet][row.spec.image, row.spec.machine] += 1
     if not old:
         return
@@ -150,9 +130,3 @@ def _renamed_fleets(draft: Draft, context: PlanContext) -> Iterator[str]:
                 f"fleet {after} is new and {before}, with VMs alike, is not in the specs: if it was renamed, "
                 f'vm_name: "{before}-${{index:03d}}" in {after} keeps its VMs'
             )
-
-
-def _default_name(name: str, fleet: str) -> str:
-    """The VM's name if it is as fleets name theirs, unless they say otherwise."""
-    number = name.removeprefix(f"{fleet}-")
-    return f"{fleet}-{int(number):03d}" if number.isdecimal() else ""

@@ -17,8 +17,6 @@ from mikrom_reconcile.core.model.plan import FieldChange, Refusal, VMChange
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
 from mikrom_reconcile.core.specs.load import FleetSpec, drained_hosts
 
-# ---- what a run may remove --------------------------------------------------------------------------------------
-
 
 def prune(draft: Draft, context: PlanContext) -> Draft:
     """Refuses all removals of a fleet that together pass its share, or that would take its last VM.
@@ -33,7 +31,7 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
             removals[change.fleet].append(change)
     if not removals or context.given.destroy:  # a destroy asks for removals
         return draft
-    owned, unseen = fleet_counts(draft, context)
+    owned, unseen = _counts(draft, context)
     refusals = [
         refusal
         for fleet, going in sorted(removals.items())
@@ -75,7 +73,7 @@ def _removal_refusal(
     yield Refusal(fleet=fleet, vm="", rule="prune", message=message)
 
 
-def fleet_counts(draft: Draft, context: PlanContext) -> tuple[Counter[str], Counter[str]]:
+def _counts(draft: Draft, context: PlanContext) -> tuple[Counter[str], Counter[str]]:
     """VMs of each fleet: those on hosts that answered, and those that nothing wants, last known on unreachable hosts.
 
     The latter have to go as soon as their host answers: a share that forgot them could be spent anew on each host.
@@ -99,9 +97,6 @@ def _policy(fleet: str, going: list[VMChange], fleets: Mapping[str, FleetSpec]) 
     return min(recorded, key=lambda policy: (resolve_share(policy.prune_max, 1000), policy.allow_empty))
 
 
-# ---- what the record of a VM forbids ----------------------------------------------------------------------------
-
-
 def protect(draft: Draft, context: PlanContext) -> Draft:
     """Refuses what the records of VMs forbid; see `protected`."""
     return protected(draft, lambda fleet: context.fleets[fleet].policy if fleet in context.fleets else None)
@@ -120,8 +115,7 @@ def protected(draft: Draft, policy_of: Callable[[str], Policy | None]) -> Draft:
         if seen is None or not seen.policy.prevent_destroy or not _loses_disks(change, seen):
             kept.append(change)
             continue
-        policy = policy_of(change.fleet)
-        if policy is not None and policy.prevent_destroy is False:
+        if (policy := policy_of(change.fleet)) and policy.prevent_destroy is False:
             kept.append(_lifted(change, seen, policy))
         else:
             kept.append(with_kind(change, "blocked", "prevent_destroy is recorded with it"))

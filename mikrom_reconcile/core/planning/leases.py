@@ -15,8 +15,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.plan import ChangeKind, Refusal
 from mikrom_reconcile.core.placement.desired_state import pool_text, static_addresses
-from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
-from mikrom_reconcile.core.planning.project_view import ProjectView
+from mikrom_reconcile.core.planning.context import Draft, PlanContext, ProjectView, with_kind
 from mikrom_reconcile.core.specs.networks import WHOLE, Network
 
 _NEEDS_ONE = frozenset({"create", "start", "restart", "replace", "resume", "pause", "stop", "update"})

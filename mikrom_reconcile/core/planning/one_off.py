@@ -63,18 +63,12 @@ def decide_by_name(
     ]
     changes = [verdict for _, verdict in verdicts if isinstance(verdict, VMChange)]
     draft = protected(Draft(changes=changes, unchanged=dict(Counter(row.host for row in left_alone))), lambda _: None)
-    if any(_contradicts_specs(change) for change in draft.changes):
+    acted = [(change.desired, change.observed) for change in draft.changes if change.kind != "blocked"]
+    if any(desired is None or (seen and desired.state != seen.state) for desired, seen in acted):
         warnings.append(PAST_THE_SPECS)
     plan = plan_of(draft, observed, project=project, revision="", warnings=warnings)
     tokens = [view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report]
     return PlanResult(plan=plan, placements=Placements(), highest_token=max(tokens, default=0))
-
-
-def _contradicts_specs(change: VMChange) -> bool:
-    """Whether the VM may be in another state afterwards than the one that was ordered last."""
-    if change.observed is None or change.kind == "blocked":
-        return False
-    return change.desired is None or change.desired.state != change.observed.state
 
 
 def _meant(names: tuple[str, ...], observed: ObservedState, *, alone: bool) -> list[ObservedVM]:
@@ -133,9 +127,7 @@ def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     if verb in {"pause", "resume"} and row.phase not in HEALTHY:
         return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
     as_asked = row.phase in SATISFIES[state] and row.state == state
-    if (
-        verb != "restart" and _drifted(row) and row.phase in HEALTHY
-    ):  # only a restart corrects it, and the VM's memory is to stay
+    if verb != "restart" and _drifted(row) and row.phase in HEALTHY:  # its memory is to stay
         return "unchanged" if as_asked else case.change("blocked", _drifted(row))
     if as_asked and (verb != "restart" or (acted_on and not row.drift)):
         return "unchanged"

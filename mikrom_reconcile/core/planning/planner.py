@@ -5,39 +5,39 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import seconds_of
-from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, ObserveQuery, Placements
+from mikrom_reconcile.core.model.desired import DesiredVM, seconds_of
+from mikrom_reconcile.core.model.fields import keep_applied
+from mikrom_reconcile.core.model.observed import SATISFIES, ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Refusal, VMChange
 from mikrom_reconcile.core.placement.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.placement.desired_state import render
 from mikrom_reconcile.core.placement.scheduler import Scheduler
 from mikrom_reconcile.core.planning.assemble import VERBS, plan_of, warnings_of
 from mikrom_reconcile.core.planning.context import (
+    EXPECTED_PHASE,
     Draft,
     PlanContext,
     PlanInput,
     PlanResult,
     RunOverrides,
+    expectations,
+    merge_reports,
 )
-from mikrom_reconcile.core.planning.diff import diff
 from mikrom_reconcile.core.planning.guards import protect, prune
 from mikrom_reconcile.core.planning.leases import held_addresses, lease, seen_addresses
-from mikrom_reconcile.core.planning.project_view import expectations, merge_reports
 from mikrom_reconcile.core.planning.rollout import roll_out
-from mikrom_reconcile.core.planning.rules import STANDS_IN_THE_WAY
+from mikrom_reconcile.core.planning.rules import STANDS_IN_THE_WAY, DiffInput, judge
 from mikrom_reconcile.core.planning.selection import select
 from mikrom_reconcile.core.specs.expand import expand
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import VM_NAME, Specs
 from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.core.specs.warnings import spec_warnings
-
-NOBODY: Mapping[str, list[ObservedVM]] = {}
 
 
 def prepare(
@@ -57,7 +57,7 @@ def prepare(
     unplaced = expand(specs)
     alive = _without(placements, dead)
     scheduler = Scheduler(specs, here, located=alive.vms)
-    staying = [(vm, alive.vms[vm.name]) for vm in scheduler.correctly_placed(unplaced)]
+    staying = [(vm, host) for vm in unplaced if (host := alive.vms.get(vm.name)) in scheduler.eligible_hosts(vm)]
     rendered = {vm.name: vm for vm in render(specs, here, staying, alive.addresses)}
     expected = {} if destroy else expectations(rendered.values())
     rollouts = ((fleet.name, fleet.rollout) for fleet in specs.fleets if fleet.rollout)
@@ -134,9 +134,6 @@ def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
     return replace(placements, vms=vms, addresses=leases)
 
 
-# ---- hosts for VMs ----------------------------------------------------------------------------------------------
-
-
 def place(draft: Draft, context: PlanContext) -> Draft:
     """All that the specs want, each VM on its host: where it was found, or the one that the scheduler chooses."""
     given, specs = context.given, context.specs
@@ -147,7 +144,7 @@ def place(draft: Draft, context: PlanContext) -> Draft:
     as_remembered = located == given.placements.vms and leases == given.placements.addresses
     if as_remembered and len(given.rendered) == len(given.unplaced) and not context.view.unreachable:
         return replace(draft, desired=tuple(given.rendered.values()))
-    placing = _scheduler(context, located).place(given.unplaced, Resolver(specs).need)
+    placing = _scheduler(context, located, going={}).place(given.unplaced, Resolver(specs).need)
     placed = zip(given.unplaced, placing.hosts, strict=True)
     return replace(draft, desired=render(specs, given.here, placed, leases, given.rendered), placing=placing)
 
@@ -180,9 +177,7 @@ def await_room(draft: Draft, context: PlanContext) -> Draft:
     return replace(draft, changes=changes)
 
 
-def _scheduler(
-    context: PlanContext, located: Mapping[str, str], going: Mapping[str, list[ObservedVM]] = NOBODY
-) -> Scheduler:
+def _scheduler(context: PlanContext, located: Mapping[str, str], going: Mapping[str, list[ObservedVM]]) -> Scheduler:
     """The hosts as they were found, once those of their VMs are gone that are `going`."""
     view, inventory = context.view, context.specs.inventory or Inventory()
     return Scheduler(
@@ -200,7 +195,81 @@ def _scheduler(
     )
 
 
-# ---- what goes with the plan ------------------------------------------------------------------------------------
+def diff(draft: Draft, context: PlanContext) -> Draft:
+    """Every change, sorted by name and host, and how many VMs of each host are as they should be."""
+    changes: list[VMChange] = []
+    unchanged: Counter[str] = Counter()
+    for case in (*_wanted(draft, context, unchanged), *_unwanted(draft, context)):
+        verdict = judge(case)
+        if isinstance(verdict, VMChange):
+            changes.append(verdict)
+        else:
+            unchanged[case.host] += 1
+    changes.sort(key=lambda change: (change.name, change.host))
+    return replace(draft, changes=changes, unchanged=dict(sorted(unchanged.items())))
+
+
+def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Iterator[DiffInput]:
+    """The wanted VMs that rules have to decide about. Those that digests or rows prove to be where and as they are
+    wanted are only counted: of a large fleet these are many.
+    """
+    view, removed, placing = context.view, context.removed_hosts, draft.placing
+    for vm in draft.desired:
+        rows = view.own.get(vm.name, ())
+        proven = vm.name in view.up_to_date or (len(rows) == 1 and _is_up_to_date(vm, rows[0]))
+        if proven and vm.name not in placing.rejections and vm.host not in removed:
+            up_to_date[vm.host] += 1
+            continue
+        keeper = rows[0] if rows else None
+        yield DiffInput(
+            desired=effective(vm, keeper) if keeper else vm,
+            observed=keeper,
+            name_conflict=view.others.get(vm.name),
+            host_unreachable=view.unreachable.get(vm.host, ""),
+            possible_on=() if rows else context.possible_on,
+            placed=placing.placed.get(vm.name, ""),
+            eviction_reason=placing.eviction_reasons.get(vm.name, ""),
+            rejections=placing.rejections.get(vm.name, ()),
+            host_removed=keeper is not None and keeper.host in removed,
+            retry=context.overrides.retry,
+        )
+
+
+def _is_up_to_date(vm: DesiredVM, row: ObservedVM) -> bool:
+    """Whether its row says what a fleet's digest would prove."""
+    as_wanted = row.spec_digest == vm.spec_digest and row.phase == EXPECTED_PHASE.get(vm.state)
+    return as_wanted and row.host == vm.host and not row.drift
+
+
+def _unwanted(draft: Draft, context: PlanContext) -> Iterator[DiffInput]:
+    """The VMs that are there and not wanted, or there twice."""
+    own, removed = context.view.own, context.removed_hosts
+    wanted = {vm.name for vm in draft.desired} if own else set()
+    for name, rows in own.items():
+        kept_on = rows[0].host if name in wanted else ""
+        proven = rows[0].host not in removed and rows[0].phase in SATISFIES[rows[0].state]
+        for row in rows:
+            if row.host != kept_on and (kept_on or context.in_scope(row.fleet)):
+                yield DiffInput(
+                    desired=None,
+                    observed=row,
+                    duplicate_on=kept_on,
+                    proven=proven,
+                    host_removed=row.host in removed,
+                    destroy=context.given.destroy,
+                )
+
+
+def effective(desired: DesiredVM, observed: ObservedVM) -> DesiredVM:
+    """What to bring this VM to: protection that the spec does not mention, and ignored fields, stay as applied."""
+    policy, spec = desired.policy, desired.spec
+    if policy.prevent_destroy is None and observed.policy.prevent_destroy:
+        policy = replace(policy, prevent_destroy=True)
+    if desired.ignore_changes:
+        spec = keep_applied(spec, desired.ignore_changes, observed.spec)
+    if policy is desired.policy and spec is desired.spec:
+        return desired
+    return replace(desired, policy=policy, spec=spec)
 
 
 def _refusals(draft: Draft) -> Iterator[Refusal]:
@@ -216,9 +285,7 @@ def _refusals(draft: Draft) -> Iterator[Refusal]:
 
 def _mem_limits_mib(draft: Draft, context: PlanContext) -> dict[str, int]:
     """The memory limits that the inventory sets, for hosts on which something is done."""
-    inventory, reports = context.specs.inventory, context.view.reports
-    if inventory is None:
-        return {}
+    inventory, reports = context.specs.inventory or Inventory(), context.view.reports
     hosts = {change.host for change in draft.changes if change.kind in VERBS} & reports.keys()
     limits = {host: mem_limit_mib(inventory, reports[host]) for host in hosts}
     return {host: limit for host, limit in limits.items() if limit is not None}
@@ -229,9 +296,6 @@ def _booting_s(changes: Iterable[VMChange]) -> Iterator[float]:
     for change in changes:
         if change.observed and change.observed.phase == "booting":
             yield min((seconds_of(check.interval) for check in change.observed.spec.checks.values()), default=1.0)
-
-
-# ---- what to remember -------------------------------------------------------------------------------------------
 
 
 def _to_remember(draft: Draft, context: PlanContext) -> Placements:

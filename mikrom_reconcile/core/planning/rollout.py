@@ -15,9 +15,8 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DISRUPTION, DesiredVM, Rollout, Share, resolve_share
 from mikrom_reconcile.core.model.observed import HEALTHY, NOT_RESTARTED, WANTS_VMM, Attempt
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
-from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
+from mikrom_reconcile.core.planning.context import Draft, PlanContext, ProjectView, with_kind
 from mikrom_reconcile.core.planning.guards import as_recorded
-from mikrom_reconcile.core.planning.project_view import ProjectView
 from mikrom_reconcile.times_and_sizes import RUNS, SPECS
 
 REMEDIES = {

@@ -68,7 +68,7 @@ class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """What differs between the spec and what was last applied; nothing where their digests are equal."""
         if self.want.spec_digest == self.seen.spec_digest:
             return ()
-        return field_changes(_recorded(self.seen), _recorded(self.want))
+        return field_changes(recorded_of(self.seen), recorded_of(self.want))
 
     @property
     def drift(self) -> tuple[Drift, ...]:
@@ -99,7 +99,8 @@ class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         )
 
 
-def _recorded(vm: DesiredVM | ObservedVM) -> dict[str, Any]:
+def recorded_of(vm: DesiredVM | ObservedVM) -> dict[str, Any]:
+    """What is, or would be, recorded of the VM by path."""
     return recorded(fleet=vm.fleet, state=vm.state, spec=vm.spec, policy=vm.policy)
 
 

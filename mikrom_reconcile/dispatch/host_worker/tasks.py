@@ -43,8 +43,7 @@ from mikrom_reconcile.dispatch.transport.order_envelope import (
 from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.steps import log_fields
-from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, FAILED
-from mikrom_reconcile.output.run_text import outcome_line
+from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, FAILED, outcome_line
 from mikrom_reconcile.output.text import PLAIN
 from mikrom_reconcile.times_and_sizes import BROKER, ORDERS
 

@@ -8,8 +8,7 @@ from random import Random
 import pytest
 
 from mikrom_reconcile.core.model.observed import Capacity
-from mikrom_reconcile.core.placement.capacity import HostLoads, Room
-from mikrom_reconcile.core.placement.host_heaps import HostHeap, Path, Paths, SpreadCounts, SpreadHeap
+from mikrom_reconcile.core.placement.capacity import HostHeap, HostLoads, Path, Paths, Room, SpreadCounts, SpreadHeap
 
 NEEDS = (Capacity(vcpu_count=1, mem_size_mib=8), Capacity(vcpu_count=2, mem_size_mib=32))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView, ObservedState
-from mikrom_reconcile.core.planning.project_view import merge_reports
+from mikrom_reconcile.core.planning.context import merge_reports
 from tests.samples import NOW, observed
 
 

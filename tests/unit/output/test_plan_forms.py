@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.plan import FieldChange, Peak, Plan
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.formats import json_of
 from mikrom_reconcile.output.plan import plan_document, rollout_of, value_diff
-from mikrom_reconcile.output.plan_markdown import plan_markdown
+from mikrom_reconcile.output.plan_pages import plan_markdown
 from mikrom_reconcile.output.text import PLAIN, Style
 from mikrom_reconcile.times_and_sizes import OUTPUT
 from tests.samples import MEMORY, change, plan, refusal

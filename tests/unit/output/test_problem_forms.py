@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.problems import problems_github, problems_junit, problems_sarif
+from mikrom_reconcile.output.formats import problems_github, problems_junit, problems_sarif
 
 PROBLEM = SpecProblem(
     path="specs/ä b,c:%.yml", line=5, column=13, pointer="/spec/replicas", message='100% <wrong> "x"\x1b',

@@ -7,8 +7,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import BEAT, RunReport
-from mikrom_reconcile.output.run_result import plan_exit_code, result_of
-from mikrom_reconcile.output.run_text import conclusion
+from mikrom_reconcile.output.run_result import conclusion, plan_exit_code, result_of
 from tests.samples import change, observed, outcome, plan, refusal, report
 
 DARK = {"hv02": "gave no answer"}

@@ -59,8 +59,7 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
         if len(chosen) > 1:
             raise UsageError("specs from git are one source: give one git+ address and nothing else")
         return GitSource(GitPlace.of(chosen[0])).read(known)
-    from mikrom_reconcile.control.sources.files import read_files
-    from mikrom_reconcile.control.sources.whole_project import around, refuse_left_out, refuse_part
+    from mikrom_reconcile.control.sources.files import around, read_files, refuse_left_out, refuse_part
 
     places = [Path(path) for path in chosen]
     try:

@@ -7,7 +7,7 @@ starts of Python.
 from __future__ import annotations
 
 COMMANDS = {
-    "init": ("Specs", "init", "write a starter project"),
+    "init": ("Specs", "specs", "write a starter project"),
     "validate": ("Specs", "specs", "check the specs: every mistake at once, with its place"),
     "render": ("Specs", "specs", "the VMs that the specs stand for, and where each value comes from"),
     "plan": ("Specs", "apply", "show what apply would change, and why"),
@@ -25,9 +25,9 @@ COMMANDS = {
     "explain": ("Look", "specs", "why a VM is as it is, and what happens to it"),
     "orphans": ("Look", "get", "what runs without a record or without a spec, and what is foreign"),
     "images": ("Look", "get", "the images that the specs name, and what each host has of them"),
-    "logs": ("Look", "history", "the end of a VM's serial console"),
-    "events": ("Look", "history", "what runs have done to which VM"),
-    "history": ("Look", "history", "the runs that were kept"),
+    "logs": ("Look", "get", "the end of a VM's serial console"),
+    "events": ("Look", "get", "what runs have done to which VM"),
+    "history": ("Look", "get", "the runs that were kept"),
     "doctor": ("Set-up", "setup", "check this machine, and list every setting"),
     "schema": ("Set-up", "specs", "the JSON Schema of the specs, for editors"),
     "completion": ("Set-up", "setup", "the script that completes commands and names in a shell"),

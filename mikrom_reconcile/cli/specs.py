@@ -1,8 +1,12 @@
-"""`mikrom validate`, `render`, `explain` and `schema`: what may be in the specs, what they come to, and why."""
+"""`mikrom init`, `validate`, `render`, `explain`, `schema`: what may be in the specs, what they come to, and why."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +16,7 @@ from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.queries import names_for_tab, present_views, specs_in, unknown, views_of
 from mikrom_reconcile.cli.run_flow import request_for
 from mikrom_reconcile.cli.terminal import present, show
-from mikrom_reconcile.core.model.errors import SpecError
+from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.core.planning.selection import limited
@@ -21,8 +25,10 @@ from mikrom_reconcile.core.specs.provenance import Provenance
 from mikrom_reconcile.core.specs.warnings import spec_warnings
 from mikrom_reconcile.output import explanation as output
 from mikrom_reconcile.output import formats
+from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.output.vms import vms_in
 from mikrom_reconcile.settings import load
+from mikrom_reconcile.times_and_sizes import SPECS
 
 
 @click.command()
@@ -104,3 +110,38 @@ def _schema_of_any_kind() -> str:
         text = text.replace(f'"{kind.lower()}.schema.json"', f'"#/$defs/{kind}"')
         inside[kind] = {key: value for key, value in json.loads(own).items() if key != "$schema"}
     return json.dumps({**json.loads(text), "$defs": inside}, indent=2, ensure_ascii=False) + "\n"
+
+
+FILES = {
+    "specs/project.yml": "project.yml",
+    "specs/web.yml": "web.yml",
+    ".pre-commit-config.yaml": "pre-commit.yml",
+    ".github/workflows/mikrom.yml": "github.yml",
+    ".gitlab-ci.yml": "gitlab.yml",
+}
+"""Path to the file in `starter` that is written there; PROJECT_NAME in it is the project."""
+
+
+@click.command()
+@click.argument("folder", default=".", metavar="[DIR]", callback=options.no_dash)
+def init(folder: str) -> int:
+    """Write a starter project: a project and a fleet in specs/, and examples for pre-commit, GitHub and GitLab.
+
+    Nothing that is there is overwritten.
+    """
+    base, starter = Path(folder), Path(__file__).with_name("starter")
+    there = [path for path in FILES if os.path.lexists(base / path)]
+    if there:
+        raise SourceError(f"{folder} has {', '.join(there)} already; nothing was written")
+    name = re.sub("[^a-z0-9]+", "-", base.resolve().name.lower())[: SPECS.name_characters].strip("-") or "demo"
+    try:
+        for path, text in FILES.items():
+            (base / path).parent.mkdir(parents=True, exist_ok=True)
+            with (base / path).open("x", encoding="utf-8") as file:
+                file.write((starter / text).read_text(encoding="utf-8").replace("PROJECT_NAME", name))
+    except OSError as error:
+        raise SourceError(f"{error.filename}: {error.strerror}") from error
+    show("".join(f"wrote {sanitize(str(base / path))}\n" for path in FILES))
+    cd = "" if folder == "." else f"cd {sanitize(shlex.quote(folder))} && "
+    show(f"Next: {cd}mikrom validate && mikrom plan\n")
+    return 0

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import msgspec
 
 from mikrom_reconcile import traces
-from mikrom_reconcile.control.plan_session import PlanMemory, PlanSession
 from mikrom_reconcile.control.ports import Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
 from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
@@ -17,9 +16,10 @@ from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunRepor
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning.assemble import LEFT_OUT, expect_of, numbered
-from mikrom_reconcile.core.planning.context import PlanResult, with_kind
+from mikrom_reconcile.core.planning.context import PlanInput, PlanResult, RunOverrides, with_kind
 from mikrom_reconcile.core.planning.one_off import decide_by_name
-from mikrom_reconcile.core.planning.selection import refuse_unread
+from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
+from mikrom_reconcile.core.planning.selection import refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
 from mikrom_reconcile.system.clock import Clock
 from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
@@ -28,7 +28,8 @@ from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 class Reconciler:
     """The Engine that plans and applies in this process. `here` is the host of specs without an Inventory.
 
-    `alone` says that no other host can be reached from here.
+    `alone` says that no other host can be reached from here. What was prepared last is kept: where neither the specs
+    nor the placements of the project have changed, the next run begins there. It is used as a whole or not at all.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Reconciler:
         self._here = here
         self._clock = clock
         self._schemas = schemas
-        self._memory = PlanMemory()
+        self._prepared: PlanInput | None = None
         self._alone = alone
 
     def source(self) -> SourceState | None:
@@ -59,7 +60,7 @@ class Reconciler:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
         if request.verb is not None:
             return self._plan_by_name(request).plan
-        result = self._session(request)()
+        result = self._plan(request, self._specs(request))
         if result.unmatched:
             raise UsageError(result.unmatched)
         alive = sorted({*request.assume_dead} - {*result.plan.unreachable})
@@ -71,15 +72,15 @@ class Reconciler:
         """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
         project, plan_again = self._project(request)
         started_at = self._clock.now()
-        deadline = Deadline(self._clock, request.timeout_s)
-        lease = self._lease(project, request, deadline, at_least=1)
+        ends_at = self._clock.monotonic() + request.timeout_s
+        lease = self._lease(project, request, ends_at, at_least=1)
         try:
             result = plan_again(())
             if plan is None and result.unmatched:
                 raise UsageError(result.unmatched)
             if result.highest_token >= lease.token:  # the store was lost; hosts remember higher tokens
                 lease.release()
-                lease = self._lease(project, request, deadline, at_least=result.highest_token + 1)
+                lease = self._lease(project, request, ends_at, at_least=result.highest_token + 1)
             self.hosts.give_up({*request.assume_dead} & result.plan.unreachable.keys())
             approved = plan or result.plan
             with RunLog(self.store, self._clock, request, approved, started_at, progress) as log:
@@ -90,18 +91,18 @@ class Reconciler:
                     if request.verb is None and lease.held():
                         self.store.remember(project, remembered(result, actions, log.outcomes))
                     wait_s = 0.0 if actions else retry_after_s(request, approved, result, log.outcomes)
-                    if deadline.passed() or not lease.held() or wait_s is None:
+                    if self._left_s(ends_at) == 0 or not lease.held() or wait_s is None:
                         break
-                    self._clock.sleep(min(wait_s, deadline.left_s()))
-                    self._dispatch(request, actions, result.plan, lease, deadline, log)
+                    self._clock.sleep(min(wait_s, self._left_s(ends_at)))
+                    self._dispatch(request, actions, result.plan, lease, self._left_s(ends_at), log)
                     result = plan_again(log.outcomes)
         finally:
             lease.release()
-        late = deadline.passed() and (bool(result.plan.actions) or result.retry_after_s is not None)
-        return log.ended(result.plan, late=late)
+        unfinished = result.plan.actions or result.retry_after_s is not None
+        return log.ended(result.plan, late=bool(unfinished) and self._left_s(ends_at) == 0)
 
     def _dispatch(
-        self, request: RunRequest, actions: list[Action], plan: Plan, lease: Lease, deadline: Deadline, log: RunLog
+        self, request: RunRequest, actions: list[Action], plan: Plan, lease: Lease, deadline_s: float, log: RunLog
     ) -> None:
         """Send the orders of one pass, which `plan` is of, and log what becomes of each."""
         scheduled = request.origin == BEAT
@@ -111,7 +112,7 @@ class Reconciler:
             for action in log.sending(action for action in actions if lease.held())
         )
         with traces.span("dispatch", actions=len(actions)):
-            for outcome in self.hosts.execute(orders, forks=request.forks, deadline_s=deadline.left_s()):
+            for outcome in self.hosts.execute(orders, forks=request.forks, deadline_s=deadline_s):
                 log.heard(outcome, changes.get((outcome.vm, outcome.host)))
                 if not lease.held():  # its new holder decides; leaving the loop sends nothing more
                     break
@@ -123,18 +124,37 @@ class Reconciler:
         if request.verb is not None:
             project = self._plan_by_name(request).plan.project
             return project, lambda outcomes: self._plan_by_name(request, outcomes, project)
-        session = self._session(request)
-        return session.specs.project, lambda outcomes: session(frozenset(outcome.vm for outcome in outcomes))
+        specs = self._specs(request)
+        return specs.project, lambda outcomes: self._plan(request, specs, outcomes)
 
-    def _session(self, request: RunRequest) -> PlanSession:
-        return PlanSession(
-            request,
-            here=self._here,
-            memory=self._memory,
-            read=self._specs,
-            observe=self._observe,
-            recall=lambda project: (self.store.placements(project), self.hosts.names(unreachable=False)),
+    def _plan(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome] = ()) -> PlanResult:
+        """Observe every host of the project and plan from what they report, after these outcomes of this run."""
+        overrides = RunOverrides(
+            prune_max=request.prune_max,
+            confirmed=request.confirmed,
+            retry=request.retry,
+            tried=frozenset(outcome.vm for outcome in outcomes),
+            limit=request.limit,
+            tags=request.tags,
+            skip_tags=request.skip_tags,
         )
+        with traces.span("plan"):
+            given = self._prepare(request, specs)
+            result = make_plan(given, self._observe(given.queries, request.without_hosts), overrides)
+            if result.ambiguous:
+                given = requery_all(given)
+                result = make_plan(given, self._observe(given.queries, request.without_hosts), overrides)
+            return result
+
+    def _prepare(self, request: RunRequest, specs: Specs) -> PlanInput:
+        placements, living = self.store.placements(specs.project), self.hosts.names(unreachable=False)
+        dead, destroy, last = request.assume_dead + request.without_hosts, request.destroy, self._prepared
+        now = (placements, dead, living, destroy)
+        if last and last.specs is specs and now == (last.placements, last.dead, last.living, last.destroy):
+            return last
+        given = prepare(specs, placements, here=self._here, destroy=destroy, dead=dead, living=living)
+        self._prepared = given
+        return given
 
     def _plan_by_name(
         self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = ""
@@ -146,6 +166,14 @@ class Reconciler:
         return decide_by_name(request.verb, request.names, self._observe(queries, ()), acted_on, project)
 
     def _specs(self, request: RunRequest) -> Specs:
+        """The specs of the request, those of the run before if they are the same. Raises SpecError and UsageError."""
+        last = self._prepared
+        specs = last.specs if last and _is_of(last.specs, request) else self._read(request)
+        hosts = hosts_of(specs, self._here)
+        refuse_unknown("--without-host", request.without_hosts, hosts, "the inventory has no host {}")
+        return specs
+
+    def _read(self, request: RunRequest) -> Specs:
         specs = validate_specs(request.tree, self._schemas, here=self._here, extra_vars=request.extra_vars)
         refuse_unread(specs)
         others = sorted({*hosts_of(specs, self._here)} - {self._here})
@@ -165,15 +193,24 @@ class Reconciler:
         hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))
         return ObservedState(taken_at=self._clock.now(), hosts=hosts)
 
-    def _lease(self, project: str, request: RunRequest, deadline: Deadline, *, at_least: int) -> Lease:
+    def _lease(self, project: str, request: RunRequest, ends_at: float, *, at_least: int) -> Lease:
         """Wait for the project's lease until the run's deadline. Raises BusyError naming the holder."""
         while True:
             try:
                 return self.store.lease(project, holder=request.origin, ttl_s=RUNS.lease_ttl_s, at_least=at_least)
             except BusyError:
-                if deadline.left_s() < RUNS.lease_retry_s:
+                if self._left_s(ends_at) < RUNS.lease_retry_s:
                     raise
                 self._clock.sleep(RUNS.lease_retry_s)
+
+    def _left_s(self, ends_at: float) -> float:
+        return max(0.0, ends_at - self._clock.monotonic())
+
+
+def _is_of(specs: Specs, request: RunRequest) -> bool:
+    """Whether reading the tree of the request would give these specs."""
+    same_variables = repr(specs.extra_vars) == repr(request.extra_vars)  # 1, 1.0 and true are equal in Python
+    return same_variables and specs.tree == request.tree
 
 
 def stale_outcomes(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
@@ -284,19 +321,3 @@ def remembered(result: PlanResult, actions: Iterable[Action], outcomes: Iterable
 def waiting(plan: Plan) -> set[tuple[str, Expect]]:
     """The VMs that wait in a plan, as it found them."""
     return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}
-
-
-class Deadline:
-    """The end of a run, by a clock that does not jump."""
-
-    def __init__(self, clock: Clock, timeout_s: float) -> None:
-        self._clock = clock
-        self._at = clock.monotonic() + timeout_s
-
-    def left_s(self) -> float:
-        """Seconds left, 0 once it has passed."""
-        return max(0.0, self._at - self._clock.monotonic())
-
-    def passed(self) -> bool:
-        """Whether no time is left."""
-        return self.left_s() == 0

@@ -23,8 +23,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_size, made_by, tree_of
-from mikrom_reconcile.control.sources.whole_project import refuse_part
+from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_size, made_by, refuse_part, tree_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.parsing.documents import SUFFIXES, looks_like_a_spec, sorted_out

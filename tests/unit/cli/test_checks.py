@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.doctor import capacity, folder_check, machine
+from mikrom_reconcile.doctor import folder_check, machine
 from mikrom_reconcile.doctor.machine import all_checks
 from mikrom_reconcile.host.drivers import jail, select
 from mikrom_reconcile.output.doctor import Check
@@ -87,7 +87,7 @@ def test_a_folder_below_one_that_this_user_may_not_enter_is_broken_and_no_mistak
     folder.mkdir(parents=True)
     with closed(folder.parent):
         check = folder_check("MIKROM_STATE_DIR", folder)
-        disk = capacity.CHECKS["disk"](dataclasses.replace(settings, state_dir=folder))
+        disk = machine.CHECKS["disk"](dataclasses.replace(settings, state_dir=folder))
     assert check.state == "broken"
     assert check.found.endswith("is not writable")
     assert isinstance(disk, Check)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.cli import history as module
-from mikrom_reconcile.cli.history import follow_console
+from mikrom_reconcile.cli import get as module
+from mikrom_reconcile.cli.get import follow_console
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console
 from mikrom_reconcile.times_and_sizes import OUTPUT

@@ -31,8 +31,9 @@ def test_what_is_wrong_is_said_in_words(schema: dict[str, Any], document: Any, w
     assert told(schema, document) == [words]
 
 
-def test_a_document_that_only_the_other_validator_refuses_is_still_a_mistake() -> None:
-    assert told({"pattern": "^\\s$"}, "\x1c") == ["the document does not obey its schema; "]  # a space to Python alone
+def test_a_document_that_is_refused_for_what_cannot_be_told_is_still_a_mistake() -> None:
+    names = {"propertyNames": {"pattern": "^\\s$"}}
+    assert told(names, {"\x1c": 1}) == ["the document does not obey its schema; "]  # a space to Python alone
 
 
 def test_among_thousands_of_words_the_nearest_begins_alike() -> None:

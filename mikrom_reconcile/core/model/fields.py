@@ -1,4 +1,4 @@
-"""The one table of what is recorded for a VM: each field's path, what changing it costs, and where it is observed.
+"""The one table of what is recorded for a VM: each field's path, and what changing it costs.
 
 In a path `*` stands for a name that people chose, and `**` for anything below.
 To add a field: the schema, a Struct in `model/desired.py`, a row here, the driver, and docs/adding-a-field.md.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -16,68 +16,56 @@ from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
 from mikrom_reconcile.core.model.encoding import canonical_json, ready
 from mikrom_reconcile.core.model.plan import FieldChange, Impact
 
-Observed = Literal["vmm", "host", "record"]
-"""Who knows the real value: the VMM itself, the bridges and rules of its host, or only the VM's record."""
-
-
-class Field(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the table."""
-
-    impact: Impact
-    observed: Observed
-
-
-FIELDS: dict[str, Field] = {
-    "image": Field(impact="record", observed="record"),  # a name: what it stands for is `boot`
-    "machine.vcpu_count": Field(impact="restart", observed="vmm"),
-    "machine.mem_size_mib": Field(impact="restart", observed="vmm"),
-    "machine.smt": Field(impact="restart", observed="vmm"),
-    "machine.cpu_template": Field(impact="restart", observed="vmm"),
-    "boot": Field(impact="replace", observed="record"),
-    "boot.kernel.source": Field(impact="record", observed="record"),
-    "boot.kernel.sha256": Field(impact="restart", observed="record"),
-    "boot.initrd": Field(impact="restart", observed="record"),
-    "boot.initrd.source": Field(impact="record", observed="record"),
-    "boot.initrd.sha256": Field(impact="restart", observed="record"),
-    "boot.rootfs": Field(impact="replace", observed="record"),
-    "boot.rootfs.source": Field(impact="record", observed="record"),
-    "boot.rootfs.sha256": Field(impact="replace", observed="record"),
-    "boot.rootfs.read_only": Field(impact="replace", observed="record"),
-    "boot_args": Field(impact="restart", observed="vmm"),
-    "drives.*": Field(impact="restart", observed="vmm"),
-    "drives.*.size_mib": Field(impact="restart", observed="record"),
-    "drives.*.on_delete": Field(impact="record", observed="record"),
-    "network_interfaces.*": Field(impact="restart", observed="vmm"),
-    "network_interfaces.*.network": Field(impact="restart", observed="record"),
-    "network_interfaces.*.cidr": Field(impact="restart", observed="host"),
-    "network_interfaces.*.gateway": Field(impact="restart", observed="host"),
-    "network_interfaces.*.nat": Field(impact="live", observed="host"),
-    "network_interfaces.*.pool": Field(impact="restart", observed="record"),
-    "network_interfaces.*.ip": Field(impact="restart", observed="record"),
-    "network_interfaces.*.rate_limiter.bandwidth_mbit": Field(impact="live", observed="vmm"),
-    "mmds": Field(impact="restart", observed="record"),
-    "mmds.**": Field(impact="live", observed="vmm"),
-    "checks.**": Field(impact="record", observed="record"),
-    "restart.policy": Field(impact="record", observed="record"),
-    "restart.attempts": Field(impact="record", observed="record"),
-    "restart.interval": Field(impact="record", observed="record"),
-    "restart.delay": Field(impact="record", observed="record"),
+FIELDS: dict[str, Impact] = {
+    "image": "record",  # a name: what it stands for is `boot`
+    "machine.vcpu_count": "restart",
+    "machine.mem_size_mib": "restart",
+    "machine.smt": "restart",
+    "machine.cpu_template": "restart",
+    "boot": "replace",
+    "boot.kernel.source": "record",
+    "boot.kernel.sha256": "restart",
+    "boot.initrd": "restart",
+    "boot.initrd.source": "record",
+    "boot.initrd.sha256": "restart",
+    "boot.rootfs": "replace",
+    "boot.rootfs.source": "record",
+    "boot.rootfs.sha256": "replace",
+    "boot.rootfs.read_only": "replace",
+    "boot_args": "restart",
+    "drives.*": "restart",
+    "drives.*.size_mib": "restart",
+    "drives.*.on_delete": "record",
+    "network_interfaces.*": "restart",
+    "network_interfaces.*.network": "restart",
+    "network_interfaces.*.cidr": "restart",
+    "network_interfaces.*.gateway": "restart",
+    "network_interfaces.*.nat": "live",
+    "network_interfaces.*.pool": "restart",
+    "network_interfaces.*.ip": "restart",
+    "network_interfaces.*.rate_limiter.bandwidth_mbit": "live",
+    "mmds": "restart",
+    "mmds.**": "live",
+    "checks.**": "record",
+    "restart.policy": "record",
+    "restart.attempts": "record",
+    "restart.interval": "record",
+    "restart.delay": "record",
     # What follows is no part of the VMM's configuration; a changed state is acted on by its own rules.
-    "fleet": Field(impact="record", observed="record"),
-    "state": Field(impact="record", observed="record"),
-    "prune.max": Field(impact="record", observed="record"),
-    "prune.allow_empty": Field(impact="record", observed="record"),
-    "lifecycle.prevent_destroy": Field(impact="record", observed="record"),
+    "fleet": "record",
+    "state": "record",
+    "prune.max": "record",
+    "prune.allow_empty": "record",
+    "lifecycle.prevent_destroy": "record",
 }
 """Impacts as measured on Firecracker 1.12.1. Where a mapping appears or vanishes, its own row counts."""
 
 RECORD = "record"
 """The path of a VM's record itself, where it is not as it was written: an update writes it anew."""
 
-_IMPACTS: dict[str, Impact] = {
+_IMPACTS: dict[str, Impact] = FIELDS | {
     RECORD: "record",
     "network_interfaces.*.bridge": "live",  # and the tap on it: no field, but what a host makes for one
-    **{path: field.impact for path, field in FIELDS.items()},
 }
 
 _MEANT = {"image": ("image", "boot")}

@@ -233,9 +233,6 @@ NOT_RESTARTED: dict[str, frozenset[Phase]] = {
 }
 """Phases in which each restart policy leaves a VM that should run."""
 
-ALIVE: dict[str, Phase] = {"unresponsive": "unresponsive", "socket_lost": "socket_lost"}
-"""VMM statuses that are phases of their own, whatever was ordered (except a stop or delete)."""
-
 ENDED: dict[End, Phase] = {
     "clean": "exited",
     "crashed": "crashed",
@@ -283,10 +280,6 @@ def phase_of(facts: VMMFacts, ordered: State, *, failed: bool, parked: bool) -> 
         return "failed" if failed else ENDED[facts.end]
     if ordered == "stopped":
         return "stopping"
-    if facts.status == "running":
-        return "running"
-    if facts.status == "paused":
-        return "paused"
     if facts.status == "starting":
         return "failed" if facts.age_s > VMMS.boot_s else "starting"
-    return ALIVE[facts.status]
+    return facts.status

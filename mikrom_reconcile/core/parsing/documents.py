@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal
 
@@ -77,9 +76,6 @@ def _is_copy(path: str, read: set[str]) -> bool:
 def looks_like_a_spec(head: bytes) -> bool:
     """Whether a file that begins so may be somebody's spec."""
     return b"mikrom/v" in head and _LOOKS_LIKE_ONE.match(head) is not None
-
-
-_PLANNED = ("Refactor",)
 
 
 class Reading(msgspec.Struct, kw_only=True):
@@ -157,7 +153,7 @@ def _add(reading: Reading, path: str, found: YamlDocument, validators: Validator
 
 def _spec_document(path: str, found: YamlDocument) -> SpecDocument:
     body = found.value if isinstance(found.value, dict) else {}
-    kind, name, _ = _variables_of(path)
+    kind, name, _ = variables_of(path)
     if kind:
         return SpecDocument(path=path, line=found.line, kind=kind, name=name, body=body)
     if found.spelled:
@@ -174,18 +170,15 @@ def _is_variables(path: tuple[str, ...]) -> bool:
     )
 
 
-_variables_of = lru_cache(maxsize=1)(variables_of)  # one file after another
-
-
 def _mistakes(document: SpecDocument, value: Any, validators: Validators) -> Iterator[Diagnostic]:
     kind = document.kind
     if not isinstance(value, dict):
         yield Diagnostic(document, (), "a document must be a mapping", "begin with apiVersion, kind and metadata")
-    elif _variables_of(document.path)[0]:
+    elif variables_of(document.path)[0]:
         return
     elif "kind" not in value:
         yield Diagnostic(document, (), "kind is missing", f"known are {', '.join(validators.kinds)}")
-    elif kind in _PLANNED:
+    elif kind == "Refactor":
         yield Diagnostic(document, ("kind",), f"kind {kind} is not implemented yet")
     elif kind not in validators.kinds:
         named = isinstance(value["kind"], str)

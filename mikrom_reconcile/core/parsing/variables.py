@@ -104,26 +104,18 @@ def unescaped(text: str) -> str:
 
 def names_in(value: Any) -> frozenset[str]:
     """The names that a value looks up directly; "" stands for what is no lookup, although it begins like one."""
-    texts = _texts_with_lookups(value)
-    if not texts:
-        return frozenset()
-    lookups = [match for text in texts for match in _LOOKUP.finditer(text) if match[0] != "$${"]
-    parsed = (_INSIDE.match(match[1] or "") for match in lookups)
-    return frozenset(lookup[1] if lookup else "" for lookup in parsed)
-
-
-def _texts_with_lookups(value: Any) -> list[str]:
-    found, left = [], [value]
+    found: set[str] = set()
+    left = [value]
     while left:
         value = left.pop()
-        if isinstance(value, str):
-            if "${" in value:
-                found.append(value)
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             left += value.values()
         elif isinstance(value, list):
             left += value
-    return found
+        elif isinstance(value, str) and "${" in value:
+            lookups = (_INSIDE.match(match[1] or "") for match in _LOOKUP.finditer(value) if match[0] != "$${")
+            found.update(lookup[1] if lookup else "" for lookup in lookups)
+    return frozenset(found)
 
 
 def _parsed(lookup: re.Match[str]) -> tuple[str, str]:

@@ -78,19 +78,18 @@ class Places:
     """Where values stand in a tree. Documents are read slowly for it, but only those that are asked about."""
 
     def __init__(self, tree: SourceTree) -> None:
-        self._texts = {file.path: file.text for file in tree.files}
-        self._lines: dict[str, Lines] = {}
+        self._lines = {file.path: Lines(file.path, file.text) for file in tree.files}
         self._roots: dict[tuple[str, int], list[Node]] = {}
 
     def problem(self, found: Diagnostic) -> SpecProblem:
         """A mistake with its place."""
         at = self._offset(found.document, found.pointer, key=found.key)
         pointer = "".join(f"/{step}" for step in found.pointer)
-        return self._lines_of(found.document).problem(at, found.message, found.hint, pointer)
+        return self._lines[found.document.path].problem(at, found.message, found.hint, pointer)
 
     def find(self, document: SpecDocument, pointer: tuple[str | int, ...]) -> tuple[int, int]:
         """Line and column, from 1, of the value at `pointer`, or of its nearest parent."""
-        return self._lines_of(document).at(self._offset(document, pointer))
+        return self._lines[document.path].at(self._offset(document, pointer))
 
     def _offset(self, document: SpecDocument, pointer: tuple[str | int, ...], *, key: bool = False) -> int:
         """Where the value at `pointer` begins, or its key; that of the nearest parent if it is absent."""
@@ -108,18 +107,12 @@ class Places:
         return at
 
     def _root(self, document: SpecDocument) -> Node:
-        lines = self._lines_of(document)
+        lines = self._lines[document.path]
         number = lines.cut_of(document.line)
         roots = self._roots.get((document.path, number))
         if roots is None:
             roots = self._roots[document.path, number] = _slowly(lines, *lines.cuts[number])[0]
         return next((root for root in roots if lines.at(root.at)[0] == document.line), roots[0])
-
-    def _lines_of(self, document: SpecDocument) -> Lines:
-        path = document.path
-        if path not in self._lines:
-            self._lines[path] = Lines(path, self._texts[path])
-        return self._lines[path]
 
 
 def _slowly(lines: Lines, start: int, end: int) -> tuple[list[Node], list[SpecProblem], bool]:

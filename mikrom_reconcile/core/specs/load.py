@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -18,8 +18,7 @@ from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES
 from mikrom_reconcile.core.specs.images import BUILT_IN, Image, image_of
 from mikrom_reconcile.core.specs.inventory import Group, Host, Inventory, PlacementSpec
 from mikrom_reconcile.core.specs.networks import Network, network_of
-from mikrom_reconcile.core.specs.references import Documents
-from mikrom_reconcile.core.specs.validate import validate
+from mikrom_reconcile.core.specs.validate import Documents, validate
 from mikrom_reconcile.times_and_sizes import SPECS
 
 DEFAULT_PROJECT = "default"
@@ -106,34 +105,22 @@ def load(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None =
     unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
     found = problems_of(mistakes[: SPECS.max_problems], tree)  # what YAML could not read is not reported twice
     problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
-    specs = _specs(tree, documents, inventory, extra_vars, bad={id(mistake.document) for mistake in mistakes})
-    return LoadResult(specs=specs, problems=dedupe_by_position(problems), complete=known.complete)
-
-
-def _specs(
-    tree: SourceTree,
-    documents: list[SpecDocument],
-    inventory: Inventory | None,
-    extra_vars: dict[str, Any] | None,
-    bad: Collection[int] = (),
-) -> Specs:
-    fleets = [_fleet(document, inventory) for document in _of_kind(documents, "Fleet") if id(document) not in bad]
-    projects = [document.name for document in documents if document.kind == "Project"]
-    return Specs(
+    bad = {id(mistake.document) for mistake in mistakes}
+    good = [document for document in documents if document.kind == "Image" or id(document) not in bad]
+    fleets = [_fleet(document, inventory) for document in _of_kind(good, "Fleet")]
+    project = next(_of_kind(documents, "Project"), None)
+    specs = Specs(
         tree=tree,
         documents=len(documents),
-        project=projects[0] if projects else DEFAULT_PROJECT,
-        whole=bool(projects),
+        project=project.name if project else DEFAULT_PROJECT,
+        whole=project is not None,
         inventory=inventory,
         extra_vars=extra_vars or {},
-        images=BUILT_IN | {image.name: image_of(image.body["spec"]) for image in _of_kind(documents, "Image")},
-        networks={
-            found.name: network_of(found.name, found.body["spec"])
-            for found in _of_kind(documents, "Network")
-            if id(found) not in bad
-        },
+        images=BUILT_IN | {image.name: image_of(image.body["spec"]) for image in _of_kind(good, "Image")},
+        networks={found.name: network_of(found.name, found.body["spec"]) for found in _of_kind(good, "Network")},
         fleets=tuple(sorted(fleets, key=attrgetter("name"))),
     )
+    return LoadResult(specs=specs, problems=dedupe_by_position(problems), complete=known.complete)
 
 
 def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:
@@ -174,7 +161,7 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
 
 def _inventory(documents: list[SpecDocument]) -> Inventory | None:
     """The inventory and the variables beside it; the first document counts, a second is a problem of its own."""
-    document = next((document for document in documents if document.kind == "Inventory"), None)
+    document = next(_of_kind(documents, "Inventory"), None)
     if document is None:
         return None
     spec = document.body["spec"]

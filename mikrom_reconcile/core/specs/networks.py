@@ -11,29 +11,20 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Duration, seconds_of
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.desired import seconds_of
 
 WHOLE = ""
 """The pool of a network that names none."""
 
+_COOLDOWN = "10m"
+
 Pointer = tuple[str | int, ...]
-
-
-class Range(msgspec.Struct, frozen=True):
-    """Addresses from `first` to `last`, both included."""
-
-    first: int
-    last: int
-
-    def __contains__(self, address: int) -> bool:
-        return self.first <= address <= self.last
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses that VMs lease. One that came back is not leased again for `cooldown_s` seconds."""
 
-    range: Range
+    addresses: range
     cooldown_s: float
 
 
@@ -47,15 +38,16 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     gateway: str
     nat: bool
     pools: dict[str, Pool]
-    reserved: tuple[Range, ...]
+    reserved: tuple[range, ...]
 
     def free(self, pool: str) -> Iterator[range]:
         """All addresses that the pool may lease, in order."""
-        first, last = self.pools[pool].range.first, self.pools[pool].range.last
-        for reserved in sorted(self.reserved, key=lambda reserved: reserved.first):
-            yield range(first, min(reserved.first, last + 1))
-            first = max(first, reserved.last + 1)
-        yield range(first, last + 1)
+        addresses = self.pools[pool].addresses
+        first = addresses.start
+        for reserved in sorted(self.reserved, key=lambda reserved: reserved.start):
+            yield range(first, min(reserved.start, addresses.stop))
+            first = max(first, reserved.stop)
+        yield range(first, addresses.stop)
 
     def leases(self, pool: str, address: int) -> bool:
         """Whether the pool may lease this address."""
@@ -69,66 +61,50 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         return why
 
 
-class _PoolBody(msgspec.Struct, frozen=True):
-    range: str
-    cooldown: Duration = "10m"
-
-
-class _NetworkBody(msgspec.Struct, frozen=True):
-    """The `spec` of a Network document."""
-
-    cidr: str
-    gateway: str | None = None
-    nat: bool = False
-    pools: dict[str, _PoolBody] = {}
-    reserved: tuple[str, ...] = ()
-
-
 def network_of(name: str, spec: dict[str, Any]) -> Network:
     """The network that a document without mistakes describes."""
-    body = msgspec.convert(spec, ready(_NetworkBody))
-    network = IPv4Network(body.cidr)
-    gateway = body.gateway or str(network.network_address + 1)
-    at = int(IPv4Address(gateway))
+    network = IPv4Network(spec["cidr"])
+    inside = _range(spec["cidr"])
+    gateway = spec.get("gateway") or str(network.network_address + 1)
     pools = {
-        pool: Pool(range=_range(entry.range), cooldown_s=seconds_of(entry.cooldown))
-        for pool, entry in body.pools.items()
+        pool: Pool(addresses=_range(entry["range"]), cooldown_s=seconds_of(entry.get("cooldown", _COOLDOWN)))
+        for pool, entry in spec.get("pools", {}).items()
     }
-    inside = Range(int(network.network_address) + 1, int(network.broadcast_address) - 1)
+    taken = (int(IPv4Address(gateway)), inside[0], inside[-1])
     return Network(
         name=name,
-        cidr=body.cidr,
+        cidr=spec["cidr"],
         gateway=gateway,
-        nat=body.nat,
-        pools=pools or {WHOLE: Pool(range=inside, cooldown_s=seconds_of(_PoolBody(range="").cooldown))},
-        reserved=(*(Range(each, each) for each in (at, *_ends(network))), *(_range(entry) for entry in body.reserved)),
+        nat=spec.get("nat", False),
+        pools=pools or {WHOLE: Pool(addresses=inside[1:-1], cooldown_s=seconds_of(_COOLDOWN))},
+        reserved=(*(range(each, each + 1) for each in taken), *map(_range, spec.get("reserved", ()))),
     )
 
 
 def network_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
     """What a schema cannot see in a Network document: the place and what is wrong there."""
-    body = msgspec.convert(spec, ready(_NetworkBody))
+    cidr = spec["cidr"]
     try:
-        network = IPv4Network(body.cidr)
+        network = IPv4Network(cidr)
     except ValueError as error:
-        yield ("cidr",), f"{body.cidr} is no network: {error}"
+        yield ("cidr",), f"{cidr} is no network: {error}"
         return
     if network.prefixlen > _LONGEST_PREFIX:
-        yield ("cidr",), f"{body.cidr} has no room for a gateway and a VM; use /{_LONGEST_PREFIX} or larger"
+        yield ("cidr",), f"{cidr} has no room for a gateway and a VM; use /{_LONGEST_PREFIX} or larger"
         return
     if nobodys := next((each for each in _NOBODYS if each.overlaps(network)), None):
-        yield ("cidr",), f"{body.cidr} has addresses of {nobodys}, which no VM can have; use one such as 10.20.0.0/20"
-    if body.gateway is not None and (why := _misplaced(body.gateway, network, str(network))):
+        yield ("cidr",), f"{cidr} has addresses of {nobodys}, which no VM can have; use one such as 10.20.0.0/20"
+    if "gateway" in spec and (why := _misplaced(spec["gateway"], network, str(network))):
         yield ("gateway",), why
-    for number, entry in enumerate(body.reserved):
+    for number, entry in enumerate(spec.get("reserved", ())):
         if why := _range_mistake(entry, network, {}):
             yield ("reserved", number), why
-    taken: dict[str, Range] = {}
-    for name, pool in body.pools.items():
-        if why := _range_mistake(pool.range, network, taken):
+    taken: dict[str, range] = {}
+    for name, pool in spec.get("pools", {}).items():
+        if why := _range_mistake(pool["range"], network, taken):
             yield ("pools", name, "range"), why
         else:
-            taken[name] = _range(pool.range)
+            taken[name] = _range(pool["range"])
 
 
 def overlapping(networks: list[Network]) -> Iterator[tuple[str, str]]:
@@ -155,31 +131,30 @@ def _misplaced(ip: str, network: IPv4Network, named: str) -> str | None:
         return f"{ip} is no IPv4 address"
     if address not in network:
         return f"{ip} is not in {named}"
-    return f"{ip} is the network's own or its broadcast address" if int(address) in _ends(network) else None
+    is_end = address in {network.network_address, network.broadcast_address}
+    return f"{ip} is the network's own or its broadcast address" if is_end else None
 
 
-def _ends(network: IPv4Network) -> tuple[int, int]:
-    return int(network.network_address), int(network.broadcast_address)
-
-
-def _range_mistake(text: str, network: IPv4Network, taken: Mapping[str, Range]) -> str | None:
+def _range_mistake(text: str, network: IPv4Network, taken: Mapping[str, range]) -> str | None:
     """Why a range cannot be one of the network's, beside those of pools that have `taken` theirs."""
     try:
         found = _range(text)
     except ValueError as error:
         return f"{text} is no range of addresses: {error}"
-    if found.first > found.last:
+    if not found:
         return f"{text} runs backwards"
-    ends = Range(*_ends(network))
-    if found.first not in ends or found.last not in ends:
+    inside = _range(str(network))
+    if found[0] not in inside or found[-1] not in inside:
         return f"{text} is not within {network}"
-    other = next((name for name, it in taken.items() if found.first <= it.last and it.first <= found.last), None)
+    other = next((name for name, it in taken.items() if found.start < it.stop and it.start < found.stop), None)
     return None if other is None else f"{text} shares addresses with pool {other}"
 
 
-def _range(text: str) -> Range:
-    """A range from "first-last" or from a network. Raises ValueError."""
+def _range(text: str) -> range:
+    """The addresses from the first to the last of "first-last", or of a network. Raises ValueError."""
     if "/" in text:
-        return Range(*_ends(IPv4Network(text)))
-    first, _, last = text.partition("-")
-    return Range(int(IPv4Address(first)), int(IPv4Address(last)))
+        network = IPv4Network(text)
+        first, last = network.network_address, network.broadcast_address
+    else:
+        first, last = map(IPv4Address, text.split("-"))
+    return range(int(first), int(last) + 1)

@@ -1,15 +1,14 @@
 """What a schema cannot see in documents: one table of checks, run once over all of them.
 
-To add a check: a function from a document, and what is known of the others, to what is wrong in it, and a row. Checks
-of fleets are in `validate_fleets.py`, those of networks beside them. What VMs come out as is checked by
-`validate_vms.py`; `warnings.py` warns of what has no effect.
+To add a check: a function from a document, and what is known of the others, to what is wrong in it, and a row. What VMs
+come out as is checked by `validate_vms.py`; `warnings.py` warns of what has no effect.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
 from typing import Any, Final, Literal
@@ -17,18 +16,81 @@ from typing import Any, Final, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
-from mikrom_reconcile.core.parsing.documents import variables_of
-from mikrom_reconcile.core.parsing.patterns import RESERVED
+from mikrom_reconcile.core.parsing.documents import Reading, variables_of
+from mikrom_reconcile.core.parsing.patterns import EVERY, RESERVED, PatternError
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.specs import validate_fleets
 from mikrom_reconcile.core.specs.images import BUILT_IN, root_disk_flaw
-from mikrom_reconcile.core.specs.networks import network_mistakes
-from mikrom_reconcile.core.specs.references import GOOD, MISSPELT, NAMED, Documents, has_name, identity
+from mikrom_reconcile.core.specs.inventory import UNARY, Inventory
+from mikrom_reconcile.core.specs.networks import network_mistakes, network_of, overlapping
 from mikrom_reconcile.times_and_sizes import SPECS
 
 Pointer = tuple[str | int, ...]
+
+GOOD, MISSPELT, NAMED = 2, 1, 0
+"""How much of a document can be used: it obeys its schema, only has unknown keys, or at least has a name."""
+
+
+class Documents:
+    """All documents of a tree, and what they may refer to.
+
+    `images` are the names that fleets may use; `images_known` says that none is missing, `hosts_known` that no host
+    and no group is.
+    """
+
+    def __init__(self, reading: Reading, inventory: Inventory | None) -> None:
+        misspelt = {id(document) for document in reading.misspelt}
+        named = [each for each in reading.broken if id(each) not in misspelt and has_name(each)]
+        self.by_state = {GOOD: reading.documents, MISSPELT: reading.misspelt, NAMED: named}
+        self.inventory = inventory
+        self.hosts = tuple(inventory.hosts) if inventory else ()
+        self.groups = tuple(inventory.groups) if inventory else ()
+        self.complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
+        self.hosts_known = self.complete or inventory is not None
+        self.images_known = reading.whole and not any(document.kind == "Image" for document in reading.broken)
+        self.images = (*BUILT_IN, *(each.name for each in reading.documents if each.kind == "Image"))
+
+    @cached_property
+    def first(self) -> dict[tuple[str, str], SpecDocument]:
+        """The first document of each kind and name, by its place."""
+        found: dict[tuple[str, str], SpecDocument] = {}
+        documents = [document for documents in self.by_state.values() for document in documents]
+        for document in sorted(filter(has_name, documents), key=lambda document: (document.path, document.line)):
+            found.setdefault(identity(document), document)
+        return found
+
+    @cached_property
+    def networks(self) -> dict[str, SpecDocument]:
+        """The networks in which nothing is wrong by themselves."""
+        networks = [document for document in self.by_state[GOOD] if document.kind == "Network"]
+        return {each.name: each for each in networks if not any(network_mistakes(each.body["spec"]))}
+
+    @cached_property
+    def overlaps(self) -> dict[str, list[SpecDocument]]:
+        """The networks before each that have addresses of it."""
+        found: dict[str, list[SpecDocument]] = {}
+        networks = [network_of(name, document.body["spec"]) for name, document in self.networks.items()]
+        for name, other in islice(overlapping(networks), SPECS.max_problems):
+            found.setdefault(name, []).append(self.networks[other])
+        return found
+
+    @cached_property
+    def attributes(self) -> tuple[str, ...]:
+        """What constraints can ask of hosts: the variables that any of them has."""
+        inventory = self.inventory or Inventory()
+        return tuple(sorted({f"host.{name}" for host in inventory.hosts for name in inventory.facts(host)}))
+
+
+def has_name(document: SpecDocument) -> bool:
+    """Whether a document, broken or not, has a name that others could have too; files of variables have one."""
+    metadata = document.body.get("metadata")
+    return document.kind.endswith("Vars") or (isinstance(metadata, dict) and isinstance(metadata.get("name"), str))
+
+
+def identity(document: SpecDocument) -> tuple[str, str]:
+    """What no second document may have: its kind and name."""
+    return document.kind, "" if document.kind in {"Project", "Inventory"} else document.name
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +99,6 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     `state` is how much of a document must have been readable, `needs` says what must be known of the others.
     """
 
-    rule: str
     problems: Callable[[SpecDocument, Documents], Iterator[Diagnostic]]
     kinds: frozenset[str] = frozenset()
     state: int = GOOD
@@ -68,8 +129,7 @@ def _duplicates(document: SpecDocument, known: Documents) -> Iterator[Diagnostic
         yield Diagnostic(document, () if document.kind.endswith("Vars") else ("metadata", "name"), message)
 
 
-def _image(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
-    del known
+def _image(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
     if document.name in BUILT_IN:
         message = f"the image {document.name} is built in; call this another name"
         yield Diagnostic(document, ("metadata", "name"), message)
@@ -82,9 +142,8 @@ def _image(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
         yield Diagnostic(document, ("spec", "boot_args"), message, hint)
 
 
-def _reserved_names(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
+def _reserved_names(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
     """Words with a meaning in patterns: whoever selects them would get more than what is called so."""
-    del known
     metadata, spec = document.body["metadata"], document.body["spec"]
     named: list[tuple[Pointer, str]] = [
         (("metadata", "tags", at), tag) for at, tag in enumerate(metadata.get("tags", ()))
@@ -98,8 +157,7 @@ def _reserved_names(document: SpecDocument, known: Documents) -> Iterator[Diagno
             yield Diagnostic(document, pointer, message, key=pointer[-1] == name)
 
 
-def _variable_names(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
-    del known
+def _variable_names(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
     for pointer, variables in _variables_in(document):
         for name in variables:
             if name in BUILT_IN_NAMES:
@@ -143,9 +201,8 @@ def _groups(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
                     yield Diagnostic(document, ("spec", "groups", name, word, number), message, nearest(entry, names))
 
 
-def _circles(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
+def _circles(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
     """Groups that contain themselves."""
-    del known
     groups = document.body["spec"].get("groups", {})
     children = {name: (group or {}).get("children", ()) for name, group in groups.items()}
     for circle in islice(_circles_in(children), SPECS.max_problems):
@@ -181,20 +238,117 @@ def _variables_of_nothing(document: SpecDocument, known: Documents) -> Iterator[
         yield Diagnostic(document, (), message, nearest(document.name, names))
 
 
+def _whole_numbers(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
+    """JSON Schema takes 3.0 for a whole number."""
+    spec = document.body["spec"]
+    serial = spec.get("rollout", {}).get("serial")
+    numbers: list[tuple[Pointer, Any]] = [
+        (("replicas",), spec.get("replicas")),
+        (("prune", "max"), spec.get("prune", {}).get("max")),
+        *([(("rollout", "serial", number), size) for number, size in enumerate(serial)]
+          if isinstance(serial, list) else [(("rollout", "serial"), serial)]),
+    ]  # fmt: skip
+    for pointer, value in numbers:
+        if isinstance(value, float):
+            wanted = "a whole number" if pointer == ("replicas",) else "a whole number or text"
+            message = f"spec.{'.'.join(map(str, pointer))} must be {wanted}, not {value}"
+            yield Diagnostic(document, ("spec", *pointer), message)
+
+
+def _replicas_or_instances(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
+    """A fleet has one of them, and names only replicas by a rule."""
+    spec = document.body["spec"]
+    if ("replicas" in spec) == ("instances" in spec):
+        found = "both" if "replicas" in spec else "neither"
+        message = f"a fleet has either replicas or instances, and this has {found}"
+        yield Diagnostic(document, ("spec",), message)
+    if "instances" in spec and "vm_name" in spec:
+        message = "vm_name is for replicas; instances have names of their own"
+        yield Diagnostic(document, ("spec", "vm_name"), message, "remove it", key=True)
+
+
+def _fleet_images(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
+    """Every image that is written without variables is one that is there."""
+    spec, names = document.body["spec"], known.images
+    places: list[tuple[Pointer, dict[str, Any]]] = [(("spec", "template"), spec.get("template", {}))]
+    places += [(("spec", "overrides", number), entry) for number, entry in enumerate(spec.get("overrides", ()))]
+    places += [(("spec", "instances", name), fields or {}) for name, fields in spec.get("instances", {}).items()]
+    for pointer, fields in places:
+        image = fields.get("image")
+        if image is not None and image not in names and not names_in(image):
+            message = f"unknown image {shown(image)}"
+            yield Diagnostic(document, (*pointer, "image"), message, nearest(image, names))
+
+
+def _fleet_hosts(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
+    """The pattern of a fleet selects hosts, and the host of an instance is one."""
+    spec, inventory = document.body["spec"], known.inventory
+    if "hosts" in spec and (mistake := _pattern_mistake(spec["hosts"], inventory)):
+        yield Diagnostic(document, ("spec", "hosts"), *mistake)
+    for name, fields in spec.get("instances", {}).items():
+        host = (fields or {}).get("host")
+        if host is not None and host not in known.hosts:
+            mistake = f"the inventory has no host {shown(host)}", nearest(host, known.hosts)
+            yield Diagnostic(document, ("spec", "instances", name, "host"), *(mistake if inventory else _NO_INVENTORY))
+
+
+_NO_INVENTORY = "there is no Inventory, so no host can be named", "add one, or leave this out"
+
+
+def _pattern_mistake(pattern: str, inventory: Inventory | None) -> tuple[str, str] | None:
+    if inventory is None:
+        return None if pattern in EVERY else _NO_INVENTORY
+    try:
+        chosen = inventory.select(pattern)
+    except PatternError as error:
+        return str(error), nearest(error.term, (*inventory.hosts, *inventory.groups))
+    return None if chosen else (f"{shown(pattern)} selects no host", "")
+
+
+def _placement(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
+    """What decides placement must be known before the host is, and look at what hosts have."""
+    for kind, entries in document.body["spec"].get("placement", {}).items():
+        for number, entry in enumerate(entries):
+            pointer = ("spec", "placement", kind, number)
+            attribute = entry["attribute"]
+            if ".".join(attribute.split(".")[:2]) not in known.attributes:
+                message = f"no host of the inventory has {shown(attribute)}"
+                yield Diagnostic(document, (*pointer, "attribute"), message, nearest(attribute, known.attributes))
+            if mistake := _entry_mistake(kind, entry):
+                yield Diagnostic(document, pointer, mistake)
+
+
+def _entry_mistake(kind: str, entry: dict[str, Any]) -> str:
+    operator, value = entry.get("operator", "="), entry.get("value")
+    if number := next((field for field in ("weight", "max_skew") if isinstance(entry.get(field), float)), ""):
+        return f"{number} must be a whole number, not {entry[number]}"
+    if kind == "spread":
+        return ""
+    if isinstance(value, str) and names_in(value):
+        return "what decides placement may not depend on the host and looks nothing up: write the value itself"
+    if (value is None) != (operator in UNARY):
+        return f"{operator} takes no value" if operator in UNARY else f"{operator} needs a value"
+    try:
+        re.compile(str(value) if operator == "regexp" else "")
+    except re.error as error:
+        return f"{shown(str(value))} is not a regular expression: {error}"
+    return ""
+
+
 _FLEET, _INVENTORY, _VARIABLES = frozenset({"Fleet"}), frozenset({"Inventory"}), frozenset({"GroupVars", "HostVars"})
 
 CHECKS: Final = (
-    Check(rule="duplicate", problems=_duplicates, state=NAMED),
-    Check(rule="image", kinds=frozenset({"Image"}), problems=_image),
-    Check(rule="reserved-name", kinds=_FLEET | _INVENTORY, problems=_reserved_names),
-    Check(rule="variable-name", kinds=_FLEET | _INVENTORY | _VARIABLES, problems=_variable_names),
-    Check(rule="whole-number", kinds=_FLEET, problems=validate_fleets.whole_numbers),
-    Check(rule="replicas-or-instances", kinds=_FLEET, problems=validate_fleets.replicas_or_instances),
-    Check(rule="network", kinds=frozenset({"Network"}), problems=_network),
-    Check(rule="unknown-image", kinds=_FLEET, problems=validate_fleets.images, state=MISSPELT, needs="images_known"),
-    Check(rule="group-circle", kinds=_INVENTORY, problems=_circles, needs="hosts_known"),
-    Check(rule="group", kinds=_INVENTORY, problems=_groups, needs="hosts_known"),
-    Check(rule="variables-of-nothing", kinds=_VARIABLES, problems=_variables_of_nothing, needs="hosts_known"),
-    Check(rule="hosts", kinds=_FLEET, problems=validate_fleets.hosts, state=MISSPELT, needs="hosts_known"),
-    Check(rule="placement", kinds=_FLEET, problems=validate_fleets.placement, needs="hosts_known"),
+    Check(problems=_duplicates, state=NAMED),
+    Check(kinds=frozenset({"Image"}), problems=_image),
+    Check(kinds=_FLEET | _INVENTORY, problems=_reserved_names),
+    Check(kinds=_FLEET | _INVENTORY | _VARIABLES, problems=_variable_names),
+    Check(kinds=_FLEET, problems=_whole_numbers),
+    Check(kinds=_FLEET, problems=_replicas_or_instances),
+    Check(kinds=frozenset({"Network"}), problems=_network),
+    Check(kinds=_FLEET, problems=_fleet_images, state=MISSPELT, needs="images_known"),
+    Check(kinds=_INVENTORY, problems=_circles, needs="hosts_known"),
+    Check(kinds=_INVENTORY, problems=_groups, needs="hosts_known"),
+    Check(kinds=_VARIABLES, problems=_variables_of_nothing, needs="hosts_known"),
+    Check(kinds=_FLEET, problems=_fleet_hosts, state=MISSPELT, needs="hosts_known"),
+    Check(kinds=_FLEET, problems=_placement, needs="hosts_known"),
 )

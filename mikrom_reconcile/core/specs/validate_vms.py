@@ -1,12 +1,12 @@
 """What is wrong with the spec of a VM, once its variables are known: one table of checks. Hosts use it, too.
 
-To add a check: a function from a spec to the paths of its problems and what is wrong there, and a row.
+To add a check: a function from a spec to the paths of its problems and what is wrong there, and its name in a table.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -30,18 +30,6 @@ Path = tuple[str | int, ...]
 Problems = Iterator[tuple[Path, str]]
 
 
-class VMCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: what finds the problems of a spec, each with the path of its field.
-
-    What is `unsupported` no host can run: each refuses it again, since its orders may come from another release. The
-    rest would fail later, or has another effect than it seems: VMs that are recorded with it go on.
-    """
-
-    rule: str
-    problems: Callable[[VMSpec], Problems]
-    unsupported: bool = False
-
-
 def vm_problems(
     spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]
 ) -> Iterator[tuple[Path, str, str]]:
@@ -53,13 +41,12 @@ def vm_problems(
     yield from references
     if not references:
         for check in CHECKS:
-            yield from ((path, message, "") for path, message in check.problems(spec))
+            yield from ((path, message, "") for path, message in check(spec))
 
 
 def unsupported(spec: VMSpec) -> str | None:
     """Why no host can run `spec`, and what to write instead. None: nothing is known against it."""
-    checks = (check for check in CHECKS if check.unsupported)
-    return next((message for check in checks for _, message in check.problems(spec)), None)
+    return next((message for check in UNSUPPORTED for _, message in check(spec)), None)
 
 
 def _references(
@@ -172,6 +159,10 @@ def _checks(spec: VMSpec) -> Problems:
             yield (*path, "path"), f"{shown(check.path)} is no path: write / and printable ASCII without spaces"
 
 
+def _secrets(spec: VMSpec) -> Problems:
+    return _secrets_in(spec.mmds, ("mmds",))
+
+
 def _secrets_in(value: Any, path: Path) -> Problems:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
@@ -186,15 +177,8 @@ def _secrets_in(value: Any, path: Path) -> Problems:
         yield (*path, SECRET_REF), f"{told} is no secret's reference: write file:///path or env://NAME"
 
 
-CHECKS: Final = (
-    VMCheck(rule="built-in-image", problems=_image, unsupported=True),
-    VMCheck(rule="machine", problems=_machine, unsupported=True),
-    VMCheck(rule="metadata", problems=_mmds, unsupported=True),
-    VMCheck(rule="check-without-interface", problems=_checks_without_interface, unsupported=True),
-    VMCheck(rule="devices", problems=_devices, unsupported=True),
-    VMCheck(rule="boot-args", problems=_boot_args, unsupported=True),
-    VMCheck(rule="boot-args-with-devices", problems=_boot_args_with_devices),
-    VMCheck(rule="metadata-size", problems=_mmds_size),
-    VMCheck(rule="checks", problems=_checks),
-    VMCheck(rule="secrets", problems=lambda spec: _secrets_in(spec.mmds, ("mmds",))),
-)
+UNSUPPORTED: Final = (_image, _machine, _mmds, _checks_without_interface, _devices, _boot_args)
+"""What no host can run: each refuses it again, since its orders may come from another release."""
+
+CHECKS: Final = (*UNSUPPORTED, _boot_args_with_devices, _mmds_size, _checks, _secrets)
+"""The others fail later, or have another effect than it seems: VMs that are recorded with it go on."""

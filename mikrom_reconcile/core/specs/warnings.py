@@ -6,11 +6,9 @@ To add one: a function from the specs and their VMs to what has no effect in the
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
-
-import msgspec
 
 from mikrom_reconcile.core.model.desired import DISRUPTION, resolve_share
 from mikrom_reconcile.core.model.specs import Diagnostic, SpecProblem
@@ -23,19 +21,10 @@ from mikrom_reconcile.core.specs.load import FleetSpec, Specs
 from mikrom_reconcile.core.specs.resolve import NOTHING, Resolver
 from mikrom_reconcile.times_and_sizes import SPECS
 
-Problems = Callable[[Specs, Sequence[UnplacedVM]], Iterator[Diagnostic]]
-
-
-class SpecWarning(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the table."""
-
-    rule: str
-    problems: Problems
-
 
 def spec_warnings(specs: Specs, pending: Sequence[UnplacedVM]) -> tuple[SpecProblem, ...]:
     """Everything in the specs that has no effect, sorted by place."""
-    found = (found for warning in WARNINGS for found in warning.problems(specs, pending))
+    found = (found for warning in WARNINGS for found in warning(specs, pending))
     return dedupe_by_position(problems_of(islice(found, SPECS.max_problems + 1), specs.tree))
 
 
@@ -51,8 +40,7 @@ def _overrides(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnost
                 yield Diagnostic(fleet.document, pointer, message)
 
 
-def _variables(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
-    del pending
+def _variables(specs: Specs, _: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
     shared = shared_lookups(specs)
     for fleet in specs.fleets:
         for name in sorted(fleet.vars.keys() - _reached(fleet, shared)) if fleet.vars else ():
@@ -73,8 +61,7 @@ def _reached(fleet: FleetSpec, shared: frozenset[str]) -> set[str]:
     return reached
 
 
-def _groups(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
-    del pending
+def _groups(specs: Specs, _: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
     inventory = specs.inventory or Inventory()
     for name, hosts in inventory.members.items():
         if not hosts:
@@ -101,9 +88,4 @@ def _serial(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]
             yield Diagnostic(fleet.document, ("spec", "rollout", "serial"), message)
 
 
-WARNINGS = (
-    SpecWarning(rule="override-without-vm", problems=_overrides),
-    SpecWarning(rule="unused-variable", problems=_variables),
-    SpecWarning(rule="group-without-host", problems=_groups),
-    SpecWarning(rule="serial-over-share", problems=_serial),
-)
+WARNINGS = (_overrides, _variables, _groups, _serial)

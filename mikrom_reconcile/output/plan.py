@@ -26,47 +26,23 @@ DANGEROUS: tuple[ChangeKind, ...] = ("delete", "replace", "move", "restart", "st
 _SHOWN = (*DANGEROUS, *(kind for kind in KINDS if kind not in DANGEROUS))
 
 LOOKS: dict[ChangeKind, tuple[str, str]] = {
-    "create": ("+", "green"),
-    "start": ("+", "green"),
-    "stop": ("-", "yellow"),
-    "pause": ("~", "yellow"),
-    "resume": ("~", "green"),
-    "update": ("~", "cyan"),
-    "restart": ("~", "yellow"),
-    "replace": ("±", "red"),
-    "move": ("±", "red"),
-    "delete": ("-", "red"),
-    "wait": ("·", "dim"),
-    "blocked": ("!", "magenta"),
-}
+    "create": ("+", "green"), "start": ("+", "green"), "stop": ("-", "yellow"),
+    "pause": ("~", "yellow"), "resume": ("~", "green"), "update": ("~", "cyan"),
+    "restart": ("~", "yellow"), "replace": ("±", "red"), "move": ("±", "red"),
+    "delete": ("-", "red"), "wait": ("·", "dim"), "blocked": ("!", "magenta"),
+}  # fmt: skip
 """The sign and the colour of each kind."""
 
 FORMER_RULES = {
-    "unreachable-host": "on_a_dark_host",
-    "host-removed": "left_the_inventory",
-    "duplicate": "runs_twice",
-    "destroy": "destroyed",
-    "not-in-specs": "not_wanted",
-    "absent": "wanted_absent",
-    "name-conflict": "name_taken",
-    "possible-duplicate": "may_hide",
-    "unplaceable": "homeless",
-    "interrupted-delete": "half_deleted",
-    "shrinking-drive": "shrinking",
-    "stopped": "wanted_stopped",
-    "crash-loop": "parked",
-    "needs-replace": "replacing",
-    "not-restarted": "left_down",
-    "unresponsive": "broken",
-    "needs-restart": "restarting",
-    "drift": "drifted",
-    "pause-or-resume": "paused_or_not",
-    "needs-update": "updating",
-    "unhealthy": "unwell",
-    "up-to-date": "as_wanted",
-    "cannot-move": "cannot_leave",
+    "unreachable-host": "on_a_dark_host", "host-removed": "left_the_inventory", "duplicate": "runs_twice",
+    "destroy": "destroyed", "not-in-specs": "not_wanted", "absent": "wanted_absent", "name-conflict": "name_taken",
+    "possible-duplicate": "may_hide", "unplaceable": "homeless", "interrupted-delete": "half_deleted",
+    "shrinking-drive": "shrinking", "stopped": "wanted_stopped", "crash-loop": "parked",
+    "needs-replace": "replacing", "not-restarted": "left_down", "unresponsive": "broken",
+    "needs-restart": "restarting", "drift": "drifted", "pause-or-resume": "paused_or_not",
+    "needs-update": "updating", "unhealthy": "unwell", "up-to-date": "as_wanted", "cannot-move": "cannot_leave",
     "protection": "prevent_destroy",
-}
+}  # fmt: skip
 """What rules were called before: `rule` says so for one release more, beside `rule_id`. Others kept their names."""
 
 NO_HOST = "no host"

@@ -1,6 +1,6 @@
-"""A plan as Markdown, for a comment on a pull request: never longer than what GitHub and GitLab take.
+"""A plan as Markdown, for a comment on a pull request, and as an HTML page, for a pipeline's artifacts.
 
-What a name or a reason contains cannot become a link, a mention, HTML or the end of a table.
+Both are opened by people who trust nothing in it: names and reasons cannot become links, mentions, or markup.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Iterator
 from html import escape
+from string import Template
 
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan
 from mikrom_reconcile.output.plan import (
@@ -105,65 +106,23 @@ def _md(text: str) -> str:
     return _SPECIAL.sub(r"\\\g<0>", plain).replace("@", "@&#8203;").replace("://", ":&#8203;//")
 
 
-_STYLE = """\
-:root { color-scheme: light dark; --back: #f6f7f9; --card: #fff; --line: #d9dee5; --text: #1c2430; --dim: #5b6675;
-  --green: #116b34; --yellow: #7d5400; --red: #b3202c; --cyan: #0b6477; --magenta: #8a2a86;
-  --less: #fdebec; --more: #e7f6ec }
-@media (prefers-color-scheme: dark) { :root { --back: #12161c; --card: #1a2028; --line: #303947; --text: #e3e8ee;
-  --dim: #9aa6b5; --green: #6fd394; --yellow: #e6b95c; --red: #ff8c92; --cyan: #6ccbe0; --magenta: #e39be0;
-  --less: #3a1e23; --more: #173322 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 66rem; background: var(--back); color: var(--text);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { margin: 0; font-size: 1.4rem } h2 { margin: 2rem 0 .5rem; font-size: 1.1rem }
-h2 small, header p, dd, footer { color: var(--dim); font-weight: 400 }
-header p { margin: .2rem 0 }
-code, pre, .names { font-family: ui-monospace, monospace; font-size: .9rem }
-.tally { display: flex; flex-wrap: wrap; gap: .5rem; padding: 0; margin: 1rem 0; list-style: none }
-.tally li { padding: .15rem .7rem; border: 1px solid var(--line); border-radius: 1rem; background: var(--card) }
-.alarm { margin: 1rem 0; padding: .6rem 1rem; border: 1px solid var(--line); border-left: .3rem solid;
-  border-radius: .4rem; background: var(--card) }
-.alarm h2 { margin: 0; font-size: 1rem; color: inherit }
-.alarm ul { margin: .3rem 0; padding-left: 1.2rem; color: var(--text) }
-details { margin: .5rem 0; border: 1px solid var(--line); border-radius: .4rem; background: var(--card) }
-summary { padding: .5rem .8rem; cursor: pointer; border-radius: .4rem }
-summary:focus-visible { outline: .2rem solid var(--cyan); outline-offset: .1rem }
-summary b { display: inline-block; min-width: 6.5rem; margin-right: .5rem }
-.inside { padding: 0 .8rem .6rem; border-top: 1px solid var(--line) }
-dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .1rem 1rem; margin: .6rem 0 0 }
-dt { font-weight: 600 } dd { margin: 0 }
-.field { margin: .6rem 0 0 } pre { margin: .2rem 0; white-space: pre-wrap }
-pre span { display: block; padding: 0 .4rem } .less { background: var(--less) } .more { background: var(--more) }
-.green { color: var(--green) } .yellow { color: var(--yellow) } .red { color: var(--red) } .cyan { color: var(--cyan) }
-.magenta { color: var(--magenta) } .dim { color: var(--dim) } footer { margin-top: 2.5rem; font-size: .85rem }
-@media (max-width: 40rem) { dl { grid-template-columns: minmax(4rem, max-content) 1fr } summary b { min-width: 0 } }
-@media print { body { max-width: none } details { break-inside: avoid } }
-"""
 _CLASSES = {"-": "less", "+": "more"}
 
 
 def plan_html(plan: Plan, style: Style) -> str:
-    """The page. Values are always shown in full."""
+    """The plan as one page that needs nothing else: no script, no font, no image. Values are always shown in full.
+
+    Its policy forbids whatever is not its own style.
+    """
+    from importlib.resources import files  # noqa: PLC0415, TID251 - a constant of this package, and seldom needed
+
     del style
-    title = f"Plan for {_h(plan.project)} at {_h(plan.revision)}"
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="referrer" content="no-referrer">',
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            f"<title>{title}</title>",
-            f"<style>\n{_STYLE}</style></head><body>",
-            f"<header><h1>{title}</h1><p>Made {plan.taken_at:%Y-%m-%d %H:%M:%S} UTC</p></header>",
-            *_tally(plan),
-            "<main>",
-            *([] if plan.changes else [f"<p>{_h(summary(plan))}</p>"]),
-            *_alarms(plan),
-            *_fleets(plan),
-            f"</main><footer>Plan <code>{_h(plan.id)}</code></footer></body></html>",
-            "",
-        ]
+    nothing = [] if plan.changes else [f"<p>{_h(summary(plan))}</p>"]
+    return Template(files(__package__).joinpath("plan.html").read_text(encoding="utf-8")).substitute(
+        title=f"Plan for {_h(plan.project)} at {_h(plan.revision)}",
+        made=f"{plan.taken_at:%Y-%m-%d %H:%M:%S}",
+        body="\n".join([*_tally(plan), "<main>", *nothing, *_alarms(plan), *_fleets(plan)]),
+        id=_h(plan.id),
     )
 
 

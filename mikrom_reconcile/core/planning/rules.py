@@ -312,33 +312,15 @@ def cannot_move(case: DiffInput) -> Verdict:
 
 
 RULES: dict[str, Callable[[DiffInput], Verdict]] = {
-    "unreachable-host": unreachable_host,
-    "duplicate": duplicate,
-    "host-removed": host_removed,
-    "destroy": destroy,
-    "not-in-specs": not_in_specs,
-    "absent": absent,
-    "name-conflict": name_conflict,
-    "possible-duplicate": possible_duplicate,
-    "unplaceable": unplaceable,
-    "missing": missing,
-    "misplaced": misplaced,
-    "interrupted-delete": interrupted_delete,
-    "shrinking-drive": shrinking_drive,
-    "stopped": stopped,
-    "crash-loop": crash_loop,
-    "needs-replace": needs_replace,
-    "not-restarted": not_restarted,
-    "down": down,
-    "unresponsive": unresponsive,
-    "needs-restart": needs_restart,
-    "drift": drift,
-    "pause-or-resume": pause_or_resume,
-    "needs-update": needs_update,
-    "unhealthy": unhealthy,
-    "up-to-date": up_to_date,
-    "cannot-move": cannot_move,
-}
+    "unreachable-host": unreachable_host, "duplicate": duplicate, "host-removed": host_removed, "destroy": destroy,
+    "not-in-specs": not_in_specs, "absent": absent, "name-conflict": name_conflict,
+    "possible-duplicate": possible_duplicate, "unplaceable": unplaceable, "missing": missing,
+    "misplaced": misplaced, "interrupted-delete": interrupted_delete, "shrinking-drive": shrinking_drive,
+    "stopped": stopped, "crash-loop": crash_loop, "needs-replace": needs_replace, "not-restarted": not_restarted,
+    "down": down, "unresponsive": unresponsive, "needs-restart": needs_restart, "drift": drift,
+    "pause-or-resume": pause_or_resume, "needs-update": needs_update, "unhealthy": unhealthy,
+    "up-to-date": up_to_date, "cannot-move": cannot_move,
+}  # fmt: skip
 """Each rule under its id, by which plans, `explain` and metrics call it: an id stays when its function is renamed.
 
 The last one looks at what those before leave unchanged.

@@ -27,7 +27,6 @@ from mikrom_reconcile.core.model.run import SUPERVISION
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
 from mikrom_reconcile.output import history as runs
 from mikrom_reconcile.output import hosts as output
-from mikrom_reconcile.output.hosts import images_document, images_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.text import Style, console_text, sanitize
 from mikrom_reconcile.output.vms import orphans_in, orphans_text, vm_row, vms_in, vms_text
@@ -220,18 +219,14 @@ def status(paths: tuple[str, ...], form: str) -> int:
     engine = wiring.open_engine(settings)
     views = views_of(engine)
     ended = (run for run in engine.store.runs(RUNS.kept) if run.exit_code is not None)
-    found = output.Status(
-        hosts=views,
-        fleets=output.fleets_in(views, wanted_by_fleet(settings, paths, views)),
-        last_run=next((run for run in ended if not run.origin.startswith(SUPERVISION)), None),
-        source=engine.source(),
-    )
-    now = datetime.now(UTC)
+    last = next((run for run in ended if not run.origin.startswith(SUPERVISION)), None)
+    source, now = engine.source(), datetime.now(UTC)
+    found = (views, output.fleets_in(views, wanted_by_fleet(settings, paths, views)), last, source)
     present(form, lambda: output.status_document(found), lambda style: output.status_text(found, now, style))
     code = UNREACHABLE if any(view.error for view in views) else 0
     code |= CHANGES_OR_FAILED if queries.warn_of_duplicates(vms_in(views)) else 0
-    code |= LATE if output.is_overdue(found.source, now) else 0
-    return code or (ERROR if found.source and found.source.problem else 0)
+    code |= LATE if output.is_overdue(source, now) else 0
+    return code or (ERROR if source and source.problem else 0)
 
 
 @click.command()
@@ -282,8 +277,8 @@ def images(paths: tuple[str, ...], form: str, *, fetch: bool, timeout_s: float |
     stocks = sorted(engine.hosts.images(asked, deadline_s=deadline_s), key=lambda stock: stock.host)
     present(
         form,
-        lambda: images_document(named, needed, stocks),
-        lambda style: images_text(named, needed, stocks, datetime.now(UTC), style),
+        lambda: output.images_document(named, needed, stocks),
+        lambda style: output.images_text(named, needed, stocks, datetime.now(UTC), style),
     )
     errors = {stock.host: stock.error for stock in stocks if stock.error}
     for host, error in errors.items():

@@ -1,4 +1,4 @@
-"""Hosts, fleets, the status of all, and what a name stands for, for people and for programs."""
+"""Hosts, fleets, images, the status of all, and what a name stands for, for people and for programs."""
 
 from __future__ import annotations
 
@@ -84,10 +84,7 @@ class FleetStatus(msgspec.Struct, frozen=True):
 
 
 _FLEETS = (
-    Column("project", "PROJECT"),
-    Column("fleet", "FLEET"),
-    Column("wanted", "WANTED"),
-    Column("vms", "VMS"),
+    Column("project", "PROJECT"), Column("fleet", "FLEET"), Column("wanted", "WANTED"), Column("vms", "VMS"),
     Column("running", "RUNNING",
            cell=lambda row: (str(row.running), "green" if row.running == row.wanted else "yellow")),
     Column("rollout", "", cell=lambda row: (row.rollout, "red" if row.rollout == "halted" else "yellow")),
@@ -111,33 +108,25 @@ def fleets_text(fleets: Sequence[FleetStatus], style: Style) -> str:
     return row_table(_FLEETS, fleets, style)
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """All that `mikrom status` shows. `last_run` is None before the first, `source` where nothing is scheduled."""
-
-    hosts: tuple[HostView, ...] = ()
-    fleets: tuple[FleetStatus, ...] = ()
-    last_run: RunRecord | None = None
-    source: SourceState | None = None
+Status = tuple[Sequence[HostView], Sequence[FleetStatus], RunRecord | None, SourceState | None]
+"""All that `mikrom status` shows: hosts, fleets, the last run (None: there was none), and where scheduled runs have
+their specs from (None: nothing is scheduled).
+"""
 
 
 def status_document(status: Status) -> Document:
     """The status for programs; `wanted` of a fleet is null where the specs do not name it."""
-    last = status.last_run
-    return hosts_document(status.hosts) | {
-        "fleets": status.fleets,
-        "last_run": last and run_row(last),
-        "source": status.source,
-    }
+    views, fleets, last, source = status
+    return hosts_document(views) | {"fleets": fleets, "last_run": last and run_row(last), "source": source}
 
 
 def status_text(status: Status, now: datetime, style: Style) -> str:
     """The screen. Ends with a line break."""
-    parts = [hosts_text(status.hosts, style)]
-    parts += [fleets_text(status.fleets, style)] if status.fleets else []
-    parts.append(_last_run(status.last_run, now, style))
-    if status.source is not None:
-        bad = status.source.problem or is_overdue(status.source, now)
-        parts.append(style.paint(source_line(status.source, now), "red" if bad else "") + "\n")
+    views, fleets, last, source = status
+    parts = [hosts_text(views, style), *([fleets_text(fleets, style)] if fleets else []), _last_run(last, now, style)]
+    if source is not None:
+        bad = source.problem or is_overdue(source, now)
+        parts.append(style.paint(source_line(source, now), "red" if bad else "") + "\n")
     return "\n".join(parts)
 
 
@@ -181,20 +170,12 @@ def description_document(
         for row in rows
         if name in {row.name, *row.addresses.values()}
     ]
-    groups = [
-        ("Host", row_document(_HOSTS, view), [row for row in rows if row.host == name])
-        for view in views
-        if view.host == name
-    ] + [
-        (
-            "Fleet",
-            row_document(_FLEETS, fleet),
-            [row for row in rows if (row.project, row.fleet) == (fleet.project, name)],
-        )
-        for fleet in fleets
-        if fleet.fleet == name
-    ]
-    found += [{"kind": kind, **known, **_inside(inside), **_latest(runs, name)} for kind, known, inside in groups]
+    for view in (view for view in views if view.host == name):
+        inside = [row for row in rows if row.host == name]
+        found.append({"kind": "Host", **row_document(_HOSTS, view), **_inside(inside), **_latest(runs, name)})
+    for fleet in (fleet for fleet in fleets if fleet.fleet == name):
+        inside = [row for row in rows if (row.project, row.fleet) == (fleet.project, name)]
+        found.append({"kind": "Fleet", **row_document(_FLEETS, fleet), **_inside(inside), **_latest(runs, name)})
     return {"found": found}
 
 
@@ -213,12 +194,8 @@ def _inside(rows: Sequence[ObservedVM]) -> Document:
     return {"names_by_phase": names, "vms_by_host": dict(sorted(Counter(row.host for row in rows).items()))}
 
 
-_HEADER = ("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED")
-_SHOWN_DIGITS = 12
-_MIB = 1 << 20
-
 ByHost = Mapping[str, Sequence[ImageFile]]
-"""What each host may need."""
+"""The files of images that each host may need."""
 
 
 def images_document(named: Sequence[ImageFile], needed: ByHost, stocks: Sequence[Stock]) -> Document:
@@ -238,7 +215,11 @@ def images_text(
 ) -> str:
     """A line for each file on each host that has it or may need it, then what could not be fetched."""
     rows = [row for stock in stocks for row in _rows_of(stock, named, needed.get(stock.host, ()), now)]
-    shown = table(_HEADER, rows, style) if rows else "No images: the specs name none, and no host has any.\n"
+    shown = (
+        table(("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED"), rows, style)
+        if rows
+        else "No images: the specs name none, and no host has any.\n"
+    )
     failed = (f"{stock.host}: {why}" for stock in stocks for why in stock.failed.values())
     return shown + section("Not fetched", failed, style, "red")
 
@@ -253,9 +234,9 @@ def _rows_of(
     unknown = "unknown" if stock.error else "missing"
     for sha256 in dict.fromkeys([*(file.sha256 for file in needed), *there]):
         cached = there.get(sha256)
-        known = (stock.host, ", ".join(names[sha256]) or "-", sha256[:_SHOWN_DIGITS])
+        known = (stock.host, ", ".join(names[sha256]) or "-", sha256[:12])
         if cached is None:
             yield *known, "-", "-", (unknown, "yellow")
         else:
-            size = mebibytes(-(-cached.size_bytes // _MIB))
+            size = mebibytes(-(-cached.size_bytes // (1 << 20)))
             yield *known, size, str(cached.vms), f"{age(cached.last_used_at, now)} ago"

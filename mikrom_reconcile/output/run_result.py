@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -26,8 +25,8 @@ FAILED: frozenset[Result] = frozenset({"failed_temporary", "failed_permanent"})
 VMOnHost = tuple[str, str]
 """VM and host."""
 
-Finding = tuple[Literal["failed", "refused", "waiting"], str]
-"""What a VM that is not as specified counts as, and the reason."""
+Finding = tuple[str, str]
+"""What a VM counts as that is not as specified (failed, refused, waiting), and the reason."""
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,10 +82,9 @@ def result_of(report: RunReport) -> RunResult:
     final = report.remaining or report.plan
     findings: dict[VMOnHost, Finding] = {}
     for change in final.changes:
-        if change.host in final.unreachable:
-            continue
         vm = (change.name, change.host)
-        if finding := _finding(change, last.get(vm), late=report.late, planned=vm in planned):
+        finding = _finding(change, last.get(vm), late=report.late, planned=vm in planned)
+        if finding and change.host not in final.unreachable:
             findings[vm] = finding
     for vm, outcome in last.items():
         if outcome.result in FAILED and outcome.host not in final.unreachable:
@@ -100,26 +98,23 @@ def result_of(report: RunReport) -> RunResult:
 
 def _finding(change: VMChange, outcome: ActionOutcome | None, *, late: bool, planned: bool) -> Finding | None:
     """Why this VM is not as specified; None when only the deadline is to blame. First match wins."""
+    why = "; ".join(change.reasons)
     if change.kind == "blocked":
-        return "refused", _why(change)
+        return "refused", why
     if outcome is not None and outcome.result == "stale":
         return "refused", outcome.error or "the world has moved since the plan"
     if change.kind == "wait":
         unwell = change.observed is not None and change.observed.phase == "unhealthy"
-        return "failed" if unwell else "waiting", _why(change)
+        return "failed" if unwell else "waiting", why
     if late:
         return None
     if outcome is not None and outcome.result == "skipped":
         return "failed", f"{outcome.verb} was not begun: {outcome.error or 'skipped'}"
     if outcome is not None:
-        return "failed", f"{outcome.verb} was done, and yet it needs {change.kind}: {_why(change)}"
+        return "failed", f"{outcome.verb} was done, and yet it needs {change.kind}: {why}"
     if planned:
         return "failed", f"{change.wanted or change.kind} was not attempted; run again"
-    return "refused", f"needs {change.kind} since after the plan was made ({_why(change)}); run again"
-
-
-def _why(change: VMChange) -> str:
-    return "; ".join(change.reasons)
+    return "refused", f"needs {change.kind} since after the plan was made ({why}); run again"
 
 
 IN_PROGRESS = "In progress"
@@ -158,14 +153,13 @@ def outcome_row(outcome: ActionOutcome) -> Document:
 
 def run_document(report: RunReport) -> Document:
     """The plan that was carried out, what became of it, and how the run ended."""
-    outcomes = [outcome_row(outcome) for outcome in report.outcomes]
-    return plan_document(report.plan) | {"outcomes": outcomes} | pick(result_of(report), "converged", "exit_code")
+    outcomes = {"outcomes": [outcome_row(outcome) for outcome in report.outcomes]}
+    return plan_document(report.plan) | outcomes | pick(result_of(report), "converged", "exit_code")
 
 
 def run_text(report: RunReport, style: Style) -> str:
     """What is left undone, and the recap of a run. Ends with a line break."""
-    result, record = result_of(report), record_of(report)
-    recap = "\n".join(_recap(report, result, style))
+    record, recap = record_of(report), "\n".join(_recap(report, result_of(report), style))
     return f"{left_undone(record, style)}\n{recap}\n\n{conclusion_text(record, style)}\n"[1:]
 
 

@@ -1,6 +1,4 @@
-"""VMs as hosts report them, for people and for programs: their columns, and those that belong to nobody, or to
-somebody else.
-"""
+"""VMs as hosts report them, for people and for programs, and those that belong to nobody, or to somebody else."""
 
 from __future__ import annotations
 
@@ -20,21 +18,15 @@ def vms_in(views: Iterable[HostView]) -> list[ObservedVM]:
 
 
 _VMS = (
-    Column("name", "NAME"),
-    Column("fleet", "FLEET"),
-    Column("host", "HOST"),
-    Column("state", "STATE"),
+    Column("name", "NAME"), Column("fleet", "FLEET"), Column("host", "HOST"), Column("state", "STATE"),
     Column("phase", "PHASE", cell=lambda vm: (vm.phase, "green" if vm.phase in SATISFIES[vm.state] else "red")),
     Column("image", "IMAGE", lambda vm: vm.spec.image),
     Column("vcpu_count", "VCPU", lambda vm: vm.spec.machine.vcpu_count),
     Column("mem_size_mib", "MEM", lambda vm: vm.spec.machine.mem_size_mib,
            cell=lambda vm: mebibytes(vm.spec.machine.mem_size_mib)),
-    Column("pid", "PID"),
-    Column("created_at", "AGE"),
-    Column("uid"),
+    Column("pid", "PID"), Column("created_at", "AGE"), Column("uid"),
     Column("ip", value=lambda vm: next(iter(vm.addresses.values()), None)),
-    Column("spec_digest"),
-    Column("last_error"),
+    Column("spec_digest"), Column("last_error"),
 )  # fmt: skip
 _PROJECT = Column("project", "PROJECT")
 _ADDRESSES = Column("addresses", "ADDRESSES", cell=lambda vm: ", ".join(vm.addresses.values()) or "-")
@@ -84,12 +76,9 @@ class Orphan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _ORPHANS = (
-    Column("kind", "KIND"),
-    Column("vm", "NAME"),
-    Column("project", "PROJECT"),
-    Column("host", "HOST"),
+    Column("kind", "KIND"), Column("vm", "NAME"), Column("project", "PROJECT"), Column("host", "HOST"),
     Column("pid", "PID"),
-)
+)  # fmt: skip
 
 
 def orphans_in(views: Iterable[HostView], project: str | None, wanted: frozenset[str]) -> list[Orphan]:

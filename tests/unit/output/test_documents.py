@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_document
 from mikrom_reconcile.output.formats import json_of, validation_document
-from mikrom_reconcile.output.hosts import Status, fleets_in, status_document
+from mikrom_reconcile.output.hosts import fleets_in, status_document
 from mikrom_reconcile.output.run_result import record_of
 from mikrom_reconcile.output.text import PLAIN, Style
 from mikrom_reconcile.output.vms import vm_row
@@ -97,13 +97,10 @@ def test_vms_have_the_documented_shape() -> None:
         (
             "status",
             status_document(
-                Status(
-                    fleets=fleets_in([], {("demo", "web"): (3, "")}),
-                    last_run=record_of(report(PLAN, remaining=None)),
-                )
+                ((), fleets_in([], {("demo", "web"): (3, "")}), record_of(report(PLAN, remaining=None)), None)
             ),
         ),
-        ("status", status_document(Status())),
+        ("status", status_document(((), (), None, None))),
         ("validation", validation_document([PROBLEM], [PROBLEM], (0, 0, 0))),
         ("validation", validation_document([], [], (3, 8, 2))),
         (

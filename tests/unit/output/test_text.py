@@ -17,7 +17,7 @@ from mikrom_reconcile.core.model.specs import SourceState, SpecProblem
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_text
 from mikrom_reconcile.output.formats import problems_text
 from mikrom_reconcile.output.history import history_text, unfinished_line
-from mikrom_reconcile.output.hosts import Status, fleets_in, source_line, status_text
+from mikrom_reconcile.output.hosts import fleets_in, source_line, status_text
 from mikrom_reconcile.output.run_result import record_of
 from mikrom_reconcile.output.text import (
     PLAIN,
@@ -191,8 +191,7 @@ def test_status_shows_hosts_fleets_and_the_last_run() -> None:
     )
     last = record_of(report(plan(), outcome("web-000"), remaining=plan()))
     wanted = {("demo", "web"): (3, "halted"), ("demo", "new"): (2, "")}
-    status = Status(hosts=views, fleets=fleets_in(views, wanted), last_run=last)
-    assert status_text(status, NOW + timedelta(minutes=3), PLAIN) == (
+    assert status_text((views, fleets_in(views, wanted), last, None), NOW + timedelta(minutes=3), PLAIN) == (
         "HOST  VCPU  MEM       VMS  RUNNING\n"
         "hv01  2     23.5 GiB  3    2\n"
         "hv02  -     -         -    -        could not be read: gave no answer\n"
@@ -205,7 +204,7 @@ def test_status_shows_hosts_fleets_and_the_last_run() -> None:
         "Last run 2min ago, project demo at 3f2a1c9d8e7b:\n"
         "Converged in 2.0 s: 1 created; all is as specified.\n"
     )
-    assert "No run so far." in status_text(Status(), NOW, PLAIN)
+    assert "No run so far." in status_text(((), (), None, None), NOW, PLAIN)
 
 
 def test_doctor_says_how_to_mend_what_is_broken() -> None:
@@ -271,7 +270,7 @@ def test_the_source_of_scheduled_runs_is_told_in_one_line(state: SourceState, li
     told = source_line(state, NOW + timedelta(seconds=5))
     assert told.startswith("Scheduled runs use git+https://there/fleet@main")
     assert told.endswith(line)
-    assert line in status_text(Status(source=state), NOW + timedelta(seconds=5), PLAIN)
+    assert line in status_text(((), (), None, state), NOW + timedelta(seconds=5), PLAIN)
 
 
 def test_runs_without_a_report_come_first_and_say_how_far_they_are() -> None:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from mikrom_reconcile.core.model.observed import HostReport, HostView, ObservedVM, Stock
+from mikrom_reconcile.core.model.plan import group_by
 from mikrom_reconcile.core.model.run import RunRecord
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import ImageFile
@@ -187,10 +188,8 @@ def _latest(runs: Sequence[RunRecord], name: str, host: str = "") -> Document:
 
 def _inside(rows: Sequence[ObservedVM]) -> Document:
     """The names of VMs by the phase they are in, and by host."""
-    phases: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        phases[row.phase].append(row.name)
-    names = {phase: grouped(phases[phase]) for phase in sorted(phases)}
+    phases = sorted(group_by(rows, lambda row: row.phase).items())
+    names = {phase: grouped(row.name for row in found) for phase, found in phases}
     return {"names_by_phase": names, "vms_by_host": dict(sorted(Counter(row.host for row in rows).items()))}
 
 

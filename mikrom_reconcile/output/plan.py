@@ -6,14 +6,14 @@ The parts are words in their order, without any form, and not sanitized yet: eac
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any, get_args
 
 import msgspec
 
-from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Plan, VMChange
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Plan, VMChange, group_by
 from mikrom_reconcile.output.text import Document, Style, counted, grouped, listed, pick, sanitize, section
 from mikrom_reconcile.times_and_sizes import OUTPUT
 
@@ -98,9 +98,7 @@ def fleets_of(plan: Plan) -> Iterator[tuple[str, str, list[Group]]]:
     """Each fleet with changes, first those from which something is taken away: its name, how its VMs are taken down
     ("" if none are), its groups.
     """
-    fleets: dict[str, list[VMChange]] = defaultdict(list)
-    for change in plan.changes:
-        fleets[change.fleet].append(change)
+    fleets = group_by(plan.changes, lambda change: change.fleet)
     dangerous = {change.fleet for change in plan.changes if change.kind in DANGEROUS}
     for fleet in sorted(fleets, key=lambda name: (name not in dangerous, name)):
         peak = plan.peaks.get(fleet)
@@ -128,19 +126,18 @@ def rollout_of(plan: Plan, fleet: str) -> str:
 
 
 def _groups(changes: Iterable[VMChange]) -> list[Group]:
-    alike: dict[tuple[Any, ...], list[VMChange]] = defaultdict(list)
-    for change in changes:
+    def looks(change: VMChange) -> tuple[Any, ...]:
         fields = tuple((field.path, whole(field.before), whole(field.after), field.impact) for field in change.fields)
-        alike[change.kind, change.wanted, change.reasons, bool(change.placed), fields].append(change)
+        return change.kind, change.wanted, change.reasons, bool(change.placed), fields
+
+    alike = group_by(changes, looks)
     entries = sorted(alike.values(), key=lambda group: (_SHOWN.index(group[0].kind), min(vm.name for vm in group)))
     return [_group(sorted(entry, key=lambda change: change.name)) for entry in entries]
 
 
 def _group(changes: list[VMChange]) -> Group:
     first = changes[0]
-    by_host: dict[str, list[str]] = defaultdict(list)
-    for change in changes:
-        by_host[change.host or NO_HOST].append(change.name)
+    by_host = group_by(changes, lambda change: change.host or NO_HOST)
     return Group(
         kind=first.kind,
         wanted=first.wanted,
@@ -149,38 +146,30 @@ def _group(changes: list[VMChange]) -> Group:
         why="; ".join(first.reasons),
         placed=first.placed and first.placed + (", and so on" if len(changes) > 1 else ""),
         fields=first.fields,
-        names_by_host={host: grouped(by_host[host]) for host in sorted(by_host)},
+        names_by_host={host: grouped(change.name for change in by_host[host]) for host in sorted(by_host)},
         size=len(changes),
     )
 
 
 def refusals(plan: Plan) -> Iterator[str]:
     """Each refusal in one line, once for all the VMs that it stands for."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
-    for refusal in plan.refusals:
-        groups.setdefault((refusal.fleet, refusal.rule, refusal.message), []).append(refusal.vm)
-    for (fleet, rule, message), vms in groups.items():
-        named = grouped(vm for vm in vms if vm)
+    groups = group_by(plan.refusals, lambda refusal: (refusal.fleet, refusal.rule, refusal.message))
+    for (fleet, rule, message), alike in groups.items():
+        named = grouped(refusal.vm for refusal in alike if refusal.vm)
         yield f"{named or f'fleet {fleet}'}: {message} [{rule}]"
 
 
 def unreachable(plan: Plan) -> Iterator[str]:
     """The hosts that gave no report, in one line for each reason."""
-    reasons: dict[str, list[str]] = {}
-    for host, reason in plan.unreachable.items():
-        reasons.setdefault(reason, []).append(host)
+    reasons = group_by(plan.unreachable, lambda host: plan.unreachable[host])
     return (f"{grouped(hosts)}: {reason}; its VMs are left as they are" for reason, hosts in reasons.items())
 
 
-def alarms(plan: Plan) -> Iterator[tuple[str, str, list[str]]]:
+def alarms(plan: Plan) -> list[tuple[str, str, list[str]]]:
     """What asks for attention: title, colour and lines of each section that has any."""
-    for title, look, lines in (
-        ("Refused", "magenta", list(refusals(plan))),
-        ("Could not be read", "red", list(unreachable(plan))),
-        ("Warnings", "yellow", list(plan.warnings)),
-    ):
-        if lines:
-            yield title, look, lines
+    refused, unread, warnings = list(refusals(plan)), list(unreachable(plan)), list(plan.warnings)
+    every = ("Refused", "magenta", refused), ("Could not be read", "red", unread), ("Warnings", "yellow", warnings)
+    return [(title, look, lines) for title, look, lines in every if lines]
 
 
 def whole(value: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.plan import Plan, VMChange
+from mikrom_reconcile.core.model.plan import Plan, VMChange, group_by
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Result, RunRecord, RunReport
 from mikrom_reconcile.output.plan import NO_HOST, asked_of, kinds_of, plan_document, refusals, unreachable
 from mikrom_reconcile.output.text import Document, Style, counted, duration, grouped, listed, pick, sanitize, section
@@ -219,12 +219,9 @@ def _refused(final: Plan, refused: Mapping[VMOnHost, str]) -> Iterator[str]:
 
 def _reasons(reasons: Mapping[VMOnHost, str]) -> Iterator[str]:
     """One line for all VMs with the same reason, whether or not it names them."""
-    groups: dict[str, list[VMOnHost]] = {}
-    for (vm, host), reason in sorted(reasons.items()):
-        groups.setdefault(reason.replace(f"{vm}: ", ""), []).append((vm, host or NO_HOST))
+    groups = group_by(sorted(reasons), lambda found: reasons[found].replace(f"{found[0]}: ", ""))
     for reason, found in groups.items():
-        vms, hosts = zip(*found, strict=True)
-        yield f"{grouped(vms)} on {grouped(hosts)}: {reason}"
+        yield f"{grouped(vm for vm, _ in found)} on {grouped(host or NO_HOST for _, host in found)}: {reason}"
 
 
 def _recap(report: RunReport, result: RunResult, style: Style) -> Iterator[str]:

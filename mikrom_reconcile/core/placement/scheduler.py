@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.observed import Capacity
+from mikrom_reconcile.core.model.plan import group_by
 from mikrom_reconcile.core.placement.capacity import (
     UNLIMITED,
     Heaps,
@@ -219,10 +220,8 @@ class Scheduler:
 
     def _rejections(self, vm: UnplacedVM, need: Capacity) -> tuple[str, ...]:
         """Why none of the hosts can have the VM, those that are alike in one line."""
-        alike: dict[str, list[str]] = defaultdict(list)
-        for host in self.hosts:
-            alike[self._why_not(vm, host)].append(host)
-        full = sorted(alike.pop("", ()), key=lambda host: (-self._loads.mem_mib[host], host))
+        alike = group_by(self.hosts, lambda host: self._why_not(vm, host))
+        full = sorted(alike.pop("", []), key=lambda host: (-self._loads.mem_mib[host], host))
         lines = [f"{host}: {self._lack(host, need)}" for host in full[: SPECS.named_hosts]]
         if len(full) > SPECS.named_hosts:
             lines.append(f"{len(full) - SPECS.named_hosts} more hosts have no room either")

@@ -5,7 +5,7 @@ A refusal stops only what it concerns, and its message says the rule, the number
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 
 from msgspec.structs import replace
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, Policy, State, resolve_share
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.plan import FieldChange, Refusal, VMChange
+from mikrom_reconcile.core.model.plan import FieldChange, Refusal, VMChange, group_by
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
 from mikrom_reconcile.core.specs.load import FleetSpec, drained_hosts
 
@@ -25,17 +25,15 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
     unless it is off a host that the inventory says to drain.
     """
     overrides, drained = context.overrides, drained_hosts(context.specs)
-    removals: dict[str, list[VMChange]] = defaultdict(list)
-    for change in draft.changes:
-        if _removes(change, drained) and change.fleet not in overrides.confirmed:
-            removals[change.fleet].append(change)
+    going = (change for change in draft.changes if _removes(change, drained))
+    removals = group_by((change for change in going if change.fleet not in overrides.confirmed), lambda it: it.fleet)
     if not removals or context.given.destroy:  # a destroy asks for removals
         return draft
     owned, unseen = _counts(draft, context)
     refusals = [
         refusal
-        for fleet, going in sorted(removals.items())
-        for refusal in _removal_refusal(fleet, going, owned[fleet], unseen[fleet], context)
+        for fleet, changes in sorted(removals.items())
+        for refusal in _removal_refusal(fleet, changes, owned[fleet], unseen[fleet], context)
     ]
     refused = {refusal.fleet for refusal in refusals}
     kept = [

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec.structs import replace
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, seconds_of
 from mikrom_reconcile.core.model.fields import keep_applied
 from mikrom_reconcile.core.model.observed import SATISFIES, ObservedState, ObservedVM, ObserveQuery, Placements
-from mikrom_reconcile.core.model.plan import Refusal, VMChange
+from mikrom_reconcile.core.model.plan import Refusal, VMChange, group_by
 from mikrom_reconcile.core.placement.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.placement.desired_state import render
 from mikrom_reconcile.core.placement.scheduler import Scheduler
@@ -151,10 +151,8 @@ def place(draft: Draft, context: PlanContext) -> Draft:
 
 def await_room(draft: Draft, context: PlanContext) -> Draft:
     """VMs for which no host has room wait, if what goes by this very plan makes it."""
-    going: dict[str, list[ObservedVM]] = defaultdict(list)
-    for change in draft.changes:
-        if change.kind in {"delete", "move"} and change.observed is not None:
-            going[change.host].append(change.observed)
+    leaving = (change.observed for change in draft.changes if change.kind in {"delete", "move"} and change.observed)
+    going = group_by(leaving, lambda row: row.host)
     lacking = {change.name for change in draft.changes if change.rule == "unplaceable"}
     if not going or not lacking:
         return draft

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import chain, islice, repeat
 
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DISRUPTION, DesiredVM, Rollout, Share, resolve_share
 from mikrom_reconcile.core.model.observed import HEALTHY, NOT_RESTARTED, WANTS_VMM, Attempt
-from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
+from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange, group_by
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, ProjectView, with_kind
 from mikrom_reconcile.core.planning.guards import as_recorded
 from mikrom_reconcile.times_and_sizes import RUNS, SPECS
@@ -34,45 +35,31 @@ def roll_out(draft: Draft, context: PlanContext) -> Draft:
     """
     if not draft.changes:
         return draft
-    mine, all_of = _by_fleet(draft.changes), _by_fleet([*draft.changes, *draft.left_out])
-    members: dict[str, list[DesiredVM]] = defaultdict(list)
-    for vm in draft.desired:
-        if vm.fleet in mine and vm.state in WANTS_VMM:
-            members[vm.fleet].append(vm)
-    fleets = {name: _FleetRollout(name, members[name], mine[name], all_of[name], context) for name in sorted(mine)}
+    mine = group_by(draft.changes, lambda change: change.fleet)
+    all_of = group_by([*draft.changes, *draft.left_out], lambda change: change.fleet)
+    up = (vm for vm in draft.desired if vm.fleet in mine and vm.state in WANTS_VMM)
+    members = group_by(up, lambda vm: vm.fleet)
+    fleets = {name: _Rollout(name, members.get(name, []), mine[name], all_of[name], context) for name in sorted(mine)}
     changes = [fleets[change.fleet].admit(change) for change in draft.changes]
-    refusals = [refusal for fleet in fleets.values() for refusal in fleet.refusals()]
     waits = [fleet.retry_after_s for fleet in fleets.values() if fleet.retry_after_s is not None]
     return replace(
         draft,
         changes=changes,
-        refusals=(*draft.refusals, *refusals),
-        peaks={name: peak for name, fleet in fleets.items() for peak in fleet.peak()},
+        refusals=(*draft.refusals, *(refusal for fleet in fleets.values() for refusal in fleet.refusals())),
+        peaks={name: peak for name, fleet in fleets.items() if (peak := fleet.peak())},
         retry_after_s=min(waits, default=None),
     )
 
 
-def _by_fleet(changes: Iterable[VMChange]) -> dict[str, list[VMChange]]:
-    fleets: dict[str, list[VMChange]] = defaultdict(list)
-    for change in changes:
-        fleets[change.fleet].append(change)
-    return fleets
-
-
 def batches(names: list[str], serial: tuple[Share, ...]) -> list[list[str]]:
     """The names in batches of these sizes, the last of which repeats; none is larger than the disruption share."""
-    share = resolve_share(DISRUPTION, len(names))
-    sizes = [min(share, resolve_share(size, len(names))) for size in serial] or [share]
-    cut: list[list[str]] = []
-    begun = 0
-    while begun < len(names):
-        size = sizes[min(len(cut), len(sizes) - 1)]
-        cut.append(names[begun : begun + size])
-        begun += size
-    return cut
+    most = resolve_share(DISRUPTION, len(names))
+    sizes = [min(most, resolve_share(size, len(names))) for size in serial or (DISRUPTION,)]
+    rest, later = iter(names), chain(sizes, repeat(sizes[-1]))
+    return list(iter(lambda: list(islice(rest, next(later))), []))
 
 
-class _FleetRollout:
+class _Rollout:
     """One fleet on its way to what is wanted, as the hosts report it."""
 
     def __init__(
@@ -86,9 +73,8 @@ class _FleetRollout:
             vms = [vm for vm in vms if not self._is_known_as(vm.name, "unreachable-host", "possible-duplicate")]
         names = [vm.name for vm in vms]
         self._size = len(names)
-        self._unreachable = sorted(
-            {self._known[name].host for name in names if self._is_known_as(name, "unreachable-host")}
-        )
+        unseen = (name for name in names if self._is_known_as(name, "unreachable-host"))
+        self._unreachable = sorted({self._known[name].host for name in unseen})
         self._down = {vm.name for vm in vms if _is_down(vm, self._view)}
         self._going = {change.name for change in mine if self._takes_down(change)}
         self._rolling = {change.name for change in mine if change.name in self._going and _rolls(change)}
@@ -105,8 +91,6 @@ class _FleetRollout:
         self._stopped = False
         self.retry_after_s: float | None = None
         """When a batch may be healthy for which changes wait."""
-
-    # ---- what the hosts say of the fleet ----------------------------------------------------------------------------
 
     def _is_known_as(self, name: str, *rules: str) -> bool:
         return name in self._known and self._known[name].rule in rules
@@ -163,8 +147,6 @@ class _FleetRollout:
         if change is None:
             return f"{name} (it is {self._view.own[name][0].phase})"
         return f"{name} ({'; '.join((*change.reasons, *REMEDIES.get(change.rule, ())))})"
-
-    # ---- what follows for its changes -------------------------------------------------------------------------------
 
     def _limit(self) -> int:
         """How many VMs may be down at a time now."""
@@ -245,23 +227,19 @@ class _FleetRollout:
             yield Refusal(fleet=self._fleet, vm="", rule="halted", message=message)
 
     def _failure(self, name: str) -> str:
-        """How a VM failed."""
         attempt = self._attempt(name)
         if name in self._failed and attempt is not None:
             return f"{name} ({attempt.result.replace('_', ' ')}: {attempt.error})"
         return f"{name} ({'; '.join(self._known[name].reasons)})"
 
-    def peak(self) -> Iterator[Peak]:
+    def peak(self) -> Peak | None:
         """How many are down at a time, if any are taken down."""
         going = len(self._going if self._halts_rolling is None else self._going - self._rolling)
         if not going:
-            return
+            return None
         sizes = tuple(map(len, self._batches))
-        most = max(sizes[self._at or 0 :])
-        peak = Peak(down=min(most, len(self._down) + going), size=self._size, pending=going)
-        if self._described and self._at is not None:
-            peak = replace(peak, batch=self._at + 1, batches=sizes)
-        yield peak
+        peak = Peak(down=min(max(sizes[self._at or 0 :]), len(self._down) + going), size=self._size, pending=going)
+        return peak if self._at is None else replace(peak, batch=self._at + 1, batches=sizes)
 
 
 def _is_down(vm: DesiredVM, view: ProjectView) -> bool:
@@ -294,7 +272,6 @@ def _as_it_was(change: VMChange) -> VMChange | None:
 
 
 def _named(texts: Iterable[str], between: str = "; ") -> str:
-    """The first few of many."""
     every = list(texts)
     more = f" and {len(every) - SPECS.named_vms} more" if len(every) > SPECS.named_vms else ""
     return between.join(every[: SPECS.named_vms]) + more

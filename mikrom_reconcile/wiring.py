@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mikrom_reconcile.host.agent import HostAgent
     from mikrom_reconcile.host.drivers.select import Choice
     from mikrom_reconcile.host.ports import Driver
+    from mikrom_reconcile.host.resources.images import ImageCache
 
 KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
 """Kinds of documents, each with a schema of its own."""
@@ -176,7 +177,6 @@ def make_host_agent(settings: Settings) -> HostAgent:
     from mikrom_reconcile.host.agent import HostAgent
     from mikrom_reconcile.host.drivers.select import choice_of
     from mikrom_reconcile.host.records import Records
-    from mikrom_reconcile.host.resources.images import ImageCache
 
     choice = choice_of(settings)
     return HostAgent(
@@ -184,13 +184,20 @@ def make_host_agent(settings: Settings) -> HostAgent:
         driver=make_driver(settings, choice),
         records=Records(settings.state_dir),
         clock=Clock(),
-        images=ImageCache(
-            settings.state_dir,
-            folders=settings.image_dirs,
-            max_mib=settings.image_max_mib,
-            registry_auth=settings.registry_auth,
-        ),
+        images=make_images(settings),
         note=choice.note,
+    )
+
+
+def make_images(settings: Settings) -> ImageCache:
+    """The images of this machine."""
+    from mikrom_reconcile.host.resources.images import ImageCache
+
+    return ImageCache(
+        settings.state_dir,
+        folders=settings.image_dirs,
+        max_mib=settings.image_max_mib,
+        registry_auth=settings.registry_auth,
     )
 
 
@@ -204,9 +211,7 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
 
     provisioner = ResourceProvisioner(
         settings.state_dir,
-        folders=settings.image_dirs,
-        max_mib=settings.image_max_mib,
-        registry_auth=settings.registry_auth,
+        images=make_images(settings),
         secrets=Secrets(settings.secret_dirs, settings.secret_env),
     )
     if choice.driver == "qemu":

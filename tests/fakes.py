@@ -85,15 +85,14 @@ class FakeDriver:
             self.vmms.setdefault(record.vm, self.boots_instead or record.spec)
         self._fault("start, late")
 
-    def pause(self, record: VMRecord, *, deadline_s: float) -> None:
-        self.calls.append("pause")
-        self._fault("pause")
-        self.facts[record.vm] = VMMFacts(status="paused", pid=1)
-
-    def resume(self, record: VMRecord, *, deadline_s: float) -> None:
-        self.calls.append("resume")
-        self._fault("resume")
-        self.facts.pop(record.vm, None)
+    def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
+        call = "pause" if paused else "resume"
+        self.calls.append(call)
+        self._fault(call)
+        if paused:
+            self.facts[record.vm] = VMMFacts(status="paused", pid=1)
+        else:
+            self.facts.pop(record.vm, None)
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Nothing that it has changes live."""

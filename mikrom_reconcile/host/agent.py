@@ -10,11 +10,11 @@ from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObservedState, ObserveQuery, Stock
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.core.planning.one_off import decide_by_name
-from mikrom_reconcile.host.json_folder import checked_name
 from mikrom_reconcile.host.observe import Observer
-from mikrom_reconcile.host.orders.execute import Executor, no_seam
+from mikrom_reconcile.host.orders.execute import Executor
+from mikrom_reconcile.host.orders.steps import no_seam
 from mikrom_reconcile.host.ports import Driver
-from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.host.records import Records, checked_name
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.provisioner import GarbageCollector
 from mikrom_reconcile.host.supervise import Supervisor, Tell

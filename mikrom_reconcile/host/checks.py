@@ -18,8 +18,8 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Check, seconds_of
 from mikrom_reconcile.core.model.observed import VMMFacts
-from mikrom_reconcile.host.json_folder import JsonFolder
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.records import JsonFolder
 from mikrom_reconcile.system.files import OddFileError
 from mikrom_reconcile.system.time_limits import LimitedSocket, first_match
 from mikrom_reconcile.times_and_sizes import CHECKS
@@ -74,10 +74,6 @@ class Checks:
             with contextlib.suppress(OSError):  # then its checks are only tried more often
                 self._folder.write(record.vm, msgspec.structs.replace(kept, results=results))
         return judged(results)
-
-    def forget(self, vm: str) -> None:
-        """The VM is gone."""
-        self._folder.remove(vm)
 
     def _result(self, name: str, check: Check, kept: _Kept, record: VMRecord, said: Said, give_up_at: float) -> Result:
         last = kept.results.get(name)

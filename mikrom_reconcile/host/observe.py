@@ -35,6 +35,7 @@ from mikrom_reconcile.core.model.observed import (
     VMMFacts,
     phase_of,
 )
+from mikrom_reconcile.host.checks import Checks
 from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.times_and_sizes import OBSERVING
@@ -51,6 +52,7 @@ class Observer:
         self._host = host
         self._driver = driver
         self._records = records
+        self._checks = Checks(records.state_dir)
         self._note = note
 
     @cached_property
@@ -152,7 +154,7 @@ class Observer:
         def said(max_bytes: int) -> bytes:
             return self._driver.console(record.vm, max_bytes=max_bytes, after=facts.console_at).content
 
-        health = self._records.checks.health(record, facts, said, give_up_at=give_up_at)
+        health = self._checks.health(record, facts, said, give_up_at=give_up_at)
         return replace(row, phase=health.phase, health=health.why)
 
 

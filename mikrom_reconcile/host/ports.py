@@ -47,8 +47,10 @@ LinkDrift = Callable[[VMRecord], tuple[Drift, ...]]
 
 
 class Driver(Protocol):
-    """One kind of VMM. Methods block their thread or greenlet, never the process, and hold no lock of their own
-    beyond the VMM's; the caller holds the VM's action lock for all but `observe`, `strays` and `console`.
+    """One kind of VMM; what it does not have, it leaves as it is here.
+
+    Methods block their thread or greenlet, never the process, and hold no lock of their own beyond the VMM's; the
+    caller holds the VM's action lock for all but `observe`, `strays` and `console`.
 
     Errors are `TemporaryError` or `PermanentError` with the step in words.
     """
@@ -67,17 +69,19 @@ class Driver(Protocol):
         An ActionError says that this process cannot look (no descriptor left, folder closed): the VM is unknown.
         """
 
-    def links(self, but: str = "") -> LinkDrift:
+    def links(self, but: str = "") -> LinkDrift:  # noqa: ARG002
         """Compares what this host made for VMs beside their VMMs; one for many VMs costs less. ActionErrors as above.
 
         `but` names a VM whose record does not say yet what is wanted for it.
         """
+        return lambda _record: ()
 
-    def watch(self, record: VMRecord) -> int | None:
+    def watch(self, record: VMRecord) -> int | None:  # noqa: ARG002
         """A descriptor that is readable once the VM's VMM has ended; the caller closes it.
 
         None: no VMM lives, or this kind of VMM cannot be waited for. ActionErrors as of `observe`.
         """
+        return None
 
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         """Boot the VM as `record.spec` says and return once its guest runs.
@@ -86,11 +90,8 @@ class Driver(Protocol):
         On failure no VMM is left behind, and the error says so.
         """
 
-    def pause(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Stop the vCPUs of a running VM; a paused one is left alone. Its VMM, memory and disks stay."""
-
-    def resume(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Let a paused VM go on where it was; a running one is left alone."""
+    def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
+        """Stop the vCPUs of a VM that is up, or let them go on, unless that is so. Its VMM, memory and disks stay."""
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Bring a running VMM to `record.spec` in all that changes live (`fields.py`), and leave the rest alone."""
@@ -109,6 +110,7 @@ class Driver(Protocol):
 
     def foreign(self) -> tuple[Stray, ...]:
         """VMMs of the same kind on this machine that are not ours. Only looks at them."""
+        return ()
 
     def trim(self) -> None:
         """Cap what VMMs write: called every few seconds where something lives that long, observing does it too."""

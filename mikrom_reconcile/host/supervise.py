@@ -205,7 +205,7 @@ class Supervisor:
         try:
             self._driver.start(record, deadline_s=SUPERVISION.start_s)
             if record.state == "paused":
-                self._driver.pause(record, deadline_s=SUPERVISION.start_s)
+                self._driver.set_paused(record, paused=True, deadline_s=SUPERVISION.start_s)
             pidfd = self._driver.watch(record)
         except ActionError as error:
             reason = str(error)[: ORDERS.error_characters]

@@ -16,9 +16,10 @@ from typing import Protocol
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.host.drivers import jail
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.paths import StateLayout, VMPaths
+from mikrom_reconcile.host.drivers.jail import VMPaths
 from mikrom_reconcile.host.drivers.qemu import QemuDriver
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
+from mikrom_reconcile.host.drivers.vmm import StateLayout
 from mikrom_reconcile.host.drivers.vmm_driver import VMMDriver
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.system import processes

@@ -12,7 +12,7 @@ from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.core.planning.assemble import actions_of
 from mikrom_reconcile.core.planning.rules import DiffInput, judge
 from mikrom_reconcile.host.agent import HostAgent
-from mikrom_reconcile.host.orders.execute import no_seam
+from mikrom_reconcile.host.orders.steps import no_seam
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system.clock import Clock

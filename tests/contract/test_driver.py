@@ -146,14 +146,14 @@ def test_a_paused_vm_keeps_its_vmm_and_goes_on_when_resumed(bench: Bench) -> Non
     bench.driver.start(record, deadline_s=DEADLINE_S)
     running = bench.driver.observe(record)
     for _ in range(2):
-        bench.driver.pause(record, deadline_s=DEADLINE_S)
+        bench.driver.set_paused(record, paused=True, deadline_s=DEADLINE_S)
         paused = bench.another().observe(record)
         assert (paused.status, paused.pid) == ("paused", running.pid)
         assert (paused.machine, paused.boot_args) == (running.machine, running.boot_args)
     bench.driver.start(record, deadline_s=DEADLINE_S)
     assert bench.driver.observe(record).status == "paused", "a start leaves a guest that was booted as it is"
     for _ in range(2):
-        bench.another().resume(record, deadline_s=DEADLINE_S)
+        bench.another().set_paused(record, paused=False, deadline_s=DEADLINE_S)
         assert (bench.driver.observe(record).status, bench.pids("a")) == ("running", [running.pid])
 
 
@@ -161,20 +161,20 @@ def test_a_paused_guest_is_stopped_in_order(bench: Bench) -> None:
     record = record_of("a")
     bench.driver.start(record, deadline_s=DEADLINE_S)
     wait_for_console(bench, "a", "MIKROM-UP")
-    bench.driver.pause(record, deadline_s=DEADLINE_S)
+    bench.driver.set_paused(record, paused=True, deadline_s=DEADLINE_S)
     bench.driver.stop(record, grace_s=DEADLINE_S)
     assert bench.driver.observe(record) == VMMFacts(status="none", end="clean")
     assert console(bench, "a").endswith("MIKROM-CAD bye\n")
 
 
-@pytest.mark.parametrize("verb", ["pause", "resume"])
-def test_what_is_not_there_or_does_not_answer_cannot_be_paused_or_resumed(bench: Bench, verb: str) -> None:
+@pytest.mark.parametrize("paused", [True, False])
+def test_what_is_not_there_or_does_not_answer_cannot_be_paused_or_resumed(bench: Bench, *, paused: bool) -> None:
     record = record_of("a")
     for harm in (bench.kill, bench.hang):
         bench.driver.start(record, deadline_s=DEADLINE_S)
         harm("a")
         with pytest.raises(TemporaryError, match=r"pausing|resuming"):
-            getattr(bench.driver, verb)(record, deadline_s=DEADLINE_S)
+            bench.driver.set_paused(record, paused=paused, deadline_s=DEADLINE_S)
 
 
 def test_stopping_and_deleting_what_is_not_there_does_nothing(bench: Bench) -> None:

@@ -23,8 +23,7 @@ from mikrom_reconcile.core.model.errors import ActionError, PermanentError, Temp
 from mikrom_reconcile.core.model.observed import End, VMMFacts
 from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.paths import StateLayout
-from mikrom_reconcile.host.drivers.vmm import VMM, VMMProcess
+from mikrom_reconcile.host.drivers.vmm import VMM, StateLayout, VMMProcess
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.times_and_sizes import SPECS, VMMS
 from tests.contract.drivers import DEADLINE_S, RealBench, is_live, record_of, wait_until
@@ -73,8 +72,8 @@ def spawn_unconfigured(real: RealBench, monkeypatch: pytest.MonkeyPatch) -> int:
         raise SystemExit
 
     with monkeypatch.context() as patched:
-        for name in ("with_vmm_log", "kill_and_clean"):
-            patched.setattr(VMM, name, die)
+        patched.setattr(FirecrackerDriver, "_boot", die)
+        patched.setattr(VMM, "kill_and_clean", lambda _: None)
         with pytest.raises(SystemExit):
             real.driver.start(RECORD, deadline_s=DEADLINE_S)
     wait_until(lambda: bool(real.all_pids()), "its command line, which the kernel sets after the spawn")
@@ -259,11 +258,11 @@ def test_a_paused_guest_writes_nothing_until_it_is_resumed(real: RealBench) -> N
     start(real, "mikrom.heartbeat=1")
     console = real.state_file("a", "console.log")
     wait_until(lambda: b"MIKROM-UP" in console.read_bytes(), "the guest's first line")
-    real.driver.pause(RECORD, deadline_s=DEADLINE_S)
+    real.driver.set_paused(RECORD, paused=True, deadline_s=DEADLINE_S)
     said = console.read_bytes()
     time.sleep(1.5)
     assert console.read_bytes() == said
-    real.driver.resume(RECORD, deadline_s=DEADLINE_S)
+    real.driver.set_paused(RECORD, paused=False, deadline_s=DEADLINE_S)
     wait_until(lambda: len(console.read_bytes()) > len(said), "its heartbeat")
 
 

@@ -32,12 +32,12 @@ def stop(driver: Driver, record: VMRecord) -> None:
 
 
 def pause(driver: Driver, record: VMRecord) -> None:
-    driver.pause(record, deadline_s=DEADLINE_S)
+    driver.set_paused(record, paused=True, deadline_s=DEADLINE_S)
 
 
 def resume(driver: Driver, record: VMRecord) -> None:
     pause(driver, record)
-    driver.resume(record, deadline_s=DEADLINE_S)
+    driver.set_paused(record, paused=False, deadline_s=DEADLINE_S)
 
 
 def delete(driver: Driver, record: VMRecord) -> None:
@@ -123,7 +123,7 @@ def test_killed_anywhere_what_is_left_is_known_and_can_be_started(bench: Bench, 
         if deed is start:
             wait_until(lambda: is_found(record), "the driver and /proc to agree: a jailer may hand over at this moment")
         bench.driver.start(record, deadline_s=DEADLINE_S)
-        bench.driver.resume(record, deadline_s=DEADLINE_S)
+        bench.driver.set_paused(record, paused=False, deadline_s=DEADLINE_S)
         assert bench.driver.observe(record).status == "running"
         assert len(bench.pids(record.vm)) == 1
 

@@ -140,7 +140,7 @@ def test_a_vmm_of_another_driver_is_neither_judged_nor_replaced_and_can_be_delet
         for deed in (
             lambda: mine.driver.observe(RECORD),  # noqa: B023 - called within the loop
             lambda: mine.driver.start(RECORD, deadline_s=DEADLINE_S),  # noqa: B023
-            lambda: mine.driver.pause(RECORD, deadline_s=DEADLINE_S),  # noqa: B023
+            lambda: mine.driver.set_paused(RECORD, paused=True, deadline_s=DEADLINE_S),  # noqa: B023
         ):
             with pytest.raises(PermanentError, match=f"started by the driver {theirs.driver.name}"):
                 deed()

@@ -135,7 +135,7 @@ def test_a_changed_state_is_seen_and_kept(bench: Bench, own_environment: Path) -
     world.host.created(VM, world.desired())
     record = world.host.record(VM)
     undone_by: dict[str, Callable[[], None]] = {
-        "paused": lambda: bench.driver.resume(record, deadline_s=5),
+        "paused": lambda: bench.driver.set_paused(record, paused=False, deadline_s=5),
         "stopped": lambda: bench.driver.start(record, deadline_s=5),
         "running": lambda: bench.driver.stop(record, grace_s=0),
     }

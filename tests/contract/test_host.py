@@ -92,10 +92,10 @@ def test_a_vm_that_is_to_be_paused_boots_and_is_paused(host: Host) -> None:
 
 def test_a_guest_that_somebody_else_paused_or_resumed_is_put_right(host: Host) -> None:
     host.created(VM)
-    host.bench.driver.pause(host.record(VM), deadline_s=5)
+    host.bench.driver.set_paused(host.record(VM), paused=True, deadline_s=5)
     assert [outcome.verb for outcome in host.converge(VM, desired_vm(VM))] == ["resume"]
     host.converge(VM, desired_vm(VM, state="paused"))
-    host.bench.driver.resume(host.record(VM), deadline_s=5)
+    host.bench.driver.set_paused(host.record(VM), paused=False, deadline_s=5)
     assert [outcome.verb for outcome in host.converge(VM, desired_vm(VM, state="paused"))] == ["pause"]
 
 

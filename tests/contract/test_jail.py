@@ -18,7 +18,7 @@ from mikrom_reconcile.core.model.errors import TemporaryError
 from mikrom_reconcile.host.drivers import jail
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
-from mikrom_reconcile.host.drivers.paths import StateLayout
+from mikrom_reconcile.host.drivers.vmm import StateLayout
 from mikrom_reconcile.times_and_sizes import VMMS
 from tests.contract.drivers import DEADLINE_S, JailBench, RealBench, is_live, record_of, wait_until
 from tests.contract.hosts import Host

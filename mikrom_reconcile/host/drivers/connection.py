@@ -13,12 +13,14 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import msgspec
 
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
+from mikrom_reconcile.system import processes
 from mikrom_reconcile.times_and_sizes import VMMS
 
 _PERMANENT_ERRORS = frozenset(
@@ -90,6 +92,17 @@ class Connection:
         except BaseException:
             self._socket.close()
             raise
+
+    @classmethod
+    def first(cls, path: Path, process: processes.Identity, give_up_at: float) -> Self:
+        """A connection to a VMM that was just started, as soon as it listens."""
+        while True:
+            try:
+                return cls(str(path), pid=process.pid, give_up_at=give_up_at)
+            except UnreachableError as error:
+                if time.monotonic() > give_up_at or not processes.is_alive(process):
+                    raise NoAnswerError(f"it never listened: {error}") from error
+            time.sleep(VMMS.poll_s)
 
     def __enter__(self) -> Self:
         return self

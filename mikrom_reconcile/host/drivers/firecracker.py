@@ -14,8 +14,7 @@ from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import FirecrackerAPI, NoAnswerError, translate_errors
-from mikrom_reconcile.host.drivers.jail import LOG, METRICS, Jail, chroot_view, path_inside, ran_out_of_memory
-from mikrom_reconcile.host.drivers.paths import VMPaths
+from mikrom_reconcile.host.drivers.jail import LOG, METRICS, Jail, VMPaths, chroot_view, path_inside, ran_out_of_memory
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.ports import VMRecord
@@ -118,10 +117,11 @@ class FirecrackerDriver(VMMDriver):
         return Command(argv=argv, output=paths.console, jail=jail)
 
     def _boot(self, record: VMRecord, vmm: VMM, resources: VMResources, *, give_up_at: float) -> None:
+        requests = tuple(_requests(record.spec, chroot_view(resources) if self._jailer else resources))
         with translate_errors(record.vm, "connecting to Firecracker"):
-            api = vmm.connect_first(FirecrackerAPI, give_up_at)
+            api = FirecrackerAPI.first(vmm.paths.socket, vmm.process, give_up_at)
         with api:
-            for path, content, doing in _requests(record.spec, chroot_view(resources) if self._jailer else resources):
+            for path, content, doing in requests:
                 with translate_errors(record.vm, doing):
                     api.put(path, content)
 

@@ -1,11 +1,10 @@
-"""The jail of a VMM: a folder that is all it sees, a user of its own, and cgroups. Firecracker's jailer makes it.
+"""Where the files of a VM lie, and its jail: a folder that is all its VMM sees, a user of its own, and cgroups.
 
-What a VMM works on stays where it is and is linked into the jail, so that data outlive it, and nothing is ever read
-through the jail but its pid file, before the guest runs: whoever breaks out into a jail can put there what he likes.
-The API socket has a link in its usual place, so that a jailed VMM is found, asked and ended as any other.
-
-The VM's cgroups have a parent of the VM's own, so that nobody else's is in the way when both are removed. Their limits
-are generous: they are there for a VMM that was broken out into, not to save memory.
+Firecracker's jailer makes the jail. What a VMM works on stays where it is and is linked into it, so that data outlive
+it, and nothing is ever read through the jail but its pid file, before the guest runs: whoever breaks out into a jail
+can put there what he likes. The API socket has a link in its usual place, so that a jailed VMM is found, asked and
+ended as any other. The VM's cgroups have a parent of the VM's own, so that nobody else's is in the way when both are
+removed; their limits are generous: they are there for a VMM that was broken out into, not to save memory.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from pathlib import Path
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine
-from mikrom_reconcile.host.drivers.paths import VMPaths
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.networks import own_tap
 from mikrom_reconcile.host.resources.provisioner import VMResources
@@ -42,6 +40,32 @@ CONTROLLERS = ("memory", "cpu", "pids")
 
 Hierarchy = tuple[int, dict[str, Path]]
 """Version, and where each controller is mounted."""
+
+
+class VMPaths:
+    """The files of one VM. The lock lies outside its folder, and goes when the VM is deleted; the socket on a tmpfs."""
+
+    def __init__(self, state_dir: Path, run_dir: Path, vm: str) -> None:
+        self.vm = vm
+        self.folder = state_dir / "vms" / vm
+        self.lock = state_dir / "locks" / f"{vm}.vmm"
+        self.run_folder = run_dir / vm
+        self.socket = run_dir / vm / "api.sock"  # a link if the VMM is jailed
+        self.process = self.folder / "proc.json"  # which process the VMM is
+        self.console = self.folder / "console.log"  # what the guest wrote to its serial port, over all its boots
+        self.log = self.folder / "vmm.log"  # what the VMM itself said since it was started
+        self.metrics = self.folder / "metrics"  # a Firecracker's counters; the last line tells how it ended
+        self.pidfile = self.folder / "qemu.pid"  # made by a QEMU that starts, removed by one that ends in order
+        self.metadata = self.folder / "metadata.img"  # the guest's metadata, for a VMM that has no service for it
+        self.jail = state_dir / "jails" / vm  # all that a jailed VMM sees is somewhere below
+        self.uids = state_dir / "uids"  # which user is which VM's, for all VMs
+        self.jailed_socket = f"/{blake2b(bytes(run_dir), digest_size=8).hexdigest()}.sock"
+        """The API socket as a jailed VMM sees it: its command line tells which run folder it belongs to."""
+
+    def files(self) -> tuple[Path, ...]:
+        """Everything that a driver may have made for the VM, the lock apart."""
+        draft = self.process.with_name(self.process.name + ".new")
+        return (self.socket, self.process, draft, self.console, self.log, self.metrics, self.pidfile, self.metadata)
 
 
 class Jail:

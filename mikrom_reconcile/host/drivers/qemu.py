@@ -23,7 +23,7 @@ from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import QMP, FaultError, NoAnswerError, translate_errors
-from mikrom_reconcile.host.drivers.paths import VMPaths
+from mikrom_reconcile.host.drivers.jail import VMPaths
 from mikrom_reconcile.host.drivers.select import kvm_problem
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
@@ -125,7 +125,7 @@ class QemuDriver(VMMDriver):
     def _boot(self, record: VMRecord, vmm: VMM, resources: VMResources, *, give_up_at: float) -> None:
         del resources  # the command line has it
         with translate_errors(record.vm, "connecting to QEMU"):
-            qmp = vmm.connect_first(QMP, give_up_at)
+            qmp = QMP.first(vmm.paths.socket, vmm.process, give_up_at)
         with qmp, translate_errors(record.vm, "starting the guest"):
             qmp.execute("cont")
 

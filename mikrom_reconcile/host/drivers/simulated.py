@@ -21,7 +21,7 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import translate_errors
-from mikrom_reconcile.host.ports import LinkDrift, VMRecord
+from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
 from mikrom_reconcile.times_and_sizes import VMMS
@@ -82,7 +82,7 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
         return self.console + (_LAST_WORDS[self.mode()[0]] if ended_itself else "")
 
 
-class SimulatedDriver:
+class SimulatedDriver(Driver):
     """The driver that starts nothing. `boot_s` is how long a start takes."""
 
     name = "simulated"
@@ -117,14 +117,6 @@ class SimulatedDriver:
             console_at=vm.console_at,
         )
 
-    def links(self, but: str = "") -> LinkDrift:  # noqa: ARG002 - the port's
-        """Nothing is made."""
-        return lambda _record: ()
-
-    def watch(self, record: VMRecord) -> int | None:  # noqa: ARG002 - the port's
-        """Nothing: no process ends here."""
-        return None
-
     def start(self, record: VMRecord, *, deadline_s: float) -> None:
         """Write the file, unless this very VM runs."""
         if (problem := self.unsupported(record.spec)) is not None:
@@ -149,13 +141,15 @@ class SimulatedDriver:
         )
         self._write(record.vm, vm)
 
-    def pause(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002 - nothing here takes time
-        """Note that it is paused. Time goes on all the same for `mikrom.mode=exit`."""
-        self._set_paused(record, "pausing its guest", paused=True)
-
-    def resume(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002 - nothing here takes time
-        """Note that it is not."""
-        self._set_paused(record, "resuming its guest", paused=False)
+    def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:  # noqa: ARG002 - the port's
+        """Note whether it is paused. Time goes on all the same for `mikrom.mode=exit`."""
+        vm, doing = self._read(record.vm), "pausing its guest" if paused else "resuming its guest"
+        if vm is None or vm.ended() is not None:
+            raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
+        if vm.hangs:
+            raise TemporaryError("its VMM does not answer", vm=record.vm, step=doing)
+        if vm.paused != paused:
+            self.change(record.vm, paused=paused)
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Nothing: what changes live is not simulated."""
@@ -183,10 +177,6 @@ class SimulatedDriver:
         files = ((name, self._read(name)) for name in names if name not in known)
         return tuple(Stray(vm=name, pid=vm.pid) for name, vm in files if vm is not None and vm.ended() is None)
 
-    def foreign(self) -> tuple[Stray, ...]:
-        """Nobody else simulates here."""
-        return ()
-
     def trim(self) -> None:
         """Nothing to do: a console is cut when something is added to it."""
 
@@ -202,15 +192,6 @@ class SimulatedDriver:
         found = self._read(vm)
         if found is not None and found.ended() is None:
             self._write(vm, msgspec.structs.replace(found, **changes))
-
-    def _set_paused(self, record: VMRecord, doing: str, *, paused: bool) -> None:
-        vm = self._read(record.vm)
-        if vm is None or vm.ended() is not None:
-            raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
-        if vm.hangs:
-            raise TemporaryError("its VMM does not answer", vm=record.vm, step=doing)
-        if vm.paused != paused:
-            self.change(record.vm, paused=paused)
 
     def _path(self, vm: str) -> Path:
         return self._folder / f"{vm}.json"

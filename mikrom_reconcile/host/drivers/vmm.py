@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
+from mikrom_reconcile.core.model.observed import Stray
 from mikrom_reconcile.host.drivers.connection import (
     Connection,
     FaultError,
@@ -30,14 +32,64 @@ from mikrom_reconcile.host.drivers.connection import (
     UnreachableError,
     translate_errors,
 )
-from mikrom_reconcile.host.drivers.jail import Jail, remove_jail
-from mikrom_reconcile.host.drivers.paths import VMPaths
+from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, remove_jail
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, tail, write_whole
-from mikrom_reconcile.times_and_sizes import VMMS
+from mikrom_reconcile.times_and_sizes import RECORDS, VMMS
 
 C = TypeVar("C", bound=Connection)
+
+
+class StateLayout:
+    """Where everything lies below the two folders of this host. Symlinks are resolved once, as /proc shows paths."""
+
+    def __init__(self, state_dir: Path, run_dir: Path) -> None:
+        self._state_dir = state_dir.resolve()
+        self._none_moved_at_s = -VMMS.moved_search_s
+        self.of = lru_cache(RECORDS.cached_paths)(lambda vm: VMPaths(self._state_dir, run_dir, vm))
+
+    def vms(self) -> list[str]:
+        """Names of all VMs that may have a VMM here, sorted: those with a lock file."""
+        return sorted(path.stem for path in (self._state_dir / "locks").glob("*.vmm"))
+
+    def folders(self) -> list[str]:
+        """Names of all VMs that have files here now: those of deleted VMs are gone."""
+        return sorted(path.name for path in (self._state_dir / "vms").glob("*/"))
+
+    def moved_vmms(self) -> list[tuple[Path, Stray]]:
+        """VMMs that live and were started with these two folders, and where their state folder is now. Raises OSError.
+
+        A VMM has the lock file of its VM as standard input, wherever that is now.
+        """
+        found = []
+        for pid in processes.pids():
+            if (name := processes.stdin_of(pid) or "").endswith(".vmm"):
+                lock = Path(name)
+                if self._is_moved(pid, lock) and processes.holds_lock(pid):
+                    found.append((lock.parent.parent, Stray(vm=lock.stem, pid=pid)))
+        return found
+
+    def _is_moved(self, pid: int, lock: Path) -> bool:
+        """Whether its file has our path and is not the one there now, or its socket lies in our run folder."""
+        paths = self.of(lock.stem)
+        if processes.has_stdin(pid, str(paths.lock)):
+            return False
+        sockets = (str(paths.socket), paths.jailed_socket)
+        return lock == paths.lock or any(socket in word for word in processes.arguments(pid) for socket in sockets)
+
+    def why_not_start(self) -> str | None:
+        """Why nothing may be started here: VMMs run with a state folder that is gone. Raises OSError."""
+        if time.monotonic() < self._none_moved_at_s + VMMS.moved_search_s:
+            return None
+        if not (found := self.moved_vmms()):
+            self._none_moved_at_s = time.monotonic()
+            return None
+        where, first = found[0]
+        is_moved = where != self._state_dir and where.exists()
+        now = f"is {where} now: move it back" if is_moved else "was removed: restore it"
+        vmms = f"{len(found)} VMMs, such as {first.vm} (pid {first.pid}),"
+        return f"{vmms} run with a state folder that {now}, or end them, before more start"
 
 
 class VMMProcess(processes.Identity, frozen=True, kw_only=True):
@@ -135,26 +187,44 @@ class VMM:
 
     # ---- starting ----------------------------------------------------------------------------------------------------
 
-    def spawn(self, command: Command, record: VMRecord) -> None:
-        """Start a VMM that is written down and waits to be configured. On failure none is left."""
-        doing = f"starting {self._program}"
-        with translate_errors(self.vm, doing):
-            if (lock := locks.open_taken(self.paths.lock)) is None:
-                raise TemporaryError("somebody else is starting it at this moment", vm=self.vm, step=doing)
-            self._process = None
+    @contextmanager
+    def spawned(self, command: Command, record: VMRecord) -> Iterator[None]:
+        """Start a VMM that is written down, to be configured inside the block. On failure none is left.
+
+        If it has died when a TemporaryError is raised inside, what it said is the error to tell.
+        """
+        self._process = None
+        try:
+            with translate_errors(self.vm, f"starting {self._program}"):
+                self._spawn(command, record)
             try:
-                self._clear()
-                console_at = self._make_files(command)
-                self._process = self._spawn_process(command, lock, doing)
-                self._write_down(record, console_at)
-            except BaseException:
-                with suppress(OSError):  # the failure that led here is the one to tell
-                    if self._process is not None:
-                        self._kill()
-                    remove_jail(self.paths)
-                raise
+                yield
+            except TemporaryError as error:
+                if not processes.wait_for_end(self.process, VMMS.death_s):
+                    raise
+                raise TemporaryError(self._last_words(), vm=self.vm, step=error.step) from error
+        except BaseException:
+            self.kill_and_clean()
+            raise
+
+    def _spawn(self, command: Command, record: VMRecord) -> None:
+        step = f"starting {self._program}"
+        if (lock := locks.open_taken(self.paths.lock)) is None:
+            raise TemporaryError("somebody else is starting it at this moment", vm=self.vm, step=step)
+        try:
+            self._clear()
+            console_at = self._make_files(command)
+            output = _opened(command.output, os.O_APPEND)
+            try:
+                pid = processes.spawn(command.argv, stdin=lock, output=output)
             finally:
-                os.close(lock)  # only this copy: the VMM keeps its own
+                os.close(output)
+            self._process = processes.identify(pid) if command.jail is None else command.jail.await_jailed_vmm(pid)
+            if self._process is None:
+                raise TemporaryError(self._last_words(), vm=self.vm, step=step)
+            self._write_down(record, console_at)
+        finally:
+            os.close(lock)  # only this copy: the VMM keeps its own
 
     def _clear(self) -> None:
         """Leave nothing that speaks of an earlier VMM, but what it logged. The caller holds the lock."""
@@ -175,17 +245,6 @@ class VMM:
             command.jail.populate()
         return self.paths.console.stat().st_size
 
-    def _spawn_process(self, command: Command, lock: int, doing: str) -> processes.Identity:
-        output = _opened(command.output, os.O_APPEND)
-        try:
-            pid = processes.spawn(command.argv, stdin=lock, output=output)
-        finally:
-            os.close(output)
-        found = processes.identify(pid) if command.jail is None else command.jail.await_jailed_vmm(pid)
-        if found is None:
-            raise TemporaryError(self._last_words(), vm=self.vm, step=doing)
-        return found
-
     def _write_down(self, record: VMRecord, console_at: int) -> None:
         """No VMM survives a power cut, so this need not either."""
         self._process = VMMProcess(
@@ -197,20 +256,11 @@ class VMM:
         )
         write_whole(self.paths.process, msgspec.json.encode(self._process), durable=False)
 
-    @contextmanager
-    def with_vmm_log(self) -> Iterator[None]:
-        """If the VMM has died when a TemporaryError is raised inside, what it said is the error to tell."""
-        try:
-            yield
-        except TemporaryError as error:
-            if not processes.wait_for_end(self.process, VMMS.death_s):
-                raise
-            raise TemporaryError(self._last_words(), vm=self.vm, step=error.step) from error
-
     def kill_and_clean(self) -> None:
         """End a VMM that did not come up and remove what it left, unless somebody has already started another."""
         with suppress(OSError):  # the failure that led here is the one to tell
-            self._kill()
+            if self._process is not None:
+                self._kill()
             processes.reap()
             if (lock := locks.open_taken(self.paths.lock)) is not None:
                 try:
@@ -231,16 +281,6 @@ class VMM:
     def connect(self, protocol: type[C], timeout_s: float) -> C:
         """A connection to the VMM. Raises UnreachableError, NoAnswerError, OSError."""
         return protocol(str(self.paths.socket), pid=self.process.pid, give_up_at=time.monotonic() + timeout_s)
-
-    def connect_first(self, protocol: type[C], give_up_at: float) -> C:
-        """The same with a VMM that was just started, as soon as it listens."""
-        while True:
-            try:
-                return protocol(str(self.paths.socket), pid=self.process.pid, give_up_at=give_up_at)
-            except UnreachableError as error:
-                if time.monotonic() > give_up_at or not processes.is_alive(self.process):
-                    raise NoAnswerError(f"it never listened: {error}") from error
-            time.sleep(VMMS.poll_s)
 
     # ---- ending ------------------------------------------------------------------------------------------------------
 

@@ -15,9 +15,8 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.host.drivers.connection import NoAnswerError, UnreachableError, translate_errors
-from mikrom_reconcile.host.drivers.jail import release_uid, remove_jail
-from mikrom_reconcile.host.drivers.paths import StateLayout, VMPaths
-from mikrom_reconcile.host.drivers.vmm import VMM, Command, VMMProcess
+from mikrom_reconcile.host.drivers.jail import VMPaths, release_uid, remove_jail
+from mikrom_reconcile.host.drivers.vmm import VMM, Command, StateLayout, VMMProcess
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.resources.networks import Interface, boot_args_of
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources
@@ -170,21 +169,16 @@ class VMMDriver(ABC):
                 raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
         with translate_errors(record.vm, "preparing its start"):
             command = self._command(record, vmm.paths, resources)
-        vmm.spawn(command, record)
-        try:
-            with vmm.with_vmm_log():
-                self._boot(record, vmm, resources, give_up_at=give_up_at)
-        except BaseException:
-            vmm.kill_and_clean()
-            raise
+        with vmm.spawned(command, record):
+            self._boot(record, vmm, resources, give_up_at=give_up_at)
 
-    def pause(self, record: VMRecord, *, deadline_s: float) -> None:
+    def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
         """The guest's clock stands still, too, and goes on from there."""
-        self._find_and_set_paused(record, "pausing its guest", deadline_s, paused=True)
-
-    def resume(self, record: VMRecord, *, deadline_s: float) -> None:
-        """The vCPUs go on."""
-        self._find_and_set_paused(record, "resuming its guest", deadline_s, paused=False)
+        vmm, doing = self._vmm(record.vm), "pausing its guest" if paused else "resuming its guest"
+        with translate_errors(record.vm, doing):
+            if vmm.find() is None:
+                raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
+            self._set_paused(vmm, min(deadline_s, self._answer_s), paused=paused)
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Change what can be changed while the guest runs."""
@@ -335,13 +329,6 @@ class VMMDriver(ABC):
             for name, own, there in wanted
             if there is not None and (own.tap, own.mac) == (there.tap, there.mac)
         }
-
-    def _find_and_set_paused(self, record: VMRecord, doing: str, deadline_s: float, *, paused: bool) -> None:
-        vmm = self._vmm(record.vm)
-        with translate_errors(record.vm, doing):
-            if vmm.find() is None:
-                raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
-            self._set_paused(vmm, min(deadline_s, self._answer_s), paused=paused)
 
 
 def _cap(paths: VMPaths) -> None:

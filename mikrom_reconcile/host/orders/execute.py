@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 from msgspec.structs import replace
 
@@ -25,7 +25,7 @@ from mikrom_reconcile.core.model.errors import (
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
 from mikrom_reconcile.host.observe import capacity, row_of, unreadable_row
-from mikrom_reconcile.host.orders.preconditions import Ending, Reservations, check, rejection_of
+from mikrom_reconcile.host.orders.preconditions import Ending, Reservations, rejection_of
 from mikrom_reconcile.host.orders.steps import ActionRun, log_fields
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
@@ -36,10 +36,6 @@ TEMPORARY = (TemporaryError, BusyError, PastDeadlineError)
 """Errors after which the same order may succeed. Every other one stays until something is changed."""
 
 log = logging.getLogger(__name__)
-
-
-def no_seam(vm: str, step: str) -> None:
-    """The `on_step` of a host that is no test: nothing."""
 
 
 class Executor:
@@ -100,31 +96,26 @@ class Executor:
                     self._records.sweep()
 
     def _run(self, order: Order) -> Ending:
-        vm = order.action.vm
+        vm, project = order.action.vm, order.action.project
         if order.action.host != self._host:
             raise PermanentError(f"this is {self._host}, not {order.action.host}", vm=vm, step="reading the order")
         with self._records.lock(vm):
-            found = self._records.read(vm)
-            ending = self._rejection(order, found)
+            found, tombstone, highest = self._records.read(vm), None, self._records.highest_token(project)
+            if order.token > highest:
+                try:
+                    self._records.advance_token(project, order.token)
+                except OSError as error:
+                    message = f"cannot keep token {order.token} of {project}: {error.strerror}; nothing was changed"
+                    raise TemporaryError(message, vm=vm, step="fencing off older runs") from error
+            if found is None:
+                with suppress(OSError):  # whoever writes next will say it
+                    self._records.clear(vm)
+                tombstone = self._records.tombstone(vm)
+            ending = rejection_of(order, found, tombstone=tombstone, highest_token=highest)
             if ending is None:
                 assert not isinstance(found, UnreadableRecord), "an unreadable record is rejected"  # noqa: S101
                 ending = self._carry_out(order, found)
             return ending if ending.observed else replace(ending, observed=self._observe(vm))
-
-    def _rejection(self, order: Order, found: VMRecord | UnreadableRecord | None) -> Ending | None:
-        project, vm = order.action.project, order.action.vm
-        highest = self._records.highest_token(project)
-        if order.token > highest:
-            try:
-                self._records.advance_token(project, order.token)
-            except OSError as error:
-                message = f"cannot keep token {order.token} of {project}: {error.strerror}; nothing was changed"
-                raise TemporaryError(message, vm=vm, step="fencing off older runs") from error
-        if found is None:
-            with suppress(OSError):  # whoever writes next will say it
-                self._records.clear(vm)
-        tombstone = self._records.tombstone(vm) if found is None else None
-        return rejection_of(order, found, tombstone=tombstone, highest_token=highest)
 
     def _carry_out(self, order: Order, found: VMRecord | None) -> Ending:
         run = ActionRun(
@@ -136,17 +127,7 @@ class Executor:
             reservations=self._reservations,
         )
         try:
-            if run.already_done():
-                run.forget_failures()
-                return Ending(result="already_done", observed=run.seen)
-            check(order.action, found, run.ordered, driver=self._driver, reservations=self._reservations)
-            for step, act in run.steps():
-                self._on_step(order.action.vm, step)
-                run.remaining_s(step)
-                with self._logged(order, step):
-                    act(run)
-            self._on_step(order.action.vm, "done")
-            return Ending(result="done", observed=run.seen)
+            return Ending(result=run.carry_out(self._on_step), observed=run.seen)
         except Exception as error:  # noqa: BLE001 - every failure is cleaned up, recorded and reported
             return self._failed(run, error)
         except BaseException:
@@ -168,20 +149,6 @@ class Executor:
         except TemporaryError as why:
             return replace(ending, error=f"{ending.error}; and it could not be noted: {why}")
         return ending
-
-    @contextmanager
-    def _logged(self, order: Order, step: str) -> Iterator[None]:
-        began_s, trouble = self._clock.monotonic(), ""
-        try:
-            yield
-        except BaseException as error:
-            trouble = f": failed: {error}"
-            raise
-        finally:
-            fields = log_fields(order, step, self._clock.monotonic() - began_s)
-            log.log(
-                logging.WARNING if trouble else logging.INFO, "%s: %s%s", order.action.vm, step, trouble, extra=fields
-            )
 
     def _observe(self, vm: str) -> ObservedVM | None:
         found = self._records.read(vm)

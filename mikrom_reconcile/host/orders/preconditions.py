@@ -25,7 +25,12 @@ from mikrom_reconcile.times_and_sizes import ORDERS
 
 
 class Reservations:
-    """What the records promise, and what orders under way reserved. Any number of threads or greenlets may share it."""
+    """What VMs of this host were promised by their records and by orders under way. Any number of threads may share it.
+
+    Memory, of which a VMM takes any size and dies of it later: all VMs that are ordered to be up were promised no more
+    than the machine has, or than its inventory allows instead, since they may touch all of it at any time. Addresses,
+    which control may have given to two. vCPUs are not limited: they only share time.
+    """
 
     def __init__(self, *, mem_size_mib: int, need_mib: Callable[[VMSpec], int], records: Records, clock: Clock) -> None:
         self._mem_size_mib = mem_size_mib

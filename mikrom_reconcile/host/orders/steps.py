@@ -23,9 +23,9 @@ from mikrom_reconcile.core.model.errors import ActionError, TemporaryError
 from mikrom_reconcile.core.model.fields import costs, impact_of
 from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import Impact, Verb
-from mikrom_reconcile.core.model.run import Order
+from mikrom_reconcile.core.model.run import Order, Result
 from mikrom_reconcile.host.observe import drift_of, row_of
-from mikrom_reconcile.host.orders.preconditions import Reservations
+from mikrom_reconcile.host.orders.preconditions import Reservations, check
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system.clock import Clock
@@ -35,6 +35,10 @@ WHILE_IT_RUNS: frozenset[Impact] = frozenset({"record", "live"})
 """Impacts of what can change without a restart."""
 
 log = logging.getLogger(__name__)
+
+
+def no_seam(vm: str, step: str) -> None:
+    """The `on_step` of a host that is no test: nothing."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,12 +64,36 @@ class ActionRun:
         self._began_s = self.clock.monotonic()
         self._may_have_started = False
 
-    def steps(self) -> tuple[Step, ...]:
-        """What is to be done, with names that fit after "while". Observes a VM that is to come up."""
-        is_paused = self.ordered.state == "paused"
-        return tuple(step for step in self._all_steps() if step is not PAUSE or is_paused)
+    def carry_out(self, on_step: Callable[[str, str], None]) -> Result:
+        """Check and do what is ordered step by step, unless it was done and still holds. Raises whatever a step does.
 
-    def _all_steps(self) -> tuple[Step, ...]:
+        `on_step` hears of each step before it is done, and of the end.
+        """
+        vm = self.order.action.vm
+        if self._is_done():
+            self.forget_failures()
+            return "already_done"
+        check(self.order.action, self.found, self.ordered, driver=self.driver, reservations=self.reservations)
+        for step in self._steps():
+            if step is not PAUSE or self.ordered.state == "paused":
+                on_step(vm, step[0])
+                self._do(*step)
+        on_step(vm, "done")
+        return "done"
+
+    def _do(self, name: str, act: Callable[[ActionRun], None]) -> None:
+        self._remaining_s(name)
+        began_s, level, trouble = self.clock.monotonic(), logging.INFO, ""
+        try:
+            act(self)
+        except BaseException as error:
+            level, trouble = logging.WARNING, f": failed: {error}"
+            raise
+        finally:
+            fields = log_fields(self.order, name, self.clock.monotonic() - began_s)
+            log.log(level, "%s: %s%s", self.order.action.vm, name, trouble, extra=fields)
+
+    def _steps(self) -> tuple[Step, ...]:
         steps = STEPS[self.order.action.verb]
         if START not in steps or STOP in steps or self.found is None:
             return steps
@@ -81,15 +109,14 @@ class ActionRun:
         switch = () if was_paused == is_paused else (PAUSE if is_paused else RESUME,)
         return CHANGE, RECORD, *switch, VERIFY
 
-    def already_done(self) -> bool:
-        """Whether this very order was carried out before and still holds."""
+    def _is_done(self) -> bool:
         action = self.order.action
         if self.found is None or self.found.action_id != action.id or action.desired is None:
             return False
         self._observe(self.found)
         return not self._drift(WHILE_IT_RUNS) if action.verb == "update" else self._holds(action.desired.state)
 
-    def remaining_s(self, step: str) -> float:
+    def _remaining_s(self, step: str) -> float:
         """Seconds until the deadline. Raises TemporaryError when it has passed."""
         deadline_s = self.order.action.deadline_s
         left_s = deadline_s - (self.clock.monotonic() - self._began_s)
@@ -113,7 +140,7 @@ class ActionRun:
     def stop(self) -> None:
         """Shut the guest down, or kill it when it will not go."""
         # half of what is left at most, so that a guest that will not go leaves time to kill it and to start it
-        self.driver.stop(self._record, grace_s=min(ORDERS.shutdown_grace_s, self.remaining_s("stopping") / 2))
+        self.driver.stop(self._record, grace_s=min(ORDERS.shutdown_grace_s, self._remaining_s("stopping") / 2))
 
     def stop_best_effort(self) -> None:
         """As `stop`, or go on: a guest that cannot be stopped is killed when its driver removes it."""
@@ -127,15 +154,15 @@ class ActionRun:
         record = self._record
         if record.state in WANTS_VMM:
             self._may_have_started = True
-            self.driver.start(record, deadline_s=self.remaining_s("starting"))
+            self.driver.start(record, deadline_s=self._remaining_s("starting"))
 
     def pause(self) -> None:
         """Pause the guest. One that was down boots first: what is paused is a guest, not a VMM."""
-        self.driver.pause(self._record, deadline_s=self.remaining_s("pausing"))
+        self.driver.set_paused(self._record, paused=True, deadline_s=self._remaining_s("pausing"))
 
     def resume(self) -> None:
         """Resume the guest."""
-        self.driver.resume(self._record, deadline_s=self.remaining_s("resuming"))
+        self.driver.set_paused(self._record, paused=False, deadline_s=self._remaining_s("resuming"))
 
     def change(self) -> None:
         """Change what can be changed while it runs, and verify it.
@@ -148,7 +175,7 @@ class ActionRun:
         self._observe(ordered)
         for _ in range(2):  # the second time for what others still used the first time
             if ordered.spec != before.spec or self._drift(WHILE_IT_RUNS):
-                self.driver.update(ordered, deadline_s=self.remaining_s("changing it while it runs"))
+                self.driver.update(ordered, deadline_s=self._remaining_s("changing it while it runs"))
                 self._observe(ordered)
                 before = ordered
         if left := self._drift(WHILE_IT_RUNS):

@@ -47,8 +47,8 @@ class Disks:
         """All disks of the VM, the root disk first, whether they are there or not."""
         return (*self._root(record, rootfs_image), *(disk for disk, _ in self._drives(record)))
 
-    def prepare(self, record: VMRecord, rootfs_image: Path | None) -> None:
-        """Make missing disks, grow those that are too small, and remove root disks of other images.
+    def prepare(self, record: VMRecord, rootfs_image: Path | None) -> tuple[Disk, ...]:
+        """The VM's disks: make missing ones, grow those that are too small, and remove root disks of other images.
 
         Raises TemporaryError when the disk of this host is too full, PermanentError where a drive would shrink.
         """
@@ -64,6 +64,7 @@ class Disks:
         for path, size in lacking:
             make_folder(path.parent)
             _grow(path, size)
+        return self.of(record, rootfs_image)
 
     def remove(self, record: VMRecord) -> None:
         """Remove the root disk, and the drives that are not retained."""

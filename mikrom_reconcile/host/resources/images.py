@@ -53,6 +53,7 @@ class ImageCache:
         max_mib: int = IMAGES.max_mib,
         registry_auth: Path | None = None,
     ) -> None:
+        state_dir = state_dir.resolve()
         self._folder = state_dir / "images"
         self._cache = self._folder / "sha256"
         self._parts = self._folder / "parts"  # of container images: manifests and layers
@@ -83,17 +84,18 @@ class ImageCache:
 
         return self._cache / f"{file.sha256}.{rootdisk.recipe()}"
 
-    def fetched(self, file: PinnedFile, *, give_up_at: float) -> Path:
-        """The file, fetched or made if need be; once per host, others wait. Raises FetchError and OSError."""
+    def fetched(self, file: PinnedFile, *, give_up_at: float, unpacked: bool = False) -> Path:
+        """The file, fetched or made if need be; once per host, others wait. Raises FetchError and OSError.
+
+        `unpacked` asks for a kernel that is no longer packed, for a VMM that cannot do that.
+        """
         path = self.path_of(file)
         make = self._make_disk if is_container_image(file.source) else self._fetch
-        return self._once(file, path, give_up_at, lambda: make(file, path, give_up_at))
-
-    def kernel(self, file: PinnedFile, *, unpacked: bool, give_up_at: float) -> Path:
-        """The kernel, `unpacked` if it is packed and its VMM cannot do that. Raises FetchError and OSError."""
-        path = self.fetched(file, give_up_at=give_up_at)
+        self._once(file, path, give_up_at, lambda: make(file, path, give_up_at))
+        if not unpacked:
+            return path
         with path.open("rb") as content:
-            if not unpacked or not kernel.is_packed(content.read(VMMS.kernel_head_bytes)):
+            if not kernel.is_packed(content.read(VMMS.kernel_head_bytes)):
                 return path
         elf = path.with_name(f"{path.name}.elf")
         return self._once(file, elf, give_up_at, lambda: self._unpack(file, path, elf))

@@ -90,16 +90,16 @@ class Networks:
         """The name of the bridge of a network."""
         return f"{PREFIX}{_hash(f'{self._owner} {record.project} {network}', 6)}"
 
-    def prepare(self, record: VMRecord, *, give_up_at: float, only_mend: bool = False) -> None:
-        """Make missing links and remove unwanted ones. Raises PermanentError when somebody else has a name,
+    def prepare(self, record: VMRecord, *, give_up_at: float, only_mend: bool = False) -> tuple[Interface, ...]:
+        """The VM's interfaces: make missing links, remove unwanted ones. Raises PermanentError if somebody has a name,
         TemporaryError, OSError.
 
         With `only_mend` a tap that is gone stays so: the VMM that runs has lost it, and would not get a new one.
         """
-        if not record.spec.network_interfaces:
-            return
+        if not (interfaces := self.of(record)):
+            return ()
         with Netlink() as kernel:
-            for interface in self.of(record):
+            for interface in interfaces:
                 if only_mend and kernel.link(interface.tap) is None:
                     continue
                 with self._bridge_lock(record.vm, interface.bridge, give_up_at):
@@ -108,6 +108,7 @@ class Networks:
                     kernel.set_up(tap.index, alias=interface.alias, master=bridge.index)
                 if tap.master not in {0, bridge.index}:
                     self._remove_unused_bridges(kernel, record.vm, give_up_at)
+        return interfaces
 
     def in_place(self, record: VMRecord) -> tuple[Interface, ...]:
         """The interfaces whose taps are there and ours. Raises OSError."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError, PermanentError, TemporaryError
 from mikrom_reconcile.core.specs.validate_vms import METADATA_OF_HOST, SECRET_REF
 from mikrom_reconcile.host.ports import VMRecord
@@ -23,13 +23,17 @@ from mikrom_reconcile.host.resources.networks import Interface, Networks, boot_a
 from mikrom_reconcile.system.download import FetchError, local_file
 from mikrom_reconcile.times_and_sizes import IMAGES
 
+_log = logging.getLogger(__name__)
+
 
 class SecretError(MikromError):
     """A reference cannot be resolved on this host."""
 
 
 class Secrets:
-    """What this host may read. `folders` are those that `file://` may name, `names` the variables of `env://`."""
+    """What this host may read: `file://` below `folders`, and the variables `names` by `env://`. A secret is never
+    kept, reported or logged: what goes wrong names the reference alone.
+    """
 
     def __init__(
         self, folders: tuple[Path, ...] = (), names: tuple[str, ...] = (), environ: Mapping[str, str] = os.environ
@@ -74,22 +78,6 @@ class Secrets:
         return text.removesuffix("\n")
 
 
-def metadata_of(record: VMRecord, secrets: Secrets) -> dict[str, Any] | None:
-    """The metadata of a VM, None if it has none. Raises SecretError."""
-    if record.spec.mmds is None:
-        return None
-    interfaces = {
-        name: {"ip": record.addresses.get(name), "mac": mac_of(record, name), "cidr": nic.cidr, "gateway": nic.gateway}
-        for name, nic in sorted(record.spec.network_interfaces.items())
-    }
-    own = {"name": record.vm, "fleet": record.fleet, "project": record.project, "network_interfaces": interfaces}
-    said: dict[str, Any] = secrets.resolved(record.spec.mmds)
-    return {METADATA_OF_HOST: own} | said
-
-
-_log = logging.getLogger(__name__)
-
-
 class VMResources(msgspec.Struct, frozen=True, kw_only=True):
     """What a VMM is started with. The root disk is the first of the disks, if there is one."""
 
@@ -102,58 +90,60 @@ class VMResources(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResourceProvisioner:
-    """Makes what VMs of one state folder need. The caller holds the VM's action lock.
+    """Makes what VMs of one state folder need. The caller holds the VM's action lock."""
 
-    `file://` images come from `folders` only, and have `max_mib` at most.
-    """
-
-    def __init__(
-        self,
-        state_dir: Path,
-        *,
-        folders: tuple[Path, ...] = (),
-        max_mib: int = IMAGES.max_mib,
-        registry_auth: Path | None = None,
-        secrets: Secrets | None = None,
-    ) -> None:
+    def __init__(self, state_dir: Path, *, images: ImageCache | None = None, secrets: Secrets | None = None) -> None:
         state_dir = state_dir.resolve()
-        self._images = ImageCache(state_dir, folders=folders, max_mib=max_mib, registry_auth=registry_auth)
+        self._images = images or ImageCache(state_dir)
         self._disks = Disks(state_dir)
         self.networks = Networks(state_dir)
         self._secrets = secrets or Secrets()
 
     def prepare(self, record: VMRecord, *, give_up_at: float, unpacked_kernel: bool = False) -> VMResources:
         """Fetch images, make disks and links as the spec says. Raises ActionErrors and OSErrors."""
-        boot = record.spec.boot
-        if boot is None:
-            kernel, initrd, rootfs = self._images.hello(), None, None
-        else:
-            fetch = partial(self._images.fetched, give_up_at=give_up_at)
-            kernel = _fetched(
-                record.vm,
-                "kernel",
-                partial(self._images.kernel, boot.kernel, unpacked=unpacked_kernel, give_up_at=give_up_at),
-            )
-            initrd = _fetched(record.vm, "initrd", partial(fetch, boot.initrd)) if boot.initrd else None
-            rootfs = _fetched(record.vm, "root disk's image", partial(fetch, boot.rootfs)) if boot.rootfs else None
+        vm, boot, initrd, rootfs = record.vm, record.spec.boot, None, None
         metadata = self.metadata_of(record)
-        self._disks.prepare(record, rootfs)
-        self.networks.prepare(record, give_up_at=give_up_at)
+        if boot is None:
+            kernel = self._images.hello()
+        else:
+            kernel = self._fetched(vm, "kernel", boot.kernel, give_up_at, unpacked=unpacked_kernel)
+            if boot.initrd:
+                initrd = self._fetched(vm, "initrd", boot.initrd, give_up_at)
+            if boot.rootfs:
+                rootfs = self._fetched(vm, "root disk's image", boot.rootfs, give_up_at)
         return VMResources(
             kernel=kernel,
             initrd=initrd,
+            disks=self._disks.prepare(record, rootfs),
+            interfaces=self.networks.prepare(record, give_up_at=give_up_at),
             boot_args=boot_args_of(record),
-            disks=self._disks.of(record, rootfs),
-            interfaces=self.networks.of(record),
             metadata=metadata,
         )
 
-    def metadata_of(self, record: VMRecord) -> dict[str, Any] | None:
-        """What the guest can read of itself. Raises PermanentError."""
+    def _fetched(self, vm: str, what: str, file: PinnedFile, give_up_at: float, *, unpacked: bool = False) -> Path:
         try:
-            return metadata_of(record, self._secrets)
+            return self._images.fetched(file, give_up_at=give_up_at, unpacked=unpacked)
+        except FetchError as error:
+            kind = PermanentError if error.lasting else TemporaryError
+            raise kind(str(error), vm=vm, step=f"fetching its {what}") from error
+
+    def metadata_of(self, record: VMRecord) -> dict[str, Any] | None:
+        """What the guest can read of itself: its spec's `mmds`, secrets in place, and who and where it is; None for
+        nothing. Raises PermanentError.
+        """
+        if record.spec.mmds is None:
+            return None
+        ips = record.addresses
+        interfaces = {
+            name: {"ip": ips.get(name), "mac": mac_of(record, name), "cidr": nic.cidr, "gateway": nic.gateway}
+            for name, nic in sorted(record.spec.network_interfaces.items())
+        }
+        own = {"name": record.vm, "fleet": record.fleet, "project": record.project, "network_interfaces": interfaces}
+        try:
+            said: dict[str, Any] = self._secrets.resolved(record.spec.mmds)
         except SecretError as error:
             raise PermanentError(str(error), vm=record.vm, step="resolving its secrets") from error
+        return {METADATA_OF_HOST: own} | said
 
     def disks_of(self, record: VMRecord) -> tuple[Disk, ...]:
         """The VM's disks as they are once they are prepared."""
@@ -164,14 +154,6 @@ class ResourceProvisioner:
         """Remove what was made for this VM alone, but the drives that are to be retained."""
         self._disks.remove(record)
         self.networks.remove(record, give_up_at=give_up_at)
-
-
-def _fetched(vm: str, what: str, fetch: Callable[[], Path]) -> Path:
-    try:
-        return fetch()
-    except FetchError as error:
-        kind = PermanentError if error.lasting else TemporaryError
-        raise kind(str(error), vm=vm, step=f"fetching its {what}") from error
 
 
 class GarbageCollector:
@@ -192,17 +174,13 @@ class GarbageCollector:
         if time.monotonic() < self._run_at:
             return
         self._run_at = time.monotonic() + IMAGES.sweep_interval_s
-        self._collect("taps that no record wants, of", self._taps)
-        self._collect("images that nobody used:", self._unused_images)
-
-    def _collect(self, what: str, collect: Callable[[], tuple[str, ...]]) -> None:
-        try:
-            removed = collect()
-        except (MikromError, OSError) as error:
-            _log.warning("cannot remove %s %s", what, error, extra={"host": self._host})
-            return
-        if removed:
-            _log.info("removed %s %s", what, ", ".join(removed), extra={"host": self._host})
+        work = ("taps that no record wants, of", self._taps), ("images that nobody used:", self._unused_images)
+        for what, collect in work:
+            try:
+                if removed := collect():
+                    _log.info("removed %s %s", what, ", ".join(removed), extra={"host": self._host})
+            except (MikromError, OSError) as error:
+                _log.warning("cannot remove %s %s", what, error, extra={"host": self._host})
 
     def _taps(self) -> tuple[str, ...]:
         """A tap outlives its VM if somebody removed the VM's record, and its place in the spec by a restart."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mikrom_reconcile.core.model.desired import Machine
 from mikrom_reconcile.host.drivers import jail
-from mikrom_reconcile.host.drivers.paths import StateLayout
+from mikrom_reconcile.host.drivers.vmm import StateLayout
 
 V1 = """tmpfs /sys/fs/cgroup tmpfs ro,relatime 0 0
 cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,relatime,cpu,cpuacct 0 0

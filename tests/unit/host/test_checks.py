@@ -18,6 +18,7 @@ from mikrom_reconcile.core.model.desired import Check, NetworkInterface, VMSpec
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.checks import Checks, Health, tried
 from mikrom_reconcile.host.ports import VMRecord
+from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system.time_limits import first_match
 from tests.contract.drivers import record_of
 
@@ -166,8 +167,10 @@ def test_a_vm_boots_until_all_have_passed_often_enough_and_is_unhealthy_when_one
     guest.status = 200
     assert health() == Health()
     assert health(pid=8).phase == "booting"  # another VMM
-    Checks(tmp_path).forget("a")
-    assert list(tmp_path.rglob("*.json")) == []
+    records = Records(tmp_path)
+    records.write(record)
+    records.remove(record)
+    assert list(tmp_path.glob("checks/*")) == []
 
 
 def test_a_check_is_tried_no_more_often_than_its_interval_says_and_anew_when_it_changes(

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import PastDeadlineError, PermanentError
 from mikrom_reconcile.core.model.observed import Attempt, ObserveQuery, VMMFacts
-from mikrom_reconcile.host import json_folder as module
+from mikrom_reconcile.host import records as module
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.system.files import read_small
 from tests.fakes import BIGGER, HOST, SPEC, desired_vm, order

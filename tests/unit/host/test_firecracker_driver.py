@@ -14,8 +14,8 @@ from mikrom_reconcile.core.model.errors import ActionError, PermanentError, Setu
 from mikrom_reconcile.core.model.observed import End
 from mikrom_reconcile.host.drivers.connection import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver, end_in
-from mikrom_reconcile.host.drivers.paths import StateLayout
 from mikrom_reconcile.host.drivers.select import find_firecracker, version_of
+from mikrom_reconcile.host.drivers.vmm import StateLayout
 from mikrom_reconcile.host.orders.steps import next_record
 from tests.fakes import order
 

@@ -10,7 +10,7 @@ import pytest
 
 from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
-from mikrom_reconcile.host.drivers.paths import StateLayout
+from mikrom_reconcile.host.drivers.vmm import StateLayout
 from mikrom_reconcile.system.files import free_head
 from mikrom_reconcile.times_and_sizes import VMMS
 

@@ -106,15 +106,15 @@ def test_a_host_unpacks_a_kernel_once_and_only_for_a_vmm_that_cannot(tmp_path: P
     for name, content in (("packed", bzimage(packed("gzip"))), ("plain", ELF), ("broken", bzimage(bytes(50)))):
         (tmp_path / name).write_bytes(content)
         file = PinnedFile(source=f"file://{tmp_path}/{name}", sha256=hashlib.sha256(content).hexdigest())
-        as_it_is = cache.kernel(file, unpacked=False, give_up_at=time.monotonic() + 30)
+        as_it_is = cache.fetched(file, unpacked=False, give_up_at=time.monotonic() + 30)
         assert as_it_is.read_bytes() == content
         if name == "broken":
             with pytest.raises(FetchError, match=r"file://.*/broken: it is a bzImage"):
-                cache.kernel(file, unpacked=True, give_up_at=time.monotonic() + 30)
+                cache.fetched(file, unpacked=True, give_up_at=time.monotonic() + 30)
             continue
-        unpacked = cache.kernel(file, unpacked=True, give_up_at=time.monotonic() + 30)
+        unpacked = cache.fetched(file, unpacked=True, give_up_at=time.monotonic() + 30)
         assert unpacked.read_bytes() == ELF
         assert (unpacked == as_it_is) == (name == "plain")
         assert (
-            cache.kernel(file, unpacked=True, give_up_at=time.monotonic() + 30).stat().st_ino == unpacked.stat().st_ino
+            cache.fetched(file, unpacked=True, give_up_at=time.monotonic() + 30).stat().st_ino == unpacked.stat().st_ino
         )

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.host.drivers.paths import StateLayout
 from mikrom_reconcile.host.drivers.qemu import (
     OVERHEAD_MIB,
     Accelerator,
@@ -20,6 +19,7 @@ from mikrom_reconcile.host.drivers.qemu import (
     machine_in,
     name_in,
 )
+from mikrom_reconcile.host.drivers.vmm import StateLayout
 from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import VMResources

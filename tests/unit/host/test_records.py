@@ -20,7 +20,6 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
-from mikrom_reconcile.host import json_folder
 from mikrom_reconcile.host import records as module
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
@@ -135,7 +134,7 @@ def test_a_record_in_anothers_folder_is_unreadable(records: Records, state: Path
 def test_a_sound_envelope_around_something_else_is_unreadable(records: Records, state: Path) -> None:
     content = b'{"vm": "web-000"}'
     (state / "vms/web-000").mkdir(parents=True)
-    envelope = {"format_version": 1, "checksum": json_folder._checksum(content), "record": msgspec.Raw(content)}
+    envelope = {"format_version": 1, "checksum": module._checksum(content), "record": msgspec.Raw(content)}
     (state / "vms/web-000/record.json").write_bytes(msgspec.json.encode(envelope))
     assert "no record" in reason(records.read("web-000"))
 

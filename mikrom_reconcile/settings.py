@@ -39,9 +39,17 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return _matching("|".join(words), f"one of {', '.join(words)}")
 
 
+_DRIVERS = ("auto", "firecracker", "qemu", "simulated")
+_BROKERS = "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
+_INTERVAL = "seconds between Beat's runs, or a cron line in UTC"
+_SIGNING_KEY = "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders"
+_SPECS = "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
+_VERIFY_KEY = "the public key of it: a host that has it carries out signed orders only"
 _SECRETS = (Path("/etc/mikrom/secrets"),)
 _FOLDERS = "folders, with : between, of file://"
 _ABSOLUTE = "an absolute path: relative ones mean another place in each working directory"  # only shells expand ~
+_driver = _one_of(*_DRIVERS)
+_role = _one_of("host", "control")
 _path = _matching("/.*", _ABSOLUTE, Path)
 _program = _matching("/.*", _ABSOLUTE)
 _specs = _matching(r"/.*|git\+.*", _ABSOLUTE)
@@ -90,61 +98,30 @@ def _listen(text: str) -> str:
 class Settings:
     """The settings of this process. Paths are absolute; None means that the default is found at run time."""
 
-    driver: str = _env(
-        "MIKROM_DRIVER",
-        "auto",
-        "firecracker, qemu, simulated, or auto: firecracker if it can run here, else qemu",
-        _one_of("auto", "firecracker", "qemu", "simulated"),
-    )
+    driver: str = _env("MIKROM_DRIVER", "auto", f"{', '.join(_DRIVERS)}; auto: firecracker, else qemu", _driver)
     state_dir: Path = _env("MIKROM_STATE_DIR", None, "records, consoles and the embedded store", _path)
     run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", _path)
     host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory", host_name)
     firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin", _program)
-    jailer: str | None = _env(
-        "MIKROM_JAILER", None, "the binary; else beside firecracker, on PATH, in <state dir>/bin", _program
-    )
+    jailer: str | None = _env("MIKROM_JAILER", None, "the binary; else beside firecracker, then as that", _program)
     jail: str = _env("MIKROM_JAIL", "off", "on: every Firecracker through the jailer, as root", _one_of("off", "on"))
     image_dirs: tuple[Path, ...] = _env("MIKROM_IMAGE_DIRS", (), f"{_FOLDERS} images; else <state dir>/images", _paths)
     image_max_mib: int = _env("MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, "MiB of the largest image of a host", _number)
-    registry_auth: Path | None = _env(
-        "MIKROM_REGISTRY_AUTH", None, "a file of docker login, with this host's credentials for registries", _path
-    )
+    registry_auth: Path | None = _env("MIKROM_REGISTRY_AUTH", None, "credentials that `docker login` wrote", _path)
     secret_dirs: tuple[Path, ...] = _env("MIKROM_SECRET_DIRS", _SECRETS, f"{_FOLDERS} secrets", _paths)
-    secret_env: tuple[str, ...] = _env(
-        "MIKROM_SECRET_ENV", (), "names, with , between, of variables that env:// secrets may read", _names
-    )
-    broker_url: str | None = _env(
-        "MIKROM_BROKER_URL", None, "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
-    )
-    worker_role: str = _env(
-        "MIKROM_WORKER_ROLE",
-        "host",
-        "host (gevent, one per hypervisor) or control (threads)",
-        _one_of("host", "control"),
-    )
+    secret_env: tuple[str, ...] = _env("MIKROM_SECRET_ENV", (), "variables, with , between, of env:// secrets", _names)
+    broker_url: str | None = _env("MIKROM_BROKER_URL", None, _BROKERS)
+    worker_role: str = _env("MIKROM_WORKER_ROLE", "host", "host (gevent, one per hypervisor) or control", _role)
     queue: str = _env("CELERY_QUEUE_NAME", "mikrom:queue", "control queue; a host's queue is <it>.<host>")
-    flower_basic_auth: str | None = _env(
-        "FLOWER_BASIC_AUTH", None, "user:password; Flower refuses to start without", secret=True
-    )
+    flower_basic_auth: str | None = _env("FLOWER_BASIC_AUTH", None, "user:password; Flower needs it", secret=True)
     flower_port: int = _env("FLOWER_PORT", 5555, "port of Flower on loopback", _number)
-    signing_key: Path | None = _env(
-        "MIKROM_SIGNING_KEY", None, "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders", _path
-    )
-    verify_key: Path | None = _env(
-        "MIKROM_VERIFY_KEY", None, "the public key of it: a host that has it carries out signed orders only", _path
-    )
+    signing_key: Path | None = _env("MIKROM_SIGNING_KEY", None, _SIGNING_KEY, _path)
+    verify_key: Path | None = _env("MIKROM_VERIFY_KEY", None, _VERIFY_KEY, _path)
     forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _number)
     timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _seconds)
-    reconcile_interval: float | str = _env(
-        "MIKROM_RECONCILE_INTERVAL", 60.0, "seconds between Beat's runs, or a cron line in UTC", _cron
-    )
+    reconcile_interval: float | str = _env("MIKROM_RECONCILE_INTERVAL", 60.0, _INTERVAL, _cron)
     metrics: str | None = _env("MIKROM_METRICS", None, "[address:]port of a control worker for Prometheus", _listen)
-    specs: str | None = _env(
-        "MIKROM_SPECS",
-        None,
-        "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse",
-        _specs,
-    )
+    specs: str | None = _env("MIKROM_SPECS", None, _SPECS, _specs)
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003
 
     def chosen_specs(self) -> str:

@@ -209,6 +209,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     poll_s: Annotated[float, "interval of checks of the services"] = 0.1
     redis_mib: Annotated[int, "a few messages of the largest allowed size and thousands of usual ones"] = 512
     restart_s: Annotated[float, "from the end of a service to its next start"] = 1.0
+    starts: Annotated[int, "of a service in one `mikrom up`; what has ended so often ends for a reason that stays"] = 5
     log_tail_bytes: Annotated[int, "of the log of a service that ended, to show its last line"] = 4096
 
 
@@ -274,7 +275,6 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     markdown_characters: Annotated[int, "the longest comment that GitHub takes"] = 65536
     open_groups: Annotated[int, "with more, the groups of a page begin closed: it is an overview first"] = 12
     described_actions: Annotated[int, "enough to see what went on lately; `mikrom events` has them all"] = 50
-    redraw_s: Annotated[float, "faster than anybody reads, and 300 outcomes in a second stay cheap"] = 0.05
     follow_poll_s: Annotated[float, "people do not notice a shorter wait, nor a broker two messages a second"] = 0.5
     follow_part_bytes: Annotated[int, "a guest that writes faster than this is shown with gaps"] = 256 << 10
     follow_line_bytes: Annotated[int, "a line that has not ended by then is shown as far as it goes"] = 4096

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import getpass
 import os
-import shutil
 import sys
-import time
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.cli.terminal import ask, can_ask, is_live, present, show, style_of
+from mikrom_reconcile.cli.terminal import ask, can_ask, present, show, style_of
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.errors import MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan
@@ -19,10 +17,9 @@ from mikrom_reconcile.core.model.run import ActionOutcome, RunRequest
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.plan import plan_text
-from mikrom_reconcile.output.run_result import FAILED, outcome_line, result_of
-from mikrom_reconcile.output.text import PLAIN, counted, grouped, sanitize
+from mikrom_reconcile.output.run_result import outcome_line, result_of
+from mikrom_reconcile.output.text import counted, grouped, sanitize
 from mikrom_reconcile.settings import Settings
-from mikrom_reconcile.times_and_sizes import OUTPUT
 
 
 def request_for(command: str, tree: SourceTree, settings: Settings, **asked: Any) -> RunRequest:
@@ -79,13 +76,14 @@ def run_flow(
         following = f"Run {request.run_id} was handed over; `mikrom get runs {request.run_id} -f` follows it.\n"
         present(form, lambda: {"run_id": request.run_id}, lambda _: following)
         return 0
-    progress = Progress(len(plan.actions))
-    try:
-        report = engine.apply(request, plan, progress=progress.heard)
-    finally:
-        progress.close()
+    report = engine.apply(request, plan, progress=show_outcome)
     show(formats.RUN[form](report, style_of(sys.stdout)))
     return result_of(report).exit_code
+
+
+def show_outcome(outcome: ActionOutcome) -> None:
+    """One line on stderr."""
+    show(f"{outcome_line(outcome, style_of(sys.stderr))}\n", sys.stderr)
 
 
 def _removed(plan: Plan) -> str:
@@ -116,34 +114,3 @@ def _agreed(request: RunRequest, plan: Plan) -> bool:
 def _typed(fleet: str, purpose: str) -> bool:
     """Whether a person typed the fleet's name."""
     return ask(f"Fleet {sanitize(fleet)}: type its name {purpose}:") == fleet
-
-
-class Progress:
-    """Shows the outcomes of one run on stderr as they come: a moving line for a person, plain lines for a log."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._failed = 0
-        self._live = is_live(sys.stderr)
-        self._style = style_of(sys.stderr)
-        self._drawn_at = 0.0
-
-    def heard(self, outcome: ActionOutcome) -> None:
-        """Show one outcome; failures stay on the screen."""
-        self._done += 1
-        failed = outcome.result in FAILED
-        self._failed += failed
-        if failed or not self._live:
-            clear = "\r\x1b[K" if self._live else ""
-            show(f"{clear}{outcome_line(outcome, self._style)}\n", sys.stderr)
-        if self._live and (failed or time.monotonic() - self._drawn_at > OUTPUT.redraw_s):
-            self._drawn_at = time.monotonic()
-            failures = f", {self._failed} failed" if self._failed else ""
-            line = f"{self._done}/{max(self._total, self._done)}{failures} · {outcome_line(outcome, PLAIN)}"
-            show(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", sys.stderr)
-
-    def close(self) -> None:
-        """Remove the moving line."""
-        if self._live and self._drawn_at:
-            show("\r\x1b[K", sys.stderr)

@@ -1,4 +1,4 @@
-"""What this process may show and ask: colours, live lines, questions.
+"""What this process may show and ask: colours and questions.
 
 Data goes to stdout; progress, questions and warnings go to stderr.
 """
@@ -15,14 +15,10 @@ from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.text import Document, Style, sanitize
 
 
-def is_live(stream: TextIO) -> bool:
-    """Whether a person watches `stream` on a terminal that understands escape sequences."""
-    return stream.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ
-
-
 def style_of(stream: TextIO, *, full: bool = False) -> Style:
-    """Colours for `stream`, unless nobody sees them there or NO_COLOR says no; `full` is handed on."""
-    return Style(colour=is_live(stream) and not os.environ.get("NO_COLOR"), full=full)
+    """Colours for a terminal that understands them, unless NO_COLOR says no; `full` is handed on."""
+    colour = stream.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ
+    return Style(colour=colour and not os.environ.get("NO_COLOR"), full=full)
 
 
 def show(text: str, stream: TextIO | None = None) -> None:

@@ -78,7 +78,7 @@ def check(service: Service, settings: Settings) -> Settings:
 
         GitPlace.of(settings.specs)
     if service == "flower":
-        _check_flower(settings)
+        check_flower(settings)
     url = broker_url(settings)
     try:
         connect(url).close()
@@ -90,7 +90,8 @@ def check(service: Service, settings: Settings) -> Settings:
     return settings
 
 
-def _check_flower(settings: Settings) -> None:
+def check_flower(settings: Settings) -> None:
+    """Raises UsageError without credentials, and SetupError when its port is taken."""
     if not settings.flower_basic_auth:
         raise UsageError("FLOWER_BASIC_AUTH is not set (user:password): Flower shows every task and can stop workers")
     port = settings.flower_port

@@ -1,9 +1,8 @@
 """`mikrom up`: every service on this machine with a private Redis, as children of this process.
 
-A convenience, not a supervisor: a service that ends is started again after a second, and each log begins anew with
-each `mikrom up`. The microVMs are nobody's children: they stay when the services end. Redis listens on a socket file
-only and reads its password from a 0600 file, so that no argument list shows a secret. It runs in the main thread
-(signals, and a death signal that follows the thread) and must not import Celery.
+A convenience, not a supervisor: a service that ends is started again a few times, and each log begins anew with each
+`mikrom up`. Redis listens on a socket file only and reads its password from a 0600 file, so that no argument list shows
+a secret. It runs in the main thread (signals, and a death signal that follows the thread) and must not import Celery.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ from mikrom_reconcile.dispatch.transport.broker import (
 from mikrom_reconcile.dispatch.transport.heartbeats import living
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.dispatch.transport.signing import make_pair
-from mikrom_reconcile.services.commands import Service, command, environment, meant_for
+from mikrom_reconcile.services.commands import Service, check_flower, command, environment, meant_for
 from mikrom_reconcile.settings import Settings, refuse_misspelt
 from mikrom_reconcile.system import locks
-from mikrom_reconcile.system.files import make_folder
+from mikrom_reconcile.system.files import make_folder, write_whole
 from mikrom_reconcile.times_and_sizes import SERVICES, VMMS
-
-Tell = Callable[[str], None]
 
 
 class Child:
     """One process, started again when it ends; without a `log` it runs once, and writes where its parent does.
+
+    One that goes on ending has a reason that stays, such as a port that is taken: it is left alone then.
 
     It dies with the thread that started it, and has a session of its own, so that a Ctrl-C reaches the parent alone.
     """
@@ -59,16 +58,16 @@ class Child:
         self._env = dict(env)
         self._log = log
         self.process: subprocess.Popen[bytes] | None = None
+        self._starts_left = SERVICES.starts if log else 1
         self._start_at = 0.0
         if log is not None:
             make_folder(log.parent)
-            log.write_bytes(b"")
-            log.chmod(0o600)
+            write_whole(log, b"", durable=False)
 
     def keep(self) -> str | None:
         """Start it when it is time; how it ended, if it has."""
         if self.process is None:
-            if time.monotonic() >= self._start_at:
+            if self._starts_left and time.monotonic() >= self._start_at:
                 self._start()
             return None
         code = self.process.poll()
@@ -77,19 +76,20 @@ class Child:
         self.process = None
         ended = f"{self.name}: ended ({f'exit code {code}' if code >= 0 else signal.Signals(-code).name})"
         if self._log is None:
-            self._start_at = float("inf")
             return ended
         self._start_at = time.monotonic() + SERVICES.restart_s
-        return f"{ended}, starts again in {SERVICES.restart_s:g} s; {_last_line(self._log)}"
+        next_start = f"starts again in {SERVICES.restart_s:g} s" if self._starts_left else "is not started again"
+        return f"{ended}, {next_start}; {_last_line(self._log)}"
 
     def _start(self) -> None:
+        self._starts_left -= 1
         with self._log.open("ab") if self._log else nullcontext() as log:
             self.process = subprocess.Popen(
                 self._argv, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
 
-def up(settings: Settings, *, run: bool, tell: Tell) -> int:
+def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
     """Run the services until SIGINT, SIGTERM or SIGHUP; 0 then. With `run`, apply the specs once when all is ready.
 
     Raises BusyError when another `up` runs here, UsageError and SetupError when this one cannot.
@@ -99,6 +99,7 @@ def up(settings: Settings, *, run: bool, tell: Tell) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
     with _held(settings) as announce:
+        check_flower(chosen)
         redis, children = _redis(chosen), list[Child]()
         try:
             _await_redis(redis, broker_url(chosen))
@@ -172,12 +173,9 @@ def _redis(settings: Settings) -> Child:
         "maxmemory-policy noeviction",  # what it dropped by itself might be an order; who is refused is told
         f'dir "{settings.run_dir}"',
     ]
-    conf.touch(mode=0o600)
-    conf.chmod(0o600)
-    conf.write_text("\n".join(lines) + "\n")
-    return Child(
-        "redis", ["redis-server", str(conf)], meant_for(None, os.environ), log=settings.state_dir / "log" / "redis.log"
-    )
+    write_whole(conf, "\n".join(lines).encode(), durable=False)
+    log = settings.state_dir / "log" / "redis.log"
+    return Child("redis", ["redis-server", str(conf)], meant_for(None, os.environ), log=log)
 
 
 def _services(settings: Settings) -> list[Child]:
@@ -226,7 +224,7 @@ def _workers_live(settings: Settings) -> bool:
     return False
 
 
-def _keep(children: Sequence[Child], tell: Tell, *, until: Callable[[], bool]) -> None:
+def _keep(children: Sequence[Child], tell: Callable[[str], None], *, until: Callable[[], bool]) -> None:
     """Keep `children` running, and tell what becomes of them."""
     while not until():
         for child in children:

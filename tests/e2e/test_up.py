@@ -143,6 +143,18 @@ def test_a_second_one_says_who_is_there_already(up: Up) -> None:
     assert f"another `mikrom up` runs here, pid {up.process.pid}" in second.stderr
 
 
+def test_a_port_of_flower_that_is_taken_is_said_before_anything_is_started(own_environment: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        argv = [sys.executable, "-m", "mikrom_reconcile", "up", "--no-run"]
+        environment = {**os.environ, "FLOWER_PORT": port}
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"Flower cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
+    assert "set FLOWER_PORT" in done.stderr
+    assert not (own_environment / "run" / "redis.conf").exists()
+
+
 def test_a_service_that_dies_is_started_again_and_told(up: Up) -> None:
     (control,) = [pid for pid, command in up.children().items() if " -P threads " in command]
     os.kill(control, signal.SIGKILL)

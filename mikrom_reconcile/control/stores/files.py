@@ -107,13 +107,16 @@ class FileStore:
     def save(self, run: RunRecord) -> None:
         """Keep a run as far as it is; those for which its room has no place any more are dropped."""
         room = room_of(run)
-        path, at = self._path(f"runs/{quote(room)}", name_of(run)), run.finished_at.timestamp()
+        path = self._path(f"runs/{quote(room)}", name_of(run))
+        begun, at = run.started_at.timestamp(), run.finished_at.timestamp()
+        draft = self._path("runs/going", run.run_id)  # it goes from room to room in one step, and is never seen twice
         with self._done_without():
-            _write(path, packed(repeated(self._read(path), run)))
-            os.utime(path, (at, at))
-            if room != "going":
-                self._path("runs/going", run.run_id).unlink(missing_ok=True)
-            for old in _latest_first(path.parent.iterdir())[size_of(room) :]:
+            make_folder(path.parent)
+            _write(draft, packed(repeated(self._read(path), run)))
+            os.utime(draft, (at, at))
+            draft.replace(path)
+            left_by_the_killed = (path for path in draft.parent.glob("*.new") if _time_of(path) < begun)
+            for old in (*_latest_first(path.parent.iterdir())[size_of(room) :], *left_by_the_killed):
                 old.unlink(missing_ok=True)
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:

@@ -1,17 +1,16 @@
-"""Colours, live lines and questions, with streams that say what they are."""
+"""Colours, lines and questions, with streams that say what they are."""
 
 from __future__ import annotations
 
 import io
-import os
 import sys
 
 import click
 import pytest
 
 from mikrom_reconcile.cli.options import SecondsType, ShareType
-from mikrom_reconcile.cli.run_flow import Progress
-from mikrom_reconcile.cli.terminal import ask, can_ask, is_live, style_of, warn
+from mikrom_reconcile.cli.run_flow import show_outcome
+from mikrom_reconcile.cli.terminal import ask, can_ask, style_of, warn
 from tests.samples import outcome
 
 
@@ -43,11 +42,6 @@ def test_colours_need_a_terminal_and_yield_to_no_color_ci_and_dumb_terminals(mon
     assert style_of(Terminal()).colour
 
 
-def test_no_color_leaves_the_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert is_live(Terminal())
-
-
 def test_questions_need_a_terminal_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "stderr", Terminal())
@@ -72,39 +66,17 @@ def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown.getvalue() == "warning: one two\ufffd\n"
 
 
-def test_a_log_gets_one_plain_line_per_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_outcome_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
-    progress = Progress(2)
-    progress.heard(outcome("a"))
-    progress.heard(outcome("b", "failed_permanent", error="no"))
-    progress.close()
+    show_outcome(outcome("a"))
+    show_outcome(outcome("b", "failed_permanent", error="no"))
     assert log.getvalue() == "created a on localhost in 12 ms\nfailed: create b on localhost: no\n"
-
-
-def test_a_person_sees_one_moving_line_and_failures_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((40, 20)))
-    progress = Progress(2)
-    for name in ("a", "b", "c"):
-        progress.heard(outcome(name, "failed_permanent" if name == "b" else "done", error="no" * 40))
-    progress.close()
-    drawn = screen.getvalue()
-    assert drawn.count("\n") == 1
-    kept, moving = drawn.split("\n")
-    assert "failed" in kept
-    lines = moving.split("\r\x1b[K")
-    assert lines[-1] == ""
-    assert lines[-2].startswith("2/2, 1 failed · failed: create b")
-    assert all(len(line) < 40 for line in lines)
 
 
 def test_a_stderr_that_is_gone_disturbs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Broken())
-    progress = Progress(1)
-    progress.heard(outcome("a"))
-    progress.close()
+    show_outcome(outcome("a"))
 
 
 @pytest.mark.parametrize(("text", "share"), [("5", 5), ("0", 0), ("20%", "20%"), ("007%", "7%"), ("100%", "100%")])

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
+from tests.fleet import ROOT
 from tests.full_disk import fill, small_disk
 from tests.samples import record
 from tests.scratch import closed
@@ -56,6 +58,32 @@ def test_a_killed_holder_leaves_the_lease_free_and_its_token_used(store: FileSto
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
     assert store.lease("demo", holder="next", ttl_s=1, at_least=0).token == 8
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_a_kill_while_a_run_is_kept_shows_it_once_and_leaves_nothing_behind(
+    step: int, store: FileStore, tmp_path: Path
+) -> None:
+    code = (
+        "import os, pathlib, sys; from mikrom_reconcile.control.stores.files import FileStore\n"
+        "from tests.samples import record\n"
+        "left, folder = [int(sys.argv[1])], pathlib.Path(sys.argv[2])\n"
+        "def kill(event, _):\n"
+        "    if event in {'open', 'os.utime', 'os.rename', 'os.remove'}:\n"
+        "        left[0] -= 1\n"
+        "        left[0] or os.kill(os.getpid(), 9)\n"
+        "store = FileStore(folder / 'store', folder / 'locks')\n"
+        "store.save(record('r', exit_code=None))\n"
+        "sys.addaudithook(kill)\n"
+        "store.save(record('r'))\n"
+    )
+    argv = [sys.executable, "-c", code, str(step), str(tmp_path)]
+    assert subprocess.run(argv, cwd=ROOT, check=False).returncode == -9
+    assert [run.run_id for run in store.runs(9)] == ["r"]
+    later = datetime.now(UTC) + timedelta(seconds=1)
+    store.save(record("s", started_at=later, finished_at=later))
+    assert [run.run_id for run in store.runs(9)] == ["s", "r"]
+    assert not [*tmp_path.rglob("*.new")]
 
 
 def test_a_lease_whose_file_was_replaced_is_not_held(store: FileStore, tmp_path: Path) -> None:

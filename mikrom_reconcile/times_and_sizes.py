@@ -220,7 +220,6 @@ class Doctor(msgspec.Struct, frozen=True, kw_only=True):
     least_disk_bytes: Annotated[int, "with less, the next records and consoles may not find room"] = 64 << 20
     vms: Annotated[int, "less room than for so many more small VMs is worth a note"] = 100
     worker_descriptors: Annotated[int, "what a host worker needs in addition to one per VMM"] = 256
-    vmm_threads: Annotated[int, "what a Firecracker has in addition to one per vCPU"] = 3
     password_characters: Annotated[int, "shorter ones can be guessed"] = 12
 
 

@@ -13,8 +13,8 @@ import msgspec
 
 from mikrom_reconcile import __version__, wiring
 from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli.entry import show, style_of, warn
 from mikrom_reconcile.cli.run_flow import new_run, refuse_without_anybody_to_ask, request_for, run_flow
-from mikrom_reconcile.cli.terminal import show, style_of, warn
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.encoding import digest_of, ready, texts_digest
 from mikrom_reconcile.core.model.errors import SourceError, UsageError

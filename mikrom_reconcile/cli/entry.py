@@ -5,23 +5,62 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from itertools import pairwise
+from typing import TextIO
 
 import click
 
 from mikrom_reconcile import __version__
 from mikrom_reconcile.cli.commands import COMMANDS, overview
-from mikrom_reconcile.cli.terminal import show, style_of, warn
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, PastDeadlineError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.formats import problems_text
 from mikrom_reconcile.output.run_result import LATE, USAGE
-from mikrom_reconcile.output.text import sanitize
+from mikrom_reconcile.output.text import Document, Style, sanitize
 from mikrom_reconcile.settings import misspelt
+
+
+def style_of(stream: TextIO, *, full: bool = False) -> Style:
+    """Colours for a terminal that understands them, unless NO_COLOR says no; `full` is handed on."""
+    colour = stream.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ
+    return Style(colour=colour and not os.environ.get("NO_COLOR"), full=full)
+
+
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Write to stdout, or to `stream`, at once. Nothing fails because nobody hears what goes to stderr."""
+    target = stream or sys.stdout
+    with suppress(OSError) if target is sys.stderr else nullcontext():
+        target.write(text)
+        target.flush()
+
+
+def present(form: str, document: Callable[[], Document], text: Callable[[Style], str]) -> None:
+    """Show something on stdout in the form that was asked for; only that form is made."""
+    if form == "text":
+        show(text(style_of(sys.stdout)))
+    else:
+        show(formats.DOCUMENT[form](document()))
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    show(f"{style_of(sys.stderr).paint('warning:', 'yellow')} {sanitize(message)}\n", sys.stderr)
+
+
+def can_ask() -> bool:
+    """Whether there is a person to answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str) -> str:
+    """The answer, without white space around it; "" when there is none."""
+    show(f"{style_of(sys.stderr).paint(question, 'bold')} ", sys.stderr)
+    return sys.stdin.readline().strip()
+
 
 COMPLETE_VARIABLE = "_MIKROM_COMPLETE"
 """Set when a shell asks what may come next."""

@@ -10,7 +10,7 @@ import click
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options, queries
-from mikrom_reconcile.cli.entry import ERROR, INTERRUPTED, Commands
+from mikrom_reconcile.cli.entry import ERROR, INTERRUPTED, Commands, present, show, warn
 from mikrom_reconcile.cli.queries import (
     names_for_tab,
     present_views,
@@ -20,7 +20,6 @@ from mikrom_reconcile.cli.queries import (
     views_of,
     wanted_by_fleet,
 )
-from mikrom_reconcile.cli.terminal import present, show, warn
 from mikrom_reconcile.control.ports import Engine, Hosts
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.run import SUPERVISION

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mikrom_reconcile import settings, wiring
-from mikrom_reconcile.cli.terminal import present, warn
+from mikrom_reconcile.cli.entry import present, warn
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObservedVM, ObserveQuery, Placements

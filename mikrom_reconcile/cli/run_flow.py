@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.cli.terminal import ask, can_ask, present, show, style_of
+from mikrom_reconcile.cli.entry import ask, can_ask, present, show, style_of
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.errors import MikromError, UsageError
 from mikrom_reconcile.core.model.plan import Plan

@@ -14,8 +14,7 @@ import msgspec
 
 from mikrom_reconcile import __version__, times_and_sizes
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.entry import COMPLETE_VARIABLE, root
-from mikrom_reconcile.cli.terminal import present, show
+from mikrom_reconcile.cli.entry import COMPLETE_VARIABLE, present, root, show
 from mikrom_reconcile.output.doctor import LimitLine, SettingLine, doctor_document, doctor_text
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.services import commands
@@ -28,11 +27,11 @@ from mikrom_reconcile.settings import Settings, load
 @options.output()
 def doctor(*, security: bool, verbose: bool, form: str) -> int:
     """Check this machine, say how to mend what is broken, and list every setting. Exits with 1 when something is."""
-    from mikrom_reconcile.doctor.machine import all_checks
-    from mikrom_reconcile.doctor.security import security_checks
+    from mikrom_reconcile.doctor import machine
+    from mikrom_reconcile.doctor import security as intruders
 
     settings = load()
-    checks = security_checks(settings) if security else all_checks(settings)
+    checks = list(machine.run_checks(intruders.CHECKS if security else machine.CHECKS, settings))
     lines = () if security else tuple(_settings(settings))
     fixed = () if security else tuple(_limits())
     present(

@@ -1,4 +1,7 @@
-"""What has to be there for mikrom to work on this machine, and whether there is room for its microVMs."""
+"""What has to be there for mikrom to work on this machine, and whether there is room for its microVMs.
+
+A table of checks: a name, and what looks at it and says what was found and what to do about it. They change nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,24 @@ import os
 import platform
 import resource
 import shutil
+import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 import mikrom_reconcile
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.errors import SetupError
+from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import WANTS_VMM
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.transport.broker import connect, without_password
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
-from mikrom_reconcile.doctor import Look, broken, folder_check, nearest_of, note, ok, run_checks
 from mikrom_reconcile.host.drivers import jail, qemu, select
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
 from mikrom_reconcile.host.drivers.select import (
@@ -48,9 +54,51 @@ KNOWN_BINARIES = {
 """SHA-256 of a Firecracker to where it comes from."""
 
 
-def all_checks(settings: Settings) -> list[Check]:
-    """Every check, in the order in which things are needed."""
-    return list(run_checks(CHECKS, settings))
+Look = Callable[[Settings], Check | Iterable[Check] | None]
+"""Looks at one thing; None where there is nothing to say. Errors are `broken`, with what they say after "; " to do."""
+
+
+ok = partial(Check, "", "ok")
+note = partial(Check, "", "note")
+broken = partial(Check, "", "broken")
+"""Each is given what was found, and what to do about it. The table has the name."""
+
+
+def run_checks(checks: Mapping[str, Look], settings: Settings) -> Iterator[Check]:
+    """What each check of the table found, in its order; one that has a name already is a check of its own."""
+    for name, look in checks.items():
+        try:
+            found = look(settings)
+            for check in (found,) if isinstance(found, Check) else found or ():
+                yield check if check.name else replace(check, name=name)
+        except MikromError as error:
+            problem, _, remedy = str(error).partition("; ")
+            yield Check(name, "broken", problem, remedy or "fix that first, then run it again")
+
+
+def nearest_of(folder: Path) -> Path:
+    """The folder, or the first above it that is there and that this user can see."""
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110 - Path.exists raises
+
+
+def folder_check(variable: str, folder: Path, *, strict: bool = False) -> Check:
+    """Whether a folder can be used, or made; under `strict` it must belong to this user, and be closed to others."""
+    remedy = f"make it writable for this user, or set {variable}"
+    nearest = nearest_of(folder)
+    if not nearest.is_dir():
+        return broken(f"{nearest} is not a folder", remedy)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return broken(f"{nearest} is not writable", remedy)
+    if nearest != folder:
+        return ok(f"{folder} will be made, closed to others")
+    found = folder.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if strict and found.st_uid != os.geteuid():
+        remedy = f"chown it to uid {os.geteuid()}, or ask as its owner"
+        return broken(f"{folder} belongs to uid {found.st_uid}, not to this user", remedy)
+    if mode & 0o077:
+        return (broken if strict else note)(f"{folder} is open to others ({mode:04o})", f"chmod 700 {folder}")
+    return ok(f"{folder} ({mode:04o})")
 
 
 def _python(_settings: Settings) -> Check:
@@ -182,11 +230,6 @@ def _user(_settings: Settings) -> Check:
     return ok("root" if uid == 0 else f"uid {uid}, not root: enough for all that needs no tap and no jail")
 
 
-def _cgroups(_settings: Settings) -> Check:
-    version = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
-    return ok(f"{version}; VMMs without a jail stay in the cgroup of the process that starts them")
-
-
 def _disk(settings: Settings) -> Check:
     nearest = nearest_of(settings.state_dir)
     found = os.statvfs(nearest)
@@ -217,7 +260,8 @@ def _memory(settings: Settings) -> Check:
     promised_mib = sum(spec.machine.mem_size_mib for spec in specs)
     with suppress(SetupError):  # another check reports it
         promised_mib = sum(map(wiring.make_driver(settings, choice_of(settings)).memory_mib, specs))
-    available_mib = _number(Path("/proc/meminfo"), after="MemAvailable:") >> 10
+    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    available_mib = int(meminfo.partition("MemAvailable:")[2].split()[0]) >> 10
     text = f"{have_mib} MiB, {available_mib} available; {promised_mib} promised to {counted(len(specs), 'VM')}"
     if promised_mib > have_mib:
         return broken(text, "stop some VMs: this host cannot give them what it promised")
@@ -235,44 +279,6 @@ def _descriptors(settings: Settings) -> Check:
     return broken(f"{hard} allowed, {need} needed", remedy)
 
 
-def _threads(_settings: Settings) -> Check:
-    """How many more VMs of one vCPU the narrowest limit on threads lets start."""
-    running = int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[2])
-    rooms = {
-        name: _number(Path(f"/proc/sys/kernel/{name.removeprefix('kernel.')}")) - running
-        for name in ("kernel.pid_max", "kernel.threads-max")
-    }
-    if (group := _own_cgroup()) is not None:
-        limit, used = group
-        rooms["pids.max of this cgroup"] = limit - used
-    user_limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-    if os.geteuid() != 0 and user_limit != resource.RLIM_INFINITY:
-        rooms["ulimit -u"] = user_limit
-    name, room = min(rooms.items(), key=lambda item: item[1])
-    vms = max(0, room) // (DOCTOR.vmm_threads + 1)
-    text = f"room for {vms} more VMs of one vCPU, by {name}"
-    if vms >= DOCTOR.vms:
-        return ok(text)
-    return note(text, f"raise {name}: each VM takes {DOCTOR.vmm_threads} threads and its vCPUs")
-
-
-def _own_cgroup() -> tuple[int, int] | None:
-    """Limit and use of the pids controller here; None where there is no limit or no controller."""
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in {"", "pids"}:
-            continue
-        folder = Path("/sys/fs/cgroup") / controllers / path.lstrip("/")
-        with suppress(OSError, ValueError):  # "max", or not mounted here
-            return _number(folder / "pids.max"), _number(folder / "pids.current")
-    return None
-
-
-def _number(path: Path, *, after: str = "") -> int:
-    text = path.read_text(encoding="ascii")
-    return int((text.partition(after)[2] if after else text).split()[0])
-
-
 CHECKS: dict[str, Look] = {
     "python": _python,
     "driver": _driver,
@@ -283,12 +289,10 @@ CHECKS: dict[str, Look] = {
     "state folder": lambda settings: folder_check("MIKROM_STATE_DIR", settings.state_dir),
     "run folder": _run_dir,
     "user": _user,
-    "cgroups": _cgroups,
     "disk": _disk,
     "records": _records,
     "memory": _memory,
     "descriptors": _descriptors,
-    "threads": _threads,
     "broker": _broker,
     "redis-server": _redis_server,
     "settings": _misspelt,

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.dispatch.transport.broker import connect, is_remote, user_of, without_password
-from mikrom_reconcile.doctor import Look, broken, folder_check, note, ok, run_checks
+from mikrom_reconcile.doctor.machine import Look, broken, folder_check, note, ok
 from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.times_and_sizes import DOCTOR
@@ -25,11 +25,6 @@ _GUIDE = "see docs/security.md"
 _LISTENS = "0A"
 _LOOPBACK = re.compile("(0{16}FFFF0000)?[0-9A-F]{6}7F|0{24}01000000")
 """127.0.0.0/8, the same inside IPv6, and ::1, as /proc writes them."""
-
-
-def security_checks(settings: Settings) -> list[Check]:
-    """Every check of what can be seen from here."""
-    return list(run_checks(CHECKS, settings))
 
 
 def _user(settings: Settings) -> Check:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.doctor import folder_check, machine
-from mikrom_reconcile.doctor.machine import all_checks
+from mikrom_reconcile.doctor import machine
+from mikrom_reconcile.doctor.machine import CHECKS, folder_check, run_checks
 from mikrom_reconcile.host.drivers import jail, select
 from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings, load
@@ -22,7 +22,7 @@ def settings() -> Settings:
 
 
 def found(settings: Settings, name: str) -> Check:
-    return next(check for check in all_checks(settings) if check.name == name)
+    return next(check for check in run_checks(CHECKS, settings) if check.name == name)
 
 
 def program(path: Path, version: str) -> Path:

@@ -10,13 +10,13 @@ import pytest
 
 from mikrom_reconcile import settings
 from mikrom_reconcile.doctor import machine as host_checks
-from mikrom_reconcile.doctor import run_checks
+from mikrom_reconcile.doctor.machine import run_checks
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.output.doctor import Check
 from tests.contract.drivers import record_of
 
-ROOM = ("user", "cgroups", "disk", "memory", "descriptors", "threads")
+ROOM = ("user", "disk", "memory", "descriptors")
 
 
 def check(name: str) -> Check:
@@ -52,9 +52,3 @@ def test_fewer_descriptors_than_vms(monkeypatch: pytest.MonkeyPatch) -> None:
     found = check("descriptors")
     assert (found.state, found.found) == ("broken", "64 allowed, 256 needed")
     assert "LimitNOFILE" in found.remedy
-
-
-def test_next_to_no_threads_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_checks, "_own_cgroup", lambda: (50, 42))
-    found = check("threads")
-    assert (found.state, found.found) == ("note", "room for 2 more VMs of one vCPU, by pids.max of this cgroup")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile.dispatch.transport.signing import make_pair
-from mikrom_reconcile.doctor.security import security_checks
+from mikrom_reconcile.doctor.machine import run_checks
+from mikrom_reconcile.doctor.security import CHECKS
 from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings, load
 from tests.fleet import Fleet
@@ -24,7 +25,7 @@ def settings(own_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Settings
 
 
 def found(settings: Settings, name: str) -> list[Check]:
-    return [check for check in security_checks(settings) if check.name == name]
+    return [check for check in run_checks(CHECKS, settings) if check.name == name]
 
 
 def states(settings: Settings, name: str) -> list[str]:
@@ -33,7 +34,7 @@ def states(settings: Settings, name: str) -> list[str]:
 
 def test_an_embedded_machine_with_closed_folders_has_nothing_to_mend(settings: Settings) -> None:
     settings.state_dir.mkdir(mode=0o700)
-    checks = [*security_checks(settings)]
+    checks = [*run_checks(CHECKS, settings)]
     assert [check.name for check in checks if check.state == "broken"] == []
     assert [check.name for check in checks if check.state == "note"] == (["user"] if os.geteuid() == 0 else [])
 

@@ -8,9 +8,9 @@ import sys
 import click
 import pytest
 
+from mikrom_reconcile.cli.entry import ask, can_ask, style_of, warn
 from mikrom_reconcile.cli.options import SecondsType, ShareType
 from mikrom_reconcile.cli.run_flow import show_outcome
-from mikrom_reconcile.cli.terminal import ask, can_ask, style_of, warn
 from tests.samples import outcome
 
 

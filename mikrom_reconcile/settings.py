@@ -69,7 +69,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A time above 0, and below what no clock can add. Raises ValueError."""
     with suppress(ValueError):
         if 0 < (value := float(text)) < 1e9:
             return value
@@ -82,7 +83,7 @@ def _cron(text: str) -> float | str:
     if len(words) == 5:
         return " ".join(words)
     try:
-        return _seconds(text)
+        return seconds(text)
     except ValueError as error:
         raise ValueError(f"{error}, or a cron line of five fields") from None
 
@@ -118,7 +119,7 @@ class Settings:
     signing_key: Path | None = _env("MIKROM_SIGNING_KEY", None, _SIGNING_KEY, _path)
     verify_key: Path | None = _env("MIKROM_VERIFY_KEY", None, _VERIFY_KEY, _path)
     forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _number)
-    timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", _seconds)
+    timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", seconds)
     reconcile_interval: float | str = _env("MIKROM_RECONCILE_INTERVAL", 60.0, _INTERVAL, _cron)
     metrics: str | None = _env("MIKROM_METRICS", None, "[address:]port of a control worker for Prometheus", _listen)
     specs: str | None = _env("MIKROM_SPECS", None, _SPECS, _specs)

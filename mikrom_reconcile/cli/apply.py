@@ -138,7 +138,7 @@ def _show_plan(planned: Plan, form: str, *, full: bool, detailed: bool = False) 
 @click.option("--check", is_flag=True, help="Only plan; of a saved plan, say what would be refused by now.")
 @options.diff
 @options.wait
-@click.option("--prune-max", type=options.ShareType(), help="How much of a fleet this run may remove: 5, or 20%.")
+@click.option("--prune-max", type=options.share, help="How much of a fleet this run may remove: 5, or 20%.")
 @options.execution
 @options.output(formats.RUN)
 def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bool, wait: bool, **asked: Any) -> int:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from mikrom_reconcile import settings
 from mikrom_reconcile.core.model.desired import Share
 from mikrom_reconcile.core.model.errors import SpecError, UsageError
 from mikrom_reconcile.output import formats
@@ -35,39 +36,24 @@ def output(forms: Iterable[str] = ("text", *formats.DOCUMENT)) -> Callable[[F], 
     return click.option("-o", "--output", "form", type=choice, default=words[0], show_default=True, help=text)
 
 
-class ShareType(click.ParamType[Share]):
-    """A number of VMs, or a percentage of a fleet."""
-
-    name = "SHARE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Share:
-        """`20%` stays text, `5` becomes a number."""
-        if isinstance(value, int):
-            return value
-        digits = str(value).removesuffix("%")
-        if not digits.isascii() or not digits.isdigit() or (digits != value and int(digits) > 100):
-            self.fail(f"{value!r} is neither a number of VMs nor a percentage from 0% to 100%", param, ctx)
-        return f"{int(digits)}%" if digits != value else int(digits)
+def share(text: str) -> Share:
+    """A number of VMs, or a percentage of a fleet: `20%` stays text, `5` becomes a number."""
+    digits = text.removesuffix("%")
+    if not digits.isascii() or not digits.isdigit() or (digits != text and int(digits) > 100):
+        raise click.BadParameter(f"{text!r} is neither a number of VMs nor a percentage from 0% to 100%")
+    return f"{int(digits)}%" if digits != text else int(digits)
 
 
-class SecondsType(click.ParamType[float]):
+def seconds(text: str) -> float:
     """A time in seconds, above 0."""
-
-    name = "SECONDS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """A plain number of seconds."""
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = 0.0
-        if not 0 < seconds < 1e9:
-            self.fail(f"{value!r} is no number of seconds above 0", param, ctx)
-        return seconds
+    try:
+        return settings.seconds(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no number of seconds above 0") from None
 
 
 timeout = click.option(
-    "--timeout", "timeout_s", type=SecondsType(), help="Stop beginning actions after this long [MIKROM_TIMEOUT]."
+    "--timeout", "timeout_s", type=seconds, help="Stop beginning actions after this long [MIKROM_TIMEOUT]."
 )
 forks = click.option("--forks", type=click.IntRange(1), help="Actions at once per host [MIKROM_FORKS].")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -51,15 +50,15 @@ _KEPT_FOR: dict[str, Service] = {
 }
 
 
-def meant_for(service: Service | None, variables: Mapping[str, str]) -> dict[str, str]:
-    """`variables` without those that only another service may know."""
-    return {name: value for name, value in variables.items() if _KEPT_FOR.get(name, service) == service}
+def environment(service: Service, settings: Settings, **chosen: str) -> dict[str, str]:
+    """This process's, with the broker that was found, the role that a service plays, and what else was `chosen` for it.
 
-
-def environment(service: Service, settings: Settings) -> dict[str, str]:
-    """What a service needs in its environment: the broker that was found, and the role that it plays."""
+    Without the secrets that only another service may know.
+    """
     role = "host" if service == "host" else "control"  # Beat and Flower are of the control side, and no host's worker
-    return {"MIKROM_BROKER_URL": settings.broker_url or "", "MIKROM_WORKER_ROLE": role}
+    own = {"MIKROM_BROKER_URL": settings.broker_url or "", "MIKROM_WORKER_ROLE": role}
+    variables = os.environ | own | chosen
+    return {name: value for name, value in variables.items() if _KEPT_FOR.get(name, service) == service}
 
 
 def role(settings: Settings) -> Service:
@@ -106,4 +105,4 @@ def become(service: Service, settings: Settings) -> NoReturn:
     settings = check(service, settings)
     argv = command(service, settings)
     os.dup2(2, 1)  # Celery prints a banner, and ends with a traceback where nobody takes it
-    os.execve(argv[0], argv, meant_for(service, os.environ) | environment(service, settings))  # noqa: S606 - without a shell, on purpose
+    os.execve(argv[0], argv, environment(service, settings))  # noqa: S606 - without a shell, on purpose

@@ -37,7 +37,7 @@ from mikrom_reconcile.dispatch.transport.broker import (
 from mikrom_reconcile.dispatch.transport.heartbeats import living
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.dispatch.transport.signing import make_pair
-from mikrom_reconcile.services.commands import Service, check_flower, command, environment, meant_for
+from mikrom_reconcile.services.commands import Service, check_flower, command, environment
 from mikrom_reconcile.settings import Settings, refuse_misspelt
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import make_folder, write_whole
@@ -175,7 +175,7 @@ def _redis(settings: Settings) -> Child:
     ]
     write_whole(conf, "\n".join(lines).encode(), durable=False)
     log = settings.state_dir / "log" / "redis.log"
-    return Child("redis", ["redis-server", str(conf)], meant_for(None, os.environ), log=log)
+    return Child("redis", ["redis-server", str(conf)], {"PATH": os.environ["PATH"]}, log=log)
 
 
 def _services(settings: Settings) -> list[Child]:
@@ -192,7 +192,7 @@ def _services(settings: Settings) -> list[Child]:
         Child(
             service,
             command(service, settings),
-            meant_for(service, os.environ | environment(service, settings) | chosen),
+            environment(service, settings, **chosen),
             log=settings.state_dir / "log" / f"{service}.log",
         )
         for service in get_args(Service)
@@ -202,8 +202,8 @@ def _services(settings: Settings) -> list[Child]:
 def _apply(settings: Settings) -> Child:
     """`mikrom apply` of the specs, once, in this terminal."""
     argv = [sys.executable, "-m", "mikrom_reconcile", "apply", settings.specs or "", "--yes"]
-    chosen = {"MIKROM_SIGNING_KEY": str(signing_key_of_up(settings))}
-    return Child("apply", argv, meant_for("control", os.environ | environment("control", settings) | chosen))
+    key = str(signing_key_of_up(settings))
+    return Child("apply", argv, environment("control", settings, MIKROM_SIGNING_KEY=key))
 
 
 def _await_redis(redis: Child, url: str) -> None:

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from mikrom_reconcile.cli.entry import ask, can_ask, style_of, warn
-from mikrom_reconcile.cli.options import SecondsType, ShareType
+from mikrom_reconcile.cli.options import seconds, share
 from mikrom_reconcile.cli.run_flow import show_outcome
 from tests.samples import outcome
 
@@ -79,19 +79,19 @@ def test_a_stderr_that_is_gone_disturbs_no_run(monkeypatch: pytest.MonkeyPatch) 
     show_outcome(outcome("a"))
 
 
-@pytest.mark.parametrize(("text", "share"), [("5", 5), ("0", 0), ("20%", "20%"), ("007%", "7%"), ("100%", "100%")])
-def test_a_share_is_a_number_or_a_percentage(text: str, share: int | str) -> None:
-    assert ShareType().convert(text, None, None) == share
+@pytest.mark.parametrize(("text", "number"), [("5", 5), ("0", 0), ("20%", "20%"), ("007%", "7%"), ("100%", "100%")])
+def test_a_share_is_a_number_or_a_percentage(text: str, number: int | str) -> None:
+    assert share(text) == number
 
 
 @pytest.mark.parametrize("text", ["", "%", "-1", "101%", "5.5", "half", "20 %", "٣"])
 def test_anything_else_is_no_share(text: str) -> None:
     with pytest.raises(click.BadParameter):
-        ShareType().convert(text, None, None)
+        share(text)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e9", "soon"])
 def test_a_timeout_is_a_number_of_seconds_above_0(text: str) -> None:
-    assert SecondsType().convert("1.5", None, None) == 1.5
+    assert seconds("1.5") == 1.5
     with pytest.raises(click.BadParameter):
-        SecondsType().convert(text, None, None)
+        seconds(text)

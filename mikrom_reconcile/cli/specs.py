@@ -13,9 +13,9 @@ import click
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli.apply import request_for
 from mikrom_reconcile.cli.entry import present, show
 from mikrom_reconcile.cli.queries import names_for_tab, present_views, specs_in, unknown, views_of
-from mikrom_reconcile.cli.run_flow import request_for
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs

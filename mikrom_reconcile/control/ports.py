@@ -63,7 +63,7 @@ class RunStore(Protocol):
         """Replace the placements of a project. Only the holder of the project's lease calls it."""
 
     def save(self, run: RunRecord) -> None:
-        """Keep a run as far as it is, instead of what was saved of it before; see `stores.kept_runs` for how long."""
+        """Keep a run as far as it is, instead of what was saved of it before; see `run_log.ROOM` for how long."""
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         """The latest runs, newest first; those that another release wrote say so."""

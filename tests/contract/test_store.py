@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.control.ports import RunStore
+from mikrom_reconcile.control.run_log import ROOM
 from mikrom_reconcile.control.stores import files, redis
 from mikrom_reconcile.control.stores.files import FileStore
-from mikrom_reconcile.control.stores.kept_runs import ROOM
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from mikrom_reconcile.control.stores.kept_runs import (
+from mikrom_reconcile.control.run_log import (
     name_of,
     packed,
     placements_in,

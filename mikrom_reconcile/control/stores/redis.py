@@ -18,7 +18,7 @@ import msgspec
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from mikrom_reconcile.control.stores.kept_runs import (
+from mikrom_reconcile.control.run_log import (
     ROOM,
     name_of,
     packed,

@@ -223,8 +223,8 @@ class Doctor(msgspec.Struct, frozen=True, kw_only=True):
     password_characters: Annotated[int, "shorter ones can be guessed"] = 12
 
 
-class Sources(msgspec.Struct, frozen=True, kw_only=True):
-    """Spec files, and where they come from."""
+class Specs(msgspec.Struct, frozen=True, kw_only=True):
+    """Spec files, where they come from, what they may contain, and how much of their mistakes is reported."""
 
     file_bytes: Annotated[int, "10,000 documents take about 6 MiB; more is a mistake or an attack"] = 10 << 20
     tree_bytes: Annotated[int, "100,000 documents take about 60 MiB"] = 100 << 20
@@ -233,11 +233,6 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     git_fetch_s: Annotated[float, "for everything together: specs are small, and a run waits for them"] = 30.0
     misnamed_bytes: Annotated[int, "larger files are no specs under another name"] = 1 << 20
     kept_bytes: Annotated[int, "of the last good tree; more than the largest one takes"] = 256 << 20
-
-
-class Specs(msgspec.Struct, frozen=True, kw_only=True):
-    """What specs may contain, and how much of their mistakes is reported."""
-
     name_characters: Annotated[int, "of a VM's name: it is part of socket paths, which have at most 107 bytes"] = 48
     max_problems: Annotated[int, "reported at once; people do not read more, and an attack must not cost more"] = 500
     max_documents: Annotated[int, "in one file"] = 100_000
@@ -293,6 +288,5 @@ BROKER = Broker()
 RUNS = Runs()
 SERVICES = Services()
 DOCTOR = Doctor()
-SOURCES = Sources()
 SPECS = Specs()
 OUTPUT = Output()

@@ -104,9 +104,7 @@ def up(*, no_run: bool) -> int:
     When all are ready, the specs (MIKROM_SPECS, else ./specs) are applied once. Other commands on this machine find
     these services by themselves.
     """
-    from mikrom_reconcile.services.up import up as run_services
-
-    return run_services(load(), run=not no_run, tell=lambda news: show(f"{sanitize(news)}\n", sys.stderr))
+    return commands.up(load(), run=not no_run, tell=lambda news: show(f"{sanitize(news)}\n", sys.stderr))
 
 
 @click.command()

@@ -1,23 +1,45 @@
-"""How the services of a fleet are started: the command of each, and what it refuses to start without.
+"""The services of a fleet: the command of each, what it refuses to start without, and all of them by `mikrom up`.
 
 `mikrom worker`, `beat` and `flower` become Celery's own commands, so that what runs is what its users know from
-Celery's documentation. No secret is ever an argument: they are in the environment. It must stay cheap to import.
+Celery's documentation. `mikrom up` is a convenience, not a supervisor: a service that ends is started again a few
+times, and each log begins anew with it. No argument list shows a secret. It must stay cheap to import.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+import signal
 import socket
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, get_args
+from urllib.parse import quote, urlsplit
 
-from mikrom_reconcile.core.model.errors import SetupError, UsageError
-from mikrom_reconcile.dispatch.transport.broker import broker_url, connect, find_up
+import msgspec
+
+from mikrom_reconcile.core.model.errors import BusyError, MikromError, SetupError, UsageError
+from mikrom_reconcile.dispatch.transport.broker import (
+    RunningUp,
+    broker_url,
+    connect,
+    find_up,
+    running_up,
+    signing_key_of_up,
+    up_file,
+)
 from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.settings import Settings, refuse_misspelt
-from mikrom_reconcile.times_and_sizes import SERVICES
+from mikrom_reconcile.system import locks
+from mikrom_reconcile.system.files import make_folder, tail, write_whole
+from mikrom_reconcile.times_and_sizes import SERVICES, VMMS
 
 Service = Literal["host", "control", "beat", "flower"]
 
@@ -106,3 +128,225 @@ def become(service: Service, settings: Settings) -> NoReturn:
     argv = command(service, settings)
     os.dup2(2, 1)  # Celery prints a banner, and ends with a traceback where nobody takes it
     os.execve(argv[0], argv, environment(service, settings))  # noqa: S606 - without a shell, on purpose
+
+
+class Child:
+    """One process, started again when it ends; without a `log` it runs once, and writes where its parent does.
+
+    One that goes on ending has a reason that stays, such as a port that is taken: it is left alone then.
+
+    It dies with the thread that started it, and has a session of its own, so that a Ctrl-C reaches the parent alone.
+    """
+
+    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], *, log: Path | None = None) -> None:
+        self.name = name
+        self._argv = ["setpriv", "--pdeathsig", "TERM", "--", *argv]
+        self._env = dict(env)
+        self._log = log
+        self.process: subprocess.Popen[bytes] | None = None
+        self._starts_left = SERVICES.starts if log else 1
+        self._start_at = 0.0
+        if log is not None:
+            make_folder(log.parent)
+            write_whole(log, b"", durable=False)
+
+    def keep(self) -> str | None:
+        """Start it when it is time; how it ended, if it has."""
+        if self.process is None:
+            if self._starts_left and time.monotonic() >= self._start_at:
+                self._start()
+            return None
+        code = self.process.poll()
+        if code is None:
+            return None
+        self.process = None
+        ended = f"{self.name}: ended ({f'exit code {code}' if code >= 0 else signal.Signals(-code).name})"
+        if self._log is None:
+            return ended
+        self._start_at = time.monotonic() + SERVICES.restart_s
+        next_start = f"starts again in {SERVICES.restart_s:g} s" if self._starts_left else "is not started again"
+        return f"{ended}, {next_start}; {_last_line(self._log)}"
+
+    def _start(self) -> None:
+        self._starts_left -= 1
+        with self._log.open("ab") if self._log else nullcontext() as log:
+            self.process = subprocess.Popen(
+                self._argv, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+
+def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
+    """Run the services until SIGINT, SIGTERM or SIGHUP; 0 then. In the main thread. With `run`, apply the specs once when all is ready.
+
+    Raises BusyError when another `up` runs here, UsageError and SetupError when this one cannot.
+    """
+    chosen = private_settings(settings)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+    with _held(settings) as announce:
+        check_flower(chosen)
+        redis, children = _redis(chosen), list[Child]()
+        try:
+            _await_redis(redis, broker_url(chosen))
+            children = _services(chosen)
+            tell(f"logs are in {chosen.state_dir / 'log'}")
+            tell(f"Flower: http://127.0.0.1:{chosen.flower_port}")
+            if not settings.flower_basic_auth:
+                tell(f"Flower's user and password, until this ends: {chosen.flower_basic_auth}")
+            _keep([redis, *children], tell, until=lambda: ended.is_set() or _workers_live(chosen))
+            announce(RunningUp(pid=os.getpid(), broker_url=chosen.broker_url))
+            tell("ready: other commands on this machine find these services; Ctrl-C ends them")
+            if run:
+                children.append(_apply(chosen))
+            _keep([redis, *children], tell, until=ended.is_set)
+        finally:
+            tell("ending the services; microVMs stay as they are")
+            end_all(children, within_s=SERVICES.stop_s)
+            end_all([redis], within_s=1.0)
+    return 0
+
+
+def private_settings(settings: Settings) -> Settings:
+    """The settings of the services: with a broker, credentials for Flower, and an absolute path of the specs.
+
+    Raises UsageError and SetupError for what cannot work.
+    """
+    refuse_misspelt()
+    if settings.broker_url:
+        raise UsageError("MIKROM_BROKER_URL is set, but `mikrom up` brings its own Redis: unset it")
+    for program, package in (("redis-server", "redis-server"), ("setpriv", "util-linux")):
+        if shutil.which(program) is None:
+            raise SetupError(f"{program} is not installed; as root: apt-get install {package}")
+    socket = settings.run_dir / "redis.sock"
+    if len(os.fsencode(socket)) > VMMS.socket_path_bytes:
+        most = f"a socket path has at most {VMMS.socket_path_bytes} bytes"
+        raise UsageError(f"MIKROM_RUN_DIR={settings.run_dir} is too long: {most}")
+    specs = settings.chosen_specs()
+    return replace(
+        settings,
+        broker_url=f"redis+socket://:{secrets.token_urlsafe(24)}@{quote(str(socket))}",
+        flower_basic_auth=settings.flower_basic_auth or f"mikrom:{secrets.token_urlsafe(12)}",
+        specs=specs if specs.startswith("git+") else str(Path(specs).absolute()),
+    )
+
+
+def end_all(children: Sequence[Child], *, within_s: float) -> None:
+    """End all of them together; what still runs after `within_s` is killed with its session."""
+    running = [child.process for child in children if child.process is not None]
+    for process in running:
+        process.terminate()  # never SIGINT: Celery answers that with an exit code of 1
+    until = time.monotonic() + within_s
+    for process in running:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _redis(settings: Settings) -> Child:
+    """The private Redis. It keeps nothing: whatever it holds may be lost."""
+    conf = settings.run_dir / "redis.conf"
+    lines = [
+        "port 0",
+        f'unixsocket "{settings.run_dir}/redis.sock"',
+        "unixsocketperm 700",
+        f"requirepass {urlsplit(broker_url(settings)).password}",
+        'save ""',
+        f"maxmemory {SERVICES.redis_mib}mb",
+        "maxmemory-policy noeviction",  # what it dropped by itself might be an order; who is refused is told
+        f'dir "{settings.run_dir}"',
+    ]
+    write_whole(conf, "\n".join(lines).encode(), durable=False)
+    log = settings.state_dir / "log" / "redis.log"
+    return Child("redis", ["redis-server", str(conf)], {"PATH": os.environ["PATH"]}, log=log)
+
+
+def _services(settings: Settings) -> list[Child]:
+    """Workers, Beat and Flower. The workers get a pair of keys that lasts as long as they do."""
+    from mikrom_reconcile.dispatch.transport.signing import make_pair
+
+    verify_key = settings.run_dir / "verify.pem"
+    make_pair(signing_key_of_up(settings), verify_key)
+    chosen = {
+        "MIKROM_SPECS": settings.specs or "",
+        "MIKROM_SIGNING_KEY": str(signing_key_of_up(settings)),
+        "MIKROM_VERIFY_KEY": str(verify_key),
+        "FLOWER_BASIC_AUTH": settings.flower_basic_auth or "",
+    }
+    return [
+        Child(
+            service,
+            command(service, settings),
+            environment(service, settings, **chosen),
+            log=settings.state_dir / "log" / f"{service}.log",
+        )
+        for service in get_args(Service)
+    ]
+
+
+def _apply(settings: Settings) -> Child:
+    """`mikrom apply` of the specs, once, in this terminal."""
+    argv = [sys.executable, "-m", "mikrom_reconcile", "apply", settings.specs or "", "--yes"]
+    key = str(signing_key_of_up(settings))
+    return Child("apply", argv, environment("control", settings, MIKROM_SIGNING_KEY=key))
+
+
+def _await_redis(redis: Child, url: str) -> None:
+    """Start Redis and wait until it answers. Raises SetupError with what it said instead."""
+    until, news = time.monotonic() + SERVICES.redis_start_s, redis.keep()
+    while news is None and time.monotonic() < until:
+        with suppress(SetupError):
+            return connect(url).close()
+        time.sleep(SERVICES.poll_s / 2)
+        news = redis.keep()
+    raise SetupError(f"the private Redis does not run: {news or 'no answer'}")
+
+
+def _workers_live(settings: Settings) -> bool:
+    """Whether both workers are seen to live: without them no order is carried out."""
+    from mikrom_reconcile.control.stores.redis import translate_broker_errors  # only here, for they take long
+    from mikrom_reconcile.dispatch.transport.heartbeats import living
+
+    with suppress(MikromError), connect(broker_url(settings)) as redis, translate_broker_errors():
+        return all(living(redis, Keys(settings.queue), kind) for kind in ("host", "control"))
+    return False
+
+
+def _keep(children: Sequence[Child], tell: Callable[[str], None], *, until: Callable[[], bool]) -> None:
+    """Keep `children` running, and tell what becomes of them."""
+    while not until():
+        for child in children:
+            if (news := child.keep()) is not None:
+                tell(news)
+        time.sleep(SERVICES.poll_s)
+
+
+def _last_line(log: Path) -> str:
+    lines = tail(log, SERVICES.log_tail_bytes).content.decode(errors="replace").strip().splitlines()
+    return f"{log} ends with: {lines[-1]}" if lines else f"{log} is empty"
+
+
+@contextmanager
+def _held(settings: Settings) -> Iterator[Callable[[RunningUp], None]]:
+    """The lock that says that an `up` runs here, and a way to write beside it what others need to know."""
+    path = up_file(settings)
+    fd = locks.open_taken(path)
+    if fd is None:
+        other = running_up(settings)
+        pid = f", pid {other.pid}" if other else ""
+        raise BusyError(f"another `mikrom up` runs here{pid} ({path}); end it first, or set another MIKROM_RUN_DIR")
+
+    def announce(connection: RunningUp) -> None:
+        encoded = msgspec.json.encode(connection)
+        os.pwrite(fd, encoded, 0)
+        os.ftruncate(fd, len(encoded))
+
+    try:
+        announce(RunningUp(pid=os.getpid()))
+        yield announce
+    finally:
+        os.ftruncate(fd, 0)
+        locks.give_back(fd)

@@ -24,7 +24,7 @@ from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.transport.heartbeats import starts
 from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
 from mikrom_reconcile.dispatch.transport.signing import Signer, make_pair
-from mikrom_reconcile.services.up import Child, end_all
+from mikrom_reconcile.services.commands import Child, end_all
 from tests.fakes import order
 from tests.fleet import KEYS, Fleet, wait_until
 

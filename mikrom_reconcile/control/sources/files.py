@@ -28,7 +28,7 @@ from mikrom_reconcile.core.parsing.documents import (
     variables_of,
 )
 from mikrom_reconcile.core.parsing.yaml_text import read_file
-from mikrom_reconcile.times_and_sizes import SOURCES
+from mikrom_reconcile.times_and_sizes import SPECS
 
 ABBREVIATED = 12
 """Digits of a commit; what git itself would choose for a very large repository."""
@@ -86,8 +86,8 @@ def tree_of(
 
 def checked_size(path: str, size: int) -> int:
     """`size`, the bytes of all files up to `path`. Raises SourceError when they are too many."""
-    if size > SOURCES.tree_bytes:
-        raise SourceError(f"more than {SOURCES.tree_bytes >> 20} MiB of specs up to {path}; is the path right?")
+    if size > SPECS.tree_bytes:
+        raise SourceError(f"more than {SPECS.tree_bytes >> 20} MiB of specs up to {path}; is the path right?")
     return size
 
 
@@ -126,11 +126,11 @@ def _legible(path: Path) -> str:
 def _looks_like_one(path: str) -> bool:
     """By how it begins; what is no regular file or cannot be read does not."""
     with suppress(SourceError):
-        return looks_like_a_spec(bytes_of(Path(path), max_bytes=SOURCES.head_bytes))
+        return looks_like_a_spec(bytes_of(Path(path), max_bytes=SPECS.head_bytes))
     return False
 
 
-def bytes_of(path: Path, *, max_bytes: int = SOURCES.file_bytes + 1) -> bytes:
+def bytes_of(path: Path, *, max_bytes: int = SPECS.file_bytes + 1) -> bytes:
     """How a file begins: at most one byte more than a spec file may have. Raises SourceError."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a FIFO would wait for a writer
@@ -148,8 +148,8 @@ def _unreadable(error: OSError) -> SourceError:
 
 def _problem_in(path: str, content: bytes) -> SpecProblem | None:
     """Why `content` is no text that could hold specs."""
-    if len(content) > SOURCES.file_bytes:
-        return _problem(path, f"this file has more than {SOURCES.file_bytes >> 20} MiB", "split it")
+    if len(content) > SPECS.file_bytes:
+        return _problem(path, f"this file has more than {SPECS.file_bytes >> 20} MiB", "split it")
     try:
         content.decode("utf-8-sig")
         at, message = content.find(b"\0"), "a NUL byte: this is no text"
@@ -196,7 +196,7 @@ def _commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
 
 
 def _lines_of(command: list[str]) -> list[str]:
-    done = subprocess.run(command, capture_output=True, timeout=SOURCES.git_status_s, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=SPECS.git_status_s, check=True)
     return done.stdout.decode(errors="replace").splitlines()
 
 
@@ -246,7 +246,7 @@ def refuse_left_out(tree: SourceTree, paths: Iterable[Path]) -> None:
         if not path.is_file() or not _has_project(str(path), read.get(os.path.realpath(path), b"")):
             continue
         for left, content in _below(path.parent):
-            if os.path.realpath(left) not in read and looks_like_a_spec(content[: SOURCES.head_bytes]):
+            if os.path.realpath(left) not in read and looks_like_a_spec(content[: SPECS.head_bytes]):
                 raise UsageError(
                     f"{left} belongs to the project in {path}, and would count as removed: give the whole folder, and"
                     " --limit or --tags; or give it a Project of its own"

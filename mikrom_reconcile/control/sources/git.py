@@ -27,7 +27,7 @@ from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.parsing.documents import SUFFIXES, looks_like_a_spec, sorted_out
-from mikrom_reconcile.times_and_sizes import SOURCES
+from mikrom_reconcile.times_and_sizes import SPECS
 
 PREFIX = "git+"
 
@@ -95,7 +95,7 @@ def _without_secret(url: str) -> str:
 class GitSource:
     """Every spec file below a folder of a commit (`core.spec_files`); hidden ones are left out."""
 
-    def __init__(self, place: GitPlace, *, limit_s: float = SOURCES.git_fetch_s) -> None:
+    def __init__(self, place: GitPlace, *, limit_s: float = SPECS.git_fetch_s) -> None:
         self._place = place
         self._limit_s = limit_s
         self._give_up_at = 0.0
@@ -129,7 +129,7 @@ class GitSource:
         asked = "".join(f"{blob}\n" for blob in (*blobs.values(), *outside.values()))
         content = _contents(self._git(here, "cat-file", "--batch", said=asked))
         contents = dict(zip(blobs, content, strict=False))
-        refused += [path for path in looked_at if looks_like_a_spec(contents[path][: SOURCES.head_bytes])]
+        refused += [path for path in looked_at if looks_like_a_spec(contents[path][: SPECS.head_bytes])]
         where = f"{self._place.url}#{self._place.folder} at {commit}"
         found = ((path, contents[path]) for path in read)
         tree = tree_of(found, where=where, revision=commit, author=author, refused=sorted(refused))
@@ -161,7 +161,7 @@ class GitSource:
         for path, what in sorted_out(there):
             mode, kind, blob, size = listing[path]
             if kind == "blob" and mode != "120000":
-                if what == "look" and int(size) > SOURCES.misnamed_bytes:
+                if what == "look" and int(size) > SPECS.misnamed_bytes:
                     continue
                 total = checked_size(path, total + int(size)) if what == "read" else total
                 found[what][path] = blob

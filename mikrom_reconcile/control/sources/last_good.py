@@ -21,7 +21,7 @@ from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageErro
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
-from mikrom_reconcile.times_and_sizes import SOURCES
+from mikrom_reconcile.times_and_sizes import SPECS
 
 
 class Good(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +99,7 @@ class LastGood:
     def _on_disk(self) -> Good | None:
         """Nothing of what is not there, too large, or written by another release."""
         try:
-            content = read_small(self._path, max_bytes=SOURCES.kept_bytes)
+            content = read_small(self._path, max_bytes=SPECS.kept_bytes)
             return None if content is None else msgspec.msgpack.decode(content, type=ready(Good))
         except (OSError, OddFileError, msgspec.MsgspecError):
             return None

@@ -292,7 +292,7 @@ def test_up_runs_the_specs_once_unless_it_is_told_not_to(
         tell("ready\x1b[2J")
         return 0
 
-    monkeypatch.setattr("mikrom_reconcile.services.up.up", fake_up)
+    monkeypatch.setattr("mikrom_reconcile.services.commands.up", fake_up)
     assert entry.run(["up"]) == 0
     assert entry.run(["up", "--no-run"]) == 0
     assert asked == [True, False]

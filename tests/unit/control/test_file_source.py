@@ -11,7 +11,7 @@ import pytest
 from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.times_and_sizes import SOURCES
+from mikrom_reconcile.times_and_sizes import SPECS
 
 
 def write(path: Path, content: str | bytes = "kind: Fleet\n") -> Path:
@@ -162,11 +162,11 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
 
 def test_a_file_that_is_too_large_is_told_and_never_read_whole(tmp_path: Path) -> None:
     with (tmp_path / "web.yml").open("wb") as file:
-        file.truncate(40 * SOURCES.file_bytes)
+        file.truncate(40 * SPECS.file_bytes)
     tracemalloc.start()
     try:
         assert problem_of(tmp_path).message == "this file has more than 10 MiB"
-        assert tracemalloc.get_traced_memory()[1] < 4 * SOURCES.file_bytes
+        assert tracemalloc.get_traced_memory()[1] < 4 * SPECS.file_bytes
     finally:
         tracemalloc.stop()
 

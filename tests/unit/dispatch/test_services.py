@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.dispatch.transport import broker
 from mikrom_reconcile.dispatch.transport.broker import RunningUp, broker_url, find_up, up_file, without_password
-from mikrom_reconcile.services import commands, up
-from mikrom_reconcile.services.up import Child, private_settings
+from mikrom_reconcile.services import commands
+from mikrom_reconcile.services.commands import Child, private_settings
 from mikrom_reconcile.settings import Settings, load
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.times_and_sizes import SERVICES
@@ -114,7 +114,7 @@ def test_up_that_is_still_starting_is_never_taken_for_none(
 
 
 def test_a_service_that_goes_on_ending_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(up, "SERVICES", replace(SERVICES, restart_s=0.01, starts=3))
+    monkeypatch.setattr(commands, "SERVICES", replace(SERVICES, restart_s=0.01, starts=3))
     child = Child("flower", ["sh", "-c", "echo no port"], os.environ, log=tmp_path / "flower.log")
     told: list[str] = []
     while len(told) < 3:

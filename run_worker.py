@@ -22,7 +22,7 @@ def main() -> None:
     """Run the worker until it is told to end."""
     try:
         loaded = settings.load()
-        role = commands.role(loaded)
+        role = loaded.worker_role
         os.environ.update(commands.environment(role, commands.check(role, loaded)))
     except MikromError as error:
         sys.exit(f"run_worker.py: {error}")

@@ -1,7 +1,6 @@
 """`mikrom` and `python -m mikrom_reconcile`: the way in and the one way out of the process.
 
-Nothing heavy may be imported before it is known what is wanted: the overview and the version are answered without
-click.
+Nothing heavy may be imported before it is known what is wanted.
 """
 
 from __future__ import annotations
@@ -63,12 +62,15 @@ def _with_click(words: list[str]) -> int:
     from mikrom_reconcile.output.run_result import LATE, USAGE  # noqa: PLC0415
     from mikrom_reconcile.times_and_sizes import RUNS  # noqa: PLC0415
 
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)  # answered, and kept in the history, as Ctrl-C is
+
     first = words[0] if words else ""  # a shell that asks what may come next gives no words
     if first in COMMANDS and COMMANDS[first][0] != "Services":
         gc.set_threshold(RUNS.gc_objects)
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_DFL:  # else somebody wants it ignored, as nohup does
-                signal.signal(number, _interrupt)
+                signal.signal(number, interrupt)
     code = entry.run(words)
     if code == entry.INTERRUPTED:  # a second signal does not wait for what is under way
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -78,13 +80,6 @@ def _with_click(words: list[str]) -> int:
         _say("")
         os._exit(code)
     return code
-
-
-def _interrupt(number: int, _: object) -> None:
-    """Any signal that ends a command is answered, and kept in the history, as Ctrl-C is."""
-    import signal  # noqa: PLC0415 - as above
-
-    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _open_closed_streams() -> None:

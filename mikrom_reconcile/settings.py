@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.times_and_sizes import IMAGES
@@ -112,7 +112,9 @@ class Settings:
     secret_dirs: tuple[Path, ...] = _env("MIKROM_SECRET_DIRS", _SECRETS, f"{_FOLDERS} secrets", _paths)
     secret_env: tuple[str, ...] = _env("MIKROM_SECRET_ENV", (), "variables, with , between, of env:// secrets", _names)
     broker_url: str | None = _env("MIKROM_BROKER_URL", None, _BROKERS)
-    worker_role: str = _env("MIKROM_WORKER_ROLE", "host", "host (gevent, one per hypervisor) or control", _role)
+    worker_role: Literal["host", "control"] = _env(
+        "MIKROM_WORKER_ROLE", "host", "host (gevent, one per hypervisor) or control", _role
+    )
     queue: str = _env("CELERY_QUEUE_NAME", "mikrom:queue", "control queue; a host's queue is <it>.<host>")
     flower_basic_auth: str | None = _env("FLOWER_BASIC_AUTH", None, "user:password; Flower needs it", secret=True)
     flower_port: int = _env("FLOWER_PORT", 5555, "port of Flower on loopback", _number)

@@ -203,10 +203,11 @@ def make_images(settings: Settings) -> ImageCache:
 
 def make_driver(settings: Settings, choice: Choice) -> Driver:
     """The chosen driver."""
+    state_dir, run_dir = settings.state_dir, settings.run_dir
     if choice.driver == "simulated":
         from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 
-        return SimulatedDriver(settings.state_dir)
+        return SimulatedDriver(state_dir)
     from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, Secrets
 
     provisioner = ResourceProvisioner(
@@ -217,15 +218,9 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
     if choice.driver == "qemu":
         from mikrom_reconcile.host.drivers.qemu import QemuDriver
 
-        return QemuDriver(
-            choice.binary, state_dir=settings.state_dir, run_dir=settings.run_dir, provisioner=provisioner
-        )
+        return QemuDriver(choice.binary, state_dir=state_dir, run_dir=run_dir, provisioner=provisioner)
     from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 
     return FirecrackerDriver(
-        choice.binary,
-        jailer=choice.jailer,
-        state_dir=settings.state_dir,
-        run_dir=settings.run_dir,
-        provisioner=provisioner,
+        choice.binary, jailer=choice.jailer, state_dir=state_dir, run_dir=run_dir, provisioner=provisioner
     )

@@ -89,7 +89,7 @@ def run_flow(
 
 
 def show_outcome(outcome: ActionOutcome) -> None:
-    """One line on stderr."""
+    """One line on stderr, for a person and for a log."""
     show(f"{outcome_line(outcome, style_of(sys.stderr))}\n", sys.stderr)
 
 
@@ -119,12 +119,10 @@ def _agreed(request: RunRequest, plan: Plan) -> bool:
 
 
 def _typed(fleet: str, purpose: str) -> bool:
-    """Whether a person typed the fleet's name."""
     return ask(f"Fleet {sanitize(fleet)}: type its name {purpose}:") == fleet
 
 
 _AGAIN = "make it again with `mikrom plan --out FILE`"
-
 
 Place = tuple[str, str]
 """The id of the hosts that a plan is for, and how a person calls them."""
@@ -221,7 +219,6 @@ def plan(
 
 
 def _show_plan(planned: Plan, form: str, *, full: bool, detailed: bool = False) -> int:
-    """Show a plan that is not going to be carried out; the exit code."""
     show(formats.PLAN[form](planned, style_of(sys.stdout, full=full)))
     return plan_exit_code(planned, detailed=detailed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
 
@@ -111,10 +111,8 @@ def up(*, no_run: bool) -> int:
 @click.option("--role", type=click.Choice(["host", "control"]), help="What the worker does [MIKROM_WORKER_ROLE].")
 def worker(role: str | None) -> None:
     """The Celery worker of this host (gevent), or of the control side (threads)."""
-    settings = load()
-    if role is not None:
-        settings = replace(settings, worker_role=role)
-    commands.become(commands.role(settings), settings)
+    settings = load(os.environ | ({"MIKROM_WORKER_ROLE": role} if role else {}))
+    commands.become(settings.worker_role, settings)
 
 
 @click.command()

@@ -167,8 +167,9 @@ class Reconciler:
 
     def _specs(self, request: RunRequest) -> Specs:
         """The specs of the request, those of the run before if they are the same. Raises SpecError and UsageError."""
-        last = self._prepared
-        specs = last.specs if last and _is_of(last.specs, request) else self._read(request)
+        last, variables = self._prepared, repr(request.extra_vars)  # 1, 1.0 and true are equal in Python
+        is_same = last is not None and repr(last.specs.extra_vars) == variables and last.specs.tree == request.tree
+        specs = last.specs if last and is_same else self._read(request)
         hosts = hosts_of(specs, self._here)
         refuse_unknown("--without-host", request.without_hosts, hosts, "the inventory has no host {}")
         return specs
@@ -205,12 +206,6 @@ class Reconciler:
 
     def _left_s(self, ends_at: float) -> float:
         return max(0.0, ends_at - self._clock.monotonic())
-
-
-def _is_of(specs: Specs, request: RunRequest) -> bool:
-    """Whether reading the tree of the request would give these specs."""
-    same_variables = repr(specs.extra_vars) == repr(request.extra_vars)  # 1, 1.0 and true are equal in Python
-    return same_variables and specs.tree == request.tree
 
 
 def stale_outcomes(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:

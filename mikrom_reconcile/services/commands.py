@@ -42,7 +42,6 @@ from mikrom_reconcile.system.files import make_folder, tail, write_whole
 from mikrom_reconcile.times_and_sizes import SERVICES, VMMS
 
 Service = Literal["host", "control", "beat", "flower"]
-
 APP = "mikrom_reconcile.celery_app"
 
 
@@ -81,11 +80,6 @@ def environment(service: Service, settings: Settings, **chosen: str) -> dict[str
     own = {"MIKROM_BROKER_URL": settings.broker_url or "", "MIKROM_WORKER_ROLE": role}
     variables = os.environ | own | chosen
     return {name: value for name, value in variables.items() if _KEPT_FOR.get(name, service) == service}
-
-
-def role(settings: Settings) -> Service:
-    """The kind of worker that the settings ask for."""
-    return "control" if settings.worker_role == "control" else "host"
 
 
 def check(service: Service, settings: Settings) -> Settings:
@@ -176,9 +170,9 @@ class Child:
 
 
 def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
-    """Run the services until SIGINT, SIGTERM or SIGHUP; 0 then. In the main thread. With `run`, apply the specs once when all is ready.
+    """Run the services until SIGINT, SIGTERM or SIGHUP; 0 then. With `run`, apply the specs once when all is ready.
 
-    Raises BusyError when another `up` runs here, UsageError and SetupError when this one cannot.
+    In the main thread. Raises BusyError when another `up` runs here, UsageError and SetupError when this one cannot.
     """
     chosen = private_settings(settings)
     ended = threading.Event()

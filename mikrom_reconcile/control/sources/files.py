@@ -36,8 +36,6 @@ ABBREVIATED = 12
 AUTHOR = "--format=%an <%ae>"
 """Whose commit it is, as `git log` and `git show` print it."""
 
-_DIRTY = "-dirty"
-
 
 def read_files(paths: Sequence[Path]) -> SourceTree:
     """Every spec file below the given folders (`core.spec_files`), and the given files, whatever they are called.
@@ -58,7 +56,7 @@ def read_files(paths: Sequence[Path]) -> SourceTree:
     refused = [_legible(path) for path in sorted(found) if found[path] == "refuse"]
     contents = ((_legible(path), bytes_of(path)) for path in sorted(by_identity.values()))
     tree = tree_of(contents, where=", ".join(map(str, paths)), refused=refused)
-    revision, author = _commit_of(paths) or (_revision_of(tree.files), "")
+    revision, author = _commit_of(paths) or (f"files:{digest_of(tree.files).partition(':')[2][:12]}", "")
     return SourceTree(revision=revision, author=author, files=tree.files)
 
 
@@ -165,10 +163,6 @@ def _problem(path: str, message: str, hint: str, *, line: int = 1, column: int =
     return SpecProblem(path=path, line=line, column=column, pointer="", message=message, hint=hint)
 
 
-def _revision_of(files: tuple[SourceFile, ...]) -> str:
-    return f"files:{digest_of(files).partition(':')[2][:12]}"
-
-
 def made_by(revision: str, author: str) -> str:
     """A revision and its author, where that is known."""
     return f"{revision} by {author}" if author else revision
@@ -190,7 +184,7 @@ def _commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
         said = _lines_of([*command, *status])
         commit = next((line.split()[-1] for line in said if line.startswith("# branch.oid ")), "(initial)")
         if any(not line.startswith("#") for line in said):
-            return (commit[:ABBREVIATED] + _DIRTY, "") if commit != "(initial)" else None
+            return (f"{commit[:ABBREVIATED]}-dirty", "") if commit != "(initial)" else None
         return commit[:ABBREVIATED], _lines_of([*command, "show", "--no-patch", AUTHOR, commit])[0]
     return None
 

@@ -1,9 +1,7 @@
 """Specs from a git repository, fetched by the git program with the credentials that its own configuration has.
 
-Git is asked which commit is there; only when that is another than the last one it is fetched, without history, into a
-folder that is removed again. Files are read from the commit itself, never checked out: no link is followed, no filter
-and no hook runs. It must never ask a question, and never take longer than its time. What git would take for an option,
-a program to run or a path outside of the repository is refused before git is started.
+Only a new commit is fetched, without history, and read without a checkout: no link is followed, no filter and no hook
+runs. Git must never ask a question, nor run, read or take for an option what an address names.
 """
 
 from __future__ import annotations
@@ -63,7 +61,8 @@ class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
         at = before.rfind("@", max(0, path_at))
         url, ref = (before, "HEAD") if at < 0 else (before[:at], before[at + 1 :])
         if problem := _problem_of(url, ref, folder):
-            raise UsageError(f"{PREFIX}{_without_secret(url)}: {problem}; example: git+https://host/repo@main#specs")
+            shown = re.sub(r"//[^/@]*@", "//***@", url)  # it may have a secret
+            raise UsageError(f"{PREFIX}{shown}: {problem}; example: git+https://host/repo@main#specs")
         return cls(url=url, ref=ref, folder=folder.strip("/"))
 
 
@@ -86,10 +85,6 @@ def _problem_of(url: str, ref: str, folder: str) -> str | None:
     if folder.startswith("-") or ".." in folder.split("/") or not folder.isprintable():
         return f"{folder!r} is no folder of a repository"
     return None
-
-
-def _without_secret(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", url)
 
 
 class GitSource:

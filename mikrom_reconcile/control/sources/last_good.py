@@ -87,14 +87,10 @@ class LastGood:
 
     def _keep(self, good: Good) -> None:
         self._good = good
-        with suppress(OSError):  # it is known in this process all the same
-            lock = self._path.with_suffix(".lock")
-            fd = locks.open_taken(lock)
-            if fd is not None:  # else another worker of this machine writes what it found
-                try:
-                    write_whole(self._path, msgspec.msgpack.encode(good))
-                finally:
-                    locks.give_back(fd, unlink=lock)
+        lock = self._path.with_suffix(".lock")
+        with suppress(OSError), locks.held(lock, unlink=True) as is_ours:  # it is known in this process all the same
+            if is_ours:  # else another worker of this machine writes what it found
+                write_whole(self._path, msgspec.msgpack.encode(good))
 
     def _on_disk(self) -> Good | None:
         """Nothing of what is not there, too large, or written by another release."""

@@ -78,11 +78,8 @@ class FileStore:
         self._was_told = False
 
     def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> FileLease:
-        """Take the lease of a project, with a token of at least `at_least`. Raises BusyError naming the holder.
-
-        `ttl_s` has no meaning here: the kernel gives the lease back when its holder dies.
-        """
-        del ttl_s
+        """Take the lease of a project, with a token of at least `at_least`. Raises BusyError naming the holder."""
+        del ttl_s  # the kernel gives the lease back when its holder dies
         path = self._lock_dir / f"{quote(scope, safe='')}.lease"
         try:
             fd = locks.open_taken(path)

@@ -95,7 +95,7 @@ class RedisStore:
     def __init__(self, redis: Redis, *, prefix: str) -> None:
         self._redis = redis
         self._prefix = prefix
-        self._known: dict[str, tuple[bytes, Placements]] = {}
+        self._history = f"{prefix}:history:"
 
     def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> RedisLease:
         """Take the lease of a project, with a token of at least `at_least`. Raises BusyError naming the holder."""
@@ -111,18 +111,8 @@ class RedisStore:
 
     def placements(self, project: str) -> Placements:
         """Where the project's VMs were last known to be; empty when nothing is remembered."""
-        key = self._placements(project)
         with translate_broker_errors():
-            digest: Any = self._redis.hget(key, "digest")
-            known = self._known.get(project)
-            if known is not None and known[0] == digest:
-                return known[1]
-            found: Any = self._redis.hmget(key, "digest", "content")
-        digest, content = found
-        placements = placements_in(content)
-        if digest is not None:
-            self._known[project] = (digest, placements)
-        return placements
+            return placements_in(self._redis.hget(self._placements(project), "content"))
 
     def remember(self, project: str, placements: Placements) -> None:
         """Replace the placements of a project, unless they are the same: then nothing of their size is sent."""
@@ -165,10 +155,6 @@ class RedisStore:
                 runs = [unpacked(name.decode(), record, at) for (name, at), record in rows if record is not None]
                 found += [run for run in runs if speaks_for_itself(room, run)]
         return tuple(sorted(found, key=lambda run: run.finished_at, reverse=True)[:limit])
-
-    @property
-    def _history(self) -> str:
-        return f"{self._prefix}:history:"
 
     def _placements(self, project: str) -> str:
         return f"{self._prefix}:placements:{project}"

@@ -10,6 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mikrom_reconcile import __version__
+from mikrom_reconcile.cli import COMMANDS, overview
+
 BROKEN_PIPE = 141
 """What a shell reports of a program whose reader went away: 128 and SIGPIPE."""
 
@@ -42,12 +45,8 @@ def _without_click(words: list[str]) -> int | None:
     if "_MIKROM_COMPLETE" in os.environ:  # a shell asks what may come next, and its words are in the environment
         return None
     if words in ([], ["--help"], ["-h"]):
-        from mikrom_reconcile.cli.commands import overview  # noqa: PLC0415
-
         sys.stdout.write(overview())
     elif words in (["version"], ["--version"]):
-        from mikrom_reconcile import __version__  # noqa: PLC0415
-
         sys.stdout.write(f"{__version__}\n")
     else:
         return None
@@ -58,7 +57,6 @@ def _with_click(words: list[str]) -> int:
     import signal  # noqa: PLC0415 - it costs a tenth of Python's start
 
     from mikrom_reconcile.cli import entry  # noqa: PLC0415
-    from mikrom_reconcile.cli.commands import COMMANDS  # noqa: PLC0415
     from mikrom_reconcile.output.run_result import LATE, USAGE  # noqa: PLC0415
     from mikrom_reconcile.times_and_sizes import RUNS  # noqa: PLC0415
 

@@ -14,7 +14,7 @@ from typing import TextIO
 import click
 
 from mikrom_reconcile import __version__
-from mikrom_reconcile.cli.commands import COMMANDS, overview
+from mikrom_reconcile.cli import COMMANDS, overview
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, PastDeadlineError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
@@ -93,7 +93,7 @@ def _last_wins(option: click.Option) -> bool:
 
 
 class LazyCommands(Commands):
-    """The commands of the table in `commands`."""
+    """The commands of the table."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, in the table's order."""

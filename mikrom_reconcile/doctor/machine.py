@@ -242,17 +242,10 @@ def _disk(settings: Settings) -> Check:
     return (broken if free < DOCTOR.least_disk_bytes or no_inodes else note)(text, remedy)
 
 
-def _records(settings: Settings) -> None:
-    """Broken where they cannot be listed; what they hold is a matter of the next checks."""
-    Records(settings.state_dir).list()
-
-
 def _wanted(settings: Settings) -> list[VMSpec]:
-    """The VMs that this host is to keep running."""
-    with suppress(SetupError):  # another check reports it
-        found = Records(settings.state_dir).list()
-        return [record.spec for record in found if isinstance(record, VMRecord) and record.state in WANTS_VMM]
-    return []
+    """The VMs that this host is to keep running. Raises SetupError where their records cannot be listed."""
+    found = Records(settings.state_dir).list()
+    return [record.spec for record in found if isinstance(record, VMRecord) and record.state in WANTS_VMM]
 
 
 def _memory(settings: Settings) -> Check:
@@ -290,7 +283,6 @@ CHECKS: dict[str, Look] = {
     "run folder": _run_dir,
     "user": _user,
     "disk": _disk,
-    "records": _records,
     "memory": _memory,
     "descriptors": _descriptors,
     "broker": _broker,

@@ -71,14 +71,18 @@ _KEPT_FOR: dict[str, Service] = {
 }
 
 
-def environment(service: Service, settings: Settings, **chosen: str) -> dict[str, str]:
-    """This process's, with the broker that was found, the role that a service plays, and what else was `chosen` for it.
-
-    Without the secrets that only another service may know.
-    """
+def environment(service: Service, settings: Settings) -> dict[str, str]:
+    """This process's, with what the settings say by now, and without the secrets that only another service may know."""
     role = "host" if service == "host" else "control"  # Beat and Flower are of the control side, and no host's worker
-    own = {"MIKROM_BROKER_URL": settings.broker_url or "", "MIKROM_WORKER_ROLE": role}
-    variables = os.environ | own | chosen
+    own = {
+        "MIKROM_BROKER_URL": settings.broker_url,
+        "MIKROM_WORKER_ROLE": role,
+        "MIKROM_SPECS": settings.specs,
+        "MIKROM_SIGNING_KEY": settings.signing_key,
+        "MIKROM_VERIFY_KEY": settings.verify_key,
+        "FLOWER_BASIC_AUTH": settings.flower_basic_auth,
+    }
+    variables = os.environ | {name: str(value) for name, value in own.items() if value}
     return {name: value for name, value in variables.items() if _KEPT_FOR.get(name, service) == service}
 
 
@@ -192,7 +196,8 @@ def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
             announce(RunningUp(pid=os.getpid(), broker_url=chosen.broker_url))
             tell("ready: other commands on this machine find these services; Ctrl-C ends them")
             if run:
-                children.append(_apply(chosen))
+                argv = [sys.executable, "-m", "mikrom_reconcile", "apply", chosen.specs or "", "--yes"]
+                children.append(Child("apply", argv, environment("control", chosen)))
             _keep([redis, *children], tell, until=ended.is_set)
         finally:
             tell("ending the services; microVMs stay as they are")
@@ -202,7 +207,7 @@ def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
 
 
 def private_settings(settings: Settings) -> Settings:
-    """The settings of the services: with a broker, credentials for Flower, and an absolute path of the specs.
+    """The settings of the services: with a broker, keys, credentials for Flower, and an absolute path of the specs.
 
     Raises UsageError and SetupError for what cannot work.
     """
@@ -221,6 +226,8 @@ def private_settings(settings: Settings) -> Settings:
         settings,
         broker_url=f"redis+socket://:{secrets.token_urlsafe(24)}@{quote(str(socket))}",
         flower_basic_auth=settings.flower_basic_auth or f"mikrom:{secrets.token_urlsafe(12)}",
+        signing_key=signing_key_of_up(settings),
+        verify_key=settings.run_dir / "verify.pem",
         specs=specs if specs.startswith("git+") else str(Path(specs).absolute()),
     )
 
@@ -255,37 +262,20 @@ def _redis(settings: Settings) -> Child:
     ]
     write_whole(conf, "\n".join(lines).encode(), durable=False)
     log = settings.state_dir / "log" / "redis.log"
-    return Child("redis", ["redis-server", str(conf)], {"PATH": os.environ["PATH"]}, log=log)
+    return Child("redis", ["redis-server", str(conf)], {"PATH": os.environ.get("PATH", os.defpath)}, log=log)
 
 
 def _services(settings: Settings) -> list[Child]:
     """Workers, Beat and Flower. The workers get a pair of keys that lasts as long as they do."""
     from mikrom_reconcile.dispatch.transport.signing import make_pair
 
-    verify_key = settings.run_dir / "verify.pem"
-    make_pair(signing_key_of_up(settings), verify_key)
-    chosen = {
-        "MIKROM_SPECS": settings.specs or "",
-        "MIKROM_SIGNING_KEY": str(signing_key_of_up(settings)),
-        "MIKROM_VERIFY_KEY": str(verify_key),
-        "FLOWER_BASIC_AUTH": settings.flower_basic_auth or "",
-    }
+    assert settings.signing_key and settings.verify_key, "they were chosen for it"  # noqa: S101, PT018
+    make_pair(settings.signing_key, settings.verify_key)
+    logs = settings.state_dir / "log"
     return [
-        Child(
-            service,
-            command(service, settings),
-            environment(service, settings, **chosen),
-            log=settings.state_dir / "log" / f"{service}.log",
-        )
-        for service in get_args(Service)
+        Child(name, command(name, settings), environment(name, settings), log=logs / f"{name}.log")
+        for name in get_args(Service)
     ]
-
-
-def _apply(settings: Settings) -> Child:
-    """`mikrom apply` of the specs, once, in this terminal."""
-    argv = [sys.executable, "-m", "mikrom_reconcile", "apply", settings.specs or "", "--yes"]
-    key = str(signing_key_of_up(settings))
-    return Child("apply", argv, environment("control", settings, MIKROM_SIGNING_KEY=key))
 
 
 def _await_redis(redis: Child, url: str) -> None:

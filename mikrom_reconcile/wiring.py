@@ -86,15 +86,21 @@ def make_source(settings: Settings) -> LastGood:
 
 
 def open_engine(settings: Settings) -> Engine:
-    """The engine that commands drive: through the broker if there is one, else in this process."""
+    """The engine that commands drive: through the broker if there is one, else in this process, the only host."""
     broker_url = broker_of(settings)
-    if broker_url is None:
-        return embedded_engine(settings)
-    from mikrom_reconcile.dispatch.transport.broker import signing_key_of_up
+    if broker_url is not None:
+        from mikrom_reconcile.dispatch.transport.broker import signing_key_of_up
 
-    if settings.broker_url is None and settings.signing_key is None:
-        settings = replace(settings, signing_key=signing_key_of_up(settings))
-    return remote_engine(settings, broker_url)
+        if settings.broker_url is None and settings.signing_key is None:
+            settings = replace(settings, signing_key=signing_key_of_up(settings))
+        return remote_engine(settings, broker_url)
+    from mikrom_reconcile.control.stores.files import FileStore
+    from mikrom_reconcile.dispatch.hosts.local import LocalHosts
+
+    # outcomes are shown as progress; without a handler Python would print them on stderr, too
+    logging.getLogger("mikrom_reconcile.host").addHandler(logging.NullHandler())
+    store = FileStore(settings.state_dir / "store", settings.state_dir / "locks")
+    return make_reconciler(settings, LocalHosts(make_host_agent(settings)), store, alone=True)
 
 
 def broker_of(settings: Settings) -> str | None:
@@ -151,18 +157,6 @@ def fleet_app(settings: Settings) -> FleetApp:
         source=make_source(settings),
     )
     return app
-
-
-def embedded_engine(settings: Settings) -> Engine:
-    """This machine as the only host, a thread pool in this process, runs kept in files."""
-    from mikrom_reconcile.control.stores.files import FileStore
-    from mikrom_reconcile.dispatch.hosts.local import LocalHosts
-
-    # outcomes are shown as progress; without a handler Python would print them on stderr, too
-    logging.getLogger("mikrom_reconcile.host").addHandler(logging.NullHandler())
-    hosts = LocalHosts(make_host_agent(settings))
-    store = FileStore(settings.state_dir / "store", settings.state_dir / "locks")
-    return make_reconciler(settings, hosts, store, alone=True)
 
 
 def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone: bool = False) -> Engine:

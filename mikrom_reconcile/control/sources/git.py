@@ -10,12 +10,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import PurePosixPath
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -176,14 +176,9 @@ class GitSource:
     def _git(self, *arguments: str, said: str = "") -> bytes:
         """What git answers. Raises SourceError with its last words, or when the time is over."""
         try:
-            process = subprocess.Popen(
-                [shutil.which("git") or "git", *_QUIET, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=_environment(),
-                start_new_session=True,  # so that its ssh ends with it
-            )
+            command = [shutil.which("git") or "git", *_QUIET, *arguments]
+            # in a session of its own, so that its ssh ends with it
+            process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=_environment(), start_new_session=True)
         except OSError as error:
             raise SourceError(f"cannot start git: {error.strerror}; is it installed?") from error
         try:
@@ -192,7 +187,7 @@ class GitSource:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            if isinstance(error, subprocess.TimeoutExpired):
+            if isinstance(error, TimeoutExpired):
                 raise SourceError(f"{self._place.url}: no answer within {self._limit_s:g} s") from None
             raise
         if process.returncode:

@@ -48,8 +48,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """The results of one VMM: those of an earlier one say nothing."""
-
     pid: int
     started_s: float
     results: dict[str, Result] = {}

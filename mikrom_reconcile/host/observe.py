@@ -158,15 +158,9 @@ class Observer:
         return replace(row, phase=health.phase, health=health.why)
 
 
-def no_links(_record: VMRecord) -> tuple[Drift, ...]:
-    """For a VM without any, or with a VMM that cannot be asked."""
-    return ()
-
-
-def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkDrift = no_links) -> ObservedVM:
+def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkDrift | None = None) -> ObservedVM:
     """The row of a VM: its record, what was proven of its VMM, and where its links differ."""
-    if not facts.interfaces:
-        links = no_links
+    link_drift = links(record) if links is not None and facts.interfaces else ()
     damage = [Drift(path=RECORD, recorded="as it was written", actual=record.damage)] if record.damage else ()
     return ObservedVM(
         name=record.vm,
@@ -182,7 +176,7 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkDrift = no_l
         generation=record.generation,
         token=record.token,
         created_at=record.created_at,
-        drift=(*damage, *drift_of(record.spec, facts), *links(record)),
+        drift=(*damage, *drift_of(record.spec, facts), *link_drift),
         attempt=record.attempt,
         restarts=record.restarts,
         pid=facts.pid,
@@ -200,7 +194,6 @@ def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
 
 
 def _compared(spec: VMSpec, facts: VMMFacts) -> Iterator[tuple[str, int | str | None, int | str | None]]:
-    """Path, recorded and actual value of each field that the VMM was asked for."""
     if facts.machine is not None:
         for field in spec.machine.__struct_fields__:
             yield f"machine.{field}", getattr(spec.machine, field), getattr(facts.machine, field)
@@ -251,7 +244,6 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
 
 
 def _maturing(observed: Iterable[tuple[ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:
-    """The seconds until VMs that are up count as healthy, for those that do not yet."""
     left_s = {row.name: min_healthy_s.get(row.fleet, 0.0) - age_s for row, age_s in observed if row.phase in HEALTHY}
     return {name: left for name, left in left_s.items() if left > 0}
 

@@ -1,10 +1,8 @@
 """Brings back VMMs that die without anybody's order, at once and without a controller.
 
 One thread (or greenlet) awaits the ends of all VMMs; a small pool checks VMs whose VMM ended. A check trusts nothing
-that was known before: it reads the record and the VMM's end again, under the VM's action lock, so that it never acts
-against an order, nor beside one. Whoever holds that lock acts, and the VM is checked again afterwards.
-
-Only what the record says should be up is started. What an order failed to bring up is left to the next run.
+from before: it reads the record and the VMM's end again under the VM's action lock, so that it acts neither against an
+order nor beside one. What an order failed to bring up is left to the next run.
 """
 
 from __future__ import annotations
@@ -143,7 +141,6 @@ class Supervisor:
             log.warning("%s", error, extra=self._fields() | {"step": "capping consoles"})
 
     def _check_soon(self, vm: str, *, waited: bool = False) -> None:
-        """Have the pool check `vm`, and again if it is checking it already."""
         if vm in self._checking:
             self._checking[vm] = True
             return
@@ -220,7 +217,6 @@ class Supervisor:
     def _report(
         self, record: VMRecord, phase: Phase, result: Result, error: str | None = None, *, level: int = logging.WARNING
     ) -> None:
-        """Log what was done, and pass it on as an outcome."""
         now = self._clock.now()
         began_at = now if error else record.restarts[-1]  # which was written before it was begun
         count = f"restart {len(record.restarts)} of {record.spec.restart.attempts}"
@@ -247,6 +243,5 @@ class Supervisor:
 
 
 def _recent(record: VMRecord, now: datetime) -> tuple[datetime, ...]:
-    """The restarts that count: those of the last `interval`."""
     since = now - timedelta(seconds=seconds_of(record.spec.restart.interval))
     return tuple(at for at in record.restarts if at > since)

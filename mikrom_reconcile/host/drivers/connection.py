@@ -186,7 +186,6 @@ class FirecrackerAPI(Connection):
             raise NoAnswerError(f"{method} {path} was answered with status {status}")
 
     def _exchange(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body of the response."""
         self._send(request)
         received = b""
         while (end := received.find(_HEAD_END)) < 0:
@@ -248,7 +247,6 @@ class _Message(msgspec.Struct, rename={"answer": "return", "greeting": "QMP"}):
 
 
 def _decoded(content: bytes, answer: type[T]) -> T:
-    """`content` as the type `answer`. Raises NoAnswerError."""
     try:
         return msgspec.json.decode(content, type=ready(answer))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

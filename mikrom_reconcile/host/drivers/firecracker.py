@@ -174,7 +174,6 @@ class FirecrackerDriver(VMMDriver):
         return "oom" if end == "killed" and ran_out_of_memory(paths) else end
 
     def _paths_outside(self, record: VMRecord, found: dict[str, str]) -> dict[str, str]:
-        """The paths under which a jailed VMM has its disks open, as they are outside of its jail."""
         own = {path_inside(disk): disk for disk in self._provisioner.disks_of(record)} if found else {}
         return {
             name: str(own[path].path) if path in own and own[path].name == name else path
@@ -183,7 +182,6 @@ class FirecrackerDriver(VMMDriver):
 
 
 def _requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:
-    """What configures the VMM and boots its guest, in order."""
     machine: dict[str, object] = msgspec.to_builtins(spec.machine)
     if spec.machine.cpu_template is None:
         del machine["cpu_template"]

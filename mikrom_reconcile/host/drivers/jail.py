@@ -236,7 +236,6 @@ def ran_out_of_memory(paths: VMPaths) -> bool:
 
 
 def _remove_cgroups(paths: VMPaths) -> None:
-    """Remove the cgroups of a VMM that is gone. Raises OSError."""
     for mount in set(hierarchy()[1].values()):
         for folder in (mount / _parent_cgroup(paths) / paths.vm, mount / _parent_cgroup(paths)):
             _remove_cgroup(folder)

@@ -264,7 +264,6 @@ def _disk_arguments(disk: Disk) -> tuple[str, ...]:
 
 
 def _nic_arguments(interface: Interface) -> tuple[str, ...]:
-    """An interface; a guest names them in their order, too."""
     return (
         *("-netdev", f"tap,id={interface.name},ifname={interface.tap},script=no,downscript=no"),
         *("-device", f"virtio-net-device,netdev={interface.name},mac={interface.mac}"),

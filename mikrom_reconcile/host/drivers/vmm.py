@@ -1,13 +1,10 @@
 """The handle of one VM's VMM: found, proven, started, talked to and ended. Nothing here knows its kind.
 
 A VMM has its VM's lock file, locked, as standard input, from before its first instruction until it is gone. So the
-lock says whether one lives, even if its spawner was killed before it could write anything down; and a process that
-is the recorded one (pid, start time, boot) *and* has that file as standard input is the VMM: nothing else is ever
-signalled. Where nothing was written down, it is the process whose standard input holds the lock: one that only reads
-the file is none.
-
-A start survives a kill between any two of its steps: the lock is the VMM's before its first instruction, the VMM is
-written down before it is configured, and only the last request boots the guest.
+lock says whether one lives, and a process that is the recorded one (pid, start time, boot) *and* has that file as
+standard input is the VMM: nothing else is ever signalled. Where nothing was written down, it is the process whose
+standard input holds the lock. A start survives a kill between any two of its steps: the VMM is written down before it
+is configured, and only the last request boots the guest.
 """
 
 from __future__ import annotations
@@ -262,11 +259,9 @@ class VMM:
             if self._process is not None:
                 self._kill()
             processes.reap()
-            if (lock := locks.open_taken(self.paths.lock)) is not None:
-                try:
+            with locks.held(self.paths.lock) as is_ours:
+                if is_ours:
                     self._clear()
-                finally:
-                    os.close(lock)
 
     def _last_words(self) -> str:
         """What a VMM said before it ended by itself: in its log or, if that is not open yet, on standard error."""

@@ -210,8 +210,8 @@ class VMMDriver(ABC):
             for path in paths.files():
                 path.unlink(missing_ok=True)
             release_uid(paths)
-            if (lock := locks.open_taken(paths.lock)) is not None:
-                locks.give_back(lock, unlink=paths.lock)
+            with locks.held(paths.lock, unlink=True):
+                pass  # its file goes, unless somebody holds it
         for folder in (paths.run_folder, paths.folder):
             with suppress(OSError):  # never made, or somebody else's file is in it, such as the record
                 folder.rmdir()

@@ -1,8 +1,8 @@
-"""Carries out orders: measure, act, verify; one order from the message to its outcome.
+"""Carries out orders: one order from the message to its outcome.
 
 Under the VM's action lock an order passes the preconditions, is carried out step by step, and is answered with what the
-host then observes. Errors become outcomes here and nowhere below. What is no error, such as the end of a greenlet or a
-time limit, passes through once no half-started VMM is left.
+host then observes. Errors become outcomes here and nowhere below; what is no error, such as the end of a greenlet,
+passes through once no half-started VMM is left.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import (
     ActionError,
-    BusyError,
     MikromError,
     PastDeadlineError,
     PermanentError,
@@ -32,9 +31,6 @@ from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.system.clock import Clock
 from mikrom_reconcile.system.files import FULL
 
-TEMPORARY = (TemporaryError, BusyError, PastDeadlineError)
-"""Errors after which the same order may succeed. Every other one stays until something is changed."""
-
 log = logging.getLogger(__name__)
 
 
@@ -45,13 +41,7 @@ class Executor:
     """
 
     def __init__(
-        self,
-        host: str,
-        *,
-        driver: Driver,
-        records: Records,
-        clock: Clock,
-        on_step: Callable[[str, str], None],
+        self, host: str, *, driver: Driver, records: Records, clock: Clock, on_step: Callable[[str, str], None]
     ) -> None:
         self._host = host
         self._driver = driver
@@ -160,7 +150,7 @@ class Executor:
 
 
 def _failure(order: Order, error: Exception) -> Ending:
-    if isinstance(error, TEMPORARY) or (isinstance(error, OSError) and error.errno in FULL):
+    if isinstance(error, TemporaryError | PastDeadlineError) or (isinstance(error, OSError) and error.errno in FULL):
         return Ending(result="failed_temporary", error=str(error))
     if isinstance(error, MikromError):
         return Ending(result="failed_permanent", error=str(error))

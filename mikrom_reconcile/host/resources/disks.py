@@ -1,8 +1,7 @@
 """The disks of VMs on this host: a root disk of a VM's own, copied from its image, and drives that outlive it.
 
-A root disk has the digest of its image in its name, so that one of another image is never booted by mistake: it is
-removed, and made anew. Drives lie apart, under their project's and VM's name, so that a VM that is deleted and made
-again finds those that were to be retained, and no other VM can. Paths follow from names: two VMs never share a disk.
+A root disk has the digest of its image in its name, so that one of another image is never booted by mistake. Drives
+lie apart, under their project's and VM's name: a VM that is made again finds those that were retained, no other can.
 """
 
 from __future__ import annotations
@@ -130,7 +129,6 @@ def _grow(path: Path, size: int) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy the whole file, or leave nothing."""
     draft = target.with_name(f"{target.name}.new")
     try:
         with source.open("rb") as image, open(draft, "wb", opener=_open_own) as copy:

@@ -1,8 +1,7 @@
 """The images that specs name, on this host: each file once, under its digest, verified before anybody sees it.
 
-What was fetched is whole or not there. A file of the name of its digest is that file: nobody else may write into the
-folder, so it is not read again at each start. The demo guest is built in: it is copied out of the package, because a
-running VM must not depend on a path inside an environment that the next release replaces.
+What was fetched is whole or not there, and is not read again at each start. The demo guest is copied out of the
+package: a running VM must not depend on a path inside an environment that the next release replaces.
 """
 
 from __future__ import annotations
@@ -98,16 +97,12 @@ class ImageCache:
             if not kernel.is_packed(content.read(VMMS.kernel_head_bytes)):
                 return path
         elf = path.with_name(f"{path.name}.elf")
-        return self._once(file, elf, give_up_at, lambda: self._unpack(file, path, elf))
+        return self._once(file, elf, give_up_at, lambda: self._unpack(path, elf))
 
-    def _unpack(self, file: PinnedFile, packed: Path, elf: Path) -> None:
+    def _unpack(self, packed: Path, elf: Path) -> None:
         if packed.stat().st_size > CONTAINER_IMAGES.kernel_bytes:
-            raise FetchError(f"{file.source}: it is larger than any kernel", lasting=True)
-        try:
-            content = kernel.unpacked(packed.read_bytes())
-        except FetchError as error:
-            raise FetchError(f"{file.source}: {error}", lasting=error.lasting) from error
-        write_whole(elf, content)
+            raise FetchError("it is larger than any kernel", lasting=True)
+        write_whole(elf, kernel.unpacked(packed.read_bytes()))
         elf.chmod(0o444)
 
     def part(self, file: PinnedFile, registry: Registry | None, *, give_up_at: float) -> Path:
@@ -122,8 +117,11 @@ class ImageCache:
             with lock as is_ours:
                 if not is_ours:
                     raise FetchError(f"{file.source}: another process still fetches it", lasting=False)
-                if not path.exists():
-                    make()
+                try:
+                    if not path.exists():
+                        make()
+                except FetchError as error:
+                    raise FetchError(f"{file.source}: {error}", lasting=error.lasting) from error
         return path
 
     def _make_disk(self, file: PinnedFile, path: Path, give_up_at: float) -> None:
@@ -136,14 +134,9 @@ class ImageCache:
 
         draft = path.with_name(f"{path.name}.part")
         draft.unlink(missing_ok=True)
-        try:
-            image = image_of(file, fetch, auth_file=self._registry_auth, max_bytes=self._max_bytes)
-            rootdisk.build(image, draft, max_bytes=self._max_bytes, give_up_at=give_up_at)
-        except FetchError as error:
-            raise FetchError(f"{file.source}: {error}", lasting=error.lasting) from error
-        draft.chmod(0o444)
-        draft.replace(path)
-        sync_folder(path.parent)
+        image = image_of(file, fetch, auth_file=self._registry_auth, max_bytes=self._max_bytes)
+        rootdisk.build(image, draft, max_bytes=self._max_bytes, give_up_at=give_up_at)
+        _put(draft, path)
 
     def cached(self) -> Iterator[tuple[str, int, float]]:
         """Digest, bytes and time of last use of every file, in the order of digests."""
@@ -203,17 +196,12 @@ class ImageCache:
     def _fetch(self, file: PinnedFile, path: Path, give_up_at: float, registry: Registry | None = None) -> None:
         draft = path.with_name(f"{path.name}.part")
         open_at = partial(_opened, folders=self._folders) if registry is None else registry.opened
-        try:
-            self._read(partial(open_at, file.source, give_up_at=give_up_at), draft, give_up_at)
-        except FetchError as error:
-            raise FetchError(f"{file.source}: {error}", lasting=error.lasting) from error
+        self._read(partial(open_at, file.source, give_up_at=give_up_at), draft, give_up_at)
         if (digest := _digest_of(draft)) != file.sha256:
             draft.unlink()
-            message = f"{file.source}: its sha256 is {digest}, and the spec says {file.sha256}: one of them is wrong"
+            message = f"its sha256 is {digest}, and the spec says {file.sha256}: one of them is wrong"
             raise FetchError(message, lasting=True)
-        draft.chmod(0o444)
-        draft.replace(path)
-        sync_folder(path.parent)
+        _put(draft, path)
 
     def _read(self, open_at: Callable[..., AbstractContextManager[Opened]], draft: Path, give_up_at: float) -> None:
         """Read all of it into `draft`, on from what an earlier attempt left there."""
@@ -255,6 +243,12 @@ def image_uses(records: Records) -> tuple[Counter[str], bool]:
         else:
             is_whole = False
     return uses, is_whole
+
+
+def _put(draft: Path, path: Path) -> None:
+    draft.chmod(0o444)
+    draft.replace(path)
+    sync_folder(path.parent)
 
 
 def _digest_of(path: Path) -> str:

@@ -64,7 +64,6 @@ def _forwards() -> bool:
 
 
 def _tables() -> dict[str, frozenset[str]] | None:
-    """The lines of each table of ours; None where nft cannot say."""
     try:
         done = _nft("list", "ruleset", "ip")
     except (OSError, subprocess.TimeoutExpired):

@@ -219,7 +219,6 @@ class Networks:
         return _Bridge(link, addresses | (rules or frozenset()), rules is not None)
 
     def _wanted_by(self, record: VMRecord, bridge: str) -> Parts:
-        """What one VM wants of a bridge."""
         own = (interface.wants for interface in self.of(record) if interface.bridge == bridge)
         return frozenset[str]().union(*own)
 
@@ -238,7 +237,6 @@ class Networks:
         return parts
 
     def _set_parts(self, kernel: Netlink, vm: str, bridge: Link, own: Parts) -> None:
-        """Give a bridge the parts that the VM wants, and leave it those that others want."""
         found = self._bridge_of(kernel, bridge).parts
         unwanted = self._unwanted(found - own, bridge.name, vm)
         wanted = own | (found - unwanted)
@@ -275,7 +273,6 @@ class _Bridge(NamedTuple):
 
 
 def _drift(interface: Interface, tap: Link, bridge: _Bridge, unwanted: Parts) -> Iterator[Drift]:
-    """Where an interface's bridge and tap are other than they are to be."""
     path, missing = f"network_interfaces.{interface.name}", interface.wants - bridge.parts
     wants_nat = not all(map(_is_address, interface.wants))
     if actual := _trouble(tap, bridge, missing | unwanted):
@@ -351,7 +348,6 @@ def own_tap(name: str, uid: int) -> None:
 
 @contextmanager
 def _attached(name: str) -> Iterator[int]:
-    """A descriptor of the tap, which is made if it is not there."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS))

@@ -7,11 +7,13 @@ can have only one at a time, and takes forty times the CPU (docs/adr/0021). Numb
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Interface
 from typing import Self
 
@@ -34,6 +36,11 @@ _INFO_KIND = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _UP = 1
 _TYPE_MASK = 0x3FFF
+
+
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
+_IFREQ = struct.Struct("16sH22x")
+_TAP_FLAGS = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, as Firecracker and QEMU open it
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,3 +229,25 @@ def _attribute(kind: int, content: bytes) -> bytes:
 
 def _aligned(length: int) -> int:
     return (length + 3) & ~3
+
+
+def make_tap(name: str) -> None:
+    """Make a tap that stays. Raises OSError."""
+    with _attached(name) as tap:
+        fcntl.ioctl(tap, _TUNSETPERSIST, 1)
+
+
+def own_tap(name: str, uid: int) -> None:
+    """Let the user `uid` open a tap that is there and that nobody has open. Raises OSError."""
+    with _attached(name) as tap:
+        fcntl.ioctl(tap, _TUNSETOWNER, uid)
+
+
+@contextmanager
+def _attached(name: str) -> Iterator[int]:
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS))
+        yield fd
+    finally:
+        os.close(fd)

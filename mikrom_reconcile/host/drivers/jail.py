@@ -23,10 +23,10 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine
 from mikrom_reconcile.host.resources.disks import Disk
-from mikrom_reconcile.host.resources.networks import own_tap
 from mikrom_reconcile.host.resources.provisioner import VMResources
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import make_folder, read_small
+from mikrom_reconcile.system.netlink import own_tap
 from mikrom_reconcile.times_and_sizes import VMMS
 
 FIRST_UID, UIDS = 900_000, 1 << 16

@@ -18,8 +18,8 @@ from mikrom_reconcile.host.drivers.connection import NoAnswerError, UnreachableE
 from mikrom_reconcile.host.drivers.jail import VMPaths, release_uid, remove_jail
 from mikrom_reconcile.host.drivers.vmm import VMM, Command, StateLayout, VMMProcess
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
-from mikrom_reconcile.host.resources.networks import Interface, boot_args_of
-from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources
+from mikrom_reconcile.host.resources.networks import Interface
+from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources, boot_args_of
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import free_head, tail
 from mikrom_reconcile.times_and_sizes import VMMS

@@ -9,9 +9,6 @@ records of VMs which are to be up want, and no others: while a network changes, 
 
 from __future__ import annotations
 
-import fcntl
-import os
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -25,18 +22,14 @@ import msgspec
 from mikrom_reconcile.core.model.desired import NetworkInterface
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Drift
-from mikrom_reconcile.core.specs.images import init_argument
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.host.resources.nat import PREFIX, Rules, nat_of
 from mikrom_reconcile.system import locks
-from mikrom_reconcile.system.netlink import Link, Netlink
+from mikrom_reconcile.system.netlink import Link, Netlink, make_tap
 from mikrom_reconcile.times_and_sizes import NETWORKS
 
 _STEP = "making its links"
-_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
-_IFREQ = struct.Struct("16sH22x")
-_TAP_FLAGS = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, as Firecracker and QEMU open it
 
 Parts = frozenset[str]
 """What a bridge has or is to have. An address has no space in it, a rule has."""
@@ -104,7 +97,7 @@ class Networks:
                     continue
                 with self._bridge_lock(record.vm, interface.bridge, give_up_at):
                     bridge = self._prepare_bridge(kernel, record, interface)
-                    tap = _device(kernel, record.vm, "tap", interface.tap, interface.alias, _make_tap)
+                    tap = _device(kernel, record.vm, "tap", interface.tap, interface.alias, make_tap)
                     kernel.set_up(tap.index, alias=interface.alias, master=bridge.index)
                 if tap.master not in {0, bridge.index}:
                     self._remove_unused_bridges(kernel, record.vm, give_up_at)
@@ -321,39 +314,6 @@ def _taken(vm: str, what: str, found: Link) -> PermanentError:
 def mac_of(record: VMRecord, name: str) -> str:
     """A locally administered address that follows from project, VM and interface: it is the same on any host."""
     return "06:" + ":".join(f"{byte:02x}" for byte in bytes.fromhex(_hash(f"{record.project} {record.vm} {name}", 5)))
-
-
-def boot_args_of(record: VMRecord) -> str:
-    """The kernel's command line, with the address of the first interface for guests that have no other way to it."""
-    spec = record.spec
-    words = [spec.boot_args, init_argument(spec.boot, spec.boot_args)]
-    name = min(spec.network_interfaces, default=None)
-    ip = record.addresses.get(name) if name else None
-    if name is not None and ip is not None and " ip=" not in f" {spec.boot_args}":
-        nic = spec.network_interfaces[name]
-        words.append(f"ip={ip}::{nic.gateway}:{IPv4Network(nic.cidr).netmask}:{record.vm}:eth0:off")
-    return " ".join(filter(None, words))
-
-
-def _make_tap(name: str) -> None:
-    with _attached(name) as tap:
-        fcntl.ioctl(tap, _TUNSETPERSIST, 1)
-
-
-def own_tap(name: str, uid: int) -> None:
-    """Let the user `uid` open a tap that is there and that nobody has open. Raises OSError."""
-    with _attached(name) as tap:
-        fcntl.ioctl(tap, _TUNSETOWNER, uid)
-
-
-@contextmanager
-def _attached(name: str) -> Iterator[int]:
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS))
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _hash(text: str, size: int) -> str:

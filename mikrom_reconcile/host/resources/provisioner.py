@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,12 +15,13 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError, PermanentError, TemporaryError
+from mikrom_reconcile.core.specs.images import init_argument
 from mikrom_reconcile.core.specs.validate_vms import METADATA_OF_HOST, SECRET_REF
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.disks import Disk, Disks
 from mikrom_reconcile.host.resources.images import ImageCache, image_uses
-from mikrom_reconcile.host.resources.networks import Interface, Networks, boot_args_of, mac_of
+from mikrom_reconcile.host.resources.networks import Interface, Networks, mac_of
 from mikrom_reconcile.system.download import FetchError, local_file
 from mikrom_reconcile.times_and_sizes import IMAGES
 
@@ -76,6 +78,18 @@ class Secrets:
         if len(text) > IMAGES.secret_bytes:
             raise SecretError(f"{reference} has more than {IMAGES.secret_bytes >> 10} KiB")
         return text.removesuffix("\n")
+
+
+def boot_args_of(record: VMRecord) -> str:
+    """The kernel's command line, with the address of the first interface for guests that have no other way to it."""
+    spec = record.spec
+    words = [spec.boot_args, init_argument(spec.boot, spec.boot_args)]
+    name = min(spec.network_interfaces, default=None)
+    ip = record.addresses.get(name) if name else None
+    if name is not None and ip is not None and " ip=" not in f" {spec.boot_args}":
+        nic = spec.network_interfaces[name]
+        words.append(f"ip={ip}::{nic.gateway}:{IPv4Network(nic.cidr).netmask}:{record.vm}:eth0:off")
+    return " ".join(filter(None, words))
 
 
 class VMResources(msgspec.Struct, frozen=True, kw_only=True):

@@ -116,15 +116,13 @@ def tried(check: Check, record: VMRecord, said: Said) -> str:
     if not address:
         return "the VM has no address"
     try:
-        return _tcp(address, check, limit_s) if check.type == "tcp" else _http(address, check, limit_s)
+        if check.type == "http":
+            return _http(address, check, limit_s)
+        with socket.create_connection((address, check.port or 0), timeout=limit_s):
+            return ""
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         return f"{address}:{check.port}: {reason or type(error).__name__}"
-
-
-def _tcp(address: str, check: Check, timeout_s: float) -> str:
-    with socket.create_connection((address, check.port or 0), timeout=timeout_s):
-        return ""
 
 
 def _http(address: str, check: Check, timeout_s: float) -> str:

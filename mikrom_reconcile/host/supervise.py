@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -187,7 +187,9 @@ class Supervisor:
 
     def _bring_back(self, record: VMRecord, phase: Phase, *, waited: bool) -> CheckResult:
         """Start it, park it or wait, by its restart policy. The caller holds the action lock."""
-        restart, recent = record.spec.restart, _recent(record, self._clock.now())
+        restart = record.spec.restart
+        since = self._clock.now() - timedelta(seconds=seconds_of(restart.interval))
+        recent = tuple(at for at in record.restarts if at > since)
         if len(recent) >= restart.attempts:
             error = record.last_error or f"it was {phase}"
             self._records.write(replace(record, restarts=recent, parked=True, last_error=error))
@@ -240,8 +242,3 @@ class Supervisor:
 
     def _fields(self, vm: str = "") -> dict[str, object]:
         return {"vm": vm, "host": self._host, "step": "supervising"}
-
-
-def _recent(record: VMRecord, now: datetime) -> tuple[datetime, ...]:
-    since = now - timedelta(seconds=seconds_of(record.spec.restart.interval))
-    return tuple(at for at in record.restarts if at > since)

@@ -116,7 +116,7 @@ class ResourceProvisioner:
     def prepare(self, record: VMRecord, *, give_up_at: float, unpacked_kernel: bool = False) -> VMResources:
         """Fetch images, make disks and links as the spec says. Raises ActionErrors and OSErrors."""
         vm, boot, initrd, rootfs = record.vm, record.spec.boot, None, None
-        metadata = self.metadata_of(record)
+        metadata, boot_args = self.metadata_of(record), boot_args_of(record)
         if boot is None:
             kernel = self._images.hello()
         else:
@@ -130,7 +130,7 @@ class ResourceProvisioner:
             initrd=initrd,
             disks=self._disks.prepare(record, rootfs),
             interfaces=self.networks.prepare(record, give_up_at=give_up_at),
-            boot_args=boot_args_of(record),
+            boot_args=boot_args,
             metadata=metadata,
         )
 

@@ -11,18 +11,7 @@ from html import escape
 from string import Template
 
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan
-from mikrom_reconcile.output.plan import (
-    DANGEROUS,
-    KINDS,
-    LOOKS,
-    Group,
-    alarms,
-    fleets_of,
-    kinds_of,
-    short,
-    summary,
-    value_diff,
-)
+from mikrom_reconcile.output.plan import DANGEROUS, LOOKS, Group, alarms, fleets_of, short, summary, value_diff
 from mikrom_reconcile.output.text import Style, counted, sanitize
 from mikrom_reconcile.times_and_sizes import OUTPUT
 
@@ -117,23 +106,13 @@ def plan_html(plan: Plan, style: Style) -> str:
     from importlib.resources import files  # noqa: PLC0415, TID251 - a constant of this package, and seldom needed
 
     del style
-    nothing = [] if plan.changes else [f"<p>{_h(summary(plan))}</p>"]
     return Template(files(__package__).joinpath("plan.html").read_text(encoding="utf-8")).substitute(
         title=f"Plan for {_h(plan.project)} at {_h(plan.revision)}",
         made=f"{plan.taken_at:%Y-%m-%d %H:%M:%S}",
-        body="\n".join([*_tally(plan), "<main>", *nothing, *_alarms(plan), *_fleets(plan)]),
+        summary=_h(summary(plan)),
+        body="\n".join([*_alarms(plan), *_fleets(plan)]),
         id=_h(plan.id),
     )
-
-
-def _tally(plan: Plan) -> Iterator[str]:
-    kinds = kinds_of(plan)
-    yield '<ul class="tally">'
-    for kind in KINDS:
-        if kinds[kind]:
-            sign, look = LOOKS[kind]
-            yield f'<li class="{look}">{sign} {kinds[kind]} {kind}</li>'
-    yield f'<li class="dim">{kinds["unchanged"]} unchanged</li></ul>'
 
 
 def _alarms(plan: Plan) -> Iterator[str]:

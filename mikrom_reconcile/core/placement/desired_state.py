@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from ipaddress import IPv4Address
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from mikrom_reconcile.core.model.fields import drop_paths
 from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position
 from mikrom_reconcile.core.parsing.schema_errors import Schemas
-from mikrom_reconcile.core.placement.scheduler import Scheduler
+from mikrom_reconcile.core.placement.scheduler import NOTHING, Scheduler
 from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
 from mikrom_reconcile.core.specs.load import Specs, hosts_of, load
 from mikrom_reconcile.core.specs.networks import Network
@@ -27,16 +27,13 @@ from mikrom_reconcile.core.specs.resolve import Resolver
 Addresses = Mapping[str, str]
 """Interface name to its address."""
 
-NO_LEASES: Mapping[str, Addresses] = MappingProxyType({})
-NO_VMS: Mapping[str, DesiredVM] = MappingProxyType({})
-
 
 def render(
     specs: Specs,
     here: str,
     placed: Iterable[tuple[UnplacedVM, str]],
-    leases: Mapping[str, Addresses] = NO_LEASES,
-    known: Mapping[str, DesiredVM] = NO_VMS,
+    leases: Mapping[str, Addresses] = NOTHING,
+    known: Mapping[str, DesiredVM] = NOTHING,
 ) -> list[DesiredVM]:
     """What the specs want of these VMs, each on its host, or "" for one that has none. Raises SpecError.
 
@@ -114,9 +111,6 @@ def render_all(specs: Specs, *, here: str) -> tuple[DesiredVM, ...]:
     return tuple(render(specs, here, zip(unplaced, placing.hosts, strict=True)))
 
 
-# ---- addresses --------------------------------------------------------------------------------------------------
-
-
 def static_addresses(spec: VMSpec) -> dict[str, str]:
     """The addresses that a spec says itself."""
     return {name: nic.ip for name, nic in spec.network_interfaces.items() if nic.ip}
@@ -137,9 +131,8 @@ def _address_conflicts(specs: Specs, vms: Iterable[DesiredVM]) -> Iterator[Diagn
     documents = {fleet.name: fleet.document for fleet in specs.fleets}
     owners: dict[tuple[str, str], tuple[str, str]] = {}
     leases: Counter[tuple[str, str]] = Counter()
-    sizes: dict[tuple[str, str], int] = {}
-    every_nic = ((vm, name, nic) for vm in vms for name, nic in vm.spec.network_interfaces.items())
-    for vm, name, nic in every_nic:
+    size_of = cache(lambda network, pool: sum(map(len, specs.networks[network].free(pool))))
+    for vm, name, nic in ((each, *nic) for each in vms for nic in each.spec.network_interfaces.items()):
         why = ""
         if nic.ip:
             owner = owners.setdefault((nic.network, nic.ip), (vm.name, name))
@@ -147,10 +140,8 @@ def _address_conflicts(specs: Specs, vms: Iterable[DesiredVM]) -> Iterator[Diagn
         elif vm.state != "absent":
             pool = nic.network, nic.pool or ""
             leases[pool] += 1
-            if pool not in sizes:
-                sizes[pool] = sum(map(len, specs.networks[pool[0]].free(pool[1])))
-            if leases[pool] == sizes[pool] + 1:
-                why = f"{pool_text(*pool)} has {sizes[pool]} addresses, and more VMs want one"
+            if leases[pool] == size_of(*pool) + 1:
+                why = f"{pool_text(*pool)} has {size_of(*pool)} addresses, and more VMs want one"
         if why:
             pointer = ("spec", "template", "network_interfaces", name)
             yield Diagnostic(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
@@ -159,9 +150,6 @@ def _address_conflicts(specs: Specs, vms: Iterable[DesiredVM]) -> Iterator[Diagn
 def pool_text(network: str, pool: str) -> str:
     """A pool, in words."""
     return f"pool {pool} of network {network}" if pool else f"network {network}"
-
-
-# ---- images -----------------------------------------------------------------------------------------------------
 
 
 class ImageFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from operator import itemgetter
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Share, State
+from mikrom_reconcile.core.model.desired import DesiredVM, Share
 from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
 from mikrom_reconcile.core.model.observed import (
     Attempt,
@@ -18,16 +18,12 @@ from mikrom_reconcile.core.model.observed import (
     ObservedState,
     ObservedVM,
     ObserveQuery,
-    Phase,
     Placements,
 )
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Plan, Refusal, VMChange
 from mikrom_reconcile.core.placement.scheduler import Placing
 from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
-
-EXPECTED_PHASE: dict[State, Phase] = {"running": "running", "stopped": "stopped", "paused": "paused"}
-"""The phase in which control expects a VM of each state when nothing is to be done."""
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,17 +67,18 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def expectations(vms: Iterable[DesiredVM]) -> dict[str, Expected]:
-    """What to expect of each host: the wanted VMs that are remembered to be there, as they are wanted."""
+    """What to expect of each host: the wanted VMs that are remembered to be there, as they are wanted.
+
+    When nothing is to be done a VM is in the phase that is called as the state in which it is wanted.
+    """
     groups: dict[str, dict[str, list[DesiredVM]]] = defaultdict(lambda: defaultdict(list))
     for vm in vms:
-        if vm.state in EXPECTED_PHASE:
+        if vm.state != "absent":
             groups[vm.host][vm.fleet].append(vm)
     return {
         host: Expected(
             digests={
-                fleet: fleet_digest(
-                    (vm.name, row_digest(vm.spec_digest, vm.addresses), EXPECTED_PHASE[vm.state], ()) for vm in group
-                )
+                fleet: fleet_digest((vm.name, row_digest(vm.spec_digest, vm.addresses), vm.state, ()) for vm in group)
                 for fleet, group in fleets.items()
             },
             names={fleet: tuple([vm.name for vm in group]) for fleet, group in fleets.items()},

@@ -19,7 +19,6 @@ from mikrom_reconcile.core.placement.desired_state import render
 from mikrom_reconcile.core.placement.scheduler import Scheduler
 from mikrom_reconcile.core.planning.assemble import VERBS, plan_of, warnings_of
 from mikrom_reconcile.core.planning.context import (
-    EXPECTED_PHASE,
     Draft,
     PlanContext,
     PlanInput,
@@ -235,7 +234,7 @@ def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Ite
 
 def _is_up_to_date(vm: DesiredVM, row: ObservedVM) -> bool:
     """Whether its row says what a fleet's digest would prove."""
-    as_wanted = row.spec_digest == vm.spec_digest and row.phase == EXPECTED_PHASE.get(vm.state)
+    as_wanted = row.spec_digest == vm.spec_digest and row.phase == vm.state
     return as_wanted and row.host == vm.host and not row.drift
 
 

@@ -203,7 +203,7 @@ def test_a_page_is_whole_and_needs_nothing_from_outside(planned: Plan) -> None:
 def test_a_page_tells_what_the_text_tells() -> None:
     page = Page(formats.PLAN["html"](PLAN, PLAIN))
     for told in (
-        "Plan for demo at 3f2a1c9d8e7b", "+ 2 create", "~ 1 restart", "! 1 blocked", "2 unchanged", "look out",
+        "Plan for demo at 3f2a1c9d8e7b", "Plan: 2 to create, 1 to restart, 1 blocked; 2 unchanged", "look out",
         "fleet db: 1 of 1 VMs would go [prune]", "hv03: gave no answer", "at most 1 of 3 down at a time",
         "web-[000-001]", "on hv02", "hv01 has the fewest VMs (2) of kvm:&gen2, and so on", "- two+ 2",
     ):  # fmt: skip

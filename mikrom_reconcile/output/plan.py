@@ -54,17 +54,13 @@ _SUMMARY = {kind: f"to {kind}" for kind in KINDS} | {"wait": "waiting", "blocked
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """VMs of one fleet to which the same happens for the same reasons. `wanted` is what they wait or are blocked for.
-
-    `placed` is why the first of them goes to its host, if there was a choice.
-    """
+    """VMs of one fleet to which the same happens for the same reasons. `wanted` is what they wait for."""
 
     kind: ChangeKind
     wanted: ChangeKind | None
     names: str
     hosts: str
     why: str
-    placed: str
     fields: tuple[FieldChange, ...]
     names_by_host: dict[str, str]
     size: int
@@ -128,7 +124,7 @@ def rollout_of(plan: Plan, fleet: str) -> str:
 def _groups(changes: Iterable[VMChange]) -> list[Group]:
     def looks(change: VMChange) -> tuple[Any, ...]:
         fields = tuple((field.path, whole(field.before), whole(field.after), field.impact) for field in change.fields)
-        return change.kind, change.wanted, change.reasons, bool(change.placed), fields
+        return change.kind, change.wanted, change.reasons, fields
 
     alike = group_by(changes, looks)
     entries = sorted(alike.values(), key=lambda group: (_SHOWN.index(group[0].kind), min(vm.name for vm in group)))
@@ -144,7 +140,6 @@ def _group(changes: list[VMChange]) -> Group:
         names=grouped(change.name for change in changes),
         hosts=grouped(by_host),
         why="; ".join(first.reasons),
-        placed=first.placed and first.placed + (", and so on" if len(changes) > 1 else ""),
         fields=first.fields,
         names_by_host={host: grouped(change.name for change in by_host[host]) for host in sorted(by_host)},
         size=len(changes),
@@ -221,8 +216,6 @@ def _group_lines(group: Group, style: Style) -> Iterator[str]:
     wanted = f" ({group.wanted})" if group.wanted else ""
     why = f": {style.paint(sanitize(group.why), 'dim')}" if group.why else ""
     yield f"    {what} {sanitize(group.names)} on {sanitize(group.hosts)}{wanted}{why}"
-    if group.placed:
-        yield f"{_INDENT}{style.paint(sanitize(group.placed), 'dim')}"
     for field in group.fields:
         path, impact = sanitize(field.path), style.paint(f"({field.impact})", "dim")
         if style.full:
@@ -250,11 +243,6 @@ def plan_document(plan: Plan) -> Document:
 
 
 def change_row(change: VMChange) -> Document:
-    """One change; why the VM goes to its host, if there was a choice, is the last of its reasons."""
-    return {
-        "vm": change.name,
-        **pick(change, "fleet", "host", "kind"),
-        "rule_id": change.rule,
-        "reasons": [*change.reasons, *([change.placed] if change.placed else [])],
-        "fields": change.fields,
-    }
+    """One change."""
+    known = pick(change, "fleet", "host", "kind", "reasons", "fields")
+    return {"vm": change.name, **known, "rule_id": change.rule}

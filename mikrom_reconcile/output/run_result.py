@@ -47,12 +47,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     def exit_code(self) -> int:
         """0 when everything is as specified and was seen to be, or will be, else the bits of what stood in the way."""
         held = self.refused or (self.waiting and not self.scheduled and not self.late)
-        return (
-            (CHANGES_OR_FAILED if self.failed else 0)
-            | (UNREACHABLE if self.unreachable else 0)
-            | (REFUSED if held else 0)
-            | (LATE if self.late else 0)
-        )
+        bits = {CHANGES_OR_FAILED: self.failed, UNREACHABLE: self.unreachable, REFUSED: held, LATE: self.late}
+        return sum(bit for bit, is_set in bits.items() if is_set)
 
     @property
     def converged(self) -> bool:
@@ -64,11 +60,8 @@ def plan_exit_code(plan: Plan, *, detailed: bool) -> int:
     """0 when everything could be planned; `detailed` adds 2 when there is something that may be changed."""
     pending = any(change.kind != "blocked" for change in plan.changes)
     blocked = any(change.kind == "blocked" and change.host not in plan.unreachable for change in plan.changes)
-    return (
-        (CHANGES_OR_FAILED if detailed and pending else 0)
-        | (UNREACHABLE if plan.unreachable else 0)
-        | (REFUSED if blocked or plan.refusals else 0)
-    )
+    bits = {CHANGES_OR_FAILED: detailed and pending, UNREACHABLE: plan.unreachable, REFUSED: blocked or plan.refusals}
+    return sum(bit for bit, is_set in bits.items() if is_set)
 
 
 def result_of(report: RunReport) -> RunResult:

@@ -31,7 +31,7 @@ class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
 class VMChange(msgspec.Struct, frozen=True, kw_only=True):
     """What happens to one VM and why. `wanted` is the kind that a `wait` or `blocked` change stands for.
 
-    `rule` is the id of the rule in `diff` that decided, `placed` why the VM goes to that host if there was a choice.
+    `rule` is the id of the rule in `diff` that decided.
     """
 
     name: str
@@ -40,7 +40,6 @@ class VMChange(msgspec.Struct, frozen=True, kw_only=True):
     kind: ChangeKind
     reasons: tuple[str, ...]
     rule: str = ""
-    placed: str = ""
     wanted: ChangeKind | None = None
     fields: tuple[FieldChange, ...] = ()
     desired: DesiredVM | None = None

@@ -1,7 +1,9 @@
-"""How much a host may be promised, and how much of that is left.
+"""How much each host may be promised and has left, and the choice of one host among many, again and again.
 
-The host says what it has, unless the inventory does. Without `overcommit` memory is limited to that and vCPUs are not
-limited: they only share time.
+A host says what it has, unless the inventory does. Without `overcommit` memory is limited to that and vCPUs are not:
+they only share time. Hosts are in heaps by how many VMs they have; where a fleet is to be spread, there is a heap for
+each value of the first attribute, and inside it one for each value of the next. How full a host is only ever grows, so
+its place is put right when its turn comes: a choice costs the logarithm of the hosts, not their number.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from heapq import heapify, heappop, heapreplace
 from math import floor, inf
+from operator import itemgetter
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Capacity, HostReport, ObservedVM
+from mikrom_reconcile.core.model.plan import group_by
 from mikrom_reconcile.core.specs.inventory import Inventory
 
 
@@ -28,10 +32,6 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     mem_limit_mib: float = inf
     promised: Capacity = Capacity(vcpu_count=0, mem_size_mib=0)
     overhead_mib: int = 0
-
-
-UNLIMITED = Room()
-"""The room of a host of which nothing is known."""
 
 
 class HostLoads:
@@ -121,16 +121,11 @@ class Paths:
 class SkewCounter:
     """How many VMs of a fleet each of some values has; `floor` is what the emptiest has."""
 
-    def __init__(self, max_skew: int) -> None:
-        self.counts: Counter[str] = Counter()
+    def __init__(self, max_skew: int, values: Iterable[str]) -> None:
+        self.counts = Counter(dict.fromkeys(values, 0))
         self.floor = 0
         self._max_skew = max_skew
-        self._at_floor = 0
-
-    def open(self, value: str) -> None:
-        """A value that may get VMs, before any are counted."""
-        self._at_floor += value not in self.counts
-        self.counts[value] += 0
+        self._at_floor = len(self.counts)
 
     def add(self, value: str) -> None:
         """One VM more."""
@@ -151,12 +146,11 @@ class SpreadCounts:
 
     def __init__(self, paths: Paths, max_skews: tuple[int, ...], vms: Iterable[str]) -> None:
         self.paths = paths.by_host
-        self.counters: dict[Path, SkewCounter] = {}
-        for path in paths.different:
-            for depth, max_skew in enumerate(max_skews):
-                if path[:depth] not in self.counters:
-                    self.counters[path[:depth]] = SkewCounter(max_skew)
-                self.counters[path[:depth]].open(path[depth])
+        steps = ((path[:depth], path[depth]) for path in paths.different for depth in range(len(max_skews)))
+        values = group_by(steps, itemgetter(0))
+        self.counters = {
+            above: SkewCounter(max_skews[len(above)], map(itemgetter(1), found)) for above, found in values.items()
+        }
         for host in vms:
             self.add(host)
 
@@ -195,7 +189,9 @@ class SpreadHeap:
     """A heap of hosts, or of further values, for each value of an attribute. What is beyond the skew comes last."""
 
     def __init__(self, heaps: Mapping[str, Heaps], counts: SpreadCounts, above: Path = ()) -> None:
-        self._counter = counts.counters.get(above) or SkewCounter(1)  # of a host that the fleet's pattern does not name
+        self._counter = counts.counters.get(above) or SkewCounter(
+            1, ()
+        )  # of a host that the fleet's pattern does not name
         self._parts = {
             value: part if isinstance(part, HostHeap) else SpreadHeap(part, counts, (*above, value))
             for value, part in heaps.items()

@@ -24,15 +24,12 @@ from mikrom_reconcile.core.specs.load import Specs, hosts_of, load
 from mikrom_reconcile.core.specs.networks import Network
 from mikrom_reconcile.core.specs.resolve import Resolver
 
-Addresses = Mapping[str, str]
-"""Interface name to its address."""
-
 
 def render(
     specs: Specs,
     here: str,
     placed: Iterable[tuple[UnplacedVM, str]],
-    leases: Mapping[str, Addresses] = NOTHING,
+    leases: Mapping[str, Mapping[str, str]] = NOTHING,
     known: Mapping[str, DesiredVM] = NOTHING,
 ) -> list[DesiredVM]:
     """What the specs want of these VMs, each on its host, or "" for one that has none. Raises SpecError.
@@ -116,7 +113,7 @@ def static_addresses(spec: VMSpec) -> dict[str, str]:
     return {name: nic.ip for name, nic in spec.network_interfaces.items() if nic.ip}
 
 
-def retained(spec: VMSpec, held: Addresses, networks: Mapping[str, Network]) -> dict[str, str]:
+def retained(spec: VMSpec, held: Mapping[str, str], networks: Mapping[str, Network]) -> dict[str, str]:
     """The static addresses of a VM, and those of its leases that its spec still allows."""
     leases = {
         name: held[name]

@@ -13,23 +13,11 @@ import msgspec
 
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.model.plan import group_by
-from mikrom_reconcile.core.placement.capacity import (
-    UNLIMITED,
-    Heaps,
-    HostHeap,
-    HostLoads,
-    Paths,
-    Room,
-    SpreadCounts,
-    SpreadHeap,
-)
+from mikrom_reconcile.core.placement.capacity import Heaps, HostHeap, HostLoads, Paths, Room, SpreadCounts, SpreadHeap
 from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.inventory import Attributes, Inventory, describe_attribute
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
 from mikrom_reconcile.times_and_sizes import SPECS
-
-Need = Callable[[UnplacedVM], Capacity]
-"""What a VM takes of its host."""
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -37,12 +25,10 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 class Placing(msgspec.Struct, frozen=True, kw_only=True):
     """A host for each VM that was asked about, in that order; "" for a new one that none can have.
 
-    `placed` says of chosen hosts why it was that one, `eviction_reasons` why VMs may not stay where they are, and
-    `rejections` why no host can have them.
+    `eviction_reasons` says why VMs may not stay where they are, `rejections` why no host can have them.
     """
 
     hosts: list[str]
-    placed: dict[str, str] = {}
     eviction_reasons: dict[str, str] = {}
     rejections: dict[str, tuple[str, ...]] = {}
 
@@ -74,7 +60,7 @@ class Scheduler:
         self._located = located
         self._previous_hosts = previous_hosts
         self._pinned = pinned
-        self._rooms = {host: rooms.get(host, UNLIMITED) for host in self.hosts}
+        self._rooms = {host: rooms.get(host, Room()) for host in self.hosts}
         self._loads = HostLoads(Counter(located.values()), self._rooms)
         self._kinds: dict[int, bytes] = {}  # by the identity of a fleet, which the specs hold
         self._eligible: dict[tuple[int, bytes], frozenset[str]] = {}
@@ -84,7 +70,7 @@ class Scheduler:
         self._counts: dict[int, SpreadCounts] = {}
         self._members: dict[int, list[str]] = defaultdict(list)  # the hosts of the VMs of fleets that are to be spread
 
-    def place(self, vms: Sequence[UnplacedVM], need: Need) -> Placing:
+    def place(self, vms: Sequence[UnplacedVM], need: Callable[[UnplacedVM], Capacity]) -> Placing:
         """A host for each. Those that are nowhere choose before those that have to move: they are down."""
         placing = Placing(hosts=[self._located.get(vm.name, "") for vm in vms])
         must_move = [number for number, vm in enumerate(vms) if not self._stays(vm, placing.hosts[number])]
@@ -99,8 +85,7 @@ class Scheduler:
             if pin := self._pinned.get(vm.name):
                 placing.rejections[vm.name] = (f"{host}: {placing.eviction_reasons[vm.name]}", pin)
                 continue
-            chosen, why = self._choose(vm, need(vm))
-            placing.placed.update({vm.name: why} if why else {})
+            chosen = self._choose(vm, need(vm))
             placing.hosts[number] = chosen or host or self._only_unreachable(vm)
             if not chosen:
                 unplaceable.append(vm)
@@ -133,20 +118,17 @@ class Scheduler:
             kind = self._kinds[id(fleet)] = msgspec.json.encode(fleet.placement)
         return kind
 
-    def _choose(self, vm: UnplacedVM, need: Capacity) -> tuple[str, str]:
-        """A host, and why if there was a choice; "" if none can take it. It goes back to where it was, if it can."""
+    def _choose(self, vm: UnplacedVM, need: Capacity) -> str:
+        """A host; "" if none can take it. It goes back to where it was, if it can."""
         counts = self._counts_of(vm.fleet)
-        previous = self._previous_hosts.get(vm.name, "")
-        if self._takes(vm, previous) and self._loads.fits(previous, need):
-            host, why = previous, ""
-        else:
+        host = self._previous_hosts.get(vm.name, "")
+        if not (self._takes(vm, host) and self._loads.fits(host, need)):
             host = self._heap_of(vm, need, counts).best() or ""
-            why = self._why(vm, host, counts) if host and len(self.eligible_hosts(vm)) > 1 else ""
         if host:
             self._loads.add(host, need)
             if counts:
                 counts.add(host)
-        return host, why
+        return host
 
     def _takes(self, vm: UnplacedVM, host: str) -> bool:
         return host in self.eligible_hosts(vm) and host not in self._unreachable and host not in self._states
@@ -185,17 +167,6 @@ class Scheduler:
             }
             self._paths[key] = Paths(values)
         return self._paths[key]
-
-    def _why(self, vm: UnplacedVM, host: str, counts: SpreadCounts | None) -> str:
-        reason = f"{host} has the fewest VMs ({self._loads.vms[host]}) of {vm.fleet.pattern}"
-        placement = vm.fleet.placement
-        if weight := self._attributes.weight(host, placement):
-            reason += f" with affinity {weight}"
-        path = counts.paths.get(host, ()) if counts else ()
-        for depth, value in enumerate(path):
-            count = counts.counters[path[:depth]].counts[value] if counts else 0
-            reason += f", {placement.spread[depth].attribute} {value} has {count} of {vm.fleet.name}"
-        return reason
 
     def _unfit(self, fleet: FleetSpec, host: str) -> str:
         """Why the host may not keep VMs of the fleet, though its pattern allows it; "" if it may."""

@@ -12,10 +12,9 @@ import msgspec
 from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM
 from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, Plan, Verb, VMChange
+from mikrom_reconcile.core.placement.scheduler import NOTHING
 from mikrom_reconcile.core.planning.context import Draft, PlanContext
 from mikrom_reconcile.times_and_sizes import ORDERS
-
-NO_LIMITS: Mapping[str, int] = {}
 
 LEFT_OUT = "left out by --without-host"
 """Why there is no report of a host that a plan is to do without."""
@@ -34,7 +33,7 @@ def plan_of(
     project: str,
     revision: str,
     warnings: Iterable[str],
-    mem_limits_mib: Mapping[str, int] = NO_LIMITS,
+    mem_limits_mib: Mapping[str, int] = NOTHING,
 ) -> Plan:
     """The plan that a finished draft stands for. `mem_limits_mib` are by host."""
     unreachable = {view.host: view.error for view in observed.hosts if view.report is None}
@@ -57,7 +56,7 @@ def plan_of(
 
 
 def actions_of(
-    changes: Iterable[VMChange], project: str, mem_limits_mib: Mapping[str, int] = NO_LIMITS
+    changes: Iterable[VMChange], project: str, mem_limits_mib: Mapping[str, int] = NOTHING
 ) -> Iterator[Action]:
     """One action for each change that has a verb, in the order of the changes. `mem_limits_mib` are by host."""
     for change in changes:

@@ -106,13 +106,15 @@ def make_plan(given: PlanInput, observed: ObservedState, overrides: RunOverrides
     for stage in (place, diff, protect, prune, select, await_room, roll_out, lease):
         draft = stage(draft, context)
     draft = replace(draft, refusals=tuple(_refusals(draft)))
+    inventory, acted_on = context.specs.inventory or Inventory(), {it.host for it in draft.changes if it.kind in VERBS}
+    limits = {host: mem_limit_mib(inventory, report) for host, report in view.reports.items() if host in acted_on}
     plan = plan_of(
         draft,
         observed,
         project=given.specs.project,
         revision=given.specs.tree.revision,
         warnings=(*given.warnings, *warnings_of(draft, context)),
-        mem_limits_mib=_mem_limits_mib(draft, context),
+        mem_limits_mib={host: limit for host, limit in limits.items() if limit is not None},
     )
     return PlanResult(
         plan=plan,
@@ -224,7 +226,6 @@ def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Ite
             name_conflict=view.others.get(vm.name),
             host_unreachable=view.unreachable.get(vm.host, ""),
             possible_on=() if rows else context.possible_on,
-            placed=placing.placed.get(vm.name, ""),
             eviction_reason=placing.eviction_reasons.get(vm.name, ""),
             rejections=placing.rejections.get(vm.name, ()),
             host_removed=keeper is not None and keeper.host in removed,
@@ -278,14 +279,6 @@ def _refusals(draft: Draft) -> Iterator[Refusal]:
     for change in draft.changes:
         if change.kind == "blocked" and change.rule in STANDS_IN_THE_WAY:
             yield Refusal(fleet=change.fleet, vm=change.name, rule=change.rule, message="; ".join(change.reasons))
-
-
-def _mem_limits_mib(draft: Draft, context: PlanContext) -> dict[str, int]:
-    """The memory limits that the inventory sets, for hosts on which something is done."""
-    inventory, reports = context.specs.inventory or Inventory(), context.view.reports
-    hosts = {change.host for change in draft.changes if change.kind in VERBS} & reports.keys()
-    limits = {host: mem_limit_mib(inventory, reports[host]) for host in hosts}
-    return {host: limit for host, limit in limits.items() if limit is not None}
 
 
 def _booting_s(changes: Iterable[VMChange]) -> Iterator[float]:

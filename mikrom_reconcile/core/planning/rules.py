@@ -27,9 +27,9 @@ class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     `desired` is None for a VM that the specs do not want, `observed` None for one that no host reported.
     `name_conflict` is a row that is not ours and has the name. `host_unreachable` is why the VM's host gave no report,
     `possible_on` names unreachable hosts on which the VM may exist unknown to us. `duplicate_on` is the host of a newer
-    VM of the name, `proven` whether that one is as was ordered. `placed` is why its host was chosen, `eviction_reason`
-    why it may not stay where it is, `rejections` why no host can have it. `host_removed` says that its host left the
-    inventory, `destroy` that everything has to go, `retry` that what was given up is tried again.
+    VM of the name, `proven` whether that one is as was ordered. `eviction_reason` is why it may not stay where it
+    is, `rejections` why no host can have it. `host_removed` says that its host left the inventory, `destroy` that
+    everything has to go, `retry` that what was given up is tried again.
     """
 
     desired: DesiredVM | None
@@ -39,7 +39,6 @@ class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     possible_on: tuple[str, ...] = ()
     duplicate_on: str = ""
     proven: bool = False
-    placed: str = ""
     eviction_reason: str = ""
     rejections: tuple[str, ...] = ()
     host_removed: bool = False
@@ -91,7 +90,6 @@ class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             host=self.host,
             kind=kind,
             reasons=reasons,
-            placed=self.placed if kind in {"create", "move"} else "",
             wanted=wanted,
             fields=fields,
             desired=self.desired,

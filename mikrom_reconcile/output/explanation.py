@@ -144,7 +144,6 @@ def _quiet_rule(desired: DesiredVM | None, own: ObservedVM | None) -> str:
 def _conclusion(
     specs: Specs, rule: str, change: VMChange | None, desired: DesiredVM | None, observed: tuple[ObservedVM, ...]
 ) -> str:
-    """What happens, or why nothing does, in one sentence."""
     if change is not None:
         what = f"{change.kind} on {change.host}"
         if change.kind in {"wait", "blocked"}:

@@ -37,9 +37,6 @@ from mikrom_reconcile.times_and_sizes import OUTPUT, SPECS
 _SPECIAL = re.compile(r"[\\`*_\[\]|~]")
 _TICKS = re.compile("`+")
 
-Unit = tuple[str, int]
-"""Lines that belong together, and how many changes they tell of."""
-
 
 def plan_markdown(plan: Plan, style: Style) -> str:
     """The plan, cut behind its last unit that fits, with a line that says how much was cut. Ends with a line break.
@@ -62,7 +59,8 @@ def plan_markdown(plan: Plan, style: Style) -> str:
     return text
 
 
-def _units(plan: Plan, style: Style, first: tuple[ChangeKind, ...]) -> Iterator[Unit]:
+def _units(plan: Plan, style: Style, first: tuple[ChangeKind, ...]) -> Iterator[tuple[str, int]]:
+    """Lines that belong together, and how many changes they tell of."""
     yield f"### Plan for {_md(plan.project)} at {_md(plan.revision)}\n\n**{_md(summary(plan))}**\n", 0
     yield from _tables(plan, style, first)
     for title, _, lines in alarms(plan):
@@ -72,8 +70,7 @@ def _units(plan: Plan, style: Style, first: tuple[ChangeKind, ...]) -> Iterator[
     yield from _tables(plan, style, LOOKS.keys() - set(first))
 
 
-def _tables(plan: Plan, style: Style, kinds: Container[ChangeKind]) -> Iterator[Unit]:
-    """Changes of these kinds, fleet by fleet."""
+def _tables(plan: Plan, style: Style, kinds: Container[ChangeKind]) -> Iterator[tuple[str, int]]:
     for fleet, peak, every in fleets_of(plan):
         if not (groups := [group for group in every if group.kind in kinds]):
             continue

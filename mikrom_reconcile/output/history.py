@@ -132,14 +132,12 @@ def _action_row(outcome: ActionOutcome) -> Document:
 
 
 def _action_line(outcome: ActionOutcome, style: Style) -> str:
-    """When something was done, what, why, and what it changed."""
     fields = (f"{field.path}: {short(field.before)} → {short(field.after)}" for field in outcome.fields)
     why = sanitize("; ".join((*outcome.reasons, *fields)))
     return f"{time_text(outcome.finished_at)}  {outcome_line(outcome, style)}" + (f": {why}" if why else "")
 
 
 def _made_by(run: RunRecord) -> str:
-    """The revision, and who made it."""
     return f"{run.revision or '-'} by {run.author}" if run.author else run.revision or "-"
 
 

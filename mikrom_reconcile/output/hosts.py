@@ -181,13 +181,11 @@ def description_document(
 
 
 def _latest(runs: Sequence[RunRecord], name: str, host: str = "") -> Document:
-    """The latest actions that concern `name`, on that host if one is given."""
     mine = [event for event in events_in(runs, name) if host in {"", event[1].host}]
     return events_document(mine[-OUTPUT.described_actions :])
 
 
 def _inside(rows: Sequence[ObservedVM]) -> Document:
-    """The names of VMs by the phase they are in, and by host."""
     phases = sorted(group_by(rows, lambda row: row.phase).items())
     names = {phase: grouped(row.name for row in found) for phase, found in phases}
     return {"names_by_phase": names, "vms_by_host": dict(sorted(Counter(row.host for row in rows).items()))}

@@ -25,9 +25,6 @@ FAILED: frozenset[Result] = frozenset({"failed_temporary", "failed_permanent"})
 VMOnHost = tuple[str, str]
 """VM and host."""
 
-Finding = tuple[str, str]
-"""What a VM counts as that is not as specified (failed, refused, waiting), and the reason."""
-
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a run left undone: `failed`, `refused` and `waiting` map VMs on hosts to the reason, each VM in one of them.
@@ -73,7 +70,7 @@ def result_of(report: RunReport) -> RunResult:
     last = {(outcome.vm, outcome.host): outcome for outcome in report.outcomes}
     planned = {(change.name, change.host) for change in report.plan.changes}
     final = report.remaining or report.plan
-    findings: dict[VMOnHost, Finding] = {}
+    findings: dict[VMOnHost, tuple[str, str]] = {}
     for change in final.changes:
         vm = (change.name, change.host)
         finding = _finding(change, last.get(vm), late=report.late, planned=vm in planned)
@@ -89,8 +86,8 @@ def result_of(report: RunReport) -> RunResult:
     return RunResult(**by_kind, scheduled=report.origin == BEAT, unreachable=final.unreachable, late=report.late)
 
 
-def _finding(change: VMChange, outcome: ActionOutcome | None, *, late: bool, planned: bool) -> Finding | None:
-    """Why this VM is not as specified; None when only the deadline is to blame. First match wins."""
+def _finding(change: VMChange, outcome: ActionOutcome | None, *, late: bool, planned: bool) -> tuple[str, str] | None:
+    """What a VM counts as (failed, refused, waiting), and why; None when only the deadline is to blame."""
     why = "; ".join(change.reasons)
     if change.kind == "blocked":
         return "refused", why

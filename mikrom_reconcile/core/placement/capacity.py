@@ -1,9 +1,8 @@
 """How much each host may be promised and has left, and the choice of one host among many, again and again.
 
-A host says what it has, unless the inventory does. Without `overcommit` memory is limited to that and vCPUs are not:
-they only share time. Hosts are in heaps by how many VMs they have; where a fleet is to be spread, there is a heap for
-each value of the first attribute, and inside it one for each value of the next. How full a host is only ever grows, so
-its place is put right when its turn comes: a choice costs the logarithm of the hosts, not their number.
+Hosts are in heaps by how many VMs they have; where a fleet is to be spread, there is a heap for each value of the first
+attribute, and inside it one for each value of the next. How full a host is only ever grows, so its place is put right
+when its turn comes: a choice costs the logarithm of the hosts, not their number.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from mikrom_reconcile.core.specs.inventory import Inventory
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be promised on one host in all, and what already is; `inf` where nothing limits it.
+    """What may be promised on one host in all, and what already is; `inf` where nothing limits it, as vCPUs, which only
+    share time, without `overcommit`.
 
     `overhead_mib` is what each VM takes beyond its own memory.
     """

@@ -5,7 +5,7 @@ fewest are, among the hosts that have room for it and that its fleet prefers. Th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -157,7 +157,6 @@ class Scheduler:
         return self._counts.get(id(fleet))
 
     def _paths_of(self, fleet: FleetSpec) -> Paths:
-        """The values of each host over which the fleet is spread."""
         key = (id(fleet.hosts), self._kind(fleet))
         if key not in self._paths:
             hosts, spread = self._eligible_in(fleet.hosts, fleet), fleet.placement.spread
@@ -196,10 +195,9 @@ class Scheduler:
         lines = [f"{host}: {self._lack(host, need)}" for host in full[: SPECS.named_hosts]]
         if len(full) > SPECS.named_hosts:
             lines.append(f"{len(full) - SPECS.named_hosts} more hosts have no room either")
-        return (*lines, *(f"{_named(hosts)}: {why}" for why, hosts in alike.items()))
+        return (*lines, *(f"{named(hosts, SPECS.named_hosts)}: {why}" for why, hosts in alike.items()))
 
     def _lack(self, host: str, need: Capacity) -> str:
-        """What a host without room lacks, in numbers."""
         loads, room = self._loads, self._rooms[host]
         mem_need_mib = loads.mem_need_mib(host, need)
         if loads.mem_mib[host] < mem_need_mib:
@@ -209,6 +207,7 @@ class Scheduler:
         return f"{needs} {what} needed, {max(0, left):.0f} of {limit:.0f} left"
 
 
-def _named(hosts: list[str]) -> str:
-    more = len(hosts) - SPECS.named_hosts
-    return ", ".join(hosts[: SPECS.named_hosts]) + (f" and {more} more" if more > 0 else "")
+def named(texts: Iterable[str], most: int, between: str = ", ") -> str:
+    """The first few of many."""
+    every = list(texts)
+    return between.join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

@@ -114,7 +114,6 @@ def merge_reports(state: ObservedState, project: str, expected: Mapping[str, Exp
 
 
 def _proven(report: HostReport, expected: Expected | None) -> Iterable[str]:
-    """The VMs of the fleets whose digest is the expected one."""
     if expected is None:
         return ()
     if report.digests == expected.digests:  # as a rule; comparing whole dicts is what makes 100,000 fleets cheap
@@ -163,10 +162,7 @@ class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """What all stages of one plan read.
-
-    `placements` are those of `given` without hosts that are assumed dead and did not answer.
-    """
+    """What all stages of a plan read. `placements` are without hosts that are assumed dead and did not answer."""
 
     given: PlanInput
     view: ProjectView

@@ -49,9 +49,7 @@ def lease(draft: Draft, context: PlanContext) -> Draft:
 
 
 def held_addresses(draft: Draft, context: PlanContext) -> dict[str, dict[str, str]]:
-    """The addresses that VMs have: as seen, as proven, and as last leased on unreachable hosts and where a
-    record cannot be read.
-    """
+    """The addresses that VMs have: as seen, as proven, and as last leased where their records cannot be read."""
     view, remembered = context.view, context.given.placements
     unseen = {
         name: found

@@ -67,8 +67,8 @@ def decide_by_name(
     if any(desired is None or (seen and desired.state != seen.state) for desired, seen in acted):
         warnings.append(PAST_THE_SPECS)
     plan = plan_of(draft, observed, project=project, revision="", warnings=warnings)
-    tokens = [view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report]
-    return PlanResult(plan=plan, placements=Placements(), highest_token=max(tokens, default=0))
+    highest = max((view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report), default=0)
+    return PlanResult(plan=plan, placements=Placements(), highest_token=highest)
 
 
 def _meant(names: tuple[str, ...], observed: ObservedState, *, alone: bool) -> list[ObservedVM]:

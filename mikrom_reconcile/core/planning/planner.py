@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
@@ -106,6 +106,8 @@ def make_plan(given: PlanInput, observed: ObservedState, overrides: RunOverrides
     for stage in (place, diff, protect, prune, select, await_room, roll_out, lease):
         draft = stage(draft, context)
     draft = replace(draft, refusals=tuple(_refusals(draft)))
+    booting = (it.observed for it in draft.changes if it.observed and it.observed.phase == "booting")
+    polls = [min((seconds_of(check.interval) for check in row.spec.checks.values()), default=1.0) for row in booting]
     inventory, acted_on = context.specs.inventory or Inventory(), {it.host for it in draft.changes if it.kind in VERBS}
     limits = {host: mem_limit_mib(inventory, report) for host, report in view.reports.items() if host in acted_on}
     plan = plan_of(
@@ -122,12 +124,11 @@ def make_plan(given: PlanInput, observed: ObservedState, overrides: RunOverrides
         highest_token=view.highest_token,
         unmatched=draft.unmatched,
         ambiguous=view.ambiguous,
-        retry_after_s=min([*filter(None, (draft.retry_after_s,)), *_booting_s(draft.changes)], default=None),
+        retry_after_s=min([*filter(None, (draft.retry_after_s,)), *polls], default=None),
     )
 
 
 def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
-    """Placements without the entries of dead hosts."""
     if not dead:
         return placements
     vms = {name: host for name, host in placements.vms.items() if host not in dead}
@@ -215,7 +216,8 @@ def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Ite
     view, removed, placing = context.view, context.removed_hosts, draft.placing
     for vm in draft.desired:
         rows = view.own.get(vm.name, ())
-        proven = vm.name in view.up_to_date or (len(rows) == 1 and _is_up_to_date(vm, rows[0]))
+        as_digest = len(rows) == 1 and (rows[0].host, rows[0].phase, rows[0].drift) == (vm.host, vm.state, ())
+        proven = vm.name in view.up_to_date or (as_digest and rows[0].spec_digest == vm.spec_digest)
         if proven and vm.name not in placing.rejections and vm.host not in removed:
             up_to_date[vm.host] += 1
             continue
@@ -233,14 +235,7 @@ def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Ite
         )
 
 
-def _is_up_to_date(vm: DesiredVM, row: ObservedVM) -> bool:
-    """Whether its row says what a fleet's digest would prove."""
-    as_wanted = row.spec_digest == vm.spec_digest and row.phase == vm.state
-    return as_wanted and row.host == vm.host and not row.drift
-
-
 def _unwanted(draft: Draft, context: PlanContext) -> Iterator[DiffInput]:
-    """The VMs that are there and not wanted, or there twice."""
     own, removed = context.view.own, context.removed_hosts
     wanted = {vm.name for vm in draft.desired} if own else set()
     for name, rows in own.items():
@@ -279,13 +274,6 @@ def _refusals(draft: Draft) -> Iterator[Refusal]:
     for change in draft.changes:
         if change.kind == "blocked" and change.rule in STANDS_IN_THE_WAY:
             yield Refusal(fleet=change.fleet, vm=change.name, rule=change.rule, message="; ".join(change.reasons))
-
-
-def _booting_s(changes: Iterable[VMChange]) -> Iterator[float]:
-    """When VMs that boot may have passed their checks."""
-    for change in changes:
-        if change.observed and change.observed.phase == "booting":
-            yield min((seconds_of(check.interval) for check in change.observed.spec.checks.values()), default=1.0)
 
 
 def _to_remember(draft: Draft, context: PlanContext) -> Placements:

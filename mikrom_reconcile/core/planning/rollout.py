@@ -7,7 +7,7 @@ failed with it. So whoever plans next goes on, and what is halted stays halted. 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain, islice, repeat
 
@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DISRUPTION, DesiredVM, Rollout, Share, resolve_share
 from mikrom_reconcile.core.model.observed import HEALTHY, NOT_RESTARTED, WANTS_VMM, Attempt
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange, group_by
+from mikrom_reconcile.core.placement.scheduler import named
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, ProjectView, with_kind
 from mikrom_reconcile.core.planning.guards import as_recorded
 from mikrom_reconcile.times_and_sizes import RUNS, SPECS
@@ -129,9 +130,12 @@ class _Rollout:
         for number, batch in enumerate(self._batches[: last + 1]):
             where = f"batch {number + 1} of {len(self._batches)}"
             if here := [name for name in batch if name in left]:
-                return number, f"{where} comes first: {_named(here)}"
+                return number, f"{where} comes first: {named(here, SPECS.named_vms, '; ')}"
             if unhealthy := [name for name in batch if name not in self._stuck and self._is_unhealthy(name)]:
-                return number, f"{where} is not healthy yet: {_named(map(self._describe, unhealthy))}"
+                return (
+                    number,
+                    f"{where} is not healthy yet: {named(map(self._describe, unhealthy), SPECS.named_vms, '; ')}",
+                )
         return None, ""
 
     def _is_unhealthy(self, name: str) -> bool:
@@ -149,7 +153,6 @@ class _Rollout:
         return f"{name} ({'; '.join((*change.reasons, *REMEDIES.get(change.rule, ())))})"
 
     def _limit(self) -> int:
-        """How many VMs may be down at a time now."""
         return max(map(len, self._batches), default=0) if self._at is None else len(self._batches[self._at])
 
     def admit(self, change: VMChange) -> VMChange:
@@ -183,7 +186,7 @@ class _Rollout:
     def _waits(self, name: str) -> str:
         """Why a running VM is not taken down now, "" if it is."""
         if name in self._rolling and self._unreachable:
-            hosts = _named(self._unreachable, ", ")
+            hosts = named(self._unreachable, SPECS.named_vms)
             return f"the rollout waits for {hosts}, which could not be read; rollout: {{unreachable: skip}} does not"
         if name in self._rolling and self._at is not None and self._batch_of[name] > self._at:
             self.retry_after_s = self._batch_retry_after_s
@@ -199,7 +202,7 @@ class _Rollout:
         for name in sorted(self._down):
             unseen = "unknown" if self._is_known_as(name, "unreachable-host", "possible-duplicate") else "not there yet"
             users["down already" if name in self._view.own else unseen].append(self._describe(name))
-        uses = "".join(f"; {len(texts)} {how}: {_named(texts)}" for how, texts in users.items())
+        uses = "".join(f"; {len(texts)} {how}: {named(texts, SPECS.named_vms, '; ')}" for how, texts in users.items())
         return f"at most {limit} of {self._size} VMs are taken down at a time ({decides}){uses}"
 
     @cached_property
@@ -222,7 +225,7 @@ class _Rollout:
             allows = f"max_fail_percentage allows {self._rollout.max_fail_percentage:g} %"
             message = (
                 f"{len(failed)} of {len(self._batches[at])} VMs of batch {at + 1} failed, {allows}:"
-                f" {_named(map(self._failure, failed))}; {remedy}"
+                f" {named(map(self._failure, failed), SPECS.named_vms, '; ')}; {remedy}"
             )
             yield Refusal(fleet=self._fleet, vm="", rule="halted", message=message)
 
@@ -269,9 +272,3 @@ def _as_it_was(change: VMChange) -> VMChange | None:
     reasons = (*change.reasons, "with the spec that it had, because the new one has failed")
     kind: ChangeKind = "start" if change.kind == "start" else "restart"
     return replace(change, kind=kind, reasons=reasons, fields=(), desired=was)
-
-
-def _named(texts: Iterable[str], between: str = "; ") -> str:
-    every = list(texts)
-    more = f" and {len(every) - SPECS.named_vms} more" if len(every) > SPECS.named_vms else ""
-    return between.join(every[: SPECS.named_vms]) + more

@@ -115,9 +115,6 @@ def first_match(case: DiffInput) -> tuple[str, Verdict]:
     return next((rule, verdict) for rule, says in RULES.items() if (verdict := says(case)) is not None)
 
 
-# ---- the rules; the first match decides -------------------------------------------------------------------------
-
-
 def unreachable_host(case: DiffInput) -> Verdict:
     """What cannot be read is unknown: neither made elsewhere nor deleted."""
     if case.host_unreachable and case.desired:

@@ -110,9 +110,7 @@ def fleets_text(fleets: Sequence[FleetStatus], style: Style) -> str:
 
 
 Status = tuple[Sequence[HostView], Sequence[FleetStatus], RunRecord | None, SourceState | None]
-"""All that `mikrom status` shows: hosts, fleets, the last run (None: there was none), and where scheduled runs have
-their specs from (None: nothing is scheduled).
-"""
+"""All that `mikrom status` shows: hosts, fleets, the last run, and where scheduled runs have their specs from."""
 
 
 def status_document(status: Status) -> Document:

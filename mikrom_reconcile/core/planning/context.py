@@ -52,11 +52,6 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     maturing: Mapping[str, float] = {}
     attempts: Mapping[str, Attempt] = {}
 
-    @property
-    def ambiguous(self) -> bool:
-        """Whether a VM is up to date on one host and seen on another: which is newer, only its rows can tell."""
-        return not self.up_to_date.isdisjoint(self.own)
-
     def locations(self, placements: Placements) -> dict[str, str]:
         """Where each known VM is: where it was observed, else where it is remembered, if that host is unreachable."""
         remembered = placements.vms
@@ -169,24 +164,19 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     placements: Placements
     overrides: RunOverrides
 
-    @property
-    def specs(self) -> Specs:
-        """The specs that the plan is of."""
-        return self.given.specs
-
     @cached_property
     def fleets(self) -> dict[str, FleetSpec]:
         """The fleets of the specs by name."""
-        return {fleet.name: fleet for fleet in self.specs.fleets}
+        return {fleet.name: fleet for fleet in self.given.specs.fleets}
 
     def in_scope(self, fleet: str) -> bool:
         """Whether the specs speak for this fleet, so that a VM of it which they do not want has to go."""
-        return self.specs.whole or fleet in self.fleets
+        return self.given.specs.whole or fleet in self.fleets
 
     @cached_property
     def removed_hosts(self) -> frozenset[str]:
         """Hosts that answered, and left the inventory."""
-        return frozenset(self.view.reports.keys() - set(hosts_of(self.specs, self.given.here)))
+        return frozenset(self.view.reports.keys() - set(hosts_of(self.given.specs, self.given.here)))
 
     @cached_property
     def possible_on(self) -> tuple[str, ...]:

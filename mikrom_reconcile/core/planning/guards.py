@@ -24,7 +24,7 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
     All or none: letting some through would empty a fleet in steps. A move takes a VM's root disk with it, so it counts,
     unless it is off a host that the inventory says to drain.
     """
-    overrides, drained = context.overrides, drained_hosts(context.specs)
+    overrides, drained = context.overrides, drained_hosts(context.given.specs)
     going = (change for change in draft.changes if _removes(change, drained))
     removals = group_by((change for change in going if change.fleet not in overrides.confirmed), lambda it: it.fleet)
     if not removals or context.given.destroy:  # a destroy asks for removals

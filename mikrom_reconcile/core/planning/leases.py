@@ -13,7 +13,7 @@ from itertools import chain
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM
-from mikrom_reconcile.core.model.plan import ChangeKind, Refusal
+from mikrom_reconcile.core.model.plan import Refusal
 from mikrom_reconcile.core.placement.desired_state import pool_text, static_addresses
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, ProjectView, with_kind
 from mikrom_reconcile.core.specs.networks import WHOLE, Network
@@ -27,7 +27,7 @@ def lease(draft: Draft, context: PlanContext) -> Draft:
 
     One whose address is given up by this very plan waits for it.
     """
-    if not (context.specs.networks and draft.changes):
+    if not (context.given.specs.networks and draft.changes):
         return draft
     allocator = _AddressAllocator(draft, context)
     own = context.view.own
@@ -41,10 +41,10 @@ def lease(draft: Draft, context: PlanContext) -> Draft:
         try:
             changes.append(replace(change, desired=replace(vm, addresses=allocator.addresses_of(vm))))
         except _NoAddressError as error:
-            kind: ChangeKind = "wait" if error.holder in going else "blocked"
-            changes.append(with_kind(change, kind, str(error)))
-            if kind == "blocked":
-                refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="addresses", message=str(error)))
+            message, holder = error.args
+            changes.append(with_kind(change, "wait" if holder in going else "blocked", message))
+            if holder not in going:
+                refusals.append(Refusal(fleet=change.fleet, vm=change.name, rule="addresses", message=message))
     return replace(draft, changes=changes, refusals=(*draft.refusals, *refusals))
 
 
@@ -66,11 +66,7 @@ def seen_addresses(view: ProjectView) -> dict[str, dict[str, str]]:
 
 
 class _NoAddressError(Exception):
-    """A VM cannot have an address now: `holder` has it, or "" if none is free."""
-
-    def __init__(self, message: str, holder: str = "") -> None:
-        super().__init__(message)
-        self.holder = holder
+    """A VM cannot have an address now: a message, and who has the address, "" if none is free."""
 
 
 class _AddressAllocator:
@@ -78,7 +74,7 @@ class _AddressAllocator:
 
     def __init__(self, draft: Draft, context: PlanContext) -> None:
         view, vms = context.view, draft.desired
-        self._networks: Mapping[str, Network] = context.specs.networks
+        self._networks: Mapping[str, Network] = context.given.specs.networks
         self._released = view.released  # seconds ago
         self._by_vm = held_addresses(draft, context)
         duplicates = (ip for rows in view.own.values() for row in rows[1:] for ip in row.addresses.values())
@@ -112,7 +108,7 @@ class _AddressAllocator:
                 return ip
         if (name, pool) not in self._exhausted:
             self._exhausted[name, pool] = self._why_exhausted(network, pool, cooldown_s)
-        raise _NoAddressError(self._exhausted[name, pool])
+        raise _NoAddressError(self._exhausted[name, pool], "")
 
     def _why_exhausted(self, network: Network, pool: str, cooldown_s: float) -> str:
         """In numbers; to count takes as long as the pool is large, so it is done once."""

@@ -108,7 +108,10 @@ def make_plan(given: PlanInput, observed: ObservedState, overrides: RunOverrides
     draft = replace(draft, refusals=tuple(_refusals(draft)))
     booting = (it.observed for it in draft.changes if it.observed and it.observed.phase == "booting")
     polls = [min((seconds_of(check.interval) for check in row.spec.checks.values()), default=1.0) for row in booting]
-    inventory, acted_on = context.specs.inventory or Inventory(), {it.host for it in draft.changes if it.kind in VERBS}
+    inventory, acted_on = (
+        context.given.specs.inventory or Inventory(),
+        {it.host for it in draft.changes if it.kind in VERBS},
+    )
     limits = {host: mem_limit_mib(inventory, report) for host, report in view.reports.items() if host in acted_on}
     plan = plan_of(
         draft,
@@ -123,7 +126,7 @@ def make_plan(given: PlanInput, observed: ObservedState, overrides: RunOverrides
         placements=_to_remember(draft, context),
         highest_token=view.highest_token,
         unmatched=draft.unmatched,
-        ambiguous=view.ambiguous,
+        ambiguous=not view.up_to_date.isdisjoint(view.own),  # which is newer, only rows can tell
         retry_after_s=min([*filter(None, (draft.retry_after_s,)), *polls], default=None),
     )
 
@@ -138,7 +141,7 @@ def _without(placements: Placements, dead: tuple[str, ...]) -> Placements:
 
 def place(draft: Draft, context: PlanContext) -> Draft:
     """All that the specs want, each VM on its host: where it was found, or the one that the scheduler chooses."""
-    given, specs = context.given, context.specs
+    given, specs = context.given, context.given.specs
     if given.destroy:
         return draft
     located = context.view.locations(context.placements)
@@ -159,7 +162,7 @@ def await_room(draft: Draft, context: PlanContext) -> Draft:
     if not going or not lacking:
         return draft
     scheduler = _scheduler(context, context.view.locations(context.placements), going)
-    placing = scheduler.place(context.given.unplaced, Resolver(context.specs).need)
+    placing = scheduler.place(context.given.unplaced, Resolver(context.given.specs).need)
     pairs = zip(context.given.unplaced, placing.hosts, strict=True)
     found = {vm.name: host for vm, host in pairs if vm.name in lacking}
     changes = [
@@ -179,9 +182,9 @@ def await_room(draft: Draft, context: PlanContext) -> Draft:
 
 def _scheduler(context: PlanContext, located: Mapping[str, str], going: Mapping[str, list[ObservedVM]]) -> Scheduler:
     """The hosts as they were found, once those of their VMs are gone that are `going`."""
-    view, inventory = context.view, context.specs.inventory or Inventory()
+    view, inventory = context.view, context.given.specs.inventory or Inventory()
     return Scheduler(
-        context.specs,
+        context.given.specs,
         context.given.here,
         located=located,
         unreachable=view.unreachable,
@@ -290,7 +293,7 @@ def _to_remember(draft: Draft, context: PlanContext) -> Placements:
         vms |= {name: row.host for name, row in view.others.items() if name in missing}
     answered = given.queries.keys() - view.unreachable.keys()
     leased = {it.name: it.desired.addresses for it in draft.changes if it.desired and it.kind in VERBS}
-    leases = held_addresses(draft, context) | leased if context.specs.networks else {}
+    leases = held_addresses(draft, context) | leased if context.given.specs.networks else {}
     return Placements(
         vms={name: vms[name] for name in sorted(vms)},
         covers=tuple(sorted({*given.placements.covers, *answered})),
@@ -302,7 +305,7 @@ def _to_remember(draft: Draft, context: PlanContext) -> Placements:
 def _odd_fleets(draft: Draft, context: PlanContext, vms: Mapping[str, str]) -> dict[str, str]:
     """The fleets of VMs whose names do not say them; most fleets name their VMs so that they do."""
     view, remembered = context.view, context.given.placements
-    odd = {fleet.name for fleet in context.specs.fleets if fleet.replicas is None or fleet.vm_name != VM_NAME}
+    odd = {fleet.name for fleet in context.given.specs.fleets if fleet.replicas is None or fleet.vm_name != VM_NAME}
     fleets = {name: fleet for name, fleet in remembered.fleets.items() if vms.get(name) in view.unreachable}
     fleets |= {vm.name: vm.fleet for vm in (draft.desired if odd else ()) if vm.fleet in odd and vm.name in vms}
     fleets |= {name: rows[0].fleet for name, rows in view.own.items()}

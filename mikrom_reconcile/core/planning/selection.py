@@ -31,7 +31,7 @@ def select(draft: Draft, context: PlanContext) -> Draft:
     if overrides.limit is None and not (overrides.tags or overrides.skip_tags):
         return draft
     try:
-        chosen = _chosen(overrides, context.specs, frozenset(_whereabouts(draft, context)))
+        chosen = _chosen(overrides, context.given.specs, frozenset(_whereabouts(draft, context)))
     except UsageError as error:
         return replace(draft, changes=[], left_out=draft.changes, selected=0, unmatched=str(error))
     kept = [change for change in draft.changes if (change.name, change.fleet) in chosen]

@@ -175,9 +175,9 @@ def explanation_text(story: Explanation, style: Style) -> str:
         ("So", story.conclusion),
     ]
     text = "".join(f"{style.paint(f'{title:<10}', 'bold')}{sanitize(line)}\n" for title, line in lines)
-    header = ("FIELD", "WANTED", "RECORDED", "ACTUAL", "FROM")
     head = style.paint(sanitize(f"{story.name}, project {story.project} at {story.revision}"), "bold")
-    return f"{head}\n\n{text}\n{table(header, list(_stories(story)), style)}"
+    fields = table(("FIELD", "WANTED", "RECORDED", "ACTUAL", "FROM"), _stories(story), style)
+    return f"{head}\n\n{text}\n{fields}"
 
 
 def explanation_document(story: Explanation) -> Document:

@@ -115,8 +115,7 @@ def row_document(columns: Iterable[Column], row: Any) -> Document:
 def row_table(columns: Iterable[Column], rows: Sequence[Any], style: Style, now: datetime | None = None) -> str:
     """The rows for people. Ends with a line break."""
     seen = [column for column in columns if column.title is not None]
-    cells = [[column.shown(row, now) for column in seen] for row in rows]
-    return table([column.title or "" for column in seen], cells, style)
+    return table([str(it.title) for it in seen], [[it.shown(row, now) for it in seen] for row in rows], style)
 
 
 def pick(thing: object, *names: str) -> Document:

@@ -71,8 +71,7 @@ def actions_of(
             "expect": expect_of(change.observed),
             "deadline_s": ORDERS.deadline_s,
         }
-        if change.host in mem_limits_mib:
-            content["mem_limit_mib"] = mem_limits_mib[change.host]
+        content |= {"mem_limit_mib": mem_limits_mib[change.host]} if change.host in mem_limits_mib else {}
         yield Action(id=digest_of(content), **content)
 
 
@@ -94,10 +93,8 @@ def warnings_of(draft: Draft, context: PlanContext) -> Iterator[str]:
     strangers = [row for rows in view.own.values() for row in rows if not context.in_scope(row.fleet)]
     adopted = {vm.name for vm in draft.desired} if strangers else set()
     for fleet in sorted({row.fleet for row in strangers if row.name not in adopted}):
-        yield (
-            f"fleet {fleet} is not in these specs and was left alone; "
-            "only with a Project document are they the whole truth"
-        )
+        why = "only with a Project document are they the whole truth"
+        yield f"fleet {fleet} is not in these specs and was left alone; {why}"
     for row in sorted(view.others.values(), key=lambda row: row.name):
         if row.phase == "unreadable":
             yield f"{row.name} on {row.host} cannot be read: {row.last_error}"
@@ -125,7 +122,5 @@ def _renamed_fleets(draft: Draft, context: PlanContext) -> Iterator[str]:
             new[vm.fleet][vm.spec.image, vm.spec.machine] += 1
     for before, vms in sorted(old.items()):
         for after in sorted(fleet for fleet in new if new[fleet] == vms):
-            yield (
-                f"fleet {after} is new and {before}, with VMs alike, is not in the specs: if it was renamed, "
-                f'vm_name: "{before}-${{index:03d}}" in {after} keeps its VMs'
-            )
+            keep = f'vm_name: "{before}-${{index:03d}}" in {after} keeps its VMs'
+            yield f"fleet {after} is new and {before}, with VMs alike, is not in the specs: if it was renamed, {keep}"

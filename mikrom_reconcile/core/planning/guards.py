@@ -6,7 +6,7 @@ A refusal stops only what it concerns, and its message says the rule, the number
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from msgspec.structs import replace
 
@@ -30,11 +30,8 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
     if not removals or context.given.destroy:  # a destroy asks for removals
         return draft
     owned, unseen = _counts(draft, context)
-    refusals = [
-        refusal
-        for fleet, changes in sorted(removals.items())
-        for refusal in _removal_refusal(fleet, changes, owned[fleet], unseen[fleet], context)
-    ]
+    judged = (_removal_refusal(name, removals[name], owned[name], unseen[name], context) for name in sorted(removals))
+    refusals = [refusal for refusal in judged if refusal]
     refused = {refusal.fleet for refusal in refusals}
     kept = [
         with_kind(change, "blocked", "the removals of this fleet were refused")
@@ -51,24 +48,23 @@ def _removes(change: VMChange, drained: Container[str]) -> bool:
 
 def _removal_refusal(
     fleet: str, going: list[VMChange], owned: int, unseen: int, context: PlanContext
-) -> Iterator[Refusal]:
+) -> Refusal | None:
     policy, prune_max = _policy(fleet, going, context.fleets), context.overrides.prune_max
     share = policy.prune_max if prune_max is None else prune_max
     total = owned + unseen
     budget = resolve_share(share, total)
     remedy = "to allow it once: --prune-max 100%, or confirm at the prompt"
     moves = sum(change.kind == "move" for change in going)
-    deletes = len(going) - moves
     if len(going) + unseen > budget:
         numbers = f"{len(going) + unseen} of {total} VMs would go"
         numbers += f" ({moves} of them to another host)" if moves else ""
         numbers += f" ({unseen} of them on hosts that cannot be read)" if unseen else ""
         message = f"{numbers}, prune.max {share} allows {budget}; {remedy}"
-    elif deletes and deletes == owned and not policy.allow_empty and prune_max != "100%":
+    elif 0 < owned == len(going) - moves and not policy.allow_empty and prune_max != "100%":
         message = f"its last VM would go; {remedy}; for good: prune: {{allow_empty: true}}"
     else:
-        return
-    yield Refusal(fleet=fleet, vm="", rule="prune", message=message)
+        return None
+    return Refusal(fleet=fleet, vm="", rule="prune", message=message)
 
 
 def _counts(draft: Draft, context: PlanContext) -> tuple[Counter[str], Counter[str]]:

@@ -91,9 +91,8 @@ def requery_all(given: PlanInput) -> PlanInput:
     """The same, asking for every row: of a VM that is up to date on one host and seen on another, only rows tell which
     is newer.
     """
-    return replace(
-        given, expected={}, queries={host: replace(query, known={}) for host, query in given.queries.items()}
-    )
+    queries = {host: replace(query, known={}) for host, query in given.queries.items()}
+    return replace(given, expected={}, queries=queries)
 
 
 def make_plan(given: PlanInput, observed: ObservedState, overrides: RunOverrides) -> PlanResult:

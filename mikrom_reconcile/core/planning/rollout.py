@@ -22,8 +22,8 @@ from mikrom_reconcile.core.planning.guards import as_recorded
 from mikrom_reconcile.times_and_sizes import RUNS, SPECS
 
 REMEDIES = {
-    "unreachable-host": ("mend that host, or --assume-dead if it is off for good",),
-    "name-conflict": ("free the name, or give the VM another",),
+    "unreachable-host": "; mend that host, or --assume-dead if it is off for good",
+    "name-conflict": "; free the name, or give the VM another",
 }
 """What to do about VMs that are down and stay so; the reasons of other rules say it themselves."""
 
@@ -150,7 +150,7 @@ class _Rollout:
             return f"{name} (has not been up for {self._rollout.min_healthy_time})"
         if change is None:
             return f"{name} (it is {self._view.own[name][0].phase})"
-        return f"{name} ({'; '.join((*change.reasons, *REMEDIES.get(change.rule, ())))})"
+        return f"{name} ({'; '.join(change.reasons)}{REMEDIES.get(change.rule, '')})"
 
     def _limit(self) -> int:
         return max(map(len, self._batches), default=0) if self._at is None else len(self._batches[self._at])

@@ -91,6 +91,7 @@ class VMMs(msgspec.Struct, frozen=True, kw_only=True):
     log_bytes: Annotated[int, "what is kept of a VMM's log and of its metrics: a line of 4 kB a minute"] = 256 << 10
     metrics_tail_bytes: Annotated[int, "some lines of 4 kB, to see how a guest ended"] = 32 << 10
     log_tail_bytes: Annotated[int, "what QEMU said last, to see how a guest ended"] = 8 << 10
+    exit_status_tail_bytes: Annotated[int, "of a console, for what the init of a container image said last"] = 4096
     error_tail_bytes: Annotated[int, "of a VMM's log in an error message"] = 500
     process_file_bytes: Annotated[int, "the file that names a VMM's process"] = 4096
     kernel_head_bytes: Annotated[int, "of a kernel, which say what kind it is"] = 1024

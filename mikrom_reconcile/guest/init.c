@@ -1,8 +1,9 @@
 /* init: the first program of a VM whose root disk was made of a container image.
  *
  * A kernel starts it as PID 1. It makes a machine of the image: mounts, a name, an address, then starts what the
- * image runs, as the file /.mikrom/run says (host/oci/runfile.py writes it), takes the ends of all processes, turns
- * Ctrl-Alt-Del into the image's stop signal, and when that process has ended says how on the console and resets the VM.
+ * image runs, as the file /.mikrom/run says (host/oci/runfile.py writes it) and what the kernel's arguments say beside
+ * it (core/specs/images.py), takes the ends of all processes, turns Ctrl-Alt-Del into the image's stop signal, and when
+ * that process has ended says how on the console and resets the VM.
  *
  * It needs no C library, so that it runs beside whatever the image has: what it uses is in linux.h.
  * Read it from the bottom, init_main, upwards.
@@ -30,17 +31,86 @@ static const struct {
     {"cgroup2", "/sys/fs/cgroup", "", MS_NOSUID | MS_NODEV | MS_NOEXEC},
 };
 
+enum { FIRST_MOUNTS = 3, ALL_MOUNTS = sizeof mounts / sizeof *mounts }; /* without the first nothing can be known */
+
 /* What a kernel lacks or has mounted already is left as it is. */
-static void mount_all(void)
+static void mount_all(size_t from, size_t to)
 {
-    for (size_t i = 0; i < sizeof mounts / sizeof *mounts; i++) {
+    for (size_t i = from; i < to; i++) {
         CALL2(SYS_MKDIR, mounts[i].where, 0755);
         CALL5(SYS_MOUNT, mounts[i].what, mounts[i].where, mounts[i].what, mounts[i].flags, mounts[i].options);
     }
+}
+
+static void link_descriptors(void)
+{
     CALL2(SYS_SYMLINK, "/proc/self/fd", "/dev/fd");
     CALL2(SYS_SYMLINK, "/proc/self/fd/0", "/dev/stdin");
     CALL2(SYS_SYMLINK, "/proc/self/fd/1", "/dev/stdout");
     CALL2(SYS_SYMLINK, "/proc/self/fd/2", "/dev/stderr");
+}
+
+/* ---- What is to be done: lines of /.mikrom/run, then words of the kernel's arguments that begin with "mikrom." ---- */
+
+enum { MOST_WORDS = 4096, MOST_GROUPS = 1024, MOST_DRIVES = 32, RUN_FILE_BYTES = 1 << 20 };
+
+static struct {
+    const char *words[MOST_WORDS + 1], *environment[MOST_WORDS + 1];
+    const char *folder, *path, *own_init;
+    const char *drives[MOST_DRIVES], *secrets[MOST_WORDS];
+    uint32_t groups[MOST_GROUPS];
+    size_t word_count, variable_count, group_count, drive_count, secret_count;
+    uint32_t uid, gid;
+    int stop_signal;
+} job;
+
+/* NAME=VALUE, instead of what that name had before. */
+static void set_variable(const char *variable)
+{
+    size_t at = 0, name = 0;
+    while (variable[name] && variable[name] != '=')
+        name++;
+    while (at < job.variable_count && !begin_alike(job.environment[at], variable, name + 1))
+        at++;
+    if (at == MOST_WORDS)
+        return;
+    job.environment[at] = variable;
+    job.variable_count += at == job.variable_count;
+    if (after("PATH=", variable))
+        job.path = after("PATH=", variable);
+}
+
+static void take_line(const char *line)
+{
+    const char *value;
+    if ((value = after("arg=", line)) && job.word_count < MOST_WORDS)
+        job.words[job.word_count++] = value;
+    else if ((value = after("env=", line)))
+        set_variable(value);
+    else if ((value = after("dir=", line)))
+        job.folder = value;
+    else if ((value = after("uid=", line)))
+        job.uid = (uint32_t)number_in(value);
+    else if ((value = after("gid=", line)))
+        job.gid = (uint32_t)number_in(value);
+    else if ((value = after("group=", line)) && job.group_count < MOST_GROUPS)
+        job.groups[job.group_count++] = (uint32_t)number_in(value);
+    else if ((value = after("stop=", line)))
+        job.stop_signal = (int)number_in(value);
+    else if ((value = after("mount=", line)) && job.drive_count < MOST_DRIVES)
+        job.drives[job.drive_count++] = value;
+    else if ((value = after("secret=", line)) && job.secret_count < MOST_WORDS)
+        job.secrets[job.secret_count++] = value;
+    else if ((value = after("init=", line)))
+        job.own_init = value;
+}
+
+static void read_job(void)
+{
+    static char lines[RUN_FILE_BYTES + 1];
+    size_t length = read_file("/.mikrom/run", lines, RUN_FILE_BYTES);
+    for (size_t at = 0; at < length; at += length_of(lines + at) + 1)
+        take_line(lines + at);
 }
 
 /* ---- Network: ip=ADDRESS::GATEWAY:NETMASK:NAME:DEVICE:off:RESOLVER:RESOLVER of the kernel's arguments (nfsroot.rst of
@@ -48,7 +118,7 @@ static void mount_all(void)
 
 enum { ADDRESS, SERVER, GATEWAY, NETMASK, NAME, DEVICE, AUTOCONF, RESOLVER, SECOND_RESOLVER, FIELDS };
 
-enum { AF_INET = 2, SOCK_DGRAM = 2, IFF_UP = 1, RTF_UP = 1, RTF_GATEWAY = 2 };
+enum { AF_INET = 2, SOCK_DGRAM = 2, IFF_UP = 1, RTF_UP = 1, RTF_GATEWAY = 2, RTF_HOST = 4 };
 enum { SIOCADDRT = 0x890b, SIOCSIFFLAGS = 0x8914, SIOCSIFADDR = 0x8916, SIOCSIFNETMASK = 0x891c };
 
 struct address {
@@ -69,8 +139,9 @@ struct interface_request {
 struct route_request { /* struct rtentry */
     uint64_t skipped;
     struct address target, gateway, mask;
-    uint16_t flags;
-    uint8_t rest[54];
+    uint16_t flags, metric[13];
+    const char *device;
+    uint64_t rest[3];
 };
 
 static struct address address_in(const char *text)
@@ -104,9 +175,9 @@ static void bring_up(long socket, const char *name)
 static void set_up_network(char *const fields[FIELDS])
 {
     long socket = CALL3(SYS_SOCKET, AF_INET, SOCK_DGRAM, 0);
+    const char *device = *fields[DEVICE] ? fields[DEVICE] : "eth0";
     bring_up(socket, "lo");
     if (*fields[ADDRESS]) {
-        const char *device = *fields[DEVICE] ? fields[DEVICE] : "eth0";
         struct interface_request request = request_for(device);
         request.of.address = address_in(fields[ADDRESS]);
         CALL3(SYS_IOCTL, socket, SIOCSIFADDR, &request);
@@ -118,6 +189,11 @@ static void set_up_network(char *const fields[FIELDS])
         struct route_request route = {.flags = RTF_UP | RTF_GATEWAY};
         route.target.family = route.mask.family = AF_INET;
         route.gateway = address_in(fields[GATEWAY]);
+        CALL3(SYS_IOCTL, socket, SIOCADDRT, &route);
+    }
+    if (job.secret_count) { /* of the metadata service, which answers on the interface itself */
+        struct route_request route = {.flags = RTF_UP | RTF_HOST, .device = device};
+        route.target = address_in("169.254.169.254");
         CALL3(SYS_IOCTL, socket, SIOCADDRT, &route);
     }
     CALL1(SYS_CLOSE, socket);
@@ -168,6 +244,7 @@ static void take_kernel_arguments(void)
     static char arguments[4096];
     char *fields[FIELDS];
     struct text resolvers = {0};
+    bool has_command = false;
     read_file("/proc/cmdline", arguments, sizeof arguments - 1);
     for (int field = 0; field < FIELDS; field++)
         fields[field] = "";
@@ -181,68 +258,177 @@ static void take_kernel_arguments(void)
             split(word + 3, fields);
         else if (after("nameserver=", word))
             add_resolver(&resolvers, after("nameserver=", word));
+        else if (after("mikrom.", word)) {
+            if (after("mikrom.arg=", word) && !has_command) { /* a command takes the place of the image's */
+                has_command = true;
+                job.word_count = 0;
+            }
+            take_line(decoded(word + 7));
+        }
     }
+    job.words[job.word_count] = 0;
+    if (job.own_init)
+        return; /* which sets its own network up */
     add_resolver(&resolvers, fields[RESOLVER]);
     add_resolver(&resolvers, fields[SECOND_RESOLVER]);
     set_up_network(fields);
     write_names(fields, &resolvers);
 }
 
-/* ---- What the image runs ---- */
+/* ---- Secrets: variables that only Firecracker's metadata service knows, by its version 2 ---- */
 
-enum { MOST_WORDS = 4096, MOST_GROUPS = 1024, RUN_FILE_BYTES = 1 << 20 };
+enum { SOCK_STREAM = 1, SOL_SOCKET = 1, SO_RCVTIMEO = 20, SO_SNDTIMEO = 21, ANSWER_BYTES = 1 << 16 };
 
-static struct {
-    const char *words[MOST_WORDS + 1], *environment[MOST_WORDS + 1];
-    const char *folder, *path;
-    uint32_t groups[MOST_GROUPS];
-    size_t word_count, variable_count, group_count;
-    uint32_t uid, gid;
-    int stop_signal;
-} job;
-
-static void take_line(const char *line)
+/* The body of an HTTP answer, once there is all of it. */
+static const char *body_in(const char *answer)
 {
-    const char *value;
-    if ((value = after("arg=", line)) && job.word_count < MOST_WORDS)
-        job.words[job.word_count++] = value;
-    else if ((value = after("env=", line)) && job.variable_count < MOST_WORDS) {
-        job.environment[job.variable_count++] = value;
-        if (after("PATH=", value))
-            job.path = after("PATH=", value);
-    } else if ((value = after("dir=", line)))
-        job.folder = value;
-    else if ((value = after("uid=", line)))
-        job.uid = (uint32_t)number_in(value);
-    else if ((value = after("gid=", line)))
-        job.gid = (uint32_t)number_in(value);
-    else if ((value = after("group=", line)) && job.group_count < MOST_GROUPS)
-        job.groups[job.group_count++] = (uint32_t)number_in(value);
-    else if ((value = after("stop=", line)))
-        job.stop_signal = (int)number_in(value);
+    const char *length = find("Content-Length: ", answer), *body = find("\r\n\r\n", answer);
+    return length && body && length_of(body) >= number_in(length) ? body : 0;
 }
 
-static bool read_job(void)
+/* One request on a connection of its own; the body if the answer's status is 200, else null. */
+static const char *answer_to(const struct text *request)
 {
-    static char lines[RUN_FILE_BYTES + 1];
-    size_t length = read_file("/.mikrom/run", lines, RUN_FILE_BYTES);
-    for (size_t at = 0; at < length; at += length_of(lines + at) + 1)
-        take_line(lines + at);
-    return job.word_count > 0;
+    static char answer[ANSWER_BYTES + 1];
+    struct address service = address_in("169.254.169.254");
+    struct moment patience = {5, 0};
+    const char *body = 0;
+    long connection = CALL3(SYS_SOCKET, AF_INET, SOCK_STREAM, 0);
+    service.port = 80 << 8; /* in the order of the network */
+    CALL5(SYS_SETSOCKOPT, connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    CALL5(SYS_SETSOCKOPT, connection, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    if (CALL3(SYS_CONNECT, connection, &service, sizeof service) == 0) {
+        size_t length = 0;
+        long more;
+        CALL3(SYS_WRITE, connection, request->content, request->length);
+        while (!body && (more = CALL3(SYS_READ, connection, answer + length, ANSWER_BYTES - length)) > 0) {
+            length += (size_t)more;
+            answer[length] = 0;
+            body = body_in(answer);
+        }
+    }
+    CALL1(SYS_CLOSE, connection);
+    return body && after("HTTP/1.1 200", answer) ? body : 0;
 }
+
+static const char *secret_of(const char *name, const char *token)
+{
+    struct text request = {0};
+    add(&request, "GET /mikrom/env/");
+    add(&request, name);
+    add(&request, " HTTP/1.1\r\nX-metadata-token: ");
+    add(&request, token);
+    add(&request, "\r\n\r\n");
+    return answer_to(&request);
+}
+
+/* Makes variables of all secrets; whether each could be read. */
+static bool read_secrets(void)
+{
+    static char variables[2 * ANSWER_BYTES]; /* the service holds 51,200 bytes */
+    struct text request = {0}, token = {0};
+    char *end = variables;
+    if (!job.secret_count)
+        return true;
+    add(&request, "PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 60\r\n\r\n");
+    const char *value = answer_to(&request);
+    add(&token, value ? value : "");
+    for (size_t i = 0; i < job.secret_count; i++) {
+        const char *name = job.secrets[i], *variable = end;
+        value = secret_of(name, token.content);
+        if (!value || length_of(name) + length_of(value) + 2 > (size_t)(variables + sizeof variables - end)) {
+            say("cannot read the secret ", name, -1);
+            return false;
+        }
+        end = copied(name, end);
+        *end++ = '=';
+        end = copied(value, end) + 1;
+        set_variable(variable);
+    }
+    return true;
+}
+
+/* ---- Disks: the root disk and drives, each grown to what its file on the host has become ---- */
+
+enum { MS_DRIVE = MS_NOSUID | MS_NODEV, BLKGETSIZE64 = 0x80081272, BLOCK = 4096 };
+#define EXT4_IOC_RESIZE_FS 0x40086610ul
+
+struct status { /* struct stat */
+    uint64_t device, inode, links;
+    uint32_t mode, uid, gid;
+    uint8_t rest[108];
+};
+
+static void grow(const char *device, const char *folder)
+{
+    long disk = CALL2(SYS_OPEN, device, 0), files = CALL2(SYS_OPEN, folder, 0);
+    uint64_t size = 0;
+    if (CALL3(SYS_IOCTL, disk, BLKGETSIZE64, &size) == 0) {
+        size /= BLOCK;
+        CALL3(SYS_IOCTL, files, EXT4_IOC_RESIZE_FS, &size);
+    }
+    CALL1(SYS_CLOSE, disk);
+    CALL1(SYS_CLOSE, files);
+}
+
+/* Makes a folder with those above it; what the image lacks belongs to its user. */
+static void make_folder(const char *path)
+{
+    struct text above = {0};
+    for (size_t i = 0; path[i]; i++) {
+        char letter[2] = {path[i], 0};
+        add(&above, letter);
+        if (path[i + 1] == '/' || !path[i + 1])
+            if (CALL2(SYS_MKDIR, above.content, 0755) == 0)
+                CALL3(SYS_CHOWN, above.content, job.uid, job.gid);
+    }
+}
+
+/* Mounts what "DEVICE:FOLDER" says. A drive that still is root's, as one that was just made, gets the owner and the
+ * mode of the folder that it hides. */
+static bool mount_drive(const char *drive)
+{
+    struct text device = {0};
+    struct status hidden = {0}, shown = {0};
+    for (; *drive && *drive != ':'; drive++) {
+        char letter[2] = {*drive, 0};
+        add(&device, letter);
+    }
+    const char *folder = drive + (*drive == ':');
+    make_folder(folder);
+    CALL2(SYS_STAT, folder, &hidden);
+    int64_t error = -CALL5(SYS_MOUNT, device.content, folder, "ext4", MS_DRIVE, 0);
+    if (error) {
+        say("cannot mount ", folder, -1);
+        say("the error is ", "number", error);
+        return false;
+    }
+    grow(device.content, folder);
+    CALL2(SYS_STAT, folder, &shown);
+    if (shown.uid == 0 && shown.gid == 0 && (hidden.uid || hidden.gid)) {
+        CALL3(SYS_CHOWN, folder, hidden.uid, hidden.gid);
+        CALL2(SYS_CHMOD, folder, hidden.mode & 07777);
+    }
+    return true;
+}
+
+static bool set_up_disks(void)
+{
+    grow("/dev/vda", "/");
+    for (size_t i = 0; i < job.drive_count; i++)
+        if (!mount_drive(job.drives[i]))
+            return false;
+    return true;
+}
+
+/* ---- What the image runs, as its user ---- */
 
 /* Makes the image's WORKDIR, as other runtimes do, and goes there. */
 static void enter_folder(const char *folder)
 {
-    struct text path = {0};
-    for (size_t i = 0; folder[i] && i < sizeof path.content - 1; i++) {
-        if (folder[i] == '/' && i > 0)
-            CALL2(SYS_MKDIR, path.content, 0755);
-        path.content[path.length++] = folder[i];
-    }
-    CALL2(SYS_MKDIR, path.content, 0755);
-    if (CALL1(SYS_CHDIR, path.content) < 0)
-        say("cannot enter WORKDIR ", path.content, -1);
+    make_folder(folder);
+    if (CALL1(SYS_CHDIR, folder) < 0)
+        say("cannot enter WORKDIR ", folder, -1);
 }
 
 /* Returns only where it failed, with the error's number. */
@@ -293,10 +479,6 @@ static _Noreturn void become_job(void)
 
 enum { SIGINT = 2, SIGKILL = 9, SIGTERM = 15, SIGCHLD = 17, SIGPWR = 30, WNOHANG = 1, NO_CHILD = -10 };
 
-struct moment {
-    int64_t seconds, nanoseconds;
-};
-
 static uint64_t bit(int signal)
 {
     return 1ull << (signal - 1);
@@ -339,31 +521,50 @@ static void end_the_rest(void)
     CALL2(SYS_KILL, -1, SIGKILL);
 }
 
-static _Noreturn void leave(void)
+/* Says how it ended, which its host looks for, writes everything back and resets the VM. */
+static _Noreturn void leave(int status)
 {
+    say("exit status", "", status);
+    for (size_t i = job.drive_count; i > 0; i--)
+        CALL2(SYS_UMOUNT, find(":", job.drives[i - 1]), 0);
     CALL0(SYS_SYNC);
     CALL5(SYS_MOUNT, 0, "/", 0, MS_REMOUNT | MS_RDONLY, 0);
     for (;;)
         CALL3(SYS_REBOOT, 0xfee1dead, 672274793, 0x01234567); /* LINUX_REBOOT_CMD_RESTART */
 }
 
+/* Leaves the machine to an init of the image's own. */
+static _Noreturn void become_own_init(void)
+{
+    const char *words[] = {job.own_init, 0}, *environment[] = {"HOME=/", "TERM=linux", 0};
+    int64_t error = -CALL3(SYS_EXECVE, job.own_init, words, environment);
+    say("cannot run the image's own ", job.own_init, -1);
+    say("the error is ", "number", error);
+    leave(127);
+}
+
 _Noreturn void init_main(void)
 {
-    mount_all();
+    mount_all(0, FIRST_MOUNTS);
     for (int descriptor = 0; descriptor <= 2; descriptor++)
         open_as("/dev/console", O_RDWR, descriptor);
-    CALL3(SYS_REBOOT, 0xfee1dead, 672274793, 0); /* LINUX_REBOOT_CMD_CAD_OFF: Ctrl-Alt-Del becomes SIGINT */
+    read_job();
     take_kernel_arguments();
-    if (!read_job()) {
+    if (!set_up_disks())
+        leave(1);
+    if (job.own_init)
+        become_own_init();
+    CALL3(SYS_REBOOT, 0xfee1dead, 672274793, 0); /* LINUX_REBOOT_CMD_CAD_OFF: Ctrl-Alt-Del becomes SIGINT */
+    mount_all(FIRST_MOUNTS, ALL_MOUNTS);
+    link_descriptors();
+    if (!read_secrets())
+        leave(1);
+    if (!job.word_count) {
         say("finds nothing to run in /.mikrom/run", "", -1);
-        leave();
+        leave(1);
     }
     say("runs ", job.words[0], -1);
     int status = run_job();
     end_the_rest();
-    if (status & 127)
-        say("exit status", "", 128 + (status & 127)); /* ended by a signal */
-    else
-        say("exit status", "", status >> 8 & 255);
-    leave();
+    leave(status & 127 ? 128 + (status & 127) : status >> 8 & 255); /* the former: it was ended by a signal */
 }

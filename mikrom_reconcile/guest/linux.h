@@ -7,11 +7,16 @@
 /* ---- System calls ---- */
 
 enum {
-    SYS_READ = 0, SYS_WRITE = 1, SYS_OPEN = 2, SYS_CLOSE = 3, SYS_RT_SIGPROCMASK = 14, SYS_IOCTL = 16, SYS_DUP2 = 33,
-    SYS_NANOSLEEP = 35, SYS_SOCKET = 41, SYS_FORK = 57, SYS_EXECVE = 59, SYS_EXIT = 60, SYS_WAIT4 = 61, SYS_KILL = 62,
-    SYS_CHDIR = 80, SYS_MKDIR = 83, SYS_SYMLINK = 88, SYS_FCHOWN = 93, SYS_SETUID = 105, SYS_SETGID = 106,
-    SYS_SETSID = 112, SYS_SETGROUPS = 116, SYS_RT_SIGTIMEDWAIT = 128, SYS_SYNC = 162, SYS_MOUNT = 165, SYS_REBOOT = 169,
-    SYS_SETHOSTNAME = 170,
+    SYS_READ = 0, SYS_WRITE = 1, SYS_OPEN = 2, SYS_CLOSE = 3, SYS_STAT = 4, SYS_RT_SIGPROCMASK = 14, SYS_IOCTL = 16,
+    SYS_DUP2 = 33, SYS_NANOSLEEP = 35, SYS_SOCKET = 41, SYS_CONNECT = 42, SYS_SETSOCKOPT = 54, SYS_FORK = 57,
+    SYS_EXECVE = 59, SYS_EXIT = 60, SYS_WAIT4 = 61, SYS_KILL = 62, SYS_CHDIR = 80, SYS_MKDIR = 83, SYS_SYMLINK = 88,
+    SYS_CHMOD = 90, SYS_CHOWN = 92, SYS_FCHOWN = 93, SYS_SETUID = 105, SYS_SETGID = 106, SYS_SETSID = 112,
+    SYS_SETGROUPS = 116, SYS_RT_SIGTIMEDWAIT = 128, SYS_SYNC = 162, SYS_MOUNT = 165, SYS_UMOUNT = 166,
+    SYS_REBOOT = 169, SYS_SETHOSTNAME = 170,
+};
+
+struct moment { /* struct timespec, and timeval where there are no fractions */
+    int64_t seconds, nanoseconds;
 };
 
 static long call(long number, long a, long b, long c, long d, long e)
@@ -54,12 +59,53 @@ static const char *after(const char *prefix, const char *text)
     return text;
 }
 
-static bool contains(const char *text, char wanted)
+/* What follows the first such part of a text, or null. */
+static const char *find(const char *part, const char *text)
 {
     for (; *text; text++)
-        if (*text == wanted)
-            return true;
-    return false;
+        if (after(part, text))
+            return after(part, text);
+    return 0;
+}
+
+static bool contains(const char *text, char wanted)
+{
+    char part[2] = {wanted, 0};
+    return find(part, text);
+}
+
+static bool begin_alike(const char *one, const char *other, size_t length)
+{
+    while (length && *one && *one == *other)
+        one++, other++, length--;
+    return length == 0 || *one == *other;
+}
+
+/* Copies a text; where the copy ends. */
+static char *copied(const char *text, char *place)
+{
+    while ((*place = *text++))
+        place++;
+    return place;
+}
+
+static char digit_in(char letter)
+{
+    return (char)(letter <= '9' ? letter - '0' : (letter | 32) - 'a' + 10);
+}
+
+/* The text with each %XX as the byte that it stands for, in place. */
+static const char *decoded(char *text)
+{
+    char *place = text;
+    for (const char *next = text; *next; next++)
+        if (*next == '%' && next[1] && next[2]) {
+            *place++ = (char)(digit_in(next[1]) << 4 | digit_in(next[2]));
+            next += 2;
+        } else
+            *place++ = *next;
+    *place = 0;
+    return text;
 }
 
 static uint64_t number_in(const char *text)

@@ -326,6 +326,11 @@ ROWS: dict[str, Row] = {
         value=True, on=REAL,
         see=lambda world: Path(world.disks()["rootfs"]).parent.name, shown=lambda _: "sha256",
     ),
+    "boot.rootfs.size_mib": Row(test="test_what_the_init_of_a_container_image_is_told_costs_a_restart"),
+    "boot.rootfs.init": Row(test="test_what_the_init_of_a_container_image_is_told_costs_a_restart"),
+    "command": Row(test="test_what_the_init_of_a_container_image_is_told_costs_a_restart"),
+    "env.**": Row(test="test_what_the_init_of_a_container_image_is_told_costs_a_restart"),
+    "drives.*.mount": Row(test="test_what_the_init_of_a_container_image_is_told_costs_a_restart"),
     "drives.*": Row(
         value={"size_mib": 1}, see=lambda world: "data" in world.disks(), shown=lambda _: True,
         undo=World.run_the_old, drift="drives.data", on=REAL,

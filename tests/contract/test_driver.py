@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.desired import Boot, Machine, PinnedFile, RootDisk, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, VMMFacts
 from tests.contract.drivers import DEADLINE_S, Bench, record_of, wait_until
@@ -92,6 +93,37 @@ def test_no_grace_is_a_kill(bench: Bench) -> None:
     bench.driver.start(record, deadline_s=DEADLINE_S)
     bench.driver.stop(record, grace_s=0)
     assert bench.driver.observe(record).end == "killed"
+
+
+@pytest.mark.parametrize("kind", [pytest.param("real", marks=pytest.mark.kvm), "qemu"])
+@pytest.mark.needs("qemu-system-x86_64")
+def test_a_container_image_has_ended_well_if_its_init_said_so_last(
+    request: pytest.FixtureRequest, own_environment: Path, kind: str
+) -> None:
+    bench: Bench = request.getfixturevalue(kind)
+    plain = record_of("a", "mikrom.mode=exit:0")
+    rootfs = RootDisk(source="oci:nginx", sha256="0" * 64)
+    boot = Boot(kernel=PinnedFile(source="file:///k", sha256="0" * 64), rootfs=rootfs)
+    container = replace(plain, spec=replace(plain.spec, image="web", boot=boot))
+    (own_environment / "state/vms/a").mkdir(parents=True)
+    printed = (own_environment / "state/vms/a/console.log").open("a")
+    printed.write("MIKROM-INIT exit status 0\n")  # of an earlier boot
+    printed.flush()
+    bench.driver.start(plain, deadline_s=DEADLINE_S)
+    wait_until(lambda: not bench.pids("a"), "the guest's end")
+    wait_until(lambda: bench.driver.observe(plain).status == "none", "the last of its threads")
+    for text, end in (
+        ("it reset itself\n", "crashed"),
+        ("MIKROM-INIT exit status 3\r\n", "crashed"),
+        ("MIKROM-INIT exit status 0\r\n[    2.1] reboot: Restarting system\r\n", "clean"),
+        ("MIKROM-INIT exit status 0\nMIKROM-INIT exit status 137\n", "crashed"),
+        ("say MIKROM-INIT exit status 0\n", "crashed"),
+    ):
+        printed.write(text)
+        printed.flush()
+        assert bench.driver.observe(container).end == end, text
+    assert bench.driver.observe(plain).end == "clean"
+    printed.close()
 
 
 @pytest.mark.parametrize(("mode", "end"), [("exit:50", "clean"), ("crash:50", "crashed")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -13,8 +15,10 @@ from mikrom_reconcile.core.model.fields import FIELDS, is_row_of
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import Impact, VMChange
 from mikrom_reconcile.core.planning.rules import DiffInput, judge
+from mikrom_reconcile.host.resources.images import ImageCache
+from tests.container_images import Workshop
 from tests.contract.drivers import Bench, RealBench, SimulatedBench
-from tests.contract.field_rows import ROWS, VM, Row, Socket, World, concrete
+from tests.contract.field_rows import MIB, ROWS, VM, Row, Socket, World, concrete, pinned
 from tests.netns import own_namespace
 
 COSTS: dict[Impact, str] = {"record": "update", "live": "update", "restart": "restart", "replace": "replace"}
@@ -128,6 +132,42 @@ def test_a_cpu_template_reaches_the_vmm_or_says_why_it_cannot(real: RealBench, o
     else:
         assert "CPU template" in str(outcome.error)
         assert real.pids(VM) == []
+
+
+@pytest.mark.kvm
+@pytest.mark.needs("umoci", "mke2fs")
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root, which unpacking a container image takes")
+def test_what_the_init_of_a_container_image_is_told_costs_a_restart(real: RealBench, own_environment: Path) -> None:
+    images = own_environment / "state/images"
+    images.mkdir(parents=True)
+    workshop = Workshop(images)
+    workshop.begin()  # no ENTRYPOINT
+    world = World(real, own_environment)
+    kernel = pinned(own_environment, "kernel", ImageCache(own_environment / "state").hello().read_bytes())
+    rootfs = {"source": f"oci-layout:file://{workshop.layout}", "sha256": workshop.digest()}
+    world.set("image", "web")
+    world.set("boot", {"kernel": kernel, "rootfs": rootfs})
+    order = world.host.next_order(VM, world.desired())
+    assert order is not None
+    assert "neither an ENTRYPOINT nor a CMD" in str(world.host.agent.execute(order).error)
+    for path, value, words in (
+        ("command", ["sh", "-c", "exit 1"], "mikrom.arg=sh mikrom.arg=-c mikrom.arg=exit%201"),
+        ("env.GREETING", "hi", "mikrom.env=GREETING=hi"),
+        ("drives.data", {"size_mib": 4, "mount": "/data"}, "mikrom.mount=/dev/vdb:/data"),
+        ("drives.data.mount", "/srv", "mikrom.mount=/dev/vdb:/srv"),
+        ("boot.rootfs.size_mib", 100, ""),
+    ):
+        world.set(path, value)
+        mend(world, path, "start" if path == "command" else "restart")
+        assert words in world.boot_args()
+        assert seen(world).drift == ()
+    assert Path(world.disks()["rootfs"]).stat().st_size == 100 * MIB
+    assert subprocess.run(["e2fsck", "-fn", world.disks()["data"]], capture_output=True, check=False).returncode == 0
+    for path in ("command", "env"):
+        world.set(path, type(world.fields[path])())
+    world.set("boot.rootfs.init", "image")
+    mend(world, "boot.rootfs.init", "restart")
+    assert " init=/.mikrom/init mikrom.init=/sbin/init" in world.boot_args()
 
 
 def test_a_changed_state_is_seen_and_kept(bench: Bench, own_environment: Path) -> None:

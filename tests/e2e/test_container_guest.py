@@ -6,22 +6,29 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
 import os
 import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import PinnedFile
+from mikrom_reconcile.core.model.desired import Boot, PinnedFile, RootDisk, VMSpec
+from mikrom_reconcile.core.specs.images import init_words
 from mikrom_reconcile.host.oci import rootdisk
+from mikrom_reconcile.host.oci.disk import format_empty
 from mikrom_reconcile.host.oci.sources import image_of
 from tests import container_images, linux_guest
 from tests.command import Mikrom
@@ -58,15 +65,22 @@ while :; do sleep 0.1; done
 """
 
 
-def image(folder: Path, *words: str) -> Path:
+APPLETS = "sh id cat tail cut sort tr sleep ps grep hostname ip pwd df stat wc sync reboot"
+
+
+def image(folder: Path, *words: str, **programs: str) -> Path:
     workshop = Workshop(folder / "workshop")
     workshop.folder.mkdir()
     workshop.begin()
     root = workshop.rootfs
     put(root / "bin/busybox", busybox(), 0o755)
-    for applet in ("sh", "id", "cat", "tail", "cut", "sort", "tr", "sleep", "ps", "grep", "hostname", "ip", "pwd"):
+    for applet in APPLETS.split():
         (root / "bin" / applet).symlink_to("busybox")
     put(root / "usr/local/bin/app", APP, 0o755)
+    for name, program in programs.items():
+        put(root / name, program, 0o755)
+    (root / "data").mkdir(mode=0o750)
+    os.chown(root / "data", 1000, 1001)
     put(root / "etc/passwd", "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/srv/app:/bin/sh\n")
     put(root / "etc/group", "root:x:0:\napp:x:1001:\nmore:x:44:app,root\n")
     workshop.commit()
@@ -86,8 +100,12 @@ def image(folder: Path, *words: str) -> Path:
     return disk
 
 
+def disk(path: Path) -> tuple[str, ...]:
+    return ("-drive", f"if=none,id={path.name},format=raw,file={path}", "-device", f"virtio-blk-pci,drive={path.name}")
+
+
 class Guest:
-    def __init__(self, folder: Path, boot_args: str) -> None:
+    def __init__(self, folder: Path, boot_args: str, network: str) -> None:
         guest = guest_for_root_disks(folder)
         self._console = folder / "console"
         self._qmp = folder / "qmp"
@@ -98,8 +116,9 @@ class Guest:
                 *("-qmp", f"unix:{self._qmp},server=on,wait=off"),
                 *("-kernel", str(guest.kernel), "-initrd", str(guest.initrd)),
                 *("-append", f"{linux_guest.BOOT_ARGS} {boot_args}"),
-                *("-drive", f"if=none,id=d,format=raw,file={folder}/disk", "-device", "virtio-blk-pci,drive=d"),
-                *("-netdev", "user,id=n,restrict=on", "-device", "virtio-net-pci,netdev=n"),
+                *disk(folder / "disk"),
+                *(word for drive in sorted(folder.glob("drive-*")) for word in disk(drive)),
+                *("-netdev", f"user,id=n,{network}", "-device", "virtio-net-pci,netdev=n"),
             ]
         )
 
@@ -125,8 +144,8 @@ class Guest:
 
 
 @contextmanager
-def booted(folder: Path, boot_args: str = "") -> Iterator[Guest]:
-    guest = Guest(folder, boot_args)
+def booted(folder: Path, boot_args: str = "", network: str = "restrict=on") -> Iterator[Guest]:
+    guest = Guest(folder, boot_args, network)
     try:
         yield guest
     finally:
@@ -164,6 +183,154 @@ def test_ctrl_alt_del_is_the_images_stop_signal(tmp_path: Path) -> None:
         0,
         4,
     }
+
+
+def told(**fields: Any) -> str:
+    """The words for the init of a VM with these fields, as its host makes them."""
+    rootfs = RootDisk(source="oci:x", sha256="0" * 64, init=fields.pop("init", "mikrom"))
+    boot = Boot(kernel=PinnedFile(source="file:///k", sha256="0" * 64), rootfs=rootfs)
+    spec = msgspec.convert({"image": "x", **fields}, VMSpec)
+    return " ".join(init_words(replace(spec, boot=boot)))
+
+
+def drive(folder: Path, name: str, size_mib: int) -> Path:
+    path = folder / f"drive-{name}"
+    with path.open("ab") as out:
+        out.truncate(size_mib << 20)
+    return path
+
+
+LOOK = """
+echo APP greeting=$GREETING more=$MORE
+echo APP root=$(df -m / | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2)
+for folder in /data /srv/logs; do
+  echo APP $folder=$(df -m $folder | tail -n 1 | tr -s ' ' | cut -d ' ' -f 1,2) $(stat -c %u:%g:%a $folder)
+done
+echo started >>/data/starts || exit 9
+echo APP starts=$(wc -l </data/starts)
+exit 4
+"""
+
+
+def test_a_vm_has_a_command_variables_and_drives_of_its_own_and_its_disks_grow(tmp_path: Path) -> None:
+    image(tmp_path)
+    for name in ("data", "logs"):
+        format_empty(drive(tmp_path, name, 16), give_up_at=time.monotonic() + 60)
+    words = told(
+        command=["sh", "-c", LOOK],
+        env={"GREETING": 'it\'s 100 % "ü"', "MORE": 1},
+        drives={"data": {"size_mib": 16, "mount": "/data"}, "logs": {"size_mib": 16, "mount": "/srv/logs"}},
+    )
+    for boot, size_mib in enumerate((16, 300), 1):
+        os.truncate(drive(tmp_path, "data", size_mib), size_mib << 20)
+        os.truncate(tmp_path / "disk", (500 * boot) << 20)
+        (tmp_path / "console").unlink(missing_ok=True)
+        with booted(tmp_path, words) as guest:
+            guest.process.wait(BOOT_S)
+            said = guest.said()
+        assert 'APP greeting=it\'s 100 % "ü" more=1\n' in said
+        assert int(re.findall("root=([0-9]+)", said)[0]) > 450 * boot
+        device, size = re.findall("APP /data=(.*) (.*) 1000:1001:750\n", said)[0]
+        assert (device, int(size) > size_mib * 0.7) == ("/dev/vdb", True)
+        assert re.search("APP /srv/logs=/dev/vdc [0-9]+ 1000:1001:755\n", said), "what the image lacks is its user's"
+        assert f"APP starts={boot}\n" in said
+        assert "MIKROM-INIT exit status 4\n" in said
+    for path in (tmp_path / "disk", tmp_path / "drive-data"):
+        assert subprocess.run(["e2fsck", "-fn", str(path)], capture_output=True, check=False).returncode == 0
+
+
+def test_a_drive_that_cannot_be_mounted_is_a_failure_and_nothing_runs_without_it(tmp_path: Path) -> None:
+    image(tmp_path)
+    drive(tmp_path, "data", 16)
+    with booted(tmp_path, told(drives={"data": {"size_mib": 16, "mount": "/data"}})) as guest:
+        guest.process.wait(BOOT_S)
+        said = guest.said()
+    assert "MIKROM-INIT cannot mount /data\n" in said
+    assert "MIKROM-INIT exit status 1\n" in said
+    assert "APP" not in said
+
+
+OWN_INIT = """#!/bin/sh
+echo "OWN pid=$$ home=$HOME mounts=$(cut -d ' ' -f 2 /proc/mounts | sort | tr '\\n' ,)"
+reboot -f
+"""
+
+
+def test_an_image_may_have_an_init_of_its_own(tmp_path: Path) -> None:
+    image(tmp_path, **{"sbin/init": OWN_INIT})
+    format_empty(drive(tmp_path, "data", 16), give_up_at=time.monotonic() + 60)
+    with booted(tmp_path, told(init="image", drives={"data": {"size_mib": 16, "mount": "/data"}})) as guest:
+        guest.process.wait(BOOT_S)
+        said = guest.said()
+    assert "OWN pid=1 home=/ mounts=/,/data,/dev,/proc,/sys,\n" in said
+    assert "MIKROM-INIT" not in said
+
+
+class MetadataService(http.server.BaseHTTPRequestHandler):
+    """What Firecracker's answers, version 2; `secrets` are in it."""
+
+    protocol_version = "HTTP/1.1"
+    secrets: ClassVar = {"PASSWORD": "correct horse; battery = staple", "KEY": "k" * 30_000}
+
+    def do_PUT(self) -> None:
+        assert self.headers["X-metadata-token-ttl-seconds"]
+        self._send(200, "a token" if self.path == "/latest/api/token" else "")
+
+    def do_GET(self) -> None:
+        assert self.headers["X-metadata-token"] == "a token"
+        value = self.secrets.get(self.path.removeprefix("/mikrom/env/"))
+        self._send(404 if value is None else 200, value or "")
+
+    def _send(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+@pytest.fixture
+def metadata_service() -> Iterator[str]:
+    """What makes a QEMU's network have one."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), MetadataService)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield (
+        "restrict=on,net=169.254.0.0/16,host=169.254.0.2,"
+        f"guestfwd=tcp:169.254.169.254:80-tcp:127.0.0.1:{server.server_port}"
+    )
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+ADDRESS = "ip=169.254.0.15::169.254.0.2:255.255.0.0:web-000:eth0:off"
+
+
+def test_a_secret_of_the_metadata_service_is_a_variable_and_stands_nowhere_else(
+    tmp_path: Path, metadata_service: str
+) -> None:
+    image(tmp_path)
+    script = 'echo "APP password=$PASSWORD key=${#KEY}"; cat /proc/cmdline; sync'
+    env = {name: {"secret_ref": "env://X"} for name in MetadataService.secrets}
+    words = told(command=["sh", "-c", script], env=env)
+    with booted(tmp_path, f"{ADDRESS} {words}", metadata_service) as guest:
+        guest.process.wait(BOOT_S)
+        said = guest.said()
+    assert "APP password=correct horse; battery = staple key=30000\n" in said
+    assert said.count("battery") == 1
+    assert b"battery" not in (tmp_path / "disk").read_bytes()
+
+
+def test_a_secret_that_is_not_there_is_a_failure_and_nothing_runs_without_it(
+    tmp_path: Path, metadata_service: str
+) -> None:
+    image(tmp_path)
+    with booted(tmp_path, f"{ADDRESS} {told(env={'OTHER': {'secret_ref': 'env://X'}})}", metadata_service) as guest:
+        guest.process.wait(BOOT_S)
+        said = guest.said()
+    assert "MIKROM-INIT cannot read the secret OTHER\n" in said
+    assert "MIKROM-INIT exit status 1\n" in said
+    assert "APP" not in said
 
 
 SPECS = """\

@@ -25,9 +25,15 @@ class PinnedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RootDisk(PinnedFile, frozen=True, kw_only=True):
-    """The image of a root disk. Unless it is `read_only`, each VM gets a copy-on-write copy of its own."""
+    """The image of a root disk. Unless it is `read_only`, each VM gets a copy-on-write copy of its own.
+
+    One that is made of a container image has `size_mib`, unless that says nothing, and its first program runs what the
+    image or the VM says, or leaves that to the image's own init.
+    """
 
     read_only: bool = False
+    size_mib: Annotated[int, msgspec.Meta(ge=1, le=67108864)] | None = None
+    init: Literal["mikrom", "image"] = "mikrom"
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,9 +50,13 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drive(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk of a VM's own that outlives its restarts and replacements. `on_delete` says what a delete does to it."""
+    """A disk of a VM's own that outlives its restarts and replacements. `on_delete` says what a delete does to it.
+
+    With `mount` it has an ext4 file system, which the init of a container image mounts there.
+    """
 
     size_mib: Annotated[int, msgspec.Meta(ge=1, le=67108864)]
+    mount: str | None = None
     on_delete: Literal["retain", "delete"] = "retain"
 
 
@@ -139,22 +149,42 @@ class Restart(msgspec.Struct, frozen=True, kw_only=True):
     delay: Duration = "0s"
 
 
+class SecretRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Stands for a secret that only a VM's host can read."""
+
+    secret_ref: str
+
+
 class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a template says of a VM but its state. Field paths are the spec language's (`fields.py`).
 
-    `boot` is what the image of that name stands for, None for the built-in one. `mmds` is what the guest reads as its
-    metadata, None if it has no metadata service; secrets in it are references.
+    `boot` is what the image of that name stands for, None for the built-in one. `command` takes the place of what a
+    container image runs, `env` is added to its variables. `mmds` is what the guest reads as its metadata; secrets in it
+    are references.
     """
 
     image: str
     machine: Machine = Machine()
     boot: Boot | None = None
     boot_args: Annotated[str, msgspec.Meta(max_length=2000, pattern="^[ -~]*$")] = ""
+    command: tuple[str | int, ...] = ()
+    env: dict[str, str | int | SecretRef] = {}
     drives: dict[str, Drive] = {}
     network_interfaces: dict[str, NetworkInterface] = {}
     mmds: dict[str, Any] | None = None
     checks: dict[str, Check] = {}
     restart: Restart = Restart()
+
+    @property
+    def secret_env(self) -> dict[str, Any]:
+        """The variables whose values only the host knows, as references."""
+        secrets = (item for item in self.env.items() if isinstance(item[1], SecretRef))
+        return {name: msgspec.to_builtins(value) for name, value in secrets}
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether it has a metadata service."""
+        return self.mmds is not None or bool(self.secret_env)
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,17 +9,19 @@ docker-archive:file:///x.tar   what `docker save` writes; the digest is that of 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Boot, RootDisk
+from mikrom_reconcile.core.model.desired import Boot, RootDisk, SecretRef, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.parsing.variables import unescaped
 
 REGISTRY, LAYOUT, ARCHIVE = "oci:", "oci-layout:", "docker-archive:"
 
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/:=,.@+-_~")
 _LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?")
 _NAME = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 _HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
@@ -64,10 +66,34 @@ def is_container_image(source: str) -> bool:
     return source.startswith((REGISTRY, LAYOUT, ARCHIVE))
 
 
-def init_argument(boot: Boot | None, boot_args: str) -> str:
-    """The init that a root disk of a container image has, for the kernel, unless `boot_args` name the image's own."""
-    is_ours = boot is not None and boot.rootfs is not None and is_container_image(boot.rootfs.source)
-    return "init=/.mikrom/init" if is_ours and " init=" not in f" {boot_args}" else ""
+def init_of(spec: VMSpec) -> Literal["", "mikrom", "image"]:
+    """Who runs what a container image says; "" where the root disk is none of it, or `boot_args` name another init."""
+    rootfs = spec.boot.rootfs if spec.boot else None
+    if rootfs is None or not is_container_image(rootfs.source) or " init=" in f" {spec.boot_args}":
+        return ""
+    return rootfs.init
+
+
+def init_words(spec: VMSpec) -> Iterator[str]:
+    """What the kernel's arguments tell the first program, `guest/init.c`. A secret is only named."""
+    init = init_of(spec)
+    if not init:
+        return
+    yield "init=/.mikrom/init"
+    if init == "image":
+        yield "mikrom.init=/sbin/init"
+    yield from (f"mikrom.arg={_quoted(word)}" for word in spec.command)
+    for name, value in sorted(spec.env.items()):
+        is_secret = isinstance(value, SecretRef)
+        yield f"mikrom.secret={name}" if is_secret else f"mikrom.env={name}={_quoted(value)}"
+    devices = zip("bcdefghijklmnopqrstuvwxyz", sorted(spec.drives), strict=False)  # the root disk is /dev/vda
+    mounts = [(spec.drives[drive].mount or "", letter) for letter, drive in devices]
+    yield from (f"mikrom.mount=/dev/vd{letter}:{_quoted(mount)}" for mount, letter in sorted(mounts) if mount)
+
+
+def _quoted(word: object) -> str:
+    """A word without spaces and quotes: each byte that is not plain as %XX."""
+    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in str(word).encode())
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +116,10 @@ def root_disk_flaw(rootfs: dict[str, Any]) -> str:
     given = [key for key in _ROOT_DISKS if key in rootfs]
     if len(given) != 1:
         return f"a root disk has one of {', '.join(_ROOT_DISKS)}; this one has {' and '.join(given) or 'none'}"
+    if "source" in rootfs and not rootfs.keys().isdisjoint({"size_mib", "init"}):
+        return "size_mib and init are for disks that are made of container images"
+    if rootfs.get("read_only") and "size_mib" in rootfs:
+        return "what is read_only is as large as its image: leave size_mib out"
     if "oci" not in rootfs:
         return "" if "sha256" in rootfs else "sha256 is missing in spec.rootfs"
     if "sha256" in rootfs:
@@ -108,7 +138,8 @@ def _root_disk(rootfs: dict[str, Any]) -> RootDisk | None:
     key = next(key for key in _ROOT_DISKS if key in rootfs)
     source, _, digest = rootfs[key].partition("@sha256:") if key == "oci" else (rootfs[key], "", rootfs["sha256"])
     prefix = {"source": "", "oci": REGISTRY, "oci_layout": LAYOUT, "docker_archive": ARCHIVE}[key]
-    return RootDisk(source=prefix + source, sha256=digest, read_only=rootfs.get("read_only", False))
+    more = {key: rootfs[key] for key in ("read_only", "size_mib", "init") if key in rootfs}
+    return RootDisk(source=prefix + source, sha256=digest, **more)
 
 
 def image_of(spec: dict[str, Any]) -> Image:

@@ -33,7 +33,7 @@ _DECIDES_PLACEMENT = ("machine", "state", "image")
 
 _UNLIKE = 2  # values that tell that hosts disagree
 
-_OF_NAMED_THINGS = frozenset({"drives", "network_interfaces", "checks"})
+_OF_NAMED_THINGS = frozenset({"drives", "network_interfaces", "checks", "env"})
 
 
 class _Sized(msgspec.Struct, frozen=True):

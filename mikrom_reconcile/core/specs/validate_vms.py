@@ -14,7 +14,7 @@ import msgspec
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.specs.images import BUILT_IN, init_argument
+from mikrom_reconcile.core.specs.images import BUILT_IN, init_of, init_words
 from mikrom_reconcile.core.specs.networks import WHOLE, Network
 from mikrom_reconcile.times_and_sizes import SPECS
 
@@ -85,9 +85,39 @@ def _machine(spec: VMSpec) -> Problems:
         yield ("machine", "mem_size_mib"), message
 
 
+def _container(spec: VMSpec) -> Problems:
+    """What nobody would do who is not the init of a container image."""
+    runs = [(word,) for word in ("command", "env") if getattr(spec, word)]
+    mounts = [("drives", name, "mount") for name, drive in spec.drives.items() if drive.mount]
+    init = init_of(spec)
+    if not init:
+        for path in (*runs, *mounts):
+            named = ".".join(path)
+            yield path, f"{named} is for VMs of a container image, and without init= in boot_args: leave it out"
+    elif init == "image":
+        for path in runs:
+            yield path, f"{path[0]} has no effect with init: image: the image's own init says what runs"
+
+
+def _mounts(spec: VMSpec) -> Problems:
+    taken: dict[str, str] = {}
+    for name, drive in sorted(spec.drives.items()):
+        if drive.mount and (other := taken.setdefault(drive.mount, name)) != name:
+            yield ("drives", name, "mount"), f"drive {other} is mounted at {drive.mount} already"
+
+
+def _zero_bytes(spec: VMSpec) -> Problems:
+    for word in ("command", "env"):
+        if b"\\u0000" in msgspec.json.encode(getattr(spec, word)):
+            yield (word,), f"{word} has a zero byte, which ends a word for every program"
+
+
 def _mmds(spec: VMSpec) -> Problems:
     if spec.mmds is not None and not spec.network_interfaces:
         yield ("mmds",), "mmds is read over a network interface, and there is none: add one, or leave mmds out"
+    for name in () if spec.network_interfaces else spec.secret_env:
+        message = f"env.{name} is a secret, which is read over a network interface, and there is none: add one"
+        yield ("env", name), message
     if spec.mmds is not None and METADATA_OF_HOST in spec.mmds:
         message = f"mmds.{METADATA_OF_HOST} is what the host itself says of a VM; give yours another name"
         yield ("mmds", METADATA_OF_HOST), message
@@ -124,8 +154,12 @@ def _boot_args_with_devices(spec: VMSpec) -> Problems:
     addressed = spec.network_interfaces and " ip=" not in f" {spec.boot_args}"
     room = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * sum(_device_counts(spec))
     room -= SPECS.boot_args_address_bytes if addressed else 0
-    room -= len(f" {init}") if (init := init_argument(spec.boot, spec.boot_args)) else 0
-    if len(spec.boot_args) > room:
+    room -= sum(len(f" {word}") for word in init_words(spec))
+    over = len(spec.boot_args) - room
+    if over > 0 and (spec.command or spec.env):
+        path = "command" if spec.command else "env"
+        yield (path,), f"command, env and boot_args are together {over} characters longer than a kernel takes"
+    elif over > 0:
         message = f"boot_args has {len(spec.boot_args)} characters; with the VM's devices and address, {room} are left"
         yield ("boot_args",), message
 
@@ -160,7 +194,7 @@ def _checks(spec: VMSpec) -> Problems:
 
 
 def _secrets(spec: VMSpec) -> Problems:
-    return _secrets_in(spec.mmds, ("mmds",))
+    yield from _secrets_in({"mmds": spec.mmds, "env": spec.secret_env}, ())
 
 
 def _secrets_in(value: Any, path: Path) -> Problems:
@@ -177,8 +211,8 @@ def _secrets_in(value: Any, path: Path) -> Problems:
         yield (*path, SECRET_REF), f"{told} is no secret's reference: write file:///path or env://NAME"
 
 
-UNSUPPORTED: Final = (_image, _machine, _mmds, _checks_without_interface, _devices, _boot_args)
+UNSUPPORTED: Final = (_image, _machine, _container, _mmds, _checks_without_interface, _devices, _boot_args)
 """What no host can run: each refuses it again, since its orders may come from another release."""
 
-CHECKS: Final = (*UNSUPPORTED, _boot_args_with_devices, _mmds_size, _checks, _secrets)
+CHECKS: Final = (*UNSUPPORTED, _boot_args_with_devices, _mmds_size, _checks, _mounts, _zero_bytes, _secrets)
 """The others fail later, or have another effect than it seems: VMs that are recorded with it go on."""

@@ -130,7 +130,7 @@ class FirecrackerDriver(VMMDriver):
             with vmm.connect(FirecrackerAPI, timeout_s) as api:
                 state = api.get("/", _Instance).state
                 config = api.get("/vm/config", _Config)
-                metadata = api.get("/mmds", dict[str, Any]) if record.spec.mmds is not None else None
+                metadata = api.get("/mmds", dict[str, Any]) if record.spec.has_metadata else None
         except NoAnswerError:
             _end_hanging(vmm)
             raise

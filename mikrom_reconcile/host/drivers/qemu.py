@@ -103,6 +103,8 @@ class QemuDriver(VMMDriver):
         for name, nic in spec.network_interfaces.items():
             if nic.rate_limiter.bandwidth_mbit is not None:
                 return f"network_interfaces.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
+        for name in spec.secret_env:
+            return f"env.{name} is a secret, which only Firecracker keeps off the disk; this host runs its VMs in QEMU"
         return validate_vms.unsupported(spec)
 
     def _kernel_problem(self, head: bytes) -> str | None:
@@ -139,7 +141,7 @@ class QemuDriver(VMMDriver):
             boot_args=boot_args_in(argv),
             disks=disks_in(argv),
             interfaces=interfaces_in(argv),
-            metadata=_metadata_on(vmm.paths.metadata) if record.spec.mmds is not None else None,
+            metadata=_metadata_on(vmm.paths.metadata) if record.spec.has_metadata else None,
         )
 
     def _set_paused(self, vmm: VMM, timeout_s: float, *, paused: bool) -> None:

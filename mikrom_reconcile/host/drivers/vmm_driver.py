@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Container
@@ -14,6 +15,7 @@ import msgspec
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts, VMMStatus
+from mikrom_reconcile.core.specs.images import init_of
 from mikrom_reconcile.host.drivers.connection import NoAnswerError, UnreachableError, translate_errors
 from mikrom_reconcile.host.drivers.jail import VMPaths, release_uid, remove_jail
 from mikrom_reconcile.host.drivers.vmm import VMM, Command, StateLayout, VMMProcess
@@ -28,6 +30,7 @@ PATIENCE = (0.1, 1.9)
 """A VMM counts as unresponsive when it has not answered in these shares of `answer_s`: the first soon finds one whose
 guest has ended."""
 
+_EXIT_STATUS = re.compile(rb"^MIKROM-INIT exit status ([0-9]+)\r?$", re.MULTILINE)
 _BOOTED = frozenset({"running", "paused"})
 
 
@@ -135,7 +138,17 @@ class VMMDriver(ABC):
             if last is None:  # it may have been started before the host was, or never written down
                 return VMMFacts(status="none", end="unknown")
             is_this_boots = last.boot_id == processes.boot_id()
-            return VMMFacts(status="none", end=self._end_of(vmm.paths) if is_this_boots else "rebooted")
+            return VMMFacts(
+                status="none", end=self._judged_end(record, vmm.paths, last) if is_this_boots else "rebooted"
+            )
+
+    def _judged_end(self, record: VMRecord, paths: VMPaths, last: VMMProcess) -> End:
+        """How it ended. A guest that reset itself has crashed if the init of a container image did not tell a 0."""
+        end = self._end_of(paths)
+        if end == "clean" and init_of(record.spec) == "mikrom":
+            said = tail(paths.console, VMMS.exit_status_tail_bytes, last.console_at).content
+            return "clean" if _EXIT_STATUS.findall(said)[-1:] == [b"0"] else "crashed"
+        return end
 
     def links(self, but: str = "") -> LinkDrift:
         """Compares taps, bridges and rules with records."""

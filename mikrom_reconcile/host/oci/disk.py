@@ -1,4 +1,4 @@
-"""An ext4 file system of a tree, by mke2fs: of the same tree the same bytes.
+"""ext4 file systems, by mke2fs: an empty one of a drive, or one of a tree, and of the same tree the same bytes.
 
 mke2fs copies a folder in the order of names. What it takes from its surroundings is given to it: identities, its
 clock, no configuration of this machine; but for the times at which the tree was made here, which are replaced
@@ -35,13 +35,8 @@ def make(tree: Path, disk: Path, *, inodes: int, content_bytes: int, give_up_at:
     inodes += int(inodes * CONTAINER_IMAGES.spare_share) + CONTAINER_IMAGES.spare_inodes
     with disk.open("xb") as image:
         image.truncate(_size_of(inodes, content_bytes))
-    command = [
-        *("mke2fs", "-q", "-F", "-b", str(_BLOCK), "-I", str(_INODE_SIZE), "-m", "0", "-N", str(inodes)),
-        *("-O", ",".join(("none", *_FEATURES)), "-U", _UUID.format(1)),
-        *("-E", f"hash_seed={_UUID.format(2)},root_owner=0:0,lazy_itable_init=0,nodiscard"),
-        *("-d", str(tree), str(disk)),
-    ]
-    _run(command, give_up_at)
+    more = ("-I", str(_INODE_SIZE), "-N", str(inodes), "-U", _UUID.format(1), "-d", str(tree))
+    _mke2fs(disk, _FEATURES, f"hash_seed={_UUID.format(2)},", more, give_up_at)
     with disk.open("r+b") as image:
         _settle_times(image.fileno())
         files.sync(image.fileno())
@@ -52,7 +47,16 @@ def _size_of(inodes: int, content_bytes: int) -> int:
     return -(-int(need * (1 + CONTAINER_IMAGES.spare_share)) // _MIB) * _MIB
 
 
-def _run(command: list[str], give_up_at: float) -> None:
+def format_empty(disk: Path, *, give_up_at: float) -> None:
+    """Make an empty file system on a file that has its size. Raises FetchError."""
+    _mke2fs(disk, (*_FEATURES, "metadata_csum"), "", (), give_up_at)
+
+
+def _mke2fs(disk: Path, features: tuple[str, ...], option: str, more: tuple[str, ...], give_up_at: float) -> None:
+    command = [
+        *("mke2fs", "-q", "-F", "-b", str(_BLOCK), "-m", "0", "-O", ",".join(("none", *features))),
+        *("-E", f"{option}root_owner=0:0,lazy_itable_init=0,nodiscard", *more, str(disk)),
+    ]
     environment = {
         "PATH": _PATH,
         "LC_ALL": "C",
@@ -64,10 +68,10 @@ def _run(command: list[str], give_up_at: float) -> None:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, timeout=left_s, check=False)
     except FileNotFoundError as error:
-        message = "mke2fs, which makes disks of container images, is not installed here: install e2fsprogs"
+        message = "mke2fs, which makes ext4 file systems, is not installed here: install e2fsprogs"
         raise FetchError(message, lasting=True) from error
     except subprocess.TimeoutExpired as error:
-        raise FetchError("no more time while mke2fs made its disk", lasting=False) from error
+        raise FetchError("no more time while mke2fs made its file system", lasting=False) from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         full = any("No space left" in line for line in said)

@@ -76,6 +76,11 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     user: str | None = None
     stop_signal: str | None = None
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What it runs; empty where that is for others to say."""
+        return (*(self.entrypoint or ()), *(self.cmd or ()))
+
 
 class Tars(msgspec.Struct, frozen=True, kw_only=True):
     """The digests of the layers as they are once they are unpacked."""

@@ -17,7 +17,7 @@ from mikrom_reconcile.host.oci.tars import Budget
 from mikrom_reconcile.host.oci.tree import Tree
 from mikrom_reconcile.system.download import FetchError
 
-_FORMAT = b"1"
+_FORMAT = b"2"
 """To be raised with each change of what is made of the same image."""
 _MOUNT_POINTS = (b"dev", b"proc", b"sys", b"etc")
 

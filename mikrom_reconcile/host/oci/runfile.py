@@ -34,14 +34,11 @@ def run_file(process: Process, tree: Tree) -> bytes:
 
 
 def _lines(process: Process, tree: Tree) -> Iterator[str]:
-    words = (*(process.entrypoint or ()), *(process.cmd or ()))
-    if not words:
-        raise FetchError("it has neither an ENTRYPOINT nor a CMD: nothing says what it runs", lasting=True)
     user, home = _user(process.user or "", tree)
     env = list(process.env or ())
     names = {line.partition("=")[0] for line in env}
     env += [line for line in (_PATH, f"HOME={home}") if line.partition("=")[0] not in names]
-    yield from (f"arg={word}" for word in words)
+    yield from (f"arg={word}" for word in process.words)
     yield from (f"env={line}" for line in env)
     yield f"dir={process.working_dir or '/'}"
     yield from user

@@ -7,6 +7,7 @@ lie apart, under their project's and VM's name: a VM that is made again finds th
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ ROOT_ID = "rootfs"
 
 _STEP = "making its disks"
 _MIB = 1 << 20
+_EXT4_MAGIC_AT, _EXT4_MAGIC = 0x438, b"\x53\xef"
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,23 +48,31 @@ class Disks:
         """All disks of the VM, the root disk first, whether they are there or not."""
         return (*self._root(record, rootfs_image), *(disk for disk, _ in self._drives(record)))
 
-    def prepare(self, record: VMRecord, rootfs_image: Path | None) -> tuple[Disk, ...]:
+    def prepare(self, record: VMRecord, rootfs_image: Path | None, *, give_up_at: float = math.inf) -> tuple[Disk, ...]:
         """The VM's disks: make missing ones, grow those that are too small, and remove root disks of other images.
 
-        Raises TemporaryError when the disk of this host is too full, PermanentError where a drive would shrink.
+        Raises TemporaryError when the disk of this host is too full, PermanentError where a disk would shrink or has
+        no file system to mount, FetchError where none can be made.
         """
         own_root = next((disk.path for disk in self._root(record, rootfs_image) if not disk.read_only), None)
         self._remove_roots(record.vm, but=own_root)
-        lacking = [(disk.path, size) for disk, size in self._drives(record) if self._lacks(record.vm, disk, size)]
         image = rootfs_image if own_root is not None and not own_root.exists() else None
-        need = sum(size - _size_of(path) for path, size in lacking) + (image.stat().st_blocks * 512 if image else 0)
+        sized = [*self._sized_root(record, rootfs_image), *self._drives(record)]
+        lacking = [(disk, size) for disk, size in sized if self._lacks(record.vm, disk, size, image)]
+        blank = [disk for disk, _ in self._drives(record) if self._wants_format(record, disk)]
+        need = sum(size - _size_of(disk.path) for disk, size in lacking) + (
+            image.stat().st_blocks * 512 if image else 0
+        )
         self._check_room(record.vm, need)
         if image is not None and own_root is not None:
             make_folder(own_root.parent)
             _copy(image, own_root)
-        for path, size in lacking:
-            make_folder(path.parent)
-            _grow(path, size)
+        for disk, size in lacking:
+            make_folder(disk.path.parent)
+            if disk not in blank:
+                _grow(disk.path, size)
+        for disk in blank:
+            _format(disk.path, record.spec.drives[disk.name].size_mib * _MIB, give_up_at)
         return self.of(record, rootfs_image)
 
     def remove(self, record: VMRecord) -> None:
@@ -83,6 +93,11 @@ class Disks:
         own = self._state_dir / "vms" / record.vm / f"root-{rootfs.sha256[:16]}.img"
         yield Disk(name=ROOT_ID, path=image if rootfs.read_only else own, read_only=rootfs.read_only)
 
+    def _sized_root(self, record: VMRecord, image: Path | None) -> Iterator[tuple[Disk, int]]:
+        """The root disk, if its spec says how large it is."""
+        size_mib = record.spec.boot and record.spec.boot.rootfs and record.spec.boot.rootfs.size_mib
+        yield from ((disk, size_mib * _MIB) for disk in self._root(record, image) if size_mib)
+
     def _drives(self, record: VMRecord) -> Iterator[tuple[Disk, int]]:
         """Each drive with its size in bytes, in the order of names: that of the devices in the guest."""
         for name, drive in sorted(record.spec.drives.items()):
@@ -92,12 +107,34 @@ class Disks:
     def _drive_folder(self, record: VMRecord) -> Path:
         return self._state_dir / "drives" / record.project / record.vm
 
-    def _lacks(self, vm: str, disk: Disk, size: int) -> bool:
-        have = _size_of(disk.path)
+    def _lacks(self, vm: str, disk: Disk, size: int, image: Path | None) -> bool:
+        is_root = disk.name == ROOT_ID
+        have = _size_of(image) if is_root and image is not None else _size_of(disk.path)
         if have > size:
-            message = f"drive {disk.name} has {have // _MIB} MiB and never shrinks: write size_mib: {have // _MIB}"
-            raise PermanentError(f"{message}, or give it another name ({disk.path})", vm=vm, step=_STEP)
+            what, way_out = ("its root disk", "") if is_root else (f"drive {disk.name}", ", or give it another name")
+            message = f"{what} has {have // _MIB} MiB and never shrinks: write size_mib: {have // _MIB}{way_out}"
+            raise PermanentError(f"{message} ({disk.path})", vm=vm, step=_STEP)
         return have < size
+
+    def _wants_format(self, record: VMRecord, disk: Disk) -> bool:
+        """Whether a drive that is to be mounted is new; nothing in it is known to be lost then."""
+        if record.spec.drives[disk.name].mount is None:
+            return False
+        try:
+            with disk.path.open("rb") as content:
+                if os.pread(content.fileno(), 2, _EXT4_MAGIC_AT) == _EXT4_MAGIC:
+                    return False
+                os.lseek(content.fileno(), 0, os.SEEK_DATA)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nothing but a hole
+                raise
+            return True
+        message = f"drive {disk.name} has something else than an ext4 file system, and is not formatted"
+        raise PermanentError(
+            f"{message}: leave mount out, or give it another name ({disk.path})", vm=record.vm, step=_STEP
+        )
 
     def _check_room(self, vm: str, need: int) -> None:
         disk = os.statvfs(self._state_dir)
@@ -126,6 +163,22 @@ def _grow(path: Path, size: int) -> None:
         files.sync(fd)
     finally:
         os.close(fd)
+
+
+def _format(path: Path, size: int, give_up_at: float) -> None:
+    """An empty file system in place of a file with nothing in it."""
+    from mikrom_reconcile.host.oci import disk  # noqa: PLC0415 - what few VMs need
+
+    draft = path.with_name(f"{path.name}.new")
+    draft.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        _grow(draft, size)
+        disk.format_empty(draft, give_up_at=give_up_at)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    draft.replace(path)
+    sync_folder(path.parent)
 
 
 def _copy(source: Path, target: Path) -> None:

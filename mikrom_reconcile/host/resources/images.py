@@ -136,7 +136,7 @@ class ImageCache:
         draft.unlink(missing_ok=True)
         image = image_of(file, fetch, auth_file=self._registry_auth, max_bytes=self._max_bytes)
         rootdisk.build(image, draft, max_bytes=self._max_bytes, give_up_at=give_up_at)
-        _put(draft, path)
+        _put(draft, path, mode=0o555 if image.process.words else 0o444)  # as a program: whether it runs by itself
 
     def cached(self) -> Iterator[tuple[str, int, float]]:
         """Digest, bytes and time of last use of every file, in the order of digests."""
@@ -245,8 +245,8 @@ def image_uses(records: Records) -> tuple[Counter[str], bool]:
     return uses, is_whole
 
 
-def _put(draft: Path, path: Path) -> None:
-    draft.chmod(0o444)
+def _put(draft: Path, path: Path, mode: int = 0o444) -> None:
+    draft.chmod(mode)
     draft.replace(path)
     sync_folder(path.parent)
 

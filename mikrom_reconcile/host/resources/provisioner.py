@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError, PermanentError, TemporaryError
-from mikrom_reconcile.core.specs.images import init_argument
+from mikrom_reconcile.core.specs.images import init_of, init_words
 from mikrom_reconcile.core.specs.validate_vms import METADATA_OF_HOST, SECRET_REF
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
@@ -83,7 +85,7 @@ class Secrets:
 def boot_args_of(record: VMRecord) -> str:
     """The kernel's command line, with the address of the first interface for guests that have no other way to it."""
     spec = record.spec
-    words = [spec.boot_args, init_argument(spec.boot, spec.boot_args)]
+    words = [spec.boot_args, *init_words(spec)]
     name = min(spec.network_interfaces, default=None)
     ip = record.addresses.get(name) if name else None
     if name is not None and ip is not None and " ip=" not in f" {spec.boot_args}":
@@ -125,36 +127,43 @@ class ResourceProvisioner:
                 initrd = self._fetched(vm, "initrd", boot.initrd, give_up_at)
             if boot.rootfs:
                 rootfs = self._fetched(vm, "root disk's image", boot.rootfs, give_up_at)
+                _check_command(record, rootfs)
+        with _step(vm, "making its disks"):
+            disks = self._disks.prepare(record, rootfs, give_up_at=give_up_at)
         return VMResources(
             kernel=kernel,
             initrd=initrd,
-            disks=self._disks.prepare(record, rootfs),
+            disks=disks,
             interfaces=self.networks.prepare(record, give_up_at=give_up_at),
             boot_args=boot_args,
             metadata=metadata,
         )
 
     def _fetched(self, vm: str, what: str, file: PinnedFile, give_up_at: float, *, unpacked: bool = False) -> Path:
-        try:
+        with _step(vm, f"fetching its {what}"):
             return self._images.fetched(file, give_up_at=give_up_at, unpacked=unpacked)
-        except FetchError as error:
-            kind = PermanentError if error.lasting else TemporaryError
-            raise kind(str(error), vm=vm, step=f"fetching its {what}") from error
 
     def metadata_of(self, record: VMRecord) -> dict[str, Any] | None:
         """What the guest can read of itself: its spec's `mmds`, secrets in place, and who and where it is; None for
         nothing. Raises PermanentError.
         """
-        if record.spec.mmds is None:
+        if not record.spec.has_metadata:
             return None
         ips = record.addresses
         interfaces = {
             name: {"ip": ips.get(name), "mac": mac_of(record, name), "cidr": nic.cidr, "gateway": nic.gateway}
             for name, nic in sorted(record.spec.network_interfaces.items())
         }
-        own = {"name": record.vm, "fleet": record.fleet, "project": record.project, "network_interfaces": interfaces}
+        own: dict[str, Any] = {
+            "name": record.vm,
+            "fleet": record.fleet,
+            "project": record.project,
+            "network_interfaces": interfaces,
+        }
         try:
-            said: dict[str, Any] = self._secrets.resolved(record.spec.mmds)
+            said: dict[str, Any] = self._secrets.resolved(record.spec.mmds or {})
+            if record.spec.secret_env:
+                own["env"] = self._secrets.resolved(record.spec.secret_env)
         except SecretError as error:
             raise PermanentError(str(error), vm=record.vm, step="resolving its secrets") from error
         return {METADATA_OF_HOST: own} | said
@@ -168,6 +177,23 @@ class ResourceProvisioner:
         """Remove what was made for this VM alone, but the drives that are to be retained."""
         self._disks.remove(record)
         self.networks.remove(record, give_up_at=give_up_at)
+
+
+@contextmanager
+def _step(vm: str, doing: str) -> Iterator[None]:
+    """Say of what could not be fetched or made which VM it is of, and when."""
+    try:
+        yield
+    except FetchError as error:
+        kind = PermanentError if error.lasting else TemporaryError
+        raise kind(str(error), vm=vm, step=doing) from error
+
+
+def _check_command(record: VMRecord, rootfs: Path) -> None:
+    """Raise PermanentError where neither the image nor the VM says what runs."""
+    if init_of(record.spec) == "mikrom" and not record.spec.command and not rootfs.stat().st_mode & stat.S_IXUSR:
+        message = "its image has neither an ENTRYPOINT nor a CMD: write in its template which command it runs"
+        raise PermanentError(message, vm=record.vm, step="looking at its image")
 
 
 class GarbageCollector:

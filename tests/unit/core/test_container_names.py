@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from mikrom_reconcile.core.model.desired import Boot, PinnedFile, RootDisk
-from mikrom_reconcile.core.specs.images import init_argument, is_container_image, is_loopback, repository_of
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.model.desired import Boot, PinnedFile, RootDisk, VMSpec
+from mikrom_reconcile.core.specs.images import init_words, is_container_image, is_loopback, repository_of
 
 
 @pytest.mark.parametrize(
@@ -50,11 +54,42 @@ def test_three_kinds_of_sources_are_container_images() -> None:
     assert not is_container_image("file:///images/disk")
 
 
+KERNEL = PinnedFile(source="file:///k", sha256="0" * 64)
+
+
+def vm(source: str = "oci:nginx", **fields: Any) -> VMSpec:
+    init = fields.pop("init", "mikrom")
+    spec = msgspec.convert({"image": "web", **fields}, VMSpec)
+    rootfs = RootDisk(source=source, sha256="0" * 64, init=init)
+    return replace(spec, boot=Boot(kernel=KERNEL, rootfs=rootfs if source else None))
+
+
 def test_the_init_is_named_to_kernels_of_container_images_unless_they_bring_their_own() -> None:
-    kernel = PinnedFile(source="file:///k", sha256="0" * 64)
-    plain, container = (
-        Boot(kernel=kernel, rootfs=RootDisk(source=source, sha256="0" * 64)) for source in ("file:///r", "oci:nginx")
+    assert [*init_words(vm(boot_args="quiet"))] == ["init=/.mikrom/init"]
+    others = (vm(boot_args="quiet init=/sbin/init"), vm(""), vm("file:///r"), VMSpec(image="hello"))
+    assert not any([*init_words(spec)] for spec in others)
+
+
+def test_the_init_is_told_what_to_run_with_what_where_and_of_secrets_their_names_alone() -> None:
+    spec = vm(
+        command=["sh", "-c", 'echo "ü" 100%\n', "", 7],
+        env={"B": "x=y z", "A": 1, "PASSWORD": {"secret_ref": "env://X"}},
+        drives={
+            "wal": {"size_mib": 1, "mount": "/data/wal"},
+            "data": {"size_mib": 1, "mount": "/data"},
+            "raw": {"size_mib": 1},
+        },
     )
-    assert init_argument(container, "quiet") == "init=/.mikrom/init"
-    assert not init_argument(container, "quiet init=/sbin/init")
-    assert not any(init_argument(boot, "") for boot in (None, Boot(kernel=kernel), plain))
+    assert [*init_words(spec)] == [
+        "init=/.mikrom/init",
+        *(
+            "mikrom.arg=sh",
+            "mikrom.arg=-c",
+            "mikrom.arg=echo%20%22%C3%BC%22%20100%25%0A",
+            "mikrom.arg=",
+            "mikrom.arg=7",
+        ),
+        *("mikrom.env=A=1", "mikrom.env=B=x=y%20z", "mikrom.secret=PASSWORD"),
+        *("mikrom.mount=/dev/vdb:/data", "mikrom.mount=/dev/vdd:/data/wal"),
+    ]
+    assert [*init_words(vm(init="image"))] == ["init=/.mikrom/init", "mikrom.init=/sbin/init"]

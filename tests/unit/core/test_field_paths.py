@@ -56,6 +56,8 @@ FULL = VMSpec(
     boot=Boot(kernel=KERNEL, initrd=KERNEL, rootfs=RootDisk(source=KERNEL.source, sha256=KERNEL.sha256)),
     drives={"data": Drive(size_mib=1)},
     network_interfaces={"eth0": NetworkInterface(network="prod")},
+    command=("sh",),
+    env={"A": "b"},
     mmds={"role": "web"},
     checks={"port": Check(type="tcp", port=80)},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Boot, Drive, PinnedFile, RootDisk, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
+from mikrom_reconcile.host.oci import disk
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import Disks
+from mikrom_reconcile.system.download import FetchError
 from tests.contract.drivers import record_of
 
 MIB = 1 << 20
+
+needs_mke2fs = pytest.mark.needs("mke2fs", "e2fsck")
 
 
 @pytest.fixture
@@ -103,6 +108,69 @@ def test_drives_come_in_the_order_of_their_names_and_grow_with_what_is_in_them(d
     assert data.path.read_bytes()[:MIB] == b"kept".ljust(MIB)
     with pytest.raises(PermanentError, match="drive data has 3 MiB and never shrinks: write size_mib: 3"):
         disks.prepare(small, None)
+
+
+def mounted(size_mib: int = 16) -> VMRecord:
+    return replace(record_of("a"), spec=VMSpec(image="web", drives={"data": Drive(size_mib=size_mib, mount="/data")}))
+
+
+@needs_mke2fs
+@pytest.mark.parametrize("before", ["nothing", "holes", "a draft of a process that was killed"])
+def test_a_new_drive_that_is_to_be_mounted_is_formatted_once(disks: Disks, tmp_path: Path, before: str) -> None:
+    (data,) = disks.of(mounted(), None)
+    data.path.parent.mkdir(parents=True)
+    if before != "nothing":
+        path = data.path if before == "holes" else data.path.with_name("data.img.new")
+        with path.open("wb") as out:
+            out.truncate(4 * MIB)
+    disks.prepare(mounted(), None)
+    assert files(tmp_path) == {"drives/default/a/data.img": 16 * MIB}
+    assert subprocess.run(["e2fsck", "-fn", str(data.path)], capture_output=True, check=False).returncode == 0
+    assert data.path.stat().st_blocks * 512 < 6 * MIB, "a journal, and holes"
+    before_growth = data.path.read_bytes()
+    disks.prepare(mounted(64), None)
+    assert (data.path.stat().st_size, data.path.read_bytes()[: 16 * MIB]) == (64 * MIB, before_growth)
+
+
+def test_what_is_in_a_drive_is_never_formatted(disks: Disks, tmp_path: Path) -> None:
+    (data,) = disks.of(mounted(1), None)
+    data.path.parent.mkdir(parents=True)
+    data.path.write_bytes(b"a file system of another kind".ljust(MIB))
+    for _ in range(2):
+        with pytest.raises(
+            PermanentError, match="drive data has something else than an ext4 file system, and is not f"
+        ):
+            disks.prepare(mounted(1), None)
+    assert data.path.read_bytes().startswith(b"a file system")
+
+
+def test_a_host_without_mke2fs_says_so_and_leaves_no_drive(
+    disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_PATH", str(tmp_path))
+    with pytest.raises(FetchError, match="mke2fs, which makes ext4 file systems, is not installed here"):
+        disks.prepare(mounted(), None)
+    assert files(tmp_path) == {}
+
+
+def test_a_root_disk_is_as_large_as_its_spec_says_grows_and_never_shrinks(disks: Disks, image: Path) -> None:
+    def sized(size_mib: int) -> VMRecord:
+        record = vm()
+        assert record.spec.boot
+        assert record.spec.boot.rootfs
+        boot = replace(record.spec.boot, rootfs=replace(record.spec.boot.rootfs, size_mib=size_mib))
+        return replace(record, spec=replace(record.spec, boot=boot))
+
+    (root,) = disks.of(vm(), image)
+    with pytest.raises(PermanentError, match=r"its root disk has 8 MiB and never shrinks: write size_mib: 8 \("):
+        disks.prepare(sized(7), image)
+    assert not root.path.exists()
+    for size_mib in (4096, 8192):
+        disks.prepare(sized(size_mib), image)
+        assert root.path.stat().st_size == size_mib * MIB
+        assert root.path.stat().st_blocks * 512 <= 2 * MIB
+    with pytest.raises(PermanentError, match="its root disk has 8192 MiB and never shrinks"):
+        disks.prepare(sized(4096), image)
 
 
 def test_a_delete_takes_the_root_disk_and_retains_drives_unless_told_otherwise(

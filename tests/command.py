@@ -42,7 +42,7 @@ AS_A_PROGRAM = ("-m", "mikrom_reconcile")
 
 def started(argv: Sequence[str], folder: Path) -> Run:
     return subprocess.run(
-        argv, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+        argv, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240, check=False
     )
 
 

@@ -37,7 +37,7 @@ def test_two_workers_and_a_beat_make_what_the_specs_want_and_end_when_told(fleet
     wait_until(lambda: "2 create done" in fleet.log("control:localhost"), "a run by Beat")
     for process in (beat, control, host):
         process.send_signal(SIGTERM)
-    assert [process.wait(timeout=60) for process in (beat, control, host)] == [0, 0, 0]
+    assert [process.wait(timeout=240) for process in (beat, control, host)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

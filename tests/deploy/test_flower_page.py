@@ -40,7 +40,7 @@ class Page:
         wait_until(lambda: self.status("/healthcheck") == 200, "Flower")
         for role, pool in (("host", "gevent"), ("control", "threads")):
             self.fleet.worker(role, pool=pool, app="mikrom_reconcile.celery_app", MIKROM_SPECS=str(specs))
-        assert self.mikrom("apply", str(specs), "--yes").wait(timeout=60) == 0
+        assert self.mikrom("apply", str(specs), "--yes").wait(timeout=240) == 0
         wait_until(lambda: self.get(TABLE).count("create web-00") == 3, "three tasks in Flower")
 
     def mikrom(self, *words: str, **variables: str) -> subprocess.Popen[bytes]:
@@ -69,7 +69,7 @@ class Page:
         address = f"http://{credentials}{'@' if credentials else ''}127.0.0.1:{self.port}{path}"
         argv = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
         argv += [f"--user-data-dir={self.folder}/chromium", "--dump-dom", address]
-        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=240).stdout
 
 
 @pytest.fixture(scope="module")

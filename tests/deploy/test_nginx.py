@@ -82,7 +82,7 @@ class Proxy:
 
     def close(self) -> None:
         self.nginx.terminate()  # its worker goes with it, which a kill would leave
-        self.nginx.wait(timeout=60)
+        self.nginx.wait(timeout=240)
         self.fleet.close()
 
 

@@ -37,7 +37,7 @@ def test_tasks_are_called_as_the_guide_says(own_environment: Path) -> None:
         fleet.wait_for(f"control:localhost:{control.pid}", control)
         done = subprocess.run(
             [sys.executable, "-c", program], env=fleet.environment(), cwd=ROOT, capture_output=True, text=True,
-            check=False, timeout=50,
+            check=False, timeout=240,
         )  # fmt: skip
         kept_s = [fleet.redis.ttl(key) for key in fleet.redis.scan_iter(match="celery-task-meta-*")]
     finally:

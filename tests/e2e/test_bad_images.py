@@ -122,7 +122,7 @@ def test_a_full_disk_stops_the_vm_that_needs_it_and_no_other(folder: Path, files
     files.cache.mkdir(parents=True)
     apply = [sys.executable, "-m", "mikrom_reconcile", "apply", "--yes", "-o", "json", "--timeout", "20"]
     words = ["unshare", "-m", "sh", "-c", WITH_SMALL_DISK, str(files.cache), *apply]
-    ran = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode == 2, ran.stderr
     told = errors(ran)
     assert list(told) == ["large-000"]

@@ -105,6 +105,6 @@ def test_a_worker_that_lost_its_connection_says_so_at_once_of_what_it_was_sent(f
         for client in clients:
             if client["cmd"] == "brpop":
                 commands(fleet)("CLIENT", "KILL", "ID", client["id"])
-        (outcome,) = outcomes.result(timeout=60)
+        (outcome,) = outcomes.result(timeout=240)
     assert outcome.result == "failed_temporary"
     assert outcome.error == "the host's worker died, was restarted or lost its broker"

@@ -47,7 +47,7 @@ def run(shop: Path, pipeline: str, job: str) -> list[int]:
     """The exit codes of a job's steps, as its runner starts them."""
     return [
         subprocess.run(
-            ["bash", "-e", "-c", step], cwd=shop, stdin=subprocess.DEVNULL, timeout=60, check=False
+            ["bash", "-e", "-c", step], cwd=shop, stdin=subprocess.DEVNULL, timeout=240, check=False
         ).returncode
         for step in steps(shop, pipeline, job)
     ]

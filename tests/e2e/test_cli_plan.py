@@ -292,7 +292,7 @@ def test_a_plan_is_saved_into_whatever_a_person_names_and_that_stays_what_it_is(
     assert (folder / "mine.json").stat().st_mode & 0o777 == 0o640
     with subprocess.Popen(["cat", str(folder / "pipe")], stdout=subprocess.PIPE) as reader:
         mikrom("plan", "--out", "pipe")
-        said, _ = reader.communicate(timeout=60)
+        said, _ = reader.communicate(timeout=240)
     assert (folder / "pipe").is_fifo()
     assert json.loads(said)["plan"]["id"] == json.loads((folder / "mine.json").read_text())["plan"]["id"]
     assert not list(folder.glob(".mikrom-plan-*"))

@@ -51,7 +51,7 @@ def test_a_host_and_a_control_worker_two_hours_apart_do_their_work_once(
     fleet.worker("control", pool="threads", MIKROM_SPECS=str(specs), **clock("-3600"))
 
     def run() -> str:
-        return str(app.send_task("mikrom.reconcile", queue=KEYS.queue).get(timeout=60)["done"])
+        return str(app.send_task("mikrom.reconcile", queue=KEYS.queue).get(timeout=240)["done"])
 
     assert run() == "3 create done"
     assert records(fleet) == ["web-000", "web-001", "web-002"]

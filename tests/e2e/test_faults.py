@@ -71,7 +71,7 @@ def test_a_host_worker_told_to_end_amid_a_run_leaves_its_vms_and_the_next_run_co
     specs = site.write()
     run = site.begin_and_wait_for(3, specs)
     site.host.terminate()
-    assert site.host.wait(timeout=60) == 0
+    assert site.host.wait(timeout=240) == 0
     before = site.vmms()
     code, _ = end_of(run)
     assert code in {FAILED, UNREACHABLE, FAILED + UNREACHABLE}

@@ -29,7 +29,7 @@ def fleet(own_environment: Path) -> Iterator[Fleet]:
 def mikrom(fleet: Fleet, *words: str, specs: bool = True) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "mikrom_reconcile", *words, *([f"{fleet.folder}/web.yml"] if specs else [])]
     return subprocess.run(
-        argv, env=fleet.environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        argv, env=fleet.environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=240
     )
 
 

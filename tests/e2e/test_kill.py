@@ -106,10 +106,10 @@ class Host:
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
     try:
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:
         process.kill()
-        raise AssertionError(f"mikrom did not end within 60 s; it said:\n{process.communicate()[0]}") from None
+        raise AssertionError(f"mikrom did not end within 240 s; it said:\n{process.communicate()[0]}") from None
     return process.returncode, said
 
 

@@ -54,7 +54,7 @@ def test_logs_that_are_followed_outlive_a_restart_of_redis(fleet: Fleet) -> None
     (fleet.folder / "web.yml").write_text(WEB % 1)
     mikrom = [sys.executable, "-m", "mikrom_reconcile"]
     environment = fleet.environment()
-    subprocess.run([*mikrom, "apply", f"{fleet.folder}/web.yml", "--yes"], env=environment, timeout=60, check=True)
+    subprocess.run([*mikrom, "apply", f"{fleet.folder}/web.yml", "--yes"], env=environment, timeout=240, check=True)
     following = fleet.run("logs", [*mikrom, "logs", "-f", "web-000"])
     console = Path(fleet.folder, "logs.log")
     wait_until(console.read_text, "the console")
@@ -64,7 +64,7 @@ def test_logs_that_are_followed_outlive_a_restart_of_redis(fleet: Fleet) -> None
     fleet.wait_for("host:localhost", host)
     assert following.poll() is None
     following.send_signal(signal.SIGINT)
-    assert following.wait(timeout=60) == 130
+    assert following.wait(timeout=240) == 130
     assert "mistake" not in console.read_text()
     assert "still trying" in console.read_text()
 

@@ -60,7 +60,7 @@ class Control:
         return self.done("mikrom.reconcile")
 
     def done(self, task: str, *words: str) -> str:
-        return str(self._app.send_task(task, words, queue=KEYS.queue).get(timeout=60)["done"])
+        return str(self._app.send_task(task, words, queue=KEYS.queue).get(timeout=240)["done"])
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_project_that_is_not_as_specified_lags(fleet: Fleet, app: FleetApp) ->
     specs.write_text(WEB % 1)
     fleet.worker("host", MIKROM_TEST_BOOT_S="0", MIKROM_TEST_FAILURES="3")
     fleet.worker("control", pool="threads", MIKROM_SPECS=str(specs), MIKROM_METRICS=f"127.0.0.1:{port}")
-    app.send_task("mikrom.reconcile", queue=KEYS.queue).get(timeout=60)
+    app.send_task("mikrom.reconcile", queue=KEYS.queue).get(timeout=240)
     told = scrape(port)
     assert told["mikrom_run_duration_seconds_count", (("origin", "beat"), ("result", "failed"))] == 1
     assert told["mikrom_actions_total", (("result", "failed_temporary"), ("verb", "create"))] == 1
@@ -193,7 +193,7 @@ def test_nothing_listens_unless_it_is_asked_to_and_only_on_loopback_then(fleet: 
         MIKROM_METRICS=str(port),
         MIKROM_SPECS="/specs",
     )
-    assert second.wait(timeout=60) != 0
+    assert second.wait(timeout=240) != 0
     assert f"MIKROM_METRICS=127.0.0.1:{port}: Address already in use" in fleet.log("second")
     assert talking.poll() is None
 

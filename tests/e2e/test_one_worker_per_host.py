@@ -22,7 +22,7 @@ RUN_WORKER = [sys.executable, "run_worker.py"]
 def refusal(fleet: Fleet, argv: list[str], **more: str) -> str:
     """What a worker says that does not start."""
     worker = fleet.run("second", argv, **more)
-    assert worker.wait(timeout=60) == 1
+    assert worker.wait(timeout=240) == 1
     said = (fleet.folder / "second.log").read_text()
     assert "Traceback" not in said
     return said

@@ -170,7 +170,7 @@ def test_a_worker_does_not_start_with_a_key_that_others_may_have_changed(fleet: 
     (fleet.folder / "verify.pem").chmod(0o666)
     argv = [sys.executable, "run_worker.py"]
     worker = fleet.run("host-localhost", argv, MIKROM_VERIFY_KEY=str(fleet.folder / "verify.pem"))
-    assert worker.wait(timeout=60) != 0
+    assert worker.wait(timeout=240) != 0
     assert "mikrom worker: MIKROM_VERIFY_KEY=" in fleet.log(OWNER)
     assert "has mode 0666" in fleet.log(OWNER)
     assert "Traceback" not in fleet.log(OWNER)

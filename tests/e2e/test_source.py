@@ -36,7 +36,7 @@ def repository(own_environment: Path) -> Repository:
 
 
 def asked(app: FleetApp, task: str) -> dict[str, Any]:
-    told: dict[str, Any] = app.send_task(f"mikrom.{task}", queue=KEYS.queue).get(timeout=60)
+    told: dict[str, Any] = app.send_task(f"mikrom.{task}", queue=KEYS.queue).get(timeout=240)
     return told
 
 

@@ -132,7 +132,7 @@ def test_a_worker_that_is_back_brings_back_what_died_without_it_and_its_end_ends
     wait_until(lambda: host.are_up(len(dead)), "all to be back")
     before = host.watch.now()
     host.worker.terminate()
-    assert host.worker.wait(timeout=60) == 0
+    assert host.worker.wait(timeout=240) == 0
     assert host.watch.now() == before
 
 

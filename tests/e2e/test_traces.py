@@ -43,7 +43,7 @@ def test_actions_that_run_at_once_keep_the_trace_of_their_run(fleet: Fleet) -> N
             assert {outcome.result for outcome in told.result().outcomes} == {"done"}
     for process in (host, worker):
         process.terminate()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=240) == 0
     control, actions = spans(fleet, "control:localhost"), spans(fleet, "host:localhost")
     runs = {span["attributes"]["mikrom.run"]: span["context"] for span in control if span["name"] == "run"}
     dispatches = {span["context"]["trace_id"]: span for span in control if span["name"] == "dispatch"}

@@ -24,7 +24,7 @@ spec:
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")

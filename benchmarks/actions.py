@@ -23,7 +23,7 @@ from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.settings import load
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 
 ACTIONS = 1000
 ROUNDS = 3

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from mikrom_reconcile.core.model.errors import SetupError, SourceError, UsageError
 from mikrom_reconcile.settings import Settings
-from mikrom_reconcile.system.clock import Clock
 from mikrom_reconcile.system.files import make_folder
+from mikrom_reconcile.system.time_limits import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,7 @@ def place_of(settings: Settings) -> tuple[str, str]:
 
         with translate_broker_errors():
             return fleet_id(settings), f"the fleet of {without_password(settings.broker_url)}"
-    from mikrom_reconcile.dispatch.transport.heartbeats import machine_id
+    from mikrom_reconcile.dispatch.transport.shared_state import machine_id
 
     try:
         make_folder(settings.state_dir)

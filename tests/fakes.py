@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.observed import Console, End, ObservedVM, Stray
 from mikrom_reconcile.core.model.plan import Action, Expect, Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 
 HOST = "hv1"
 SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=4), boot_args="quiet")

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from redis import Redis, RedisError
 
-from mikrom_reconcile.dispatch.transport.broker import client_of
-from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.dispatch.transport.broker import Keys, client_of
 from mikrom_reconcile.settings import Settings, load
 
 ROOT = Path(__file__).parent.parent

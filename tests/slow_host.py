@@ -11,7 +11,7 @@ from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import Settings
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 
 LATE_S = 5.0
 

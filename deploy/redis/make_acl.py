@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mikrom_reconcile import settings
-from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.system.files import make_folder, write_whole
 
 _VARIABLE = "MIKROM_BROKER_URL="

@@ -21,7 +21,7 @@ from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 
 

@@ -19,7 +19,7 @@ from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
 from mikrom_reconcile.core.model.run import BEAT, SUPERVISION, ActionOutcome, RunRecord, RunReport, RunRequest
 from mikrom_reconcile.output.run_result import IN_PROGRESS, record_of
 from mikrom_reconcile.output.text import grouped
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import RUNS
 
 _log = logging.getLogger(__name__)

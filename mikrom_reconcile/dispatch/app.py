@@ -1,29 +1,25 @@
-"""The Celery app as this project uses it. Every setting was measured; what is not set has no effect or does harm.
+"""The Celery app as this project uses it. Every setting was measured; what is not set is as wanted or does harm.
 
-Not set on purpose, because a gevent pool ignores or breaks them: `worker_max_tasks_per_child`,
-`task_soft_time_limit`, `task_reject_on_worker_lost`, `worker_soft_shutdown_timeout`, and `task_acks_late`
-(a run plans again instead).
+A gevent pool ignores or breaks `worker_max_tasks_per_child`, `task_soft_time_limit`, `task_reject_on_worker_lost`,
+`worker_soft_shutdown_timeout`, and `task_acks_late` (a run plans again instead).
 """
 
 from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import Celery
 from kombu import Exchange, Queue
+from redis import Redis
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.dispatch import celery_patches
-from mikrom_reconcile.dispatch.transport.broker import broker_url, client_of, split_tls
-from mikrom_reconcile.dispatch.transport.redis_keys import LAST, ORDERS, STEPS, Keys
+from mikrom_reconcile.dispatch.transport.broker import LAST, ORDERS, STEPS, Keys, broker_url, client_of, split_tls
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.times_and_sizes import BROKER, SERVICES
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 _HIDDEN = "(not shown)"
 
@@ -46,10 +42,7 @@ class FleetApp(Celery):  # type: ignore[misc]  # Celery has no types
         super().close()
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
-        """As Celery's; only `argsrepr` and `kwargsrepr` hide arguments in Flower's pages and in its API.
-
-        `sent_at` is for metrics: Celery itself does not say how old a message is. A trace goes on in the headers, too.
-        """
+        """As Celery's, with arguments hidden in Flower, the trace that goes on, and when it was sent (for metrics)."""
         options["headers"] = {**(options.get("headers") or {}), **traces.carried(), "sent_at": time.time()}
         options.setdefault("argsrepr", _HIDDEN)
         options.setdefault("kwargsrepr", _HIDDEN)
@@ -79,21 +72,14 @@ def configuration(settings: Settings) -> dict[str, Any]:
 def _messages(keys: Keys, settings: Settings) -> dict[str, Any]:
     own = keys.queue if settings.worker_role == "control" else keys.host_queue(settings.host)
     return {
-        "task_serializer": "json",
-        "result_serializer": "json",
         "accept_content": ["json"],
-        "timezone": "UTC",
-        "enable_utc": True,
         "task_default_queue": keys.queue,
         "task_queues": [Queue(own, Exchange(own), routing_key=own)],  # consumed by a worker that is not told with -Q
-        "task_create_missing_queues": True,
         "task_default_priority": ORDERS[False][1],
-        "task_acks_late": False,
         "task_publish_retry_policy": {"max_retries": 0},
         "result_expires": 3600,  # for people who call VM tasks themselves; the engine ignores results
         "worker_prefetch_multiplier": 2,  # 1 waits for the poll time-out whenever slots are few
         "worker_send_task_events": True,
-        "worker_hijack_root_logger": True,
         "worker_redirect_stdouts": False,
     }
 
@@ -112,7 +98,6 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
             "socket_keepalive": True,
-            "visibility_timeout": 3600,
             "max_retries": 0,
             "priority_steps": list(STEPS),
             "queue_order_strategy": "priority",
@@ -131,22 +116,18 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
 
 def _beat(settings: Settings) -> dict[str, Any]:
     options = {"queue": settings.queue, "priority": LAST, "ignore_result": True}
+    intervals = {"reconcile": _schedule(settings.reconcile_interval), "cleanup": BROKER.cleanup_interval_s}
     return {
-        "beat_scheduler": "mikrom_reconcile.dispatch.control_worker.schedule:OncePerInterval",
+        "beat_scheduler": "mikrom_reconcile.dispatch.control_worker.tasks:OncePerInterval",
         "beat_max_loop_interval": 5,
         "beat_schedule": {
-            "reconcile": {
-                "task": "mikrom.reconcile",
-                "schedule": _schedule(settings.reconcile_interval),
-                "options": options,
-            },
-            "cleanup": {"task": "mikrom.cleanup", "schedule": BROKER.cleanup_interval_s, "options": options},
+            name: {"task": f"mikrom.{name}", "schedule": interval, "options": options}
+            for name, interval in intervals.items()
         },
     }
 
 
 def _schedule(interval: float | str) -> Any:
-    """As Beat takes it: seconds, or a cron line."""
     if isinstance(interval, float):
         return interval
     from celery.schedules import crontab  # noqa: PLC0415 - only where there is a cron line

@@ -1,9 +1,7 @@
 """The engine as the command line sees it in a fleet: a control worker far away, followed over a stream.
 
-The request with its source tree waits in Redis under the run; the plan that a control worker made stays there, and an
-apply names it by its id. A caller may bring back one that was saved: it can only leave out, never add, since a worker
-does what its own look and guards allow. When the caller goes away
-(Ctrl-C, kill), its call ends and the control worker sends nothing more; what is under way on the hosts goes on.
+The request and the plan that a control worker made of it stay in Redis under the run. A caller may bring back a plan
+that was saved: it can only leave out, never add, since a worker does what its own look and guards allow.
 """
 
 from __future__ import annotations
@@ -12,7 +10,9 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis import Redis
 
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.control.stores.redis import translate_broker_errors
@@ -21,59 +21,57 @@ from mikrom_reconcile.core.model.plan import Plan
 from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.transport.heartbeats import living, starts
-from mikrom_reconcile.dispatch.transport.redis_keys import FIRST
+from mikrom_reconcile.dispatch.transport.broker import FIRST
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, Failure, WorkerId, error_of, pack, unpack
-from mikrom_reconcile.dispatch.transport.shared_state import source_state, tell, unfinished_runs, waiting_run
+from mikrom_reconcile.dispatch.transport.shared_state import (
+    living,
+    source_state,
+    starts,
+    tell,
+    unfinished_runs,
+    waiting_run,
+)
 from mikrom_reconcile.times_and_sizes import BROKER, RUNS
-
-if TYPE_CHECKING:
-    from redis import Redis
-
-_NO_CONTROL = "no control worker answers; start `mikrom worker --role control`, or see `mikrom doctor`"
 
 
 class RemoteEngine:
     """`Engine` of a fleet."""
 
     def __init__(self, app: FleetApp, redis: Redis, *, hosts: Hosts, store: RunStore) -> None:
-        self._app = app
-        self._keys = app.keys
-        self._redis = redis
-        self.hosts = hosts
-        self.store = store
+        self._app, self._redis, self._keys = app, redis, app.keys
+        self.hosts, self.store = hosts, store
 
+    @translate_broker_errors()
     def source(self) -> SourceState | None:
         """What the last look of a control worker at MIKROM_SPECS gave. Raises SetupError."""
-        with translate_broker_errors():
-            return source_state(self._redis, self._keys)
+        return source_state(self._redis, self._keys)
 
+    @translate_broker_errors()
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
         """Runs that wait for a control worker, go on, or ended without a report. Raises SetupError."""
-        with translate_broker_errors():
-            return unfinished_runs(self._redis, self._keys)
+        return unfinished_runs(self._redis, self._keys)
 
+    @translate_broker_errors()
     def hand_over(self, request: RunRequest, plan: Plan) -> None:
         """Have a control worker carry out `plan`, and leave. It begins within the run's time, or not at all."""
-        with translate_broker_errors():
-            self._keep(request, plan, kept_s=int(request.timeout_s) + 1)
-            tell(self._redis, self._keys, waiting_run(request, len(plan.actions)))
-            self._send("mikrom.apply", request, {"call": None, "plan": plan.id})
+        self._keep(request, plan, kept_s=int(request.timeout_s) + 1)
+        tell(self._redis, self._keys, waiting_run(request, len(plan.actions)))
+        self._send("mikrom.apply", request, {"call": None, "plan": plan.id})
 
+    @translate_broker_errors()
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change. Raises SpecError, SourceError, and MikromError without a control worker."""
         with self._asking(request, "mikrom.plan", {}, deadline_s=RUNS.plan_wait_s) as answers:
             next(answers)
-        with translate_broker_errors():
-            packed: Any = self._redis.get(self._keys.plan(request.run_id))
+        packed: Any = self._redis.get(self._keys.plan(request.run_id))
         if packed is None:
             raise MikromError("the plan vanished from Redis; was it emptied? plan again")
         return unpack(packed, Plan)
 
+    @translate_broker_errors()
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Have `plan` carried out and follow it. Leaving this call ends the run: nothing more is sent."""
-        arguments = {"plan": plan.id if plan is not None else None}
-        deadline_s = request.timeout_s + RUNS.report_wait_s
+        arguments, deadline_s = {"plan": plan.id if plan else None}, request.timeout_s + RUNS.report_wait_s
         with self._asking(request, "mikrom.apply", arguments, deadline_s=deadline_s, plan=plan) as answers:
             for answer in answers:
                 if answer.kind == "report":
@@ -85,18 +83,16 @@ class RemoteEngine:
     def _asking(
         self, request: RunRequest, task: str, arguments: dict[str, Any], *, deadline_s: float, plan: Plan | None = None
     ) -> Iterator[Iterator[Answer]]:
-        """The answers of a control worker to `task`."""
-        with translate_broker_errors():
-            self._keep(request, plan, kept_s=BROKER.result_ttl_s)
-            with Call(self._redis, self._keys, f"{request.run_id}-{secrets.token_hex(4)}") as call:
-                call.listen("control")
-                self._send(task, request, {"call": call.name, **arguments})
-                yield self._follow(call, time.monotonic() + deadline_s)
+        self._keep(request, plan, kept_s=BROKER.result_ttl_s)
+        with Call(self._redis, self._keys, f"{request.run_id}-{secrets.token_hex(4)}") as call:
+            call.listen("control")
+            self._send(task, request, {"call": call.name, **arguments})
+            yield self._follow(call, time.monotonic() + deadline_s)
 
     def _keep(self, request: RunRequest, plan: Plan | None, *, kept_s: int) -> None:
         """Leave what a control worker needs where it looks for it. Raises MikromError when there is none."""
         if not living(self._redis, self._keys, "control"):
-            raise MikromError(_NO_CONTROL)
+            raise MikromError("no control worker answers; start `mikrom worker --role control`, or see `mikrom doctor`")
         self._redis.set(self._keys.request(request.run_id), pack(request), ex=kept_s)
         if plan is not None:
             self._redis.set(self._keys.plan(request.run_id), pack(plan), ex=BROKER.result_ttl_s, nx=True)
@@ -125,10 +121,8 @@ class RemoteEngine:
                     yield answer
             if died:
                 raise MikromError("the control worker died under this run; run again: what was done stays done")
-            died = worker is not None and not self._lives(worker)  # it may still have said why: read once more
+            if worker is not None:  # it may still have said why: read once more
+                died = starts(self._redis, self._keys, [worker.owner]) != {worker.owner: worker.start_id.encode()}
             if time.monotonic() >= until:
                 why = "did not finish in time" if worker else "had no slot in time"
                 raise PastDeadlineError(f"the control worker {why}; see `mikrom doctor` and its log")
-
-    def _lives(self, worker: WorkerId) -> bool:
-        return starts(self._redis, self._keys, [worker.owner]).get(worker.owner) == worker.start_id.encode()

@@ -1,7 +1,4 @@
-"""What a line in the log of a worker or of Beat looks like: the message, then the fields to search by.
-
-Whatever logs inside a task gets the task's id, so that the host side need not know that Celery exists.
-"""
+"""What a line in the log of a worker or of Beat looks like: the message, then the fields to search by."""
 
 from __future__ import annotations
 
@@ -13,27 +10,17 @@ from celery import current_task
 
 FIELDS = ("celery.task_id", "run", "vm", "host", "step", "duration_s")
 
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
-
-class TaskId(logging.Filter):
-    """Gives each record the id of the task that it was logged in."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass."""
-        if current_task:
-            record.__dict__.setdefault("celery.task_id", current_task.request.id)
-        return True
-
 
 class FieldsFormatter(logging.Formatter):
-    """Adds the fields that a record has; the time is in UTC, so that the logs of many machines can be put together."""
+    """Adds the fields that a record has, with the id of the task that it was logged in; the time is in UTC."""
 
     converter = staticmethod(time.gmtime)
     default_msec_format = "%s.%03dZ"
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, traceback included."""
+        if current_task:
+            record.__dict__.setdefault("celery.task_id", current_task.request.id)
         line = super().format(record)
         fields = [f"{name}={_text(record.__dict__[name])}" for name in FIELDS if record.__dict__.get(name)]
         return f"{line} [{' '.join(fields)}]" if fields else line
@@ -44,8 +31,7 @@ def set_up_log(logger: logging.Logger, **_: Any) -> None:
     # what no line shows is not looked up: under gevent a name of a thread alone takes as long as the rest of a record
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for handler in logger.handlers:
-        handler.addFilter(TaskId())
-        handler.setFormatter(FieldsFormatter(_FORMAT))
+        handler.setFormatter(FieldsFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
 
 def _text(value: object) -> str:

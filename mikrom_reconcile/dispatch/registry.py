@@ -1,13 +1,10 @@
-"""Ties the tasks to an app, and what goes on beside them to the life of a worker's or Beat's process.
-
-Wiring hands in what the tasks need; each task is given the two or three parts that it uses.
-"""
+"""Ties the tasks to an app, and what goes on beside them to the life of a worker's or Beat's process."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from celery import signals
 
@@ -20,27 +17,18 @@ from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.dispatch import celery_patches, log_format
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.control_worker import metrics
-from mikrom_reconcile.dispatch.control_worker.schedule import SourceSync
 from mikrom_reconcile.dispatch.control_worker.tasks import ControlTasks
 from mikrom_reconcile.dispatch.host_worker.tasks import HostTasks, keeper
-from mikrom_reconcile.dispatch.transport import ending_work
 from mikrom_reconcile.dispatch.transport.broker import broker_url, is_remote
-from mikrom_reconcile.dispatch.transport.heartbeats import Heartbeat
-from mikrom_reconcile.dispatch.transport.order_envelope import OrderEnvelope, load_signer, load_verifier
-from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
-from mikrom_reconcile.dispatch.transport.rpc import WorkerId
+from mikrom_reconcile.dispatch.transport.order_envelope import load_signer
+from mikrom_reconcile.dispatch.transport.rpc import ReplySender, WorkerId
+from mikrom_reconcile.dispatch.transport.shared_state import Heartbeat
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.system import locks
 
-if TYPE_CHECKING:
-    from mikrom_reconcile.dispatch.transport.signing import Verifier
-
 
 class FleetProcess:
-    """One process of a fleet: its tasks, and what it does when it begins, connects and ends.
-
-    `agent` and `engine` are asked again for every task, and may answer with the same object.
-    """
+    """One process of a fleet: its tasks, and what it does when it begins, connects and ends."""
 
     def __init__(
         self, app: FleetApp, *, agent: Callable[[], HostAgent], engine: Callable[[], Engine], source: LastGood
@@ -48,25 +36,23 @@ class FleetProcess:
         self.heartbeat: Heartbeat
         self.replies = ReplySender(app.redis, app.keys, f"host:{app.settings.host}")
         self._app, self._settings, self._agent = app, app.settings, agent
-        self._queue = app.keys.host_queue(app.settings.host)
-        self._verifier: Verifier | None = None
         self._host = HostTasks(
-            host=app.settings.host, queue=self._queue, agent=agent, replies=self.replies, is_genuine=self._is_genuine
+            host=app.settings.host, queue=app.keys.host_queue(app.settings.host), agent=agent, replies=self.replies
         )
         self._control = ControlTasks(
             redis=app.redis,
             keys=app.keys,
             settings=app.settings,
             engine=engine,
-            source=SourceSync(app.redis, app.keys, source, app.settings.specs or ""),
-            worker_id=self._id,
+            source=source,
+            worker_id=lambda: WorkerId(owner=self.heartbeat.owner, start_id=self.heartbeat.start_id),
         )
         self._add_tasks()
         celery_patches.on_connect(app, self._on_connect)
         signals.after_setup_logger.connect(log_format.set_up_log, weak=False)
         signals.worker_init.connect(self._on_init, weak=False)
-        signals.worker_ready.connect(self._on_ready, weak=False)
-        signals.worker_shutting_down.connect(lambda **_: ending_work.stop(), weak=False)
+        signals.worker_ready.connect(lambda **_: self.heartbeat.start(), weak=False)
+        signals.worker_shutting_down.connect(lambda **_: celery_patches.stop(), weak=False)
         signals.worker_shutdown.connect(self._on_shutdown, weak=False)
         signals.beat_init.connect(self._on_beat_init, weak=False)
 
@@ -80,23 +66,9 @@ class FleetProcess:
             # Celery's own check of arguments would miss `self`
             self._app.task(task, name=f"mikrom.{task.__name__}", typing=False, **as_ours)
 
-    def _id(self) -> WorkerId:
-        """Who this process is, once it lives."""
-        return WorkerId(owner=self.heartbeat.owner, start_id=self.heartbeat.start_id)
-
-    def _is_genuine(self, sent: OrderEnvelope) -> bool:
-        """Whether control made this order for this worker; without a key of its own, a host believes it."""
-        if self._verifier is None:
-            return True
-        start_id = self.heartbeat.start_id
-        return self._verifier.is_genuine(
-            sent.order, sent.signature, queue=self._queue, start_id=start_id, call=sent.call
-        )
-
     def _on_init(self, **_: Any) -> None:
         """Fail now and in one line, not with the first action."""
-        if ending_work.gevent_of_process() is not None:
-            celery_patches.install_gevent()
+        celery_patches.install_gevent()
         traces.set_up(self._settings.worker_role)
         try:
             self._begin_host() if self._settings.worker_role == "host" else self._begin_control()
@@ -115,40 +87,41 @@ class FleetProcess:
         owner = f"host:{host}"
         self.heartbeat = Heartbeat(app.redis, app.keys, owner, state_dir=state_dir, fence=agent.stop_all)
         self.heartbeat.refuse_a_second()
-        self._verifier = load_verifier(self._settings)
+        if self._settings.verify_key is not None:
+            from mikrom_reconcile.dispatch.transport.signing import Verifier  # noqa: PLC0415 - only who has a key pays
+
+            verifier, queue = Verifier(self._settings.verify_key), self._host.queue
+            self._host.is_genuine = lambda sent: verifier.is_genuine(
+                sent.order, sent.signature, queue=queue, start_id=self.heartbeat.start_id, call=sent.call
+            )
         self.replies.start()
         signals.celeryd_after_setup.connect(self._supervise, weak=False)
 
     def _begin_control(self) -> None:
-        self.heartbeat = self._heartbeat("control")
-        self._control.metrics = metrics.serve(self._settings.metrics, self._app.redis, self._app.keys)
+        self.heartbeat = self._heartbeat_of("control")
+        if self._settings.metrics:
+            self._control.metrics = metrics.serve(self._settings.metrics, self._app.redis, self._app.keys)
         load_signer(self._settings)
 
-    def _heartbeat(self, role: str) -> Heartbeat:
+    def _heartbeat_of(self, role: str) -> Heartbeat:
         """Control workers and Beats may be several on one machine."""
         return Heartbeat(self._app.redis, self._app.keys, f"{role}:{self._settings.host}:{os.getpid()}")
 
     def _supervise(self, **_: Any) -> None:
         """Before the broker is asked for anything: VMs that die come back whatever it says."""
-        agent, app = self._agent(), self._app
-        agent.supervise(on_outcome=keeper(RedisStore(app.redis, prefix=app.keys.prefix), self._settings.host))
+        agent, store = self._agent(), RedisStore(self._app.redis, prefix=self._app.keys.prefix)
+        agent.supervise(on_outcome=keeper(store, self._settings.host))
         signals.worker_shutting_down.connect(lambda **_: agent.stop_supervision(), weak=False)
 
     def _on_connect(self) -> None:
         """Have control know that what it sent before may be lost: a host's messages are acknowledged early."""
         self.heartbeat.begin_anew()
 
-    def _on_ready(self, **_: Any) -> None:
-        """Be seen from now on."""
-        self.heartbeat.start()
-
     def _on_beat_init(self, **_: Any) -> None:
-        """A Beat is seen, too."""
-        self.heartbeat = self._heartbeat("beat")
+        self.heartbeat = self._heartbeat_of("beat")
         self.heartbeat.start()
 
     def _on_shutdown(self, **_: Any) -> None:
-        """Send what is left, and be gone at once."""
         traces.flush()
         self.replies.close()
         self.heartbeat.leave()

@@ -26,8 +26,7 @@ from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import WANTS_VMM
 from mikrom_reconcile.core.model.specs import SourceState
-from mikrom_reconcile.dispatch.transport.broker import connect, without_password
-from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.dispatch.transport.broker import Keys, connect, without_password
 from mikrom_reconcile.host.drivers import jail, qemu, select
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
 from mikrom_reconcile.host.drivers.select import (

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.dispatch.transport.broker import connect, is_remote, user_of, without_password
+from mikrom_reconcile.dispatch.transport.broker import connect, is_remote, without_password
 from mikrom_reconcile.doctor.machine import Look, broken, folder_check, note, ok
 from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.settings import Settings
@@ -58,7 +58,7 @@ def _broker(settings: Settings) -> Iterator[Check]:
     else:
         yield Check("tls", "ok", "verified certificates" if remote else f"{shown} is on this machine")
     with connect(url) as redis:
-        user = user_of(redis)
+        user = str(redis.acl_whoami())
     remedy = f"a user for each machine, {_GUIDE}"
     if not urlsplit(url).password:
         found = f"{shown} asks for no password: anybody who reaches it can have every VM deleted"

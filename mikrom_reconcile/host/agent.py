@@ -18,7 +18,7 @@ from mikrom_reconcile.host.records import Records, checked_name
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.provisioner import GarbageCollector
 from mikrom_reconcile.host.supervise import Supervisor, Tell
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import SUPERVISION
 
 

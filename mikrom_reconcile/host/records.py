@@ -37,7 +37,6 @@ from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import (
     FULL,
     OddFileError,
-    SharedFolder,
     make_folder,
     read_small,
     sync_folder,
@@ -163,7 +162,6 @@ class Records:
         self._tokens = state_dir / "tokens"
         self._released = state_dir / "released"
         self._locks = state_dir / "locks"
-        self._names = SharedFolder(self._records.folder)
         self._seen: os.stat_result | None = None
 
     @contextmanager
@@ -232,7 +230,7 @@ class Records:
             self._records.write(vm, record, or_before=or_before)
             self._keep_copy(record)
             if is_new:
-                self._names.sync()
+                sync_folder(self._records.folder)
                 self._attempts.remove(vm)
         except OSError as error:
             with suppress(OSError):
@@ -267,7 +265,7 @@ class Records:
                 self._records.remove(vm)
             self.clear(vm)
             (self.state_dir / "checks" / f"{vm}.json").unlink(missing_ok=True)
-            self._names.sync()
+            sync_folder(self._records.folder)
         except OSError as error:
             raise TemporaryError(
                 f"cannot remove {path}: {error.strerror}", vm=vm, step="removing its record"

@@ -24,8 +24,8 @@ from mikrom_reconcile.core.model.observed import ENDED, NOT_RESTARTED, WANTS_VMM
 from mikrom_reconcile.core.model.run import ActionOutcome, Result
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.system.clock import Clock
 from mikrom_reconcile.system.processes import ExitWatcher, allow_descriptors
+from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import ORDERS, SUPERVISION
 
 DIED: frozenset[Phase] = frozenset(ENDED.values()) - {"defined"}

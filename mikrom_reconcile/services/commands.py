@@ -27,6 +27,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, SetupError, UsageError
 from mikrom_reconcile.dispatch.transport.broker import (
+    Keys,
     RunningUp,
     broker_url,
     connect,
@@ -35,7 +36,6 @@ from mikrom_reconcile.dispatch.transport.broker import (
     signing_key_of_up,
     up_file,
 )
-from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.settings import Settings, refuse_misspelt
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import make_folder, tail, write_whole
@@ -292,7 +292,7 @@ def _await_redis(redis: Child, url: str) -> None:
 def _workers_live(settings: Settings) -> bool:
     """Whether both workers are seen to live: without them no order is carried out."""
     from mikrom_reconcile.control.stores.redis import translate_broker_errors  # only here, for they take long
-    from mikrom_reconcile.dispatch.transport.heartbeats import living
+    from mikrom_reconcile.dispatch.transport.shared_state import living
 
     with suppress(MikromError), connect(broker_url(settings)) as redis, translate_broker_errors():
         return all(living(redis, Keys(settings.queue), kind) for kind in ("host", "control"))

@@ -1,7 +1,4 @@
-"""Reads image files from where a spec says they are, in small pieces, so that other greenlets run meanwhile.
-
-What they must be is checked by `images.py`. A link of a path is never followed, and a redirect never leaves https.
-"""
+"""Reads image files from where a spec says they are, in small pieces, so that other greenlets run meanwhile."""
 
 from __future__ import annotations
 
@@ -29,15 +26,12 @@ class FetchError(MikromError):
 
 
 class Opened(NamedTuple):
-    """A source that is being read from `offset` on; `size` is that of the whole, None if nobody says.
-
-    `breaks` are the errors by which its content ends early: a time-out, a reset, a broken chunk.
-    """
+    """A source that is being read from `offset` on."""
 
     content: io.BufferedIOBase
     offset: int
-    size: int | None = None
-    breaks: tuple[type[Exception], ...] = (OSError,)
+    size: int | None = None  # of the whole; None if nobody says
+    breaks: tuple[type[Exception], ...] = (OSError,)  # by which its content ends early
 
     def pieces(self, give_up_at: float) -> Iterator[bytes]:
         """What is left to read. Raises FetchError when it ends early or time does."""
@@ -57,10 +51,7 @@ class Opened(NamedTuple):
 
 @contextmanager
 def local_file(path: str, folders: tuple[Path, ...], setting: str) -> Iterator[io.BufferedReader]:
-    """The file at `path`, opened step by step below one of the folders of a `setting`: no step may be a link.
-
-    Raises FetchError.
-    """
+    """The file at `path`, opened step by step below a folder of a `setting`, through no link. Raises FetchError."""
     pure = PurePosixPath(path)
     below = next((folder for folder in folders if pure.is_relative_to(folder)), None)
     if below is None or ".." in pure.parts:

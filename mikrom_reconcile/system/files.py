@@ -6,9 +6,8 @@ import ctypes
 import errno
 import os
 import stat
-import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mikrom_reconcile.core.model.errors import MikromError
@@ -17,7 +16,7 @@ from mikrom_reconcile.core.model.observed import Console
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk that has no room left."""
 
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 """Never waits for the other end of a FIFO, never follows a symlink."""
 
 _BLOCK = 4096
@@ -31,51 +30,28 @@ class OddFileError(MikromError):
     """Something else than a small regular file is in a file's place."""
 
 
-def _fsync(fd: int) -> None:
-    os.fsync(fd)
-
-
-sync: Callable[[int], None] = _fsync
+sync: Callable[[int], None] = os.fsync
 """Waits until the disk has what was written to a descriptor; a process on greenlets sets one that waits elsewhere."""
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextmanager
+def descriptor(path: Path | str, flags: int, mode: int = 0o600) -> Iterator[int]:
+    """A descriptor of `path` that is closed after the block."""
+    fd = os.open(path, flags | os.O_CLOEXEC, mode)
     try:
-        sync(fd)
+        yield fd
     finally:
         os.close(fd)
 
 
-class SharedFolder:
-    """A folder in which many writers make names at once: those who wait share the next sync.
-
-    A sync that began before a name was made says nothing about it, so each writer waits for one that begins later.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._turn = threading.Lock()
-        self._begun = 0
-        self._ended = 0
-
-    def sync(self) -> None:
-        """As `sync_folder`. Raises OSError."""
-        needed = self._begun + 1
-        with self._turn:
-            if self._ended >= needed:
-                return
-            self._begun += 1
-            sync_folder(self._folder)
-            self._ended = self._begun
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    with descriptor(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        sync(fd)
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and its missing parents, each closed to everybody else (0700). What is there stays as it is.
-
-    `Path.mkdir(mode, parents=True)` closes only the last one.
-    """
+    """Make `folder` and its missing parents, each closed to others (0700); `Path.mkdir` closes only the last."""
     try:
         os.mkdir(folder, 0o700)  # noqa: PTH102 - pathlib takes three times as long, and this is done for every action
     except FileExistsError:
@@ -106,12 +82,9 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True, or_before: 
 
 def _replace(path: Path, content: bytes, *, durable: bool) -> None:
     draft = path.with_name(path.name + ".new")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        try:
+        with descriptor(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW) as fd:
             _write_all(fd, content, durable=durable)
-        finally:
-            os.close(fd)
         os.replace(draft, path)  # noqa: PTH105 - at half of what pathlib takes
     except BaseException:
         with suppress(OSError):
@@ -174,49 +147,34 @@ def free_head(path: Path, *, max_bytes: int) -> None:
     end = (found.st_size - max_bytes) // _BLOCK * _BLOCK
     if found.st_blocks * 512 <= 2 * max_bytes or end <= 0:  # blocks may have been allocated ahead, as XFS does
         return
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with descriptor(path, os.O_WRONLY | os.O_NOFOLLOW) as fd:
         if _fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, 0, end) != 0:
             if (code := ctypes.get_errno()) != errno.EOPNOTSUPP:
                 raise OSError(code, os.strerror(code))
             os.ftruncate(fd, 0)
-    finally:
-        os.close(fd)
 
 
 def read_small(path: Path, *, max_bytes: int) -> bytes | None:
-    """The content of `path`, or None when there is no such file.
-
-    Raises OddFileError for what is no regular file or holds more than `max_bytes`, and OSError.
-    """
+    """The content of `path`, None without one. Raises OddFileError for no regular file or a larger one, and OSError."""
     try:
-        fd = os.open(path, _READ)
+        with descriptor(path, _READ) as fd:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise OddFileError(f"{path} is not a regular file")
+            if found.st_size > max_bytes:
+                raise OddFileError(f"{path} holds {found.st_size} bytes, more than the {max_bytes} that make sense")
+            return os.read(fd, max_bytes)
     except FileNotFoundError:
         return None
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise OddFileError(f"{path} is not a regular file")
-        if found.st_size > max_bytes:
-            raise OddFileError(f"{path} holds {found.st_size} bytes, more than the {max_bytes} that make sense")
-        return os.read(fd, max_bytes)
-    finally:
-        os.close(fd)
 
 
 def tail(path: Path, max_bytes: int, after: int | None = None) -> Console:
-    """The last `max_bytes` of a file, or of what came `after`; a file that is shorter than that is a new one.
-
-    Empty when there is no such file. Raises OSError.
-    """
+    """The last `max_bytes` of a file, or of what came `after` if it is as long; empty without one. Raises OSError."""
     try:
-        fd = os.open(path, _READ)
+        with descriptor(path, _READ) as fd:
+            size = os.fstat(fd).st_size
+            begin = max(0, size - max_bytes, after if after is not None and after <= size else 0)
+            content = os.pread(fd, min(max_bytes, size - begin), begin)
+            return Console(content=content, end=begin + len(content))
     except FileNotFoundError:
         return Console()
-    try:
-        size = os.fstat(fd).st_size
-        begin = max(0, size - max_bytes, after if after is not None and after <= size else 0)
-        content = os.pread(fd, min(max_bytes, size - begin), begin)
-        return Console(content=content, end=begin + len(content))
-    finally:
-        os.close(fd)

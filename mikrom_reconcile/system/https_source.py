@@ -1,6 +1,6 @@
 """Images from https servers: resumed where an earlier attempt ended, within a deadline, and redirected to https only.
 
-A module of its own, because importing what it needs takes 20 ms that VMs without such images need not pay.
+Importing what this needs takes 20 ms that VMs without such images need not pay.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from threading import Thread
 from typing import Any
@@ -29,17 +30,15 @@ _LASTING = frozenset({400, 401, 403, 404, 405, 410})
 def opened(
     source: str, *, offset: int, give_up_at: float, accept: str = "*/*", authorization: str | None = None
 ) -> Iterator[Opened]:
-    """What the server sends, from `offset` on if it can, else from the beginning. Raises FetchError.
-
-    `authorization` is for this server alone, not for one that it redirects to.
-    """
+    """What the server sends, from `offset` on if it can; `authorization` is for it alone. Raises FetchError."""
     headers = {"Accept": accept, **({"Range": f"bytes={offset}-"} if offset else {})}
     request = urllib.request.Request(source, headers=headers)  # noqa: S310 - no caller has any but http and https
     if authorization is not None:
         request.add_unredirected_header("Authorization", authorization)
-    opener = urllib.request.build_opener(_OnlyHttps(), _Http(give_up_at), _Https(give_up_at))
+    timeout_s = min(IMAGES.idle_s, max(0.1, give_up_at - time.monotonic()))
+    opener = urllib.request.build_opener(_OnlyHttps(), _InTime(give_up_at))
     try:
-        reply: http.client.HTTPResponse = opener.open(request, timeout=_timeout_s(give_up_at))
+        reply: http.client.HTTPResponse = opener.open(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:  # nothing lies behind it
@@ -61,42 +60,29 @@ def opened(
 
 
 class _Connection(http.client.HTTPConnection):
-    give_up_at: float
+    def __init__(self, host: str, *, give_up_at: float, **options: Any) -> None:
+        super().__init__(host, **options)
+        self._give_up_at = give_up_at
 
     def connect(self) -> None:
-        _in_time(super().connect, self.give_up_at)
-        self.sock = LimitedSocket(self.sock, self.give_up_at, idle_s=IMAGES.idle_s)
+        _in_time(super().connect, self._give_up_at)
+        self.sock = LimitedSocket(self.sock, self._give_up_at, idle_s=IMAGES.idle_s)
 
 
 class _SecureConnection(_Connection, http.client.HTTPSConnection):
     pass
 
 
-class _InTime(urllib.request.AbstractHTTPHandler):
-    _kind: type[_Connection]
-
+class _InTime(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     def __init__(self, give_up_at: float) -> None:
         super().__init__()
         self._give_up_at = give_up_at
 
-    def _connection(self, host: str, **options: Any) -> _Connection:
-        connection = self._kind(host, **options)
-        connection.give_up_at = self._give_up_at
-        return connection
-
-
-class _Http(_InTime, urllib.request.HTTPHandler):
-    _kind = _Connection
-
     def http_open(self, req):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return self.do_open(self._connection, req)
-
-
-class _Https(_InTime, urllib.request.HTTPSHandler):
-    _kind = _SecureConnection
+        return self.do_open(partial(_Connection, give_up_at=self._give_up_at), req)
 
     def https_open(self, req):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return self.do_open(self._connection, req)
+        return self.do_open(partial(_SecureConnection, give_up_at=self._give_up_at), req)
 
 
 class _OnlyHttps(urllib.request.HTTPRedirectHandler):
@@ -105,10 +91,6 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
             fp.close()
             raise FetchError(f"the server redirects to {newurl}, which is not https", lasting=True)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _timeout_s(give_up_at: float) -> float:
-    return min(IMAGES.idle_s, max(0.1, give_up_at - time.monotonic()))
 
 
 def _in_time(connect: Callable[[], None], give_up_at: float) -> None:

@@ -1,15 +1,11 @@
-"""Open-file-description locks: the one kind that can be asked about without being taken.
+"""Open-file-description locks: the one kind that can be asked about without being taken (docs/adr/0005).
 
-Never `flock`, because an observer would have to take it to know, and never `lockf`, because two descriptors of one
-process would both succeed. Nothing here waits: a blocking lock call in one greenlet stops its whole worker.
-
-A lock file is only unlinked by its holder (`give_back`), and whoever takes a lock looks whether its file is still the
-one at its path: else a file made anew beside the old one would have a holder of its own.
+No call here blocks: that would stop all greenlets of a worker. A lock file is only unlinked by its holder, and who
+takes a lock looks whether its file is still the one at its path: else one made anew could have a holder of its own.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import struct
@@ -18,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mikrom_reconcile.system.files import make_folder
+from mikrom_reconcile.system.files import descriptor, make_folder
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid
 
@@ -29,28 +25,22 @@ def open_taken(path: Path) -> int | None:
     The file (0600) and its folder (0700) are made where missing. The lock lasts until every duplicate of the descriptor
     is closed, in this process and in those that inherited it.
     """
-    while True:
-        fd = _opened(path)
-        is_ours = False
-        try:
-            _control(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
-            if is_ours := _is_at(path, fd):
-                return fd
-        except OSError as error:
-            if error.errno in {errno.EAGAIN, errno.EACCES}:
-                return None
-            raise
-        finally:
-            if not is_ours:
-                os.close(fd)
+    fd = _opened(path)
+    is_ours = False
+    try:
+        _control(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
+        is_ours = _is_at(path, fd)
+    except BlockingIOError:  # EAGAIN; never EACCES on Linux
+        return None
+    finally:
+        if not is_ours:
+            os.close(fd)
+    return fd if is_ours else open_taken(path)
 
 
 @contextmanager
 def held(path: Path, *, until: float = 0.0, poll_s: float = 0.05, unlink: bool = False) -> Iterator[bool]:
-    """Hold the lock at `path` inside the block, awaited `until` then (monotonic). Yields whether it is ours.
-
-    With `unlink` its file goes with it. Raises OSError.
-    """
+    """Hold the lock at `path`, awaited `until` then (monotonic), and say whether it is ours; `unlink` its file then."""
     while (fd := open_taken(path)) is None and time.monotonic() < until:
         time.sleep(poll_s)
     try:
@@ -61,15 +51,12 @@ def held(path: Path, *, until: float = 0.0, poll_s: float = 0.05, unlink: bool =
 
 
 def give_back(fd: int, *, unlink: Path | None = None) -> None:
-    """Free the lock on `fd` for every holder of this open file, and close it; `unlink` is its path, not to come back.
-
-    Closing alone may free it late: a child that another thread is just spawning keeps a copy until its exec.
-    """
+    """Free the lock on `fd` for every holder of this open file, and close it; its path goes, too, if it is `unlink`."""
     try:
         if unlink is not None:
             with suppress(OSError):  # it stays, as an empty file
                 unlink.unlink()
-        _control(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
+        _control(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)  # a child that is just spawned has a copy until its exec
     finally:
         os.close(fd)
 
@@ -77,14 +64,11 @@ def give_back(fd: int, *, unlink: Path | None = None) -> None:
 def is_taken(path: Path) -> bool:
     """Whether anybody holds the lock at `path`. Takes nothing; a missing file is held by nobody."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with descriptor(path, os.O_RDONLY) as fd:
+            holder = _control(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK)
+            return holder != fcntl.F_UNLCK if _is_at(path, fd) else is_taken(path)
     except FileNotFoundError:
         return False
-    try:
-        holder = _control(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK)
-        return holder != fcntl.F_UNLCK if _is_at(path, fd) else is_taken(path)
-    finally:
-        os.close(fd)
 
 
 def _opened(path: Path) -> int:
@@ -96,13 +80,11 @@ def _opened(path: Path) -> int:
 
 
 def _control(fd: int, command: int, kind: int) -> int:
-    """Do something with the lock of the whole file; returns what kind of lock is answered."""
     answer: bytes = fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
     return int(_FLOCK.unpack(answer)[0])
 
 
 def _is_at(path: Path, fd: int) -> bool:
-    """Whether the file of `fd` is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))  # noqa: PTH116 - for every action
     except FileNotFoundError:

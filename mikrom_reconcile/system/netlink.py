@@ -1,7 +1,7 @@
 """The few requests of netlink that a host needs: links, their bridge and alias, addresses, and whether rules changed.
 
-A plain socket, because the workers are gevent's: pyroute2 runs an asyncio loop for each request, of which a thread
-can have only one at a time, and takes forty times the CPU (docs/adr/0021). Numbers are those of linux/rtnetlink.h.
+A plain socket, because the workers are gevent's and pyroute2 is asyncio's (docs/adr/0021). Numbers are those of
+linux/rtnetlink.h.
 """
 
 from __future__ import annotations
@@ -70,44 +70,35 @@ class Netlink:
 
     def link(self, name: str) -> Link | None:
         """The device of that name, or None."""
-        try:
-            found = self._ask(_GETLINK, _REQUEST | _ACK, _link() + _named(name))
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
+        found = self.ask(_GETLINK, _REQUEST | _ACK, _link() + _named(name), fine=errno.ENODEV)
         return next((_parsed(content) for kind, content in found if kind == _NEWLINK), None)
 
     def links(self) -> Iterator[Link]:
         """Every device."""
-        for kind, content in self._ask(_GETLINK, _REQUEST | _DUMP, _link()):
+        for kind, content in self.ask(_GETLINK, _REQUEST | _DUMP, _link()):
             if kind == _NEWLINK:
                 yield _parsed(content)
 
     def add_bridge(self, name: str) -> None:
         """Make a bridge; EEXIST when something has its name."""
         kind = _attribute(_LINKINFO, _attribute(_INFO_KIND, b"bridge"))
-        self._ask(_NEWLINK, _REQUEST | _ACK | _CREATE | _EXCL, _link() + _named(name) + kind)
+        self.ask(_NEWLINK, _REQUEST | _ACK | _CREATE | _EXCL, _link() + _named(name) + kind)
 
     def set_up(self, index: int, *, alias: str, master: int | None = None) -> None:
         """Give a device its alias and its bridge, and take it up."""
         content = _link(index, flags=_UP, change=_UP) + _attribute(_IFALIAS, alias.encode())
         if master is not None:
             content += _attribute(_MASTER, struct.pack("=I", master))
-        self._ask(_NEWLINK, _REQUEST | _ACK, content)
+        self.ask(_NEWLINK, _REQUEST | _ACK, content)
 
     def delete(self, index: int) -> None:
         """Remove a device; one that is gone already is fine."""
-        try:
-            self._ask(_DELLINK, _REQUEST | _ACK, _link(index))
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise
+        self.ask(_DELLINK, _REQUEST | _ACK, _link(index), fine=errno.ENODEV)
 
     def addresses(self) -> dict[int, frozenset[str]]:
         """The IPv4 addresses of each device that has any, such as "10.0.0.1/24"."""
         found: dict[int, frozenset[str]] = {}
-        for _, content in self._ask(_GETADDR, _REQUEST | _DUMP, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)):
+        for _, content in self.ask(_GETADDR, _REQUEST | _DUMP, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)):
             _, length, _, _, index = _ADDRESS.unpack_from(content)
             raw = _attributes(content[_ADDRESS.size :]).get(_IFA_LOCAL)
             if raw is not None:
@@ -116,12 +107,11 @@ class Netlink:
 
     def in_subnets_of(self, addresses: Iterable[str]) -> Iterator[Link]:
         """The devices that have an address in the very subnet of one of these."""
-        subnets = {IPv4Interface(address).network for address in addresses}
-        found = self.addresses().items() if subnets else ()
-        indexes = {
-            index for index, there in found if not subnets.isdisjoint(IPv4Interface(one).network for one in there)
-        }
-        return (link for link in (self.links() if indexes else ()) if link.index in indexes)
+        if subnets := {IPv4Interface(address).network for address in addresses}:
+            found = self.addresses()
+            for link in self.links():
+                if not subnets.isdisjoint(IPv4Interface(one).network for one in found.get(link.index, ())):
+                    yield link
 
     def add_address(self, index: int, address: str) -> None:
         """Give a device an IPv4 address; one that it has already is fine."""
@@ -131,31 +121,22 @@ class Netlink:
         """Take an IPv4 address from a device; one that it does not have is fine."""
         self._change_address(_DELADDR, 0, index, address, errno.EADDRNOTAVAIL)
 
-    def generation(self) -> int:
-        """The number of the ruleset, which grows with every change of it."""
-        found = self._ask(_GETGEN, _REQUEST | _ACK, bytes(4))
-        return int.from_bytes(_attributes(found[0][1][4:])[_GEN_ID], "big")
-
     def _change_address(self, kind: int, flags: int, index: int, address: str, fine: int) -> None:
         ip, _, length = address.partition("/")
         raw = socket.inet_aton(ip)
         content = _ADDRESS.pack(socket.AF_INET, int(length), 0, 0, index)
         content += _attribute(_IFA_LOCAL, raw) + _attribute(_IFA_ADDRESS, raw)
-        try:
-            self._ask(kind, _REQUEST | _ACK | flags, content)
-        except OSError as error:
-            if error.errno != fine:
-                raise
+        self.ask(kind, _REQUEST | _ACK | flags, content, fine=fine)
 
-    def _ask(self, kind: int, flags: int, content: bytes) -> list[tuple[int, bytes]]:
-        """The messages of the answer; a dump beside which something changed may lack devices, and is asked for anew."""
+    def ask(self, kind: int, flags: int, content: bytes, *, fine: int = 0) -> list[tuple[int, bytes]]:
+        """The messages of the answer, none for an error that is `fine`; a dump that may lack some is asked anew."""
         give_up_at = time.monotonic() + NETWORKS.netlink_answer_s
-        while (answer := self._asked(kind, flags, content)) is None:
+        while (answer := self._asked(kind, flags, content, fine)) is None:
             if time.monotonic() > give_up_at:
                 raise OSError(errno.EAGAIN, "the kernel's devices change faster than they can be listed")
         return answer
 
-    def _asked(self, kind: int, flags: int, content: bytes) -> list[tuple[int, bytes]] | None:
+    def _asked(self, kind: int, flags: int, content: bytes, fine: int) -> list[tuple[int, bytes]] | None:
         self._sequence += 1
         self._socket.send(_HEADER.pack(_HEADER.size + len(content), kind, flags, self._sequence, 0) + content)
         answer: list[tuple[int, bytes]] = []
@@ -166,24 +147,23 @@ class Netlink:
                 if found == _DONE:
                     return answer if is_whole else None
                 if found == _ERROR:
-                    code = -struct.unpack_from("=i", payload)[0]
-                    if code:
+                    if (code := -struct.unpack_from("=i", payload)[0]) not in {0, fine}:
                         raise OSError(code, os.strerror(code))
                     return answer
                 answer.append((found, payload))
 
 
 def rules_generation() -> int | None:
-    """That of nftables in this process's network namespace; None where it cannot be had."""
+    """The number of nftables' rules, which grows with every change of them; None where it cannot be had."""
     try:
         with Netlink(_NETFILTER) as kernel:
-            return kernel.generation()
+            [(_, content), *_] = kernel.ask(_GETGEN, _REQUEST | _ACK, bytes(4))
     except OSError:
         return None
+    return int.from_bytes(_attributes(content[4:])[_GEN_ID], "big")
 
 
 def _messages(data: bytes, sequence: int) -> Iterator[tuple[int, int, bytes]]:
-    """Kind, flags and content of each message of an answer."""
     while len(data) >= _HEADER.size:
         length, kind, flags, number, _ = _HEADER.unpack_from(data)
         if number == sequence:

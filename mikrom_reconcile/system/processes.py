@@ -1,10 +1,7 @@
 """Processes that outlive whoever started them: spawned, proven, waited for, killed and reaped.
 
-A pid alone proves nothing, since pids are reused: pid, start time and boot id together name one process. Nothing is
-signalled but through a pidfd that was checked against them.
-
-All of it works alike in threads and under gevent: posix_spawn (fork and subprocess are patched, and slow),
-`select.poll` (`select.select` ends at descriptor 1023, epoll is absent under gevent), `waitid` (unpatched).
+Pids are reused: pid, start time and boot id name one process, and a pidfd checked against them is what is signalled.
+All of it works alike in threads and under gevent: posix_spawn, `select.poll` and `waitid` do.
 """
 
 from __future__ import annotations
@@ -22,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+
+from mikrom_reconcile.system.files import descriptor
 
 _GONE = (FileNotFoundError, ProcessLookupError)
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -81,11 +80,8 @@ def _state_of(identity: Identity) -> str | None:
 def _state_and_starttime(pid: int) -> tuple[str, int] | None:
     """Fields 3 and 22 of /proc/PID/stat; the name before them may hold spaces and parentheses."""
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with descriptor(f"/proc/{pid}/stat", os.O_RDONLY) as fd:
             stat = os.read(fd, 4096)
-        finally:
-            os.close(fd)
     except _GONE:
         return None
     fields = stat[stat.rindex(b")") + 2 :].split()
@@ -112,9 +108,7 @@ def stdin_of(pid: int) -> str | None:
 
 
 def has_stdin(pid: int, path: str) -> bool:
-    """Whether `pid` has the very file at `path` as standard input, whatever path that has where `pid` was started: in
-    another mount namespace, or before its file system was mounted anew.
-    """
+    """Whether `pid` has the very file at `path` as standard input, whatever its path is in another mount namespace."""
     try:
         return os.path.samestat(os.stat(f"/proc/{pid}/fd/0"), os.stat(path))  # noqa: PTH116 - as above
     except OSError:

@@ -1,19 +1,32 @@
-"""Work that depends on what others send, ended in time: sockets that trickle, regular expressions that backtrack."""
+"""The clock, and what is ended in time though it depends on others: sockets that trickle, patterns that backtrack."""
 
 from __future__ import annotations
 
 import io
 import math
 import re
-import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import Any
 
 from mikrom_reconcile.times_and_sizes import CHECKS
 
-if TYPE_CHECKING:
-    import socket
+
+class Clock:
+    """The real time. Tests have a subclass that holds it still."""
+
+    def now(self) -> datetime:
+        """Aware UTC, for people; it may jump."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow, for deadlines and durations."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
 
 
 class LimitedSocket:
@@ -21,7 +34,7 @@ class LimitedSocket:
     may be silent for `idle_s` at most: a socket's own time-out begins anew with each byte. Raises TimeoutError.
     """
 
-    def __init__(self, connected: socket.socket, give_up_at: float, *, idle_s: float = math.inf) -> None:
+    def __init__(self, connected: Any, give_up_at: float, *, idle_s: float = math.inf) -> None:
         self._socket = connected
         self._give_up_at = give_up_at
         self._idle_s = idle_s
@@ -83,7 +96,9 @@ def first_match(pattern: str, text: bytes, *, limit_s: float) -> str | None:
     """
     if not _REPEATING & set(pattern):
         found = re.search(pattern, text.decode(errors="replace"))
-        return found.group(0)[: CHECKS.found_characters] if found else None
+        return found[0][: CHECKS.found_characters] if found else None
+    import subprocess  # noqa: PLC0415 - 5 ms that only such a pattern costs
+
     argv = (sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, pattern, str(limit_s))
     try:
         search = subprocess.run(

@@ -15,7 +15,7 @@ from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.steps import no_seam
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 from tests.contract.drivers import Bench, wait_until
 from tests.fakes import HOST, order
 

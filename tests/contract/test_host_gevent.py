@@ -46,7 +46,7 @@ import gevent
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 from tests.fakes import HOST, order
 
 class SlowDriver(SimulatedDriver):

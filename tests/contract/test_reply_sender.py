@@ -12,9 +12,8 @@ import pytest
 from msgspec.structs import replace
 from redis import RedisError
 
-from mikrom_reconcile.dispatch.transport import reply_sender
-from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
-from mikrom_reconcile.dispatch.transport.rpc import Call
+from mikrom_reconcile.dispatch.transport import rpc
+from mikrom_reconcile.dispatch.transport.rpc import Call, ReplySender
 from mikrom_reconcile.times_and_sizes import BROKER
 from tests.fleet import KEYS, Fleet, wait_until
 
@@ -68,7 +67,7 @@ def test_a_hundred_answers_arrive_in_order_in_a_few_messages(fleet: Fleet, told:
 def test_what_is_told_while_the_broker_is_away_is_told_when_it_is_back(
     fleet: Fleet, told: ReplySender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reply_sender, "BROKER", replace(BROKER, reply_retry_s=0.05))
+    monkeypatch.setattr(rpc, "BROKER", replace(BROKER, reply_retry_s=0.05))
     fleet.stop_redis()
     told.tell("one", "outcome", b"first")
     told.tell("one", "outcome", b"second")
@@ -110,7 +109,7 @@ def test_an_answer_that_the_server_refuses_keeps_no_other(
 def test_what_a_broker_refuses_for_a_while_is_told_again(
     fleet: Fleet, told: ReplySender, monkeypatch: pytest.MonkeyPatch, begin: str, end: str
 ) -> None:
-    monkeypatch.setattr(reply_sender, "BROKER", replace(BROKER, reply_retry_s=0.05))
+    monkeypatch.setattr(rpc, "BROKER", replace(BROKER, reply_retry_s=0.05))
     with Call(fleet.redis, KEYS, "one") as call:
         call.listen(OWNER)
         redis: Any = fleet.redis

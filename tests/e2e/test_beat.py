@@ -12,8 +12,8 @@ import pytest
 from celery.result import AsyncResult
 
 from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.transport.heartbeats import living
-from mikrom_reconcile.dispatch.transport.redis_keys import LAST
+from mikrom_reconcile.dispatch.transport.broker import LAST
+from mikrom_reconcile.dispatch.transport.shared_state import living
 from tests.fleet import KEYS, Fleet, assert_once_per_interval, wait_until
 
 pytestmark = pytest.mark.redis

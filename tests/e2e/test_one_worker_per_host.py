@@ -11,7 +11,7 @@ from threading import Barrier
 
 import pytest
 
-from mikrom_reconcile.dispatch.transport.heartbeats import Heartbeat, give_up, machine_id, starts
+from mikrom_reconcile.dispatch.transport.shared_state import Heartbeat, give_up, machine_id, starts
 from tests.fleet import KEYS, Fleet
 
 pytestmark = pytest.mark.redis

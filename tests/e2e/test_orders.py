@@ -21,8 +21,8 @@ from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-from mikrom_reconcile.dispatch.transport.heartbeats import starts
 from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
+from mikrom_reconcile.dispatch.transport.shared_state import starts
 from mikrom_reconcile.dispatch.transport.signing import Signer, make_pair
 from mikrom_reconcile.services.commands import Child, end_all
 from tests.fakes import order

@@ -10,7 +10,7 @@ from threading import Barrier
 
 import pytest
 
-from mikrom_reconcile.dispatch.transport.heartbeats import machine_id
+from mikrom_reconcile.dispatch.transport.shared_state import machine_id
 from mikrom_reconcile.system.files import make_folder, write_named
 
 

@@ -1,7 +1,6 @@
-"""What a control worker counts, and that it counts nothing unless it is asked to: MIKROM_METRICS.
+"""What a control worker counts if MIKROM_METRICS asks it to, and gauges of the whole fleet.
 
-Names of metrics are what dashboards and alarms rely on: none changes its meaning. It must not slow a run down, and no
-label may hold what users choose without bound, such as the names of VMs.
+Dashboards and alarms rely on the names: none changes its meaning. No label holds what users choose without bound.
 """
 
 from __future__ import annotations
@@ -11,26 +10,20 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import replace
-from redis import RedisError
+from redis import Redis, RedisError
 
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.core.model.plan import Plan, VMChange
+from mikrom_reconcile.core.model.plan import VMChange
 from mikrom_reconcile.core.model.run import BEAT, RunReport, RunRequest
-from mikrom_reconcile.dispatch.transport.heartbeats import known, living
-from mikrom_reconcile.dispatch.transport.redis_keys import Keys
-from mikrom_reconcile.dispatch.transport.shared_state import counts, source_state
+from mikrom_reconcile.dispatch.transport.broker import Keys
+from mikrom_reconcile.dispatch.transport.shared_state import counts, known, living, source_state
 from mikrom_reconcile.output.plan import FORMER_RULES
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, REFUSED, UNREACHABLE, RunResult, result_of
-
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import GaugeMetricFamily
-    from redis import Redis
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +34,7 @@ _ACTION_BUCKETS_S = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "redis_up": ("1 while the broker answers this control worker.", ()),
     "workers": ("Processes that live, by kind.", ("kind",)),
     "dark_hosts": ("Hosts seen within a day whose worker does not live.", ()),
     "queue_messages": ("Messages that wait.", ("queue",)),
@@ -66,28 +60,15 @@ _Sample = tuple[str, tuple[str, ...], float]
 
 
 class RunTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """When whole runs of a project ended, in seconds since the epoch; shared by control workers through Redis.
-
-    `converged_to` is the revision at `converged_at`, "" if people have removed VMs since.
-    """
+    """When whole runs of a project ended, in seconds since the epoch; shared by control workers through Redis."""
 
     first_at: float
     ended_at: float
     converged_at: float | None = None
-    converged_to: str = ""
+    converged_to: str = ""  # the revision; none if people have removed VMs since
 
 
-class NoMetrics:
-    """Counts nothing."""
-
-    def ran(self, request: RunRequest, report: RunReport | None, duration_s: float) -> None:
-        """A run has ended, without a report if an error ended it."""
-
-    def ticked(self, result: Tick) -> None:
-        """Beat's tick has become something."""
-
-
-class Metrics(NoMetrics):
+class Metrics:
     """Counts in this process, and looks into Redis for what is true of the whole fleet when it is scraped."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
@@ -104,15 +85,13 @@ class Metrics(NoMetrics):
             "mikrom_action_duration_seconds", "From the order to its outcome on the host.", ["verb"],
             buckets=_ACTION_BUCKETS_S, registry=registry,
         )  # fmt: skip
-        self._drift = Counter(
-            "mikrom_drift", "VMs that scheduled runs found otherwise than they were left, by the rule that saw it.",
-            ["rule", "rule_id", "kind"], registry=registry,
-        )  # fmt: skip
+        drifted = "VMs that scheduled runs found otherwise than they were left, by the rule that saw it."
+        self._drift = Counter("mikrom_drift", drifted, ["rule", "rule_id", "kind"], registry=registry)
         self._ticks = Counter("mikrom_ticks", "Beat's ticks, by what became of them.", ["result"], registry=registry)
         registry.register(self)
 
     def ran(self, request: RunRequest, report: RunReport | None, duration_s: float) -> None:
-        """Count a run, its actions, and what it found; and tell all control workers when it ended."""
+        """Count a run, its actions, and what it found, and keep when it ended. No report: an error ended it."""
         origin = request.origin.partition(" ")[0]
         if report is None:
             self._run_s.labels(origin, "error").observe(duration_s)
@@ -122,60 +101,39 @@ class Metrics(NoMetrics):
         for outcome in report.outcomes:
             self._actions.labels(outcome.verb, outcome.result).inc()
             self._action_s.labels(outcome.verb).observe((outcome.finished_at - outcome.started_at).total_seconds())
+        before: RunTimes | None = None
+        with suppress(RedisError):  # the run itself was told already
+            before = _times(self._redis.hget(self._keys.run_times, report.plan.project))
         if request.origin == BEAT:
-            before = self._run_times(report.plan.project)
             same = before is not None and before.converged_to == report.plan.revision
             for change in report.plan.changes:
                 if _is_drift(change, same_revision=same):
                     self._drift.labels(FORMER_RULES.get(change.rule, change.rule), change.rule, change.kind).inc()
-        if not (request.limit or request.tags or request.skip_tags or request.verb or request.destroy):
-            self._remember(report.plan, report.finished_at, converged=result.converged)
-        elif (request.verb == "delete" or request.destroy) and (times := self._run_times(report.plan.project)):
-            self._keep(report.plan.project, replace(times, converged_to=""))  # what is missing now, people removed
+        if times := _times_after(before, request, report, converged=result.converged):
+            with suppress(RedisError):
+                self._redis.hset(self._keys.run_times, report.plan.project, msgspec.json.encode(times))
 
     def ticked(self, result: Tick) -> None:
-        """Count a tick."""
+        """Count a tick of Beat's by what became of it."""
         self._ticks.labels(result).inc()
 
-    def _run_times(self, project: str) -> RunTimes | None:
-        with suppress(RedisError):  # the run itself was told already
-            return _times(self._redis.hget(self._keys.run_times, project))
-        return None
-
-    def _remember(self, plan: Plan, ended_at: datetime, *, converged: bool) -> None:
-        at = ended_at.timestamp()
-        times = replace(self._run_times(plan.project) or RunTimes(first_at=at, ended_at=at), ended_at=at)
-        if converged:
-            times = replace(times, converged_at=at, converged_to=plan.revision)
-        self._keep(plan.project, times)
-
-    def _keep(self, project: str, times: RunTimes) -> None:
-        with suppress(RedisError):
-            self._redis.hset(self._keys.run_times, project, msgspec.json.encode(times))
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Any]:
         """What is true of the whole fleet, whichever control worker is asked: one look into Redis."""
         from prometheus_client.metrics_core import GaugeMetricFamily  # noqa: PLC0415 - as above
 
-        up = GaugeMetricFamily("mikrom_redis_up", "1 while the broker answers this control worker.")
-        try:
-            samples = list(self._samples(time.time()))
-        except RedisError as error:
-            _log.warning("metrics: %s", error)
-            up.add_metric([], 0)
-            yield up
-            return
-        up.add_metric([], 1)
-        yield up
         gauges = {
             name: GaugeMetricFamily(f"mikrom_{name}", about, labels=labels) for name, (about, labels) in _GAUGES.items()
         }
+        try:
+            samples: list[_Sample] = [("redis_up", (), 1), *self._samples(time.time())]
+        except RedisError as error:
+            _log.warning("metrics: %s", error)
+            gauges, samples = {"redis_up": gauges["redis_up"]}, [("redis_up", (), 0)]
         for name, labels, value in samples:
             gauges[name].add_metric(labels, value)
         yield from gauges.values()
 
     def _samples(self, now: float) -> Iterator[_Sample]:
-        """Raises RedisError."""
         hosts = known(self._redis, self._keys)
         alive = {kind: {*living(self._redis, self._keys, kind)} for kind in ("host", "control", "beat")}
         for kind, names in alive.items():
@@ -203,7 +161,6 @@ class Metrics(NoMetrics):
             yield "vms", labels, count
 
     def _waiting(self, queue: str) -> tuple[int, float | None]:
-        """How many messages wait, and when the oldest of them was sent."""
         pipe = self._redis.pipeline(transaction=False)
         for name in self._keys.lists(queue):
             pipe.llen(name)
@@ -238,10 +195,8 @@ class Metrics(NoMetrics):
         yield "source_revision_info", (state.revision,), 1
 
 
-def serve(address: str | None, redis: Redis, keys: Keys) -> NoMetrics:
+def serve(address: str, redis: Redis, keys: Keys) -> Metrics:
     """Answer scrapes at MIKROM_METRICS (`address:port`). Raises SetupError when that cannot be had."""
-    if address is None:
-        return NoMetrics()
     from prometheus_client import start_http_server  # noqa: PLC0415 - only who asks pays
 
     metrics = Metrics(redis, keys)
@@ -268,6 +223,17 @@ def _is_drift(change: VMChange, *, same_revision: bool) -> bool:
     if change.desired is None or change.observed is None:
         return change.rule == "duplicate" or (change.rule == "missing" and same_revision)
     return change.observed.spec_digest == change.desired.spec_digest and change.rule not in _ASKED_FOR
+
+
+def _times_after(
+    before: RunTimes | None, request: RunRequest, report: RunReport, *, converged: bool
+) -> RunTimes | None:
+    if request.limit or request.tags or request.skip_tags or request.verb or request.destroy:
+        removed = request.verb == "delete" or request.destroy  # then people removed what is missing from now on
+        return replace(before, converged_to="") if before and removed else None
+    at = report.finished_at.timestamp()
+    times = replace(before, ended_at=at) if before else RunTimes(first_at=at, ended_at=at)
+    return replace(times, converged_at=at, converged_to=report.plan.revision) if converged else times
 
 
 def _times(packed: Any) -> RunTimes | None:

@@ -1,7 +1,7 @@
-"""Tasks of a control worker: plan, apply, Beat's reconcile, and actions that people ask for by task.
+"""Tasks of a control worker: plan, apply, scheduled runs and their specs, and actions that people ask for by task.
 
-They drive the same engine as the embedded CLI. An apply goes on only while its caller waits: once the caller's key
-is gone, nothing more is sent. Errors go back as values, and a run that nobody waits for is not begun.
+An apply goes on only while its caller waits, and a run that nobody waits for is not begun. Errors go back as values.
+Whichever Beat first sets the key of an interval sends its tick, and only the tick that the key still names is run.
 """
 
 from __future__ import annotations
@@ -12,29 +12,32 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 from celery import current_task
+from celery.beat import Scheduler
+from redis import Redis, RedisError
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.control.sources.last_good import Good, LastGood
+from mikrom_reconcile.core.model.encoding import texts_digest
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan, Verb
 from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest, UnfinishedRun
-from mikrom_reconcile.core.model.specs import SourceTree
-from mikrom_reconcile.dispatch.control_worker.metrics import NoMetrics, Tick
-from mikrom_reconcile.dispatch.control_worker.schedule import SourceSync, clean_up
-from mikrom_reconcile.dispatch.transport import ending_work, rpc
-from mikrom_reconcile.dispatch.transport.redis_keys import Keys
-from mikrom_reconcile.dispatch.transport.shared_state import RunStatus, tell, waiting_run
+from mikrom_reconcile.core.model.specs import SourceState, SourceTree
+from mikrom_reconcile.dispatch import celery_patches
+from mikrom_reconcile.dispatch.app import FleetApp
+from mikrom_reconcile.dispatch.control_worker.metrics import Metrics, Tick
+from mikrom_reconcile.dispatch.transport import rpc
+from mikrom_reconcile.dispatch.transport.broker import Keys
+from mikrom_reconcile.dispatch.transport.shared_state import known, names_of, shown, source_state, tell, waiting_run
 from mikrom_reconcile.output.run_result import LATE, USAGE, result_of
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.times_and_sizes import BROKER, RUNS
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 T = TypeVar("T")
 
@@ -44,24 +47,41 @@ Say = Callable[[str, Any], None]
 Progress = Callable[[ActionOutcome], None]
 
 
+class OncePerInterval(Scheduler):  # type: ignore[misc]  # Celery has no types
+    """Sends an entry only when no other Beat has sent it in this interval."""
+
+    app: FleetApp
+
+    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:  # noqa: FBT001, FBT002 - Celery's signature
+        """Send the entry's task with the id of this tick, or nothing."""
+        tick = secrets.token_hex(8)
+        # until the entry is due again, seconds and cron lines alike
+        interval_s = entry.schedule.remaining_estimate(entry.schedule.now()).total_seconds()
+        lives_ms = int(1000 * max(interval_s - RUNS.beat_margin_s, interval_s / 2))
+        if not self.app.redis.set(self.app.keys.tick(entry.name), tick, nx=True, px=lives_ms):
+            _log.debug("%s has had its tick in this interval", entry.name)
+            return None
+        if entry.name == "reconcile":  # from then on it is who has the ticks that says when it is due again
+            self.app.redis.set(self.app.keys.next_run, time.time() + interval_s, nx=True)
+        entry.kwargs = {"tick": tick}
+        return super().apply_async(entry, producer=producer, advance=advance, **options)
+
+
 @dataclass(kw_only=True)
 class ControlTasks:
-    """The tasks of a control worker over an engine and the source of scheduled runs.
-
-    `engine` is asked again for every task; `worker_id` says who this worker is once it lives.
-    """
+    """The tasks of a control worker over an engine and the source of scheduled runs."""
 
     redis: Redis
     keys: Keys
     settings: Settings
     engine: Callable[[], Engine]
-    source: SourceSync
+    source: LastGood
     worker_id: Callable[[], rpc.WorkerId]
-    metrics: NoMetrics = field(default_factory=NoMetrics)
+    metrics: Metrics | None = None
 
     def plan(self, *, call: str, run: str) -> None:
         """Plan the stored request of a run and keep the plan for its apply."""
-        with self._answering(call) as say:
+        with self._answering(call, run) as say:
             with traces.span("run", run=run):
                 plan = self.engine().plan(self._request(run))
             self.redis.set(self.keys.plan(run), rpc.pack(plan), ex=BROKER.result_ttl_s)
@@ -70,15 +90,15 @@ class ControlTasks:
 
     def apply(self, *, call: str | None, run: str, plan: str | None) -> None:
         """Carry out the plan of a run, by its id; None approves whatever is found. No `call`: nobody waits for it."""
-        with self._unwatched(run) if call is None else self._answering(call) as say:
-            request, shown = self._request(run), self._plan(run, plan)
-            refuse = ending_work.refuse_when_stopping if call is None else self._watch(call)
+        with self._answering(call, run) as say:
+            request, approved = self._request(run), self._plan(run, plan)
+            refuse = celery_patches.refuse_when_stopping if call is None else self._watch(call)
 
             def progress(outcome: ActionOutcome) -> None:
                 say("outcome", outcome)
                 refuse()
 
-            report = self._carry_out(request, shown, progress)
+            report = self._carry_out(request, approved, progress)
             say("report", report)
             _log.info("apply: %s", summary(report), extra={"run": run})
 
@@ -93,23 +113,31 @@ class ControlTasks:
     def sync_source(self) -> dict[str, Any]:
         """Look at MIKROM_SPECS now; every scheduled run begins with the same look."""
         try:
-            tree, problem = self.source.specs_now()
+            tree, problem = self._specs_now()
         except SourceError as error:
             return {"revision": "", "problem": str(error)}
         return {"revision": tree.revision, "problem": problem}
 
     def cleanup(self, *, tick: str | None = None) -> dict[str, Any]:
-        """Remove what is left in Redis of hosts that are gone. Twice or late does no harm."""
+        """Remove the queues of hosts not seen for a day, and what was fetched from them; all else expires by itself."""
         del tick
-        return {"hosts": clean_up(self.redis, self.keys)}
+        redis, keys = self.redis, self.keys
+        waiting = {name.partition("\x06")[0] for name in names_of(redis, keys.host_queue(""))}
+        fetched = {name.partition(":")[0] for name in names_of(redis, keys.unacked("host:"))}
+        gone = sorted((waiting | fetched) - {*known(redis, keys)})
+        for host in gone:
+            queue, unacked = keys.host_queue(host), keys.unacked(f"host:{host}")
+            bindings = [f"_kombu.{kind}.{queue}" for kind in ("binding", "binding_permanent")]
+            redis.delete(*keys.lists(queue), *bindings, unacked, f"{unacked}:index", f"{unacked}:mutex")
+            _log.info("removed the queue of a host that was not seen for a day", extra={"host": host})
+        return {"hosts": gone}
 
     def _carry_out(self, request: RunRequest, plan: Plan | None, progress: Progress) -> RunReport:
-        """Every run of a control worker, told to who looks while it goes on."""
         waiting = waiting_run(request, None if plan is None else len(plan.actions))
-        with RunStatus(self.redis, self.keys, self.worker_id(), waiting) as status:
+        with shown(self.redis, self.keys, self.worker_id(), waiting) as count:
 
             def heard(outcome: ActionOutcome) -> None:
-                status.heard(outcome)
+                count(outcome)
                 progress(outcome)
 
             began_s, report = time.monotonic(), None
@@ -117,22 +145,23 @@ class ControlTasks:
                 with traces.span("run", run=request.run_id, origin=request.origin):
                     report = self.engine().apply(request, plan, progress=heard)
             finally:
-                self.metrics.ran(request, report, time.monotonic() - began_s)
+                if self.metrics:
+                    self.metrics.ran(request, report, time.monotonic() - began_s)
         return report
 
     def _reconcile(self, run: str, tick: str | None) -> tuple[str, int]:
         key = self.keys.tick("reconcile")
-        if tick is not None and self.redis.get(key) != tick.encode():
-            self.metrics.ticked("late")
-            return "nothing: this tick is late, a newer one is due", 0
         if tick is not None:
+            if self.redis.get(key) != tick.encode():
+                self._ticked("late")
+                return "nothing: this tick is late, a newer one is due", 0
             left_ms: Any = self.redis.pttl(key)
             self.redis.set(self.keys.next_run, time.time() + left_ms / 1000)
         try:
             # one at a time: a run that takes longer than the interval swallows the ticks that it misses
             turn = self.engine().store.lease("beat:reconcile", holder=run, ttl_s=BROKER.heartbeat_ttl_s, at_least=0)
         except BusyError:
-            self.metrics.ticked("skipped")
+            self._ticked("skipped")
             return "nothing: the run of an earlier tick still goes on", 0
         became: Tick = "failed"
         try:
@@ -141,6 +170,10 @@ class ControlTasks:
             return done
         finally:
             turn.release()
+            self._ticked(became)
+
+    def _ticked(self, became: Tick) -> None:
+        if self.metrics:
             self.metrics.ticked(became)
 
     def _act(self, run: str, verb: Verb, vm: str) -> tuple[str, int]:
@@ -154,42 +187,77 @@ class ControlTasks:
         return self._apply_alone(run, origin, tree=nothing, verb=verb, names=(vm,))
 
     def _apply_alone(self, run: str, origin: str, **asked: Any) -> tuple[str, int]:
-        """Apply what may be done unattended: one line about it, and the exit code.
-
-        Without a `tree`, of the specs that are good now.
-        """
+        """Apply what may be done unattended, of the specs that are good now unless a `tree` is given."""
         if "tree" not in asked:
-            asked["tree"], asked["source_problem"] = self.source.specs_now()
+            asked["tree"], asked["source_problem"] = self._specs_now()
         forks, timeout_s = self.settings.forks, self.settings.timeout_s
         request = RunRequest(run_id=run, origin=origin, forks=forks, timeout_s=timeout_s, **asked)
-        report = self._carry_out(request, None, lambda _: ending_work.refuse_when_stopping())
+        report = self._carry_out(request, None, lambda _: celery_patches.refuse_when_stopping())
         return summary(report), result_of(report).exit_code
 
+    def _specs_now(self) -> tuple[SourceTree, str]:
+        """The specs to use, and why they are the last good ones, or "". Raises SourceError where none are known."""
+        before = source_state(self.redis, self.keys)
+        good, problem, broken = self.source.poll(before.number if before else 0)
+        if problem and (other := self._shared()) is not None:
+            self.source.take(other)
+            good = max((other, *([good] if good else [])), key=lambda one: one.number)
+        self._share(before, good, problem, broken)
+        if good is None:
+            raise SourceError(f"{problem}; no good revision of it is known, so nothing is planned")
+        if problem:
+            _log.warning("the source is broken, revision %s is used: %s", good.tree.revision, problem)
+        return good.tree, problem
+
+    def _shared(self) -> Good | None:
+        found: Any = self.redis.get(self.keys.good_specs)
+        try:
+            return rpc.unpack(found, Good) if found else None
+        except MikromError:
+            return None
+
+    def _share(self, before: SourceState | None, good: Good | None, problem: str, broken: str) -> None:
+        """Tell the others. A Redis that is away ends the run soon enough, and says so itself."""
+        now, highest = datetime.now(UTC), before.number if before else 0
+        state = SourceState(
+            name=self.settings.specs or "",
+            revision=good.tree.revision if good else "",
+            number=max(highest, good.number if good else 0),
+            digest=texts_digest(good.tree) if good else "",
+            since=good.since if good else None,
+            good_at=now if not problem else before.good_at if before else None,
+            looked_at=now,
+            problem=problem,
+            broken=broken,
+        )
+        try:
+            if good and (good.number > highest or not self.redis.exists(self.keys.good_specs)):
+                self.redis.set(self.keys.good_specs, rpc.pack(good))
+            self.redis.set(self.keys.source, msgspec.json.encode(state))
+        except (RedisError, MikromError) as error:
+            _log.warning("the state of the source could not be told: %s", error)
+
     @contextmanager
-    def _answering(self, call: str) -> Iterator[Say]:
-        """A way to answer the call. What goes wrong inside is told to the caller, once."""
+    def _answering(self, call: str | None, run: str) -> Iterator[Say]:
+        """A way to answer the call. What goes wrong inside is told to its caller, or to whoever looks for the run."""
 
         def say(kind: str, value: Any) -> None:
-            rpc.answer(self.redis, self.keys, call, "control", kind, rpc.pack(value))
+            if call is not None:
+                rpc.answer(self.redis, self.keys, call, "control", kind, rpc.pack(value))
 
-        if not rpc.is_awaited(self.redis, self.keys, call):
+        if call is not None and not rpc.is_awaited(self.redis, self.keys, call):
             raise MikromError("nobody waits for this run any more")
         say("accepted", self.worker_id())
         try:
             yield say
-        except Exception as error:  # noqa: BLE001 - the caller is told of every end; who else would be
-            say("error", _failed(error, call))
-
-    @contextmanager
-    def _unwatched(self, run: str) -> Iterator[Say]:
-        """As `_answering`, where nobody waits: an error is told to whoever looks for the run."""
-        try:
-            yield lambda _kind, _value: None
-        except Exception as error:  # noqa: BLE001 - as above
-            why, request = _failed(error, run).message, self._kept(self.keys.request(run), RunRequest)
-            origin = request.origin if request else "apply"
-            ended = UnfinishedRun(run_id=run, origin=origin, since=datetime.now(UTC), state="failed", error=why)
-            tell(self.redis, self.keys, ended)
+        except Exception as error:  # noqa: BLE001 - every end is told; who else would tell it
+            failure = _failed(error, call or run)
+            say("error", failure)
+            if call is None:
+                request = self._kept(self.keys.request(run), RunRequest)
+                origin, now = request.origin if request else "apply", datetime.now(UTC)
+                ended = UnfinishedRun(run_id=run, origin=origin, since=now, state="failed", error=failure.message)
+                tell(self.redis, self.keys, ended)
 
     def _watch(self, call: str) -> Callable[[], None]:
         """A check that raises once the caller has gone or this worker is to end; it asks Redis once a second."""
@@ -197,7 +265,7 @@ class ControlTasks:
 
         def refuse_when_left() -> None:
             nonlocal look_at
-            ending_work.refuse_when_stopping()
+            celery_patches.refuse_when_stopping()
             if time.monotonic() < look_at:
                 return
             look_at = time.monotonic() + RUNS.caller_check_s
@@ -207,22 +275,19 @@ class ControlTasks:
         return refuse_when_left
 
     def _request(self, run: str) -> RunRequest:
-        request = self._kept(self.keys.request(run), RunRequest)
-        if request is None:
+        if (request := self._kept(self.keys.request(run), RunRequest)) is None:
             raise UsageError(f"the request of run {run} is not in Redis any more; plan again")
         return request
 
     def _plan(self, run: str, plan_id: str | None) -> Plan | None:
-        if plan_id is None:
-            return None
-        plan = self._kept(self.keys.plan(run), Plan)
-        if plan is None or plan.id != plan_id:
+        plan = self._kept(self.keys.plan(run), Plan) if plan_id else None
+        if plan_id and (plan is None or plan.id != plan_id):
             raise UsageError(f"plan {plan_id} is not in Redis any more; plan again")
         return plan
 
     def _kept(self, key: str, kind: type[T]) -> T | None:
         packed: Any = self.redis.get(key)
-        return None if packed is None else rpc.unpack(packed, kind)
+        return rpc.unpack(packed, kind) if packed else None
 
 
 def _unattended(kind: str, carry_out: Callable[[str], tuple[str, int]]) -> dict[str, Any]:
@@ -241,18 +306,14 @@ def _unattended(kind: str, carry_out: Callable[[str], tuple[str, int]]) -> dict[
 def summary(report: RunReport) -> str:
     """One line about a run: what became of how many actions, and what is left."""
     counts = Counter(f"{outcome.verb} {outcome.result}" for outcome in report.outcomes)
-    did = ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing to do"
-    left = "" if report.remaining is None else _left(report.remaining)
-    late = "; the deadline passed first" if report.late else ""
-    source = f"; the source is broken, {report.plan.revision} was used: {report.source_problem}"
-    return f"{did}{left}{late}{source if report.source_problem else ''}"
-
-
-def _left(plan: Plan) -> str:
-    changes = f"; {len(plan.changes)} changes remain" if plan.changes else ""
-    refused = f"; {len(plan.refusals)} refused" if plan.refusals else ""
-    unreachable = f"; unreachable: {', '.join(sorted(plan.unreachable))}" if plan.unreachable else ""
-    return f"{changes}{refused}{unreachable}"
+    parts = [", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing to do"]
+    if left := report.remaining:
+        parts += [f"{len(left.changes)} changes remain"] if left.changes else []
+        parts += [f"{len(left.refusals)} refused"] if left.refusals else []
+        parts += [f"unreachable: {', '.join(sorted(left.unreachable))}"] if left.unreachable else []
+    parts += ["the deadline passed first"] if report.late else []
+    source = f"the source is broken, {report.plan.revision} was used: {report.source_problem}"
+    return "; ".join([*parts, source] if report.source_problem else parts)
 
 
 def _failed(error: Exception, run: str) -> rpc.Failure:

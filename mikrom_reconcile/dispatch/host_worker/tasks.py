@@ -1,9 +1,7 @@
-"""Tasks of a host worker: carry out one order, observe, fetch a console or images. Thin, plain methods.
+"""Tasks of a host worker: carry out one order, observe, fetch a console or images.
 
-An order is judged by what it says itself, never by the name of the task that brought it: a message whose header was
-changed must not turn a stop into a delete. An order whose caller has gone is not begun, and questions change nothing,
-whoever asks them. Nothing here raises because a VM failed or an order cannot be read: what became of it is a value on
-the call's stream.
+An order is judged by what it says itself, never by the name of the task that brought it, and one whose caller has gone
+is not begun. Nothing here raises because a VM failed or an order cannot be read: that is a value on the call's stream.
 """
 
 from __future__ import annotations
@@ -32,15 +30,10 @@ from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, Order, RunRecord
-from mikrom_reconcile.dispatch.transport import ending_work, rpc
-from mikrom_reconcile.dispatch.transport.order_envelope import (
-    OrderEnvelope,
-    given_up,
-    read_order,
-    redacted_args,
-    refused,
-)
-from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
+from mikrom_reconcile.dispatch import celery_patches
+from mikrom_reconcile.dispatch.transport import order_envelope, rpc
+from mikrom_reconcile.dispatch.transport.order_envelope import OrderEnvelope, given_up
+from mikrom_reconcile.dispatch.transport.rpc import ReplySender
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.steps import log_fields
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, FAILED, outcome_line
@@ -55,19 +48,15 @@ _UNSIGNED = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class HostTasks:
-    """The tasks of the worker of `host`, which consumes `queue`.
-
-    `agent` is asked again for every task. `is_genuine` says whether the control side made an order for this
-    worker.
-    """
+    """The tasks of the worker of `host`, which consumes `queue`."""
 
     host: str
     queue: str
     agent: Callable[[], HostAgent]
     replies: ReplySender
-    is_genuine: Callable[[OrderEnvelope], bool]
+    is_genuine: Callable[[OrderEnvelope], bool] = lambda _: True  # a host without a key believes every order
 
     def observe_host(self, *, call: str, query: str) -> None:
         """Tell the call what is on this host."""
@@ -85,10 +74,7 @@ class HostTasks:
             self.replies.tell(call, "error", rpc.pack(str(error)))
 
     def images(self, *, call: str, files: str, deadline_s: float, signature: str = "") -> None:
-        """Tell the call what is cached here once `files` (the JSON of pinned files) were fetched.
-
-        To have them fetched is an order, and signed like one: a host does not ask other servers for whoever asks it.
-        """
+        """Tell the call what is cached here once `files` (JSON) were fetched: that is an order, and so it is signed."""
         with self._errors_told(call, "cannot tell of images"):
             wanted = msgspec.json.decode(files, type=ready(tuple[PinnedFile, ...]))
             if wanted and not self.is_genuine(OrderEnvelope(call=call, order=files, signature=signature)):
@@ -101,10 +87,10 @@ class HostTasks:
         """What became of an order that control sent."""
         sent = msgspec.convert(arguments, ready(OrderEnvelope))
         try:
-            outcome = self._obey(task, verb, sent, read_order(sent, lambda: self.is_genuine(sent)))
+            outcome = self._obey(task, verb, sent, order_envelope.read_order(sent, lambda: self.is_genuine(sent)))
         except MikromError as error:
             _log.warning("%s: refused, %s", verb, error)
-            outcome = refused(sent, verb, self.host, str(error))
+            outcome = order_envelope.refused(sent, verb, self.host, str(error))
         self.replies.tell(sent.call, "outcome", rpc.pack(outcome))
         return {"vm": outcome.vm, "host": outcome.host, "verb": verb, "result": outcome.result, "error": outcome.error}
 
@@ -135,7 +121,7 @@ class HostTasks:
         # twice as long each time, and never the same for two that failed together
         pause_s = random.uniform(0.5, 1.0) * ORDERS.first_retry_s * 2 ** (attempt - 1)  # noqa: S311 - jitter is no secret
         spent_s = sent.spent_s + pause_s
-        if attempt >= ORDERS.attempts or spent_s >= order.action.deadline_s or ending_work.is_stopping():
+        if attempt >= ORDERS.attempts or spent_s >= order.action.deadline_s or celery_patches.is_stopping():
             return
         fields = log_fields(order, f"attempt {attempt} of {ORDERS.attempts}")
         _log.warning("%s %s: again in %.1f s", order.action.verb, order.action.vm, pause_s, extra=fields)
@@ -145,17 +131,16 @@ class HostTasks:
             max_retries=ORDERS.attempts - 1,
             exc=MikromError(error),
             queue=self.queue,
-            kwargsrepr=redacted_args(order),
+            kwargsrepr=order_envelope.redacted_args(order),
             headers=_trace_of(task),
         )
 
     def _refusal(self, verb: Verb, order: Order, call: str) -> str | None:
-        """Why the order may not be carried out here and now, or None."""
         if order.action.verb != verb:
             return f"the order says {order.action.verb}"
         if order.action.host != self.host:
             return f"the order is for host {order.action.host}, this is {self.host}"
-        if ending_work.is_stopping():
+        if celery_patches.is_stopping():
             return "the host's worker is being stopped"
         try:
             return None if self.replies.is_awaited(call) else "nobody waits for it any more"
@@ -167,7 +152,7 @@ class HostTasks:
         about = {"run": order.run_id, "vm": action.vm, "host": action.host, "task_id": task.request.id}
         with traces.span(f"{action.verb} VM", _trace_of(task), **about) as span:
             try:
-                with ending_work.limited(action.deadline_s + ORDERS.task_margin_s):
+                with celery_patches.limited(action.deadline_s + ORDERS.task_margin_s):
                     outcome: ActionOutcome = self.agent().execute(order)
             except MikromError as error:
                 outcome = given_up(order, "failed_temporary", str(error))
@@ -176,16 +161,12 @@ class HostTasks:
 
 
 def _trace_of(task: Any) -> dict[str, str]:
-    """What the message says of the trace that it belongs to."""
     parent = getattr(task.request, "traceparent", None)
     return {"traceparent": parent} if isinstance(parent, str) else {}
 
 
 def keeper(store: RunStore, host: str) -> Callable[[str, ActionOutcome], None]:
-    """How the supervision tells the history what it did in a project, as soon as the broker can be reached.
-
-    It never keeps the supervision waiting, whatever the broker does.
-    """
+    """How the supervision tells the history what it did in a project, once the broker is there; it never waits."""
     waiting: queue.Queue[RunRecord] = queue.Queue(BROKER.host_events_waiting)
 
     def keep() -> None:

@@ -1,15 +1,14 @@
 """The hypervisor of this very process as the only host, on a pool of threads.
 
-Nothing here knows what an action is: orders go in, outcomes come out. A thread cannot be ended from outside, so an
-order that is late is given up, not ended; the driver's own deadlines end it.
+A thread cannot be ended from outside: an order that is late is given up, and the driver's own deadlines end it.
 """
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from itertools import islice
 
 from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
@@ -24,6 +23,7 @@ class LocalHosts:
 
     def __init__(self, agent: HostAgent) -> None:
         self._agent = agent
+        self._elsewhere = f"only {agent.name} can be reached without a broker (MIKROM_BROKER_URL)"
 
     def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
         """The one host."""
@@ -36,7 +36,8 @@ class LocalHosts:
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host; every other host than this one is unreachable from here."""
         for host, query in queries.items():
-            yield self._view(query, deadline_s) if host == self._agent.name else self._elsewhere(host)
+            here = host == self._agent.name
+            yield self._view(query, deadline_s) if here else HostView(host=host, error=self._elsewhere)
 
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
         """One outcome per order, as they come, at most `forks` at once.
@@ -45,28 +46,23 @@ class LocalHosts:
         Closing the iterator sends nothing more either; what is under way goes on. A signal waits to hear of that, and
         a second one does not.
         """
-        deadline = time.monotonic() + deadline_s
-        waiting = iter(orders)
+        deadline, waiting = time.monotonic() + deadline_s, iter(orders)
         running: dict[Future[ActionOutcome], Order] = {}
-        finished: queue.SimpleQueue[Future[ActionOutcome]] = queue.SimpleQueue()
         pool = ThreadPoolExecutor(forks, thread_name_prefix="mikrom-action")
         try:
-            while time.monotonic() < deadline:
-                while len(running) < forks and (order := next(waiting, None)) is not None:
-                    future = pool.submit(self._agent.execute, order)
-                    running[future] = order
-                    future.add_done_callback(finished.put)
+            while (left_s := deadline - time.monotonic()) > 0:
+                for order in islice(waiting, forks - len(running)):
+                    running[pool.submit(self._agent.execute, order)] = order
                 if not running:
                     return
                 try:
-                    future = finished.get(timeout=max(0.0, deadline - time.monotonic()))
-                except queue.Empty:
-                    break
+                    ended, _ = wait(running, left_s, FIRST_COMPLETED)
                 except KeyboardInterrupt:
-                    yield from (ended.result() for ended in as_completed(running))
+                    yield from (each.result() for each in as_completed(running))
                     raise
-                del running[future]
-                yield future.result()
+                for each in ended:
+                    del running[each]
+                    yield each.result()
             for order in running.values():
                 yield given_up(order, "failed_temporary", "still running past the deadline")
             for order in waiting:
@@ -77,14 +73,14 @@ class LocalHosts:
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console."""
         if host != self._agent.name:
-            raise SetupError(self._elsewhere(host).error)
+            raise SetupError(self._elsewhere)
         return self._agent.console(vm, max_bytes=max_bytes, after=after)
 
     def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
         """What this host has cached once it has fetched its files; every other is unreachable from here."""
         for host, wanted in files.items():
             if host != self._agent.name:
-                yield Stock(host=host, error=self._elsewhere(host).error)
+                yield Stock(host=host, error=self._elsewhere)
                 continue
             try:
                 yield self._agent.images(wanted, deadline_s=deadline_s)
@@ -102,7 +98,3 @@ class LocalHosts:
             return HostView(host=self._agent.name, error=str(error))
         finally:
             pool.shutdown(wait=False)
-
-    def _elsewhere(self, host: str) -> HostView:
-        own = self._agent.name
-        return HostView(host=host, error=f"only {own} can be reached without a broker (MIKROM_BROKER_URL)")

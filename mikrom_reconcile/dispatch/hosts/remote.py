@@ -1,8 +1,6 @@
-"""The hypervisor hosts of a fleet, asked over Celery; their answers come over streams.
+"""The hypervisor hosts of a fleet, asked over Celery; their answers come over streams, at a quarter of the time.
 
-Celery's own results are never waited for: a stream tells 5,000 outcomes in a quarter of the time. A broker that is
-lost in the middle makes hosts unreachable and unanswered actions temporary failures; the next run observes anew.
-It must never decide what an outcome means.
+A broker that is lost in the middle makes hosts unreachable and unanswered actions temporary failures.
 """
 
 from __future__ import annotations
@@ -11,14 +9,14 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from kombu.exceptions import OperationalError
-from redis import RedisError
+from redis import Redis, RedisError
 
 from mikrom_reconcile import __version__
 from mikrom_reconcile.control.stores.redis import translate_broker_errors
@@ -26,21 +24,16 @@ from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery, Stock
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.transport import ending_work
-from mikrom_reconcile.dispatch.transport.heartbeats import give_up, known, living, starts
+from mikrom_reconcile.dispatch.transport.broker import FIRST, Keys
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up, load_signer, priority_of, redacted_args
-from mikrom_reconcile.dispatch.transport.redis_keys import FIRST, Keys
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, unpack
-from mikrom_reconcile.dispatch.transport.shared_state import remember_counts
+from mikrom_reconcile.dispatch.transport.shared_state import give_up, known, living, remember_counts, starts
 from mikrom_reconcile.times_and_sizes import BROKER, OBSERVING
 
-if TYPE_CHECKING:
-    from redis import Redis
-
-    from mikrom_reconcile.dispatch.transport.signing import Signer
-
 T = TypeVar("T")
+Question = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 
@@ -52,13 +45,9 @@ class CeleryHosts:
     """`Hosts` over host queues. Safe to use from many threads at once."""
 
     def __init__(self, app: FleetApp, redis: Redis) -> None:
-        self._app = app
-        self._redis = redis
-        self._keys = app.keys
+        self._app, self._redis, self._keys = app, redis, app.keys
 
-    @cached_property
-    def _signer(self) -> Signer | None:
-        return load_signer(self._app.settings)
+    _signer = cached_property(lambda self: load_signer(self._app.settings))
 
     @translate_broker_errors()
     def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
@@ -73,13 +62,9 @@ class CeleryHosts:
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host, as they come; a host without a living worker is unreachable at once."""
-
-        def ask(call: _HostCall, host: str) -> None:
-            query = msgspec.json.encode(queries[host]).decode()
-            self._send(host, "mikrom.observe_host", {"call": call.name, "query": query}, note=host)
-
+        questions = {host: {"query": msgspec.json.encode(query).decode()} for host, query in queries.items()}
         reports = []
-        for host, answer in self._answers("observe", queries, ask, deadline_s):
+        for host, answer in self._answers("observe_host", questions, deadline_s):
             view = _view(host, answer)
             if view.report is not None:
                 reports.append(view.report)
@@ -116,27 +101,21 @@ class CeleryHosts:
     @translate_broker_errors()
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
-
-        def ask(call: _HostCall, host: str) -> None:
-            asked = {"call": call.name, "vm": vm, "max_bytes": max_bytes, "after": after}
-            self._send(host, "mikrom.console", asked, note=vm)
-
+        question = {"vm": vm, "max_bytes": max_bytes, "after": after}
         try:
-            ((_, answer),) = self._ask("console", {host}, ask, time.monotonic() + BROKER.console_answer_s)
+            ((_, answer),) = self._ask("console", {host: question}, BROKER.console_answer_s)
             return _value(answer, "console", Console)
         except MikromError as error:
             raise MikromError(f"{host}: {error}") from error
 
     def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
         """What each of these hosts has cached once it has fetched its files, as they come."""
-
-        def ask(call: _HostCall, host: str) -> None:
-            wanted = msgspec.json.encode(files[host]).decode()
-            sent = {"call": call.name, "files": wanted, "deadline_s": deadline_s * OBSERVING.host_share_of_deadline}
-            sent["signature"] = self._signature(call, host, wanted)
-            self._send(host, "mikrom.images", sent, note=host)
-
-        for host, answer in self._answers("images", files, ask, deadline_s):
+        left_s = deadline_s * OBSERVING.host_share_of_deadline
+        questions = {
+            host: {"files": msgspec.json.encode(wanted).decode(), "deadline_s": left_s}
+            for host, wanted in files.items()
+        }
+        for host, answer in self._answers("images", questions, deadline_s, signed="files"):
             try:
                 stock = _value(answer, "stock", Stock)
                 _speaks_for_itself(host, [stock.host])
@@ -145,70 +124,54 @@ class CeleryHosts:
             yield stock
 
     def _answers(
-        self, purpose: str, hosts: Iterable[str], ask: Callable[[_HostCall, str], None], deadline_s: float
+        self, task: str, questions: dict[str, Question], deadline_s: float, *, signed: str | None = None
     ) -> Iterator[tuple[str, Answer | str]]:
-        """Each host's answer to what `ask` sends it, or why there is none, as they come."""
-        missing = {*hosts}
+        """As `_ask`, where a lost broker is an answer, too."""
         try:
-            yield from self._ask(purpose, missing, ask, time.monotonic() + deadline_s)
+            yield from self._ask(task, questions, deadline_s, signed=signed)
         except _LOST as error:
-            for host in sorted(missing):
+            for host in sorted(questions):
                 yield host, f"the broker was lost: {error}"
 
     def _ask(
-        self, purpose: str, missing: set[str], ask: Callable[[_HostCall, str], None], until: float
+        self, task: str, missing: dict[str, Question], deadline_s: float, *, signed: str | None = None
     ) -> Iterator[tuple[str, Answer | str]]:
-        """As `_answers`; hosts that were told of are no longer `missing`. Raises RedisError and OperationalError."""
-        with _HostCall(self._redis, self._keys, purpose) as call:
-            for host in sorted(missing - call.reach(missing)):
-                missing.remove(host)
+        """Each host's answer to its question, or why there is none, as they come; then it is not `missing` any more."""
+        until = time.monotonic() + deadline_s
+        with _HostCall(self._redis, self._keys, task) as call:
+            for host in sorted(missing.keys() - call.reach(missing)):
+                del missing[host]
                 yield host, _NO_WORKER
-            for host in sorted(missing):
-                ask(call, host)
+            for host, question in sorted(missing.items()):
+                signature = {"signature": self._signature(call, host, question[signed])} if signed else {}
+                self._send(host, f"mikrom.{task}", {"call": call.name, **question, **signature}, note=host)
             while missing:
                 for host, answer in call.round(until):
-                    if host in missing:
-                        missing.remove(host)
+                    if missing.pop(host, None):
                         yield host, answer or _NO_WORKER
                 if time.monotonic() >= until:
                     for host in sorted(missing):
-                        missing.remove(host)
+                        del missing[host]
                         yield host, "no answer by the deadline"
 
     def _send_order(self, call: _HostCall, order: Order) -> None:
-        action = order.action
-        sent = {"call": call.name, "order": msgspec.json.encode(order).decode(), "release": __version__}
-        sent["signature"] = self._signature(call, action.host, sent["order"])
-        self._send(
-            action.host,
-            f"mikrom.{action.verb}_vm",
-            sent,
-            note=redacted_args(order),
-            priority=priority_of(order),
-            # a backstop only: the hard limit ends the task's greenlet without a word to anybody
-            time_limit=action.deadline_s + 30,
-        )
+        action, text = order.action, msgspec.json.encode(order).decode()
+        signature = self._signature(call, action.host, text)
+        sent: dict[str, object] = {"call": call.name, "order": text, "release": __version__, "signature": signature}
+        note, priority = redacted_args(order), priority_of(order)
+        # a backstop only: the hard limit ends the task's greenlet without a word to anybody
+        limit_s = action.deadline_s + 30
+        self._send(action.host, f"mikrom.{action.verb}_vm", sent, note=note, priority=priority, time_limit=limit_s)
 
     def _signature(self, call: _HostCall, host: str, text: str) -> str:
-        """That of control for this host's worker; "" without a key."""
         if self._signer is None:
             return ""
-        start_id = call.start_of(host)
-        return self._signer.sign(text, queue=self._keys.host_queue(host), start_id=start_id, call=call.name)
+        queue, start_id = self._keys.host_queue(host), call.starts[host].decode()
+        return self._signer.sign(text, queue=queue, start_id=start_id, call=call.name)
 
-    def _send(
-        self, host: str, task: str, arguments: Mapping[str, object], *, note: str, priority: int = FIRST,
-        time_limit: float | None = None,
-    ) -> None:  # fmt: skip
-        self._app.send_task(
-            task,
-            kwargs=dict(arguments),
-            queue=self._keys.host_queue(host),
-            priority=priority,
-            time_limit=time_limit,
-            ignore_result=True,
-            kwargsrepr=note,
-        )
+    def _send(self, host: str, task: str, arguments: dict[str, object], *, note: str, **options: Any) -> None:
+        queue, options = self._keys.host_queue(host), {"priority": FIRST, **options}
+        self._app.send_task(task, kwargs=arguments, queue=queue, ignore_result=True, kwargsrepr=note, **options)
 
 
 class OrderQueue:
@@ -235,10 +198,9 @@ class OrderQueue:
 
     def finish(self, outcome: ActionOutcome | None) -> ActionOutcome | None:
         """`outcome`, or None when it was told before or nobody asked for it."""
-        if outcome is None:
-            return None
-        asked = self._under_way.get(outcome.host, {}).pop(outcome.action_id, None)
-        return outcome if asked is not None else None
+        if outcome and self._under_way.get(outcome.host, {}).pop(outcome.action_id, None):
+            return outcome
+        return None
 
     def lose(self, host: str, why: str) -> Iterator[ActionOutcome]:
         """A temporary failure for everything that was sent to `host` and not answered."""
@@ -255,37 +217,31 @@ class OrderQueue:
 
 
 class _HostCall(Call):
-    """A call to hosts, which also sees whether the workers that were asked still live."""
+    """A call to hosts, which also sees whether the workers that were asked still live, by their `starts`."""
 
     def __init__(self, redis: Redis, keys: Keys, purpose: str) -> None:
         super().__init__(redis, keys, f"{purpose}-{secrets.token_hex(8)}")
-        self._starts: dict[str, bytes] = {}
+        self.starts: dict[str, bytes] = {}
         self._check_at = time.monotonic() + BROKER.worker_check_s
 
     def reach(self, hosts: Iterable[str]) -> set[str]:
         """Those of `hosts` that have a worker; from then on they are watched, and their answers are read."""
         wanted = {*hosts}
-        self._starts |= self._living(wanted - self._starts.keys())
-        for host in wanted & self._starts.keys():
+        self.starts |= self._living(wanted - self.starts.keys())
+        reached = wanted & self.starts.keys()
+        for host in reached:
             self.listen(f"host:{host}")
-        return wanted & self._starts.keys()
-
-    def start_of(self, host: str) -> str:
-        """The start id of a worker that is watched."""
-        return self._starts[host].decode()
+        return reached
 
     def round(self, until: float) -> Iterator[tuple[str, Answer | None]]:
-        """What hosts answer within a second, and None for one whose worker is no longer the one that was asked.
-
-        Raises MikromError when this process is to end.
-        """
+        """What hosts answer in a second; None: its worker is another now. Raises MikromError if this one is to end."""
         for answer in self.read(min(1.0, max(0.0, until - time.monotonic()))):
             yield _host(answer.owner), answer
-        ending_work.refuse_when_stopping()
+        celery_patches.refuse_when_stopping()
         if time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + BROKER.worker_check_s
-            before, self._starts = self._starts, self._living(self._starts)
-            yield from ((host, None) for host, start in before.items() if self._starts.get(host) != start)
+            before, self.starts = self.starts, self._living(self.starts)
+            yield from ((host, None) for host, start in before.items() if self.starts.get(host) != start)
 
     def _living(self, hosts: Iterable[str]) -> dict[str, bytes]:
         found = starts(self._redis, self._keys, [f"host:{host}" for host in hosts])

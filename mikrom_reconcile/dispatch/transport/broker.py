@@ -1,30 +1,89 @@
-"""The way to Redis: one URL in three spellings, one client, and a quick answer when nobody is there.
+"""The way to Redis: the names of its keys, one URL in three spellings, one client, a quick answer if it is away.
 
-Celery and kombu say `redis+socket://`, redis-py says `unix://`. A client of ours never retries by itself: who is
-told within 3 s that the broker is away can do something about it. A TLS connection without a certificate that was
-verified is never made. It must never print a password.
+Celery and kombu say `redis+socket://`, redis-py says `unix://`. A client of ours never retries by itself, and makes no
+TLS connection without a certificate that was verified. It must never print a password.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import msgspec
 
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
-from mikrom_reconcile.dispatch.transport.redis_keys import Keys
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.times_and_sizes import BROKER, SERVICES
 
 if TYPE_CHECKING:
     from redis import Redis
+
+FIRST, LAST = 0, 8
+"""Priorities, lower first: people who look; the ticks of Beat."""
+
+ORDERS = {False: (2, 4), True: (6, 8)}
+"""Priorities of orders by whether they are scheduled: those that make room (stop and delete), and all others."""
+
+STEPS = (FIRST, *ORDERS[False], *ORDERS[True])
+
+
+def _key(form: str) -> Callable[[Keys, str], str]:
+    """A method of `Keys`: the key of this form for a name."""
+    return lambda keys, name: f"{keys.prefix}:{form.format(name)}"
+
+
+class Keys:
+    """The names that follow from the control queue's name ("mikrom:queue" unless inherited).
+
+    `prefix` begins every key, so that two fleets can share one Redis. What belongs to a host is under its name, so that
+    an ACL can give it its keys and no other's. Nothing there is the truth about a VM: all of it may be lost.
+    """
+
+    # of an owner ("host:hv01", "control:hv01", "beat:hv01"; of unacknowledged messages "host:hv01" or "control")
+    heartbeat = _key("alive:{}")  # start id of its process, while that lives
+    unacked = _key("unacked:{}")  # where Celery keeps the messages that it has fetched but not begun
+    # of a host
+    known = _key("known:{}")  # exists for a day after its worker was last seen
+    machine = _key("machine:{}")  # which machine has this name, until a person says otherwise
+    given_up = _key("given-up:{}")  # machines that had its name, until they are back and have stopped what they run
+    history = _key("history:host:{}")  # what it did by itself, as `control.stores` keeps it
+    # of a call
+    call = _key("call:{}")  # exists while somebody waits for it: without it no order is carried out
+    # of a run
+    request = _key("run:{}:request")  # with its source tree
+    plan = _key("run:{}:plan")  # the one that was shown; an apply names it and does not bring its own
+    unfinished = _key("run:{}:unfinished")  # how far it is while it has no report, or why it has none
+    # of an entry of Beat's ("reconcile")
+    tick = _key("tick:{}")  # the tick of the present interval; whichever Beat sets it sends it
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        self.prefix = queue.removesuffix(":queue")
+        self.source = f"{self.prefix}:source"  # what the last look at MIKROM_SPECS gave, for who looks
+        self.good_specs = f"{self.prefix}:source:good"  # the last good ones that any control worker has seen
+        self.vms = f"{self.prefix}:vms"  # what runs have seen of each host last, and of each project there
+        self.run_times = f"{self.prefix}:run-times"  # when each project's last whole run ended, and converged
+        self.next_run = f"{self.prefix}:next-run"  # when it is due, as Beat says and who had the last tick
+
+    def host_queue(self, host: str) -> str:
+        """Queue that only the worker of `host` consumes."""
+        return f"{self.queue}.{host}"
+
+    def lists(self, queue: str) -> list[str]:
+        """Where Celery keeps the messages of a queue: a list for each step of priority, the first without a mark."""
+        return [f"{queue}\x06\x16{step}" if step else queue for step in STEPS]
+
+    def answers(self, call: str, owner: str) -> str:
+        """Stream of what `owner` ("host:hv01", "control") answers to this call."""
+        return f"{self.prefix}:answers:{call}:{owner}"
+
 
 SCHEMES = ("redis", "rediss", "redis+socket")
 
@@ -40,21 +99,16 @@ def broker_url(settings: Settings) -> str:
     return url
 
 
-def user_of(redis: Redis) -> str:
-    """The name by which the broker knows this client; "default" where it has no users."""
-    found: Any = redis.acl_whoami()
-    return found.decode() if isinstance(found, bytes) else str(found)
-
-
 def is_remote(url: str) -> bool:
     """Whether the broker is on another machine, or may be."""
     parts = urlsplit(url)
     host = parts.hostname or "localhost"
+    if parts.scheme == "redis+socket" or host == "localhost":
+        return False
     try:
-        loopback = ip_address(host).is_loopback
+        return not ip_address(host).is_loopback
     except ValueError:
-        loopback = host == "localhost"
-    return parts.scheme != "redis+socket" and not loopback
+        return True
 
 
 def split_tls(url: str) -> tuple[str, dict[str, Any]]:
@@ -79,10 +133,9 @@ def split_tls(url: str) -> tuple[str, dict[str, Any]]:
 def without_password(url: str) -> str:
     """`url` fit for a message."""
     parts = urlsplit(url)
-    address = parts.netloc.rpartition("@")[2]
-    user = parts.username or ""
-    secret = ":***" if parts.password else ""
-    return urlunsplit(parts._replace(netloc=f"{user}{secret}@{address}" if user or secret else address, query=""))
+    _, at, address = parts.netloc.rpartition("@")
+    who = (parts.username or "") + (":***" if parts.password else "")
+    return urlunsplit(parts._replace(netloc=f"{who}{at if who else ''}{address}", query=""))
 
 
 def connect(url: str) -> Redis:
@@ -93,9 +146,8 @@ def connect(url: str) -> Redis:
         with client_of(url, read_s=BROKER.ping_s) as probe:
             probe.ping()
     except (RedisError, OSError, ValueError) as error:
-        raise SetupError(
-            f"no answer from the broker {without_password(url)}: {error}; {_remedy(str(error))}"
-        ) from error
+        address, remedy = without_password(url), _remedy(str(error))
+        raise SetupError(f"no answer from the broker {address}: {error}; {remedy}") from error
     return client_of(url)
 
 
@@ -104,8 +156,7 @@ def fleet_id(settings: Settings) -> str:
     key = f"{Keys(settings.queue).prefix}:id"
     with connect(broker_url(settings)) as redis:
         redis.set(key, secrets.token_hex(8), nx=True)
-        found: Any = redis.get(key)
-        return bytes(found).decode()
+        return cast("bytes", redis.get(key)).decode()
 
 
 def _remedy(error: str) -> str:

@@ -1,7 +1,7 @@
 """An order as a message: its envelope, its priority, how a host opens it, and outcomes that no host reported.
 
 Control and hosts are upgraded one after the other: an order that this release understands only in part is refused
-whole, because a VM made without a field that its spec has would look as if it were as wanted.
+whole, because a VM made without a field of its spec would look as if it were as wanted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, Result
-from mikrom_reconcile.dispatch.transport.redis_keys import ORDERS
+from mikrom_reconcile.dispatch.transport.broker import ORDERS
 from mikrom_reconcile.settings import Settings
 
 if TYPE_CHECKING:
-    from mikrom_reconcile.dispatch.transport.signing import Signer, Verifier
+    from mikrom_reconcile.dispatch.transport.signing import Signer
 
 _UNSIGNED = "the order is not signed, and this host has MIKROM_VERIFY_KEY: control needs MIKROM_SIGNING_KEY, its pair"
 _FORGED = "the order is not what control signed for this worker: changed, sent before, or both keys are no pair"
@@ -30,8 +30,8 @@ _FORGED = "the order is not what control signed for this worker: changed, sent b
 class OrderEnvelope(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of a VM task. `order` is the JSON of an `Order`; `signature` is hexadecimal, empty without a key.
 
-    `release` is that of the sender and proves nothing: it is there for the message.
-    `spent_s` of the action's deadline have passed in earlier attempts; the host itself says so, and nobody signs it.
+    `release`, of the sender, is there for a message. Nobody signs it, nor how many seconds of the deadline were
+    `spent_s` in earlier attempts, which the host itself says.
     """
 
     call: str
@@ -48,15 +48,6 @@ def load_signer(settings: Settings) -> Signer | None:
     from mikrom_reconcile.dispatch.transport.signing import Signer  # noqa: PLC0415 - only who has a key pays for it
 
     return Signer(settings.signing_key)
-
-
-def load_verifier(settings: Settings) -> Verifier | None:
-    """What proves orders to a host; None: whoever reaches its queue is obeyed. Raises SetupError as `load_signer`."""
-    if settings.verify_key is None:
-        return None
-    from mikrom_reconcile.dispatch.transport.signing import Verifier  # noqa: PLC0415 - as above
-
-    return Verifier(settings.verify_key)
 
 
 def priority_of(order: Order) -> int:
@@ -84,15 +75,10 @@ def read_order(sent: OrderEnvelope, is_genuine: Callable[[], bool]) -> Order:
     return order
 
 
-class _Names(msgspec.Struct, frozen=True):
+class _Named(msgspec.Struct, frozen=True):
     """What an answer needs of an order that says more, or less, than this release knows."""
 
-    id: str = ""
-    vm: str = ""
-
-
-class _Named(msgspec.Struct, frozen=True):
-    action: _Names = _Names()
+    action: dict[str, Any] = {}
 
 
 def refused(sent: OrderEnvelope, verb: Verb, host: str, why: str) -> ActionOutcome:
@@ -100,8 +86,8 @@ def refused(sent: OrderEnvelope, verb: Verb, host: str, why: str) -> ActionOutco
     try:
         action = msgspec.json.decode(sent.order, type=ready(_Named)).action
     except (msgspec.MsgspecError, RecursionError):
-        action = _Names()
-    return _outcome(action.id, action.vm, host, verb, "failed_permanent", why)
+        action = {}
+    return _outcome(str(action.get("id", "")), str(action.get("vm", "")), host, verb, "failed_permanent", why)
 
 
 def given_up(order: Order, result: Result, why: str) -> ActionOutcome:

@@ -1,43 +1,36 @@
 """A call: one question to hosts or to a control worker, and its answers over Redis streams.
 
-A call lives as long as its caller waits: the caller renews the call's key, the server expires it, and nobody begins
-work for a call that has ended. Answers are told in order, each stream written by one side only. A call is no queue
-of work and must hold nothing that cannot be asked again. Errors travel as values: their kinds are listed, anything
-else is an internal error whose traceback is in the worker's log.
+It lives as long as its caller waits and renews its key: nobody begins work for one that has ended. Answers are told in
+order, each stream written by one side only. It must hold nothing that cannot be asked again. Errors travel as values.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 import zlib
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
-from redis import RedisError
+from redis import Redis, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from mikrom_reconcile.core.model import errors
 from mikrom_reconcile.core.model.encoding import ready
-from mikrom_reconcile.core.model.errors import (
-    BusyError,
-    MikromError,
-    PastDeadlineError,
-    SetupError,
-    SourceError,
-    SpecError,
-    UsageError,
-)
+from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.dispatch.transport.redis_keys import Keys
+from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.times_and_sizes import BROKER
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 T = TypeVar("T")
 
 _KINDS: dict[str, type[MikromError]] = {
-    kind.__name__: kind for kind in (BusyError, MikromError, PastDeadlineError, SetupError, SourceError, UsageError)
+    name: getattr(errors, name)
+    for name in ("BusyError", "MikromError", "PastDeadlineError", "SetupError", "SourceError", "UsageError")
 }
 
 
@@ -103,21 +96,20 @@ def answer(redis: Redis, keys: Keys, call: str, owner: str, kind: str, body: byt
 
 def failure_of(error: Exception, *, task_id: str) -> Failure:
     """What to tell the caller about `error`."""
-    if isinstance(error, SpecError):
+    name = type(error).__name__
+    if isinstance(error, errors.SpecError):
         return Failure(kind="SpecError", message=str(error), problems=error.problems)
     if isinstance(error, MikromError):
-        kind = next((base.__name__ for base in type(error).__mro__ if base.__name__ in _KINDS), "MikromError")
-        return Failure(kind=kind, message=str(error))
-    return Failure(
-        kind="MikromError",
-        message=f"internal error in the control worker ({type(error).__name__}); its log has it under task {task_id}",
-    )
+        kind = next(base for base in type(error).__mro__ if base in _KINDS.values())
+        return Failure(kind=kind.__name__, message=str(error))
+    internal = f"internal error in the control worker ({name}); its log has it under task {task_id}"
+    return Failure(kind="MikromError", message=internal)
 
 
 def error_of(failure: Failure) -> MikromError:
     """The error that the caller raises."""
     if failure.kind == "SpecError":
-        return SpecError(failure.problems)
+        return errors.SpecError(failure.problems)
     return _KINDS.get(failure.kind, MikromError)(failure.message)
 
 
@@ -126,8 +118,7 @@ class Call:
 
     def __init__(self, redis: Redis, keys: Keys, name: str) -> None:
         self.name = name
-        self._redis = redis
-        self._keys = keys
+        self._redis, self._keys = redis, keys
         self._owners: dict[bytes, str] = {}
         self._seen: dict[Any, Any] = {}
         self._renew_at = 0.0
@@ -168,3 +159,91 @@ class Call:
             if not is_kept:  # with what hosts were sent, or would have answered
                 raise RedisConnectionError("it was emptied, or this process stood still for too long")
             self._renew_at = now + BROKER.heartbeat_interval_s
+
+
+_log = logging.getLogger(__name__)
+
+
+class _Given(NamedTuple):
+    stream: bytes
+    kind: str
+    body: bytes
+    until_s: float
+
+
+class ReplySender:
+    """The answers of one process. Safe to use from many threads or greenlets at once."""
+
+    def __init__(self, redis: Redis, keys: Keys, owner: str) -> None:
+        self._redis, self._keys, self._owner = redis, keys, owner
+        self._awaited_until: dict[str, float] = {}
+        self._given: deque[_Given] = deque(maxlen=BROKER.replies_waiting)
+        self._is_given = threading.Event()
+        self._sending = threading.Lock()
+        self._ended = False
+        self._telling = threading.Thread(target=self._send_until_closed, name="answers", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._telling.start()
+
+    def is_awaited(self, call: str) -> bool:
+        """Whether somebody waits for this call, or did a second ago. Raises RedisError."""
+        now_s = time.clock_gettime(time.CLOCK_BOOTTIME)  # a machine that slept believes nothing
+        if self._awaited_until.get(call, 0.0) > now_s:
+            return True
+        self._awaited_until = {name: until for name, until in self._awaited_until.items() if until > now_s}
+        if awaited := is_awaited(self._redis, self._keys, call):
+            self._awaited_until[call] = now_s + BROKER.reply_awaited_s
+        return awaited
+
+    def tell(self, call: str, kind: str, body: bytes) -> None:
+        """Have the call told, soon."""
+        stream = self._keys.answers(call, self._owner).encode()  # here, where a name that is no text ends its task only
+        self._given.append(_Given(stream, kind, body, time.monotonic() + BROKER.reply_kept_s))
+        self._is_given.set()
+
+    def flush(self) -> None:
+        """Send what was given so far. Raises what the broker said against some of it, and keeps that for a while."""
+        with self._sending:
+            answers = [self._given.popleft() for _ in range(len(self._given))]
+            try:
+                refusals = self._send(answers) if answers else []
+            except Exception as error:  # noqa: BLE001 - a socket ends in many ways, and all of them pass
+                refusals = [error] * len(answers)
+            now_s = time.monotonic()
+            left = [answer for answer, why in zip(answers, refusals, strict=True) if why and answer.until_s > now_s]
+            self._given.extendleft(reversed(left))
+        for refusal in filter(None, refusals):
+            raise refusal
+
+    def close(self) -> None:
+        """Send what was given so far if the broker takes it, and end. Nothing may be told any more."""
+        self._ended = True
+        self._is_given.set()
+        if self._telling.is_alive():
+            self._telling.join()
+        with suppress(Exception):  # then the heartbeat says that they are lost
+            self.flush()
+
+    def _send(self, answers: Sequence[_Given]) -> Sequence[Exception | None]:
+        """What the server said against each of them."""
+        pipe = self._redis.pipeline(transaction=False)
+        for answer in answers:
+            pipe.xadd(answer.stream, {"kind": answer.kind, "body": answer.body})
+        for stream in {answer.stream for answer in answers}:
+            pipe.expire(stream, BROKER.result_ttl_s)
+        said = pipe.execute(raise_on_error=False)[: len(answers)]
+        return [one if isinstance(one, RedisError) else None for one in said]
+
+    def _send_until_closed(self) -> None:
+        while not self._ended:
+            self._is_given.wait()
+            self._is_given.clear()
+            try:
+                self.flush()
+                time.sleep(BROKER.reply_interval_s)
+            except Exception as error:  # noqa: BLE001 - as above
+                _log.warning("%d answers wait: %s; trying again in %g s", len(self._given), error, BROKER.reply_retry_s)
+                time.sleep(BROKER.reply_retry_s)
+                self._is_given.set()

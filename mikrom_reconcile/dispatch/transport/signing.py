@@ -1,8 +1,7 @@
 """Orders that nobody but the control side can have made: an Ed25519 signature over all that an order says.
 
-It covers the host's queue, the start of the worker that is asked and the call beside the order itself, so that what
-was signed for one host, one process and one run is worth nothing at another. Celery's own signature covers neither a
-task's name nor its headers. Importing this costs a process some 30 ms, and only who has a key has to.
+It covers the host's queue, the start of its worker and the call, too: what was signed for one host, process and run is
+worth nothing at another. Importing this costs a process some 30 ms, and only who has a key has to.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.system.files import write_whole
+from mikrom_reconcile.system.files import descriptor, write_whole
 from mikrom_reconcile.times_and_sizes import BROKER
 
 _CONTEXT = "mikrom order 1"
@@ -87,18 +86,15 @@ def _signed(queue: str, start_id: str, call: str, order: str) -> bytes:
 def _read(variable: str, path: Path, *, closed: int, remedy: str) -> bytes:
     """The content of a key file: no symlink, and closed to others in these bits of its mode."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with descriptor(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise SetupError(f"{variable}={path} is not a regular file")
+            if found.st_uid not in {0, os.geteuid()}:
+                raise SetupError(f"{variable}={path} belongs to uid {found.st_uid}, neither to root nor to this user")
+            if found.st_mode & closed:
+                raise SetupError(f"{variable}={path} has mode {stat.S_IMODE(found.st_mode):04o}; {remedy} {path}")
+            return os.read(fd, BROKER.key_file_bytes)
     except OSError as error:
         why = "is a symlink; name the file itself" if path.is_symlink() else f"cannot be read: {error.strerror}"
         raise SetupError(f"{variable}={path} {why}") from error
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise SetupError(f"{variable}={path} is not a regular file")
-        if found.st_uid not in {0, os.geteuid()}:
-            raise SetupError(f"{variable}={path} belongs to uid {found.st_uid}, neither to root nor to this user")
-        if found.st_mode & closed:
-            raise SetupError(f"{variable}={path} has mode {stat.S_IMODE(found.st_mode):04o}; {remedy} {path}")
-        return os.read(fd, BROKER.key_file_bytes)
-    finally:
-        os.close(fd)

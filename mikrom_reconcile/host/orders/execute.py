@@ -28,8 +28,8 @@ from mikrom_reconcile.host.orders.preconditions import Ending, Reservations, rej
 from mikrom_reconcile.host.orders.steps import ActionRun, log_fields
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
-from mikrom_reconcile.system.clock import Clock
 from mikrom_reconcile.system.files import FULL
+from mikrom_reconcile.system.time_limits import Clock
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from mikrom_reconcile.core.model.plan import Action, Expect
 from mikrom_reconcile.core.model.run import Order, Result
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import ORDERS
 
 

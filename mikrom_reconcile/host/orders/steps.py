@@ -28,7 +28,7 @@ from mikrom_reconcile.host.observe import drift_of, row_of
 from mikrom_reconcile.host.orders.preconditions import Reservations, check
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import ORDERS
 
 WHILE_IT_RUNS: frozenset[Impact] = frozenset({"record", "live"})

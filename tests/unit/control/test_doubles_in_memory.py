@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 from tests.properties.world import World
 
 SPECS = """\

@@ -20,7 +20,7 @@ from mikrom_reconcile.core.model.observed import (
 from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
-from mikrom_reconcile.system.clock import Clock
+from mikrom_reconcile.system.time_limits import Clock
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 FLEET = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\nspec: {replicas: 5, template: {image: hello}}\n"

@@ -12,8 +12,7 @@ from gevent import monkey
 monkey.patch_all()
 import time
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
-from mikrom_reconcile.dispatch.transport import ending_work as deadlines
-deadlines.GRACE_S = 0.1
+from mikrom_reconcile.dispatch import celery_patches as deadlines
 began = time.monotonic()
 """
 

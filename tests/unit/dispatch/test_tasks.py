@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,14 +19,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-from mikrom_reconcile.dispatch.log_format import FieldsFormatter, TaskId
+from mikrom_reconcile.dispatch.log_format import FieldsFormatter
 from mikrom_reconcile.dispatch.registry import FleetProcess
-from mikrom_reconcile.dispatch.transport import ending_work
 from mikrom_reconcile.dispatch.transport.order_envelope import priority_of
-from mikrom_reconcile.dispatch.transport.reply_sender import ReplySender
-from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
+from mikrom_reconcile.dispatch.transport.rpc import Call, ReplySender, unpack
 from tests.fakes import HOST, order
 from tests.fleet import KEYS, Fleet
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
@@ -79,8 +79,12 @@ class Worker:
         with Call(self.redis, KEYS, "a-call") as call:
             call.listen(OWNER)
             arguments = {"call": call.name, "order": msgspec.json.encode(sent).decode()}
-            self.app.tasks[f"mikrom.{sent.action.verb}_vm"].apply(kwargs=arguments, task_id="the-task")
-            (answer,) = call.read(1)
+            task = self.app.tasks[f"mikrom.{sent.action.verb}_vm"]
+            with ThreadPoolExecutor(1) as pool:
+                running, answers = pool.submit(task.apply, kwargs=arguments, task_id="the-task"), call.read(0.1)
+                while not running.done():  # who reads renews the call, however slow the machine is
+                    answers += call.read(0.1)
+            (answer,) = answers or call.read(1)
         return unpack(answer.body, ActionOutcome)
 
 
@@ -93,10 +97,10 @@ def worker(app: FleetApp, redis: Fleet, replies: ReplySender) -> Worker:
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """The log of mikrom, with the ids of tasks, as a worker writes it."""
     caplog.set_level(logging.INFO, logger="mikrom_reconcile")
-    task_id = TaskId()
-    caplog.handler.addFilter(task_id)
+    usual = caplog.handler.formatter
+    caplog.handler.setFormatter(FieldsFormatter())
     yield caplog
-    caplog.handler.removeFilter(task_id)
+    caplog.handler.setFormatter(usual)
 
 
 def steps(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
@@ -203,7 +207,7 @@ class TestAttempts:
         self, worker: Worker, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = iter([False, True])
-        monkeypatch.setattr(ending_work, "is_stopping", lambda: next(asked))
+        monkeypatch.setattr(celery_patches, "is_stopping", lambda: next(asked))
         host.driver.faults["start"] = [TEMPORARY]
         assert worker.run(order("create", VM)).result == "failed_temporary"
 

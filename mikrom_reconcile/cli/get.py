@@ -11,15 +11,6 @@ import click
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options, queries
 from mikrom_reconcile.cli.entry import ERROR, INTERRUPTED, Commands, present, show, warn
-from mikrom_reconcile.cli.queries import (
-    names_for_tab,
-    present_views,
-    refuse_unknown_name,
-    specs_in,
-    unknown,
-    views_of,
-    wanted_by_fleet,
-)
 from mikrom_reconcile.control.ports import Engine, Hosts
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.run import SUPERVISION
@@ -36,7 +27,7 @@ _latest = click.option("-n", "count", type=click.IntRange(1), default=20, show_d
 
 
 @click.command()
-@click.argument("name", required=False, shell_complete=names_for_tab)
+@click.argument("name", required=False, shell_complete=queries.names_for_tab)
 @_latest
 @click.option("-f", "--follow", "following", is_flag=True, help="NAME is a run: wait for its end and tell how it went.")
 @options.output()
@@ -56,7 +47,7 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
     else:
         found = [run for run in kept if runs.touched(run, name)][:count]
         if not (found or unfinished):
-            refuse_unknown_name(engine, name)
+            queries.refuse_unknown_name(engine, name)
 
     def text(style: Style) -> str:
         if [run.run_id for run in found] == [name] and not unfinished:
@@ -86,7 +77,9 @@ def _follow_run(engine: Engine, run_id: str | None, form: str) -> int:
 
 
 @click.command()
-@click.option("--limit-to", "name", metavar="NAME", shell_complete=names_for_tab, help="Only this VM, host or fleet.")
+@click.option(
+    "--limit-to", "name", metavar="NAME", shell_complete=queries.names_for_tab, help="Only this VM, host or fleet."
+)
 @_latest
 @options.output()
 def events(name: str | None, count: int, form: str) -> int:
@@ -94,22 +87,22 @@ def events(name: str | None, count: int, form: str) -> int:
     engine = wiring.open_engine(load())
     found = runs.events_in(engine.store.runs(RUNS.kept), name)[-count:]
     if name is not None and not found:
-        refuse_unknown_name(engine, name)
+        queries.refuse_unknown_name(engine, name)
     present(form, lambda: runs.events_document(found), lambda style: runs.events_text(found, style))
     return 0
 
 
 @click.command()
-@click.argument("vm", shell_complete=names_for_tab)
+@click.argument("vm", shell_complete=queries.names_for_tab)
 @click.option("--tail", "lines", type=click.IntRange(1), metavar="LINES", help="Only the last lines.")
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on with what it writes, until Ctrl-C.")
 def logs(vm: str, lines: int | None, *, following: bool) -> int:
     """The end of a VM's serial console, at most 256 KiB, without what a terminal could obey."""
     engine = wiring.open_engine(load())
-    views = views_of(engine)
+    views = queries.views_of(engine)
     rows = [row for row in vms_in(views) if row.name == vm]
     if not rows:
-        raise unknown(vm, [row.name for row in vms_in(views)], views)
+        raise queries.unknown(vm, [row.name for row in vms_in(views)], views)
     keeper = max(rows, key=lambda row: row.token)
     console = engine.hosts.console(keeper.host, vm, max_bytes=OUTPUT.logs_bytes)
     text = console_text(console.content)
@@ -145,16 +138,16 @@ def get() -> None:
 
 
 @get.command()
-@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=names_for_tab)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=queries.names_for_tab)
 @options.limit
 @options.output()
 def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
     """Every VM on every host, or those called NAME, as its host sees it. Exits with 4 when a host could not be read."""
     settings, now = load(), datetime.now(UTC)
-    views = views_of(wiring.open_engine(settings))
+    views = queries.views_of(wiring.open_engine(settings))
     rows = queries.selected_in(vms_in(views), names, limit, settings)
     queries.warn_of_duplicates(rows)
-    return present_views(
+    return queries.present_views(
         form,
         views,
         lambda: {"vms": [vm_row(row) for row in rows]},
@@ -166,7 +159,7 @@ def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
 @options.output()
 def hosts(form: str) -> int:
     """Every host, with what it has in all. Exits with 4 when one could not be read."""
-    views = views_of(wiring.open_engine(load()))
+    views = queries.views_of(wiring.open_engine(load()))
     present(form, lambda: output.hosts_document(views), lambda style: output.hosts_text(views, style))
     return UNREACHABLE if any(view.error for view in views) else 0
 
@@ -177,24 +170,24 @@ def hosts(form: str) -> int:
 def fleets(paths: tuple[str, ...], form: str) -> int:
     """Every fleet that the specs name or a host has. Exits with 4 when a host could not be read."""
     settings = load()
-    views = views_of(wiring.open_engine(settings))
-    found = output.fleets_in(views, wanted_by_fleet(settings, paths, views))
-    return present_views(form, views, lambda: {"fleets": found}, lambda style: output.fleets_text(found, style))
+    views = queries.views_of(wiring.open_engine(settings))
+    found = output.fleets_in(views, queries.wanted_by_fleet(settings, paths, views))
+    return queries.present_views(form, views, lambda: {"fleets": found}, lambda style: output.fleets_text(found, style))
 
 
 get.add_command(history, "runs")
 
 
 @click.command()
-@click.argument("name", shell_complete=names_for_tab)
+@click.argument("name", shell_complete=queries.names_for_tab)
 @options.paths
 @options.output(("yaml", "json"))
 def describe(name: str, paths: tuple[str, ...], form: str) -> int:
     """Everything that is known of a VM, a host or a fleet: record, phase, what was done to it, what is in it."""
     settings = load()
     engine = wiring.open_engine(settings)
-    views = views_of(engine)
-    fleets = output.fleets_in(views, wanted_by_fleet(settings, paths, views))
+    views = queries.views_of(engine)
+    fleets = output.fleets_in(views, queries.wanted_by_fleet(settings, paths, views))
     document = output.description_document(name, views, fleets, engine.store.runs(RUNS.kept)) | queries.unreachable_in(
         views
     )
@@ -216,11 +209,11 @@ def status(paths: tuple[str, ...], form: str) -> int:
     """
     settings = load()
     engine = wiring.open_engine(settings)
-    views = views_of(engine)
+    views = queries.views_of(engine)
     ended = (run for run in engine.store.runs(RUNS.kept) if run.exit_code is not None)
     last = next((run for run in ended if not run.origin.startswith(SUPERVISION)), None)
     source, now = engine.source(), datetime.now(UTC)
-    found = (views, output.fleets_in(views, wanted_by_fleet(settings, paths, views)), last, source)
+    found = (views, output.fleets_in(views, queries.wanted_by_fleet(settings, paths, views)), last, source)
     present(form, lambda: output.status_document(found), lambda style: output.status_text(found, now, style))
     code = UNREACHABLE if any(view.error for view in views) else 0
     code |= CHANGES_OR_FAILED if queries.warn_of_duplicates(vms_in(views)) else 0
@@ -238,15 +231,15 @@ def orphans(paths: tuple[str, ...], form: str) -> int:
     """
     settings = load()
     project, names = _wanted(settings, paths)
-    views = views_of(wiring.open_engine(settings), strays=True)
+    views = queries.views_of(wiring.open_engine(settings), strays=True)
     found = orphans_in(views, project, names)
-    return present_views(form, views, lambda: {"orphans": found}, lambda style: orphans_text(found, style))
+    return queries.present_views(form, views, lambda: {"orphans": found}, lambda style: orphans_text(found, style))
 
 
 def _wanted(settings: Settings, paths: tuple[str, ...]) -> tuple[str | None, frozenset[str]]:
     """The project of the specs and the VMs that they want; None where there are no specs to read."""
     try:
-        specs = specs_in(settings, paths)
+        specs = queries.specs_in(settings, paths)
     except SourceError as error:
         if paths:
             raise
@@ -267,7 +260,7 @@ def images(paths: tuple[str, ...], form: str, *, fetch: bool, timeout_s: float |
     Exits with 2 when a file could not be fetched, with 4 when a host could not be asked.
     """
     settings = load()
-    specs = specs_in(settings, paths)
+    specs = queries.specs_in(settings, paths)
     named, needed = named_files(specs), files_by_host(specs, here=settings.host)
     engine = wiring.open_engine(settings)
     known = sorted({*needed, *engine.hosts.names()})

@@ -29,13 +29,6 @@ from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.transport.broker import Keys, connect, without_password
 from mikrom_reconcile.host.drivers import jail, qemu, select
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
-from mikrom_reconcile.host.drivers.select import (
-    choice_of,
-    find_firecracker,
-    jail_problem,
-    kvm_problem,
-    version_of,
-)
 from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
@@ -107,7 +100,7 @@ def _python(_settings: Settings) -> Check:
 def _driver(settings: Settings) -> Check:
     if settings.driver == "simulated":
         return note("simulated: nothing real runs", "unset MIKROM_DRIVER")
-    choice = choice_of(settings)
+    choice = select.choice_of(settings)
     if choice.note:
         remedy = "see kvm and firecracker below; MIKROM_DRIVER=qemu if it is what you want"
         return note(f"qemu: {choice.note}", remedy)
@@ -117,13 +110,13 @@ def _driver(settings: Settings) -> Check:
 def _missing(settings: Settings) -> Callable[[str, str], Check]:
     """How bad it is that something is missing which only Firecracker needs."""
     with suppress(SetupError):
-        if choice_of(settings).driver != "firecracker":
+        if select.choice_of(settings).driver != "firecracker":
             return note
     return broken
 
 
 def _kvm(settings: Settings) -> Check:
-    problem, _, remedy = (kvm_problem() or "").partition(": ")
+    problem, _, remedy = (select.kvm_problem() or "").partition(": ")
     if problem:
         return _missing(settings)(problem, f"{remedy}; or set MIKROM_DRIVER=simulated")
     return ok("/dev/kvm can be opened")
@@ -132,10 +125,10 @@ def _kvm(settings: Settings) -> Check:
 def _firecracker(settings: Settings) -> Check:
     remedy = "put a Firecracker release on PATH or name it in MIKROM_FIRECRACKER; `make apply` fetches one to try"
     try:
-        binary = find_firecracker(settings.firecracker, settings.state_dir)
+        binary = select.find_firecracker(settings.firecracker, settings.state_dir)
         if binary is None:
             return _missing(settings)("no firecracker binary was found", remedy)
-        version, digest = version_of(binary), hashlib.sha256(binary.read_bytes()).hexdigest()
+        version, digest = select.version_of(binary), hashlib.sha256(binary.read_bytes()).hexdigest()
     except (SetupError, OSError) as error:
         return _missing(settings)(str(error), remedy)
     origin = KNOWN_BINARIES.get(digest, f"SHA-256 {digest}, of an origin that mikrom does not know")
@@ -145,10 +138,10 @@ def _firecracker(settings: Settings) -> Check:
 def _jail(settings: Settings) -> Check:
     """Whether VMMs are jailed, or could be, and in what the kernel limits them."""
     if settings.jail == "off":
-        problem = (jail_problem(settings.state_dir) or "").partition(":")[0]
+        problem = (select.jail_problem(settings.state_dir) or "").partition(":")[0]
         can = f"MIKROM_JAIL=on would not do: {problem}" if problem else "MIKROM_JAIL=on puts each into a jail"
         return ok(f"off: VMMs run as this user; {can}")
-    jailer = choice_of(settings).jailer
+    jailer = select.choice_of(settings).jailer
     if jailer is None:
         return note("on, and nothing real runs", "unset MIKROM_DRIVER")
     version, controllers = jail.hierarchy()
@@ -166,10 +159,10 @@ def _qemu(settings: Settings) -> Check:
     if binary is None:
         return (broken if used else note)(f"no {select.QEMU} was found", remedy)
     with suppress(SetupError):
-        used = choice_of(settings).driver == "qemu"
+        used = select.choice_of(settings).driver == "qemu"
     if not used:
         return ok(f"{binary}, for where Firecracker cannot run")
-    version = version_of(binary)
+    version = select.version_of(binary)
     accelerator, why_not_kvm = qemu.accelerator_of(binary)
     if accelerator == "kvm":
         return ok(f"{version} at {binary}, with KVM")
@@ -251,7 +244,7 @@ def _memory(settings: Settings) -> Check:
     specs, have_mib = _wanted(settings), capacity().mem_size_mib
     promised_mib = sum(spec.machine.mem_size_mib for spec in specs)
     with suppress(SetupError):  # another check reports it
-        promised_mib = sum(map(wiring.make_driver(settings, choice_of(settings)).memory_mib, specs))
+        promised_mib = sum(map(wiring.make_driver(settings, select.choice_of(settings)).memory_mib, specs))
     meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
     available_mib = int(meminfo.partition("MemAvailable:")[2].split()[0]) >> 10
     text = f"{have_mib} MiB, {available_mib} available; {promised_mib} promised to {counted(len(specs), 'VM')}"

@@ -26,16 +26,8 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, SetupError, UsageError
-from mikrom_reconcile.dispatch.transport.broker import (
-    Keys,
-    RunningUp,
-    broker_url,
-    connect,
-    find_up,
-    running_up,
-    signing_key_of_up,
-    up_file,
-)
+from mikrom_reconcile.dispatch.transport import broker
+from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.settings import Settings, refuse_misspelt
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import make_folder, tail, write_whole
@@ -89,7 +81,7 @@ def environment(service: Service, settings: Settings) -> dict[str, str]:
 def check(service: Service, settings: Settings) -> Settings:
     """The settings with the broker that was found. Raises UsageError or SetupError when it cannot be started."""
     refuse_misspelt()
-    settings = replace(settings, broker_url=settings.broker_url or find_up(settings))
+    settings = replace(settings, broker_url=settings.broker_url or broker.find_up(settings))
     if service in {"control", "beat"} and not settings.specs:
         raise UsageError("MIKROM_SPECS is not set: a service does not guess which specs it keeps applying")
     if settings.specs and settings.specs.startswith("git+"):
@@ -98,9 +90,9 @@ def check(service: Service, settings: Settings) -> Settings:
         GitPlace.of(settings.specs)
     if service == "flower":
         check_flower(settings)
-    url = broker_url(settings)
+    url = broker.broker_url(settings)
     try:
-        connect(url).close()
+        broker.connect(url).close()
     except SetupError as error:
         if service not in {"host", "control"}:
             raise
@@ -186,14 +178,14 @@ def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
         check_flower(chosen)
         redis, children = _redis(chosen), list[Child]()
         try:
-            _await_redis(redis, broker_url(chosen))
+            _await_redis(redis, broker.broker_url(chosen))
             children = _services(chosen)
             tell(f"logs are in {chosen.state_dir / 'log'}")
             tell(f"Flower: http://127.0.0.1:{chosen.flower_port}")
             if not settings.flower_basic_auth:
                 tell(f"Flower's user and password, until this ends: {chosen.flower_basic_auth}")
             _keep([redis, *children], tell, until=lambda: ended.is_set() or _workers_live(chosen))
-            announce(RunningUp(pid=os.getpid(), broker_url=chosen.broker_url))
+            announce(broker.RunningUp(pid=os.getpid(), broker_url=chosen.broker_url))
             tell("ready: other commands on this machine find these services; Ctrl-C ends them")
             if run:
                 argv = [sys.executable, "-m", "mikrom_reconcile", "apply", chosen.specs or "", "--yes"]
@@ -226,7 +218,7 @@ def private_settings(settings: Settings) -> Settings:
         settings,
         broker_url=f"redis+socket://:{secrets.token_urlsafe(24)}@{quote(str(socket))}",
         flower_basic_auth=settings.flower_basic_auth or f"mikrom:{secrets.token_urlsafe(12)}",
-        signing_key=signing_key_of_up(settings),
+        signing_key=broker.signing_key_of_up(settings),
         verify_key=settings.run_dir / "verify.pem",
         specs=specs if specs.startswith("git+") else str(Path(specs).absolute()),
     )
@@ -254,7 +246,7 @@ def _redis(settings: Settings) -> Child:
         "port 0",
         f'unixsocket "{settings.run_dir}/redis.sock"',
         "unixsocketperm 700",
-        f"requirepass {urlsplit(broker_url(settings)).password}",
+        f"requirepass {urlsplit(broker.broker_url(settings)).password}",
         'save ""',
         f"maxmemory {SERVICES.redis_mib}mb",
         "maxmemory-policy noeviction",  # what it dropped by itself might be an order; who is refused is told
@@ -283,7 +275,7 @@ def _await_redis(redis: Child, url: str) -> None:
     until, news = time.monotonic() + SERVICES.redis_start_s, redis.keep()
     while news is None and time.monotonic() < until:
         with suppress(SetupError):
-            return connect(url).close()
+            return broker.connect(url).close()
         time.sleep(SERVICES.poll_s / 2)
         news = redis.keep()
     raise SetupError(f"the private Redis does not run: {news or 'no answer'}")
@@ -294,7 +286,7 @@ def _workers_live(settings: Settings) -> bool:
     from mikrom_reconcile.control.stores.redis import translate_broker_errors  # only here, for they take long
     from mikrom_reconcile.dispatch.transport.shared_state import living
 
-    with suppress(MikromError), connect(broker_url(settings)) as redis, translate_broker_errors():
+    with suppress(MikromError), broker.connect(broker.broker_url(settings)) as redis, translate_broker_errors():
         return all(living(redis, Keys(settings.queue), kind) for kind in ("host", "control"))
     return False
 
@@ -314,22 +306,22 @@ def _last_line(log: Path) -> str:
 
 
 @contextmanager
-def _held(settings: Settings) -> Iterator[Callable[[RunningUp], None]]:
+def _held(settings: Settings) -> Iterator[Callable[[broker.RunningUp], None]]:
     """The lock that says that an `up` runs here, and a way to write beside it what others need to know."""
-    path = up_file(settings)
+    path = broker.up_file(settings)
     fd = locks.open_taken(path)
     if fd is None:
-        other = running_up(settings)
+        other = broker.running_up(settings)
         pid = f", pid {other.pid}" if other else ""
         raise BusyError(f"another `mikrom up` runs here{pid} ({path}); end it first, or set another MIKROM_RUN_DIR")
 
-    def announce(connection: RunningUp) -> None:
+    def announce(connection: broker.RunningUp) -> None:
         encoded = msgspec.json.encode(connection)
         os.pwrite(fd, encoded, 0)
         os.ftruncate(fd, len(encoded))
 
     try:
-        announce(RunningUp(pid=os.getpid()))
+        announce(broker.RunningUp(pid=os.getpid()))
         yield announce
     finally:
         os.ftruncate(fd, 0)

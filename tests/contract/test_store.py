@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from mikrom_reconcile.control import run_log
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.control.run_log import ROOM
-from mikrom_reconcile.control.stores import files, redis
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
@@ -169,8 +169,7 @@ def test_what_another_release_wrote_in_another_shape_is_told_of_and_hides_nothin
 ) -> None:
     store.save(at(0, "good"))
     with monkeypatch.context() as patched:
-        for module in (files, redis):
-            patched.setattr(module, "packed", lambda _: b"a shape of tomorrow")
+        patched.setattr(run_log, "packed", lambda _: b"a shape of tomorrow")
         store.save(at(1, "odd"))
     odd, good = store.runs(10)
     assert (odd.run_id, odd.finished_at, odd.conclusion) == (
@@ -189,10 +188,11 @@ def test_a_host_that_was_broken_into_tells_lies_about_itself_only(
     try:
         store = RedisStore(fleet.redis, prefix="mikrom")
         store.save(at(0, "true", outcome("a", host="hv01"), origin="supervision of hv01"))
-        monkeypatch.setattr(redis, "room_of", lambda _: "host:hv01")
-        store.save(at(1, "of-ana", outcome("a", host="hv01")))
-        store.save(at(2, "of-another", outcome("a", host="hv02"), origin="supervision of hv01"))
-        store.save(at(3, "as-another", outcome("a", host="hv02"), origin="supervision of hv02"))
+        with monkeypatch.context() as patched:
+            patched.setattr(run_log, "room_of", lambda _: "host:hv01")
+            store.save(at(1, "of-ana", outcome("a", host="hv01")))
+            store.save(at(2, "of-another", outcome("a", host="hv02"), origin="supervision of hv01"))
+            store.save(at(3, "as-another", outcome("a", host="hv02"), origin="supervision of hv02"))
         assert [run.run_id for run in store.runs(10)] == ["true"]
     finally:
         fleet.close()

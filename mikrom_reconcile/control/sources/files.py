@@ -19,14 +19,7 @@ from typing import NoReturn
 from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
-from mikrom_reconcile.core.parsing.documents import (
-    NOT_READ,
-    NOT_READ_HINT,
-    SUFFIXES,
-    looks_like_a_spec,
-    sorted_out,
-    variables_of,
-)
+from mikrom_reconcile.core.parsing import documents
 from mikrom_reconcile.core.parsing.yaml_text import read_file
 from mikrom_reconcile.times_and_sizes import SPECS
 
@@ -47,7 +40,7 @@ def read_files(paths: Sequence[Path]) -> SourceTree:
         found = {path: what for given in paths for path, what in _files_in(given)}
         # each file once, under its first name; files of variables under each, because the name says what they are for
         by_identity = {
-            (os.path.realpath(path), *variables_of(str(path))[:2]): path
+            (os.path.realpath(path), *documents.variables_of(str(path))[:2]): path
             for path in sorted(found, reverse=True)
             if found[path] == "read"
         }
@@ -67,7 +60,7 @@ def tree_of(
     also for those that are `refused` because of their names.
     """
     files: list[SourceFile] = []
-    problems = [_problem(path, NOT_READ, NOT_READ_HINT) for path in refused]
+    problems = [_problem(path, documents.NOT_READ, documents.NOT_READ_HINT) for path in refused]
     size = 0
     for path, content in found:
         size = checked_size(path, size + len(content))
@@ -95,7 +88,7 @@ def _files_in(given: Path) -> Iterator[tuple[Path, str]]:
         yield given, "read"
         return
     empty = True
-    for name, what in sorted_out(_all_in(given)):
+    for name, what in documents.sorted_out(_all_in(given)):
         if what != "look" or _looks_like_one(name):
             yield Path(name), "read" if what == "read" else "refuse"
             empty = False
@@ -124,7 +117,7 @@ def _legible(path: Path) -> str:
 def _looks_like_one(path: str) -> bool:
     """By how it begins; what is no regular file or cannot be read does not."""
     with suppress(SourceError):
-        return looks_like_a_spec(bytes_of(Path(path), max_bytes=SPECS.head_bytes))
+        return documents.looks_like_a_spec(bytes_of(Path(path), max_bytes=SPECS.head_bytes))
     return False
 
 
@@ -240,7 +233,7 @@ def refuse_left_out(tree: SourceTree, paths: Iterable[Path]) -> None:
         if not path.is_file() or not _has_project(str(path), read.get(os.path.realpath(path), b"")):
             continue
         for left, content in _below(path.parent):
-            if os.path.realpath(left) not in read and looks_like_a_spec(content[: SPECS.head_bytes]):
+            if os.path.realpath(left) not in read and documents.looks_like_a_spec(content[: SPECS.head_bytes]):
                 raise UsageError(
                     f"{left} belongs to the project in {path}, and would count as removed: give the whole folder, and"
                     " --limit or --tags; or give it a Project of its own"
@@ -261,7 +254,7 @@ def _below(folder: Path, *, named: bool = True) -> Iterator[tuple[str, bytes]]:
 
 def _spec_files_of(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.iterdir()):
-        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
+        if path.name.lower().endswith(documents.SUFFIXES) and not path.name.startswith("."):
             with suppress(SourceError):
                 yield str(path), bytes_of(path)
 

@@ -16,15 +16,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from mikrom_reconcile.control.run_log import (
-    name_of,
-    packed,
-    placements_in,
-    repeated,
-    room_of,
-    size_of,
-    unpacked,
-)
+from mikrom_reconcile.control import run_log
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.run import RunRecord
@@ -94,7 +86,7 @@ class FileStore:
 
     def placements(self, project: str) -> Placements:
         """Where the project's VMs were last known to be; empty when nothing is remembered."""
-        return placements_in(self._read(self._path("placements", project)))
+        return run_log.placements_in(self._read(self._path("placements", project)))
 
     def remember(self, project: str, placements: Placements) -> None:
         """Replace the placements of a project."""
@@ -103,17 +95,17 @@ class FileStore:
 
     def save(self, run: RunRecord) -> None:
         """Keep a run as far as it is; those for which its room has no place any more are dropped."""
-        room = room_of(run)
-        path = self._path(f"runs/{quote(room)}", name_of(run))
+        room = run_log.room_of(run)
+        path = self._path(f"runs/{quote(room)}", run_log.name_of(run))
         begun, at = run.started_at.timestamp(), run.finished_at.timestamp()
         draft = self._path("runs/going", run.run_id)  # it goes from room to room in one step, and is never seen twice
         with self._done_without():
             make_folder(path.parent)
-            _write(draft, packed(repeated(self._read(path), run)))
+            _write(draft, run_log.packed(run_log.repeated(self._read(path), run)))
             os.utime(draft, (at, at))
             draft.replace(path)
             left_by_the_killed = (path for path in draft.parent.glob("*.new") if _time_of(path) < begun)
-            for old in (*_latest_first(path.parent.iterdir())[size_of(room) :], *left_by_the_killed):
+            for old in (*_latest_first(path.parent.iterdir())[run_log.size_of(room) :], *left_by_the_killed):
                 old.unlink(missing_ok=True)
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
@@ -122,7 +114,7 @@ class FileStore:
         with self._done_without(), suppress(FileNotFoundError):  # there was no run yet
             paths = [path for room in (self._folder / "runs").iterdir() for path in room.iterdir()]
         found = ((path, self._read(path)) for path in _latest_first(paths)[:limit])
-        return tuple(unpacked(unquote(path.name), content, _time_of(path)) for path, content in found if content)
+        return tuple(run_log.unpacked(unquote(path.name), kept, _time_of(path)) for path, kept in found if kept)
 
     def _path(self, folder: str, name: str) -> Path:
         return self._folder / folder / quote(name, safe="")

@@ -18,17 +18,7 @@ import msgspec
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from mikrom_reconcile.control.run_log import (
-    ROOM,
-    name_of,
-    packed,
-    placements_in,
-    repeated,
-    room_of,
-    size_of,
-    speaks_for_itself,
-    unpacked,
-)
+from mikrom_reconcile.control import run_log
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.run import RunRecord
@@ -112,7 +102,7 @@ class RedisStore:
     def placements(self, project: str) -> Placements:
         """Where the project's VMs were last known to be; empty when nothing is remembered."""
         with translate_broker_errors():
-            return placements_in(self._redis.hget(self._placements(project), "content"))
+            return run_log.placements_in(self._redis.hget(self._placements(project), "content"))
 
     def remember(self, project: str, placements: Placements) -> None:
         """Replace the placements of a project, unless they are the same: then nothing of their size is sent."""
@@ -125,20 +115,20 @@ class RedisStore:
 
     def save(self, run: RunRecord) -> None:
         """Keep a run as far as it is; those for which its room has no place any more are dropped."""
-        room, name = room_of(run), name_of(run)
+        room, name = run_log.room_of(run), run_log.name_of(run)
         kept, order = f"{self._history}{room}", f"{self._history}{room}:order"
         with translate_broker_errors():
             before: Any = self._redis.hget(kept, name)
             pipe = self._redis.pipeline()
-            pipe.hset(kept, name, packed(repeated(before, run)))
+            pipe.hset(kept, name, run_log.packed(run_log.repeated(before, run)))
             pipe.zadd(order, {name: run.finished_at.timestamp()})
-            pipe.zrange(order, 0, -size_of(room) - 1)
+            pipe.zrange(order, 0, -run_log.size_of(room) - 1)
             old = pipe.execute()[-1]
             if old:
                 pipe.zrem(order, *old)
                 pipe.hdel(kept, *old)
                 pipe.execute()
-            if run.exit_code is not None and room in ROOM:
+            if run.exit_code is not None and room in run_log.ROOM:
                 pipe.zrem(f"{self._history}going:order", run.run_id)
                 pipe.hdel(f"{self._history}going", run.run_id)
                 pipe.execute()
@@ -152,8 +142,8 @@ class RedisStore:
                 contents: Any = self._redis.hmget(order.removesuffix(b":order"), [name for name, _ in named] or [""])
                 room = order.decode().removeprefix(self._history).removesuffix(":order")
                 rows = zip(named, contents, strict=False)
-                runs = [unpacked(name.decode(), record, at) for (name, at), record in rows if record is not None]
-                found += [run for run in runs if speaks_for_itself(room, run)]
+                runs = [run_log.unpacked(name.decode(), kept, at) for (name, at), kept in rows if kept is not None]
+                found += [run for run in runs if run_log.speaks_for_itself(room, run)]
         return tuple(sorted(found, key=lambda run: run.finished_at, reverse=True)[:limit])
 
     def _placements(self, project: str) -> str:

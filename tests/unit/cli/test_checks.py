@@ -115,8 +115,7 @@ def test_whether_vmms_are_jailed_could_be_and_are_limited_is_told(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(select, "kvm_problem", lambda: None)
-    for module in (select, machine):
-        monkeypatch.setattr(module, "jail_problem", lambda _: None)
+    monkeypatch.setattr(select, "jail_problem", lambda _: None)
     monkeypatch.setattr(jail, "hierarchy", lambda: (1, dict.fromkeys(jail.CONTROLLERS, tmp_path)))
     binary = program(tmp_path / "firecracker", "Firecracker v9.9.9")
     off = dataclasses.replace(settings, driver="firecracker", firecracker=str(binary))
@@ -133,5 +132,5 @@ def test_whether_vmms_are_jailed_could_be_and_are_limited_is_told(
     assert (check.state, check.found.endswith("no cgroups for memory, cpu")) == ("note", True)
     assert found(dataclasses.replace(on, jailer="/nowhere"), "jail").state == "broken"
     assert found(dataclasses.replace(on, driver="simulated"), "jail").state == "note"
-    monkeypatch.setattr(machine, "jail_problem", lambda _: "uid 7 cannot make jails: run as root")
+    monkeypatch.setattr(select, "jail_problem", lambda _: "uid 7 cannot make jails: run as root")
     assert found(off, "jail").found.endswith("MIKROM_JAIL=on would not do: uid 7 cannot make jails")

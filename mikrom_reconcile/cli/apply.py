@@ -270,7 +270,6 @@ def _warn_of_scheduled_runs(engine: Engine, request: RunRequest) -> None:
 
 
 def _again(saved: SavedPlan, *, forks: int | None, timeout_s: float | None, **asked: Any) -> RunRequest:
-    """The request of a saved plan, for a run of its own."""
     if any(asked.values()) or asked["prune_max"] == 0 or asked["limit"] == "":
         raise UsageError("a saved plan is executed as it is: only --yes, --forks, --timeout and -o go with it")
     request = saved.request
@@ -320,9 +319,7 @@ start = _one_off("start", f"Start VMs. A paused one is resumed, a parked one get
 stop = _one_off("stop", f"Stop VMs: Ctrl-Alt-Del, then kill. A paused guest is resumed for it.{_UNDONE}")
 pause = _one_off("pause", f"Let guests stand still. Their VMMs, and all that they have in memory, stay.{_UNDONE}")
 resume = _one_off("resume", f"Let paused guests go on where they were.{_UNDONE}")
-restart = _one_off(
-    "restart", f"Stop VMs and start them again. One that was ordered to be paused is paused again.{_UNDONE}"
-)
+restart = _one_off("restart", f"Stop VMs and start them again. One that was to be paused is paused again.{_UNDONE}")
 delete = _one_off(
     "delete",
     "Remove VMs and everything that was made for them. Asks first; `prevent_destroy` holds.\n\n"

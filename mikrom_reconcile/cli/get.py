@@ -77,9 +77,7 @@ def _follow_run(engine: Engine, run_id: str | None, form: str) -> int:
 
 
 @click.command()
-@click.option(
-    "--limit-to", "name", metavar="NAME", shell_complete=queries.names_for_tab, help="Only this VM, host or fleet."
-)
+@click.option("--limit-to", "name", metavar="NAME", shell_complete=queries.names_for_tab, help="A VM, host or fleet.")
 @_latest
 @options.output()
 def events(name: str | None, count: int, form: str) -> int:

@@ -45,10 +45,8 @@ KNOWN_BINARIES = {
 }
 """SHA-256 of a Firecracker to where it comes from."""
 
-
 Look = Callable[[Settings], Check | Iterable[Check] | None]
 """Looks at one thing; None where there is nothing to say. Errors are `broken`, with what they say after "; " to do."""
-
 
 ok = partial(Check, "", "ok")
 note = partial(Check, "", "note")
@@ -136,7 +134,6 @@ def _firecracker(settings: Settings) -> Check:
 
 
 def _jail(settings: Settings) -> Check:
-    """Whether VMMs are jailed, or could be, and in what the kernel limits them."""
     if settings.jail == "off":
         problem = (select.jail_problem(settings.state_dir) or "").partition(":")[0]
         can = f"MIKROM_JAIL=on would not do: {problem}" if problem else "MIKROM_JAIL=on puts each into a jail"
@@ -195,7 +192,6 @@ def _broker(settings: Settings) -> Iterator[Check]:
 
 
 def _source(source: SourceState) -> Check:
-    """The specs of scheduled runs, as a control worker saw them last."""
     now, remedy = datetime.now(UTC), ""
     if source.problem:
         remedy = "correct the specs, or MIKROM_SPECS of the control workers"

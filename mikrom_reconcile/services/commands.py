@@ -292,7 +292,6 @@ def _workers_live(settings: Settings) -> bool:
 
 
 def _keep(children: Sequence[Child], tell: Callable[[str], None], *, until: Callable[[], bool]) -> None:
-    """Keep `children` running, and tell what becomes of them."""
     while not until():
         for child in children:
             if (news := child.keep()) is not None:

@@ -138,7 +138,6 @@ def _unreadable(error: OSError) -> SourceError:
 
 
 def _problem_in(path: str, content: bytes) -> SpecProblem | None:
-    """Why `content` is no text that could hold specs."""
     if len(content) > SPECS.file_bytes:
         return _problem(path, f"this file has more than {SPECS.file_bytes >> 20} MiB", "split it")
     try:

@@ -35,7 +35,6 @@ PROTOCOLS = ("https", "http", "ssh", "git", "file")
 _REF = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock$|/$))[A-Za-z0-9_][A-Za-z0-9_.+/-]*")
 _HOST = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:\]-]*")
 
-_COMMIT_DIGITS = 40
 _FETCHED = "refs/mikrom/specs"
 _QUIET = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "fetch.recurseSubmodules=false"]
 
@@ -115,7 +114,6 @@ class GitSource:
                 raise
 
     def _tree(self, here: str, commit: str, author: str) -> SourceTree:
-        """The specs of a commit that was fetched."""
         said = self._git(here, "ls-tree", "-r", "-z", "--long", "--full-tree", _FETCHED).decode("utf-8", "replace")
         lines = (line.partition("\t") for line in said.split("\0")[:-1])
         listing = {path: about.split() for about, _, path in lines}
@@ -134,7 +132,7 @@ class GitSource:
     def _there_now(self) -> tuple[str, str | None]:
         """The full name of the ref, and its commit if it can be told without fetching."""
         ref = self._place.ref
-        if len(ref) == _COMMIT_DIGITS and set(ref) <= set("0123456789abcdef"):
+        if re.fullmatch("[0-9a-f]{40}", ref):
             return ref, ref
         names = [ref, f"refs/heads/{ref}", f"refs/tags/{ref}"]
         said = self._git("ls-remote", "--quiet", "--", self._place.url, *names, f"refs/tags/{ref}^{{}}").decode()

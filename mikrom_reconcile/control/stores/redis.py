@@ -102,11 +102,11 @@ class RedisStore:
     def placements(self, project: str) -> Placements:
         """Where the project's VMs were last known to be; empty when nothing is remembered."""
         with translate_broker_errors():
-            return run_log.placements_in(self._redis.hget(self._placements(project), "content"))
+            return run_log.placements_in(self._redis.hget(f"{self._prefix}:placements:{project}", "content"))
 
     def remember(self, project: str, placements: Placements) -> None:
         """Replace the placements of a project, unless they are the same: then nothing of their size is sent."""
-        key = self._placements(project)
+        key = f"{self._prefix}:placements:{project}"
         content = msgspec.json.encode(placements)
         digest = blake2b(content, digest_size=16).hexdigest()
         with translate_broker_errors():
@@ -145,9 +145,6 @@ class RedisStore:
                 runs = [run_log.unpacked(name.decode(), kept, at) for (name, at), kept in rows if kept is not None]
                 found += [run for run in runs if run_log.speaks_for_itself(room, run)]
         return tuple(sorted(found, key=lambda run: run.finished_at, reverse=True)[:limit])
-
-    def _placements(self, project: str) -> str:
-        return f"{self._prefix}:placements:{project}"
 
 
 def _ms(seconds: float) -> int:

@@ -245,6 +245,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     max_variable_depth: Annotated[int, "how far a variable may lead to another; a circle is found here"] = 8
     lookup_characters: Annotated[int, "for one VM: variables that multiply one another outgrow any memory"] = 1 << 18
     pattern_range: Annotated[int, "names that one range of a pattern stands for"] = 10_000
+    last_port: Annotated[int, "of TCP and UDP"] = 65535
     vcpus: Annotated[int, "Firecracker's own limit"] = 32
     least_mem_mib: Annotated[int, "the demo guest is linked at 1 MiB"] = 2
     devices: Annotated[int, "Firecracker 1.12 has interrupts for 18; one more ends a VM when it is restarted"] = 18

@@ -36,6 +36,7 @@ from mikrom_reconcile.output.doctor import Check
 from mikrom_reconcile.output.hosts import is_overdue, source_line
 from mikrom_reconcile.output.text import counted
 from mikrom_reconcile.settings import Settings, misspelt
+from mikrom_reconcile.system.netlink import rules_generation
 from mikrom_reconcile.times_and_sizes import DOCTOR, SPECS, VMMS
 
 KNOWN_BINARIES = {
@@ -200,6 +201,16 @@ def _source(source: SourceState) -> Check:
     return Check("source", "broken" if remedy else "ok", source_line(source, now), remedy)
 
 
+def _nftables(_settings: Settings) -> Check:
+    binary = shutil.which("nft")
+    if binary is None or rules_generation() is None:
+        found = (
+            "the program nft was not found" if binary is None else "this kernel has no nftables, or not for this user"
+        )
+        return note(f"{found}: networks with rules are refused here", "install nftables, see docs/networks.md")
+    return ok(f"{binary}, for networks")
+
+
 def _redis_server(_settings: Settings) -> Check:
     binary = shutil.which("redis-server")
     if binary is None:
@@ -274,6 +285,7 @@ CHECKS: dict[str, Look] = {
     "memory": _memory,
     "descriptors": _descriptors,
     "broker": _broker,
+    "nftables": _nftables,
     "redis-server": _redis_server,
     "settings": _misspelt,
 }

@@ -260,6 +260,14 @@ def machine(name: str, value: Any, *on: str) -> Row:
     )  # fmt: skip
 
 
+def rules(line: str, *, value: Any, drift: str) -> Row:
+    """The line is there once, until all rules are flushed."""
+    return Row(
+        value=value, see=lambda _: nft("list", "ruleset").count(line), shown=lambda _: 1,
+        undo=World.flush_rules, drift=f"{NIC}.{drift}", on=REAL,
+    )  # fmt: skip
+
+
 def kernel(byte: bytes) -> Callable[[World], dict[str, str]]:
     """The demo guest, of another digest."""
     return lambda world: pinned(
@@ -356,9 +364,15 @@ ROWS: dict[str, Row] = {
         undo=World.take_address, drift=f"{NIC}.bridge", on=REAL,
     ),
     "network_interfaces.*.nat": Row(
-        value=True, see=lambda _: nft("list", "ruleset").count("masquerade"), shown=lambda _: 1,
+        value=True, also={f"{NIC}.guard": False},
+        see=lambda _: nft("list", "ruleset").count("masquerade"), shown=lambda _: 1,
         undo=World.flush_rules, drift=f"{NIC}.nat", on=REAL,
     ),
+    "network_interfaces.*.guard": rules("guard_sent", value=True, drift="guard"),
+    "network_interfaces.*.isolation": rules("isolation_forward", value=True, drift="isolation"),
+    "network_interfaces.*.egress.**": rules("chain egress_", value="deny", drift="egress"),
+    "network_interfaces.*.host_access.**": rules("udp dport 53", value=["53/udp"], drift="host_access"),
+    "network_interfaces.*.publish.*": rules("dnat to 10.0.0.9:80", value=80, drift="publish"),
     "network_interfaces.*.pool": Row(value="web", on=REAL),
     "network_interfaces.*.ip": Row(
         value="10.0.0.77", see=lambda world: "ip=10.0.0.77:" in world.boot_args(), shown=lambda _: True, on=REAL,
@@ -387,7 +401,15 @@ ROWS: dict[str, Row] = {
 
 def concrete(row: str) -> str:
     """The row's path for the names that are used here."""
-    named = {"drives.*": "drives.data", "network_interfaces.*": NIC, "mmds.**": "mmds.role", "checks.**": "checks.up"}
+    named = {
+        "network_interfaces.*.egress.**": f"{NIC}.egress.default",
+        "network_interfaces.*.host_access.**": f"{NIC}.host_access",
+        "network_interfaces.*.publish.*": f"{NIC}.publish.8080",
+        "drives.*": "drives.data",
+        "network_interfaces.*": NIC,
+        "mmds.**": "mmds.role",
+        "checks.**": "checks.up",
+    }
     for pattern, path in named.items():
         if row.startswith(pattern):
             return path + row.removeprefix(pattern)

@@ -151,12 +151,40 @@ def flush_rules() -> None:
     nft("flush", "ruleset")
 
 
+def chain(field: str, family: str = "ip") -> tuple[str, str, str]:
+    """The first chain that serves the field, as nft wants it named."""
+    table = nft("list", "table", family, only_bridge().name)
+    return family, only_bridge().name, next(word for word in table.split() if word.startswith(field))
+
+
+def element(sets: str, family: str = "ip") -> str:
+    found = nft("list", "map" if family == "ip" else "set", family, only_bridge().name, sets)
+    return found.partition("elements = {")[2].partition("}")[0].partition(" comment")[0]
+
+
 def empty_chain() -> None:
-    nft("flush", "chain", "ip", only_bridge().name, "postrouting")
+    nft("flush", "chain", *chain("nat_"))
 
 
 def add_rule() -> None:
-    nft("add", "rule", "ip", only_bridge().name, "postrouting", "ip", "saddr", "10.9.0.0/24", "masquerade")
+    nft("add", "rule", *chain("nat_"), "ip", "saddr", "10.9.0.0/24", "masquerade")
+
+
+def let_pass() -> None:
+    nft("insert", "rule", *chain("guard_sent", "bridge"), "accept")
+
+
+def delete_element() -> None:
+    nft("delete", "element", "bridge", only_bridge().name, "guard_own", "{", element("guard_own", "bridge"), "}")
+
+
+def add_element() -> None:
+    other = element("guard_own", "bridge").replace("10.0.0.9", "10.0.0.8")
+    nft("add", "element", "bridge", only_bridge().name, "guard_own", "{", other, "}")
+
+
+def add_element_of_nobody() -> None:
+    nft("add", "element", "bridge", only_bridge().name, "guard_taps", "{", "eth7", "}")
 
 
 def stop_forwarding() -> None:
@@ -185,13 +213,17 @@ def take_tap_off() -> None:
 
 
 HARM: dict[str, tuple[Callable[[], None], dict[str, Any]]] = {
-    "all rules flushed": (flush_rules, {"nat": False}),
+    "all rules flushed": (flush_rules, {"nat": False, "guard": False}),
     "its chain emptied": (empty_chain, {"nat": False}),
-    "a rule too many": (add_rule, {"nat": "other rules"}),
+    "a rule too many": (add_rule, {"nat": False}),
+    "a rule before the others": (let_pass, {"guard": False}),
+    "its address forgotten": (delete_element, {"guard": False}),
+    "an address more": (add_element, {"guard": "other rules"}),
+    "what is nobody's": (add_element_of_nobody, {"guard": "other rules"}),
     "no forwarding": (stop_forwarding, {"nat": False}),
     "the address taken": (take_address, {"bridge": "without an address"}),
     "an address too many": (add_address, {"bridge": "10.0.0.1/24 10.9.0.1/24"}),
-    "the bridge deleted": (take_bridge, {"bridge": "gone", "nat": False}),
+    "the bridge deleted": (take_bridge, {"bridge": "gone", "nat": False, "guard": False}),
     "the tap off its bridge": (take_tap_off, {"bridge": "without its tap"}),
 }
 
@@ -217,21 +249,21 @@ def test_rules_that_could_not_be_read_once_are_read_again(host: Host, monkeypatc
     host.created(VM, wanted(nat=True))
     nft("flush", "ruleset")
 
-    def drift() -> list[str]:
+    def drift() -> dict[str, Any]:
         seen = host.seen(VM)
         assert seen is not None
-        return [item.path for item in seen.drift]
+        return {item.path.removeprefix("network_interfaces.eth0."): item.actual for item in seen.drift}
 
     with monkeypatch.context() as without_nft:
         without_nft.setenv("PATH", "/nowhere")
-        assert drift() == []
-    wait_until(lambda: drift() == ["network_interfaces.eth0.nat"], "the rules to be read again")
+        assert drift() == {"guard": "unknown", "nat": "unknown"}
+    wait_until(lambda: drift() == {"guard": False, "nat": False}, "the rules to be read again")
 
 
 @pytest.mark.kvm
 def test_nat_comes_and_goes_while_vms_run_and_stays_while_one_wants_it(host: Host, real: RealBench) -> None:
     pids = [host.created(name, wanted(name, f"10.0.0.{ip}")).pid for name, ip in (("a", 8), ("b", 9))]
-    assert nft("list", "ruleset") == ""
+    assert nft("list", "ruleset").count("masquerade") == 0
     for nat, left in ((True, (1, 1)), (False, (1, 0))):
         for (name, ip), rules in zip((("a", 8), ("b", 9)), left, strict=True):
             outcomes = host.converge(name, wanted(name, f"10.0.0.{ip}", nat=nat))
@@ -256,7 +288,7 @@ def test_nat_goes_even_if_all_vms_are_changed_before_any_is_recorded(host: Host)
     with ThreadPoolExecutor(len(names)) as pool:
         outcomes = list(pool.map(other.execute, orders))
     assert [(outcome.result, outcome.error) for outcome in outcomes] == [("done", None)] * len(names)
-    assert nft("list", "ruleset") == ""
+    assert nft("list", "ruleset").count("masquerade") == 0
     assert not any(row.drift for row in host.agent.observe(ObserveQuery()).vms)
 
 
@@ -419,10 +451,50 @@ def test_nat_is_a_table_of_the_bridges_own_and_goes_with_it(tmp_path: Path) -> N
     assert subprocess.run(("nft", "list", "ruleset"), capture_output=True, text=True, check=True).stdout == ""
 
 
-def test_nat_without_nft_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_without_nft_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(PermanentError, match="install nftables, or leave nat out"):
-        Networks(tmp_path).prepare(record(nat=True), give_up_at=soon())
+    with pytest.raises(PermanentError, match="install nftables, or give the network guard: false"):
+        Networks(tmp_path).prepare(record(), give_up_at=soon())
+    Networks(tmp_path).prepare(record(guard=False), give_up_at=soon())
+
+
+@pytest.mark.parametrize("port", ["8080", "53/udp"])
+def test_a_port_on_which_the_host_listens_is_not_published(tmp_path: Path, port: str) -> None:
+    number, _, protocol = port.partition("/")
+    networks, publishing = Networks(tmp_path), record(publish={port: 80})
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if protocol else socket.SOCK_STREAM) as program:
+        program.bind(("127.0.0.1", int(number)))
+        if not protocol:
+            program.listen()
+        with pytest.raises(PermanentError, match=f"port {number}/.* of this host, which it publishes, is in use"):
+            networks.prepare(publishing, give_up_at=soon())
+    networks.prepare(publishing, give_up_at=soon())
+    networks.prepare(publishing, give_up_at=soon())
+
+
+@pytest.mark.kvm
+def test_a_port_is_published_by_one_vm_of_a_host(host: Host) -> None:
+    host.created("a", wanted("a", "10.0.0.8", publish={"8080": 80}))
+    again = order("create", "b", desired=wanted("b", "10.0.0.9", publish={"8080/tcp": 80}), token=host.token)
+    outcome = host.agent.execute(again)
+    assert (outcome.result, "port 8080/tcp is a's here" in str(outcome.error)) == ("failed_temporary", True)
+    host.created("b", wanted("b", "10.0.0.9", publish={"8080/udp": 80}))
+
+
+@pytest.mark.kvm
+def test_rules_of_one_vm_change_though_another_was_killed_before_its_own_did(host: Host, real: RealBench) -> None:
+    host.created("a", wanted("a", "10.0.0.8", host_access=("80",)))
+    host.created("b", wanted("b", "10.0.0.9", host_access=("80",)))
+    recorded = host.record("b")
+    changed = replace(recorded, spec=wanted("b", "10.0.0.9", host_access=("81",)).spec)
+    host.records.write(changed)
+    assert [outcome.result for outcome in host.converge("a", wanted("a", "10.0.0.8"))] == ["done"]
+    seen = host.seen("b")
+    assert seen is not None
+    assert {drift.path for drift in seen.drift} >= {"network_interfaces.eth0.host_access"}
+    host.converge("b", wanted("b", "10.0.0.9"))
+    assert not any(row.drift for row in host.agent.observe(ObserveQuery()).vms)
+    assert "dport" not in nft("list", "ruleset")
 
 
 @pytest.mark.soak

@@ -66,16 +66,30 @@ class RateLimiter(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth_mbit: Annotated[int, msgspec.Meta(ge=1, le=1000000)] | None = None
 
 
-class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
-    """One interface of a VM. `cidr`, `gateway` and `nat` are those of its Network.
+class Egress(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VM may reach beyond its network: destinations such as "10.0.0.0/8:443" or "10.0.0.1:53/udp"."""
 
-    `ip` is a static address; without one it gets an address of `pool`, leased to the VM as long as it exists.
+    default: Literal["allow", "deny"] = "allow"
+    allow: tuple[str, ...] = ()
+
+
+class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
+    """One interface of a VM. From `cidr` to `host_access` it is what its Network says.
+
+    With `guard` it sends only from its own addresses, and reaches of its host only the ports in `host_access`; with
+    `isolation` no other VM of the network. `ip` is a static address; without one it gets an address of `pool`, leased
+    to the VM as long as it exists. `publish` has ports of the host, and the guest's port that each leads to.
     """
 
     network: str
     cidr: str = ""
     gateway: str = ""
     nat: bool = False
+    guard: bool = True
+    isolation: bool = False
+    egress: Egress = Egress()
+    host_access: tuple[str, ...] = ()
+    publish: dict[str, Port] = {}
     pool: str | None = None
     ip: str | None = None
     rate_limiter: RateLimiter = RateLimiter()

@@ -1,6 +1,6 @@
 """The one table of what is recorded for a VM: each field's path, and what changing it costs.
 
-In a path `*` stands for a name that people chose, and `**` for anything below.
+In a path `*` stands for a name that people chose, and `**` for all from there on.
 To add a field: the schema, a Struct in `model/desired.py`, a row here, the driver, and docs/adding-a-field.md.
 """
 
@@ -46,6 +46,11 @@ FIELDS: dict[str, Impact] = {
     "network_interfaces.*.cidr": "restart",
     "network_interfaces.*.gateway": "restart",
     "network_interfaces.*.nat": "live",
+    "network_interfaces.*.guard": "live",
+    "network_interfaces.*.isolation": "live",
+    "network_interfaces.*.egress.**": "live",
+    "network_interfaces.*.host_access.**": "live",
+    "network_interfaces.*.publish.*": "live",
     "network_interfaces.*.pool": "restart",
     "network_interfaces.*.ip": "restart",
     "network_interfaces.*.rate_limiter.bandwidth_mbit": "live",
@@ -170,7 +175,7 @@ def is_row_of(row: str, path: str) -> bool:
     """Whether the table's row `row` speaks of the field at `path`."""
     steps, pattern = path.split("."), row.split(".")
     if pattern[-1] == "**":
-        pattern = pattern[:-1] + ["*"] * max(1, len(steps) - len(pattern) + 1)
+        pattern = pattern[:-1] + ["*"] * max(0, len(steps) - len(pattern) + 1)
     return len(steps) == len(pattern) and all(want in {"*", step} for want, step in zip(pattern, steps, strict=True))
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.model.plan import group_by
@@ -17,6 +18,7 @@ from mikrom_reconcile.core.placement.capacity import Heaps, HostHeap, HostLoads,
 from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.inventory import Attributes, Inventory, describe_attribute
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
+from mikrom_reconcile.core.specs.networks import port_of
 from mikrom_reconcile.times_and_sizes import SPECS
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -68,6 +70,9 @@ class Scheduler:
         self._heaps: dict[tuple[int, bytes, Capacity], Heaps] = {}
         self._spread_heaps: dict[tuple[int, int, Capacity], SpreadHeap] = {}
         self._counts: dict[int, SpreadCounts] = {}
+        self._ports: dict[int, frozenset[tuple[int, str]]] = {}  # by the identity of a template, which the VMs hold
+        self._publisher: dict[tuple[str, tuple[int, str]], str] = {}  # of a port of a host
+        self._narrowed: list[UnplacedVM] = []  # held, since other tables go by the identity of their hosts
         self._members: dict[int, list[str]] = defaultdict(list)  # the hosts of the VMs of fleets that are to be spread
 
     def place(self, vms: Sequence[UnplacedVM], need: Callable[[UnplacedVM], Capacity]) -> Placing:
@@ -85,19 +90,51 @@ class Scheduler:
             if pin := self._pinned.get(vm.name):
                 placing.rejections[vm.name] = (f"{host}: {placing.eviction_reasons[vm.name]}", pin)
                 continue
-            chosen = self._choose(vm, need(vm))
+            chosen = self._choose(self._where_ports_are_free(vm), need(vm))
+            self.claims_ports(vm, chosen)
             placing.hosts[number] = chosen or host or self._only_unreachable(vm)
             if not chosen:
                 unplaceable.append(vm)
         alike: dict[tuple[int, int, Capacity], tuple[str, ...]] = {}
         for vm in unplaceable:  # once all have chosen: only then is it known how full the hosts are
-            key = (id(vm.hosts), id(vm.fleet), need(vm))
+            key = (id(vm.hosts), id(vm.template) if self._ports_of(vm) else id(vm.fleet), need(vm))
             placing.rejections[vm.name] = alike[key] = alike.get(key) or self._rejections(vm, need(vm))
         return placing
 
-    def _stays(self, vm: UnplacedVM, host: str | None) -> bool:
+    def _stays(self, vm: UnplacedVM, host: str) -> bool:
         """One on an unreachable host stays there: nobody knows more. So does one on a host that left the inventory."""
-        return bool(host) and (host in self.eligible_hosts(vm) or host in self._unreachable or host not in self._rooms)
+        may_stay = host in self.eligible_hosts(vm) or host in self._unreachable or host not in self._rooms
+        return bool(host) and may_stay and self.claims_ports(vm, host)
+
+    def claims_ports(self, vm: UnplacedVM, host: str) -> bool:
+        """Whether no other VM publishes one of its ports on the host; then they are its from now on."""
+        is_free = not self._taken_port(vm, host)
+        if is_free:
+            self._publisher |= {(host, port): vm.name for port in self._ports_of(vm)}
+        return is_free
+
+    def _taken_port(self, vm: UnplacedVM, host: str) -> int:
+        """A port that another VM publishes there; 0 if all that it wants to publish are free."""
+        ports = self._ports_of(vm)
+        return next((port[0] for port in ports if self._publisher.get((host, port), vm.name) != vm.name), 0)
+
+    def _ports_of(self, vm: UnplacedVM) -> frozenset[tuple[int, str]]:
+        """The ports that it publishes on its host."""
+        found = self._ports.get(id(vm.template))
+        if found is None:
+            interfaces = (vm.template.fields.get("network_interfaces") or {}).values()
+            found = frozenset(port_of(text) for nic in interfaces for text in (nic or {}).get("publish") or ())
+            self._ports[id(vm.template)] = found
+        return found
+
+    def _where_ports_are_free(self, vm: UnplacedVM) -> UnplacedVM:
+        """The VM, with only those hosts left on which it can publish its ports."""
+        hosts = self.hosts if vm.hosts is None else vm.hosts
+        left = tuple(host for host in hosts if not self._taken_port(vm, host)) if self._ports_of(vm) else hosts
+        if len(left) < len(hosts):
+            vm = replace(vm, hosts=left)
+            self._narrowed.append(vm)
+        return vm
 
     def eligible_hosts(self, vm: UnplacedVM) -> frozenset[str]:
         """The hosts that may have the VM and keep it, whether or not they take new ones."""
@@ -181,6 +218,8 @@ class Scheduler:
             return unfit
         if host in self._unreachable:
             return f"could not be read: {self._unreachable[host]}"
+        if port := self._taken_port(vm, host):
+            return f"port {port} is published by another VM"
         return f"state: {self._states[host]}" if host in self._states else ""
 
     def _only_unreachable(self, vm: UnplacedVM) -> str:

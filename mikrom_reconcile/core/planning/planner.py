@@ -56,7 +56,11 @@ def prepare(
     unplaced = expand(specs)
     alive = _without(placements, dead)
     scheduler = Scheduler(specs, here, located=alive.vms)
-    staying = [(vm, host) for vm in unplaced if (host := alive.vms.get(vm.name)) in scheduler.eligible_hosts(vm)]
+    staying = [
+        (vm, host)
+        for vm in unplaced
+        if (host := alive.vms.get(vm.name, "")) in scheduler.eligible_hosts(vm) and scheduler.claims_ports(vm, host)
+    ]
     rendered = {vm.name: vm for vm in render(specs, here, staying, alive.addresses)}
     expected = {} if destroy else expectations(rendered.values())
     rollouts = ((fleet.name, fleet.rollout) for fleet in specs.fleets if fleet.rollout)

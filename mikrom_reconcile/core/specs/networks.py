@@ -11,10 +11,15 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import seconds_of
+from mikrom_reconcile.core.model.desired import Egress, seconds_of
+from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.times_and_sizes import SPECS
 
 WHOLE = ""
 """The pool of a network that names none."""
+
+OF_INTERFACES = ("cidr", "gateway", "nat", "guard", "isolation", "egress", "host_access")
+"""What a network says for all interfaces that are on it."""
 
 _COOLDOWN = "10m"
 
@@ -37,6 +42,10 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     cidr: str
     gateway: str
     nat: bool
+    guard: bool
+    isolation: bool
+    egress: Egress
+    host_access: tuple[str, ...]
     pools: dict[str, Pool]
     reserved: tuple[range, ...]
 
@@ -76,6 +85,10 @@ def network_of(name: str, spec: dict[str, Any]) -> Network:
         cidr=spec["cidr"],
         gateway=gateway,
         nat=spec.get("nat", False),
+        guard=spec.get("guard", True),
+        isolation=spec.get("isolation", False),
+        egress=msgspec.convert(spec.get("egress", {}), ready(Egress)),
+        host_access=tuple(map(str, spec.get("host_access", ()))),
         pools=pools or {WHOLE: Pool(addresses=inside[1:-1], cooldown_s=seconds_of(_COOLDOWN))},
         reserved=(*(range(each, each + 1) for each in taken), *map(_range, spec.get("reserved", ()))),
     )
@@ -96,6 +109,7 @@ def network_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
         yield ("cidr",), f"{cidr} has addresses of {nobodys}, which no VM can have; use one such as 10.20.0.0/20"
     if "gateway" in spec and (why := _misplaced(spec["gateway"], network, str(network))):
         yield ("gateway",), why
+    yield from _rule_mistakes(spec)
     for number, entry in enumerate(spec.get("reserved", ())):
         if why := _range_mistake(entry, network, {}):
             yield ("reserved", number), why
@@ -105,6 +119,38 @@ def network_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
             yield ("pools", name, "range"), why
         else:
             taken[name] = _range(pool["range"])
+
+
+def _rule_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
+    if not spec.get("guard", True) and any(map(spec.get, ("isolation", "egress", "host_access"))):
+        yield ("guard",), "isolation, egress and host_access need it: without guard a VM could send from any address"
+    for number, entry in enumerate(spec.get("egress", {}).get("allow", ())):
+        try:
+            destination_of(entry)
+        except ValueError as error:
+            yield ("egress", "allow", number), f"{entry} is no destination: {error}"
+    for number, entry in enumerate(spec.get("host_access", ())):
+        if not 1 <= port_of(str(entry))[0] <= SPECS.last_port:
+            yield ("host_access", number), f"{entry} is no port: they are 1 to {SPECS.last_port}"
+
+
+def destination_of(text: str) -> tuple[IPv4Network, str, str]:
+    """Network, protocol and ports of "10.0.0.1:53/udp", of "10.0.0.1:8000-8080", or of "10.0.0.0/8", which has none.
+
+    Raises ValueError.
+    """
+    address, _, service = text.partition(":")
+    ports, _, protocol = service.partition("/")
+    bounds = [int(port) for port in ports.split("-") if port]
+    if bounds and not 1 <= bounds[0] <= bounds[-1] <= SPECS.last_port:
+        raise ValueError(f"{ports} is no port from 1 to {SPECS.last_port}, nor a range of them")
+    return IPv4Network(address), (protocol or "tcp") if bounds else "", "-".join(map(str, dict.fromkeys(bounds)))
+
+
+def port_of(text: str) -> tuple[int, str]:
+    """The number and the protocol of a port such as "80" or "53/udp"."""
+    number, _, protocol = text.partition("/")
+    return int(number), protocol or "tcp"
 
 
 def overlapping(networks: list[Network]) -> Iterator[tuple[str, str]]:

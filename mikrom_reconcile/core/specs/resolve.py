@@ -21,7 +21,7 @@ from mikrom_reconcile.core.parsing.schema_errors import describe_value, expectat
 from mikrom_reconcile.core.parsing.variables import VariableError, dig, names_in
 from mikrom_reconcile.core.specs.expand import UnplacedVM, scope_of
 from mikrom_reconcile.core.specs.load import Specs
-from mikrom_reconcile.core.specs.networks import Network
+from mikrom_reconcile.core.specs.networks import OF_INTERFACES, Network
 from mikrom_reconcile.core.specs.validate_vms import vm_problems
 
 Pointer = tuple[str | int, ...]
@@ -160,8 +160,8 @@ def _on_networks(spec: VMSpec, networks: Mapping[str, Network]) -> VMSpec:
 
     def on_network(nic: NetworkInterface) -> NetworkInterface:
         found = networks.get(nic.network)
-        filled = {} if found is None else {"cidr": found.cidr, "gateway": found.gateway, "nat": found.nat}
-        return msgspec.structs.replace(nic, **filled)
+        said = {word: getattr(found, word) for word in OF_INTERFACES} if found else {}
+        return msgspec.structs.replace(nic, **said)
 
     interfaces = {name: on_network(nic) for name, nic in spec.network_interfaces.items()}
     return msgspec.structs.replace(spec, network_interfaces=interfaces) if interfaces else spec

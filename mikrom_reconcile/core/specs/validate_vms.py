@@ -15,7 +15,7 @@ from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs.images import BUILT_IN, init_of, init_words
-from mikrom_reconcile.core.specs.networks import WHOLE, Network
+from mikrom_reconcile.core.specs.networks import WHOLE, Network, port_of
 from mikrom_reconcile.times_and_sizes import SPECS
 
 METADATA_OF_HOST = "mikrom"
@@ -211,7 +211,19 @@ def _secrets_in(value: Any, path: Path) -> Problems:
         yield (*path, SECRET_REF), f"{told} is no secret's reference: write file:///path or env://NAME"
 
 
-UNSUPPORTED: Final = (_image, _machine, _container, _mmds, _checks_without_interface, _devices, _boot_args)
+def _published(spec: VMSpec) -> Problems:
+    taken: set[tuple[int, str]] = set()
+    for name, nic in spec.network_interfaces.items():
+        for text in nic.publish:
+            path, port = ("network_interfaces", name, "publish", text), port_of(text)
+            if not 1 <= port[0] <= SPECS.last_port:
+                yield path, f"{text} is no port: they are 1 to {SPECS.last_port}"
+            if port in taken:
+                yield path, f"port {port[0]}/{port[1]} is published twice"
+            taken.add(port)
+
+
+UNSUPPORTED: Final = (_image, _machine, _container, _mmds, _checks_without_interface, _devices, _boot_args, _published)
 """What no host can run: each refuses it again, since its orders may come from another release."""
 
 CHECKS: Final = (*UNSUPPORTED, _boot_args_with_devices, _mmds_size, _checks, _mounts, _zero_bytes, _secrets)

@@ -18,6 +18,7 @@ from mikrom_reconcile.core.model.fields import costs, needs_restart
 from mikrom_reconcile.core.model.observed import WANTS_VMM, ObservedVM
 from mikrom_reconcile.core.model.plan import Action, Expect
 from mikrom_reconcile.core.model.run import Order, Result
+from mikrom_reconcile.core.specs.networks import port_of
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.system.time_limits import Clock
@@ -64,7 +65,7 @@ class Reservations:
         )
 
     def reserve_addresses(self, vm: str, addresses: Iterable[str]) -> str:
-        """Keep addresses for `vm` until `commit`. Returns who has one of them already, "" if nobody has."""
+        """Keep addresses and ports for `vm` until `commit`. Returns who has one of them already, "" if nobody has."""
         wanted = frozenset(addresses)
         if not wanted:
             return ""
@@ -106,9 +107,15 @@ class Reservations:
         self._holds_until_s = ended_s + ORDERS.memory_count_held * (ended_s - began_s)
 
     def _add(self, record: VMRecord) -> None:
-        self._addresses[record.vm] = frozenset(record.addresses.values())
+        self._addresses[record.vm] = _addresses_of(record)
         if record.state in WANTS_VMM and not record.parked:
             self._mib[record.vm] = self._need_mib(record.spec)
+
+
+def _addresses_of(record: VMRecord) -> frozenset[str]:
+    """Its addresses, and the ports of the host that it publishes."""
+    ports = (port_of(text) for nic in record.spec.network_interfaces.values() for text in nic.publish)
+    return frozenset((*record.addresses.values(), *(f"port {port}/{protocol}" for port, protocol in ports)))
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,8 +190,8 @@ def check(
         reason := reservations.reserve(vm, driver.memory_mib(desired.spec), action.mem_limit_mib)
     ):
         raise PermanentError(f"{reason}; stop some, or give it less", vm=vm, step=step)
-    if holder := reservations.reserve_addresses(vm, desired.addresses.values()):
-        raise TemporaryError(f"{holder}: two VMs of a host cannot have one address", vm=vm, step=step)
+    if holder := reservations.reserve_addresses(vm, _addresses_of(ordered)):
+        raise TemporaryError(f"{holder}: two VMs of a host cannot have one address or port", vm=vm, step=step)
     if found is None and (facts := driver.observe(ordered)).status != "none":
         # never our own doing (the record is there first and goes last), so nobody can say whose it is
         message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"

@@ -3,18 +3,20 @@
 Names follow from hashes, because Linux takes 15 characters; the alias of a device says whose it is, and one that is
 not ours is never touched. What is there is found by its alias, so whatever a killed worker left is swept up.
 
-A bridge has parts: addresses such as "10.0.0.1/24", and lines of its table (`nat.py`). It is to have those that the
-records of VMs which are to be up want, and no others: while a network changes, both the old and the new.
+A bridge has parts: addresses such as "10.0.0.1/24", and rules (`rules.py`). Of those that are no VM's own it is to have
+what the records of VMs which are to be up want, and no others: while a network changes, both the old and the new.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from hashlib import blake2b
 from ipaddress import IPv4Network
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +26,8 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Drift
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
-from mikrom_reconcile.host.resources.nat import PREFIX, Rules, nat_of
+from mikrom_reconcile.host.resources.nft import ByTap, Rules
+from mikrom_reconcile.host.resources.rules import PREFIX, field_of, rules_of, tap_of
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.netlink import Link, Netlink, make_tap
 from mikrom_reconcile.times_and_sizes import NETWORKS
@@ -68,15 +71,16 @@ class Networks:
     def _interface(self, record: VMRecord, name: str, nic: NetworkInterface) -> Interface:
         bridge = self.bridge_name(record, nic.network)
         address = f"{nic.gateway}/{IPv4Network(nic.cidr).prefixlen}"
+        tap, mac = f"mk{_hash(f'{self._owner} {record.vm} {name}', 6)}", mac_of(record, name)
         return Interface(
             name=name,
-            tap=f"mk{_hash(f'{self._owner} {record.vm} {name}', 6)}",
-            mac=mac_of(record, name),
+            tap=tap,
+            mac=mac,
             bandwidth_mbit=nic.rate_limiter.bandwidth_mbit,
             alias=f"{self._prefix}vm={record.vm}:nic={name}",
             bridge=bridge,
             bridge_alias=f"{self._prefix}network={record.project}/{nic.network}",
-            wants=frozenset({address}) | (nat_of(bridge, nic.cidr) if nic.nat else frozenset()),
+            wants=rules_of(nic, bridge=bridge, tap=tap, mac=mac, ip=record.addresses.get(name)) | {address},
         )
 
     def bridge_name(self, record: VMRecord, network: str) -> str:
@@ -95,6 +99,7 @@ class Networks:
             for interface in interfaces:
                 if only_mend and kernel.link(interface.tap) is None:
                     continue
+                self._forget_elsewhere(record, interface, give_up_at)
                 with self._bridge_lock(record.vm, interface.bridge, give_up_at):
                     bridge = self._prepare_bridge(kernel, record, interface)
                     tap = _device(kernel, record.vm, "tap", interface.tap, interface.alias, make_tap)
@@ -102,6 +107,13 @@ class Networks:
                 if tap.master not in {0, bridge.index}:
                     self._remove_unused_bridges(kernel, record.vm, give_up_at)
         return interfaces
+
+    def _forget_elsewhere(self, record: VMRecord, interface: Interface, give_up_at: float) -> None:
+        """Take away what other bridges say of a tap that was there before: it would be judged by that, too."""
+        for name in self._rules.elsewhere(interface.tap, interface.bridge):
+            with self._bridge_lock(record.vm, name, give_up_at):
+                stale = (self._rules.of(name) or {}).get(interface.tap, frozenset())
+                self._rules.change(record.vm, name, add=(), take=stale)
 
     def in_place(self, record: VMRecord) -> tuple[Interface, ...]:
         """The interfaces whose taps are there and ours. Raises OSError."""
@@ -114,7 +126,7 @@ class Networks:
     def drift(self, but: str = "") -> LinkDrift:
         """Compares links of VMs with their records, and asks about each bridge once. The VM `but` counts as gone."""
         bridge_of = cache(self._find_bridge)
-        unwanted_of = cache(lambda name: self._unwanted(bridge_of(name).parts, name, but))
+        unwanted_of = cache(lambda name: self._unwanted(bridge_of(name).shared, name, but))
 
         def drift_of(record: VMRecord) -> tuple[Drift, ...]:
             drift: list[Drift] = []
@@ -123,10 +135,11 @@ class Networks:
                     tap, bridge = kernel.link(interface.tap), bridge_of(interface.bridge)
                     if tap is None:
                         continue  # the VMM has lost it, and its driver says so
-                    unwanted = bridge.parts - self._wanted_by(record, interface.bridge)
+                    unwanted = bridge.shared - self._wanted_by(record, interface.bridge)
                     if unwanted:
                         unwanted &= unwanted_of(interface.bridge)
-                    drift += _drift(interface, tap, bridge, unwanted)
+                    own = bridge.rules.get(interface.tap, frozenset())
+                    drift += _drift(interface, tap, bridge, unwanted | (own - interface.wants))
             return tuple(drift)
 
         return drift_of
@@ -141,8 +154,10 @@ class Networks:
             for interface in self.of(record):
                 with self._bridge_lock(record.vm, interface.bridge, give_up_at):
                     bridge = kernel.link(interface.bridge)
-                    if bridge is not None and bridge.alias.startswith(self._prefix):
-                        self._set_parts(kernel, record.vm, bridge, frozenset())
+                    if bridge is None:
+                        self._drop_rules(record.vm, interface.bridge)
+                    elif bridge.alias.startswith(self._prefix):
+                        self._set_parts(kernel, record, bridge, frozenset())
 
     def sweep(self, *, give_up_at: float) -> tuple[str, ...]:
         """Remove taps of ours that no record wants; the names of their VMs. Raises MikromError, OSError."""
@@ -197,7 +212,7 @@ class Networks:
                 network = record.spec.network_interfaces[interface.name].network
                 raise _taken(record.vm, f"the subnet of network {network}, with device {link.name},", link)
         bridge = _device(kernel, record.vm, "bridge", name, alias, kernel.add_bridge)
-        self._set_parts(kernel, record.vm, bridge, own)
+        self._set_parts(kernel, record, bridge, own)
         if not bridge.up or bridge.alias != alias:
             kernel.set_up(bridge.index, alias=alias)
         return bridge
@@ -209,7 +224,7 @@ class Networks:
 
     def _bridge_of(self, kernel: Netlink, link: Link) -> _Bridge:
         rules, addresses = self._rules.of(link.name), kernel.addresses().get(link.index, frozenset())
-        return _Bridge(link, addresses | (rules or frozenset()), rules is not None)
+        return _Bridge(link, addresses | (rules or {}).get("", frozenset()), rules or {}, rules is not None)
 
     def _wanted_by(self, record: VMRecord, bridge: str) -> Parts:
         own = (interface.wants for interface in self.of(record) if interface.bridge == bridge)
@@ -229,26 +244,32 @@ class Networks:
                 parts -= self._wanted_by(found, bridge)
         return parts
 
-    def _set_parts(self, kernel: Netlink, vm: str, bridge: Link, own: Parts) -> None:
-        found = self._bridge_of(kernel, bridge).parts
-        unwanted = self._unwanted(found - own, bridge.name, vm)
-        wanted = own | (found - unwanted)
-        if wanted == found:
-            return
+    def _set_parts(self, kernel: Netlink, record: VMRecord, link: Link, own: Parts) -> None:
+        """Give a bridge what the VM wants, leave it what others want, and take away what is of taps that are gone."""
+        bridge, taps = self._bridge_of(kernel, link), {interface.tap for interface in self.of(record)}
+        there = taps | {tap.name for tap in kernel.links() if tap.master == link.index}
+        found = bridge.shared.union(*(rules for tap, rules in bridge.rules.items() if tap in taps or tap not in there))
+        stale = frozenset(part for part in found - own if tap_of(part))
+        unwanted = stale | self._unwanted(found - own - stale, link.name, record.vm)
         for address in filter(_is_address, unwanted):
-            kernel.remove_address(bridge.index, address)
-        for address in filter(_is_address, wanted):  # Linux removes others of a subnet along with its first
-            kernel.add_address(bridge.index, address)
-        if not all(map(_is_address, wanted ^ found)):
-            self._rules.replace(vm, bridge.name, [part for part in wanted if not _is_address(part)])
+            kernel.remove_address(link.index, address)
+        for address in filter(_is_address, (own | bridge.shared) - unwanted if unwanted or own - found else ()):
+            kernel.add_address(link.index, address)  # Linux removes others of a subnet along with its first
+        add, take = _rules_in(own - found), _rules_in(unwanted)
+        if add or take:
+            _refuse_used_ports(record.vm, add)
+            self._rules.change(record.vm, link.name, add=add, take=take)
+
+    def _drop_rules(self, vm: str, bridge: str) -> None:
+        if rules := self._rules.of(bridge):
+            self._rules.change(vm, bridge, add=(), take=frozenset[str]().union(*rules.values()))
 
     def _remove_unused_bridges(self, kernel: Netlink, vm: str, give_up_at: float) -> None:
         """Remove our bridges that have no taps. Looks again under each one's lock."""
         for name in self._unused_bridges(kernel):
             with self._bridge_lock(vm, name, give_up_at):
                 if bridge := self._unused_bridges(kernel).get(name):
-                    if self._rules.of(name):
-                        self._rules.replace(vm, name, ())
+                    self._drop_rules(vm, name)
                     kernel.delete(bridge.index)
 
     def _unused_bridges(self, kernel: Netlink) -> dict[str, Link]:
@@ -258,22 +279,25 @@ class Networks:
 
 
 class _Bridge(NamedTuple):
-    """A bridge as it is found; `link` None: it is not there."""
+    """A bridge as it is found; `link` None: it is not there. `shared` is all that is no VM's own."""
 
     link: Link | None = None
-    parts: Parts = frozenset()
+    shared: Parts = frozenset()
+    rules: ByTap = MappingProxyType({})
     rules_seen: bool = True
 
 
 def _drift(interface: Interface, tap: Link, bridge: _Bridge, unwanted: Parts) -> Iterator[Drift]:
-    path, missing = f"network_interfaces.{interface.name}", interface.wants - bridge.parts
-    wants_nat = not all(map(_is_address, interface.wants))
+    """Where an interface's bridge and tap are other than they are to be."""
+    path, wants = f"network_interfaces.{interface.name}", interface.wants
+    missing = wants - bridge.shared - bridge.rules.get(interface.tap, frozenset())
     if actual := _trouble(tap, bridge, missing | unwanted):
-        yield Drift(path=f"{path}.bridge", recorded=next(filter(_is_address, interface.wants)), actual=actual)
-    if bridge.rules_seen and not all(map(_is_address, missing)):
-        yield Drift(path=f"{path}.nat", recorded=True, actual=False)
-    elif not all(map(_is_address, unwanted)):
-        yield Drift(path=f"{path}.nat", recorded=wants_nat, actual="other rules" if wants_nat else True)
+        yield Drift(path=f"{path}.bridge", recorded=next(filter(_is_address, wants)), actual=actual)
+    lacks, has_too_many = ({*map(field_of, _rules_in(parts))} for parts in (missing, unwanted))
+    for field in sorted(lacks | has_too_many):
+        recorded = any(field_of(rule) == field for rule in _rules_in(wants))
+        seen = False if field in lacks else "other rules" if recorded else True
+        yield Drift(path=f"{path}.{field}", recorded=recorded, actual=seen if bridge.rules_seen else "unknown")
 
 
 def _trouble(tap: Link, bridge: _Bridge, wrong: Parts) -> str:
@@ -286,11 +310,29 @@ def _trouble(tap: Link, bridge: _Bridge, wrong: Parts) -> str:
         return "without its tap"
     if not any(map(_is_address, wrong)):
         return ""
-    return " ".join(sorted(filter(_is_address, bridge.parts))) or "without an address"
+    return " ".join(sorted(filter(_is_address, bridge.shared))) or "without an address"
 
 
 def _is_address(part: str) -> bool:
     return " " not in part
+
+
+def _rules_in(parts: Parts) -> Parts:
+    return frozenset(part for part in parts if not _is_address(part))
+
+
+def _refuse_used_ports(vm: str, rules: Iterable[str]) -> None:
+    """Raises PermanentError if a program of the host listens on a port that is to lead to a guest."""
+    for protocol, port in (rule.split()[2:5:2] for rule in rules if rule.startswith("ip publish ")):
+        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+        with socket.socket(socket.AF_INET, kind) as probe:
+            if protocol == "tcp":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # nobody listens: only closed connections
+            try:
+                probe.bind(("", int(port)))
+            except OSError as error:
+                message = f"port {port}/{protocol} of this host, which it publishes, is in use by another program"
+                raise PermanentError(message, vm=vm, step=_STEP) from error
 
 
 def _device(kernel: Netlink, vm: str, kind: str, name: str, alias: str, make: Callable[[str], None]) -> Link:

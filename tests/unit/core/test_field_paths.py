@@ -18,6 +18,7 @@ from mikrom_reconcile.core.model.desired import (
     VMSpec,
 )
 from mikrom_reconcile.core.model.fields import FIELDS, impact_of, is_row_of, recorded
+from mikrom_reconcile.core.specs.networks import OF_INTERFACES
 from tests.contract.field_rows import ROWS
 
 SCHEMAS = Path(__file__).parents[3] / "schemas"
@@ -36,7 +37,7 @@ def paths_in(fields: dict[str, Any], above: str = "") -> Iterator[str]:
 
 
 def paths_of(schema: dict[str, Any], above: str = "") -> Iterator[str]:
-    for name, entry in schema["properties"].items():
+    for name, entry in schema.get("properties", {}).items():
         if "properties" in entry:
             yield from paths_of(entry, f"{above}{name}.")
         elif isinstance(named := entry.get("additionalProperties"), dict):
@@ -46,16 +47,16 @@ def paths_of(schema: dict[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{name}"
 
 
-OF_A_NETWORK = {f"network_interfaces.*.{word}" for word in ("cidr", "gateway", "nat")}
+OF_A_NETWORK = {f"network_interfaces.*.{word}" for word in OF_INTERFACES}
 """What the document of a network says, for all VMs that are on it."""
 
-UNWRITTEN = OF_A_NETWORK | {"mmds.**"}
+UNWRITTEN = OF_A_NETWORK | {f"{path}.**" for path in ("mmds", *OF_A_NETWORK)}
 
 FULL = VMSpec(
     image="web",
     boot=Boot(kernel=KERNEL, initrd=KERNEL, rootfs=RootDisk(source=KERNEL.source, sha256=KERNEL.sha256)),
     drives={"data": Drive(size_mib=1)},
-    network_interfaces={"eth0": NetworkInterface(network="prod")},
+    network_interfaces={"eth0": NetworkInterface(network="prod", publish={"8080": 80})},
     command=("sh",),
     env={"A": "b"},
     mmds={"role": "web"},

@@ -103,10 +103,10 @@ class RealBench:
         lines = ((pid, command_line(pid)) for pid in watch.pids())
         return [pid for pid, line in lines if f"\0{self.folder}/" in line and having in line]
 
-    def kill(self, vm: str) -> None:
+    def kill(self, vm: str, number: int = signal.SIGKILL) -> None:
         (pid,) = self.pids(vm)
         pidfd = os.pidfd_open(pid)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         assert poll.poll(LATEST_S * 1000), "waited for the death of what was killed"

@@ -25,6 +25,7 @@ def told(schema: dict[str, Any], document: Any) -> list[str]:
         ({"uniqueItems": True}, ["a", "b", "a"], 'the document has "a" twice; remove one of the two'),
         ({"uniqueItems": True}, [*range(1001), 1000], "the document has something twice; "),
         ({"pattern": "^x$"}, "x\n", 'the document cannot be "x\\n"; it must match ^x$'),
+        ({"required": ["a"], "properties": {"a": {}}}, {"b": 1}, "a is missing in the document; "),
     ],
 )
 def test_what_is_wrong_is_said_in_words(schema: dict[str, Any], document: Any, words: str) -> None:

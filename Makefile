@@ -3,10 +3,15 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help apply test coverage check bench soak guest docs lock clean
+.PHONY: help apply test nested coverage check bench soak guest docs lock clean
 
 SPECS ?= specs/
 ARGS ?=
+NESTED := -v -p no:cacheprovider -p no:randomly --timeout 3000 --durations 0 --durations-min 1 \
+	--deselect tests/contract/test_networks.py::test_one_address_is_made_and_released_a_thousand_times \
+	$(addprefix tests/,$(SELECTION))
+SELECTION ?= e2e/test_linux_guest.py e2e/test_container_guest.py::test_an_image_of_a_registry_becomes_a_vm_that_serves_a_page \
+	$(addprefix contract/test_,jail.py metadata.py media.py checks.py fields.py networks.py driver.py)
 GUEST := mikrom_reconcile/guest
 
 help: ## this list
@@ -18,6 +23,9 @@ apply: ## the microVMs of specs/ on this machine, then a table of them
 # Most tests wait for processes more than they compute: four at a time keep two cores busy.
 test: ## every test but the soak tests
 	@tools/bootstrap.sh test pytest -n 4 --dist worksteal -m 'not soak' $(ARGS)
+
+nested: ## the contract of drivers and real Linux guests under Firecracker, on an emulated host with KVM; as root; takes an hour
+	@tools/bootstrap.sh test python -m tests.nested_host pytest $(NESTED) $(ARGS)
 
 coverage: ## how much of the package the tests run, in child processes too; takes twice as long as they do
 	@tools/bootstrap.sh test tools/coverage.sh $(ARGS)

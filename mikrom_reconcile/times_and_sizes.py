@@ -89,6 +89,7 @@ class VMMs(msgspec.Struct, frozen=True, kw_only=True):
     socket_path_bytes: Annotated[int, "the room in sockaddr_un, without the final zero"] = 107
     console_bytes: Annotated[int, "what is kept of a console at least: some ten thousand lines"] = 1 << 20
     log_bytes: Annotated[int, "what is kept of a VMM's log and of its metrics: a line of 4 kB a minute"] = 256 << 10
+    metrics_interval_ms: Annotated[int, "Firecracker writes metrics once a minute, and when it ends"] = 58_000
     metrics_tail_bytes: Annotated[int, "some lines of 4 kB, to see how a guest ended"] = 32 << 10
     log_tail_bytes: Annotated[int, "what QEMU said last, to see how a guest ended"] = 8 << 10
     exit_status_tail_bytes: Annotated[int, "of a console, for what the init of a container image said last"] = 4096

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 from tests.scratch import SCRATCH
@@ -29,9 +28,15 @@ for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
     if signal.getsignal(ignored) == signal.SIG_IGN:
         signal.signal(ignored, lambda *_: None)
 
-# No deadline: on a loaded machine it says nothing about the code. In CI the next run must find the same.
-hypothesis.settings.register_profile("mikrom", deadline=None, derandomize="CI" in os.environ, print_blob=True)
-hypothesis.settings.load_profile("mikrom")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up Hypothesis, unless this run goes without it: to import it takes long on an emulated host."""
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        import hypothesis  # noqa: PLC0415 - see above
+
+        # No deadline: on a loaded machine it says nothing about the code. In CI the next run must find the same.
+        hypothesis.settings.register_profile("mikrom", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+        hypothesis.settings.load_profile("mikrom")
 
 
 def found_firecracker() -> str | None:
@@ -48,7 +53,9 @@ def why_no_microvms() -> str:
     return ""
 
 
+@pytest.hookimpl(trylast=True)  # after the shuffling
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)  # the rest stays in its order
     told = []
     for marker, what, reason in (("kvm", "real", why_no_microvms()), ("jail", "jailed", why_no_jail())):
         needing = [item for item in items if item.get_closest_marker(marker)]

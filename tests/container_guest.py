@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from tests.linux_guest import LinuxGuest, _entry, built
+from tests.linux_guest import LinuxGuest, built, entry, packed
 
 INIT = """#!/bin/sh
 mkdir -p /proc /dev /root-disk
@@ -25,9 +26,9 @@ def guest_for_root_disks(folder: Path) -> LinuxGuest:
     """Kernels that have virtio built in need no initramfs: Debian's has it as modules."""
     guest = built()
     initrd = folder / "initrd"
-    more = _entry("init", 0o100755, INIT.encode()) + _entry("TRAILER!!!", 0, b"")
-    initrd.write_bytes(guest.initrd.read_bytes() + gzip.compress(more, mtime=0))  # the later of two files counts
-    return LinuxGuest(kernel=guest.kernel, initrd=initrd)
+    more = packed(entry("init", 0o100755, INIT.encode()))
+    initrd.write_bytes(guest.initrd.read_bytes() + more)  # the later of two files counts
+    return replace(guest, initrd=initrd)
 
 
 def busybox() -> bytes:

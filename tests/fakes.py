@@ -17,10 +17,11 @@ from mikrom_reconcile.core.model.plan import Action, Expect, Verb
 from mikrom_reconcile.core.model.run import Order
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.system.time_limits import Clock
+from tests.guests import MEM_MIB, SLOWNESS
 
 HOST = "hv1"
-SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=4), boot_args="quiet")
-BIGGER = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=8), boot_args="quiet")
+SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=MEM_MIB), boot_args="quiet")
+BIGGER = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=2 * MEM_MIB), boot_args="quiet")
 
 
 class HeldClock(Clock):
@@ -145,7 +146,7 @@ def order(
     desired: DesiredVM | None = None,
     token: int = 1,
     project: str = "shop",
-    deadline_s: float = 20.0,
+    deadline_s: float = 20.0 * SLOWNESS,
     host: str = HOST,
 ) -> Order:
     """An order as a plan would make it after `seen` was observed; to be as `desired_vm` says unless told otherwise."""

@@ -21,6 +21,7 @@ fi
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$@" && exit 1; }
 has() { command -v "$1" >/dev/null; }
+has_virtiofsd() { has virtiofsd || [[ -x /usr/libexec/virtiofsd || -x /usr/lib/qemu/virtiofsd || -x /usr/lib/virtiofsd ]]; }
 
 # --- packages of the system ---------------------------------------------------------------------------------
 
@@ -51,6 +52,8 @@ missing_packages() { # prints the Debian packages without which the target canno
     [[ $purpose != test ]] || has openssl || echo openssl
     [[ $purpose != test ]] || has nft || echo nftables
     [[ $purpose != test && ${MIKROM_DRIVER:-auto} != qemu ]] || has qemu-system-x86_64 || echo qemu-system-x86
+    # Debian 12 has it in what QEMU depends on
+    [[ $purpose != test ]] || ! has qemu-system-x86_64 || has_virtiofsd || echo virtiofsd
     [[ $purpose != test ]] || has nginx || echo nginx
     [[ $purpose != test ]] || has supervisord || echo supervisor
     [[ $purpose != test ]] || has faketime || echo faketime
@@ -95,7 +98,7 @@ ensure_packages() {
     ((${#missing[@]})) || return 0
     if [[ $purpose == apply && ${missing[*]} == redis-server ]]; then
         say "redis-server is missing: make apply works without it, mikrom up does not (apt-get install redis-server)"
-    elif ! printf '%s\n' "${missing[@]}" | grep -qvxE 'nginx|supervisor'; then
+    elif ! printf '%s\n' "${missing[@]}" | grep -qvxE 'nginx|supervisor|virtiofsd'; then
         say "missing here: ${missing[*]}. The tests that need them are skipped (apt-get install ${missing[*]})"
     else
         die "missing here: ${missing[*]}. As root: apt-get install ${missing[*]}"
@@ -187,6 +190,11 @@ ensure_firecracker() {
     elif [[ $purpose == apply ]]; then
         export MIKROM_DRIVER=simulated
         say "$reason: the simulated driver is used instead, no real microVM runs (with the package qemu-system-x86 they do, in QEMU)"
+    elif [[ $EUID -eq 0 && $(uname -m) == x86_64 ]] && has qemu-system-x86_64 && has_virtiofsd; then
+        say "$reason: the tests of Firecracker are skipped, but for what runs on an emulated host"
+        find_firecracker >/dev/null || fetch_firecracker
+        MIKROM_FIRECRACKER=$(find_firecracker)
+        export MIKROM_FIRECRACKER
     else
         say "$reason: the tests of Firecracker are skipped, those of QEMU and of the simulated driver run"
     fi

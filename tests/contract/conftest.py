@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import found_firecracker
-from tests.contract.drivers import Bench, JailBench, QemuBench, RealBench, SimulatedBench
+from tests.contract.drivers import KINDS, Bench, JailBench, QemuBench, RealBench, SimulatedBench
 
 
 @pytest.fixture
@@ -48,14 +48,7 @@ def qemu(own_environment: Path) -> Iterator[QemuBench]:
         bench.close()
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("real", marks=pytest.mark.kvm),
-        pytest.param("jailed", marks=[pytest.mark.kvm, pytest.mark.jail]),
-        pytest.param("qemu", marks=pytest.mark.needs("qemu-system-x86_64")),
-        "simulated",
-    ]
-)
+@pytest.fixture(params=KINDS.values())
 def bench(request: pytest.FixtureRequest, own_environment: Path) -> Bench:
     if request.param == "simulated":
         return SimulatedBench(own_environment)

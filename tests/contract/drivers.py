@@ -13,6 +13,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
+import pytest
+
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.host.drivers import jail
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
@@ -24,15 +26,30 @@ from mikrom_reconcile.host.drivers.vmm_driver import VMMDriver
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.system import processes
 from tests import watch
+from tests.guests import DRIVER, MEM_MIB, SLOWNESS
 
-DEADLINE_S = 10.0
-LATEST_S = 240.0
+DEADLINE_S = 10.0 * SLOWNESS
+LATEST_S = 240.0 * SLOWNESS
 """What is waited for comes late on a busy machine, and is not missed by that."""
-ANSWER_S = 0.5
+ANSWER_S = 0.5 * SLOWNESS
 """Patience with a VMM that does not answer: less than the real driver's, so that tests do not wait."""
 
+KINDS = {
+    kind: pytest.param(kind, marks=marks)
+    for kind, driver, marks in (
+        ("real", "firecracker", [pytest.mark.kvm]),
+        ("jailed", "firecracker", [pytest.mark.kvm, pytest.mark.jail]),
+        ("qemu", "qemu", [pytest.mark.needs("qemu-system-x86_64")]),
+        ("simulated", "simulated", []),
+    )
+    if DRIVER in {"", driver}
+}
+"""The benches below, as parameters of a test."""
 
-def record_of(vm: str, boot_args: str = "", *, uid: str = "u1", vcpu_count: int = 1, mem_size_mib: int = 4) -> VMRecord:
+
+def record_of(
+    vm: str, boot_args: str = "", *, uid: str = "u1", vcpu_count: int = 1, mem_size_mib: int = MEM_MIB
+) -> VMRecord:
     machine = Machine(vcpu_count=vcpu_count, mem_size_mib=mem_size_mib)
     return VMRecord(
         vm=vm,

@@ -28,6 +28,7 @@ from mikrom_reconcile.system.netlink import Netlink
 from tests.contract.drivers import DEADLINE_S, Bench, QemuBench, RealBench, SimulatedBench
 from tests.contract.hosts import Host
 from tests.fakes import SPEC, desired_vm
+from tests.guests import MEM_MIB
 
 VM = "web-000"
 MIB = 1 << 20
@@ -296,7 +297,7 @@ def record_only(value: Any) -> Row:
 
 ROWS: dict[str, Row] = {
     "machine.vcpu_count": machine("vcpu_count", 2),
-    "machine.mem_size_mib": machine("mem_size_mib", 8),
+    "machine.mem_size_mib": machine("mem_size_mib", 2 * MEM_MIB),
     "machine.smt": machine("smt", True, FIRECRACKER, SIMULATED),  # noqa: FBT003
     "machine.cpu_template": Row(test="test_a_cpu_template_reaches_the_vmm_or_says_why_it_cannot"),
     "boot_args": Row(value="loud", see=World.boot_args, undo=World.run_the_old, drift="boot_args"),

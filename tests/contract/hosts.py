@@ -18,6 +18,7 @@ from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system.time_limits import Clock
 from tests.contract.drivers import Bench, wait_until
 from tests.fakes import HOST, order
+from tests.guests import SLOWNESS
 
 KEPT = ("locks", "tombstones", "tokens", "images", "attempts")
 """Folders of the state that outlive the last VM."""
@@ -58,7 +59,7 @@ class Host:
 
     def order(
         self, verb: Verb, vm: str, seen: ObservedVM | None = None, *, desired: DesiredVM | None = None,
-        deadline_s: float = 20.0,
+        deadline_s: float = 20.0 * SLOWNESS,
     ) -> Order:  # fmt: skip
         """An order of the run that orders now."""
         return order(verb, vm, seen, desired=desired, deadline_s=deadline_s, token=self.token)

@@ -12,12 +12,13 @@ from mikrom_reconcile.core.model.observed import ObservedVM
 from tests.contract.drivers import Bench
 from tests.contract.hosts import Host
 from tests.fakes import desired_vm
+from tests.guests import MEM_MIB
 
 VM = "web-000"
 
 
 def wanted(check: Check, boot_args: str = "quiet") -> DesiredVM:
-    spec = VMSpec(image="hello", machine=Machine(mem_size_mib=4), boot_args=boot_args, checks={"up": check})
+    spec = VMSpec(image="hello", machine=Machine(mem_size_mib=MEM_MIB), boot_args=boot_args, checks={"up": check})
     return desired_vm(VM, spec)
 
 

@@ -13,6 +13,7 @@ from mikrom_reconcile.core.model.desired import Boot, Machine, PinnedFile, RootD
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, VMMFacts
 from tests.contract.drivers import DEADLINE_S, Bench, record_of, wait_until
+from tests.guests import LINUX, MEM_MIB
 
 NOTHING = VMMFacts(status="none")
 
@@ -32,12 +33,12 @@ def test_of_a_vm_that_never_was_there_is_nothing(bench: Bench) -> None:
 
 
 def test_a_started_vm_runs_as_its_spec_says(bench: Bench) -> None:
-    record = record_of("web-001", "quiet mikrom.heartbeat=1 x=é", vcpu_count=2, mem_size_mib=8)
+    record = record_of("web-001", "quiet mikrom.heartbeat=1 x=é", vcpu_count=2, mem_size_mib=2 * MEM_MIB)
     bench.driver.start(record, deadline_s=DEADLINE_S)
 
     facts = bench.driver.observe(record)
     assert facts.status == "running"
-    assert facts.machine == Machine(vcpu_count=2, mem_size_mib=8)
+    assert facts.machine == Machine(vcpu_count=2, mem_size_mib=2 * MEM_MIB)
     assert facts.boot_args == "quiet mikrom.heartbeat=1 x=é"
     assert [facts.pid] == bench.pids("web-001")
     assert 0 <= facts.age_s < DEADLINE_S
@@ -281,7 +282,7 @@ def test_what_cannot_run_is_refused_with_a_reason_and_never_started(bench: Bench
 @pytest.mark.parametrize(
     "spec",
     [
-        VMSpec(image="hello", machine=Machine(vcpu_count=32, mem_size_mib=2)),
+        VMSpec(image="hello", machine=Machine(vcpu_count=32, mem_size_mib=MEM_MIB if LINUX else 2)),
         VMSpec(image="hello", boot_args="x" * 2047),
     ],
 )

@@ -17,27 +17,21 @@ from mikrom_reconcile.core.model.plan import Impact, VMChange
 from mikrom_reconcile.core.planning.rules import DiffInput, judge
 from mikrom_reconcile.host.resources.images import ImageCache
 from tests.container_images import Workshop
-from tests.contract.drivers import Bench, RealBench, SimulatedBench
+from tests.contract.drivers import DEADLINE_S, KINDS, Bench, RealBench, SimulatedBench
 from tests.contract.field_rows import MIB, ROWS, VM, Row, Socket, World, concrete, pinned
+from tests.guests import MEM_MIB
 from tests.netns import own_namespace
 
 COSTS: dict[Impact, str] = {"record": "update", "live": "update", "restart": "restart", "replace": "replace"}
 REFUSED_LIVE = {
     "machine.vcpu_count": ("machine-config", "vcpu_count", 2),
-    "machine.mem_size_mib": ("machine-config", "mem_size_mib", 8),
+    "machine.mem_size_mib": ("machine-config", "mem_size_mib", 2 * MEM_MIB),
     "machine.smt": ("machine-config", "smt", True),
     "boot_args": ("boot-source", "boot_args", "loud"),
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("real", marks=pytest.mark.kvm),
-        pytest.param("qemu", marks=pytest.mark.needs("qemu-system-x86_64")),
-        "simulated",
-    ],
-)
+@pytest.mark.parametrize("kind", [param for kind, param in KINDS.items() if kind != "jailed"])
 def test_every_field_is_carried_out_seen_and_seen_to_drift(
     request: pytest.FixtureRequest, own_environment: Path, kind: str
 ) -> None:
@@ -175,8 +169,8 @@ def test_a_changed_state_is_seen_and_kept(bench: Bench, own_environment: Path) -
     world.host.created(VM, world.desired())
     record = world.host.record(VM)
     undone_by: dict[str, Callable[[], None]] = {
-        "paused": lambda: bench.driver.set_paused(record, paused=False, deadline_s=5),
-        "stopped": lambda: bench.driver.start(record, deadline_s=5),
+        "paused": lambda: bench.driver.set_paused(record, paused=False, deadline_s=DEADLINE_S),
+        "stopped": lambda: bench.driver.start(record, deadline_s=DEADLINE_S),
         "running": lambda: bench.driver.stop(record, grace_s=0),
     }
     for state, undo in undone_by.items():

@@ -24,6 +24,7 @@ from tests.contract.drivers import DEADLINE_S, JailBench, RealBench, is_live, re
 from tests.contract.hosts import Host
 from tests.contract.test_media import wanted
 from tests.fakes import desired_vm
+from tests.guests import MEM_MIB
 
 pytestmark = [pytest.mark.kvm, pytest.mark.jail]
 RECORD = record_of("a")
@@ -173,16 +174,17 @@ def test_what_a_jailed_vmm_cannot_find_is_named(jailed: JailBench, own_environme
 
 def test_a_bigger_machine_gets_bigger_limits(jailed: JailBench) -> None:
     host = Host(jailed, jailed.folder)
-    host.created("a", desired_vm("a", VMSpec(image="hello", machine=Machine(mem_size_mib=4))))
-    bigger = desired_vm("a", VMSpec(image="hello", machine=Machine(mem_size_mib=64)))
+    host.created("a", desired_vm("a", VMSpec(image="hello", machine=Machine(mem_size_mib=MEM_MIB))))
+    bigger = desired_vm("a", VMSpec(image="hello", machine=Machine(mem_size_mib=16 * MEM_MIB)))
     assert [outcome.verb for outcome in host.converge("a", bigger)] == ["restart"]
-    found = jail.hierarchy()[1].get("memory")
-    if found is None or jail.hierarchy()[0] == 2:
-        pytest.skip("this machine has no memory controller of cgroups v1")
+    version, controllers = jail.hierarchy()
+    if "memory" not in controllers:
+        pytest.skip("this machine offers no memory controller")
+    named, file = {1: (":memory:", "memory.limit_in_bytes"), 2: ("0::", "memory.max")}[version]
     (pid,) = jailed.pids("a")
-    (line,) = (line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if ":memory:" in line)
-    limit = found / line.rpartition(":")[2].lstrip("/") / "memory.limit_in_bytes"
-    assert int(limit.read_text()) == (64 + 1 + VMMS.cgroup_overhead_mib) << 20
+    (line,) = (line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if named in line)
+    limit = controllers["memory"] / line.rpartition(":")[2].lstrip("/") / file
+    assert int(limit.read_text()) == (16 * MEM_MIB + MEM_MIB // 4 + VMMS.cgroup_overhead_mib) << 20
 
 
 def test_a_test_that_fails_after_it_moved_the_state_folder_leaves_no_vmm(

@@ -15,6 +15,7 @@ from tests.contract.drivers import RealBench
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host
 from tests.fakes import desired_vm, order
+from tests.guests import MEM_MIB
 
 pytestmark = pytest.mark.kvm
 VM = "web-000"
@@ -41,7 +42,7 @@ def kernel_in(folder: Path) -> PinnedFile:
 def wanted(folder: Path, root: bytes = b"root".ljust(MIB), *, name: str = VM, **fields: Any) -> DesiredVM:
     disk = pinned(folder, f"disk-{root[:4].decode()}", root)
     boot = Boot(kernel=kernel_in(folder), rootfs=RootDisk(source=disk.source, sha256=disk.sha256))
-    return desired_vm(name, VMSpec(image="web", boot=boot, machine=Machine(mem_size_mib=4), **fields))
+    return desired_vm(name, VMSpec(image="web", boot=boot, machine=Machine(mem_size_mib=MEM_MIB), **fields))
 
 
 def disks_of(real: RealBench) -> dict[str, dict[str, Any]]:
@@ -112,7 +113,7 @@ def test_what_firecracker_cannot_boot_is_found_out_before_it_is_tried(
     host: Host, real: RealBench, own_environment: Path, kernel: bytes, why: str
 ) -> None:
     boot = Boot(kernel=pinned(own_environment, "kernel", kernel))
-    desired = desired_vm(VM, VMSpec(image="web", boot=boot, machine=Machine(mem_size_mib=4)))
+    desired = desired_vm(VM, VMSpec(image="web", boot=boot, machine=Machine(mem_size_mib=MEM_MIB)))
     outcome = host.agent.execute(order("create", VM, desired=desired))
     assert outcome.result == "failed_permanent"
     assert why in str(outcome.error)

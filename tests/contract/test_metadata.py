@@ -16,6 +16,7 @@ from tests.contract.drivers import ANSWER_S, RealBench
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host
 from tests.fakes import desired_vm, order
+from tests.guests import MEM_MIB
 from tests.netns import own_namespace
 
 pytestmark = pytest.mark.kvm
@@ -49,7 +50,7 @@ def host(bench: RealBench, own_environment: Path) -> Host:
 
 def wanted(mmds: dict[str, Any] | None) -> DesiredVM:
     nic = NetworkInterface(network="prod", cidr="10.0.0.0/24", gateway="10.0.0.1")
-    spec = VMSpec(image="hello", machine=Machine(mem_size_mib=4), network_interfaces={"eth0": nic}, mmds=mmds)
+    spec = VMSpec(image="hello", machine=Machine(mem_size_mib=MEM_MIB), network_interfaces={"eth0": nic}, mmds=mmds)
     return replace(desired_vm(VM, spec), addresses={"eth0": "10.0.0.9"})
 
 

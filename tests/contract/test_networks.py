@@ -28,6 +28,7 @@ from tests.contract.drivers import RealBench, record_of, wait_until
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host
 from tests.fakes import desired_vm, order
+from tests.guests import MEM_MIB
 from tests.netns import own_namespace
 
 VM = "web-000"
@@ -49,7 +50,7 @@ def nic(**fields: Any) -> NetworkInterface:
 
 
 def wanted(name: str = VM, address: str = "10.0.0.9", **fields: Any) -> DesiredVM:
-    spec = VMSpec(image="hello", machine=Machine(mem_size_mib=4), network_interfaces={"eth0": nic(**fields)})
+    spec = VMSpec(image="hello", machine=Machine(mem_size_mib=MEM_MIB), network_interfaces={"eth0": nic(**fields)})
     return replace(desired_vm(name, spec), addresses={"eth0": address})
 
 

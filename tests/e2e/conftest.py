@@ -1,4 +1,7 @@
-"""What the tests of the command line and of fleets share."""
+"""What the tests of the command line and of fleets share.
+
+Celery and Redis are imported where they are used: that takes a second, and on an emulated host half a minute.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,24 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from mikrom_reconcile.dispatch.app import FleetApp, make_app
 from tests.command import AS_A_PROGRAM, PROJECT, WEB, Mikrom, Run, forked, started
 from tests.e2e.test_demo_guest import UnixConnection
-from tests.fleet import Fleet
 from tests.watch import VMM, Watch
+
+if TYPE_CHECKING:
+    from mikrom_reconcile.dispatch.app import FleetApp
+    from tests.fleet import Fleet
 
 
 @pytest.fixture
 def fleet(own_environment: Path) -> Iterator[Fleet]:
     """A private Redis, and whatever is started beside it, for one test."""
+    from tests.fleet import Fleet  # noqa: PLC0415 - see above
+
     fleet = Fleet(own_environment)
     try:
         yield fleet
@@ -33,6 +41,8 @@ def fleet(own_environment: Path) -> Iterator[Fleet]:
 @pytest.fixture
 def app(fleet: Fleet) -> Iterator[FleetApp]:
     """The Celery app of the fleet, as its clients have it."""
+    from mikrom_reconcile.dispatch.app import make_app  # noqa: PLC0415 - see above
+
     app = make_app(fleet.settings())
     yield app
     app.close()
@@ -98,6 +108,8 @@ class Site:
     """A host worker and a control worker over real microVMs, and commands given as a person would."""
 
     def __init__(self, folder: Path, watch: Watch) -> None:
+        from tests.fleet import Fleet  # noqa: PLC0415 - see above
+
         self.folder, self.watch = folder, watch
         self.fleet = Fleet(folder)
         self.real = {"MIKROM_DRIVER": "firecracker", "MIKROM_FIRECRACKER": os.environ["MIKROM_FIRECRACKER"]}

@@ -1,6 +1,6 @@
 """The init of container images, as PID 1 of a real Linux in QEMU's software emulation.
 
-`MIKROM_TESTED_DRIVER=firecracker` has the last one run under Firecracker, where KVM boots an ordinary kernel.
+The last one runs under Firecracker in `make nested`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mikrom_reconcile.core.specs.images import init_words
 from mikrom_reconcile.host.oci import rootdisk
 from mikrom_reconcile.host.oci.disk import format_empty
 from mikrom_reconcile.host.oci.sources import image_of
-from tests import container_images, linux_guest
+from tests import container_images, guests, linux_guest
 from tests.command import Mikrom
 from tests.container_guest import busybox, guest_for_root_disks
 from tests.container_images import Workshop, put
@@ -45,8 +45,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="not root, which unpacking a container image takes"),
 ]
 
-BOOT_S = 120.0
-DRIVER = os.environ.get("MIKROM_TESTED_DRIVER", "qemu")  # before tests lose the settings of this machine
+BOOT_S = 120.0 * guests.SLOWNESS
+DRIVER = guests.DRIVER or "qemu"
 
 APP = r"""#!/bin/sh
 echo "APP args=$* dir=$(pwd) user=$(id -u):$(id -g):$(id -G | tr ' ' ,) pid1=$(cat /proc/1/comm)"
@@ -393,9 +393,9 @@ def pinned(path: Path) -> str:
 
 
 def fetched(address: str) -> list[str]:
-    with urllib.request.urlopen(f"http://{address}/starts", timeout=10) as starts:
+    with urllib.request.urlopen(f"http://{address}/starts", timeout=BOOT_S) as starts:
         count = len(starts.read().split())
-    with urllib.request.urlopen(f"http://{address}/", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}/", timeout=BOOT_S) as answer:
         return [answer.read().decode().strip(), str(count)]
 
 

@@ -51,8 +51,11 @@ def test_what_may_pass_is_temporary_and_what_must_be_mended_is_permanent(
     assert raised.value.step == "starting the guest"
 
 
-def line(reset_count: int = 0, failures: int = 0) -> bytes:
-    return json.dumps({"utc_ms": 1, "i8042": {"reset_count": reset_count}, "vcpu": {"failures": failures}}).encode()
+def line(reset_count: int = 0, failures: int = 0, *, at_s: float | None = None) -> bytes:
+    counters: dict[str, object] = {"i8042": {"reset_count": reset_count}, "vcpu": {"failures": failures}}
+    if at_s is not None:
+        counters["utc_timestamp_ms"] = int(1_795_941_248_000 + at_s * 1000)
+    return json.dumps(counters).encode() + b"\n" * (at_s is not None)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,12 @@ def line(reset_count: int = 0, failures: int = 0) -> bytes:
         (line() + b"\n" + line(reset_count=1)[:-5], "killed"),
         (b"[]\n{}\nnull\n\xff\n" + line(failures=2), "crashed"),
         (b'{"i8042": 5}\n', "killed"),
+        (line(at_s=0), "killed"),
+        (line(at_s=0) + line(at_s=60.1) + line(at_s=119.9), "killed"),
+        (line(at_s=0) + line(at_s=60) + line(at_s=75), "crashed"),
+        (line(at_s=0) + line(reset_count=1, at_s=1), "clean"),
+        (line(at_s=0) + line(at_s=20) + line(at_s=80), "killed"),
+        (line(at_s=9) + line(at_s=0), "killed"),
     ],
 )
 def test_the_end_is_read_from_the_metrics_whatever_state_they_are_in(

@@ -47,6 +47,14 @@ def test_every_module_that_is_named_exists(document: Path) -> None:
 
 
 @documents
+def test_every_test_that_is_named_exists(document: Path) -> None:
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", prose_of(document)):
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"
+    for folder in re.findall(r"`(tests/[\w/]+/)`", prose_of(document)):
+        assert (ROOT / folder).is_dir(), f"there is no {folder}"
+
+
+@documents
 def test_every_type_and_constant_that_is_named_exists(document: Path) -> None:
     names = set(re.findall(r"`([A-Z]\w*[a-z]\w*|[A-Z]+(?:_[A-Z]+)+)`", prose_of(document)))
     elsewhere = {"Fleet", "Image", "Inventory", "KillMode", "Network", "Project", "SystemCallFilter"}

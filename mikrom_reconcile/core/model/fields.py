@@ -6,7 +6,6 @@ To add a field: the schema, a Struct in `model/desired.py`, a row here, the driv
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -110,28 +109,25 @@ def drop_paths(spec: VMSpec, ignored: tuple[str, ...]) -> Any:
     """`spec` without the ignored paths, for digests; the spec itself if none are."""
     if not ignored:
         return spec
-    fields = msgspec.to_builtins(spec)
-    for above, last in _steps_to(ignored):
-        _inside(fields, above).pop(last, None)
-    return fields
+    return _with_paths(spec, ignored, {})
 
 
 def keep_applied(spec: VMSpec, ignored: tuple[str, ...], applied: VMSpec) -> VMSpec:
     """`spec` with the ignored paths as they were last applied."""
-    fields, before = msgspec.to_builtins(spec), msgspec.to_builtins(applied)
-    for above, last in _steps_to(ignored):
+    return msgspec.convert(_with_paths(spec, ignored, msgspec.to_builtins(applied)), ready(VMSpec))
+
+
+def _with_paths(spec: VMSpec, paths: tuple[str, ...], before: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `spec`, those at `paths` as they are in `before`."""
+    fields: dict[str, Any] = msgspec.to_builtins(spec)
+    for path in (meant for named in paths for meant in _MEANT.get(named, (named,))):
+        *above, last = path.split(".")
         target, source = _inside(fields, above), _inside(before, above)
         if last in source:
             target[last] = source[last]
         else:
             target.pop(last, None)
-    return msgspec.convert(fields, ready(VMSpec))
-
-
-def _steps_to(paths: tuple[str, ...]) -> Iterator[tuple[list[str], str]]:
-    for path in (meant for named in paths for meant in _MEANT.get(named, (named,))):
-        *above, last = path.split(".")
-        yield above, last
+    return fields
 
 
 def _inside(fields: dict[str, Any], steps: list[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
-from mikrom_reconcile.core.parsing.yaml_words import code_points, shown
+from mikrom_reconcile.core.parsing.yaml_words import code_points, shortened, shown
 from mikrom_reconcile.times_and_sizes import SPECS
 
 Schemas = Mapping[str, str]
@@ -198,5 +198,4 @@ def describe_value(value: Any) -> str:
         return "a list"
     if not isinstance(value, str):
         return json.dumps(value)
-    text = value if len(value) <= SPECS.shown_characters else value[: SPECS.shown_characters - 1] + "…"
-    return json.dumps(text, ensure_ascii=False) + code_points(value)
+    return json.dumps(shortened(value), ensure_ascii=False) + code_points(value)

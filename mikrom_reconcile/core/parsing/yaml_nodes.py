@@ -137,7 +137,8 @@ class _Reader:
         merge_at: int | None = None
         height = 0
         while not self._loader.check_event(yaml.MappingEndEvent):
-            merges = self._at_merge_key()
+            first = self._loader.peek_event()
+            merges = isinstance(first, yaml.ScalarEvent) and first.value == "<<" and not first.style
             key = self._node(depth + 1, key=True)
             value = self._node(depth + 1)
             height = max(height, key.height, value.height)
@@ -158,10 +159,6 @@ class _Reader:
         parts = merged | own if merged else own
         values = {name: node.value for name, (_, node) in parts.items()}
         return Node(at=at, value=values, parts=parts, height=1 + height)
-
-    def _at_merge_key(self) -> bool:
-        event = self._loader.peek_event()
-        return isinstance(event, yaml.ScalarEvent) and event.value == "<<" and not event.style
 
     def _mappings_in(self, node: Node) -> Iterator[dict[str, tuple[int, Node]]]:
         for part in node.parts if isinstance(node.parts, list) else [node]:

@@ -27,9 +27,7 @@ _NUMBER_TO_SOME = re.compile(
     r"|\.(inf|Inf|INF|nan|NaN|NAN))"
 )
 _DATE_TO_SOME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt]|[ \t]+)[0-9]{1,2}:.*")
-_BOOLEAN_TO_SOME = frozenset(
-    {"yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"},
-)
+_BOOLEAN_TO_SOME = frozenset(["yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"])
 _WORDS = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -115,9 +113,12 @@ def parse_scalar(word: str) -> Any:
 
 def shown(word: str) -> str:
     """A word of the specs inside a message, cut where it is long."""
-    return repr(
-        word if len(word) <= SPECS.shown_characters else word[: SPECS.shown_characters - 1] + "…"
-    ) + code_points(word)
+    return repr(shortened(word)) + code_points(word)
+
+
+def shortened(text: str) -> str:
+    """A text, cut where it is too long for a message."""
+    return text if len(text) <= SPECS.shown_characters else text[: SPECS.shown_characters - 1] + "…"
 
 
 def code_points(text: str) -> str:

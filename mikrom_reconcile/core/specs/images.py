@@ -107,8 +107,8 @@ BUILT_IN = {"hello": Image(boot=None, boot_args="console=ttyS0")}
 """Images that need no document of their own: the demo guest prints its boot arguments and waits for Ctrl-Alt-Del."""
 
 
-_ROOT_DISKS = ("source", "oci", "oci_layout", "docker_archive")
-"""What a root disk is made of: a spec has one of these."""
+_ROOT_DISKS = {"source": "", "oci": REGISTRY, "oci_layout": LAYOUT, "docker_archive": ARCHIVE}
+"""What a root disk is made of: a spec has one of these, and the record says which before what it says."""
 
 
 def root_disk_flaw(rootfs: dict[str, Any]) -> str:
@@ -137,9 +137,8 @@ def _root_disk(rootfs: dict[str, Any]) -> RootDisk | None:
         return None
     key = next(key for key in _ROOT_DISKS if key in rootfs)
     source, _, digest = rootfs[key].partition("@sha256:") if key == "oci" else (rootfs[key], "", rootfs["sha256"])
-    prefix = {"source": "", "oci": REGISTRY, "oci_layout": LAYOUT, "docker_archive": ARCHIVE}[key]
     more = {key: rootfs[key] for key in ("read_only", "size_mib", "init") if key in rootfs}
-    return RootDisk(source=prefix + source, sha256=digest, **more)
+    return RootDisk(source=_ROOT_DISKS[key] + source, sha256=digest, **more)
 
 
 def image_of(spec: dict[str, Any]) -> Image:

@@ -255,9 +255,4 @@ def satisfies(test: Operator, value: Any, wanted: Value) -> bool:
 UNARY = frozenset({"is_set", "is_not_set"})
 """Operators that take no value."""
 
-_ORDERS: dict[str, Callable[[Any, Any], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
+_ORDERS: dict[str, Any] = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Machine, NetworkInterface, State, VMSpec
+from mikrom_reconcile.core.model.desired import Machine, State, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Capacity
 from mikrom_reconcile.core.model.specs import Diagnostic
@@ -157,14 +158,11 @@ class Resolver:
 
 def _on_networks(spec: VMSpec, networks: Mapping[str, Network]) -> VMSpec:
     """The spec with what the networks of its interfaces say."""
-
-    def on_network(nic: NetworkInterface) -> NetworkInterface:
-        found = networks.get(nic.network)
-        said = {word: getattr(found, word) for word in OF_INTERFACES} if found else {}
-        return msgspec.structs.replace(nic, **said)
-
-    interfaces = {name: on_network(nic) for name, nic in spec.network_interfaces.items()}
-    return msgspec.structs.replace(spec, network_interfaces=interfaces) if interfaces else spec
+    interfaces = dict(spec.network_interfaces)
+    for name, nic in spec.network_interfaces.items():
+        if found := networks.get(nic.network):
+            interfaces[name] = replace(nic, **{word: getattr(found, word) for word in OF_INTERFACES})
+    return replace(spec, network_interfaces=interfaces) if interfaces else spec
 
 
 def _misfits_in(fields: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

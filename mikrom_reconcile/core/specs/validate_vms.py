@@ -131,14 +131,12 @@ def _checks_without_interface(spec: VMSpec) -> Problems:
             yield ("checks", name), message
 
 
-def _device_counts(spec: VMSpec) -> tuple[int, int]:
-    """How many devices a VM has, and how many of them are root disks."""
-    root_disks = int(spec.boot is not None and spec.boot.rootfs is not None)
-    return len(spec.drives) + len(spec.network_interfaces) + root_disks, root_disks
+def _root_disks(spec: VMSpec) -> int:
+    return int(spec.boot is not None and spec.boot.rootfs is not None)
 
 
 def _devices(spec: VMSpec) -> Problems:
-    count, _ = _device_counts(spec)
+    count = len(spec.drives) + len(spec.network_interfaces) + _root_disks(spec)
     if count > SPECS.devices:
         message = f"its drives and network_interfaces, with a root disk, are {count}; Firecracker takes {SPECS.devices}"
         yield ("drives",), message
@@ -152,7 +150,8 @@ def _boot_args(spec: VMSpec) -> Problems:
 
 def _boot_args_with_devices(spec: VMSpec) -> Problems:
     addressed = spec.network_interfaces and " ip=" not in f" {spec.boot_args}"
-    room = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * sum(_device_counts(spec))
+    devices = len(spec.drives) + len(spec.network_interfaces) + 2 * _root_disks(spec)
+    room = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * devices
     room -= SPECS.boot_args_address_bytes if addressed else 0
     room -= sum(len(f" {word}") for word in init_words(spec))
     over = len(spec.boot_args) - room

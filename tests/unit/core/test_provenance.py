@@ -6,7 +6,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.specs.expand import expand
 from mikrom_reconcile.core.specs.load import read_specs
-from mikrom_reconcile.core.specs.provenance import Provenance
+from mikrom_reconcile.core.specs.resolve import Provenance
 
 DB = """\
 apiVersion: mikrom/v1

@@ -1,7 +1,6 @@
-"""Every error that mikrom raises on purpose.
+"""Every error that mikrom raises on purpose. It says what happened, on which host or VM, and what to do next.
 
-What an error says: what happened, on which host or VM, and what to do next. Over Celery travel outcome
-values, never these exceptions.
+Over Celery travel outcome values, never these exceptions.
 """
 
 from __future__ import annotations

@@ -57,11 +57,15 @@ class SpecDocument(msgspec.Struct, frozen=True, kw_only=True):
     body: dict[str, Any]
 
 
+Pointer = tuple[str | int, ...]
+"""The way to a value inside a document."""
+
+
 class Diagnostic(msgspec.Struct, frozen=True):
     """A mistake in a document: at the value at `pointer`, or at its key. Its place in the file is found later."""
 
     document: SpecDocument
-    pointer: tuple[str | int, ...]
+    pointer: Pointer
     message: str
     hint: str = ""
     key: bool = False

@@ -1,8 +1,7 @@
 """YAML, event by event: the value of each document, where every part of it stands, and what is wrong with it.
 
-Slow, and the authority: what the quick parser of `yaml_text` answers must be what this one would. It builds on events
-instead of PyYAML's nodes, because composing those recurses in C (100,000 brackets end the process) and follows
-aliases before they can be counted.
+Slow, and the authority over the quick parser of `yaml_text`. Events, because composing PyYAML's nodes recurses in C
+(100,000 brackets end the process) and follows aliases before they can be counted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """What VMs boot: the images that documents describe, and the one that is built in. Nothing here fetches any.
 
-A container image is the `source` of a root disk in one of three ways:
-oci:registry/name              a registry; the digest is that of a manifest or an index
-oci-layout:file:///folder      an OCI image layout; the same
-docker-archive:file:///x.tar   what `docker save` writes; the digest is that of the file
+A container image is the `source` of a root disk as `oci:registry/name` and `oci-layout:file:///folder` (the digest is
+that of a manifest or an index), or as `docker-archive:file:///x.tar` from `docker save` (the digest of the file).
 """
 
 from __future__ import annotations

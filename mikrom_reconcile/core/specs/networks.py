@@ -13,6 +13,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Egress, seconds_of
 from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.specs import Pointer
 from mikrom_reconcile.times_and_sizes import SPECS
 
 WHOLE = ""
@@ -22,8 +23,6 @@ OF_INTERFACES = ("cidr", "gateway", "nat", "guard", "isolation", "egress", "host
 """What a network says for all interfaces that are on it."""
 
 _COOLDOWN = "10m"
-
-Pointer = tuple[str | int, ...]
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
+from mikrom_reconcile.core.model.specs import Diagnostic, Pointer, SpecDocument
 from mikrom_reconcile.core.parsing.documents import Reading, variables_of
 from mikrom_reconcile.core.parsing.patterns import EVERY, RESERVED, PatternError
 from mikrom_reconcile.core.parsing.schema_errors import nearest
@@ -25,8 +25,6 @@ from mikrom_reconcile.core.specs.images import BUILT_IN, root_disk_flaw
 from mikrom_reconcile.core.specs.inventory import UNARY, Inventory
 from mikrom_reconcile.core.specs.networks import network_mistakes, network_of, overlapping
 from mikrom_reconcile.times_and_sizes import SPECS
-
-Pointer = tuple[str | int, ...]
 
 GOOD, MISSPELT, NAMED = 2, 1, 0
 """How much of a document can be used: it obeys its schema, only has unknown keys, or at least has a name."""

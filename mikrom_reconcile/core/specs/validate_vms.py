@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.core.model.specs import Pointer
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs.images import BUILT_IN, init_of, init_words
@@ -26,13 +27,12 @@ SECRET_REF = "secret_ref"  # noqa: S105 - the key alone
 
 _SECRET = re.compile(r"file://(?:localhost)?/(?!.*(?:^|/)\.\.(?:/|$))[^?#]+|env://[A-Za-z_][A-Za-z0-9_]*")
 
-Path = tuple[str | int, ...]
-Problems = Iterator[tuple[Path, str]]
+Problems = Iterator[tuple[Pointer, str]]
 
 
 def vm_problems(
     spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]
-) -> Iterator[tuple[Path, str, str]]:
+) -> Iterator[tuple[Pointer, str, str]]:
     """What is wrong with a spec that somebody writes now: path, message and hint.
 
     If it names an image or a network that is not there, no more is said.
@@ -51,7 +51,7 @@ def unsupported(spec: VMSpec) -> str | None:
 
 def _references(
     spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]
-) -> Iterator[tuple[Path, str, str]]:
+) -> Iterator[tuple[Pointer, str, str]]:
     if spec.image not in images:
         yield ("image",), f"unknown image {spec.image!r}", nearest(spec.image, tuple(images))
     for name, nic in spec.network_interfaces.items():
@@ -196,7 +196,7 @@ def _secrets(spec: VMSpec) -> Problems:
     yield from _secrets_in({"mmds": spec.mmds, "env": spec.secret_env}, ())
 
 
-def _secrets_in(value: Any, path: Path) -> Problems:
+def _secrets_in(value: Any, path: Pointer) -> Problems:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield from _secrets_in(item, (*path, key))

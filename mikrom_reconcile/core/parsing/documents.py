@@ -133,9 +133,8 @@ def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
         reading.problems += found.problems
         reading.whole = reading.whole and found.whole
         for document in found.documents:
-            if reading.is_full():
-                break
-            _add(reading, file.path, document, validators)
+            if not reading.is_full():
+                _add(reading, file.path, document, validators)
         if reading.is_full():
             reading.whole = False
             break

@@ -54,7 +54,7 @@ def expand(specs: Specs) -> tuple[UnplacedVM, ...]:
     """Every VM that the specs want, sorted by name. Raises SpecError for names that cannot be."""
     mistakes: list[Diagnostic] = []
     vms: dict[str, UnplacedVM] = {}
-    shared = shared_lookups(specs)
+    shared, limit = shared_lookups(specs), SPECS.name_characters
     for fleet in specs.fleets:
         try:
             names = list(_names(fleet, specs))
@@ -62,10 +62,8 @@ def expand(specs: Specs) -> tuple[UnplacedVM, ...]:
             mistakes.append(Diagnostic(fleet.document, ("spec", "vm_name"), str(error)))
             continue
         longest = max((name for name, _ in names), key=len, default="")
-        if len(longest) > SPECS.name_characters:
-            message = (
-                f"the VM name {longest} has {len(longest)} characters; at most {SPECS.name_characters} are allowed"
-            )
+        if len(longest) > limit:
+            message = f"the VM name {longest} has {len(longest)} characters; at most {limit} are allowed"
             mistakes.append(Diagnostic(fleet.document, ("metadata", "name"), message))
             continue
         for vm in _fleet_vms(fleet, names, shared):

@@ -213,10 +213,8 @@ class Attributes:
         for each in placement.constraint:
             value = self.value(host, each.attribute)
             if not satisfies(each.operator, value, each.value):
-                wanted = (
-                    each.operator if each.operator in UNARY else f"{each.operator} {describe_attribute(each.value)}"
-                )
-                return f"{each.attribute} is {describe_attribute(value)}, wanted {wanted}"
+                wanted = "" if each.operator in UNARY else f" {describe_attribute(each.value)}"
+                return f"{each.attribute} is {describe_attribute(value)}, wanted {each.operator}{wanted}"
         return ""
 
     def weight(self, host: str, placement: PlacementSpec) -> int:

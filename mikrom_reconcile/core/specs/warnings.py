@@ -76,9 +76,8 @@ def _serial(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]
         serial = fleet.rollout.serial if fleet.rollout else ()
         size = sizes[fleet.name]
         share = resolve_share(DISRUPTION, size)
-        over = [
-            each for each in (serial if isinstance(serial, tuple) else (serial,)) if resolve_share(each, size) > share
-        ]
+        batches = serial if isinstance(serial, tuple) else (serial,)
+        over = [each for each in batches if resolve_share(each, size) > share]
         if over and share < size:
             told = " and ".join(map(str, over))
             message = (

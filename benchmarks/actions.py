@@ -15,7 +15,7 @@ from benchmarks.scratch import scratch
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.observed import VMMFacts
-from mikrom_reconcile.core.model.run import Order, RunRequest
+from mikrom_reconcile.core.model.plan import Order, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.hosts.local import LocalHosts
 from mikrom_reconcile.host.agent import HostAgent

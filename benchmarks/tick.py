@@ -16,7 +16,7 @@ from statistics import median
 
 from benchmarks.replay import replayed_engine
 from mikrom_reconcile.control.sources.files import read_files
-from mikrom_reconcile.core.model.run import BEAT, RunRequest
+from mikrom_reconcile.core.model.plan import BEAT, RunRequest
 from mikrom_reconcile.settings import load
 
 TICKS = 5

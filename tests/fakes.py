@@ -13,8 +13,7 @@ from datetime import UTC, datetime, timedelta
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, State, VMSpec
 from mikrom_reconcile.core.model.encoding import digest_of, spec_digest
 from mikrom_reconcile.core.model.observed import Console, End, ObservedVM, Stray, VMMFacts
-from mikrom_reconcile.core.model.plan import Action, Expect, Verb
-from mikrom_reconcile.core.model.run import Order
+from mikrom_reconcile.core.model.plan import Action, Expect, Order, Verb
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.system.time_limits import Clock
 from tests.guests import MEM_MIB, SLOWNESS

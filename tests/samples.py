@@ -7,8 +7,19 @@ from typing import Any
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.plan import Action, ChangeKind, Expect, FieldChange, Plan, Refusal, VMChange
-from mikrom_reconcile.core.model.run import ActionOutcome, Result, RunRecord, RunReport
+from mikrom_reconcile.core.model.plan import (
+    Action,
+    ActionOutcome,
+    ChangeKind,
+    Expect,
+    FieldChange,
+    Plan,
+    Refusal,
+    Result,
+    RunRecord,
+    RunReport,
+    VMChange,
+)
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 SPEC = VMSpec(image="hello", machine=Machine(vcpu_count=1, mem_size_mib=16), boot_args="quiet")

@@ -18,8 +18,7 @@ from mikrom_reconcile.cli.entry import ask, can_ask, present, show, style_of, wa
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.encoding import digest_of, ready, texts_digest
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
-from mikrom_reconcile.core.model.plan import Plan, Verb
-from mikrom_reconcile.core.model.run import ActionOutcome, RunRequest
+from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunRequest, Verb
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.plan import plan_text

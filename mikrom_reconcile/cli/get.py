@@ -13,7 +13,7 @@ from mikrom_reconcile.cli import options, queries
 from mikrom_reconcile.cli.entry import ERROR, INTERRUPTED, Commands, present, show, warn
 from mikrom_reconcile.control.ports import Engine, Hosts
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
-from mikrom_reconcile.core.model.run import SUPERVISION
+from mikrom_reconcile.core.model.plan import SUPERVISION
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
 from mikrom_reconcile.output import history as runs
 from mikrom_reconcile.output import hosts as output

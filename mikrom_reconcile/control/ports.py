@@ -7,8 +7,7 @@ from typing import Protocol
 
 from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements, Stock
-from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Plan, RunRecord, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 
 

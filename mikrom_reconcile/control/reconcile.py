@@ -11,8 +11,18 @@ from mikrom_reconcile.control.ports import Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
 from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
-from mikrom_reconcile.core.model.plan import Action, Expect, Plan, Refusal
-from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Order, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.plan import (
+    BEAT,
+    Action,
+    ActionOutcome,
+    Expect,
+    Order,
+    Plan,
+    Refusal,
+    RunReport,
+    RunRequest,
+    UnfinishedRun,
+)
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning.assemble import LEFT_OUT, expect_of, numbered

@@ -15,8 +15,17 @@ from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model.encoding import digest_of, ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.plan import Action, Plan, VMChange
-from mikrom_reconcile.core.model.run import BEAT, SUPERVISION, ActionOutcome, RunRecord, RunReport, RunRequest
+from mikrom_reconcile.core.model.plan import (
+    BEAT,
+    SUPERVISION,
+    Action,
+    ActionOutcome,
+    Plan,
+    RunRecord,
+    RunReport,
+    RunRequest,
+    VMChange,
+)
 from mikrom_reconcile.output.run_result import IN_PROGRESS, record_of
 from mikrom_reconcile.output.text import grouped
 from mikrom_reconcile.system.time_limits import Clock

@@ -17,8 +17,7 @@ from redis import Redis
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.control.stores.redis import translate_broker_errors
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
-from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.transport.broker import FIRST

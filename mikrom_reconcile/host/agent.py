@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObservedState, ObserveQuery, Stock
-from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.orders.execute import Executor

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import seconds_of
 from mikrom_reconcile.core.model.errors import ActionError, SetupError
 from mikrom_reconcile.core.model.observed import ENDED, NOT_RESTARTED, WANTS_VMM, Phase, phase_of
-from mikrom_reconcile.core.model.run import ActionOutcome, Result
+from mikrom_reconcile.core.model.plan import ActionOutcome, Result
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system.processes import ExitWatcher, allow_descriptors

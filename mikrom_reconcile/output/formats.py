@@ -15,8 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from mikrom_reconcile import __version__
-from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan
-from mikrom_reconcile.core.model.run import RunReport
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan, RunReport
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output.plan import (
     DANGEROUS,

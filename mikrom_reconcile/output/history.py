@@ -7,7 +7,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, RunRecord, UnfinishedRun
+from mikrom_reconcile.core.model.plan import SUPERVISION, ActionOutcome, RunRecord, UnfinishedRun
 from mikrom_reconcile.output.plan import KINDS, short
 from mikrom_reconcile.output.run_result import (
     IN_PROGRESS,

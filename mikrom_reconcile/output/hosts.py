@@ -9,8 +9,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from mikrom_reconcile.core.model.observed import HostReport, HostView, ObservedVM, Stock
-from mikrom_reconcile.core.model.plan import group_by
-from mikrom_reconcile.core.model.run import RunRecord
+from mikrom_reconcile.core.model.plan import RunRecord, group_by
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import ImageFile
 from mikrom_reconcile.output.history import events_document, events_in, run_row

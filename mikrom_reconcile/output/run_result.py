@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.plan import Plan, VMChange, group_by
-from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, Result, RunRecord, RunReport
+from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, Plan, Result, RunRecord, RunReport, VMChange, group_by
 from mikrom_reconcile.output.plan import NO_HOST, asked_of, kinds_of, plan_document, refusals, unreachable
 from mikrom_reconcile.output.text import Document, Style, counted, duration, grouped, listed, pick, sanitize, section
 

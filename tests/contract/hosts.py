@@ -7,8 +7,7 @@ from pathlib import Path
 
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
-from mikrom_reconcile.core.model.plan import Verb, VMChange
-from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Verb, VMChange
 from mikrom_reconcile.core.planning.assemble import actions_of
 from mikrom_reconcile.core.planning.rules import DiffInput, judge
 from mikrom_reconcile.host.agent import HostAgent

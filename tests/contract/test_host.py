@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from mikrom_reconcile.core.model.encoding import fleet_digest
 from mikrom_reconcile.core.model.observed import ObserveQuery
-from mikrom_reconcile.core.model.plan import Verb
-from mikrom_reconcile.core.model.run import Order
+from mikrom_reconcile.core.model.plan import Order, Verb
 from tests.contract.drivers import Bench, SimulatedBench
 from tests.contract.hosts import Host
 from tests.fakes import BIGGER, SPEC, desired_vm, order

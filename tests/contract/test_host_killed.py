@@ -17,8 +17,7 @@ import pytest
 
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.plan import Verb
-from mikrom_reconcile.core.model.run import Order
+from mikrom_reconcile.core.model.plan import Order, Verb
 from mikrom_reconcile.host.records import UnreadableRecord
 from tests.contract.drivers import Bench
 from tests.contract.hosts import Host

@@ -15,7 +15,7 @@ from mikrom_reconcile.control.ports import Hosts
 from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
-from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.local import LocalHosts
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts

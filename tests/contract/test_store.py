@@ -18,7 +18,7 @@ from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunRecord
+from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, RunRecord
 from tests.fleet import Fleet
 from tests.samples import NOW, outcome, record
 

@@ -12,8 +12,7 @@ import pytest
 from mikrom_reconcile.cli import COMMANDS
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import Phase
-from mikrom_reconcile.core.model.plan import ChangeKind, Impact, Verb
-from mikrom_reconcile.core.model.run import Result
+from mikrom_reconcile.core.model.plan import ChangeKind, Impact, Result, Verb
 from mikrom_reconcile.core.planning import rules
 from mikrom_reconcile.output.plan import FORMER_RULES
 

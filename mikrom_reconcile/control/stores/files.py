@@ -19,7 +19,7 @@ import msgspec
 from mikrom_reconcile.control import run_log
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.run import RunRecord
+from mikrom_reconcile.core.model.plan import RunRecord
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
 from mikrom_reconcile.times_and_sizes import RUNS

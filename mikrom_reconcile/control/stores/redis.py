@@ -21,7 +21,7 @@ from redis import RedisError
 from mikrom_reconcile.control import run_log
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.run import RunRecord
+from mikrom_reconcile.core.model.plan import RunRecord
 
 if TYPE_CHECKING:
     from redis import Redis

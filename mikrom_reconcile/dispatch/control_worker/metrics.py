@@ -18,8 +18,7 @@ from redis import Redis, RedisError
 
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.core.model.plan import VMChange
-from mikrom_reconcile.core.model.run import BEAT, RunReport, RunRequest
+from mikrom_reconcile.core.model.plan import BEAT, RunReport, RunRequest, VMChange
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import counts, known, living, source_state
 from mikrom_reconcile.output.plan import FORMER_RULES

@@ -26,8 +26,7 @@ from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import Good, LastGood
 from mikrom_reconcile.core.model.encoding import texts_digest
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, SourceError, UsageError
-from mikrom_reconcile.core.model.plan import Plan, Verb
-from mikrom_reconcile.core.model.run import BEAT, ActionOutcome, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, Plan, RunReport, RunRequest, UnfinishedRun, Verb
 from mikrom_reconcile.core.model.specs import SourceState, SourceTree
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp

@@ -28,8 +28,7 @@ from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObserveQuery
-from mikrom_reconcile.core.model.plan import Verb
-from mikrom_reconcile.core.model.run import SUPERVISION, ActionOutcome, Order, RunRecord
+from mikrom_reconcile.core.model.plan import SUPERVISION, ActionOutcome, Order, RunRecord, Verb
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.transport import order_envelope, rpc
 from mikrom_reconcile.dispatch.transport.order_envelope import OrderEnvelope, given_up

@@ -13,7 +13,7 @@ from itertools import islice
 from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Stock
-from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from mikrom_reconcile.host.agent import HostAgent
 

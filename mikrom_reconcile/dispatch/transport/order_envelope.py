@@ -15,8 +15,7 @@ import msgspec
 from mikrom_reconcile import __version__
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.model.plan import Verb
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, Result
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Result, Verb
 from mikrom_reconcile.dispatch.transport.broker import ORDERS
 from mikrom_reconcile.settings import Settings
 

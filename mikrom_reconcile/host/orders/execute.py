@@ -22,7 +22,7 @@ from mikrom_reconcile.core.model.errors import (
     TemporaryError,
 )
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.host.observe import capacity, row_of, unreadable_row
 from mikrom_reconcile.host.orders.preconditions import Ending, Reservations, rejection_of
 from mikrom_reconcile.host.orders.steps import ActionRun, log_fields

@@ -16,8 +16,7 @@ from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.fields import costs, needs_restart
 from mikrom_reconcile.core.model.observed import WANTS_VMM, ObservedVM
-from mikrom_reconcile.core.model.plan import Action, Expect
-from mikrom_reconcile.core.model.run import Order, Result
+from mikrom_reconcile.core.model.plan import Action, Expect, Order, Result
 from mikrom_reconcile.core.specs.networks import port_of
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord

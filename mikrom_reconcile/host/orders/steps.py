@@ -22,8 +22,7 @@ from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import ActionError, TemporaryError
 from mikrom_reconcile.core.model.fields import costs, impact_of
 from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM
-from mikrom_reconcile.core.model.plan import Impact, Verb
-from mikrom_reconcile.core.model.run import Order, Result
+from mikrom_reconcile.core.model.plan import Impact, Order, Result, Verb
 from mikrom_reconcile.host.observe import drift_of, row_of
 from mikrom_reconcile.host.orders.preconditions import Reservations, check
 from mikrom_reconcile.host.ports import Driver, VMRecord

@@ -25,7 +25,7 @@ from mikrom_reconcile.core.model.observed import (
     ObserveQuery,
     Stock,
 )
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRecord
 from mikrom_reconcile.services import commands
 from mikrom_reconcile.settings import Settings
 from tests.command import SCHEMAS

@@ -13,8 +13,7 @@ import pytest
 from mikrom_reconcile.cli.apply import refuse_without_anybody_to_ask, run_flow
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.core.model.errors import MikromError, UsageError
-from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, RunReport, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceTree
 from tests.samples import change, outcome, plan, refusal, report
 

@@ -22,8 +22,7 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
     Stock,
 )
-from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRequest
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Plan, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.system.time_limits import Clock
 from tests.samples import NOW

@@ -17,7 +17,7 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
     Stock,
 )
-from mikrom_reconcile.core.model.run import ActionOutcome, Order, RunRecord, RunRequest
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRecord, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from mikrom_reconcile.system.time_limits import Clock

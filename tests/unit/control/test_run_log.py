@@ -10,7 +10,7 @@ import pytest
 from mikrom_reconcile.control.run_log import RunLog
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.run import RunRecord, RunRequest
+from mikrom_reconcile.core.model.plan import RunRecord, RunRequest
 from mikrom_reconcile.core.model.specs import SourceTree
 from tests.samples import MEMORY, NOW, change, outcome, plan
 

@@ -12,8 +12,7 @@ import pytest
 
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Capacity, Console, HostReport, ObserveQuery
-from mikrom_reconcile.core.model.plan import Action, Expect
-from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.plan import Action, ActionOutcome, Expect, Order
 from mikrom_reconcile.dispatch.hosts.local import LocalHosts
 from mikrom_reconcile.host.agent import HostAgent
 from tests.fleet import wait_until

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.dispatch.hosts.remote import OrderQueue
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from tests.fakes import order

@@ -8,7 +8,7 @@ import pytest
 
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.run import ActionOutcome, Order
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records

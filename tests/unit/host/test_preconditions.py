@@ -6,8 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Policy, State
-from mikrom_reconcile.core.model.plan import Verb
-from mikrom_reconcile.core.model.run import Order
+from mikrom_reconcile.core.model.plan import Order, Verb
 from mikrom_reconcile.host.orders.preconditions import Ending, rejection_of
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import UnreadableRecord

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.model.run import BEAT, RunReport
+from mikrom_reconcile.core.model.plan import BEAT, Plan, RunReport
 from mikrom_reconcile.output.run_result import conclusion, plan_exit_code, result_of
 from tests.samples import change, observed, outcome, plan, refusal, report
 

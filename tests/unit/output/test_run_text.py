@@ -4,7 +4,7 @@ from textwrap import dedent
 
 import pytest
 
-from mikrom_reconcile.core.model.run import ActionOutcome
+from mikrom_reconcile.core.model.plan import ActionOutcome
 from mikrom_reconcile.output.run_result import outcome_line, run_text
 from mikrom_reconcile.output.text import PLAIN, Style
 from tests.samples import change, outcome, plan, refusal, report

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView
-from mikrom_reconcile.core.model.run import UnfinishedRun
+from mikrom_reconcile.core.model.plan import UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState, SpecProblem
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_text
 from mikrom_reconcile.output.formats import problems_text

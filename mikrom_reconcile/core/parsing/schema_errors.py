@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mikrom_reconcile.core.model.specs import Diagnostic, SpecDocument
+from mikrom_reconcile.core.model.encoding import canonical_json
+from mikrom_reconcile.core.model.specs import Diagnostic, Pointer, SpecDocument
 from mikrom_reconcile.core.parsing.yaml_words import code_points, shortened, shown
 from mikrom_reconcile.times_and_sizes import SPECS
 
@@ -20,78 +21,72 @@ Schemas = Mapping[str, str]
 
 
 class Validators:
-    """A compiled validator of each kind, made when it is first needed."""
+    """Of each kind a compiled validator, and one that can say why; made when they are first needed."""
 
     def __init__(self, schemas: Schemas) -> None:
         self._schemas = schemas
-        self._compiled: dict[str, tuple[Any, Any]] = {}
+        self._compiled: dict[str, Any] = {}
+        self._explaining: dict[str, Any] = {}
         self.kinds = tuple(sorted(schemas))
 
     def mistakes(self, document: SpecDocument) -> Iterator[Diagnostic]:
         """What is wrong with a document of a known kind. Each value is reported once."""
-        if document.kind not in self._compiled:
+        kind = document.kind
+        if kind not in self._compiled:
             import jsonschema_rs  # noqa: PLC0415 - 27 ms that `get vms` need not pay
 
-            schema = json.loads(self._schemas[document.kind])
-            self._compiled[document.kind] = schema, jsonschema_rs.Draft202012Validator(schema)
-        schema, validator = self._compiled[document.kind]
-        if not validator.is_valid(document.body):
-            found = _explained(validator.evaluate(document.body).errors(), schema, document)
-            yield next(found, Diagnostic(document, (), "the document does not obey its schema"))
-            yield from found
+            self._compiled[kind] = jsonschema_rs.Draft202012Validator(json.loads(self._schemas[kind]))
+        if self._compiled[kind].is_valid(document.body):
+            return
+        if kind not in self._explaining:
+            self._explaining[kind] = _explaining_validator(self._schemas[kind])
+        found = _explained(self._explaining[kind].iter_errors(document.body), document)
+        yield next(found, Diagnostic(document, (), "the document does not obey its schema"))
+        yield from found
 
 
-def _explained(errors: Iterable[Any], schema: Any, document: SpecDocument) -> Iterator[Diagnostic]:
-    reported: set[tuple[str, str]] = set()
+def _explaining_validator(schema: str) -> Any:
+    """A validator whose errors say most. Slow: for documents that were refused already."""
+    from jsonschema import Draft202012Validator, ValidationError, validators  # noqa: PLC0415 - 85 ms
+
+    def unique(_checker: Any, _unique: bool, value: Any, _schema: Any) -> Iterator[Any]:  # noqa: FBT001
+        """In linear time; jsonschema compares each with each where they cannot be sorted."""
+        if isinstance(value, list) and len(set(map(canonical_json, value))) < len(value):
+            yield ValidationError("has non-unique elements")
+
+    strict = schema.replace('$"', '\\\\Z"')  # in JSON Schema, $ is the very end
+    return validators.extend(Draft202012Validator, {"uniqueItems": unique})(json.loads(strict))  # type: ignore[no-untyped-call]
+
+
+def _explained(errors: Iterable[Any], document: SpecDocument) -> Iterator[Diagnostic]:
+    places: set[Pointer] = set()
     for error in errors:
-        above, _, rule = error["schemaLocation"].rpartition("/")
-        at = error["instanceLocation"]
-        about = "names" if above.endswith("/propertyNames") else "keys" if rule in _OF_KEYS else "value"
-        if (at, about) in reported:
-            continue
-        reported.add((at, about))
-        (_, rules), (pointer, found) = _find(schema, above), _find(document.body, at)
+        pointer, rule, rules, found = tuple(error.absolute_path), error.validator, error.schema, error.instance
         where = ".".join(map(str, pointer)) or "the document"
-        if about == "value":
-            yield Diagnostic(document, pointer, *_message(rule, where, found, rules))
-        else:
-            wrong = _wrong_names if about == "names" else _wrong_keys
-            for key, message, hint in wrong(where, found, rules):
-                yield Diagnostic(document, (*pointer, *key), message, hint, key=bool(key))
+        if rule == "additionalProperties":
+            known = tuple(rules.get("properties", ()))
+            for key in [key for key in found if key not in known]:
+                message = f"unknown key {shown(key)} in {where}"
+                yield Diagnostic(document, (*pointer, key), message, nearest(key, known), key=True)
+        elif "propertyNames" in error.absolute_schema_path:
+            message = f"{where} cannot have the key {shown(found)}"
+            yield Diagnostic(document, (*pointer, found), message, _pattern_hint(rules), key=True)
+        elif pointer not in places:
+            places.add(pointer)
+            message, hint = _missing(where, found, rules) if rule == "required" else _message(rule, where, found, rules)
+            if message:
+                yield Diagnostic(document, pointer, message, hint)
 
 
-_OF_KEYS = frozenset({"additionalProperties", "required"})
-
-
-def _find(value: Any, location: str) -> tuple[tuple[str | int, ...], Any]:
-    """The steps of a JSON pointer, and what they lead to."""
-    steps: list[str | int] = []
-    for word in location.split("/")[1:]:
-        step = int(word) if isinstance(value, list) else word.replace("~1", "/").replace("~0", "~")
-        steps.append(step)
-        value = value[step]
-    return tuple(steps), value
-
-
-def _wrong_names(where: str, found: Any, rules: Any) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    allowed = re.compile(re.sub(r"\$$", r"\\Z", rules["pattern"]))  # in JSON Schema, $ is the very end
-    for key in [key for key in found if not allowed.search(key)]:
-        yield (key,), f"{where} cannot have the key {shown(key)}", _pattern_hint(rules)
-
-
-def _wrong_keys(where: str, found: Any, rules: Any) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Keys that are unknown, or missing: a misspelt one is told of once."""
-    known, required = tuple(rules.get("properties", ())), rules.get("required", ())
-    unknown = [key for key in found if key not in known]
-    if rules.get("additionalProperties") is False:
-        for key in unknown:
-            yield (key,), f"unknown key {shown(key)} in {where}", nearest(key, known)
-    misspelt = {close for key in unknown for close in _close(key, required)}
-    missing = [key for key in required if key not in found and key not in misspelt]
-    if missing:
-        entry = rules["properties"].get(missing[0], {})
-        hint = f"write {missing[0]}: {entry['const']}" if "const" in entry else entry.get("description", "")
-        yield (), f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing in {where}", hint
+def _missing(where: str, found: Any, rules: Any) -> tuple[str, str]:
+    """Required keys that are missing. A misspelt one is reported as an unknown key already."""
+    misspelt = {close for key in found if key not in rules["properties"] for close in _close(key, rules["required"])}
+    keys = [key for key in rules["required"] if key not in found and key not in misspelt]
+    if not keys:
+        return "", ""
+    entry = rules["properties"].get(keys[0], {})
+    hint = f"write {keys[0]}: {entry['const']}" if "const" in entry else entry.get("description", "")
+    return f"{' and '.join(keys)} {'are' if len(keys) > 1 else 'is'} missing in {where}", hint
 
 
 def _message(rule: str, where: str, found: Any, rules: Any) -> tuple[str, str]:
@@ -128,7 +123,7 @@ def _message(rule: str, where: str, found: Any, rules: Any) -> tuple[str, str]:
 
 
 def _pattern_hint(rules: Any) -> str:
-    pattern: str = rules["pattern"]
+    pattern: str = rules["pattern"].replace("\\Z", "$")
     return _PATTERNS.get(pattern, f"it must match {pattern}")
 
 

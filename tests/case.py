@@ -25,13 +25,11 @@ from mikrom_reconcile.core.model.observed import (
     Phase,
     Placements,
 )
-from mikrom_reconcile.core.model.plan import Peak
+from mikrom_reconcile.core.model.plan import Peak, RunOverrides
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.planning.assemble import LEFT_OUT
-from mikrom_reconcile.core.planning.context import PlanResult, RunOverrides
+from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanResult
 from mikrom_reconcile.core.planning.planner import prepare
-from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
-from mikrom_reconcile.core.specs.load import Specs, read_specs
+from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand, read_specs
 from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.wiring import schemas
 from tests.properties.world import Truth, World, decided

@@ -20,7 +20,7 @@ from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.core.planning.selection import limited
-from mikrom_reconcile.core.specs.expand import expand
+from mikrom_reconcile.core.specs.load import expand
 from mikrom_reconcile.core.specs.resolve import Provenance
 from mikrom_reconcile.core.specs.warnings import spec_warnings
 from mikrom_reconcile.output import explanation as output

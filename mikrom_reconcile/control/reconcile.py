@@ -25,8 +25,14 @@ from mikrom_reconcile.core.model.plan import (
 )
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import validate_specs
-from mikrom_reconcile.core.planning.assemble import LEFT_OUT, expect_of, numbered
-from mikrom_reconcile.core.planning.context import PlanInput, PlanResult, RunOverrides, with_kind
+from mikrom_reconcile.core.planning.context import (
+    LEFT_OUT,
+    PlanInput,
+    PlanResult,
+    expect_of,
+    numbered,
+    with_kind,
+)
 from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import refuse_unknown, refuse_unread
@@ -139,21 +145,13 @@ class Reconciler:
 
     def _plan(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome] = ()) -> PlanResult:
         """Observe every host of the project and plan from what they report, after these outcomes of this run."""
-        overrides = RunOverrides(
-            prune_max=request.prune_max,
-            confirmed=request.confirmed,
-            retry=request.retry,
-            tried=frozenset(outcome.vm for outcome in outcomes),
-            limit=request.limit,
-            tags=request.tags,
-            skip_tags=request.skip_tags,
-        )
+        tried = frozenset(outcome.vm for outcome in outcomes)
         with traces.span("plan"):
             given = self._prepare(request, specs)
-            result = make_plan(given, self._observe(given.queries, request.without_hosts), overrides)
+            result = make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
             if result.ambiguous:
                 given = requery_all(given)
-                result = make_plan(given, self._observe(given.queries, request.without_hosts), overrides)
+                result = make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
             return result
 
     def _prepare(self, request: RunRequest, specs: Specs) -> PlanInput:

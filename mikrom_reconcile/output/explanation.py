@@ -16,8 +16,7 @@ from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.placement.desired_state import render
 from mikrom_reconcile.core.planning.planner import effective
 from mikrom_reconcile.core.planning.rules import RULES, DiffInput, first_match, recorded_of
-from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
-from mikrom_reconcile.core.specs.load import Specs, hosts_of
+from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand, hosts_of
 from mikrom_reconcile.core.specs.resolve import FieldOrigin, Provenance, leaves
 from mikrom_reconcile.output.plan import FORMER_RULES, NO_HOST, change_row, short
 from mikrom_reconcile.output.text import Cell, Document, Style, counted, pick, sanitize, table, time_text

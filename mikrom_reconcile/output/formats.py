@@ -17,18 +17,7 @@ import msgspec
 from mikrom_reconcile import __version__
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan, RunReport
 from mikrom_reconcile.core.model.specs import SpecProblem
-from mikrom_reconcile.output.plan import (
-    DANGEROUS,
-    LOOKS,
-    Group,
-    alarms,
-    fleets_of,
-    plan_document,
-    plan_text,
-    short,
-    summary,
-    value_diff,
-)
+from mikrom_reconcile.output import plan as plans
 from mikrom_reconcile.output.run_result import run_document, run_text
 from mikrom_reconcile.output.text import Document, Style, counted, json_text, sanitize
 from mikrom_reconcile.times_and_sizes import OUTPUT, SPECS
@@ -45,7 +34,7 @@ def plan_markdown(plan: Plan, style: Style) -> str:
     room = OUTPUT.markdown_characters - 200  # for the line that says so
     units = list(_units(plan, style, first=()))
     if sum(len(text) for text, _ in units) > room:
-        units = list(_units(plan, style, first=DANGEROUS))
+        units = list(_units(plan, style, first=plans.DANGEROUS))
     kept = 0
     while kept < len(units) and len(units[kept][0]) <= room:
         room -= len(units[kept][0])
@@ -60,17 +49,17 @@ def plan_markdown(plan: Plan, style: Style) -> str:
 
 def _units(plan: Plan, style: Style, first: tuple[ChangeKind, ...]) -> Iterator[tuple[str, int]]:
     """Lines that belong together, and how many changes they tell of."""
-    yield f"### Plan for {_md(plan.project)} at {_md(plan.revision)}\n\n**{_md(summary(plan))}**\n", 0
+    yield f"### Plan for {_md(plan.project)} at {_md(plan.revision)}\n\n**{_md(plans.summary(plan))}**\n", 0
     yield from _tables(plan, style, first)
-    for title, _, lines in alarms(plan):
+    for title, _, lines in plans.alarms(plan):
         yield f"\n**{title}**\n\n", 0
         for line in lines:
             yield f"- {_md(line)}\n", 0
-    yield from _tables(plan, style, LOOKS.keys() - set(first))
+    yield from _tables(plan, style, plans.LOOKS.keys() - set(first))
 
 
 def _tables(plan: Plan, style: Style, kinds: Container[ChangeKind]) -> Iterator[tuple[str, int]]:
-    for fleet, peak, every in fleets_of(plan):
+    for fleet, peak, every in plans.fleets_of(plan):
         if not (groups := [group for group in every if group.kind in kinds]):
             continue
         yield f"\n#### {_md(fleet)}\n\n" + (f"{peak}\n\n" if peak else ""), 0
@@ -81,25 +70,28 @@ def _tables(plan: Plan, style: Style, kinds: Container[ChangeKind]) -> Iterator[
             yield _diff(group), 0
 
 
-def _row(group: Group, style: Style) -> str:
-    sign, _ = LOOKS[group.kind]
+def _row(group: plans.Group, style: Style) -> str:
+    sign, _ = plans.LOOKS[group.kind]
     what = f"{_md(sign)} {group.kind}" + (f" ({group.wanted})" if group.wanted else "")
     why = [_md(group.why)]
     if not style.full:
         why += [
-            f"{_md(field.path)}: {_md(short(field.before))} → {_md(short(field.after))} ({field.impact})"
+            f"{_md(field.path)}: {_md(plans.short(field.before))} → {_md(plans.short(field.after))} ({field.impact})"
             for field in group.fields
         ]
     return f"| {what} | {_md(group.names)} | {_md(group.hosts)} | {'<br>'.join(why)} |\n"
 
 
-def _diff(group: Group) -> str:
+def _diff(group: plans.Group) -> str:
     """The fields of a group with their whole values, as a block that diff colours."""
     if not group.fields:
         return ""
     lines = [sanitize(group.names)]
     for field in group.fields:
-        lines += [f"@@ {sanitize(field.path)} ({field.impact}) @@", *(sanitize(line) for line in value_diff(field))]
+        lines += [
+            f"@@ {sanitize(field.path)} ({field.impact}) @@",
+            *(sanitize(line) for line in plans.value_diff(field)),
+        ]
     fence = "`" * (1 + max((len(ticks) for line in lines for ticks in _TICKS.findall(line)), default=2))
     return "\n".join(["", f"{fence}diff", *lines, fence, ""])
 
@@ -124,20 +116,20 @@ def plan_html(plan: Plan, style: Style) -> str:
     return Template(files(__package__).joinpath("plan.html").read_text(encoding="utf-8")).substitute(
         title=f"Plan for {_h(plan.project)} at {_h(plan.revision)}",
         made=f"{plan.taken_at:%Y-%m-%d %H:%M:%S}",
-        summary=_h(summary(plan)),
+        summary=_h(plans.summary(plan)),
         body="\n".join([*_alarms(plan), *_fleets(plan)]),
         id=_h(plan.id),
     )
 
 
 def _alarms(plan: Plan) -> Iterator[str]:
-    for title, look, lines in alarms(plan):
+    for title, look, lines in plans.alarms(plan):
         items = "".join(f"<li>{_h(line)}</li>" for line in lines)
         yield f'<section class="alarm {look}"><h2>{title}</h2><ul>{items}</ul></section>'
 
 
 def _fleets(plan: Plan) -> Iterator[str]:
-    fleets = list(fleets_of(plan))
+    fleets = list(plans.fleets_of(plan))
     unfolded = " open" if sum(len(groups) for _, _, groups in fleets) <= OUTPUT.open_groups else ""
     for fleet, peak, groups in fleets:
         yield f"<section><h2>{_h(fleet)} <small>{_h(peak)}</small></h2>"
@@ -147,14 +139,14 @@ def _fleets(plan: Plan) -> Iterator[str]:
         yield "</section>"
 
 
-def _summary(group: Group) -> str:
-    sign, look = LOOKS[group.kind]
+def _summary(group: plans.Group) -> str:
+    sign, look = plans.LOOKS[group.kind]
     wanted = f" ({group.wanted})" if group.wanted else ""
     what = f'<b class="{look}">{sign} {group.kind}{wanted}</b> <span class="names">{_h(group.names)}</span>'
     return f'<summary>{what} <span class="dim">on {_h(group.hosts)}</span></summary>'
 
 
-def _facts(group: Group) -> Iterator[str]:
+def _facts(group: plans.Group) -> Iterator[str]:
     facts = [("Why", group.why), ("VMs", str(group.size) if group.size > 1 else "")]
     if len(group.names_by_host) > 1:
         facts += [(f"on {host}", names) for host, names in group.names_by_host.items()]
@@ -164,7 +156,7 @@ def _facts(group: Group) -> Iterator[str]:
 def _fields(fields: Iterable[FieldChange]) -> Iterator[str]:
     for field in fields:
         yield f'<p class="field"><code>{_h(field.path)}</code> <span class="dim">({field.impact})</span></p>'
-        lines = (f'<span class="{_CLASSES.get(line[0], "dim")}">{_h(line)}</span>' for line in value_diff(field))
+        lines = (f'<span class="{_CLASSES.get(line[0], "dim")}">{_h(line)}</span>' for line in plans.value_diff(field))
         yield f"<pre>{''.join(lines)}</pre>"
 
 
@@ -305,9 +297,9 @@ DOCUMENT: Final[Mapping[str, Callable[[Document], str]]] = {"json": json_of, "ya
 """What is the same for everything that is a document."""
 
 PLAN: Final[Mapping[str, Callable[[Plan, Style], str]]] = {
-    "text": plan_text,
-    "json": lambda plan, _style: json_of(plan_document(plan)),
-    "yaml": lambda plan, _style: yaml_of(plan_document(plan)),
+    "text": plans.plan_text,
+    "json": lambda plan, _style: json_of(plans.plan_document(plan)),
+    "yaml": lambda plan, _style: yaml_of(plans.plan_document(plan)),
     "markdown": plan_markdown,
     "html": plan_html,
 }

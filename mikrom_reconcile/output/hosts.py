@@ -12,23 +12,8 @@ from mikrom_reconcile.core.model.observed import HostReport, HostView, ObservedV
 from mikrom_reconcile.core.model.plan import RunRecord, group_by
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import ImageFile
-from mikrom_reconcile.output.history import events_document, events_in, run_row
-from mikrom_reconcile.output.run_result import conclusion_text
-from mikrom_reconcile.output.text import (
-    Cell,
-    Column,
-    Document,
-    Style,
-    age,
-    grouped,
-    mebibytes,
-    pick,
-    row_document,
-    row_table,
-    sanitize,
-    section,
-    table,
-)
+from mikrom_reconcile.output import text
+from mikrom_reconcile.output.run_result import conclusion_text, events_document, events_in, run_row
 from mikrom_reconcile.output.vms import vms_in
 from mikrom_reconcile.times_and_sizes import OUTPUT
 
@@ -42,34 +27,36 @@ Wanted = tuple[int, str]
 """How many VMs the specs want of a fleet, and where its rollout stands ("": nothing is rolled out)."""
 
 
-def _of_report(key: str, title: str, count: Callable[[HostReport], int], text: Callable[[int], str] = str) -> Column:
+def _of_report(
+    key: str, title: str, count: Callable[[HostReport], int], show: Callable[[int], str] = str
+) -> text.Column:
     """A count of a host's report: 0 and "-" where there is none."""
-    return Column(
+    return text.Column(
         key,
         title,
         lambda view: count(view.report) if view.report else 0,
-        lambda view: text(count(view.report)) if view.report else ("-", "dim"),
+        lambda view: show(count(view.report)) if view.report else ("-", "dim"),
     )
 
 
 _HOSTS = (
-    Column("host", "HOST"),
+    text.Column("host", "HOST"),
     _of_report("vcpu_count", "VCPU", lambda report: report.capacity.vcpu_count),
-    _of_report("mem_size_mib", "MEM", lambda report: report.capacity.mem_size_mib, mebibytes),
+    _of_report("mem_size_mib", "MEM", lambda report: report.capacity.mem_size_mib, text.mebibytes),
     _of_report("vms", "VMS", lambda report: len(report.vms)),
     _of_report("running", "RUNNING", lambda report: sum(vm.phase == "running" for vm in report.vms)),
-    Column("error", "", cell=lambda view: (view.error and f"could not be read: {view.error}", "red")),
+    text.Column("error", "", cell=lambda view: (view.error and f"could not be read: {view.error}", "red")),
 )
 
 
-def hosts_document(views: Iterable[HostView]) -> Document:
+def hosts_document(views: Iterable[HostView]) -> text.Document:
     """Every host: what it has in all and how many VMs; only `error` when it could not be read."""
-    return {"hosts": [row_document(_HOSTS, view) for view in views]}
+    return {"hosts": [text.row_document(_HOSTS, view) for view in views]}
 
 
-def hosts_text(views: Sequence[HostView], style: Style) -> str:
+def hosts_text(views: Sequence[HostView], style: text.Style) -> str:
     """One line per host."""
-    return row_table(_HOSTS, views, style)
+    return text.row_table(_HOSTS, views, style)
 
 
 class FleetStatus(msgspec.Struct, frozen=True):
@@ -84,10 +71,10 @@ class FleetStatus(msgspec.Struct, frozen=True):
 
 
 _FLEETS = (
-    Column("project", "PROJECT"), Column("fleet", "FLEET"), Column("wanted", "WANTED"), Column("vms", "VMS"),
-    Column("running", "RUNNING",
-           cell=lambda row: (str(row.running), "green" if row.running == row.wanted else "yellow")),
-    Column("rollout", "", cell=lambda row: (row.rollout, "red" if row.rollout == "halted" else "yellow")),
+    *(text.Column(key, key.upper()) for key in ("project", "fleet", "wanted", "vms")),
+    text.Column("running", "RUNNING",
+                cell=lambda row: (str(row.running), "green" if row.running == row.wanted else "yellow")),
+    text.Column("rollout", "", cell=lambda row: (row.rollout, "red" if row.rollout == "halted" else "yellow")),
 )  # fmt: skip
 
 
@@ -103,22 +90,22 @@ def fleets_in(views: Iterable[HostView], wanted: Mapping[FleetKey, Wanted]) -> t
     )
 
 
-def fleets_text(fleets: Sequence[FleetStatus], style: Style) -> str:
+def fleets_text(fleets: Sequence[FleetStatus], style: text.Style) -> str:
     """One line per fleet."""
-    return row_table(_FLEETS, fleets, style)
+    return text.row_table(_FLEETS, fleets, style)
 
 
 Status = tuple[Sequence[HostView], Sequence[FleetStatus], RunRecord | None, SourceState | None]
 """All that `mikrom status` shows: hosts, fleets, the last run, and where scheduled runs have their specs from."""
 
 
-def status_document(status: Status) -> Document:
+def status_document(status: Status) -> text.Document:
     """The status for programs; `wanted` of a fleet is null where the specs do not name it."""
     views, fleets, last, source = status
     return hosts_document(views) | {"fleets": fleets, "last_run": last and run_row(last), "source": source}
 
 
-def status_text(status: Status, now: datetime, style: Style) -> str:
+def status_text(status: Status, now: datetime, style: text.Style) -> str:
     """The screen. Ends with a line break."""
     views, fleets, last, source = status
     parts = [hosts_text(views, style), *([fleets_text(fleets, style)] if fleets else []), _last_run(last, now, style)]
@@ -128,12 +115,12 @@ def status_text(status: Status, now: datetime, style: Style) -> str:
     return "\n".join(parts)
 
 
-def _last_run(run: RunRecord | None, now: datetime, style: Style) -> str:
+def _last_run(run: RunRecord | None, now: datetime, style: text.Style) -> str:
     if run is None:
         return "No run so far.\n"
     at = f"{run.revision} by {run.author}" if run.author else run.revision or run.origin
     times = f", the same {run.times} times in a row" if run.times > 1 else ""
-    when = sanitize(f"{age(run.finished_at, now)} ago, project {run.project} at {at}{times}")
+    when = text.sanitize(f"{text.age(run.finished_at, now)} ago, project {run.project} at {at}{times}")
     return f"Last run {when}:\n{conclusion_text(run, style)}\n"
 
 
@@ -144,47 +131,47 @@ def is_overdue(source: SourceState | None, now: datetime) -> bool:
 
 def source_line(source: SourceState, now: datetime) -> str:
     """What is known of the specs of scheduled runs, without a line break."""
-    name, late = f"Scheduled runs use {sanitize(source.name)}", ""
+    name, late = f"Scheduled runs use {text.sanitize(source.name)}", ""
     if source.next_at is not None and is_overdue(source, now):
-        since = age(source.next_at, now)
+        since = text.age(source.next_at, now)
         late = f"; none has come since one was due {since} ago: are Beat and a control worker running?"
     if not source.problem:
-        read = f"revision {sanitize(source.revision)}, read {age(source.looked_at, now)} ago"
+        read = f"revision {text.sanitize(source.revision)}, read {text.age(source.looked_at, now)} ago"
         return f"{name}: {read}{late or '.'}"
-    used = f"revision {sanitize(source.revision)} is used on" if source.revision else "nothing is planned"
-    good = f", which was good until {age(source.good_at, now)} ago" if source.good_at else ""
-    return f"{name}{good}; {used}: {sanitize(source.problem)}{late}"
+    used = f"revision {text.sanitize(source.revision)} is used on" if source.revision else "nothing is planned"
+    good = f", which was good until {text.age(source.good_at, now)} ago" if source.good_at else ""
+    return f"{name}{good}; {used}: {text.sanitize(source.problem)}{late}"
 
 
 def description_document(
     name: str, views: Sequence[HostView], fleets: Iterable[FleetStatus], runs: Sequence[RunRecord]
-) -> Document:
+) -> text.Document:
     """Everything that is called `name`: VMs (by an address, too) with their records, hosts and fleets with what is in
     them; each with the latest actions on it.
     """
     rows = vms_in(views)
-    found: list[Document] = [
+    found: list[text.Document] = [
         {"kind": "VM", **msgspec.to_builtins(row), **_latest(runs, row.name, row.host)}
         for row in rows
         if name in {row.name, *row.addresses.values()}
     ]
     for view in (view for view in views if view.host == name):
         inside = [row for row in rows if row.host == name]
-        found.append({"kind": "Host", **row_document(_HOSTS, view), **_inside(inside), **_latest(runs, name)})
+        found.append({"kind": "Host", **text.row_document(_HOSTS, view), **_inside(inside), **_latest(runs, name)})
     for fleet in (fleet for fleet in fleets if fleet.fleet == name):
         inside = [row for row in rows if (row.project, row.fleet) == (fleet.project, name)]
-        found.append({"kind": "Fleet", **row_document(_FLEETS, fleet), **_inside(inside), **_latest(runs, name)})
+        found.append({"kind": "Fleet", **text.row_document(_FLEETS, fleet), **_inside(inside), **_latest(runs, name)})
     return {"found": found}
 
 
-def _latest(runs: Sequence[RunRecord], name: str, host: str = "") -> Document:
+def _latest(runs: Sequence[RunRecord], name: str, host: str = "") -> text.Document:
     mine = [event for event in events_in(runs, name) if host in {"", event[1].host}]
     return events_document(mine[-OUTPUT.described_actions :])
 
 
-def _inside(rows: Sequence[ObservedVM]) -> Document:
+def _inside(rows: Sequence[ObservedVM]) -> text.Document:
     phases = sorted(group_by(rows, lambda row: row.phase).items())
-    names = {phase: grouped(row.name for row in found) for phase, found in phases}
+    names = {phase: text.grouped(row.name for row in found) for phase, found in phases}
     return {"names_by_phase": names, "vms_by_host": dict(sorted(Counter(row.host for row in rows).items()))}
 
 
@@ -192,12 +179,12 @@ ByHost = Mapping[str, Sequence[ImageFile]]
 """The files of images that each host may need."""
 
 
-def images_document(named: Sequence[ImageFile], needed: ByHost, stocks: Sequence[Stock]) -> Document:
+def images_document(named: Sequence[ImageFile], needed: ByHost, stocks: Sequence[Stock]) -> text.Document:
     """The files that the specs name, and per host what it may need, has, and could not fetch."""
     return {
         "files": named,
         "hosts": [
-            pick(stock, "host", "error", "cached", "failed")
+            text.pick(stock, "host", "error", "cached", "failed")
             | {"needed": sorted({file.sha256 for file in needed.get(stock.host, ())})}
             for stock in stocks
         ],
@@ -205,22 +192,22 @@ def images_document(named: Sequence[ImageFile], needed: ByHost, stocks: Sequence
 
 
 def images_text(
-    named: Sequence[ImageFile], needed: ByHost, stocks: Sequence[Stock], now: datetime, style: Style
+    named: Sequence[ImageFile], needed: ByHost, stocks: Sequence[Stock], now: datetime, style: text.Style
 ) -> str:
     """A line for each file on each host that has it or may need it, then what could not be fetched."""
     rows = [row for stock in stocks for row in _rows_of(stock, named, needed.get(stock.host, ()), now)]
     shown = (
-        table(("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED"), rows, style)
+        text.table(("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED"), rows, style)
         if rows
         else "No images: the specs name none, and no host has any.\n"
     )
     failed = (f"{stock.host}: {why}" for stock in stocks for why in stock.failed.values())
-    return shown + section("Not fetched", failed, style, "red")
+    return shown + text.section("Not fetched", failed, style, "red")
 
 
 def _rows_of(
     stock: Stock, named: Sequence[ImageFile], needed: Sequence[ImageFile], now: datetime
-) -> Iterator[tuple[Cell, ...]]:
+) -> Iterator[tuple[text.Cell, ...]]:
     names = defaultdict(list)
     for file in dict.fromkeys([*named, *needed]):
         names[file.sha256].append(f"{file.image} {file.part}")
@@ -232,5 +219,5 @@ def _rows_of(
         if cached is None:
             yield *known, "-", "-", (unknown, "yellow")
         else:
-            size = mebibytes(-(-cached.size_bytes // (1 << 20)))
-            yield *known, size, str(cached.vms), f"{age(cached.last_used_at, now)} ago"
+            size = text.mebibytes(-(-cached.size_bytes // (1 << 20)))
+            yield *known, size, str(cached.vms), f"{text.age(cached.last_used_at, now)} ago"

@@ -8,7 +8,7 @@ from pathlib import Path
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Verb, VMChange
-from mikrom_reconcile.core.planning.assemble import actions_of
+from mikrom_reconcile.core.planning.context import actions_of
 from mikrom_reconcile.core.planning.rules import DiffInput, judge
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders.steps import no_seam

@@ -15,7 +15,7 @@ import pytest
 from mikrom_reconcile.core.model.desired import DesiredVM, RateLimiter
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, VMChange
-from mikrom_reconcile.core.planning.assemble import actions_of
+from mikrom_reconcile.core.planning.context import actions_of
 from mikrom_reconcile.core.planning.rules import DiffInput, judge
 from mikrom_reconcile.system.netlink import Netlink
 from tests.contract.drivers import JailBench, wait_until

@@ -11,9 +11,8 @@ import yaml
 
 from mikrom_reconcile.core.model.errors import SourceError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.plan import Plan
+from mikrom_reconcile.core.model.plan import Plan, RunOverrides
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.planning.context import RunOverrides
 from mikrom_reconcile.core.planning.planner import prepare
 from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas

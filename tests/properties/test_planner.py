@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
-from mikrom_reconcile.core.model.plan import Plan
-from mikrom_reconcile.core.planning.context import PlanResult, RunOverrides
+from mikrom_reconcile.core.model.plan import Plan, RunOverrides
+from mikrom_reconcile.core.planning.context import PlanResult
 from mikrom_reconcile.core.planning.planner import prepare
 from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.core.model.observed import Attempt, Placements
-from mikrom_reconcile.core.model.plan import Action, Plan
-from mikrom_reconcile.core.planning.context import RunOverrides
+from mikrom_reconcile.core.model.plan import Action, Plan, RunOverrides
 from tests.properties.chance import seeds
 from tests.properties.test_guards import HOSTS, SHOP, Checkout, document, inventory
 from tests.properties.world import Truth, World

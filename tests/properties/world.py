@@ -24,8 +24,8 @@ from mikrom_reconcile.core.model.observed import (
     ObserveQuery,
     Phase,
 )
-from mikrom_reconcile.core.model.plan import Action
-from mikrom_reconcile.core.planning.context import PlanInput, PlanResult, RunOverrides
+from mikrom_reconcile.core.model.plan import Action, RunOverrides
+from mikrom_reconcile.core.planning.context import PlanInput, PlanResult
 from mikrom_reconcile.core.planning.planner import make_plan, requery_all
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)

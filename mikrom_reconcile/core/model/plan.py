@@ -137,30 +137,38 @@ BEAT = "beat"
 """The origin of scheduled runs."""
 
 
-class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
+class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run does otherwise than the fleets' own policies say, and what it leaves out.
+
+    `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed. `retry`
+    brings back what was given up. `limit` is a pattern of hosts, groups, fleets and VM names, `tags` and `skip_tags`
+    are those of fleets (`core.planning.selection`); None and () are all.
+    """
+
+    prune_max: Share | None = None
+    confirmed: tuple[str, ...] = ()
+    retry: bool = False
+    limit: str | None = None
+    tags: tuple[str, ...] = ()
+    skip_tags: tuple[str, ...] = ()
+
+
+class RunRequest(RunOverrides, frozen=True, kw_only=True):
     """What a run is to do. A plan and the apply of it share one request and one `run_id`.
 
     `origin` says who asked ("apply by ana@build7", "beat"), for logs and for those who wait for the lease.
-    `destroy` wants everything that the specs own gone. `prune_max` replaces the fleets' own share for this run;
-    `confirmed` names fleets whose removals a person has confirmed by typing the name. `extra_vars` win over all other
-    variables; `retry` brings back what was given up; `limit`, `tags` and `skip_tags` narrow what is done
-    (`core.planning.selection`). `assume_dead` names hosts that are off for good, by a person's word: if they do not
-    answer, their VMs may be made elsewhere. `without_hosts` is for plans only: what if these hosts were lost? `verb`
-    and `names` ask for one action on VMs by name instead, past the specs (`core.planning.one_off`). `source_problem`
-    says why the tree is the last good one and not what its source holds now; "" if it is.
+    `destroy` wants everything that the specs own gone. `extra_vars` win over all other variables. `assume_dead` names
+    hosts that are off for good, by a person's word: if they do not answer, their VMs may be made elsewhere.
+    `without_hosts` is for plans only: what if these hosts were lost? `verb` and `names` ask for one action on VMs by
+    name instead, past the specs (`core.planning.one_off`). `source_problem` says why the tree is the last good one and
+    not what its source holds now; "" if it is.
     """
 
     run_id: str
     origin: str
     tree: SourceTree
     destroy: bool = False
-    prune_max: Share | None = None
-    confirmed: tuple[str, ...] = ()
-    retry: bool = False
     extra_vars: dict[str, Any] = {}
-    limit: str | None = None
-    tags: tuple[str, ...] = ()
-    skip_tags: tuple[str, ...] = ()
     assume_dead: tuple[str, ...] = ()
     without_hosts: tuple[str, ...] = ()
     verb: Verb | None = None

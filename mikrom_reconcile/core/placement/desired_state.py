@@ -19,8 +19,7 @@ from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecProble
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position
 from mikrom_reconcile.core.parsing.schema_errors import Schemas
 from mikrom_reconcile.core.placement.scheduler import NOTHING, Scheduler
-from mikrom_reconcile.core.specs.expand import UnplacedVM, expand
-from mikrom_reconcile.core.specs.load import Specs, hosts_of, load
+from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand, hosts_of, load
 from mikrom_reconcile.core.specs.networks import Network
 from mikrom_reconcile.core.specs.resolve import Resolver
 

@@ -15,9 +15,8 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.model.plan import group_by
 from mikrom_reconcile.core.placement.capacity import Heaps, HostHeap, HostLoads, Paths, Room, SpreadCounts, SpreadHeap
-from mikrom_reconcile.core.specs.expand import UnplacedVM
 from mikrom_reconcile.core.specs.inventory import Attributes, Inventory, describe_attribute
-from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
+from mikrom_reconcile.core.specs.load import FleetSpec, Specs, UnplacedVM, hosts_of
 from mikrom_reconcile.core.specs.networks import port_of
 from mikrom_reconcile.times_and_sizes import SPECS
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from operator import itemgetter
+from typing import Any, get_args
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Share
-from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
-from mikrom_reconcile.core.model.observed import (
-    Attempt,
-    HostReport,
-    ObservedState,
-    ObservedVM,
-    ObserveQuery,
-    Placements,
-)
-from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Plan, Refusal, VMChange
-from mikrom_reconcile.core.placement.scheduler import Placing
-from mikrom_reconcile.core.specs.expand import UnplacedVM
-from mikrom_reconcile.core.specs.load import FleetSpec, Specs, hosts_of
+from mikrom_reconcile.core.model import observed
+from mikrom_reconcile.core.model import plan as model
+from mikrom_reconcile.core.model.desired import DesiredVM
+from mikrom_reconcile.core.model.encoding import digest_of, fleet_digest, row_digest
+from mikrom_reconcile.core.placement.scheduler import NOTHING, Placing
+from mikrom_reconcile.core.specs.load import FleetSpec, Specs, UnplacedVM, hosts_of
+from mikrom_reconcile.times_and_sizes import ORDERS
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,17 +37,17 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     others by host, `maturing`, `attempts` and `released` what all of them say.
     """
 
-    own: Mapping[str, tuple[ObservedVM, ...]]
-    others: Mapping[str, ObservedVM]
+    own: Mapping[str, tuple[observed.ObservedVM, ...]]
+    others: Mapping[str, observed.ObservedVM]
     up_to_date: frozenset[str]
     unreachable: Mapping[str, str]
     highest_token: int
     released: Mapping[str, float] = {}
-    reports: Mapping[str, HostReport] = {}
+    reports: Mapping[str, observed.HostReport] = {}
     maturing: Mapping[str, float] = {}
-    attempts: Mapping[str, Attempt] = {}
+    attempts: Mapping[str, observed.Attempt] = {}
 
-    def locations(self, placements: Placements) -> dict[str, str]:
+    def locations(self, placements: observed.Placements) -> dict[str, str]:
         """Where each known VM is: where it was observed, else where it is remembered, if that host is unreachable."""
         remembered = placements.vms
         if not remembered.keys() <= self.up_to_date:
@@ -82,10 +77,10 @@ def expectations(vms: Iterable[DesiredVM]) -> dict[str, Expected]:
     }
 
 
-def merge_reports(state: ObservedState, project: str, expected: Mapping[str, Expected]) -> ProjectView:
+def merge_reports(state: observed.ObservedState, project: str, expected: Mapping[str, Expected]) -> ProjectView:
     """The reports of all hosts for `project`; `expected` is what the queries were made from."""
-    own: dict[str, tuple[ObservedVM, ...]] = {}
-    others: dict[str, ObservedVM] = {}
+    own: dict[str, tuple[observed.ObservedVM, ...]] = {}
+    others: dict[str, observed.ObservedVM] = {}
     views = sorted(state.hosts, key=lambda view: view.host)
     reports = [view.report for view in views if view.report]
     for vm in (vm for report in reports for vm in report.vms):
@@ -108,30 +103,13 @@ def merge_reports(state: ObservedState, project: str, expected: Mapping[str, Exp
     )
 
 
-def _proven(report: HostReport, expected: Expected | None) -> Iterable[str]:
+def _proven(report: observed.HostReport, expected: Expected | None) -> Iterable[str]:
     if expected is None:
         return ()
     if report.digests == expected.digests:  # as a rule; comparing whole dicts is what makes 100,000 fleets cheap
         return chain.from_iterable(expected.names.values())
     same = (fleet for fleet, digest in report.digests.items() if expected.digests.get(fleet) == digest)
     return chain.from_iterable(expected.names[fleet] for fleet in same)
-
-
-class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
-    """What this run does otherwise than the fleets' own policies say, and what it leaves out.
-
-    `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed. `retry`
-    brings back what was given up, once: VMs that this run has `tried` are given up again if that failed. `limit` is a
-    pattern of hosts, groups, fleets and VM names, `tags` and `skip_tags` are those of fleets; None and () are all.
-    """
-
-    prune_max: Share | None = None
-    confirmed: tuple[str, ...] = ()
-    retry: bool = False
-    tried: frozenset[str] = frozenset()
-    limit: str | None = None
-    tags: tuple[str, ...] = ()
-    skip_tags: tuple[str, ...] = ()
 
 
 class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,24 +123,28 @@ class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
 
     specs: Specs
     here: str
-    placements: Placements
+    placements: observed.Placements
     dead: tuple[str, ...]
     living: tuple[str, ...]
     destroy: bool
     unplaced: tuple[UnplacedVM, ...]
     rendered: dict[str, DesiredVM]
     expected: dict[str, Expected]
-    queries: dict[str, ObserveQuery]
+    queries: dict[str, observed.ObserveQuery]
     warnings: tuple[str, ...]
 
 
 class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """What all stages of a plan read. `placements` are without hosts that are assumed dead and did not answer."""
+    """What all stages of a plan read. `placements` are without hosts that are assumed dead and did not answer.
+
+    A retry brings VMs back once: those that this run has `tried` are given up again if that failed.
+    """
 
     given: PlanInput
     view: ProjectView
-    placements: Placements
-    overrides: RunOverrides
+    placements: observed.Placements
+    overrides: model.RunOverrides
+    tried: frozenset[str]
 
     @cached_property
     def fleets(self) -> dict[str, FleetSpec]:
@@ -192,8 +174,8 @@ class PlanResult(msgspec.Struct, frozen=True, kw_only=True):
     again. `retry_after_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
     """
 
-    plan: Plan
-    placements: Placements
+    plan: model.Plan
+    placements: observed.Placements
     highest_token: int
     unmatched: str = ""
     ambiguous: bool = False
@@ -211,16 +193,126 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
 
     desired: Sequence[DesiredVM] = ()
     placing: Placing = Placing(hosts=[])
-    changes: list[VMChange] = []
-    left_out: list[VMChange] = []
+    changes: list[model.VMChange] = []
+    left_out: list[model.VMChange] = []
     selected: int | None = None
     unmatched: str = ""
     unchanged: dict[str, int] = {}
-    refusals: tuple[Refusal, ...] = ()
-    peaks: dict[str, Peak] = {}
+    refusals: tuple[model.Refusal, ...] = ()
+    peaks: dict[str, model.Peak] = {}
     retry_after_s: float | None = None
 
 
-def with_kind(change: VMChange, kind: ChangeKind, reason: str) -> VMChange:
+def with_kind(change: model.VMChange, kind: model.ChangeKind, reason: str) -> model.VMChange:
     """The change with another kind, and why; the one that it had is what is `wanted`."""
     return msgspec.structs.replace(change, kind=kind, wanted=change.kind, reasons=(*change.reasons, reason))
+
+
+LEFT_OUT = "left out by --without-host"
+"""Why there is no report of a host that a plan is to do without."""
+
+VERBS: dict[model.ChangeKind, model.Verb] = {verb: verb for verb in get_args(model.Verb)} | {
+    "replace": "restart",  # the host makes the root disk anew where it is not of the image that the spec names
+    "move": "delete",  # it is made on its new host once it is proven gone from the old one
+}
+"""The verb that carries a kind of change out; kinds without one are not acted on."""
+
+
+def plan_of(
+    draft: Draft,
+    state: observed.ObservedState,
+    *,
+    project: str,
+    revision: str,
+    warnings: Iterable[str],
+    mem_limits_mib: Mapping[str, int] = NOTHING,
+) -> model.Plan:
+    """The plan that a finished draft stands for. `mem_limits_mib` are by host."""
+    unreachable = {view.host: view.error for view in state.hosts if view.report is None}
+    return numbered(
+        model.Plan(
+            id="",
+            project=project,
+            revision=revision,
+            taken_at=state.taken_at,
+            changes=tuple(draft.changes),
+            unchanged=draft.unchanged,
+            actions=tuple(actions_of(draft.changes, project, mem_limits_mib)),
+            refusals=draft.refusals,
+            unreachable={host: why for host, why in sorted(unreachable.items()) if why != LEFT_OUT},
+            warnings=tuple(warnings),
+            peaks=draft.peaks,
+            selected=draft.selected,
+        )
+    )
+
+
+def actions_of(
+    changes: Iterable[model.VMChange], project: str, mem_limits_mib: Mapping[str, int] = NOTHING
+) -> Iterator[model.Action]:
+    """One action for each change that has a verb, in the order of the changes. `mem_limits_mib` are by host."""
+    for change in changes:
+        if change.kind not in VERBS:
+            continue
+        content: dict[str, Any] = {
+            "verb": VERBS[change.kind],
+            "host": change.host,
+            "vm": change.name,
+            "project": project,
+            "desired": None if VERBS[change.kind] == "delete" else change.desired,
+            "expect": expect_of(change.observed),
+            "deadline_s": ORDERS.deadline_s,
+        }
+        content |= {"mem_limit_mib": mem_limits_mib[change.host]} if change.host in mem_limits_mib else {}
+        yield model.Action(id=digest_of(content), **content)
+
+
+def expect_of(seen: observed.ObservedVM | None) -> model.Expect:
+    """What an action that was planned from this row expects to find."""
+    return model.Expect(uid=seen.uid, generation=seen.generation) if seen else model.Expect(uid=None, generation=0)
+
+
+def numbered(plan: model.Plan) -> model.Plan:
+    """The plan with its id: a digest of everything but the time."""
+    content = msgspec.structs.asdict(plan)
+    content.pop("taken_at")
+    return msgspec.structs.replace(plan, id=digest_of(content))
+
+
+def warnings_of(draft: Draft, context: PlanContext) -> Iterator[str]:
+    """What is left alone and why, how to keep the VMs of a fleet that was renamed, what hosts say of themselves."""
+    view = context.view
+    strangers = [row for rows in view.own.values() for row in rows if not context.in_scope(row.fleet)]
+    adopted = {vm.name for vm in draft.desired} if strangers else set()
+    for fleet in sorted({row.fleet for row in strangers if row.name not in adopted}):
+        why = "only with a Project document are they the whole truth"
+        yield f"fleet {fleet} is not in these specs and was left alone; {why}"
+    for row in sorted(view.others.values(), key=lambda row: row.name):
+        if row.phase == "unreadable":
+            yield f"{row.name} on {row.host} cannot be read: {row.last_error}"
+    if draft.left_out:
+        yield f"{len(draft.left_out)} more changes are outside --limit, --tags or --skip-tags"
+    yield from _renamed_fleets(draft, context)
+    concerned = {change.host for change in draft.changes if change.kind in VERBS}
+    for host, report in view.reports.items():
+        if report.note and host in concerned:
+            yield f"{host}: {report.note}"
+
+
+def _renamed_fleets(draft: Draft, context: PlanContext) -> Iterator[str]:
+    """Fleets that are made in full, just like one that is there and that the specs no longer name."""
+    view = context.view
+    old, new = defaultdict[str, Counter[Any]](Counter), defaultdict[str, Counter[Any]](Counter)
+    for name, (row, *_) in view.own.items():
+        if row.fleet not in context.fleets and re.fullmatch(re.escape(row.fleet) + r"-\d{3,}", name):  # by default
+            old[row.fleet][row.spec.image, row.spec.machine] += 1
+    if not old:
+        return
+    has = {vm.fleet for vm in draft.desired if vm.name in view.up_to_date or vm.name in view.own}
+    for change in draft.changes:
+        if change.kind == "create" and change.fleet not in has and (vm := change.desired) is not None:
+            new[vm.fleet][vm.spec.image, vm.spec.machine] += 1
+    for before, vms in sorted(old.items()):
+        for after in sorted(fleet for fleet in new if new[fleet] == vms):
+            keep = f'vm_name: "{before}-${{index:03d}}" in {after} keeps its VMs'
+            yield f"fleet {after} is new and {before}, with VMs alike, is not in the specs: if it was renamed, {keep}"

@@ -25,8 +25,7 @@ from mikrom_reconcile.core.model.observed import (
 from mikrom_reconcile.core.model.plan import ChangeKind, Verb, VMChange
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.planning.assemble import plan_of
-from mikrom_reconcile.core.planning.context import Draft, PlanResult
+from mikrom_reconcile.core.planning.context import Draft, PlanResult, plan_of
 from mikrom_reconcile.core.planning.guards import as_recorded, protected
 from mikrom_reconcile.core.planning.rules import DiffInput, Verdict
 

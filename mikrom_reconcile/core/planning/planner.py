@@ -13,28 +13,28 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, seconds_of
 from mikrom_reconcile.core.model.fields import keep_applied
 from mikrom_reconcile.core.model.observed import SATISFIES, ObservedState, ObservedVM, ObserveQuery, Placements
-from mikrom_reconcile.core.model.plan import Refusal, VMChange, group_by
+from mikrom_reconcile.core.model.plan import Refusal, RunOverrides, VMChange, group_by
 from mikrom_reconcile.core.placement.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.placement.desired_state import render
 from mikrom_reconcile.core.placement.scheduler import Scheduler
-from mikrom_reconcile.core.planning.assemble import VERBS, plan_of, warnings_of
 from mikrom_reconcile.core.planning.context import (
+    VERBS,
     Draft,
     PlanContext,
     PlanInput,
     PlanResult,
-    RunOverrides,
     expectations,
     merge_reports,
+    plan_of,
+    warnings_of,
 )
 from mikrom_reconcile.core.planning.guards import protect, prune
 from mikrom_reconcile.core.planning.leases import held_addresses, lease, seen_addresses
 from mikrom_reconcile.core.planning.rollout import roll_out
 from mikrom_reconcile.core.planning.rules import STANDS_IN_THE_WAY, DiffInput, judge
 from mikrom_reconcile.core.planning.selection import select
-from mikrom_reconcile.core.specs.expand import expand
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.load import VM_NAME, Specs
+from mikrom_reconcile.core.specs.load import VM_NAME, Specs, expand
 from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.core.specs.warnings import spec_warnings
 
@@ -99,12 +99,14 @@ def requery_all(given: PlanInput) -> PlanInput:
     return replace(given, expected={}, queries=queries)
 
 
-def make_plan(given: PlanInput, observed: ObservedState, overrides: RunOverrides) -> PlanResult:
+def make_plan(
+    given: PlanInput, observed: ObservedState, overrides: RunOverrides, tried: frozenset[str] = frozenset()
+) -> PlanResult:
     """The plan that follows from the reports. Pure: the same arguments give the same bytes. Raises SpecError."""
     view = merge_reports(observed, given.specs.project, given.expected)
     dead = tuple(host for host in given.dead if host in view.unreachable)
     placements = _without(given.placements, dead)
-    context = PlanContext(given=given, view=view, placements=placements, overrides=overrides)
+    context = PlanContext(given=given, view=view, placements=placements, overrides=overrides, tried=tried)
     draft = Draft()
     for stage in (place, diff, protect, prune, select, await_room, roll_out, lease):
         draft = stage(draft, context)

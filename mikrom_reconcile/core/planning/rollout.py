@@ -66,7 +66,8 @@ class _Rollout:
     def __init__(
         self, name: str, vms: list[DesiredVM], mine: list[VMChange], everything: list[VMChange], context: PlanContext
     ) -> None:
-        self._fleet, self._view, self._overrides = name, context.view, context.overrides
+        self._fleet, self._view, self._tried = name, context.view, context.tried
+        self._retry = context.overrides.retry
         rollout = context.fleets[name].rollout if name in context.fleets else None
         self._described, self._rollout = rollout is not None, rollout or Rollout()
         self._known = {change.name: change for change in everything if change.rule != "duplicate"}
@@ -107,7 +108,7 @@ class _Rollout:
         if change is None or change.desired is None or change.kind not in {"create", "start", "restart", "replace"}:
             return False
         attempt = self._attempt(name)
-        retried = self._overrides.retry and name not in self._overrides.tried
+        retried = self._retry and name not in self._tried
         if attempt is None or attempt.repair or attempt.count == 0 or retried:
             return False
         return attempt.spec_digest == change.desired.spec_digest

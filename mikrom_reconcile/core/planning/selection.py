@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import UsageError
+from mikrom_reconcile.core.model.plan import RunOverrides
 from mikrom_reconcile.core.parsing.patterns import PatternError, terms
 from mikrom_reconcile.core.parsing.patterns import select as names_selected_by
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.planning.context import Draft, PlanContext, RunOverrides
-from mikrom_reconcile.core.specs.expand import shared_lookups
+from mikrom_reconcile.core.planning.context import Draft, PlanContext
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.load import Specs
+from mikrom_reconcile.core.specs.load import Specs, shared_lookups
 
 Whereabouts = tuple[str, str, str]
 """A VM that may be selected: its name, a host that it is on or goes to ("" for none), its fleet."""

@@ -23,8 +23,7 @@ from mikrom_reconcile.core.parsing.schema_errors import describe_value, expectat
 from mikrom_reconcile.core.parsing.variables import VariableError, dig, names_in
 from mikrom_reconcile.core.parsing.yaml_text import Places
 from mikrom_reconcile.core.parsing.yaml_words import plain
-from mikrom_reconcile.core.specs.expand import UnplacedVM, scope_of
-from mikrom_reconcile.core.specs.load import Specs
+from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, scope_of
 from mikrom_reconcile.core.specs.networks import OF_INTERFACES, Network
 from mikrom_reconcile.core.specs.validate_vms import vm_problems
 

@@ -15,9 +15,8 @@ from mikrom_reconcile.core.model.specs import Diagnostic, SpecProblem
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position, problems_of
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.specs.expand import UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.load import FleetSpec, Specs
+from mikrom_reconcile.core.specs.load import FleetSpec, Specs, UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.resolve import NOTHING, Resolver
 from mikrom_reconcile.times_and_sizes import SPECS
 

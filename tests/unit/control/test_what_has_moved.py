@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mikrom_reconcile.control.reconcile import replay, stale_outcomes
 from mikrom_reconcile.core.model.plan import Plan, VMChange
-from mikrom_reconcile.core.planning.assemble import actions_of
+from mikrom_reconcile.core.planning.context import actions_of
 from tests.samples import change, desired, observed, plan
 
 

@@ -7,8 +7,7 @@ import pytest
 from mikrom_reconcile.control.reconcile import remembered, runnable_actions
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, Result, VMChange
-from mikrom_reconcile.core.planning.assemble import actions_of
-from mikrom_reconcile.core.planning.context import PlanResult
+from mikrom_reconcile.core.planning.context import PlanResult, actions_of
 from tests.samples import NOW, change, observed, plan
 
 

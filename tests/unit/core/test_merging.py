@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mikrom_reconcile.core.specs.expand import merged
+from mikrom_reconcile.core.specs.load import merged
 
 
 def test_lists_replace() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
-from mikrom_reconcile.core.specs.expand import expand
-from mikrom_reconcile.core.specs.load import read_specs
+from mikrom_reconcile.core.specs.load import expand, read_specs
 from mikrom_reconcile.core.specs.resolve import Provenance
 
 DB = """\

@@ -17,11 +17,10 @@ from mikrom_reconcile.core.model.observed import (
     ObservedVM,
     Placements,
 )
-from mikrom_reconcile.core.model.plan import Peak
+from mikrom_reconcile.core.model.plan import Peak, RunOverrides
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
-from mikrom_reconcile.core.planning.assemble import LEFT_OUT
-from mikrom_reconcile.core.planning.context import PlanResult, RunOverrides
+from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanResult
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs

@@ -18,9 +18,9 @@ from mikrom_reconcile.core.model.observed import (
     ObservedVM,
     Placements,
 )
+from mikrom_reconcile.core.model.plan import RunOverrides
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
-from mikrom_reconcile.core.planning.context import RunOverrides
 from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.output.explanation import Explanation, explain

@@ -16,9 +16,8 @@ from mikrom_reconcile.core.model.plan import UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState, SpecProblem
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_text
 from mikrom_reconcile.output.formats import problems_text
-from mikrom_reconcile.output.history import history_text, unfinished_line
 from mikrom_reconcile.output.hosts import fleets_in, source_line, status_text
-from mikrom_reconcile.output.run_result import record_of
+from mikrom_reconcile.output.run_result import history_text, record_of, unfinished_line
 from mikrom_reconcile.output.text import (
     PLAIN,
     Style,

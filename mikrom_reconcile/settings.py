@@ -107,6 +107,9 @@ class Settings:
     jailer: str | None = _env("MIKROM_JAILER", None, "the binary; else beside firecracker, then as that", _program)
     jail: str = _env("MIKROM_JAIL", "off", "on: every Firecracker through the jailer, as root", _one_of("off", "on"))
     image_dirs: tuple[Path, ...] = _env("MIKROM_IMAGE_DIRS", (), f"{_FOLDERS} images; else <state dir>/images", _paths)
+    drive_dirs: tuple[Path, ...] = _env(
+        "MIKROM_DRIVE_DIRS", (), f"{_FOLDERS} drives; else <state dir>/existing", _paths
+    )
     image_max_mib: int = _env("MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, "MiB of the largest image of a host", _number)
     registry_auth: Path | None = _env("MIKROM_REGISTRY_AUTH", None, "credentials that `docker login` wrote", _path)
     secret_dirs: tuple[Path, ...] = _env("MIKROM_SECRET_DIRS", _SECRETS, f"{_FOLDERS} secrets", _paths)

@@ -208,6 +208,7 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
         settings.state_dir,
         images=make_images(settings),
         secrets=Secrets(settings.secret_dirs, settings.secret_env),
+        drive_dirs=settings.drive_dirs,
     )
     if choice.driver == "qemu":
         from mikrom_reconcile.host.drivers.qemu import QemuDriver

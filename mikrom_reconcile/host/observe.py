@@ -18,7 +18,7 @@ from functools import cache, cached_property, partial
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Policy, VMSpec
+from mikrom_reconcile.core.model.desired import Drive, Policy, VMSpec
 from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
 from mikrom_reconcile.core.model.errors import ActionError
 from mikrom_reconcile.core.model.fields import RECORD
@@ -200,9 +200,7 @@ def _compared(spec: VMSpec, facts: VMMFacts) -> Iterator[tuple[str, int | str | 
     if facts.boot_args is not None:
         yield "boot_args", spec.boot_args, facts.boot_args
     if facts.disks is not None:
-        root = ("rootfs",) if spec.boot and spec.boot.rootfs else ()
-        for name in sorted({*root, *spec.drives} - facts.disks):
-            yield f"drives.{name}", name, None
+        yield from _compared_disks(spec, facts.disks)
     if facts.interfaces is not None:
         for name, nic in spec.network_interfaces.items():
             path = f"network_interfaces.{name}"
@@ -213,6 +211,19 @@ def _compared(spec: VMSpec, facts: VMMFacts) -> Iterator[tuple[str, int | str | 
                 yield path, nic.network, None
     for key in facts.odd_metadata:
         yield f"mmds.{key}", "(as the spec says)", "(changed)"
+
+
+def _compared_disks(spec: VMSpec, found: dict[str, Drive]) -> Iterator[tuple[str, int | str | None, int | str | None]]:
+    root = ("rootfs",) if spec.boot and spec.boot.rootfs else ()
+    for name in sorted({*root, *spec.drives}):
+        path, drive, there = f"drives.{name}", spec.drives.get(name), found.get(name)
+        if there is None:
+            yield path, name, None
+        elif drive is not None:
+            yield f"{path}.read_only", drive.read_only, there.read_only
+            for field in drive.rate_limiter.__struct_fields__:
+                limits = getattr(drive.rate_limiter, field), getattr(there.rate_limiter, field)
+                yield f"{path}.rate_limiter.{field}", *limits
 
 
 def unreadable_row(found: UnreadableRecord, host: str, now: datetime) -> ObservedVM:

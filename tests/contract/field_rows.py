@@ -151,8 +151,22 @@ class World:
 
     def disks(self) -> dict[str, str]:
         if isinstance(self.bench, QemuBench):
-            return qemu.disks_in(self.argv())
+            return {name: str(disk.path) for name, disk in qemu.disks_in(self.argv()).items()}
         return {drive["drive_id"]: drive["path_on_host"] for drive in self.config()["drives"]}
+
+    def is_read_only(self) -> bool:
+        if isinstance(self.bench, QemuBench):
+            return qemu.disks_in(self.argv())["data"].read_only
+        return bool(self.drive()["is_read_only"])
+
+    def drive(self) -> dict[str, Any]:
+        (found,) = (drive for drive in self.config()["drives"] if drive["drive_id"] == "data")
+        return dict(found)
+
+    def drive_limit(self, kind: str) -> int:
+        """What it may do in a second."""
+        bucket = self.drive()["rate_limiter"][kind]
+        return int(bucket["size"] * 1000 // bucket["refill_time"])
 
     def root_name(self) -> str:
         """What its root disk has to be called."""
@@ -223,6 +237,12 @@ class World:
         content = {"iface_id": "eth0", "rx_rate_limiter": {"bandwidth": {"size": 7, "refill_time": 1000}}}
         assert Socket(self.bench.socket(VM)).ask("PATCH", "/network-interfaces/eth0", content)[0] == 204
 
+    def change_drive_limit(self) -> None:
+        assert isinstance(self.bench, RealBench)
+        bucket = {"size": 7, "refill_time": 100}
+        content = {"drive_id": "data", "rate_limiter": {"bandwidth": bucket, "ops": bucket}}
+        assert Socket(self.bench.socket(VM)).ask("PATCH", "/drives/data", content)[0] == 204
+
     def flush_rules(self) -> None:
         nft("flush", "ruleset")
 
@@ -282,6 +302,13 @@ def file(name: str, content: bytes, key: str = "") -> Callable[[World], Any]:
         return found[key] if key else found
 
     return made
+
+
+def existing_drive(world: World) -> str:
+    path = (world.folder / "state/existing/data.img").resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(MIB))
+    return f"file://{path}"
 
 
 def booted(part: str, digest: str) -> dict[str, Any]:
@@ -347,7 +374,22 @@ ROWS: dict[str, Row] = {
     "drives.*.size_mib": Row(
         value=2, see=lambda world: Path(world.disks()["data"]).stat().st_size // MIB, on=REAL,
     ),
+    "drives.*.read_only": Row(
+        value=True, see=World.is_read_only, undo=World.run_the_old, drift="drives.data.read_only", on=REAL,
+    ),
+    "drives.*.rate_limiter.bandwidth_mbit": Row(
+        value=8, see=lambda world: world.drive_limit("bandwidth") * 8 // 1_000_000, undo=World.change_drive_limit,
+        drift="drives.data.rate_limiter.bandwidth_mbit", on=(FIRECRACKER,),
+    ),
+    "drives.*.rate_limiter.ops": Row(
+        value=100, see=lambda world: world.drive_limit("ops"), undo=World.change_drive_limit,
+        drift="drives.data.rate_limiter.ops", on=(FIRECRACKER,),
+    ),
     "drives.*.on_delete": Row(value="delete", on=REAL),
+    "drives.*.source": Row(
+        value=existing_drive, also={"drives.data.size_mib": None, "drives.data.on_delete": "retain"},
+        see=lambda world: f"file://{world.disks()['data']}", undo=World.run_the_old, drift="drives.data", on=REAL,
+    ),
     "network_interfaces.*": Row(
         value={"network": "prod", "cidr": "10.0.0.0/24", "gateway": "10.0.0.1"},
         see=lambda world: "eth0" in world.interfaces(), shown=lambda _: True,

@@ -49,21 +49,31 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
         return {part: file for part, file in named.items() if file is not None}
 
 
+class RateLimiter(msgspec.Struct, frozen=True, kw_only=True):
+    """What an interface may carry in each direction, or a drive, in megabits per second; None: no limit."""
+
+    bandwidth_mbit: Annotated[int, msgspec.Meta(ge=1, le=1000000)] | None = None
+
+
+class DriveRateLimiter(RateLimiter, frozen=True, kw_only=True):
+    """What a drive may carry, and in how many operations per second."""
+
+    ops: Annotated[int, msgspec.Meta(ge=1, le=1000000000)] | None = None
+
+
 class Drive(msgspec.Struct, frozen=True, kw_only=True):
     """A disk of a VM's own that outlives its restarts and replacements. `on_delete` says what a delete does to it.
 
-    With `mount` it has an ext4 file system, which the init of a container image mounts there.
+    It is new, of `size_mib`, or the existing file `source`, which is never deleted. With `mount` it has an ext4 file
+    system, which the init of a container image mounts there.
     """
 
-    size_mib: Annotated[int, msgspec.Meta(ge=1, le=67108864)]
+    size_mib: Annotated[int, msgspec.Meta(ge=1, le=67108864)] | None = None
+    source: str | None = None
+    read_only: bool = False
+    rate_limiter: DriveRateLimiter = DriveRateLimiter()
     mount: str | None = None
     on_delete: Literal["retain", "delete"] = "retain"
-
-
-class RateLimiter(msgspec.Struct, frozen=True, kw_only=True):
-    """What an interface may carry in each direction, in megabits per second; None: no limit."""
-
-    bandwidth_mbit: Annotated[int, msgspec.Meta(ge=1, le=1000000)] | None = None
 
 
 class Egress(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Machine, Policy, State, VMSpec
+from mikrom_reconcile.core.model.desired import Drive, Machine, Policy, State, VMSpec
 from mikrom_reconcile.times_and_sizes import VMMS
 
 VMMStatus = Literal["none", "starting", "running", "paused", "unresponsive", "socket_lost"]
@@ -30,10 +30,10 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver can prove about one VM's VMM at this moment.
 
     `pid` is set while a VMM lives. `machine` and `boot_args` are what the VMM itself reports, None when it cannot
-    be asked. `disks` names the disks of the spec that it has open (`rootfs` is the root disk); `interfaces` maps those
-    that are linked to their bandwidth in megabits per second, `odd_metadata` names top keys of its metadata that are
-    not as they should be. `end` speaks only when `status` is "none". `age_s` is how
-    long the VMM process has lived, `console_at` the place in the console at which it began.
+    be asked. `disks` maps the disks of the spec that it has open (`rootfs` is the root disk) to how; `interfaces` maps
+    those that are linked to their bandwidth in megabits per second, `odd_metadata` names top keys of its metadata that
+    are not as they should be. `end` speaks only when `status` is "none". `age_s` is how long the VMM process has lived,
+    `console_at` the place in the console at which it began.
     """
 
     status: VMMStatus
@@ -42,7 +42,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     age_s: float = 0.0
     machine: Machine | None = None
     boot_args: str | None = None
-    disks: frozenset[str] | None = None
+    disks: dict[str, Drive] | None = None
     interfaces: dict[str, int | None] | None = None
     odd_metadata: tuple[str, ...] = ()
     console_at: int = 0

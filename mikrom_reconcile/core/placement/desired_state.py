@@ -68,6 +68,7 @@ def render(
         vms.append(vm)
     if specs.networks:
         resolver.mistakes += _address_conflicts(specs, vms)
+    resolver.mistakes += _file_conflicts(specs, vms)
     resolver.check()
     return vms
 
@@ -141,6 +142,21 @@ def _address_conflicts(specs: Specs, vms: Iterable[DesiredVM]) -> Iterator[Diagn
         if why:
             pointer = ("spec", "template", "network_interfaces", name)
             yield Diagnostic(document=documents[vm.fleet], pointer=pointer, message=f"{vm.name}: {why}")
+
+
+def _file_conflicts(specs: Specs, vms: Iterable[DesiredVM]) -> Iterator[Diagnostic]:
+    """Existing files that one VM writes and another has, on whichever hosts: they may come to the same."""
+    documents = {fleet.name: fleet.document for fleet in specs.fleets}
+    owners: dict[str, tuple[str, str, bool]] = {}
+    for vm, name, drive in ((each, *drive) for each in vms for drive in each.spec.drives.items()):
+        if drive.source is None:
+            continue
+        mine = vm.name, name, drive.read_only
+        owner = owners.setdefault(drive.source, mine)
+        if owner != mine and not (drive.read_only and owner[-1]):
+            message = f"{vm.name}: {drive.source} is {owner[0]}'s already; only what all have as read_only is shared"
+            pointer = ("spec", "template", "drives", name, "source")
+            yield Diagnostic(document=documents[vm.fleet], pointer=pointer, message=message)
 
 
 def pool_text(network: str, pool: str) -> str:

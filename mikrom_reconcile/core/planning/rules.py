@@ -201,9 +201,8 @@ def interrupted_delete(case: DiffInput) -> Verdict:
 
 def shrinking_drive(case: DiffInput) -> Verdict:
     """A drive never gets smaller: what lies behind its new end would be lost."""
-    smaller = [
-        field for field in case.fields if is_row_of("drives.*.size_mib", field.path) and field.after < field.before
-    ]
+    sizes = [field for field in case.fields if is_row_of("drives.*.size_mib", field.path)]
+    smaller = [field for field in sizes if field.before and field.after and field.after < field.before]
     if not smaller:
         return None
     reasons = [f"{field.path} would shrink from {field.before} to {field.after}" for field in smaller]

@@ -26,6 +26,7 @@ SECRET_REF = "secret_ref"  # noqa: S105 - the key alone
 """The only key of a mapping that stands for a secret."""
 
 _SECRET = re.compile(r"file://(?:localhost)?/(?!.*(?:^|/)\.\.(?:/|$))[^?#]+|env://[A-Za-z_][A-Za-z0-9_]*")
+_FILE = re.compile(r"file://(/[A-Za-z0-9_+.,-]*[A-Za-z0-9_+,-])+")
 
 Problems = Iterator[tuple[Pointer, str]]
 
@@ -131,6 +132,21 @@ def _checks_without_interface(spec: VMSpec) -> Problems:
             yield ("checks", name), message
 
 
+def _drives(spec: VMSpec) -> Problems:
+    for name, drive in spec.drives.items():
+        path, named = ("drives", name), f"drives.{name}"
+        if (drive.size_mib is None) == (drive.source is None):
+            yield path, f"{named} has either size_mib, for a new one, or source, an existing file: write one of them"
+        if drive.source is not None and not _FILE.fullmatch(drive.source):
+            message = f"{named}.source is {shown(drive.source)}: write file:/// and a path without . and .."
+            yield (*path, "source"), message
+        if drive.source is not None and drive.on_delete == "delete":
+            yield (*path, "on_delete"), f"{named} is an existing file, which is never deleted: leave on_delete out"
+        if drive.read_only and drive.mount:
+            message = f"{named}.mount is for drives that are written: leave it out, and mount it in the guest"
+            yield (*path, "mount"), message
+
+
 def _root_disks(spec: VMSpec) -> int:
     return int(spec.boot is not None and spec.boot.rootfs is not None)
 
@@ -222,7 +238,9 @@ def _published(spec: VMSpec) -> Problems:
             taken.add(port)
 
 
-UNSUPPORTED: Final = (_image, _machine, _container, _mmds, _checks_without_interface, _devices, _boot_args, _published)
+UNSUPPORTED: Final = (
+    _image, _machine, _container, _mmds, _checks_without_interface, _drives, _devices, _boot_args, _published,
+)  # fmt: skip
 """What no host can run: each refuses it again, since its orders may come from another release."""
 
 CHECKS: Final = (*UNSUPPORTED, _boot_args_with_devices, _mmds_size, _checks, _mounts, _zero_bytes, _secrets)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.desired import DriveRateLimiter, Machine, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
@@ -18,7 +19,7 @@ from mikrom_reconcile.host.drivers.jail import LOG, METRICS, Jail, VMPaths, chro
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.resources.disks import ROOT_ID
+from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import VMResources
 from mikrom_reconcile.system import processes
@@ -43,12 +44,14 @@ class _BootSource(msgspec.Struct):
     boot_args: str | None = None
 
 
+_Limiter = dict[str, dict[str, int | None] | None]
+
+
 class _Drive(msgspec.Struct):
     drive_id: str
     path_on_host: str | None = None
-
-
-_Limiter = dict[str, dict[str, int | None] | None]
+    is_read_only: bool | None = None
+    rate_limiter: _Limiter | None = None
 
 
 class _Nic(msgspec.Struct):
@@ -138,7 +141,7 @@ class FirecrackerDriver(VMMDriver):
         status = _STATUS.get(state, "unresponsive")
         if status not in {"running", "paused"}:
             return Answer(status=status)
-        disks = {drive.drive_id: drive.path_on_host or "" for drive in config.drives}
+        disks = {drive.drive_id: _disk(drive) for drive in config.drives}
         return Answer(
             status=status,
             machine=config.machine_config,
@@ -154,7 +157,12 @@ class FirecrackerDriver(VMMDriver):
 
     def _update(self, record: VMRecord, vmm: VMM, timeout_s: float) -> None:
         with vmm.connect(FirecrackerAPI, timeout_s) as api:
-            there = {nic.iface_id: _interface(nic) for nic in api.get("/vm/config", _Config).network_interfaces}
+            config = api.get("/vm/config", _Config)
+            limits = {drive.drive_id: _disk(drive).rate_limiter for drive in config.drives}
+            for name, drive in record.spec.drives.items():
+                if limits.get(name, drive.rate_limiter) != drive.rate_limiter:
+                    api.patch(f"/drives/{name}", {"drive_id": name, "rate_limiter": _limiter(drive.rate_limiter)})
+            there = {nic.iface_id: _interface(nic) for nic in config.network_interfaces}
             for interface in self._provisioner.networks.in_place(record):
                 has = there.get(interface.name)
                 if has is not None and has.bandwidth_mbit != interface.bandwidth_mbit:
@@ -174,11 +182,11 @@ class FirecrackerDriver(VMMDriver):
         end = end_in(paths.metrics)
         return "oom" if end == "killed" and ran_out_of_memory(paths) else end
 
-    def _paths_outside(self, record: VMRecord, found: dict[str, str]) -> dict[str, str]:
-        own = {path_inside(disk): disk for disk in self._provisioner.disks_of(record)} if found else {}
+    def _paths_outside(self, record: VMRecord, found: dict[str, Disk]) -> dict[str, Disk]:
+        own = {path_inside(disk): disk.path for disk in self._provisioner.disks_of(record)} if found else {}
         return {
-            name: str(own[path].path) if path in own and own[path].name == name else path
-            for name, path in found.items()
+            name: replace(disk, path=own[str(disk.path)]) if str(disk.path) == path_inside(disk) in own else disk
+            for name, disk in found.items()
         }
 
 
@@ -198,6 +206,7 @@ def _requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:
             "is_root_device": disk.name == ROOT_ID,
             "is_read_only": disk.read_only,
             "cache_type": "Writeback",  # the default, Unsafe, takes no flush from a guest: its fsync does nothing
+            "rate_limiter": _limiter(disk.rate_limiter),
         }
         yield f"/drives/{disk.name}", drive, f"configuring the disk {disk.name}"
     for interface in resources.interfaces:
@@ -213,24 +222,39 @@ def _requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:
 
 def _rate_limiters(interface: Interface) -> dict[str, object]:
     """What makes them carry that much in each direction; without a limit, what takes one away."""
-    mbit = interface.bandwidth_mbit
-    bandwidth = (
-        {"size": mbit * _BYTES_A_MBIT, "refill_time": VMMS.rate_refill_ms} if mbit else {"size": 0, "refill_time": 0}
+    limiter = {"bandwidth": _bucket(interface.bandwidth_mbit, _BYTES_A_MBIT)}
+    return {f"{direction}_rate_limiter": limiter for direction in ("rx", "tx")}
+
+
+def _limiter(wanted: DriveRateLimiter) -> dict[str, object]:
+    return {"bandwidth": _bucket(wanted.bandwidth_mbit, _BYTES_A_MBIT), "ops": _bucket(wanted.ops, 1)}
+
+
+def _bucket(amount: int | None, unit: int) -> dict[str, int]:
+    return {"size": amount * unit, "refill_time": VMMS.rate_refill_ms} if amount else {"size": 0, "refill_time": 0}
+
+
+def _disk(drive: _Drive) -> Disk:
+    limiter = DriveRateLimiter(
+        bandwidth_mbit=_amount(drive.rate_limiter, "bandwidth", _BYTES_A_MBIT),
+        ops=_amount(drive.rate_limiter, "ops", 1),
     )
-    return {f"{direction}_rate_limiter": {"bandwidth": bandwidth} for direction in ("rx", "tx")}
+    path, is_read_only = Path(drive.path_on_host or ""), bool(drive.is_read_only)
+    return Disk(name=drive.drive_id, path=path, read_only=is_read_only, rate_limiter=limiter)
 
 
 def _interface(nic: _Nic) -> Interface:
     """What the VMM has; a limit that only one direction has is none that we gave it."""
-    limits = {_mbit(limiter) for limiter in (nic.rx_rate_limiter, nic.tx_rate_limiter)}
+    limiters = nic.rx_rate_limiter, nic.tx_rate_limiter
+    limits = {_amount(limiter, "bandwidth", _BYTES_A_MBIT) for limiter in limiters}
     mbit = limits.pop() if len(limits) == 1 else -1
     return Interface(name=nic.iface_id, tap=nic.host_dev_name, mac=nic.guest_mac or "", bandwidth_mbit=mbit)
 
 
-def _mbit(limiter: _Limiter | None) -> int | None:
-    bucket = (limiter or {}).get("bandwidth") or {}
+def _amount(limiter: _Limiter | None, kind: str, unit: int) -> int | None:
+    bucket = (limiter or {}).get(kind) or {}
     size, refill_ms = bucket.get("size") or 0, bucket.get("refill_time")
-    return size * VMMS.rate_refill_ms // (refill_ms * _BYTES_A_MBIT) if refill_ms else None
+    return size * VMMS.rate_refill_ms // (refill_ms * unit) if refill_ms else None
 
 
 def end_in(metrics: Path) -> End:

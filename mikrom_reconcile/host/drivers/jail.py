@@ -94,7 +94,7 @@ class Jail:
             if is_writable:
                 os.chown(outside, self.uid, self.uid, follow_symlinks=False)
             else:
-                outside.chmod(0o444)  # shared by VMs: none owns it, and the folder above is closed
+                outside.chmod(outside.stat().st_mode | 0o444)  # shared by VMs: none owns it; the folder above is closed
             try:
                 os.link(outside, f"{self._root}{name}", follow_symlinks=False)
             except OSError as error:

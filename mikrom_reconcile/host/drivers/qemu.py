@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.desired import DriveRateLimiter, Machine, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
@@ -69,7 +69,7 @@ _MACHINE = (
 _ROOT = {False: " root=/dev/vda rw", True: " root=/dev/vda ro"}
 _NETDEV = re.compile(r"tap,id=(?P<name>\w+),ifname=(?P<tap>\w+),")
 _NIC = re.compile(r"virtio-net-device,netdev=(?P<name>\w+),mac=(?P<mac>[0-9a-f:]+)")
-_DRIVE = re.compile(r"if=none,format=raw,readonly=\w+,id=(?P<name>\w+),file=(?P<path>.*)", re.DOTALL)
+_DRIVE = re.compile(r"if=none,format=raw,readonly=(?P<mode>on|off),id=(?P<name>\w+),file=(?P<path>.*)", re.DOTALL)
 
 _PVM = Path("/sys/module/kvm_pvm")
 
@@ -103,6 +103,9 @@ class QemuDriver(VMMDriver):
         for name, nic in spec.network_interfaces.items():
             if nic.rate_limiter.bandwidth_mbit is not None:
                 return f"network_interfaces.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
+        for name, drive in spec.drives.items():
+            if drive.rate_limiter != DriveRateLimiter():
+                return f"drives.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
         for name in spec.secret_env:
             return f"env.{name} is a secret, which only Firecracker keeps off the disk; this host runs its VMs in QEMU"
         return validate_vms.unsupported(spec)
@@ -294,10 +297,15 @@ def boot_args_in(argv: list[str]) -> str | None:
     return text[: -len(_ROOT[False])]  # as long as the other
 
 
-def disks_in(argv: list[str]) -> dict[str, str]:
-    """The disks by name, and the path of each."""
-    found = (_DRIVE.fullmatch(value) for value in _values("-drive", argv))
-    return {drive["name"]: drive["path"].replace(",,", ",") for drive in found if drive}
+def disks_in(argv: list[str]) -> dict[str, Disk]:
+    """The disks by name."""
+    found = filter(None, (_DRIVE.fullmatch(value) for value in _values("-drive", argv)))
+    return {
+        drive["name"]: Disk(
+            name=drive["name"], path=Path(drive["path"].replace(",,", ",")), read_only=drive["mode"] == "on"
+        )
+        for drive in found
+    }
 
 
 def interfaces_in(argv: list[str]) -> dict[str, Interface]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Machine, VMSpec
+from mikrom_reconcile.core.model.desired import Drive, Machine, VMSpec
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.core.specs.images import init_of
@@ -20,6 +20,7 @@ from mikrom_reconcile.host.drivers.connection import NoAnswerError, UnreachableE
 from mikrom_reconcile.host.drivers.jail import VMPaths, release_uid, remove_jail
 from mikrom_reconcile.host.drivers.vmm import VMM, Command, StateLayout, VMMProcess
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
+from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources, boot_args_of
 from mikrom_reconcile.system import locks, processes
@@ -37,14 +38,14 @@ _BOOTED = frozenset({"running", "paused"})
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a VMM says of itself. "unresponsive" stands for a state that no VMM in order has.
 
-    `disks` maps the name of each disk that it has open to the path under which it opened it, `interfaces`
-    the name of each interface to what it has there.
+    `disks` maps the name of each disk that it has open to how it opened it, `interfaces` the name of each interface to
+    what it has there.
     """
 
     status: VMMStatus
     machine: Machine | None = None
     boot_args: str | None = None
-    disks: dict[str, str] | None = None
+    disks: dict[str, Disk] | None = None
     interfaces: dict[str, Interface] | None = None
     metadata: dict[str, Any] | None = None
 
@@ -317,12 +318,14 @@ class VMMDriver(ABC):
             interfaces=None if answer.interfaces is None else self._own_interfaces(record, answer.interfaces),
         )
 
-    def _own_disks(self, record: VMRecord, found: dict[str, str]) -> frozenset[str]:
+    def _own_disks(self, record: VMRecord, found: dict[str, Disk]) -> dict[str, Drive]:
         """The disks that the VMM has open and that are the VM's, each under its own path."""
-        if not found:
-            return frozenset()
-        paths = {disk.name: str(disk.path) for disk in self._provisioner.disks_of(record)}
-        return frozenset(name for name, path in found.items() if paths.get(name) == path)
+        paths = {disk.name: disk.path for disk in self._provisioner.disks_of(record)} if found else {}
+        return {
+            name: Drive(read_only=disk.read_only, rate_limiter=disk.rate_limiter)
+            for name, disk in found.items()
+            if paths.get(name) == disk.path
+        }
 
     def _odd_metadata(self, record: VMRecord, found: dict[str, Any]) -> tuple[str, ...]:
         """The keys that differ; none if a secret cannot be had now: what cannot be read is not said to differ."""

@@ -8,7 +8,7 @@ and a paused process that wakes up are all the same case here: the order's token
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
@@ -23,13 +23,16 @@ from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import ORDERS
 
+Claims = frozenset[tuple[str, bool]]
+"""What a VM has, and whether no other VM of the host may have it."""
+
 
 class Reservations:
     """What VMs of this host were promised by their records and by orders under way. Any number of threads may share it.
 
     Memory, of which a VMM takes any size and dies of it later: all VMs that are ordered to be up were promised no more
-    than the machine has, or than its inventory allows instead, since they may touch all of it at any time. Addresses,
-    which control may have given to two. vCPUs are not limited: they only share time.
+    than the machine has, or than its inventory allows instead, since they may touch all of it at any time. Claims:
+    addresses, which control may have given to two, ports, existing files. vCPUs are not limited: they only share time.
     """
 
     def __init__(self, *, mem_size_mib: int, need_mib: Callable[[VMSpec], int], records: Records, clock: Clock) -> None:
@@ -39,9 +42,9 @@ class Reservations:
         self._clock = clock
         self._lock = threading.Lock()
         self._mib: dict[str, int] = {}
-        self._addresses: dict[str, frozenset[str]] = {}
+        self._claims: dict[str, Claims] = {}
         self._pending_mib: dict[str, int] = {}  # no record says so yet, or it says that the VM goes down for a restart
-        self._pending_addresses: dict[str, frozenset[str]] = {}
+        self._pending_claims: dict[str, Claims] = {}
         self._holds_until_s = float("-inf")
 
     def reserve(self, vm: str, need_mib: int, limit_mib: int | None = None) -> str:
@@ -63,18 +66,18 @@ class Reservations:
             f" {limit_mib - left} are promised to {len(others)} other VMs"
         )
 
-    def reserve_addresses(self, vm: str, addresses: Iterable[str]) -> str:
-        """Keep addresses and ports for `vm` until `commit`. Returns who has one of them already, "" if nobody has."""
-        wanted = frozenset(addresses)
+    def claim(self, vm: str, wanted: Claims) -> str:
+        """Keep what is wanted for `vm` until `commit`. Returns who has some of it already, "" if nobody has."""
         if not wanted:
             return ""
         with self._lock:
             self._count()
-            for other, its in self._addresses.items():
-                if other != vm and (taken := wanted & its):
+            for other, its in self._claims.items():
+                taken = {name for name, alone in wanted if (name, True) in its or (alone and (name, False) in its)}
+                if other != vm and taken:
                     return f"{min(taken)} is {other}'s here"
-            self._pending_addresses[vm] = wanted
-            self._addresses[vm] = wanted | self._addresses.get(vm, frozenset())
+            self._pending_claims[vm] = wanted
+            self._claims[vm] = wanted | self._claims.get(vm, frozenset())
         return ""
 
     def release(self, vm: str) -> None:
@@ -86,7 +89,7 @@ class Reservations:
     def commit(self, vm: str, record: VMRecord | None) -> None:
         """The order for the VM has ended: from now on its record says what it is promised."""
         with self._lock:
-            for kept in (self._mib, self._pending_mib, self._addresses, self._pending_addresses):
+            for kept in (self._mib, self._pending_mib, self._claims, self._pending_claims):
                 kept.pop(vm, None)
             if record is not None:
                 self._add(record)
@@ -95,26 +98,28 @@ class Reservations:
         began_s = self._clock.monotonic()
         if began_s <= self._holds_until_s:
             return
-        self._mib, self._addresses = {}, {}
+        self._mib, self._claims = {}, {}
         for record in self._records.list():
             if isinstance(record, VMRecord):
                 self._add(record)
         self._mib |= self._pending_mib
-        for vm, addresses in self._pending_addresses.items():
-            self._addresses[vm] = addresses | self._addresses.get(vm, frozenset())
+        for vm, claims in self._pending_claims.items():
+            self._claims[vm] = claims | self._claims.get(vm, frozenset())
         ended_s = self._clock.monotonic()
         self._holds_until_s = ended_s + ORDERS.memory_count_held * (ended_s - began_s)
 
     def _add(self, record: VMRecord) -> None:
-        self._addresses[record.vm] = _addresses_of(record)
+        self._claims[record.vm] = _claims_of(record)
         if record.state in WANTS_VMM and not record.parked:
             self._mib[record.vm] = self._need_mib(record.spec)
 
 
-def _addresses_of(record: VMRecord) -> frozenset[str]:
-    """Its addresses, and the ports of the host that it publishes."""
+def _claims_of(record: VMRecord) -> Claims:
+    """Its addresses, the ports of the host that it publishes, and the existing files that are its drives."""
     ports = (port_of(text) for nic in record.spec.network_interfaces.values() for text in nic.publish)
-    return frozenset((*record.addresses.values(), *(f"port {port}/{protocol}" for port, protocol in ports)))
+    alone = (*record.addresses.values(), *(f"port {port}/{protocol}" for port, protocol in ports))
+    files = ((drive.source, not drive.read_only) for drive in record.spec.drives.values() if drive.source)
+    return frozenset((*((name, True) for name in alone), *files))
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,8 +194,9 @@ def check(
         reason := reservations.reserve(vm, driver.memory_mib(desired.spec), action.mem_limit_mib)
     ):
         raise PermanentError(f"{reason}; stop some, or give it less", vm=vm, step=step)
-    if holder := reservations.reserve_addresses(vm, _addresses_of(ordered)):
-        raise TemporaryError(f"{holder}: two VMs of a host cannot have one address or port", vm=vm, step=step)
+    if holder := reservations.claim(vm, _claims_of(ordered)):
+        message = f"{holder}: two VMs of a host cannot have one address or port, nor a file that one of them writes"
+        raise TemporaryError(message, vm=vm, step=step)
     if found is None and (facts := driver.observe(ordered)).status != "none":
         # never our own doing (the record is there first and goes last), so nobody can say whose it is
         message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import msgspec
 
+from mikrom_reconcile.core.model.desired import DriveRateLimiter
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import files
+from mikrom_reconcile.system.download import local_file
 from mikrom_reconcile.system.files import make_folder, sync_folder
 from mikrom_reconcile.times_and_sizes import IMAGES
 
@@ -36,13 +38,17 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: Path
     read_only: bool
+    rate_limiter: DriveRateLimiter = DriveRateLimiter()
 
 
 class Disks:
-    """The disks below one state folder. The caller holds the VM's action lock."""
+    """The disks below one state folder. `folders` are where existing files may be. The caller holds the VM's action
+    lock.
+    """
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, folders: tuple[Path, ...] = ()) -> None:
         self._state_dir = state_dir
+        self._folders = folders or (state_dir / "existing",)
 
     def of(self, record: VMRecord, rootfs_image: Path | None) -> tuple[Disk, ...]:
         """All disks of the VM, the root disk first, whether they are there or not."""
@@ -52,14 +58,19 @@ class Disks:
         """The VM's disks: make missing ones, grow those that are too small, and remove root disks of other images.
 
         Raises TemporaryError when the disk of this host is too full, PermanentError where a disk would shrink or has
-        no file system to mount, FetchError where none can be made.
+        no file system to mount, FetchError where none can be made or found.
         """
+        for disk, size in self._drives(record):
+            if size is None:
+                with local_file(str(disk.path), self._folders, "MIKROM_DRIVE_DIRS"):
+                    pass  # it is there, and no link to something else
         own_root = next((disk.path for disk in self._root(record, rootfs_image) if not disk.read_only), None)
         self._remove_roots(record.vm, but=own_root)
         image = rootfs_image if own_root is not None and not own_root.exists() else None
-        sized = [*self._sized_root(record, rootfs_image), *self._drives(record)]
+        new = [(disk, size) for disk, size in self._drives(record) if size is not None]
+        sized = [*self._sized_root(record, rootfs_image), *new]
         lacking = [(disk, size) for disk, size in sized if self._lacks(record.vm, disk, size, image)]
-        blank = [disk for disk, _ in self._drives(record) if self._wants_format(record, disk)]
+        blank = [(disk, size) for disk, size in new if self._wants_format(record, disk)]
         need = sum(size - _size_of(disk.path) for disk, size in lacking) + (
             image.stat().st_blocks * 512 if image else 0
         )
@@ -69,17 +80,17 @@ class Disks:
             _copy(image, own_root)
         for disk, size in lacking:
             make_folder(disk.path.parent)
-            if disk not in blank:
+            if (disk, size) not in blank:
                 _grow(disk.path, size)
-        for disk in blank:
-            _format(disk.path, record.spec.drives[disk.name].size_mib * _MIB, give_up_at)
+        for disk, size in blank:
+            _format(disk.path, size, give_up_at)
         return self.of(record, rootfs_image)
 
     def remove(self, record: VMRecord) -> None:
         """Remove the root disk, and the drives that are not retained."""
         self._remove_roots(record.vm, but=None)
-        for disk, _ in self._drives(record):
-            if record.spec.drives[disk.name].on_delete == "delete":
+        for disk, size in self._drives(record):
+            if size is not None and record.spec.drives[disk.name].on_delete == "delete":
                 disk.path.unlink(missing_ok=True)
         folder = self._drive_folder(record)
         for empty in (folder, folder.parent):
@@ -98,11 +109,13 @@ class Disks:
         size_mib = record.spec.boot and record.spec.boot.rootfs and record.spec.boot.rootfs.size_mib
         yield from ((disk, size_mib * _MIB) for disk in self._root(record, image) if size_mib)
 
-    def _drives(self, record: VMRecord) -> Iterator[tuple[Disk, int]]:
-        """Each drive with its size in bytes, in the order of names: that of the devices in the guest."""
+    def _drives(self, record: VMRecord) -> Iterator[tuple[Disk, int | None]]:
+        """Each drive with its size in bytes, None for an existing file; as they are ordered in the guest, by name."""
         for name, drive in sorted(record.spec.drives.items()):
-            path = self._drive_folder(record) / f"{name}.img"
-            yield Disk(name=name, path=path, read_only=False), drive.size_mib * _MIB
+            own = self._drive_folder(record) / f"{name}.img"
+            path = own if drive.source is None else Path(drive.source.removeprefix("file://"))
+            disk = Disk(name=name, path=path, read_only=drive.read_only, rate_limiter=drive.rate_limiter)
+            yield disk, drive.size_mib and drive.size_mib * _MIB
 
     def _drive_folder(self, record: VMRecord) -> Path:
         return self._state_dir / "drives" / record.project / record.vm

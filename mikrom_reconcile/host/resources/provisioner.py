@@ -108,10 +108,17 @@ class VMResources(msgspec.Struct, frozen=True, kw_only=True):
 class ResourceProvisioner:
     """Makes what VMs of one state folder need. The caller holds the VM's action lock."""
 
-    def __init__(self, state_dir: Path, *, images: ImageCache | None = None, secrets: Secrets | None = None) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        images: ImageCache | None = None,
+        secrets: Secrets | None = None,
+        drive_dirs: tuple[Path, ...] = (),
+    ) -> None:
         state_dir = state_dir.resolve()
         self._images = images or ImageCache(state_dir)
-        self._disks = Disks(state_dir)
+        self._disks = Disks(state_dir, drive_dirs)
         self.networks = Networks(state_dir)
         self._secrets = secrets or Secrets()
 

@@ -114,6 +114,25 @@ def mounted(size_mib: int = 16) -> VMRecord:
     return replace(record_of("a"), spec=VMSpec(image="web", drives={"data": Drive(size_mib=size_mib, mount="/data")}))
 
 
+def test_an_existing_file_is_a_drive_as_it_is_and_stays(disks: Disks, tmp_path: Path) -> None:
+    path = tmp_path / "existing/data.img"
+    record = vm(data=Drive(source=f"file://{path}", read_only=True))
+    with pytest.raises(FetchError, match="data\\.img: No such file"):
+        disks.prepare(record, None)
+    path.parent.mkdir()
+    path.symlink_to("/etc/passwd")
+    with pytest.raises(FetchError, match="a symlink is not followed"):
+        disks.prepare(record, None)
+    path.unlink()
+    path.write_bytes(b"mine")
+    assert [(disk.path, disk.read_only) for disk in disks.prepare(record, None)] == [(path, True)]
+    disks.remove(record)
+    assert path.read_bytes() == b"mine"
+    elsewhere = vm(data=Drive(source="file:///etc/shadow"))
+    with pytest.raises(FetchError, match=r"/etc/shadow is not below .*: MIKROM_DRIVE_DIRS says where"):
+        disks.prepare(elsewhere, None)
+
+
 @needs_mke2fs
 @pytest.mark.parametrize("before", ["nothing", "holes", "a draft of a process that was killed"])
 def test_a_new_drive_that_is_to_be_mounted_is_formatted_once(disks: Disks, tmp_path: Path, before: str) -> None:

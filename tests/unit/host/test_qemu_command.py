@@ -68,7 +68,7 @@ def test_what_a_spec_says_is_read_back(
     assert name_in(argv) == "web-001"
     assert machine_in(argv) == machine
     assert boot_args_in(argv) == boot_args
-    assert disks_in(argv) == {disk.name: str(disk.path) for disk in disks}
+    assert disks_in(argv) == {disk.name: disk for disk in disks}
     assert interfaces_in(argv) == {nic.name: nic for nic in nics}
 
 

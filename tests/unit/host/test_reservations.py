@@ -73,7 +73,7 @@ def test_the_orders_of_another_process_are_known_within_twenty_times_what_it_tak
         elsewhere.write(replace(record_of("a", mem_size_mib=mem_size_mib), addresses={"eth0": ip}))
         clock.moved_s += 0.001
         assert (reservations.reserve("b", 500) == "") == (mem_size_mib == 300)
-        assert reservations.reserve_addresses("c", [ip]) == f"{ip} is a's here"
+        assert reservations.claim("c", frozenset({(ip, True)})) == f"{ip} is a's here"
         reservations.commit("b", None)
 
 
@@ -160,13 +160,13 @@ def test_an_address_that_another_vm_has_is_refused_before_anything_is_done(recor
 def test_an_address_that_another_process_gave_away_is_refused_once_it_was_counted(records: Records) -> None:
     clock = HeldClock()
     reservations = Reservations(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=clock)
-    assert reservations.reserve_addresses("a", ["10.0.0.2"]) == ""
-    assert reservations.reserve_addresses("b", ["10.0.0.2"]) == "10.0.0.2 is a's here", "no record says so yet"
+    assert reservations.claim("a", frozenset({("10.0.0.2", True)})) == ""
+    assert reservations.claim("b", frozenset({("10.0.0.2", True)})) == "10.0.0.2 is a's here", "no record says so yet"
     reservations.commit("a", None)
-    assert reservations.reserve_addresses("b", ["10.0.0.2"]) == "", "a's order came to nothing"
+    assert reservations.claim("b", frozenset({("10.0.0.2", True)})) == "", "a's order came to nothing"
     records.write(replace(record_of("c"), addresses={"eth0": "10.0.0.4"}))
     clock.moved_s += 0.001
-    assert reservations.reserve_addresses("d", ["10.0.0.4"]) == "10.0.0.4 is c's here"
+    assert reservations.claim("d", frozenset({("10.0.0.4", True)})) == "10.0.0.4 is c's here"
 
 
 def protected(vm: str, spec: VMSpec = SPEC, *, is_protected: bool = True) -> DesiredVM:
@@ -201,3 +201,11 @@ def test_a_protected_vm_without_anything_to_lose_may_have_another_image(records:
     seen = host.execute(order("create", "a", desired=protected("a", root("1", read_only=True)))).observed
     desired = protected("a", root("2", read_only=True))
     assert host.execute(order("restart", "a", seen, desired=desired)).result == "done"
+
+
+def test_a_file_that_one_vm_writes_is_no_others(records: Records) -> None:
+    reservations = Reservations(mem_size_mib=1, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
+    assert reservations.claim("a", frozenset({("file:///a", True), ("file:///seed", False)})) == ""
+    assert reservations.claim("b", frozenset({("file:///a", False)})) == "file:///a is a's here"
+    assert reservations.claim("b", frozenset({("file:///seed", True)})) == "file:///seed is a's here"
+    assert reservations.claim("b", frozenset({("file:///seed", False)})) == ""

@@ -1,7 +1,4 @@
-"""`mikrom` and `python -m mikrom_reconcile`: the way in and the one way out of the process.
-
-Nothing heavy may be imported before it is known what is wanted.
-"""
+"""`mikrom` and `python -m mikrom_reconcile`: the one way out of the process. Nothing heavy is imported early."""
 
 from __future__ import annotations
 
@@ -81,10 +78,7 @@ def _with_click(words: list[str]) -> int:
 
 
 def _open_closed_streams() -> None:
-    """A stream that was closed (`>&-`) would leave its number to the next file, for every child to write into.
-
-    Nothing can be written to stdout then either, and that is an error; what nobody reads of stderr is none.
-    """
+    """A stream that was closed (`>&-`) would leave its number to the next file, for every child to write into."""
     for fd, (name, flags) in enumerate((("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, flags), fd)

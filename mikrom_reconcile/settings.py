@@ -1,7 +1,5 @@
-"""Every setting, with its unit, its default and why. Each is an environment variable; there is no settings file.
-
-`doctor` lists them from here; what nobody needs to set is in `times_and_sizes`. A wrong value is a UsageError that
-names the variable, never a traceback.
+"""Every setting, with its unit, its default and why; each is an environment variable, and there is no settings file.
+What nobody needs to set is in `times_and_sizes`. A wrong value is a UsageError that names the variable.
 """
 
 from __future__ import annotations
@@ -138,10 +136,7 @@ class Settings:
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings from `environ`. An empty variable counts as unset, but for MIKROM_SPECS.
-
-    Raises UsageError naming the variable.
-    """
+    """The settings; an empty variable is unset, but for MIKROM_SPECS. Raises UsageError naming the variable."""
     values: dict[str, Any] = {}
     for entry in fields(Settings):
         variable = entry.metadata["variable"]

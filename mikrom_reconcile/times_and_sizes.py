@@ -1,7 +1,5 @@
-"""Every time, size and count that bounds something, in groups: its name with its unit, why it is so, its value.
-
-Nobody sets these; what may be set is in `settings`. `doctor -v` lists both. A test shortens one with
-`monkeypatch.setattr(module, "BROKER", replace(BROKER, reconnect_s=0.1))`.
+"""Every time, size and count that bounds something: its name with its unit, why it is so, its value (`doctor -v`).
+Nobody sets these; a test does with `monkeypatch.setattr(module, "BROKER", replace(BROKER, reconnect_s=0.1))`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
-"""Spans from a run to its actions, for OpenTelemetry: where the extra `otel` is installed and OTEL_* asks for them.
-
-Everywhere else a span does nothing, and nothing is imported. Contexts travel as W3C `traceparent` in the headers of
-messages. It must never change what a run does, nor end it.
+"""Spans from a run to its actions, for OpenTelemetry, where the extra `otel` is installed and OTEL_* asks for them.
+Elsewhere nothing is imported. Contexts travel as W3C `traceparent`. No fault of it may change or end a run.
 """
 
 from __future__ import annotations

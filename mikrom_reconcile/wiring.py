@@ -1,7 +1,4 @@
-"""The composition root: the only module that knows every adapter and decides which are used here.
-
-Imports are inside the functions, so that a command pays only for what it uses.
-"""
+"""The composition root: it alone knows every adapter. It imports in functions: a command pays for what it uses."""
 
 from __future__ import annotations
 
@@ -47,9 +44,8 @@ def schema_text(name: str) -> str:
 
 
 def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None = None) -> SourceTree:
-    """The spec files below `paths`, else in MIKROM_SPECS, else below ./specs. `known` need not be fetched again.
-
-    Raises UsageError for a path that is empty, one of `paths` that holds no specs, and a part of a project.
+    """The spec files below `paths`, MIKROM_SPECS or ./specs; `known` need not be fetched again. Raises UsageError for a
+    path that is empty, one of `paths` that holds no specs, and a part of a project.
     """
     chosen = list(paths) or [settings.chosen_specs()]
     if not all(chosen):

@@ -1,8 +1,4 @@
-"""The command line: what a person types and sees. Here are the commands by name, and the page that lists them.
-
-This module is all that `mikrom --help` imports, and it must stay so: to import click alone takes longer than three
-starts of Python.
-"""
+"""The commands by name, and the page that lists them: all that `mikrom --help` imports, for click takes too long."""
 
 from __future__ import annotations
 

@@ -60,10 +60,7 @@ def run_flow(
     full: bool = False,
     wait: bool = True,
 ) -> int:
-    """Plan, ask unless `yes`, execute, show; the exit code. A `saved` plan is executed as it is.
-
-    Without `wait` others execute it, and only the run's id is shown.
-    """
+    """Plan (or take `saved`), ask unless `yes`, execute, show; the exit code. Without `wait` others execute it."""
     plan = saved or engine.plan(request)
     if request.destroy or request.verb == "delete":
         show(f"{_removed(plan)}\n", sys.stdout if form == "text" else sys.stderr)
@@ -128,10 +125,7 @@ Place = tuple[str, str]
 
 
 class SavedPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of the file. `format_version` is the release that made it: another one plans anew.
-
-    `digest` covers the rest, against accidents; it is no signature.
-    """
+    """The file: `format_version` is the release that made it, `digest` covers the rest, against accidents only."""
 
     format_version: str
     digest: str

@@ -24,10 +24,10 @@ class Hosts(Protocol):
         """One view per queried host, as they come; a host that has not answered by the deadline is unreachable."""
 
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
-        """One outcome per order, as they come, at most `forks` at once per host.
+        """One outcome per order, as they come, at most `forks` at once per host; closing the iterator sends nothing
+        more.
 
         An order whose host died or stayed silent past the deadline has the result `failed_temporary`.
-        Closing the iterator sends nothing more; what is under way goes on.
         """
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:

@@ -217,10 +217,8 @@ class Reconciler:
 
 
 def stale_outcomes(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
-    """A `stale` outcome for each approved action whose VM needs something else by now, there or on another host, and
-    for what is to be done to a VM that waited and was changed.
-
-    A VM that needs nothing any more has none: another run did it.
+    """A `stale` outcome for each approved action whose VM needs something else by now, on any host, and for each action
+    on a VM that waited and was changed. A VM that needs nothing any more has none: another run did it.
     """
     still = {action.id for action in now.actions}
     changes = {(change.name, change.host): change for change in now.changes}
@@ -309,9 +307,8 @@ def retry_after_s(
 
 
 def remembered(result: PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
-    """The placements without VMs that would be made, and that this run neither makes nor has tried to.
-
-    If their host became unreachable, they could be made nowhere.
+    """The placements without VMs that this run neither makes nor has tried to: they could be made nowhere if their host
+    became unreachable.
     """
     making = {(outcome.vm, outcome.host) for outcome in outcomes if outcome.result != "stale"}
     making |= {(action.vm, action.host) for action in actions}

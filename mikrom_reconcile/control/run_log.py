@@ -35,10 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """What a run has done so far, reported to `progress` and to the store. Its `with` block is the run.
-
-    A store that cannot be written does not end the run.
-    """
+    """What a run has done so far, for `progress` and the store, whose faults never end it; its `with` is the run."""
 
     def __init__(
         self,

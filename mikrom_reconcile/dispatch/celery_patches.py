@@ -129,11 +129,7 @@ def on_connect(app: Celery, connected: Callable[[], None]) -> None:
 
 
 def install_gevent() -> None:
-    """Mend what gevent's patching leaves out or comes too late for, where this process runs on greenlets.
-
-    `celery -P gevent` patches once kombu has its own name for the old sleep: without a broker all would stand still for
-    seconds. And files are flushed in native threads: on a disk that stalls that takes seconds, on a busy one 5 ms.
-    """
+    """Where this process runs on greenlets: replace kombu's own old sleep, and sync files in native threads."""
     if (gevent := gevent_of_process()) is None:
         return
     from gevent.threadpool import ThreadPool  # noqa: PLC0415 - only where it is loaded

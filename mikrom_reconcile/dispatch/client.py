@@ -1,7 +1,5 @@
-"""The engine as the command line sees it in a fleet: a control worker far away, followed over a stream.
-
-The request and the plan that a control worker made of it stay in Redis under the run. A caller may bring back a plan
-that was saved: it can only leave out, never add, since a worker does what its own look and guards allow.
+"""The engine of a fleet for the command line: a control worker far away, followed over a stream. A caller may bring
+back a saved plan: it can only leave out, never add, since a worker does what its own look and guards allow.
 """
 
 from __future__ import annotations

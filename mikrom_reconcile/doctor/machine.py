@@ -1,6 +1,5 @@
-"""What has to be there for mikrom to work on this machine, and whether there is room for its microVMs.
-
-A table of checks: a name, and what looks at it and says what was found and what to do about it. They change nothing.
+"""What mikrom needs on this machine, and whether there is room for its microVMs: a table of checks, which change
+nothing.
 """
 
 from __future__ import annotations

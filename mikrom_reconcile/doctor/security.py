@@ -1,7 +1,5 @@
-"""What of this set-up an intruder could use, with the way to close it.
-
-`broken` is what somebody on the network or another user of this machine can use as it is; `note` is what helps an
-intruder who has got somewhere already.
+"""What of this set-up an intruder could use, and the way to close it: `broken` is open to another user or to the
+network as it is, `note` helps an intruder who has got somewhere already.
 """
 
 from __future__ import annotations

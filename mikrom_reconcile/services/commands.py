@@ -1,8 +1,5 @@
-"""The services of a fleet: the command of each, what it refuses to start without, and all of them by `mikrom up`.
-
-`mikrom worker`, `beat` and `flower` become Celery's own commands, so that what runs is what its users know from
-Celery's documentation. `mikrom up` is a convenience, not a supervisor: a service that ends is started again a few
-times, and each log begins anew with it. No argument list shows a secret. It must stay cheap to import.
+"""The services of a fleet: the command of each, what it refuses to start without, and all of them by `mikrom up`. Each
+becomes Celery's own command; no argument list shows a secret. It must stay cheap to import.
 """
 
 from __future__ import annotations
@@ -121,11 +118,8 @@ def become(service: Service, settings: Settings) -> NoReturn:
 
 
 class Child:
-    """One process, started again when it ends; without a `log` it runs once, and writes where its parent does.
-
-    One that goes on ending has a reason that stays, such as a port that is taken: it is left alone then.
-
-    It dies with the thread that started it, and has a session of its own, so that a Ctrl-C reaches the parent alone.
+    """One process that is started again when it ends, some times; without a `log` it runs once. It dies with the thread
+    that started it, and has a session of its own, so that a Ctrl-C reaches the parent alone.
     """
 
     def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], *, log: Path | None = None) -> None:
@@ -199,10 +193,7 @@ def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
 
 
 def private_settings(settings: Settings) -> Settings:
-    """The settings of the services: with a broker, keys, credentials for Flower, and an absolute path of the specs.
-
-    Raises UsageError and SetupError for what cannot work.
-    """
+    """The settings with a broker, keys, credentials for Flower, an absolute path of specs. Raises MikromError."""
     refuse_misspelt()
     if settings.broker_url:
         raise UsageError("MIKROM_BROKER_URL is set, but `mikrom up` brings its own Redis: unset it")

@@ -136,9 +136,7 @@ def write_named(path: str, content: bytes) -> None:
 
 def free_head(path: Path, *, max_bytes: int) -> None:
     """Free the beginning of `path` once it takes twice `max_bytes` of disk; its last `max_bytes` stay. Raises OSError.
-
-    A hole is punched in place, so a writer that has the file open (a VMM its console) loses nothing; the file's size
-    goes on growing, its blocks do not. Where the file system cannot do that (NFS), the file is emptied instead.
+    A hole is punched, so that a writer that has it open loses nothing; where there are none (NFS), it is emptied.
     """
     try:
         found = path.stat()

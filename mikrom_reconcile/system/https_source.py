@@ -1,7 +1,4 @@
-"""Images from https servers: resumed where an earlier attempt ended, within a deadline, and redirected to https only.
-
-Importing what this needs takes 20 ms that VMs without such images need not pay.
-"""
+"""Images from https servers: resumed, within a deadline, and redirected to https only. Importing this takes 20 ms."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Open-file-description locks: the one kind that can be asked about without being taken (docs/adr/0005).
-
-No call here blocks: that would stop all greenlets of a worker. A lock file is only unlinked by its holder, and who
-takes a lock looks whether its file is still the one at its path: else one made anew could have a holder of its own.
+"""Open-file-description locks: the one kind that can be asked about without being taken (docs/adr/0005). No call
+blocks. A lock file is only unlinked by its holder, and who takes a lock looks whether its file is still the one there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The few requests of netlink that a host needs: links, their bridge and alias, addresses, and whether rules changed.
-
-A plain socket, because the workers are gevent's and pyroute2 is asyncio's (docs/adr/0021). Numbers are those of
-linux/rtnetlink.h.
-"""
+"""The few requests of netlink that a host needs, over a plain socket: workers are gevent's (docs/adr/0021)."""
 
 from __future__ import annotations
 

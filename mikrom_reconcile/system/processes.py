@@ -1,7 +1,5 @@
-"""Processes that outlive whoever started them: spawned, proven, waited for, killed and reaped.
-
-Pids are reused: pid, start time and boot id name one process, and a pidfd checked against them is what is signalled.
-All of it works alike in threads and under gevent: posix_spawn, `select.poll` and `waitid` do.
+"""Processes that outlive whoever started them: spawned, proven, waited for, killed and reaped, also under gevent. Pids
+are reused: pid, start time and boot id name one process, and a pidfd checked against them is signalled.
 """
 
 from __future__ import annotations
@@ -94,9 +92,8 @@ def pids() -> Iterator[int]:
 
 
 def stdin_of(pid: int) -> str | None:
-    """The path of the file that `pid` has as standard input, though it may have been unlinked since.
-
-    None: the process has closed it, which one that is ending does first, or is gone. "": it may not be looked into.
+    """The file that `pid` has as standard input, unlinked or not; None: closed, or it is gone; "": it is not to be
+    seen.
     """
     try:
         link = os.readlink(f"/proc/{pid}/fd/0")  # noqa: PTH115 - once per VM and observation, a Path costs more
@@ -161,10 +158,8 @@ def allow_descriptors() -> None:
 
 
 def spawn(argv: tuple[str, ...], *, stdin: int, output: int) -> int:
-    """Start `argv` in a session of its own, with an empty environment, and return its pid.
-
-    It gets the descriptor `stdin` as standard input and `output` as standard output and error, no other one, and
-    default signals. It dies with nobody; `reap` takes its end. Raises OSError.
+    """Start `argv` in a session of its own with an empty environment; its pid. It gets these descriptors as standard
+    input and as output and error, no other one, and dies with nobody; `reap` takes its end. Raises OSError.
     """
     pid = os.posix_spawn(
         argv[0],

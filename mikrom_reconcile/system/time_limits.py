@@ -89,10 +89,8 @@ sys.stdout.write("+" + found.group(0)[:{CHECKS.found_characters}] if found else 
 
 
 def first_match(pattern: str, text: bytes, *, limit_s: float) -> str | None:
-    """The first 80 characters of what is found first, None for nothing. Raises TimeoutError after `limit_s`.
-
-    Python's engine backtracks, holds the interpreter and cannot be told to stop. So what repeats anything is searched
-    in a process of its own, whose alarm ends it; without a repetition the time follows from the sizes alone.
+    """What is found first, up to 80 characters; None for nothing. Raises TimeoutError after `limit_s`. Python's engine
+    cannot be told to stop: what repeats is searched in a process of its own, whose alarm ends it.
     """
     if not _REPEATING & set(pattern):
         found = re.search(pattern, text.decode(errors="replace"))

@@ -1,7 +1,5 @@
-"""Specs from files and folders, and whether they are a whole project: if only a part is read, the rest looks removed.
-
-It says which files there are and that their bytes are text; what the text means is for `core.specs` to say. An
-empty or unreadable place is an error, never an empty tree: nothing may be deleted because a folder was not there.
+"""Specs from files and folders, and whether they are a whole project: if only a part is read, the rest looks removed. A
+place that is empty or cannot be read is an error, never an empty tree.
 """
 
 from __future__ import annotations
@@ -161,10 +159,7 @@ def made_by(revision: str, author: str) -> str:
 
 
 def _commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
-    """The commit checked out around all of `paths` and its author; None without one, or where git cannot tell.
-
-    When they differ from it, it ends with "-dirty" and has no author.
-    """
+    """The commit around all of `paths` and its author; "-dirty" and nobody where they differ; None if unknown."""
     checkouts = {_checkout_of(path) for path in paths}
     git = shutil.which("git")
     if git is None or len(checkouts) != 1 or (checkout := checkouts.pop()) is None:

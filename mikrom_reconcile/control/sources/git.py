@@ -143,10 +143,7 @@ class GitSource:
         raise SourceError(f"{self._place.url} has no branch, tag or ref {ref}")
 
     def _blobs(self, listing: Listing) -> tuple[dict[str, str], dict[str, str], list[str]]:
-        """Path to object of every spec file, sorted by path, and of those to look at; and the paths of those to refuse.
-
-        Raises SourceError for links and for too much.
-        """
+        """Path to object of the spec files and of those to look at; and paths to refuse. Raises SourceError."""
         below = f"{self._place.folder}/" if self._place.folder else ""
         there = [path for path in listing if path.startswith(below) and not re.search(r"(^|/)\.", path)]
         found: dict[str, dict[str, str]] = {"read": {}, "look": {}, "refuse": {}}
@@ -196,10 +193,7 @@ class GitSource:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what would lead git elsewhere, and so that it never asks a person.
-
-    GIT_ASKPASS stays: a service may have its credentials from it.
-    """
+    """This process's, without what would lead git elsewhere; it never asks a person, but may ask GIT_ASKPASS."""
     kept = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     own = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_ALLOW_PROTOCOL": ":".join(PROTOCOLS)}
     return {"GIT_SSH_COMMAND": "ssh -oBatchMode=yes", **kept, **own}

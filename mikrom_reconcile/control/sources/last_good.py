@@ -1,7 +1,5 @@
-"""The specs as a service uses them: as they are now if they are good, else as they were when they last were.
-
-A source that is broken, empty or gone must never change what is wanted, least of all to nothing. What was good last
-is kept on disk, so that it outlives the process.
+"""The specs as a service uses them: as they are now if they are good, else as they last were, kept on disk. A source
+that is broken, empty or gone must never change what is wanted.
 """
 
 from __future__ import annotations
@@ -25,10 +23,7 @@ from mikrom_reconcile.times_and_sizes import SPECS
 
 
 class Good(msgspec.Struct, frozen=True, kw_only=True):
-    """Specs that were found good, and when they first were.
-
-    The higher `number` is the newer one, whatever the clocks of control workers say.
-    """
+    """Specs that were found good, and when they first were; the higher `number` is newer, whatever the clocks say."""
 
     number: int
     since: datetime
@@ -36,9 +31,7 @@ class Good(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PollResult(NamedTuple):
-    """The last good specs (None: there were none yet), what is wrong with the source now, and which revision by whom
-    is `broken`, where it could be read.
-    """
+    """The last good specs, if any, what is wrong with the source, and which revision by whom is `broken`, if known."""
 
     good: Good | None
     problem: str

@@ -1,7 +1,5 @@
-"""The embedded store: a file for the placements of each project and for each run; leases and tokens in lock files.
-
-It must not hold anything that a run could not do without (rule 1 of the architecture). Each file is whole or absent,
-one that cannot be read is as if it were absent, and where none can be written, the run goes on without.
+"""The embedded store: a file for the placements of each project and for each run; leases and tokens in lock files. A
+file that cannot be read is as if it were absent, and where none can be written, the run goes on without.
 """
 
 from __future__ import annotations
@@ -28,10 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class FileLease:
-    """A held lease: an OFD lock on a file with its token and its holder. The kernel gives it back when that one dies.
-
-    It is lost when it is released or when its file is replaced behind its back.
-    """
+    """An OFD lock on a file with token and holder. It is lost once released, or if its file is replaced."""
 
     def __init__(self, path: Path, fd: int, token: int, holder: str) -> None:
         self._path = path
@@ -40,7 +35,6 @@ class FileLease:
         self._write(fd, f"{holder} (pid {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
 
     def held(self) -> bool:
-        """False once it may have been lost: send nothing more."""
         if self._fd is None:
             return False
         try:
@@ -49,7 +43,6 @@ class FileLease:
             return False
 
     def release(self) -> None:
-        """Give it back; twice is fine."""
         fd, self._fd = self._fd, None
         if fd is not None:
             self._write(fd, "")  # the next that fails to take it must not read an old name
@@ -70,7 +63,6 @@ class FileStore:
         self._was_told = False
 
     def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> FileLease:
-        """Take the lease of a project, with a token of at least `at_least`. Raises BusyError naming the holder."""
         del ttl_s  # the kernel gives the lease back when its holder dies
         path = self._lock_dir / f"{quote(scope, safe='')}.lease"
         try:
@@ -85,16 +77,13 @@ class FileStore:
         return FileLease(path, fd, max(1, at_least, int(before) + 1 if before.isdigit() else 1), holder)
 
     def placements(self, project: str) -> Placements:
-        """Where the project's VMs were last known to be; empty when nothing is remembered."""
         return run_log.placements_in(self._read(self._path("placements", project)))
 
     def remember(self, project: str, placements: Placements) -> None:
-        """Replace the placements of a project."""
         with self._done_without():
             _write(self._path("placements", project), msgspec.json.encode(placements))
 
     def save(self, run: RunRecord) -> None:
-        """Keep a run as far as it is; those for which its room has no place any more are dropped."""
         room = run_log.room_of(run)
         path = self._path(f"runs/{quote(room)}", run_log.name_of(run))
         begun, at = run.started_at.timestamp(), run.finished_at.timestamp()
@@ -109,7 +98,6 @@ class FileStore:
                 old.unlink(missing_ok=True)
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
-        """The latest runs, newest first."""
         paths: list[Path] = []
         with self._done_without(), suppress(FileNotFoundError):  # there was no run yet
             paths = [path for room in (self._folder / "runs").iterdir() for path in room.iterdir()]

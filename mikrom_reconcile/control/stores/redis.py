@@ -1,7 +1,5 @@
-"""The store of a fleet: leases, tokens, placements and runs in Redis. All of it may be lost without harm.
-
-A lease is a key with the server's TTL, renewed from a thread; the token that fences its last holder grows in the
-same step that takes it. It must never block longer than its client's time-outs.
+"""The store of a fleet: leases, tokens, placements and runs in Redis. All of it may be lost without harm. A lease is a
+key with the server's TTL, renewed from a thread; the step that takes it raises the token that fences its last holder.
 """
 
 from __future__ import annotations
@@ -54,7 +52,6 @@ class RedisLease:
         self._keeping.start()
 
     def held(self) -> bool:
-        """False once it may have been lost: send nothing more."""
         return not self._ended.is_set() and time.monotonic() < self._held_until
 
     def release(self) -> None:
@@ -77,9 +74,8 @@ class RedisLease:
 
 
 class RedisStore:
-    """A `RunStore` for a fleet. Safe to use from many threads, greenlets and processes at once.
-
-    Its methods raise SetupError when Redis is lost.
+    """A `RunStore` for a fleet, safe to use from threads and greenlets. Its methods raise SetupError when Redis is
+    lost.
     """
 
     def __init__(self, redis: Redis, *, prefix: str) -> None:
@@ -88,7 +84,6 @@ class RedisStore:
         self._history = f"{prefix}:history:"
 
     def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> RedisLease:
-        """Take the lease of a project, with a token of at least `at_least`. Raises BusyError naming the holder."""
         key = f"{self._prefix}:lease:{scope}"
         value = f"{secrets.token_hex(8)} {holder}"
         taken_at = time.monotonic()
@@ -100,7 +95,6 @@ class RedisStore:
         return RedisLease(self._redis, key, value, token=int(answer), ttl_s=ttl_s, taken_at=taken_at)
 
     def placements(self, project: str) -> Placements:
-        """Where the project's VMs were last known to be; empty when nothing is remembered."""
         with translate_broker_errors():
             return run_log.placements_in(self._redis.hget(f"{self._prefix}:placements:{project}", "content"))
 
@@ -114,7 +108,6 @@ class RedisStore:
                 self._redis.hset(key, mapping={"digest": digest, "content": content})
 
     def save(self, run: RunRecord) -> None:
-        """Keep a run as far as it is; those for which its room has no place any more are dropped."""
         room, name = run_log.room_of(run), run_log.name_of(run)
         kept, order = f"{self._history}{room}", f"{self._history}{room}:order"
         with translate_broker_errors():
@@ -134,7 +127,6 @@ class RedisStore:
                 pipe.execute()
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
-        """The latest runs, newest first."""
         found: list[RunRecord] = []
         with translate_broker_errors():
             for order in self._redis.scan_iter(match=f"{self._history}*:order", count=1000) if limit > 0 else ():

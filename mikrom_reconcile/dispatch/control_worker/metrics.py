@@ -1,7 +1,4 @@
-"""What a control worker counts if MIKROM_METRICS asks it to, and gauges of the whole fleet.
-
-Dashboards and alarms rely on the names: none changes its meaning. No label holds what users choose without bound.
-"""
+"""What a control worker counts for MIKROM_METRICS, and gauges of the fleet. No name changes its meaning."""
 
 from __future__ import annotations
 

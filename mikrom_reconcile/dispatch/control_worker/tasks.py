@@ -1,7 +1,5 @@
-"""Tasks of a control worker: plan, apply, scheduled runs and their specs, and actions that people ask for by task.
-
-An apply goes on only while its caller waits, and a run that nobody waits for is not begun. Errors go back as values.
-Whichever Beat first sets the key of an interval sends its tick, and only the tick that the key still names is run.
+"""Tasks of a control worker: plan, apply, scheduled runs and their specs, and actions that people ask for by task. An
+apply goes on only while its caller waits, and a run that nobody waits for is not begun. Errors go back as values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
-"""Tasks of a host worker: carry out one order, observe, fetch a console or images.
-
-An order is judged by what it says itself, never by the name of the task that brought it, and one whose caller has gone
-is not begun. Nothing here raises because a VM failed or an order cannot be read: that is a value on the call's stream.
+"""Tasks of a host worker: carry out one order, observe, fetch a console or images. An order is judged by what it says,
+not by its task; an error is a value on the call's stream, and nothing is begun for a caller who has gone.
 """
 
 from __future__ import annotations

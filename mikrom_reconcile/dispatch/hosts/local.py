@@ -1,7 +1,4 @@
-"""The hypervisor of this very process as the only host, on a pool of threads.
-
-A thread cannot be ended from outside: an order that is late is given up, and the driver's own deadlines end it.
-"""
+"""The hypervisor of this process as the only host, on threads, which cannot be ended: late orders are given up."""
 
 from __future__ import annotations
 
@@ -26,7 +23,6 @@ class LocalHosts:
         self._elsewhere = f"only {agent.name} can be reached without a broker (MIKROM_BROKER_URL)"
 
     def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
-        """The one host."""
         del unreachable
         return (self._agent.name,)
 
@@ -34,7 +30,6 @@ class LocalHosts:
         """Nothing: this process is its own host, and answers."""
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
-        """One view per queried host; every other host than this one is unreachable from here."""
         for host, query in queries.items():
             here = host == self._agent.name
             yield self._view(query, deadline_s) if here else HostView(host=host, error=self._elsewhere)
@@ -71,13 +66,11 @@ class LocalHosts:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
-        """The end of a VM's serial console."""
         if host != self._agent.name:
             raise SetupError(self._elsewhere)
         return self._agent.console(vm, max_bytes=max_bytes, after=after)
 
     def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
-        """What this host has cached once it has fetched its files; every other is unreachable from here."""
         for host, wanted in files.items():
             if host != self._agent.name:
                 yield Stock(host=host, error=self._elsewhere)

@@ -1,6 +1,5 @@
-"""The hypervisor hosts of a fleet, asked over Celery; their answers come over streams, at a quarter of the time.
-
-A broker that is lost in the middle makes hosts unreachable and unanswered actions temporary failures.
+"""The hosts of a fleet, asked over Celery, heard over streams. A lost broker: hosts unreachable, actions failed for
+now.
 """
 
 from __future__ import annotations
@@ -51,12 +50,10 @@ class CeleryHosts:
 
     @translate_broker_errors()
     def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
-        """The hosts whose workers live, or lived within the last day, if `unreachable` ones matter, sorted."""
         return known(self._redis, self._keys) if unreachable else living(self._redis, self._keys, "host")
 
     @translate_broker_errors()
     def give_up(self, hosts: Iterable[str]) -> None:
-        """Free the names of these hosts; machines that come back stop what they run. Raises SetupError."""
         for host in hosts:
             give_up(self._redis, self._keys, host)
 
@@ -73,7 +70,6 @@ class CeleryHosts:
             remember_counts(self._redis, self._keys, project, reports)
 
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
-        """One outcome per order, as they come, at most `forks` at once per host."""
         orders_left = OrderQueue(orders, forks)
         try:
             yield from self._execute(orders_left, time.monotonic() + deadline_s)
@@ -100,7 +96,6 @@ class CeleryHosts:
 
     @translate_broker_errors()
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
-        """The end of a VM's serial console. Raises MikromError when the host cannot be reached."""
         question = {"vm": vm, "max_bytes": max_bytes, "after": after}
         try:
             ((_, answer),) = self._ask("console", {host: question}, BROKER.console_answer_s)
@@ -109,7 +104,6 @@ class CeleryHosts:
             raise MikromError(f"{host}: {error}") from error
 
     def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
-        """What each of these hosts has cached once it has fetched its files, as they come."""
         left_s = deadline_s * OBSERVING.host_share_of_deadline
         questions = {
             host: {"files": msgspec.json.encode(wanted).decode(), "deadline_s": left_s}

@@ -1,7 +1,5 @@
-"""The way to Redis: the names of its keys, one URL in three spellings, one client, a quick answer if it is away.
-
-Celery and kombu say `redis+socket://`, redis-py says `unix://`. A client of ours never retries by itself, and makes no
-TLS connection without a certificate that was verified. It must never print a password.
+"""The way to Redis: names of keys, one URL in three spellings, one client that never retries by itself, a quick answer
+if it is away. TLS always verifies the certificate; no password is ever printed.
 """
 
 from __future__ import annotations
@@ -40,10 +38,8 @@ def _key(form: str) -> Callable[[Keys, str], str]:
 
 
 class Keys:
-    """The names that follow from the control queue's name ("mikrom:queue" unless inherited).
-
-    `prefix` begins every key, so that two fleets can share one Redis. What belongs to a host is under its name, so that
-    an ACL can give it its keys and no other's. Nothing there is the truth about a VM: all of it may be lost.
+    """The names that follow from the control queue's name ("mikrom:queue"); `prefix` begins every key. What belongs to
+    a host is under its name, so that an ACL can give it no other's. All that is there may be lost.
     """
 
     # of an owner ("host:hv01", "control:hv01", "beat:hv01"; of unacknowledged messages "host:hv01" or "control")

@@ -1,7 +1,5 @@
-"""An order as a message: its envelope, its priority, how a host opens it, and outcomes that no host reported.
-
-Control and hosts are upgraded one after the other: an order that this release understands only in part is refused
-whole, because a VM made without a field of its spec would look as if it were as wanted.
+"""An order as a message: its envelope, its priority, how a host opens it, and outcomes that no host reported. One that
+this release understands only in part is refused whole: the VM would only look as it is wanted.
 """
 
 from __future__ import annotations
@@ -27,10 +25,8 @@ _FORGED = "the order is not what control signed for this worker: changed, sent b
 
 
 class OrderEnvelope(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of a VM task. `order` is the JSON of an `Order`; `signature` is hexadecimal, empty without a key.
-
-    `release`, of the sender, is there for a message. Nobody signs it, nor how many seconds of the deadline were
-    `spent_s` in earlier attempts, which the host itself says.
+    """The arguments of a VM task: `order` is the JSON of an `Order`, `signature` hexadecimal, empty without a key.
+    Nobody signs the sender's `release`, nor the seconds `spent_s` in earlier attempts, which the host itself says.
     """
 
     call: str

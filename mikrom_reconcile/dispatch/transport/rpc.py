@@ -1,7 +1,5 @@
-"""A call: one question to hosts or to a control worker, and its answers over Redis streams.
-
-It lives as long as its caller waits and renews its key: nobody begins work for one that has ended. Answers are told in
-order, each stream written by one side only. It must hold nothing that cannot be asked again. Errors travel as values.
+"""A call: one question to hosts or to a control worker, answered over Redis streams, each written by one side only. It
+lives as long as its caller waits and renews its key: nobody begins work for one that has ended.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
-"""What workers leave in Redis for everybody who looks: who lives, unfinished runs, the source, VMs as last seen.
-
-A heartbeat's key names one start of a process: once it is gone or another, what that process was asked is lost. A name
-of a host belongs to the machine that first had it until a person gives that machine up. All else may be lost.
+"""What workers leave in Redis for everybody who looks: who lives, unfinished runs, the source, VMs as last seen. A
+heartbeat's key names one start of a process; a host's name belongs to one machine until a person gives that up.
 """
 
 from __future__ import annotations
@@ -108,10 +106,8 @@ def give_up(redis: Redis, keys: Keys, host: str) -> None:
 
 
 class Heartbeat:
-    """Keeps one key alive from a thread.
-
-    A host's has the `state_dir` of its machine: where another machine has the name, this process is told to end, and
-    where this machine was given up, `fence` has to return before the name is its own again.
+    """Keeps one key alive from a thread. A host's has the `state_dir` of its machine: where another machine has the
+    name, this process ends, and where this one was given up, `fence` returns before the name is its own again.
     """
 
     def __init__(

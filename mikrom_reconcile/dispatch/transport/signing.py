@@ -1,7 +1,5 @@
-"""Orders that nobody but the control side can have made: an Ed25519 signature over all that an order says.
-
-It covers the host's queue, the start of its worker and the call, too: what was signed for one host, process and run is
-worth nothing at another. Importing this costs a process some 30 ms, and only who has a key has to.
+"""Orders that nobody but the control side can have made: an Ed25519 signature over all that an order says, the host's
+queue, the start of its worker and the call. Importing this takes some 30 ms.
 """
 
 from __future__ import annotations

@@ -9,9 +9,7 @@ from typing import Annotated
 import msgspec
 
 
-class Observing(msgspec.Struct, frozen=True, kw_only=True):
-    """Asking hosts what they run, and how long to wait for answers."""
-
+class Observing(msgspec.Struct, frozen=True, kw_only=True):  # what hosts run, and how long to wait for it
     deadline_s: Annotated[float, "hosts answer in milliseconds; one that has not by then counts as unreachable"] = 10.0
     completion_deadline_s: Annotated[float, "how long Tab completion waits for the names of VMs"] = 1.0
     host_share_of_deadline: Annotated[float, "the rest of a deadline is for the answer that it was missed"] = 0.9
@@ -24,18 +22,14 @@ class Observing(msgspec.Struct, frozen=True, kw_only=True):
     worker_seen_s: Annotated[int, "a host whose worker was not seen for a day is not asked about"] = 86400
 
 
-class Checks(msgspec.Struct, frozen=True, kw_only=True):
-    """Health checks of guests."""
-
+class Checks(msgspec.Struct, frozen=True, kw_only=True):  # health checks of guests
     try_s: Annotated[float, "one try takes no longer, whatever its time-out: its host has to report"] = 5.0
     console_bytes: Annotated[int, "how much of what a guest printed since its boot is searched"] = 1 << 20
     search_start_s: Annotated[float, "the process of a search starts in some 15 ms, under load in more"] = 1.0
     found_characters: Annotated[int, "of a console's matching text, in a report"] = 80
 
 
-class Orders(msgspec.Struct, frozen=True, kw_only=True):
-    """One action on one host."""
-
+class Orders(msgspec.Struct, frozen=True, kw_only=True):  # one action on one host
     deadline_s: Annotated[float, "longest one action may take, graceful stop included"] = 300.0
     shutdown_grace_s: Annotated[float, "a Linux shuts down in seconds, the demo guest in milliseconds"] = 10.0
     worker_stop_grace_s: Annotated[float, "for an action under way; a gevent worker needs 4.5 s on top to stop"] = 2.0
@@ -46,9 +40,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     memory_count_held: Annotated[int, "a count of memory holds so many times longer than it took (50 us a record)"] = 20
 
 
-class Records(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host remembers on disk."""
-
+class Records(msgspec.Struct, frozen=True, kw_only=True):  # what a host remembers on disk
     record_bytes: Annotated[int, "a record has about 700 bytes; no spec can need as much as this"] = 1 << 20
     tombstone_s: Annotated[int, "it matters while an order from before the deletion may come: for hours"] = 30 * 86400
     released_address_s: Annotated[int, "no cooldown is longer than a day, as far as a host remembers"] = 86400
@@ -57,18 +49,14 @@ class Records(msgspec.Struct, frozen=True, kw_only=True):
     cached_paths: Annotated[int, "more VMs than a host has; joining a path takes as long as opening its file"] = 4096
 
 
-class Supervision(msgspec.Struct, frozen=True, kw_only=True):
-    """Restarting VMMs that ended by themselves."""
-
+class Supervision(msgspec.Struct, frozen=True, kw_only=True):  # restarting VMMs that ended by themselves
     starts_at_once: Annotated[int, "starts mostly wait in the kernel, and more of them only wait longer"] = 32
     rescan_s: Annotated[float, "until VMs are found that another process started"] = 5.0
     retry_s: Annotated[float, "what a start lacked (memory, descriptors) is seldom there a moment later"] = 1.0
     start_s: Annotated[float, "two hundred starts at once on two processors take one second"] = 10.0
 
 
-class VMMs(msgspec.Struct, frozen=True, kw_only=True):
-    """The processes that run guests."""
-
+class VMMs(msgspec.Struct, frozen=True, kw_only=True):  # the processes that run guests
     boot_s: Annotated[float, "a VMM that has not booted its guest by then never will; usual are 12 ms"] = 5.0
     answer_s: Annotated[float, "a VMM answers within a millisecond or two, even among a thousand"] = 1.0
     answer_bytes: Annotated[int, "the configuration of a VM with many drives has some kilobytes"] = 1 << 18
@@ -102,9 +90,7 @@ class VMMs(msgspec.Struct, frozen=True, kw_only=True):
     simulated_console_characters: Annotated[int, "what is kept of a simulated console over many boots"] = 16 << 10
 
 
-class Images(msgspec.Struct, frozen=True, kw_only=True):
-    """Files that VMs boot from, and other resources of a host."""
-
+class Images(msgspec.Struct, frozen=True, kw_only=True):  # files that VMs boot from, and other resources of a host
     max_mib: Annotated[int, "the largest file that a host takes unless MIKROM_IMAGE_MAX_MIB says otherwise"] = 65536
     piece_bytes: Annotated[int, "takes a millisecond or two to hash and to write"] = 1 << 20
     copied_piece_bytes: Annotated[int, "of a disk that is copied; other greenlets run in between"] = 4 << 20
@@ -116,9 +102,7 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
     secret_bytes: Annotated[int, "the largest secret; all metadata of a VM has 50 KiB"] = 32 << 10
 
 
-class ContainerImages(msgspec.Struct, frozen=True, kw_only=True):
-    """Container images, and the root disks that are made of them."""
-
+class ContainerImages(msgspec.Struct, frozen=True, kw_only=True):  # container images, and root disks made of them
     document_bytes: Annotated[int, "of a manifest or a configuration: registries take 4 MiB"] = 4 << 20
     token_bytes: Annotated[int, "of what a registry's token service answers"] = 1 << 20
     layers: Annotated[int, "Docker makes 127 at most"] = 256
@@ -139,9 +123,7 @@ class ContainerImages(msgspec.Struct, frozen=True, kw_only=True):
     spare_inodes: Annotated[int, "beside what the tree has and a share"] = 1024
 
 
-class Networks(msgspec.Struct, frozen=True, kw_only=True):
-    """Bridges, taps and address translation of a host."""
-
+class Networks(msgspec.Struct, frozen=True, kw_only=True):  # bridges, taps and address translation of a host
     lock_poll_s: Annotated[float, "until a bridge that another process makes is tried again"] = 0.005
     netlink_answer_s: Annotated[float, "the kernel answers in microseconds"] = 5.0
     netlink_answer_bytes: Annotated[int, "of one datagram from the kernel"] = 1 << 16
@@ -149,9 +131,7 @@ class Networks(msgspec.Struct, frozen=True, kw_only=True):
     nft_retry_s: Annotated[float, "pause before nft is asked again after it failed"] = 1.0
 
 
-class Broker(msgspec.Struct, frozen=True, kw_only=True):
-    """Messages between control and hosts."""
-
+class Broker(msgspec.Struct, frozen=True, kw_only=True):  # messages between control and hosts
     heartbeat_interval_s: Annotated[float, "workers and waiting callers renew their keys this often"] = 5.0
     heartbeat_ttl_s: Annotated[float, "three missed heartbeats mean dead, by the server's clock"] = 15.0
     result_ttl_s: Annotated[int, "results that are not fetched expire, as Celery's do"] = 3600
@@ -179,9 +159,7 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     trace_flush_s: Annotated[float, "for the last spans of a worker that ends: a collector may be silent"] = 1.0
 
 
-class Runs(msgspec.Struct, frozen=True, kw_only=True):
-    """One plan or apply, and what is kept of it."""
-
+class Runs(msgspec.Struct, frozen=True, kw_only=True):  # one plan or apply, and what is kept of it
     lease_ttl_s: Annotated[float, "how long a dead run keeps others waiting"] = 15.0
     lease_retry_s: Annotated[float, "interval at which a waiting run tries to take the lease"] = 0.5
     booting_poll_s: Annotated[float, "interval at which booting VMs are observed again"] = 1.0
@@ -198,9 +176,7 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):
     gc_objects: Annotated[int, "between collections: specs stay, and looking at them costs a fifth"] = 2_000_000
 
 
-class Services(msgspec.Struct, frozen=True, kw_only=True):
-    """Workers, and what `mikrom up` starts."""
-
+class Services(msgspec.Struct, frozen=True, kw_only=True):  # workers, and what `mikrom up` starts
     host_slots: Annotated[int, "actions and observations at once in a host worker; nearly all of them wait"] = 100
     control_slots: Annotated[int, "runs at once in a control worker: they wait for hosts, planning has one core"] = 8
     starting_s: Annotated[float, "how long a command waits for a `mikrom up` that is starting"] = 10.0
@@ -213,9 +189,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     log_tail_bytes: Annotated[int, "of the log of a service that ended, to show its last line"] = 4096
 
 
-class Doctor(msgspec.Struct, frozen=True, kw_only=True):
-    """When `mikrom doctor` says that room is scarce."""
-
+class Doctor(msgspec.Struct, frozen=True, kw_only=True):  # when `mikrom doctor` says that room is scarce
     scarce_disk_bytes: Annotated[int, "less free space is worth a note"] = 1 << 30
     least_disk_bytes: Annotated[int, "with less, the next records and consoles may not find room"] = 64 << 20
     vms: Annotated[int, "less room than for so many more small VMs is worth a note"] = 100
@@ -223,9 +197,7 @@ class Doctor(msgspec.Struct, frozen=True, kw_only=True):
     password_characters: Annotated[int, "shorter ones can be guessed"] = 12
 
 
-class Specs(msgspec.Struct, frozen=True, kw_only=True):
-    """Spec files, where they come from, what they may contain, and how much of their mistakes is reported."""
-
+class Specs(msgspec.Struct, frozen=True, kw_only=True):  # files, documents, and how much of mistakes is told
     file_bytes: Annotated[int, "10,000 documents take about 6 MiB; more is a mistake or an attack"] = 10 << 20
     tree_bytes: Annotated[int, "100,000 documents take about 60 MiB"] = 100 << 20
     head_bytes: Annotated[int, "how much of a file is read to see whether it looks like a spec"] = 4096
@@ -262,9 +234,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     named_vms: Annotated[int, "per reason, followed by how many more there are"] = 3
 
 
-class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """What is shown to people."""
-
+class Output(msgspec.Struct, frozen=True, kw_only=True):  # what is shown to people
     section_lines: Annotated[int, "people do not read more; the rest is counted, and `-o json` has all"] = 100
     value_characters: Annotated[int, "of a value that is not shown in full"] = 60
     markdown_characters: Annotated[int, "the longest comment that GitHub takes"] = 65536

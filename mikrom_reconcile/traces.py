@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,35 +21,26 @@ _tracer: Any = None
 _provider: Any = None
 
 
-class Span:
-    """What goes on inside a `with` block."""
-
-    def __init__(self, recorded: Any = None) -> None:
-        self._recorded = recorded
-
-    def ended(self, result: str, error: str | None) -> None:
-        """Say how it ended; an error marks the span."""
-        if self._recorded is None:
-            return
-        from opentelemetry.trace import StatusCode  # noqa: PLC0415 - only where it is used
-
-        self._recorded.set_attribute("mikrom.result", result)
-        if error:
-            self._recorded.set_status(StatusCode.ERROR, error)
-
-
 @contextmanager
-def span(name: str, parent: Mapping[str, str] | None = None, **about: str | int) -> Iterator[Span]:
-    """A span inside the one that is open here, or inside that of a message's headers; `about` as `mikrom.<name>`."""
+def span(
+    name: str, parent: Mapping[str, str] | None = None, **about: str | int
+) -> Iterator[Callable[[str, str | None], None]]:
+    """A span inside the open one, or that of a message's headers, with `about` it; it is told how it ended."""
     if _tracer is None:
-        yield Span()
+        yield lambda *_: None
         return
-    from opentelemetry import propagate  # noqa: PLC0415 - only where it is used
+    from opentelemetry import propagate, trace  # noqa: PLC0415 - only where it is used
 
     context = propagate.extract(parent) if parent else None
     attributes = {f"mikrom.{key}": value for key, value in about.items()}
     with _tracer.start_as_current_span(name, context=context, attributes=attributes) as recorded:
-        yield Span(recorded)
+
+        def ended(result: str, error: str | None) -> None:
+            recorded.set_attribute("mikrom.result", result)
+            if error:
+                recorded.set_status(trace.StatusCode.ERROR, error)
+
+        yield ended
 
 
 def carried() -> dict[str, str]:

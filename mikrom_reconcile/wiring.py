@@ -44,8 +44,8 @@ def schema_text(name: str) -> str:
 
 
 def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None = None) -> SourceTree:
-    """The spec files below `paths`, MIKROM_SPECS or ./specs; `known` need not be fetched again. Raises UsageError for a
-    path that is empty, one of `paths` that holds no specs, and a part of a project.
+    """The spec files below `paths`, MIKROM_SPECS or ./specs; `known` is not fetched again. Raises SourceError,
+    UsageError.
     """
     chosen = list(paths) or [settings.chosen_specs()]
     if not all(chosen):

@@ -18,9 +18,8 @@ from mikrom_reconcile.output import formats
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def no_dash(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+def no_dash(_ctx: click.Context, _param: click.Parameter, value: Any) -> Any:
     """`value`, unless it is the "-" that other programs take for standard input or output."""
-    del ctx, param
     if value == "-" or (isinstance(value, tuple) and "-" in value):
         raise UsageError("-: neither is standard input read nor written to standard output here; name a file")
     return value
@@ -90,18 +89,16 @@ def _tags(name: str, text: str) -> Callable[[F], F]:
     return click.option(name, multiple=True, callback=_words, metavar="TAG,...", help=text)
 
 
-def _words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+def _words(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """The words of all values of an option. Raises UsageError for one that is empty."""
-    del ctx
     words = tuple(word.strip() for value in values for word in value.split(","))
     if not all(words):
         raise UsageError(f"{param.opts[0]}: an empty word selects nothing; leave the option out, or say which tag")
     return words
 
 
-def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+def _variables(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     """Variables from `name=value` and `@file`; later ones win over those of files."""
-    del ctx, param
     found: dict[str, Any] = {}
     given: set[str] = set()
     for text in values:

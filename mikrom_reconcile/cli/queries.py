@@ -122,9 +122,8 @@ def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> 
     return {(specs.project, fleet.name): (counts[fleet.name], rollout_of(plan, fleet.name)) for fleet in specs.fleets}
 
 
-def names_for_tab(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def names_for_tab(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of VMs and fleets that begin so; none when they cannot be had at once."""
-    del ctx, param
     try:
         rows = vms_in(views_of(wiring.open_engine(settings.load()), OBSERVING.completion_deadline_s))
     except MikromError:

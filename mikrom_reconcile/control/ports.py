@@ -24,10 +24,8 @@ class Hosts(Protocol):
         """One view per queried host, as they come; a host that has not answered by the deadline is unreachable."""
 
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
-        """One outcome per order, as they come, at most `forks` at once per host; closing the iterator sends nothing
-        more.
-
-        An order whose host died or stayed silent past the deadline has the result `failed_temporary`.
+        """One outcome per order, as they come, at most `forks` at once per host. An order whose host died or was silent
+        past the deadline is `failed_temporary`. Closing the iterator sends nothing more; what is under way goes on.
         """
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
@@ -84,10 +82,9 @@ class Engine(Protocol):
         """What the request would change. Changes nothing and takes no lease. Raises SpecError, SourceError."""
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
-        """Carry out `plan` (made from the same request) in passes until done, verify, report.
-
-        Only what `plan` shows is done, and only where nothing has changed since; None approves whatever is found
-        (unattended runs). `progress` is given each outcome. Raises BusyError when the lease is not free in time.
+        """Carry out `plan` (of the same request) in passes until done, verify, report: only what it shows is done, and
+        only where nothing has changed since; None approves whatever is found. Raises BusyError when the lease is not
+        free in time.
         """
 
     def hand_over(self, request: RunRequest, plan: Plan) -> None:

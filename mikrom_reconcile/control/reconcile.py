@@ -42,10 +42,8 @@ from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 
 
 class Reconciler:
-    """The Engine that plans and applies in this process. `here` is the host of specs without an Inventory.
-
-    `alone` says that no other host can be reached from here. What was prepared last is kept: where neither the specs
-    nor the placements of the project have changed, the next run begins there. It is used as a whole or not at all.
+    """The Engine of this process. `here` is the host of specs without an Inventory, `alone`: no other can be reached.
+    What was prepared last is kept, for as long as neither specs nor placements change, and used as a whole.
     """
 
     def __init__(
@@ -277,10 +275,8 @@ def replay(approved: Plan, now: Plan) -> Plan:
 
 
 def runnable_actions(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Action]:
-    """The actions of `now` that were approved and not tried yet: those of the plan, what waited in it and was not
-    changed by anybody since, and the second half of its moves.
-
-    Each VM is acted on once per run, so that one that keeps falling over cannot keep a run going.
+    """The actions of `now` that were approved: those of the plan, what waited in it and was not changed since, and the
+    second half of its moves. Each VM is acted on once per run: one that keeps falling over must not keep it going.
     """
     tried = {(outcome.vm, outcome.host) for outcome in outcomes}
     approved_ids, as_found = {action.id for action in approved.actions}, waiting(approved)
@@ -296,9 +292,7 @@ def runnable_actions(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome
 def retry_after_s(
     request: RunRequest, approved: Plan, result: PlanResult, outcomes: Iterable[ActionOutcome]
 ) -> float | None:
-    """How long to wait until VMs may be healthy for which what was approved waits, and those that this run has brought
-    up. None for neither: the run is over, and Beat comes again anyway.
-    """
+    """How long to wait for VMs that approved ones wait for, or that this run brought up; None: it is over."""
     acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
     changes = result.plan.changes
     is_booting = any(c.observed and c.observed.phase == "booting" and (c.name, c.host) in acted_on for c in changes)
@@ -307,9 +301,7 @@ def retry_after_s(
 
 
 def remembered(result: PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
-    """The placements without VMs that this run neither makes nor has tried to: they could be made nowhere if their host
-    became unreachable.
-    """
+    """The placements, but for VMs that this run does not try to make: if their host were lost, nobody could."""
     making = {(outcome.vm, outcome.host) for outcome in outcomes if outcome.result != "stale"}
     making |= {(action.vm, action.host) for action in actions}
     creates = (change for change in result.plan.changes if change.kind == "create")

@@ -1,7 +1,5 @@
-"""The Celery app as this project uses it. Every setting was measured; what is not set is as wanted or does harm.
-
-A gevent pool ignores or breaks `worker_max_tasks_per_child`, `task_soft_time_limit`, `task_reject_on_worker_lost`,
-`worker_soft_shutdown_timeout`, and `task_acks_late` (a run plans again instead).
+"""The Celery app. Every setting was measured. A gevent pool ignores or breaks `worker_max_tasks_per_child`,
+`task_acks_late`, `task_soft_time_limit`, `task_reject_on_worker_lost` and `worker_soft_shutdown_timeout`.
 """
 
 from __future__ import annotations

@@ -18,16 +18,9 @@ from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
 from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.app import FleetApp
+from mikrom_reconcile.dispatch.transport import shared_state
 from mikrom_reconcile.dispatch.transport.broker import FIRST
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, Failure, WorkerId, error_of, pack, unpack
-from mikrom_reconcile.dispatch.transport.shared_state import (
-    living,
-    source_state,
-    starts,
-    tell,
-    unfinished_runs,
-    waiting_run,
-)
 from mikrom_reconcile.times_and_sizes import BROKER, RUNS
 
 
@@ -41,18 +34,18 @@ class RemoteEngine:
     @translate_broker_errors()
     def source(self) -> SourceState | None:
         """What the last look of a control worker at MIKROM_SPECS gave. Raises SetupError."""
-        return source_state(self._redis, self._keys)
+        return shared_state.source_state(self._redis, self._keys)
 
     @translate_broker_errors()
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
         """Runs that wait for a control worker, go on, or ended without a report. Raises SetupError."""
-        return unfinished_runs(self._redis, self._keys)
+        return shared_state.unfinished_runs(self._redis, self._keys)
 
     @translate_broker_errors()
     def hand_over(self, request: RunRequest, plan: Plan) -> None:
         """Have a control worker carry out `plan`, and leave. It begins within the run's time, or not at all."""
         self._keep(request, plan, kept_s=int(request.timeout_s) + 1)
-        tell(self._redis, self._keys, waiting_run(request, len(plan.actions)))
+        shared_state.tell(self._redis, self._keys, shared_state.waiting_run(request, len(plan.actions)))
         self._send("mikrom.apply", request, {"call": None, "plan": plan.id})
 
     @translate_broker_errors()
@@ -88,7 +81,7 @@ class RemoteEngine:
 
     def _keep(self, request: RunRequest, plan: Plan | None, *, kept_s: int) -> None:
         """Leave what a control worker needs where it looks for it. Raises MikromError when there is none."""
-        if not living(self._redis, self._keys, "control"):
+        if not shared_state.living(self._redis, self._keys, "control"):
             raise MikromError("no control worker answers; start `mikrom worker --role control`, or see `mikrom doctor`")
         self._redis.set(self._keys.request(request.run_id), pack(request), ex=kept_s)
         if plan is not None:
@@ -119,7 +112,9 @@ class RemoteEngine:
             if died:
                 raise MikromError("the control worker died under this run; run again: what was done stays done")
             if worker is not None:  # it may still have said why: read once more
-                died = starts(self._redis, self._keys, [worker.owner]) != {worker.owner: worker.start_id.encode()}
+                died = shared_state.starts(self._redis, self._keys, [worker.owner]) != {
+                    worker.owner: worker.start_id.encode()
+                }
             if time.monotonic() >= until:
                 why = "did not finish in time" if worker else "had no slot in time"
                 raise PastDeadlineError(f"the control worker {why}; see `mikrom doctor` and its log")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, get_args
 
-from celery import signals
+from celery import current_task, signals
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Engine
@@ -14,7 +16,7 @@ from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.errors import MikromError, SetupError, UsageError
 from mikrom_reconcile.core.model.plan import Verb
-from mikrom_reconcile.dispatch import celery_patches, log_format
+from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.control_worker import metrics
 from mikrom_reconcile.dispatch.control_worker.tasks import ControlTasks
@@ -25,6 +27,36 @@ from mikrom_reconcile.dispatch.transport.rpc import ReplySender, WorkerId
 from mikrom_reconcile.dispatch.transport.shared_state import Heartbeat
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.system import locks
+
+FIELDS = ("celery.task_id", "run", "vm", "host", "step", "duration_s")
+
+
+class FieldsFormatter(logging.Formatter):
+    """Adds the fields that a record has, with the id of the task that it was logged in; the time is in UTC."""
+
+    converter = staticmethod(time.gmtime)
+    default_msec_format = "%s.%03dZ"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, traceback included."""
+        if current_task:
+            record.__dict__.setdefault("celery.task_id", current_task.request.id)
+        line = super().format(record)
+        fields = [f"{name}={_text(record.__dict__[name])}" for name in FIELDS if record.__dict__.get(name)]
+        return f"{line} [{' '.join(fields)}]" if fields else line
+
+
+def set_up_log(logger: logging.Logger, **_: Any) -> None:
+    """Receiver of Celery's `after_setup_logger`."""
+    # what no line shows is not looked up: under gevent a name of a thread alone takes as long as the rest of a record
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    for handler in logger.handlers:
+        handler.setFormatter(FieldsFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+
+def _text(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f'"{text}"' if " " in text else text
 
 
 class FleetProcess:
@@ -48,8 +80,9 @@ class FleetProcess:
             worker_id=lambda: WorkerId(owner=self.heartbeat.owner, start_id=self.heartbeat.start_id),
         )
         self._add_tasks()
-        celery_patches.on_connect(app, self._on_connect)
-        signals.after_setup_logger.connect(log_format.set_up_log, weak=False)
+        # control has to know that what it sent before may be lost: a host's messages are acknowledged early
+        celery_patches.on_connect(app, lambda: self.heartbeat.begin_anew())  # noqa: PLW0108 - there is none yet
+        signals.after_setup_logger.connect(set_up_log, weak=False)
         signals.worker_init.connect(self._on_init, weak=False)
         signals.worker_ready.connect(lambda **_: self.heartbeat.start(), weak=False)
         signals.worker_shutting_down.connect(lambda **_: celery_patches.stop(), weak=False)
@@ -112,10 +145,6 @@ class FleetProcess:
         agent, store = self._agent(), RedisStore(self._app.redis, prefix=self._app.keys.prefix)
         agent.supervise(on_outcome=keeper(store, self._settings.host))
         signals.worker_shutting_down.connect(lambda **_: agent.stop_supervision(), weak=False)
-
-    def _on_connect(self) -> None:
-        """Have control know that what it sent before may be lost: a host's messages are acknowledged early."""
-        self.heartbeat.begin_anew()
 
     def _on_beat_init(self, **_: Any) -> None:
         self.heartbeat = self._heartbeat_of("beat")

@@ -1,6 +1,4 @@
-"""What mikrom needs on this machine, and whether there is room for its microVMs: a table of checks, which change
-nothing.
-"""
+"""What mikrom needs on this machine, and if it has room for its microVMs: a table of checks that change nothing."""
 
 from __future__ import annotations
 

@@ -160,9 +160,8 @@ class Child:
 
 
 def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
-    """Run the services until SIGINT, SIGTERM or SIGHUP; 0 then. With `run`, apply the specs once when all is ready.
-
-    In the main thread. Raises BusyError when another `up` runs here, UsageError and SetupError when this one cannot.
+    """Run the services until SIGINT, SIGTERM or SIGHUP; with `run`, apply the specs once when ready. Raises
+    MikromError.
     """
     chosen = private_settings(settings)
     ended = threading.Event()

@@ -1,7 +1,5 @@
-"""Flower's configuration file: its pages call a task by what it does, `create web-042 on hv01 · run 7f3c`.
-
-Flower runs this file by itself, so that nothing else can be imported from here. Only what is shown is changed:
-metrics and API keep the tasks' own names, since a name for each order would let the metrics grow without end.
+"""Flower's configuration: its pages call a task by what it does, `create web-042 on hv01 · run 7f3c`, its metrics and
+API by its own name. Flower runs this file by itself, so that nothing can be imported from here.
 """
 
 from typing import Any

@@ -64,12 +64,12 @@ def make_folder(folder: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes, *, durable: bool = True, or_before: bool = False) -> None:
-    """Replace `path` by `content` (0600) so that it holds all of it or what it held before, a power cut included.
+    """Replace `path` by `content` (0600); it has all of it or what it had before, a power cut included. One writer at a
+    time.
 
-    `durable=False` does not wait for the disk (0.5 to 1 ms), for what nobody needs after a power cut. With `or_before`
-    a power cut may bring back the old content, for half of the waiting. One writer at a time per path: the caller holds
-    a lock. A failure leaves nothing but the old content. On a full disk `path` is overwritten in place, so that what is
-    there can still be stopped; a power cut at that moment may spoil it. Raises OSError.
+    `durable=False` does not wait for the disk (0.5 to 1 ms). With `or_before` a power cut may bring back the old
+    content, for half of the waiting. A full disk has `path` overwritten in place, so that what is there can still be
+    stopped. Raises OSError.
     """
     try:
         _replace(path, content, durable=durable)

@@ -18,10 +18,8 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: l_type, l_whe
 
 
 def open_taken(path: Path) -> int | None:
-    """A descriptor of the lock file at `path` that holds its lock; None when somebody else does. Raises OSError.
-
-    The file (0600) and its folder (0700) are made where missing. The lock lasts until every duplicate of the descriptor
-    is closed, in this process and in those that inherited it.
+    """A descriptor of the lock file (0600, made where missing) that holds its lock until every duplicate is closed,
+    here and in children; None when somebody else has it. Raises OSError.
     """
     fd = _opened(path)
     is_ours = False

@@ -1,6 +1,4 @@
-"""Processes that outlive whoever started them: spawned, proven, waited for, killed and reaped, also under gevent. Pids
-are reused: pid, start time and boot id name one process, and a pidfd checked against them is signalled.
-"""
+"""Processes that outlive who started them, also under gevent. Pid, start time and boot id name one; pids are reused."""
 
 from __future__ import annotations
 
@@ -92,9 +90,7 @@ def pids() -> Iterator[int]:
 
 
 def stdin_of(pid: int) -> str | None:
-    """The file that `pid` has as standard input, unlinked or not; None: closed, or it is gone; "": it is not to be
-    seen.
-    """
+    """The path of standard input of `pid`, unlinked or not; None: closed, or it is gone; "": it is not to be seen."""
     try:
         link = os.readlink(f"/proc/{pid}/fd/0")  # noqa: PTH115 - once per VM and observation, a Path costs more
     except _GONE:

@@ -30,9 +30,7 @@ class Clock:
 
 
 class LimitedSocket:
-    """A socket for `http.client`, of which nothing is read or sent beyond `give_up_at` (monotonic clock), and which
-    may be silent for `idle_s` at most: a socket's own time-out begins anew with each byte. Raises TimeoutError.
-    """
+    """A socket for `http.client`, not used beyond `give_up_at` nor silent for `idle_s`. Raises TimeoutError."""
 
     def __init__(self, connected: Any, give_up_at: float, *, idle_s: float = math.inf) -> None:
         self._socket = connected

@@ -29,10 +29,8 @@ AUTHOR = "--format=%an <%ae>"
 
 
 def read_files(paths: Sequence[Path]) -> SourceTree:
-    """Every spec file below the given folders (`core.spec_files`), and the given files, whatever they are called.
-
-    Sorted by path; hidden files and folders are left out, symbolic links are followed. Raises SourceError for a place
-    that cannot be read or holds no spec file, and SpecError for files that are too large or no text, all at once.
+    """Every spec file below the given folders, and the given files whatever their names, sorted; links are followed.
+    Raises SourceError for a place that cannot be read or holds none, and SpecError for files too large or no text.
     """
     try:
         found = {path: what for given in paths for path, what in _files_in(given)}

@@ -1,7 +1,5 @@
-"""Specs from a git repository, fetched by the git program with the credentials that its own configuration has.
-
-Only a new commit is fetched, without history, and read without a checkout: no link is followed, no filter and no hook
-runs. Git must never ask a question, nor run, read or take for an option what an address names.
+"""Specs from a git repository, fetched by git with the credentials of its configuration, only a new commit, without a
+checkout: no link, filter or hook counts. It must never ask, nor run or read what an address names.
 """
 
 from __future__ import annotations

@@ -74,9 +74,7 @@ class RedisLease:
 
 
 class RedisStore:
-    """A `RunStore` for a fleet, safe to use from threads and greenlets. Its methods raise SetupError when Redis is
-    lost.
-    """
+    """A `RunStore` for a fleet, for any threads and greenlets. Its methods raise SetupError when Redis is lost."""
 
     def __init__(self, redis: Redis, *, prefix: str) -> None:
         self._redis = redis

@@ -147,13 +147,13 @@ class HostTasks:
     def _execute(self, task: Any, order: Order) -> ActionOutcome:
         action = order.action
         about = {"run": order.run_id, "vm": action.vm, "host": action.host, "task_id": task.request.id}
-        with traces.span(f"{action.verb} VM", _trace_of(task), **about) as span:
+        with traces.span(f"{action.verb} VM", _trace_of(task), **about) as ended:
             try:
                 with celery_patches.limited(action.deadline_s + ORDERS.task_margin_s):
                     outcome: ActionOutcome = self.agent().execute(order)
             except MikromError as error:
                 outcome = given_up(order, "failed_temporary", str(error))
-            span.ended(outcome.result, outcome.error)
+            ended(outcome.result, outcome.error)
         return outcome
 
 

@@ -35,11 +35,8 @@ class LocalHosts:
             yield self._view(query, deadline_s) if here else HostView(host=host, error=self._elsewhere)
 
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
-        """One outcome per order, as they come, at most `forks` at once.
-
-        Past the deadline nothing more is sent: orders under way are `failed_temporary`, the others `skipped`.
-        Closing the iterator sends nothing more either; what is under way goes on. A signal waits to hear of that, and
-        a second one does not.
+        """Past the deadline nothing more is sent: orders under way are `failed_temporary`, the others `skipped`. A
+        signal waits to hear of what is under way, and a second one does not.
         """
         deadline, waiting = time.monotonic() + deadline_s, iter(orders)
         running: dict[Future[ActionOutcome], Order] = {}

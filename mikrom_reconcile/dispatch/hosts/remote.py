@@ -1,6 +1,4 @@
-"""The hosts of a fleet, asked over Celery, heard over streams. A lost broker: hosts unreachable, actions failed for
-now.
-"""
+"""The hosts of a fleet, asked over Celery, heard over streams. A lost broker: unreachable hosts, temporary failures."""
 
 from __future__ import annotations
 

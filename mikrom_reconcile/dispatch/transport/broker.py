@@ -108,10 +108,7 @@ def is_remote(url: str) -> bool:
 
 
 def split_tls(url: str) -> tuple[str, dict[str, Any]]:
-    """The URL, and what its TLS connections demand: nothing but for rediss://. Raises UsageError.
-
-    `?ssl_ca_certs=FILE` names the authority, else it is those that this machine trusts. Not to verify is no choice.
-    """
+    """The URL, and what its TLS connections demand: certificates are verified, by `?ssl_ca_certs=FILE` if given."""
     parts = urlsplit(url)
     if parts.scheme != "rediss":
         return url, {}

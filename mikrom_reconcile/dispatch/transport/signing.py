@@ -1,6 +1,4 @@
-"""Orders that nobody but the control side can have made: an Ed25519 signature over all that an order says, the host's
-queue, the start of its worker and the call. Importing this takes some 30 ms.
-"""
+"""Orders that only control can have made: Ed25519 signatures. Importing this takes 30 ms, which only keys are worth."""
 
 from __future__ import annotations
 

@@ -147,17 +147,16 @@ def resolve_share(share: Share, total: int) -> int:
     return max(1, total * percent // 100) if percent else 0
 
 
-CPUTemplate = Literal["C3", "T2", "T2S", "T2CL", "T2A"]
-"""Firecracker's built-in masks of CPU features, so that a fleet sees one CPU on unlike hosts."""
-
-
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Firecracker's machine configuration, under Firecracker's names."""
+    """Firecracker's machine configuration, under Firecracker's names.
+
+    `cpu_template` masks features of the CPU, so that a fleet sees the same one on unlike hosts.
+    """
 
     vcpu_count: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
     mem_size_mib: Annotated[int, msgspec.Meta(ge=1, le=1048576)] = 128
     smt: bool = False
-    cpu_template: CPUTemplate | None = None
+    cpu_template: Literal["C3", "T2", "T2S", "T2CL", "T2A"] | None = None
 
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):

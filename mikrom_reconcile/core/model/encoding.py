@@ -34,7 +34,7 @@ def texts_digest(tree: SourceTree) -> str:
     return digest_of(sorted(file.text for file in tree.files))
 
 
-def spec_digest(*, project: str, fleet: str, state: State, spec: VMSpec, policy: Policy) -> str:
+def spec_digest(project: str, fleet: str, state: State, spec: VMSpec, policy: Policy) -> str:
     """Digest of everything that is recorded for a VM; its name and host are not part of it."""
     return digest_of((project, fleet, state, spec, policy))
 

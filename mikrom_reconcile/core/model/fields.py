@@ -111,9 +111,7 @@ def recorded(*, fleet: str, state: State, spec: VMSpec, policy: Policy) -> dict[
 
 def drop_paths(spec: VMSpec, ignored: tuple[str, ...]) -> Any:
     """`spec` without the ignored paths, for digests; the spec itself if none are."""
-    if not ignored:
-        return spec
-    return _with_paths(spec, ignored, {})
+    return _with_paths(spec, ignored, {}) if ignored else spec
 
 
 def keep_applied(spec: VMSpec, ignored: tuple[str, ...], applied: VMSpec) -> VMSpec:

@@ -56,10 +56,6 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     actual: int | str | bool | None
 
 
-FailedResult = Literal["failed_temporary", "failed_permanent"]
-"""How an order failed; see the results of orders."""
-
-
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """How often bringing a VM to one spec has failed in a row: 0 while the first try is under way.
 
@@ -68,7 +64,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     spec_digest: str
     count: int
-    result: FailedResult = "failed_temporary"
+    result: Literal["failed_temporary", "failed_permanent"] = "failed_temporary"
     repair: bool = False
     error: str = ""
 

@@ -9,6 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from mikrom_reconcile.core.model.encoding import canonical_json
@@ -24,25 +25,22 @@ class Validators:
     """Of each kind a compiled validator, and one that can say why; made when they are first needed."""
 
     def __init__(self, schemas: Schemas) -> None:
-        self._schemas = schemas
-        self._compiled: dict[str, Any] = {}
-        self._explaining: dict[str, Any] = {}
         self.kinds = tuple(sorted(schemas))
+        self._compiled = cache(lambda kind: _compiled_validator(schemas[kind]))
+        self._explaining = cache(lambda kind: _explaining_validator(schemas[kind]))
 
     def mistakes(self, document: SpecDocument) -> Iterator[Diagnostic]:
         """What is wrong with a document of a known kind. Each value is reported once."""
-        kind = document.kind
-        if kind not in self._compiled:
-            import jsonschema_rs  # noqa: PLC0415 - 27 ms that `get vms` need not pay
+        if not self._compiled(document.kind).is_valid(document.body):
+            found = _explained(self._explaining(document.kind).iter_errors(document.body), document)
+            yield next(found, Diagnostic(document, (), "the document does not obey its schema"))
+            yield from found
 
-            self._compiled[kind] = jsonschema_rs.Draft202012Validator(json.loads(self._schemas[kind]))
-        if self._compiled[kind].is_valid(document.body):
-            return
-        if kind not in self._explaining:
-            self._explaining[kind] = _explaining_validator(self._schemas[kind])
-        found = _explained(self._explaining[kind].iter_errors(document.body), document)
-        yield next(found, Diagnostic(document, (), "the document does not obey its schema"))
-        yield from found
+
+def _compiled_validator(schema: str) -> Any:
+    import jsonschema_rs  # noqa: PLC0415 - 27 ms that `get vms` need not pay
+
+    return jsonschema_rs.Draft202012Validator(json.loads(schema))
 
 
 def _explaining_validator(schema: str) -> Any:
@@ -187,10 +185,8 @@ def _close(word: str, known: Sequence[str]) -> list[str]:
 
 def describe_value(value: Any) -> str:
     """A value of the specs inside a message, cut where it is long."""
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
     if not isinstance(value, str):
         return json.dumps(value)
     return json.dumps(shortened(value), ensure_ascii=False) + code_points(value)

@@ -58,9 +58,7 @@ def read_file(path: str, text: str) -> YamlFile:
         value = _quickly(chunk)
         if value is _SLOWLY:
             roots, problems, whole = _slowly(lines, start, end)
-            found.documents += (
-                YamlDocument(line=lines.at(root.at)[0], value=root.value, spelled=True) for root in roots
-            )
+            found.documents += [YamlDocument(line=lines.at(it.at)[0], value=it.value, spelled=True) for it in roots]
             found.problems += problems
             found.whole = found.whole and whole
             if len(found.problems) >= SPECS.max_problems:

@@ -189,9 +189,8 @@ class SpreadHeap:
     """A heap of hosts, or of further values, for each value of an attribute. What is beyond the skew comes last."""
 
     def __init__(self, heaps: Mapping[str, Heaps], counts: SpreadCounts, above: Path = ()) -> None:
-        self._counter = counts.counters.get(above) or SkewCounter(
-            1, ()
-        )  # of a host that the fleet's pattern does not name
+        unnamed = SkewCounter(1, ())  # of hosts that the fleet's pattern does not name
+        self._counter = counts.counters.get(above) or unnamed
         self._parts = {
             value: part if isinstance(part, HostHeap) else SpreadHeap(part, counts, (*above, value))
             for value, part in heaps.items()

@@ -45,13 +45,8 @@ def render(
             resolved = resolver.resolve(unplaced, host or (unplaced.hosts or hosts)[0])
             (state, spec), fleet = resolved, unplaced.fleet
             if (digest := digests.get(id(resolved))) is None:
-                digest = digests[id(resolved)] = spec_digest(
-                    project=specs.project,
-                    fleet=fleet.name,
-                    state=state,
-                    spec=drop_paths(spec, fleet.ignore_changes),
-                    policy=fleet.policy,
-                )
+                counted = drop_paths(spec, fleet.ignore_changes)
+                digest = digests[id(resolved)] = spec_digest(specs.project, fleet.name, state, counted, fleet.policy)
             vm = DesiredVM(
                 name=unplaced.name,
                 project=specs.project,

@@ -175,7 +175,7 @@ class PlanResult(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     plan: model.Plan
-    placements: observed.Placements
+    placements: observed.Placements = observed.Placements()
     highest_token: int
     unmatched: str = ""
     ambiguous: bool = False

@@ -137,7 +137,7 @@ def as_recorded(seen: ObservedVM, state: State, policy: Policy) -> DesiredVM:
     """The VM with the spec and the addresses that are recorded of it."""
     digest = seen.spec_digest
     if (state, policy) != (seen.state, seen.policy):
-        digest = spec_digest(project=seen.project, fleet=seen.fleet, state=state, spec=seen.spec, policy=policy)
+        digest = spec_digest(seen.project, seen.fleet, state, seen.spec, policy)
     return DesiredVM(
         name=seen.name,
         project=seen.project,

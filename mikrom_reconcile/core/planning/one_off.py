@@ -13,15 +13,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.fields import impact_of
-from mikrom_reconcile.core.model.observed import (
-    DEGRADED,
-    HAS_VMM,
-    HEALTHY,
-    SATISFIES,
-    ObservedState,
-    ObservedVM,
-    Placements,
-)
+from mikrom_reconcile.core.model.observed import DEGRADED, HAS_VMM, HEALTHY, SATISFIES, ObservedState, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, Verb, VMChange
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
@@ -67,7 +59,7 @@ def decide_by_name(
         warnings.append(PAST_THE_SPECS)
     plan = plan_of(draft, observed, project=project, revision="", warnings=warnings)
     highest = max((view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report), default=0)
-    return PlanResult(plan=plan, placements=Placements(), highest_token=highest)
+    return PlanResult(plan=plan, highest_token=highest)
 
 
 def _meant(names: tuple[str, ...], observed: ObservedState, *, alone: bool) -> list[ObservedVM]:

@@ -113,10 +113,8 @@ def make_plan(
     draft = replace(draft, refusals=tuple(_refusals(draft)))
     booting = (it.observed for it in draft.changes if it.observed and it.observed.phase == "booting")
     polls = [min((seconds_of(check.interval) for check in row.spec.checks.values()), default=1.0) for row in booting]
-    inventory, acted_on = (
-        context.given.specs.inventory or Inventory(),
-        {it.host for it in draft.changes if it.kind in VERBS},
-    )
+    inventory = given.specs.inventory or Inventory()
+    acted_on = {it.host for it in draft.changes if it.kind in VERBS}
     limits = {host: mem_limit_mib(inventory, report) for host, report in view.reports.items() if host in acted_on}
     plan = plan_of(
         draft,

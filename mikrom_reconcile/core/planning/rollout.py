@@ -133,10 +133,8 @@ class _Rollout:
             if here := [name for name in batch if name in left]:
                 return number, f"{where} comes first: {named(here, SPECS.named_vms, '; ')}"
             if unhealthy := [name for name in batch if name not in self._stuck and self._is_unhealthy(name)]:
-                return (
-                    number,
-                    f"{where} is not healthy yet: {named(map(self._describe, unhealthy), SPECS.named_vms, '; ')}",
-                )
+                told = named(map(self._describe, unhealthy), SPECS.named_vms, "; ")
+                return number, f"{where} is not healthy yet: {told}"
         return None, ""
 
     def _is_unhealthy(self, name: str) -> bool:

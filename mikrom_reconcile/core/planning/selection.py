@@ -54,9 +54,7 @@ def limited(limit: str, vms: Iterable[Whereabouts], specs: Specs | None) -> froz
     """The names of those `vms` that `limit` selects, by groups only where there are specs. Raises UsageError."""
     words = [word for _, word in terms(limit)]
     if not all(word.removeprefix("~") for word in words):
-        raise UsageError(
-            f"--limit: an empty word selects nothing, and there is one in {shown(limit)}; write all for all"
-        )
+        raise UsageError(f"--limit: an empty word selects nothing, and one is in {shown(limit)}; write all for all")
     inventory = (specs and specs.inventory) or Inventory()
     fleets: dict[str, set[str]] = defaultdict(set, {fleet.name: set() for fleet in (specs.fleets if specs else ())})
     hosts: dict[str, set[str]] = defaultdict(set, {host: set() for host in inventory.hosts})

@@ -18,9 +18,6 @@ from mikrom_reconcile.core.parsing.patterns import select
 from mikrom_reconcile.core.parsing.schema_errors import describe_value
 from mikrom_reconcile.core.parsing.variables import Layer, Scope, VariableError, unescaped
 
-HostState = Literal["active", "cordon", "drain"]
-"""Whether a host gets new VMs, keeps those that it has, or loses them too."""
-
 
 class Amounts(msgspec.Struct, frozen=True):
     """vCPUs and memory in MiB; None: not said here."""
@@ -45,10 +42,10 @@ class Sizing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Host(Sizing, frozen=True, kw_only=True):
-    """One hypervisor host."""
+    """One hypervisor host; `state` says whether it gets new VMs, keeps those that it has, or loses them too."""
 
     vars: dict[str, Any] = {}
-    state: HostState = "active"
+    state: Literal["active", "cordon", "drain"] = "active"
 
 
 class Group(Sizing, frozen=True, kw_only=True):
@@ -219,11 +216,8 @@ class Attributes:
 
     def weight(self, host: str, placement: PlacementSpec) -> int:
         """The weights of all affinities that the host meets, added up."""
-        return sum(
-            each.weight
-            for each in placement.affinity
-            if satisfies(each.operator, self.value(host, each.attribute), each.value)
-        )
+        met = (it for it in placement.affinity if satisfies(it.operator, self.value(host, it.attribute), it.value))
+        return sum(it.weight for it in met)
 
 
 def describe_attribute(value: Any) -> str:

@@ -24,7 +24,6 @@ from mikrom_reconcile.core.specs.networks import Network, network_of
 from mikrom_reconcile.core.specs.validate import Documents, validate
 from mikrom_reconcile.times_and_sizes import SPECS
 
-DEFAULT_PROJECT = "default"
 VM_NAME = "${fleet}-${index:03d}"
 """The names of replicas, unless a fleet says otherwise."""
 
@@ -115,7 +114,7 @@ def load(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None =
     specs = Specs(
         tree=tree,
         documents=len(documents),
-        project=project.name if project else DEFAULT_PROJECT,
+        project=project.name if project else "default",
         whole=project is not None,
         inventory=inventory,
         extra_vars=extra_vars or {},

@@ -32,8 +32,6 @@ _PER_VM = frozenset({"name", "index"})
 
 _DECIDES_PLACEMENT = ("machine", "state", "image")
 
-_UNLIKE = 2  # values that tell that hosts disagree
-
 _OF_NAMED_THINGS = frozenset({"drives", "network_interfaces", "checks", "env"})
 
 
@@ -114,8 +112,6 @@ class Resolver:
         on_host, anywhere = scope_of(vm, self._specs, host), scope_of(vm, self._specs, None)
         return lambda field: anywhere if field in _DECIDES_PLACEMENT else on_host
 
-    # ---- mistakes, explained ----------------------------------------------------------------------------------------
-
     def _unanswered(self, vm: UnplacedVM, host: str) -> Iterator[Diagnostic]:
         """Each text that cannot be resolved, and why."""
         scope_for = self._scopes(vm, host)
@@ -136,9 +132,9 @@ class Resolver:
             except VariableError:
                 value = "not set"
             found.setdefault(value, host)
-        told = " and ".join(f"{value} on {host}" for value, host in list(found.items())[:_UNLIKE])
+        told = " and ".join(f"{value} on {host}" for value, host in list(found.items())[:2])
         why = "what decides placement must be the same on every host that may have the VM"
-        return "" if len(found) < _UNLIKE else f"${{{name}}} is {told}; {why}: narrow its hosts, or write the value"
+        return "" if len(found) < 2 else f"${{{name}}} is {told}; {why}: narrow its hosts, or write the value"
 
     def _misfits(self, vm: UnplacedVM, host: str, fields: dict[str, Any]) -> Iterator[Diagnostic]:
         """Each field that is not what it must be."""

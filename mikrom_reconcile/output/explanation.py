@@ -1,7 +1,4 @@
-"""Where values come from, and why something happens to a VM or nothing, for people and for programs.
-
-It puts together what the planner has decided; it decides nothing itself.
-"""
+"""Where values come from, and why something happens to a VM or nothing, as the planner has decided it."""
 
 from __future__ import annotations
 
@@ -117,7 +114,6 @@ def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, h
 
 
 def _desired(vm: UnplacedVM, specs: Specs, own: ObservedVM | None, here: str) -> DesiredVM:
-    """What the specs want of a VM to which nothing happens; it stays on its host."""
     hosts = hosts_of(specs, here)
     host = own.host if own and own.host in hosts else (vm.hosts or hosts)[0]
     (desired,) = render(specs, here, [(vm, host)])
@@ -214,7 +210,6 @@ def _stories(story: Explanation) -> Iterator[tuple[Cell, ...]]:
 
 
 def _source(origin: FieldOrigin) -> str:
-    """The layer and place of a value, and the variables that it looked up."""
     written = f", written {short(origin.written)}" if origin.variables else ""
     variables = "".join(f", {used.name} = {short(used.value)} from {used.origin}" for used in origin.variables)
     return f"{origin.place}{written}{variables}"

@@ -146,9 +146,7 @@ def source_line(source: SourceState, now: datetime) -> str:
 def description_document(
     name: str, views: Sequence[HostView], fleets: Iterable[FleetStatus], runs: Sequence[RunRecord]
 ) -> text.Document:
-    """Everything that is called `name`: VMs (by an address, too) with their records, hosts and fleets with what is in
-    them; each with the latest actions on it.
-    """
+    """Everything that is called `name`, or a VM that has the address, each with the latest actions on it."""
     rows = vms_in(views)
     found: list[text.Document] = [
         {"kind": "VM", **msgspec.to_builtins(row), **_latest(runs, row.name, row.host)}

@@ -1,7 +1,4 @@
-"""What every form of a plan shows (summary, changes in groups, what was refused or not read), its text and its JSON.
-
-The parts are words in their order, without any form, and not sanitized yet: each form does that in its own way.
-"""
+"""What every form of a plan shows, as words that are not sanitized yet, and its text and its JSON."""
 
 from __future__ import annotations
 
@@ -91,9 +88,7 @@ def asked_of(plan: Plan) -> str:
 
 
 def fleets_of(plan: Plan) -> Iterator[tuple[str, str, list[Group]]]:
-    """Each fleet with changes, first those from which something is taken away: its name, how its VMs are taken down
-    ("" if none are), its groups.
-    """
+    """Each fleet with changes, what takes away first: its name, how its VMs are taken down or "", its groups."""
     fleets = group_by(plan.changes, lambda change: change.fleet)
     dangerous = {change.fleet for change in plan.changes if change.kind in DANGEROUS}
     for fleet in sorted(fleets, key=lambda name: (name not in dangerous, name)):

@@ -114,7 +114,6 @@ IN_PROGRESS = "In progress"
 
 
 def _past(verb: str) -> str:
-    """Such as "created", "restarted"."""
     return "stopped" if verb == "stop" else verb.removesuffix("e") + "ed"
 
 

@@ -1,6 +1,6 @@
-"""What every text is made of: words that cannot control a terminal, colours, tables, sections, quantities, names.
+"""What every text is made of: words, colours, tables, sections, quantities, names.
 
-Names, errors and consoles come from files, guests and other machines; a terminal obeys what they contain.
+Names, errors and consoles come from files, guests and other machines; a terminal would obey what they contain.
 """
 
 from __future__ import annotations

@@ -39,9 +39,7 @@ def vm_row(vm: ObservedVM) -> Document:
 
 
 def vms_text(vms: Sequence[ObservedVM], now: datetime, style: Style) -> str:
-    """One line per VM, then what went wrong with whom; project, addresses and restarts are columns where they tell
-    something.
-    """
+    """One line per VM, with the columns that tell something, then what went wrong with whom."""
     if not vms:
         return "No VMs.\n"
     columns = [

@@ -1,7 +1,4 @@
-"""Every error that mikrom raises on purpose. It says what happened, on which host or VM, and what to do next.
-
-Over Celery travel outcome values, never these exceptions.
-"""
+"""Every error that mikrom raises on purpose: what happened, where, what to do next. None travels over Celery."""
 
 from __future__ import annotations
 

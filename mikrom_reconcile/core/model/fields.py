@@ -120,7 +120,6 @@ def keep_applied(spec: VMSpec, ignored: tuple[str, ...], applied: VMSpec) -> VMS
 
 
 def _with_paths(spec: VMSpec, paths: tuple[str, ...], before: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `spec`, those at `paths` as they are in `before`."""
     fields: dict[str, Any] = msgspec.to_builtins(spec)
     for path in (meant for named in paths for meant in _MEANT.get(named, (named,))):
         *above, last = path.split(".")

@@ -1,8 +1,4 @@
-"""A source tree to documents that obey their schema, and every mistake in the others; also, which files are read.
-
-Files of variables are those that Ansible reads: `group_vars/NAME` with a suffix or without, and those in a folder
-`group_vars/NAME`.
-"""
+"""A source tree to documents that obey their schema, and every mistake in the others; also, which files are read."""
 
 from __future__ import annotations
 
@@ -111,9 +107,7 @@ def raise_for(found: Collection[Diagnostic], tree: SourceTree) -> None:
 
 
 def dedupe_by_position(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ...]:
-    """Sorted by place; of several at one place, the one that points deepest into the document stays. At most
-    SPECS.max_problems, and one that says so.
-    """
+    """Sorted by place; of several at one place the deepest. At most SPECS.max_problems, and one that says so."""
     kept: dict[tuple[str, int, int], SpecProblem] = {}
     for problem in sorted(problems, key=lambda problem: -problem.pointer.count("/")):
         kept.setdefault((problem.path, problem.line, problem.column), problem)
@@ -163,7 +157,6 @@ def _spec_document(path: str, found: YamlDocument) -> SpecDocument:
 
 
 def _is_variables(path: tuple[str, ...]) -> bool:
-    """Whether variables stand at `path` of a Fleet or an Inventory."""
     return path == ("spec", "vars") or (
         path[:1] == ("spec",) and path[3:] == ("vars",) and path[1] in {"hosts", "groups"}
     )

@@ -1,7 +1,6 @@
 """Host patterns in Ansible's grammar: `kvm:&gen2:!hv03`, `hv[01:10]`, `web*`, `~hv(01|07)`, `all`.
 
-Terms are joined by `:` or `,`, which inside brackets join nothing. Those without a sign are added up first, then `&`
-keeps what both have, then `!` takes away, in whatever order they are written.
+Terms without a sign are added up first, then `&` keeps what both have, then `!` takes away, in whatever order.
 """
 
 from __future__ import annotations

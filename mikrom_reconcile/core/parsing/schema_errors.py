@@ -1,7 +1,4 @@
-"""What a JSON Schema validator finds, in the words of somebody who wrote the document: what, and what to write.
-
-A value that breaks several rules is reported once.
-"""
+"""What JSON Schema validators find, in the words of somebody who wrote the document: what, and what to write."""
 
 from __future__ import annotations
 

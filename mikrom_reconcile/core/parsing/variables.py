@@ -1,6 +1,6 @@
-"""Variables: `${name}`, `${index:03d}`, `${host.rack}`. Lookups only, no logic; what is undefined is an error.
+"""Lookups of variables, `${name}`, `${index:03d}`, `${host.rack}`, without logic; `$${` is a literal `${`.
 
-A scalar that is exactly one `${x}` takes the type of x; inside other text x becomes text. `$${` is a literal `${`.
+A scalar that is exactly one `${x}` takes the type of x; inside other text x becomes text.
 """
 
 from __future__ import annotations

@@ -42,9 +42,7 @@ class _Unreadable(Exception):  # noqa: N818 - it never leaves this module
 
 
 def read_nodes(lines: Lines, start: int, end: int) -> tuple[list[Node], list[SpecProblem], bool]:
-    """What a file says between two offsets: the documents that are not empty, every mistake, and whether it could be
-    read to its end. After a mistake of syntax the rest of it cannot be.
-    """
+    """The documents between two offsets that are not empty, every mistake, and whether all of it could be read."""
     roots: list[Node] = []
     reader = _Reader(lines, start, end)
     try:
@@ -112,8 +110,7 @@ class _Reader:
         return node
 
     def _aliased(self, name: str, at: int, depth: int) -> Node:
-        found = self._anchors.get(name)
-        if found is None:
+        if (found := self._anchors.get(name)) is None:
             inside = name in self._open
             message = f"*{name} stands inside &{name} itself" if inside else f"there is no &{name} above"
             self._mistake(at, message, "" if inside else "write text that begins with * in quotes")

@@ -1,7 +1,6 @@
 """The documents of a file as plain values, and the places of those values.
 
-A file is cut at its `---` lines, even inside quotes: a mistake of syntax in one document leaves the others readable,
-and only unusual documents are read by `yaml_nodes`, slowly; a quick parser needs a tenth of the time.
+A file is cut at its `---` lines, so that a mistake leaves other documents readable, and few are read slowly.
 """
 
 from __future__ import annotations
@@ -106,8 +105,7 @@ class Places:
     def _root(self, document: SpecDocument) -> Node:
         lines = self._lines[document.path]
         number = lines.cut_of(document.line)
-        roots = self._roots.get((document.path, number))
-        if roots is None:
+        if (roots := self._roots.get((document.path, number))) is None:
             roots = self._roots[document.path, number] = _slowly(lines, *lines.cuts[number])[0]
         return next((root for root in roots if lines.at(root.at)[0] == document.line), roots[0])
 

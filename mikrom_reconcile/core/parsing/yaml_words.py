@@ -99,9 +99,7 @@ def meaning_of(word: str) -> Any:
 
 
 def parse_scalar(word: str) -> Any:
-    """What a word means that stands alone, as on a command line: a boolean, a number that is spelled as it is printed,
-    else the text itself. Quotes say that it is text.
-    """
+    """What a word of a command line means: a boolean, a number as it is printed, else text; quotes make it text."""
     if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
         return word[1:-1]
     try:

@@ -1,8 +1,7 @@
 """How much each host may be promised and has left, and the choice of one host among many, again and again.
 
-Hosts are in heaps by how many VMs they have; where a fleet is to be spread, there is a heap for each value of the first
-attribute, and inside it one for each value of the next. How full a host is only ever grows, so its place is put right
-when its turn comes: a choice costs the logarithm of the hosts, not their number.
+How full a host is only ever grows, so its place on a heap is put right when its turn comes: a choice costs the
+logarithm of the hosts. Where a fleet is to be spread, there is a heap for each value of the attribute.
 """
 
 from __future__ import annotations
@@ -59,9 +58,7 @@ class HostLoads:
 
 
 def room_of(inventory: Inventory, report: HostReport, going: Iterable[ObservedVM] = ()) -> Room:
-    """The room on the host that reports: (capacity - reserve) * overcommit, less what its VMs were promised. Those that
-    are `going` count no more.
-    """
+    """(capacity - reserve) * overcommit, less what the VMs were promised that are not `going`."""
     said = inventory.sizing(report.host)
     mem_size_mib = said.capacity.mem_size_mib
     if mem_size_mib is None:

@@ -69,9 +69,7 @@ def render(
 
 
 def validate_specs(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars: dict[str, Any] | None = None) -> Specs:
-    """The specs in `tree`. Raises SpecError with every problem: where documents are wrong, the good ones are rendered
-    too, so that nobody has to correct them in two rounds.
-    """
+    """The specs in `tree`, or SpecError with every problem, also of rendering the good documents: in one round."""
     loaded = load(tree, schemas, extra_vars)
     if not loaded.problems:
         return loaded.specs

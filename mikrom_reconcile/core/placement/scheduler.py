@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.model.plan import group_by
@@ -118,9 +117,7 @@ class Scheduler:
         return next((port[0] for port in ports if self._publisher.get((host, port), vm.name) != vm.name), 0)
 
     def _ports_of(self, vm: UnplacedVM) -> frozenset[tuple[int, str]]:
-        """The ports that it publishes on its host."""
-        found = self._ports.get(id(vm.template))
-        if found is None:
+        if (found := self._ports.get(id(vm.template))) is None:
             interfaces = (vm.template.fields.get("network_interfaces") or {}).values()
             found = frozenset(port_of(text) for nic in interfaces for text in (nic or {}).get("publish") or ())
             self._ports[id(vm.template)] = found
@@ -131,7 +128,7 @@ class Scheduler:
         hosts = self.hosts if vm.hosts is None else vm.hosts
         left = tuple(host for host in hosts if not self._taken_port(vm, host)) if self._ports_of(vm) else hosts
         if len(left) < len(hosts):
-            vm = replace(vm, hosts=left)
+            vm = msgspec.structs.replace(vm, hosts=left)
             self._narrowed.append(vm)
         return vm
 
@@ -141,16 +138,14 @@ class Scheduler:
 
     def _eligible_in(self, hosts: tuple[str, ...] | None, fleet: FleetSpec) -> frozenset[str]:
         key = (id(hosts), self._kind(fleet))
-        found = self._eligible.get(key)
-        if found is None:
+        if (found := self._eligible.get(key)) is None:
             allowed = self.hosts if hosts is None else hosts
             found = self._eligible[key] = frozenset(host for host in allowed if not self._unfit(fleet, host))
         return found
 
     def _kind(self, fleet: FleetSpec) -> bytes:
         """The fleet's placement as a key: thousands of fleets have the same, and hashing a struct is slow."""
-        kind = self._kinds.get(id(fleet))
-        if kind is None:
+        if (kind := self._kinds.get(id(fleet))) is None:
             kind = self._kinds[id(fleet)] = msgspec.json.encode(fleet.placement)
         return kind
 
@@ -171,8 +166,7 @@ class Scheduler:
 
     def _heap_of(self, vm: UnplacedVM, need: Capacity, counts: SpreadCounts | None) -> HostHeap | SpreadHeap:
         key = (id(vm.hosts), self._kind(vm.fleet), need)
-        found = self._heaps.get(key)
-        if found is None:
+        if (found := self._heaps.get(key)) is None:
             takers = (host for host in self.eligible_hosts(vm) if self._takes(vm, host))
             weights = {host: self._attributes.weight(host, vm.fleet.placement) for host in takers}
             found = self._heaps[key] = self._paths_of(vm.fleet).heaps(weights, need, self._loads, 0)
@@ -185,7 +179,6 @@ class Scheduler:
         return self._spread_heaps[of_fleet]
 
     def _counts_of(self, fleet: FleetSpec) -> SpreadCounts | None:
-        """How the fleet's VMs are spread now; None for one that is not to be spread."""
         spread = fleet.placement.spread
         if spread and id(fleet) not in self._counts:
             skews = tuple(each.max_skew for each in spread)

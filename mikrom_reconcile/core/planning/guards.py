@@ -1,7 +1,4 @@
-"""Guards: what a plan must not do by itself. A guard holds changes back or refuses them; it never adds any.
-
-A refusal stops only what it concerns, and its message says the rule, the numbers and the remedy.
-"""
+"""What a plan must not do by itself. A guard holds changes back or refuses what it concerns; it never adds any."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Who has which address: leases go to a VM, not to its place in a list, and stay with it as long as it exists.
-
-A VM's record on its host is the lease; control only proposes. So an address counts as held while any record, seen or
-remembered on an unreachable host, has it, and for its pool's cooldown after the host proved that its VM is gone.
+"""Who has which address: leases go to a VM, and stay with it as long as it exists. Control only proposes: an address
+is held while any record has it, seen or remembered on an unreachable host, and for its pool's cooldown after that.
 """
 
 from __future__ import annotations
@@ -70,8 +68,6 @@ class _NoAddressError(Exception):
 
 
 class _AddressAllocator:
-    """Gives out leases, each pool's in order, and never one twice."""
-
     def __init__(self, draft: Draft, context: PlanContext) -> None:
         view, vms = context.view, draft.desired
         self._networks: Mapping[str, Network] = context.given.specs.networks

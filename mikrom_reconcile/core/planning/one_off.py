@@ -1,7 +1,4 @@
-"""Actions asked for by name, past the specs: which VMs a person means, and what each of them then needs.
-
-Nothing here knows the specs: what they contradict is undone by the next run that reads them.
-"""
+"""Actions asked for by name, past the specs: which VMs a person means, and what each of them then needs."""
 
 from __future__ import annotations
 
@@ -63,9 +60,7 @@ def decide_by_name(
 
 
 def _meant(names: tuple[str, ...], observed: ObservedState, *, alone: bool) -> list[ObservedVM]:
-    """The rows that the names mean, sorted by name; of two of one name and project the one that was changed last, or
-    if each has to be `alone` a UsageError.
-    """
+    """The rows that the names mean: of two of one name and project the newer, or if they are `alone` a UsageError."""
     rows: dict[tuple[str, str], ObservedVM] = {}
     everything = (row for view in observed.hosts if view.report for row in view.report.vms)
     for row in (row for row in everything if any(fnmatchcase(row.name, name) for name in names)):

@@ -92,9 +92,7 @@ def prepare(
 
 
 def requery_all(given: PlanInput) -> PlanInput:
-    """The same, asking for every row: of a VM that is up to date on one host and seen on another, only rows tell which
-    is newer.
-    """
+    """The same, asking for every row: of a VM that is on two hosts, only rows tell which is newer."""
     queries = {host: replace(query, known={}) for host, query in given.queries.items()}
     return replace(given, expected={}, queries=queries)
 
@@ -216,9 +214,7 @@ def diff(draft: Draft, context: PlanContext) -> Draft:
 
 
 def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Iterator[DiffInput]:
-    """The wanted VMs that rules have to decide about. Those that digests or rows prove to be where and as they are
-    wanted are only counted: of a large fleet these are many.
-    """
+    """The wanted VMs that rules have to decide about; those that are proven to be as wanted are only counted."""
     view, removed, placing = context.view, context.removed_hosts, draft.placing
     for vm in draft.desired:
         rows = view.own.get(vm.name, ())

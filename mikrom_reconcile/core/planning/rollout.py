@@ -1,7 +1,6 @@
 """Rolling changes: which running VMs are taken down now, which wait, and when a rollout is halted.
 
-Where a rollout stands follows from what the hosts report alone: which VMs have the new spec, are healthy, or have
-failed with it. So whoever plans next goes on, and what is halted stays halted. Nothing here adds a change.
+Where a rollout stands follows from what the hosts report alone, so whoever plans next goes on.
 """
 
 from __future__ import annotations
@@ -61,8 +60,6 @@ def batches(names: list[str], serial: tuple[Share, ...]) -> list[list[str]]:
 
 
 class _Rollout:
-    """One fleet on its way to what is wanted, as the hosts report it."""
-
     def __init__(
         self, name: str, vms: list[DesiredVM], mine: list[VMChange], everything: list[VMChange], context: PlanContext
     ) -> None:
@@ -118,7 +115,6 @@ class _Rollout:
         return observed.attempt if observed else self._view.attempts.get(name)
 
     def _too_many(self, failed: set[str]) -> int | None:
-        """The first batch of which more have failed than may."""
         for number, batch in enumerate(self._batches):
             if 100 * len(failed.intersection(batch)) > self._rollout.max_fail_percentage * len(batch):
                 return number
@@ -183,7 +179,6 @@ class _Rollout:
         return self._halts_creates is not None and (again or change.kind == "create")
 
     def _waits(self, name: str) -> str:
-        """Why a running VM is not taken down now, "" if it is."""
         if name in self._rolling and self._unreachable:
             hosts = named(self._unreachable, SPECS.named_vms)
             return f"the rollout waits for {hosts}, which could not be read; rollout: {{unreachable: skip}} does not"

@@ -1,7 +1,4 @@
-"""What is selected: `--limit`, `--tags`, `--skip-tags` narrow what a run does, `-e` sets variables.
-
-One rule for all: a word that is empty or matches nothing is a mistake, and so are words that together leave nothing.
-"""
+"""What is selected by `--limit`, `--tags` and `--skip-tags`: a word that matches nothing is a mistake."""
 
 from __future__ import annotations
 

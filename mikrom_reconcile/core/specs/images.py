@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
-from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Boot, RootDisk, SecretRef, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
@@ -143,5 +142,5 @@ def image_of(spec: dict[str, Any]) -> Image:
     """The image that the `spec` of an Image document describes."""
     boot = msgspec.convert({key: value for key, value in spec.items() if key != "rootfs"}, ready(Boot))
     if "rootfs" in spec:
-        boot = replace(boot, rootfs=_root_disk(spec["rootfs"]))
+        boot = msgspec.structs.replace(boot, rootfs=_root_disk(spec["rootfs"]))
     return Image(boot=boot, boot_args=unescaped(spec.get("boot_args", "")))

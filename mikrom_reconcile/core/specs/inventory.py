@@ -1,7 +1,4 @@
-"""The inventory: hosts, groups of hosts, the variables of both, and what a fleet's placement asks of these.
-
-The words and operators of placement are Nomad's. Who gets which host is decided in `core/placement/scheduler.py`.
-"""
+"""The inventory: hosts, groups, the variables of both, and what a fleet asks of these in the words of Nomad."""
 
 from __future__ import annotations
 

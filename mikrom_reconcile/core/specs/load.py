@@ -92,9 +92,7 @@ def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | 
 
 
 def load(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> LoadResult:
-    """The specs in `tree` as far as they are good, and every problem, sorted by place. Raises UsageError for variables
-    that cannot be set.
-    """
+    """The specs as far as they are good, and every problem, sorted by place. Raises UsageError for -e."""
     if built_in := sorted(BUILT_IN_NAMES.intersection(extra_vars or ())):
         raise UsageError(f"-e: {', '.join(built_in)} is built in and cannot be set; give the variable another name")
     reading = read_tree(tree, schemas)

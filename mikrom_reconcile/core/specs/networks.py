@@ -1,7 +1,4 @@
-"""Networks as documents describe them: which addresses there are, and which of them a pool may lease.
-
-Addresses are whole numbers in here and text everywhere else. Nothing here leases any (`planning/leases.py`).
-"""
+"""Networks as documents describe them: which addresses there are, and which of them a pool may lease."""
 
 from __future__ import annotations
 
@@ -169,7 +166,6 @@ _NOBODYS = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16",
 
 
 def _misplaced(ip: str, network: IPv4Network, named: str) -> str | None:
-    """Why `ip` is no address that a machine in the network can have, or None."""
     try:
         address = IPv4Address(ip)
     except AddressValueError:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
-from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Machine, State, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
@@ -61,16 +60,14 @@ class Resolver:
         """The VM's state and spec on `host`. A mistake is noted once for each template."""
         names = vm.template.variables_used
         key = (id(vm.template), host, vm.name if names & _PER_VM else "") if names else id(vm.template)
-        found = self._known.get(key)
-        if found is None:
+        if (found := self._known.get(key)) is None:
             found = self._known[key] = self._resolved(vm, host)
         return found
 
     def need(self, vm: UnplacedVM) -> Capacity:
         """What the VM takes of any host: nothing while it is to be down. Mistakes are noted where it is resolved."""
         key = (id(vm.template), vm.name if vm.template.variables_used & _PER_VM else "")
-        found = self._needs.get(key)
-        if found is None:
+        if (found := self._needs.get(key)) is None:
             fields = {key: value for key, value in vm.template.fields.items() if key in {"machine", "state"}}
             try:
                 sized = msgspec.convert(scope_of(vm, self._specs, None).resolve(fields), ready(_Sized))
@@ -113,7 +110,6 @@ class Resolver:
         return lambda field: anywhere if field in _DECIDES_PLACEMENT else on_host
 
     def _unanswered(self, vm: UnplacedVM, host: str) -> Iterator[Diagnostic]:
-        """Each text that cannot be resolved, and why."""
         scope_for = self._scopes(vm, host)
         for field, value in vm.template.fields.items():
             for _, text in texts_in(value):
@@ -137,7 +133,6 @@ class Resolver:
         return "" if len(found) < 2 else f"${{{name}}} is {told}; {why}: narrow its hosts, or write the value"
 
     def _misfits(self, vm: UnplacedVM, host: str, fields: dict[str, Any]) -> Iterator[Diagnostic]:
-        """Each field that is not what it must be."""
         for path, wanted in _misfits_in(fields):
             value = dig(fields, path)
             found = "missing" if value is None else describe_value(value) + self._made_from(vm, host, path)
@@ -153,12 +148,11 @@ class Resolver:
 
 
 def _on_networks(spec: VMSpec, networks: Mapping[str, Network]) -> VMSpec:
-    """The spec with what the networks of its interfaces say."""
     interfaces = dict(spec.network_interfaces)
     for name, nic in spec.network_interfaces.items():
         if found := networks.get(nic.network):
-            interfaces[name] = replace(nic, **{word: getattr(found, word) for word in OF_INTERFACES})
-    return replace(spec, network_interfaces=interfaces) if interfaces else spec
+            interfaces[name] = msgspec.structs.replace(nic, **{word: getattr(found, word) for word in OF_INTERFACES})
+    return msgspec.structs.replace(spec, network_interfaces=interfaces) if interfaces else spec
 
 
 def _misfits_in(fields: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

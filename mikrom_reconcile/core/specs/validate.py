@@ -1,7 +1,6 @@
 """What a schema cannot see in documents: one table of checks, run once over all of them.
 
-To add a check: a function from a document, and what is known of the others, to what is wrong in it, and a row. What VMs
-come out as is checked by `validate_vms.py`; `warnings.py` warns of what has no effect.
+To add one: a function from a document, and what is known of the others, to what is wrong in it, and a row.
 """
 
 from __future__ import annotations
@@ -200,7 +199,6 @@ def _groups(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
 
 
 def _circles(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
-    """Groups that contain themselves."""
     groups = document.body["spec"].get("groups", {})
     children = {name: (group or {}).get("children", ()) for name, group in groups.items()}
     for circle in islice(_circles_in(children), SPECS.max_problems):
@@ -266,7 +264,6 @@ def _replicas_or_instances(document: SpecDocument, _: Documents) -> Iterator[Dia
 
 
 def _fleet_images(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
-    """Every image that is written without variables is one that is there."""
     spec, names = document.body["spec"], known.images
     places: list[tuple[Pointer, dict[str, Any]]] = [(("spec", "template"), spec.get("template", {}))]
     places += [(("spec", "overrides", number), entry) for number, entry in enumerate(spec.get("overrides", ()))]

@@ -1,7 +1,4 @@
-"""What is wrong with the spec of a VM, once its variables are known: one table of checks. Hosts use it, too.
-
-To add a check: a function from a spec to the paths of its problems and what is wrong there, and its name in a table.
-"""
+"""What is wrong with the spec of a VM, once its variables are known: tables of checks. Hosts use them, too."""
 
 from __future__ import annotations
 
@@ -57,8 +54,7 @@ def _references(
         yield ("image",), f"unknown image {spec.image!r}", nearest(spec.image, tuple(images))
     for name, nic in spec.network_interfaces.items():
         path = ("network_interfaces", name)
-        network = networks.get(nic.network)
-        if network is None:
+        if (network := networks.get(nic.network)) is None:
             yield (*path, "network"), f"unknown network {nic.network!r}", nearest(nic.network, tuple(networks))
             continue
         if nic.ip is not None and (mistake := network.static_address_mistake(nic.ip)):

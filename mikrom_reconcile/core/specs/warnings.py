@@ -1,7 +1,4 @@
-"""What is written in good specs and has no effect, as far as that is no mistake for sure: one table of warnings.
-
-To add one: a function from the specs and their VMs to what has no effect in them, and a row.
-"""
+"""What is written in good specs and has no effect, as far as that is no mistake for sure: one table of warnings."""
 
 from __future__ import annotations
 

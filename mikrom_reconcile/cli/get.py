@@ -17,9 +17,9 @@ from mikrom_reconcile.core.model.plan import SUPERVISION
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
 from mikrom_reconcile.output import hosts as output
 from mikrom_reconcile.output import run_result as runs
+from mikrom_reconcile.output.hosts import orphans_in, orphans_text, vm_row, vms_in, vms_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.text import Style, console_text, sanitize
-from mikrom_reconcile.output.vms import orphans_in, orphans_text, vm_row, vms_in, vms_text
 from mikrom_reconcile.settings import Settings, load
 from mikrom_reconcile.times_and_sizes import OBSERVING, OUTPUT, RUNS
 

@@ -25,8 +25,8 @@ from mikrom_reconcile.core.specs.resolve import Provenance
 from mikrom_reconcile.core.specs.warnings import spec_warnings
 from mikrom_reconcile.output import explanation as output
 from mikrom_reconcile.output import formats
+from mikrom_reconcile.output.hosts import vms_in
 from mikrom_reconcile.output.text import sanitize
-from mikrom_reconcile.output.vms import vms_in
 from mikrom_reconcile.settings import load
 from mikrom_reconcile.times_and_sizes import SPECS
 

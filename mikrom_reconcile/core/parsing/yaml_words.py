@@ -37,9 +37,6 @@ SUSPECT = _NUMERIC | frozenset("yYnNoO")
 """How words begin that may be guessed at."""
 
 
-Path = tuple[str, ...]
-
-
 class Spelled(float):
     """A number whose spelling says more than its value does: as text, 1.30 is no 1.3."""
 
@@ -56,7 +53,7 @@ class Spelled(float):
         return self.word
 
 
-def plain(value: Any, kept: Callable[[Path], bool] = lambda _: False, path: Path = ()) -> Any:
+def plain(value: Any, kept: Callable[[tuple[str, ...]], bool] = lambda _: False, path: tuple[str, ...] = ()) -> Any:
     """`value` with mere numbers, but for what stands at paths that are `kept`."""
     if isinstance(value, dict) and not kept(path):
         return {key: plain(item, kept, (*path, key)) for key, item in value.items()}

@@ -15,7 +15,7 @@ from mikrom_reconcile.core.model.desired import Boot, DesiredVM, PinnedFile, VMS
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.fields import drop_paths
-from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecProblem
+from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position
 from mikrom_reconcile.core.parsing.schema_errors import Schemas
 from mikrom_reconcile.core.placement.scheduler import NOTHING, Scheduler
@@ -70,16 +70,15 @@ def render(
 
 def validate_specs(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars: dict[str, Any] | None = None) -> Specs:
     """The specs in `tree`, or SpecError with every problem, also of rendering the good documents: in one round."""
-    loaded = load(tree, schemas, extra_vars)
-    if not loaded.problems:
-        return loaded.specs
-    found: tuple[SpecProblem, ...] = ()
-    if loaded.complete:
+    specs, problems, is_complete = load(tree, schemas, extra_vars)
+    if problems and is_complete:
         try:
-            render_all(loaded.specs, here=here)
+            render_all(specs, here=here)
         except SpecError as error:
-            found = error.problems
-    raise SpecError(dedupe_by_position([*loaded.problems, *found]))
+            problems = dedupe_by_position([*problems, *error.problems])
+    if problems:
+        raise SpecError(problems)
+    return specs
 
 
 def render_all(specs: Specs, *, here: str) -> tuple[DesiredVM, ...]:

@@ -72,27 +72,20 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     fleets: tuple[FleetSpec, ...]
 
 
-class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the documents say that are good, and every problem of the others.
-
-    `complete` says that nothing is missing that the good ones may refer to.
-    """
-
-    specs: Specs
-    problems: tuple[SpecProblem, ...]
-    complete: bool
-
-
 def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Specs:
     """The specs in `tree`. Raises SpecError with every problem, sorted by place, and SourceError if it says nothing."""
-    loaded = load(tree, schemas, extra_vars)
-    if loaded.problems:
-        raise SpecError(loaded.problems)
-    return loaded.specs
+    specs, problems, _ = load(tree, schemas, extra_vars)
+    if problems:
+        raise SpecError(problems)
+    return specs
 
 
-def load(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> LoadResult:
-    """The specs as far as they are good, and every problem, sorted by place. Raises UsageError for -e."""
+def load(
+    tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None
+) -> tuple[Specs, tuple[SpecProblem, ...], bool]:
+    """The specs as far as they are good, every problem sorted by place, and whether all is there that the good ones
+    may refer to. Raises UsageError for -e.
+    """
     if built_in := sorted(BUILT_IN_NAMES.intersection(extra_vars or ())):
         raise UsageError(f"-e: {', '.join(built_in)} is built in and cannot be set; give the variable another name")
     reading = read_tree(tree, schemas)
@@ -120,7 +113,7 @@ def load(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None =
         networks={found.name: network_of(found.name, found.body["spec"]) for found in _of_kind(good, "Network")},
         fleets=tuple(sorted(fleets, key=attrgetter("name"))),
     )
-    return LoadResult(specs=specs, problems=dedupe_by_position(problems), complete=known.complete)
+    return specs, dedupe_by_position(problems), known.complete
 
 
 def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:

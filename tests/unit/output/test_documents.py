@@ -16,10 +16,9 @@ from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_document
 from mikrom_reconcile.output.formats import json_of, validation_document
-from mikrom_reconcile.output.hosts import fleets_in, status_document
+from mikrom_reconcile.output.hosts import fleets_in, status_document, vm_row
 from mikrom_reconcile.output.run_result import record_of
 from mikrom_reconcile.output.text import PLAIN, Style
-from mikrom_reconcile.output.vms import vm_row
 from tests.samples import MEMORY, change, observed, outcome, plan, refusal, report
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "documents.schema.json").read_text())

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView, Stray
+from mikrom_reconcile.output.hosts import orphans_in, orphans_text
 from mikrom_reconcile.output.text import PLAIN
-from mikrom_reconcile.output.vms import orphans_in, orphans_text
 from tests.samples import NOW, observed
 
 REPORT = HostReport(

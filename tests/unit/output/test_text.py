@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.plan import UnfinishedRun
 from mikrom_reconcile.core.model.specs import SourceState, SpecProblem
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_text
 from mikrom_reconcile.output.formats import problems_text
-from mikrom_reconcile.output.hosts import fleets_in, source_line, status_text
+from mikrom_reconcile.output.hosts import fleets_in, source_line, status_text, vms_text
 from mikrom_reconcile.output.run_result import history_text, record_of, unfinished_line
 from mikrom_reconcile.output.text import (
     PLAIN,
@@ -30,7 +30,6 @@ from mikrom_reconcile.output.text import (
     sanitize,
     table,
 )
-from mikrom_reconcile.output.vms import vms_text
 from mikrom_reconcile.times_and_sizes import SPECS
 from tests.samples import NOW, observed, outcome, plan, record, report
 

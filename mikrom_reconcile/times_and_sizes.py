@@ -110,7 +110,6 @@ class ContainerImages(msgspec.Struct, frozen=True, kw_only=True):  # container i
     header_bytes: Annotated[int, "of one entry's headers: names, attributes, a sparse file's holes"] = 1 << 20
     depth: Annotated[int, "of folders; the deepest trees of packages have some 60"] = 200
     path_bytes: Annotated[int, "of one name with its folders, as the kernel has it"] = 4095
-    links: Annotated[int, "followed inside a tree for one path, as the kernel has it"] = 40
     accounts_bytes: Annotated[int, "of an image's /etc/passwd, in which its USER is looked up"] = 1 << 20
     archive_members: Annotated[int, "of a file of `docker save`: three for each layer"] = 10_000
     kernel_bytes: Annotated[int, "of an unpacked kernel; Debian's has 40 MiB, one for debugging 400"] = 512 << 20

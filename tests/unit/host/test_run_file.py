@@ -74,8 +74,7 @@ def test_accounts_are_never_those_of_this_host(root: Path, tmp_path: Path) -> No
     assert said(root, "") == ["uid=0", "gid=9", "group=44"]
     (root / "etc/shadow").unlink()
     (root / "etc/shadow").symlink_to("passwd")
-    with pytest.raises(FetchError, match="circle"):
-        said(root, "")
+    assert said(root, "") == ["uid=0", "gid=0"]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ _INTERVAL = "seconds between Beat's runs, or a cron line in UTC"
 _SIGNING_KEY = "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders"
 _SPECS = "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
 _VERIFY_KEY = "the public key of it: a host that has it carries out signed orders only"
+_MIRRORS = "registry=mirror[:port][/prefix], with , between: the mirror is asked in its place"
 _SECRETS = (Path("/etc/mikrom/secrets"),)
 _FOLDERS = "folders, with : between, of file://"
 _ABSOLUTE = "an absolute path: relative ones mean another place in each working directory"  # only shells expand ~
@@ -65,6 +66,13 @@ def _paths(text: str) -> tuple[Path, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _mirrors(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(name.partition("=")[::2] for name in _names(text))
+    if not all(name and re.fullmatch(r"[^/=]+(/[^=]*[^/=])?", mirror) for name, mirror in pairs):
+        raise ValueError("must be like docker.io=mirror.example.net:5000, with , between several")
+    return pairs
 
 
 def seconds(text: str) -> float:
@@ -110,6 +118,7 @@ class Settings:
     )
     image_max_mib: int = _env("MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, "MiB of the largest image of a host", _number)
     registry_auth: Path | None = _env("MIKROM_REGISTRY_AUTH", None, "credentials that `docker login` wrote", _path)
+    registry_mirrors: tuple[tuple[str, str], ...] = _env("MIKROM_REGISTRY_MIRRORS", (), _MIRRORS, _mirrors)
     secret_dirs: tuple[Path, ...] = _env("MIKROM_SECRET_DIRS", _SECRETS, f"{_FOLDERS} secrets", _paths)
     secret_env: tuple[str, ...] = _env("MIKROM_SECRET_ENV", (), "variables, with , between, of env:// secrets", _names)
     broker_url: str | None = _env("MIKROM_BROKER_URL", None, _BROKERS)

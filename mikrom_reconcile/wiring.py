@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -188,7 +189,16 @@ def make_images(settings: Settings) -> ImageCache:
         folders=settings.image_dirs,
         max_mib=settings.image_max_mib,
         registry_auth=settings.registry_auth,
+        registry_mirrors=dict(settings.registry_mirrors),
     )
+
+
+def digest_of_tag(settings: Settings, image: str, *, deadline_s: float) -> str:
+    """The digest, in hexadecimal, of what a registry has now under `registry/name:tag`. Raises FetchError."""
+    from mikrom_reconcile.host.oci.registry import registry_of
+
+    registry = registry_of(image, settings.registry_auth, dict(settings.registry_mirrors))
+    return registry.digest_of(image, give_up_at=time.monotonic() + deadline_s)
 
 
 def make_driver(settings: Settings, choice: Choice) -> Driver:

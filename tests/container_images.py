@@ -15,7 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mikrom_reconcile.host.oci.registry import Registry
+
 PROGRAMS = ("umoci", "skopeo", "buildah", "setcap", "mke2fs", "e2fsck")
+
+
+def no_registry(name: str) -> Registry:
+    raise AssertionError(name)
 
 
 class Workshop:

@@ -6,6 +6,7 @@ COMMANDS = {
     "init": ("Specs", "specs", "write a starter project"),
     "validate": ("Specs", "specs", "check the specs: every mistake at once, with its place"),
     "render": ("Specs", "specs", "the VMs that the specs stand for, and where each value comes from"),
+    "image": ("Specs", "specs", "pin a container image: the digest of its tag, written into the specs"),
     "plan": ("Specs", "apply", "show what apply would change, and why"),
     "apply": ("Specs", "apply", "make it so: plan, ask, execute, verify"),
     "destroy": ("Specs", "apply", "remove what these specs own"),

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ import click
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.apply import request_for
-from mikrom_reconcile.cli.entry import present, show
+from mikrom_reconcile.cli.entry import Commands, present, show
 from mikrom_reconcile.cli.queries import names_for_tab, present_views, specs_in, unknown, views_of
-from mikrom_reconcile.core.model.errors import SourceError, SpecError
-from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.control.sources.files import read_files
+from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
+from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
+from mikrom_reconcile.core.parsing import documents
+from mikrom_reconcile.core.parsing.schema_errors import nearest
+from mikrom_reconcile.core.parsing.variables import dig
+from mikrom_reconcile.core.parsing.yaml_text import Places
+from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.core.planning.selection import limited
 from mikrom_reconcile.core.specs.load import expand
@@ -111,6 +118,72 @@ def _schema_of_any_kind() -> str:
         inside[kind] = {key: value for key, value in json.loads(own).items() if key != "$schema"}
     return json.dumps({**json.loads(text), "$defs": inside}, indent=2, ensure_ascii=False) + "\n"
 
+
+@click.group(cls=Commands)
+def image() -> None:
+    """Pin container images."""
+
+
+@image.command()
+@click.argument("name")
+@options.paths
+@options.timeout
+def pin(name: str, paths: tuple[str, ...], timeout_s: float | None) -> int:
+    """Write the digest that a registry has now for the tag of the Image NAME into its document, and nothing else.
+
+    Each digest that was written there before is replaced: a pinned image is brought up to date in the same way.
+    """
+    settings = load()
+    places = paths or (settings.chosen_specs(),)
+    if any(place.startswith("git+") for place in places):
+        raise UsageError("a digest is written into a file: name the files of a checkout, not git+")
+    tree = read_files([Path(place) for place in places])
+    document, written = _container_image(tree, name)
+    digest = wiring.digest_of_tag(settings, written, deadline_s=timeout_s or settings.timeout_s)
+    pinned = f"{written.partition('@')[0]}@sha256:{digest}"
+    line, column = Places(tree).find(document, _CONTAINER_IMAGE)
+    if pinned != written:
+        _rewrite(Path(document.path), line, column, written, pinned)
+    show(f"{document.path}:{line}: {pinned}{' (as before)' if pinned == written else ''}\n")
+    return 0
+
+
+_CONTAINER_IMAGE = ("spec", "rootfs", "oci")
+
+
+def _container_image(tree: SourceTree, name: str) -> tuple[SpecDocument, str]:
+    """The document of an Image, which may lack a digest, and what it says. Raises UsageError."""
+    reading = documents.read_tree(tree, wiring.schemas())
+    images = {each.name: each for each in (*reading.broken, *reading.documents) if each.kind == "Image"}
+    if name not in images:
+        raise UsageError(f"no Image is called {shown(name)}; {nearest(name, tuple(images)) or 'there is none'}")
+    written = dig(images[name].body, _CONTAINER_IMAGE)
+    if not isinstance(written, str):
+        raise UsageError(f"the Image {name} has no rootfs.oci: only a container image of a registry has a tag")
+    return images[name], written
+
+
+def _rewrite(place: Path, line: int, column: int, old: str, new: str) -> None:
+    """Put one text in the place of another in a file. Raises UsageError."""
+    path = place.resolve()  # a link stays one
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        lines = path.read_bytes().decode().split("\n")
+        at = lines[line - 1].find(old, column - 1)
+        if not 0 <= at - (column - 1) <= _BEFORE_A_TEXT:
+            raise UsageError(f"{place}:{line}: it is not written here in one piece; write {new}")
+        lines[line - 1] = lines[line - 1][:at] + new + lines[line - 1][at + len(old) :]
+        shutil.copy2(path, draft)
+        draft.write_bytes("\n".join(lines).encode())
+        os.chown(draft, path.stat().st_uid, path.stat().st_gid)
+        draft.replace(path)
+    except OSError as error:
+        raise UsageError(f"{place}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+_BEFORE_A_TEXT = 2  # a quote, and a byte order mark
 
 FILES = {
     "specs/project.yml": "project.yml",

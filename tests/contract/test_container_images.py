@@ -28,6 +28,7 @@ from tests.container_images import (
     a_program,
     digest_in,
     listing,
+    no_registry,
     run,
     sparse_in_gnu_format,
     whiteouts,
@@ -51,7 +52,7 @@ def image_in(layout: Path) -> ContainerImage:
 
 
 def opened(source: str, sha256: str) -> ContainerImage:
-    return image_of(PinnedFile(source=source, sha256=sha256), as_it_lies, auth_file=None, max_bytes=MAX_BYTES)
+    return image_of(PinnedFile(source=source, sha256=sha256), as_it_lies, no_registry, max_bytes=MAX_BYTES)
 
 
 def unpacked(image: ContainerImage, root: Path) -> dict[str, dict[str, Any]]:

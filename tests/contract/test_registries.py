@@ -17,7 +17,7 @@ import pytest
 
 from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.host.oci.manifests import INDEXES, MANIFESTS
-from mikrom_reconcile.host.oci.registry import Registry
+from mikrom_reconcile.host.oci.registry import Registry, registry_of
 from mikrom_reconcile.host.oci.sources import image_of
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.system.download import FetchError
@@ -47,7 +47,17 @@ class Parts:
         return self.cache.part(file, registry, give_up_at=time.monotonic() + self._patience_s)
 
 
-def read(parts: Parts, repository: str, sha256: str, credentials: str | None = None) -> int:
+def registries(auth_file: Path | None, mirrors: dict[str, str] | None = None) -> Callable[[str], Registry]:
+    return lambda image: registry_of(image, auth_file, mirrors or {})
+
+
+def read(
+    parts: Parts,
+    repository: str,
+    sha256: str,
+    credentials: str | None = None,
+    mirrors: dict[str, str] | None = None,
+) -> int:
     """How many layers an image has."""
     auth_file = None
     if credentials is not None:
@@ -56,7 +66,7 @@ def read(parts: Parts, repository: str, sha256: str, credentials: str | None = N
         coded = base64.b64encode(credentials.encode()).decode()
         auth_file.write_text(json.dumps({"auths": {repository.partition("/")[0]: {"auth": coded}}}))
     file = PinnedFile(source=f"oci:{repository}", sha256=sha256)
-    return len(image_of(file, parts.fetch, auth_file=auth_file, max_bytes=MAX_BYTES).layers)
+    return len(image_of(file, parts.fetch, registries(auth_file, mirrors), max_bytes=MAX_BYTES).layers)
 
 
 def pushed(layout: Workshop, address: str, *words: str) -> None:
@@ -75,6 +85,8 @@ def test_an_image_comes_from_a_registry_that_anybody_may_read(layout: Workshop, 
         assert read(Parts(tmp_path), f"{address}/team/app", layout.digest()) == 1
         with pytest.raises(FetchError, match="404"):
             read(Parts(tmp_path / "other"), f"{address}/team/app", "0" * 64)
+        mirrors = {"registry.example": address}
+        assert read(Parts(tmp_path / "mirrored"), "registry.example/team/app:2", layout.digest(), mirrors=mirrors) == 1
 
 
 @needs_tools
@@ -289,5 +301,5 @@ def test_credentials_of_another_registry_are_not_given_away(bad: Bad, tmp_path: 
         bad.challenge = "Basic"
         file = PinnedFile(source=f"oci:{bad.repository}", sha256=WHOLE)
         with pytest.raises(FetchError, match=message) as caught:
-            image_of(file, Parts(tmp_path).fetch, auth_file=auth_file, max_bytes=MAX_BYTES)
+            image_of(file, Parts(tmp_path).fetch, registries(auth_file), max_bytes=MAX_BYTES)
         assert caught.value.lasting

@@ -93,7 +93,7 @@ def image(folder: Path, *words: str, **programs: str) -> Path:
     found = image_of(
         PinnedFile(source=f"oci-layout:file://{workshop.layout}", sha256=workshop.digest()),
         lambda file, _: Path(file.source.removeprefix("file://")),
-        auth_file=None,
+        container_images.no_registry,
         max_bytes=1 << 30,
     )
     rootdisk.build(found, disk, max_bytes=1 << 30, give_up_at=time.monotonic() + 60)

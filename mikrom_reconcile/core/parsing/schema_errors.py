@@ -131,6 +131,7 @@ _TYPES = {
     "boolean": "true or false",
     "null": "empty",
 }
+_PINNED = "registry/name@sha256: and 64 hexadecimal digits, which `mikrom image pin NAME` writes for a tag"
 _PATTERNS = {
     "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$": "up to 48 of a-z, 0-9 and '-', a letter or digit at both ends",
     "^(100|[0-9]{1,2})%$": "a number of VMs, or a percentage from 0% to 100%",
@@ -139,7 +140,7 @@ _PATTERNS = {
     "^[0-9a-f]{64}$": "64 hexadecimal digits, as sha256sum prints them",
     "^(file:///|https://)[!-~]+$": "file:///path or https://host/path",
     "^file:///[!-~]+$": "file:///path",
-    "^[A-Za-z0-9._:/\\[\\]-]{1,255}@sha256:[0-9a-f]{64}$": "registry/name@sha256: and 64 hexadecimal digits",
+    "^[A-Za-z0-9._:/\\[\\]-]{1,255}@sha256:[0-9a-f]{64}$": _PINNED,
     "^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$": "up to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends",
     "^[ -~]*$": "printable ASCII only",
     "^[A-Za-z_][A-Za-z0-9_]*$": "letters, digits and '_', no digit first",

@@ -7,7 +7,7 @@ that of a manifest or an index), or as `docker-archive:file:///x.tar` from `dock
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -18,6 +18,7 @@ from mikrom_reconcile.core.parsing.variables import unescaped
 
 REGISTRY, LAYOUT, ARCHIVE = "oci:", "oci-layout:", "docker-archive:"
 
+_API = {"docker.io": "registry-1.docker.io"}
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/:=,.@+-_~")
 _LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?")
 _NAME = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
@@ -37,20 +38,28 @@ class Repository(msgspec.Struct, frozen=True, kw_only=True):
         return f"{scheme}://{self.registry}/v2/{self.name}"
 
 
-def repository_of(text: str) -> Repository:
+def repository_of(text: str, mirrors: Mapping[str, str] | None = None) -> Repository:
     """What `registry/name` says; without a registry it is Docker's. A tag behind it says nothing beside a digest.
 
-    Raises ValueError.
+    `mirrors` are asked in the place of registries. Raises ValueError.
     """
     first, _, rest = text.partition("/")
     if not rest or not (set(first) & set(".:") or first == "localhost"):
         first, rest = "docker.io", text
-    name = re.sub(r":[\w.-]+$", "", rest)
-    if first == "docker.io":
-        first, name = "registry-1.docker.io", name if "/" in name else f"library/{name}"
+    name = rest.removesuffix(f":{tag}") if (tag := tag_of(rest)) else rest
+    if first == "docker.io" and "/" not in name:
+        name = f"library/{name}"
+    first, _, prefix = (mirrors or {}).get(first, _API.get(first, first)).partition("/")
+    name = f"{prefix}/{name}" if prefix else name
     if not _HOST.fullmatch(first) or not _NAME.fullmatch(name):
         raise ValueError(f"{text} is no image of a registry: write registry/name, such as docker.io/library/nginx")
     return Repository(registry=first, name=name)
+
+
+def tag_of(image: str) -> str:
+    """The tag behind a name, in front of a digest; "" if there is none."""
+    found = re.search(r":([\w.-]+)$", image.partition("@")[0])
+    return found[1] if found else ""
 
 
 def is_loopback(host: str) -> bool:

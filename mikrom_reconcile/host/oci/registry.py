@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -12,8 +13,8 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from mikrom_reconcile.core.model.encoding import ready
-from mikrom_reconcile.core.specs.images import Repository, is_loopback
-from mikrom_reconcile.host.oci.manifests import INDEXES, MANIFESTS
+from mikrom_reconcile.core.specs.images import Repository, is_loopback, repository_of, tag_of
+from mikrom_reconcile.host.oci.manifests import INDEXES, MANIFESTS, document_of
 from mikrom_reconcile.system.download import FetchError, Opened
 from mikrom_reconcile.system.files import OddFileError, read_small
 from mikrom_reconcile.system.https_source import opened
@@ -54,6 +55,15 @@ def credentials_in(auth_file: Path | None, registry: str) -> str | None:
         raise FetchError(f"{message}: {type(error).__name__}", lasting=True) from error
 
 
+def registry_of(image: str, auth_file: Path | None, mirrors: Mapping[str, str]) -> Registry:
+    """What `registry/name` is read from on this host. Raises FetchError."""
+    try:
+        repository = repository_of(image.partition("@")[0], mirrors)
+    except ValueError as error:
+        raise FetchError(str(error), lasting=True) from error
+    return Registry(repository, credentials_in(auth_file, repository.registry))
+
+
 class Registry:
     """One repository, read with `credentials` ("user:password"), if there are any."""
 
@@ -65,6 +75,14 @@ class Registry:
     def url_of(self, kind: str, sha256: str) -> str:
         """Where something is; the kinds are "manifests" and "blobs"."""
         return f"{self._repository.url}/{kind}/sha256:{sha256}"
+
+    def digest_of(self, image: str, *, give_up_at: float) -> str:
+        """The digest, in hexadecimal, of what the tag of `image` names now. Raises FetchError."""
+        url = f"{self._repository.url}/manifests/{tag_of(image) or 'latest'}"
+        with self.opened(url, offset=0, give_up_at=give_up_at) as answer:
+            content = _whole(answer, CONTAINER_IMAGES.document_bytes, "a manifest", give_up_at)
+        document_of(content)
+        return hashlib.sha256(content).hexdigest()
 
     @contextmanager
     def opened(self, url: str, *, offset: int, give_up_at: float) -> Iterator[Opened]:
@@ -106,13 +124,18 @@ class Registry:
         query.update({key: said[key] for key in ("service",) if key in said})
         url = f"{realm}{'&' if urlsplit(realm).query else '?'}{urlencode(query)}"
         with opened(url, offset=0, give_up_at=give_up_at, authorization=self._basic) as answer:
-            content = b""
-            for piece in answer.pieces(give_up_at):
-                content += piece
-                if len(content) > CONTAINER_IMAGES.token_bytes:
-                    raise FetchError(f"{realm} answers with more than a token", lasting=True)
+            content = _whole(answer, CONTAINER_IMAGES.token_bytes, "a token", give_up_at)
         try:
             found = msgspec.json.decode(content, type=ready(Token))
         except msgspec.DecodeError as error:
             raise FetchError(f"{realm} answers with no token: {error}", lasting=False) from error
         return f"Bearer {found.token or found.access_token}"
+
+
+def _whole(answer: Opened, max_bytes: int, what: str, give_up_at: float) -> bytes:
+    content = bytearray()
+    for piece in answer.pieces(give_up_at):
+        content += piece
+        if len(content) > max_bytes:
+            raise FetchError(f"its answer is more than {what}", lasting=True)
+    return bytes(content)

@@ -12,7 +12,7 @@ from typing import IO, BinaryIO
 import msgspec
 
 from mikrom_reconcile.core.model.desired import PinnedFile
-from mikrom_reconcile.core.specs.images import ARCHIVE, LAYOUT, REGISTRY, repository_of
+from mikrom_reconcile.core.specs.images import ARCHIVE, LAYOUT, REGISTRY
 from mikrom_reconcile.host.oci.manifests import (
     ContainerImage,
     Document,
@@ -24,7 +24,7 @@ from mikrom_reconcile.host.oci.manifests import (
     layers_of,
     manifest_in,
 )
-from mikrom_reconcile.host.oci.registry import Registry, credentials_in
+from mikrom_reconcile.host.oci.registry import Registry
 from mikrom_reconcile.host.oci.tars import Budget, opened_tar
 from mikrom_reconcile.system.download import FetchError
 from mikrom_reconcile.system.files import OddFileError, read_small
@@ -43,7 +43,9 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     layers: tuple[str, ...]
 
 
-def image_of(file: PinnedFile, fetch: Fetch, *, auth_file: Path | None, max_bytes: int) -> ContainerImage:
+def image_of(
+    file: PinnedFile, fetch: Fetch, registry_of: Callable[[str], Registry], *, max_bytes: int
+) -> ContainerImage:
     """The image, with all of its parts on this host. Raises FetchError and OSError."""
     if file.source.startswith(ARCHIVE):
         archive = PinnedFile(source=file.source.removeprefix(ARCHIVE), sha256=file.sha256)
@@ -53,11 +55,7 @@ def image_of(file: PinnedFile, fetch: Fetch, *, auth_file: Path | None, max_byte
         return _assembled(
             file.sha256, lambda _, sha256: fetch(PinnedFile(source=f"{blobs}/{sha256}", sha256=sha256), None)
         )
-    try:
-        repository = repository_of(file.source.removeprefix(REGISTRY))
-    except ValueError as error:
-        raise FetchError(str(error), lasting=True) from error
-    registry = Registry(repository, credentials_in(auth_file, repository.registry))
+    registry = registry_of(file.source.removeprefix(REGISTRY))
 
     def path_of(kind: str, sha256: str) -> Path:
         return fetch(PinnedFile(source=registry.url_of(kind, sha256), sha256=sha256), registry)

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -51,6 +51,7 @@ class ImageCache:
         folders: tuple[Path, ...] = (),
         max_mib: int = IMAGES.max_mib,
         registry_auth: Path | None = None,
+        registry_mirrors: Mapping[str, str] | None = None,
     ) -> None:
         state_dir = state_dir.resolve()
         self._folder = state_dir / "images"
@@ -60,6 +61,7 @@ class ImageCache:
         self._folders = folders or (self._folder,)
         self._max_bytes = max_mib * _MIB
         self._registry_auth = registry_auth
+        self._registry_mirrors = registry_mirrors or {}
 
     def hello(self) -> Path:
         """The demo guest's kernel, put into place if it is missing or not whole. Raises OSError."""
@@ -127,14 +129,18 @@ class ImageCache:
     def _make_disk(self, file: PinnedFile, path: Path, give_up_at: float) -> None:
         """A root disk of a container image, whose parts stay for a while: the next image may share them."""
         from mikrom_reconcile.host.oci import rootdisk  # noqa: PLC0415 - as in `path_of`
-        from mikrom_reconcile.host.oci.sources import image_of  # noqa: PLC0415 - with TLS 15 ms more
+        from mikrom_reconcile.host.oci.registry import registry_of  # noqa: PLC0415 - with TLS 15 ms more
+        from mikrom_reconcile.host.oci.sources import image_of  # noqa: PLC0415
 
-        def fetch(part: PinnedFile, registry: Registry | None) -> Path:
-            return self.part(part, registry, give_up_at=give_up_at)
+        def registry(name: str) -> Registry:
+            return registry_of(name, self._registry_auth, self._registry_mirrors)
+
+        def fetch(part: PinnedFile, source: Registry | None) -> Path:
+            return self.part(part, source, give_up_at=give_up_at)
 
         draft = path.with_name(f"{path.name}.part")
         draft.unlink(missing_ok=True)
-        image = image_of(file, fetch, auth_file=self._registry_auth, max_bytes=self._max_bytes)
+        image = image_of(file, fetch, registry, max_bytes=self._max_bytes)
         rootdisk.build(image, draft, max_bytes=self._max_bytes, give_up_at=give_up_at)
         _put(draft, path, mode=0o555 if image.process.words else 0o444)  # as a program: whether it runs by itself
 

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Boot, PinnedFile, RootDisk, VMSpec
-from mikrom_reconcile.core.specs.images import init_words, is_container_image, is_loopback, repository_of
+from mikrom_reconcile.core.specs.images import init_words, is_container_image, is_loopback, repository_of, tag_of
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,21 @@ def test_only_this_host_is_loopback() -> None:
         *(True, True, True),
         *(False, False),
     ]
+
+
+def test_a_mirror_is_asked_in_the_place_of_a_registry() -> None:
+    mirrors = {"docker.io": "mirror.example:5000/hub", "ghcr.io": "mirror.example"}
+    asked = {image: repository_of(image, mirrors).url for image in ("nginx:1", "ghcr.io/team/app", "quay.io/app")}
+    assert asked == {
+        "nginx:1": "https://mirror.example:5000/v2/hub/library/nginx",
+        "ghcr.io/team/app": "https://mirror.example/v2/team/app",
+        "quay.io/app": "https://quay.io/v2/app",
+    }
+
+
+def test_a_tag_stands_behind_the_name_and_in_front_of_a_digest() -> None:
+    images = ("nginx", "nginx:1.2", "localhost:5000/a", f"localhost:5000/a:v1@sha256:{'0' * 64}")
+    assert [tag_of(image) for image in images] == ["", "1.2", "", "v1"]
 
 
 def test_three_kinds_of_sources_are_container_images() -> None:

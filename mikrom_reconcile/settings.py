@@ -70,7 +70,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _mirrors(text: str) -> tuple[tuple[str, str], ...]:
     pairs = tuple(name.partition("=")[::2] for name in _names(text))
-    if not all(name and re.fullmatch(r"[^/=]+(/[^=]*[^/=])?", mirror) for name, mirror in pairs):
+    if not all(name and re.fullmatch(r"[^/=]+(/[^/=]+)*", mirror) for name, mirror in pairs):
         raise ValueError("must be like docker.io=mirror.example.net:5000, with , between several")
     return pairs
 

@@ -13,6 +13,7 @@ from mikrom_reconcile.core.model.observed import SATISFIES, HostReport, HostView
 from mikrom_reconcile.core.model.plan import RunRecord, group_by
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import ImageFile
+from mikrom_reconcile.core.specs.images import is_container_image
 from mikrom_reconcile.output import text
 from mikrom_reconcile.output.run_result import conclusion_text, events_document, events_in, run_row
 from mikrom_reconcile.times_and_sizes import OUTPUT
@@ -317,7 +318,8 @@ def _rows_of(
 ) -> Iterator[tuple[text.Cell, ...]]:
     names = defaultdict(list)
     for file in dict.fromkeys([*named, *needed]):
-        names[file.sha256].append(f"{file.image} {file.part}")
+        container = f" ({file.source.partition(':')[2]})" if is_container_image(file.source) else ""
+        names[file.sha256].append(f"{file.image} {file.part}{container}")
     there = {cached.sha256: cached for cached in stock.cached}
     unknown = "unknown" if stock.error else "missing"
     for sha256 in dict.fromkeys([*(file.sha256 for file in needed), *there]):
@@ -327,4 +329,5 @@ def _rows_of(
             yield *known, "-", "-", (unknown, "yellow")
         else:
             size = text.mebibytes(-(-cached.size_bytes // (1 << 20)))
-            yield *known, size, str(cached.vms), f"{text.age(cached.last_used_at, now)} ago"
+            told = " ".join([str(cached.vms), *cached.used_by[:3], *["…"][: len(cached.used_by[3:])]])
+            yield *known, size, told, f"{text.age(cached.last_used_at, now)} ago"

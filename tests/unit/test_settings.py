@@ -18,9 +18,17 @@ from tests.command import PROJECT
 NO_PATHS = {
     "MIKROM_DRIVER", "MIKROM_HOST", "MIKROM_JAIL", "MIKROM_IMAGE_MAX_MIB", "MIKROM_SECRET_ENV", "MIKROM_BROKER_URL",
     "MIKROM_WORKER_ROLE", "CELERY_QUEUE_NAME", "FLOWER_BASIC_AUTH", "FLOWER_PORT", "MIKROM_FORKS", "MIKROM_TIMEOUT",
-    "MIKROM_RECONCILE_INTERVAL", "MIKROM_METRICS", "MIKROM_DEBUG",
+    "MIKROM_REGISTRY_MIRRORS", "MIKROM_RECONCILE_INTERVAL", "MIKROM_METRICS", "MIKROM_DEBUG",
 }  # fmt: skip
 PATHS = sorted({entry.metadata["variable"] for entry in fields(Settings)} - NO_PATHS)
+
+
+def test_mirrors_stand_beside_the_registries_that_they_are_asked_for() -> None:
+    found = load({"MIKROM_REGISTRY_MIRRORS": "docker.io=mirror:5000/hub, ghcr.io=mirror"}).registry_mirrors
+    assert found == (("docker.io", "mirror:5000/hub"), ("ghcr.io", "mirror"))
+    for odd in ("mirror", "=mirror", "docker.io=", "docker.io=https://mirror", "docker.io=mirror/"):
+        with pytest.raises(UsageError, match=r"must be like docker\.io=mirror\.example\.net:5000"):
+            load({"MIKROM_REGISTRY_MIRRORS": odd})
 
 
 @pytest.mark.parametrize("text", ["state", "./state", "~/state", "-"])

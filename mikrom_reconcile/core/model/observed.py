@@ -202,12 +202,15 @@ class Placements(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CachedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of an image on a host. `vms` have records that name it; `last_used_at` is when somebody last wanted it."""
+    """A file of an image on a host. `vms` have records that name it, those `used_by` names; `last_used_at` is when
+    somebody last wanted it.
+    """
 
     sha256: str
     size_bytes: int
     vms: int
     last_used_at: datetime
+    used_by: tuple[str, ...] = ()
 
 
 class Stock(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,14 +78,9 @@ def _is_id(text: str) -> bool:
 
 def _signal(text: str) -> int:
     """The number of a signal by its name, with SIG or without, or by its number."""
-    found = re.fullmatch(r"(?:SIG)?(?:(RTMIN|RTMAX)([+-][0-9]{1,2})?|([A-Z0-9]+))", text.upper())
-    number = 0
-    if found and found[1]:
-        number = (signal.SIGRTMIN if found[1] == "RTMIN" else signal.SIGRTMAX) + int(found[2] or 0)
-    elif found and found[3].isdigit():
-        number = int(found[3][:3])
-    elif found:
-        number = getattr(signal, f"SIG{found[3]}", 0)
+    found = re.fullmatch(r"(?:SIG)?(?:([0-9]{1,3})|([A-Z0-9]+)|(RTMIN|RTMAX)([+-][0-9]{1,2}))", text.upper())
+    digits, name, edge, step = found.groups() if found else ("0", None, None, None)
+    number = int(digits or 0) or int(getattr(signal, f"SIG{name or edge}", 0)) + int(step or 0)
     if not 1 <= number <= signal.SIGRTMAX:
         raise FetchError(f"its STOPSIGNAL {text} is no signal", lasting=True)
-    return int(number)
+    return number

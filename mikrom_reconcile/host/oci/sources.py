@@ -94,11 +94,11 @@ def _read(path: Path) -> bytes:
 
 
 def _saved_image(archive: Path, max_bytes: int) -> ContainerImage:
-    with _members(archive, max_bytes) as (tar, members):
-        images = decoded(_content(tar, members, "manifest.json"), tuple[Saved, ...])
+    with _saved(archive, max_bytes) as tar:
+        images = decoded(_content(tar, "manifest.json"), tuple[Saved, ...])
         if len(images) != 1:
             raise FetchError(f"the file has {len(images)} images: save one alone", lasting=True)
-        config = config_of(_content(tar, members, images[0].config))
+        config = config_of(_content(tar, images[0].config))
     names = images[0].layers
     if len(names) != len(config.rootfs.diff_ids):
         raise FetchError("its manifest and its configuration differ in the number of layers", lasting=True)
@@ -111,32 +111,28 @@ def _saved_image(archive: Path, max_bytes: int) -> ContainerImage:
 
 @contextmanager
 def _saved_layer(archive: Path, name: str, max_bytes: int) -> Iterator[BinaryIO]:
-    with _members(archive, max_bytes) as (tar, members):
-        yield _file(tar, members, name)  # type: ignore[misc]  # it seeks and reads
+    with _saved(archive, max_bytes) as tar:
+        yield _file(tar, name)  # type: ignore[misc]  # it seeks and reads
 
 
-def _content(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str) -> bytes:
-    content = _file(tar, members, name).read(CONTAINER_IMAGES.document_bytes + 1)
+def _content(tar: tarfile.TarFile, name: str) -> bytes:
+    content = _file(tar, name).read(CONTAINER_IMAGES.document_bytes + 1)
     if len(content) > CONTAINER_IMAGES.document_bytes:
         raise FetchError(f"its {name} is too large", lasting=True)
     return content
 
 
 @contextmanager
-def _members(archive: Path, max_bytes: int) -> Iterator[tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]]:
-    with archive.open("rb") as content, opened_tar(content, Budget(max_bytes), "r:") as (tar, _):
-        members: dict[str, tarfile.TarInfo] = {}
-        while (member := tar.next()) is not None:
-            members[member.name] = member
-            if len(members) > CONTAINER_IMAGES.archive_members:
-                raise FetchError("it is no file of `docker save`: it has too many entries", lasting=True)
-        yield tar, members
+def _saved(archive: Path, max_bytes: int) -> Iterator[tarfile.TarFile]:
+    budget = Budget(max_bytes, entries=CONTAINER_IMAGES.archive_members)
+    with archive.open("rb") as content, opened_tar(content, budget, "r:") as (tar, _):
+        yield tar
 
 
-def _file(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str) -> IO[bytes]:
+def _file(tar: tarfile.TarFile, name: str) -> IO[bytes]:
     content = None
     with suppress(KeyError):  # also where it is a link that leads nowhere
-        content = tar.extractfile(members[name])
+        content = tar.extractfile(name)
     if content is None:
         raise FetchError(f"it is no file of `docker save`: {name} is not in it", lasting=True)
     return content

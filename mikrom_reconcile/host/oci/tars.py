@@ -30,10 +30,12 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 class Budget:
     """What all layers of one image together may take, until `give_up_at`."""
 
-    def __init__(self, max_bytes: int, give_up_at: float = math.inf) -> None:
+    def __init__(
+        self, max_bytes: int, give_up_at: float = math.inf, *, entries: int = CONTAINER_IMAGES.entries
+    ) -> None:
         self._give_up_at = give_up_at
         self._max_bytes = self._bytes_left = max_bytes
-        self._entries_left = CONTAINER_IMAGES.entries
+        self._entries = self._entries_left = entries
 
     def take(self, size: int) -> None:
         """Raise FetchError when that is too much, or time is up."""
@@ -48,7 +50,7 @@ class Budget:
         """Raise FetchError when there are too many."""
         self._entries_left -= 1
         if self._entries_left < 0:
-            raise FetchError(f"it has more than {CONTAINER_IMAGES.entries} files", lasting=True)
+            raise FetchError(f"it has more than {self._entries} files", lasting=True)
 
 
 class Metered:
@@ -56,7 +58,7 @@ class Metered:
 
     def __init__(self, content: IO[bytes], budget: Budget) -> None:
         self._content = content
-        self._budget = budget
+        self.budget = budget
         self._header_left: int | None = None
         self.digest = hashlib.sha256()
 
@@ -64,7 +66,7 @@ class Metered:
         """As a file does."""
         piece = self._content.read(size)
         self.digest.update(piece)
-        self._budget.take(len(piece))
+        self.budget.take(len(piece))
         if self._header_left is not None:
             self._header_left -= len(piece)
             if self._header_left < 0:
@@ -107,11 +109,13 @@ class _Entry(tarfile.TarInfo):
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
         try:
             with cls.metered.header():
-                return super().fromtarfile(tarfile)
+                found = super().fromtarfile(tarfile)
         except HeaderError as error:
             if type(error).__name__ in _ENDS:
                 raise
             raise FetchError(f"its tar is broken: {error}", lasting=True) from error
+        cls.metered.budget.take_entry()
+        return found
 
 
 def entries(layer: Layer, budget: Budget) -> Generator[tuple[tarfile.TarInfo, IO[bytes] | None], None, None]:
@@ -123,7 +127,6 @@ def entries(layer: Layer, budget: Budget) -> Generator[tuple[tarfile.TarInfo, IO
     ):
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # else it remembers every one
-            budget.take_entry()
             yield member, tar.extractfile(member) if member.isreg() else None
         while metered.read(IMAGES.piece_bytes):  # what is behind its end counts for the digest
             pass

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
@@ -166,7 +166,13 @@ class ImageCache:
                 failed[file.sha256] = str(error)
         uses, _ = image_uses(records)
         cached = tuple(
-            CachedFile(sha256=name, size_bytes=size, vms=uses[name], last_used_at=datetime.fromtimestamp(used_s, UTC))
+            CachedFile(
+                sha256=name,
+                size_bytes=size,
+                vms=len(uses[name]),
+                last_used_at=datetime.fromtimestamp(used_s, UTC),
+                used_by=tuple(sorted(uses[name])),
+            )
             for name, size, used_s in self.cached()
         )
         return Stock(host=host, failed=failed, cached=cached)
@@ -239,13 +245,14 @@ class ImageCache:
             raise FetchError(message, lasting=False)
 
 
-def image_uses(records: Records) -> tuple[Counter[str], bool]:
-    """How many VMs name each digest, and whether every record could be read. Raises SetupError."""
-    uses, is_whole = Counter[str](), True
+def image_uses(records: Records) -> tuple[defaultdict[str, set[str]], bool]:
+    """The VMs that name each digest, and whether every record could be read. Raises SetupError."""
+    uses, is_whole = defaultdict[str, set[str]](set), True
     for record in records.list():
         time.sleep(0)  # lets other greenlets run
         if isinstance(record, VMRecord):
-            uses.update({file.sha256 for file in record.spec.boot.files().values()} if record.spec.boot else ())
+            for file in record.spec.boot.files().values() if record.spec.boot else ():
+                uses[file.sha256].add(record.vm)
         else:
             is_whole = False
     return uses, is_whole

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,9 @@ import pytest
 
 from mikrom_reconcile.host.resources.images import ImageCache
 from tests.command import Mikrom, document, names
+from tests.container_images import Workshop, put
+from tests.registries import Server as HTTPServer
+from tests.registries import send
 from tests.unit.host.test_images import CONTENT, Server
 
 pytestmark = pytest.mark.kvm
@@ -114,6 +120,84 @@ def test_each_bad_image_stops_its_own_vm_and_the_others_come_up(mikrom: Mikrom, 
     state = files.cache.parents[1]
     assert [path for name in ("vms", "copies", "disks") for path in (state / name).glob("*")] == []
     assert not list(files.cache.glob("*.part"))
+
+
+@pytest.fixture
+def registry() -> Iterator[str]:
+    """One that answers for "lies" with other bytes, never for "slow", and refuses the rest."""
+    is_over = threading.Event()
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        if "/slow/" in request.path:
+            is_over.wait(60)
+        send(request, b"{}", 200 if "/lies/" in request.path else 403)
+
+    server = HTTPServer(answer)
+    yield server.address
+    is_over.set()
+    server.close()
+
+
+def layout(folder: Path, *words: str, spoilt: bool = False) -> dict[str, str]:
+    workshop = Workshop(folder)
+    workshop.folder.mkdir()
+    workshop.begin()
+    put(workshop.rootfs / "app", b"a static program")  # and no shell
+    workshop.commit()
+    workshop.configure("--author", folder.name, *words)
+    for blob in (workshop.layout / "blobs/sha256").iterdir() if spoilt else ():
+        blob.write_bytes(blob.read_bytes().replace(b"sha256", b"sha255").replace(b"\x1f\x8b", b"\x1f\x8c"))
+    return {"oci_layout": f"file://{workshop.layout}", "sha256": workshop.digest()}
+
+
+WHY_NOT = {
+    "other": "it is for linux/arm64, and VMs here run linux/amd64",
+    "idle": "its image has neither an ENTRYPOINT nor a CMD: write in its template which command it runs",
+    "user": "its USER is nobody, which its /etc/passwd does not have",
+    "spoilt": "one of them is wrong",
+    "digest": "No such file or directory",
+    "lies": "and the spec says 4444",
+    "locked": "403",
+    "slow": "still running past the deadline",
+    "gone": "refused",
+}
+
+
+@pytest.mark.needs("umoci", "mke2fs")
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root, which unpacking a container image takes")
+def test_each_bad_container_image_stops_its_own_vm_and_nothing_is_left(
+    mikrom: Mikrom, files: Files, registry: str
+) -> None:
+    entrypoint = ("--config.entrypoint", "/app")
+    rootfs = {
+        "good": layout(files.images / "of-good", *entrypoint),
+        "other": layout(files.images / "of-other", *entrypoint, "--architecture", "arm64"),
+        "idle": layout(files.images / "of-idle"),
+        "user": layout(files.images / "of-user", *entrypoint, "--config.user", "nobody"),
+        "spoilt": layout(files.images / "of-spoilt", *entrypoint, spoilt=True),
+        "digest": {"oci_layout": f"file://{files.images}/of-good/layout", "sha256": "0" * 64},
+        "gone": {"oci": f"127.0.0.1:1/app@sha256:{'3' * 64}"},
+        "lies": {"oci": f"{registry}/lies/app@sha256:{'4' * 64}"},
+        "locked": {"oci": f"{registry}/locked/app@sha256:{'5' * 64}"},
+        "slow": {"oci": f"{registry}/slow/app@sha256:{'6' * 64}"},
+    }
+    files.write(**{name: {"kernel": files.good, "rootfs": disk} for name, disk in rootfs.items()})
+    told = {vm.removesuffix("-000"): error for vm, error in errors(apply_all(mikrom)).items()}
+    assert {vm: words for vm, words in WHY_NOT.items() if words not in told.get(vm, "")} == {}, told
+    assert set(told) == set(WHY_NOT)
+    listed = document("vms", mikrom("get", "vms", "-o", "json"))["vms"]
+    assert [vm["name"] for vm in listed if vm["phase"] == "running"] == ["good-000"]
+    assert re.search(r"good rootfs \(file://.* 1 good-000 ", mikrom("images").stdout)
+
+    files.specs.write_text(files.specs.read_text().replace("{image: idle,", "{image: idle, command: [/app],"))
+    mikrom("apply", "--yes", "--limit", "idle")
+    mikrom("destroy", "--yes")
+    left = {path.name for folder in ("sha256", "parts") for path in files.cache.with_name(folder).iterdir()}
+    assert not [name for name in left if name.endswith((".tree", ".new")) or name.count(".") > 1], left
+
+
+def apply_all(mikrom: Mikrom) -> subprocess.CompletedProcess[str]:
+    return mikrom("apply", "--yes", "-o", "json", "--timeout", "8", code=18)
 
 
 @pytest.mark.needs("unshare", "mount")

@@ -72,9 +72,9 @@ class Engine(Reconciler):
         """Whatever was before, this is how things are."""
         self.hosts, self.store = Hosts(world), OneStore(memory)  # type: ignore[assignment]
 
-    def _specs(self, request: RunRequest) -> Specs:
+    def _read(self, request: RunRequest) -> Specs:
         self.reads += 1
-        return super()._specs(request)
+        return super()._read(request)
 
 
 def request(project: Project = SPECS, **fields: Any) -> RunRequest:

@@ -80,6 +80,7 @@ class RedisStore:
         self._redis = redis
         self._prefix = prefix
         self._history = f"{prefix}:history:"
+        self._known: dict[str, tuple[bytes, Placements]] = {}
 
     def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> RedisLease:
         key = f"{self._prefix}:lease:{scope}"
@@ -93,8 +94,16 @@ class RedisStore:
         return RedisLease(self._redis, key, value, token=int(answer), ttl_s=ttl_s, taken_at=taken_at)
 
     def placements(self, project: str) -> Placements:
+        key, known = f"{self._prefix}:placements:{project}", self._known.get(project)
         with translate_broker_errors():
-            return run_log.placements_in(self._redis.hget(f"{self._prefix}:placements:{project}", "content"))
+            digest: Any = self._redis.hget(key, "digest")
+            if known is not None and known[0] == digest:  # then nothing of their size is sent
+                return known[1]
+            digest, content = self._redis.hmget(key, "digest", "content")
+        placements = run_log.placements_in(content)
+        if digest is not None:
+            self._known[project] = (digest, placements)
+        return placements
 
     def remember(self, project: str, placements: Placements) -> None:
         """Replace the placements of a project, unless they are the same: then nothing of their size is sent."""

@@ -264,6 +264,7 @@ ROWS = {
         (HOST_53, OPEN),
         ({},),
     ),
+    "to the loopback of the host": Row(to("127.0.0.1"), "host", (), ({}, OPEN, HOST_53)),
     "answers to the host, such as those to a check": Row(answer_of_ann, "host", ({}, ALONE | DENY, OPEN), ()),
     "to a machine beyond the network": Row(
         to(SERVER),

@@ -16,7 +16,6 @@ from mikrom_reconcile.core.model.plan import group_by
 from mikrom_reconcile.core.placement.capacity import Heaps, HostHeap, HostLoads, Paths, Room, SpreadCounts, SpreadHeap
 from mikrom_reconcile.core.specs.inventory import Attributes, Inventory, describe_attribute
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, UnplacedVM, hosts_of
-from mikrom_reconcile.core.specs.networks import port_of
 from mikrom_reconcile.times_and_sizes import SPECS
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -68,8 +67,7 @@ class Scheduler:
         self._heaps: dict[tuple[int, bytes, Capacity], Heaps] = {}
         self._spread_heaps: dict[tuple[int, int, Capacity], SpreadHeap] = {}
         self._counts: dict[int, SpreadCounts] = {}
-        self._ports: dict[int, frozenset[tuple[int, str]]] = {}  # by the identity of a template, which the VMs hold
-        self._publisher: dict[tuple[str, tuple[int, str]], str] = {}  # of a port of a host
+        self._publisher: dict[tuple[str, str], str] = {}  # of a port of a host
         self._narrowed: list[UnplacedVM] = []  # held, since other tables go by the identity of their hosts
         self._members: dict[int, list[str]] = defaultdict(list)  # the hosts of the VMs of fleets that are to be spread
 
@@ -95,7 +93,7 @@ class Scheduler:
                 unplaceable.append(vm)
         alike: dict[tuple[int, int, Capacity], tuple[str, ...]] = {}
         for vm in unplaceable:  # once all have chosen: only then is it known how full the hosts are
-            key = (id(vm.hosts), id(vm.template) if self._ports_of(vm) else id(vm.fleet), need(vm))
+            key = (id(vm.hosts), id(vm.template) if vm.template.published else id(vm.fleet), need(vm))
             placing.rejections[vm.name] = alike[key] = alike.get(key) or self._rejections(vm, need(vm))
         return placing
 
@@ -108,25 +106,18 @@ class Scheduler:
         """Whether no other VM publishes one of its ports on the host; then they are its from now on."""
         is_free = not self._taken_port(vm, host)
         if is_free:
-            self._publisher |= {(host, port): vm.name for port in self._ports_of(vm)}
+            self._publisher |= {(host, port): vm.name for port in vm.template.published}
         return is_free
 
-    def _taken_port(self, vm: UnplacedVM, host: str) -> int:
-        """A port that another VM publishes there; 0 if all that it wants to publish are free."""
-        ports = self._ports_of(vm)
-        return next((port[0] for port in ports if self._publisher.get((host, port), vm.name) != vm.name), 0)
-
-    def _ports_of(self, vm: UnplacedVM) -> frozenset[tuple[int, str]]:
-        if (found := self._ports.get(id(vm.template))) is None:
-            interfaces = (vm.template.fields.get("network_interfaces") or {}).values()
-            found = frozenset(port_of(text) for nic in interfaces for text in (nic or {}).get("publish") or ())
-            self._ports[id(vm.template)] = found
-        return found
+    def _taken_port(self, vm: UnplacedVM, host: str) -> str:
+        """A port that another VM publishes there; "" if all that it wants to publish are free."""
+        ports = vm.template.published
+        return next((port for port in ports if self._publisher.get((host, port), vm.name) != vm.name), "")
 
     def _where_ports_are_free(self, vm: UnplacedVM) -> UnplacedVM:
         """The VM, with only those hosts left on which it can publish its ports."""
         hosts = self.hosts if vm.hosts is None else vm.hosts
-        left = tuple(host for host in hosts if not self._taken_port(vm, host)) if self._ports_of(vm) else hosts
+        left = tuple(host for host in hosts if not self._taken_port(vm, host)) if vm.template.published else hosts
         if len(left) < len(hosts):
             vm = msgspec.structs.replace(vm, hosts=left)
             self._narrowed.append(vm)

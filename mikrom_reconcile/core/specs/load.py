@@ -20,7 +20,7 @@ from mikrom_reconcile.core.parsing.schema_errors import Schemas
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, Layer, Scope, VariableError, names_in
 from mikrom_reconcile.core.specs.images import BUILT_IN, Image, image_of
 from mikrom_reconcile.core.specs.inventory import Group, Host, Inventory, PlacementSpec
-from mikrom_reconcile.core.specs.networks import Network, network_of
+from mikrom_reconcile.core.specs.networks import Network, network_of, port_name
 from mikrom_reconcile.core.specs.validate import Documents, validate
 from mikrom_reconcile.times_and_sizes import SPECS
 
@@ -193,6 +193,7 @@ class MergedTemplate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     fleet: FleetSpec
     fields: dict[str, Any]
     variables_used: frozenset[str]
+    published: frozenset[str]  # the ports of a host that each VM wants for itself
     overrides: tuple[int, ...] = ()
 
 
@@ -302,7 +303,11 @@ def _merged_template(
         variables_used |= shared | names_in(dict(fleet.vars))  # through one variable, others
     else:
         fields = Scope().resolve(fields)  # $${ stands for ${ here, too
-    return MergedTemplate(fleet=fleet, fields=fields, variables_used=variables_used, overrides=overrides)
+    interfaces = fields.get("network_interfaces", {}).values()
+    ports = frozenset(port_name(text) for nic in interfaces for text in nic.get("publish", ()))
+    return MergedTemplate(
+        fleet=fleet, fields=fields, variables_used=variables_used, published=ports, overrides=overrides
+    )
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -120,33 +120,39 @@ def network_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
 def _rule_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
     if not spec.get("guard", True) and any(map(spec.get, ("isolation", "egress", "host_access"))):
         yield ("guard",), "isolation, egress and host_access need it: without guard a VM could send from any address"
-    for number, entry in enumerate(spec.get("egress", {}).get("allow", ())):
-        try:
-            destination_of(entry)
-        except ValueError as error:
-            yield ("egress", "allow", number), f"{entry} is no destination: {error}"
-    for number, entry in enumerate(spec.get("host_access", ())):
-        if not 1 <= port_of(str(entry))[0] <= SPECS.last_port:
-            yield ("host_access", number), f"{entry} is no port: they are 1 to {SPECS.last_port}"
+    allowed = (("egress", "allow"), spec.get("egress", {}).get("allow", ()), destination_of)
+    for path, entries, parsed in (allowed, (("host_access",), spec.get("host_access", ()), port_of)):
+        for number, entry in enumerate(entries):
+            try:
+                parsed(str(entry))
+            except ValueError as error:
+                yield (*path, number), f"{entry} cannot be here: {error}"
 
 
 def destination_of(text: str) -> tuple[IPv4Network, str, str]:
-    """Network, protocol and ports of "10.0.0.1:53/udp", of "10.0.0.1:8000-8080", or of "10.0.0.0/8", which has none.
+    """Network, protocol and ports of "10.0.0.1:53/udp" or "10.0.0.1:8000-8080"; "10.0.0.0/8" has none of the latter.
 
     Raises ValueError.
     """
     address, _, service = text.partition(":")
     ports, _, protocol = service.partition("/")
-    bounds = [int(port) for port in ports.split("-") if port]
-    if bounds and not 1 <= bounds[0] <= bounds[-1] <= SPECS.last_port:
-        raise ValueError(f"{ports} is no port from 1 to {SPECS.last_port}, nor a range of them")
+    bounds = [port_of(port)[0] for port in ports.split("-") if port]
+    if bounds != sorted(bounds):
+        raise ValueError(f"{ports} runs backwards")
     return IPv4Network(address), (protocol or "tcp") if bounds else "", "-".join(map(str, dict.fromkeys(bounds)))
 
 
+def port_name(text: str) -> str:
+    """A port such as "80" as "80/tcp"."""
+    return text if "/" in text else f"{text}/tcp"
+
+
 def port_of(text: str) -> tuple[int, str]:
-    """The number and the protocol of a port such as "80" or "53/udp"."""
-    number, _, protocol = text.partition("/")
-    return int(number), protocol or "tcp"
+    """The number and the protocol of a port such as "80" or "53/udp". Raises ValueError."""
+    number, _, protocol = port_name(text).partition("/")
+    if not 1 <= int(number) <= SPECS.last_port:
+        raise ValueError(f"ports are 1 to {SPECS.last_port}")
+    return int(number), protocol
 
 
 def overlapping(networks: list[Network]) -> Iterator[tuple[str, str]]:

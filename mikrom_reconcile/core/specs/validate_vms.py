@@ -13,7 +13,7 @@ from mikrom_reconcile.core.model.specs import Pointer
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs.images import BUILT_IN, init_of, init_words
-from mikrom_reconcile.core.specs.networks import WHOLE, Network, port_of
+from mikrom_reconcile.core.specs.networks import WHOLE, Network, port_name, port_of
 from mikrom_reconcile.times_and_sizes import SPECS
 
 METADATA_OF_HOST = "mikrom"
@@ -223,14 +223,16 @@ def _secrets_in(value: Any, path: Pointer) -> Problems:
 
 
 def _published(spec: VMSpec) -> Problems:
-    taken: set[tuple[int, str]] = set()
+    taken: set[str] = set()
     for name, nic in spec.network_interfaces.items():
         for text in nic.publish:
-            path, port = ("network_interfaces", name, "publish", text), port_of(text)
-            if not 1 <= port[0] <= SPECS.last_port:
-                yield path, f"{text} is no port: they are 1 to {SPECS.last_port}"
+            path, port = ("network_interfaces", name, "publish", text), port_name(text)
+            try:
+                port_of(text)
+            except ValueError as error:
+                yield path, f"{text} cannot be published: {error}"
             if port in taken:
-                yield path, f"port {port[0]}/{port[1]} is published twice"
+                yield path, f"port {port} is published twice"
             taken.add(port)
 
 

@@ -17,7 +17,7 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.fields import costs, needs_restart
 from mikrom_reconcile.core.model.observed import WANTS_VMM, ObservedVM
 from mikrom_reconcile.core.model.plan import Action, Expect, Order, Result
-from mikrom_reconcile.core.specs.networks import port_of
+from mikrom_reconcile.core.specs.networks import port_name
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.system.time_limits import Clock
@@ -116,8 +116,8 @@ class Reservations:
 
 def _claims_of(record: VMRecord) -> Claims:
     """Its addresses, the ports of the host that it publishes, and the existing files that are its drives."""
-    ports = (port_of(text) for nic in record.spec.network_interfaces.values() for text in nic.publish)
-    alone = (*record.addresses.values(), *(f"port {port}/{protocol}" for port, protocol in ports))
+    ports = (text for nic in record.spec.network_interfaces.values() for text in nic.publish)
+    alone = (*record.addresses.values(), *(f"port {port_name(port)}" for port in ports))
     files = ((drive.source, not drive.read_only) for drive in record.spec.drives.values() if drive.source)
     return frozenset((*((name, True) for name in alone), *files))
 

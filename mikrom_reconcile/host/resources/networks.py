@@ -27,7 +27,7 @@ from mikrom_reconcile.core.model.observed import WANTS_VMM, Drift
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.host.resources.nft import ByTap, Rules
-from mikrom_reconcile.host.resources.rules import PREFIX, field_of, rules_of, tap_of
+from mikrom_reconcile.host.resources.rules import PREFIX, field_of, rules_of
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.netlink import Link, Netlink, make_tap
 from mikrom_reconcile.times_and_sizes import NETWORKS
@@ -99,7 +99,7 @@ class Networks:
             for interface in interfaces:
                 if only_mend and kernel.link(interface.tap) is None:
                     continue
-                self._forget_elsewhere(record, interface, give_up_at)
+                self._forget(record.vm, interface.tap, give_up_at, but=interface.bridge)
                 with self._bridge_lock(record.vm, interface.bridge, give_up_at):
                     bridge = self._prepare_bridge(kernel, record, interface)
                     tap = _device(kernel, record.vm, "tap", interface.tap, interface.alias, make_tap)
@@ -107,13 +107,6 @@ class Networks:
                 if tap.master not in {0, bridge.index}:
                     self._remove_unused_bridges(kernel, record.vm, give_up_at)
         return interfaces
-
-    def _forget_elsewhere(self, record: VMRecord, interface: Interface, give_up_at: float) -> None:
-        """Take away what other bridges say of a tap that was there before: it would be judged by that, too."""
-        for name in self._rules.elsewhere(interface.tap, interface.bridge):
-            with self._bridge_lock(record.vm, name, give_up_at):
-                stale = (self._rules.of(name) or {}).get(interface.tap, frozenset())
-                self._rules.change(record.vm, name, add=(), take=stale)
 
     def in_place(self, record: VMRecord) -> tuple[Interface, ...]:
         """The interfaces whose taps are there and ours. Raises OSError."""
@@ -181,9 +174,18 @@ class Networks:
         taps = [link for link in kernel.links() if which(link)]
         for tap in taps:
             kernel.delete(tap.index)
+            self._forget(vm, tap.name, give_up_at)
         if taps:
             self._remove_unused_bridges(kernel, vm, give_up_at)
         return tuple(self._vm_of(tap) for tap in taps)
+
+    def _forget(self, vm: str, tap: str, give_up_at: float, but: str = "") -> None:
+        """Take away what bridges say of a tap that is gone, or is on the bridge `but` now: all judge it."""
+        for bridge in self._rules.with_tap(tap):
+            if bridge != but:
+                with self._bridge_lock(vm, bridge, give_up_at):
+                    rules = (self._rules.of(bridge) or {}).get(tap, frozenset())
+                    self._rules.change(vm, bridge, add=(), take=rules)
 
     def _vm_of(self, link: Link) -> str:
         """Whose tap it is, "" if it is none of ours."""
@@ -206,7 +208,9 @@ class Networks:
     def _prepare_bridge(self, kernel: Netlink, record: VMRecord, interface: Interface) -> Link:
         name, alias = interface.bridge, interface.bridge_alias
         own = self._wanted_by(record, name)
-        in_subnet = {link.name: link for link in kernel.in_subnets_of(filter(_is_address, own))}
+        there, addresses = kernel.link(name), frozenset(filter(_is_address, own))
+        has_all = there is not None and addresses <= kernel.addresses().get(there.index, frozenset())
+        in_subnet = {} if has_all else {link.name: link for link in kernel.in_subnets_of(addresses)}
         for link in in_subnet.values():
             if name not in in_subnet and not link.alias.startswith(self._prefix):
                 network = record.spec.network_interfaces[interface.name].network
@@ -232,7 +236,7 @@ class Networks:
 
     def _unwanted(self, parts: Parts, bridge: str, but: str) -> Parts:
         """Those of the parts that no VM wants which is to be up, `but` one; none while a record cannot be read."""
-        names = self._records.names()
+        names = self._records.names() if parts else ()
         # the VMs after it first: while all of a fleet change, those still want what it has left
         for name in (*(name for name in names if name > but), *(name for name in names if name < but)):
             if not parts:
@@ -245,20 +249,18 @@ class Networks:
         return parts
 
     def _set_parts(self, kernel: Netlink, record: VMRecord, link: Link, own: Parts) -> None:
-        """Give a bridge what the VM wants, leave it what others want, and take away what is of taps that are gone."""
-        bridge, taps = self._bridge_of(kernel, link), {interface.tap for interface in self.of(record)}
-        there = taps | {tap.name for tap in kernel.links() if tap.master == link.index}
-        found = bridge.shared.union(*(rules for tap, rules in bridge.rules.items() if tap in taps or tap not in there))
-        stale = frozenset(part for part in found - own if tap_of(part))
-        unwanted = stale | self._unwanted(found - own - stale, link.name, record.vm)
+        """Give a bridge what the VM wants, and leave it what others want."""
+        bridge = self._bridge_of(kernel, link)
+        of_taps = frozenset[str]().union(*(bridge.rules.get(interface.tap, ()) for interface in self.of(record)))
+        unwanted = (of_taps - own) | self._unwanted(bridge.shared - own, link.name, record.vm)
+        missing = own - of_taps - bridge.shared
         for address in filter(_is_address, unwanted):
             kernel.remove_address(link.index, address)
-        for address in filter(_is_address, (own | bridge.shared) - unwanted if unwanted or own - found else ()):
+        for address in filter(_is_address, (own | bridge.shared) - unwanted if unwanted or missing else ()):
             kernel.add_address(link.index, address)  # Linux removes others of a subnet along with its first
-        add, take = _rules_in(own - found), _rules_in(unwanted)
-        if add or take:
-            _refuse_used_ports(record.vm, add)
-            self._rules.change(record.vm, link.name, add=add, take=take)
+        if add_or_take := _rules_in(missing | unwanted):
+            _refuse_used_ports(record.vm, missing)
+            self._rules.change(record.vm, link.name, add=add_or_take & missing, take=add_or_take & unwanted)
 
     def _drop_rules(self, vm: str, bridge: str) -> None:
         if rules := self._rules.of(bridge):
@@ -324,10 +326,9 @@ def _rules_in(parts: Parts) -> Parts:
 def _refuse_used_ports(vm: str, rules: Iterable[str]) -> None:
     """Raises PermanentError if a program of the host listens on a port that is to lead to a guest."""
     for protocol, port in (rule.split()[2:5:2] for rule in rules if rule.startswith("ip publish ")):
-        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-        with socket.socket(socket.AF_INET, kind) as probe:
-            if protocol == "tcp":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # nobody listens: only closed connections
+        is_tcp = protocol == "tcp"
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, is_tcp)  # connections that are closed do not count
             try:
                 probe.bind(("", int(port)))
             except OSError as error:

@@ -24,7 +24,7 @@ _NEEDS = {"ip chain nat_": _FORWARD, "ip chain publish_in": _FORWARD, "ip chain 
 
 _TABLE = re.compile(rf"^table (bridge|ip) ({PREFIX}\w+) {{\n(.*?)^}}", re.MULTILINE | re.DOTALL)
 _HOME = re.compile(r"^\t(chain|set|map) (\w+) {\n(.*?)^\t}", re.MULTILINE | re.DOTALL)
-_AFTER_KEY = re.compile(" comment | : ")
+_AFTER_KEY = re.compile("\n| comment | : ")
 _STEP = "making its links"
 
 
@@ -44,38 +44,35 @@ class Rules:
         lame = [rule for rule in found.get("", ()) for need in _needs(rule, bridge) if not _is_on(need)]
         return {**found, "": found[""].difference(lame)} if lame else found
 
-    def elsewhere(self, tap: str, bridge: str) -> list[str]:
-        """Other bridges that have rules of this tap: it was there before."""
-        return [name for name, rules in (self._tables() or {}).items() if tap in rules and name != bridge]
+    def with_tap(self, tap: str) -> list[str]:
+        """The bridges that have rules of this tap."""
+        return [name for name, rules in (self._tables() or {}).items() if tap in rules]
 
     def _tables(self) -> dict[str, ByTap] | None:
         generation, (seen_at, tables) = rules_generation(), self._seen
         if generation is None or generation != seen_at or (tables is None and time.monotonic() > self._again_at):
-            tables = _listed()
+            with suppress(PermanentError, TemporaryError):
+                tables = None
+                tables = _listed("")
             self._seen, self._again_at = (generation, tables), time.monotonic() + NETWORKS.nft_retry_s
         return tables
 
     def change(self, vm: str, bridge: str, *, add: Iterable[str], take: Iterable[str]) -> None:
         """Add rules to a bridge, and take others away. Raises PermanentError, TemporaryError."""
-        tables, generation = self._tables(), self._seen[0]
-        if tables is None:
-            _run(vm, "-y", "list", "tables")
-            raise TemporaryError("the rules of nftables cannot be read", vm=vm, step=_STEP)
+        seen = self._tables()
+        tables, generation = _listed(vm) if seen is None else seen, self._seen[0]
         after = _changed(tables.get(bridge, {}), add, take)
-        elements = [*_element_changes(bridge, add, take)]
-        if None not in elements and _is_done(vm, "\n".join(filter(None, elements))):
-            if generation is not None and rules_generation() == generation + 1:  # nobody else has changed anything
-                self._seen = (generation + 1, {**tables, bridge: after})
-        else:
-            own_last = (*(rule for rules in after.values() for rule in rules), *add)
-            _run(vm, "-f", "-", script=_script(bridge, _possible(own_last)))
-        _switch_on(vm, bridge, after.get("", ()))
+        if any(" chain " in rule for rule in (*add, *take)) or not _are_changed(vm, bridge, add, take):
+            _nft(vm, _tables_of(bridge, [*frozenset[str]().union(*after.values()), *add]))
+        elif generation is not None and rules_generation() == generation + 1:  # nobody else has changed anything
+            self._seen = (generation + 1, {**tables, bridge: after})
+        _switch(vm, bridge, after.get("", ()))
 
 
 def _changed(rules: ByTap, add: Iterable[str], take: Iterable[str]) -> ByTap:
     after = dict(rules)
     for rule in take:
-        after[tap_of(rule)] = after[tap_of(rule)] - {rule}
+        after[tap_of(rule)] = after.get(tap_of(rule), frozenset()) - {rule}
     for rule in add:
         after[tap_of(rule)] = after.get(tap_of(rule), frozenset()) | {rule}
     return {tap: rules for tap, rules in after.items() if rules}
@@ -83,61 +80,52 @@ def _changed(rules: ByTap, add: Iterable[str], take: Iterable[str]) -> ByTap:
 
 def _key(rule: str) -> str:
     """What can be there only once: a chain of its name, or an element of its key."""
-    return _AFTER_KEY.split(rule.partition("\n")[0])[0]
+    return _AFTER_KEY.split(rule, 1)[0]
 
 
-def _possible(rules: Iterable[str]) -> list[str]:
-    """The last of each key, and no element that leads to a chain which nobody wants any more."""
-    last = {_key(rule): rule for rule in rules}
-    return [rule for rule in last.values() if " : goto " not in rule or f"ip chain {rule.split()[-1]}" in last]
-
-
-def _element_changes(bridge: str, add: Iterable[str], take: Iterable[str]) -> Iterator[str | None]:
-    """The commands that change elements; None for a chain, with which the tables are made anew."""
-    for verb, rules in (("delete", map(_key, take)), ("add", add)):
-        for rule in rules:
-            family, home, element = rule.split(" ", 2)
-            yield None if home == "chain" else f"{verb} element {family} {bridge} {home} {{ {element} }}"
-
-
-def _script(bridge: str, rules: list[str]) -> str:
-    """What replaces the tables of a bridge as a whole, at one moment; none are left where there are no rules."""
-    lines: list[str] = []
-    for family in ("bridge", "ip"):
-        of_family = sorted(rule for rule in rules if rule.startswith(f"{family} "))
-        lines += [f"table {family} {bridge} {{}}", f"delete table {family} {bridge}"]
-        lines += [f"table {family} {bridge} {{", *_homes(family, of_family), "}"] if of_family else []
-    return "\n".join((*lines, ""))
-
-
-def _homes(family: str, rules: list[str]) -> Iterator[str]:
-    for home, declaration in SETS.items():
-        elements = ", ".join(rule.removeprefix(f"{home} ") for rule in rules if rule.startswith(f"{home} "))
-        if home.startswith(f"{family} "):
-            yield declaration + (f" elements = {{ {elements} }}" if elements else "") + "\n}"
-    for rule in rules:
-        if rule.startswith(f"{family} chain "):
-            head, _, body = rule.removeprefix(f"{family} ").partition("\n")
-            yield f"{head} {{\n{body}\n}}"
-
-
-def _is_done(vm: str, script: str) -> bool:
+def _are_changed(vm: str, bridge: str, add: Iterable[str], take: Iterable[str]) -> bool:
+    """Change elements alone, if nothing that is left is in the way."""
+    words = (
+        (verb, *rule.split(" ", 2)) for verb, rules in (("delete", map(_key, take)), ("add", add)) for rule in rules
+    )
     with suppress(PermanentError):
-        _run(vm, "-f", "-", script=script)
+        _nft(
+            vm, "\n".join(f"{verb} element {family} {bridge} {home} {{ {text} }}" for verb, family, home, text in words)
+        )
         return True
     return False
 
 
-def _listed() -> dict[str, ByTap] | None:
-    """The rules of each bridge of ours; None where nft cannot say."""
-    try:
-        done = _nft("-y", "-f", "-", script="list ruleset bridge\nlist ruleset ip\n")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+def _tables_of(bridge: str, rules: list[str]) -> str:
+    """What replaces the tables of a bridge as a whole, at one moment; none are left where there are no rules.
+
+    Of two rules with one key the last counts, and no element leads to a chain that nobody wants any more.
+    """
+    last = {_key(rule): rule for rule in rules}
+    kept = sorted(rule for rule in last.values() if " : goto " not in rule or f"ip chain {rule.split()[-1]}" in last)
+    lines: list[str] = []
+    for family in ("bridge", "ip"):
+        own = [rule for rule in kept if rule.startswith(f"{family} ")]
+        lines += [f"table {family} {bridge} {{}}", f"delete table {family} {bridge}"]
+        lines += [f"table {family} {bridge} {{", *_homes(family, own), "}"] if own else []
+    return "\n".join((*lines, ""))
+
+
+def _homes(family: str, rules: list[str]) -> Iterator[str]:
+    for home, begin in SETS.items():
+        elements = ", ".join(rule.removeprefix(f"{home} ") for rule in rules if rule.startswith(f"{home} "))
+        if home.startswith(f"{family} "):
+            yield f"{begin} {elements and f'elements = {{ {elements} }}'}\n}}"
+    for head, _, body in (rule.partition("\n") for rule in rules if rule.startswith(f"{family} chain ")):
+        yield f"{head.removeprefix(f'{family} ')} {{\n{body}\n}}"
+
+
+def _listed(vm: str) -> dict[str, ByTap]:
+    """The rules of each bridge of ours. Raises PermanentError, TemporaryError."""
     tables: dict[str, ByTap] = {}
-    for family, bridge, body in _TABLE.findall(done.stdout):
+    for family, bridge, body in _TABLE.findall(_nft(vm, "list ruleset bridge\nlist ruleset ip\n")):
         tables[bridge] = _changed(tables.get(bridge, {}), _rules_in(family, body), ())
-    return None if done.returncode else tables
+    return tables
 
 
 def _rules_in(family: str, body: str) -> Iterator[str]:
@@ -157,32 +145,31 @@ def _is_on(switch: Path) -> bool:
     return switch.exists() and switch.read_text().strip() != "0"
 
 
-def _switch_on(vm: str, bridge: str, rules: Iterable[str]) -> None:
-    for need in {need for rule in rules for need in _needs(rule, bridge)}:
-        try:
-            if not _is_on(need):
-                need.write_text("1")
-        except OSError as error:
-            message = f"cannot let this host forward packets ({need}: {error.strerror}), which nat and publish need"
-            raise PermanentError(message, vm=vm, step=_STEP) from error
-
-
-def _nft(*words: str, script: str = "") -> subprocess.CompletedProcess[str]:
-    command, timeout_s = ("nft", *words), NETWORKS.nft_s
-    return subprocess.run(
-        command, input=script, text=True, errors="replace", capture_output=True, timeout=timeout_s, check=False
-    )
-
-
-def _run(vm: str, *words: str, script: str = "") -> None:
+def _switch(vm: str, bridge: str, rules: Iterable[str]) -> None:
+    """Have the kernel do what rules need, and lead nothing to loopback without need."""
+    needs, loopback = {need for rule in rules for need in _needs(rule, bridge)}, Path(_LOOPBACK.format(bridge))
     try:
-        done = _nft(*words, script=script)
-    except FileNotFoundError:
-        message = (
-            "its network needs the program nft: install nftables, or give the network guard: false and no other rules"
+        for need in needs | {loopback}:
+            if _is_on(need) != (need in needs):
+                need.write_text("1" if need in needs else "0")
+    except OSError as error:
+        message = f"cannot let this host forward packets ({error.filename}: {error.strerror}): nat and publish need it"
+        raise PermanentError(message, vm=vm, step=_STEP) from error
+
+
+def _nft(vm: str, script: str) -> str:
+    """What nft answers to a script. Raises PermanentError, TemporaryError."""
+    command, timeout_s = ("nft", "-y", "-f", "-"), NETWORKS.nft_s  # priorities as numbers: releases differ in words
+    try:
+        done = subprocess.run(
+            command, input=script, text=True, errors="replace", capture_output=True, timeout=timeout_s, check=False
         )
+    except OSError as error:
+        remedy = "install nftables, or give the network guard: false and no other rules"
+        message = f"its network needs the program nft ({error.strerror}): {remedy}"
         raise PermanentError(message, vm=vm, step=_STEP) from None
     except subprocess.TimeoutExpired as error:
-        raise TemporaryError(f"nft gave no answer within {NETWORKS.nft_s:g} s", vm=vm, step=_STEP) from error
+        raise TemporaryError(f"nft gave no answer within {timeout_s:g} s", vm=vm, step=_STEP) from error
     if done.returncode:
         raise PermanentError(f"nft refused: {done.stderr.strip()[:300]}", vm=vm, step=_STEP)
+    return done.stdout

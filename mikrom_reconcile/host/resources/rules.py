@@ -2,8 +2,8 @@
 
 Each rule is a chain as a whole, or an element of a set or a map, in the tables that have the name of the bridge: in
 family `bridge` what a guest may send, in family `ip` what may be routed. Names begin with the field that a rule serves.
-What is a VM's own names its tap; the rest is there once for all VMs of the bridge that want it, and chains that differ
-between them have a hash of what they say in their names, so that VMs which change one by one each have their own.
+What is a VM's own names its tap. Chains that differ between VMs have a hash of what they say in their names, so that
+VMs which change one by one each have their own (docs/adr/0050).
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ SETS: Final = {
     "ip guard_beyond": "map guard_beyond { type ipv4_addr : verdict;",
     "ip publish": "map publish { type inet_proto . inet_service : verdict;",
 }
-"""Sets and maps, and how they are declared."""
-
-METADATA_SERVICE: Final = "169.254.169.254"
-"""Where clouds tell their machines who they are, and hand out credentials."""
+"""Where there are elements, and how that begins."""
 
 _TAP = re.compile(r"mk[0-9a-f]{12}(?![0-9a-f])")
 
@@ -53,14 +50,10 @@ def field_of(rule: str) -> str:
 
 def rules_of(nic: NetworkInterface, *, bridge: str, tap: str, mac: str, ip: str | None) -> frozenset[str]:
     """All that an interface wants."""
+    masquerade = f'ip saddr {nic.cidr} oifname != "{bridge}" masquerade'
+    nat = (_named("nat", _HOOK.format("nat", "postrouting", 100), masquerade),) if nic.nat else ()
     guard = _guard(nic, bridge, tap, mac, ip) if ip and nic.guard else ()
-    published = _published(nic.publish, bridge, tap, ip) if ip and nic.publish else ()
-    return frozenset((*((_nat(bridge, nic.cidr),) if nic.nat else ()), *guard, *published))
-
-
-def _nat(bridge: str, cidr: str) -> str:
-    hook = "type nat hook postrouting priority 100; policy accept;"
-    return _named("nat", hook, f'ip saddr {cidr} oifname != "{bridge}" masquerade')
+    return frozenset((*nat, *guard, *(_published(nic.publish, bridge, tap, ip) if ip and nic.publish else ())))
 
 
 def _guard(nic: NetworkInterface, bridge: str, tap: str, mac: str, ip: str) -> Iterator[str]:
@@ -68,8 +61,8 @@ def _guard(nic: NetworkInterface, bridge: str, tap: str, mac: str, ip: str) -> I
     yield from (_SENT, host, beyond, *ways)
     yield f'bridge guard_taps "{tap}"'
     yield f'bridge guard_own "{tap}" . {mac} . {ip}'
-    yield f'ip guard_host {ip} comment "{tap}" : goto {_name_of(host)}'
-    yield f'ip guard_beyond {ip} comment "{tap}" : goto {_name_of(beyond)}'
+    for name, chain in (("guard_host", host), ("guard_beyond", beyond)):
+        yield f'ip {name} {ip} comment "{tap}" : goto {chain.split()[2]}'
     if nic.isolation:
         yield from (_ISOLATION, f'bridge isolation "{tap}"')
 
@@ -91,11 +84,11 @@ def _judged(bridge: str, host_access: tuple[str, ...], egress: Egress, isolation
             "guard_beyond" if egress == Egress() else "egress",
             f'oifname "{bridge}" {to_each_other}',
             *destinations,
-            f"ip daddr {METADATA_SERVICE} drop",
+            "ip daddr 169.254.169.254 drop",
             to_others,
         ),
-        _chain("ip guard_input", _HOOK.format("filter", "input", 0), answers, f"{address} @guard_host"),
-        _chain("ip guard_forward", _HOOK.format("filter", "forward", 0), answers, f"{address} @guard_beyond"),
+        _chain("ip chain guard_input", _HOOK.format("filter", "input", 0), answers, f"{address} @guard_host"),
+        _chain("ip chain guard_forward", _HOOK.format("filter", "forward", 0), answers, f"{address} @guard_beyond"),
     )
 
 
@@ -110,14 +103,16 @@ def _published(publish: Mapping[str, int], bridge: str, tap: str, ip: str) -> It
     """Ports of the host that lead to the guest, from elsewhere, from the host itself, and from guests of the bridge."""
     name = f"publish_{tap}"
     ports = [(*port_of(text), to) for text, to in sorted(publish.items())]
-    yield _chain(f"ip {name}", *(f"{protocol} dport {port} dnat to {ip}:{to}" for port, protocol, to in ports))
+    yield _chain(f"ip chain {name}", *(f"{protocol} dport {port} dnat to {ip}:{to}" for port, protocol, to in ports))
     for port, protocol, _ in ports:
         yield f"ip publish {protocol} . {port} : goto {name}"
     to_local = "fib daddr type local meta l4proto . th dport vmap @publish"
-    yield _chain("ip publish_in", _HOOK.format("nat", "prerouting", -100), to_local)
-    yield _chain("ip publish_out", _HOOK.format("nat", "output", -100), to_local)
+    yield _chain("ip chain publish_in", _HOOK.format("nat", "prerouting", -100), to_local)
+    yield _chain("ip chain publish_out", _HOOK.format("nat", "output", -100), to_local)
+    no_loopback = f'iifname "{bridge}" ip daddr 127.0.0.0/8 drop'  # it is led there, but from here alone
+    yield _chain("ip chain publish_loopback", _HOOK.format("filter", "prerouting", -300), no_loopback)
     yield _chain(
-        "ip publish_back",
+        "ip chain publish_back",
         _HOOK.format("nat", "postrouting", 100),
         f'oifname "{bridge}" ct status dnat ip saddr 127.0.0.0/8 masquerade',
         f'iifname "{bridge}" oifname "{bridge}" ct status dnat masquerade',
@@ -127,30 +122,24 @@ def _published(publish: Mapping[str, int], bridge: str, tap: str, ip: str) -> It
 _HOOK = "type {} hook {} priority {}; policy accept;"
 
 
-def _chain(home: str, *lines: str) -> str:
-    family, name = home.split()
-    return "\n".join((f"{family} chain {name}", *lines))
+def _chain(name: str, *lines: str) -> str:
+    return "\n".join((name, *lines))
 
 
 def _named(field: str, *lines: str) -> str:
     """A chain of routed packets whose name follows from what it says."""
-    digest = blake2b("\n".join(lines).encode(), digest_size=4).hexdigest()
-    return _chain(f"ip {field}_{digest}", *lines)
-
-
-def _name_of(chain: str) -> str:
-    return chain.split(maxsplit=3)[2]
+    return _chain(f"ip chain {field}_{blake2b(_chain(*lines).encode(), digest_size=4).hexdigest()}", *lines)
 
 
 _SENT = _chain(
-    "bridge guard_sent",
+    "bridge chain guard_sent",
     _HOOK.format("filter", "prerouting", -300),
     "iifname . ether saddr . ip saddr @guard_own accept",
     "iifname . ether saddr . arp saddr ip @guard_own iifname . arp saddr ether . arp saddr ip @guard_own accept",
     "iifname @guard_taps drop",
 )
 _ISOLATION = _chain(
-    "bridge isolation_forward",
+    "bridge chain isolation_forward",
     _HOOK.format("filter", "forward", 0),
     "iifname @isolation drop",
     "oifname @isolation drop",

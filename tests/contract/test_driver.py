@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import Boot, Machine, PinnedFile, RootDisk, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, VMMFacts
-from tests.contract.drivers import DEADLINE_S, Bench, record_of, wait_until
+from tests.contract.drivers import DEADLINE_S, KINDS, Bench, record_of, wait_until
 from tests.guests import LINUX, MEM_MIB
 
 NOTHING = VMMFacts(status="none")
@@ -96,8 +96,7 @@ def test_no_grace_is_a_kill(bench: Bench) -> None:
     assert bench.driver.observe(record).end == "killed"
 
 
-@pytest.mark.parametrize("kind", [pytest.param("real", marks=pytest.mark.kvm), "qemu"])
-@pytest.mark.needs("qemu-system-x86_64")
+@pytest.mark.parametrize("kind", [param for kind, param in KINDS.items() if kind in {"real", "qemu"}])
 def test_a_container_image_has_ended_well_if_its_init_said_so_last(
     request: pytest.FixtureRequest, own_environment: Path, kind: str
 ) -> None:

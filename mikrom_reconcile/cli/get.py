@@ -19,7 +19,7 @@ from mikrom_reconcile.output import hosts as output
 from mikrom_reconcile.output import run_result as runs
 from mikrom_reconcile.output.hosts import orphans_in, orphans_text, vm_row, vms_in, vms_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
-from mikrom_reconcile.output.text import Style, console_text, sanitize
+from mikrom_reconcile.output.text import Style, console_text, row_table, sanitize
 from mikrom_reconcile.settings import Settings, load
 from mikrom_reconcile.times_and_sizes import OBSERVING, OUTPUT, RUNS
 
@@ -158,7 +158,7 @@ def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
 def hosts(form: str) -> int:
     """Every host, with what it has in all. Exits with 4 when one could not be read."""
     views = queries.views_of(wiring.open_engine(load()))
-    present(form, lambda: output.hosts_document(views), lambda style: output.hosts_text(views, style))
+    present(form, lambda: output.hosts_document(views), lambda style: row_table(output.HOSTS, views, style))
     return UNREACHABLE if any(view.error for view in views) else 0
 
 
@@ -170,7 +170,9 @@ def fleets(paths: tuple[str, ...], form: str) -> int:
     settings = load()
     views = queries.views_of(wiring.open_engine(settings))
     found = output.fleets_in(views, queries.wanted_by_fleet(settings, paths, views))
-    return queries.present_views(form, views, lambda: {"fleets": found}, lambda style: output.fleets_text(found, style))
+    return queries.present_views(
+        form, views, lambda: {"fleets": found}, lambda style: row_table(output.FLEETS, found, style)
+    )
 
 
 get.add_command(history, "runs")

@@ -1,7 +1,6 @@
 """The forms in which each thing can be shown: the words after `-o`. A new form is a new row.
 
-Other programs rely on the documents: a field that is in one stays, with its meaning. Each has `format_version`, which
-goes up by one only when something in it changes its meaning or vanishes.
+Other programs rely on the documents: a field stays, with its meaning, or `format_version` goes up by one.
 """
 
 from __future__ import annotations
@@ -311,8 +310,7 @@ RUN: Final[Mapping[str, Callable[[RunReport, Style], str]]] = {
 }
 
 Problems = Sequence[SpecProblem]
-Counts = tuple[int, int, int]
-"""Documents, VMs and fleets; all 0 when something is wrong."""
+Counts = tuple[int, int, int]  # documents, VMs and fleets; all 0 when something is wrong
 
 
 def validation_document(problems: Problems, warnings: Problems, counts: Counts) -> Document:

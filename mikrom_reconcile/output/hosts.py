@@ -127,12 +127,8 @@ def orphans_text(orphans: Sequence[Orphan], style: text.Style) -> str:
     return f"{text.row_table(_ORPHANS, orphans, style)}\n{notes}"
 
 
-GRACE = timedelta(minutes=1)
-"""After which a scheduled run that has not come does not come."""
-
-FleetKey = tuple[str, str]
-"""Project and fleet."""
-
+GRACE = timedelta(minutes=1)  # after which a scheduled run that has not come does not come
+FleetKey = tuple[str, str]  # project and fleet
 Wanted = tuple[int, str]
 """How many VMs the specs want of a fleet, and where its rollout stands ("": nothing is rolled out)."""
 
@@ -149,7 +145,7 @@ def _of_report(
     )
 
 
-_HOSTS = (
+HOSTS = (
     text.Column("host", "HOST"),
     _of_report("vcpu_count", "VCPU", lambda report: report.capacity.vcpu_count),
     _of_report("mem_size_mib", "MEM", lambda report: report.capacity.mem_size_mib, text.mebibytes),
@@ -161,12 +157,7 @@ _HOSTS = (
 
 def hosts_document(views: Iterable[HostView]) -> text.Document:
     """Every host: what it has in all and how many VMs; only `error` when it could not be read."""
-    return {"hosts": [text.row_document(_HOSTS, view) for view in views]}
-
-
-def hosts_text(views: Sequence[HostView], style: text.Style) -> str:
-    """One line per host."""
-    return text.row_table(_HOSTS, views, style)
+    return {"hosts": [text.row_document(HOSTS, view) for view in views]}
 
 
 class FleetStatus(msgspec.Struct, frozen=True):
@@ -180,7 +171,7 @@ class FleetStatus(msgspec.Struct, frozen=True):
     rollout: str = ""
 
 
-_FLEETS = (
+FLEETS = (
     *(text.Column(key, key.upper()) for key in ("project", "fleet", "wanted", "vms")),
     text.Column("running", "RUNNING",
                 cell=lambda row: (str(row.running), "green" if row.running == row.wanted else "yellow")),
@@ -200,11 +191,6 @@ def fleets_in(views: Iterable[HostView], wanted: Mapping[FleetKey, Wanted]) -> t
     )
 
 
-def fleets_text(fleets: Sequence[FleetStatus], style: text.Style) -> str:
-    """One line per fleet."""
-    return text.row_table(_FLEETS, fleets, style)
-
-
 Status = tuple[Sequence[HostView], Sequence[FleetStatus], RunRecord | None, SourceState | None]
 """All that `mikrom status` shows: hosts, fleets, the last run, and where scheduled runs have their specs from."""
 
@@ -218,7 +204,8 @@ def status_document(status: Status) -> text.Document:
 def status_text(status: Status, now: datetime, style: text.Style) -> str:
     """The screen. Ends with a line break."""
     views, fleets, last, source = status
-    parts = [hosts_text(views, style), *([fleets_text(fleets, style)] if fleets else []), _last_run(last, now, style)]
+    tables = [(HOSTS, views), *([(FLEETS, fleets)] if fleets else [])]
+    parts = [*(text.row_table(columns, rows, style) for columns, rows in tables), _last_run(last, now, style)]
     if source is not None:
         bad = source.problem or is_overdue(source, now)
         parts.append(style.paint(source_line(source, now), "red" if bad else "") + "\n")
@@ -265,10 +252,10 @@ def description_document(
     ]
     for view in (view for view in views if view.host == name):
         inside = [row for row in rows if row.host == name]
-        found.append({"kind": "Host", **text.row_document(_HOSTS, view), **_inside(inside), **_latest(runs, name)})
+        found.append({"kind": "Host", **text.row_document(HOSTS, view), **_inside(inside), **_latest(runs, name)})
     for fleet in (fleet for fleet in fleets if fleet.fleet == name):
         inside = [row for row in rows if (row.project, row.fleet) == (fleet.project, name)]
-        found.append({"kind": "Fleet", **text.row_document(_FLEETS, fleet), **_inside(inside), **_latest(runs, name)})
+        found.append({"kind": "Fleet", **text.row_document(FLEETS, fleet), **_inside(inside), **_latest(runs, name)})
     return {"found": found}
 
 
@@ -283,8 +270,7 @@ def _inside(rows: Sequence[ObservedVM]) -> text.Document:
     return {"names_by_phase": names, "vms_by_host": dict(sorted(Counter(row.host for row in rows).items()))}
 
 
-ByHost = Mapping[str, Sequence[ImageFile]]
-"""The files of images that each host may need."""
+ByHost = Mapping[str, Sequence[ImageFile]]  # the files of images that each host may need
 
 
 def images_document(named: Sequence[ImageFile], needed: ByHost, stocks: Sequence[Stock]) -> text.Document:

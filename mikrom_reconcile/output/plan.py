@@ -14,9 +14,7 @@ from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Peak, Plan
 from mikrom_reconcile.output.text import Document, Style, counted, grouped, listed, pick, sanitize, section
 from mikrom_reconcile.times_and_sizes import OUTPUT
 
-KINDS: tuple[ChangeKind, ...] = get_args(ChangeKind)
-"""Every kind of change, in the order in which they are counted."""
-
+KINDS: tuple[ChangeKind, ...] = get_args(ChangeKind)  # every kind of change, in the order in which they are counted
 DANGEROUS: tuple[ChangeKind, ...] = ("delete", "replace", "move", "restart", "stop")
 """What takes VMs or their data away, if only for a while: it is shown before all else."""
 
@@ -42,9 +40,7 @@ FORMER_RULES = {
 }  # fmt: skip
 """What rules were called before: `rule` says so for one release more, beside `rule_id`. Others kept their names."""
 
-NO_HOST = "no host"
-"""Where a VM is that no host can have."""
-
+NO_HOST = "no host"  # where a VM is that no host can have
 _INDENT = " " * 15
 _SIGNS = {"-": "red", "+": "green"}
 _SUMMARY = {kind: f"to {kind}" for kind in KINDS} | {"wait": "waiting", "blocked": "blocked"}

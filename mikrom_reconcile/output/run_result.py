@@ -22,8 +22,7 @@ USAGE = 64
 
 FAILED: frozenset[model.Result] = frozenset({"failed_temporary", "failed_permanent"})
 
-VMOnHost = tuple[str, str]
-"""VM and host."""
+VMOnHost = tuple[str, str]  # VM and host
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,8 +108,7 @@ def _finding(
     return "refused", f"needs {change.kind} since after the plan was made ({why}); run again"
 
 
-IN_PROGRESS = "In progress"
-"""How the conclusion of a run begins that has not ended."""
+IN_PROGRESS = "In progress"  # how the conclusion of a run begins that has not ended
 
 
 def _past(verb: str) -> str:

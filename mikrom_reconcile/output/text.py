@@ -62,11 +62,8 @@ class Style(msgspec.Struct, frozen=True):
 
 PLAIN = Style()
 
-Document = dict[str, Any]
-"""What programs read, before it is JSON or YAML."""
-
-Cell = str | tuple[str, str]
-"""Text, or text with its look."""
+Document = dict[str, Any]  # what programs read, before it is JSON or YAML
+Cell = str | tuple[str, str]  # text, or text with its look
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], style: Style) -> str:
@@ -169,10 +166,7 @@ def listed(counts: Mapping[str, int]) -> str:
 
 
 def grouped(names: Iterable[str]) -> str:
-    """Many names in few words, such as `web-[000-004,007]`: names that differ in their last number become ranges.
-
-    Numbers of different width are kept apart, so that every name can be read off again; each name is in it once.
-    """
+    """Names in few words, such as `web-[000-004,007]`, from which each can be read off again: widths are kept apart."""
     families: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     parts: list[str] = []
     for name in sorted(set(names)):

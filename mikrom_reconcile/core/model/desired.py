@@ -6,9 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-"""A SHA-256 in hexadecimal."""
-
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # a SHA-256 in hexadecimal
 Duration = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,6}(ms|s|m|h|d)$")]
 """A time as specs write it, such as "10m"; `seconds_of` reads it."""
 
@@ -132,9 +130,7 @@ def seconds_of(duration: Duration) -> float:
 State = Literal["running", "stopped", "paused", "absent"]
 """What the spec wants a VM to be. What a host sees is a `Phase`."""
 
-Share = int | str
-"""A number of VMs, or a percentage of them such as "20%"."""
-
+Share = int | str  # a number of VMs, or a percentage of them such as "20%"
 DISRUPTION = "10%"
 """Share of a fleet that may be down at a time: what users of rolling updates expect when they say nothing."""
 

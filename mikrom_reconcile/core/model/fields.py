@@ -73,9 +73,7 @@ FIELDS: dict[str, Impact] = {
 }
 """Impacts as measured on Firecracker 1.12.1. Where a mapping appears or vanishes, its own row counts."""
 
-RECORD = "record"
-"""The path of a VM's record itself, where it is not as it was written: an update writes it anew."""
-
+RECORD = "record"  # the path of a VM's record itself, where it is not as it was written: an update writes it anew
 _IMPACTS: dict[str, Impact] = FIELDS | {
     RECORD: "record",
     "network_interfaces.*.bridge": "live",  # and the tap on it: no field, but what a host makes for one

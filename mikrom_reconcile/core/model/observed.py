@@ -250,9 +250,7 @@ SATISFIES: dict[State, frozenset[Phase]] = {
 }
 """Phases in which a VM is already as its spec's state wants it."""
 
-WANTS_VMM: frozenset[State] = frozenset({"running", "paused"})
-"""States that need a VMM."""
-
+WANTS_VMM: frozenset[State] = frozenset({"running", "paused"})  # states that need a VMM
 HEALTHY: frozenset[Phase] = frozenset({"running", "paused"})
 """Phases of a VM that is up: its VMM lives, can be reached and was not ordered to stop."""
 

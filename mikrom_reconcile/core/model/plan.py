@@ -1,4 +1,4 @@
-"""What is to be done: changes, what was refused, and the actions that carry the changes out."""
+"""What is to be done, and what became of it: changes, refusals, actions of a plan; requests and reports of runs."""
 
 from __future__ import annotations
 
@@ -133,8 +133,7 @@ def group_by(things: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 
 Result = Literal["done", "already_done", "stale", "skipped", "failed_temporary", "failed_permanent"]
 
-BEAT = "beat"
-"""The origin of scheduled runs."""
+BEAT = "beat"  # the origin of scheduled runs
 
 
 class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,8 +244,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     author: str = ""
 
 
-SUPERVISION = "supervision"
-"""How the origin of what a host did by itself begins."""
+SUPERVISION = "supervision"  # how the origin of what a host did by itself begins
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):

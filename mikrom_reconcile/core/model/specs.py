@@ -57,8 +57,7 @@ class SpecDocument(msgspec.Struct, frozen=True, kw_only=True):
     body: dict[str, Any]
 
 
-Pointer = tuple[str | int, ...]
-"""The way to a value inside a document."""
+Pointer = tuple[str | int, ...]  # the way to a value inside a document
 
 
 class Diagnostic(msgspec.Struct, frozen=True):

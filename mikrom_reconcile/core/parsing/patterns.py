@@ -13,9 +13,7 @@ from typing import Any
 from mikrom_reconcile.times_and_sizes import SPECS
 
 EVERY = frozenset({"all", "*"})
-RESERVED = ("all", "ungrouped")
-"""Words with a meaning in patterns: nothing can be called so."""
-
+RESERVED = ("all", "ungrouped")  # words with a meaning in patterns: nothing can be called so
 _PIECE = re.compile(r"\\.|\[\^?\]?[^\]]*\]|.", re.DOTALL)
 _RANGE = re.compile(r"^(.*?)\[([0-9]{1,9}):([0-9]{1,9})\](.*)$")
 

@@ -14,8 +14,7 @@ from mikrom_reconcile.core.model.specs import Diagnostic, Pointer, SpecDocument
 from mikrom_reconcile.core.parsing.yaml_words import code_points, shortened, shown
 from mikrom_reconcile.times_and_sizes import SPECS
 
-Schemas = Mapping[str, str]
-"""Kind to the text of its JSON Schema."""
+Schemas = Mapping[str, str]  # kind to the text of its JSON Schema
 
 
 class Validators:
@@ -85,7 +84,6 @@ def _missing(where: str, found: Any, rules: Any) -> tuple[str, str]:
 
 
 def _message(rule: str, where: str, found: Any, rules: Any) -> tuple[str, str]:
-    """What is wrong with a value that breaks a rule, and what to write instead."""
     message, hint = f"{where} cannot be {describe_value(found)}", rules.get("description", "")
     match rule:
         case "type":

@@ -1,7 +1,6 @@
 """What a bare word of YAML means, and at which line and column it stands.
 
-YAML 1.1 (PyYAML) and 1.2 (editors, other tools) read some words differently: `no`, `010`, `12:30`, `2026-11-22`. Here
-each of those is a mistake, so that a value means the same to everyone who reads it.
+What YAML 1.1 and 1.2 read differently (`no`, `010`, `12:30`) is a mistake: a value means the same to everyone.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ _WORDS = {
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
 }  # fmt: skip
 _NUMERIC = frozenset("0123456789+-.")
-SUSPECT = _NUMERIC | frozenset("yYnNoO")
-"""How words begin that may be guessed at."""
+SUSPECT = _NUMERIC | frozenset("yYnNoO")  # how words begin that may be guessed at
 
 
 class Spelled(float):

@@ -93,8 +93,7 @@ def _limit(capacity: int | None, reserve: int | None, overcommit: float | None) 
 
 
 T = TypeVar("T", bound=Hashable)
-Path = tuple[str, ...]
-"""The values of a host, one for each attribute that a fleet is spread over."""
+Path = tuple[str, ...]  # the values of a host, one for each attribute that a fleet is spread over
 
 
 class Paths:

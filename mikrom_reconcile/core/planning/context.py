@@ -208,9 +208,7 @@ def with_kind(change: model.VMChange, kind: model.ChangeKind, reason: str) -> mo
     return msgspec.structs.replace(change, kind=kind, wanted=change.kind, reasons=(*change.reasons, reason))
 
 
-LEFT_OUT = "left out by --without-host"
-"""Why there is no report of a host that a plan is to do without."""
-
+LEFT_OUT = "left out by --without-host"  # why there is no report of a host that a plan is to do without
 VERBS: dict[model.ChangeKind, model.Verb] = {verb: verb for verb in get_args(model.Verb)} | {
     "replace": "restart",  # the host makes the root disk anew where it is not of the image that the spec names
     "move": "delete",  # it is made on its new host once it is proven gone from the old one

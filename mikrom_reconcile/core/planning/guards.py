@@ -65,10 +65,7 @@ def _removal_refusal(
 
 
 def _counts(draft: Draft, context: PlanContext) -> tuple[Counter[str], Counter[str]]:
-    """VMs of each fleet: those on hosts that answered, and those that nothing wants, last known on unreachable hosts.
-
-    The latter have to go as soon as their host answers: a share that forgot them could be spent anew on each host.
-    """
+    """VMs of each fleet on hosts that answered, and those on unreachable ones that nothing wants: they go, too."""
     view, remembered = context.view, context.placements
     owned = Counter(row.fleet for rows in view.own.values() for row in rows)
     owned += Counter(vm.fleet for vm in draft.desired if vm.name in view.up_to_date)

@@ -21,10 +21,7 @@ _NEEDS_ONE = frozenset({"create", "start", "restart", "replace", "resume", "paus
 
 
 def lease(draft: Draft, context: PlanContext) -> Draft:
-    """Gives each interface an address; changes for which there is none are refused, the others go on.
-
-    One whose address is given up by this very plan waits for it.
-    """
+    """Gives each interface an address; changes for which there is none are refused, or wait where it is freed now."""
     if not (context.given.specs.networks and draft.changes):
         return draft
     allocator = _AddressAllocator(draft, context)

@@ -1,7 +1,4 @@
-"""From specs and reports to a plan: the one planner that CLI, Beat and pipelines share.
-
-`prepare` says what to ask the hosts, `make_plan` makes the plan of what they report, stage by stage.
-"""
+"""From specs and reports to a plan: `prepare` says what to ask hosts, `make_plan` makes the plan of their reports."""
 
 from __future__ import annotations
 

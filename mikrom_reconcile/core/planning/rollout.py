@@ -28,11 +28,7 @@ REMEDIES = {
 
 
 def roll_out(draft: Draft, context: PlanContext) -> Draft:
-    """Lets as many VMs of each fleet be taken down as its share and its rollout allow; the others wait, or are blocked.
-
-    VMs that are down already use the share up, also those that this run leaves alone; bringing those back is never
-    limited.
-    """
+    """Lets as many VMs of a fleet be taken down as its share and its rollout allow; those that are down count, too."""
     if not draft.changes:
         return draft
     mine = group_by(draft.changes, lambda change: change.fleet)
@@ -88,8 +84,7 @@ class _Rollout:
         self._left = self._limit() - len(self._down)
         self._given_up: set[str] = set()
         self._stopped = False
-        self.retry_after_s: float | None = None
-        """When a batch may be healthy for which changes wait."""
+        self.retry_after_s: float | None = None  # when a batch may be healthy for which changes wait
 
     def _is_known_as(self, name: str, *rules: str) -> bool:
         return name in self._known and self._known[name].rule in rules

@@ -1,7 +1,6 @@
 """What is to be done about one VM: rules are tried in order, and the first match decides.
 
-A rule answers with a change, with UNCHANGED, or with None where it does not apply. It never acts, counts or limits:
-that is for the stages of the planner.
+A rule answers with a change, UNCHANGED, or None where it does not apply; it never acts, counts or limits.
 """
 
 from __future__ import annotations
@@ -315,10 +314,7 @@ RULES: dict[str, Callable[[DiffInput], Verdict]] = {
     "pause-or-resume": pause_or_resume, "needs-update": needs_update, "unhealthy": unhealthy,
     "up-to-date": up_to_date, "cannot-move": cannot_move,
 }  # fmt: skip
-"""Each rule under its id, by which plans, `explain` and metrics call it: an id stays when its function is renamed.
-
-The last one looks at what those before leave unchanged.
-"""
+"""Each rule under its id, which stays when its function is renamed. The last looks at what others leave unchanged."""
 
 STANDS_IN_THE_WAY = frozenset({"host-removed", "name-conflict", "unplaceable", "crash-loop", "cannot-move"})
 """Rules whose `blocked` asks for somebody to do something; an unreachable host only has to answer again."""

@@ -189,18 +189,15 @@ class Attributes:
     def __init__(self, inventory: Inventory, extra_vars: Mapping[str, Any]) -> None:
         self._inventory = inventory
         self._extra = Layer(origin="-e", values=extra_vars)
-        self._known: dict[tuple[str, str], Any] = {}
+        self.value = cache(self._value)
 
-    def value(self, host: str, attribute: str) -> Any:
+    def _value(self, host: str, attribute: str) -> Any:
         """The value with its lookups answered; None where it is not set or cannot be answered."""
-        if (host, attribute) not in self._known:
-            built_in = Layer(origin="built in", values={"host": self._inventory.facts(host)})
-            try:
-                found = Scope(built_in, self._extra, *self._inventory.layers(host)).lookup(attribute)
-            except VariableError:
-                found = None
-            self._known[host, attribute] = found
-        return self._known[host, attribute]
+        built_in = Layer(origin="built in", values={"host": self._inventory.facts(host)})
+        try:
+            return Scope(built_in, self._extra, *self._inventory.layers(host)).lookup(attribute)
+        except VariableError:
+            return None
 
     def first_violation(self, host: str, placement: PlacementSpec) -> str:
         """The first constraint that the host does not meet, in words; "" if it meets all."""
@@ -241,7 +238,5 @@ def satisfies(test: Operator, value: Any, wanted: Value) -> bool:
             return alike and bool(_ORDERS[test](value, wanted))
 
 
-UNARY = frozenset({"is_set", "is_not_set"})
-"""Operators that take no value."""
-
+UNARY = frozenset({"is_set", "is_not_set"})  # operators that take no value
 _ORDERS: dict[str, Any] = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}

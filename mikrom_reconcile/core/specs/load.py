@@ -1,4 +1,4 @@
-"""The specs: typed documents that fit together, or every mistake in them at once."""
+"""The specs: typed documents that fit together, or every mistake in them at once; and the VMs that they want."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from mikrom_reconcile.core.specs.networks import Network, network_of, port_name
 from mikrom_reconcile.core.specs.validate import Documents, validate
 from mikrom_reconcile.times_and_sizes import SPECS
 
-VM_NAME = "${fleet}-${index:03d}"
-"""The names of replicas, unless a fleet says otherwise."""
+VM_NAME = "${fleet}-${index:03d}"  # the names of replicas, unless a fleet says otherwise
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):

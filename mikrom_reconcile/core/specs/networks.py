@@ -13,9 +13,7 @@ from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.specs import Pointer
 from mikrom_reconcile.times_and_sizes import SPECS
 
-WHOLE = ""
-"""The pool of a network that names none."""
-
+WHOLE = ""  # the pool of a network that names none
 OF_INTERFACES = ("cidr", "gateway", "nat", "guard", "isolation", "egress", "host_access")
 """What a network says for all interfaces that are on it."""
 

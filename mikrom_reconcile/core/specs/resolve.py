@@ -1,7 +1,6 @@
 """VMs to what their hosts get: variables looked up, images and networks filled in.
 
-What decides placement (machine, state, image) is resolved without host variables; everything else once the host is
-known. VMs that come out equal share one spec object, so that a fleet of 100,000 costs little more than one.
+What decides placement is resolved without host variables. VMs that come out equal share one spec object.
 """
 
 from __future__ import annotations
@@ -26,9 +25,7 @@ from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, scope_of
 from mikrom_reconcile.core.specs.networks import OF_INTERFACES, Network
 from mikrom_reconcile.core.specs.validate_vms import vm_problems
 
-_PER_VM = frozenset({"name", "index"})
-"""Variables that differ from VM to VM."""
-
+_PER_VM = frozenset({"name", "index"})  # variables that differ from VM to VM
 _DECIDES_PLACEMENT = ("machine", "state", "image")
 
 _OF_NAMED_THINGS = frozenset({"drives", "network_interfaces", "checks", "env"})

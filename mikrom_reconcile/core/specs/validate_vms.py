@@ -16,9 +16,7 @@ from mikrom_reconcile.core.specs.images import BUILT_IN, init_of, init_words
 from mikrom_reconcile.core.specs.networks import WHOLE, Network, port_name, port_of
 from mikrom_reconcile.times_and_sizes import SPECS
 
-METADATA_OF_HOST = "mikrom"
-"""The key under which a guest finds what its spec did not say."""
-
+METADATA_OF_HOST = "mikrom"  # the key under which a guest finds what its spec did not say
 SECRET_REF = "secret_ref"  # noqa: S105 - the key alone
 """The only key of a mapping that stands for a secret."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 from typing import Any
 
-from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
+from mikrom_reconcile.core.model.desired import Machine, Policy, SecretRef, VMSpec
 from mikrom_reconcile.core.model.encoding import digest_of, fleet_digest, spec_digest, texts_digest
 from mikrom_reconcile.core.model.observed import Drift
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
@@ -62,3 +62,8 @@ def test_what_files_say_counts_and_not_what_they_are_called() -> None:
 
     assert texts_digest(tree(a="one", b="two")) == texts_digest(tree(d="two", c="one"))
     assert len({texts_digest(one) for one in (tree(a="one"), tree(a="two"), tree(a="one", b="one"), tree())}) == 4
+
+
+def test_a_secret_in_the_environment_needs_a_metadata_service() -> None:
+    secret = VMSpec(image="hello", env={"TOKEN": SecretRef(secret_ref="env://TOKEN")})
+    assert (secret.has_metadata, VMSpec(image="hello").has_metadata) == (True, False)

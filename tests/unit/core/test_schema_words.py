@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.core.model.specs import SpecDocument
-from mikrom_reconcile.core.parsing.schema_errors import Validators, nearest
+from mikrom_reconcile.core.parsing.schema_errors import Validators, expectation, nearest
 
 
 def told(schema: dict[str, Any], document: Any) -> list[str]:
@@ -42,3 +42,7 @@ def test_among_thousands_of_words_the_nearest_begins_alike() -> None:
     assert nearest("web-00", known) == "did you mean web-000?"
     assert nearest("zzz", known).endswith("a11, and 1989 more")
     assert nearest("zzz", ()) == ""
+
+
+def test_what_msgspec_misses_has_to_be_given() -> None:
+    assert expectation("Object missing required field `network`") == "it must be given"

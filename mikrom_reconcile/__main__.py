@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_click(words: list[str]) -> int | None:
-    """Answer what needs no click; None for everything else."""
     if "_MIKROM_COMPLETE" in os.environ:  # a shell asks what may come next, and its words are in the environment
         return None
     if words in ([], ["--help"], ["-h"]):

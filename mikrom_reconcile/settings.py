@@ -1,6 +1,4 @@
-"""Every setting, with its unit, its default and why; each is an environment variable, and there is no settings file.
-What nobody needs to set is in `times_and_sizes`. A wrong value is a UsageError that names the variable.
-"""
+"""Every setting, with its unit, default and why: an environment variable each, and a UsageError if it is wrong."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Every time, size and count that bounds something: its name with its unit, why it is so, its value (`doctor -v`).
-Nobody sets these; a test does with `monkeypatch.setattr(module, "BROKER", replace(BROKER, reconnect_s=0.1))`.
-"""
+"""Every time, size and count that bounds something: name with unit, why, value. Nobody sets them but tests."""
 
 from __future__ import annotations
 

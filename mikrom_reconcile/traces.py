@@ -1,6 +1,4 @@
-"""Spans from a run to its actions, for OpenTelemetry, where the extra `otel` is installed and OTEL_* asks for them.
-Elsewhere nothing is imported. Contexts travel as W3C `traceparent`. No fault of it may change or end a run.
-"""
+"""Spans from a run to its actions, for OpenTelemetry if the extra `otel` is there and OTEL_* asks. They end no run."""
 
 from __future__ import annotations
 

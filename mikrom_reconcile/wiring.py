@@ -147,12 +147,8 @@ def fleet_app(settings: Settings) -> FleetApp:
     settings = replace(settings, broker_url=broker_of(settings))
     app = make_app(settings)
     hosts, store = CeleryHosts(app, app.redis), RedisStore(app.redis, prefix=app.keys.prefix)
-    FleetProcess(
-        app,
-        agent=cache(lambda: make_host_agent(settings)),
-        engine=cache(lambda: make_reconciler(settings, hosts, store)),
-        source=make_source(settings),
-    )
+    agent, engine = cache(lambda: make_host_agent(settings)), cache(lambda: make_reconciler(settings, hosts, store))
+    FleetProcess(app, agent=agent, engine=engine, source=make_source(settings))
     return app
 
 
@@ -170,14 +166,8 @@ def make_host_agent(settings: Settings) -> HostAgent:
     from mikrom_reconcile.host.records import Records
 
     choice = choice_of(settings)
-    return HostAgent(
-        settings.host,
-        driver=make_driver(settings, choice),
-        records=Records(settings.state_dir),
-        clock=Clock(),
-        images=make_images(settings),
-        note=choice.note,
-    )
+    driver, records, images = make_driver(settings, choice), Records(settings.state_dir), make_images(settings)
+    return HostAgent(settings.host, driver=driver, records=records, clock=Clock(), images=images, note=choice.note)
 
 
 def make_images(settings: Settings) -> ImageCache:
@@ -210,12 +200,8 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
         return SimulatedDriver(state_dir)
     from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, Secrets
 
-    provisioner = ResourceProvisioner(
-        settings.state_dir,
-        images=make_images(settings),
-        secrets=Secrets(settings.secret_dirs, settings.secret_env),
-        drive_dirs=settings.drive_dirs,
-    )
+    images, secrets = make_images(settings), Secrets(settings.secret_dirs, settings.secret_env)
+    provisioner = ResourceProvisioner(state_dir, images=images, secrets=secrets, drive_dirs=settings.drive_dirs)
     if choice.driver == "qemu":
         from mikrom_reconcile.host.drivers.qemu import QemuDriver
 

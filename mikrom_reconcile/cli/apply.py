@@ -100,7 +100,6 @@ def _show_for_question(plan: Plan, form: str, *, full: bool) -> None:
 
 
 def _confirmed(plan: Plan) -> tuple[str, ...]:
-    """Fleets whose removals pass their share and were confirmed by a person all the same."""
     over = sorted({refusal.fleet for refusal in plan.refusals if refusal.rule == "prune"})
     return tuple(fleet for fleet in over if _typed(fleet, "to remove them all the same"))
 

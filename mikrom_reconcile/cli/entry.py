@@ -156,7 +156,6 @@ def run(words: Sequence[str]) -> int:
 
 
 def _was_written(error: OSError) -> bool:
-    """Whether it is stdout that failed, and nothing else."""
     from traceback import walk_tb
 
     writers = {show.__code__, click.echo.__code__}

@@ -188,9 +188,8 @@ def describe(name: str, paths: tuple[str, ...], form: str) -> int:
     engine = wiring.open_engine(settings)
     views = queries.views_of(engine)
     fleets = output.fleets_in(views, queries.wanted_by_fleet(settings, paths, views))
-    document = output.description_document(name, views, fleets, engine.store.runs(RUNS.kept)) | queries.unreachable_in(
-        views
-    )
+    document = output.description_document(name, views, fleets, engine.store.runs(RUNS.kept))
+    document |= queries.unreachable_in(views)
     if not document["found"]:
         known = [*(row.name for row in vms_in(views)), *(view.host for view in views)]
         raise queries.unknown(name, [*known, *(fleet.fleet for fleet in fleets)], views)
@@ -237,7 +236,6 @@ def orphans(paths: tuple[str, ...], form: str) -> int:
 
 
 def _wanted(settings: Settings, paths: tuple[str, ...]) -> tuple[str | None, frozenset[str]]:
-    """The project of the specs and the VMs that they want; None where there are no specs to read."""
     try:
         specs = queries.specs_in(settings, paths)
     except SourceError as error:
@@ -267,11 +265,8 @@ def images(paths: tuple[str, ...], form: str, *, fetch: bool, timeout_s: float |
     asked = {host: tuple({file.pinned for file in needed.get(host, ()) if fetch}) for host in known}
     deadline_s = (timeout_s or settings.timeout_s) if fetch else OBSERVING.deadline_s
     stocks = sorted(engine.hosts.images(asked, deadline_s=deadline_s), key=lambda stock: stock.host)
-    present(
-        form,
-        lambda: output.images_document(named, needed, stocks),
-        lambda style: output.images_text(named, needed, stocks, datetime.now(UTC), style),
-    )
+    found, now = (named, needed, stocks), datetime.now(UTC)
+    present(form, lambda: output.images_document(*found), lambda style: output.images_text(*found, now, style))
     errors = {stock.host: stock.error for stock in stocks if stock.error}
     for host, error in errors.items():
         warn(f"host {host} could not be asked: {error}")

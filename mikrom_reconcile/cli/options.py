@@ -90,7 +90,6 @@ def _tags(name: str, text: str) -> Callable[[F], F]:
 
 
 def _words(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """The words of all values of an option. Raises UsageError for one that is empty."""
     words = tuple(word.strip() for value in values for word in value.split(","))
     if not all(words):
         raise UsageError(f"{param.opts[0]}: an empty word selects nothing; leave the option out, or say which tag")
@@ -98,7 +97,6 @@ def _words(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 
 
 def _variables(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Variables from `name=value` and `@file`; later ones win over those of files."""
     found: dict[str, Any] = {}
     given: set[str] = set()
     for text in values:

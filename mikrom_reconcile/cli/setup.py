@@ -34,11 +34,8 @@ def doctor(*, security: bool, verbose: bool, form: str) -> int:
     checks = list(machine.run_checks(intruders.CHECKS if security else machine.CHECKS, settings))
     lines = () if security else tuple(_settings(settings))
     fixed = () if security else tuple(_limits())
-    present(
-        form,
-        lambda: doctor_document(checks, lines, fixed),
-        lambda style: doctor_text(checks, lines, fixed if verbose else (), style),
-    )
+    told = fixed if verbose else ()
+    present(form, lambda: doctor_document(checks, lines, fixed), lambda style: doctor_text(checks, lines, told, style))
     return 1 if any(check.state == "broken" for check in checks) else 0
 
 

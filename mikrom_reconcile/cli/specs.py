@@ -110,7 +110,6 @@ def schema(kind: str | None) -> int:
 
 
 def _schema_of_any_kind() -> str:
-    """The schema that refers to those of all kinds, with these inside."""
     text = wiring.schema_text("mikrom")
     inside = {}
     for kind, own in wiring.schemas().items():

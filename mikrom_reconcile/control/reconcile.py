@@ -25,14 +25,7 @@ from mikrom_reconcile.core.model.plan import (
 )
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import validate_specs
-from mikrom_reconcile.core.planning.context import (
-    LEFT_OUT,
-    PlanInput,
-    PlanResult,
-    expect_of,
-    numbered,
-    with_kind,
-)
+from mikrom_reconcile.core.planning import context
 from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import refuse_unknown, refuse_unread
@@ -54,7 +47,7 @@ class Reconciler:
         self._here = here
         self._clock = clock
         self._schemas = schemas
-        self._prepared: PlanInput | None = None
+        self._prepared: context.PlanInput | None = None
         self._alone = alone
 
     def source(self) -> SourceState | None:
@@ -118,7 +111,6 @@ class Reconciler:
     def _dispatch(
         self, request: RunRequest, actions: list[Action], plan: Plan, lease: Lease, deadline_s: float, log: RunLog
     ) -> None:
-        """Send the orders of one pass, which `plan` is of, and log what becomes of each."""
         scheduled = request.origin == BEAT
         changes = {(change.name, change.host): change for change in plan.changes}
         orders = (
@@ -131,7 +123,7 @@ class Reconciler:
                 if not lease.held():  # its new holder decides; leaving the loop sends nothing more
                     break
 
-    def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], PlanResult]]:
+    def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], context.PlanResult]]:
         """The project of a request, and how to plan it again, given what was done so far."""
         if request.without_hosts:
             raise UsageError("--without-host only asks what would be: such a plan cannot be carried out")
@@ -141,8 +133,7 @@ class Reconciler:
         specs = self._specs(request)
         return specs.project, lambda outcomes: self._plan(request, specs, outcomes)
 
-    def _plan(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome] = ()) -> PlanResult:
-        """Observe every host of the project and plan from what they report, after these outcomes of this run."""
+    def _plan(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome] = ()) -> context.PlanResult:
         tried = frozenset(outcome.vm for outcome in outcomes)
         with traces.span("plan"):
             given = self._prepare(request, specs)
@@ -152,7 +143,7 @@ class Reconciler:
                 result = make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
             return result
 
-    def _prepare(self, request: RunRequest, specs: Specs) -> PlanInput:
+    def _prepare(self, request: RunRequest, specs: Specs) -> context.PlanInput:
         placements, living = self.store.placements(specs.project), self.hosts.names(unreachable=False)
         dead, destroy, last = request.assume_dead + request.without_hosts, request.destroy, self._prepared
         now = (placements, dead, living, destroy)
@@ -164,8 +155,7 @@ class Reconciler:
 
     def _plan_by_name(
         self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = ""
-    ) -> PlanResult:
-        """Observe every host that answers, and plan the action on the named VMs."""
+    ) -> context.PlanResult:
         assert request.verb is not None, "asked only for those"  # noqa: S101
         queries = {host: ObserveQuery() for host in self.hosts.names()}
         acted_on = frozenset(outcome.vm for outcome in outcomes)
@@ -195,13 +185,12 @@ class Reconciler:
         asked = {host: query for host, query in queries.items() if host not in without}
         with traces.span("observe", hosts=len(asked)):
             views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVING.deadline_s)}
-        views |= {host: HostView(host=host, error=LEFT_OUT) for host in without}
+        views |= {host: HostView(host=host, error=context.LEFT_OUT) for host in without}
         silent = HostView(host="", error="gave no answer")
         hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))
         return ObservedState(taken_at=self._clock.now(), hosts=hosts)
 
     def _lease(self, project: str, request: RunRequest, ends_at: float, *, at_least: int) -> Lease:
-        """Wait for the project's lease until the run's deadline. Raises BusyError naming the holder."""
         while True:
             try:
                 return self.store.lease(project, holder=request.origin, ttl_s=RUNS.lease_ttl_s, at_least=at_least)
@@ -258,9 +247,9 @@ def replay(approved: Plan, now: Plan) -> Plan:
     if not (why or settled or others):
         return approved
     named = [(change, (change.name, change.host)) for change in (*approved.changes, *others)]
-    changes = (with_kind(c, "blocked", why[vm]) if vm in why else c for c, vm in named if vm not in settled)
+    changes = (context.with_kind(c, "blocked", why[vm]) if vm in why else c for c, vm in named if vm not in settled)
     refused = (Refusal(fleet=c.fleet, vm=c.name, rule="stale", message=why[vm]) for c, vm in named if vm in why)
-    return numbered(
+    return context.numbered(
         msgspec.structs.replace(
             approved,
             id="",
@@ -290,7 +279,7 @@ def runnable_actions(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome
 
 
 def retry_after_s(
-    request: RunRequest, approved: Plan, result: PlanResult, outcomes: Iterable[ActionOutcome]
+    request: RunRequest, approved: Plan, result: context.PlanResult, outcomes: Iterable[ActionOutcome]
 ) -> float | None:
     """How long to wait for VMs that approved ones wait for, or that this run brought up; None: it is over."""
     acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
@@ -300,7 +289,7 @@ def retry_after_s(
     return result.retry_after_s if request.origin != BEAT and (is_waiting or is_booting) else None
 
 
-def remembered(result: PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
+def remembered(result: context.PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
     """The placements, but for VMs that this run does not try to make: if their host were lost, nobody could."""
     making = {(outcome.vm, outcome.host) for outcome in outcomes if outcome.result != "stale"}
     making |= {(action.vm, action.host) for action in actions}
@@ -312,4 +301,4 @@ def remembered(result: PlanResult, actions: Iterable[Action], outcomes: Iterable
 
 def waiting(plan: Plan) -> set[tuple[str, Expect]]:
     """The VMs that wait in a plan, as it found them."""
-    return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}
+    return {(change.name, context.expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}

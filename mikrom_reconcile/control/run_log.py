@@ -12,20 +12,10 @@ import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.control.ports import RunStore
+from mikrom_reconcile.core.model import plan as model
 from mikrom_reconcile.core.model.encoding import digest_of, ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.plan import (
-    BEAT,
-    SUPERVISION,
-    Action,
-    ActionOutcome,
-    Plan,
-    RunRecord,
-    RunReport,
-    RunRequest,
-    VMChange,
-)
 from mikrom_reconcile.output.run_result import IN_PROGRESS, record_of
 from mikrom_reconcile.output.text import grouped
 from mikrom_reconcile.system.time_limits import Clock
@@ -41,15 +31,15 @@ class RunLog:
         self,
         store: RunStore,
         clock: Clock,
-        request: RunRequest,
-        plan: Plan,
+        request: model.RunRequest,
+        plan: model.Plan,
         started_at: datetime,
-        progress: Callable[[ActionOutcome], None],
+        progress: Callable[[model.ActionOutcome], None],
     ) -> None:
-        self.outcomes: list[ActionOutcome] = []
+        self.outcomes: list[model.ActionOutcome] = []
         self._store = store
         self._clock = clock
-        self._begun = RunReport(
+        self._begun = model.RunReport(
             run_id=request.run_id,
             plan=plan,
             outcomes=(),
@@ -65,7 +55,7 @@ class RunLog:
         self._under_way: set[str] = set()
         self._save_at: float | None = None  # nothing was saved yet
 
-    def sending(self, actions: Iterable[Action]) -> Iterator[Action]:
+    def sending(self, actions: Iterable[model.Action]) -> Iterator[model.Action]:
         """The actions, noted as each is sent."""
         for action in actions:
             self._under_way.add(action.vm)
@@ -74,7 +64,7 @@ class RunLog:
                 self._save(IN_PROGRESS)
             yield action
 
-    def heard(self, outcome: ActionOutcome, change: VMChange | None = None) -> None:
+    def heard(self, outcome: model.ActionOutcome, change: model.VMChange | None = None) -> None:
         """One outcome, and the change that it carried out."""
         if change is not None:
             outcome = replace(outcome, fleet=change.fleet, reasons=change.reasons, fields=change.fields)
@@ -96,7 +86,7 @@ class RunLog:
         elif error is not None:
             self._save("Ended early", exit_code=1, failed=(str(error) or type(error).__name__,))
 
-    def ended(self, remaining: Plan, *, late: bool) -> RunReport:
+    def ended(self, remaining: model.Plan, *, late: bool) -> model.RunReport:
         """The report of the run; `remaining` is the plan of the last observation."""
         outcomes = tuple(self.outcomes)
         report = replace(self._begun, outcomes=outcomes, remaining=remaining, late=late, finished_at=self._clock.now())
@@ -108,7 +98,7 @@ class RunLog:
         so_far = replace(self._begun, outcomes=tuple(self.outcomes), finished_at=self._clock.now())
         self._keep(replace(record_of(so_far, why, exit_code), failed=failed))
 
-    def _keep(self, run: RunRecord) -> None:
+    def _keep(self, run: model.RunRecord) -> None:
         try:
             self._store.save(run)
         except MikromError as error:
@@ -120,18 +110,18 @@ ROOM = {"asked": 500, "unattended": 500, "silent": 100, "going": 100}
 unattended, that changed nothing, and that have not ended."""
 
 
-def room_of(run: RunRecord) -> str:
+def room_of(run: model.RunRecord) -> str:
     """The room that it is kept in."""
-    if run.origin.startswith(SUPERVISION):
+    if run.origin.startswith(model.SUPERVISION):
         return f"host:{run.origin.rpartition(' ')[2]}"
     if run.exit_code is None:
         return "going"
     if not any(outcome.result == "done" for outcome in run.outcomes):
         return "silent"
-    return "unattended" if run.origin == BEAT else "asked"
+    return "unattended" if run.origin == model.BEAT else "asked"
 
 
-def speaks_for_itself(room: str, run: RunRecord) -> bool:
+def speaks_for_itself(room: str, run: model.RunRecord) -> bool:
     """Whether it may be in this room: a compromised host can lie only about itself."""
     host = room.removeprefix("host:")
     return room in ROOM or (room_of(run) == room and all(outcome.host == host for outcome in run.outcomes))
@@ -142,9 +132,9 @@ def size_of(room: str) -> int:
     return ROOM.get(room, RUNS.kept_per_host)
 
 
-def name_of(run: RunRecord) -> str:
+def name_of(run: model.RunRecord) -> str:
     """Its name in its room, which unattended runs that came to the same share."""
-    if run.exit_code is None or not run.origin.startswith((BEAT, SUPERVISION)):
+    if run.exit_code is None or not run.origin.startswith((model.BEAT, model.SUPERVISION)):
         return run.run_id
     outcomes = [
         (outcome.vm, outcome.host, outcome.verb, outcome.result, outcome.error, outcome.reasons, outcome.fields)
@@ -154,7 +144,7 @@ def name_of(run: RunRecord) -> str:
     return digest_of(msgspec.to_builtins((run.origin, run.project, run.revision, outcomes, left)))
 
 
-def repeated(before: bytes | None, run: RunRecord) -> RunRecord:
+def repeated(before: bytes | None, run: model.RunRecord) -> model.RunRecord:
     """The run, counting those like it that were kept `before`."""
     known = unpacked(run.run_id, before, run.finished_at) if before else None
     if known is None or known.run_id == run.run_id:
@@ -170,16 +160,18 @@ def placements_in(content: Any) -> Placements:
         return Placements()
 
 
-def packed(run: RunRecord) -> bytes:
+def packed(run: model.RunRecord) -> bytes:
     """A run as it is kept, compressed: many outcomes are nearly the same."""
     return zlib.compress(msgspec.json.encode(run), 1)
 
 
-def unpacked(name: str, content: Any, at: datetime | float) -> RunRecord:
+def unpacked(name: str, content: Any, at: datetime | float) -> model.RunRecord:
     """The run that was kept; of one that another release wrote in another shape no more than that."""
     try:
-        return msgspec.json.decode(zlib.decompressobj().decompress(content, RUNS.record_bytes), type=ready(RunRecord))
+        return msgspec.json.decode(
+            zlib.decompressobj().decompress(content, RUNS.record_bytes), type=ready(model.RunRecord)
+        )
     except (msgspec.MsgspecError, zlib.error):
         when = at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
         why = "cannot be shown: another release wrote it"
-        return RunRecord(run_id=name, origin="unknown", started_at=when, finished_at=when, conclusion=why)
+        return model.RunRecord(run_id=name, origin="unknown", started_at=when, finished_at=when, conclusion=why)

@@ -80,7 +80,6 @@ class RemoteEngine:
             yield self._follow(call, time.monotonic() + deadline_s)
 
     def _keep(self, request: RunRequest, plan: Plan | None, *, kept_s: int) -> None:
-        """Leave what a control worker needs where it looks for it. Raises MikromError when there is none."""
         if not shared_state.living(self._redis, self._keys, "control"):
             raise MikromError("no control worker answers; start `mikrom worker --role control`, or see `mikrom doctor`")
         self._redis.set(self._keys.request(request.run_id), pack(request), ex=kept_s)
@@ -88,17 +87,11 @@ class RemoteEngine:
             self._redis.set(self._keys.plan(request.run_id), pack(plan), ex=BROKER.result_ttl_s, nx=True)
 
     def _send(self, task: str, request: RunRequest, arguments: dict[str, Any]) -> None:
-        self._app.send_task(
-            task,
-            kwargs={"run": request.run_id, **arguments},
-            queue=self._keys.queue,
-            priority=FIRST,
-            ignore_result=True,
-            kwargsrepr=f"run {request.run_id} · {request.origin}",
-        )
+        told, note = {"run": request.run_id, **arguments}, f"run {request.run_id} · {request.origin}"
+        options = {"queue": self._keys.queue, "priority": FIRST, "ignore_result": True}
+        self._app.send_task(task, kwargs=told, kwargsrepr=note, **options)
 
     def _follow(self, call: Call, until: float) -> Iterator[Answer]:
-        """What the control worker says after it has accepted the call. Raises what it raised."""
         worker: WorkerId | None = None
         died = False
         while True:

@@ -68,17 +68,8 @@ class FleetProcess:
         self.heartbeat: Heartbeat
         self.replies = ReplySender(app.redis, app.keys, f"host:{app.settings.host}")
         self._app, self._settings, self._agent = app, app.settings, agent
-        self._host = HostTasks(
-            host=app.settings.host, queue=app.keys.host_queue(app.settings.host), agent=agent, replies=self.replies
-        )
-        self._control = ControlTasks(
-            redis=app.redis,
-            keys=app.keys,
-            settings=app.settings,
-            engine=engine,
-            source=source,
-            worker_id=lambda: WorkerId(owner=self.heartbeat.owner, start_id=self.heartbeat.start_id),
-        )
+        self._host = HostTasks(app.settings.host, app.keys.host_queue(app.settings.host), agent, self.replies)
+        self._control = ControlTasks(app.redis, app.keys, app.settings, engine, source, self._worker_id)
         self._add_tasks()
         # control has to know that what it sent before may be lost: a host's messages are acknowledged early
         celery_patches.on_connect(app, lambda: self.heartbeat.begin_anew())  # noqa: PLW0108 - there is none yet
@@ -88,6 +79,9 @@ class FleetProcess:
         signals.worker_shutting_down.connect(lambda **_: celery_patches.stop(), weak=False)
         signals.worker_shutdown.connect(self._on_shutdown, weak=False)
         signals.beat_init.connect(self._on_beat_init, weak=False)
+
+    def _worker_id(self) -> WorkerId:
+        return WorkerId(owner=self.heartbeat.owner, start_id=self.heartbeat.start_id)
 
     def _add_tasks(self) -> None:
         host, control = self._host, self._control

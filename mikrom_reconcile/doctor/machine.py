@@ -173,7 +173,6 @@ def _run_dir(settings: Settings) -> Check:
 
 
 def _broker(settings: Settings) -> Iterator[Check]:
-    """The broker, where one is set or a `mikrom up` runs, and the specs of scheduled runs, whose state it holds."""
     from mikrom_reconcile.control.stores.redis import translate_broker_errors
     from mikrom_reconcile.dispatch.transport.shared_state import writable_source_state  # with it comes redis
 

@@ -1,6 +1,4 @@
-"""What of this set-up an intruder could use, and the way to close it: `broken` is open to another user or to the
-network as it is, `note` helps an intruder who has got somewhere already.
-"""
+"""What of this set-up an intruder could use, and the way to close it; a `note` helps one who is in already."""
 
 from __future__ import annotations
 
@@ -43,7 +41,6 @@ def _environment_files(_settings: Settings) -> Iterator[Check]:
 
 
 def _broker(settings: Settings) -> Iterator[Check]:
-    """The keys that orders are signed with; the broker's network, password and user."""
     url = wiring.broker_of(settings)
     if url is None:
         yield ok("none: embedded, nothing listens and no order travels")
@@ -110,7 +107,6 @@ def _flower_password(settings: Settings) -> Check:
 
 
 def _is_open_to_others(port: int) -> bool:
-    """Whether anything listens on `port` of an address that is not loopback."""
     tables = (path for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists())
     lines = (line.split() for table in tables for line in table.read_text(encoding="ascii").splitlines()[1:])
     listening = (local.partition(":") for _, local, _, state, *_ in lines if state == _LISTENS)

@@ -1,6 +1,4 @@
-"""The services of a fleet: the command of each, what it refuses to start without, and all of them by `mikrom up`. Each
-becomes Celery's own command; no argument list shows a secret. It must stay cheap to import.
-"""
+"""The services of a fleet, each Celery's own command, and all by `mikrom up`. It must stay cheap to import."""
 
 from __future__ import annotations
 
@@ -261,7 +259,6 @@ def _services(settings: Settings) -> list[Child]:
 
 
 def _await_redis(redis: Child, url: str) -> None:
-    """Start Redis and wait until it answers. Raises SetupError with what it said instead."""
     until, news = time.monotonic() + SERVICES.redis_start_s, redis.keep()
     while news is None and time.monotonic() < until:
         with suppress(SetupError):
@@ -272,7 +269,6 @@ def _await_redis(redis: Child, url: str) -> None:
 
 
 def _workers_live(settings: Settings) -> bool:
-    """Whether both workers are seen to live: without them no order is carried out."""
     from mikrom_reconcile.control.stores.redis import translate_broker_errors  # only here, for they take long
     from mikrom_reconcile.dispatch.transport.shared_state import living
 

@@ -1,6 +1,4 @@
-"""Flower's configuration: its pages call a task by what it does, `create web-042 on hv01 · run 7f3c`, its metrics and
-API by its own name. Flower runs this file by itself, so that nothing can be imported from here.
-"""
+"""Flower's configuration: its pages call a task by what it does. Flower runs it by itself; it can import nothing."""
 
 from typing import Any
 

@@ -93,7 +93,6 @@ def _replace(path: Path, content: bytes, *, durable: bool) -> None:
 
 
 def _overwrite(path: Path, content: bytes, *, durable: bool) -> bool:
-    """Write into the room that `path` has already; False when that is too small."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

@@ -1,6 +1,4 @@
-"""Specs from files and folders, and whether they are a whole project: if only a part is read, the rest looks removed. A
-place that is empty or cannot be read is an error, never an empty tree.
-"""
+"""Specs from files and folders, and whether they are a whole project: of a part, the rest looks removed."""
 
 from __future__ import annotations
 
@@ -52,9 +50,7 @@ def read_files(paths: Sequence[Path]) -> SourceTree:
 def tree_of(
     found: Iterable[tuple[str, bytes]], *, where: str, revision: str = "", author: str = "", refused: Iterable[str] = ()
 ) -> SourceTree:
-    """The tree of files, given by path and content. Raises SourceError when there is none, and SpecError, all at once,
-    also for those that are `refused` because of their names.
-    """
+    """The tree of these files. Raises SourceError for none, and SpecError, all at once, also for names `refused`."""
     files: list[SourceFile] = []
     problems = [_problem(path, documents.NOT_READ, documents.NOT_READ_HINT) for path in refused]
     size = 0
@@ -79,7 +75,6 @@ def checked_size(path: str, size: int) -> int:
 
 
 def _files_in(given: Path) -> Iterator[tuple[Path, str]]:
-    """The files to read or to refuse below a folder; a file itself is to be read."""
     if not stat.S_ISDIR(given.stat().st_mode):
         yield given, "read"
         return
@@ -93,7 +88,6 @@ def _files_in(given: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _all_in(given: Path) -> Iterator[str]:
-    """Every file below a folder that is not hidden. Raises OSError."""
     for folder, inner, names in os.walk(given, followlinks=True, onerror=_raise):
         if os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents):
             raise SourceError(f"{folder} is a symbolic link to a folder that it lies in; remove the loop")

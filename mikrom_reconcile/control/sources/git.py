@@ -158,7 +158,6 @@ class GitSource:
         return found["read"], found["look"], [*found["refuse"]]
 
     def _outside(self, listing: Listing) -> dict[str, str]:
-        """Path to object of the spec files beside and above the folder."""
         above = {*PurePosixPath(self._place.folder).parents} if self._place.folder else set()
         return {
             path: blob
@@ -167,7 +166,6 @@ class GitSource:
         }
 
     def _git(self, *arguments: str, said: str = "") -> bytes:
-        """What git answers. Raises SourceError with its last words, or when the time is over."""
         try:
             command = [shutil.which("git") or "git", *_QUIET, *arguments]
             # in a session of its own, so that its ssh ends with it

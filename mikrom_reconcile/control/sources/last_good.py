@@ -1,6 +1,4 @@
-"""The specs as a service uses them: as they are now if they are good, else as they last were, kept on disk. A source
-that is broken, empty or gone must never change what is wanted.
-"""
+"""The specs as a service uses them: as they are now if they are good, else as they last were, kept on disk."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The embedded store: a file for the placements of each project and for each run; leases and tokens in lock files. A
-file that cannot be read is as if it were absent, and where none can be written, the run goes on without.
-"""
+"""The embedded store: files for placements and runs, lock files for leases and tokens. A run goes on without it."""
 
 from __future__ import annotations
 

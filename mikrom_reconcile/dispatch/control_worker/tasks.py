@@ -1,6 +1,4 @@
-"""Tasks of a control worker: plan, apply, scheduled runs and their specs, and actions that people ask for by task. An
-apply goes on only while its caller waits, and a run that nobody waits for is not begun. Errors go back as values.
-"""
+"""Tasks of a control worker: plan, apply, scheduled runs and specs, actions by task. Errors go back as values."""
 
 from __future__ import annotations
 
@@ -64,7 +62,7 @@ class OncePerInterval(Scheduler):  # type: ignore[misc]  # Celery has no types
         return super().apply_async(entry, producer=producer, advance=advance, **options)
 
 
-@dataclass(kw_only=True)
+@dataclass
 class ControlTasks:
     """The tasks of a control worker over an engine and the source of scheduled runs."""
 
@@ -314,7 +312,6 @@ def summary(report: RunReport) -> str:
 
 
 def _failed(error: Exception, run: str) -> rpc.Failure:
-    """Log what ended a run, and what to tell whoever waits for it."""
     if isinstance(error, MikromError):
         _log.warning("ended: %s", error, extra={"run": run})
     else:

@@ -1,6 +1,4 @@
-"""Tasks of a host worker: carry out one order, observe, fetch a console or images. An order is judged by what it says,
-not by its task; an error is a value on the call's stream, and nothing is begun for a caller who has gone.
-"""
+"""Tasks of a host worker: carry out one order, observe, fetch a console or images. Errors are told as values."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ _UNSIGNED = (
 )
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class HostTasks:
     """The tasks of the worker of `host`, which consumes `queue`."""
 

@@ -118,7 +118,6 @@ class CeleryHosts:
     def _answers(
         self, task: str, questions: dict[str, Question], deadline_s: float, *, signed: str | None = None
     ) -> Iterator[tuple[str, Answer | str]]:
-        """As `_ask`, where a lost broker is an answer, too."""
         try:
             yield from self._ask(task, questions, deadline_s, signed=signed)
         except _LOST as error:
@@ -253,7 +252,6 @@ def _speaks_for_itself(host: str, named: Iterable[str]) -> None:
 
 
 def _value(answer: Answer | str, kind: str, of: type[T]) -> T:
-    """What an answer of this kind says. Raises MikromError where it is another, or there is none."""
     if isinstance(answer, str):
         raise MikromError(answer)
     if answer.kind != kind:

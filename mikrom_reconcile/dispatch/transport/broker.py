@@ -1,6 +1,4 @@
-"""The way to Redis: names of keys, one URL in three spellings, one client that never retries by itself, a quick answer
-if it is away. TLS always verifies the certificate; no password is ever printed.
-"""
+"""The way to Redis: names of keys, a URL in three spellings, clients that never retry, and verify TLS."""
 
 from __future__ import annotations
 
@@ -33,7 +31,6 @@ STEPS = (FIRST, *ORDERS[False], *ORDERS[True])
 
 
 def _key(form: str) -> Callable[[Keys, str], str]:
-    """A method of `Keys`: the key of this form for a name."""
     return lambda keys, name: f"{keys.prefix}:{form.format(name)}"
 
 
@@ -167,14 +164,8 @@ def client_of(url: str, *, read_s: float = BROKER.read_s) -> Redis:
     from redis.retry import Retry  # noqa: PLC0415
 
     url, tls = split_tls(url)
-    return Redis.from_url(
-        url.replace("redis+socket://", "unix://", 1),
-        **tls,
-        protocol=2,
-        retry=Retry(NoBackoff(), 0),
-        socket_connect_timeout=BROKER.connect_s,
-        socket_timeout=read_s,
-    )
+    url, limits = url.replace("redis+socket://", "unix://", 1), {"socket_connect_timeout": BROKER.connect_s}
+    return Redis.from_url(url, **tls, **limits, socket_timeout=read_s, protocol=2, retry=Retry(NoBackoff(), 0))
 
 
 class RunningUp(msgspec.Struct, frozen=True, kw_only=True):

@@ -103,7 +103,6 @@ def _releases(sent: OrderEnvelope) -> str:
 
 
 def _loses(sent: Any, kept: Any) -> bool:
-    """Whether a field of `sent` is not in what was made of it."""
     if isinstance(sent, dict) and isinstance(kept, dict):
         return any(name not in kept or _loses(value, kept[name]) for name, value in sent.items())
     if isinstance(sent, list) and isinstance(kept, list | tuple):

@@ -225,7 +225,6 @@ class ReplySender:
             self.flush()
 
     def _send(self, answers: Sequence[_Given]) -> Sequence[Exception | None]:
-        """What the server said against each of them."""
         pipe = self._redis.pipeline(transaction=False)
         for answer in answers:
             pipe.xadd(answer.stream, {"kind": answer.kind, "body": answer.body})

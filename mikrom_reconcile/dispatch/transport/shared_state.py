@@ -1,6 +1,4 @@
-"""What workers leave in Redis for everybody who looks: who lives, unfinished runs, the source, VMs as last seen. A
-heartbeat's key names one start of a process; a host's name belongs to one machine until a person gives that up.
-"""
+"""What workers leave in Redis for all to see: who lives, unfinished runs, the source, VMs as last seen."""
 
 from __future__ import annotations
 
@@ -174,7 +172,6 @@ class Heartbeat:
             _log.warning("heartbeat of %s: %s; trying again in %g s", self.owner, error, BROKER.heartbeat_interval_s)
 
     def _claim(self, *, ttl_s: float) -> None:
-        """Raises SetupError where another machine has the name."""
         keys = self._key, self._bound, self._given_up
         arguments = self.start_id, int(ttl_s * 1000), self._machine, self._machine_id, socket.gethostname()
         while refused := self._redis.eval(_RENEW, len(keys), *keys, *arguments):

@@ -26,7 +26,6 @@ class Signer:
     """The control side's private key."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SetupError for a file that is no such key, or that others can read."""
         pem = _read("MIKROM_SIGNING_KEY", path, closed=0o077, remedy="only its owner may read it: chmod 600")
         try:
             key = serialization.load_pem_private_key(pem, password=None)
@@ -45,7 +44,6 @@ class Verifier:
     """The public key by which a host knows the control side."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SetupError for a file that is no such key, or that others can write."""
         pem = _read("MIKROM_VERIFY_KEY", path, closed=0o022, remedy="only its owner may write it: chmod 644")
         try:
             key = serialization.load_pem_public_key(pem)

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from mikrom_reconcile import __version__
 from mikrom_reconcile.cli import COMMANDS, overview
 
-BROKEN_PIPE = 141
-"""What a shell reports of a program whose reader went away: 128 and SIGPIPE."""
+BROKEN_PIPE = 141  # what a shell reports of a program whose reader went away: 128 and SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:

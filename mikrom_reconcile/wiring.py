@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from mikrom_reconcile.host.ports import Driver
     from mikrom_reconcile.host.resources.images import ImageCache
 
-KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
-"""Kinds of documents, each with a schema of its own."""
+KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")  # kinds of documents, each with a schema of its own
 
 
 @cache
@@ -166,12 +165,11 @@ def make_host_agent(settings: Settings) -> HostAgent:
     from mikrom_reconcile.host.records import Records
 
     choice = choice_of(settings)
-    driver, records, images = make_driver(settings, choice), Records(settings.state_dir), make_images(settings)
+    driver, records, images = make_driver(settings, choice), Records(settings.state_dir), _images(settings)
     return HostAgent(settings.host, driver=driver, records=records, clock=Clock(), images=images, note=choice.note)
 
 
-def make_images(settings: Settings) -> ImageCache:
-    """The images of this machine."""
+def _images(settings: Settings) -> ImageCache:
     from mikrom_reconcile.host.resources.images import ImageCache
 
     return ImageCache(
@@ -200,7 +198,7 @@ def make_driver(settings: Settings, choice: Choice) -> Driver:
         return SimulatedDriver(state_dir)
     from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, Secrets
 
-    images, secrets = make_images(settings), Secrets(settings.secret_dirs, settings.secret_env)
+    images, secrets = _images(settings), Secrets(settings.secret_dirs, settings.secret_env)
     provisioner = ResourceProvisioner(state_dir, images=images, secrets=secrets, drive_dirs=settings.drive_dirs)
     if choice.driver == "qemu":
         from mikrom_reconcile.host.drivers.qemu import QemuDriver

@@ -119,8 +119,7 @@ def _typed(fleet: str, purpose: str) -> bool:
 
 _AGAIN = "make it again with `mikrom plan --out FILE`"
 
-Place = tuple[str, str]
-"""The id of the hosts that a plan is for, and how a person calls them."""
+Place = tuple[str, str]  # the id of the hosts that a plan is for, and how a person calls them
 
 
 class SavedPlan(msgspec.Struct, frozen=True, kw_only=True):

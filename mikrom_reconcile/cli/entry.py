@@ -62,8 +62,7 @@ def ask(question: str) -> str:
     return sys.stdin.readline().strip()
 
 
-COMPLETE_VARIABLE = "_MIKROM_COMPLETE"
-"""Set when a shell asks what may come next."""
+COMPLETE_VARIABLE = "_MIKROM_COMPLETE"  # set when a shell asks what may come next
 
 ERROR = 1
 INTERNAL = 70

@@ -51,9 +51,7 @@ def seconds(text: str) -> float:
         raise click.BadParameter(f"{text!r} is no number of seconds above 0") from None
 
 
-timeout = click.option(
-    "--timeout", "timeout_s", type=seconds, help="Stop beginning actions after this long [MIKROM_TIMEOUT]."
-)
+timeout = click.option("--timeout", "timeout_s", type=seconds, help="Begin no action after so long [MIKROM_TIMEOUT].")
 forks = click.option("--forks", type=click.IntRange(1), help="Actions at once per host [MIKROM_FORKS].")
 
 
@@ -64,9 +62,7 @@ def execution(command: F) -> F:
 
 yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 diff = click.option("--diff", "full", is_flag=True, help="Show every value that changes in full, line by line.")
-wait = click.option(
-    "--wait/--no-wait", default=True, help="Leave the run to a control worker, and do not wait for its end."
-)
+wait = click.option("--wait/--no-wait", default=True, help="Whether to wait for the end, or leave it to control.")
 retry = click.option("--retry", is_flag=True, help="Bring back what was given up after too many restarts.")
 assume_dead = click.option(
     "--assume-dead", multiple=True, metavar="HOST",
@@ -80,9 +76,7 @@ def selection(command: F) -> F:
     return limit(_tags("--tags", "Only the fleets with any of these tags.")(without(extra_vars(command))))
 
 
-limit = click.option(
-    "--limit", metavar="PATTERN", help="Only these VMs, fleets, hosts or groups, such as web:!web-00*."
-)
+limit = click.option("--limit", metavar="PATTERN", help="Only these VMs, fleets, hosts or groups: web:!web-00*.")
 
 
 def _tags(name: str, text: str) -> Callable[[F], F]:

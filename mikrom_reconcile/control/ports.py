@@ -24,9 +24,7 @@ class Hosts(Protocol):
         """One view per queried host, as they come; a host that has not answered by the deadline is unreachable."""
 
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
-        """One outcome per order, as they come, at most `forks` at once per host. An order whose host died or was silent
-        past the deadline is `failed_temporary`. Closing the iterator sends nothing more; what is under way goes on.
-        """
+        """One outcome per order, as they come, at most `forks` at once per host; `failed_temporary` of a lost host."""
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console, or of what came `after` a place in it. Raises MikromError."""
@@ -82,9 +80,8 @@ class Engine(Protocol):
         """What the request would change. Changes nothing and takes no lease. Raises SpecError, SourceError."""
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
-        """Carry out `plan` (of the same request) in passes until done, verify, report: only what it shows is done, and
-        only where nothing has changed since; None approves whatever is found. Raises BusyError when the lease is not
-        free in time.
+        """Carry out `plan` in passes, verify, report: only what it shows, and only where nothing has changed since.
+        None approves whatever is found. Raises BusyError when the lease is not free in time.
         """
 
     def hand_over(self, request: RunRequest, plan: Plan) -> None:

@@ -35,8 +35,8 @@ from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 
 
 class Reconciler:
-    """The Engine of this process. `here` is the host of specs without an Inventory, `alone`: no other can be reached.
-    What was prepared last is kept, for as long as neither specs nor placements change, and used as a whole.
+    """The Engine of this process, for specs of `here`; `alone`: no other host can be reached. It keeps what it
+    prepared.
     """
 
     def __init__(

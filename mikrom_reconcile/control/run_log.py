@@ -127,11 +127,6 @@ def speaks_for_itself(room: str, run: model.RunRecord) -> bool:
     return room in ROOM or (room_of(run) == room and all(outcome.host == host for outcome in run.outcomes))
 
 
-def size_of(room: str) -> int:
-    """How many runs a room has place for."""
-    return ROOM.get(room, RUNS.kept_per_host)
-
-
 def name_of(run: model.RunRecord) -> str:
     """Its name in its room, which unattended runs that came to the same share."""
     if run.exit_code is None or not run.origin.startswith((model.BEAT, model.SUPERVISION)):

@@ -1,6 +1,4 @@
-"""The engine of a fleet for the command line: a control worker far away, followed over a stream. A caller may bring
-back a saved plan: it can only leave out, never add, since a worker does what its own look and guards allow.
-"""
+"""The engine of a fleet for the command line: a control worker far away, followed over a stream."""
 
 from __future__ import annotations
 

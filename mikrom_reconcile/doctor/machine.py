@@ -17,8 +17,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-import mikrom_reconcile
-from mikrom_reconcile import wiring
+from mikrom_reconcile import __version__, wiring
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import WANTS_VMM
@@ -47,8 +46,7 @@ Look = Callable[[Settings], Check | Iterable[Check] | None]
 
 ok = partial(Check, "", "ok")
 note = partial(Check, "", "note")
-broken = partial(Check, "", "broken")
-"""Each is given what was found, and what to do about it. The table has the name."""
+broken = partial(Check, "", "broken")  # Each is given what was found, and what to do about it. The table has the name
 
 
 def run_checks(checks: Mapping[str, Look], settings: Settings) -> Iterator[Check]:
@@ -86,10 +84,6 @@ def folder_check(variable: str, folder: Path, *, strict: bool = False) -> Check:
     if mode & 0o077:
         return (broken if strict else note)(f"{folder} is open to others ({mode:04o})", f"chmod 700 {folder}")
     return ok(f"{folder} ({mode:04o})")
-
-
-def _python(_settings: Settings) -> Check:
-    return ok(f"mikrom {mikrom_reconcile.__version__} on Python {platform.python_version()} ({sys.executable})")
 
 
 def _driver(settings: Settings) -> Check:
@@ -263,7 +257,7 @@ def _descriptors(settings: Settings) -> Check:
 
 
 CHECKS: dict[str, Look] = {
-    "python": _python,
+    "python": lambda _: ok(f"mikrom {__version__} on Python {platform.python_version()} ({sys.executable})"),
     "driver": _driver,
     "kvm": _kvm,
     "firecracker": _firecracker,

@@ -116,9 +116,7 @@ def become(service: Service, settings: Settings) -> NoReturn:
 
 
 class Child:
-    """One process that is started again when it ends, some times; without a `log` it runs once. It dies with the thread
-    that started it, and has a session of its own, so that a Ctrl-C reaches the parent alone.
-    """
+    """A process in a session of its own, started again some times if it has a `log`; it dies with its parent."""
 
     def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], *, log: Path | None = None) -> None:
         self.name = name

@@ -13,11 +13,9 @@ from pathlib import Path
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Errors of a disk that has no room left."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})  # errors of a disk that has no room left
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-"""Never waits for the other end of a FIFO, never follows a symlink."""
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # never waits for the other end of a FIFO, never follows a symlink
 
 _BLOCK = 4096
 _KEEP_SIZE_PUNCH_HOLE = 0x03  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of linux/falloc.h

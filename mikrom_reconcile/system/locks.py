@@ -18,9 +18,7 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: l_type, l_whe
 
 
 def open_taken(path: Path) -> int | None:
-    """A descriptor of the lock file (0600, made where missing) that holds its lock until every duplicate is closed,
-    here and in children; None when somebody else has it. Raises OSError.
-    """
+    """A descriptor that holds the lock until every duplicate is closed; None: somebody else has it. Raises OSError."""
     fd = _opened(path)
     is_ours = False
     try:

@@ -25,8 +25,7 @@ _DEFAULT_SIGNALS = (
     *(signal.SIGPIPE, signal.SIGXFSZ),  # Python ignores them
 )
 
-_children: set[int] = set()
-"""Pids that this process spawned and has not reaped."""
+_children: set[int] = set()  # Pids that this process spawned and has not reaped
 
 _reaping = threading.Lock()
 
@@ -154,9 +153,7 @@ def allow_descriptors() -> None:
 
 
 def spawn(argv: tuple[str, ...], *, stdin: int, output: int) -> int:
-    """Start `argv` in a session of its own with an empty environment; its pid. It gets these descriptors as standard
-    input and as output and error, no other one, and dies with nobody; `reap` takes its end. Raises OSError.
-    """
+    """Start `argv` in a session of its own, with these descriptors alone, no environment; its pid. Raises OSError."""
     pid = os.posix_spawn(
         argv[0],
         argv,

@@ -19,17 +19,13 @@ from mikrom_reconcile.core.parsing import documents
 from mikrom_reconcile.core.parsing.yaml_text import read_file
 from mikrom_reconcile.times_and_sizes import SPECS
 
-ABBREVIATED = 12
-"""Digits of a commit; what git itself would choose for a very large repository."""
+ABBREVIATED = 12  # digits of a commit; what git itself would choose for a very large repository
 
-AUTHOR = "--format=%an <%ae>"
-"""Whose commit it is, as `git log` and `git show` print it."""
+AUTHOR = "--format=%an <%ae>"  # whose commit it is, as `git log` and `git show` print it
 
 
 def read_files(paths: Sequence[Path]) -> SourceTree:
-    """Every spec file below the given folders, and the given files whatever their names, sorted; links are followed.
-    Raises SourceError for a place that cannot be read or holds none, and SpecError for files too large or no text.
-    """
+    """Every spec file below these folders, and these files whatever they are called. Raises SourceError, SpecError."""
     try:
         found = {path: what for given in paths for path, what in _files_in(given)}
         # each file once, under its first name; files of variables under each, because the name says what they are for

@@ -1,6 +1,4 @@
-"""Specs from a git repository, fetched by git with the credentials of its configuration, only a new commit, without a
-checkout: no link, filter or hook counts. It must never ask, nor run or read what an address names.
-"""
+"""Specs from a git repository: only a new commit is fetched, and read without a checkout; git runs nothing of it."""
 
 from __future__ import annotations
 
@@ -27,8 +25,7 @@ from mikrom_reconcile.times_and_sizes import SPECS
 
 PREFIX = "git+"
 
-PROTOCOLS = ("https", "http", "ssh", "git", "file")
-"""Those that only fetch; `ext::` and its like run programs."""
+PROTOCOLS = ("https", "http", "ssh", "git", "file")  # those that only fetch; `ext::` and its like run programs
 
 _REF = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock$|/$))[A-Za-z0-9_][A-Za-z0-9_.+/-]*")
 _HOST = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:\]-]*")
@@ -39,8 +36,7 @@ _QUIET = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "fetch.recu
 _PLACES = ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "NAMESPACE")
 _ELSEWHERE = {"SSH_ASKPASS", *(f"GIT_{name}" for name in _PLACES)}
 
-Listing = Mapping[str, list[str]]
-"""Path to mode, kind, object and size of everything in a commit."""
+Listing = Mapping[str, list[str]]  # path to mode, kind, object and size of everything in a commit
 
 
 class GitPlace(msgspec.Struct, frozen=True, kw_only=True):

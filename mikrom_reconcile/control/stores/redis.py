@@ -1,6 +1,4 @@
-"""The store of a fleet: leases, tokens, placements and runs in Redis. All of it may be lost without harm. A lease is a
-key with the server's TTL, renewed from a thread; the step that takes it raises the token that fences its last holder.
-"""
+"""The store of a fleet: leases, tokens, placements and runs in Redis, where all of it may be lost without harm."""
 
 from __future__ import annotations
 
@@ -20,6 +18,7 @@ from mikrom_reconcile.control import run_log
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import RunRecord
+from mikrom_reconcile.times_and_sizes import RUNS
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -122,7 +121,7 @@ class RedisStore:
             pipe = self._redis.pipeline()
             pipe.hset(kept, name, run_log.packed(run_log.repeated(before, run)))
             pipe.zadd(order, {name: run.finished_at.timestamp()})
-            pipe.zrange(order, 0, -run_log.size_of(room) - 1)
+            pipe.zrange(order, 0, -run_log.ROOM.get(room, RUNS.kept_per_host) - 1)
             old = pipe.execute()[-1]
             if old:
                 pipe.zrem(order, *old)

@@ -35,9 +35,7 @@ class LocalHosts:
             yield self._view(query, deadline_s) if here else HostView(host=host, error=self._elsewhere)
 
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:
-        """Past the deadline nothing more is sent: orders under way are `failed_temporary`, the others `skipped`. A
-        signal waits to hear of what is under way, and a second one does not.
-        """
+        """Past the deadline what runs is `failed_temporary`, the rest `skipped`; a signal waits for what goes on."""
         deadline, waiting = time.monotonic() + deadline_s, iter(orders)
         running: dict[Future[ActionOutcome], Order] = {}
         pool = ThreadPoolExecutor(forks, thread_name_prefix="mikrom-action")

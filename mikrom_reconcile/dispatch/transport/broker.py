@@ -21,8 +21,7 @@ from mikrom_reconcile.times_and_sizes import BROKER, SERVICES
 if TYPE_CHECKING:
     from redis import Redis
 
-FIRST, LAST = 0, 8
-"""Priorities, lower first: people who look; the ticks of Beat."""
+FIRST, LAST = 0, 8  # priorities, lower first: people who look; the ticks of Beat
 
 ORDERS = {False: (2, 4), True: (6, 8)}
 """Priorities of orders by whether they are scheduled: those that make room (stop and delete), and all others."""
@@ -35,9 +34,7 @@ def _key(form: str) -> Callable[[Keys, str], str]:
 
 
 class Keys:
-    """The names that follow from the control queue's name ("mikrom:queue"); `prefix` begins every key. What belongs to
-    a host is under its name, so that an ACL can give it no other's. All that is there may be lost.
-    """
+    """The names that follow from the control queue's; what is a host's is under its name, for ACLs. All may be lost."""
 
     # of an owner ("host:hv01", "control:hv01", "beat:hv01"; of unacknowledged messages "host:hv01" or "control")
     heartbeat = _key("alive:{}")  # start id of its process, while that lives

@@ -1,6 +1,4 @@
-"""An order as a message: its envelope, its priority, how a host opens it, and outcomes that no host reported. One that
-this release understands only in part is refused whole: the VM would only look as it is wanted.
-"""
+"""An order as a message, and how a host opens it: one that it understands only in part it refuses whole."""
 
 from __future__ import annotations
 
@@ -25,8 +23,8 @@ _FORGED = "the order is not what control signed for this worker: changed, sent b
 
 
 class OrderEnvelope(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of a VM task: `order` is the JSON of an `Order`, `signature` hexadecimal, empty without a key.
-    Nobody signs the sender's `release`, nor the seconds `spent_s` in earlier attempts, which the host itself says.
+    """The arguments of a VM task; `signature` covers `order` (JSON), not `release`, nor the `spent_s` of attempts
+    before.
     """
 
     call: str

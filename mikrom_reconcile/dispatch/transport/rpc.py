@@ -1,6 +1,4 @@
-"""A call: one question to hosts or to a control worker, answered over Redis streams, each written by one side only. It
-lives as long as its caller waits and renews its key: nobody begins work for one that has ended.
-"""
+"""A call: one question to hosts or to control, answered over Redis streams, for as long as its caller waits."""
 
 from __future__ import annotations
 

@@ -52,11 +52,12 @@ class MeteredDriver(SimulatedDriver):
         self.spent_s.append(time.thread_time() - began_s)
         return facts
 
-    def start(self, record: VMRecord, *, deadline_s: float) -> None:
+    def start(self, record: VMRecord, *, deadline_s: float) -> str:
         """As the driver's."""
         began_s = time.thread_time()
-        super().start(record, deadline_s=deadline_s)
+        note = super().start(record, deadline_s=deadline_s)
         self.spent_s.append(time.thread_time() - began_s)
+        return note
 
 
 class Host:

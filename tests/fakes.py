@@ -45,6 +45,7 @@ class FakeDriver:
     """
 
     name = "fake"
+    suspends = False
 
     def __init__(self) -> None:
         self.vmms: dict[str, VMSpec] = {}
@@ -78,12 +79,13 @@ class FakeDriver:
     def watch(self, record: VMRecord) -> int | None:
         return None
 
-    def start(self, record: VMRecord, *, deadline_s: float) -> None:
+    def start(self, record: VMRecord, *, deadline_s: float) -> str:
         self.calls.append("start")
         self._fault("start")
         with self._lock:
             self.vmms.setdefault(record.vm, self.boots_instead or record.spec)
         self._fault("start, late")
+        return ""
 
     def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
         call = "pause" if paused else "resume"
@@ -93,6 +95,9 @@ class FakeDriver:
             self.facts[record.vm] = VMMFacts(status="paused", pid=1)
         else:
             self.facts.pop(record.vm, None)
+
+    def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
+        """It never is asked to."""
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Nothing that it has changes live."""

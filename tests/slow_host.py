@@ -21,13 +21,13 @@ class FlakyDriver(SimulatedDriver):
 
     failures = 0
 
-    def start(self, record: VMRecord, *, deadline_s: float) -> None:
+    def start(self, record: VMRecord, *, deadline_s: float) -> str:
         if self.failures:
             self.failures -= 1
             raise TemporaryError("no memory", vm=record.vm, step="booting")
         if record.vm.startswith("late-"):
             time.sleep(LATE_S)
-        super().start(record, deadline_s=deadline_s)
+        return super().start(record, deadline_s=deadline_s)
 
 
 def slow_host(settings: Settings, boot_s: float, *, failures: int = 0) -> HostAgent:

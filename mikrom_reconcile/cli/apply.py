@@ -309,7 +309,8 @@ _UNDONE = "\n\nVM may hold * and ?. The next run undoes what the specs contradic
 start = _one_off("start", f"Start VMs. A paused one is resumed, a parked one gets its attempts back.{_UNDONE}")
 stop = _one_off("stop", f"Stop VMs: Ctrl-Alt-Del, then kill. A paused guest is resumed for it.{_UNDONE}")
 pause = _one_off("pause", f"Let guests stand still. Their VMMs, and all that they have in memory, stay.{_UNDONE}")
-resume = _one_off("resume", f"Let paused guests go on where they were.{_UNDONE}")
+suspend = _one_off("suspend", f"Write guests' memory to disk and end their VMMs. `start` lets them go on.{_UNDONE}")
+resume = _one_off("resume", f"Let paused and suspended guests go on where they were.{_UNDONE}")
 restart = _one_off("restart", f"Stop VMs and start them again. One that was to be paused is paused again.{_UNDONE}")
 delete = _one_off(
     "delete",

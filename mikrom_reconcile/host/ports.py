@@ -46,6 +46,10 @@ LinkDrift = Callable[[VMRecord], tuple[Drift, ...]]
 """Where the taps, bridges and rules of a VM that is up differ from what its record wants."""
 
 
+FORGETS: frozenset[State] = frozenset({"stopped", "absent"})
+"""States under which a stop forgets what memory a suspended VM left on disk."""
+
+
 class Driver(Protocol):
     """One kind of VMM; what it does not have, it leaves as it is here.
 
@@ -56,6 +60,8 @@ class Driver(Protocol):
     """
 
     name: str
+    suspends: bool = False
+    """Whether it has `suspend`."""
 
     def memory_mib(self, spec: VMSpec) -> int:
         """What a VM of that spec may take of this host's memory, its VMM included."""
@@ -83,9 +89,10 @@ class Driver(Protocol):
         """
         return None
 
-    def start(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Boot the VM as `record.spec` says and return once its guest runs.
+    def start(self, record: VMRecord, *, deadline_s: float) -> str:
+        """Boot the VM as `record.spec` says, or let a suspended one go on, and return once its guest runs.
 
+        The answer is what has to be said of that: that it went on, or why it could not and was booted.
         A proven half-started VMM of this VM is ended first; a running or paused one is left as it is.
         On failure no VMM is left behind, and the error says so.
         """
@@ -93,13 +100,21 @@ class Driver(Protocol):
     def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
         """Stop the vCPUs of a VM that is up, or let them go on, unless that is so. Its VMM, memory and disks stay."""
 
+    def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Write the memory of a VM that is up to disk and leave its guest standing still, to be ended by `stop`.
+
+        It goes on from there once, at a `start` under the same spec; any other way to let it run forgets the memory. On
+        failure the guest goes on, and nothing is left on disk.
+        """
+
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Bring a running VMM to `record.spec` in all that changes live (`fields.py`), and leave the rest alone."""
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing.
 
-        A paused guest is resumed first: it can hear nothing, and its disks deserve an orderly end too.
+        What memory it left on disk is forgotten if the record's state is one of FORGETS. A paused guest is resumed
+        first: it can hear nothing, and its disks deserve an orderly end too.
         """
 
     def delete(self, record: VMRecord) -> None:

@@ -28,7 +28,7 @@ from mikrom_reconcile.system.processes import ExitWatcher, allow_descriptors
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import ORDERS, SUPERVISION
 
-DIED: frozenset[Phase] = frozenset(ENDED.values()) - {"defined"}
+DIED: frozenset[Phase] = frozenset(ENDED.values()) - {"defined", "suspended"}
 """Phases of a VM whose VMM ended without an order; which of them are brought back is the restart policy's."""
 
 BEGUN: frozenset[Phase] = frozenset({"defined", "starting", "failed"})

@@ -15,14 +15,14 @@ from mikrom_reconcile.output.text import Document, Style, counted, grouped, list
 from mikrom_reconcile.times_and_sizes import OUTPUT
 
 KINDS: tuple[ChangeKind, ...] = get_args(ChangeKind)  # every kind of change, in the order in which they are counted
-DANGEROUS: tuple[ChangeKind, ...] = ("delete", "replace", "move", "restart", "stop")
+DANGEROUS: tuple[ChangeKind, ...] = ("delete", "replace", "move", "restart", "stop", "suspend")
 """What takes VMs or their data away, if only for a while: it is shown before all else."""
 
 _SHOWN = (*DANGEROUS, *(kind for kind in KINDS if kind not in DANGEROUS))
 
 LOOKS: dict[ChangeKind, tuple[str, str]] = {
     "create": ("+", "green"), "start": ("+", "green"), "stop": ("-", "yellow"),
-    "pause": ("~", "yellow"), "resume": ("~", "green"), "update": ("~", "cyan"),
+    "pause": ("~", "yellow"), "suspend": ("-", "yellow"), "resume": ("~", "green"), "update": ("~", "cyan"),
     "restart": ("~", "yellow"), "replace": ("±", "red"), "move": ("±", "red"),
     "delete": ("-", "red"), "wait": ("·", "dim"), "blocked": ("!", "magenta"),
 }  # fmt: skip

@@ -120,7 +120,8 @@ def outcome_line(outcome: model.ActionOutcome, style: text.Style) -> str:
     where = f"{text.sanitize(outcome.vm)} on {text.sanitize(outcome.host)}"
     match outcome.result:
         case "done":
-            return f"{style.paint(_past(outcome.verb), 'green')} {where} in {text.duration(_seconds(outcome))}"
+            note = f"; {text.sanitize(outcome.note)}" if outcome.note else ""
+            return f"{style.paint(_past(outcome.verb), 'green')} {where} in {text.duration(_seconds(outcome))}{note}"
         case "already_done":
             return f"{style.paint(f'{outcome.verb} was done before', 'dim')}: {where}"
         case "stale" | "skipped":
@@ -136,7 +137,7 @@ def _seconds(timed: model.ActionOutcome | model.RunReport) -> float:
 
 def outcome_row(outcome: model.ActionOutcome) -> text.Document:
     """What became of one action, for programs."""
-    known = text.pick(outcome, "vm", "host", "verb", "result")
+    known = text.pick(outcome, "vm", "host", "verb", "result", "note")
     return known | {"duration_s": _seconds(outcome), "error": outcome.error}
 
 

@@ -168,7 +168,7 @@ def test_a_changed_state_is_seen_and_kept(bench: Bench, own_environment: Path) -
     world = World(bench, own_environment)
     world.host.created(VM, world.desired())
     record = world.host.record(VM)
-    undone_by: dict[str, Callable[[], None]] = {
+    undone_by: dict[str, Callable[[], object]] = {
         "paused": lambda: bench.driver.set_paused(record, paused=False, deadline_s=DEADLINE_S),
         "stopped": lambda: bench.driver.start(record, deadline_s=DEADLINE_S),
         "running": lambda: bench.driver.stop(record, grace_s=0),

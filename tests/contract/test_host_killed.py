@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile.core.model.desired import DesiredVM
-from mikrom_reconcile.core.model.observed import ObservedVM
+from mikrom_reconcile.core.model.observed import WANTS_VMM, ObservedVM
 from mikrom_reconcile.core.model.plan import Order, Verb
 from mikrom_reconcile.host.records import UnreadableRecord
 from tests.contract.drivers import Bench
@@ -168,7 +168,7 @@ def assert_as_wanted(host: Host, vm: str, desired: DesiredVM | None) -> None:
     assert isinstance(seen, ObservedVM)
     assert (seen.spec, seen.policy, seen.last_error) == (desired.spec, desired.policy, None)
     assert seen.attempt is None or seen.attempt.count == 0  # one that began, and did not fail
-    assert pids == ([seen.pid] if desired.state != "stopped" else [])
+    assert pids == ([seen.pid] if desired.state in WANTS_VMM else [])
 
 
 def test_what_a_killed_create_left_goes_with_the_first_order_for_any_vm(host: Host) -> None:

@@ -127,7 +127,7 @@ def seconds_of(duration: Duration) -> float:
     return int(number) * _UNITS_S[duration[len(number) :]]
 
 
-State = Literal["running", "stopped", "paused", "absent"]
+State = Literal["running", "stopped", "paused", "suspended", "absent"]
 """What the spec wants a VM to be. What a host sees is a `Phase`."""
 
 Share = int | str  # a number of VMs, or a percentage of them such as "20%"

@@ -14,14 +14,14 @@ VMMStatus = Literal["none", "starting", "running", "paused", "unresponsive", "so
 """The VMM process, proven: none lives; it lives but has not booted its guest; Running; Paused; it does not
 answer; its socket is gone."""
 
-End = Literal["unknown", "clean", "crashed", "killed", "oom", "rebooted"]
+End = Literal["unknown", "clean", "crashed", "killed", "oom", "rebooted", "suspended"]
 """How the last VMM ended: the guest reset itself, it crashed, the VMM was killed, by the kernel for its memory limit,
-or the host was rebooted."""
+the host was rebooted, or its guest's memory is on disk to go on from."""
 
 Phase = Literal[
     "defined", "starting", "booting", "running", "unhealthy", "unresponsive", "socket_lost",
-    "paused", "stopping", "stopped", "exited", "crashed", "killed", "oom", "rebooted", "failed", "parked", "deleting",
-    "unreadable",
+    "paused", "suspended", "stopping", "stopped", "exited", "crashed", "killed", "oom", "rebooted", "failed", "parked",
+    "deleting", "unreadable",
 ]  # fmt: skip
 """What a host sees of a VM, by `phase_of`. Absence is the absence of an ObservedVM."""
 
@@ -238,6 +238,7 @@ ENDED: dict[End, Phase] = {
     "killed": "killed",
     "oom": "oom",
     "rebooted": "rebooted",
+    "suspended": "suspended",
     "unknown": "defined",  # never started, or its creator died before it was
 }
 """What the end of a VMM means when nobody had ordered it to end."""
@@ -246,6 +247,7 @@ SATISFIES: dict[State, frozenset[Phase]] = {
     "running": frozenset({"running"}),
     "paused": frozenset({"paused"}),
     "stopped": frozenset({"stopped", "defined"}),
+    "suspended": frozenset({"suspended", "stopped"}),  # what was down has nothing to keep
     "absent": frozenset(),
 }
 """Phases in which a VM is already as its spec's state wants it."""
@@ -270,8 +272,8 @@ def phase_of(facts: VMMFacts, ordered: State, *, failed: bool, parked: bool) -> 
     if ordered == "absent":
         return "deleting"
     if facts.status == "none":
-        if ordered == "stopped":
-            return "stopped"
+        if ordered not in WANTS_VMM:
+            return "suspended" if ordered == facts.end == "suspended" else "stopped"
         if parked:
             return "parked"
         return "failed" if failed else ENDED[facts.end]

@@ -13,9 +13,10 @@ from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.specs import SourceTree
 
 ChangeKind = Literal[
-    "create", "start", "stop", "pause", "resume", "update", "restart", "replace", "move", "delete", "wait", "blocked"
-]
-Verb = Literal["create", "start", "stop", "pause", "resume", "update", "restart", "delete"]
+    "create", "start", "stop", "pause", "suspend", "resume", "update", "restart", "replace", "move", "delete", "wait",
+    "blocked",
+]  # fmt: skip
+Verb = Literal["create", "start", "stop", "pause", "suspend", "resume", "update", "restart", "delete"]
 Impact = Literal["record", "live", "restart", "replace"]
 """What changing a field costs: only the record, a call to the running VMM, a restart, a new root disk."""
 
@@ -192,7 +193,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one action, with what the host observed after it (None: nothing is left, or unknown).
 
-    `fleet`, `reasons` and `fields` are those of the change that it carried out, as the run adds them.
+    `note` is what has to be said of one that was done. `fleet`, `reasons` and `fields` are those of the change that it
+    carried out, as the run adds them.
     """
 
     action_id: str
@@ -204,6 +206,7 @@ class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime
     observed: ObservedVM | None = None
     error: str | None = None
+    note: str = ""
     fleet: str = ""
     reasons: tuple[str, ...] = ()
     fields: tuple[FieldChange, ...] = ()

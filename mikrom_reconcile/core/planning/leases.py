@@ -16,7 +16,7 @@ from mikrom_reconcile.core.placement.desired_state import pool_text, static_addr
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, ProjectView, with_kind
 from mikrom_reconcile.core.specs.networks import WHOLE, Network
 
-_NEEDS_ONE = frozenset({"create", "start", "restart", "replace", "resume", "pause", "stop", "update"})
+_NEEDS_ONE = frozenset({"create", "start", "restart", "replace", "resume", "pause", "suspend", "stop", "update"})
 """Kinds of changes after which the VM's record names its addresses."""
 
 

@@ -18,7 +18,9 @@ from mikrom_reconcile.core.planning.context import Draft, PlanResult, plan_of
 from mikrom_reconcile.core.planning.guards import as_recorded, protected
 from mikrom_reconcile.core.planning.rules import DiffInput, Verdict
 
-STATES: dict[Verb, State] = {"start": "running", "stop": "stopped", "pause": "paused", "resume": "running"}
+STATES: dict[Verb, State] = {
+    "start": "running", "stop": "stopped", "pause": "paused", "suspend": "suspended", "resume": "running",
+}  # fmt: skip
 """What each verb leaves a VM in; a restart leaves it as it was ordered, a delete not at all."""
 
 PAST_THE_SPECS = "this goes past the specs: the next run undoes what they contradict"
@@ -110,9 +112,10 @@ def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
     if verb == "stop":
         done = row.phase in SATISFIES["stopped"] and row.state == "stopped"
         return "unchanged" if done else case.change("stop", f"it is {row.phase}")
-    if verb in {"pause", "resume"} and row.phase not in HEALTHY:
-        return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
     as_asked = row.phase in SATISFIES[state] and row.state == state
+    can_go_on = row.phase in HEALTHY or (verb == "resume" and row.phase == "suspended")
+    if verb in {"pause", "suspend", "resume"} and not (as_asked or can_go_on):
+        return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
     if verb != "restart" and _drifted(row) and row.phase in HEALTHY:  # its memory is to stay
         return "unchanged" if as_asked else case.change("blocked", _drifted(row))
     if as_asked and (verb != "restart" or (acted_on and not row.drift)):
@@ -127,7 +130,9 @@ def _drifted(row: ObservedVM) -> str:
 
 
 def _kind(verb: Verb, row: ObservedVM) -> ChangeKind:
-    """How a VM gets up: a live one is paused or resumed if that is enough."""
+    """How a VM gets up: a live one is paused or resumed if that is enough, and a restart forgets a memory."""
+    if verb == "suspend" or (verb == "restart" and row.phase == "suspended"):
+        return verb
     if row.phase not in HAS_VMM or row.phase == "starting":
         return "start"
     if verb == "restart" or row.phase not in HEALTHY:

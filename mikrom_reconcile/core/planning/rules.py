@@ -13,7 +13,16 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.fields import field_changes, impact_of, is_row_of, recorded
-from mikrom_reconcile.core.model.observed import DEGRADED, HAS_VMM, HEALTHY, NOT_RESTARTED, SATISFIES, Drift, ObservedVM
+from mikrom_reconcile.core.model.observed import (
+    DEGRADED,
+    HAS_VMM,
+    HEALTHY,
+    NOT_RESTARTED,
+    SATISFIES,
+    WANTS_VMM,
+    Drift,
+    ObservedVM,
+)
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
 
 UNCHANGED: Final = "unchanged"
@@ -209,11 +218,13 @@ def shrinking_drive(case: DiffInput) -> Verdict:
 
 
 def stopped(case: DiffInput) -> Verdict:
-    """`state: stopped`, and a VMM lives or the record does not say so yet."""
-    if case.want.state != "stopped":
+    """`state: stopped` or `suspended`, and a VMM lives or the record does not say so yet."""
+    state = case.want.state
+    if state in WANTS_VMM:
         return None
-    if case.seen.phase in HAS_VMM or case.seen.state != "stopped":
-        return case.change("stop", f"state: stopped, and it is {case.seen.phase}", fields=case.fields)
+    if case.seen.phase in HAS_VMM or case.seen.state != state:
+        kind: ChangeKind = "stop" if state == "stopped" else "suspend"
+        return case.change(kind, f"state: {state}, and it is {case.seen.phase}", fields=case.fields)
     return case.change("update", "spec changed", fields=case.fields) if case.fields else UNCHANGED
 
 
@@ -245,6 +256,8 @@ def down(case: DiffInput) -> Verdict:
     seen = case.seen
     if seen.phase not in HAS_VMM or seen.phase == "starting":
         reason = f"it is {seen.phase}" + (f": {seen.last_error}" if seen.last_error else "")
+        if seen.phase == "suspended" and any(field.impact == "restart" for field in case.fields):
+            reason += ", and boots anew: its memory is of another spec"
         return case.change("start", reason, fields=case.fields)
     return None
 

@@ -46,7 +46,7 @@ def load_signer(settings: Settings) -> Signer | None:
 def priority_of(order: Order) -> int:
     """What people asked for goes before what is scheduled, and within both what makes room before what takes it."""
     makes_room, other = ORDERS[order.scheduled]
-    return makes_room if order.action.verb in {"stop", "delete"} else other
+    return makes_room if order.action.verb in {"stop", "suspend", "delete"} else other
 
 
 def redacted_args(order: Order) -> str:

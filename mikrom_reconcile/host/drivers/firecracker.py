@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,21 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DriveRateLimiter, Machine, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
-from mikrom_reconcile.host.drivers.connection import FirecrackerAPI, NoAnswerError, translate_errors
-from mikrom_reconcile.host.drivers.jail import LOG, METRICS, Jail, VMPaths, chroot_view, path_inside, ran_out_of_memory
+from mikrom_reconcile.host.drivers import memory
+from mikrom_reconcile.host.drivers.connection import FaultError, FirecrackerAPI, NoAnswerError, translate_errors
+from mikrom_reconcile.host.drivers.jail import (
+    LOG,
+    METRICS,
+    Jail,
+    VMPaths,
+    chroot_view,
+    make_writable,
+    path_inside,
+    ran_out_of_memory,
+)
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.ports import VMRecord
@@ -38,6 +50,7 @@ Request = tuple[str, dict[str, object], str]
 
 class _Instance(msgspec.Struct):
     state: str
+    vmm_version: str
 
 
 class _BootSource(msgspec.Struct):
@@ -80,6 +93,7 @@ class FirecrackerDriver(VMMDriver):
 
     name = "firecracker"
     program = "Firecracker"
+    suspends = True
     unpacked_kernel = True
 
     def __init__(self, binary: Path, *, jailer: Path | None = None, **settings: Any) -> None:
@@ -153,7 +167,45 @@ class FirecrackerDriver(VMMDriver):
 
     def _set_paused(self, vmm: VMM, timeout_s: float, *, paused: bool) -> None:
         with vmm.connect(FirecrackerAPI, timeout_s) as api:
-            api.patch("/vm", {"state": "Paused" if paused else "Resumed"})
+            if paused:
+                api.patch("/vm", {"state": "Paused"})
+            else:
+                _go_on(api, vmm)
+
+    def _suspend(self, record: VMRecord, vmm: VMM, timeout_s: float) -> None:
+        paths = vmm.paths
+        with vmm.connect(FirecrackerAPI, timeout_s) as api:
+            memory.forget(paths)
+            before = api.get("/", _Instance)
+            if before.state == "Not started":
+                return
+            memory.check_room(paths, record)
+            api.patch("/vm", {"state": "Paused"})
+            try:
+                files = {"snapshot_path": make_writable(paths, paths.devices)}
+                files["mem_file_path"] = make_writable(paths, paths.memory)
+                api.put("/snapshot/create", {"snapshot_type": "Full"} | files)
+                memory.keep(paths, record, self._provisioner.disks_of(record), vmm=_version(before, vmm))
+            except BaseException:
+                memory.forget(paths)
+                if before.state == "Running":
+                    with suppress(FaultError, NoAnswerError):
+                        api.patch("/vm", {"state": "Resumed"})
+                raise
+
+    def _resume(self, record: VMRecord, vmm: VMM, kept: memory.Kept, *, give_up_at: float) -> None:
+        with translate_errors(record.vm, memory.RESUMING):
+            api = FirecrackerAPI.first(vmm.paths.socket, vmm.process, give_up_at)
+        with api, translate_errors(record.vm, memory.RESUMING):
+            version = _version(api.get("/", _Instance), vmm)
+            if version != kept.vmm:
+                message = f"it was made by {kept.vmm}, and this is {version}"
+                raise PermanentError(message, vm=record.vm, step=memory.RESUMING)
+            state, content = (_path_for(vmm, path) for path in (vmm.paths.devices, vmm.paths.memory))
+            backend = {"backend_type": "File", "backend_path": content}
+            api.put("/snapshot/load", {"snapshot_path": state, "mem_backend": backend, "resume_vm": False})
+            self._update(record, vmm, self._answer_s)  # metadata is no part of it, and limits may have changed
+            _go_on(api, vmm)
 
     def _update(self, record: VMRecord, vmm: VMM, timeout_s: float) -> None:
         with vmm.connect(FirecrackerAPI, timeout_s) as api:
@@ -175,7 +227,7 @@ class FirecrackerDriver(VMMDriver):
         with vmm.connect(FirecrackerAPI, timeout_s) as api:
             # the request that ends the guest comes last: another one at that moment makes Firecracker hang
             if api.get("/", _Instance).state == "Paused":
-                api.patch("/vm", {"state": "Resumed"})
+                _go_on(api, vmm)
             api.put("/actions", {"action_type": "SendCtrlAltDel"})
 
     def _end_of(self, paths: VMPaths) -> End:
@@ -188,6 +240,21 @@ class FirecrackerDriver(VMMDriver):
             name: replace(disk, path=own[str(disk.path)]) if str(disk.path) == path_inside(disk) in own else disk
             for name, disk in found.items()
         }
+
+
+def _version(instance: _Instance, vmm: VMM) -> str:
+    """What a memory is bound to; the paths in it are those of a jail, or not."""
+    return f"Firecracker {instance.vmm_version}{' in a jail' if vmm.paths.socket.is_symlink() else ''}"
+
+
+def _path_for(vmm: VMM, path: Path) -> str:
+    return f"/{path.name}" if vmm.paths.socket.is_symlink() else str(path)
+
+
+def _go_on(api: FirecrackerAPI, vmm: VMM) -> None:
+    """Let a guest run that stands still, and never again from what memory it left on disk."""
+    memory.forget(vmm.paths)
+    api.patch("/vm", {"state": "Resumed"})
 
 
 def _requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:

@@ -57,6 +57,9 @@ class VMPaths:
         self.metrics = self.folder / "metrics"  # a Firecracker's counters; the last line tells how it ended
         self.pidfile = self.folder / "qemu.pid"  # made by a QEMU that starts, removed by one that ends in order
         self.metadata = self.folder / "metadata.img"  # the guest's metadata, for a VMM that has no service for it
+        self.memory = self.folder / "memory.img"  # what a suspended guest had in memory
+        self.devices = self.folder / "devices.bin"  # the state of its vCPUs and devices
+        self.suspended = self.folder / "suspended.json"  # made once both are whole; says what has to fit them
         self.jail = state_dir / "jails" / vm  # all that a jailed VMM sees is somewhere below
         self.uids = state_dir / "uids"  # which user is which VM's, for all VMs
         self.jailed_socket = f"/{blake2b(bytes(run_dir), digest_size=8).hexdigest()}.sock"
@@ -64,8 +67,10 @@ class VMPaths:
 
     def files(self) -> tuple[Path, ...]:
         """Everything that a driver may have made for the VM, the lock apart."""
-        draft = self.process.with_name(self.process.name + ".new")
-        return (self.socket, self.process, draft, self.console, self.log, self.metrics, self.pidfile, self.metadata)
+        kept = (self.suspended, self.memory, self.devices)
+        drafts = (path.with_name(path.name + ".new") for path in (self.process, self.suspended))
+        logs = (self.console, self.log, self.metrics)
+        return (self.socket, self.process, *logs, self.pidfile, self.metadata, *kept, *drafts)
 
 
 class Jail:
@@ -131,6 +136,9 @@ class Jail:
             yield self._media.initrd, _INITRD, False
         for disk in self._media.disks:
             yield disk.path, path_inside(disk), not disk.read_only
+        for path in (self._paths.memory, self._paths.devices):
+            if path.exists():  # it is started to go on
+                yield path, f"/{path.name}", True
         yield self._paths.log, LOG, True
         yield self._paths.metrics, METRICS, True
 
@@ -145,6 +153,22 @@ def chroot_view(resources: VMResources) -> VMResources:
 def path_inside(disk: Disk) -> str:
     """Under which path a jailed VMM has the disk open."""
     return f"/{disk.name}.img"
+
+
+def path_in_jail(paths: VMPaths, outside: Path) -> Path | None:
+    """Where a file of the VM's folder belongs in the jail of its VMM; None if that is not jailed."""
+    return paths.socket.readlink().parent / outside.name if paths.socket.is_symlink() else None
+
+
+def make_writable(paths: VMPaths, new: Path) -> str:
+    """Make an empty file that the VM's VMM, jailed or not, may write. Returns its path as that sees it."""
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    if (inside := path_in_jail(paths, new)) is None:
+        return str(new)
+    uid = _claimed_uid(paths)
+    os.chown(new, uid, uid)
+    os.link(new, inside)
+    return f"/{new.name}"
 
 
 def remove_jail(paths: VMPaths) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
@@ -21,7 +22,7 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import translate_errors
-from mikrom_reconcile.host.ports import Driver, VMRecord
+from mikrom_reconcile.host.ports import FORGETS, Driver, VMRecord
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
 from mikrom_reconcile.times_and_sizes import VMMS
@@ -36,7 +37,8 @@ _LAST_WORDS = {"exit": "MIKROM-EXIT bye\n", "crash": "MIKROM-CRASH\n", "clean": 
 
 class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
     """What the file holds. `started_s` counts from the boot of the host; `end` is None until somebody ended it. What
-    this VM said begins at `console_at`; one that `hangs` answers nobody until it is killed.
+    this VM said begins at `console_at`; one that `hangs` answers nobody until it is killed. `kept` says that its memory
+    is on disk: however it ends then, it is suspended.
     """
 
     uid: str
@@ -49,6 +51,7 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
     console_at: int = 0
     hangs: bool = False
     paused: bool = False
+    kept: bool = False
     end: End | None = None
 
     def age_s(self) -> float:
@@ -57,10 +60,9 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
 
     def ended(self) -> End | None:
         """How it has ended by now, None while it runs."""
-        if self.end is not None:
-            return self.end
-        if self.boot_id != processes.boot_id():
-            return "rebooted"
+        end = self.end or ("rebooted" if self.boot_id != processes.boot_id() else None)
+        if end is not None:
+            return "suspended" if self.kept else end
         mode, seconds = self.mode()
         if mode not in {"exit", "crash"} or self.hangs or self.age_s() < seconds:
             return None
@@ -86,6 +88,7 @@ class SimulatedDriver(Driver):
     """The driver that starts nothing. `boot_s` is how long a start takes."""
 
     name = "simulated"
+    suspends = True
 
     def __init__(self, state_dir: Path, *, boot_s: float = 0.0) -> None:
         self._folder = state_dir / "sim"
@@ -117,21 +120,27 @@ class SimulatedDriver(Driver):
             console_at=vm.console_at,
         )
 
-    def start(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Write the file, unless this very VM runs."""
+    def start(self, record: VMRecord, *, deadline_s: float) -> str:
+        """Write the file, unless this very VM runs; one that was suspended under the same spec only gets a new pid."""
         if (problem := self.unsupported(record.spec)) is not None:
             raise PermanentError(problem, vm=record.vm, step="checking its spec")
         before = self._read(record.vm)
         if before is not None and before.uid == record.uid and before.ended() is None and not before.hangs:
-            return
+            return ""
         time.sleep(min(self._boot_s, deadline_s))
-        boot_args = record.spec.boot_args
+        boot_args, note = record.spec.boot_args, ""
+        if before is not None and before.ended() == "suspended":
+            if (before.uid, before.machine, before.boot_args) == (record.uid, record.spec.machine, boot_args):
+                again = {"pid": _new_pid(), "boot_id": processes.boot_id(), "started_s": _now_s()}
+                self._write(record.vm, replace(before, **again, paused=False, kept=False, end=None))
+                return "it went on from its memory"
+            note = "a cold boot, its memory is lost: its spec has changed"
         earlier = before.said() if before is not None else ""
         if len(earlier) > VMMS.simulated_console_characters:
             earlier = ""
         vm = SimulatedVM(
             uid=record.uid,
-            pid=FIRST_PID + secrets.randbelow(1 << 30),
+            pid=_new_pid(),
             boot_id=processes.boot_id(),
             started_s=_now_s(),
             machine=record.spec.machine,
@@ -140,6 +149,7 @@ class SimulatedDriver(Driver):
             console_at=len(earlier.encode()),
         )
         self._write(record.vm, vm)
+        return note
 
     def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:  # noqa: ARG002 - the port's
         """Note whether it is paused. Time goes on all the same for `mikrom.mode=exit`."""
@@ -149,7 +159,14 @@ class SimulatedDriver(Driver):
         if vm.hangs:
             raise TemporaryError("its VMM does not answer", vm=record.vm, step=doing)
         if vm.paused != paused:
-            self.change(record.vm, paused=paused)
+            self.change(record.vm, paused=paused, kept=vm.kept and paused)
+
+    def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Note that its memory is kept."""
+        vm = self._read(record.vm)
+        if vm is not None and vm.ended() is None:
+            self.set_paused(record, paused=True, deadline_s=deadline_s)
+            self.change(record.vm, kept=True)
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Nothing: what changes live is not simulated."""
@@ -157,6 +174,9 @@ class SimulatedDriver(Driver):
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """A guest that listens leaves at once; a deaf one is killed, without waiting for what never comes."""
         vm = self._read(record.vm)
+        if vm is not None and vm.kept and (record.state in FORGETS or (grace_s > 0 and vm.ended() is None)):
+            vm = replace(vm, kept=False)
+            self._write(record.vm, vm)
         if vm is None or vm.ended() is not None:
             return
         if grace_s > 0 and not vm.hangs and vm.mode()[0] not in _DEAF:
@@ -191,7 +211,7 @@ class SimulatedDriver(Driver):
         """Rehearse what goes wrong: fields of SimulatedVM, such as `end="killed"` or `hangs=True`, of one that runs."""
         found = self._read(vm)
         if found is not None and found.ended() is None:
-            self._write(vm, msgspec.structs.replace(found, **changes))
+            self._write(vm, replace(found, **changes))
 
     def _path(self, vm: str) -> Path:
         return self._folder / f"{vm}.json"
@@ -209,6 +229,10 @@ class SimulatedDriver(Driver):
         with translate_errors(vm, "writing its file"):
             make_folder(self._folder)
             write_whole(self._path(vm), msgspec.json.encode(content), durable=False)
+
+
+def _new_pid() -> int:
+    return FIRST_PID + secrets.randbelow(1 << 30)
 
 
 def _now_s() -> float:

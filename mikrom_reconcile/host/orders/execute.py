@@ -64,7 +64,14 @@ class Executor:
             ending = _failure(order, error)
         level = logging.WARNING if ending.error else logging.INFO
         fields = log_fields(order, duration_s=self._clock.monotonic() - began_s)
-        log.log(level, "%s %s: %s", order.action.verb, order.action.vm, ending.error or ending.result, extra=fields)
+        log.log(
+            level,
+            "%s %s: %s",
+            order.action.verb,
+            order.action.vm,
+            ending.error or ending.note or ending.result,
+            extra=fields,
+        )
         return ActionOutcome(
             action_id=order.action.id,
             vm=order.action.vm,
@@ -75,6 +82,7 @@ class Executor:
             finished_at=self._clock.now(),
             observed=ending.observed,
             error=ending.error,
+            note=ending.note,
         )
 
     def _sweep_once(self) -> None:
@@ -117,7 +125,7 @@ class Executor:
             reservations=self._reservations,
         )
         try:
-            return Ending(result=run.carry_out(self._on_step), observed=run.seen)
+            return Ending(result=run.carry_out(self._on_step), observed=run.seen, note=run.note)
         except Exception as error:  # noqa: BLE001 - every failure is cleaned up, recorded and reported
             return self._failed(run, error)
         except BaseException:

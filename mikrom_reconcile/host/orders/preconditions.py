@@ -127,6 +127,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
     result: Result
     error: str | None = None
+    note: str = ""
     observed: ObservedVM | None = None
 
 
@@ -188,6 +189,9 @@ def check(
         raise PermanentError(f"it would lose its data, and is recorded as protected; {remedy}", vm=vm, step=step)
     if desired is None or action.verb == "stop":
         return
+    if desired.state == "suspended" and not driver.suspends:
+        message = f"this host's driver, {driver.name}, cannot suspend VMs: say paused or stopped"
+        raise PermanentError(message, vm=vm, step=step)
     if reason := driver.unsupported(desired.spec):
         raise PermanentError(f"this host cannot run it: {reason}", vm=vm, step=step)
     if ordered.state in WANTS_VMM and (

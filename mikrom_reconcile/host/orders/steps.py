@@ -45,7 +45,7 @@ class ActionRun:
     """One order being carried out, under the VM's action lock.
 
     `found` is the record before it, `ordered` the one that it asks for, `record` what is on disk now; None for none.
-    `seen` is what the last step verified.
+    `seen` is what the last step verified, `note` what has to be said of how it was done.
     """
 
     order: Order
@@ -55,6 +55,7 @@ class ActionRun:
     clock: Clock
     reservations: Reservations
     seen: ObservedVM | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         self.record = self.found
@@ -153,7 +154,17 @@ class ActionRun:
         record = self._record
         if record.state in WANTS_VMM:
             self._may_have_started = True
-            self.driver.start(record, deadline_s=self._remaining_s("starting"))
+            self.note = self.driver.start(record, deadline_s=self._remaining_s("starting"))
+            if not self.note and self.found is not None and self.found.state == "suspended":
+                self.note = "a cold boot: no memory of it was on disk"
+
+    def suspend(self) -> None:
+        """Write its memory to disk: until that is whole, nothing says that the VM is to go down."""
+        self.driver.suspend(self._record, deadline_s=self._remaining_s(SUSPEND[0]))
+
+    def end(self) -> None:
+        """End a VMM whose guest goes on from its memory later, if there was one."""
+        self.driver.stop(self._record, grace_s=0)
 
     def pause(self) -> None:
         """Pause the guest. One that was down boots first: what is paused is a guest, not a VMM."""
@@ -285,6 +296,7 @@ RECORD: Step = ("recording the order", ActionRun.record_order)
 STOP: Step = ("stopping", ActionRun.stop)
 START: Step = ("starting", ActionRun.start)
 CHANGE: Step = ("changing it while it runs", ActionRun.change)
+SUSPEND: Step = ("writing its memory to disk", ActionRun.suspend)
 PAUSE: Step = ("pausing", ActionRun.pause)
 RESUME: Step = ("resuming", ActionRun.resume)
 VERIFY: Step = ("verifying", ActionRun.verify)
@@ -297,6 +309,7 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
     "pause": BRING_UP,
     "resume": BRING_UP,
     "stop": (RECORD, STOP, VERIFY),
+    "suspend": (SUSPEND, RECORD, ("ending its VMM", ActionRun.end), VERIFY),
     "update": (CHANGE, RECORD, ("leaving what it no longer uses", ActionRun.change)),
     "restart": (("recording that it goes down", ActionRun.record_stopping), STOP, *BRING_UP),
     "delete": (

@@ -48,6 +48,7 @@ def test_what_has_not_booted_in_time_never_will(age_s: float, phase: Phase) -> N
         ("crashed", "crashed"),
         ("killed", "killed"),
         ("rebooted", "rebooted"),
+        ("suspended", "suspended"),
         ("unknown", "defined"),
     ],
 )
@@ -57,3 +58,11 @@ def test_how_it_ended_is_told_unless_it_was_given_up(end: End, phase: Phase, ord
     assert phase_of(facts, ordered, failed=False, parked=False) == phase
     assert phase_of(facts, ordered, failed=True, parked=False) == "failed"
     assert phase_of(facts, ordered, failed=True, parked=True) == "parked"
+
+
+@pytest.mark.parametrize(("end", "phase"), [("suspended", "suspended"), ("crashed", "stopped"), ("unknown", "stopped")])
+@pytest.mark.parametrize(("failed", "parked"), [(False, False), (True, False), (False, True)])
+def test_only_what_kept_its_memory_is_suspended(end: End, phase: Phase, *, failed: bool, parked: bool) -> None:
+    facts = VMMFacts(status="none", end=end)
+    assert phase_of(facts, "suspended", failed=failed, parked=parked) == phase
+    assert phase_of(facts, "stopped", failed=failed, parked=parked) == "stopped"

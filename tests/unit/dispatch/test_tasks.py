@@ -255,7 +255,7 @@ def test_people_go_before_the_schedule_and_what_makes_room_before_what_takes_it(
             message = queue.get(timeout=5)
             taken.append(message.headers["kwargsrepr"])
             message.ack()
-    people = sorted(get_args(Verb), key=lambda verb: verb not in {"stop", "delete"})
+    people = sorted(get_args(Verb), key=lambda verb: verb not in {"stop", "suspend", "delete"})
     assert taken == [*people, *(f"scheduled {verb}" for verb in people)]
 
 

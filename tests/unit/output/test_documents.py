@@ -68,9 +68,10 @@ def test_a_run_is_its_plan_and_what_became_of_it() -> None:
     ended = report(PLAN, outcome("web-000"), failed, remaining=plan(change("web-001", "restart", "spec changed")))
     document = checked("run", formats.RUN["json"](ended, PLAIN))
     assert document["outcomes"] == [
-        {"vm": "web-000", "host": "localhost", "verb": "create", "result": "done", "duration_s": 0.012, "error": None},
-        {"vm": "web-001", "host": "localhost", "verb": "restart", "result": "failed_permanent", "duration_s": 0.012,
-         "error": "no memory"},
+        {"vm": "web-000", "host": "localhost", "verb": "create", "result": "done", "note": "", "duration_s": 0.012,
+         "error": None},
+        {"vm": "web-001", "host": "localhost", "verb": "restart", "result": "failed_permanent", "note": "",
+         "duration_s": 0.012, "error": "no memory"},
     ]  # fmt: skip
     assert (document["converged"], document["exit_code"]) == (False, 2)
     planned = json.loads(formats.PLAN["json"](PLAN, PLAIN))

@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +31,7 @@ from mikrom_reconcile.host.oci import rootdisk
 from mikrom_reconcile.host.oci.disk import format_empty
 from mikrom_reconcile.host.oci.sources import image_of
 from tests import container_images, guests, linux_guest
-from tests.command import Mikrom
+from tests.command import Mikrom, document
 from tests.container_guest import busybox, guest_for_root_disks
 from tests.container_images import Workshop, put
 from tests.netns import own_namespace
@@ -344,7 +344,7 @@ metadata: {{name: page}}
 spec:
   kernel: {kernel}
   initrd: {initrd}
-  rootfs: {{oci: "{repository}@sha256:{digest}"}}
+  rootfs: {{oci: "{repository}:1", size_mib: 100}}
   boot_args: "{boot_args}"
 ---
 apiVersion: mikrom/v1
@@ -356,17 +356,23 @@ apiVersion: mikrom/v1
 kind: Fleet
 metadata: {{name: web}}
 spec:
-  replicas: 1
+  instances:
+    web-000:
+      network_interfaces: {{eth0: {{network: prod}}}}
+      checks: {{page: {{type: http, port: 80, interval: 1s}}}}
+    ended: {{command: [sh, -c, exit 0]}}
+    failed: {{command: [sh, -c, "exit $CODE"], env: {{CODE: 3}}}}
   template:
     image: page
     machine: {{mem_size_mib: 128}}
-    network_interfaces: {{eth0: {{network: prod}}}}
-    checks: {{page: {{type: http, port: 80, interval: 1s}}}}
+    drives: {{data: {{size_mib: 16, mount: /data, on_delete: delete}}}}
+    restart: {{policy: on-failure}}
 """
 
 PAGE = r"""#!/bin/sh
 hostname >/www/index.html
-date +%s >>/www/starts
+date +%s >>/data/starts
+cp /data/starts /www/starts
 trap 'echo PAGE bye; exit 0' TERM
 httpd -p 80 -h /www
 echo PAGE up
@@ -379,7 +385,7 @@ def page_image(folder: Path) -> Workshop:
     workshop.folder.mkdir()
     workshop.begin()
     put(workshop.rootfs / "bin/busybox", busybox(), 0o755)
-    for applet in ("sh", "date", "sleep", "hostname", "httpd"):
+    for applet in ("sh", "date", "sleep", "hostname", "httpd", "cp"):
         (workshop.rootfs / "bin" / applet).symlink_to("busybox")
     put(workshop.rootfs / "serve", PAGE, 0o755)
     (workshop.rootfs / "www").mkdir()
@@ -397,6 +403,17 @@ def fetched(address: str) -> list[str]:
         count = len(starts.read().split())
     with urllib.request.urlopen(f"http://{address}/", timeout=BOOT_S) as answer:
         return [answer.read().decode().strip(), str(count)]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + BOOT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def phases_of(mikrom: Mikrom) -> dict[str, str]:
+    return {vm["name"]: vm["phase"] for vm in document("vms", mikrom("get", "vms", "-o", "json"))["vms"]}
 
 
 @pytest.mark.needs("docker-registry")
@@ -420,23 +437,24 @@ def test_an_image_of_a_registry_becomes_a_vm_that_serves_a_page(
                 kernel=pinned(kernel),
                 initrd=pinned(guest.initrd),
                 repository=repository,
-                digest=workshop.digest(),
                 boot_args=linux_guest.BOOT_ARGS,
             )
         )
+        mikrom("image", "pin", "page")
         try:
-            mikrom("apply", "--yes")
+            mikrom("apply", "--yes", code=None)  # which may see one that failed already
             assert fetched("10.77.0.2") == ["web-000", "1"]
+            ends = {"web-000": "running", "ended": "exited", "failed": "crashed"}
+            wait_until(lambda: phases_of(mikrom) == ends)
             assert "page rootfs" in mikrom("images").stdout
             mikrom("restart", "web-000")
             said = mikrom("logs", "web-000").stdout
             assert "PAGE bye\n" in said
             assert "MIKROM-INIT exit status 0\n" in said
-            wait_for_page = time.monotonic() + BOOT_S
-            while mikrom("logs", "web-000", code=None).stdout.count("PAGE up") < 2:
-                assert time.monotonic() < wait_for_page
-                time.sleep(0.2)
-            assert fetched("10.77.0.2") == ["web-000", "2"], "the root disk outlives a restart"
-            assert "Nothing to change" in mikrom("plan").stdout
+            wait_until(lambda: mikrom("logs", "web-000", code=None).stdout.count("PAGE up") == 2)
+            assert fetched("10.77.0.2") == ["web-000", "2"], "the drive outlives a restart"
+            planned = mikrom("plan").stdout
+            assert "start    failed on localhost: it is crashed" in planned
+            assert "Plan: 1 to start; 2 unchanged." in planned, "what ended well stays down"
         finally:
             mikrom("destroy", "--yes", code=None)

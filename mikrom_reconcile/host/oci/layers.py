@@ -79,16 +79,8 @@ class _Applied:
     def _remove_lower(self, path: Names) -> None:
         """Remove what lower layers have brought into a folder."""
         fd, where = self._tree.folder(path, make=False)
-        with self._tree.inside(fd, b".") as own:
-            self._remove_lower_in(own, where)
-
-    def _remove_lower_in(self, fd: int, where: Names) -> None:
-        for name in map(os.fsencode, os.listdir(fd)):
-            if (*where, name) not in self._brought:
-                self._tree.remove(fd, name)
-            elif stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                with self._tree.inside(fd, name) as inner:
-                    self._remove_lower_in(inner, (*where, name))
+        for name in [os.fsencode(entry.name) for entry in os.scandir(fd)]:
+            self._white_out(where, name)
 
     def _add(self, path: Names, member: tarfile.TarInfo, content: IO[bytes] | None) -> None:
         *above, name = path

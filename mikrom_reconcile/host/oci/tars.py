@@ -9,14 +9,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import os
 import tarfile
 import time
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from tarfile import HeaderError
-from typing import IO, BinaryIO, Literal, Self
+from typing import IO, Any, BinaryIO, Literal, Self
 
 from mikrom_reconcile.host.oci import zstd
 from mikrom_reconcile.host.oci.manifests import Layer
@@ -75,17 +74,9 @@ class Metered:
         time.sleep(0)  # lets other greenlets run
         return piece
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As a file does."""
-        return self._content.seek(offset, whence)
-
-    def seekable(self) -> bool:
-        """As a file does."""
-        return True
-
-    def tell(self) -> int:
-        """As a file does."""
-        return self._content.tell()
+    def __getattr__(self, name: str) -> Any:
+        """`seek` and `tell`, where there is no stream."""
+        return getattr(self._content, name)
 
     @contextmanager
     def header(self) -> Iterator[None]:
@@ -145,7 +136,7 @@ def opened_tar(
     with (
         unbroken(),
         tarfile.open(
-            fileobj=metered,  # type: ignore[call-overload]  # it does what is asked of it
+            fileobj=metered,
             mode=mode,
             bufsize=CONTAINER_IMAGES.tar_buffer_bytes,
             tarinfo=entry,

@@ -59,8 +59,9 @@ class Rules:
 
     def change(self, vm: str, bridge: str, *, add: Iterable[str], take: Iterable[str]) -> None:
         """Add rules to a bridge, and take others away. Raises PermanentError, TemporaryError."""
-        seen = self._tables()
-        tables, generation = _listed(vm) if seen is None else seen, self._seen[0]
+        self._tables()
+        generation, seen = self._seen  # of one moment: others change other bridges
+        tables = _listed(vm) if seen is None else seen
         after = _changed(tables.get(bridge, {}), add, take)
         if any(" chain " in rule for rule in (*add, *take)) or not _are_changed(vm, bridge, add, take):
             _nft(vm, _tables_of(bridge, [*frozenset[str]().union(*after.values()), *add]))

@@ -38,8 +38,7 @@ _TAP = re.compile(r"mk[0-9a-f]{12}(?![0-9a-f])")
 
 def tap_of(rule: str) -> str:
     """Whose rule it is, "" if it is none of a single tap."""
-    found = _TAP.search(rule)
-    return found[0] if found else ""
+    return found[0] if (found := _TAP.search(rule)) else ""
 
 
 def field_of(rule: str) -> str:

@@ -350,7 +350,7 @@ static bool read_secrets(void)
 
 /* ---- Disks: the root disk and drives, each grown to what its file on the host has become ---- */
 
-enum { MS_DRIVE = MS_NOSUID | MS_NODEV, BLKGETSIZE64 = 0x80081272, BLOCK = 4096 };
+enum { MS_DRIVE = MS_NOSUID | MS_NODEV, BLKGETSIZE64 = 0x80081272, BLOCK = 4096, READ_ONLY = -30 };
 #define EXT4_IOC_RESIZE_FS 0x40086610ul
 
 struct status { /* struct stat */
@@ -365,7 +365,9 @@ static void grow(const char *device, const char *folder)
     uint64_t size = 0;
     if (CALL3(SYS_IOCTL, disk, BLKGETSIZE64, &size) == 0) {
         size /= BLOCK;
-        CALL3(SYS_IOCTL, files, EXT4_IOC_RESIZE_FS, &size);
+        long result = CALL3(SYS_IOCTL, files, EXT4_IOC_RESIZE_FS, &size);
+        if (result < 0 && result != READ_ONLY)
+            say("cannot grow ", folder, -1);
     }
     CALL1(SYS_CLOSE, disk);
     CALL1(SYS_CLOSE, files);

@@ -90,7 +90,10 @@ class Disks:
         """Remove the root disk, and the drives that are not retained."""
         self._remove_roots(record.vm, but=None)
         for disk, size in self._drives(record):
-            if size is not None and record.spec.drives[disk.name].on_delete == "delete":
+            if size is None:  # somebody's file
+                continue
+            _draft_of(disk.path).unlink(missing_ok=True)
+            if record.spec.drives[disk.name].on_delete == "delete":
                 disk.path.unlink(missing_ok=True)
         folder = self._drive_folder(record)
         for empty in (folder, folder.parent):
@@ -169,6 +172,10 @@ def _size_of(path: Path) -> int:
         return 0
 
 
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
 def _grow(path: Path, size: int) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -182,7 +189,7 @@ def _format(path: Path, size: int, give_up_at: float) -> None:
     """An empty file system in place of a file with nothing in it."""
     from mikrom_reconcile.host.oci import disk  # noqa: PLC0415 - what few VMs need
 
-    draft = path.with_name(f"{path.name}.new")
+    draft = _draft_of(path)
     draft.unlink(missing_ok=True)  # of a process that was killed
     try:
         _grow(draft, size)
@@ -195,7 +202,7 @@ def _format(path: Path, size: int, give_up_at: float) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    draft = target.with_name(f"{target.name}.new")
+    draft = _draft_of(target)
     try:
         with source.open("rb") as image, open(draft, "wb", opener=_open_own) as copy:
             _copy_sparsely(image.fileno(), copy.fileno())

@@ -149,6 +149,9 @@ def test_a_new_drive_that_is_to_be_mounted_is_formatted_once(disks: Disks, tmp_p
     before_growth = data.path.read_bytes()
     disks.prepare(mounted(64), None)
     assert (data.path.stat().st_size, data.path.read_bytes()[: 16 * MIB]) == (64 * MIB, before_growth)
+    data.path.with_name("data.img.new").write_bytes(b"of a process that was killed")
+    disks.remove(mounted(64))
+    assert [path.name for path in data.path.parent.iterdir()] == ["data.img"]
 
 
 def test_what_is_in_a_drive_is_never_formatted(disks: Disks, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_run_is_narrowed_by_names_and_tags(mikrom: Mikrom) -> None:
     ("words", "told"),
     [
         (["--limit", "wbe-000"], "--limit: 'wbe-000' matches no VM, host, group or fleet; did you mean web-000?"),
-        (["--limit", ""], "--limit: an empty word selects nothing, and there is one in ''; write all for all"),
+        (["--limit", ""], "--limit: an empty word selects nothing, and one is in ''; write all for all"),
         (["--tags", "fornt"], "--tags: no fleet has the tag 'fornt'; did you mean front?"),
         (["--skip-tags", "front", "--skip-tags", "bakc"], "--skip-tags: no fleet has the tag 'bakc'"),
         (["--skip-tags", "front", "--skip-tags", "back"], "--tags and --skip-tags leave no fleet"),

@@ -137,11 +137,19 @@ def test_a_linux_guest_serves_a_page_and_keeps_its_data_but_not_its_root_disk(mi
     assert mikrom("get", "vms", "-o", "json").stdout.count(VM) == 0
 
 
+def applied(mikrom: Mikrom) -> None:
+    """Again where a guest in software emulation, on a busy machine, was not done or not heard of in time."""
+    for _ in range(5):
+        if mikrom("apply", "--yes", code=None).returncode == 0:
+            return
+    mikrom("apply", "--yes")
+
+
 def test_a_linux_guest_hears_of_new_metadata_while_it_serves_its_page(mikrom: Mikrom, spec: Spec) -> None:
     try:
         for role in ("page", "api"):
             spec.write(role=role)
-            mikrom("apply", "--yes")
+            applied(mikrom)
             assert boots_seen(mikrom, 1) == {"rootfs": 1, DATA: 1}, "it was booted once"
             assert page(mikrom) == VM
             metadata = json.loads(page(mikrom, "cgi-bin/metadata"))

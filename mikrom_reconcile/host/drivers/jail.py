@@ -99,7 +99,9 @@ class Jail:
             if is_writable:
                 os.chown(outside, self.uid, self.uid, follow_symlinks=False)
             else:
-                outside.chmod(outside.stat().st_mode | 0o444)  # shared by VMs: none owns it; the folder above is closed
+                outside.chmod(
+                    outside.stat().st_mode & 0o555 | 0o444
+                )  # shared by VMs, so nobody's; the folder above is closed
             try:
                 os.link(outside, f"{self._root}{name}", follow_symlinks=False)
             except OSError as error:

@@ -219,7 +219,6 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):  # files, documents, and
     last_port: Annotated[int, "of TCP and UDP"] = 65535
     vcpus: Annotated[int, "Firecracker's own limit"] = 32
     least_mem_mib: Annotated[int, "the demo guest is linked at 1 MiB"] = 2
-    devices: Annotated[int, "Firecracker 1.12 has interrupts for 18; one more ends a VM when it is restarted"] = 18
     boot_args_bytes: Annotated[int, "a kernel command line has 2 KiB with its final zero"] = 2047
     boot_args_device_bytes: Annotated[int, "Firecracker's virtio_mmio.device=…; twice for a root disk"] = 36
     boot_args_address_bytes: Annotated[int, "of the first interface, in addition to the longest name"] = 120

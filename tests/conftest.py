@@ -17,7 +17,7 @@ from tests.scratch import SCRATCH
 BACKGROUND = ("lease ", "heartbeat", "answers", "supervise")
 """How the threads of mikrom are named that may do something when nobody is looking."""
 
-KEPT_VARIABLES = ("MIKROM_FIRECRACKER", "MIKROM_JAILER", "MIKROM_GUEST_ELF")
+KEPT_VARIABLES = ("MIKROM_FIRECRACKER", "MIKROM_FIRECRACKERS", "MIKROM_JAILER", "MIKROM_GUEST_ELF")
 FOREIGN_PREFIXES = ("MIKROM_", "CELERY_", "FLOWER_", "PYTHONUNBUFFERED")
 
 SKIPPED = pytest.StashKey[str]()
@@ -40,8 +40,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def found_firecracker() -> str | None:
-    named = os.environ.get("MIKROM_FIRECRACKER") or shutil.which("firecracker")
+    named = os.environ.get("MIKROM_FIRECRACKER") or next(iter(firecrackers()), None) or shutil.which("firecracker")
     return named or shutil.which("firecracker", path="/var/lib/mikrom/bin")
+
+
+def firecrackers() -> list[str]:
+    """The binaries that the contract suite goes over; none if it is run with the usual one."""
+    return [path for path in os.environ.get("MIKROM_FIRECRACKERS", "").split(":") if path]
 
 
 def why_no_microvms() -> str:

@@ -22,6 +22,7 @@ from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import WANTS_VMM
 from mikrom_reconcile.core.model.specs import SourceState
+from mikrom_reconcile.core.specs import releases
 from mikrom_reconcile.dispatch.transport.broker import Keys, connect, without_password
 from mikrom_reconcile.host.drivers import jail, qemu, select
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
@@ -121,7 +122,8 @@ def _firecracker(settings: Settings) -> Check:
     except (SetupError, OSError) as error:
         return _missing(settings)(str(error), remedy)
     origin = KNOWN_BINARIES.get(digest, f"SHA-256 {digest}, of an origin that mikrom does not know")
-    return ok(f"{version} at {binary}, {origin}")
+    problem, remedy = releases.support_problem(releases.version_in(version), datetime.now(UTC).date())
+    return note(f"{problem}; it is {binary}, {origin}", remedy) if problem else ok(f"{version} at {binary}, {origin}")
 
 
 def _jail(settings: Settings) -> Check:
@@ -133,6 +135,9 @@ def _jail(settings: Settings) -> Check:
     if jailer is None:
         return note("on, and nothing real runs", "unset MIKROM_DRIVER")
     version, controllers = jail.hierarchy()
+    if problem := releases.jailer_problem(select.release_at(jailer), version):
+        found, _, remedy = problem.partition(": ")
+        return broken(found, remedy)
     found = f"on: {jailer}, a user for each VM from {FIRST_UID} to {FIRST_UID + UIDS - 1}"
     if missing := [name for name in jail.CONTROLLERS if name not in controllers]:
         remedy = "VMMs run without these limits: mount and delegate the cgroup controllers, then start the VMs anew"

@@ -27,6 +27,7 @@ from mikrom_reconcile.core.model.observed import (
     WANTS_VMM,
     Attempt,
     Capacity,
+    Devices,
     Drift,
     HostReport,
     ObservedVM,
@@ -209,6 +210,8 @@ def _compared(spec: VMSpec, facts: VMMFacts) -> Iterator[tuple[str, int | str | 
                 yield f"{path}.rate_limiter.bandwidth_mbit", nic.rate_limiter.bandwidth_mbit, bandwidth_mbit
             else:
                 yield path, nic.network, None
+    if facts.devices is not None:
+        yield from _compared_devices(spec, facts.devices)
     for key in facts.odd_metadata:
         yield f"mmds.{key}", "(as the spec says)", "(changed)"
 
@@ -224,6 +227,18 @@ def _compared_disks(spec: VMSpec, found: dict[str, Drive]) -> Iterator[tuple[str
             for field in drive.rate_limiter.__struct_fields__:
                 limits = getattr(drive.rate_limiter, field), getattr(there.rate_limiter, field)
                 yield f"{path}.rate_limiter.{field}", *limits
+
+
+def _compared_devices(spec: VMSpec, found: Devices) -> Iterator[tuple[str, int | str | None, int | str | None]]:
+    if found.entropy and not spec.entropy:  # a VM of an earlier release lacks it until it is restarted anyway
+        yield "entropy", False, True
+    for name in ("vsock", "balloon"):
+        wanted, there = getattr(spec, name), getattr(found, name)
+        if wanted is None or there is None:
+            yield name, wanted and name, there and name
+        else:
+            for field in wanted.__struct_fields__:
+                yield f"{name}.{field}", getattr(wanted, field), getattr(there, field)
 
 
 def unreadable_row(found: UnreadableRecord, host: str, now: datetime) -> ObservedVM:

@@ -8,16 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import found_firecracker
+from tests.conftest import firecrackers, found_firecracker
 from tests.contract.drivers import KINDS, Bench, JailBench, QemuBench, RealBench, SimulatedBench
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With MIKROM_FIRECRACKERS=/a/firecracker:/b/firecracker each test of a Firecracker runs once with each."""
+    if "firecracker" in metafunc.fixturenames and (binaries := firecrackers()):
+        metafunc.parametrize("firecracker", binaries, indirect=True)
+
+
 @pytest.fixture
-def real(own_environment: Path) -> Iterator[RealBench]:
+def firecracker(request: pytest.FixtureRequest) -> str:
+    """The binary of this run; "" where there is none."""
+    return str(getattr(request, "param", found_firecracker() or ""))
+
+
+@pytest.fixture
+def real(own_environment: Path, firecracker: str) -> Iterator[RealBench]:
     """Firecracker; who uses it carries the mark kvm."""
-    binary = found_firecracker()
-    assert binary is not None
-    bench = RealBench(binary, own_environment)
+    bench = RealBench(firecracker, own_environment)
     try:
         yield bench
     finally:
@@ -25,11 +35,9 @@ def real(own_environment: Path) -> Iterator[RealBench]:
 
 
 @pytest.fixture
-def jailed(own_environment: Path) -> Iterator[JailBench]:
+def jailed(own_environment: Path, firecracker: str) -> Iterator[JailBench]:
     """Firecracker in jails, as root with the jailer beside it; who uses it carries the marks kvm and jail."""
-    binary = found_firecracker()
-    assert binary is not None
-    bench = JailBench(binary, own_environment)
+    bench = JailBench(firecracker, own_environment)
     try:
         yield bench
     finally:
@@ -49,7 +57,9 @@ def qemu(own_environment: Path) -> Iterator[QemuBench]:
 
 
 @pytest.fixture(params=KINDS.values())
-def bench(request: pytest.FixtureRequest, own_environment: Path) -> Bench:
+def bench(request: pytest.FixtureRequest, own_environment: Path, firecracker: str) -> Bench:
+    if request.param not in {"real", "jailed"} and firecracker not in (firecrackers() or [firecracker])[:1]:
+        pytest.skip("this is no Firecracker, and has run already")
     if request.param == "simulated":
         return SimulatedBench(own_environment)
     found: Bench = request.getfixturevalue(request.param)

@@ -168,6 +168,14 @@ class World:
         bucket = self.drive()["rate_limiter"][kind]
         return int(bucket["size"] * 1000 // bucket["refill_time"])
 
+    def has_entropy(self) -> bool:
+        if isinstance(self.bench, QemuBench):
+            return "virtio-rng-device" in self.argv()
+        return self.config()["entropy"] is not None
+
+    def balloon(self, name: str) -> Any:
+        return self.config()["balloon"][name]
+
     def root_name(self) -> str:
         """What its root disk has to be called."""
         return f"root-{self.recorded('boot.rootfs.sha256')[:16]}.img"
@@ -327,6 +335,7 @@ ROWS: dict[str, Row] = {
     "machine.mem_size_mib": machine("mem_size_mib", 2 * MEM_MIB),
     "machine.smt": machine("smt", True, FIRECRACKER, SIMULATED),  # noqa: FBT003
     "machine.cpu_template": Row(test="test_a_cpu_template_reaches_the_vmm_or_says_why_it_cannot"),
+    "machine.huge_pages": Row(test="test_huge_pages_reach_the_vmm_or_it_says_how_many_lack"),
     "boot_args": Row(value="loud", see=World.boot_args, undo=World.run_the_old, drift="boot_args"),
     "boot": Row(
         value=lambda world: {"kernel": kernel(b"1")(world)}, also={"image": "web"},
@@ -427,6 +436,30 @@ ROWS: dict[str, Row] = {
     "mmds": Row(value={"role": "a"}, see=lambda world: world.metadata()["role"], shown=lambda _: "a", on=REAL),
     "mmds.**": Row(
         value="b", see=lambda world: world.metadata()["role"], undo=World.change_metadata, drift="mmds.role", on=REAL,
+    ),
+    "entropy": Row(
+        value=False, see=World.has_entropy, undo=World.run_the_old, drift="entropy", on=REAL,
+    ),
+    "vsock": Row(
+        value={"guest_cid": 4}, see=lambda world: world.config()["vsock"]["guest_cid"], shown=lambda _: 4,
+        undo=World.run_the_old, drift="vsock", on=(FIRECRACKER,),
+    ),
+    "vsock.guest_cid": Row(
+        value=5, see=lambda world: world.config()["vsock"]["guest_cid"], undo=World.run_the_old,
+        drift="vsock.guest_cid", on=(FIRECRACKER,),
+    ),
+    "balloon": Row(
+        value={"amount_mib": 1}, see=lambda world: world.balloon("amount_mib"), shown=lambda _: 1,
+        undo=World.run_the_old, drift="balloon", on=(FIRECRACKER,),
+    ),
+    "balloon.amount_mib": Row(test="test_a_balloon_of_a_guest_without_a_driver_says_so"),
+    "balloon.deflate_on_oom": Row(
+        value=False, see=lambda world: world.balloon("deflate_on_oom"), undo=World.run_the_old,
+        drift="balloon.deflate_on_oom", on=(FIRECRACKER,),
+    ),
+    "balloon.stats_polling_interval_s": Row(
+        value=5, see=lambda world: world.balloon("stats_polling_interval_s"), undo=World.run_the_old,
+        drift="balloon.stats_polling_interval_s", on=(FIRECRACKER,),
     ),
     "checks.**": record_only({"type": "console", "expect": "MIKROM-UP"}),
     "restart.policy": record_only("never"),

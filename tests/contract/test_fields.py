@@ -130,6 +130,33 @@ def test_a_cpu_template_reaches_the_vmm_or_says_why_it_cannot(real: RealBench, o
 
 
 @pytest.mark.kvm
+def test_huge_pages_reach_the_vmm_or_it_says_how_many_lack(real: RealBench, own_environment: Path) -> None:
+    world = World(real, own_environment)
+    world.set("machine.huge_pages", "2M")
+    world.set("machine.mem_size_mib", 16)
+    order = world.host.next_order(VM, world.desired())
+    assert order is not None
+    outcome = world.host.agent.execute(order)
+    if outcome.result == "done":  # a host that has set some aside
+        assert world.machine("huge_pages") == "2M"
+    else:
+        assert "takes 8 pages of 2 MiB and 0 are free here: raise vm.nr_hugepages" in str(outcome.error)
+        assert real.pids(VM) == []
+
+
+@pytest.mark.kvm
+def test_a_balloon_of_a_guest_without_a_driver_says_so(real: RealBench, own_environment: Path) -> None:
+    world = World(real, own_environment)
+    world.set("balloon", {"amount_mib": 0})
+    world.host.created(VM, world.desired())
+    world.set("balloon.amount_mib", 1)
+    assert plan(world).kind == "update"
+    order = world.host.next_order(VM, world.desired())
+    assert order is not None
+    assert "Device not activated yet" in str(world.host.agent.execute(order).error)
+
+
+@pytest.mark.kvm
 @pytest.mark.needs("umoci", "mke2fs")
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root, which unpacking a container image takes")
 def test_what_the_init_of_a_container_image_is_told_costs_a_restart(real: RealBench, own_environment: Path) -> None:

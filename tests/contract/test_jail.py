@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Drive, Machine, VMSpec
+from mikrom_reconcile.core.model.desired import DesiredVM, Drive, DriveRateLimiter, Machine, VMSpec, Vsock
 from mikrom_reconcile.core.model.errors import TemporaryError
+from mikrom_reconcile.core.model.observed import Devices
 from mikrom_reconcile.host.drivers import jail
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
@@ -55,6 +57,37 @@ def test_a_vmm_has_a_user_a_root_and_a_session_of_its_own_and_no_capability(jail
         seen.remove(Path((jailed.folder / "run" / vm / "api.sock").readlink()).name)
         assert seen == {"dev", "firecracker", "firecracker.pid", "kernel", "metrics", "run", "vmm.log"}
         assert not Path(f"/proc/{pid}/root/kernel").stat().st_mode & 0o222
+
+
+def test_a_jailed_vm_has_its_devices_and_an_existing_file_is_read_by_all(jailed: JailBench) -> None:
+    path = (jailed.folder / "state/existing/seed.img").resolve()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"seed".ljust(1 << 20))
+    path.chmod(0o600)
+    drives = {"seed": Drive(source=f"file://{path}", read_only=True, rate_limiter=DriveRateLimiter(ops=9))}
+    records = [
+        replace(record_of(vm), spec=replace(RECORD.spec, vsock=Vsock(guest_cid=7), drives=drives)) for vm in ("a", "b")
+    ]
+    for record in records:
+        for _ in range(2):
+            jailed.driver.start(record, deadline_s=DEADLINE_S)
+            facts = jailed.driver.observe(record)
+            assert (facts.devices, facts.disks) == (
+                Devices(vsock=Vsock(guest_cid=7)),
+                {"seed": Drive(read_only=True, rate_limiter=DriveRateLimiter(ops=9))},
+            )
+            jailed.driver.stop(record, grace_s=0)
+        jailed.driver.start(record, deadline_s=DEADLINE_S)
+        with socket.socket(socket.AF_UNIX) as host_end:
+            host_end.connect(str(jailed.folder / "run" / record.vm / "v.sock"))
+        jailed.driver.delete(record)
+    assert path.read_bytes().startswith(b"seed")
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert files_of_others(jailed) == []
+
+
+def files_of_others(jailed: JailBench) -> list[Path]:
+    return [path for path in jailed.leftovers() if path.parent.name not in {"existing", "images"}]
 
 
 def test_a_vmm_is_in_cgroups_with_its_limits(jailed: JailBench) -> None:

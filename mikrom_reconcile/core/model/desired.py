@@ -153,6 +153,21 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     mem_size_mib: Annotated[int, msgspec.Meta(ge=1, le=1048576)] = 128
     smt: bool = False
     cpu_template: Literal["C3", "T2", "T2S", "T2CL", "T2A"] | None = None
+    huge_pages: Literal["None", "2M"] = "None"
+
+
+class Vsock(msgspec.Struct, frozen=True, kw_only=True):
+    """Sockets between a guest and its host, over a Unix socket in the VM's run folder."""
+
+    guest_cid: Annotated[int, msgspec.Meta(ge=3, le=4294967294)] = 3
+
+
+class Balloon(msgspec.Struct, frozen=True, kw_only=True):
+    """What takes memory back from a guest that has a driver for it, under Firecracker's names."""
+
+    amount_mib: Annotated[int, msgspec.Meta(ge=0, le=1048576)] = 0
+    deflate_on_oom: bool = True
+    stats_polling_interval_s: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +206,9 @@ class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
     drives: dict[str, Drive] = {}
     network_interfaces: dict[str, NetworkInterface] = {}
     mmds: dict[str, Any] | None = None
+    entropy: bool = True
+    vsock: Vsock | None = None
+    balloon: Balloon | None = None
     checks: dict[str, Check] = {}
     restart: Restart = Restart()
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Drive, Machine, Policy, State, VMSpec
+from mikrom_reconcile.core.model.desired import Balloon, Drive, Machine, Policy, State, VMSpec, Vsock
 from mikrom_reconcile.times_and_sizes import VMMS
 
 VMMStatus = Literal["none", "starting", "running", "paused", "unresponsive", "socket_lost"]
@@ -24,6 +24,14 @@ Phase = Literal[
     "deleting", "unreadable",
 ]  # fmt: skip
 """What a host sees of a VM, by `phase_of`. Absence is the absence of an ObservedVM."""
+
+
+class Devices(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VMM gives its guest beside disks and interfaces. `entropy` is a device of random numbers."""
+
+    entropy: bool = False
+    vsock: Vsock | None = None
+    balloon: Balloon | None = None
 
 
 class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +52,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     boot_args: str | None = None
     disks: dict[str, Drive] | None = None
     interfaces: dict[str, int | None] | None = None
+    devices: Devices | None = None
     odd_metadata: tuple[str, ...] = ()
     console_at: int = 0
 

@@ -12,6 +12,7 @@ from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.specs import Pointer
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
+from mikrom_reconcile.core.specs import releases
 from mikrom_reconcile.core.specs.images import BUILT_IN, init_of, init_words
 from mikrom_reconcile.core.specs.networks import WHOLE, Network, port_name, port_of
 from mikrom_reconcile.times_and_sizes import SPECS
@@ -45,6 +46,13 @@ def unsupported(spec: VMSpec) -> str | None:
     return next((message for check in UNSUPPORTED for _, message in check(spec)), None)
 
 
+def unsupported_by(version: releases.Version, spec: VMSpec) -> str | None:
+    """Why this Firecracker cannot run what another one may, and what to write instead."""
+    release = releases.release_of(version)
+    found = (message for _, message in _devices(spec, release.devices))
+    return next((f"{message} in {releases.text_of(version)}" for message in found), None)
+
+
 def _references(
     spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]
 ) -> Iterator[tuple[Pointer, str, str]]:
@@ -75,6 +83,12 @@ def _machine(spec: VMSpec) -> Problems:
     if spec.machine.smt and count > 1 and count % 2:
         message = f"machine.vcpu_count is {count}; with machine.smt it is 1 or an even number"
         yield ("machine", "vcpu_count"), message
+    if spec.machine.huge_pages == "2M" and size % 2:
+        yield ("machine", "mem_size_mib"), f"machine.mem_size_mib is {size}; with huge_pages: 2M it is an even number"
+    if spec.balloon and spec.machine.huge_pages == "2M":
+        yield ("balloon",), "balloon and machine.huge_pages: 2M exclude each other in Firecracker: leave one out"
+    if spec.balloon and spec.balloon.amount_mib >= size:
+        yield ("balloon", "amount_mib"), f"balloon.amount_mib leaves nothing of machine.mem_size_mib, {size}"
     if spec.boot is None and size < SPECS.least_mem_mib:
         message = f'machine.mem_size_mib is {size}; "{spec.image}" needs {SPECS.least_mem_mib} or more'
         yield ("machine", "mem_size_mib"), message
@@ -145,11 +159,22 @@ def _root_disks(spec: VMSpec) -> int:
     return int(spec.boot is not None and spec.boot.rootfs is not None)
 
 
-def _devices(spec: VMSpec) -> Problems:
-    count = len(spec.drives) + len(spec.network_interfaces) + _root_disks(spec)
-    if count > SPECS.devices:
-        message = f"its drives and network_interfaces, with a root disk, are {count}; Firecracker takes {SPECS.devices}"
-        yield ("drives",), message
+def _devices_of(spec: VMSpec) -> int:
+    others = (spec.vsock is not None) + (spec.balloon is not None)
+    return len(spec.drives) + len(spec.network_interfaces) + _root_disks(spec) + others
+
+
+def gets_entropy(spec: VMSpec, most: int = releases.DEVICES) -> bool:
+    """Whether it gets a device of random numbers: only where the others and the boot arguments leave it room. The guest
+    that is built in has no driver for it.
+    """
+    room = _room_for_boot_args(spec) - SPECS.boot_args_device_bytes
+    return spec.entropy and spec.boot is not None and _devices_of(spec) < most and len(spec.boot_args) <= room
+
+
+def _devices(spec: VMSpec, most: int = releases.DEVICES) -> Problems:
+    if (count := _devices_of(spec)) > most:
+        yield ("drives",), f"its devices (disks, interfaces, vsock, balloon) are {count}; Firecracker takes {most}"
 
 
 def _boot_args(spec: VMSpec) -> Problems:
@@ -158,12 +183,16 @@ def _boot_args(spec: VMSpec) -> Problems:
         yield ("boot_args",), f"boot_args has {size} bytes; a kernel command line takes {SPECS.boot_args_bytes}"
 
 
-def _boot_args_with_devices(spec: VMSpec) -> Problems:
+def _room_for_boot_args(spec: VMSpec) -> int:
     addressed = spec.network_interfaces and " ip=" not in f" {spec.boot_args}"
-    devices = len(spec.drives) + len(spec.network_interfaces) + 2 * _root_disks(spec)
-    room = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * devices
+    room = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * (_devices_of(spec) + _root_disks(spec))
+    room -= releases.ADDED_BYTES
     room -= SPECS.boot_args_address_bytes if addressed else 0
-    room -= sum(len(f" {word}") for word in init_words(spec))
+    return room - sum(len(f" {word}") for word in init_words(spec))
+
+
+def _boot_args_with_devices(spec: VMSpec) -> Problems:
+    room = _room_for_boot_args(spec)
     over = len(spec.boot_args) - room
     if over > 0 and (spec.command or spec.env):
         path = "command" if spec.command else "env"

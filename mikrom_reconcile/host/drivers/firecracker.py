@@ -11,16 +11,17 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DriveRateLimiter, Machine, VMSpec
+from mikrom_reconcile.core.model.desired import Balloon, DriveRateLimiter, Machine, VMSpec, Vsock
 from mikrom_reconcile.core.model.encoding import ready
-from mikrom_reconcile.core.model.errors import PermanentError
-from mikrom_reconcile.core.model.observed import End, VMMStatus
-from mikrom_reconcile.core.specs import validate_vms
-from mikrom_reconcile.host.drivers import memory
+from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
+from mikrom_reconcile.core.model.observed import Devices, End, VMMStatus
+from mikrom_reconcile.core.specs import releases, validate_vms
+from mikrom_reconcile.host.drivers import jail, memory, select
 from mikrom_reconcile.host.drivers.connection import FaultError, FirecrackerAPI, NoAnswerError, translate_errors
 from mikrom_reconcile.host.drivers.jail import (
     LOG,
     METRICS,
+    VSOCK,
     Jail,
     VMPaths,
     chroot_view,
@@ -40,6 +41,7 @@ from mikrom_reconcile.times_and_sizes import VMMS
 
 _STATUS: dict[str, VMMStatus] = {"Not started": "starting", "Running": "running", "Paused": "paused"}
 
+_FREE_HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 _BYTES_A_MBIT = 125_000
 _X86_64 = (62).to_bytes(2, "little")
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"\xfd\x37": "xz"}
@@ -80,6 +82,9 @@ class _Config(msgspec.Struct, rename="kebab"):
     boot_source: _BootSource
     drives: tuple[_Drive, ...] = ()
     network_interfaces: tuple[_Nic, ...] = ()
+    entropy: dict[str, Any] | None = None
+    vsock: Vsock | None = None
+    balloon: Balloon | None = None
 
 
 class _Metrics(msgspec.Struct):
@@ -105,7 +110,9 @@ class FirecrackerDriver(VMMDriver):
         return spec.machine.mem_size_mib
 
     def _unsupported(self, spec: VMSpec) -> str | None:
-        return validate_vms.unsupported(spec)
+        version, cgroups = select.release_at(self._binary), jail.hierarchy()[0]
+        jailer = releases.jailer_problem(select.release_at(self._jailer), cgroups) if self._jailer else ""
+        return validate_vms.unsupported(spec) or validate_vms.unsupported_by(version, spec) or jailer or None
 
     def _kernel_problem(self, head: bytes) -> str | None:
         if head[:4] != b"\x7fELF":
@@ -122,6 +129,7 @@ class FirecrackerDriver(VMMDriver):
         return argv[argv.index("--id") + 1] if "--id" in argv[:-1] else ""
 
     def _command(self, record: VMRecord, paths: VMPaths, resources: VMResources) -> Command:
+        _check_huge_pages(record)
         jail = None if self._jailer is None else Jail(paths, self._binary, resources)
         start: tuple[str, ...]
         if jail is None:
@@ -135,9 +143,14 @@ class FirecrackerDriver(VMMDriver):
         return Command(argv=argv, output=paths.console, jail=jail)
 
     def _boot(self, record: VMRecord, vmm: VMM, resources: VMResources, *, give_up_at: float) -> None:
-        requests = tuple(_requests(record.spec, chroot_view(resources) if self._jailer else resources))
+        paths, vsock = vmm.paths, str(vmm.paths.vsock)
+        if self._jailer:
+            resources, vsock = chroot_view(resources), VSOCK
+            _link_vsock(record, paths)
+        most = releases.release_of(select.release_at(self._binary)).devices
+        requests = (*_requests(record.spec, resources), *_devices(record.spec, vsock, most), _START)
         with translate_errors(record.vm, "connecting to Firecracker"):
-            api = FirecrackerAPI.first(vmm.paths.socket, vmm.process, give_up_at)
+            api = FirecrackerAPI.first(paths.socket, vmm.process, give_up_at)
         with api:
             for path, content, doing in requests:
                 with translate_errors(record.vm, doing):
@@ -163,6 +176,7 @@ class FirecrackerDriver(VMMDriver):
             disks=self._paths_outside(record, disks) if vmm.paths.socket.is_symlink() else disks,
             interfaces={nic.iface_id: _interface(nic) for nic in config.network_interfaces},
             metadata=metadata,
+            devices=Devices(entropy=config.entropy is not None, vsock=config.vsock, balloon=config.balloon),
         )
 
     def _set_paused(self, vmm: VMM, timeout_s: float, *, paused: bool) -> None:
@@ -194,6 +208,8 @@ class FirecrackerDriver(VMMDriver):
                 raise
 
     def _resume(self, record: VMRecord, vmm: VMM, kept: memory.Kept, *, give_up_at: float) -> None:
+        if self._jailer:
+            _link_vsock(record, vmm.paths)
         with translate_errors(record.vm, memory.RESUMING):
             api = FirecrackerAPI.first(vmm.paths.socket, vmm.process, give_up_at)
         with api, translate_errors(record.vm, memory.RESUMING):
@@ -214,6 +230,8 @@ class FirecrackerDriver(VMMDriver):
             for name, drive in record.spec.drives.items():
                 if limits.get(name, drive.rate_limiter) != drive.rate_limiter:
                     api.patch(f"/drives/{name}", {"drive_id": name, "rate_limiter": _limiter(drive.rate_limiter)})
+            if record.spec.balloon and config.balloon and config.balloon.amount_mib != record.spec.balloon.amount_mib:
+                api.patch("/balloon", {"amount_mib": record.spec.balloon.amount_mib})
             there = {nic.iface_id: _interface(nic) for nic in config.network_interfaces}
             for interface in self._provisioner.networks.in_place(record):
                 has = there.get(interface.name)
@@ -284,7 +302,19 @@ def _requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:
         service: dict[str, object] = {"version": "V2", "network_interfaces": [nic.name for nic in resources.interfaces]}
         yield "/mmds/config", service, "configuring the metadata service"
         yield "/mmds", resources.metadata, "giving the guest its metadata"
-    yield "/actions", {"action_type": "InstanceStart"}, "starting the guest"
+
+
+_START: Request = "/actions", {"action_type": "InstanceStart"}, "starting the guest"
+
+
+def _devices(spec: VMSpec, vsock: str, most: int) -> Iterator[Request]:
+    """What comes last: where interrupts run out, a guest goes without `entropy`, which nobody may have asked for."""
+    if spec.vsock:
+        yield "/vsock", {"guest_cid": spec.vsock.guest_cid, "uds_path": vsock}, "configuring the vsock"
+    if spec.balloon:
+        yield "/balloon", msgspec.to_builtins(spec.balloon), "configuring the balloon"
+    if validate_vms.gets_entropy(spec, most):
+        yield "/entropy", {}, "configuring the source of random numbers"
 
 
 def _rate_limiters(interface: Interface) -> dict[str, object]:
@@ -322,6 +352,22 @@ def _amount(limiter: _Limiter | None, kind: str, unit: int) -> int | None:
     bucket = (limiter or {}).get(kind) or {}
     size, refill_ms = bucket.get("size") or 0, bucket.get("refill_time")
     return size * VMMS.rate_refill_ms // (refill_ms * unit) if refill_ms else None
+
+
+def _link_vsock(record: VMRecord, paths: VMPaths) -> None:
+    """Let it be found in its usual place though it is made in the jail."""
+    if record.spec.vsock:
+        with translate_errors(record.vm, "linking its vsock"):
+            paths.vsock.symlink_to(f"{paths.socket.readlink().parent}{VSOCK}")
+
+
+def _check_huge_pages(record: VMRecord) -> None:
+    """Firecracker only says that it could not read the kernel."""
+    if record.spec.machine.huge_pages == "2M":
+        need, free = record.spec.machine.mem_size_mib // 2, int(_FREE_HUGE_PAGES.read_text(encoding="ascii"))
+        if need > free:
+            message = f"machine.huge_pages takes {need} pages of 2 MiB and {free} are free here: raise vm.nr_hugepages"
+            raise TemporaryError(message, vm=record.vm, step="looking for huge pages")
 
 
 def end_in(metrics: Path) -> End:

@@ -33,6 +33,7 @@ FIRST_UID, UIDS = 900_000, 1 << 16
 """The users of jailed VMMs; docs/security.md names the range."""
 
 LOG, METRICS = "/vmm.log", "/metrics"
+VSOCK = "/v.sock"
 _KERNEL, _INITRD = "/kernel", "/initrd"
 
 CONTROLLERS = ("memory", "cpu", "pids")
@@ -51,6 +52,7 @@ class VMPaths:
         self.lock = state_dir / "locks" / f"{vm}.vmm"
         self.run_folder = run_dir / vm
         self.socket = run_dir / vm / "api.sock"  # a link if the VMM is jailed
+        self.vsock = run_dir / vm / "v.sock"  # where programs of the host meet the guest; a link as the other
         self.process = self.folder / "proc.json"  # which process the VMM is
         self.console = self.folder / "console.log"  # what the guest wrote to its serial port, over all its boots
         self.log = self.folder / "vmm.log"  # what the VMM itself said since it was started
@@ -70,7 +72,7 @@ class VMPaths:
         kept = (self.suspended, self.memory, self.devices)
         drafts = (path.with_name(path.name + ".new") for path in (self.process, self.suspended))
         logs = (self.console, self.log, self.metrics)
-        return (self.socket, self.process, *logs, self.pidfile, self.metadata, *kept, *drafts)
+        return (self.socket, self.vsock, self.process, *logs, self.pidfile, self.metadata, *kept, *drafts)
 
 
 class Jail:
@@ -99,9 +101,8 @@ class Jail:
             if is_writable:
                 os.chown(outside, self.uid, self.uid, follow_symlinks=False)
             else:
-                outside.chmod(
-                    outside.stat().st_mode & 0o555 | 0o444
-                )  # shared by VMs, so nobody's; the folder above is closed
+                # shared by VMs: none owns it, and the folder above is closed
+                outside.chmod(outside.stat().st_mode & 0o555 | 0o444)
             try:
                 os.link(outside, f"{self._root}{name}", follow_symlinks=False)
             except OSError as error:

@@ -20,7 +20,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import DriveRateLimiter, Machine, VMSpec
 from mikrom_reconcile.core.model.encoding import ready
-from mikrom_reconcile.core.model.observed import End, VMMStatus
+from mikrom_reconcile.core.model.observed import Devices, End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import QMP, FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.drivers.jail import VMPaths
@@ -70,6 +70,7 @@ _ROOT = {False: " root=/dev/vda rw", True: " root=/dev/vda ro"}
 _NETDEV = re.compile(r"tap,id=(?P<name>\w+),ifname=(?P<tap>\w+),")
 _NIC = re.compile(r"virtio-net-device,netdev=(?P<name>\w+),mac=(?P<mac>[0-9a-f:]+)")
 _DRIVE = re.compile(r"if=none,format=raw,readonly=(?P<mode>on|off),id=(?P<name>\w+),file=(?P<path>.*)", re.DOTALL)
+_ENTROPY = "virtio-rng-device"
 
 _PVM = Path("/sys/module/kvm_pvm")
 
@@ -97,9 +98,13 @@ class QemuDriver(VMMDriver):
         return self._chosen or accelerator_of(self._binary)[0]
 
     def _unsupported(self, spec: VMSpec) -> str | None:
-        for field, there in (("smt", spec.machine.smt), ("cpu_template", spec.machine.cpu_template)):
-            if there:
+        machine, plain = spec.machine, Machine()
+        for field in ("smt", "cpu_template", "huge_pages"):
+            if getattr(machine, field) != getattr(plain, field):
                 return f"machine.{field} is Firecracker's; this host runs its VMs in QEMU, which does not have it"
+        for field in ("vsock", "balloon"):
+            if getattr(spec, field) is not None:
+                return f"{field} is Firecracker's; this host runs its VMs in QEMU"
         for name, nic in spec.network_interfaces.items():
             if nic.rate_limiter.bandwidth_mbit is not None:
                 return f"network_interfaces.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
@@ -144,6 +149,7 @@ class QemuDriver(VMMDriver):
             boot_args=boot_args_in(argv),
             disks=disks_in(argv),
             interfaces=interfaces_in(argv),
+            devices=Devices(entropy=_ENTROPY in argv),
             metadata=_metadata_on(vmm.paths.metadata) if record.spec.has_metadata else None,
         )
 
@@ -243,6 +249,7 @@ def command_line(spec: VMSpec, resources: VMResources, paths: VMPaths, accelerat
         *(() if resources.initrd is None else ("-initrd", str(resources.initrd))),
         *(word for disk in disks for word in _disk_arguments(disk)),
         *(word for interface in resources.interfaces for word in _nic_arguments(interface)),
+        *(("-device", _ENTROPY) if validate_vms.gets_entropy(spec) else ()),
         *("-chardev", f"file,id=console,append=on,path={_quoted(paths.console)}", "-serial", "chardev:console"),
         *("-qmp", f"unix:{_quoted(paths.socket)},server=on,wait=off"),
         *("-pidfile", str(paths.pidfile), "-d", "cpu_reset"),  # both tell how it ended

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 
 from mikrom_reconcile.core.model.errors import SetupError
+from mikrom_reconcile.core.specs import releases
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.times_and_sizes import VMMS
 
@@ -107,6 +109,19 @@ def version_of(binary: Path) -> str:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
         raise SetupError(f"{binary} --version failed ({error}): is it a Firecracker for this machine?") from error
     return answer.stdout.partition("\n")[0].strip()
+
+
+def release_at(binary: Path) -> releases.Version:
+    """The version of a binary, asked anew once the file is another; empty if it does not say."""
+    try:
+        return _release_at(binary, binary.stat().st_mtime_ns)
+    except (OSError, SetupError):
+        return ()
+
+
+@lru_cache(maxsize=8)
+def _release_at(binary: Path, _changed_ns: int) -> releases.Version:
+    return releases.version_in(version_of(binary))
 
 
 def jail_problem(state_dir: Path) -> str | None:

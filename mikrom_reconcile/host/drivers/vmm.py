@@ -225,7 +225,7 @@ class VMM:
 
     def _clear(self) -> None:
         """Leave nothing that speaks of an earlier VMM, but what it logged. The caller holds the lock."""
-        for path in (self.paths.socket, self.paths.pidfile):
+        for path in (self.paths.socket, self.paths.vsock, self.paths.pidfile):
             path.unlink(missing_ok=True)
         if self.paths.process.exists():  # the file stays: on a full disk there may be no room for another
             write_whole(self.paths.process, b"null", durable=False)

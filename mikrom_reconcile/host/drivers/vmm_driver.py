@@ -14,7 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Drive, Machine, VMSpec
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
-from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import Console, Devices, Drift, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.core.specs.images import init_of
 from mikrom_reconcile.host.drivers import memory
 from mikrom_reconcile.host.drivers.connection import NoAnswerError, UnreachableError, translate_errors
@@ -49,6 +49,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     boot_args: str | None = None
     disks: dict[str, Disk] | None = None
     interfaces: dict[str, Interface] | None = None
+    devices: Devices | None = None
     metadata: dict[str, Any] | None = None
 
 
@@ -249,7 +250,8 @@ class VMMDriver(ABC):
             ask_to_leave=lambda: self._ask_to_leave(vmm, min(grace_s, self._answer_s)),
         )
         with translate_errors(record.vm, "removing its API socket and its jail"):
-            vmm.paths.socket.unlink(missing_ok=True)
+            for socket in (vmm.paths.socket, vmm.paths.vsock):
+                socket.unlink(missing_ok=True)
             remove_jail(vmm.paths)
 
     def delete(self, record: VMRecord) -> None:
@@ -356,6 +358,7 @@ class VMMDriver(ABC):
             console_at=process.console_at if isinstance(process, VMMProcess) else 0,
             boot_args=record.spec.boot_args if answer.boot_args == boot_args_of(record) else answer.boot_args,
             disks=None if answer.disks is None else self._own_disks(record, answer.disks),
+            devices=answer.devices,
             odd_metadata=() if answer.metadata is None else self._odd_metadata(record, answer.metadata),
             interfaces=None if answer.interfaces is None else self._own_interfaces(record, answer.interfaces),
         )

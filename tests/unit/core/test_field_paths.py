@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mikrom_reconcile.core.model.desired import (
+    Balloon,
     Boot,
     Check,
     Drive,
@@ -16,6 +17,7 @@ from mikrom_reconcile.core.model.desired import (
     Policy,
     RootDisk,
     VMSpec,
+    Vsock,
 )
 from mikrom_reconcile.core.model.fields import FIELDS, impact_of, is_row_of, recorded
 from mikrom_reconcile.core.specs.networks import OF_INTERFACES
@@ -50,7 +52,10 @@ def paths_of(schema: dict[str, Any], above: str = "") -> Iterator[str]:
 OF_A_NETWORK = {f"network_interfaces.*.{word}" for word in OF_INTERFACES}
 """What the document of a network says, for all VMs that are on it."""
 
-UNWRITTEN = OF_A_NETWORK | {f"{path}.**" for path in ("mmds", *OF_A_NETWORK)}
+WHOLE = {"vsock", "balloon"}
+"""Rows of mappings that appear and vanish as a whole; what is in them has rows, too."""
+
+UNWRITTEN = OF_A_NETWORK | WHOLE | {f"{path}.**" for path in ("mmds", *OF_A_NETWORK)}
 
 FULL = VMSpec(
     image="web",
@@ -60,6 +65,8 @@ FULL = VMSpec(
     command=("sh",),
     env={"A": "b"},
     mmds={"role": "web"},
+    vsock=Vsock(),
+    balloon=Balloon(),
     checks={"port": Check(type="tcp", port=80)},
 )
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
 from mikrom_reconcile.core.model.encoding import fleet_digest
 from mikrom_reconcile.core.model.errors import SetupError, TemporaryError
-from mikrom_reconcile.core.model.observed import Attempt, Drift, HostReport, ObserveQuery, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, Devices, Drift, HostReport, ObserveQuery, VMMFacts
 from mikrom_reconcile.host import observe
 from mikrom_reconcile.host.observe import Observer, drift_of
 from mikrom_reconcile.host.ports import VMRecord
@@ -172,6 +172,14 @@ def test_drift_names_each_field_in_which_a_vmm_differs() -> None:
     )
     assert drift_of(SPEC, VMMFacts(status="running", machine=SPEC.machine, boot_args=SPEC.boot_args)) == ()
     assert drift_of(VMSpec(image="hello"), VMMFacts(status="unresponsive")) == ()
+
+
+def test_a_vm_that_was_started_before_there_was_entropy_is_as_it_was_ordered() -> None:
+    plain = VMMFacts(status="running", devices=Devices())
+    assert drift_of(SPEC, plain) == ()
+    assert drift_of(replace(SPEC, entropy=False), replace(plain, devices=Devices(entropy=True))) == (
+        Drift(path="entropy", recorded=False, actual=True),
+    )
 
 
 def test_vms_that_do_not_answer_are_waited_for_together(host: Host) -> None:

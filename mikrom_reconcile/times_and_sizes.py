@@ -79,7 +79,6 @@ class VMMs(msgspec.Struct, frozen=True, kw_only=True):  # the processes that run
     exit_status_tail_bytes: Annotated[int, "of a console, for what the init of a container image said last"] = 4096
     error_tail_bytes: Annotated[int, "of a VMM's log in an error message"] = 500
     suspended_file_bytes: Annotated[int, "the file that says what a suspended VM's memory fits"] = 1 << 20
-    suspended_extra_mib: Annotated[int, "what is on disk of a suspended VM beside its memory takes some KiB"] = 1
     resume_tries: Annotated[int, "so often may the host lack something before a suspended VM boots anew instead"] = 3
     process_file_bytes: Annotated[int, "the file that names a VMM's process"] = 4096
     kernel_head_bytes: Annotated[int, "of a kernel, which say what kind it is"] = 1024

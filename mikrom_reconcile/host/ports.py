@@ -46,10 +46,6 @@ LinkDrift = Callable[[VMRecord], tuple[Drift, ...]]
 """Where the taps, bridges and rules of a VM that is up differ from what its record wants."""
 
 
-FORGETS: frozenset[State] = frozenset({"stopped", "absent"})
-"""States under which a stop forgets what memory a suspended VM left on disk."""
-
-
 class Driver(Protocol):
     """One kind of VMM; what it does not have, it leaves as it is here.
 
@@ -113,8 +109,8 @@ class Driver(Protocol):
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing.
 
-        What memory it left on disk is forgotten if the record's state is one of FORGETS. A paused guest is resumed
-        first: it can hear nothing, and its disks deserve an orderly end too.
+        A memory on disk is forgotten where the record says stopped or absent. A paused guest is resumed first: it can
+        hear nothing, and its disks deserve an orderly end too.
         """
 
     def delete(self, record: VMRecord) -> None:

@@ -11,18 +11,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import DesiredVM
+from mikrom_reconcile.core.model.desired import DesiredVM, State
 from mikrom_reconcile.core.model.fields import field_changes, impact_of, is_row_of, recorded
-from mikrom_reconcile.core.model.observed import (
-    DEGRADED,
-    HAS_VMM,
-    HEALTHY,
-    NOT_RESTARTED,
-    SATISFIES,
-    WANTS_VMM,
-    Drift,
-    ObservedVM,
-)
+from mikrom_reconcile.core.model.observed import DEGRADED, HAS_VMM, HEALTHY, NOT_RESTARTED, SATISFIES, Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
 
 UNCHANGED: Final = "unchanged"
@@ -219,11 +210,10 @@ def shrinking_drive(case: DiffInput) -> Verdict:
 
 def stopped(case: DiffInput) -> Verdict:
     """`state: stopped` or `suspended`, and a VMM lives or the record does not say so yet."""
-    state = case.want.state
-    if state in WANTS_VMM:
+    kinds: dict[State, ChangeKind] = {"stopped": "stop", "suspended": "suspend"}
+    if (kind := kinds.get(state := case.want.state)) is None:
         return None
     if case.seen.phase in HAS_VMM or case.seen.state != state:
-        kind: ChangeKind = "stop" if state == "stopped" else "suspend"
         return case.change(kind, f"state: {state}, and it is {case.seen.phase}", fields=case.fields)
     return case.change("update", "spec changed", fields=case.fields) if case.fields else UNCHANGED
 

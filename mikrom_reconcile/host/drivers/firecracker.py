@@ -25,7 +25,6 @@ from mikrom_reconcile.host.drivers.jail import (
     Jail,
     VMPaths,
     chroot_view,
-    make_writable,
     path_inside,
     ran_out_of_memory,
 )
@@ -186,40 +185,43 @@ class FirecrackerDriver(VMMDriver):
             else:
                 _go_on(api, vmm)
 
-    def _suspend(self, record: VMRecord, vmm: VMM, timeout_s: float) -> None:
-        paths = vmm.paths
-        with vmm.connect(FirecrackerAPI, timeout_s) as api:
-            memory.forget(paths)
-            before = api.get("/", _Instance)
-            if before.state == "Not started":
-                return
-            memory.check_room(paths, record)
-            api.patch("/vm", {"state": "Paused"})
-            try:
-                files = {"snapshot_path": make_writable(paths, paths.devices)}
-                files["mem_file_path"] = make_writable(paths, paths.memory)
-                api.put("/snapshot/create", {"snapshot_type": "Full"} | files)
-                memory.keep(paths, record, self._provisioner.disks_of(record), vmm=_version(before, vmm))
-            except BaseException:
-                memory.forget(paths)
-                if before.state == "Running":
-                    with suppress(FaultError, NoAnswerError):
-                        api.patch("/vm", {"state": "Resumed"})
-                raise
+    def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Through a snapshot, which Firecracker writes."""
+        vmm = self._vmm(record.vm)
+        with translate_errors(record.vm, "writing its memory to disk"):
+            if vmm.find() is not None:
+                with vmm.connect(FirecrackerAPI, deadline_s) as api:
+                    self._write_memory(record, vmm.paths, api)
 
-    def _resume(self, record: VMRecord, vmm: VMM, kept: memory.Kept, *, give_up_at: float) -> None:
+    def _write_memory(self, record: VMRecord, paths: VMPaths, api: FirecrackerAPI) -> None:
+        before = api.get("/", _Instance)
+        if before.state == "Not started":
+            return
+        if record.spec.machine.huge_pages == "2M":
+            message = "Firecracker reads no memory of huge pages back from a file: say paused or stopped"
+            raise PermanentError(message, vm=record.vm, step="writing its memory to disk")
+        memory.forget(paths)
+        devices, content = memory.create(paths, record)
+        try:
+            api.patch("/vm", {"state": "Paused"})
+            files = {"snapshot_path": devices, "mem_file_path": content}
+            api.put("/snapshot/create", {"snapshot_type": "Full"} | files)
+            memory.keep(paths, record, self._provisioner.disks_of(record), vmm=_version(before, paths))
+        except BaseException:
+            memory.forget(paths)
+            if before.state == "Running":
+                with suppress(FaultError, NoAnswerError):
+                    api.patch("/vm", {"state": "Resumed"})
+            raise
+
+    def _resume(self, record: VMRecord, vmm: VMM, kept: memory.Kept, give_up_at: float) -> None:
         if self._jailer:
             _link_vsock(record, vmm.paths)
-        with translate_errors(record.vm, memory.RESUMING):
-            api = FirecrackerAPI.first(vmm.paths.socket, vmm.process, give_up_at)
-        with api, translate_errors(record.vm, memory.RESUMING):
-            version = _version(api.get("/", _Instance), vmm)
-            if version != kept.vmm:
-                message = f"it was made by {kept.vmm}, and this is {version}"
-                raise PermanentError(message, vm=record.vm, step=memory.RESUMING)
-            state, content = (_path_for(vmm, path) for path in (vmm.paths.devices, vmm.paths.memory))
+        with FirecrackerAPI.first(vmm.paths.socket, vmm.process, give_up_at) as api:
+            memory.check(kept, record, vmm=_version(api.get("/", _Instance), vmm.paths))
+            devices, content = (jail.seen_by_vmm(vmm.paths, path) for path in (vmm.paths.devices, vmm.paths.memory))
             backend = {"backend_type": "File", "backend_path": content}
-            api.put("/snapshot/load", {"snapshot_path": state, "mem_backend": backend, "resume_vm": False})
+            api.put("/snapshot/load", {"snapshot_path": devices, "mem_backend": backend, "resume_vm": False})
             self._update(record, vmm, self._answer_s)  # metadata is no part of it, and limits may have changed
             _go_on(api, vmm)
 
@@ -260,13 +262,9 @@ class FirecrackerDriver(VMMDriver):
         }
 
 
-def _version(instance: _Instance, vmm: VMM) -> str:
+def _version(instance: _Instance, paths: VMPaths) -> str:
     """What a memory is bound to; the paths in it are those of a jail, or not."""
-    return f"Firecracker {instance.vmm_version}{' in a jail' if vmm.paths.socket.is_symlink() else ''}"
-
-
-def _path_for(vmm: VMM, path: Path) -> str:
-    return f"/{path.name}" if vmm.paths.socket.is_symlink() else str(path)
+    return f"Firecracker {instance.vmm_version}{' in a jail' if paths.socket.is_symlink() else ''}"
 
 
 def _go_on(api: FirecrackerAPI, vmm: VMM) -> None:

@@ -158,20 +158,23 @@ def path_inside(disk: Disk) -> str:
     return f"/{disk.name}.img"
 
 
-def path_in_jail(paths: VMPaths, outside: Path) -> Path | None:
-    """Where a file of the VM's folder belongs in the jail of its VMM; None if that is not jailed."""
-    return paths.socket.readlink().parent / outside.name if paths.socket.is_symlink() else None
+def path_in_jail(paths: VMPaths, outside: Path) -> Path:
+    """Where a file of the VM's folder is in the jail of its VMM. Raises OSError if that is not jailed."""
+    return paths.socket.readlink().parent / outside.name
 
 
 def make_writable(paths: VMPaths, new: Path) -> str:
     """Make an empty file that the VM's VMM, jailed or not, may write. Returns its path as that sees it."""
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    if (inside := path_in_jail(paths, new)) is None:
-        return str(new)
-    uid = _claimed_uid(paths)
-    os.chown(new, uid, uid)
-    os.link(new, inside)
-    return f"/{new.name}"
+    if paths.socket.is_symlink():
+        os.chown(new, uid := _claimed_uid(paths), uid)
+        os.link(new, path_in_jail(paths, new))
+    return seen_by_vmm(paths, new)
+
+
+def seen_by_vmm(paths: VMPaths, outside: Path) -> str:
+    """The path of a file of the VM's folder as its VMM, jailed or not, sees it."""
+    return f"/{outside.name}" if paths.socket.is_symlink() else str(outside)
 
 
 def remove_jail(paths: VMPaths) -> None:

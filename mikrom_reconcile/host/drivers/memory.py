@@ -18,7 +18,7 @@ from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.fields import needs_restart
-from mikrom_reconcile.host.drivers.jail import VMPaths, path_in_jail
+from mikrom_reconcile.host.drivers.jail import VMPaths, make_writable, path_in_jail
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.provisioner import boot_args_of
@@ -29,35 +29,29 @@ RESUMING = "resuming its memory"
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """What was written down once the memory was whole: whose it is, what it was made by and on, and which files belong
-    to it, with size and time of change in nanoseconds.
-    """
+    """What was so when the memory was whole: `facts` have to be the same, in words, and `files` belong to it."""
 
-    uid: str
-    vmm: str
-    cpu: str
     spec: VMSpec
-    boot_args: str
-    files: dict[str, tuple[int, int]]
+    files: tuple[str, ...]
+    facts: dict[str, str]
 
 
-def check_room(paths: VMPaths, record: VMRecord) -> None:
-    """Raise TemporaryError if the disk has no room for the memory."""
-    disk = os.statvfs(paths.folder)
-    need, left = record.spec.machine.mem_size_mib + VMMS.suspended_extra_mib, disk.f_bavail * disk.f_frsize >> 20
-    if need > left:
+def create(paths: VMPaths, record: VMRecord) -> tuple[str, str]:
+    """Empty files for devices and memory, as the VMM sees them. Raises OSError, TemporaryError where is no room."""
+    disk, need = os.statvfs(paths.folder), record.spec.machine.mem_size_mib
+    if need >= (left := disk.f_bavail * disk.f_frsize >> 20):
         message = f"its memory needs {need} MiB and {left} are left in {paths.folder}: free some, or stop it"
         raise TemporaryError(message, vm=record.vm, step="looking for room for its memory")
+    return make_writable(paths, paths.devices), make_writable(paths, paths.memory)
 
 
 def keep(paths: VMPaths, record: VMRecord, disks: Iterable[Disk], *, vmm: str) -> None:
     """Say that the memory is whole, from now on and after a power cut. Raises OSError."""
-    files = {}
-    for path in (paths.memory, paths.devices, *(disk.path for disk in disks)):
+    files = tuple(str(path) for path in (paths.memory, paths.devices, *(disk.path for disk in disks)))
+    for path in files:
         with descriptor(path, os.O_RDONLY) as fd:
             sync(fd)
-            files[str(path)] = _state_of(os.fstat(fd))
-    kept = Kept(uid=record.uid, vmm=vmm, cpu=_cpu(), spec=record.spec, boot_args=boot_args_of(record), files=files)
+    kept = Kept(spec=record.spec, files=files, facts=_facts(record, files, vmm))
     write_whole(paths.suspended, msgspec.json.encode(kept))
 
 
@@ -70,48 +64,41 @@ def read(paths: VMPaths) -> Kept | None:
         return None
 
 
-def check(kept: Kept, record: VMRecord) -> None:
+def check(kept: Kept, record: VMRecord, *, vmm: str) -> None:
     """Raise PermanentError with what does not fit."""
-    changed = [path for path, state in kept.files.items() if _state_at(Path(path)) != state]
-    reasons = (
-        (kept.uid != record.uid, "it is of an earlier VM of that name"),
-        (needs_restart(kept.spec, record.spec), "its spec has changed"),
-        (kept.boot_args != boot_args_of(record), "its boot arguments or addresses have changed"),
-        (kept.cpu != _cpu(), f"it was on the CPU {kept.cpu}, and this is {_cpu()}"),
-        (bool(changed), f"gone or changed since: {', '.join(changed)}"),
-    )
-    for does_not_fit, reason in reasons:
-        if does_not_fit:
-            raise PermanentError(reason, vm=record.vm, step=RESUMING)
+    now = _facts(record, kept.files, vmm)
+    odd = ["its spec has changed"] if needs_restart(kept.spec, record.spec) else []
+    odd += [f"its {name} was {was}, and is {now[name]}" for name, was in kept.facts.items() if now[name] != was]
+    if odd:
+        raise PermanentError("; ".join(odd), vm=record.vm, step=RESUMING)
 
 
 def forget(paths: VMPaths) -> None:
     """Let nobody go on with it. Raises OSError."""
-    was_whole = paths.suspended.exists()
-    paths.suspended.unlink(missing_ok=True)
-    if was_whole:
+    with suppress(FileNotFoundError):
+        paths.suspended.unlink()
         sync_folder(paths.folder)
     for path in (paths.memory, paths.devices):
         path.unlink(missing_ok=True)
-        if inside := path_in_jail(paths, path):
-            with suppress(OSError):  # whoever broke out into the jail put there what he liked
-                inside.unlink()
+        with suppress(OSError):  # whoever broke out into the jail put there what he liked
+            path_in_jail(paths, path).unlink()
 
 
-def _state_at(path: Path) -> tuple[int, int] | None:
-    try:
-        return _state_of(path.stat())
-    except FileNotFoundError:
-        return None
+def _facts(record: VMRecord, files: Iterable[str], vmm: str) -> dict[str, str]:
+    facts = {"uid": record.uid, "VMM": vmm, "CPU": _cpu(), "kernel's command line": boot_args_of(record)}
+    return facts | {path: _state_of(path) for path in files}
 
 
-def _state_of(found: os.stat_result) -> tuple[int, int]:
-    return found.st_size, found.st_mtime_ns
+def _state_of(path: str) -> str:
+    with suppress(FileNotFoundError):
+        found = Path(path).stat()
+        return f"{found.st_size} bytes changed at {found.st_mtime_ns} ns"
+    return "gone"
 
 
 def _cpu() -> str:
     """Model and features, which a guest has looked at when it booted."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
-    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    values = dict(line.replace("\t", "").partition(":")[::2] for line in first.splitlines())
     features = blake2b(values.get("flags", "").encode(), digest_size=4).hexdigest()
-    return f"{values.get('model name', 'unknown')} (features {features})"
+    return f"{values.get('model name', '').strip()} (features {features})"

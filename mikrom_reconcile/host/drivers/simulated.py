@@ -22,7 +22,7 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import translate_errors
-from mikrom_reconcile.host.ports import FORGETS, Driver, VMRecord
+from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
 from mikrom_reconcile.times_and_sizes import VMMS
@@ -128,10 +128,10 @@ class SimulatedDriver(Driver):
         if before is not None and before.uid == record.uid and before.ended() is None and not before.hangs:
             return ""
         time.sleep(min(self._boot_s, deadline_s))
-        boot_args, note = record.spec.boot_args, ""
+        boot_args, note, pid = record.spec.boot_args, "", FIRST_PID + secrets.randbelow(1 << 30)
         if before is not None and before.ended() == "suspended":
             if (before.uid, before.machine, before.boot_args) == (record.uid, record.spec.machine, boot_args):
-                again = {"pid": _new_pid(), "boot_id": processes.boot_id(), "started_s": _now_s()}
+                again = {"pid": pid, "boot_id": processes.boot_id(), "started_s": _now_s()}
                 self._write(record.vm, replace(before, **again, paused=False, kept=False, end=None))
                 return "it went on from its memory"
             note = "a cold boot, its memory is lost: its spec has changed"
@@ -140,7 +140,7 @@ class SimulatedDriver(Driver):
             earlier = ""
         vm = SimulatedVM(
             uid=record.uid,
-            pid=_new_pid(),
+            pid=pid,
             boot_id=processes.boot_id(),
             started_s=_now_s(),
             machine=record.spec.machine,
@@ -174,7 +174,11 @@ class SimulatedDriver(Driver):
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """A guest that listens leaves at once; a deaf one is killed, without waiting for what never comes."""
         vm = self._read(record.vm)
-        if vm is not None and vm.kept and (record.state in FORGETS or (grace_s > 0 and vm.ended() is None)):
+        if (
+            vm is not None
+            and vm.kept
+            and (record.state in {"stopped", "absent"} or (grace_s > 0 and vm.ended() is None))
+        ):
             vm = replace(vm, kept=False)
             self._write(record.vm, vm)
         if vm is None or vm.ended() is not None:
@@ -229,10 +233,6 @@ class SimulatedDriver(Driver):
         with translate_errors(vm, "writing its file"):
             make_folder(self._folder)
             write_whole(self._path(vm), msgspec.json.encode(content), durable=False)
-
-
-def _new_pid() -> int:
-    return FIRST_PID + secrets.randbelow(1 << 30)
 
 
 def _now_s() -> float:

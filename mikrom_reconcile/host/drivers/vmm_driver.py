@@ -20,7 +20,7 @@ from mikrom_reconcile.host.drivers import memory
 from mikrom_reconcile.host.drivers.connection import NoAnswerError, UnreachableError, translate_errors
 from mikrom_reconcile.host.drivers.jail import VMPaths, release_uid, remove_jail
 from mikrom_reconcile.host.drivers.vmm import VMM, Command, StateLayout, VMMProcess
-from mikrom_reconcile.host.ports import FORGETS, LinkDrift, VMRecord
+from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources, boot_args_of
@@ -28,7 +28,6 @@ from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import free_head, tail
 from mikrom_reconcile.times_and_sizes import VMMS
 
-SUSPENDING = "writing its memory to disk"
 PATIENCE = (0.1, 1.9)
 """A VMM counts as unresponsive when it has not answered in these shares of `answer_s`: the first soon finds one whose
 guest has ended."""
@@ -123,13 +122,9 @@ class VMMDriver(ABC):
     def _end_of(self, paths: VMPaths) -> End:
         """How its process, which was this boot's, ended."""
 
-    def _suspend(self, record: VMRecord, vmm: VMM, timeout_s: float) -> None:  # noqa: ARG002 - of those that can
-        """Write its memory to disk and leave its guest standing still."""
-        raise PermanentError(f"{self.program} suspends no VM", vm=record.vm, step=SUSPENDING)
-
-    def _resume(self, record: VMRecord, vmm: VMM, kept: memory.Kept, *, give_up_at: float) -> None:  # noqa: ARG002
-        """Let its guest go on from its memory, which is forgotten just before. Raises ActionErrors."""
-        raise PermanentError(f"{self.program} resumes no memory", vm=record.vm, step=memory.RESUMING)
+    def _resume(self, record: VMRecord, vmm: VMM, kept: memory.Kept, give_up_at: float) -> None:  # noqa: ARG002
+        """Let its guest go on from its memory, which is forgotten just before."""
+        raise PermanentError(f"{self.program} goes on from no memory", vm=record.vm, step=memory.RESUMING)
 
     # ---- what is the same for all -----------------------------------------------------------------------------------
 
@@ -147,7 +142,7 @@ class VMMDriver(ABC):
             processes.reap()
             if vmm.is_being_spawned():
                 return VMMFacts(status="starting")
-            if memory.read(vmm.paths) is not None:
+            if vmm.paths.suspended.exists():
                 return VMMFacts(status="none", end="suspended")
             last = vmm.last_process()
             if last is None:  # it may have been started before the host was, or never written down
@@ -195,15 +190,13 @@ class VMMDriver(ABC):
                 head = kernel.read(VMMS.kernel_head_bytes)
             if problem := self._kernel_problem(head):
                 raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
-        with translate_errors(record.vm, "looking for its memory"):
-            kept = memory.read(vmm.paths)
+        with translate_errors(record.vm, "preparing its start"):
+            command, kept, note = self._command(record, vmm.paths, resources), memory.read(vmm.paths), ""
         try:
             if kept is not None:
-                memory.check(kept, record)
-                with vmm.spawned(self._ready_command(record, vmm, resources), record):
-                    self._resume(record, vmm, kept, give_up_at=give_up_at)
+                with vmm.spawned(command, record), translate_errors(record.vm, memory.RESUMING):
+                    self._resume(record, vmm, kept, give_up_at)
                 return "it went on from its memory"
-            note = ""
         except ActionError as error:
             tries = record.attempt.count if record.attempt else 0
             if isinstance(error, TemporaryError) and tries + 1 < VMMS.resume_tries:
@@ -211,16 +204,13 @@ class VMMDriver(ABC):
             note = f"a cold boot, its memory is lost: {error}"
         with translate_errors(record.vm, "forgetting its memory"):
             memory.forget(vmm.paths)
-        with vmm.spawned(self._ready_command(record, vmm, resources), record):
+        with vmm.spawned(command, record):
             self._boot(record, vmm, resources, give_up_at=give_up_at)
         return note
 
-    def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Nothing where no VMM lives."""
-        vmm = self._vmm(record.vm)
-        with translate_errors(record.vm, SUSPENDING):
-            if vmm.find() is not None:
-                self._suspend(record, vmm, deadline_s)
+    def suspend(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002
+        """Only a driver that `suspends` is asked to."""
+        raise PermanentError(f"{self.program} suspends no VM", vm=record.vm, step="writing its memory to disk")
 
     def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
         """The guest's clock stands still, too, and goes on from there."""
@@ -241,7 +231,7 @@ class VMMDriver(ABC):
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, then SIGKILL; the socket, which a VMM may leave behind, is removed."""
         vmm = self._vmm(record.vm)
-        if record.state in FORGETS:
+        if record.state in {"stopped", "absent"}:
             with translate_errors(record.vm, "forgetting its memory"):
                 memory.forget(vmm.paths)
         vmm.end(
@@ -310,10 +300,6 @@ class VMMDriver(ABC):
 
     def _vmm(self, vm: str) -> VMM:
         return VMM(self._layout.of(vm), driver=self.name, program=self.program)
-
-    def _ready_command(self, record: VMRecord, vmm: VMM, resources: VMResources) -> Command:
-        with translate_errors(record.vm, "preparing its start"):
-            return self._command(record, vmm.paths, resources)
 
     def _check(self, record: VMRecord, paths: VMPaths) -> None:
         problem = self.unsupported(record.spec)

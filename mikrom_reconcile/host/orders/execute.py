@@ -64,14 +64,8 @@ class Executor:
             ending = _failure(order, error)
         level = logging.WARNING if ending.error else logging.INFO
         fields = log_fields(order, duration_s=self._clock.monotonic() - began_s)
-        log.log(
-            level,
-            "%s %s: %s",
-            order.action.verb,
-            order.action.vm,
-            ending.error or ending.note or ending.result,
-            extra=fields,
-        )
+        said = ending.error or ending.note or ending.result
+        log.log(level, "%s %s: %s", order.action.verb, order.action.vm, said, extra=fields)
         return ActionOutcome(
             action_id=order.action.id,
             vm=order.action.vm,

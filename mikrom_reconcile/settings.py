@@ -47,6 +47,7 @@ _FOLDERS = "folders, with : between, of file://"
 _ABSOLUTE = "an absolute path: relative ones mean another place in each working directory"  # only shells expand ~
 _driver = _one_of(*_DRIVERS)
 _role = _one_of("host", "control")
+_mode = _one_of("enforce", "report")
 _path = _matching("/.*", _ABSOLUTE, Path)
 _program = _matching("/.*", _ABSOLUTE)
 _specs = _matching(r"/.*|git\+.*", _ABSOLUTE)
@@ -131,6 +132,9 @@ class Settings:
     forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _number)
     timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", seconds)
     reconcile_interval: float | str = _env("MIKROM_RECONCILE_INTERVAL", 60.0, _INTERVAL, _cron)
+    reconcile_mode: Literal["enforce", "report"] = _env(
+        "MIKROM_RECONCILE_MODE", "enforce", "report: scheduled runs tell what they would do", _mode
+    )
     metrics: str | None = _env("MIKROM_METRICS", None, "[address:]port of a control worker for Prometheus", _listen)
     specs: str | None = _env("MIKROM_SPECS", None, _SPECS, _specs)
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003

@@ -51,6 +51,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     assume_dead: tuple[str, ...] = ()
     without_hosts: tuple[str, ...] = ()
     retry: bool = False
+    drift_mode: Literal["enforce", "report"] | None = None
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,6 +130,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             prune_max=wish.prune_max,
             confirmed=wish.confirmed,
             retry=wish.retry,
+            drift_mode=wish.drift_mode,
             limit=wish.limit,
             tags=wish.tags,
             skip_tags=wish.skip_tags,

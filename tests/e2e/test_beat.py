@@ -154,3 +154,17 @@ def test_a_schedule_that_does_not_come_is_told(fleet: Fleet, beat: Callable[...,
     assert (told.returncode, late in told.stdout) == (16, True), told.stdout
     told = mikrom("doctor")
     assert (told.returncode, late in told.stdout) == (1, True), told.stdout
+
+
+def test_where_drift_is_reported_a_scheduled_run_tells_and_a_person_is_obeyed(fleet: Fleet, app: FleetApp) -> None:
+    specs = fleet.folder / "web.yml"
+    specs.write_text(WEB)
+    fleet.worker("host", MIKROM_TEST_BOOT_S="0")
+    fleet.worker("control", pool="threads", MIKROM_SPECS=str(specs), MIKROM_RECONCILE_MODE="report")
+    fleet.redis.set(KEYS.tick("reconcile"), "now", px=60_000)
+    told = send(app, "now").get(timeout=240)
+    assert (told["done"], told["exit_code"]) == ("nothing to do; 2 changes remain; 2 refused", 8)
+    assert not (fleet.folder / "state" / "vms").exists()
+    asked = app.send_task("mikrom.create_vm", kwargs={"vm": "web-000"}, queue=KEYS.queue)
+    assert done(asked) == "1 create done"
+    assert done(send(app, "now")) == "nothing to do; 1 changes remain; 1 refused"

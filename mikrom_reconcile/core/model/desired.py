@@ -251,12 +251,28 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     min_healthy_time: Duration = "0s"
 
 
+class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What scheduled runs do about a fleet: all that is needed, or nothing, which is then told (`report`).
+
+    `heal` is what they put right all the same, back to what was last applied: dead VMs, or all drift. `fields` says
+    otherwise for drift in single paths; what is to be ignored there, nobody puts right.
+    """
+
+    mode: Literal["enforce", "report"] = "enforce"
+    heal: Literal["all", "restarts"] | None = None
+    fields: dict[str, Literal["enforce", "report", "ignore"]] = {}
+
+    def paths(self, word: str) -> tuple[str, ...]:
+        """The paths for which `fields` says so."""
+        return tuple(path for path, said in self.fields.items() if said == word)
+
+
 class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as the specs want it, on its host.
 
     `spec_digest` covers project, fleet, state, spec and policy, not name and host, and carries its version.
     `addresses` maps interfaces to the addresses that are static or leased; those of a VM that is as wanted are in its
-    record.
+    record. `ignore_drift` has the paths in which the VMM may be otherwise than recorded.
     """
 
     name: str
@@ -268,4 +284,5 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     spec_digest: str
     ignore_changes: tuple[str, ...] = ()
+    ignore_drift: tuple[str, ...] = ()
     addresses: dict[str, str] = {}

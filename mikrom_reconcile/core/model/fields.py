@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
+from mikrom_reconcile.core.model.desired import DesiredVM, Policy, State, VMSpec
 from mikrom_reconcile.core.model.encoding import canonical_json, ready
+from mikrom_reconcile.core.model.observed import Drift
 from mikrom_reconcile.core.model.plan import FieldChange, Impact
 
 FIELDS: dict[str, Impact] = {
@@ -143,6 +144,12 @@ def _inside(fields: dict[str, Any], steps: list[str]) -> dict[str, Any]:
         found = fields.get(step)
         fields = found if isinstance(found, dict) else {}
     return fields
+
+
+def counted_drift(drift: tuple[Drift, ...], desired: DesiredVM) -> tuple[Drift, ...]:
+    """The drift that the spec does not ignore."""
+    ignored = desired.ignore_changes + desired.ignore_drift
+    return tuple(item for item in drift if item.path not in ignored)
 
 
 def field_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[FieldChange, ...]:

@@ -64,7 +64,8 @@ def _explained(errors: Iterable[Any], document: SpecDocument) -> Iterator[Diagno
                 yield Diagnostic(document, (*pointer, key), message, nearest(key, known), key=True)
         elif "propertyNames" in error.absolute_schema_path:
             message = f"{where} cannot have the key {shown(found)}"
-            yield Diagnostic(document, (*pointer, found), message, _pattern_hint(rules), key=True)
+            hint = nearest(found, rules["enum"]) if rule == "enum" else _pattern_hint(rules)
+            yield Diagnostic(document, (*pointer, found), message, hint, key=True)
         elif pointer not in places:
             places.add(pointer)
             message, hint = _missing(where, found, rules) if rule == "required" else _message(rule, where, found, rules)

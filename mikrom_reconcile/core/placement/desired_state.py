@@ -57,6 +57,7 @@ def render(
                 policy=fleet.policy,
                 spec_digest=digest,
                 ignore_changes=fleet.ignore_changes,
+                ignore_drift=fleet.drift.paths("ignore"),
             )
         if vm.spec.network_interfaces:
             vm = replace(vm, addresses=retained(vm.spec, leases.get(vm.name, {}), specs.networks))

@@ -25,6 +25,7 @@ from mikrom_reconcile.core.planning.context import (
     plan_of,
     warnings_of,
 )
+from mikrom_reconcile.core.planning.drift import not_done, unattended
 from mikrom_reconcile.core.planning.guards import protect, prune
 from mikrom_reconcile.core.planning.leases import held_addresses, lease, seen_addresses
 from mikrom_reconcile.core.planning.rollout import roll_out
@@ -203,11 +204,12 @@ def diff(draft: Draft, context: PlanContext) -> Draft:
     for case in (*_wanted(draft, context, unchanged), *_unwanted(draft, context)):
         verdict = judge(case)
         if isinstance(verdict, VMChange):
-            changes.append(verdict)
+            changes.append(unattended(case, verdict, context))
         else:
             unchanged[case.host] += 1
     changes.sort(key=lambda change: (change.name, change.host))
-    return replace(draft, changes=changes, unchanged=dict(sorted(unchanged.items())))
+    told = (*draft.refusals, *not_done(changes))
+    return replace(draft, changes=changes, unchanged=dict(sorted(unchanged.items())), refusals=told)
 
 
 def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Iterator[DiffInput]:

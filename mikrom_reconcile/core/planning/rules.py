@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.desired import DesiredVM, State
-from mikrom_reconcile.core.model.fields import field_changes, impact_of, is_row_of, recorded
+from mikrom_reconcile.core.model.fields import counted_drift, field_changes, impact_of, is_row_of, recorded
 from mikrom_reconcile.core.model.observed import DEGRADED, HAS_VMM, HEALTHY, NOT_RESTARTED, SATISFIES, Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
 
@@ -71,7 +71,7 @@ class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @property
     def drift(self) -> tuple[Drift, ...]:
         """The drift that the spec does not ignore."""
-        return tuple(item for item in self.seen.drift if item.path not in self.want.ignore_changes)
+        return counted_drift(self.seen.drift, self.want)
 
     @property
     def drift_reasons(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Policy, Rollout
+from mikrom_reconcile.core.model.desired import DriftPolicy, Policy, Rollout
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecDocument, SpecProblem
@@ -55,6 +55,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, rename={"pattern": "h
     ignore_changes: tuple[str, ...] = ()
     placement: PlacementSpec = PlacementSpec()
     rollout: Rollout | None = None
+    drift: DriftPolicy = DriftPolicy()
 
 
 class Specs(msgspec.Struct, frozen=True, kw_only=True):

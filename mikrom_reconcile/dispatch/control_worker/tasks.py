@@ -160,7 +160,7 @@ class ControlTasks:
             return "nothing: the run of an earlier tick still goes on", 0
         became: Tick = "failed"
         try:
-            done = self._apply_alone(run, BEAT)
+            done = self._apply_alone(run, BEAT, drift_mode=self.settings.reconcile_mode)
             became = "run"
             return done
         finally:

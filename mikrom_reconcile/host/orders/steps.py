@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import ActionError, TemporaryError
-from mikrom_reconcile.core.model.fields import costs, impact_of
+from mikrom_reconcile.core.model.fields import costs, counted_drift, impact_of
 from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import Impact, Order, Result, Verb
 from mikrom_reconcile.host.observe import drift_of, row_of
@@ -274,8 +274,7 @@ class ActionRun:
     def _drift(self, impacts: frozenset[Impact] | None = None) -> tuple[Drift, ...]:
         """The drift that was observed last and that the spec does not ignore; only that of such impacts."""
         desired, drift = self.order.action.desired, self.seen.drift if self.seen else ()
-        ignored = desired.ignore_changes if desired else ()
-        counted = (item for item in drift if item.path not in ignored)
+        counted = counted_drift(drift, desired) if desired else drift
         return tuple(item for item in counted if impacts is None or impact_of(item.path) in impacts)
 
     @property

@@ -19,7 +19,7 @@ from mikrom_reconcile.core.model.desired import (
     VMSpec,
     Vsock,
 )
-from mikrom_reconcile.core.model.fields import FIELDS, impact_of, is_row_of, recorded
+from mikrom_reconcile.core.model.fields import FIELDS, RECORD, impact_of, is_row_of, recorded
 from mikrom_reconcile.core.specs.networks import OF_INTERFACES
 from tests.contract.field_rows import ROWS
 
@@ -110,3 +110,9 @@ def test_each_row_of_the_table_is_carried_out_and_seen_by_a_contract_test() -> N
     assert set(ROWS) == set(FIELDS), (
         "give the row another value and a place where it is seen: tests/contract/field_rows.py"
     )
+
+
+def test_drift_policies_may_name_every_field_that_a_vmm_is_asked_for() -> None:
+    named = FLEET["drift"]["properties"]["fields"]["propertyNames"]["else"]["enum"]
+    asked = {"machine", "boot_args", "entropy", "vsock", "balloon"}
+    assert set(named) == {row for row in FIELDS if row.split(".")[0] in asked} | {RECORD}

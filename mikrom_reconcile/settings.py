@@ -39,6 +39,7 @@ _DRIVERS = ("auto", "firecracker", "qemu", "simulated")
 _BROKERS = "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
 _INTERVAL = "seconds between Beat's runs, or a cron line in UTC"
 _SIGNING_KEY = "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders"
+_PAGE_AUTH = "user:password of the page at MIKROM_METRICS; without it only loopback has the page"
 _SPECS = "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
 _VERIFY_KEY = "the public key of it: a host that has it carries out signed orders only"
 _MIRRORS = "registry=mirror[:port][/prefix], with , between: the mirror is asked in its place"
@@ -135,7 +136,8 @@ class Settings:
     reconcile_mode: Literal["enforce", "report"] = _env(
         "MIKROM_RECONCILE_MODE", "enforce", "report: scheduled runs tell what they would do", _mode
     )
-    metrics: str | None = _env("MIKROM_METRICS", None, "[address:]port of a control worker for Prometheus", _listen)
+    metrics: str | None = _env("MIKROM_METRICS", None, "[address:]port of a control worker: metrics, page", _listen)
+    page_auth: str | None = _env("MIKROM_PAGE_AUTH", None, _PAGE_AUTH, secret=True)
     specs: str | None = _env("MIKROM_SPECS", None, _SPECS, _specs)
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003
 

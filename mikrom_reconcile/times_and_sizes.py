@@ -237,6 +237,12 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):  # what is shown to peo
     value_characters: Annotated[int, "of a value that is not shown in full"] = 60
     markdown_characters: Annotated[int, "the longest comment that GitHub takes"] = 65536
     open_groups: Annotated[int, "with more, the groups of a page begin closed: it is an overview first"] = 12
+    page_refresh_s: Annotated[float, "people look at it for longer"] = 10.0
+    page_interval_s: Annotated[float, "or ten times what making it took: runs need the processor, too"] = 5.0
+    page_runs: Annotated[int, "the last ones on the page of the status; `mikrom history` has them all"] = 20
+    page_actions: Annotated[int, "of each run there, what failed first"] = 20
+    page_consoles: Annotated[int, "each is one more question to a host"] = 3
+    page_console_bytes: Annotated[int, "some twenty lines"] = 2048
     described_actions: Annotated[int, "enough to see what went on lately; `mikrom events` has them all"] = 50
     follow_poll_s: Annotated[float, "people do not notice a shorter wait, nor a broker two messages a second"] = 0.5
     follow_part_bytes: Annotated[int, "a guest that writes faster than this is shown with gaps"] = 256 << 10

@@ -138,6 +138,7 @@ def remote_engine(settings: Settings, broker_url: str) -> Engine:
 
 def fleet_app(settings: Settings) -> FleetApp:
     """The app of the workers, Beat and Flower on this machine, with its tasks. Connects to nothing."""
+    from mikrom_reconcile.control.snapshot import Snapshots
     from mikrom_reconcile.control.stores.redis import RedisStore
     from mikrom_reconcile.dispatch.app import make_app
     from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
@@ -147,7 +148,8 @@ def fleet_app(settings: Settings) -> FleetApp:
     app = make_app(settings)
     hosts, store = CeleryHosts(app, app.redis), RedisStore(app.redis, prefix=app.keys.prefix)
     agent, engine = cache(lambda: make_host_agent(settings)), cache(lambda: make_reconciler(settings, hosts, store))
-    FleetProcess(app, agent=agent, engine=engine, source=make_source(settings))
+    snapshots = Snapshots(engine, schemas(), settings.host)
+    FleetProcess(app, agent=agent, engine=engine, source=make_source(settings), snapshots=snapshots)
     return app
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from gevent.monkey import get_original
 
 from mikrom_reconcile import wiring
+from mikrom_reconcile.control.snapshot import Snapshots
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
@@ -37,9 +38,11 @@ boot_s = float(os.environ.get("MIKROM_TEST_BOOT_S", "0.2"))
 failures = int(os.environ.get("MIKROM_TEST_FAILURES", "0"))
 hosts = CeleryHosts(app, app.redis)
 store = RedisStore(app.redis, prefix=app.keys.prefix)
+engine = cache(lambda: wiring.make_reconciler(settings, hosts, store))
 FleetProcess(
     app,
     agent=cache(lambda: slow_host(settings, boot_s, failures=failures)),
-    engine=cache(lambda: wiring.make_reconciler(settings, hosts, store)),
+    engine=engine,
     source=wiring.make_source(settings),
+    snapshots=Snapshots(engine, wiring.schemas(), settings.host),
 )

@@ -14,10 +14,13 @@ from mikrom_reconcile.cli.entry import ERROR, INTERRUPTED, Commands, present, sh
 from mikrom_reconcile.control.ports import Engine, Hosts
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import SUPERVISION
+from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
 from mikrom_reconcile.output import hosts as output
 from mikrom_reconcile.output import run_result as runs
+from mikrom_reconcile.output.formats import DOCUMENT
 from mikrom_reconcile.output.hosts import orphans_in, orphans_text, vm_row, vms_in, vms_text
+from mikrom_reconcile.output.pages import status_html
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.text import Style, console_text, row_table, sanitize
 from mikrom_reconcile.settings import Settings, load
@@ -199,21 +202,29 @@ def describe(name: str, paths: tuple[str, ...], form: str) -> int:
 
 @click.command()
 @options.paths
-@options.output()
+@options.output(("text", *DOCUMENT, "html"))
 def status(paths: tuple[str, ...], form: str) -> int:
-    """Hosts, fleets and the last run on one screen.
+    """Hosts, fleets and the last run on one screen; as html everything that there is, what comes next, and why.
 
     Exits with 2 when several hosts have the same VM, with 4 when a host could not be read and with 16 when scheduled
     runs do not come, which add up; else with 1 when these cannot use their specs as they are now.
     """
     settings = load()
     engine = wiring.open_engine(settings)
+    if form == "html":
+        seen = queries.snapshot(settings, paths, engine)
+        show(status_html(seen))
+        return _status_code(seen.views, seen.source, seen.taken_at)
     views = queries.views_of(engine)
     ended = (run for run in engine.store.runs(RUNS.kept) if run.exit_code is not None)
     last = next((run for run in ended if not run.origin.startswith(SUPERVISION)), None)
     source, now = engine.source(), datetime.now(UTC)
     found = (views, output.fleets_in(views, queries.wanted_by_fleet(settings, paths, views)), last, source)
     present(form, lambda: output.status_document(found), lambda style: output.status_text(found, now, style))
+    return _status_code(views, source, now)
+
+
+def _status_code(views: queries.Views, source: SourceState | None, now: datetime) -> int:
     code = UNREACHABLE if any(view.error for view in views) else 0
     code |= CHANGES_OR_FAILED if queries.warn_of_duplicates(vms_in(views)) else 0
     code |= LATE if output.is_overdue(source, now) else 0

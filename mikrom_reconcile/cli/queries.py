@@ -14,6 +14,7 @@ import click
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.cli.entry import present, warn
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.control.snapshot import Snapshots
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import RunOverrides
@@ -23,6 +24,7 @@ from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.output.hosts import FleetKey, Wanted, vms_in
+from mikrom_reconcile.output.pages import Snapshot
 from mikrom_reconcile.output.plan import rollout_of
 from mikrom_reconcile.output.run_result import UNREACHABLE
 from mikrom_reconcile.output.text import Document, Style
@@ -119,6 +121,18 @@ def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> 
     asked = prepare(specs, Placements(vms=found, covers=tuple(view.host for view in views)), here=current.host)
     plan = make_plan(asked, ObservedState(taken_at=datetime.now(UTC), hosts=views), RunOverrides()).plan
     return {(specs.project, fleet.name): (counts[fleet.name], rollout_of(plan, fleet.name)) for fleet in specs.fleets}
+
+
+def snapshot(current: Settings, paths: tuple[str, ...], engine: Engine) -> Snapshot:
+    """Everything at this moment, with the plan for the specs below `paths` if they can be read."""
+    tree, problem = None, ""
+    try:
+        tree = wiring.read_tree(current, paths)
+    except SourceError as error:
+        if paths:
+            raise
+        problem = str(error)
+    return Snapshots(lambda: engine, wiring.schemas(), current.host).take(tree, problem)
 
 
 def names_for_tab(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

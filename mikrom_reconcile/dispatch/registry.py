@@ -12,6 +12,7 @@ from celery import current_task, signals
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.control.snapshot import Snapshots
 from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.errors import MikromError, SetupError, UsageError
@@ -63,13 +64,19 @@ class FleetProcess:
     """One process of a fleet: its tasks, and what it does when it begins, connects and ends."""
 
     def __init__(
-        self, app: FleetApp, *, agent: Callable[[], HostAgent], engine: Callable[[], Engine], source: LastGood
+        self,
+        app: FleetApp,
+        *,
+        agent: Callable[[], HostAgent],
+        engine: Callable[[], Engine],
+        source: LastGood,
+        snapshots: Snapshots,
     ) -> None:
         self.heartbeat: Heartbeat
         self.replies = ReplySender(app.redis, app.keys, f"host:{app.settings.host}")
         self._app, self._settings, self._agent = app, app.settings, agent
         self._host = HostTasks(app.settings.host, app.keys.host_queue(app.settings.host), agent, self.replies)
-        self._control = ControlTasks(app.redis, app.keys, app.settings, engine, source, self._worker_id)
+        self._control = ControlTasks(app.redis, app.keys, app.settings, engine, source, self._worker_id, snapshots)
         self._add_tasks()
         # control has to know that what it sent before may be lost: a host's messages are acknowledged early
         celery_patches.on_connect(app, lambda: self.heartbeat.begin_anew())  # noqa: PLW0108 - there is none yet
@@ -127,7 +134,8 @@ class FleetProcess:
     def _begin_control(self) -> None:
         self.heartbeat = self._heartbeat_of("control")
         if self._settings.metrics:
-            self._control.metrics = metrics.serve(self._settings.metrics, self._app.redis, self._app.keys)
+            page = self._control.page
+            self._control.metrics = metrics.serve(self._settings, self._app.redis, self._app.keys, page)
         load_signer(self._settings)
 
     def _heartbeat_of(self, role: str) -> Heartbeat:

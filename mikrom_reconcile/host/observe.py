@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import cache, cached_property, partial
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -97,6 +98,7 @@ class Observer:
             capacity=capacity(),
             promised=promised(records, self._overhead_mib or 0),
             overhead_mib=self._overhead_mib,
+            used_mib=used_mib(),
             note=self._note,
             highest_tokens=tokens,
             digests=digests,
@@ -288,6 +290,13 @@ def capacity() -> Capacity:
     """What this machine has in all."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Capacity(vcpu_count=os.cpu_count() or 1, mem_size_mib=memory_bytes >> 20)
+
+
+def used_mib() -> int:
+    """How much of this machine's memory is taken now, and could not be had by reclaiming caches."""
+    amounts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    total_kib, available_kib = (int(amounts[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+    return (total_kib - available_kib) >> 10
 
 
 def differing(digests: dict[str, str], known: dict[str, str]) -> set[str]:

@@ -6,17 +6,17 @@ Other programs rely on the documents: a field stays, with its meaning, or `forma
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from html import escape
-from string import Template
 from typing import Any, Final
 
 import msgspec
 
 from mikrom_reconcile import __version__
-from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan, RunReport
+from mikrom_reconcile.core.model.plan import ChangeKind, Plan, RunReport
 from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import plan as plans
+from mikrom_reconcile.output.pages import plan_html
 from mikrom_reconcile.output.run_result import run_document, run_text
 from mikrom_reconcile.output.text import Document, Style, counted, json_text, sanitize
 from mikrom_reconcile.times_and_sizes import OUTPUT, SPECS
@@ -99,68 +99,6 @@ def _md(text: str) -> str:
     """`text` that means itself wherever it stands."""
     plain = sanitize(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\g<0>", plain).replace("@", "@&#8203;").replace("://", ":&#8203;//")
-
-
-_CLASSES = {"-": "less", "+": "more"}
-
-
-def plan_html(plan: Plan, style: Style) -> str:
-    """The plan as one page that needs nothing else: no script, no font, no image. Values are always shown in full.
-
-    Its policy forbids whatever is not its own style.
-    """
-    from importlib.resources import files  # noqa: PLC0415, TID251 - a constant of this package, and seldom needed
-
-    del style
-    return Template(files(__package__).joinpath("plan.html").read_text(encoding="utf-8")).substitute(
-        title=f"Plan for {_h(plan.project)} at {_h(plan.revision)}",
-        made=f"{plan.taken_at:%Y-%m-%d %H:%M:%S}",
-        summary=_h(plans.summary(plan)),
-        body="\n".join([*_alarms(plan), *_fleets(plan)]),
-        id=_h(plan.id),
-    )
-
-
-def _alarms(plan: Plan) -> Iterator[str]:
-    for title, look, lines in plans.alarms(plan):
-        items = "".join(f"<li>{_h(line)}</li>" for line in lines)
-        yield f'<section class="alarm {look}"><h2>{title}</h2><ul>{items}</ul></section>'
-
-
-def _fleets(plan: Plan) -> Iterator[str]:
-    fleets = list(plans.fleets_of(plan))
-    unfolded = " open" if sum(len(groups) for _, _, groups in fleets) <= OUTPUT.open_groups else ""
-    for fleet, peak, groups in fleets:
-        yield f"<section><h2>{_h(fleet)} <small>{_h(peak)}</small></h2>"
-        for group in groups:
-            inside = f"<dl>{''.join(_facts(group))}</dl>{''.join(_fields(group.fields))}"
-            yield f'<details{unfolded}>{_summary(group)}<div class="inside">{inside}</div></details>'
-        yield "</section>"
-
-
-def _summary(group: plans.Group) -> str:
-    sign, look = plans.LOOKS[group.kind]
-    wanted = f" ({group.wanted})" if group.wanted else ""
-    what = f'<b class="{look}">{sign} {group.kind}{wanted}</b> <span class="names">{_h(group.names)}</span>'
-    return f'<summary>{what} <span class="dim">on {_h(group.hosts)}</span></summary>'
-
-
-def _facts(group: plans.Group) -> Iterator[str]:
-    facts = [("Why", group.why), ("VMs", str(group.size) if group.size > 1 else "")]
-    if len(group.names_by_host) > 1:
-        facts += [(f"on {host}", names) for host, names in group.names_by_host.items()]
-    return (f"<dt>{_h(name)}</dt><dd>{_h(text)}</dd>" for name, text in facts if text)
-
-
-def _fields(fields: Iterable[FieldChange]) -> Iterator[str]:
-    for field in fields:
-        yield f'<p class="field"><code>{_h(field.path)}</code> <span class="dim">({field.impact})</span></p>'
-        lines = (f'<span class="{_CLASSES.get(line[0], "dim")}">{_h(line)}</span>' for line in plans.value_diff(field))
-        yield f"<pre>{''.join(lines)}</pre>"
-
-
-def _h(text: str) -> str:
-    return escape(sanitize(text))
 
 
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -300,7 +238,7 @@ PLAN: Final[Mapping[str, Callable[[Plan, Style], str]]] = {
     "json": lambda plan, _style: json_of(plans.plan_document(plan)),
     "yaml": lambda plan, _style: yaml_of(plans.plan_document(plan)),
     "markdown": plan_markdown,
-    "html": plan_html,
+    "html": lambda plan, _style: plan_html(plan),
 }
 
 RUN: Final[Mapping[str, Callable[[RunReport, Style], str]]] = {

@@ -53,6 +53,7 @@ def arguments(service: Service, settings: Settings) -> list[str]:
 
 _KEPT_FOR: dict[str, Service] = {
     "FLOWER_BASIC_AUTH": "flower",
+    "MIKROM_PAGE_AUTH": "control",
     "MIKROM_SIGNING_KEY": "control",
     "MIKROM_VERIFY_KEY": "host",
 }

@@ -15,7 +15,7 @@ LISTED = {match[1]: match[2] for line in LINES if (match := re.match(r"#(\w+)=(.
 EXAMPLES = {
     "MIKROM_STATE_DIR", "MIKROM_RUN_DIR", "MIKROM_FIRECRACKER", "MIKROM_JAILER", "MIKROM_BROKER_URL", "MIKROM_METRICS",
     "MIKROM_SPECS", "FLOWER_BASIC_AUTH", "REDIS_PASSWORD", "MIKROM_SIGNING_KEY", "MIKROM_VERIFY_KEY",
-    "MIKROM_REGISTRY_AUTH", "MIKROM_REGISTRY_MIRRORS",
+    "MIKROM_REGISTRY_AUTH", "MIKROM_REGISTRY_MIRRORS", "MIKROM_PAGE_AUTH",
 }  # fmt: skip
 """Settings whose default depends on the machine, or is that there is none."""
 

@@ -34,6 +34,18 @@ def test_every_list_has_its_document_and_a_text(mikrom: Mikrom, applied: None) -
         assert yaml.safe_load(mikrom("get", kind, "-o", "yaml").stdout)["format_version"] == "1"
 
 
+def test_the_status_is_a_page_too(mikrom: Mikrom, applied: None, folder: Path) -> None:
+    write_specs(folder, BIGGER)
+    page = mikrom("status", "-o", "html").stdout
+    assert "1 host, 3 VMs, 3 running, 0 amiss. Plan: 1 to restart, 2 waiting; 0 unchanged." in page
+    assert "Converged in" in page
+    write_specs(folder, "kind: [")
+    assert "problem(s) in the specs, the first in specs/web.yml:1:" in mikrom("status", "-o", "html").stdout
+    (folder / "specs" / "web.yml").unlink()
+    (folder / "specs").rmdir()
+    assert "3 VMs, 3 running, 0 amiss." in mikrom("status", "-o", "html").stdout
+
+
 def test_runs_and_deeds_are_told_by_name_and_in_order(mikrom: Mikrom, applied: None, folder: Path) -> None:
     write_specs(folder, WEB % 4)
     mikrom("apply", "--yes")

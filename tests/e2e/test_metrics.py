@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mikrom_reconcile.dispatch.app import FleetApp
+from mikrom_reconcile.output.pages import policy
 from tests.fleet import KEYS, ROOT, Fleet
 
 pytestmark = pytest.mark.redis
@@ -115,6 +116,13 @@ def test_a_control_worker_shows_the_vms_of_the_fleet_and_what_is_promised(contro
 
     host = (("host", "localhost"),)
     assert vms() == {"running": 2}
+    with urllib.request.urlopen(f"http://127.0.0.1:{control.port}/", timeout=60) as answer:
+        page = answer.read().decode()
+        assert policy() in answer.headers["Content-Security-Policy"]
+    assert "2 hosts, 2 VMs, 2 running, 0 amiss. Nothing to change: 2 VMs as specified." in page
+    assert "<li>hv09: " in page
+    assert "Scheduled runs use" in page
+    assert page.count("web-001") == 2, "created in a run, and there"
     told = scrape(control.port)
     assert told["mikrom_host_memory_promised_bytes", host] == 2 * 128 << 20
     assert told["mikrom_host_memory_bytes", host] > 0

@@ -49,6 +49,7 @@ class Up:
             "MIKROM_RUN_DIR": f"{folder}/run",
             "MIKROM_RECONCILE_INTERVAL": "1",
             "FLOWER_BASIC_AUTH": CREDENTIALS,
+            "MIKROM_PAGE_AUTH": CREDENTIALS,
             "FLOWER_PORT": str(self.port),
         }
         self.environment = {**os.environ, **own}
@@ -179,7 +180,12 @@ def test_each_service_is_told_only_the_secrets_that_are_its_own(up: Up) -> None:
             service = next(name for name in (" gevent ", " threads ", " beat ", " flower ") if name in command)
             environ = (Path("/proc") / str(pid) / "environ").read_bytes().decode().split("\0")
             told[service.strip()] = {variable.partition("=")[0] for variable in environ}
-    kept = {"FLOWER_BASIC_AUTH": "flower", "MIKROM_SIGNING_KEY": "threads", "MIKROM_VERIFY_KEY": "gevent"}
+    kept = {
+        "FLOWER_BASIC_AUTH": "flower",
+        "MIKROM_PAGE_AUTH": "threads",
+        "MIKROM_SIGNING_KEY": "threads",
+        "MIKROM_VERIFY_KEY": "gevent",
+    }
     assert {name: [service for service in told if name in told[service]] for name in kept} == {
         name: [service] for name, service in kept.items()
     }

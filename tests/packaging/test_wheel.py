@@ -58,7 +58,15 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert not [name for name in names if name.endswith("ruff.toml")]
 
 
-@pytest.mark.parametrize("data", ["schemas/*.json", "mikrom_reconcile/guest/*.elf", "mikrom_reconcile/output/*.html"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        "schemas/*.json",
+        "mikrom_reconcile/guest/*.elf",
+        "mikrom_reconcile/output/*.html",
+        "mikrom_reconcile/output/*.css",
+    ],
+)
 def test_the_wheel_holds_the_same_schemas_guest_and_pages_as_the_checkout(wheel: Path, data: str) -> None:
     archive = zipfile.ZipFile(wheel)
     originals = sorted(CHECKOUT.glob(data))

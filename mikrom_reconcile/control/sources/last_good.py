@@ -13,7 +13,7 @@ import msgspec
 
 from mikrom_reconcile.control.sources.files import made_by
 from mikrom_reconcile.core.model.encoding import digest_of, ready
-from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
+from mikrom_reconcile.core.model.errors import MikromError, SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
@@ -67,7 +67,7 @@ class LastGood:
                     self._keep(Good(number=number, since=datetime.now(UTC), tree=tree))
             except (SourceError, SpecError, UsageError) as error:
                 broken = made_by(tree.revision, tree.author) if tree else "".join(getattr(error, "__notes__", ()))
-                return PollResult(known, f"{broken}: {_problem_in(error)}" if broken else _problem_in(error), broken)
+                return PollResult(known, f"{broken}: {problem_in(error)}" if broken else problem_in(error), broken)
             return PollResult(self._good, "")
 
     def take(self, good: Good) -> None:
@@ -92,7 +92,8 @@ class LastGood:
             return None
 
 
-def _problem_in(error: SourceError | SpecError | UsageError) -> str:
+def problem_in(error: MikromError) -> str:
+    """The error in one line; of specs with the first of its problems."""
     if not isinstance(error, SpecError):
         return str(error)
     first = error.problems[0]

@@ -152,7 +152,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `phases` counts the VMs of each fleet of the project by phase.
     `promised` adds up what VMs of all projects that are ordered to be up may take. `overhead_mib` is what each takes
-    beyond its own memory; None: they take none of the host's memory at all.
+    beyond its own memory; None: they take none of the host's memory at all. `used_mib` is what is taken of its memory
+    now, by whatever.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
     that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
     `attempts` tells of VMs that have no record because this host could not make them. `released` maps addresses of
@@ -165,6 +166,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Capacity
     promised: Capacity = Capacity(vcpu_count=0, mem_size_mib=0)
     overhead_mib: int | None = 0
+    used_mib: int | None = None
     note: str = ""
     highest_tokens: dict[str, int] = {}
     digests: dict[str, str] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -16,10 +16,12 @@ from redis import Redis, RedisError
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.plan import BEAT, RunReport, RunRequest, VMChange
+from mikrom_reconcile.dispatch.control_worker.page import Page
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import counts, known, living, source_state
 from mikrom_reconcile.output.plan import FORMER_RULES
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, REFUSED, UNREACHABLE, RunResult, result_of
+from mikrom_reconcile.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -191,16 +193,18 @@ class Metrics:
         yield "source_revision_info", (state.revision,), 1
 
 
-def serve(address: str, redis: Redis, keys: Keys) -> Metrics:
-    """Answer scrapes at MIKROM_METRICS (`address:port`). Raises SetupError when that cannot be had."""
+def serve(settings: Settings, redis: Redis, keys: Keys, page: Callable[[], str]) -> Metrics:
+    """Answer scrapes and readers of the page at MIKROM_METRICS. Raises SetupError when that cannot be had."""
     from prometheus_client import start_http_server  # noqa: PLC0415 - only who asks pays
 
-    metrics = Metrics(redis, keys)
+    metrics, address = Metrics(redis, keys), str(settings.metrics)
     host, _, port = address.rpartition(":")
     try:
-        start_http_server(int(port), host.strip("[]"), registry=metrics.registry)
+        server, _ = start_http_server(int(port), host.strip("[]"), registry=metrics.registry)
     except OSError as error:
         raise SetupError(f"MIKROM_METRICS={address}: {error.strerror or error}") from error
+    if others := server.get_app():
+        server.set_app(Page(page, settings.page_auth, host, others))
     return metrics
 
 

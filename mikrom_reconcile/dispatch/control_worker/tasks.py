@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 import msgspec
 from celery import current_task
 from celery.beat import Scheduler
+from msgspec.structs import replace
 from redis import Redis, RedisError
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.control.snapshot import Snapshots
 from mikrom_reconcile.control.sources.last_good import Good, LastGood
 from mikrom_reconcile.core.model.encoding import texts_digest
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, SourceError, UsageError
@@ -27,9 +29,19 @@ from mikrom_reconcile.core.model.specs import SourceState, SourceTree
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.control_worker.metrics import Metrics, Tick
+from mikrom_reconcile.dispatch.control_worker.page import NOTE
 from mikrom_reconcile.dispatch.transport import rpc
 from mikrom_reconcile.dispatch.transport.broker import Keys
-from mikrom_reconcile.dispatch.transport.shared_state import known, names_of, shown, source_state, tell, waiting_run
+from mikrom_reconcile.dispatch.transport.shared_state import (
+    known,
+    names_of,
+    shown,
+    source_state,
+    tell,
+    unfinished_runs,
+    waiting_run,
+)
+from mikrom_reconcile.output.pages import status_html
 from mikrom_reconcile.output.run_result import LATE, USAGE, result_of
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.times_and_sizes import BROKER, RUNS
@@ -72,6 +84,7 @@ class ControlTasks:
     engine: Callable[[], Engine]
     source: LastGood
     worker_id: Callable[[], rpc.WorkerId]
+    snapshots: Snapshots
     metrics: Metrics | None = None
 
     def plan(self, *, call: str, run: str) -> None:
@@ -126,6 +139,13 @@ class ControlTasks:
             redis.delete(*keys.lists(queue), *bindings, unacked, f"{unacked}:index", f"{unacked}:mutex")
             _log.info("removed the queue of a host that was not seen for a day", extra={"host": host})
         return {"hosts": gone}
+
+    def page(self) -> str:
+        """The status of all there is, with what the next scheduled run would do, as a page."""
+        good = self._shared()
+        seen = self.snapshots.take(good.tree if good else None, "No good revision of the specs is known so far.")
+        source, unfinished = source_state(self.redis, self.keys), unfinished_runs(self.redis, self.keys)
+        return status_html(replace(seen, source=source, unfinished=unfinished), NOTE)
 
     def _carry_out(self, request: RunRequest, plan: Plan | None, progress: Progress) -> RunReport:
         waiting = waiting_run(request, None if plan is None else len(plan.actions))

@@ -17,6 +17,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mikrom_reconcile import wiring
+from mikrom_reconcile.control.snapshot import Snapshots
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Verb
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
@@ -59,6 +60,7 @@ def replies(app: FleetApp, redis: Fleet, host: Host) -> Iterator[ReplySender]:
     registered = FleetProcess(
         app, agent=lambda: host.agent, engine=lambda: pytest.fail("no engine"),
         source=wiring.make_source(redis.settings()),
+        snapshots=Snapshots(lambda: pytest.fail("no engine"), {}, HOST),
     )  # fmt: skip
     registered.replies.start()
     yield registered.replies

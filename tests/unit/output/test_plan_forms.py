@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 
 import pytest
@@ -15,6 +17,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.plan import FieldChange, Peak, Plan
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.formats import json_of, plan_markdown
+from mikrom_reconcile.output.pages import policy
 from mikrom_reconcile.output.plan import plan_document, rollout_of, value_diff
 from mikrom_reconcile.output.text import PLAIN, Style
 from mikrom_reconcile.times_and_sizes import OUTPUT
@@ -187,8 +190,9 @@ def test_a_page_is_whole_and_needs_nothing_from_outside(planned: Plan) -> None:
     assert not {name for _, attributes in page.tags for name in attributes} & {"src", "href", "onclick", "style"}
     assert "url(" not in html
     assert "@import" not in html
-    assert ("meta", {"http-equiv": "Content-Security-Policy",
-                     "content": "default-src 'none'; style-src 'unsafe-inline'"}) in page.tags  # fmt: skip
+    assert ("meta", {"http-equiv": "Content-Security-Policy", "content": policy()}) in page.tags
+    (style,) = re.findall("<style>(.*)</style>", html, re.DOTALL)
+    assert b64encode(sha256(style.encode()).digest()).decode() in policy()
     assert "prefers-color-scheme: dark" in html
     assert 'content="width=device-width' in html
 

@@ -424,7 +424,7 @@ ROWS: dict[str, Row] = {
     "network_interfaces.*.isolation": rules("isolation_forward", value=True, drift="isolation"),
     "network_interfaces.*.egress.**": rules("chain egress_", value="deny", drift="egress"),
     "network_interfaces.*.host_access.**": rules("udp dport 53", value=["53/udp"], drift="host_access"),
-    "network_interfaces.*.publish.*": rules("dnat to 10.0.0.9:80", value=80, drift="publish"),
+    "network_interfaces.*.publish.**": rules("dnat to 10.0.0.9:80", value=80, drift="publish"),
     "network_interfaces.*.pool": Row(value="web", on=REAL),
     "network_interfaces.*.ip": Row(
         value="10.0.0.77", see=lambda world: "ip=10.0.0.77:" in world.boot_args(), shown=lambda _: True, on=REAL,
@@ -480,7 +480,7 @@ def concrete(row: str) -> str:
     named = {
         "network_interfaces.*.egress.**": f"{NIC}.egress.default",
         "network_interfaces.*.host_access.**": f"{NIC}.host_access",
-        "network_interfaces.*.publish.*": f"{NIC}.publish.8080",
+        "network_interfaces.*.publish.**": f"{NIC}.publish.8080",
         "drives.*": "drives.data",
         "network_interfaces.*": NIC,
         "mmds.**": "mmds.role",

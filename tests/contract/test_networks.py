@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Machine, NetworkInterface, RateLimiter, VMSpec
+from mikrom_reconcile.core.model.desired import DesiredVM, Egress, Machine, NetworkInterface, RateLimiter, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.host.ports import VMRecord
@@ -23,6 +23,7 @@ from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.networks import Networks
 from mikrom_reconcile.host.resources.provisioner import GarbageCollector
+from mikrom_reconcile.host.resources.rules import FIELDS
 from mikrom_reconcile.system.netlink import Link, Netlink
 from tests.contract.drivers import RealBench, record_of, wait_until
 from tests.contract.field_rows import Socket
@@ -480,6 +481,31 @@ def test_a_port_is_published_by_one_vm_of_a_host(host: Host) -> None:
     outcome = host.agent.execute(again)
     assert (outcome.result, "port 8080/tcp is a's here" in str(outcome.error)) == ("failed_temporary", True)
     host.created("b", wanted("b", "10.0.0.9", publish={"8080/udp": 80}))
+
+
+@pytest.mark.kvm
+def test_a_vm_that_goes_down_is_no_drift_of_those_beside_it(host: Host, real: RealBench) -> None:
+    one = wanted("a", "10.0.0.8", publish={"8080": 80}, host_access=("80",), isolation=True, nat=True)
+    host.created("a", one)
+    pid = host.created("b", wanted("b", "10.0.0.9")).pid
+    for state in ("suspended", "stopped", "running"):
+        host.converge("a", replace(one, state=state))
+        assert not any(row.drift for row in host.agent.observe(ObserveQuery()).vms), state
+    host.converge("a", None)
+    assert (host.next_order("b", wanted("b", "10.0.0.9")), real.pids("b")) == (None, [pid])
+
+
+@pytest.mark.kvm
+def test_no_rule_that_was_flushed_costs_a_restart(host: Host, real: RealBench) -> None:
+    egress = Egress(default="deny")
+    one = wanted(publish={"8080": 80}, host_access=("80",), isolation=True, nat=True, egress=egress)
+    pid = host.created(VM, one).pid
+    nft("flush", "ruleset")
+    seen = host.seen(VM)
+    assert seen is not None
+    assert {drift.path for drift in seen.drift} == {f"network_interfaces.eth0.{field}" for field in FIELDS}
+    assert [(outcome.verb, outcome.result) for outcome in host.converge(VM, one)] == [("update", "done")]
+    assert real.pids(VM) == [pid]
 
 
 @pytest.mark.kvm

@@ -55,7 +55,7 @@ FIELDS: dict[str, Impact] = {
     "network_interfaces.*.isolation": "live",
     "network_interfaces.*.egress.**": "live",
     "network_interfaces.*.host_access.**": "live",
-    "network_interfaces.*.publish.*": "live",
+    "network_interfaces.*.publish.**": "live",
     "network_interfaces.*.pool": "restart",
     "network_interfaces.*.ip": "restart",
     "network_interfaces.*.rate_limiter.bandwidth_mbit": "live",

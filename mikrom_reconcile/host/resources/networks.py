@@ -4,7 +4,8 @@ Names follow from hashes, because Linux takes 15 characters; the alias of a devi
 not ours is never touched. What is there is found by its alias, so whatever a killed worker left is swept up.
 
 A bridge has parts: addresses such as "10.0.0.1/24", and rules (`rules.py`). Of those that are no VM's own it is to have
-what the records of VMs which are to be up want, and no others: while a network changes, both the old and the new.
+what the records of VMs want, and no others: those of VMs which are down, too, so that nothing changes for the rest when
+one stops; while a network changes, both the old and the new.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import NetworkInterface
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.core.model.observed import WANTS_VMM, Drift
+from mikrom_reconcile.core.model.observed import Drift
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.host.resources.nft import ByTap, Rules
@@ -235,7 +236,7 @@ class Networks:
         return frozenset[str]().union(*own)
 
     def _unwanted(self, parts: Parts, bridge: str, but: str) -> Parts:
-        """Those of the parts that no VM wants which is to be up, `but` one; none while a record cannot be read."""
+        """Those of the parts that no VM wants, up or down, `but` one; none while a record cannot be read."""
         names = self._records.names() if parts else ()
         # the VMs after it first: while all of a fleet change, those still want what it has left
         for name in (*(name for name in names if name > but), *(name for name in names if name < but)):
@@ -244,7 +245,7 @@ class Networks:
             found = self._records.read(name)
             if isinstance(found, UnreadableRecord):
                 return frozenset()  # its VM may want anything
-            if found is not None and found.state in WANTS_VMM:
+            if found is not None and found.state != "absent":
                 parts -= self._wanted_by(found, bridge)
         return parts
 

@@ -57,7 +57,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What differs from what the specs want of a VM on its host; where they want none of its name, from a running
     `hello` of the fleet that its name begins with. `drift` maps a path to what the VMM really has. `attempt` was one to
-    bring it to what the specs want; `up_s` is how long it has been up.
+    bring it to what the specs want; `up_s` is how long it has been up, `since_s` since its spec was changed by the run
+    with `token`, and it was healthy since then if it is up now, or `proven`.
     """
 
     project: str | None = None
@@ -73,6 +74,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     addresses: dict[str, str] = {}
     attempt: dict[str, Any] | None = None
     up_s: float = 3600.0
+    since_s: float = 3600.0
+    proven: bool = False
 
 
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -183,6 +186,9 @@ def truth(specs: Specs, vm: UnplacedVM | None, host: str, name: str, row: Row) -
         addresses=row.addresses,
         attempt=attempt_of(specs, vm, host, row.attempt) if vm and row.attempt is not None else None,
         up_s=row.up_s,
+        trial_token=row.token,
+        since_s=row.since_s,
+        proven=row.proven,
     )
 
 

@@ -34,12 +34,14 @@ from mikrom_reconcile.core.model.observed import (
     ObservedVM,
     ObserveQuery,
     Phase,
+    Progress,
     VMMFacts,
     phase_of,
 )
 from mikrom_reconcile.host.checks import Checks
 from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
+from mikrom_reconcile.host.trials import Trials
 from mikrom_reconcile.times_and_sizes import OBSERVING
 
 _NO_VMS = fleet_digest(())
@@ -55,6 +57,7 @@ class Observer:
         self._driver = driver
         self._records = records
         self._checks = Checks(records.state_dir)
+        self._trials = Trials(records.state_dir)
         self._note = note
 
     @cached_property
@@ -72,6 +75,8 @@ class Observer:
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, UnreadableRecord)]
         digests: dict[str, str] = {}
         maturing: dict[str, float] = {}
+        unproven: dict[str, float] = {}
+        progress: dict[str, Progress] = {}
         attempts: dict[str, Attempt] = {}
         phases: dict[str, dict[Phase, int]] = defaultdict(Counter)
         if query.project is None:
@@ -83,6 +88,7 @@ class Observer:
             observed = list(self._observe_all(mine, until))
             own = [row for row, _ in observed]
             maturing = _maturing(observed, query.min_healthy_s)
+            unproven, progress = self._trials.judge(own, query.trials, maturing, now)
             attempts = self._records.attempts()
             for row in own:
                 phases[row.fleet][row.phase] += 1
@@ -109,6 +115,8 @@ class Observer:
             released=self._records.released(query.project) if query.project else {},
             maturing=maturing,
             attempts=attempts,
+            unproven=unproven,
+            progress=progress,
         )
 
     def _observe_all(self, records: Sequence[VMRecord], until: float) -> Iterator[tuple[ObservedVM, float]]:
@@ -185,6 +193,7 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkDrift | None
         pid=facts.pid,
         last_error=record.last_error,
         addresses=record.addresses,
+        trial=record.trial,
     )
 
 

@@ -9,17 +9,18 @@ from typing import Protocol
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
-from mikrom_reconcile.core.model.observed import Attempt, Console, Drift, Stray, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, Console, Drift, Stray, Trial, VMMFacts
 
 
 class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a host keeps about one of its VMs, written before anything is done to it.
 
     `state` is what was last ordered ("absent": a delete is under way), so that a later end of the VMM can be judged.
-    `generation` grows with each order carried out and survives deletion in a tombstone. `action_id` is the last
-    order, so that its duplicate is known. `restarts` are those that the host made by itself and still counts; `parked`
-    says that it has given up. `addresses` are its leases: nobody else may have them while the record is there.
-    `damage` says what happened to a record that was read from its copy; it is never written.
+    `generation` grows with each order carried out and survives deletion in a tombstone. `action_id` is the last order,
+    so that its duplicate is known. `restarts` are those that the host made by itself and still counts; `parked` says
+    that it has given up. `addresses` are its leases: nobody else may have them while the record is there. `trial` is
+    that of its spec; a record of an earlier release has none. `damage` says what happened to a record that was read
+    from its copy; it is never written.
     """
 
     vm: str
@@ -40,6 +41,7 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     parked: bool = False
     addresses: dict[str, str] = {}
     damage: str = ""
+    trial: Trial | None = None
 
 
 LinkDrift = Callable[[VMRecord], tuple[Drift, ...]]

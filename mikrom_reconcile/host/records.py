@@ -5,6 +5,7 @@
     tombstones/<vm>.json        the record of a deleted VM, so that its name's generation goes on
     attempts/<vm>.json          that a VM could not be made here; gone once it has a record
     checks/<vm>.json            what came of its checks (`checks.py`)
+    proofs/<vm>.json            that it was healthy with the spec that it has (`trials.py`)
     tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
     released/<project>/<ip>     an address whose VM is gone; when, says the file's time
     locks/<vm>.action           held by whoever acts on the VM; goes with its record
@@ -264,7 +265,8 @@ class Records:
                 self._tombstones.write(vm, record)
                 self._records.remove(vm)
             self.clear(vm)
-            (self.state_dir / "checks" / f"{vm}.json").unlink(missing_ok=True)
+            for beside in ("checks", "proofs"):
+                (self.state_dir / beside / f"{vm}.json").unlink(missing_ok=True)
             sync_folder(self._records.folder)
         except OSError as error:
             raise TemporaryError(

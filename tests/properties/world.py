@@ -13,6 +13,7 @@ from itertools import count
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
 from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
+from mikrom_reconcile.core.model.fields import needs_restart
 from mikrom_reconcile.core.model.observed import (
     Attempt,
     Capacity,
@@ -23,6 +24,8 @@ from mikrom_reconcile.core.model.observed import (
     ObservedVM,
     ObserveQuery,
     Phase,
+    Progress,
+    Trial,
 )
 from mikrom_reconcile.core.model.plan import Action, RunOverrides
 from mikrom_reconcile.core.planning.context import PlanInput, PlanResult
@@ -50,6 +53,9 @@ class Truth:
     addresses: dict[str, str] = field(default_factory=dict)
     attempt: Attempt | None = None
     up_s: float = 3600.0
+    trial_token: int = 1
+    since_s: float = 3600.0
+    proven: bool = True
 
 
 @dataclass
@@ -108,9 +114,29 @@ class World:
                     and (least_s := query.min_healthy_s.get(row.fleet, 0.0)) > self.hosts[host][row.name].up_s
                 },
                 attempts=self.attempts,
+                unproven={
+                    row.name: limit_s - self.hosts[host][row.name].since_s
+                    for row in rows
+                    if (limit_s := query.trials.get(row.fleet)) is not None and not self._proven(host, row, query)
+                },
+                progress=self._progress(host, query),
                 released=self.released,
             ),
         )
+
+    def _proven(self, host: str, row: ObservedVM, query: ObserveQuery) -> bool:
+        truth = self.hosts[host][row.name]
+        least_s = query.min_healthy_s.get(row.fleet, 0.0)
+        return truth.proven or (truth.phase in {"running", "paused"} and truth.up_s >= least_s)
+
+    def _progress(self, host: str, query: ObserveQuery) -> dict[str, Progress]:
+        found = {}
+        for fleet in query.trials:
+            own = [truth for truth in self.hosts[host].values() if truth.fleet == fleet]
+            if own:
+                token, age_s = max(truth.trial_token for truth in own), min(truth.since_s for truth in own)
+                found[fleet] = Progress(token=token, age_s=age_s)
+        return found
 
     def promised(self, host: str) -> Capacity:
         """What VMs of all projects that are ordered to be up may take of the host."""
@@ -140,6 +166,7 @@ class World:
             last_error=truth.last_error,
             addresses=truth.addresses,
             attempt=truth.attempt,
+            trial=Trial(since=NOW, token=truth.trial_token),
         )
 
     def act(self, action: Action) -> str:
@@ -166,6 +193,7 @@ class World:
         if action.verb in {"pause", "resume"}:
             assert found is not None
             assert found.phase == ("running" if action.verb == "pause" else "paused")
+        on_trial = fresh or found is None or found.phase == "parked" or needs_restart(found.spec, wanted.spec)
         keeps_drift = action.verb in {"update", "pause", "resume"} and alive and found is not None
         there[action.vm] = Truth(
             project=action.project,
@@ -180,6 +208,9 @@ class World:
             uid=f"u{next(self.uids)}" if fresh or found is None else found.uid,
             drift=found.drift if keeps_drift and found is not None else (),
             addresses=wanted.addresses,
+            trial_token=self.token if on_trial or found is None else found.trial_token,
+            since_s=0.0 if on_trial or found is None else found.since_s,
+            proven=False if on_trial or found is None else found.proven,
         )
         return "done"
 

@@ -238,17 +238,27 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
-    """How a fleet's running VMs are brought to a new spec: in batches, in the order of their names.
+    """How a fleet's running VMs are brought to a new spec: in batches, in the `order` of their names, or of a list in
+    which VMs and hosts are named.
 
     `serial` says the sizes of the batches, the last one repeats; none are larger than the disruption share. More than
     `max_fail_percentage` of a batch must fail to halt it. `skip` goes on without the VMs of unreachable hosts. A batch
-    waits until those before have been healthy for `min_healthy_time`.
+    waits until those before have been healthy for `min_healthy_time`. A VM that has not been so `healthy_deadline`
+    after its spec changed has failed; after `progress_deadline` in which nothing changed or got healthy it halts.
     """
 
     serial: Share | tuple[Share, ...] = ()
     max_fail_percentage: float = 0.0
     unreachable: Literal["fail", "skip"] = "fail"
     min_healthy_time: Duration = "0s"
+    order: Literal["name", "reverse"] | tuple[str, ...] = "name"
+    healthy_deadline: Duration | None = None
+    progress_deadline: Duration | None = None
+
+    @property
+    def has_trials(self) -> bool:
+        """Whether hosts have to tell how their VMs do with a new spec."""
+        return bool(self.healthy_deadline or self.progress_deadline)
 
 
 class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,13 +78,20 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """That a VM was brought to a spec for which it had to boot: when, and the token of the run that did it."""
+
+    since: datetime
+    token: int
+
+
 class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as its host sees it: its record, and the phase that the host found it in.
 
     `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied.
     `token` is the fencing token of the run that last changed it, `generation` counts its changes. `addresses` maps
     interfaces to their addresses, `health` says which check does not pass, and why. `restarts` are the latest restarts
-    that the host made by itself.
+    that the host made by itself, `trial` is that of its spec.
     """
 
     name: str
@@ -107,6 +114,7 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
     addresses: dict[str, str] = {}
     health: str = ""
+    trial: Trial | None = None
 
 
 class Stray(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +145,7 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. Rows of other
     projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may have taken a name.
     `strays` asks for VMMs without a record, too. `min_healthy_s` maps a fleet to how long its VMs have to be up before
-    they count as healthy.
+    they count as healthy, `trials` one whose specs are on trial to the time in which that has to be (None: any).
     """
 
     project: str | None = None
@@ -145,6 +153,18 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     others: bool = False
     strays: bool = False
     min_healthy_s: dict[str, float] = {}
+    trials: dict[str, float | None] = {}
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one fleet: the `token` of the latest trial, and the time since a spec was changed or a VM got healthy."""
+
+    token: int
+    age_s: float
+
+    def with_that_of(self, other: Progress) -> Progress:
+        """The progress of a fleet that made both."""
+        return Progress(token=max(self.token, other.token), age_s=min(self.age_s, other.age_s))
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,9 +176,10 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     now, by whatever.
     `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
     that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
-    `attempts` tells of VMs that have no record because this host could not make them. `released` maps addresses of
-    VMs of the project that are gone to the seconds since then, of the last day. `note` is
-    what whoever changes something on this host should know of it, "" for nothing.
+    `attempts` tells of VMs that have no record because this host could not make them. `unproven` maps VMs that were
+    never healthy with their spec to the seconds that are left for it, `progress` tells of fleets on trial. `released`
+    maps addresses of VMs of the project that are gone to the seconds since then, of the last day. `note` is what
+    whoever changes something on this host should know of it, "" for nothing.
     """
 
     host: str
@@ -177,6 +198,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     released: dict[str, float] = {}
     maturing: dict[str, float] = {}
     attempts: dict[str, Attempt] = {}
+    unproven: dict[str, float] = {}
+    progress: dict[str, Progress] = {}
 
 
 class HostView(msgspec.Struct, frozen=True, kw_only=True):

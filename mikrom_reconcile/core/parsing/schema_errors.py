@@ -135,6 +135,7 @@ _PATTERNS = {
     "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$": "up to 48 of a-z, 0-9 and '-', a letter or digit at both ends",
     "^(100|[0-9]{1,2})%$": "a number of VMs, or a percentage from 0% to 100%",
     "^(100|[1-9][0-9]?)%$": "a number of VMs, or a percentage from 1% to 100%",
+    "^(name|reverse)$": "name, reverse, or a list of VMs and hosts",
     "^[0-9]{1,6}(ms|s|m|h|d)$": "a whole number and a unit: 250ms, 10s, 5m, 1h, 2d",
     "^[0-9a-f]{64}$": "64 hexadecimal digits, as sha256sum prints them",
     "^(file:///|https://)[!-~]+$": "file:///path or https://host/path",

@@ -34,7 +34,7 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others` holds
     rows that are not ours: of another project, or unreadable. `up_to_date` names the VMs that a digest proves to be as
     wanted; they have no rows. `unreachable` maps hosts without a report to the reason. `reports` are those of the
-    others by host, `maturing`, `attempts` and `released` what all of them say.
+    others by host, `maturing`, `attempts`, `unproven`, `progress` and `released` what all of them say.
     """
 
     own: Mapping[str, tuple[observed.ObservedVM, ...]]
@@ -46,6 +46,8 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     reports: Mapping[str, observed.HostReport] = {}
     maturing: Mapping[str, float] = {}
     attempts: Mapping[str, observed.Attempt] = {}
+    unproven: Mapping[str, float] = {}
+    progress: Mapping[str, observed.Progress] = {}
 
     def locations(self, placements: observed.Placements) -> dict[str, str]:
         """Where each known VM is: where it was observed, else where it is remembered, if that host is unreachable."""
@@ -90,6 +92,9 @@ def merge_reports(state: observed.ObservedState, project: str, expected: Mapping
         else:
             others.setdefault(vm.name, vm)
     released = (item for report in reports for item in report.released.items())
+    progress: dict[str, observed.Progress] = {}
+    for fleet, its in (item for report in reports for item in report.progress.items()):
+        progress[fleet] = progress.get(fleet, its).with_that_of(its)
     return ProjectView(
         own=own,
         others=others,
@@ -100,6 +105,8 @@ def merge_reports(state: observed.ObservedState, project: str, expected: Mapping
         reports={report.host: report for report in reports},
         maturing={name: left_s for report in reports for name, left_s in report.maturing.items()},
         attempts={name: attempt for report in reports for name, attempt in report.attempts.items()},
+        unproven={name: left_s for report in reports for name, left_s in report.unproven.items()},
+        progress=progress,
     )
 
 

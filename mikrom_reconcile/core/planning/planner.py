@@ -61,8 +61,13 @@ def prepare(
     ]
     rendered = {vm.name: vm for vm in render(specs, here, staying, alive.addresses)}
     expected = {} if destroy else expectations(rendered.values())
-    rollouts = ((fleet.name, fleet.rollout) for fleet in specs.fleets if fleet.rollout)
-    healthy_s = {name: time_s for name, rollout in rollouts if (time_s := seconds_of(rollout.min_healthy_time))}
+    rollouts = {fleet.name: fleet.rollout for fleet in specs.fleets if fleet.rollout}
+    healthy_s = {name: time_s for name, its in rollouts.items() if (time_s := seconds_of(its.min_healthy_time))}
+    trials = {
+        name: seconds_of(its.healthy_deadline) if its.healthy_deadline else None
+        for name, its in rollouts.items()
+        if its.has_trials
+    }
     creating = len(staying) < len(unplaced) and not destroy
     asked = dict.fromkeys(() if destroy else living, False)  # names are free to others outside the inventory
     asked |= dict.fromkeys((*scheduler.hosts, *placements.vms.values()), creating)
@@ -82,6 +87,7 @@ def prepare(
                 known=expected[host].digests if host in expected else {},
                 others=others,
                 min_healthy_s=healthy_s,
+                trials=trials,
             )
             for host, others in sorted(asked.items())
         },

@@ -5,14 +5,16 @@ Where a rollout stands follows from what the hosts report alone, so whoever plan
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain, islice, repeat
+from typing import Literal
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DISRUPTION, DesiredVM, Rollout, Share, resolve_share
+from mikrom_reconcile.core.model.desired import DISRUPTION, DesiredVM, Rollout, Share, resolve_share, seconds_of
 from mikrom_reconcile.core.model.observed import HEALTHY, NOT_RESTARTED, WANTS_VMM, Attempt
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange, group_by
 from mikrom_reconcile.core.placement.scheduler import named
@@ -66,7 +68,7 @@ class _Rollout:
         self._known = {change.name: change for change in everything if change.rule != "duplicate"}
         if self._rollout.unreachable == "skip":
             vms = [vm for vm in vms if not self._is_known_as(vm.name, "unreachable-host", "possible-duplicate")]
-        names = [vm.name for vm in vms]
+        names = _in_order(vms, self._rollout.order)
         self._size = len(names)
         unseen = (name for name in names if self._is_known_as(name, "unreachable-host"))
         self._unreachable = sorted({self._known[name].host for name in unseen})
@@ -80,6 +82,7 @@ class _Rollout:
         self._batches = batches(names, serial if isinstance(serial, tuple) else (serial,))
         self._batch_of = {name: number for number, batch in enumerate(self._batches) for name in batch}
         self._halts_creates, self._halts_rolling = self._too_many(self._failed), self._too_many(self._stuck)
+        self._stalled = self._has_stalled()
         self._at, self._before = self._position() if self._described else (None, "")
         self._left = self._limit() - len(self._down)
         self._given_up: set[str] = set()
@@ -97,13 +100,34 @@ class _Rollout:
     def _has_failed(self, name: str) -> bool:
         """Bringing the VM to what is wanted now was tried, and is still to be done."""
         change = self._known.get(name)
+        if self._retry and name not in self._tried:
+            return False
+        if self._is_overdue(name):
+            return True
         if change is None or change.desired is None or change.kind not in {"create", "start", "restart", "replace"}:
             return False
         attempt = self._attempt(name)
-        retried = self._retry and name not in self._tried
-        if attempt is None or attempt.repair or attempt.count == 0 or retried:
+        if attempt is None or attempt.repair or attempt.count == 0:
             return False
         return attempt.spec_digest == change.desired.spec_digest
+
+    def _is_overdue(self, name: str) -> bool:
+        return self._trial_left_s(name) <= 0
+
+    def _trial_left_s(self, name: str) -> float:
+        """The time in which a VM that has the spec that is wanted now has to be healthy with it."""
+        is_older = name in self._known and self._known[name].fields
+        return math.inf if is_older else self._view.unproven.get(name, math.inf)
+
+    def _has_stalled(self) -> bool:
+        """There is something left to roll out, and for too long nothing has changed or got healthy by this rollout."""
+        limit, progress = self._rollout.progress_deadline, self._view.progress.get(self._fleet)
+        left = self._rolling - self._stuck
+        if limit is None or progress is None or not left or self._retry:
+            return False
+        rows = (self._known[name].observed for name in left)
+        before = max((row.trial.token for row in rows if row and row.trial), default=0)
+        return progress.token > before and progress.age_s > seconds_of(limit)
 
     def _attempt(self, name: str) -> Attempt | None:
         observed = self._known[name].observed
@@ -155,6 +179,9 @@ class _Rollout:
         has_failed = change.name in self._failed or self._halts_creates is not None
         if has_failed and change.name in self._down and (repair := _as_it_was(change)):
             return repair
+        if change.kind == "wait" and change.name in self._failed:
+            self._stopped = self._stopped or self._halts_rolling is not None
+            return replace(change, reasons=(*change.reasons, self._not_healthy_in_time))
         if self._is_halted(change):
             self._stopped = True
             return with_kind(change, "blocked", "the rollout of this fleet is halted")
@@ -168,7 +195,7 @@ class _Rollout:
     def _is_halted(self, change: VMChange) -> bool:
         """Whether it would bring one more VM to a spec with which too many have failed."""
         if change.name in self._rolling:
-            return self._halts_rolling is not None
+            return self._halts_rolling is not None or self._stalled
         gave_up = change.observed is not None and change.observed.phase == "parked"
         again = change.name in self._failed or (gave_up and change.name in self._down)
         return self._halts_creates is not None and (again or change.kind == "create")
@@ -201,6 +228,8 @@ class _Rollout:
         times = [self._view.maturing[name] for name in batch if name in self._view.maturing]
         rows = (self._view.own.get(name, ()) for name in batch)
         times += [RUNS.booting_poll_s for row in rows if row and row[0].phase == "starting"]
+        ends = map(self._trial_left_s, batch)
+        times += [max(RUNS.booting_poll_s, left_s) for left_s in ends if left_s < math.inf]
         return max(times, default=None)
 
     def refusals(self) -> Iterator[Refusal]:
@@ -209,16 +238,26 @@ class _Rollout:
         for name in sorted(self._given_up):
             yield Refusal(fleet=self._fleet, vm=name, rule="halted", message=f"{self._failure(name)}; {remedy}")
         if self._stopped:
-            at = self._halts_rolling or 0
-            failed = sorted(self._stuck.intersection(self._batches[at]))
-            allows = f"max_fail_percentage allows {self._rollout.max_fail_percentage:g} %"
-            message = (
-                f"{len(failed)} of {len(self._batches[at])} VMs of batch {at + 1} failed, {allows}:"
-                f" {named(map(self._failure, failed), SPECS.named_vms, '; ')}; {remedy}"
-            )
-            yield Refusal(fleet=self._fleet, vm="", rule="halted", message=message)
+            yield Refusal(fleet=self._fleet, vm="", rule="halted", message=f"{self._why_halted()}; {remedy}")
+
+    def _why_halted(self) -> str:
+        at = self._halts_rolling
+        if at is None:
+            return f"nothing has got on within the progress_deadline of {self._rollout.progress_deadline}"
+        failed = [name for name in self._batches[at] if name in self._stuck]
+        allows = f"max_fail_percentage allows {self._rollout.max_fail_percentage:g} %"
+        told = named(map(self._failure, failed), SPECS.named_vms, "; ")
+        return f"{len(failed)} of {len(self._batches[at])} VMs of batch {at + 1} failed, {allows}: {told}"
+
+    @property
+    def _not_healthy_in_time(self) -> str:
+        return f"not healthy within {self._rollout.healthy_deadline}"
 
     def _failure(self, name: str) -> str:
+        change = self._known.get(name)
+        if name in self._failed and self._is_overdue(name):
+            seen = change.observed if change else None
+            return f"{name} ({self._not_healthy_in_time}{': ' + seen.health if seen and seen.health else ''})"
         attempt = self._attempt(name)
         if name in self._failed and attempt is not None:
             return f"{name} ({attempt.result.replace('_', ' ')}: {attempt.error})"
@@ -226,12 +265,25 @@ class _Rollout:
 
     def peak(self) -> Peak | None:
         """How many are down at a time, if any are taken down."""
-        going = len(self._going if self._halts_rolling is None else self._going - self._rolling)
+        is_halted = self._halts_rolling is not None or self._stalled
+        going = len(self._going - self._rolling if is_halted else self._going)
         if not going:
             return None
         sizes = tuple(map(len, self._batches))
         peak = Peak(down=min(max(sizes[self._at or 0 :]), len(self._down) + going), size=self._size, pending=going)
         return peak if self._at is None else replace(peak, batch=self._at + 1, batches=sizes)
+
+
+def _in_order(vms: list[DesiredVM], order: Literal["name", "reverse"] | tuple[str, ...]) -> list[str]:
+    """The names in the order of the rollout: those that a list names, or whose hosts it names, come first in it."""
+    if isinstance(order, str):
+        return [vm.name for vm in (vms if order == "name" else reversed(vms))]
+    places = {word: place for place, word in reversed([*enumerate(order)])}
+
+    def place(vm: DesiredVM) -> int:
+        return min(places.get(vm.name, len(order)), places.get(vm.host, len(order)))
+
+    return [vm.name for vm in sorted(vms, key=place)]
 
 
 def _is_down(vm: DesiredVM, view: ProjectView) -> bool:

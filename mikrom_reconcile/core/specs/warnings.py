@@ -83,4 +83,14 @@ def _serial(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]
             yield Diagnostic(fleet.document, ("spec", "rollout", "serial"), message)
 
 
-WARNINGS = (_overrides, _variables, _groups, _serial)
+def _order(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
+    for fleet in specs.fleets:
+        order = fleet.rollout.order if fleet.rollout else ()
+        known = {vm.name for vm in pending if vm.fleet is fleet} | {*(fleet.hosts or ())} if order else ()
+        for number, word in enumerate(order if isinstance(order, tuple) else ()):
+            if word not in known:
+                message = f"fleet {fleet.name}: {shown(word)} in order is neither a VM nor a host of it"
+                yield Diagnostic(fleet.document, ("spec", "rollout", "order", number), message)
+
+
+WARNINGS = (_order, _overrides, _variables, _groups, _serial)

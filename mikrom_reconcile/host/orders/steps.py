@@ -20,8 +20,8 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import ActionError, TemporaryError
-from mikrom_reconcile.core.model.fields import costs, counted_drift, impact_of
-from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM
+from mikrom_reconcile.core.model.fields import costs, counted_drift, impact_of, needs_restart
+from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM, Trial
 from mikrom_reconcile.core.model.plan import Impact, Order, Result, Verb
 from mikrom_reconcile.host.observe import drift_of, row_of
 from mikrom_reconcile.host.orders.preconditions import Reservations, check
@@ -347,6 +347,7 @@ def next_record(order: Order, found: VMRecord | None, *, tombstone: VMRecord | N
             action_id=action.id,
             created_at=now,
             attempt=Attempt(spec_digest=desired.spec_digest, count=0),
+            trial=Trial(since=now, token=order.token),
             **wanted,
         )
     if action.verb == "update":  # changes nothing about what runs, and so nothing about why it does not
@@ -358,8 +359,11 @@ def next_record(order: Order, found: VMRecord | None, *, tombstone: VMRecord | N
     if attempt is None or attempt.spec_digest != desired.spec_digest:
         was_so = found.spec_digest == desired.spec_digest
         attempt = None if was_so else Attempt(spec_digest=desired.spec_digest, count=0)
+    was_up = found.state in WANTS_VMM and not found.parked
+    on_trial = needs_restart(found.spec, desired.spec) or (desired.state in WANTS_VMM and not was_up)
+    trial = Trial(since=now, token=order.token) if on_trial else found.trial
     wanted |= provenance_fields(order, found)
-    return replace(found, **wanted, attempt=attempt, last_error=None, restarts=restarts, parked=False)
+    return replace(found, **wanted, attempt=attempt, last_error=None, restarts=restarts, parked=False, trial=trial)
 
 
 def provenance_fields(order: Order, found: VMRecord) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""Specs on trial: since when a VM has its spec, whether it was ever healthy with it, and what is told of that."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from mikrom_reconcile.core.model.desired import DesiredVM, Policy
+from mikrom_reconcile.core.model.observed import ObserveQuery, Progress, Trial
+from mikrom_reconcile.core.model.plan import Action, Expect, Order
+from mikrom_reconcile.host.orders.steps import next_record
+from mikrom_reconcile.host.ports import VMRecord
+from tests.fakes import HOST, SPEC, HeldClock
+from tests.unit.host.test_observe import Host, record_of
+
+NOW = HeldClock().now()
+TRIAL = Trial(since=NOW - timedelta(seconds=90), token=7)
+ASKED = ObserveQuery(project="shop", trials={"web": 60.0})
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    made = Host(tmp_path)
+    for vm in ("web-000", "web-001"):
+        made.records.write(replace(record_of(vm), trial=TRIAL))
+    return made
+
+
+def test_what_was_never_healthy_with_its_spec_is_told_with_the_time_that_is_left(host: Host) -> None:
+    del host.driver.vmms["web-000"]
+    report = host.ask(ASKED)
+    assert report.unproven == {"web-000": -30.0}
+    assert report.progress == {"web": Progress(token=7, age_s=0.0)}, "web-001 was just found healthy"
+
+
+def test_what_was_healthy_once_tells_nothing_more_against_its_spec(host: Host) -> None:
+    host.ask(ASKED)
+    del host.driver.vmms["web-000"]
+    assert host.ask(ASKED).unproven == {}
+    host.records.write(replace(record_of("web-000"), trial=replace(TRIAL, token=8)))
+    assert host.ask(ASKED).unproven == {"web-000": -30.0}, "it has another spec since"
+
+
+def test_what_is_too_young_is_not_proven_yet(host: Host) -> None:
+    asked = replace(ASKED, min_healthy_s={"web": 1e9})
+    assert host.ask(asked).unproven == {"web-000": -30.0, "web-001": -30.0}
+    assert host.ask(asked).progress == {"web": Progress(token=7, age_s=90.0)}
+
+
+def test_only_what_was_asked_for_is_judged(host: Host) -> None:
+    del host.driver.vmms["web-000"]
+    for trials in ({}, {"db": 1.0}):
+        report = host.ask(replace(ASKED, trials=trials))
+        assert (report.unproven, report.progress) == ({}, {})
+    assert host.ask(replace(ASKED, trials={"web": None})).unproven == {}
+    host.records.write(replace(record_of("web-000"), trial=TRIAL, state="stopped"))
+    assert host.ask(ASKED).unproven == {}, "it is to be down"
+
+
+def test_a_proof_that_was_damaged_or_cannot_be_kept_is_none(host: Host) -> None:
+    host.ask(ASKED)
+    proof = host.path / "proofs" / "web-000.json"
+    proof.write_text("{")
+    del host.driver.vmms["web-000"]
+    assert host.ask(ASKED).unproven == {"web-000": -30.0}
+
+
+def test_a_proof_goes_with_its_vm(host: Host) -> None:
+    host.ask(ASKED)
+    host.records.remove(replace(record_of("web-000"), trial=TRIAL))
+    assert sorted(path.name for path in (host.path / "proofs").iterdir()) == ["web-001.json"]
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "begins"),
+    [
+        ({}, {}, False),
+        ({}, {"boot_args": "another"}, True),
+        ({}, {"mmds": {"a": 1}}, False),
+        ({"state": "stopped"}, {}, True),
+        ({"parked": True}, {}, True),
+    ],
+)
+def test_a_trial_begins_with_a_spec_for_which_the_vm_boots(
+    found: dict[str, Any], wanted: dict[str, Any], *, begins: bool
+) -> None:
+    record = replace(record_of("web-000"), trial=TRIAL, spec=replace(SPEC, mmds={}), **found)
+    assert next_of(record, wanted).trial == (Trial(since=NOW, token=9) if begins else TRIAL)
+
+
+def next_of(record: VMRecord, wanted: dict[str, Any]) -> VMRecord:
+    spec = replace(record.spec, **wanted)
+    desired = DesiredVM(
+        name=record.vm, project="shop", fleet="web", host=HOST, state="running", spec=spec, policy=Policy(),
+        spec_digest="1:cc",
+    )  # fmt: skip
+    action = Action(
+        id="1:dd", verb="restart", host=HOST, vm=record.vm, project="shop", desired=desired,
+        expect=Expect(uid=record.uid, generation=1), deadline_s=60.0,
+    )  # fmt: skip
+    return next_record(Order(run_id="r", token=9, action=action), record, tombstone=None, now=NOW)

@@ -82,7 +82,8 @@ class Host:
 
     def run(self, command: str) -> None:
         code, said = end_of(self.begin(command))
-        assert code == 0, f"mikrom {command} ended with {code}:\n{said}"
+        words = "".join(f"{log}: {log.read_text()[-2000:]}\n" for log in sorted(self._state_dir.rglob("vmm.log")))
+        assert code == 0, f"mikrom {command} ended with {code}:\n{said}\n{words}"
 
     def assert_as_wanted(self, watch: Watch) -> None:
         """One VMM per VM, and each says itself that it is configured as the specs want it."""

@@ -106,7 +106,10 @@ class Driver(Protocol):
         """
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Bring a running VMM to `record.spec` in all that changes live (`fields.py`), and leave the rest alone."""
+        """Bring a running VMM to `record.spec` in all that changes live (`fields.py`), and leave the rest alone.
+
+        Of a VM that is to be down only links change.
+        """
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing.

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Egress, Machine, NetworkInterface, RateLimiter, VMSpec
+from mikrom_reconcile.core.model.desired import DesiredVM, Egress, Machine, NetworkInterface, RateLimiter, State, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.host.ports import VMRecord
@@ -493,6 +493,20 @@ def test_a_vm_that_goes_down_is_no_drift_of_those_beside_it(host: Host, real: Re
         assert not any(row.drift for row in host.agent.observe(ObserveQuery()).vms), state
     host.converge("a", None)
     assert (host.next_order("b", wanted("b", "10.0.0.9")), real.pids("b")) == (None, [pid])
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("state", ["suspended", "stopped"])
+def test_a_port_is_free_once_a_vm_that_is_down_or_goes_down_publishes_another(host: Host, state: State) -> None:
+    one, rules = wanted("a", "10.0.0.8", publish={"8080": 80}), []
+    host.created("a", one)
+    for port in ("8081", "8082"):
+        one = replace(wanted("a", "10.0.0.8", publish={port: 80}), state=state)
+        host.converge("a", one)
+        rules.append([word for word in nft("list", "ruleset").split("tcp dport ")[1:] if " dnat to " in word])
+    assert [[rule.split()[0] for rule in there] for there in rules] == [["8081"], ["8082"]]
+    other = {"network": "lab", "cidr": "10.5.0.0/24", "gateway": "10.5.0.1", "publish": {"8081": 80}}
+    assert host.created("b", wanted("b", "10.5.0.9", **other)).drift == ()
 
 
 @pytest.mark.kvm

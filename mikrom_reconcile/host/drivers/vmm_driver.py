@@ -14,7 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Drive, Machine, VMSpec
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
-from mikrom_reconcile.core.model.observed import Console, Devices, Drift, End, Stray, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import WANTS_VMM, Console, Devices, Drift, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.core.specs.images import init_of
 from mikrom_reconcile.host.drivers import memory
 from mikrom_reconcile.host.drivers.connection import NoAnswerError, UnreachableError, translate_errors
@@ -221,11 +221,11 @@ class VMMDriver(ABC):
             self._set_paused(vmm, min(deadline_s, self._answer_s), paused=paused)
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Change what can be changed while the guest runs."""
+        """Change links that are there, and of a VMM that is to live what can be changed while its guest runs."""
         vmm = self._vmm(record.vm)
         with translate_errors(record.vm, "changing it while it runs"):
-            if vmm.find() is not None:
-                self._provisioner.networks.prepare(record, give_up_at=time.monotonic() + deadline_s, only_mend=True)
+            self._provisioner.networks.prepare(record, give_up_at=time.monotonic() + deadline_s, only_mend=True)
+            if record.state in WANTS_VMM and vmm.find() is not None:
                 self._update(record, vmm, min(deadline_s, self._answer_s))
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:

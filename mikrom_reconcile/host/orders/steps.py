@@ -132,10 +132,13 @@ class ActionRun:
         self._write(replace(record, state="stopped", last_error=None, **provenance_fields(self.order, record)))
 
     def record_order(self) -> None:
-        """Record what the VM is to be from now on."""
-        self._write(self.ordered)
-        if self.ordered.state not in WANTS_VMM:
-            self.reservations.release(self.ordered.vm)
+        """Record what the VM is to be from now on. Links follow at once where no start is to bring them there."""
+        ordered, goes_down = self.ordered, self.ordered.state not in WANTS_VMM
+        if goes_down and self.found and self.found.spec.network_interfaces != ordered.spec.network_interfaces:
+            self.driver.update(ordered, deadline_s=self._remaining_s(RECORD[0]))
+        self._write(ordered)
+        if goes_down:
+            self.reservations.release(ordered.vm)
 
     def stop(self) -> None:
         """Shut the guest down, or kill it when it will not go."""

@@ -8,6 +8,7 @@ COMMANDS = {
     "render": ("Specs", "specs", "the VMs that the specs stand for, and where each value comes from"),
     "image": ("Specs", "specs", "pin a container image: the digest of its tag, written into the specs"),
     "plan": ("Specs", "apply", "show what apply would change, and why"),
+    "drift": ("Specs", "apply", "what is otherwise than it was last applied, and why"),
     "apply": ("Specs", "apply", "make it so: plan, ask, execute, verify"),
     "destroy": ("Specs", "apply", "remove what these specs own"),
     "start": ("VMs", "apply", "start VMs by name, past the specs"),

@@ -20,7 +20,9 @@ from mikrom_reconcile.core.model.encoding import digest_of, ready, texts_digest
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunRequest, Verb
 from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.core.planning.drift import drifted, is_pending
 from mikrom_reconcile.output import formats
+from mikrom_reconcile.output.drift import DRIFT, DriftReport
 from mikrom_reconcile.output.plan import plan_text
 from mikrom_reconcile.output.run_result import outcome_line, plan_exit_code, result_of
 from mikrom_reconcile.output.text import counted, grouped, sanitize
@@ -212,6 +214,27 @@ def plan(
 def _show_plan(planned: Plan, form: str, *, full: bool, detailed: bool = False) -> int:
     show(formats.PLAN[form](planned, style_of(sys.stdout, full=full)))
     return plan_exit_code(planned, detailed=detailed)
+
+
+@click.command()
+@options.paths
+@options.selection
+@options.output(DRIFT)
+def drift(paths: tuple[str, ...], form: str, **asked: Any) -> int:
+    """Show what is otherwise than it was last applied, and why. Changes nothing.
+
+    What the specs have changed since is no drift, and is only named as pending. Exits with 2 when something has
+    drifted, and adds 4 when a host could not be read.
+    """
+    settings = load()
+    engine = wiring.open_engine(settings)
+    planned = engine.plan(request_for("drift", wiring.read_tree(settings, paths), settings, **asked))
+    found = tuple(drifted(planned.changes, engine.store.placements(planned.project).vms))
+    names = {each.vm for each in found}
+    pending = tuple(change for change in planned.changes if is_pending(change, names))
+    report = DriftReport(plan=planned, drift=found, pending=pending)
+    show(DRIFT[form](report, style_of(sys.stdout)))
+    return report.exit_code
 
 
 @click.command()

@@ -48,12 +48,12 @@ def plan_markdown(plan: Plan, style: Style) -> str:
 
 def _units(plan: Plan, style: Style, first: tuple[ChangeKind, ...]) -> Iterator[tuple[str, int]]:
     """Lines that belong together, and how many changes they tell of."""
-    yield f"### Plan for {_md(plan.project)} at {_md(plan.revision)}\n\n**{_md(plans.summary(plan))}**\n", 0
+    yield f"### Plan for {md(plan.project)} at {md(plan.revision)}\n\n**{md(plans.summary(plan))}**\n", 0
     yield from _tables(plan, style, first)
     for title, _, lines in plans.alarms(plan):
         yield f"\n**{title}**\n\n", 0
         for line in lines:
-            yield f"- {_md(line)}\n", 0
+            yield f"- {md(line)}\n", 0
     yield from _tables(plan, style, plans.LOOKS.keys() - set(first))
 
 
@@ -61,7 +61,7 @@ def _tables(plan: Plan, style: Style, kinds: Container[ChangeKind]) -> Iterator[
     for fleet, peak, every in plans.fleets_of(plan):
         if not (groups := [group for group in every if group.kind in kinds]):
             continue
-        yield f"\n#### {_md(fleet)}\n\n" + (f"{peak}\n\n" if peak else ""), 0
+        yield f"\n#### {md(fleet)}\n\n" + (f"{peak}\n\n" if peak else ""), 0
         yield "| Change | VMs | Host | Why |\n|:--|:--|:--|:--|\n", 0
         for group in groups:
             yield _row(group, style), group.size
@@ -71,14 +71,14 @@ def _tables(plan: Plan, style: Style, kinds: Container[ChangeKind]) -> Iterator[
 
 def _row(group: plans.Group, style: Style) -> str:
     sign, _ = plans.LOOKS[group.kind]
-    what = f"{_md(sign)} {group.kind}" + (f" ({group.wanted})" if group.wanted else "")
-    why = [_md(group.why)]
+    what = f"{md(sign)} {group.kind}" + (f" ({group.wanted})" if group.wanted else "")
+    why = [md(group.why)]
     if not style.full:
         why += [
-            f"{_md(field.path)}: {_md(plans.short(field.before))} → {_md(plans.short(field.after))} ({field.impact})"
+            f"{md(field.path)}: {md(plans.short(field.before))} → {md(plans.short(field.after))} ({field.impact})"
             for field in group.fields
         ]
-    return f"| {what} | {_md(group.names)} | {_md(group.hosts)} | {'<br>'.join(why)} |\n"
+    return f"| {what} | {md(group.names)} | {md(group.hosts)} | {'<br>'.join(why)} |\n"
 
 
 def _diff(group: plans.Group) -> str:
@@ -95,7 +95,7 @@ def _diff(group: plans.Group) -> str:
     return "\n".join(["", f"{fence}diff", *lines, fence, ""])
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """`text` that means itself wherever it stands."""
     plain = sanitize(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\g<0>", plain).replace("@", "@&#8203;").replace("://", ":&#8203;//")

@@ -17,7 +17,7 @@ from mikrom_reconcile.cli.entry import Commands, root, run
 DOCUMENTED = {
     "init", "validate", "render", "plan", "apply", "destroy", "get", "status", "describe", "explain", "events", "logs",
     "history", "schema", "doctor", "completion", "version", "worker", "beat", "flower", "up",
-    "start", "stop", "pause", "suspend", "resume", "restart", "delete", "orphans", "images", "image",
+    "start", "stop", "pause", "suspend", "resume", "restart", "delete", "orphans", "images", "image", "drift",
 }  # fmt: skip
 
 

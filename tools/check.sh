@@ -21,7 +21,7 @@ specs() { # by a validator that is not ours; it wants each document in a file of
     scratch=$(mktemp -d) || return
     awk -v folder="$scratch/" '
         FNR == 1 || /^---/ { name = FILENAME; gsub("/", ".", name); document = folder name "." ++count ".yml" }
-        { print > document }' specs/*.yml &&
+        { print > document }' specs/*.yml examples/web/specs/web.yml &&
         check-jsonschema --schemafile schemas/mikrom.schema.json "$scratch"/*.yml
     local code=$?
     rm -rf "$scratch"
@@ -70,7 +70,7 @@ fi
 check guest make --silent -C mikrom_reconcile/guest check
 check core-covered core_covered
 check install tools/install_check.sh
-check scripts shellcheck tools/*.sh mikrom_reconcile/guest/check.sh .ci/run
+check scripts shellcheck tools/*.sh mikrom_reconcile/guest/check.sh .ci/run examples/web/{run,image/serve,image/www/cgi-bin/index.cgi}
 
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}"

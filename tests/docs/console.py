@@ -70,7 +70,7 @@ def play(steps: Sequence[Step], *, folder: Path, environment: Mapping[str, str],
     script.write_text("\n".join(parts) + "\n")
     done = subprocess.run(
         ["bash", str(script)], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        check=False, timeout=120,
+        check=False, timeout=600,
     )  # fmt: skip
     said = done.stderr.split(f"{_MARK}\n")
     printed = re.findall(rf"(.*?){_MARK} (\d+)\n", done.stdout, re.DOTALL)

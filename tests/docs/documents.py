@@ -19,6 +19,10 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/tutorial.md")
 LINUX = "docs/tutorial-linux.md"
 """Takes root, QEMU and a network namespace: `python -m tests.docs.test_tutorial_linux` shows it anew."""
+WEB = "docs/tutorial-web.md"
+"""The same, of examples/web: `python -m tests.docs.test_tutorial_web`."""
+IN_A_CHECKOUT = {"README.md": ("specs", "apply"), WEB: ("examples", "example")}
+"""Whose reader is in a checkout: what folder of it is used, and by which make target, which has prepared everything."""
 
 
 def read_and_do(document: str, folder: Path, driver: str) -> tuple[list[Step], list[Ending]]:
@@ -26,17 +30,18 @@ def read_and_do(document: str, folder: Path, driver: str) -> tuple[list[Step], l
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "MIKROM_DRIVER": driver}
     before = ""
-    if document == "README.md":  # its reader is in a checkout, where `make apply` has prepared everything
-        shutil.copytree(ROOT / "specs", folder / "specs")
-        before = f"make() {{ [[ $1 == apply ]] && {what_make_apply_runs()}; }}"
+    if document in IN_A_CHECKOUT:
+        used, target = IN_A_CHECKOUT[document]
+        shutil.copytree(ROOT / used, folder / used, ignore=shutil.ignore_patterns("images.yml"))
+        before = f"make() {{ [[ $1 == {target} ]] && {what_make_runs(target)}; }}"
     steps = steps_of((ROOT / document).read_text(encoding="utf-8"))
     return steps, play(steps, folder=folder, environment=environment, before=before)
 
 
-def what_make_apply_runs() -> str:
+def what_make_runs(target: str) -> str:
     """The recipe without its preparation."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    recipe = re.search(r"^apply:.*\n\t@tools/bootstrap\.sh apply (bash -c '.*')$", makefile, re.MULTILINE)
+    recipe = re.search(rf"^{target}:.*\n\t@tools/bootstrap\.sh {target} (.*)$", makefile, re.MULTILINE)
     assert recipe is not None
     return recipe[1].replace("$(SPECS)", "specs/").replace("$(ARGS)", "").replace("$$", "$")
 

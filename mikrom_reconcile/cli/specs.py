@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.hosts import vms_in
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.settings import load
+from mikrom_reconcile.system.files import descriptor
 from mikrom_reconcile.times_and_sizes import SPECS
 
 
@@ -151,33 +154,49 @@ _CONTAINER_IMAGE = ("spec", "rootfs", "oci")
 
 
 def _container_image(tree: SourceTree, name: str) -> tuple[SpecDocument, str]:
-    """The document of an Image, which may lack a digest, and what it says. Raises UsageError."""
+    """The document of an Image, which may lack a digest, and what it says. Raises SpecError, UsageError."""
     reading = documents.read_tree(tree, wiring.schemas())
-    images = {each.name: each for each in (*reading.broken, *reading.documents) if each.kind == "Image"}
-    if name not in images:
-        raise UsageError(f"no Image is called {shown(name)}; {nearest(name, tuple(images)) or 'there is none'}")
-    written = dig(images[name].body, _CONTAINER_IMAGE)
+    images = [each for each in (*reading.broken, *reading.documents) if each.kind == "Image"]
+    named = [each for each in images if each.name == name]
+    if not (named or reading.whole):
+        raise SpecError(tuple(reading.problems))
+    if not named:
+        near = nearest(name, [each.name for each in images])
+        raise UsageError(f"no Image is called {shown(name)}; {near or 'there is none'}")
+    if len(named) > 1:
+        where = " and ".join(sorted({each.path for each in named}))
+        raise UsageError(f"{len(named)} Images are called {name}, in {where}: rename one, or say which file")
+    written = dig(named[0].body, _CONTAINER_IMAGE)
     if not isinstance(written, str):
         raise UsageError(f"the Image {name} has no rootfs.oci: only a container image of a registry has a tag")
-    return images[name], written
+    return named[0], written
 
 
 def _rewrite(place: Path, line: int, column: int, old: str, new: str) -> None:
     """Put one text in the place of another in a file. Raises UsageError."""
     path = place.resolve()  # a link stays one
-    draft = path.with_name(f".{path.name}.new")
     try:
-        lines = path.read_bytes().decode().split("\n")
-        at = lines[line - 1].find(old, column - 1)
-        if not 0 <= at - (column - 1) <= _BEFORE_A_TEXT:
-            raise UsageError(f"{place}:{line}: it is not written here in one piece; write {new}")
-        lines[line - 1] = lines[line - 1][:at] + new + lines[line - 1][at + len(old) :]
-        shutil.copy2(path, draft)
-        draft.write_bytes("\n".join(lines).encode())
-        os.chown(draft, path.stat().st_uid, path.stat().st_gid)
-        draft.replace(path)
+        with descriptor(path.parent, os.O_RDONLY) as folder:
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(folder, fcntl.LOCK_EX)  # several may be pinned at once
+            lines = path.read_bytes().decode().split("\n")
+            at = lines[line - 1].find(old, column - 1)
+            before, after = lines[line - 1][:at], lines[line - 1][at + len(old) :]
+            if not 0 <= at - (column - 1) <= _BEFORE_A_TEXT or after.startswith("@"):
+                raise UsageError(f"{place}:{line}: it is not written here in one piece; write {new}")
+            lines[line - 1] = before + new + after
+            _replace(path, "\n".join(lines).encode())
     except OSError as error:
         raise UsageError(f"{place}: {error.strerror}") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        shutil.copy2(path, draft)
+        draft.write_bytes(content)
+        os.chown(draft, path.stat().st_uid, path.stat().st_gid)
+        draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 

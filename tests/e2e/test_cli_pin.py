@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.command import Mikrom
+from tests.command import AS_A_PROGRAM, Mikrom
 from tests.container_images import Workshop, a_program, run
 from tests.registries import docker_registry
 
@@ -96,6 +97,23 @@ def test_a_tag_becomes_its_digest_and_nothing_else_of_the_file_changes(
     assert path.read_bytes().count(digest.encode()) == 1, "an older digest is replaced"
 
 
+def test_images_that_are_pinned_at_once_are_pinned_once_each(
+    mikrom: Mikrom, folder: Path, image: tuple[str, str]
+) -> None:
+    tagged, digest = image
+    path = specs(folder, tagged)
+    before = path.read_bytes()
+    with ThreadPoolExecutor(6) as pool:
+        list(
+            pool.map(
+                lambda name: mikrom("image", "pin", name, code=None, program=AS_A_PROGRAM), ("web", "json", "plain") * 2
+            )
+        )
+    after = path.read_bytes()
+    assert (after.count(f"@sha256:{digest}".encode()), after.replace(f"@sha256:{digest}".encode(), b"")) == (3, before)
+    assert [each.name for each in path.parent.iterdir()] == ["web.yml"]
+
+
 def test_what_cannot_be_pinned_says_why_and_changes_nothing(
     mikrom: Mikrom, folder: Path, image: tuple[str, str]
 ) -> None:
@@ -104,12 +122,21 @@ def test_what_cannot_be_pinned_says_why_and_changes_nothing(
     for words, message in (
         (("wep",), "no Image is called 'wep'; did you mean web?"),
         (("disk",), "the Image disk has no rootfs.oci"),
-        (("web",), "404"),
+        (("web",), f"the tag 9 of {image[0].replace(':1.2', ':9')}: the server answers 404"),
         (("web", "git+file:///srv/specs"), "name the files of a checkout"),
         (("web", "nowhere"), "nowhere"),
     ):
         assert message in mikrom("image", "pin", *words, code=None).stderr, words
         assert path.read_bytes() == before
+    twice, unclosed = path.with_name("twice.yml"), path.with_name("unclosed.yml")
+    twice.write_bytes(before)
+    assert (
+        "2 Images are called web, in specs/twice.yml and specs/web.yml" in mikrom("image", "pin", "web", code=64).stderr
+    )
+    unclosed.write_text("spec: {a: [")
+    assert "specs/unclosed.yml:1:" in mikrom("image", "pin", "nobody", code=1).stderr
+    twice.unlink()
+    unclosed.unlink()
     odd = specs(folder, image[0])
     before = odd.read_bytes()
     told = mikrom("image", "pin", "odd", code=64).stderr

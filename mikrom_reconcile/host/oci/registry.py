@@ -78,10 +78,13 @@ class Registry:
 
     def digest_of(self, image: str, *, give_up_at: float) -> str:
         """The digest, in hexadecimal, of what the tag of `image` names now. Raises FetchError."""
-        url = f"{self._repository.url}/manifests/{tag_of(image) or 'latest'}"
-        with self.opened(url, offset=0, give_up_at=give_up_at) as answer:
-            content = _whole(answer, CONTAINER_IMAGES.document_bytes, "a manifest", give_up_at)
-        document_of(content)
+        tag = tag_of(image) or "latest"
+        try:
+            with self.opened(f"{self._repository.url}/manifests/{tag}", offset=0, give_up_at=give_up_at) as answer:
+                content = _whole(answer, CONTAINER_IMAGES.document_bytes, "a manifest", give_up_at)
+            document_of(content)
+        except FetchError as error:
+            raise FetchError(f"the tag {tag} of {image}: {error}", lasting=error.lasting) from error
         return hashlib.sha256(content).hexdigest()
 
     @contextmanager

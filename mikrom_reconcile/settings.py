@@ -40,6 +40,9 @@ _BROKERS = "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`
 _INTERVAL = "seconds between Beat's runs, or a cron line in UTC"
 _SIGNING_KEY = "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders"
 _PAGE_AUTH = "user:password of the page at MIKROM_METRICS; without it only loopback has the page"
+_SIGNERS = "SSH allowed_signers file: commits of specs must be signed by one of them"
+_GNUPGHOME = "GPG keyring folder: the same; with both, one of either"
+_POLICY = "a command that judges each plan (JSON on stdin) where it is carried out; only exit code 0 allows it"
 _SPECS = "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
 _VERIFY_KEY = "the public key of it: a host that has it carries out signed orders only"
 _MIRRORS = "registry=mirror[:port][/prefix], with , between: the mirror is asked in its place"
@@ -139,6 +142,9 @@ class Settings:
     metrics: str | None = _env("MIKROM_METRICS", None, "[address:]port of a control worker: metrics, page", _listen)
     page_auth: str | None = _env("MIKROM_PAGE_AUTH", None, _PAGE_AUTH, secret=True)
     specs: str | None = _env("MIKROM_SPECS", None, _SPECS, _specs)
+    git_allowed_signers: Path | None = _env("MIKROM_GIT_ALLOWED_SIGNERS", None, _SIGNERS, _path)
+    git_gnupghome: Path | None = _env("MIKROM_GIT_GNUPGHOME", None, _GNUPGHOME, _path)
+    policy: str | None = _env("MIKROM_POLICY", None, _POLICY, _program)
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003
 
     def chosen_specs(self) -> str:

@@ -169,6 +169,8 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):  # one plan or apply, and
     beat_margin_s: Annotated[float, "a scheduled run's key has to be gone when the same Beat comes again"] = 0.2
     unfinished_kept_s: Annotated[int, "a run that failed before it could report is shown for a day"] = 86400
     progress_interval_s: Annotated[float, "interval of progress reports; people do not read faster"] = 1.0
+    policy_s: Annotated[float, "what a policy command has to judge a plan; conftest takes less than a second"] = 30.0
+    policy_reason_bytes: Annotated[int, "of what it says against a plan; the rest is thrown away"] = 1000
     kept: Annotated[int, "no store keeps more runs"] = 10_000
     kept_per_host: Annotated[int, "different things that a host did by itself"] = 100
     record_bytes: Annotated[int, "of one run: some 100,000 actions"] = 64 << 20
@@ -202,6 +204,8 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):  # files, documents, and
     head_bytes: Annotated[int, "how much of a file is read to see whether it looks like a spec"] = 4096
     git_status_s: Annotated[float, "it takes milliseconds; a slower repository goes without a commit's name"] = 2.0
     git_fetch_s: Annotated[float, "for everything together: specs are small, and a run waits for them"] = 30.0
+    git_file_bytes: Annotated[int, "the largest that a fetch writes, which is the pack; specs take some MiB"] = 1 << 30
+    keys_bytes: Annotated[int, "of keys of those who sign commits; a keyring of hundreds has 2 MiB"] = 16 << 20
     misnamed_bytes: Annotated[int, "larger files are no specs under another name"] = 1 << 20
     kept_bytes: Annotated[int, "of the last good tree; more than the largest one takes"] = 256 << 20
     name_characters: Annotated[int, "of a VM's name: it is part of socket paths, which have at most 107 bytes"] = 48

@@ -52,10 +52,14 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
         raise UsageError("an empty PATH names no specs; leave it out, or write . for this folder")
     if any(path.startswith("git+") for path in chosen):
         from mikrom_reconcile.control.sources.git import GitPlace, GitSource
+        from mikrom_reconcile.control.sources.signers import Signers
 
         if len(chosen) > 1:
             raise UsageError("specs from git are one source: give one git+ address and nothing else")
-        return GitSource(GitPlace.of(chosen[0])).read(known)
+        signers = Signers(ssh=settings.git_allowed_signers, gpg=settings.git_gnupghome)
+        return GitSource(GitPlace.of(chosen[0]), signers=signers).read(known)
+    if not paths and settings.specs and (settings.git_allowed_signers or settings.git_gnupghome):
+        raise UsageError("commits are to be signed, and MIKROM_SPECS is no git+ address: nothing of a folder is signed")
     from mikrom_reconcile.control.sources.files import around, read_files, refuse_left_out, refuse_part
 
     places = [Path(path) for path in chosen]
@@ -71,12 +75,14 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
 def make_source(settings: Settings) -> LastGood:
     """MIKROM_SPECS as scheduled runs use it, with the last good revision below the state folder."""
     from mikrom_reconcile.control.sources.last_good import LastGood
+    from mikrom_reconcile.control.sources.signers import Signers
     from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 
     return LastGood(
         settings.specs or "",
         read=lambda known: read_tree(settings, (), known),
         check=lambda tree: render_all(validate_specs(tree, schemas(), here=settings.host), here=settings.host),
+        identity=Signers(ssh=settings.git_allowed_signers, gpg=settings.git_gnupghome).identity,
         folder=settings.state_dir / "source",
     )
 
@@ -157,7 +163,10 @@ def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone:
     """The engine that plans and applies in this process, over any hosts and store; `alone` reaches no other host."""
     from mikrom_reconcile.control.reconcile import Reconciler
 
-    return Reconciler(here=settings.host, hosts=hosts, store=store, clock=Clock(), schemas=schemas(), alone=alone)
+    policy, clock = settings.policy, Clock()
+    return Reconciler(
+        here=settings.host, hosts=hosts, store=store, clock=clock, schemas=schemas(), alone=alone, policy=policy
+    )
 
 
 def make_host_agent(settings: Settings) -> HostAgent:

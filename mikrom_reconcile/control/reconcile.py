@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import msgspec
 
 from mikrom_reconcile import traces
+from mikrom_reconcile.control.policy import judged
 from mikrom_reconcile.control.ports import Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
 from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
@@ -35,12 +36,18 @@ from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 
 
 class Reconciler:
-    """The Engine of this process, for specs of `here`; `alone`: no other host can be reached. It keeps what it
-    prepared.
-    """
+    """The Engine of this process, for specs of `here`; `alone`: no other host can be reached; `policy` judges plans."""
 
     def __init__(
-        self, *, here: str, hosts: Hosts, store: RunStore, clock: Clock, schemas: Mapping[str, str], alone: bool = False
+        self,
+        *,
+        here: str,
+        hosts: Hosts,
+        store: RunStore,
+        clock: Clock,
+        schemas: Mapping[str, str],
+        alone: bool = False,
+        policy: str | None = None,
     ) -> None:
         self.hosts = hosts
         self.store = store
@@ -49,6 +56,7 @@ class Reconciler:
         self._schemas = schemas
         self._prepared: context.PlanInput | None = None
         self._alone = alone
+        self._policy = policy
 
     def source(self) -> SourceState | None:
         """None: only control workers have scheduled runs."""
@@ -66,14 +74,14 @@ class Reconciler:
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
         if request.verb is not None:
-            return self._plan_by_name(request).plan
+            return judged(self._plan_by_name(request).plan, self._policy)
         result = self._plan(request, self._specs(request))
         if result.unmatched:
             raise UsageError(result.unmatched)
         alive = sorted({*request.assume_dead} - {*result.plan.unreachable})
         if alive:
             raise UsageError(f"--assume-dead: {', '.join(alive) or repr('')} answers, or is no host of this project")
-        return result.plan
+        return judged(result.plan, self._policy)
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
@@ -88,12 +96,13 @@ class Reconciler:
             if result.highest_token >= lease.token:  # the store was lost; hosts remember higher tokens
                 lease.release()
                 lease = self._lease(project, request, ends_at, at_least=result.highest_token + 1)
-            self.hosts.give_up({*request.assume_dead} & result.plan.unreachable.keys())
-            approved = plan or result.plan
+            # the plan of now: what was saved before, or comes from elsewhere, need not be what is carried out
+            result, approved, refused = self._judged(result, plan)
+            self.hosts.give_up(set() if refused else {*request.assume_dead} & result.plan.unreachable.keys())
             with RunLog(self.store, self._clock, request, approved, started_at, progress) as log:
                 for outcome in stale_outcomes(approved, result.plan):
                     log.heard(outcome)
-                while True:
+                while not refused:
                     actions = runnable_actions(approved, result.plan, log.outcomes)
                     if request.verb is None and lease.held():
                         self.store.remember(project, remembered(result, actions, log.outcomes))
@@ -107,6 +116,13 @@ class Reconciler:
             lease.release()
         unfinished = result.plan.actions or result.retry_after_s is not None
         return log.ended(result.plan, late=bool(unfinished) and self._left_s(ends_at) == 0)
+
+    def _judged(self, result: context.PlanResult, plan: Plan | None) -> tuple[context.PlanResult, Plan, bool]:
+        """What was found, which plan is approved, and whether the policy refused it: then it is one without actions."""
+        now = judged(result.plan, self._policy)
+        if now is result.plan:
+            return result, plan or now, False
+        return msgspec.structs.replace(result, plan=now, retry_after_s=None), now, True
 
     def _dispatch(
         self, request: RunRequest, actions: list[Action], plan: Plan, lease: Lease, deadline_s: float, log: RunLog

@@ -142,7 +142,7 @@ def refusals(plan: Plan) -> Iterator[str]:
     groups = group_by(plan.refusals, lambda refusal: (refusal.fleet, refusal.rule, refusal.message))
     for (fleet, rule, message), alike in groups.items():
         named = grouped(refusal.vm for refusal in alike if refusal.vm)
-        yield f"{named or f'fleet {fleet}'}: {message} [{rule}]"
+        yield f"{named or (f'fleet {fleet}' if fleet else 'all of it')}: {message} [{rule}]"
 
 
 def unreachable(plan: Plan) -> Iterator[str]:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.dispatch.app import FleetApp
+from tests.e2e.test_metrics import free_port, scrape
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 from tests.unit.control.test_git_source import Repository
+from tests.unit.control.test_signers import UNSIGNED, Signed
 
 pytestmark = pytest.mark.redis
 
@@ -35,14 +37,14 @@ def repository(own_environment: Path) -> Repository:
     return Repository(own_environment / "repository")
 
 
-def asked(app: FleetApp, task: str) -> dict[str, Any]:
-    told: dict[str, Any] = app.send_task(f"mikrom.{task}", queue=KEYS.queue).get(timeout=240)
+def asked(app: FleetApp, task: str, **arguments: str) -> dict[str, Any]:
+    told: dict[str, Any] = app.send_task(f"mikrom.{task}", kwargs=arguments, queue=KEYS.queue).get(timeout=240)
     return told
 
 
-def mikrom(fleet: Fleet, *words: str) -> subprocess.CompletedProcess[str]:
+def mikrom(fleet: Fleet, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "mikrom_reconcile", *words]
-    return subprocess.run(argv, env=fleet.environment(), capture_output=True, text=True, cwd=ROOT, check=False)
+    return subprocess.run(argv, env=fleet.environment() | more, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 def test_a_branch_is_followed_and_a_broken_commit_keeps_the_last_good_one(
@@ -142,3 +144,44 @@ def test_commands_read_specs_from_git_themselves_and_warn_of_others_than_those_o
     assert refused.returncode == 64
     hostile = mikrom(fleet, "plan", "git+ext::sh -c x")
     assert (hostile.returncode, "its protocol must be one of" in hostile.stderr) == (64, True)
+
+
+def test_an_unsigned_and_a_forced_commit_are_told_where_people_look_and_a_policy_stops_beat(
+    fleet: Fleet, app: FleetApp
+) -> None:
+    repository, policy, port = Signed(fleet.folder / "repository"), fleet.folder / "policy", free_port()
+    policy.write_text("#!/bin/sh\nexit 0\n")
+    policy.chmod(0o755)
+    place, signers = (
+        f"git+file://{repository.folder}@main#specs",
+        {"MIKROM_GIT_ALLOWED_SIGNERS": str(repository.allowed)},
+    )
+    good = repository.signed("ana", WEB % 2)[:12]
+    more = {"MIKROM_SPECS": place, "MIKROM_POLICY": str(policy), "MIKROM_METRICS": str(port), **signers}
+    fleet.worker("control", pool="threads", **more)
+    assert asked(app, "reconcile")["done"] == "2 create done"
+
+    bad = repository.commit(web=WEB % 1)[:12]
+    done = asked(app, "reconcile")["done"]
+    assert done.startswith(f"nothing to do; the source is broken, {good} was used: {bad} by a test")
+    assert UNSIGNED in done
+    assert scrape(port)["mikrom_source_broken", ()] == 1
+    assert UNSIGNED in json.loads(mikrom(fleet, "status", "-o", "json").stdout)["source"]["problem"]
+    assert UNSIGNED in json.loads(mikrom(fleet, "get", "runs", "-o", "json").stdout)["runs"][0]["source_problem"]
+    assert UNSIGNED in mikrom(fleet, "doctor").stdout
+    assert UNSIGNED in mikrom(fleet, "plan", place, **signers).stderr
+
+    repository.git("checkout", "-q", "--orphan", "other")
+    forced = repository.signed("ana", WEB % 3)[:12]
+    repository.git("branch", "-f", "main")
+    assert "main was forced" in asked(app, "sync_source")["problem"]
+    assert asked(app, "sync_source", accept=forced) == {"revision": forced, "problem": ""}
+
+    policy.write_text("#!/bin/sh\necho 'three are too many' >&2\nexit 1\n")
+    assert asked(app, "reconcile")["exit_code"] == 8
+    assert "three are too many" in mikrom(fleet, "get", "runs", "-o", "json").stdout
+    applied = mikrom(fleet, "apply", place, "--yes")
+    assert (applied.returncode, "three are too many" in applied.stdout) == (8, True)
+    policy.unlink()
+    assert asked(app, "reconcile")["exit_code"] == 8
+    assert len(json.loads(mikrom(fleet, "get", "vms", "-o", "json").stdout)["vms"]) == 2

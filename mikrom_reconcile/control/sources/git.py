@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import tempfile
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_size, made_by, refuse_part, tree_of
+from mikrom_reconcile.control.sources.signers import NOBODY, Signers
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.parsing.documents import SUFFIXES, looks_like_a_spec, sorted_out
@@ -31,6 +33,7 @@ _REF = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock$|/$))[A-Za-z0-9_][A-Za-z0-9_.+/-]
 _HOST = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:\]-]*")
 
 _FETCHED = "refs/mikrom/specs"
+_HISTORY = "refs/mikrom/history"
 _QUIET = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "fetch.recurseSubmodules=false"]
 
 _PLACES = ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "NAMESPACE")
@@ -81,15 +84,16 @@ def _problem_of(url: str, ref: str, folder: str) -> str | None:
 
 
 class GitSource:
-    """Every spec file below a folder of a commit (`core.spec_files`); hidden ones are left out."""
+    """Every spec file, but hidden ones, below a folder of a commit that one of `signers` signed, if there are any."""
 
-    def __init__(self, place: GitPlace, *, limit_s: float = SPECS.git_fetch_s) -> None:
+    def __init__(self, place: GitPlace, *, signers: Signers = NOBODY, limit_s: float = SPECS.git_fetch_s) -> None:
         self._place = place
+        self._signers = signers
         self._limit_s = limit_s
         self._give_up_at = 0.0
 
     def read(self, known: SourceTree | None = None) -> SourceTree:
-        """The specs as they are there now; `known` again when it has the commit that is there. Raises SourceError."""
+        """The specs as they are there now, which came after `known`, or are those again. Raises SourceError."""
         self._give_up_at = time.monotonic() + self._limit_s
         name, commit = self._there_now()
         if known is not None and commit is not None and known.revision == commit[:ABBREVIATED]:
@@ -99,13 +103,40 @@ class GitSource:
             self._git("init", "--quiet", "--bare", folder)
             options = ["--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules"]
             self._git(here, "fetch", *options, "--", self._place.url, f"+{name}:{_FETCHED}")
-            commit = self._git(here, "rev-parse", "--verify", f"{_FETCHED}^{{commit}}").decode().strip()[:ABBREVIATED]
+            whole = self._git(here, "rev-parse", "--verify", f"{_FETCHED}^{{commit}}").decode().strip()
+            commit = whole[:ABBREVIATED]
             author = self._git(here, "show", "--no-patch", AUTHOR, commit).decode(errors="replace").strip()
             try:
-                return self._tree(here, commit, author)
+                verified_by = self._verify(here, whole)
+                if known is not None and name != whole:
+                    self._refuse_forced(here, name, whole, known.revision)
+                return msgspec.structs.replace(self._tree(here, commit, author), verified_by=verified_by)
             except (SourceError, SpecError, UsageError) as error:
                 error.add_note(made_by(commit, author))
                 raise
+
+    def _verify(self, here: str, commit: str) -> str:
+        """Whose keys those are of which one signed it; "" where that is not asked. Raises SourceError."""
+        if not (identity := self._signers.identity()):
+            return ""
+        try:
+            self._git(*self._signers.options(), here, "verify-commit", commit, **self._signers.environment())
+        except SourceError as error:
+            why = str(error).removeprefix(f"{self._place.url}: ").replace("exit code 1", "it is not signed")
+            raise SourceError(f"no signature of somebody who may sign here: {why}; see docs/trust.md") from error
+        return identity
+
+    def _refuse_forced(self, here: str, name: str, commit: str, known: str) -> None:
+        """Raises SourceError unless the commit came after the `known` one. A server that can sends commits alone."""
+        # --unshallow would fail where all is there
+        options = ["--quiet", "--filter=tree:0", "--depth=2147483647", "--no-tags", "--no-recurse-submodules"]
+        self._git(here, "fetch", *options, "--", self._place.url, f"+{name}:{_HISTORY}")
+        history = self._git(here, "rev-list", commit).decode().splitlines()
+        if not any(earlier.startswith(known) for earlier in history):
+            raise SourceError(
+                f"its history lacks {known}, which was in use: {self._place.ref} was forced. To take it all the same:"
+                f" mikrom.sync_source with accept={commit[:ABBREVIATED]}, see docs/trust.md"
+            )
 
     def _tree(self, here: str, commit: str, author: str) -> SourceTree:
         said = self._git(here, "ls-tree", "-r", "-z", "--long", "--full-tree", _FETCHED).decode("utf-8", "replace")
@@ -161,13 +192,15 @@ class GitSource:
             if mode.startswith("100") and path.lower().endswith(SUFFIXES) and PurePosixPath(path).parent in above
         }
 
-    def _git(self, *arguments: str, said: str = "") -> bytes:
+    def _git(self, *arguments: str, said: str = "", **variables: str) -> bytes:
         try:
-            command = [shutil.which("git") or "git", *_QUIET, *arguments]
+            command, env = [shutil.which("git") or "git", *_QUIET, *arguments], _environment() | variables
             # in a session of its own, so that its ssh ends with it
-            process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=_environment(), start_new_session=True)
+            process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env, start_new_session=True)
         except OSError as error:
             raise SourceError(f"cannot start git: {error.strerror}; is it installed?") from error
+        with suppress(ProcessLookupError):  # what it starts to write a pack has this limit, too
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (SPECS.git_file_bytes, SPECS.git_file_bytes))
         try:
             answer, complaint = process.communicate(said.encode(), max(0.1, self._give_up_at - time.monotonic()))
         except BaseException as error:

@@ -45,22 +45,27 @@ class LastGood:
         *,
         read: Callable[[SourceTree | None], SourceTree],
         check: Callable[[SourceTree], object],
+        identity: Callable[[], str],
         folder: Path,
     ) -> None:
-        """`read` is given what is known, `check` raises SpecError; the last good one is kept in `folder`."""
+        """`read` is given what is known, `check` raises SpecError, `identity` is of the signers to trust ("": all).
+        The last good one is kept in `folder`.
+        """
         self._read = read
         self._check = check
+        self._identity = identity
         self._path = folder / digest_of(name).partition(":")[2]
         self._lock = threading.Lock()
         self._good: Good | None = None
 
-    def poll(self, highest: int = 0) -> PollResult:
-        """Read the source, and keep what it holds if that is good; others have numbers up to `highest`."""
+    def poll(self, highest: int = 0, *, accept: str = "") -> PollResult:
+        """Read the source, and keep it if it is good, or a forced commit to `accept`; others count to `highest`."""
         with self._lock:
-            known = self._good = self._good or self._on_disk()
+            known = self._known()
             tree: SourceTree | None = None
             try:
-                tree = self._read(known.tree if known else None)
+                tree = self._read(known.tree if known and not accept else None)
+                _refuse_other(tree, accept)
                 if known is None or tree != known.tree:
                     self._check(tree)
                     number = max(highest, known.number if known else 0) + 1
@@ -70,11 +75,27 @@ class LastGood:
                 return PollResult(known, f"{broken}: {problem_in(error)}" if broken else problem_in(error), broken)
             return PollResult(self._good, "")
 
-    def take(self, good: Good) -> None:
-        """Use what another control worker found good, if it is newer than what is known here."""
+    def number(self) -> int:
+        """That of the last good one that is known here; 0 for none."""
         with self._lock:
-            if self._good is None or self._good.number < good.number:
+            known = self._known()
+            return known.number if known else 0
+
+    def take(self, good: Good) -> Good | None:
+        """Use what another control worker found good, if it is newer than what is known here; what is known then."""
+        with self._lock:
+            known = self._known()
+            if self._is_trusted(good) and (known is None or known.number < good.number):
                 self._keep(good)
+            return self._good
+
+    def _known(self) -> Good | None:
+        known = self._good or self._on_disk()
+        self._good = known if known and self._is_trusted(known) else None
+        return self._good
+
+    def _is_trusted(self, good: Good) -> bool:
+        return self._identity() in {"", good.tree.verified_by}
 
     def _keep(self, good: Good) -> None:
         self._good = good
@@ -90,6 +111,11 @@ class LastGood:
             return None if content is None else msgspec.msgpack.decode(content, type=ready(Good))
         except (OSError, OddFileError, msgspec.MsgspecError):
             return None
+
+
+def _refuse_other(tree: SourceTree, accept: str) -> None:
+    if not tree.revision.startswith(accept[: len(tree.revision)]):
+        raise SourceError(f"this is there now, not {accept}, which was to be accepted")
 
 
 def problem_in(error: MikromError) -> str:

@@ -19,11 +19,13 @@ class SourceTree(msgspec.Struct, frozen=True, kw_only=True):
     """Every file of one reading of a source, sorted by path.
 
     `revision` names the content: a git commit where there is one, else a digest of the files. `author` made the commit.
+    `verified_by` is a digest of the keys of which one signed it, or "".
     """
 
     revision: str
     files: tuple[SourceFile, ...]
     author: str = ""
+    verified_by: str = ""
 
 
 class SourceState(msgspec.Struct, frozen=True, kw_only=True):

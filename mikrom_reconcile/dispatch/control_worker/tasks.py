@@ -118,10 +118,10 @@ class ControlTasks:
         """A VM task that a person called: one action on the VMs of this name; create and update follow the specs."""
         return _unattended("task", lambda run: self._act(run, verb, vm))
 
-    def sync_source(self) -> dict[str, Any]:
-        """Look at MIKROM_SPECS now; every scheduled run begins with the same look."""
+    def sync_source(self, *, accept: str = "") -> dict[str, Any]:
+        """Look at MIKROM_SPECS now, as scheduled runs do; `accept` is a forced commit that a person wants used."""
         try:
-            tree, problem = self._specs_now()
+            tree, problem = self._specs_now(accept)
         except SourceError as error:
             return {"revision": "", "problem": str(error)}
         return {"revision": tree.revision, "problem": problem}
@@ -210,13 +210,16 @@ class ControlTasks:
         report = self._carry_out(request, None, lambda _: celery_patches.refuse_when_stopping())
         return summary(report), result_of(report).exit_code
 
-    def _specs_now(self) -> tuple[SourceTree, str]:
+    def _specs_now(self, accept: str = "") -> tuple[SourceTree, str]:
         """The specs to use, and why they are the last good ones, or "". Raises SourceError where none are known."""
         before = source_state(self.redis, self.keys)
-        good, problem, broken = self.source.poll(before.number if before else 0)
-        if problem and (other := self._shared()) is not None:
+        highest = before.number if before else 0
+        is_behind = before and before.name == self.settings.specs and highest > self.source.number()
+        if is_behind and (other := self._shared()) is not None:  # what others have followed already would look forced
             self.source.take(other)
-            good = max((other, *([good] if good else [])), key=lambda one: one.number)
+        good, problem, broken = self.source.poll(highest, accept=accept)
+        if problem and (other := self._shared()) is not None:
+            good = self.source.take(other)
         self._share(before, good, problem, broken)
         if good is None:
             raise SourceError(f"{problem}; no good revision of it is known, so nothing is planned")

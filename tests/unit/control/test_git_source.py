@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ class Repository:
         self.git("commit", "-q", "--allow-empty", "-m", "change")
         return self.git("rev-parse", "HEAD")
 
-    def source(self, rest: str = "@main#specs", **options: float) -> GitSource:
+    def source(self, rest: str = "@main#specs", **options: Any) -> GitSource:
         return GitSource(GitPlace.of(f"git+file://{self.folder}{rest}"), **options)
 
 

@@ -1,0 +1,72 @@
+"""Policy as code: a command judges each plan before anything is done, and one that gave no judgment said no."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+
+import msgspec
+
+from mikrom_reconcile.core.model.plan import Plan, Refusal
+from mikrom_reconcile.core.planning.context import numbered, with_kind
+from mikrom_reconcile.output.plan import plan_document
+from mikrom_reconcile.output.text import json_text
+from mikrom_reconcile.times_and_sizes import RUNS
+
+
+def judged(plan: Plan, command: str | None, *, limit_s: float = RUNS.policy_s) -> Plan:
+    """The plan if `command` lets it pass or nothing in it is to be done, else one in which all of that is refused."""
+    if command is None or all(change.kind == "blocked" for change in plan.changes):
+        return plan
+    if not (why := _objection(command, json_text(plan_document(plan)).encode(), limit_s)):
+        return plan
+    why += f" (MIKROM_POLICY={command})"
+    changes = tuple(
+        change if change.kind == "blocked" else with_kind(change, "blocked", "the policy refused this plan")
+        for change in plan.changes
+    )
+    refusals = (*plan.refusals, Refusal(fleet="", vm="", rule="policy", message=why))
+    return numbered(msgspec.structs.replace(plan, id="", changes=changes, actions=(), refusals=refusals, peaks={}))
+
+
+def _objection(command: str, plan: bytes, limit_s: float) -> str:
+    """What the command has against the plan that it is given, or "" if it has nothing."""
+    give_up_at = time.monotonic() + limit_s
+    with os.fdopen(os.memfd_create("plan"), "w+b") as given:  # no pipe: the command need not read all of it
+        given.write(plan)
+        given.seek(0)
+        env = {name: text for name, text in os.environ.items() if not name.startswith(("MIKROM_", "FLOWER_"))}
+        try:
+            process = Popen([command], stdin=given, stdout=DEVNULL, stderr=PIPE, env=env, start_new_session=True)
+        except OSError as error:
+            return f"it could not be started: {error.strerror}"
+    with process:
+        try:
+            said = _said(process, give_up_at)
+            code = process.wait(max(0.0, give_up_at - time.monotonic()))
+        except TimeoutExpired:
+            return f"it gave no answer within {limit_s:g} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and what it left behind
+    if code < 0:
+        return f"it was killed by signal {-code}"
+    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    return "; ".join(lines) or f"exit code {code}" if code else ""
+
+
+def _said(process: Popen[bytes], give_up_at: float) -> bytes:
+    """How what it says begins, once it has ended; the rest is thrown away."""
+    assert process.stderr  # noqa: S101 - it is a pipe
+    said, stderr = b"", process.stderr.fileno()
+    with open(os.pidfd_open(process.pid)) as ended:  # noqa: PTH123 - a descriptor is no path
+        both = (stderr, ended.fileno())  # what the command left behind may keep the pipe open
+        while (left_s := give_up_at - time.monotonic()) > 0 and stderr in select.select(both, (), (), left_s)[0]:
+            if not (piece := os.read(stderr, 65536)):
+                break
+            said += piece[: RUNS.policy_reason_bytes - len(said)]
+    return said

@@ -174,6 +174,8 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):  # one plan or apply, and
     kept: Annotated[int, "no store keeps more runs"] = 10_000
     kept_per_host: Annotated[int, "different things that a host did by itself"] = 100
     record_bytes: Annotated[int, "of one run: some 100,000 actions"] = 64 << 20
+    revisions: Annotated[int, "of one project: months of what people change"] = 100
+    revisions_bytes: Annotated[int, "of their specs, compressed: 10,000 documents take about 300 KiB"] = 32 << 20
     gc_objects: Annotated[int, "between collections: specs stay, and looking at them costs a fifth"] = 2_000_000
 
 

@@ -189,11 +189,25 @@ def _checked(path: str, content: bytes, found: dict[str, Any]) -> SavedPlan:
     return saved
 
 
+def request_back(engine: Engine, name: str | None, command: str, settings: Settings, **asked: Any) -> RunRequest:
+    """The request that goes back to a revision, and has Beat leave alone what its source holds. Raises UsageError."""
+    from mikrom_reconcile.control import revisions
+
+    every, source = revisions.kept(engine.store), engine.source()
+    there = revisions.named(every, name)
+    tree, extra_vars = revisions.applied(engine.store, there)
+    current = next(one for one in every if one.project == there.project)
+    held = (source.digest if source else "") or current.held or current.content
+    asked["extra_vars"] = extra_vars | asked.get("extra_vars", {})
+    return request_for(command, tree, settings, restores=there.number, held=held, **asked)
+
+
 @click.command()
 @options.paths
 @options.selection
 @options.retry
 @options.assume_dead
+@click.option("--at", metavar="REV", help="Not of PATH: of a revision, to which it would go back.")
 @click.option("--without-host", "without_hosts", multiple=True, metavar="HOST", help="What if this host were lost?")
 @options.diff
 @click.option("--out", metavar="FILE", callback=options.no_dash, help="Save the plan, for `mikrom apply FILE`.")
@@ -204,8 +218,15 @@ def plan(
 ) -> int:
     """Show what apply would change, and why. Changes nothing."""
     settings = load()
-    request = request_for("plan", wiring.read_tree(settings, paths), settings, **asked)
-    planned = wiring.open_engine(settings).plan(request)
+    if (revision := asked.pop("at")) is None:
+        request = request_for("plan", wiring.read_tree(settings, paths), settings, **asked)
+        engine = wiring.open_engine(settings)
+    elif paths:
+        raise UsageError(f"--at {revision} says which specs are meant: leave out {', '.join(paths)}")
+    else:
+        engine = wiring.open_engine(settings)
+        request = request_back(engine, revision, "plan", settings, **asked)
+    planned = engine.plan(request)
     if out is not None:
         save_plan(out, request, planned, wiring.place_of(settings))
     return _show_plan(planned, form, full=full, detailed=detailed_exitcode)
@@ -246,7 +267,7 @@ def drift(paths: tuple[str, ...], form: str, **asked: Any) -> int:
 @click.option("--check", is_flag=True, help="Only plan; of a saved plan, say what would be refused by now.")
 @options.diff
 @options.wait
-@click.option("--prune-max", type=options.share, help="How much of a fleet this run may remove: 5, or 20%.")
+@options.prune_max
 @options.execution
 @options.output(formats.RUN)
 def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bool, wait: bool, **asked: Any) -> int:
@@ -290,6 +311,33 @@ def _again(saved: SavedPlan, *, forks: int | None, timeout_s: float | None, **as
     return msgspec.structs.replace(
         request, **new_run("apply"), forks=forks or request.forks, timeout_s=timeout_s or request.timeout_s
     )
+
+
+@click.command()
+@click.option("--to", "revision", metavar="REV", help="Instead of the last one before that converged: 3, or demo/3.")
+@click.option("--resume", is_flag=True, help="Change nothing, and let Beat go on with its source.")
+@options.yes
+@options.diff
+@options.wait
+@options.prune_max
+@options.execution
+@options.output(formats.RUN)
+def rollback(revision: str | None, form: str, *, resume: bool, yes: bool, full: bool, wait: bool, **asked: Any) -> int:
+    """Go back to an earlier revision (`mikrom history --revisions`): plan, ask, execute, verify, as apply does.
+
+    Beat then leaves the project alone until its source moves on to another revision, or --resume.
+    """
+    settings = load()
+    if resume:
+        from mikrom_reconcile.control.revisions import resume as let_go
+
+        resumed = let_go(wiring.open_engine(settings).store, new_run("rollback --resume")["origin"])
+        show(f"No longer held: {sanitize(', '.join(resumed)) or 'nothing was'}.\n")
+        return 0
+    refuse_without_anybody_to_ask(yes=yes)
+    engine = wiring.open_engine(settings)
+    request = request_back(engine, revision, "rollback", settings, **asked)
+    return run_flow(engine, request, yes=yes, form=form, full=full, wait=wait)
 
 
 @click.command()

@@ -11,6 +11,7 @@ import click
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options, queries
 from mikrom_reconcile.cli.entry import ERROR, INTERRUPTED, Commands, present, show, warn
+from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import Engine, Hosts
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import SUPERVISION
@@ -21,6 +22,7 @@ from mikrom_reconcile.output import run_result as runs
 from mikrom_reconcile.output.formats import DOCUMENT
 from mikrom_reconcile.output.hosts import orphans_in, orphans_text, vm_row, vms_in, vms_text
 from mikrom_reconcile.output.pages import status_html
+from mikrom_reconcile.output.revisions import revision_details, revisions_document, revisions_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.text import Style, console_text, row_table, sanitize
 from mikrom_reconcile.settings import Settings, load
@@ -33,15 +35,19 @@ _latest = click.option("-n", "count", type=click.IntRange(1), default=20, show_d
 @click.argument("name", required=False, shell_complete=queries.names_for_tab)
 @_latest
 @click.option("-f", "--follow", "following", is_flag=True, help="NAME is a run: wait for its end and tell how it went.")
+@click.option("--revisions", "by_revision", is_flag=True, help="What was applied, instead of runs; NAME is a project.")
 @options.output()
-def history(name: str | None, count: int, form: str, *, following: bool) -> int:
+def history(name: str | None, count: int, form: str, *, following: bool, by_revision: bool) -> int:
     """The runs that go on and those that were kept, the latest first.
 
-    With NAME that run, or those that touched that VM, host or fleet. With -f it exits as `mikrom apply` would have.
+    With NAME that run, or those that touched that VM, host or fleet; of a revision (3, or demo/3) what it changed.
+    With -f it exits as `mikrom apply` would have.
     """
     engine = wiring.open_engine(load())
     if following:
         return _follow_run(engine, name, form)
+    if by_revision or (name and name.rpartition("/")[2].isdecimal()):
+        return _show_revisions(engine, name, count, form)
     unfinished = [run for run in engine.unfinished() if name in {None, run.run_id}]
     listed = {run.run_id for run in unfinished}
     kept = runs.settled(engine.store.runs(RUNS.kept))
@@ -58,6 +64,17 @@ def history(name: str | None, count: int, form: str, *, following: bool) -> int:
         return runs.history_text(found, datetime.now(UTC), style, unfinished)
 
     present(form, lambda: runs.runs_document(found, unfinished), text)
+    return 0
+
+
+def _show_revisions(engine: Engine, name: str | None, count: int, form: str) -> int:
+    every, kept, now = revisions.kept(engine.store), engine.store.runs(RUNS.kept), datetime.now(UTC)
+    found = [one for one in every if name in {None, one.project}][:count]
+    if one := None if found or name is None else revisions.named(every, name):
+        own = [run for run in kept if run.outcomes and (run.project, run.number) == (one.project, one.number)]
+        present(form, lambda: revisions_document([one], own), lambda style: revision_details(one, own, style))
+    else:
+        present(form, lambda: revisions_document(found, []), lambda style: revisions_text(found, now, style))
     return 0
 
 

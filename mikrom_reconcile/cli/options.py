@@ -63,6 +63,7 @@ def execution(command: F) -> F:
 yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 diff = click.option("--diff", "full", is_flag=True, help="Show every value that changes in full, line by line.")
 wait = click.option("--wait/--no-wait", default=True, help="Whether to wait for the end, or leave it to control.")
+prune_max = click.option("--prune-max", type=share, help="How much of a fleet this run may remove: 5, or 20%.")
 retry = click.option("--retry", is_flag=True, help="Bring back what was given up after too many restarts.")
 assume_dead = click.option(
     "--assume-dead", multiple=True, metavar="HOST",

@@ -63,6 +63,15 @@ class RunStore(Protocol):
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         """The latest runs, newest first; those that another release wrote say so."""
 
+    def put(self, shelf: str, name: str, content: bytes | None) -> None:
+        """Keep `content` under a name on a shelf, instead of what was there; None takes it away."""
+
+    def get(self, shelf: str, name: str) -> bytes | None:
+        """What is kept under this name; None if nothing is."""
+
+    def shelf(self, shelf: str) -> list[bytes]:
+        """Everything that is kept on a shelf, in any order."""
+
 
 class Engine(Protocol):
     """What the command line and Beat drive: planning and applying here, or in a control worker far away."""

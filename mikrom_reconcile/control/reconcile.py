@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import msgspec
 
 from mikrom_reconcile import traces
+from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.policy import judged
 from mikrom_reconcile.control.ports import Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
@@ -81,7 +82,7 @@ class Reconciler:
         alive = sorted({*request.assume_dead} - {*result.plan.unreachable})
         if alive:
             raise UsageError(f"--assume-dead: {', '.join(alive) or repr('')} answers, or is no host of this project")
-        return judged(result.plan, self._policy)
+        return revisions.noted(self.store, request, judged(result.plan, self._policy))
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
@@ -112,10 +113,10 @@ class Reconciler:
                     self._clock.sleep(min(wait_s, self._left_s(ends_at)))
                     self._dispatch(request, actions, result.plan, lease, self._left_s(ends_at), log)
                     result = plan_again(log.outcomes)
+            is_over = not result.plan.actions and result.retry_after_s is None
+            return log.ended(result.plan, late=not is_over and self._left_s(ends_at) == 0)
         finally:
             lease.release()
-        unfinished = result.plan.actions or result.retry_after_s is not None
-        return log.ended(result.plan, late=bool(unfinished) and self._left_s(ends_at) == 0)
 
     def _judged(self, result: context.PlanResult, plan: Plan | None) -> tuple[context.PlanResult, Plan, bool]:
         """What was found, which plan is approved, and whether the policy refused it: then it is one without actions."""

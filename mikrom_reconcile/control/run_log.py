@@ -11,13 +11,14 @@ from typing import Any, Self
 import msgspec
 from msgspec.structs import replace
 
+from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model import plan as model
 from mikrom_reconcile.core.model.encoding import digest_of, ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.output.run_result import IN_PROGRESS, record_of
-from mikrom_reconcile.output.text import grouped
+from mikrom_reconcile.output.run_result import IN_PROGRESS, record_of, result_of
+from mikrom_reconcile.output.text import grouped, pick
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import RUNS
 
@@ -52,6 +53,7 @@ class RunLog:
             author=request.tree.author,
         )
         self._progress = progress
+        self._revision = revisions.begin(store, request, plan, record_of(self._begun, IN_PROGRESS))
         self._under_way: set[str] = set()
         self._save_at: float | None = None  # nothing was saved yet
 
@@ -90,7 +92,7 @@ class RunLog:
         """The report of the run; `remaining` is the plan of the last observation."""
         outcomes = tuple(self.outcomes)
         report = replace(self._begun, outcomes=outcomes, remaining=remaining, late=late, finished_at=self._clock.now())
-        self._keep(record_of(report))
+        self._keep(record_of(report), report)
         return report
 
     def _save(self, why: str, *, exit_code: int | None = None, failed: tuple[str, ...] = ()) -> None:
@@ -98,9 +100,14 @@ class RunLog:
         so_far = replace(self._begun, outcomes=tuple(self.outcomes), finished_at=self._clock.now())
         self._keep(replace(record_of(so_far, why, exit_code), failed=failed))
 
-    def _keep(self, run: model.RunRecord) -> None:
+    def _keep(self, run: model.RunRecord, report: model.RunReport | None = None) -> None:
+        revision = self._revision
         try:
-            self._store.save(run)
+            self._store.save(replace(run, number=revision.number) if revision else run)
+            if revision and not revision.converged:
+                whole = report is not None and report.plan.selected is None and result_of(report).converged
+                ended = pick(run, "finished_at", "conclusion", "exit_code")
+                revisions.keep(self._store, replace(revision, **ended, converged=whole))
         except MikromError as error:
             _log.warning("the history lacks what was done last: %s", error, extra={"run": run.run_id})
 

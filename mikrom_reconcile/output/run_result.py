@@ -297,7 +297,7 @@ def history_text(
         return "No run so far.\n"
     lines = [
         (run.since, run, "", unfinished_line(run), "red" if run.state == "failed" else "yellow") for run in unfinished
-    ] + [(run.finished_at, run, _made_by(run), run.conclusion + _times(run), exit_look(run.exit_code)) for run in runs]
+    ] + [(run.finished_at, run, made_by(run), run.conclusion + _times(run), exit_look(run.exit_code)) for run in runs]
     rows = [
         (text.time_text(at), (text.age(at, now), "dim"), (run.run_id, "dim"), run.origin, revision, (result, look))
         for at, run, revision, result, look in lines
@@ -307,7 +307,7 @@ def history_text(
 
 def run_details(run: model.RunRecord, style: text.Style) -> str:
     """Everything that is kept of one run. Ends with a line break."""
-    of = f"{text.time_text(run.started_at)}: {run.origin}, project {run.project} at {_made_by(run)}"
+    of = f"{text.time_text(run.started_at)}: {run.origin}, project {run.project} at {made_by(run)}"
     head = f"Run {run.run_id} of {of}"
     actions = "".join(f"{_action_line(outcome, style)}\n" for outcome in run.outcomes)
     return f"{text.sanitize(head + _times(run))}\n{actions}{left_undone(run, style)}\n{conclusion_text(run, style)}\n"
@@ -348,7 +348,7 @@ def events_text(found: Iterable[Event], style: text.Style) -> str:
     """One line per action. Ends with a line break."""
     lines = (
         f"{_action_line(outcome, style)} "
-        + style.paint(text.sanitize(f"[{run.origin}, run {run.run_id} at {_made_by(run)}{_times(run)}]"), "dim")
+        + style.paint(text.sanitize(f"[{run.origin}, run {run.run_id} at {made_by(run)}{_times(run)}]"), "dim")
         for run, outcome in found
     )
     return "".join(f"{line}\n" for line in lines) or "Nothing was done so far.\n"
@@ -376,7 +376,8 @@ def _action_line(outcome: model.ActionOutcome, style: text.Style) -> str:
     return f"{text.time_text(outcome.finished_at)}  {outcome_line(outcome, style)}" + (f": {why}" if why else "")
 
 
-def _made_by(run: model.RunRecord) -> str:
+def made_by(run: model.RunRecord) -> str:
+    """The commit or digest of the specs, and their author."""
     return f"{run.revision or '-'} by {run.author}" if run.author else run.revision or "-"
 
 

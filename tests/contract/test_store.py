@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from mikrom_reconcile.control import run_log
+from mikrom_reconcile.control import revisions, run_log
 from mikrom_reconcile.control.ports import RunStore
-from mikrom_reconcile.control.run_log import ROOM
+from mikrom_reconcile.control.run_log import ROOM, RunLog
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.control.stores.redis import RedisStore
-from mikrom_reconcile.core.model.errors import BusyError, SetupError
+from mikrom_reconcile.core.model.encoding import texts_digest
+from mikrom_reconcile.core.model.errors import BusyError, HeldError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, RunRecord
+from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, Revision, RunRecord, RunRequest
+from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.system.time_limits import Clock
+from mikrom_reconcile.times_and_sizes import RUNS
 from tests.fleet import Fleet
-from tests.samples import NOW, outcome, record
+from tests.samples import NOW, change, outcome, plan, record
 
 
 @pytest.fixture(params=["files", pytest.param("redis", marks=pytest.mark.redis)])
@@ -153,6 +158,77 @@ def test_runs_that_people_ask_for_are_each_kept_however_alike(store: RunStore) -
     store.save(at(0, "one"))
     store.save(at(1, "other"))
     assert [(run.run_id, run.times) for run in store.runs(10)] == [("other", 1), ("one", 1)]
+
+
+def test_what_lies_on_a_shelf_is_replaced_and_taken_away_by_its_name(store: RunStore) -> None:
+    assert (store.shelf("one"), store.get("one", "a 1")) == ([], None)
+    store.put("one", "a 1", b"first")
+    store.put("one", "a 1", b"second")
+    store.put("one", "../b 2", b"x")
+    store.put("other", "a 1", b"y")
+    assert (store.get("one", "a 1"), sorted(store.shelf("one"))) == (b"second", [b"second", b"x"])
+    for _ in range(2):
+        store.put("one", "a 1", None)
+    assert (store.shelf("one"), store.get("one", "a 1"), store.shelf("other")) == ([b"x"], None, [b"y"])
+
+
+def applied(store: RunStore, text: str, *, converged: bool = True, **asked: Any) -> Revision:
+    """The revision of a run that applied these specs, as it is kept."""
+    files = (SourceFile(path=f"{asked.pop('folder', 'specs')}/web.yml", text=text),)
+    origin = asked.pop("origin", "apply by ana")
+    request = RunRequest(run_id=text[:9], origin=origin, tree=SourceTree(revision="c", files=files), **asked)
+    planned = plan()
+    with RunLog(store, Clock(), request, planned, NOW, lambda _: None) as log:
+        log.ended(planned if converged else plan(change("a")), late=False)
+    return revisions.kept(store, "demo")[0]
+
+
+def test_a_revision_is_kept_once_for_the_runs_of_the_same_specs_and_can_be_had_again(store: RunStore) -> None:
+    first = applied(store, "one", converged=False)
+    assert (first.number, first.exit_code, first.converged) == (1, 8, False)
+    assert applied(store, "one", origin=BEAT, folder="elsewhere").converged
+    second = applied(store, "two", extra_vars={"size": 3})
+    every = revisions.kept(store)
+    assert [(one.number, one.origin, one.converged) for one in every] == [
+        (2, "apply by ana", True), (1, "apply by ana", True),
+    ]  # fmt: skip
+    assert revisions.applied(store, second)[1] == {"size": 3}
+    assert revisions.applied(store, every[1])[0].files[0].text == "one"
+    assert {run.number for run in store.runs(10)} == {1, 2}
+    assert applied(store, "one", restores=1, held="x").number == 3, "what comes back is a revision of its own"
+
+
+def test_old_revisions_make_room_but_never_the_current_one_nor_the_last_that_converged(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revisions, "RUNS", replace(RUNS, revisions=3))
+    for number in range(5):
+        applied(store, f"specs {number}", converged=number == 0)
+    assert [one.number for one in revisions.kept(store)] == [5, 4, 3, 1]
+    assert len(store.shelf("revisions-specs")) == 4
+    monkeypatch.setattr(revisions, "RUNS", replace(RUNS, revisions_bytes=1))
+    applied(store, "large")
+    assert [one.number for one in revisions.kept(store)] == [6, 1], "as it began, 1 was the last good one"
+    store.put("revisions-specs", f"demo {revisions.kept(store)[0].content}", b"of another release")
+    with pytest.raises(UsageError, match="the specs of revision 6 cannot be read any more"):
+        revisions.applied(store, revisions.kept(store)[0])
+    store.put("revisions", "demo 7", b'{"of": "another release"}')
+    assert [one.number for one in revisions.kept(store)] == [6, 1]
+
+
+def test_a_project_that_was_rolled_back_is_left_alone_by_beat_until_its_source_moves_on(store: RunStore) -> None:
+    applied(store, "good")
+    applied(store, "bad")
+    source = texts_digest(SourceTree(revision="", files=(SourceFile(path="x", text="bad"),)))
+    assert applied(store, "good", restores=1, held=source).held == source
+    with pytest.raises(HeldError, match="project demo was rolled back, and is left alone until its source moves on"):
+        applied(store, "bad", origin=BEAT)
+    assert applied(store, "better", origin=BEAT).held == ""
+    assert [one.number for one in revisions.kept(store) if one.held] == []
+    applied(store, "good", restores=1, held=source)
+    assert revisions.resume(store, "ana") == ["demo"]
+    assert applied(store, "bad", origin=BEAT).number == 6
+    assert revisions.resume(store, "ana") == []
 
 
 @pytest.mark.parametrize("origin", [BEAT, "apply by ana@build7"])

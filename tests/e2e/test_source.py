@@ -185,3 +185,28 @@ def test_an_unsigned_and_a_forced_commit_are_told_where_people_look_and_a_policy
     policy.unlink()
     assert asked(app, "reconcile")["exit_code"] == 8
     assert len(json.loads(mikrom(fleet, "get", "vms", "-o", "json").stdout)["vms"]) == 2
+
+
+def test_beat_leaves_a_rolled_back_project_alone_until_the_source_moves_on(
+    fleet: Fleet, app: FleetApp, repository: Repository
+) -> None:
+    repository.commit(web=WEB % 2)
+    fleet.worker("control", pool="threads", MIKROM_SPECS=f"git+file://{repository.folder}@main#specs")
+    assert asked(app, "reconcile")["done"] == "2 create done"
+    bad = repository.commit(web=WEB % 3)[:12]
+    assert asked(app, "reconcile")["done"] == "1 create done"
+    assert "1 deleted" in mikrom(fleet, "rollback", "--yes").stdout
+    held = "nothing: project default was rolled back, and is left alone until its source moves on"
+    for _ in range(2):
+        told = asked(app, "reconcile")
+        assert (told["exit_code"], told["done"].startswith(held)) == (0, True), told
+    assert mikrom(fleet, "rollback", "--resume").returncode == 0
+    assert asked(app, "reconcile")["done"] == "1 create done"
+    assert mikrom(fleet, "rollback", "--to", "1", "--yes").returncode == 0
+    repository.commit(web=WEB % 4)
+    assert asked(app, "reconcile")["done"] == "2 create done"
+    shown = json.loads(mikrom(fleet, "history", "--revisions", "-o", "json").stdout)["revisions"]
+    assert [(one["number"], one["restores"], one["held"]) for one in shown] == [
+        (6, 0, False), (5, 1, False), (4, 0, False), (3, 1, False), (2, 0, False), (1, 0, False),
+    ]  # fmt: skip
+    assert (shown[4]["run"]["revision"], shown[4]["run"]["author"]) == (bad, "a test <test@example.net>")

@@ -75,11 +75,10 @@ class FileStore:
         return FileLease(path, fd, max(1, at_least, int(before) + 1 if before.isdigit() else 1), holder)
 
     def placements(self, project: str) -> Placements:
-        return run_log.placements_in(self._read(self._path("placements", project)))
+        return run_log.placements_in(self.get("placements", project))
 
     def remember(self, project: str, placements: Placements) -> None:
-        with self._done_without():
-            _write(self._path("placements", project), msgspec.json.encode(placements))
+        self.put("placements", project, msgspec.json.encode(placements))
 
     def save(self, run: RunRecord) -> None:
         room = run_log.room_of(run)
@@ -104,6 +103,20 @@ class FileStore:
             paths = [path for room in (self._folder / "runs").iterdir() for path in room.iterdir()]
         found = ((path, self._read(path)) for path in _latest_first(paths)[:limit])
         return tuple(run_log.unpacked(unquote(path.name), kept, _time_of(path)) for path, kept in found if kept)
+
+    def put(self, shelf: str, name: str, content: bytes | None) -> None:
+        with self._done_without():
+            if content is None:
+                self._path(shelf, name).unlink(missing_ok=True)
+            else:
+                _write(self._path(shelf, name), content)
+
+    def get(self, shelf: str, name: str) -> bytes | None:
+        return self._read(self._path(shelf, name))
+
+    def shelf(self, shelf: str) -> list[bytes]:
+        found = (self._read(path) for path in (self._folder / shelf).glob("*[0-9a-f]"))  # without drafts
+        return [content for content in found if content is not None]
 
     def _path(self, folder: str, name: str) -> Path:
         return self._folder / folder / quote(name, safe="")

@@ -79,6 +79,7 @@ class RedisStore:
         self._redis = redis
         self._prefix = prefix
         self._history = f"{prefix}:history:"
+        self._shelf = f"{prefix}:shelf:"
         self._known: dict[str, tuple[bytes, Placements]] = {}
 
     def lease(self, scope: str, *, holder: str, ttl_s: float, at_least: int) -> RedisLease:
@@ -143,6 +144,23 @@ class RedisStore:
                 runs = [run_log.unpacked(name.decode(), kept, at) for (name, at), kept in rows if kept is not None]
                 found += [run for run in runs if run_log.speaks_for_itself(room, run)]
         return tuple(sorted(found, key=lambda run: run.finished_at, reverse=True)[:limit])
+
+    def put(self, shelf: str, name: str, content: bytes | None) -> None:
+        with translate_broker_errors():
+            if content is None:
+                self._redis.hdel(self._shelf + shelf, name)
+            else:
+                self._redis.hset(self._shelf + shelf, name, content)
+
+    def get(self, shelf: str, name: str) -> bytes | None:
+        with translate_broker_errors():
+            found: Any = self._redis.hget(self._shelf + shelf, name)
+        return found  # type: ignore[no-any-return]
+
+    def shelf(self, shelf: str) -> list[bytes]:
+        with translate_broker_errors():
+            found: Any = self._redis.hvals(self._shelf + shelf)
+        return list(found)
 
 
 def _ms(seconds: float) -> int:

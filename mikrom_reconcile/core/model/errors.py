@@ -36,6 +36,10 @@ class BusyError(MikromError):
     """Somebody else holds the lease or the lock; the message names the holder."""
 
 
+class HeldError(MikromError):
+    """The project is to be left alone; the message says why, and until when."""
+
+
 class PastDeadlineError(MikromError):
     """The deadline passed before the work was done."""
 

@@ -163,7 +163,7 @@ class RunRequest(RunOverrides, frozen=True, kw_only=True):
     hosts that are off for good, by a person's word: if they do not answer, their VMs may be made elsewhere.
     `without_hosts` is for plans only: what if these hosts were lost? `verb` and `names` ask for one action on VMs by
     name instead, past the specs (`core.planning.one_off`). `source_problem` says why the tree is the last good one and
-    not what its source holds now; "" if it is.
+    not what its source holds now; "" if it is. `restores` and `held` are those of the `Revision` that a rollback makes.
     """
 
     run_id: str
@@ -176,6 +176,8 @@ class RunRequest(RunOverrides, frozen=True, kw_only=True):
     verb: Verb | None = None
     names: tuple[str, ...] = ()
     source_problem: str = ""
+    restores: int = 0
+    held: str = ""
     forks: int = 32
     timeout_s: float = 600.0
 
@@ -258,6 +260,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     What a host did by itself is a run of its own. `planned` counts the kinds of changes in its plan. `failed`,
     `refused` and `unreachable` say in words what is left, `conclusion` how it ended; `exit_code` is None until it has.
     Unattended runs that came to the same are kept once: the first began at `since`, the latest of `times` is told.
+    `number` is that of the `Revision` that it applied, 0 for none.
     """
 
     run_id: str
@@ -277,3 +280,20 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     since: datetime | None = None
     times: int = 1
+    number: int = 0
+
+
+class Revision(RunRecord, frozen=True, kw_only=True):
+    """The run that brought specs that were not applied before, as it stands since; runs of the same go on with it.
+
+    `number` counts up in a project, `plan` is the id of its plan. `content` is the digest of what is kept to apply it
+    again, in `size` bytes. `restores` is the number of the revision that a rollback brought back, `held` the digest of
+    the texts that Beat leaves alone since then. `converged`: all of it was seen to be as specified.
+    """
+
+    plan: str
+    content: str
+    size: int
+    restores: int
+    held: str
+    converged: bool = False

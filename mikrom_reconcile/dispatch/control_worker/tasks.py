@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.snapshot import Snapshots
 from mikrom_reconcile.control.sources.last_good import Good, LastGood
 from mikrom_reconcile.core.model.encoding import texts_digest
-from mikrom_reconcile.core.model.errors import BusyError, MikromError, SourceError, UsageError
+from mikrom_reconcile.core.model.errors import BusyError, HeldError, MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, Plan, RunReport, RunRequest, UnfinishedRun, Verb
 from mikrom_reconcile.core.model.specs import SourceState, SourceTree
 from mikrom_reconcile.dispatch import celery_patches
@@ -160,7 +161,7 @@ class ControlTasks:
                 with traces.span("run", run=request.run_id, origin=request.origin):
                     report = self.engine().apply(request, plan, progress=heard)
             finally:
-                if self.metrics:
+                if self.metrics and not isinstance(sys.exception(), HeldError):  # then there was no run
                     self.metrics.ran(request, report, time.monotonic() - began_s)
         return report
 
@@ -182,10 +183,12 @@ class ControlTasks:
         try:
             done = self._apply_alone(run, BEAT, drift_mode=self.settings.reconcile_mode)
             became = "run"
-            return done
+        except HeldError as error:
+            done, became = (f"nothing: {error}", 0), "skipped"
         finally:
             turn.release()
             self._ticked(became)
+        return done
 
     def _ticked(self, became: Tick) -> None:
         if self.metrics:

@@ -83,6 +83,15 @@ class LosingStore:
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         return ()
 
+    def put(self, shelf: str, name: str, content: bytes | None) -> None:
+        pass
+
+    def get(self, shelf: str, name: str) -> bytes | None:
+        return None
+
+    def shelf(self, shelf: str) -> list[bytes]:
+        return []
+
 
 def test_nothing_more_is_sent_once_the_lease_is_lost() -> None:
     hosts = EagerHosts()

@@ -44,6 +44,12 @@ class Keeping:
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         raise AssertionError
 
+    def put(self, shelf: str, name: str, content: bytes | None) -> None:
+        pass
+
+    def shelf(self, shelf: str) -> list[bytes]:
+        return []
+
     def now(self) -> datetime:
         return NOW
 

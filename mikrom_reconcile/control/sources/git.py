@@ -33,7 +33,6 @@ _REF = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock$|/$))[A-Za-z0-9_][A-Za-z0-9_.+/-]
 _HOST = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:\]-]*")
 
 _FETCHED = "refs/mikrom/specs"
-_HISTORY = "refs/mikrom/history"
 _QUIET = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "fetch.recurseSubmodules=false"]
 
 _PLACES = ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "NAMESPACE")
@@ -130,7 +129,7 @@ class GitSource:
         """Raises SourceError unless the commit came after the `known` one. A server that can sends commits alone."""
         # --unshallow would fail where all is there
         options = ["--quiet", "--filter=tree:0", "--depth=2147483647", "--no-tags", "--no-recurse-submodules"]
-        self._git(here, "fetch", *options, "--", self._place.url, f"+{name}:{_HISTORY}")
+        self._git(here, "fetch", *options, "--", self._place.url, f"+{name}:refs/mikrom/history")
         history = self._git(here, "rev-list", commit).decode().splitlines()
         if not any(earlier.startswith(known) for earlier in history):
             raise SourceError(
@@ -213,7 +212,8 @@ class GitSource:
         if process.returncode:
             said_why = complaint.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
             why = next((line for line in said_why if line.startswith(("fatal:", "error:"))), said_why[-1])
-            raise SourceError(f"{self._place.url}: {why}")
+            large = f"would write {SPECS.git_file_bytes >> 20} MiB; is this a repository of specs?"
+            raise SourceError(f"{self._place.url}: {why.replace('died of signal 25', large)}")
         return answer
 
 

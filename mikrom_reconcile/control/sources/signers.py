@@ -42,8 +42,7 @@ class Signers(msgspec.Struct, frozen=True, kw_only=True):
 
     def environment(self) -> dict[str, str]:
         """What keeps git and gpg from any other configuration and keys."""
-        gpg = str(self.gpg or "/nonexistent")
-        return {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "GNUPGHOME": gpg}
+        return {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "GNUPGHOME": str(self.gpg or "/gone")}
 
 
 NOBODY = Signers(ssh=None, gpg=None)

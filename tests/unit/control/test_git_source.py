@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from mikrom_reconcile.control.sources.git import GitPlace, GitSource
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.model.specs import SourceTree
+from mikrom_reconcile.times_and_sizes import SPECS
 from tests.fleet import wait_until
 
 
@@ -117,6 +119,16 @@ def test_a_link_in_the_repository_is_refused_whatever_it_leads_to(repository: Re
     (repository.folder / "specs" / "passwd.yml").symlink_to("/etc/passwd")
     repository.commit()
     with pytest.raises(SourceError, match=r"specs/passwd.yml in .* is a link"):
+        repository.source().read()
+
+
+def test_a_repository_that_would_fill_the_disk_is_given_up(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository.folder / "large").write_bytes(os.urandom(2 << 20))
+    repository.commit(web="one")
+    monkeypatch.setattr("mikrom_reconcile.control.sources.git.SPECS", replace(SPECS, git_file_bytes=1 << 20))
+    with pytest.raises(SourceError, match=r"would write 1 MiB; is this a repository of specs?"):
         repository.source().read()
 
 

@@ -96,9 +96,7 @@ def test_a_signature_of_something_else_is_none(repository: Signed) -> None:
     ("name", "value"),
     [
         ("gpg.ssh.allowedSignersFile", "{all}"),
-        ("gpg.ssh.program", "/bin/true"),
-        ("gpg.program", "/bin/true"),
-        ("gpg.x509.program", "/bin/true"),
+        ("gpg.ssh.program", "{liar}"),
     ],
 )
 def test_no_other_configuration_of_git_weakens_it(
@@ -106,10 +104,15 @@ def test_no_other_configuration_of_git_weakens_it(
 ) -> None:
     everybody = repository.folder.parent / "all"
     everybody.write_text(f"* {repository.key('mallory').with_suffix('.pub').read_text()}")
+    liar = repository.folder.parent / "liar"
+    liar.write_text("#!/bin/sh\necho 'Good \"git\" signature for ana with ED25519 key SHA256:x'\n")
+    liar.chmod(0o755)
     repository.signed("mallory", "bad")
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", name)
-    monkeypatch.setenv("GIT_CONFIG_VALUE_0", value.format(all=everybody))
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", value.format(all=everybody, liar=liar))
+    trusting = [] if "{all}" in value else ["-c", f"gpg.ssh.allowedSignersFile={repository.allowed}"]
+    repository.git(*trusting, "verify-commit", "HEAD")  # git by itself believes it
     with pytest.raises(SourceError, match=UNSIGNED):
         repository.read()
 
@@ -197,7 +200,8 @@ def gpg(tmp_path: Path) -> Iterator[Path]:
     gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
     subprocess.run([*gpg, "--quick-gen-key", "test@example.net", "ed25519", "sign"], check=True, capture_output=True)
     yield home
-    subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True)
+    for each in (home, tmp_path / "keyring"):
+        subprocess.run(["gpgconf", "--homedir", str(each), "--kill", "all"], check=True)
 
 
 def test_a_gpg_signature_counts_where_its_keyring_is_named_and_nowhere_else(repository: Signed, gpg: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from mikrom_reconcile.control.ports import Engine
@@ -14,6 +15,7 @@ from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import Plan, RunRequest
 from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
+from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.output.hosts import FleetKey, Wanted, fleets_in, vms_in
 from mikrom_reconcile.output.pages import Snapshot, amiss
@@ -45,7 +47,7 @@ class Snapshots:
             taken_at=datetime.now(UTC),
             views=tuple(views),
             fleets=fleets_in(views, self._wanted(specs, plan)),
-            inventory=specs.inventory if specs else None,
+            inventory=(specs and specs.inventory) or Inventory(),
             plan=plan,
             problem=problem,
             runs=tuple(settled(engine.store.runs(OUTPUT.page_runs))),
@@ -62,14 +64,13 @@ class Snapshots:
         return self._specs
 
     def _wanted(self, specs: Specs | None, plan: Plan | None) -> dict[FleetKey, Wanted]:
-        fleets = [fleet.name for fleet in specs.fleets] if specs else []
-        project = specs.project if specs else ""
-        return {(project, name): (self._counts[name], rollout_of(plan, name) if plan else "") for name in fleets}
+        if specs is None:
+            return {}
+        names = [fleet.name for fleet in specs.fleets]
+        return {(specs.project, name): (self._counts[name], rollout_of(plan, name) if plan else "") for name in names}
 
 
 def _consoles(engine: Engine, vms: Iterable[ObservedVM]) -> Iterator[tuple[str, bytes]]:
     for vm in list(vms)[: OUTPUT.page_consoles]:
-        try:
+        with suppress(MikromError):  # it went with its host just now
             yield vm.name, engine.hosts.console(vm.host, vm.name, max_bytes=OUTPUT.page_console_bytes).content
-        except MikromError as error:
-            yield vm.name, str(error).encode()

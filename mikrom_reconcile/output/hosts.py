@@ -38,11 +38,12 @@ _VMS = (
 _PROJECT = text.Column("project", "PROJECT")
 _ADDRESSES = text.Column("addresses", "ADDRESSES", cell=lambda vm: ", ".join(vm.addresses.values()) or "-")
 _RESTARTS = text.Column("restarts", "RESTARTS", cell=lambda vm: str(len(vm.restarts)))
+VMS = (*_VMS, _ADDRESSES, _RESTARTS)
 
 
 def vm_row(vm: ObservedVM) -> text.Document:
     """A VM as its host sees it. `state` is what was last ordered, `ip` the first of `addresses` or null."""
-    return text.row_document((_PROJECT, *_VMS, _ADDRESSES, _RESTARTS), vm)
+    return text.row_document((_PROJECT, *VMS), vm)
 
 
 def vms_text(vms: Sequence[ObservedVM], now: datetime, style: text.Style) -> str:

@@ -10,29 +10,19 @@ from hashlib import sha256
 from html import escape
 from math import inf
 from string import Template
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.observed import SATISFIES, HostView, ObservedVM
-from mikrom_reconcile.core.model.plan import FieldChange, Plan, RunRecord, UnfinishedRun, VMChange, group_by
+from mikrom_reconcile.core.model.plan import FieldChange, Plan, RunRecord, UnfinishedRun, group_by
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.capacity import room_of
 from mikrom_reconcile.core.specs.inventory import Inventory
+from mikrom_reconcile.output import hosts, text
 from mikrom_reconcile.output import plan as plans
-from mikrom_reconcile.output.hosts import FLEETS, FleetStatus, is_overdue, source_line, vms_in
 from mikrom_reconcile.output.run_result import FAILED, exit_look, run_details, unfinished_line
-from mikrom_reconcile.output.text import (
-    PLAIN,
-    Cell,
-    age,
-    console_text,
-    counted,
-    grouped,
-    mebibytes,
-    sanitize,
-    time_text,
-)
 from mikrom_reconcile.times_and_sizes import OUTPUT
 
 
@@ -54,8 +44,8 @@ def _page(name: str, **parts: str) -> str:
     return Template(_packaged(name)).substitute(parts, style=_packaged("style.css"), policy=policy())
 
 
-def _h(text: str) -> str:
-    return escape(sanitize(text))
+def _h(words: str) -> str:
+    return escape(text.sanitize(words))
 
 
 # ---- a plan ------------------------------------------------------------------------------------------------------
@@ -101,7 +91,7 @@ def _facts(group: plans.Group) -> Iterator[str]:
     facts = [("Why", group.why), ("VMs", str(group.size) if group.size > 1 else "")]
     if len(group.names_by_host) > 1:
         facts += [(f"on {host}", names) for host, names in group.names_by_host.items()]
-    return (f"<dt>{_h(name)}</dt><dd>{_h(text)}</dd>" for name, text in facts if text)
+    return (f"<dt>{_h(name)}</dt><dd>{_h(fact)}</dd>" for name, fact in facts if fact)
 
 
 _CLASSES = {"-": "less", "+": "more"}
@@ -120,13 +110,13 @@ def _fields(fields: Iterable[FieldChange]) -> Iterator[str]:
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All that the page of the status shows. `plan` is what a run would do now; None: `problem` says why nobody knows.
 
-    `runs` are the latest, newest first; `consoles` has the end of some VM's consoles, by name.
+    `runs` are the latest, newest first; `consoles` has the end of some VMs' consoles.
     """
 
     taken_at: datetime
     views: tuple[HostView, ...]
-    fleets: tuple[FleetStatus, ...] = ()
-    inventory: Inventory | None = None
+    fleets: tuple[hosts.FleetStatus, ...] = ()
+    inventory: Inventory = Inventory()
     plan: Plan | None = None
     problem: str = ""
     runs: tuple[RunRecord, ...] = ()
@@ -142,160 +132,114 @@ def amiss(vms: Iterable[ObservedVM]) -> list[ObservedVM]:
 
 def status_html(now: Snapshot, note: str = "") -> str:
     """What there is, what is amiss and why, and what comes next, as one page; `note` is HTML for its head."""
-    vms = vms_in(now.views)
-    wrong = amiss(vms)
-    up = sum(vm.phase == "running" for vm in vms)
-    counts = f"{counted(len(now.views), 'host')}, {counted(len(vms), 'VM')}, {up} running, {len(wrong)} amiss."
-    source = source_line(now.source, now.taken_at) if now.source else ""
+    vms = hosts.vms_in(now.views)
+    wrong, up = amiss(vms), sum(vm.phase == "running" for vm in vms)
+    counts = (
+        f"{text.counted(len(now.views), 'host')}, {text.counted(len(vms), 'VM')}, {up} running, {len(wrong)} amiss."
+    )
+    runs = [f"<p>{_h(f'{run.origin}: {unfinished_line(run)}')}</p>" for run in now.unfinished]
     return _page(
         "status.html",
         made=f"{now.taken_at:%Y-%m-%d %H:%M:%S}",
         summary=f"{counts} {_h(plans.summary(now.plan) if now.plan else '')}",
-        note=f"<p>{_h(source)}</p>{note}",
+        note=_source(now) + note,
         alarms="\n".join(_alarms(_status_alarms(now))),
-        amiss="".join([*_wrong(wrong, now.plan), *_consoles(now)]),
-        hosts=_folded("host", _HOSTS, [_host_row(view, now.inventory) for view in now.views]),
-        fleets=_folded("fleet", _FLEETS, [_fleet_row(fleet) for fleet in now.fleets]),
+        amiss="".join(_wrong(wrong, now)),
+        hosts=_folded("host", _host_columns(now.inventory), now.views),
+        fleets=_folded("fleet", (hosts.FLEETS[1], hosts.FLEETS[0], *hosts.FLEETS[2:]), now.fleets),
         next="".join(_changes(now.plan, "h3")) if now.plan else f"<p>{_h(now.problem)}</p>",
-        runs="".join([*map(_unfinished, now.unfinished), *(_run(run, now.taken_at) for run in now.runs)]) or _NONE,
-        vms="".join(_vms_of(fleet, rows, now.taken_at) for fleet, rows in sorted(_by_fleet(vms).items())) or _NONE,
-    )  # fmt: skip
-
-
-_NONE = "<p>None.</p>"
-
-
-def _by_fleet(vms: Iterable[ObservedVM]) -> dict[str, list[ObservedVM]]:
-    return group_by(vms, lambda vm: f"{vm.project}/{vm.fleet}")
-
-
-def _status_alarms(now: Snapshot) -> Iterator[tuple[str, str, Sequence[str]]]:
-    if now.source and (now.source.problem or is_overdue(now.source, now.taken_at)):
-        yield "Scheduled runs", "red", [source_line(now.source, now.taken_at)]
-    errors = group_by((view for view in now.views if view.error), lambda view: view.error)
-    if errors:
-        lines = [f"{grouped(view.host for view in views)}: {error}" for error, views in errors.items()]
-        yield "Could not be read", "red", lines
-    for title, look, lines in plans.alarms(now.plan) if now.plan else ():
-        if title != "Could not be read":
-            yield title, look, lines
-
-
-def _table(caption: str, titles: Iterable[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table whose rows are called by their first cell."""
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
-    body = "".join(f'<tr><th scope="row">{_cell(row[0])}</th>{"".join(map(_td, row[1:]))}</tr>' for row in rows)
-    table = f"<table><caption>{_h(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="table" tabindex="0" role="region" aria-label="{_h(caption)}">{table}</div>'
-
-
-def _td(cell: Cell) -> str:
-    return f"<td>{_cell(cell)}</td>"
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return _h(cell)
-    return f'<span class="{cell[1]}">{_h(cell[0])}</span>' if cell[1] else _h(cell[0])
-
-
-def _folded(noun: str, titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A table that begins closed where it is long."""
-    unfolded = " open" if len(rows) <= OUTPUT.open_groups else ""
-    caption = counted(len(rows), noun)
-    return f"<details{unfolded}><summary>{_h(caption)}</summary>{_table(caption, titles, rows)}</details>"
-
-
-_HOSTS = ("Host", "VMs", "Running", "Promised", "Limit", "Reserved", "Used", "Memory")
-
-
-def _host_row(view: HostView, inventory: Inventory | None) -> Sequence[Cell]:
-    """How much of a host's memory is promised to VMs and of how much, is reserved for others, and used by all."""
-    if (report := view.report) is None:
-        return (view.host, ("unreachable", "red"), *[("-", "dim")] * (len(_HOSTS) - 2))
-    room = room_of(inventory or Inventory(), report)
-    promised_mib, limit_mib = report.promised.mem_size_mib, room.mem_limit_mib
-    running = sum(vm.phase == "running" for vm in report.vms)
-    return (
-        view.host,
-        str(len(report.vms)),
-        (str(running), "" if running == len(report.vms) else "yellow"),
-        (mebibytes(promised_mib), "red" if promised_mib > limit_mib else ""),
-        mebibytes(int(limit_mib)) if limit_mib != inf else "-",
-        mebibytes(inventory.sizing(view.host).reserve.mem_size_mib or 0) if inventory else "-",
-        mebibytes(report.used_mib) if report.used_mib is not None else "-",
-        mebibytes(report.capacity.mem_size_mib),
+        runs="".join([*runs, *(_run(run, now.taken_at) for run in now.runs)]),
+        vms=_folded("VM", hosts.VMS, vms, now.taken_at),
     )
 
 
-_FLEETS = ("Fleet", "Wanted", "VMs", "Running", "Rollout")
+def _source(now: Snapshot) -> str:
+    if now.source is None:
+        return ""
+    look = "red" if now.source.problem or hosts.is_overdue(now.source, now.taken_at) else "dim"
+    return f'<p class="{look}">{escape(hosts.source_line(now.source, now.taken_at))}</p>'
 
 
-def _fleet_row(row: FleetStatus) -> Sequence[Cell]:
-    *_, running, rollout = (column.shown(row, None) for column in FLEETS)
-    wanted = "-" if row.wanted is None else str(row.wanted)
-    return f"{row.project}/{row.fleet}", wanted, str(row.vms), running, rollout
+def _status_alarms(now: Snapshot) -> Iterator[tuple[str, str, Sequence[str]]]:
+    errors = group_by((view for view in now.views if view.error), lambda view: view.error)
+    if errors:
+        yield "Unreachable", "red", [f"{text.grouped(v.host for v in views)}: {why}" for why, views in errors.items()]
+    every = plans.alarms(replace(now.plan, unreachable={})) if now.plan else ()
+    yield from every
 
 
-def _wrong(vms: Sequence[ObservedVM], plan: Plan | None) -> Iterator[str]:
+def _folded(noun: str, columns: Iterable[text.Column], rows: Sequence[Any], now: datetime | None = None) -> str:
+    """A table that begins closed where it is long; a browser's search opens it."""
+    caption, unfolded = text.counted(len(rows), noun), " open" if len(rows) <= OUTPUT.open_groups else ""
+    return f"<details{unfolded}><summary>{caption}</summary>{_table(caption, columns, rows, now)}</details>"
+
+
+def _table(caption: str, columns: Iterable[text.Column], rows: Iterable[Any], now: datetime | None) -> str:
+    """The rows for people who see or hear them, each called by its first cell."""
+    seen = [column for column in columns if column.title is not None]
+    head = "".join(f'<th scope="col">{column.title or column.key.upper()}</th>' for column in seen)
+    lines = []
+    for row in rows:
+        first, *others = (_cell(column.shown(row, now)) for column in seen)
+        lines.append(f'<tr><th scope="row">{first}</th><td>{"</td><td>".join(others)}</td></tr>')
+    table = f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="table" tabindex="0" role="region" aria-label="{caption}"><table>{table}</table></div>'
+
+
+def _cell(cell: text.Cell) -> str:
+    words, look = (cell, "") if isinstance(cell, str) else cell
+    return f'<span class="{look}">{_h(words)}</span>' if look else _h(words)
+
+
+def _host_columns(inventory: Inventory) -> tuple[text.Column, ...]:
+    """With what of a host's memory is promised to VMs, may be, is reserved for others, and is used by all."""
+
+    def cells(view: HostView) -> tuple[text.Cell, ...]:
+        if (report := view.report) is None:
+            return ("-",) * 4
+        limit_mib, promised_mib = room_of(inventory, report).mem_limit_mib, report.promised.mem_size_mib
+        return (
+            (text.mebibytes(promised_mib), "red" if promised_mib > limit_mib else ""),
+            "-" if limit_mib == inf else text.mebibytes(int(limit_mib)),
+            text.mebibytes(inventory.sizing(view.host).reserve.mem_size_mib or 0),
+            "-" if report.used_mib is None else text.mebibytes(report.used_mib),
+        )
+
+    titles = enumerate(("PROMISED", "LIMIT", "RESERVED", "USED"))
+    memory = (text.Column("", title, cell=lambda view, n=at: cells(view)[n]) for at, title in titles)  # type: ignore[misc]
+    return *hosts.HOSTS[:-1], *memory, hosts.HOSTS[-1]
+
+
+def _wrong(vms: Sequence[ObservedVM], now: Snapshot) -> Iterator[str]:
     if not vms:
         yield "<p>Every VM is as it was ordered.</p>"
         return
-    changes = {(change.name, change.host): change for change in (plan.changes if plan else ())}
-    shown = vms[: OUTPUT.section_lines]
-    rows = [
-        (vm.name, vm.host, vm.state, (vm.phase, "red"), why(vm), _next(changes.get((vm.name, vm.host)))) for vm in shown
-    ]
-    yield _table(f"{counted(len(vms), 'VM')} amiss", ("VM", "Host", "Ordered", "Found", "Why", "Next run"), rows)
-    if len(vms) > len(shown):
-        yield f"<p>… and {len(vms) - len(shown)} more; <code>mikrom get vms</code> has all</p>"
+    changes = {(change.name, change.host): change for change in (now.plan.changes if now.plan else ())}
+    coming = {vm: f"{change.kind}: {'; '.join(change.reasons)}" for vm, change in changes.items()}
+    known = [column for column in hosts.VMS if column.key in {"name", "host", "state", "phase"}]
+    more = text.Column("", "WHY", why), text.Column("", "NEXT RUN", lambda vm: coming.get((vm.name, vm.host), ""))
+    yield _table(f"{text.counted(len(vms), 'VM')} amiss", (*known, *more), vms[: OUTPUT.section_lines], None)
+    if len(vms) > OUTPUT.section_lines:
+        yield f"<p>… and {len(vms) - OUTPUT.section_lines} more; <code>mikrom get vms</code> has all</p>"
+    for vm, content in now.consoles.items():
+        end = escape(text.console_text(content))
+        yield f"<details><summary>The end of the console of {_h(vm)}</summary><pre>{end}</pre></details>"
 
 
 def why(vm: ObservedVM) -> str:
     """What is known of why a VM is not as it was ordered."""
     drift = (f"{item.path} is {item.actual}, was ordered {item.recorded}" for item in vm.drift)
-    restarts = (
-        f"{counted(len(vm.restarts), 'restart')} by its host, last {time_text(vm.restarts[-1])}" if vm.restarts else ""
-    )
-    known = (vm.last_error or "", vm.health, vm.attempt.error if vm.attempt else "", *drift, restarts)
+    restarted = [f"restarted by its host, last at {text.time_text(at)}" for at in vm.restarts[-1:]]
+    known = (vm.last_error or "", vm.health, vm.attempt.error if vm.attempt else "", *drift, *restarted)
     return "; ".join(dict.fromkeys(part for part in known if part))
-
-
-def _next(change: VMChange | None) -> str:
-    return f"{change.kind}: {'; '.join(change.reasons)}" if change else ""
-
-
-def _consoles(now: Snapshot) -> Iterator[str]:
-    for vm, content in sorted(now.consoles.items()):
-        text = escape(console_text(content)) or "(nothing)"
-        yield f"<details><summary>The end of the console of {_h(vm)}</summary><pre>{text}</pre></details>"
-
-
-def _unfinished(run: UnfinishedRun) -> str:
-    return f"<p>{time_text(run.since)}, {_h(run.origin)}: <b>{_h(unfinished_line(run))}</b></p>"
 
 
 def _run(run: RunRecord, now: datetime) -> str:
     """A run with what it did, what failed before all else."""
     outcomes = sorted(run.outcomes, key=lambda outcome: outcome.result not in FAILED)
-    shown = replace(run, outcomes=tuple(outcomes[: OUTPUT.page_actions]))
-    cut = len(outcomes) - len(shown.outcomes)
-    more = f"… and {counted(cut, 'action')} more: mikrom history {run.run_id}" if cut else ""
-    look = exit_look(run.exit_code)
-    head = f"{age(run.finished_at, now)} ago, {run.origin}: "
-    summary = f'<summary>{_h(head)}<b class="{look}">{_h(run.conclusion)}</b></summary>'
-    return f"<details>{summary}<pre>{escape(run_details(shown, PLAIN))}{_h(more)}</pre></details>"
-
-
-def _vms_of(fleet: str, vms: Sequence[ObservedVM], now: datetime) -> str:
-    """Every VM of a fleet, closed: a browser's search opens it."""
-    titles = ("VM", "Host", "Phase", "Image", "Memory", "Addresses", "Age", "Restarts")
-    rows = [
-        (
-            vm.name, vm.host, vm.phase, vm.spec.image, mebibytes(vm.spec.machine.mem_size_mib),
-            ", ".join(vm.addresses.values()), age(vm.created_at, now), str(len(vm.restarts) or ""),
-        )
-        for vm in vms
-    ]  # fmt: skip
-    caption = f"{fleet}: {counted(len(vms), 'VM')}"
-    return f"<details><summary>{_h(caption)}</summary>{_table(caption, titles, rows)}</details>"
+    told = run_details(replace(run, outcomes=tuple(outcomes[: OUTPUT.page_actions])), text.PLAIN)
+    cut = len(outcomes) - OUTPUT.page_actions
+    more = f"… and {text.counted(cut, 'action')} more: mikrom history {_h(run.run_id)}" if cut > 0 else ""
+    head = _h(f"{text.age(run.finished_at, now)} ago, {run.origin}:")
+    summary = f'{head} <b class="{exit_look(run.exit_code)}">{_h(run.conclusion)}</b>'
+    return f"<details><summary>{summary}</summary><pre>{escape(told)}{more}</pre></details>"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hmac
-import logging
 import re
 import threading
 import time
-from base64 import b64decode
+from base64 import b64encode
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,24 +18,19 @@ from mikrom_reconcile.output.pages import policy
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.times_and_sizes import OUTPUT
 
-_log = logging.getLogger(__name__)
-
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
-_HTML = [
-    ("Content-Type", "text/html; charset=utf-8"),
-    ("Content-Security-Policy", f"{policy()}; frame-ancestors 'none'"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Cache-Control", "no-store"),
-    ("Vary", "Accept-Encoding"),
-]
-_TEXT = [("Content-Type", "text/plain; charset=utf-8")]
-_ASK = [*_TEXT, ("WWW-Authenticate", 'Basic realm="mikrom", charset="UTF-8"')]
+_HTML = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Content-Security-Policy": f"{policy()}; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_TEXT = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
 _EVERY = f"{OUTPUT.page_refresh_s:.0f}"
 NOTE = f'<p class="dim">Read anew every {_EVERY} s: <a href="/">yes</a>, <a href="/?still">no</a></p>'
 """The last words of the page's head: whoever reads it may want it to stay."""
 
-Answer = tuple[str, list[tuple[str, str]], str]  # status, headers, text
+Answer = tuple[str, dict[str, str], str]  # status, headers, text
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]  # as WSGI has it
 
 
@@ -46,7 +40,8 @@ class Page:
     def __init__(self, make: Callable[[], str], auth: str | None, address: str, others: Application) -> None:
         """`make` is asked when the last page is too old; `auth` has users as FLOWER_BASIC_AUTH has."""
         self._make, self._others = make, others
-        self._users = [user.encode() for user in auth.split(",")] if auth else []
+        users = auth.split(",") if auth else []
+        self._known = [f"Basic {b64encode(user.encode()).decode()}".encode() for user in users]
         self._is_private = address in _LOOPBACK
         self._lock, self._again_at, self._html = threading.Lock(), 0.0, ""
 
@@ -55,22 +50,23 @@ class Page:
         if environ["PATH_INFO"] != "/":
             return self._others(environ, start_response)
         status, headers, text = self._refusal(environ) or self._page()
-        body, more = text.encode(), []
+        body, more = text.encode(), {}
         if status[0] != "4" and environ.get("QUERY_STRING") != "still":
-            more.append(("Refresh", _EVERY))  # no element: a page that somebody saves stays as it is
+            more["Refresh"] = _EVERY  # no element: a page that somebody saves stays as it is
         if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
-            more.append(("Content-Encoding", "gzip"))
-            body = gzip.compress(body, 1)
-        start_response(status, [*headers, *more, ("Content-Length", str(len(body)))])
+            body, more["Content-Encoding"] = gzip.compress(body, 1), "gzip"
+        start_response(status, [*(headers | more).items(), ("Content-Length", str(len(body)))])
         return [body]
 
     def _refusal(self, environ: dict[str, Any]) -> Answer | None:
-        if environ["REQUEST_METHOD"] != "GET":
-            return "405 Method Not Allowed", [*_TEXT, ("Allow", "GET")], "This page can only be read.\n"
-        if self._users:
-            given = _credentials(environ.get("HTTP_AUTHORIZATION", ""))
-            known = [hmac.compare_digest(given, user) for user in self._users]
-            return None if any(known) else ("401 Unauthorized", _ASK, "MIKROM_PAGE_AUTH says who may read it.\n")
+        if self._known:
+            given = environ.get("HTTP_AUTHORIZATION", "").encode()
+            if sum(
+                hmac.compare_digest(given, known) for known in self._known
+            ):  # all of them, so that it takes the same time
+                return None
+            ask = {"WWW-Authenticate": 'Basic realm="mikrom", charset="UTF-8"'}
+            return "401 Unauthorized", _TEXT | ask, "MIKROM_PAGE_AUTH says who may read it.\n"
         name = re.sub(r":\d+$", "", environ.get("HTTP_HOST", ""))
         if self._is_private and name in _LOOPBACK:  # any other name that leads here is a trick of some site
             return None
@@ -84,17 +80,7 @@ class Page:
                 try:
                     self._html = self._make()
                 except (MikromError, RedisError) as error:
-                    _log.warning("the page of the status: %s", error)
                     return "503 Service Unavailable", _TEXT, f"{sanitize(str(error))}\n"
-                now = time.monotonic()
-                self._again_at = now + max(OUTPUT.page_interval_s, 10 * (now - began))
+                took_s = time.monotonic() - began
+                self._again_at = began + max(OUTPUT.page_interval_s, 10 * took_s)
             return "200 OK", _HTML, self._html
-
-
-def _credentials(header: str) -> bytes:
-    """The user and password of a request, b"" if it has none."""
-    scheme, _, encoded = header.partition(" ")
-    try:
-        return b64decode(encoded, validate=True) if scheme.lower() == "basic" else b""
-    except ValueError:
-        return b""

@@ -84,10 +84,6 @@ def test_without_a_password_nobody_elsewhere_has_the_page() -> None:
     assert b"MIKROM_PAGE_AUTH" in body
 
 
-def test_the_page_can_only_be_read() -> None:
-    assert page(iter(["here"]))(REQUEST_METHOD="POST")[0] == "405 Method Not Allowed"
-
-
 def test_a_page_that_cannot_be_made_says_why() -> None:
     def made() -> Iterator[str]:
         yield from ()

@@ -68,7 +68,7 @@ def test_the_page_tells_what_is_amiss_why_and_what_comes_next() -> None:
         "2 hosts, 2 VMs, 1 running, 1 amiss.", "hv02: gave no answer", "fleet db: 1 of 1 VMs would go [prune]",
         "machine.mem_size_mib is 32, was ordered 16", "restart: the guest crashed", "1 of 4 done", "Converged.",
         "web.yml:1:1: no",
-        "Kernel panic\n<b>", "demo/web: 2 VMs", "10.0.0.7", "halted", "machine.mem_size_mib: 16 → 32",
+        "Kernel panic\n<b>", "2 VMs", "10.0.0.7", "halted", "machine.mem_size_mib: 16 → 32",
     ):  # fmt: skip
         assert told in text, told
     assert text.count("hv02: gave no answer") == 1
@@ -78,11 +78,11 @@ def test_a_host_is_shown_with_what_is_promised_reserved_and_used() -> None:
     html = status_html(SNAPSHOT)
     assert '<span class="red">950 MiB</span></td><td>900 MiB</td><td>100 MiB</td><td>300 MiB</td>' in html
     unlimited = replace(
-        SNAPSHOT, inventory=None, views=(HostView(host="a", report=replace(REPORT, overhead_mib=None)),)
+        SNAPSHOT, inventory=Inventory(), views=(HostView(host="a", report=replace(REPORT, overhead_mib=None)),)
     )
-    assert "<td>950 MiB</td><td>-</td><td>-</td><td>300 MiB</td>" in status_html(unlimited)
+    assert "<td>950 MiB</td><td>-</td><td>0 MiB</td><td>300 MiB</td>" in status_html(unlimited)
     quiet = replace(REPORT, used_mib=None)
-    assert "<td>-</td><td>1000 MiB</td>" in status_html(replace(unlimited, views=(HostView(host="a", report=quiet),)))
+    assert "<td>0 MiB</td><td>-</td>" in status_html(replace(unlimited, views=(HostView(host="a", report=quiet),)))
 
 
 def test_each_reason_is_said_once() -> None:
@@ -131,8 +131,9 @@ def test_of_very_much_the_page_shows_the_beginning_and_says_so() -> None:
     assert "failed: create last on localhost: no" in text
 
 
-def test_scheduled_runs_that_do_not_come_are_told_first() -> None:
+def test_scheduled_runs_that_do_not_come_are_told_in_red() -> None:
     late = source_state(name="/specs", revision="4f1c", looked_at=NOW, next_at=NOW - timedelta(hours=1))
     assert "none has come since one was due 1h ago" in Page(status_html(replace(SNAPSHOT, source=late))).text
     well = replace(late, next_at=NOW)
-    assert "Scheduled runs</h2>" not in status_html(replace(SNAPSHOT, source=well))
+    assert '<p class="red">' not in status_html(replace(SNAPSHOT, source=well))
+    assert '<p class="red">' in status_html(SNAPSHOT)

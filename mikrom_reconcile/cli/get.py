@@ -21,7 +21,7 @@ from mikrom_reconcile.output import hosts as output
 from mikrom_reconcile.output import run_result as runs
 from mikrom_reconcile.output.formats import DOCUMENT
 from mikrom_reconcile.output.hosts import orphans_in, orphans_text, vm_row, vms_in, vms_text
-from mikrom_reconcile.output.pages import status_html
+from mikrom_reconcile.output.pages import amiss, status_html
 from mikrom_reconcile.output.revisions import revision_details, revisions_document, revisions_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.text import Style, console_text, row_table, sanitize
@@ -158,12 +158,15 @@ def get() -> None:
 @get.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=queries.names_for_tab)
 @options.limit
+@click.option("--image", metavar="IMAGE", help="Only the VMs of this image.")
+@click.option("--amiss", "only_amiss", is_flag=True, help="Only the VMs that are not as they were ordered.")
 @options.output()
-def vms(names: tuple[str, ...], limit: str | None, form: str) -> int:
+def vms(names: tuple[str, ...], limit: str | None, image: str | None, form: str, *, only_amiss: bool) -> int:
     """Every VM on every host, or those called NAME, as its host sees it. Exits with 4 when a host could not be read."""
     settings, now = load(), datetime.now(UTC)
     views = queries.views_of(wiring.open_engine(settings))
     rows = queries.selected_in(vms_in(views), names, limit, settings)
+    rows = [row for row in (amiss(rows) if only_amiss else rows) if image in {None, row.spec.image}]
     queries.warn_of_duplicates(rows)
     return queries.present_views(
         form,

@@ -220,7 +220,7 @@ def _wrong(vms: Sequence[ObservedVM], now: Snapshot) -> Iterator[str]:
     more = text.Column("", "WHY", why), text.Column("", "NEXT RUN", lambda vm: coming.get((vm.name, vm.host), ""))
     yield _table(f"{text.counted(len(vms), 'VM')} amiss", (*known, *more), vms[: OUTPUT.section_lines], None)
     if len(vms) > OUTPUT.section_lines:
-        yield f"<p>… and {len(vms) - OUTPUT.section_lines} more; <code>mikrom get vms</code> has all</p>"
+        yield f"<p>… and {len(vms) - OUTPUT.section_lines} more; <code>mikrom get vms --amiss</code> has all</p>"
     for vm, content in now.consoles.items():
         end = escape(text.console_text(content))
         yield f"<details><summary>The end of the console of {_h(vm)}</summary><pre>{end}</pre></details>"

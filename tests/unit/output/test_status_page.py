@@ -126,7 +126,7 @@ def test_of_very_much_the_page_shows_the_beginning_and_says_so() -> None:
     run = record("7f3c", *(outcome(vm.name) for vm in rows[:-1]), outcome("last", "failed_permanent", error="no"))
     crowd = replace(SNAPSHOT, views=(HostView(host="hv01", report=replace(REPORT, vms=rows)),), runs=(run,))
     text = Page(status_html(crowd)).text
-    assert "… and 900 more; mikrom get vms has all" in text
+    assert "… and 900 more; mikrom get vms --amiss has all" in text
     assert "… and 980 actions more: mikrom history 7f3c" in text
     assert "failed: create last on localhost: no" in text
 

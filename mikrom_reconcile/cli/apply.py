@@ -328,6 +328,8 @@ def rollback(revision: str | None, form: str, *, resume: bool, yes: bool, full: 
     Beat then leaves the project alone until its source moves on to another revision, or --resume.
     """
     settings = load()
+    if resume and revision:
+        raise UsageError("--to goes back, and --resume goes on: give one of them")
     if resume:
         from mikrom_reconcile.control.revisions import resume as let_go
 

@@ -14,7 +14,7 @@ from mikrom_reconcile.cli.entry import ERROR, INTERRUPTED, Commands, present, sh
 from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import Engine, Hosts
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
-from mikrom_reconcile.core.model.plan import SUPERVISION
+from mikrom_reconcile.core.model.plan import SUPERVISION, Revision
 from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
 from mikrom_reconcile.output import hosts as output
@@ -46,8 +46,9 @@ def history(name: str | None, count: int, form: str, *, following: bool, by_revi
     engine = wiring.open_engine(load())
     if following:
         return _follow_run(engine, name, form)
-    if by_revision or (name and name.rpartition("/")[2].isdecimal()):
-        return _show_revisions(engine, name, count, form)
+    every = revisions.kept(engine.store)
+    if by_revision or (name and revisions.called(every, name)):
+        return _show_revisions(engine, every, name, count, form)
     unfinished = [run for run in engine.unfinished() if name in {None, run.run_id}]
     listed = {run.run_id for run in unfinished}
     kept = runs.settled(engine.store.runs(RUNS.kept))
@@ -67,8 +68,8 @@ def history(name: str | None, count: int, form: str, *, following: bool, by_revi
     return 0
 
 
-def _show_revisions(engine: Engine, name: str | None, count: int, form: str) -> int:
-    every, kept, now = revisions.kept(engine.store), engine.store.runs(RUNS.kept), datetime.now(UTC)
+def _show_revisions(engine: Engine, every: list[Revision], name: str | None, count: int, form: str) -> int:
+    kept, now = engine.store.runs(RUNS.kept), datetime.now(UTC)
     found = [one for one in every if name in {None, one.project}][:count]
     if one := None if found or name is None else revisions.named(every, name):
         own = [run for run in kept if run.outcomes and (run.project, run.number) == (one.project, one.number)]
@@ -241,6 +242,9 @@ def status(paths: tuple[str, ...], form: str) -> int:
     source, now = engine.source(), datetime.now(UTC)
     found = (views, output.fleets_in(views, queries.wanted_by_fleet(settings, paths, views)), last, source)
     present(form, lambda: output.status_document(found), lambda style: output.status_text(found, now, style))
+    for one in revisions.kept(engine.store):
+        if one.held:
+            warn(revisions.held_note(one))
     return _status_code(views, source, now)
 
 

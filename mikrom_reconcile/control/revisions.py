@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import PurePath
 from typing import Any, cast
@@ -77,18 +77,30 @@ def noted(store: RunStore, request: RunRequest, plan: Plan) -> Plan:
     if request.restores:
         note = f"this goes back to revision {request.restores}: then Beat leaves project {plan.project} alone {_UNTIL}"
     elif current and current.held:
-        back = f" to revision {current.restores}" if current.restores else ""
-        note = f"project {plan.project} is rolled back{back}: Beat leaves it alone {_UNTIL}"
+        note = held_note(current)
     else:
         return plan
     return numbered(replace(plan, id="", warnings=(note, *plan.warnings)))
+
+
+def held_note(current: Revision) -> str:
+    """That a project was rolled back, and what ends it."""
+    back = f" to revision {current.restores}" if current.restores else ""
+    return f"project {current.project} is rolled back{back}: Beat leaves it alone {_UNTIL}"
+
+
+def called(revisions: Iterable[Revision], name: str) -> list[Revision]:
+    """Those that `3` or `demo/3` may mean."""
+    return [one for one in revisions if name in {str(one.number), f"{one.project}/{one.number}"}]
 
 
 def named(revisions: Sequence[Revision], name: str | None) -> Revision:
     """The revision called `3` or `demo/3`, or the last before the current one that converged. Raises UsageError."""
     projects = sorted({one.project for one in revisions})
     if name is not None:
-        found = [one for one in revisions if name in {str(one.number), f"{one.project}/{one.number}"}]
+        found = called(revisions, name)
+    elif revisions and revisions[0].restores and not revisions[0].converged:  # it goes on
+        found = called(revisions[1:], str(revisions[0].restores))
     else:
         good = (one for one in revisions if one.converged and one.content != revisions[0].content)
         found = [one for one in good if one.number < (revisions[0].restores or revisions[0].number)][:1]

@@ -198,6 +198,19 @@ def test_a_revision_is_kept_once_for_the_runs_of_the_same_specs_and_can_be_had_a
     assert applied(store, "one", restores=1, held="x").number == 3, "what comes back is a revision of its own"
 
 
+def test_a_number_that_several_projects_have_is_refused_without_its_project(store: RunStore) -> None:
+    applied(store, "one")
+    other = replace(revisions.kept(store)[0], project="other")
+    revisions.keep(store, other)
+    every = revisions.kept(store)
+    assert revisions.named(every, "other/1") == other
+    for name in ("1", None):
+        with pytest.raises(UsageError, match="there are demo, other: name a revision as demo/1"):
+            revisions.named(every, name)
+    with pytest.raises(UsageError, match="there is no revision 2"):
+        revisions.named(every, "2")
+
+
 def test_old_revisions_make_room_but_never_the_current_one_nor_the_last_that_converged(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,8 @@ def test_a_revision_is_shown_with_the_fields_that_it_changed(folder: Path, mikro
     assert "machine.mem_size_mib: 16 → 32" in mikrom("history", "demo/2").stdout
     lines = mikrom("history", "--revisions", "demo").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["REV", "demo/2", "demo/1"]
-    unknown = mikrom("history", "3", code=64).stderr
+    assert "nothing is called '3'" in mikrom("history", "3", code=64).stderr
+    unknown = mikrom("history", "--revisions", "3", code=64).stderr
     assert "there is no revision 3; `mikrom history --revisions` lists those that are kept" in unknown
 
 
@@ -38,11 +39,23 @@ def test_a_rollback_brings_back_what_converged_before_and_every_plan_says_so(fol
     assert "there is no terminal to ask on" in mikrom("rollback", code=64).stderr
     assert "2 restarted" in mikrom("rollback", "--yes").stdout
     assert "project demo is rolled back to revision 1: Beat leaves it alone" in mikrom("plan").stdout
+    assert "project demo is rolled back to revision 1" in mikrom("status").stderr
     assert "Goes back to 1." in mikrom("history", "--revisions").stdout
     mikrom("apply", "--yes", "--limit", "web-000")
     assert "project demo is rolled back" in mikrom("plan").stdout, "of a part that was applied it is still true"
     assert mikrom("rollback", "--resume").stdout == "No longer held: demo.\n"
     assert "rolled back" not in mikrom("plan").stdout
+
+
+def test_a_rollback_that_was_refused_goes_on_where_it_was_to_lead(folder: Path, mikrom: Mikrom) -> None:
+    for vms in (2, 12):
+        write_specs(folder, WEB % vms)
+        mikrom("apply", "--yes")
+    assert "10 VMs refused" in mikrom("rollback", "--yes", code=8).stdout
+    assert "give one of them" in mikrom("rollback", "--to", "1", "--resume", code=64).stderr
+    assert "10 deleted" in mikrom("rollback", "--yes", "--prune-max", "100%").stdout
+    (last, *_) = document("revisions", mikrom("history", "--revisions", "-o", "json"))["revisions"]
+    assert (last["number"], last["restores"], last["converged"]) == (3, 1, True)
 
 
 def test_a_saved_plan_of_an_earlier_revision_goes_back_to_it(folder: Path, mikrom: Mikrom) -> None:

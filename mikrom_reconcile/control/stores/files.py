@@ -115,7 +115,7 @@ class FileStore:
         return self._read(self._path(shelf, name))
 
     def shelf(self, shelf: str) -> list[bytes]:
-        found = (self._read(path) for path in (self._folder / shelf).glob("*[0-9a-f]"))  # without drafts
+        found = (self._read(path) for path in (self._folder / shelf).glob("*") if path.suffix != ".new")
         return [content for content in found if content is not None]
 
     def _path(self, folder: str, name: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
-from mikrom_reconcile.core.model.desired import Policy, Share, State, VMSpec
+from mikrom_reconcile.core.model.desired import Halt, Policy, Share, State, VMSpec
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.fields import RECORD, drop_paths
 from mikrom_reconcile.core.model.observed import (
@@ -51,6 +51,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     assume_dead: tuple[str, ...] = ()
     without_hosts: tuple[str, ...] = ()
     retry: bool = False
+    promote: tuple[str, ...] = ()
+    abort: tuple[str, ...] = ()
     drift_mode: Literal["enforce", "report"] | None = None
 
 
@@ -58,7 +60,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What differs from what the specs want of a VM on its host; where they want none of its name, from a running
     `hello` of the fleet that its name begins with. `drift` maps a path to what the VMM really has. `attempt` was one to
     bring it to what the specs want; `up_s` is how long it has been up, `since_s` since its spec was changed by the run
-    with `token`, and it was healthy since then if it is up now, or `proven`.
+    with `token`, and it was healthy since then if it is up now, or `proven`. A `canary` waits to be promoted; `halted`
+    says why nobody is to follow to what the specs want.
     """
 
     project: str | None = None
@@ -76,6 +79,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     up_s: float = 3600.0
     since_s: float = 3600.0
     proven: bool = False
+    canary: bool = False
+    halted: str = ""
 
 
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,6 +138,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             prune_max=wish.prune_max,
             confirmed=wish.confirmed,
             retry=wish.retry,
+            promote=wish.promote,
+            abort=wish.abort,
             drift_mode=wish.drift_mode,
             limit=wish.limit,
             tags=wish.tags,
@@ -189,6 +196,10 @@ def truth(specs: Specs, vm: UnplacedVM | None, host: str, name: str, row: Row) -
         trial_token=row.token,
         since_s=row.since_s,
         proven=row.proven,
+        canary=row.canary,
+        halt=Halt(spec_digest=attempt_of(specs, vm, host, {}).spec_digest, why=row.halted)
+        if vm and row.halted
+        else None,
     )
 
 

@@ -11,6 +11,8 @@ COMMANDS = {
     "drift": ("Specs", "apply", "what is otherwise than it was last applied, and why"),
     "apply": ("Specs", "apply", "make it so: plan, ask, execute, verify"),
     "rollback": ("Specs", "apply", "go back to an earlier revision"),
+    "promote": ("Specs", "apply", "let a rollout go on behind its canaries"),
+    "abort": ("Specs", "apply", "end the rollout of a fleet where it is"),
     "destroy": ("Specs", "apply", "remove what these specs own"),
     "start": ("VMs", "apply", "start VMs by name, past the specs"),
     "stop": ("VMs", "apply", "stop VMs: Ctrl-Alt-Del, then kill"),

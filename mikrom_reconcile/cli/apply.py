@@ -390,3 +390,25 @@ delete = _one_off(
     "Remove VMs and everything that was made for them. Asks first; `prevent_destroy` holds.\n\n"
     "VM may hold * and ?. The next run makes those anew that the specs want.",
 )
+
+
+def _verdict(word: str, text: str) -> click.Command:
+    """The command for a person's word about the rollout of a fleet, which goes on or ends by it."""
+
+    @click.argument("fleet")
+    @options.paths
+    @options.extra_vars
+    @options.yes
+    @options.execution
+    @options.output(formats.RUN)
+    def command(fleet: str, paths: tuple[str, ...], form: str, *, yes: bool, **asked: Any) -> int:
+        refuse_without_anybody_to_ask(yes=yes)
+        settings = load()
+        request = request_for(word, wiring.read_tree(settings, paths), settings, **asked, **{word: (fleet,)})
+        return run_flow(wiring.open_engine(settings), request, yes=yes, form=form)
+
+    return click.command(word, help=text)(command)
+
+
+promote = _verdict("promote", "Let the rollout of FLEET go on behind its canaries, which are good.")
+abort = _verdict("abort", "End the rollout of FLEET where it is: it is halted until its spec changes, or --retry.")

@@ -154,6 +154,7 @@ class Reconciler:
         tried = frozenset(outcome.vm for outcome in outcomes)
         with traces.span("plan"):
             given = self._prepare(request, specs)
+            given = requery_all(given) if request.promote or request.abort else given
             result = make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
             if result.ambiguous:
                 given = requery_all(given)

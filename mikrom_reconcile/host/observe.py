@@ -117,6 +117,8 @@ class Observer:
             attempts=attempts,
             unproven=unproven,
             progress=progress,
+            canaries=tuple(row.name for row in own if row.trial and row.trial.canary),
+            halts={row.name: row.halt for row in own if row.halt},
         )
 
     def _observe_all(self, records: Sequence[VMRecord], until: float) -> Iterator[tuple[ObservedVM, float]]:
@@ -194,6 +196,7 @@ def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkDrift | None
         last_error=record.last_error,
         addresses=record.addresses,
         trial=record.trial,
+        halt=record.halt,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
+from mikrom_reconcile.core.model.desired import Halt, Policy, State, VMSpec
 from mikrom_reconcile.core.model.observed import Attempt, Console, Drift, Stray, Trial, VMMFacts
 
 
@@ -42,6 +42,7 @@ class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
     addresses: dict[str, str] = {}
     damage: str = ""
     trial: Trial | None = None
+    halt: Halt | None = None
 
 
 LinkDrift = Callable[[VMRecord], tuple[Drift, ...]]

@@ -73,6 +73,7 @@ class Rolling:
         self.size = chance.choice([1, 4, 12, 30])
         self.serial = chance.choice(SERIALS)
         self.max_fail = chance.choice([0, 0, 20, 50])
+        self.canary = 0
         self.names = [f"web-{index:03d}" for index in range(self.size)]
         self.site = Site(hosts={host: {} for host in HOSTS})
         self.checkout = Checkout(self.site)
@@ -82,6 +83,7 @@ class Rolling:
 
     def specify(self, boot_args: str) -> None:
         rollout = {"serial": self.serial, "max_fail_percentage": self.max_fail, "min_healthy_time": "10s"}
+        rollout |= {"canary": self.canary} if self.canary else {}
         template = {"image": "hello", "boot_args": boot_args}
         web = document("Fleet", "web", replicas=self.size, template=template, rollout=rollout)
         self.checkout.documents = (SHOP, inventory(), web)
@@ -91,10 +93,12 @@ class Rolling:
 
     def batches(self) -> list[list[str]]:
         share = max(1, self.size // 10)
-        cut: list[list[str]] = []
-        left = list(self.names)
+        first = min(self.canary, share)
+        cut: list[list[str]] = [self.names[:first]] if first else []
+        left = self.names[first:]
+        offset = len(cut)
         while left:
-            size = self.serial[min(len(cut), len(self.serial) - 1)]
+            size = self.serial[min(len(cut) - offset, len(self.serial) - 1)]
             size = size if isinstance(size, int) else max(1, self.size * int(size[:-1]) // 100)
             cut.append(left[: min(size, share)])
             left = left[min(size, share) :]
@@ -184,6 +188,38 @@ def test_what_is_halted_stays_halted_until_somebody_says_otherwise(seed: int) ->
         rolling.pass_time(11)
         rolling.tick(RunOverrides(retry=True))
     assert {truth.attempt for truth in site.all().values()} == {None}
+
+
+@pytest.mark.parametrize("seed", seeds(10))
+def test_nobody_follows_a_canary_that_was_not_promoted(seed: int) -> None:
+    chance = Random(seed)
+    rolling = Rolling(chance)
+    rolling.canary, site = chance.choice([1, 2]), rolling.site
+    rolling.specify(BAD)
+    canaries = rolling.batches()[0]
+
+    def brought() -> set[str]:
+        return {name for name, truth in site.all().items() if truth.spec.boot_args == BAD}
+
+    for _ in range(12):
+        if chance.random() < 0.3:
+            site.change(chance.choice(rolling.names), phase="killed")
+        site.token += 1
+        rolling.tick()
+        rolling.pass_time(chance.choice([0.5, 11.0]))
+        assert brought() <= set(canaries)
+    if rolling.size > len(canaries):
+        for _ in range(3):  # some of the orders may get lost, and VMs that died come back
+            rolling.pass_time(11)
+            rolling.tick()
+        assert brought() == set(canaries)
+        for _ in range(90):
+            site.token += 1
+            rolling.tick(RunOverrides(promote=("web",)))
+            rolling.pass_time(11)
+            if brought() == set(rolling.names):
+                break
+    assert brought() == set(rolling.names)
 
 
 @pytest.mark.parametrize("seed", seeds(20))

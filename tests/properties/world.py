@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 
-from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
+from mikrom_reconcile.core.model.desired import Halt, Policy, State, VMSpec
 from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
 from mikrom_reconcile.core.model.fields import needs_restart
 from mikrom_reconcile.core.model.observed import (
@@ -56,6 +56,8 @@ class Truth:
     trial_token: int = 1
     since_s: float = 3600.0
     proven: bool = True
+    canary: bool = False
+    halt: Halt | None = None
 
 
 @dataclass
@@ -120,6 +122,8 @@ class World:
                     if (limit_s := query.trials.get(row.fleet)) is not None and not self._proven(host, row, query)
                 },
                 progress=self._progress(host, query),
+                canaries=tuple(name for name, truth in self.hosts[host].items() if truth.canary),
+                halts={name: truth.halt for name, truth in self.hosts[host].items() if truth.halt},
                 released=self.released,
             ),
         )
@@ -166,7 +170,8 @@ class World:
             last_error=truth.last_error,
             addresses=truth.addresses,
             attempt=truth.attempt,
-            trial=Trial(since=NOW, token=truth.trial_token),
+            halt=truth.halt,
+            trial=Trial(since=NOW, token=truth.trial_token, canary=truth.canary),
         )
 
     def act(self, action: Action) -> str:
@@ -211,6 +216,10 @@ class World:
             trial_token=self.token if on_trial or found is None else found.trial_token,
             since_s=0.0 if on_trial or found is None else found.since_s,
             proven=False if on_trial or found is None else found.proven,
+            canary=bool(wanted.canary)
+            if wanted.canary is not None or found is None
+            else found.canary and found.spec == wanted.spec,
+            halt=wanted.halt or (found.halt if found and found.spec_digest == wanted.spec_digest else None),
         )
         return "done"
 
@@ -228,6 +237,7 @@ def decided(
     limits: RunOverrides,
 ) -> PlanResult:
     """What is decided once nothing is ambiguous, as the engine asks."""
+    asked = requery_all(asked) if limits.promote or limits.abort else asked
     decision = make_plan(asked, observe(asked.queries), limits)
     if not decision.ambiguous:
         return decision

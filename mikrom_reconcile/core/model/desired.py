@@ -245,6 +245,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     `max_fail_percentage` of a batch must fail to halt it. `skip` goes on without the VMs of unreachable hosts. A batch
     waits until those before have been healthy for `min_healthy_time`. A VM that has not been so `healthy_deadline`
     after its spec changed has failed; after `progress_deadline` in which nothing changed or got healthy it halts.
+    The first batch is of the size `canary`, and without `auto_promote` the others wait until a person promotes it.
     """
 
     serial: Share | tuple[Share, ...] = ()
@@ -254,11 +255,18 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     order: Literal["name", "reverse"] | tuple[str, ...] = "name"
     healthy_deadline: Duration | None = None
     progress_deadline: Duration | None = None
+    canary: Share = 0
+    auto_promote: bool = False
 
     @property
     def has_trials(self) -> bool:
         """Whether hosts have to tell how their VMs do with a new spec."""
         return bool(self.healthy_deadline or self.progress_deadline)
+
+    @property
+    def waits_for_promotion(self) -> bool:
+        """Whether nobody follows the canaries until a person says so."""
+        return self.canary not in {0, "0%"} and not self.auto_promote
 
 
 class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,12 +285,20 @@ class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(path for path, said in self.fields.items() if said == word)
 
 
+class Halt(msgspec.Struct, frozen=True, kw_only=True):
+    """That no VM is to be brought to what has this digest any more, and why."""
+
+    spec_digest: str
+    why: str
+
+
 class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     """One VM as the specs want it, on its host.
 
-    `spec_digest` covers project, fleet, state, spec and policy, not name and host, and carries its version.
-    `addresses` maps interfaces to the addresses that are static or leased; those of a VM that is as wanted are in its
-    record. `ignore_drift` has the paths in which the VMM may be otherwise than recorded.
+    `spec_digest` covers project, fleet, state, spec and policy, not name and host, and carries its version. `addresses`
+    maps interfaces to the addresses that are static or leased; those of a VM that is as wanted are in its record.
+    `ignore_drift` has the paths in which the VMM may be otherwise than recorded. `canary` says whether its fleet waits
+    for it (None: as before), `halt` that its rollout is over; its record keeps both.
     """
 
     name: str
@@ -296,3 +312,5 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     ignore_changes: tuple[str, ...] = ()
     ignore_drift: tuple[str, ...] = ()
     addresses: dict[str, str] = {}
+    canary: bool | None = None
+    halt: Halt | None = None

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Balloon, Drive, Machine, Policy, State, VMSpec, Vsock
+from mikrom_reconcile.core.model.desired import Balloon, Drive, Halt, Machine, Policy, State, VMSpec, Vsock
 from mikrom_reconcile.times_and_sizes import VMMS
 
 VMMStatus = Literal["none", "starting", "running", "paused", "unresponsive", "socket_lost"]
@@ -79,10 +79,14 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """That a VM was brought to a spec for which it had to boot: when, and the token of the run that did it."""
+    """That a VM was brought to a spec for which it had to boot: when, and the token of the run that did it.
+
+    With `canary` the others of its fleet wait until it is promoted.
+    """
 
     since: datetime
     token: int
+    canary: bool = False
 
 
 class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +95,7 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied.
     `token` is the fencing token of the run that last changed it, `generation` counts its changes. `addresses` maps
     interfaces to their addresses, `health` says which check does not pass, and why. `restarts` are the latest restarts
-    that the host made by itself, `trial` is that of its spec.
+    that the host made by itself, `trial` is that of its spec, `halt` what was said of the rollout that brought it.
     """
 
     name: str
@@ -115,6 +119,7 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     addresses: dict[str, str] = {}
     health: str = ""
     trial: Trial | None = None
+    halt: Halt | None = None
 
 
 class Stray(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,16 +175,15 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
 
-    `phases` counts the VMs of each fleet of the project by phase.
-    `promised` adds up what VMs of all projects that are ordered to be up may take. `overhead_mib` is what each takes
-    beyond its own memory; None: they take none of the host's memory at all. `used_mib` is what is taken of its memory
-    now, by whatever.
-    `strays` are VMMs of ours without a record, `foreign` those of other programs or state folders. `maturing` maps VMs
-    that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
-    `attempts` tells of VMs that have no record because this host could not make them. `unproven` maps VMs that were
-    never healthy with their spec to the seconds that are left for it, `progress` tells of fleets on trial. `released`
-    maps addresses of VMs of the project that are gone to the seconds since then, of the last day. `note` is what
-    whoever changes something on this host should know of it, "" for nothing.
+    `phases` counts the VMs of each fleet of the project by phase. `promised` adds up what VMs of all projects that are
+    ordered to be up may take. `overhead_mib` is what each takes beyond its own memory; None: they take none of the
+    host's memory at all. `used_mib` is what is taken of its memory now, by whatever. `strays` are VMMs of ours without
+    a record, `foreign` those of other programs or state folders. `maturing` maps VMs that are up, and not yet for as
+    long as the query says, to the seconds that are left, by this host's clock. `attempts` tells of VMs that have no
+    record because this host could not make them. `unproven` maps VMs that were never healthy with their spec to the
+    seconds that are left for it, `progress` tells of fleets on trial. `canaries` wait to be promoted, `halts` are those
+    of records. `released` maps addresses of VMs of the project that are gone to the seconds since then, of the last
+    day. `note` is what whoever changes something on this host should know of it, "" for nothing.
     """
 
     host: str
@@ -200,6 +204,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     attempts: dict[str, Attempt] = {}
     unproven: dict[str, float] = {}
     progress: dict[str, Progress] = {}
+    canaries: tuple[str, ...] = ()
+    halts: dict[str, Halt] = {}
 
 
 class HostView(msgspec.Struct, frozen=True, kw_only=True):

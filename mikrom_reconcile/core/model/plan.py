@@ -141,14 +141,17 @@ class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
     """What a run does otherwise than the fleets' own policies say, and what it leaves out.
 
     `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed. `retry`
-    brings back what was given up. `drift_mode` is that of a scheduled run: with `report`, every fleet counts as if its
-    spec said so; None: a person asked, and no drift policy holds anything back. `limit` is a pattern of hosts, groups,
-    fleets and VM names, `tags` and `skip_tags` are those of fleets (`core.planning.selection`); None and () are all.
+    brings back what was given up. `promote` names fleets whose canaries are good, `abort` those whose rollout ends.
+    `drift_mode` is that of a scheduled run: with `report`, every fleet counts as if its spec said so; None: a person
+    asked, and no drift policy holds anything back. `limit` is a pattern of hosts, groups, fleets and VM names, `tags`
+    and `skip_tags` are those of fleets (`core.planning.selection`); None and () are all.
     """
 
     prune_max: Share | None = None
     confirmed: tuple[str, ...] = ()
     retry: bool = False
+    promote: tuple[str, ...] = ()
+    abort: tuple[str, ...] = ()
     drift_mode: Literal["enforce", "report"] | None = None
     limit: str | None = None
     tags: tuple[str, ...] = ()

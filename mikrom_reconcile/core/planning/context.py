@@ -14,7 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.model import observed
 from mikrom_reconcile.core.model import plan as model
-from mikrom_reconcile.core.model.desired import DesiredVM
+from mikrom_reconcile.core.model.desired import DesiredVM, Halt
 from mikrom_reconcile.core.model.encoding import digest_of, fleet_digest, row_digest
 from mikrom_reconcile.core.placement.scheduler import NOTHING, Placing
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, UnplacedVM, hosts_of
@@ -34,7 +34,8 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others` holds
     rows that are not ours: of another project, or unreadable. `up_to_date` names the VMs that a digest proves to be as
     wanted; they have no rows. `unreachable` maps hosts without a report to the reason. `reports` are those of the
-    others by host, `maturing`, `attempts`, `unproven`, `progress` and `released` what all of them say.
+    others by host, `maturing`, `attempts`, `unproven`, `progress`, `canaries`, `halts` and `released` what all of them
+    say.
     """
 
     own: Mapping[str, tuple[observed.ObservedVM, ...]]
@@ -48,6 +49,8 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     attempts: Mapping[str, observed.Attempt] = {}
     unproven: Mapping[str, float] = {}
     progress: Mapping[str, observed.Progress] = {}
+    canaries: frozenset[str] = frozenset()
+    halts: Mapping[str, Halt] = {}
 
     def locations(self, placements: observed.Placements) -> dict[str, str]:
         """Where each known VM is: where it was observed, else where it is remembered, if that host is unreachable."""
@@ -107,6 +110,8 @@ def merge_reports(state: observed.ObservedState, project: str, expected: Mapping
         attempts={name: attempt for report in reports for name, attempt in report.attempts.items()},
         unproven={name: left_s for report in reports for name, left_s in report.unproven.items()},
         progress=progress,
+        canaries=frozenset(chain.from_iterable(report.canaries for report in reports)),
+        halts={name: halt for report in reports for name, halt in report.halts.items()},
     )
 
 

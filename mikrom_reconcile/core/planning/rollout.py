@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain, islice, repeat
 from typing import Literal
@@ -20,6 +20,7 @@ from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange
 from mikrom_reconcile.core.placement.scheduler import named
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, ProjectView, with_kind
 from mikrom_reconcile.core.planning.guards import as_recorded
+from mikrom_reconcile.core.planning.verdicts import ABORTED, ended, has_ended, promoted, unheard, with_words
 from mikrom_reconcile.times_and_sizes import RUNS, SPECS
 
 REMEDIES = {
@@ -31,29 +32,37 @@ REMEDIES = {
 
 def roll_out(draft: Draft, context: PlanContext) -> Draft:
     """Lets as many VMs of a fleet be taken down as its share and its rollout allow; those that are down count, too."""
-    if not draft.changes:
+    asked: dict[str, list[VMChange]] = {name: [] for name in context.overrides.promote + context.overrides.abort}
+    mine = asked | group_by(draft.changes, lambda change: change.fleet)
+    if not mine:
         return draft
-    mine = group_by(draft.changes, lambda change: change.fleet)
     all_of = group_by([*draft.changes, *draft.left_out], lambda change: change.fleet)
     up = (vm for vm in draft.desired if vm.fleet in mine and vm.state in WANTS_VMM)
     members = group_by(up, lambda vm: vm.fleet)
-    fleets = {name: _Rollout(name, members.get(name, []), mine[name], all_of[name], context) for name in sorted(mine)}
+    fleets = {
+        name: _Rollout(name, members.get(name, []), mine[name], all_of.get(name, []), context) for name in sorted(mine)
+    }
     changes = [fleets[change.fleet].admit(change) for change in draft.changes]
+    words = [word for fleet in fleets.values() for word in fleet.words()]
+    draft = with_words(replace(draft, changes=changes), words)
     waits = [fleet.retry_after_s for fleet in fleets.values() if fleet.retry_after_s is not None]
     return replace(
         draft,
-        changes=changes,
+        unmatched=draft.unmatched or unheard(context.overrides, words, context.fleets),
         refusals=(*draft.refusals, *(refusal for fleet in fleets.values() for refusal in fleet.refusals())),
         peaks={name: peak for name, fleet in fleets.items() if (peak := fleet.peak())},
         retry_after_s=min(waits, default=None),
     )
 
 
-def batches(names: list[str], serial: tuple[Share, ...]) -> list[list[str]]:
-    """The names in batches of these sizes, the last of which repeats; none is larger than the disruption share."""
+def batches(names: list[str], serial: tuple[Share, ...], canary: Share = 0) -> list[list[str]]:
+    """The names in batches of these sizes, the last of which repeats; none is larger than the disruption share. The
+    first is of canaries, if there are any.
+    """
     most = resolve_share(DISRUPTION, len(names))
     sizes = [min(most, resolve_share(size, len(names))) for size in serial or (DISRUPTION,)]
-    rest, later = iter(names), chain(sizes, repeat(sizes[-1]))
+    first = [size] if (size := min(most, resolve_share(canary, len(names)))) else []
+    rest, later = iter(names), chain(first, sizes, repeat(sizes[-1]))
     return list(iter(lambda: list(islice(rest, next(later))), []))
 
 
@@ -62,7 +71,7 @@ class _Rollout:
         self, name: str, vms: list[DesiredVM], mine: list[VMChange], everything: list[VMChange], context: PlanContext
     ) -> None:
         self._fleet, self._view, self._tried = name, context.view, context.tried
-        self._retry = context.overrides.retry
+        self._overrides, self._retry = context.overrides, context.overrides.retry
         rollout = context.fleets[name].rollout if name in context.fleets else None
         self._described, self._rollout = rollout is not None, rollout or Rollout()
         self._known = {change.name: change for change in everything if change.rule != "duplicate"}
@@ -79,9 +88,12 @@ class _Rollout:
         self._failed = {name for name in can_halt if self._has_failed(name)}
         self._stuck = self._failed | {name for name in can_halt if self._is_known_as(name, "crash-loop")}
         serial = self._rollout.serial
-        self._batches = batches(names, serial if isinstance(serial, tuple) else (serial,))
+        self._batches = batches(names, serial if isinstance(serial, tuple) else (serial,), self._rollout.canary)
         self._batch_of = {name: number for number, batch in enumerate(self._batches) for name in batch}
         self._halts_creates, self._halts_rolling = self._too_many(self._failed), self._too_many(self._stuck)
+        self._canaries = self._batches[0] if names and self._rollout.waits_for_promotion else []
+        self._unpromoted = [name for name in self._canaries if name in self._view.canaries - self._rolling]
+        self._halt = self._recorded_halt(vms)
         self._stalled = self._has_stalled()
         self._at, self._before = self._position() if self._described else (None, "")
         self._left = self._limit() - len(self._down)
@@ -123,11 +135,34 @@ class _Rollout:
         """There is something left to roll out, and for too long nothing has changed or got healthy by this rollout."""
         limit, progress = self._rollout.progress_deadline, self._view.progress.get(self._fleet)
         left = self._rolling - self._stuck
-        if limit is None or progress is None or not left or self._retry:
+        if limit is None or progress is None or not left or self._retry or self._unpromoted:
             return False
-        rows = (self._known[name].observed for name in left)
-        before = max((row.trial.token for row in rows if row and row.trial), default=0)
-        return progress.token > before and progress.age_s > seconds_of(limit)
+        return progress.token > self._begins_after() and progress.age_s > seconds_of(limit)
+
+    def _begins_after(self) -> int:
+        """The trials of this rollout have higher tokens than any VM that it has still to come to."""
+        rows = (self._known[name].observed for name in self._rolling)
+        return max((row.trial.token for row in rows if row and row.trial), default=0)
+
+    def _recorded_halt(self, vms: list[DesiredVM]) -> str:
+        """Why a record says that no VM is to be brought to what is wanted now, "" if none does."""
+        if self._fleet in self._overrides.abort:
+            return ABORTED
+        if self._retry:
+            return ""
+        halts = ((vm.spec_digest, self._view.halts.get(vm.name)) for vm in vms)
+        return next((halt.why for digest, halt in halts if halt and halt.spec_digest == digest), "")
+
+    def words(self) -> Iterator[VMChange]:
+        """What a person says of this rollout, for the records of the VMs that it concerns."""
+        names = self._batch_of.keys() - self._rolling
+        rows = {name: self._view.own[name][0] for name in sorted(names) if name in self._view.own}
+        if self._fleet in self._overrides.promote and not any(map(self._is_unhealthy, self._canaries)):
+            yield from (promoted(rows[name]) for name in self._unpromoted)
+        if self._fleet in self._overrides.abort and self._rolling:
+            begins_after = self._begins_after()
+            going = (row for row in rows.values() if row.trial and row.trial.token > begins_after)
+            yield from (ended(row, ABORTED) for row in going if not has_ended(row))
 
     def _attempt(self, name: str) -> Attempt | None:
         observed = self._known[name].observed
@@ -176,7 +211,8 @@ class _Rollout:
         if change.name in self._failed & self._going:  # it is still up, and would only keep the others waiting
             self._given_up.add(change.name)
             return with_kind(change, "blocked", "that has failed")
-        has_failed = change.name in self._failed or self._halts_creates is not None
+        waits_for_canary = change.name in self._followers and (self._unpromoted or self._to_change(self._canaries))
+        has_failed = change.name in self._failed or self._halts_creates is not None or self._halt or waits_for_canary
         if has_failed and change.name in self._down and (repair := _as_it_was(change)):
             return repair
         if change.kind == "wait" and change.name in self._failed:
@@ -185,25 +221,46 @@ class _Rollout:
         if self._is_halted(change):
             self._stopped = True
             return with_kind(change, "blocked", "the rollout of this fleet is halted")
-        if change.name not in self._going:
+        if change.name in self._going:
+            if why := self._waits(change.name):
+                return with_kind(change, "wait", why)
+            self._left -= 1
+        return self._as_canary(change)
+
+    def _as_canary(self, change: VMChange) -> VMChange:
+        """The change, noted to be that of a canary if others are to follow it."""
+        is_new = change.kind == "create" or (change.kind in {"start", "restart", "replace"} and change.fields)
+        if change.desired is None or change.name not in self._canaries or not is_new or not self._followers:
             return change
-        if why := self._waits(change.name):
-            return with_kind(change, "wait", why)
-        self._left -= 1
-        return change
+        return replace(change, desired=replace(change.desired, canary=True))
+
+    @cached_property
+    def _followers(self) -> set[str]:
+        """The VMs that are to change after the canaries."""
+        return self._to_change(self._batch_of.keys() - set(self._canaries)) if self._canaries else set()
+
+    def _to_change(self, names: Iterable[str]) -> set[str]:
+        return {name for name in names if name in self._known and self._known[name].fields}
 
     def _is_halted(self, change: VMChange) -> bool:
         """Whether it would bring one more VM to a spec with which too many have failed."""
         if change.name in self._rolling:
-            return self._halts_rolling is not None or self._stalled
+            return self._is_over
         gave_up = change.observed is not None and change.observed.phase == "parked"
         again = change.name in self._failed or (gave_up and change.name in self._down)
-        return self._halts_creates is not None and (again or change.kind == "create")
+        return (self._halts_creates is not None or bool(self._halt)) and (again or change.kind == "create")
+
+    @property
+    def _is_over(self) -> bool:
+        return self._halts_rolling is not None or self._stalled or bool(self._halt)
 
     def _waits(self, name: str) -> str:
         if name in self._rolling and self._unreachable:
             hosts = named(self._unreachable, SPECS.named_vms)
             return f"the rollout waits for {hosts}, which could not be read; rollout: {{unreachable: skip}} does not"
+        if name in self._rolling and self._unpromoted and self._at != 0 and name not in self._canaries:
+            told = named(self._unpromoted, SPECS.named_vms)
+            return f"canary {told} is healthy and waits for `mikrom promote {self._fleet}`"
         if name in self._rolling and self._at is not None and self._batch_of[name] > self._at:
             self.retry_after_s = self._batch_retry_after_s
             return self._before
@@ -242,6 +299,8 @@ class _Rollout:
 
     def _why_halted(self) -> str:
         at = self._halts_rolling
+        if self._halt:
+            return self._halt
         if at is None:
             return f"nothing has got on within the progress_deadline of {self._rollout.progress_deadline}"
         failed = [name for name in self._batches[at] if name in self._stuck]
@@ -265,8 +324,7 @@ class _Rollout:
 
     def peak(self) -> Peak | None:
         """How many are down at a time, if any are taken down."""
-        is_halted = self._halts_rolling is not None or self._stalled
-        going = len(self._going - self._rolling if is_halted else self._going)
+        going = len(self._going - self._rolling if self._is_over else self._going)
         if not going:
             return None
         sizes = tuple(map(len, self._batches))

@@ -337,7 +337,8 @@ def next_record(order: Order, found: VMRecord | None, *, tombstone: VMRecord | N
         return replace(found, state="absent", last_error=None, **provenance_fields(order, found))
     wanted: dict[str, Any] = {
         "fleet": desired.fleet, "state": desired.state, "spec": desired.spec, "policy": desired.policy,
-        "spec_digest": desired.spec_digest, "addresses": desired.addresses,
+        "spec_digest": desired.spec_digest, "addresses": desired.addresses, "trial": trial_of(order, found, now),
+        "halt": desired.halt or (found.halt if found and found.spec_digest == desired.spec_digest else None),
     }  # fmt: skip
     if found is None or found.state == "absent":
         last = found or tombstone
@@ -350,7 +351,6 @@ def next_record(order: Order, found: VMRecord | None, *, tombstone: VMRecord | N
             action_id=action.id,
             created_at=now,
             attempt=Attempt(spec_digest=desired.spec_digest, count=0),
-            trial=Trial(since=now, token=order.token),
             **wanted,
         )
     if action.verb == "update":  # changes nothing about what runs, and so nothing about why it does not
@@ -362,11 +362,21 @@ def next_record(order: Order, found: VMRecord | None, *, tombstone: VMRecord | N
     if attempt is None or attempt.spec_digest != desired.spec_digest:
         was_so = found.spec_digest == desired.spec_digest
         attempt = None if was_so else Attempt(spec_digest=desired.spec_digest, count=0)
-    was_up = found.state in WANTS_VMM and not found.parked
-    on_trial = needs_restart(found.spec, desired.spec) or (desired.state in WANTS_VMM and not was_up)
-    trial = Trial(since=now, token=order.token) if on_trial else found.trial
     wanted |= provenance_fields(order, found)
-    return replace(found, **wanted, attempt=attempt, last_error=None, restarts=restarts, parked=False, trial=trial)
+    return replace(found, **wanted, attempt=attempt, last_error=None, restarts=restarts, parked=False)
+
+
+def trial_of(order: Order, found: VMRecord | None, now: datetime) -> Trial | None:
+    """The trial of the spec that is ordered. One that the VM had goes on, from the start if it was to be down."""
+    desired = order.action.desired
+    assert desired is not None, "what is deleted has no trial"  # noqa: S101
+    if found is None or found.state == "absent" or needs_restart(found.spec, desired.spec):
+        trial: Trial | None = Trial(since=now, token=order.token)
+    elif desired.state in WANTS_VMM and (found.state not in WANTS_VMM or found.parked):
+        trial = replace(found.trial or Trial(since=now, token=order.token), since=now)
+    else:
+        trial = found.trial
+    return trial if trial is None or desired.canary is None else replace(trial, canary=desired.canary)
 
 
 def provenance_fields(order: Order, found: VMRecord) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, RunReport, RunRequest
 from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 
@@ -64,6 +66,54 @@ def test_a_run_whose_time_is_over_before_a_batch_is_healthy_is_late(engine: Engi
     assert time.monotonic() - began_s < 60
     assert [outcome.vm for outcome in report.outcomes] == ["web-000"]
     assert report.late
+
+
+CANARY = """
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {{name: web}}
+spec:
+  replicas: 3
+  template: {{image: hello, boot_args: "{boot_args}"}}
+  rollout: {{canary: 1}}
+"""
+
+
+def of_canary(boot_args: str, **asked: Any) -> RunRequest:
+    tree = SourceTree(revision="r", files=(SourceFile(path="web.yml", text=CANARY.format(boot_args=boot_args)),))
+    return RunRequest(run_id="r", origin="a test", tree=tree, **asked)
+
+
+def test_others_follow_a_canary_once_it_is_promoted(engine: Engine) -> None:
+    applied(engine, of_canary("a"))
+    for expected in (["web-000"], []):
+        report = applied(engine, of_canary("b"))
+        assert [outcome.vm for outcome in report.outcomes] == expected
+    report = applied(engine, of_canary("b", promote=("web",)))
+    assert [(outcome.verb, outcome.vm, outcome.result) for outcome in report.outcomes] == [
+        ("update", "web-000", "done"),
+        ("restart", "web-001", "done"),
+        ("restart", "web-002", "done"),
+    ]
+    with pytest.raises(UsageError, match="no healthy canary"):
+        engine.plan(of_canary("b", promote=("web",)))
+    assert [outcome.vm for outcome in applied(engine, of_canary("c")).outcomes] == ["web-000"], (
+        "another spec waits anew"
+    )
+
+
+def test_an_aborted_rollout_stays_where_it_is_until_the_spec_changes(engine: Engine) -> None:
+    applied(engine, of_canary("a"))
+    applied(engine, of_canary("b"))
+    report = applied(engine, of_canary("b", abort=("web",)))
+    assert [(outcome.verb, outcome.vm) for outcome in report.outcomes] == [("update", "web-000")]
+    assert report.remaining is not None
+    assert {change.kind for change in report.remaining.changes} == {"blocked"}
+    left = applied(engine, of_canary("b")).remaining
+    assert left is not None
+    assert [refusal.message for refusal in left.refusals] == ["a person has aborted it; change the spec, or --retry"]
+    assert [outcome.vm for outcome in applied(engine, of_canary("a")).outcomes] == ["web-000"], "and back again"
+    assert not engine.plan(of_canary("a")).changes
 
 
 def test_progress_hears_what_has_become_stale(engine: Engine) -> None:

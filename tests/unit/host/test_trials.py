@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Policy
+from mikrom_reconcile.core.model.desired import DesiredVM, Halt, Policy
 from mikrom_reconcile.core.model.observed import ObserveQuery, Progress, Trial
 from mikrom_reconcile.core.model.plan import Action, Expect, Order
 from mikrom_reconcile.host.orders.steps import next_record
@@ -76,27 +76,46 @@ def test_a_proof_goes_with_its_vm(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "begins"),
+    ("found", "wanted", "trial"),
     [
-        ({}, {}, False),
-        ({}, {"boot_args": "another"}, True),
-        ({}, {"mmds": {"a": 1}}, False),
-        ({"state": "stopped"}, {}, True),
-        ({"parked": True}, {}, True),
+        ({}, {}, TRIAL),
+        ({}, {"boot_args": "another"}, Trial(since=NOW, token=9)),
+        ({}, {"mmds": {"a": 1}}, TRIAL),
+        ({"state": "stopped"}, {}, replace(TRIAL, since=NOW)),
+        ({"parked": True}, {}, replace(TRIAL, since=NOW)),
+        ({"parked": True, "trial": None}, {}, Trial(since=NOW, token=9)),
     ],
 )
 def test_a_trial_begins_with_a_spec_for_which_the_vm_boots(
-    found: dict[str, Any], wanted: dict[str, Any], *, begins: bool
+    found: dict[str, Any], wanted: dict[str, Any], trial: Trial
 ) -> None:
-    record = replace(record_of("web-000"), trial=TRIAL, spec=replace(SPEC, mmds={}), **found)
-    assert next_of(record, wanted).trial == (Trial(since=NOW, token=9) if begins else TRIAL)
+    record = replace(record_of("web-000"), **{"trial": TRIAL, "spec": replace(SPEC, mmds={}), **found})
+    assert next_of(record, wanted).trial == trial
 
 
-def next_of(record: VMRecord, wanted: dict[str, Any]) -> VMRecord:
+def test_canaries_and_halts_of_records_are_told(host: Host) -> None:
+    halt = Halt(spec_digest="1:aa", why="a person has aborted it")
+    host.records.write(replace(record_of("web-000"), trial=replace(TRIAL, canary=True), halt=halt))
+    report = host.ask(ObserveQuery(project="shop"))
+    assert (report.canaries, report.halts) == (("web-000",), {"web-000": halt})
+
+
+def test_a_canary_is_one_until_its_record_says_otherwise_and_a_halt_ends_with_its_spec() -> None:
+    halt = Halt(spec_digest="1:aa", why="a person has aborted it")
+    found = replace(record_of("web-000"), trial=replace(TRIAL, canary=True), halt=halt)
+    assert next_of(found, {}, spec_digest="1:aa") == replace(found, generation=2, token=9, action_id="1:dd")
+    assert next_of(found, {}).halt is None
+    promoted = next_of(found, {}, canary=False, halt=halt)
+    assert (promoted.trial, promoted.halt) == (TRIAL, halt)
+    assert next_of(replace(found, trial=None), {}, canary=False).trial is None
+    assert next_of(found, {"boot_args": "another"}).trial == Trial(since=NOW, token=9)
+
+
+def next_of(record: VMRecord, wanted: dict[str, Any], **said: Any) -> VMRecord:
     spec = replace(record.spec, **wanted)
     desired = DesiredVM(
         name=record.vm, project="shop", fleet="web", host=HOST, state="running", spec=spec, policy=Policy(),
-        spec_digest="1:cc",
+        **{"spec_digest": "1:cc", **said},
     )  # fmt: skip
     action = Action(
         id="1:dd", verb="restart", host=HOST, vm=record.vm, project="shop", desired=desired,

@@ -213,19 +213,17 @@ def stopped(case: DiffInput) -> Verdict:
     kinds: dict[State, ChangeKind] = {"stopped": "stop", "suspended": "suspend"}
     if (kind := kinds.get(state := case.want.state)) is None:
         return None
-    will = f", and will boot anew: {_ANEW}" if state == "suspended" and _is_of_another_spec(case) else ""
+    will = f", and will boot anew: {why}" if state == "suspended" and (why := _misfit(case)) else ""
     if case.seen.phase in HAS_VMM or case.seen.state != state:
         return case.change(kind, f"state: {state}, and it is {case.seen.phase}{will}", fields=case.fields)
     return case.change("update", f"spec changed{will}", fields=case.fields) if case.fields else UNCHANGED
 
 
-_ANEW = "its memory is of another spec"
-
-
-def _is_of_another_spec(case: DiffInput) -> bool:
-    """Whether a guest that is there, or its memory, has not booted as it is wanted now."""
+def _misfit(case: DiffInput) -> str:
+    """Why a guest does not go on from its memory, "" if it does or has none."""
     has_memory = case.seen.phase in HAS_VMM or case.seen.phase == "suspended"
-    return has_memory and any(field.impact in {"restart", "replace"} for field in case.fields)
+    is_another = any(field.impact in {"restart", "replace"} for field in case.fields)
+    return "its memory is of another spec" if has_memory and is_another else ""
 
 
 def crash_loop(case: DiffInput) -> Verdict:
@@ -256,8 +254,8 @@ def down(case: DiffInput) -> Verdict:
     seen = case.seen
     if seen.phase not in HAS_VMM or seen.phase == "starting":
         reason = f"it is {seen.phase}" + (f": {seen.last_error}" if seen.last_error else "")
-        if seen.phase == "suspended" and _is_of_another_spec(case):
-            reason += f", and boots anew: {_ANEW}"
+        if seen.phase == "suspended" and (why := _misfit(case)):
+            reason += f", and boots anew: {why}"
         return case.change("start", reason, fields=case.fields)
     return None
 

@@ -88,6 +88,8 @@ class Resolver:
         else:
             problems = vm_problems(spec, self._specs.images, self._specs.networks)
             found = [_mistake(vm, path, message, hint) for path, message, hint in problems]
+            if state == "suspended" and spec.machine.huge_pages != "None":
+                found.append(_mistake(vm, ("state",), "memory of huge pages is not kept: say paused or stopped"))
             if not found:
                 return state, spec
         self.mistakes += found

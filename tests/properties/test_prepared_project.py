@@ -36,6 +36,9 @@ class OneStore:
     def placements(self, project: str) -> Placements:
         return self.kept if project == PROJECT else Placements()
 
+    def shelf(self, shelf: str) -> list[bytes]:
+        return []
+
 
 class Clock:
     def now(self) -> datetime:

@@ -46,6 +46,7 @@ _POLICY = "a command that judges each plan (JSON on stdin) where it is carried o
 _SPECS = "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
 _VERIFY_KEY = "the public key of it: a host that has it carries out signed orders only"
 _MIRRORS = "registry=mirror[:port][/prefix], with , between: the mirror is asked in its place"
+_WEBHOOKS = "json=, slack=, github= and gitlab= https://…, with , between: who is told what scheduled runs find"
 _SECRETS = (Path("/etc/mikrom/secrets"),)
 _FOLDERS = "folders, with : between, of file://"
 _ABSOLUTE = "an absolute path: relative ones mean another place in each working directory"  # only shells expand ~
@@ -75,6 +76,13 @@ def _mirrors(text: str) -> tuple[tuple[str, str], ...]:
     pairs = tuple(name.partition("=")[::2] for name in _names(text))
     if not all(name and re.fullmatch(r"[^/=]+(/[^/=]+)*", mirror) for name, mirror in pairs):
         raise ValueError("must be like docker.io=mirror.example.net:5000, with , between several")
+    return pairs
+
+
+def _hooks(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(name.partition("=")[::2] for name in _names(text))
+    if not all(re.fullmatch("(json|slack|github|gitlab)=https?://[^/ ]+(/[!-~]*)?", "=".join(pair)) for pair in pairs):
+        raise ValueError("must be like slack=https://hooks.example.net/T0/B0, with , between several")
     return pairs
 
 
@@ -139,6 +147,9 @@ class Settings:
     reconcile_mode: Literal["enforce", "report"] = _env(
         "MIKROM_RECONCILE_MODE", "enforce", "report: scheduled runs tell what they would do", _mode
     )
+    webhooks: tuple[tuple[str, str], ...] = _env("MIKROM_WEBHOOKS", (), _WEBHOOKS, _hooks, secret=True)
+    webhook_secret: str | None = _env("MIKROM_WEBHOOK_SECRET", None, "what json= is signed with", secret=True)
+    webhook_token: str | None = _env("MIKROM_WEBHOOK_TOKEN", None, "of github= or gitlab=", secret=True)
     metrics: str | None = _env("MIKROM_METRICS", None, "[address:]port of a control worker: metrics, page", _listen)
     page_auth: str | None = _env("MIKROM_PAGE_AUTH", None, _PAGE_AUTH, secret=True)
     specs: str | None = _env("MIKROM_SPECS", None, _SPECS, _specs)
@@ -160,7 +171,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     for entry in fields(Settings):
         variable = entry.metadata["variable"]
         if text := environ.get(variable):
-            values[entry.name] = _parsed(variable, text, entry.metadata["parse"])
+            values[entry.name] = _parsed(variable, text, entry.metadata["parse"], secret=entry.metadata["secret"])
     if environ.get("MIKROM_SPECS") == "":
         values["specs"] = ""  # a mistake: ./specs may be other specs than those that were meant
     for name, default in (("state_dir", _default_state_dir), ("run_dir", _default_run_dir)):
@@ -183,12 +194,12 @@ def refuse_misspelt() -> None:
         raise UsageError(problems)
 
 
-def _parsed(variable: str, text: str, parse: Callable[[str], Any]) -> Any:
+def _parsed(variable: str, text: str, parse: Callable[[str], Any], *, secret: bool = False) -> Any:
     try:
         text.encode()  # what is no UTF-8 cannot travel
         return parse(text)
     except ValueError as error:
-        raise UsageError(f"{variable}={text!r}: {error}") from None
+        raise UsageError(f"{variable}={'…' if secret else repr(text)}: {error}") from None
 
 
 def _default_state_dir(environ: Mapping[str, str]) -> Path:

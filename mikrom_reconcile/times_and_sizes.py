@@ -158,6 +158,13 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):  # messages between con
     trace_flush_s: Annotated[float, "for the last spans of a worker that ends: a collector may be silent"] = 1.0
 
 
+class Webhooks(msgspec.Struct, frozen=True, kw_only=True):  # what scheduled runs tell people
+    deadline_s: Annotated[float, "each, retries included; the next run tries again"] = 20.0
+    pause_s: Annotated[float, "between tries, as for a proxy that is started again"] = 3.0
+    lines: Annotated[int, "in a chat; nobody reads more"] = 20
+    status_characters: Annotated[int, "GitHub takes 140 of a commit status"] = 140
+
+
 class Runs(msgspec.Struct, frozen=True, kw_only=True):  # one plan or apply, and what is kept of it
     lease_ttl_s: Annotated[float, "how long a dead run keeps others waiting"] = 15.0
     lease_retry_s: Annotated[float, "interval at which a waiting run tries to take the lease"] = 0.5
@@ -267,6 +274,7 @@ CONTAINER_IMAGES = ContainerImages()
 NETWORKS = Networks()
 BROKER = Broker()
 RUNS = Runs()
+WEBHOOKS = Webhooks()
 SERVICES = Services()
 DOCTOR = Doctor()
 SPECS = Specs()

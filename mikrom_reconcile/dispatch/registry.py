@@ -21,6 +21,7 @@ from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.control_worker import metrics
 from mikrom_reconcile.dispatch.control_worker.tasks import ControlTasks
+from mikrom_reconcile.dispatch.control_worker.webhooks import Webhooks
 from mikrom_reconcile.dispatch.host_worker.tasks import HostTasks, keeper
 from mikrom_reconcile.dispatch.transport.broker import broker_url, is_remote
 from mikrom_reconcile.dispatch.transport.order_envelope import load_signer
@@ -136,6 +137,7 @@ class FleetProcess:
         if self._settings.metrics:
             page = self._control.page
             self._control.metrics = metrics.serve(self._settings, self._app.redis, self._app.keys, page)
+        self._control.webhooks = Webhooks(self._settings, self._app.redis, self._app.keys)
         load_signer(self._settings)
 
     def _heartbeat_of(self, role: str) -> Heartbeat:

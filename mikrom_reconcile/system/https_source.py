@@ -8,12 +8,13 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
 from mikrom_reconcile.system.download import FetchError, Opened
@@ -25,11 +26,14 @@ _LASTING = frozenset({400, 401, 403, 404, 405, 410})
 
 @contextmanager
 def opened(
-    source: str, *, offset: int, give_up_at: float, accept: str = "*/*", authorization: str | None = None
-) -> Iterator[Opened]:
-    """What the server sends, from `offset` on if it can; `authorization` is for it alone. Raises FetchError."""
-    headers = {"Accept": accept, **({"Range": f"bytes={offset}-"} if offset else {})}
-    request = urllib.request.Request(source, headers=headers)  # noqa: S310 - no caller has any but http and https
+    source: str, *, offset: int, give_up_at: float, accept: str = "*/*", authorization: str | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}), content: bytes | None = None,
+) -> Iterator[Opened]:  # fmt: skip
+    """What the server sends, from `offset` on if it can; `authorization` is for it alone. `content` is posted, and
+    redirected nowhere. Raises FetchError.
+    """
+    headers = {"Accept": accept, **headers, **({"Range": f"bytes={offset}-"} if offset else {})}
+    request = urllib.request.Request(source, content, headers=headers)  # noqa: S310 - no caller has any but http and https
     if authorization is not None:
         request.add_unredirected_header("Authorization", authorization)
     timeout_s = min(IMAGES.idle_s, max(0.1, give_up_at - time.monotonic()))
@@ -84,7 +88,7 @@ class _InTime(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 class _OnlyHttps(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        if not newurl.startswith("https://"):
+        if not newurl.startswith("https://") or req.data is not None:
             fp.close()
             raise FetchError(f"the server redirects to {newurl}, which is not https", lasting=True)
         return super().redirect_request(req, fp, code, msg, headers, newurl)

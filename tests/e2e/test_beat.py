@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.transport.broker import LAST
 from mikrom_reconcile.dispatch.transport.shared_state import living
 from tests.fleet import KEYS, Fleet, assert_once_per_interval, wait_until
+from tests.unit.dispatch.test_webhooks import Server
 
 pytestmark = pytest.mark.redis
 
@@ -160,11 +162,22 @@ def test_where_drift_is_reported_a_scheduled_run_tells_and_a_person_is_obeyed(fl
     specs = fleet.folder / "web.yml"
     specs.write_text(WEB)
     fleet.worker("host", MIKROM_TEST_BOOT_S="0")
-    fleet.worker("control", pool="threads", MIKROM_SPECS=str(specs), MIKROM_RECONCILE_MODE="report")
+    with closing(Server()) as people:
+        told_to = {"MIKROM_WEBHOOKS": f"slack={people.url}", "MIKROM_RECONCILE_MODE": "report"}
+        fleet.worker("control", pool="threads", MIKROM_SPECS=str(specs), **told_to)
+        assert_told(fleet, app)
+        assert len(people.got) == 2, "that nothing is there, and that one is left"
+
+
+def assert_told(fleet: Fleet, app: FleetApp) -> None:
     fleet.redis.set(KEYS.tick("reconcile"), "now", px=60_000)
     told = send(app, "now").get(timeout=240)
+    wait_until(lambda: fleet.redis.hlen(KEYS.told), "people to be told")
+    assert done(send(app, "now")) == "nothing to do; 2 changes remain; 2 refused"
     assert (told["done"], told["exit_code"]) == ("nothing to do; 2 changes remain; 2 refused", 8)
     assert not (fleet.folder / "state" / "vms").exists()
     asked = app.send_task("mikrom.create_vm", kwargs={"vm": "web-000"}, queue=KEYS.queue)
     assert done(asked) == "1 create done"
+    before = fleet.redis.hgetall(KEYS.told)
     assert done(send(app, "now")) == "nothing to do; 1 changes remain; 1 refused"
+    wait_until(lambda: fleet.redis.hgetall(KEYS.told) != before, "people to be told again")

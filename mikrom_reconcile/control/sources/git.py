@@ -109,7 +109,8 @@ class GitSource:
                 verified_by = self._verify(here, whole)
                 if known is not None and name != whole:
                     self._refuse_forced(here, name, whole, known.revision)
-                return msgspec.structs.replace(self._tree(here, commit, author), verified_by=verified_by)
+                tree = self._tree(here, commit, author)
+                return msgspec.structs.replace(tree, verified_by=verified_by, commit=whole)
             except (SourceError, SpecError, UsageError) as error:
                 error.add_note(made_by(commit, author))
                 raise

@@ -20,12 +20,14 @@ class SourceTree(msgspec.Struct, frozen=True, kw_only=True):
 
     `revision` names the content: a git commit where there is one, else a digest of the files. `author` made the commit.
     `verified_by` is a digest of the keys of which one signed it, or "".
+    `commit` is its full name where it came from git directly.
     """
 
     revision: str
     files: tuple[SourceFile, ...]
     author: str = ""
     verified_by: str = ""
+    commit: str = ""
 
 
 class SourceState(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.control_worker.metrics import Metrics, Tick
 from mikrom_reconcile.dispatch.control_worker.page import NOTE
+from mikrom_reconcile.dispatch.control_worker.webhooks import Webhooks
 from mikrom_reconcile.dispatch.transport import rpc
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import (
@@ -87,6 +88,7 @@ class ControlTasks:
     worker_id: Callable[[], rpc.WorkerId]
     snapshots: Snapshots
     metrics: Metrics | None = None
+    webhooks: Webhooks | None = None
 
     def plan(self, *, call: str, run: str) -> None:
         """Plan the stored request of a run and keep the plan for its apply."""
@@ -211,6 +213,8 @@ class ControlTasks:
         forks, timeout_s = self.settings.forks, self.settings.timeout_s
         request = RunRequest(run_id=run, origin=origin, forks=forks, timeout_s=timeout_s, **asked)
         report = self._carry_out(request, None, lambda _: celery_patches.refuse_when_stopping())
+        if origin == BEAT and self.webhooks:
+            self.webhooks.tell(report, request.tree.commit)
         return summary(report), result_of(report).exit_code
 
     def _specs_now(self, accept: str = "") -> tuple[SourceTree, str]:

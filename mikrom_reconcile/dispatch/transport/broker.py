@@ -60,6 +60,7 @@ class Keys:
         self.good_specs = f"{self.prefix}:source:good"  # the last good ones that any control worker has seen
         self.vms = f"{self.prefix}:vms"  # what runs have seen of each host last, and of each project there
         self.run_times = f"{self.prefix}:run-times"  # when each project's last whole run ended, and converged
+        self.told = f"{self.prefix}:told"  # what each webhook was told last
         self.next_run = f"{self.prefix}:next-run"  # when it is due, as Beat says and who had the last tick
 
     def host_queue(self, host: str) -> str:

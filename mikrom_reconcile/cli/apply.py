@@ -298,9 +298,11 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
 
 
 def _warn_of_scheduled_runs(engine: Engine, request: RunRequest) -> None:
-    """Beat knows nothing of what is done by hand from other specs than its own."""
+    """Beat knows nothing of what is done by hand from other specs than its own, but for a rollback."""
     source = engine.source()
-    if source is not None and source.digest and (request.destroy or source.digest != texts_digest(request.tree)):
+    if source is None or not source.digest or request.restores:
+        return
+    if request.destroy or source.digest != texts_digest(request.tree):
         warn(f"Beat's next run undoes what {source.name} at {source.revision} contradicts")
 
 

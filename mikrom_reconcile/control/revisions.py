@@ -28,15 +28,17 @@ _UNTIL = "until its source moves on, or `mikrom rollback --resume`"
 
 
 def begin(store: RunStore, request: RunRequest, plan: Plan, begun: RunRecord) -> Revision | None:
-    """The revision that a run applies, kept from now on; None for a run past the specs, or that the policy refused.
+    """The revision that a run applies, kept from now on; None for a run past the specs, or of which all is refused.
 
     Only the holder of the project's lease calls it. Raises HeldError where Beat is to leave the project alone.
     """
-    if request.verb is not None or request.destroy or any(refusal.rule == "policy" for refusal in plan.refusals):
+    if request.verb is not None or request.destroy:
         return None
     current = next(iter(kept(store, plan.project)), None)
     if request.origin == BEAT and current and current.held == texts_digest(request.tree):
         raise HeldError(f"project {plan.project} was rolled back, and is left alone {_UNTIL}")
+    if plan.changes and all(change.kind == "blocked" for change in plan.changes):
+        return None
     held = request.held if request.restores else current.held if current and plan.selected is not None else ""
     files = sorted((PurePath(file.path).name, file.text) for file in request.tree.files)  # wherever they lie
     content = digest_of((files, request.extra_vars))

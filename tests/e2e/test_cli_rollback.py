@@ -48,14 +48,19 @@ def test_a_rollback_brings_back_what_converged_before_and_every_plan_says_so(fol
 
 
 def test_a_rollback_that_was_refused_goes_on_where_it_was_to_lead(folder: Path, mikrom: Mikrom) -> None:
-    for vms in (2, 12):
-        write_specs(folder, WEB % vms)
-        mikrom("apply", "--yes")
+    changed(folder, mikrom, 16)
+    write_specs(folder, WEB % 12)
+    mikrom("apply", "--yes")
     assert "10 VMs refused" in mikrom("rollback", "--yes", code=8).stdout
+    assert "rolled back" not in mikrom("plan", code=0).stdout, "nothing was done"
+    write_specs(folder, (WEB % 12).replace("16", "32"))
+    mikrom("apply", "--yes")
+    assert "10 VMs refused" in mikrom("rollback", "--to", "1", "--yes", code=8).stdout
+    assert "rolled back to revision 1" in mikrom("plan").stdout, "two were restarted"
     assert "give one of them" in mikrom("rollback", "--to", "1", "--resume", code=64).stderr
     assert "10 deleted" in mikrom("rollback", "--yes", "--prune-max", "100%").stdout
     (last, *_) = document("revisions", mikrom("history", "--revisions", "-o", "json"))["revisions"]
-    assert (last["number"], last["restores"], last["converged"]) == (3, 1, True)
+    assert (last["number"], last["restores"], last["converged"]) == (4, 1, True)
 
 
 def test_a_saved_plan_of_an_earlier_revision_goes_back_to_it(folder: Path, mikrom: Mikrom) -> None:

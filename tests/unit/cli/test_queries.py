@@ -79,6 +79,9 @@ class FakeStore:
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         return ()
 
+    def shelf(self, shelf: str) -> list[bytes]:
+        return []
+
 
 class FakeEngine:
     def __init__(self, hosts: FakeHosts) -> None:

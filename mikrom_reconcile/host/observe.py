@@ -73,6 +73,7 @@ class Observer:
         found = tuple(self._records.list())
         records = [record for record in found if isinstance(record, VMRecord)]
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, UnreadableRecord)]
+        own: list[ObservedVM] = []
         digests: dict[str, str] = {}
         maturing: dict[str, float] = {}
         unproven: dict[str, float] = {}

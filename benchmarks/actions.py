@@ -14,9 +14,9 @@ from benchmarks.rows import Goal, Row
 from benchmarks.scratch import scratch
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.files import FileStore
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.core.model.plan import Order, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.hosts.local import LocalHosts
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver

@@ -30,8 +30,8 @@ from benchmarks.rows import Goal, Row
 from benchmarks.scratch import scratch
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.plan import Order, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import FleetApp, configuration, make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.transport.broker import client_of

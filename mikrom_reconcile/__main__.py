@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mikrom_reconcile import __version__
-from mikrom_reconcile.cli import COMMANDS, overview
+from mikrom_reconcile.cli.commands import COMMANDS, overview
 
 BROKEN_PIPE = 141  # what a shell reports of a program whose reader went away: 128 and SIGPIPE
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mikrom_reconcile.control.ports import Engine, Hosts, RunStore
     from mikrom_reconcile.control.sources.last_good import LastGood
-    from mikrom_reconcile.core.model.specs import SourceTree
+    from mikrom_reconcile.core.model.documents import SourceTree
     from mikrom_reconcile.dispatch.app import FleetApp
     from mikrom_reconcile.host.agent import HostAgent
     from mikrom_reconcile.host.drivers.select import Choice
@@ -148,14 +148,14 @@ def fleet_app(settings: Settings) -> FleetApp:
     from mikrom_reconcile.control.stores.redis import RedisStore
     from mikrom_reconcile.dispatch.app import make_app
     from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-    from mikrom_reconcile.dispatch.registry import FleetProcess
+    from mikrom_reconcile.dispatch.process import FleetProcess
 
     settings = replace(settings, broker_url=broker_of(settings))
     app = make_app(settings)
     hosts, store = CeleryHosts(app, app.redis), RedisStore(app.redis, prefix=app.keys.prefix)
     agent, engine = cache(lambda: make_host_agent(settings)), cache(lambda: make_reconciler(settings, hosts, store))
     snapshots = Snapshots(engine, schemas(), settings.host)
-    FleetProcess(app, agent=agent, engine=engine, source=make_source(settings), snapshots=snapshots)
+    FleetProcess(app, agent=agent, engine=engine, source=make_source(settings), store=store, snapshots=snapshots)
     return app
 
 

@@ -13,6 +13,7 @@ import msgspec
 import yaml
 
 from mikrom_reconcile.core.model.desired import Halt, Policy, Share, State, VMSpec
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.fields import RECORD, drop_paths
 from mikrom_reconcile.core.model.observed import (
@@ -26,7 +27,6 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
 )
 from mikrom_reconcile.core.model.plan import Peak, RunOverrides
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanResult
 from mikrom_reconcile.core.planning.planner import prepare
 from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand, read_specs

@@ -16,7 +16,7 @@ from mikrom_reconcile.control.snapshot import Snapshots
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-from mikrom_reconcile.dispatch.registry import FleetProcess
+from mikrom_reconcile.dispatch.process import FleetProcess
 from mikrom_reconcile.settings import load
 from tests.slow_host import slow_host
 
@@ -44,5 +44,6 @@ FleetProcess(
     agent=cache(lambda: slow_host(settings, boot_s, failures=failures)),
     engine=engine,
     source=wiring.make_source(settings),
+    store=store,
     snapshots=Snapshots(engine, wiring.schemas(), settings.host),
 )

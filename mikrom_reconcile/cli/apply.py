@@ -16,10 +16,10 @@ from mikrom_reconcile import __version__, wiring
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.entry import ask, can_ask, present, show, style_of, warn
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import digest_of, ready, texts_digest
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunRequest, Verb
-from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.planning.drift import drifted, is_pending
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.drift import DRIFT, DriftReport

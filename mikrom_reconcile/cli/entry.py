@@ -14,9 +14,9 @@ from typing import TextIO
 import click
 
 from mikrom_reconcile import __version__
-from mikrom_reconcile.cli import COMMANDS, overview
+from mikrom_reconcile.cli.commands import COMMANDS, overview
+from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.core.model.errors import BusyError, MikromError, PastDeadlineError, SpecError, UsageError
-from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.formats import problems_text
 from mikrom_reconcile.output.run_result import LATE, USAGE

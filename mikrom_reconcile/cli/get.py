@@ -13,17 +13,17 @@ from mikrom_reconcile.cli import options, queries
 from mikrom_reconcile.cli.entry import ERROR, INTERRUPTED, Commands, present, show, warn
 from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import Engine, Hosts
+from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import SUPERVISION, Revision
-from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
-from mikrom_reconcile.output import hosts as output
 from mikrom_reconcile.output import run_result as runs
+from mikrom_reconcile.output import tables as output
 from mikrom_reconcile.output.formats import DOCUMENT
-from mikrom_reconcile.output.hosts import orphans_in, orphans_text, vm_row, vms_in, vms_text
 from mikrom_reconcile.output.pages import amiss, status_html
 from mikrom_reconcile.output.revisions import revision_details, revisions_document, revisions_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
+from mikrom_reconcile.output.tables import orphans_in, orphans_text, vm_row, vms_in, vms_text
 from mikrom_reconcile.output.text import Style, console_text, row_table, sanitize
 from mikrom_reconcile.settings import Settings, load
 from mikrom_reconcile.times_and_sizes import OBSERVING, OUTPUT, RUNS

@@ -23,10 +23,10 @@ from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
-from mikrom_reconcile.output.hosts import FleetKey, Wanted, vms_in
 from mikrom_reconcile.output.pages import Snapshot
 from mikrom_reconcile.output.plan import rollout_of
 from mikrom_reconcile.output.run_result import UNREACHABLE
+from mikrom_reconcile.output.tables import FleetKey, Wanted, vms_in
 from mikrom_reconcile.output.text import Document, Style
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.times_and_sizes import OBSERVING

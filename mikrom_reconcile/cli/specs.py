@@ -20,8 +20,8 @@ from mikrom_reconcile.cli.apply import request_for
 from mikrom_reconcile.cli.entry import Commands, present, show
 from mikrom_reconcile.cli.queries import names_for_tab, present_views, specs_in, unknown, views_of
 from mikrom_reconcile.control.sources.files import read_files
+from mikrom_reconcile.core.model.documents import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
-from mikrom_reconcile.core.model.specs import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.parsing import documents
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import dig
@@ -34,7 +34,7 @@ from mikrom_reconcile.core.specs.resolve import Provenance
 from mikrom_reconcile.core.specs.warnings import spec_warnings
 from mikrom_reconcile.output import explanation as output
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.hosts import vms_in
+from mikrom_reconcile.output.tables import vms_in
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.settings import load
 from mikrom_reconcile.system.files import descriptor

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from mikrom_reconcile.core.model.desired import PinnedFile
+from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements, Stock
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Plan, RunRecord, RunReport, RunRequest, UnfinishedRun
-from mikrom_reconcile.core.model.specs import SourceState
 
 
 class Hosts(Protocol):

@@ -11,6 +11,7 @@ from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.policy import judged
 from mikrom_reconcile.control.ports import Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
+from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import (
@@ -25,7 +26,6 @@ from mikrom_reconcile.core.model.plan import (
     RunRequest,
     UnfinishedRun,
 )
-from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning import context
 from mikrom_reconcile.core.planning.one_off import decide_by_name

@@ -12,10 +12,10 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from mikrom_reconcile.control.ports import RunStore
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import digest_of, ready, texts_digest
 from mikrom_reconcile.core.model.errors import HeldError, UsageError
 from mikrom_reconcile.core.model.plan import BEAT, Plan, Revision, RunRecord, RunRequest
-from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.planning.context import numbered
 from mikrom_reconcile.output.run_result import IN_PROGRESS
 from mikrom_reconcile.times_and_sizes import RUNS, SPECS

@@ -10,17 +10,17 @@ from datetime import UTC, datetime
 
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import problem_in
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import Plan, RunRequest
-from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import Specs, read_specs
-from mikrom_reconcile.output.hosts import FleetKey, Wanted, fleets_in, vms_in
 from mikrom_reconcile.output.pages import Snapshot, amiss
 from mikrom_reconcile.output.plan import rollout_of
 from mikrom_reconcile.output.run_result import settled
+from mikrom_reconcile.output.tables import FleetKey, Wanted, fleets_in, vms_in
 from mikrom_reconcile.times_and_sizes import OBSERVING, OUTPUT
 
 

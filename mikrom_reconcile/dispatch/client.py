@@ -12,9 +12,9 @@ from redis import Redis
 
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.control.stores.redis import translate_broker_errors
+from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
 from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunReport, RunRequest, UnfinishedRun
-from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.transport import shared_state
 from mikrom_reconcile.dispatch.transport.broker import FIRST

@@ -19,9 +19,9 @@ from msgspec.structs import replace
 
 from mikrom_reconcile import __version__, wiring
 from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import WANTS_VMM
-from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.specs import releases
 from mikrom_reconcile.dispatch.transport.broker import Keys, connect, without_password
 from mikrom_reconcile.host.drivers import jail, qemu, select
@@ -30,7 +30,7 @@ from mikrom_reconcile.host.observe import capacity
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.output.doctor import Check
-from mikrom_reconcile.output.hosts import is_overdue, source_line
+from mikrom_reconcile.output.tables import is_overdue, source_line
 from mikrom_reconcile.output.text import counted
 from mikrom_reconcile.settings import Settings, misspelt
 from mikrom_reconcile.times_and_sizes import DOCTOR, SPECS, VMMS

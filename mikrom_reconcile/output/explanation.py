@@ -15,8 +15,8 @@ from mikrom_reconcile.core.planning.planner import effective
 from mikrom_reconcile.core.planning.rules import RULES, DiffInput, first_match, recorded_of
 from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand, hosts_of
 from mikrom_reconcile.core.specs.resolve import FieldOrigin, Provenance, leaves
-from mikrom_reconcile.output.hosts import vm_row
 from mikrom_reconcile.output.plan import FORMER_RULES, NO_HOST, change_row, short
+from mikrom_reconcile.output.tables import vm_row
 from mikrom_reconcile.output.text import Cell, Document, Style, counted, pick, sanitize, table, time_text
 
 

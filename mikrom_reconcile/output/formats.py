@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from mikrom_reconcile import __version__
+from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.core.model.plan import ChangeKind, Plan, RunReport
-from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.output import plan as plans
 from mikrom_reconcile.output.pages import plan_html
 from mikrom_reconcile.output.run_result import run_document, run_text

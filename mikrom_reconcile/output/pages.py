@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.observed import SATISFIES, HostView, ObservedVM
 from mikrom_reconcile.core.model.plan import FieldChange, Plan, RunRecord, UnfinishedRun, group_by
-from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.capacity import room_of
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.output import hosts, text
 from mikrom_reconcile.output import plan as plans
+from mikrom_reconcile.output import tables, text
 from mikrom_reconcile.output.run_result import FAILED, exit_look, run_details, unfinished_line
 from mikrom_reconcile.times_and_sizes import OUTPUT
 
@@ -115,7 +115,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     taken_at: datetime
     views: tuple[HostView, ...]
-    fleets: tuple[hosts.FleetStatus, ...] = ()
+    fleets: tuple[tables.FleetStatus, ...] = ()
     inventory: Inventory = Inventory()
     plan: Plan | None = None
     problem: str = ""
@@ -132,7 +132,7 @@ def amiss(vms: Iterable[ObservedVM]) -> list[ObservedVM]:
 
 def status_html(now: Snapshot, note: str = "") -> str:
     """What there is, what is amiss and why, and what comes next, as one page; `note` is HTML for its head."""
-    vms = hosts.vms_in(now.views)
+    vms = tables.vms_in(now.views)
     wrong, up = amiss(vms), sum(vm.phase == "running" for vm in vms)
     counts = (
         f"{text.counted(len(now.views), 'host')}, {text.counted(len(vms), 'VM')}, {up} running, {len(wrong)} amiss."
@@ -146,18 +146,18 @@ def status_html(now: Snapshot, note: str = "") -> str:
         alarms="\n".join(_alarms(_status_alarms(now))),
         amiss="".join(_wrong(wrong, now)),
         hosts=_folded("host", _host_columns(now.inventory), now.views),
-        fleets=_folded("fleet", (hosts.FLEETS[1], hosts.FLEETS[0], *hosts.FLEETS[2:]), now.fleets),
+        fleets=_folded("fleet", (tables.FLEETS[1], tables.FLEETS[0], *tables.FLEETS[2:]), now.fleets),
         next="".join(_changes(now.plan, "h3")) if now.plan else f"<p>{_h(now.problem)}</p>",
         runs="".join([*runs, *(_run(run, now.taken_at) for run in now.runs)]),
-        vms=_folded("VM", hosts.VMS, vms, now.taken_at),
+        vms=_folded("VM", tables.VMS, vms, now.taken_at),
     )
 
 
 def _source(now: Snapshot) -> str:
     if now.source is None:
         return ""
-    look = "red" if now.source.problem or hosts.is_overdue(now.source, now.taken_at) else "dim"
-    return f'<p class="{look}">{escape(hosts.source_line(now.source, now.taken_at))}</p>'
+    look = "red" if now.source.problem or tables.is_overdue(now.source, now.taken_at) else "dim"
+    return f'<p class="{look}">{escape(tables.source_line(now.source, now.taken_at))}</p>'
 
 
 def _status_alarms(now: Snapshot) -> Iterator[tuple[str, str, Sequence[str]]]:
@@ -207,7 +207,7 @@ def _host_columns(inventory: Inventory) -> tuple[text.Column, ...]:
 
     titles = enumerate(("PROMISED", "LIMIT", "RESERVED", "USED"))
     memory = (text.Column("", title, cell=lambda view, n=at: cells(view)[n]) for at, title in titles)  # type: ignore[misc]
-    return *hosts.HOSTS[:-1], *memory, hosts.HOSTS[-1]
+    return *tables.HOSTS[:-1], *memory, tables.HOSTS[-1]
 
 
 def _wrong(vms: Sequence[ObservedVM], now: Snapshot) -> Iterator[str]:
@@ -216,7 +216,7 @@ def _wrong(vms: Sequence[ObservedVM], now: Snapshot) -> Iterator[str]:
         return
     changes = {(change.name, change.host): change for change in (now.plan.changes if now.plan else ())}
     coming = {vm: f"{change.kind}: {'; '.join(change.reasons)}" for vm, change in changes.items()}
-    known = [column for column in hosts.VMS if column.key in {"name", "host", "state", "phase"}]
+    known = [column for column in tables.VMS if column.key in {"name", "host", "state", "phase"}]
     more = text.Column("", "WHY", why), text.Column("", "NEXT RUN", lambda vm: coming.get((vm.name, vm.host), ""))
     yield _table(f"{text.counted(len(vms), 'VM')} amiss", (*known, *more), vms[: OUTPUT.section_lines], None)
     if len(vms) > OUTPUT.section_lines:

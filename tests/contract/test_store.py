@@ -17,11 +17,11 @@ from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.control.run_log import ROOM, RunLog
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.encoding import texts_digest
 from mikrom_reconcile.core.model.errors import BusyError, HeldError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, Revision, RunRecord, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import RUNS
 from tests.fleet import Fleet

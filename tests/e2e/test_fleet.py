@@ -16,10 +16,10 @@ import pytest
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import MikromError, SetupError, SpecError
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.transport.broker import connect

@@ -22,9 +22,9 @@ from redis.exceptions import NoPermissionError
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.core.model.plan import RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.transport.broker import broker_url, client_of, connect
 from mikrom_reconcile.dispatch.transport.signing import make_pair

@@ -13,8 +13,8 @@ import pytest
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli.apply import request_for
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.transport.broker import client_of
 from mikrom_reconcile.settings import load
 from tests.command import WEB

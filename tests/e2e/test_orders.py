@@ -16,9 +16,9 @@ import pytest
 from mikrom_reconcile import __version__, wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.desired import PinnedFile
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.transport.rpc import Call, unpack

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile import wiring
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.plan import RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from tests.fleet import ROOT, Fleet
 
 pytestmark = pytest.mark.redis

@@ -9,8 +9,8 @@ import pytest
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.plan import BEAT, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from tests.fleet import KEYS, Fleet

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, State, VMSpec
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.observed import Drift, Phase, Placements
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from tests.properties.world import Truth, World
 
 PROJECT = "mine"

@@ -18,8 +18,8 @@ import jsonschema_rs
 import pytest
 
 from mikrom_reconcile.control.sources.files import read_files
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes
 from mikrom_reconcile.core.parsing.yaml_text import _SLOWLY, _quickly
 from mikrom_reconcile.core.parsing.yaml_words import Lines, _cuts

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, Placements
 from mikrom_reconcile.core.model.plan import Plan, RunOverrides
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.planning.context import PlanResult
 from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.specs.load import read_specs

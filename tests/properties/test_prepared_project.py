@@ -13,9 +13,9 @@ import pytest
 
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.core.model.desired import Machine
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import HostView, ObserveQuery, Phase, Placements
 from mikrom_reconcile.core.model.plan import Plan, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.specs.load import Specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import HOSTS, PROJECT, Fleet, Project

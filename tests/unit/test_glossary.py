@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from mikrom_reconcile.cli import COMMANDS
+from mikrom_reconcile.cli.commands import COMMANDS
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.plan import ChangeKind, Impact, Result, Verb

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing import documents
 from mikrom_reconcile.core.parsing.yaml_text import read_file
 from mikrom_reconcile.times_and_sizes import SPECS

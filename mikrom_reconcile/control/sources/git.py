@@ -20,8 +20,8 @@ import msgspec
 
 from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_size, made_by, refuse_part, tree_of
 from mikrom_reconcile.control.sources.signers import NOBODY, Signers
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
-from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.core.parsing.documents import SUFFIXES, looks_like_a_spec, sorted_out
 from mikrom_reconcile.times_and_sizes import SPECS
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import msgspec
 
 from mikrom_reconcile.control.sources.files import made_by
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import digest_of, ready
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, SpecError, UsageError
-from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
 from mikrom_reconcile.times_and_sizes import SPECS

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.observed import Drift
-from mikrom_reconcile.core.model.specs import SourceTree
 
 VERSION = "1"
 _SIZE = 16  # bytes; 128 bits keep chance collisions out of any fleet

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mikrom_reconcile.core.model.specs import SpecProblem
+    from mikrom_reconcile.core.model.documents import SpecProblem
 
 
 class MikromError(Exception):

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Share
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.specs import SourceTree
 
 ChangeKind = Literal[
     "create", "start", "stop", "pause", "suspend", "resume", "update", "restart", "replace", "move", "delete", "wait",

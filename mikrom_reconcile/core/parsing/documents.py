@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from mikrom_reconcile.core.model.documents import Diagnostic, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.errors import SpecError
-from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.parsing.schema_errors import Schemas, Validators, describe_value, nearest
 from mikrom_reconcile.core.parsing.yaml_text import Places, YamlDocument, read_file
 from mikrom_reconcile.core.parsing.yaml_words import plain, shown

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from mikrom_reconcile.core.model.documents import Diagnostic, Pointer, SpecDocument
 from mikrom_reconcile.core.model.encoding import canonical_json
-from mikrom_reconcile.core.model.specs import Diagnostic, Pointer, SpecDocument
 from mikrom_reconcile.core.parsing.yaml_words import code_points, shortened, shown
 from mikrom_reconcile.times_and_sizes import SPECS
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 import yaml
 
-from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.core.parsing.yaml_words import Lines, Spelled, ambiguous_as, meaning_of, quoted, shown
 from mikrom_reconcile.times_and_sizes import SPECS
 

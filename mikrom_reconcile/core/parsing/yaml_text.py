@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecDocument, SpecProblem
+from mikrom_reconcile.core.model.documents import Diagnostic, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.parsing.yaml_words import SUSPECT, Lines, is_plain_text
 from mikrom_reconcile.times_and_sizes import SPECS
 

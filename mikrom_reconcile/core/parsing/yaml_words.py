@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Self
 
-from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.times_and_sizes import SPECS
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")

@@ -12,10 +12,10 @@ import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Boot, DesiredVM, PinnedFile, VMSpec
+from mikrom_reconcile.core.model.documents import Diagnostic, SourceTree
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.model.fields import drop_paths
-from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position
 from mikrom_reconcile.core.parsing.schema_errors import Schemas
 from mikrom_reconcile.core.placement.scheduler import NOTHING, Scheduler

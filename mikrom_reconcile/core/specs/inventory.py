@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.specs import SpecDocument
+from mikrom_reconcile.core.model.documents import SpecDocument
 from mikrom_reconcile.core.parsing.patterns import select
 from mikrom_reconcile.core.parsing.schema_errors import describe_value
 from mikrom_reconcile.core.parsing.variables import Layer, Scope, VariableError, unescaped

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.desired import DriftPolicy, Policy, Rollout
+from mikrom_reconcile.core.model.documents import Diagnostic, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
-from mikrom_reconcile.core.model.specs import Diagnostic, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position, problems_of, raise_for, read_tree
 from mikrom_reconcile.core.parsing.schema_errors import Schemas
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, Layer, Scope, VariableError, names_in

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Egress, seconds_of
+from mikrom_reconcile.core.model.documents import Pointer
 from mikrom_reconcile.core.model.encoding import ready
-from mikrom_reconcile.core.model.specs import Pointer
 from mikrom_reconcile.times_and_sizes import SPECS
 
 WHOLE = ""  # the pool of a network that names none

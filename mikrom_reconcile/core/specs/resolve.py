@@ -12,10 +12,10 @@ from typing import Any, Final
 import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, State, VMSpec
+from mikrom_reconcile.core.model.documents import Diagnostic, Pointer
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.fields import recorded
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Capacity
-from mikrom_reconcile.core.model.specs import Diagnostic, Pointer
 from mikrom_reconcile.core.parsing.documents import raise_for
 from mikrom_reconcile.core.parsing.schema_errors import describe_value, expectation
 from mikrom_reconcile.core.parsing.variables import VariableError, dig, names_in

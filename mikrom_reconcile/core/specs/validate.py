@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.specs import Diagnostic, Pointer, SpecDocument
+from mikrom_reconcile.core.model.documents import Diagnostic, Pointer, SpecDocument
 from mikrom_reconcile.core.parsing.documents import Reading, variables_of
 from mikrom_reconcile.core.parsing.patterns import EVERY, RESERVED, PatternError
 from mikrom_reconcile.core.parsing.schema_errors import nearest

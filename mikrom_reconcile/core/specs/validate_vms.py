@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.specs import Pointer
+from mikrom_reconcile.core.model.documents import Pointer
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs import releases

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from mikrom_reconcile.core.model.desired import DISRUPTION, resolve_share
-from mikrom_reconcile.core.model.specs import Diagnostic, SpecProblem
+from mikrom_reconcile.core.model.documents import Diagnostic, SpecProblem
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position, problems_of
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown

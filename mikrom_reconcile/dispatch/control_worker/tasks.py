@@ -23,10 +23,10 @@ from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.snapshot import Snapshots
 from mikrom_reconcile.control.sources.last_good import Good, LastGood
+from mikrom_reconcile.core.model.documents import SourceState, SourceTree
 from mikrom_reconcile.core.model.encoding import texts_digest
 from mikrom_reconcile.core.model.errors import BusyError, HeldError, MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, Plan, RunReport, RunRequest, UnfinishedRun, Verb
-from mikrom_reconcile.core.model.specs import SourceState, SourceTree
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.control_worker.metrics import Metrics, Tick

@@ -16,9 +16,9 @@ from redis import Redis, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mikrom_reconcile.core.model import errors
+from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.times_and_sizes import BROKER
 

@@ -21,11 +21,11 @@ from msgspec.structs import replace
 from redis import Redis, RedisError
 from redis.exceptions import NoPermissionError
 
+from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.observed import HostReport, Phase
 from mikrom_reconcile.core.model.plan import ActionOutcome, RunRequest, UnfinishedRun
-from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.dispatch.transport.rpc import WorkerId
 from mikrom_reconcile.output.run_result import FAILED

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from mikrom_reconcile import __version__
 from mikrom_reconcile.__main__ import main
-from mikrom_reconcile.cli import COMMANDS, overview
+from mikrom_reconcile.cli.commands import COMMANDS, overview
 from mikrom_reconcile.cli.entry import Commands, root, run
 
 DOCUMENTED = {

@@ -9,6 +9,7 @@ import pytest
 
 from mikrom_reconcile.cli import entry
 from mikrom_reconcile.cli.entry import LazyCommands
+from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.core.model.errors import (
     BusyError,
     MikromError,
@@ -19,7 +20,6 @@ from mikrom_reconcile.core.model.errors import (
     SpecError,
     UsageError,
 )
-from mikrom_reconcile.core.model.specs import SpecProblem
 
 PROBLEM = SpecProblem(path="web.yml", line=3, column=7, pointer="/kind", message="unknown kind 'Flet'",
                       hint="did you mean Fleet?", excerpt="kind: Flet")  # fmt: skip

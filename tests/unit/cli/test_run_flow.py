@@ -12,9 +12,9 @@ import pytest
 
 from mikrom_reconcile.cli.apply import refuse_without_anybody_to_ask, run_flow
 from mikrom_reconcile.control.ports import Hosts, RunStore
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.errors import MikromError, UsageError
 from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunReport, RunRequest, UnfinishedRun
-from mikrom_reconcile.core.model.specs import SourceTree
 from tests.samples import change, outcome, plan, refusal, report
 
 EMPTY = plan(unchanged={"localhost": 1})

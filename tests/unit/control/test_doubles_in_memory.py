@@ -10,9 +10,9 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.desired import PinnedFile
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Stock
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from mikrom_reconcile.system.time_limits import Clock
 from tests.properties.world import World

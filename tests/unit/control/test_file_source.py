@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile.control.sources.files import read_files
+from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
-from mikrom_reconcile.core.model.specs import SpecProblem
 from mikrom_reconcile.times_and_sizes import SPECS
 
 

@@ -17,8 +17,8 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.control.sources.git import GitPlace, GitSource
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
-from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.times_and_sizes import SPECS
 from tests.fleet import wait_until
 

@@ -9,8 +9,8 @@ import pytest
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.plan import BEAT, RunRecord, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 
 SPECS = """
 apiVersion: mikrom/v1

@@ -12,6 +12,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.desired import PinnedFile
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.observed import (
     Capacity,
@@ -23,7 +24,6 @@ from mikrom_reconcile.core.model.observed import (
     Stock,
 )
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Plan, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.system.time_limits import Clock
 from tests.samples import NOW
 

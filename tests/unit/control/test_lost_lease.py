@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.core.model.desired import PinnedFile
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import (
     Capacity,
     Console,
@@ -18,7 +19,6 @@ from mikrom_reconcile.core.model.observed import (
     Stock,
 )
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRecord, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from mikrom_reconcile.system.time_limits import Clock
 

@@ -10,9 +10,9 @@ import pytest
 
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, RunReport, RunRequest
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 
 FLEET = """
 apiVersion: mikrom/v1

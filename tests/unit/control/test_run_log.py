@@ -8,10 +8,10 @@ from datetime import datetime
 import pytest
 
 from mikrom_reconcile.control.run_log import RunLog
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import RunRecord, RunRequest
-from mikrom_reconcile.core.model.specs import SourceTree
 from tests.samples import MEMORY, NOW, change, outcome, plan
 
 NAMES = ("a", "b", "c")

@@ -12,8 +12,8 @@ import pytest
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.control.sources.signers import Signers
+from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.errors import SourceError, UsageError
-from mikrom_reconcile.core.model.specs import SourceTree
 from mikrom_reconcile.settings import load
 from tests.unit.control.test_git_source import Repository
 

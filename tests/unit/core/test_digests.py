@@ -6,9 +6,9 @@ from itertools import permutations
 from typing import Any
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, SecretRef, VMSpec
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.encoding import digest_of, fleet_digest, spec_digest, texts_digest
 from mikrom_reconcile.core.model.observed import Drift
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 
 Row = tuple[str, str, str, tuple[Drift, ...]]
 ROW: Row = ("web-000", "1:aa", "running", ())

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.core.model.errors import ActionError, MikromError, PermanentError, SpecError, TemporaryError
-from mikrom_reconcile.core.model.specs import SpecProblem
 
 
 def test_a_failed_action_says_which_vm_what_and_while_doing_what() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files
 from mikrom_reconcile.core.specs.load import Specs, read_specs
 from mikrom_reconcile.wiring import schemas

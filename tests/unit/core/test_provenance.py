@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.specs.load import expand, read_specs
 from mikrom_reconcile.core.specs.resolve import Provenance
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mikrom_reconcile.core.model.specs import SpecDocument
+from mikrom_reconcile.core.model.documents import SpecDocument
 from mikrom_reconcile.core.parsing.schema_errors import Validators, expectation, nearest
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.wiring import schemas
 

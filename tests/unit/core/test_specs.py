@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mikrom_reconcile import wiring
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.model.errors import SpecError
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position
 from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.times_and_sizes import SPECS

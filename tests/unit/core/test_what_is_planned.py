@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from mikrom_reconcile import wiring
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.observed import (
     Capacity,
@@ -18,7 +19,6 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
 )
 from mikrom_reconcile.core.model.plan import Peak, RunOverrides
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanResult
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all

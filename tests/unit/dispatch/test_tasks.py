@@ -18,11 +18,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.snapshot import Snapshots
+from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Verb
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-from mikrom_reconcile.dispatch.registry import FieldsFormatter, FleetProcess
+from mikrom_reconcile.dispatch.log_format import FieldsFormatter
+from mikrom_reconcile.dispatch.process import FleetProcess
 from mikrom_reconcile.dispatch.transport.order_envelope import priority_of
 from mikrom_reconcile.dispatch.transport.rpc import Call, ReplySender, unpack
 from tests.fakes import HOST, order
@@ -59,7 +61,7 @@ def replies(app: FleetApp, redis: Fleet, host: Host) -> Iterator[ReplySender]:
     """What its tasks answer with, over a host that fails as told."""
     registered = FleetProcess(
         app, agent=lambda: host.agent, engine=lambda: pytest.fail("no engine"),
-        source=wiring.make_source(redis.settings()),
+        source=wiring.make_source(redis.settings()), store=RedisStore(app.redis, prefix=app.keys.prefix),
         snapshots=Snapshots(lambda: pytest.fail("no engine"), {}, HOST),
     )  # fmt: skip
     registered.replies.start()

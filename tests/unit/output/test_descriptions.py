@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView
-from mikrom_reconcile.output.hosts import description_document, fleets_in
+from mikrom_reconcile.output.tables import description_document, fleets_in
 from tests.samples import MEMORY, NOW, observed, outcome, record
 
 CAPACITY = Capacity(vcpu_count=2, mem_size_mib=4096)

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_document
 from mikrom_reconcile.output.formats import json_of, validation_document
-from mikrom_reconcile.output.hosts import fleets_in, status_document, vm_row
 from mikrom_reconcile.output.run_result import record_of
+from mikrom_reconcile.output.tables import fleets_in, status_document, vm_row
 from mikrom_reconcile.output.text import PLAIN, Style
 from tests.samples import MEMORY, change, observed, outcome, plan, refusal, report
 

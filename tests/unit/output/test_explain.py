@@ -9,6 +9,7 @@ import pytest
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import (
     Capacity,
     Drift,
@@ -19,7 +20,6 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
 )
 from mikrom_reconcile.core.model.plan import RunOverrides
-from mikrom_reconcile.core.model.specs import SourceFile, SourceTree
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.specs.load import Specs, read_specs

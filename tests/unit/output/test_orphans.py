@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView, Stray
-from mikrom_reconcile.output.hosts import orphans_in, orphans_text
+from mikrom_reconcile.output.tables import orphans_in, orphans_text
 from mikrom_reconcile.output.text import PLAIN
 from tests.samples import NOW, observed
 

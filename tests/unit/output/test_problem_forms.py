@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from xml.etree import ElementTree as ET
 
-from mikrom_reconcile.core.model.specs import SpecProblem
+from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.formats import problems_github, problems_junit, problems_sarif
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.observed import Attempt, Capacity, Drift, HostReport, HostView
 from mikrom_reconcile.core.model.plan import UnfinishedRun
-from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.specs.inventory import Amounts, Host, Inventory
-from mikrom_reconcile.output.hosts import fleets_in
 from mikrom_reconcile.output.pages import Snapshot, status_html, why
+from mikrom_reconcile.output.tables import fleets_in
 from tests.samples import MEMORY, NOW, change, observed, outcome, plan, record, refusal
 from tests.unit.output.test_plan_forms import EVIL, Page, evil_plan
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from mikrom_reconcile.core.model.documents import SourceState, SpecProblem
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView
 from mikrom_reconcile.core.model.plan import UnfinishedRun
-from mikrom_reconcile.core.model.specs import SourceState, SpecProblem
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_text
 from mikrom_reconcile.output.formats import problems_text
-from mikrom_reconcile.output.hosts import fleets_in, source_line, status_text, vms_text
 from mikrom_reconcile.output.run_result import history_text, record_of, unfinished_line
+from mikrom_reconcile.output.tables import fleets_in, source_line, status_text, vms_text
 from mikrom_reconcile.output.text import (
     PLAIN,
     Style,

@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
+from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.observed import SATISFIES, HostReport, HostView, ObservedVM, Stock
 from mikrom_reconcile.core.model.plan import RunRecord, group_by
-from mikrom_reconcile.core.model.specs import SourceState
 from mikrom_reconcile.core.placement.desired_state import ImageFile
 from mikrom_reconcile.core.specs.images import is_container_image
 from mikrom_reconcile.output import text

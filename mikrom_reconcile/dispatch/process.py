@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections.abc import Callable
 from typing import Any, get_args
 
-from celery import current_task, signals
+from celery import signals
 
 from mikrom_reconcile import traces
-from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.control.ports import Engine, RunStore
 from mikrom_reconcile.control.snapshot import Snapshots
 from mikrom_reconcile.control.sources.last_good import LastGood
-from mikrom_reconcile.control.stores.redis import RedisStore
 from mikrom_reconcile.core.model.errors import MikromError, SetupError, UsageError
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.dispatch import celery_patches
@@ -23,42 +20,13 @@ from mikrom_reconcile.dispatch.control_worker import metrics
 from mikrom_reconcile.dispatch.control_worker.tasks import ControlTasks
 from mikrom_reconcile.dispatch.control_worker.webhooks import Webhooks
 from mikrom_reconcile.dispatch.host_worker.tasks import HostTasks, keeper
+from mikrom_reconcile.dispatch.log_format import set_up_log
 from mikrom_reconcile.dispatch.transport.broker import broker_url, is_remote
 from mikrom_reconcile.dispatch.transport.order_envelope import load_signer
 from mikrom_reconcile.dispatch.transport.rpc import ReplySender, WorkerId
 from mikrom_reconcile.dispatch.transport.shared_state import Heartbeat
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.system import locks
-
-FIELDS = ("celery.task_id", "run", "vm", "host", "step", "duration_s")
-
-
-class FieldsFormatter(logging.Formatter):
-    """Adds the fields that a record has, with the id of the task that it was logged in; the time is in UTC."""
-
-    converter = staticmethod(time.gmtime)
-    default_msec_format = "%s.%03dZ"
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, traceback included."""
-        if current_task:
-            record.__dict__.setdefault("celery.task_id", current_task.request.id)
-        line = super().format(record)
-        fields = [f"{name}={_text(record.__dict__[name])}" for name in FIELDS if record.__dict__.get(name)]
-        return f"{line} [{' '.join(fields)}]" if fields else line
-
-
-def set_up_log(logger: logging.Logger, **_: Any) -> None:
-    """Receiver of Celery's `after_setup_logger`."""
-    # what no line shows is not looked up: under gevent a name of a thread alone takes as long as the rest of a record
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    for handler in logger.handlers:
-        handler.setFormatter(FieldsFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-
-
-def _text(value: object) -> str:
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return f'"{text}"' if " " in text else text
 
 
 class FleetProcess:
@@ -71,11 +39,12 @@ class FleetProcess:
         agent: Callable[[], HostAgent],
         engine: Callable[[], Engine],
         source: LastGood,
+        store: RunStore,
         snapshots: Snapshots,
     ) -> None:
         self.heartbeat: Heartbeat
         self.replies = ReplySender(app.redis, app.keys, f"host:{app.settings.host}")
-        self._app, self._settings, self._agent = app, app.settings, agent
+        self._app, self._settings, self._agent, self._store = app, app.settings, agent, store
         self._host = HostTasks(app.settings.host, app.keys.host_queue(app.settings.host), agent, self.replies)
         self._control = ControlTasks(app.redis, app.keys, app.settings, engine, source, self._worker_id, snapshots)
         self._add_tasks()
@@ -146,8 +115,8 @@ class FleetProcess:
 
     def _supervise(self, **_: Any) -> None:
         """Before the broker is asked for anything: VMs that die come back whatever it says."""
-        agent, store = self._agent(), RedisStore(self._app.redis, prefix=self._app.keys.prefix)
-        agent.supervise(on_outcome=keeper(store, self._settings.host))
+        agent = self._agent()
+        agent.supervise(on_outcome=keeper(self._store, self._settings.host))
         signals.worker_shutting_down.connect(lambda **_: agent.stop_supervision(), weak=False)
 
     def _on_beat_init(self, **_: Any) -> None:

@@ -16,9 +16,9 @@ import click
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.apply import request_for
 from mikrom_reconcile.cli.entry import Commands, present, show
 from mikrom_reconcile.cli.queries import names_for_tab, present_views, specs_in, unknown, views_of
+from mikrom_reconcile.cli.run_flow import request_for
 from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.core.model.documents import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError

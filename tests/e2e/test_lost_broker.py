@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.cli.apply import request_for
+from mikrom_reconcile.cli.run_flow import request_for
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import SetupError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Balloon, DriveRateLimiter, Machine, VMSpec, Vsock
+from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Devices, End, VMMStatus
 from mikrom_reconcile.core.specs import releases, validate_vms
-from mikrom_reconcile.host.drivers import jail, memory, select
+from mikrom_reconcile.host.drivers import firecracker_config, jail, memory, select
 from mikrom_reconcile.host.drivers.connection import FaultError, FirecrackerAPI, NoAnswerError, translate_errors
 from mikrom_reconcile.host.drivers.jail import (
     LOG,
@@ -31,8 +30,7 @@ from mikrom_reconcile.host.drivers.jail import (
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
-from mikrom_reconcile.host.resources.networks import Interface
+from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.provisioner import VMResources
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import tail
@@ -41,49 +39,13 @@ from mikrom_reconcile.times_and_sizes import VMMS
 _STATUS: dict[str, VMMStatus] = {"Not started": "starting", "Running": "running", "Paused": "paused"}
 
 _FREE_HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-_BYTES_A_MBIT = 125_000
 _X86_64 = (62).to_bytes(2, "little")
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"\xfd\x37": "xz"}
-
-Request = tuple[str, dict[str, object], str]
-"""Path, content, and what is being done, in words."""
 
 
 class _Instance(msgspec.Struct):
     state: str
     vmm_version: str
-
-
-class _BootSource(msgspec.Struct):
-    boot_args: str | None = None
-
-
-_Limiter = dict[str, dict[str, int | None] | None]
-
-
-class _Drive(msgspec.Struct):
-    drive_id: str
-    path_on_host: str | None = None
-    is_read_only: bool | None = None
-    rate_limiter: _Limiter | None = None
-
-
-class _Nic(msgspec.Struct):
-    iface_id: str
-    host_dev_name: str
-    guest_mac: str | None = None
-    rx_rate_limiter: _Limiter | None = None
-    tx_rate_limiter: _Limiter | None = None
-
-
-class _Config(msgspec.Struct, rename="kebab"):
-    machine_config: Machine
-    boot_source: _BootSource
-    drives: tuple[_Drive, ...] = ()
-    network_interfaces: tuple[_Nic, ...] = ()
-    entropy: dict[str, Any] | None = None
-    vsock: Vsock | None = None
-    balloon: Balloon | None = None
 
 
 class _Metrics(msgspec.Struct):
@@ -147,7 +109,11 @@ class FirecrackerDriver(VMMDriver):
             resources, vsock = chroot_view(resources), VSOCK
             _link_vsock(record, paths)
         most = releases.release_of(select.release_at(self._binary)).devices
-        requests = (*_requests(record.spec, resources), *_devices(record.spec, vsock, most), _START)
+        requests = (
+            *firecracker_config.requests(record.spec, resources),
+            *firecracker_config.devices(record.spec, vsock, most),
+            firecracker_config.START,
+        )
         with translate_errors(record.vm, "connecting to Firecracker"):
             api = FirecrackerAPI.first(paths.socket, vmm.process, give_up_at)
         with api:
@@ -159,7 +125,7 @@ class FirecrackerDriver(VMMDriver):
         try:
             with vmm.connect(FirecrackerAPI, timeout_s) as api:
                 state = api.get("/", _Instance).state
-                config = api.get("/vm/config", _Config)
+                config = api.get("/vm/config", firecracker_config.Config)
                 metadata = api.get("/mmds", dict[str, Any]) if record.spec.has_metadata else None
         except NoAnswerError:
             _end_hanging(vmm)
@@ -167,13 +133,13 @@ class FirecrackerDriver(VMMDriver):
         status = _STATUS.get(state, "unresponsive")
         if status not in {"running", "paused"}:
             return Answer(status=status)
-        disks = {drive.drive_id: _disk(drive) for drive in config.drives}
+        disks = {drive.drive_id: firecracker_config.disk_of(drive) for drive in config.drives}
         return Answer(
             status=status,
             machine=config.machine_config,
             boot_args=config.boot_source.boot_args or "",
             disks=self._paths_outside(record, disks) if vmm.paths.socket.is_symlink() else disks,
-            interfaces={nic.iface_id: _interface(nic) for nic in config.network_interfaces},
+            interfaces={nic.iface_id: firecracker_config.interface_of(nic) for nic in config.network_interfaces},
             metadata=metadata,
             devices=Devices(entropy=config.entropy is not None, vsock=config.vsock, balloon=config.balloon),
         )
@@ -227,18 +193,21 @@ class FirecrackerDriver(VMMDriver):
 
     def _update(self, record: VMRecord, vmm: VMM, timeout_s: float) -> None:
         with vmm.connect(FirecrackerAPI, timeout_s) as api:
-            config = api.get("/vm/config", _Config)
-            limits = {drive.drive_id: _disk(drive).rate_limiter for drive in config.drives}
+            config = api.get("/vm/config", firecracker_config.Config)
+            limits = {drive.drive_id: firecracker_config.disk_of(drive).rate_limiter for drive in config.drives}
             for name, drive in record.spec.drives.items():
                 if limits.get(name, drive.rate_limiter) != drive.rate_limiter:
-                    api.patch(f"/drives/{name}", {"drive_id": name, "rate_limiter": _limiter(drive.rate_limiter)})
+                    api.patch(
+                        f"/drives/{name}",
+                        {"drive_id": name, "rate_limiter": firecracker_config.limiter_of(drive.rate_limiter)},
+                    )
             if record.spec.balloon and config.balloon and config.balloon.amount_mib != record.spec.balloon.amount_mib:
                 api.patch("/balloon", {"amount_mib": record.spec.balloon.amount_mib})
-            there = {nic.iface_id: _interface(nic) for nic in config.network_interfaces}
+            there = {nic.iface_id: firecracker_config.interface_of(nic) for nic in config.network_interfaces}
             for interface in self._provisioner.networks.in_place(record):
                 has = there.get(interface.name)
                 if has is not None and has.bandwidth_mbit != interface.bandwidth_mbit:
-                    content = {"iface_id": interface.name} | _rate_limiters(interface)
+                    content = {"iface_id": interface.name} | firecracker_config.rate_limiters(interface)
                     api.patch(f"/network-interfaces/{interface.name}", content)
             if (metadata := self._provisioner.metadata_of(record)) is not None:
                 api.put("/mmds", metadata)
@@ -271,85 +240,6 @@ def _go_on(api: FirecrackerAPI, vmm: VMM) -> None:
     """Let a guest run that stands still, and never again from what memory it left on disk."""
     memory.forget(vmm.paths)
     api.patch("/vm", {"state": "Resumed"})
-
-
-def _requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:
-    machine: dict[str, object] = msgspec.to_builtins(spec.machine)
-    if spec.machine.cpu_template is None:
-        del machine["cpu_template"]
-    yield "/machine-config", machine, "configuring the machine"
-    boot_source: dict[str, object] = {"kernel_image_path": str(resources.kernel), "boot_args": resources.boot_args}
-    if resources.initrd is not None:
-        boot_source["initrd_path"] = str(resources.initrd)
-    yield "/boot-source", boot_source, "configuring the boot source"
-    for disk in resources.disks:
-        drive: dict[str, object] = {
-            "drive_id": disk.name,
-            "path_on_host": str(disk.path),
-            "is_root_device": disk.name == ROOT_ID,
-            "is_read_only": disk.read_only,
-            "cache_type": "Writeback",  # the default, Unsafe, takes no flush from a guest: its fsync does nothing
-            "rate_limiter": _limiter(disk.rate_limiter),
-        }
-        yield f"/drives/{disk.name}", drive, f"configuring the disk {disk.name}"
-    for interface in resources.interfaces:
-        nic: dict[str, object] = {"host_dev_name": interface.tap, "guest_mac": interface.mac}
-        nic |= {"iface_id": interface.name} | _rate_limiters(interface)
-        yield f"/network-interfaces/{interface.name}", nic, f"configuring the interface {interface.name}"
-    if resources.metadata is not None:
-        service: dict[str, object] = {"version": "V2", "network_interfaces": [nic.name for nic in resources.interfaces]}
-        yield "/mmds/config", service, "configuring the metadata service"
-        yield "/mmds", resources.metadata, "giving the guest its metadata"
-
-
-_START: Request = "/actions", {"action_type": "InstanceStart"}, "starting the guest"
-
-
-def _devices(spec: VMSpec, vsock: str, most: int) -> Iterator[Request]:
-    """What comes last: where interrupts run out, a guest goes without `entropy`, which nobody may have asked for."""
-    if spec.vsock:
-        yield "/vsock", {"guest_cid": spec.vsock.guest_cid, "uds_path": vsock}, "configuring the vsock"
-    if spec.balloon:
-        yield "/balloon", msgspec.to_builtins(spec.balloon), "configuring the balloon"
-    if validate_vms.gets_entropy(spec, most):
-        yield "/entropy", {}, "configuring the source of random numbers"
-
-
-def _rate_limiters(interface: Interface) -> dict[str, object]:
-    """What makes them carry that much in each direction; without a limit, what takes one away."""
-    limiter = {"bandwidth": _bucket(interface.bandwidth_mbit, _BYTES_A_MBIT)}
-    return {f"{direction}_rate_limiter": limiter for direction in ("rx", "tx")}
-
-
-def _limiter(wanted: DriveRateLimiter) -> dict[str, object]:
-    return {"bandwidth": _bucket(wanted.bandwidth_mbit, _BYTES_A_MBIT), "ops": _bucket(wanted.ops, 1)}
-
-
-def _bucket(amount: int | None, unit: int) -> dict[str, int]:
-    return {"size": amount * unit, "refill_time": VMMS.rate_refill_ms} if amount else {"size": 0, "refill_time": 0}
-
-
-def _disk(drive: _Drive) -> Disk:
-    limiter = DriveRateLimiter(
-        bandwidth_mbit=_amount(drive.rate_limiter, "bandwidth", _BYTES_A_MBIT),
-        ops=_amount(drive.rate_limiter, "ops", 1),
-    )
-    path, is_read_only = Path(drive.path_on_host or ""), bool(drive.is_read_only)
-    return Disk(name=drive.drive_id, path=path, read_only=is_read_only, rate_limiter=limiter)
-
-
-def _interface(nic: _Nic) -> Interface:
-    """What the VMM has; a limit that only one direction has is none that we gave it."""
-    limiters = nic.rx_rate_limiter, nic.tx_rate_limiter
-    limits = {_amount(limiter, "bandwidth", _BYTES_A_MBIT) for limiter in limiters}
-    mbit = limits.pop() if len(limits) == 1 else -1
-    return Interface(name=nic.iface_id, tap=nic.host_dev_name, mac=nic.guest_mac or "", bandwidth_mbit=mbit)
-
-
-def _amount(limiter: _Limiter | None, kind: str, unit: int) -> int | None:
-    bucket = (limiter or {}).get(kind) or {}
-    size, refill_ms = bucket.get("size") or 0, bucket.get("refill_time")
-    return size * VMMS.rate_refill_ms // (refill_ms * unit) if refill_ms else None
 
 
 def _link_vsock(record: VMRecord, paths: VMPaths) -> None:

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from mikrom_reconcile.cli.apply import refuse_without_anybody_to_ask, run_flow
+from mikrom_reconcile.cli.run_flow import refuse_without_anybody_to_ask, run_flow
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.errors import MikromError, UsageError

@@ -8,9 +8,9 @@ import sys
 import click
 import pytest
 
-from mikrom_reconcile.cli.apply import show_outcome
 from mikrom_reconcile.cli.entry import ask, can_ask, style_of, warn
 from mikrom_reconcile.cli.options import seconds, share
+from mikrom_reconcile.cli.run_flow import show_outcome
 from tests.samples import outcome
 
 

@@ -1,0 +1,137 @@
+"""What Firecracker is told of a VM, request by request, and what it says of its configuration, in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mikrom_reconcile.core.model.desired import Balloon, DriveRateLimiter, Machine, VMSpec, Vsock
+from mikrom_reconcile.core.specs import validate_vms
+from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
+from mikrom_reconcile.host.resources.networks import Interface
+from mikrom_reconcile.host.resources.provisioner import VMResources
+from mikrom_reconcile.times_and_sizes import VMMS
+
+_BYTES_A_MBIT = 125_000
+
+Request = tuple[str, dict[str, object], str]
+"""Path, content, and what is being done, in words."""
+
+
+class _BootSource(msgspec.Struct):
+    boot_args: str | None = None
+
+
+_Limiter = dict[str, dict[str, int | None] | None]
+
+
+class _Drive(msgspec.Struct):
+    drive_id: str
+    path_on_host: str | None = None
+    is_read_only: bool | None = None
+    rate_limiter: _Limiter | None = None
+
+
+class _Nic(msgspec.Struct):
+    iface_id: str
+    host_dev_name: str
+    guest_mac: str | None = None
+    rx_rate_limiter: _Limiter | None = None
+    tx_rate_limiter: _Limiter | None = None
+
+
+class Config(msgspec.Struct, rename="kebab"):
+    """What `GET /vm/config` says, as far as it is compared."""
+
+    machine_config: Machine
+    boot_source: _BootSource
+    drives: tuple[_Drive, ...] = ()
+    network_interfaces: tuple[_Nic, ...] = ()
+    entropy: dict[str, Any] | None = None
+    vsock: Vsock | None = None
+    balloon: Balloon | None = None
+
+
+def requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:
+    """What configures a VMM that is to boot, in order, but for `devices` and `START`."""
+    machine: dict[str, object] = msgspec.to_builtins(spec.machine)
+    if spec.machine.cpu_template is None:
+        del machine["cpu_template"]
+    yield "/machine-config", machine, "configuring the machine"
+    boot_source: dict[str, object] = {"kernel_image_path": str(resources.kernel), "boot_args": resources.boot_args}
+    if resources.initrd is not None:
+        boot_source["initrd_path"] = str(resources.initrd)
+    yield "/boot-source", boot_source, "configuring the boot source"
+    for disk in resources.disks:
+        drive: dict[str, object] = {
+            "drive_id": disk.name,
+            "path_on_host": str(disk.path),
+            "is_root_device": disk.name == ROOT_ID,
+            "is_read_only": disk.read_only,
+            "cache_type": "Writeback",  # the default, Unsafe, takes no flush from a guest: its fsync does nothing
+            "rate_limiter": limiter_of(disk.rate_limiter),
+        }
+        yield f"/drives/{disk.name}", drive, f"configuring the disk {disk.name}"
+    for interface in resources.interfaces:
+        nic: dict[str, object] = {"host_dev_name": interface.tap, "guest_mac": interface.mac}
+        nic |= {"iface_id": interface.name} | rate_limiters(interface)
+        yield f"/network-interfaces/{interface.name}", nic, f"configuring the interface {interface.name}"
+    if resources.metadata is not None:
+        service: dict[str, object] = {"version": "V2", "network_interfaces": [nic.name for nic in resources.interfaces]}
+        yield "/mmds/config", service, "configuring the metadata service"
+        yield "/mmds", resources.metadata, "giving the guest its metadata"
+
+
+START: Request = "/actions", {"action_type": "InstanceStart"}, "starting the guest"
+
+
+def devices(spec: VMSpec, vsock: str, most: int) -> Iterator[Request]:
+    """What comes last: where interrupts run out, a guest goes without `entropy`, which nobody may have asked for."""
+    if spec.vsock:
+        yield "/vsock", {"guest_cid": spec.vsock.guest_cid, "uds_path": vsock}, "configuring the vsock"
+    if spec.balloon:
+        yield "/balloon", msgspec.to_builtins(spec.balloon), "configuring the balloon"
+    if validate_vms.gets_entropy(spec, most):
+        yield "/entropy", {}, "configuring the source of random numbers"
+
+
+def rate_limiters(interface: Interface) -> dict[str, object]:
+    """What makes them carry that much in each direction; without a limit, what takes one away."""
+    limiter = {"bandwidth": _bucket(interface.bandwidth_mbit, _BYTES_A_MBIT)}
+    return {f"{direction}_rate_limiter": limiter for direction in ("rx", "tx")}
+
+
+def limiter_of(wanted: DriveRateLimiter) -> dict[str, object]:
+    """What limits a drive; a bucket of nothing takes a limit away."""
+    return {"bandwidth": _bucket(wanted.bandwidth_mbit, _BYTES_A_MBIT), "ops": _bucket(wanted.ops, 1)}
+
+
+def _bucket(amount: int | None, unit: int) -> dict[str, int]:
+    return {"size": amount * unit, "refill_time": VMMS.rate_refill_ms} if amount else {"size": 0, "refill_time": 0}
+
+
+def disk_of(drive: _Drive) -> Disk:
+    """What the VMM has opened, under the path that it knows."""
+    limiter = DriveRateLimiter(
+        bandwidth_mbit=_amount(drive.rate_limiter, "bandwidth", _BYTES_A_MBIT),
+        ops=_amount(drive.rate_limiter, "ops", 1),
+    )
+    path, is_read_only = Path(drive.path_on_host or ""), bool(drive.is_read_only)
+    return Disk(name=drive.drive_id, path=path, read_only=is_read_only, rate_limiter=limiter)
+
+
+def interface_of(nic: _Nic) -> Interface:
+    """What the VMM has; a limit that only one direction has is none that we gave it."""
+    limiters = nic.rx_rate_limiter, nic.tx_rate_limiter
+    limits = {_amount(limiter, "bandwidth", _BYTES_A_MBIT) for limiter in limiters}
+    mbit = limits.pop() if len(limits) == 1 else -1
+    return Interface(name=nic.iface_id, tap=nic.host_dev_name, mac=nic.guest_mac or "", bandwidth_mbit=mbit)
+
+
+def _amount(limiter: _Limiter | None, kind: str, unit: int) -> int | None:
+    bucket = (limiter or {}).get(kind) or {}
+    size, refill_ms = bucket.get("size") or 0, bucket.get("refill_time")
+    return size * VMMS.rate_refill_ms // (refill_ms * unit) if refill_ms else None

@@ -54,7 +54,7 @@ SOAK_SEEDS = tuple(pytest.param(seed, marks=pytest.mark.soak) for seed in range(
 
 KEPT = re.compile(
     r"locks/(web-\d{3}\.(action|vmm)|worker|kill\.lease)|tombstones/web-\d{3}\.json|tokens/kill/\d+"
-    r"|machine|images/hello-[0-9a-f]{12}\.elf|store/(placements|runs/[a-z]+)/[^/]+"
+    r"|machine|images/hello-[0-9a-f]{12}\.elf|store/(placements|revisions(-specs)?|runs/[a-z]+)/[^/]+"
 )
 """Files that may outlive the last VM: lock files only where somebody was killed between two steps."""
 

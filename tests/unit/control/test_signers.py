@@ -105,7 +105,7 @@ def test_no_other_configuration_of_git_weakens_it(
     everybody = repository.folder.parent / "all"
     everybody.write_text(f"* {repository.key('mallory').with_suffix('.pub').read_text()}")
     liar = repository.folder.parent / "liar"
-    liar.write_text("#!/bin/sh\necho 'Good \"git\" signature for ana with ED25519 key SHA256:x'\n")
+    liar.write_text("#!/bin/sh\ncat >/dev/null\necho 'Good \"git\" signature for ana with ED25519 key SHA256:x'\n")
     liar.chmod(0o755)
     repository.signed("mallory", "bad")
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")

@@ -26,7 +26,6 @@ from mikrom_reconcile.core.model.fields import RECORD
 from mikrom_reconcile.core.model.observed import (
     HEALTHY,
     WANTS_VMM,
-    Attempt,
     Capacity,
     Devices,
     Drift,
@@ -78,8 +77,6 @@ class Observer:
         maturing: dict[str, float] = {}
         unproven: dict[str, float] = {}
         progress: dict[str, Progress] = {}
-        attempts: dict[str, Attempt] = {}
-        phases: dict[str, dict[Phase, int]] = defaultdict(Counter)
         if query.project is None:
             tokens = self._records.highest_tokens()
             rows += (row for row, _ in self._observe_all(records, until))
@@ -90,9 +87,6 @@ class Observer:
             own = [row for row, _ in observed]
             maturing = _maturing(observed, query.min_healthy_s)
             unproven, progress = self._trials.judge(own, query.trials, maturing, now)
-            attempts = self._records.attempts()
-            for row in own:
-                phases[row.fleet][row.phase] += 1
             digests = fleet_digests(own)
             fleets = differing(digests, query.known)
             rows += [row for row in own if row.fleet in fleets]
@@ -110,12 +104,12 @@ class Observer:
             highest_tokens=tokens,
             digests=digests,
             vms=tuple(sorted(rows, key=lambda row: row.name)),
-            phases=phases,
+            phases=_phases_of(own),
             strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
             released=self._records.released(query.project) if query.project else {},
             maturing=maturing,
-            attempts=attempts,
+            attempts=self._records.attempts() if query.project is not None else {},
             unproven=unproven,
             progress=progress,
             canaries=tuple(row.name for row in own if row.trial and row.trial.canary),
@@ -282,6 +276,13 @@ def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
     for row in rows:
         fleets[row.fleet].append((row.name, row_digest(row.spec_digest, row.addresses), row.phase, row.drift))
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
+
+
+def _phases_of(rows: Sequence[ObservedVM]) -> dict[str, dict[Phase, int]]:
+    phases: dict[str, dict[Phase, int]] = defaultdict(Counter)
+    for row in rows:
+        phases[row.fleet][row.phase] += 1
+    return phases
 
 
 def _maturing(observed: Iterable[tuple[ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:

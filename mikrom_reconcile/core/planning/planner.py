@@ -17,6 +17,7 @@ from mikrom_reconcile.core.placement.scheduler import Scheduler
 from mikrom_reconcile.core.planning.context import (
     VERBS,
     Draft,
+    Expected,
     PlanContext,
     PlanInput,
     PlanResult,
@@ -61,13 +62,6 @@ def prepare(
     ]
     rendered = {vm.name: vm for vm in render(specs, here, staying, alive.addresses)}
     expected = {} if destroy else expectations(rendered.values())
-    rollouts = {fleet.name: fleet.rollout for fleet in specs.fleets if fleet.rollout}
-    healthy_s = {name: time_s for name, its in rollouts.items() if (time_s := seconds_of(its.min_healthy_time))}
-    trials = {
-        name: seconds_of(its.healthy_deadline) if its.healthy_deadline else None
-        for name, its in rollouts.items()
-        if its.has_trials
-    }
     creating = len(staying) < len(unplaced) and not destroy
     asked = dict.fromkeys(() if destroy else living, False)  # names are free to others outside the inventory
     asked |= dict.fromkeys((*scheduler.hosts, *placements.vms.values()), creating)
@@ -81,18 +75,33 @@ def prepare(
         unplaced=unplaced,
         rendered=rendered,
         expected=expected,
-        queries={
-            host: ObserveQuery(
+        queries=dict(_queries(specs, expected, asked)),
+        warnings=tuple(f"{each.path}:{each.line}: {each.message}" for each in spec_warnings(specs, unplaced)),
+    )
+
+
+def _queries(
+    specs: Specs, expected: Mapping[str, Expected], asked: Mapping[str, bool]
+) -> Iterator[tuple[str, ObserveQuery]]:
+    """What to ask each host; `asked` says whether it is asked for VMs of other projects, too."""
+    rollouts = {fleet.name: fleet.rollout for fleet in specs.fleets if fleet.rollout}
+    healthy_s = {name: time_s for name, its in rollouts.items() if (time_s := seconds_of(its.min_healthy_time))}
+    trials = {
+        name: seconds_of(its.healthy_deadline) if its.healthy_deadline else None
+        for name, its in rollouts.items()
+        if its.has_trials
+    }
+    for host, others in sorted(asked.items()):
+        yield (
+            host,
+            ObserveQuery(
                 project=specs.project,
                 known=expected[host].digests if host in expected else {},
                 others=others,
                 min_healthy_s=healthy_s,
                 trials=trials,
-            )
-            for host, others in sorted(asked.items())
-        },
-        warnings=tuple(f"{each.path}:{each.line}: {each.message}" for each in spec_warnings(specs, unplaced)),
-    )
+            ),
+        )
 
 
 def requery_all(given: PlanInput) -> PlanInput:

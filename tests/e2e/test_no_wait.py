@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mikrom_reconcile.dispatch.transport.shared_state import unfinished_runs
+from mikrom_reconcile.core.model.plan import UnfinishedRun
+from mikrom_reconcile.dispatch.transport.rpc import WorkerId
+from mikrom_reconcile.dispatch.transport.shared_state import shown, unfinished_runs
 from tests.command import document
 from tests.fleet import KEYS, ROOT, Fleet, wait_until
 
@@ -86,6 +90,17 @@ def test_a_run_that_cannot_begin_says_why(fleet: Fleet) -> None:
     assert failed["run_id"] == run
     assert "is being changed by somebody else" in failed["error"]
     assert failed["origin"].startswith("apply by ")
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+def test_a_run_that_fails_is_shown_until_it_is_told_why_where_nobody_waits_for_it(
+    fleet: Fleet, *, awaited: bool
+) -> None:
+    worker = WorkerId(owner="control:a", start_id="1")
+    run = UnfinishedRun(run_id="r", origin="test", since=datetime.now(UTC), state="waiting")
+    with suppress(LookupError), shown(fleet.redis, KEYS, worker, run, awaited=awaited):
+        raise LookupError
+    assert [each.run_id for each in unfinished_runs(fleet.redis, KEYS)] == [run.run_id] * (not awaited)
 
 
 def test_a_run_that_another_release_noted_is_told_of_and_hides_no_other(fleet: Fleet) -> None:

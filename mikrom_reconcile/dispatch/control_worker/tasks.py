@@ -109,7 +109,7 @@ class ControlTasks:
                 say("outcome", outcome)
                 refuse()
 
-            report = self._carry_out(request, approved, progress)
+            report = self._carry_out(request, approved, progress, awaited=call is not None)
             say("report", report)
             _log.info("apply: %s", summary(report), extra={"run": run})
 
@@ -150,9 +150,11 @@ class ControlTasks:
         source, unfinished = source_state(self.redis, self.keys), unfinished_runs(self.redis, self.keys)
         return status_html(replace(seen, source=source, unfinished=unfinished), NOTE)
 
-    def _carry_out(self, request: RunRequest, plan: Plan | None, progress: Progress) -> RunReport:
+    def _carry_out(
+        self, request: RunRequest, plan: Plan | None, progress: Progress, *, awaited: bool = True
+    ) -> RunReport:
         waiting = waiting_run(request, None if plan is None else len(plan.actions))
-        with shown(self.redis, self.keys, self.worker_id(), waiting) as count:
+        with shown(self.redis, self.keys, self.worker_id(), waiting, awaited=awaited) as count:
 
             def heard(outcome: ActionOutcome) -> None:
                 count(outcome)

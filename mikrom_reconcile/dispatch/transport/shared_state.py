@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -209,8 +210,13 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextmanager
-def shown(redis: Redis, keys: Keys, worker: WorkerId, run: UnfinishedRun) -> Iterator[Callable[[ActionOutcome], None]]:
-    """Show that a run goes on for as long as the block does, and how far it is by the outcomes that are told."""
+def shown(
+    redis: Redis, keys: Keys, worker: WorkerId, run: UnfinishedRun, *, awaited: bool
+) -> Iterator[Callable[[ActionOutcome], None]]:
+    """Show that a run goes on for as long as the block does, and how far it is by the outcomes that are told.
+
+    Where nobody waits for it, one that fails is shown until `tell` says why.
+    """
     run, show_at = replace(run, state="running"), 0.0
 
     def show() -> None:
@@ -232,8 +238,9 @@ def shown(redis: Redis, keys: Keys, worker: WorkerId, run: UnfinishedRun) -> Ite
     try:
         yield heard
     finally:
-        with suppress(RedisError):
-            redis.delete(keys.unfinished(run.run_id))
+        if awaited or sys.exception() is None:
+            with suppress(RedisError):
+                redis.delete(keys.unfinished(run.run_id))
 
 
 def waiting_run(request: RunRequest, planned: int | None) -> UnfinishedRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -25,7 +26,7 @@ from mikrom_reconcile.cli.run_flow import (
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import texts_digest
-from mikrom_reconcile.core.model.errors import UsageError
+from mikrom_reconcile.core.model.errors import SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan, RunRequest, Verb
 from mikrom_reconcile.core.planning.drift import drifted, is_pending
 from mikrom_reconcile.output import formats
@@ -225,6 +226,21 @@ delete = _one_off(
     "Remove VMs and everything that was made for them. Asks first; `prevent_destroy` holds.\n\n"
     "VM may hold * and ?. The next run makes those anew that the specs want.",
 )
+
+
+@click.command()
+@click.argument("commit")
+def accept(commit: str) -> int:
+    """Have scheduled runs use COMMIT, although its branch was forced and it did not come after the one in use.
+
+    It has to be what is there now, signed where that is asked. The next run applies it.
+    """
+    if not re.fullmatch("[0-9a-f]{7,64}", commit):
+        raise UsageError(f"{commit!r} is no commit: give the first 7 digits of its id, or more, from `mikrom status`")
+    if problem := wiring.open_engine(load()).accept(commit):
+        raise SourceError(problem)
+    show(f"{sanitize(commit)} is used from now on.\n")
+    return 0
 
 
 def _verdict(word: str, text: str) -> click.Command:

@@ -13,6 +13,7 @@ COMMANDS = {
     "rollback": ("Specs", "apply", "go back to an earlier revision"),
     "promote": ("Specs", "apply", "let a rollout go on behind its canaries"),
     "abort": ("Specs", "apply", "end the rollout of a fleet where it is"),
+    "accept": ("Specs", "apply", "have scheduled runs use a commit of a forced branch"),
     "destroy": ("Specs", "apply", "remove what these specs own"),
     "start": ("VMs", "apply", "start VMs by name, past the specs"),
     "stop": ("VMs", "apply", "stop VMs: Ctrl-Alt-Del, then kill"),

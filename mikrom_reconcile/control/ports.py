@@ -82,6 +82,9 @@ class Engine(Protocol):
     def source(self) -> SourceState | None:
         """The state of the source of scheduled runs when it was last read; None where there are none."""
 
+    def accept(self, commit: str) -> str:
+        """Have scheduled runs use a commit although its branch was forced; why they do not, "" if they do."""
+
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
         """Runs that others carry out and that have no report, the latest first."""
 

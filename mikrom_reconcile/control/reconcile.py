@@ -35,6 +35,8 @@ from mikrom_reconcile.core.specs.load import Specs, hosts_of
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 
+_NO_CONTROL = "{} needs a control worker: set MIKROM_BROKER_URL, or start `mikrom up`"
+
 
 class Reconciler:
     """The Engine of this process, for specs of `here`; `alone`: no other host can be reached; `policy` judges plans."""
@@ -63,6 +65,10 @@ class Reconciler:
         """None: only control workers have scheduled runs."""
         return None
 
+    def accept(self, commit: str) -> str:
+        """Refused: this process has no scheduled runs."""
+        raise UsageError(f"{commit}: {_NO_CONTROL.format('accepting it')}")
+
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
         """None: this process reports its own runs."""
         return ()
@@ -70,7 +76,7 @@ class Reconciler:
     def hand_over(self, request: RunRequest, plan: Plan) -> None:
         """Refused: this process is the one that carries it out."""
         del request, plan
-        raise UsageError("--no-wait needs a control worker: set MIKROM_BROKER_URL, or start `mikrom up`")
+        raise UsageError(_NO_CONTROL.format("--no-wait"))
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""

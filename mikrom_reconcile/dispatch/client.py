@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from celery.exceptions import TimeoutError as NoAnswerError
 from redis import Redis
 
 from mikrom_reconcile.control.ports import Hosts, RunStore
@@ -33,6 +34,16 @@ class RemoteEngine:
     def source(self) -> SourceState | None:
         """What the last look of a control worker at MIKROM_SPECS gave. Raises SetupError."""
         return shared_state.source_state(self._redis, self._keys)
+
+    @translate_broker_errors()
+    def accept(self, commit: str) -> str:
+        """What a control worker says of a forced commit. Raises SetupError, and MikromError without an answer."""
+        self._refuse_without_control()
+        sent = self._app.send_task("mikrom.sync_source", kwargs={"accept": commit}, queue=self._keys.queue)
+        try:
+            return str(sent.get(timeout=RUNS.plan_wait_s)["problem"])
+        except NoAnswerError as error:
+            raise PastDeadlineError("the control worker gave no answer in time; see `mikrom doctor`") from error
 
     @translate_broker_errors()
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
@@ -78,11 +89,14 @@ class RemoteEngine:
             yield self._follow(call, time.monotonic() + deadline_s)
 
     def _keep(self, request: RunRequest, plan: Plan | None, *, kept_s: int) -> None:
-        if not shared_state.living(self._redis, self._keys, "control"):
-            raise MikromError("no control worker answers; start `mikrom worker --role control`, or see `mikrom doctor`")
+        self._refuse_without_control()
         self._redis.set(self._keys.request(request.run_id), pack(request), ex=kept_s)
         if plan is not None:
             self._redis.set(self._keys.plan(request.run_id), pack(plan), ex=BROKER.result_ttl_s, nx=True)
+
+    def _refuse_without_control(self) -> None:
+        if not shared_state.living(self._redis, self._keys, "control"):
+            raise MikromError("no control worker answers; start `mikrom worker --role control`, or see `mikrom doctor`")
 
     def _send(self, task: str, request: RunRequest, arguments: dict[str, Any]) -> None:
         told, note = {"run": request.run_id, **arguments}, f"run {request.run_id} · {request.origin}"

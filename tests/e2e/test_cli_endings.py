@@ -126,3 +126,8 @@ def test_a_host_that_could_not_be_read_is_named_in_the_document(mikrom: Mikrom, 
         unreachable = document(name, mikrom(*words, "-o", "json", code=4))["unreachable"]
         assert list(unreachable) == ["localhost"]
     assert list(json.loads(mikrom("orphans", "-o", "json", code=4).stdout)["unreachable"]) == ["localhost"]
+
+
+def test_a_commit_is_accepted_by_its_id_and_where_there_are_scheduled_runs(mikrom: Mikrom) -> None:
+    assert "'main' is no commit" in mikrom("accept", "main", code=64).stderr
+    assert "4f1c0a8: accepting it needs a control worker" in mikrom("accept", "4f1c0a8", code=64).stderr

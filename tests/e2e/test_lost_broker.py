@@ -32,6 +32,7 @@ CALLS: dict[str, Callable[[Engine], object]] = {
     "unfinished": lambda engine: engine.unfinished(),
     "plan": lambda engine: engine.plan(REQUEST),
     "apply": lambda engine: engine.apply(REQUEST, None, progress=lambda _: None),
+    "accept": lambda engine: engine.accept("4f1c0a8"),
     "hand over": lambda engine: engine.hand_over(REQUEST, plan()),
     "runs": lambda engine: engine.store.runs(1),
     "placements": lambda engine: engine.store.placements("demo"),

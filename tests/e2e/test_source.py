@@ -152,19 +152,15 @@ def test_an_unsigned_and_a_forced_commit_are_told_where_people_look_and_a_policy
     repository, policy, port = Signed(fleet.folder / "repository"), fleet.folder / "policy", free_port()
     policy.write_text("#!/bin/sh\nexit 0\n")
     policy.chmod(0o755)
-    place, signers = (
-        f"git+file://{repository.folder}@main#specs",
-        {"MIKROM_GIT_ALLOWED_SIGNERS": str(repository.allowed)},
-    )
-    good = repository.signed("ana", WEB % 2)[:12]
-    more = {"MIKROM_SPECS": place, "MIKROM_POLICY": str(policy), "MIKROM_METRICS": str(port), **signers}
-    fleet.worker("control", pool="threads", **more)
+    place, good = f"git+file://{repository.folder}@main#specs", repository.signed("ana", WEB % 2)[:12]
+    signers = {"MIKROM_GIT_ALLOWED_SIGNERS": str(repository.allowed)}
+    more = {"MIKROM_POLICY": str(policy), "MIKROM_METRICS": str(port), **signers}
+    fleet.worker("control", pool="threads", MIKROM_SPECS=place, **more)
     assert asked(app, "reconcile")["done"] == "2 create done"
 
     bad = repository.commit(web=WEB % 1)[:12]
-    done = asked(app, "reconcile")["done"]
-    assert done.startswith(f"nothing to do; the source is broken, {good} was used: {bad} by a test")
-    assert UNSIGNED in done
+    done = f"nothing to do; the source is broken, {good} was used: {bad} by a test <test@example.net>: {UNSIGNED}"
+    assert asked(app, "reconcile")["done"].startswith(done)
     assert scrape(port)["mikrom_source_broken", ()] == 1
     assert UNSIGNED in json.loads(mikrom(fleet, "status", "-o", "json").stdout)["source"]["problem"]
     assert UNSIGNED in json.loads(mikrom(fleet, "get", "runs", "-o", "json").stdout)["runs"][0]["source_problem"]
@@ -174,8 +170,9 @@ def test_an_unsigned_and_a_forced_commit_are_told_where_people_look_and_a_policy
     repository.git("checkout", "-q", "--orphan", "other")
     forced = repository.signed("ana", WEB % 3)[:12]
     repository.git("branch", "-f", "main")
-    assert "main was forced" in asked(app, "sync_source")["problem"]
-    assert asked(app, "sync_source", accept=forced) == {"revision": forced, "problem": ""}
+    assert f"main was forced. To take it all the same: `mikrom accept {forced}`" in asked(app, "sync_source")["problem"]
+    taken = f"{forced} is used from now on.\n"
+    assert [mikrom(fleet, "accept", commit).stdout for commit in (good, forced)] == ["", taken]
 
     policy.write_text("#!/bin/sh\necho 'three are too many' >&2\nexit 1\n")
     assert asked(app, "reconcile")["exit_code"] == 8
@@ -183,7 +180,7 @@ def test_an_unsigned_and_a_forced_commit_are_told_where_people_look_and_a_policy
     applied = mikrom(fleet, "apply", place, "--yes")
     assert (applied.returncode, "three are too many" in applied.stdout) == (8, True)
     policy.unlink()
-    assert asked(app, "reconcile")["exit_code"] == 8
+    assert asked(app, "reconcile")["exit_code"] == 8, "no judgment is a no"
     assert len(json.loads(mikrom(fleet, "get", "vms", "-o", "json").stdout)["vms"]) == 2
 
 

@@ -135,7 +135,7 @@ class GitSource:
         if not any(earlier.startswith(known) for earlier in history):
             raise SourceError(
                 f"its history lacks {known}, which was in use: {self._place.ref} was forced. To take it all the same:"
-                f" mikrom.sync_source with accept={commit[:ABBREVIATED]}, see docs/trust.md"
+                f" `mikrom accept {commit[:ABBREVIATED]}`, see docs/trust.md"
             )
 
     def _tree(self, here: str, commit: str, author: str) -> SourceTree:

@@ -46,6 +46,9 @@ class FakeEngine:
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
         return ()
 
+    def accept(self, commit: str) -> str:
+        raise NotImplementedError
+
     def hand_over(self, request: RunRequest, plan: Plan) -> None:
         self.handed_over = plan
 

@@ -146,7 +146,7 @@ def test_an_unsigned_and_a_forced_commit_leave_the_last_good_one_in_use_and_a_pe
     repository.git("branch", "-f", "main")
     found = repository.last_good().poll()
     assert found.good == good
-    assert f"main was forced. To take it all the same: mikrom.sync_source with accept={forced[:12]}" in found.problem
+    assert f"main was forced. To take it all the same: `mikrom accept {forced[:12]}`" in found.problem
     other = repository.last_good().poll(accept="0" * 12)
     assert (other.good, "this is there now, not 000000000000" in other.problem) == (good, True)
     taken = repository.last_good().poll(accept=forced)

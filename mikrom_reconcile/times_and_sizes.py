@@ -31,6 +31,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):  # one action on one ho
     deadline_s: Annotated[float, "longest one action may take, graceful stop included"] = 300.0
     shutdown_grace_s: Annotated[float, "a Linux shuts down in seconds, the demo guest in milliseconds"] = 10.0
     worker_stop_grace_s: Annotated[float, "for an action under way; a gevent worker needs 4.5 s on top to stop"] = 2.0
+    worker_end_s: Annotated[float, "a worker that hangs says where, and ends: supervisors kill after 15 s"] = 14.0
     task_margin_s: Annotated[float, "actions keep their own deadline; this ends only what has lost its way"] = 5.0
     attempts: Annotated[int, "of an order that fails for a reason that may pass; others are tried once"] = 3
     first_retry_s: Annotated[float, "doubled with each attempt"] = 1.0

@@ -1,14 +1,16 @@
 """The app of a worker whose simulated microVMs are slow, MIKROM_TEST_BOOT_S seconds for a start, and flaky: the first
 MIKROM_TEST_FAILURES starts fail. The disk stalls for as long as there is a file MIKROM_TEST_STALL. All else is the real
-one.
+one. With MIKROM_TEST_HANG the worker never comes to its end by itself.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from functools import cache
 from pathlib import Path
 
+from celery import signals
 from gevent.monkey import get_original
 
 from mikrom_reconcile import wiring
@@ -31,6 +33,9 @@ def stalling_fsync(fd: int) -> None:
 if "MIKROM_TEST_STALL" in os.environ:
     stall, real_fsync = Path(os.environ["MIKROM_TEST_STALL"]), os.fsync
     os.fsync = stalling_fsync  # type: ignore[assignment]
+
+if "MIKROM_TEST_HANG" in os.environ:
+    signals.worker_shutdown.connect(lambda **_: threading.Event().wait(), weak=False)
 
 settings = load()
 app = make_app(settings)

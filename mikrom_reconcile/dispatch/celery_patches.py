@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -144,6 +145,7 @@ def install_gevent() -> None:
     files.sync = cooperative
 
 
+_log = logging.getLogger(__name__)
 _stopping = threading.Event()
 _under_way: set[Any] = set()
 
@@ -171,11 +173,23 @@ def limited(deadline_s: float) -> Iterator[None]:
 
 
 def stop() -> None:
-    """Begin nothing more; under gevent, end what is under way after a short grace. Called by a signal handler."""
+    """Begin nothing more; under gevent, end what is under way after a short grace, and in any case before supervisors
+    kill. Called by a signal handler.
+    """
     _stopping.set()
     if (gevent := gevent_of_process()) is not None:
         late = PastDeadlineError("the host's worker is being stopped")
         gevent.spawn_later(ORDERS.worker_stop_grace_s, lambda: [gevent.kill(each, late) for each in tuple(_under_way)])
+        gevent.spawn_later(ORDERS.worker_end_s, _end_now)
+
+
+def _end_now() -> None:
+    """The end of a worker in which something waits for ever. What it did stands in records, as after any `kill -9`."""
+    from gevent.util import format_run_info  # noqa: PLC0415 - only where it is loaded
+
+    _log.critical("this worker was told to end and hangs; it ends now:\n%s", "\n".join(format_run_info()))
+    logging.shutdown()
+    os._exit(1)
 
 
 def is_stopping() -> bool:

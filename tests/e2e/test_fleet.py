@@ -132,6 +132,16 @@ def test_a_worker_told_to_end_ends_what_runs_says_so_and_is_gone_in_time(
     assert "no worker answers" in view.error
 
 
+@pytest.mark.soak
+def test_a_worker_that_hangs_in_its_end_says_where_and_is_gone_before_supervisors_kill(fleet: Fleet) -> None:
+    worker = fleet.worker("host", MIKROM_TEST_HANG="1")
+    worker.terminate()
+    assert worker.wait(timeout=240) == 1
+    told = fleet.log(OWNER)
+    assert "this worker was told to end and hangs" in told
+    assert "tests/slow_app.py" in told
+
+
 def test_an_order_delivered_twice_at_once_has_one_effect(fleet: Fleet, side: Side) -> None:
     fleet.worker("host")
     sent = order("create", "vm-1", host=HERE)

@@ -1,7 +1,7 @@
 /* init: the first program of a VM whose root disk was made of a container image.
  *
  * A kernel starts it as PID 1. It makes a machine of the image: mounts, a name, an address, then starts what the
- * image runs, as the file /.mikrom/run says (host/oci/runfile.py writes it) and what the kernel's arguments say beside
+ * image runs, as the file /.mikrom/run says (host/oci/rootdisk.py writes it) and what the kernel's arguments say beside
  * it (core/specs/images.py), takes the ends of all processes, turns Ctrl-Alt-Del into the image's stop signal, and when
  * that process has ended says how on the console and resets the VM.
  *

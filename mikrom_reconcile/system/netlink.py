@@ -9,12 +9,12 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from ipaddress import IPv4Interface
 from typing import Self
 
 import msgspec
 
+from mikrom_reconcile.system.files import descriptor
 from mikrom_reconcile.times_and_sizes import NETWORKS
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
@@ -32,7 +32,6 @@ _INFO_KIND = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _UP = 1
 _TYPE_MASK = 0x3FFF
-
 
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFREQ = struct.Struct("16sH22x")
@@ -207,23 +206,10 @@ def _aligned(length: int) -> int:
     return (length + 3) & ~3
 
 
-def make_tap(name: str) -> None:
-    """Make a tap that stays. Raises OSError."""
-    with _attached(name) as tap:
-        fcntl.ioctl(tap, _TUNSETPERSIST, 1)
-
-
-def own_tap(name: str, uid: int) -> None:
-    """Let the user `uid` open a tap that is there and that nobody has open. Raises OSError."""
-    with _attached(name) as tap:
-        fcntl.ioctl(tap, _TUNSETOWNER, uid)
-
-
-@contextmanager
-def _attached(name: str) -> Iterator[int]:
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS))
-        yield fd
-    finally:
-        os.close(fd)
+def make_tap(name: str, *, owner: int | None = None) -> None:
+    """Make a tap that stays; with an `owner`, let that user open one that is there and nobody has open. Raises
+    OSError.
+    """
+    with descriptor("/dev/net/tun", os.O_RDWR) as tap:
+        fcntl.ioctl(tap, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS))
+        fcntl.ioctl(tap, *((_TUNSETPERSIST, 1) if owner is None else (_TUNSETOWNER, owner)))

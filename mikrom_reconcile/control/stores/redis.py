@@ -33,7 +33,7 @@ end
 return redis.call('GET', KEYS[1])
 """
 _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
 class RedisLease:
@@ -58,7 +58,7 @@ class RedisLease:
         self._ended.set()
         self._keeping.join()
         with suppress(RedisError):  # then the server's TTL gives it back, and hosts refuse its token after a newer one
-            self._redis.eval(_RELEASE, 1, self._key, self._value)
+            self._redis.eval(RELEASE, 1, self._key, self._value)
 
     def _keep(self) -> None:
         while not self._ended.wait(self._ttl_s / 3):

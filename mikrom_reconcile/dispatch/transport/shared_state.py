@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from redis import Redis, RedisError
 from redis.exceptions import NoPermissionError
 
+from mikrom_reconcile.control.stores.redis import RELEASE
 from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SetupError
@@ -34,27 +35,7 @@ from mikrom_reconcile.system.files import write_whole
 from mikrom_reconcile.system.processes import boot_id
 from mikrom_reconcile.times_and_sizes import BROKER, OBSERVING, RUNS
 
-# Sets the key, for no time at all to ask only. The answer is why not: another start id, another machine, or given up.
-_RENEW = """
-local held, bound = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
-if held and not string.find(held, '-' .. ARGV[3] .. '-', 1, true) then return {'held', held} end
-for _, machine in ipairs(redis.call('SMEMBERS', KEYS[3])) do
-  if machine == ARGV[4] or machine == '?' then return {'given up', machine} end
-end
-if bound and string.match(bound, '^%S+') ~= ARGV[4] then return {'bound', bound} end
-redis.call('SET', KEYS[2], ARGV[4] .. ' ' .. ARGV[5])
-if ARGV[2] ~= '0' then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
-return false
-"""
-_GIVE_UP = """
-local bound = redis.call('GET', KEYS[1])
-if bound or redis.call('EXISTS', KEYS[2]) == 0 then
-  redis.call('SADD', KEYS[2], bound and string.match(bound, '^%S+') or '?')
-end
-return redis.call('DEL', KEYS[1])
-"""
-# Only the process that still owns the key may remove it.
-_LEAVE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_CLAIM, _GIVE_UP = (Path(__file__).with_name(f"{name}.lua").read_text("utf-8") for name in ("claim", "give_up"))
 
 
 def starts(redis: Redis, keys: Keys, owners: Collection[str]) -> dict[str, bytes]:
@@ -151,7 +132,7 @@ class Heartbeat:
         if self._beating.is_alive():
             self._beating.join()
         with suppress(RedisError):
-            self._redis.eval(_LEAVE, 1, self._key, self.start_id)
+            self._redis.eval(RELEASE, 1, self._key, self.start_id)
 
     def _beat(self) -> None:
         while not self._ended.wait(BROKER.heartbeat_interval_s):
@@ -175,7 +156,7 @@ class Heartbeat:
     def _claim(self, *, ttl_s: float) -> None:
         keys = self._key, self._bound, self._given_up
         arguments = self.start_id, int(ttl_s * 1000), self._machine, self._machine_id, socket.gethostname()
-        while refused := self._redis.eval(_RENEW, len(keys), *keys, *arguments):
+        while refused := self._redis.eval(_CLAIM, len(keys), *keys, *arguments):
             why, who = (part.decode(errors="replace") for part in cast("list[bytes]", refused))
             if why == "held":
                 pid, *_, node = who.split("-", 3)

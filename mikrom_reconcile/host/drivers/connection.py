@@ -38,15 +38,19 @@ _TEMPORARY_FAULT = re.compile(rf"\(os error ({'|'.join(map(str, _SHORTAGES))})\)
 """Firecracker's faults end in the system's error, if one was the cause; without one the configuration is wrong."""
 
 
-class FaultError(Exception):
-    """A VMM refused, in its own words."""
+class VMMError(Exception):
+    """A VMM did not do what it was asked."""
 
 
-class UnreachableError(Exception):
-    """Nobody listens at a VMM's socket, or not who should."""
+class FaultError(VMMError):
+    """It refused, in its own words."""
 
 
-class NoAnswerError(Exception):
+class UnreachableError(VMMError):
+    """Nobody listens at its socket, or not who should."""
+
+
+class NoAnswerError(VMMError):
     """Somebody listens, and did not answer in time or not in the VMM's language."""
 
 
@@ -58,7 +62,7 @@ def translate_errors(vm: str, doing: str) -> Iterator[None]:
     except FaultError as error:
         kind = TemporaryError if _TEMPORARY_FAULT.search(str(error)) else PermanentError
         raise kind(f"its VMM refused: {error}", vm=vm, step=doing) from error
-    except (UnreachableError, NoAnswerError) as error:
+    except VMMError as error:
         raise TemporaryError(f"its VMM failed: {error}", vm=vm, step=doing) from error
     except OSError as error:
         kind = PermanentError if error.errno in _PERMANENT_ERRORS else TemporaryError

@@ -17,16 +17,7 @@ from mikrom_reconcile.core.model.observed import Devices, End, VMMStatus
 from mikrom_reconcile.core.specs import releases, validate_vms
 from mikrom_reconcile.host.drivers import firecracker_config, jail, memory, select
 from mikrom_reconcile.host.drivers.connection import FaultError, FirecrackerAPI, NoAnswerError, translate_errors
-from mikrom_reconcile.host.drivers.jail import (
-    LOG,
-    METRICS,
-    VSOCK,
-    Jail,
-    VMPaths,
-    chroot_view,
-    path_inside,
-    ran_out_of_memory,
-)
+from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, path_inside
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.ports import VMRecord
@@ -91,22 +82,21 @@ class FirecrackerDriver(VMMDriver):
 
     def _command(self, record: VMRecord, paths: VMPaths, resources: VMResources) -> Command:
         _check_huge_pages(record)
-        jail = None if self._jailer is None else Jail(paths, self._binary, resources)
-        start: tuple[str, ...]
-        if jail is None:
-            start = (str(self._binary), "--id", paths.vm)
-            socket, log, metrics = str(paths.socket), str(paths.log), str(paths.metrics)
-        else:
-            start = (str(self._jailer), "--exec-file", str(self._binary), *jail.arguments(record.spec.machine), "--")
-            socket, log, metrics = paths.jailed_socket, LOG, METRICS
+        own_jail = None if self._jailer is None else Jail(paths, self._binary, resources)
+        start: tuple[str, ...] = (str(self._binary), "--id", paths.vm)
+        socket, log, metrics = str(paths.socket), str(paths.log), str(paths.metrics)
+        if own_jail is not None:
+            jailed = own_jail.arguments(record.spec.machine)
+            start = (str(self._jailer), "--exec-file", str(self._binary), *jailed, "--")
+            socket, log, metrics = paths.jailed_socket, jail.LOG, jail.METRICS
         # a level lower it logs each request, so each observation
         argv = (*start, "--api-sock", socket, "--log-path", log, "--level", "Warn", "--metrics-path", metrics)
-        return Command(argv=argv, output=paths.console, jail=jail)
+        return Command(argv=argv, output=paths.console, jail=own_jail)
 
     def _boot(self, record: VMRecord, vmm: VMM, resources: VMResources, *, give_up_at: float) -> None:
         paths, vsock = vmm.paths, str(vmm.paths.vsock)
         if self._jailer:
-            resources, vsock = chroot_view(resources), VSOCK
+            resources, vsock = jail.chroot_view(resources), jail.VSOCK
             _link_vsock(record, paths)
         most = releases.release_of(select.release_at(self._binary)).devices
         requests = (
@@ -197,10 +187,8 @@ class FirecrackerDriver(VMMDriver):
             limits = {drive.drive_id: firecracker_config.disk_of(drive).rate_limiter for drive in config.drives}
             for name, drive in record.spec.drives.items():
                 if limits.get(name, drive.rate_limiter) != drive.rate_limiter:
-                    api.patch(
-                        f"/drives/{name}",
-                        {"drive_id": name, "rate_limiter": firecracker_config.limiter_of(drive.rate_limiter)},
-                    )
+                    limiter = firecracker_config.limiter_of(drive.rate_limiter)
+                    api.patch(f"/drives/{name}", {"drive_id": name, "rate_limiter": limiter})
             if record.spec.balloon and config.balloon and config.balloon.amount_mib != record.spec.balloon.amount_mib:
                 api.patch("/balloon", {"amount_mib": record.spec.balloon.amount_mib})
             there = {nic.iface_id: firecracker_config.interface_of(nic) for nic in config.network_interfaces}
@@ -221,7 +209,7 @@ class FirecrackerDriver(VMMDriver):
 
     def _end_of(self, paths: VMPaths) -> End:
         end = end_in(paths.metrics)
-        return "oom" if end == "killed" and ran_out_of_memory(paths) else end
+        return "oom" if end == "killed" and jail.ran_out_of_memory(paths) else end
 
     def _paths_outside(self, record: VMRecord, found: dict[str, Disk]) -> dict[str, Disk]:
         own = {path_inside(disk): disk.path for disk in self._provisioner.disks_of(record)} if found else {}
@@ -246,7 +234,7 @@ def _link_vsock(record: VMRecord, paths: VMPaths) -> None:
     """Let it be found in its usual place though it is made in the jail."""
     if record.spec.vsock:
         with translate_errors(record.vm, "linking its vsock"):
-            paths.vsock.symlink_to(f"{paths.socket.readlink().parent}{VSOCK}")
+            paths.vsock.symlink_to(f"{paths.socket.readlink().parent}{jail.VSOCK}")
 
 
 def _check_huge_pages(record: VMRecord) -> None:

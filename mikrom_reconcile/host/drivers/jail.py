@@ -26,7 +26,7 @@ from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.provisioner import VMResources
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import make_folder, read_small
-from mikrom_reconcile.system.netlink import own_tap
+from mikrom_reconcile.system.netlink import make_tap
 from mikrom_reconcile.times_and_sizes import VMMS
 
 FIRST_UID, UIDS = 900_000, 1 << 16
@@ -112,7 +112,7 @@ class Jail:
                 message = f"it is not on the file system of {parent}, where a jailed VMM has to find it"
                 raise OSError(errno.EINVAL, message, str(outside)) from error
         for interface in self._media.interfaces:
-            own_tap(interface.tap, self.uid)
+            make_tap(interface.tap, owner=self.uid)
         self._paths.socket.symlink_to(f"{self._root}{self._paths.jailed_socket}")
 
     def await_jailed_vmm(self, jailer: int) -> processes.Identity | None:

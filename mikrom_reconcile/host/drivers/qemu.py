@@ -238,12 +238,14 @@ def command_line(spec: VMSpec, resources: VMResources, paths: VMPaths, accelerat
     disks = resources.disks
     if resources.metadata is not None:
         disks = (*disks, Disk(name=METADATA_ID, path=paths.metadata, read_only=True))
+    # what Firecracker adds for a root disk, so that one spec boots under both
+    root = next((_ROOT[disk.read_only] for disk in disks if disk.name == ROOT_ID), "")
     return (
         *("-name", paths.vm, "-S"),
         *bare_arguments(
             accelerator,
             kernel=resources.kernel,
-            boot_args=resources.boot_args + _root_of(resources.disks),
+            boot_args=resources.boot_args + root,
             machine=spec.machine,
         ),
         *(() if resources.initrd is None else ("-initrd", str(resources.initrd))),
@@ -259,11 +261,6 @@ def command_line(spec: VMSpec, resources: VMResources, paths: VMPaths, accelerat
 def metadata_disk(metadata: dict[str, Any]) -> bytes:
     """A disk that holds the metadata as JSON and line ends behind it: QEMU has no metadata service."""
     return msgspec.json.encode(metadata, order="deterministic").ljust(VMMS.qemu_metadata_bytes, b"\n")
-
-
-def _root_of(disks: tuple[Disk, ...]) -> str:
-    """What Firecracker adds to the boot arguments for a root disk, so that one spec boots under both."""
-    return next((_ROOT[disk.read_only] for disk in disks if disk.name == ROOT_ID), "")
 
 
 def _disk_arguments(disk: Disk) -> tuple[str, ...]:
@@ -306,13 +303,10 @@ def boot_args_in(argv: list[str]) -> str | None:
 
 def disks_in(argv: list[str]) -> dict[str, Disk]:
     """The disks by name."""
-    found = filter(None, (_DRIVE.fullmatch(value) for value in _values("-drive", argv)))
-    return {
-        drive["name"]: Disk(
-            name=drive["name"], path=Path(drive["path"].replace(",,", ",")), read_only=drive["mode"] == "on"
-        )
-        for drive in found
-    }
+    found = filter(None, map(_DRIVE.fullmatch, _values("-drive", argv)))
+    paths = ((drive, Path(drive["path"].replace(",,", ","))) for drive in found)
+    disks = (Disk(name=drive["name"], path=path, read_only=drive["mode"] == "on") for drive, path in paths)
+    return {disk.name: disk for disk in disks}
 
 
 def interfaces_in(argv: list[str]) -> dict[str, Interface]:

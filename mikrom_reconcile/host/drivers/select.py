@@ -141,9 +141,8 @@ def kvm_problem() -> str | None:
     try:
         os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
-        return (
-            f"this machine has no {_KVM}: turn on virtualization in its firmware, or nested virtualization in its host"
-        )
+        remedy = "turn on virtualization in its firmware, or nested virtualization in its host"
+        return f"this machine has no {_KVM}: {remedy}"
     except PermissionError:
         return f"{_KVM} is closed to this user: join the group that owns it, usually kvm, or run as root"
     except OSError as error:

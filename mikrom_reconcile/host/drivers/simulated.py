@@ -174,14 +174,12 @@ class SimulatedDriver(Driver):
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """A guest that listens leaves at once; a deaf one is killed, without waiting for what never comes."""
         vm = self._read(record.vm)
-        if (
-            vm is not None
-            and vm.kept
-            and (record.state in {"stopped", "absent"} or (grace_s > 0 and vm.ended() is None))
-        ):
+        if vm is None:
+            return
+        if vm.kept and (record.state in {"stopped", "absent"} or (grace_s > 0 and vm.ended() is None)):
             vm = replace(vm, kept=False)
             self._write(record.vm, vm)
-        if vm is None or vm.ended() is not None:
+        if vm.ended() is not None:
             return
         if grace_s > 0 and not vm.hangs and vm.mode()[0] not in _DEAF:
             self.change(record.vm, end="clean", console=vm.console + _LAST_WORDS["clean"])

@@ -22,13 +22,7 @@ import msgspec
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Stray
-from mikrom_reconcile.host.drivers.connection import (
-    Connection,
-    FaultError,
-    NoAnswerError,
-    UnreachableError,
-    translate_errors,
-)
+from mikrom_reconcile.host.drivers.connection import Connection, VMMError, translate_errors
 from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, remove_jail
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import locks, processes
@@ -133,7 +127,7 @@ class VMM:
         """The live, proven VMM; a VMMProcess if it is the one written down. None: no VMM, or one just being spawned."""
         self._process = None
         last = self.last_process()
-        if last is not None and self._is_vmm(last):
+        if last is not None and self.is_proven(last):
             self._process = last
         elif locks.is_taken(self.paths.lock):
             pids = processes.with_locked_stdin(str(self.paths.lock))
@@ -152,9 +146,9 @@ class VMM:
             )
         return found
 
-    def is_proven(self) -> bool:
-        """Whether the process still is the VMM. One that is being torn down has closed its files and is none."""
-        return self._is_vmm(self.process)
+    def is_proven(self, identity: processes.Identity) -> bool:
+        """Whether a process is the VMM. One that is being torn down has closed its files and is none."""
+        return processes.is_alive(identity) and self.has_lock_file(identity.pid)
 
     def has_lock_file(self, pid: int) -> bool:
         """Whether `pid` has the VM's lock file: by its path, which is quick and true of one that somebody removed, or
@@ -162,9 +156,6 @@ class VMM:
         """
         lock = str(self.paths.lock)
         return processes.stdin_of(pid) == lock or processes.has_stdin(pid, lock)
-
-    def _is_vmm(self, identity: processes.Identity) -> bool:
-        return processes.is_alive(identity) and self.has_lock_file(identity.pid)
 
     def is_being_spawned(self) -> bool:
         """Whether somebody who is no VMM (`find` found none) holds the lock to become one.
@@ -300,7 +291,7 @@ class VMM:
     def _leaves(self, ask_to_leave: Callable[[], None], grace_s: float) -> bool:
         try:
             ask_to_leave()
-        except (FaultError, UnreachableError, NoAnswerError):
+        except VMMError:
             return False
         return processes.wait_for_end(self.process, grace_s)
 

@@ -142,18 +142,16 @@ class VMMDriver(ABC):
             processes.reap()
             if vmm.is_being_spawned():
                 return VMMFacts(status="starting")
-            if vmm.paths.suspended.exists():
-                return VMMFacts(status="none", end="suspended")
-            last = vmm.last_process()
-            if last is None:  # it may have been started before the host was, or never written down
-                return VMMFacts(status="none", end="unknown")
-            is_this_boots = last.boot_id == processes.boot_id()
-            return VMMFacts(
-                status="none", end=self._judged_end(record, vmm.paths, last) if is_this_boots else "rebooted"
-            )
+            return VMMFacts(status="none", end=self._judged_end(record, vmm.paths, vmm.last_process()))
 
-    def _judged_end(self, record: VMRecord, paths: VMPaths, last: VMMProcess) -> End:
+    def _judged_end(self, record: VMRecord, paths: VMPaths, last: VMMProcess | None) -> End:
         """How it ended. A guest that reset itself has crashed if the init of a container image did not tell a 0."""
+        if paths.suspended.exists():
+            return "suspended"
+        if last is None:  # it may have been started before the host was, or never written down
+            return "unknown"
+        if last.boot_id != processes.boot_id():
+            return "rebooted"
         end = self._end_of(paths)
         if end == "clean" and init_of(record.spec) == "mikrom":
             said = tail(paths.console, VMMS.exit_status_tail_bytes, last.console_at).content
@@ -329,7 +327,7 @@ class VMMDriver(ABC):
                 answer = self._answer(record, vmm, share * self._answer_s)
                 break
             except (UnreachableError, NoAnswerError) as error:
-                if not vmm.is_proven():
+                if not vmm.is_proven(process):
                     return None
                 if isinstance(error, UnreachableError):
                     answer = Answer(status="starting" if processes.age_s(process) < VMMS.boot_s else "socket_lost")
@@ -380,9 +378,6 @@ class VMMDriver(ABC):
 
 def _cap(paths: VMPaths) -> None:
     """Nothing that a guest can make grow takes more disk than twice its cap, from one look to the next."""
-    for path, max_bytes in (
-        (paths.console, VMMS.console_bytes),
-        (paths.log, VMMS.log_bytes),
-        (paths.metrics, VMMS.log_bytes),
-    ):
+    caps = {paths.console: VMMS.console_bytes, paths.log: VMMS.log_bytes, paths.metrics: VMMS.log_bytes}
+    for path, max_bytes in caps.items():
         free_head(path, max_bytes=max_bytes)

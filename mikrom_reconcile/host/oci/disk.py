@@ -33,18 +33,14 @@ _METADATA_BYTES = 16 * _MIB
 def make(tree: Path, disk: Path, *, inodes: int, content_bytes: int, give_up_at: float) -> None:
     """Make `disk` of the tree, a fifth larger than it needs to be. Raises FetchError, and OSError without room."""
     inodes += int(inodes * CONTAINER_IMAGES.spare_share) + CONTAINER_IMAGES.spare_inodes
+    need = content_bytes + content_bytes // 256 + inodes * _INODE_SIZE + _METADATA_BYTES  # 1/256: extents, bitmaps
     with disk.open("xb") as image:
-        image.truncate(_size_of(inodes, content_bytes))
+        image.truncate(-(-int(need * (1 + CONTAINER_IMAGES.spare_share)) // _MIB) * _MIB)
     more = ("-I", str(_INODE_SIZE), "-N", str(inodes), "-U", _UUID.format(1), "-d", str(tree))
     _mke2fs(disk, _FEATURES, f"hash_seed={_UUID.format(2)},", more, give_up_at)
     with disk.open("r+b") as image:
         _settle_times(image.fileno())
         files.sync(image.fileno())
-
-
-def _size_of(inodes: int, content_bytes: int) -> int:
-    need = content_bytes + content_bytes // 256 + inodes * _INODE_SIZE + _METADATA_BYTES  # 1/256: extents, bitmaps
-    return -(-int(need * (1 + CONTAINER_IMAGES.spare_share)) // _MIB) * _MIB
 
 
 def format_empty(disk: Path, *, give_up_at: float) -> None:

@@ -13,19 +13,10 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.specs.images import ARCHIVE, LAYOUT, REGISTRY
-from mikrom_reconcile.host.oci.manifests import (
-    ContainerImage,
-    Document,
-    Layer,
-    Process,
-    config_of,
-    decoded,
-    document_of,
-    layers_of,
-    manifest_in,
-)
+from mikrom_reconcile.host.oci import manifests
+from mikrom_reconcile.host.oci.layers import Budget, opened_tar
+from mikrom_reconcile.host.oci.manifests import ContainerImage, Layer, Process, config_of, document_of
 from mikrom_reconcile.host.oci.registry import Registry
-from mikrom_reconcile.host.oci.tars import Budget, opened_tar
 from mikrom_reconcile.system.download import FetchError
 from mikrom_reconcile.system.files import OddFileError, read_small
 from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
@@ -64,22 +55,17 @@ def image_of(
 
 
 def _assembled(sha256: str, path_of: Callable[[str, str], Path]) -> ContainerImage:
-    manifest = _manifest(sha256, path_of)
+    manifest = document_of(_read(path_of("manifests", sha256)))
+    if manifest.config is None:
+        manifest = document_of(_read(path_of("manifests", manifests.manifest_in(manifest).sha256)))
     if manifest.config is None:
         raise FetchError("its index leads to another index", lasting=True)
     config = config_of(_read(path_of("blobs", manifest.config.sha256)))
     layers = [
         Layer(diff_id=diff_id, opened=partial(_opened, path_of("blobs", layer.sha256)))
-        for layer, diff_id in layers_of(manifest, config)
+        for layer, diff_id in manifests.layers_of(manifest, config)
     ]
     return ContainerImage(process=config.config or Process(), layers=tuple(layers))
-
-
-def _manifest(sha256: str, path_of: Callable[[str, str], Path]) -> Document:
-    document = document_of(_read(path_of("manifests", sha256)))
-    if document.config is not None:
-        return document
-    return document_of(_read(path_of("manifests", manifest_in(document).sha256)))
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -95,7 +81,7 @@ def _read(path: Path) -> bytes:
 
 def _saved_image(archive: Path, max_bytes: int) -> ContainerImage:
     with _saved(archive, max_bytes) as tar:
-        images = decoded(_content(tar, "manifest.json"), tuple[Saved, ...])
+        images = manifests.decoded(_content(tar, "manifest.json"), tuple[Saved, ...])
         if len(images) != 1:
             raise FetchError(f"the file has {len(images)} images: save one alone", lasting=True)
         config = config_of(_content(tar, images[0].config))

@@ -14,8 +14,6 @@ import shutil
 import stat
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Self
 
@@ -106,21 +104,10 @@ class Tree:
             os.unlink(name, dir_fd=fd)
         self._forget_near()  # the way there may have led through what is gone
 
-    @contextmanager
-    def inside(self, fd: int, name: bytes) -> Iterator[int]:
-        """A descriptor of a folder in another."""
-        inner = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
-        try:
-            yield inner
-        finally:
-            os.close(inner)
-
-    @contextmanager
-    def new_file(self, fd: int, name: bytes) -> Iterator[IO[bytes]]:
+    def new_file(self, fd: int, name: bytes) -> IO[bytes]:
         """A file that was not there before."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(name, flags, 0o600, dir_fd=fd), "wb") as out:
-            yield out
+        return os.fdopen(os.open(name, flags, 0o600, dir_fd=fd), "wb")
 
     def read(self, path: Names, max_bytes: int) -> bytes:
         """The content of a file; nothing if there is none. Raises OSError."""

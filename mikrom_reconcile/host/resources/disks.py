@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import files
 from mikrom_reconcile.system.download import local_file
-from mikrom_reconcile.system.files import make_folder, sync_folder
+from mikrom_reconcile.system.files import descriptor, make_folder, sync_folder
 from mikrom_reconcile.times_and_sizes import IMAGES
 
 ROOT_ID = "rootfs"
@@ -71,13 +71,13 @@ class Disks:
         sized = [*self._sized_root(record, rootfs_image), *new]
         lacking = [(disk, size) for disk, size in sized if self._lacks(record.vm, disk, size, image)]
         blank = [(disk, size) for disk, size in new if self._wants_format(record, disk)]
-        need = sum(size - _size_of(disk.path) for disk, size in lacking) + (
-            image.stat().st_blocks * 512 if image else 0
-        )
-        self._check_room(record.vm, need)
+        need = sum(size - _size_of(disk.path) for disk, size in lacking)
+        self._check_room(record.vm, need + (image.stat().st_blocks * 512 if image else 0))
         if image is not None and own_root is not None:
             make_folder(own_root.parent)
-            _copy(image, own_root)
+            with _drafted(own_root) as draft, descriptor(image, os.O_RDONLY) as source, _writable(draft) as copy:
+                _copy_sparsely(source, copy)
+                files.sync(copy)
         for disk, size in lacking:
             make_folder(disk.path.parent)
             if (disk, size) not in blank:
@@ -92,7 +92,7 @@ class Disks:
         for disk, size in self._drives(record):
             if size is None:  # somebody's file
                 continue
-            _draft_of(disk.path).unlink(missing_ok=True)
+            disk.path.with_name(f"{disk.path.name}.new").unlink(missing_ok=True)
             if record.spec.drives[disk.name].on_delete == "delete":
                 disk.path.unlink(missing_ok=True)
         folder = self._drive_folder(record)
@@ -147,10 +147,10 @@ class Disks:
             if error.errno != errno.ENXIO:  # nothing but a hole
                 raise
             return True
-        message = f"drive {disk.name} has something else than an ext4 file system, and is not formatted"
-        raise PermanentError(
-            f"{message}: leave mount out, or give it another name ({disk.path})", vm=record.vm, step=_STEP
+        message = (
+            f"drive {disk.name} has something else than an ext4 file system, and is not formatted: leave mount out"
         )
+        raise PermanentError(f"{message}, or give it another name ({disk.path})", vm=record.vm, step=_STEP)
 
     def _check_room(self, vm: str, need: int) -> None:
         disk = os.statvfs(self._state_dir)
@@ -172,46 +172,37 @@ def _size_of(path: Path) -> int:
         return 0
 
 
-def _draft_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.new")
+def _writable(path: Path) -> AbstractContextManager[int]:
+    return descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
 
 
 def _grow(path: Path, size: int) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
+    with _writable(path) as fd:
         os.ftruncate(fd, size)
         files.sync(fd)
-    finally:
-        os.close(fd)
 
 
 def _format(path: Path, size: int, give_up_at: float) -> None:
     """An empty file system in place of a file with nothing in it."""
     from mikrom_reconcile.host.oci import disk  # noqa: PLC0415 - what few VMs need
 
-    draft = _draft_of(path)
-    draft.unlink(missing_ok=True)  # of a process that was killed
-    try:
+    with _drafted(path) as draft:
         _grow(draft, size)
         disk.format_empty(draft, give_up_at=give_up_at)
+
+
+@contextmanager
+def _drafted(path: Path) -> Iterator[Path]:
+    """A file that takes the place of `path` once the block has made it, or is gone."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        yield draft
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     draft.replace(path)
     sync_folder(path.parent)
-
-
-def _copy(source: Path, target: Path) -> None:
-    draft = _draft_of(target)
-    try:
-        with source.open("rb") as image, open(draft, "wb", opener=_open_own) as copy:
-            _copy_sparsely(image.fileno(), copy.fileno())
-            files.sync(copy.fileno())
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    draft.replace(target)
-    sync_folder(target.parent)
 
 
 def _copy_sparsely(source: int, target: int) -> None:
@@ -229,7 +220,3 @@ def _copy_sparsely(source: int, target: int) -> None:
         while at < end:
             at += os.copy_file_range(source, target, min(IMAGES.copied_piece_bytes, end - at), at, at)
             time.sleep(0)  # lets other greenlets run
-
-
-def _open_own(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

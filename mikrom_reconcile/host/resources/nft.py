@@ -86,13 +86,10 @@ def _key(rule: str) -> str:
 
 def _are_changed(vm: str, bridge: str, add: Iterable[str], take: Iterable[str]) -> bool:
     """Change elements alone, if nothing that is left is in the way."""
-    words = (
-        (verb, *rule.split(" ", 2)) for verb, rules in (("delete", map(_key, take)), ("add", add)) for rule in rules
-    )
+    words = [("delete", *_key(rule).split(" ", 2)) for rule in take] + [("add", *rule.split(" ", 2)) for rule in add]
+    lines = (f"{verb} element {family} {bridge} {home} {{ {text} }}" for verb, family, home, text in words)
     with suppress(PermanentError):
-        _nft(
-            vm, "\n".join(f"{verb} element {family} {bridge} {home} {{ {text} }}" for verb, family, home, text in words)
-        )
+        _nft(vm, "\n".join(lines))
         return True
     return False
 

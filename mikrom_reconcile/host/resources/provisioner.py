@@ -161,12 +161,8 @@ class ResourceProvisioner:
             name: {"ip": ips.get(name), "mac": mac_of(record, name), "cidr": nic.cidr, "gateway": nic.gateway}
             for name, nic in sorted(record.spec.network_interfaces.items())
         }
-        own: dict[str, Any] = {
-            "name": record.vm,
-            "fleet": record.fleet,
-            "project": record.project,
-            "network_interfaces": interfaces,
-        }
+        own: dict[str, Any] = {"name": record.vm, "fleet": record.fleet, "project": record.project}
+        own["network_interfaces"] = interfaces
         try:
             said: dict[str, Any] = self._secrets.resolved(record.spec.mmds or {})
             if record.spec.secret_env:

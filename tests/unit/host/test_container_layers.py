@@ -16,9 +16,8 @@ from typing import Any, BinaryIO
 import pytest
 
 from mikrom_reconcile.host.oci import disk, rootdisk
-from mikrom_reconcile.host.oci.layers import apply
+from mikrom_reconcile.host.oci.layers import Budget, apply
 from mikrom_reconcile.host.oci.manifests import ContainerImage, Layer, Process
-from mikrom_reconcile.host.oci.tars import Budget
 from mikrom_reconcile.host.oci.tree import Tree
 from mikrom_reconcile.system.download import FetchError
 from tests.full_disk import small_disk

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile.host.oci.manifests import Process
-from mikrom_reconcile.host.oci.runfile import run_file
+from mikrom_reconcile.host.oci.rootdisk import run_file
 from mikrom_reconcile.host.oci.tree import Tree
 from mikrom_reconcile.system.download import FetchError
 

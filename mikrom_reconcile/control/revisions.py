@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import PurePath
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from msgspec.structs import asdict, replace
 
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model.documents import SourceTree
-from mikrom_reconcile.core.model.encoding import digest_of, ready, texts_digest
+from mikrom_reconcile.core.model.encoding import decoded, digest_of, ready, texts_digest
 from mikrom_reconcile.core.model.errors import HeldError, UsageError
 from mikrom_reconcile.core.model.plan import BEAT, Plan, Revision, RunRecord, RunRequest
 from mikrom_reconcile.core.planning.context import numbered
@@ -65,12 +64,9 @@ def keep(store: RunStore, revision: Revision) -> None:
 
 def kept(store: RunStore, project: str | None = None) -> list[Revision]:
     """The revisions of a project, or of each, newest first, without those that another release wrote."""
-    found: list[Revision] = []
-    for packed in store.shelf(_LIST):
-        with suppress(msgspec.MsgspecError):
-            found.append(msgspec.json.decode(packed, type=ready(Revision)))
-    found.sort(key=lambda one: (one.project, -one.number))  # clocks may be set back
-    return [one for one in found if project in {None, one.project}]
+    every = (decoded(packed, Revision) for packed in store.shelf(_LIST))
+    found = [one for one in every if one and project in {None, one.project}]
+    return sorted(found, key=lambda one: (one.project, -one.number))  # clocks may be set back
 
 
 def noted(store: RunStore, request: RunRequest, plan: Plan) -> Plan:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model import plan as model
-from mikrom_reconcile.core.model.encoding import digest_of, ready
+from mikrom_reconcile.core.model.encoding import decoded, digest_of, ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.output.run_result import IN_PROGRESS, record_of, result_of
@@ -156,10 +156,7 @@ def repeated(before: bytes | None, run: model.RunRecord) -> model.RunRecord:
 
 def placements_in(content: Any) -> Placements:
     """What was remembered of a project; nothing where another release wrote it in another shape."""
-    try:
-        return msgspec.json.decode(content, type=ready(Placements)) if content else Placements()
-    except msgspec.MsgspecError:
-        return Placements()
+    return decoded(content, Placements) or Placements()
 
 
 def packed(run: model.RunRecord) -> bytes:

@@ -9,9 +9,13 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
+from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console
+
+T = TypeVar("T")
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})  # errors of a disk that has no room left
 
@@ -160,6 +164,14 @@ def read_small(path: Path, *, max_bytes: int) -> bytes | None:
                 raise OddFileError(f"{path} holds {found.st_size} bytes, more than the {max_bytes} that make sense")
             return os.read(fd, max_bytes)
     except FileNotFoundError:
+        return None
+
+
+def read_json(path: Path, kind: type[T], *, max_bytes: int) -> T | None:
+    """What `decoded` makes of a small file; None where there is no such file, or something else. Raises OSError."""
+    try:
+        return decoded(read_small(path, max_bytes=max_bytes), kind)
+    except OddFileError:
         return None
 
 

@@ -67,3 +67,11 @@ def ready(kind: type[T]) -> type[T]:
             msgspec.json.Decoder(kind)
             _READY.add(kind)
     return kind
+
+
+def decoded(content: Any, kind: type[T]) -> T | None:
+    """What JSON was kept; None if nothing was, or if it is broken, or another release wrote it in another shape."""
+    try:
+        return msgspec.json.decode(content, type=ready(kind)) if content else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

@@ -13,9 +13,10 @@ import msgspec
 from msgspec.structs import replace
 from redis import Redis, RedisError
 
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.core.model.plan import BEAT, RunReport, RunRequest, VMChange
+from mikrom_reconcile.core.model.plan import BEAT, RunReport, RunRequest
+from mikrom_reconcile.core.planning.drift import drifted
 from mikrom_reconcile.dispatch.control_worker.page import Page
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import counts, known, living, source_state
@@ -83,8 +84,8 @@ class Metrics:
             "mikrom_action_duration_seconds", "From the order to its outcome on the host.", ["verb"],
             buckets=_ACTION_BUCKETS_S, registry=registry,
         )  # fmt: skip
-        drifted = "VMs that scheduled runs found otherwise than they were left, by the rule that saw it."
-        self._drift = Counter("mikrom_drift", drifted, ["rule", "rule_id", "kind"], registry=registry)
+        told = "VMs that scheduled runs found otherwise than they were left, by the rule that saw it."
+        self._drift = Counter("mikrom_drift", told, ["rule", "rule_id", "kind"], registry=registry)
         self._ticks = Counter("mikrom_ticks", "Beat's ticks, by what became of them.", ["result"], registry=registry)
         registry.register(self)
 
@@ -101,12 +102,12 @@ class Metrics:
             self._action_s.labels(outcome.verb).observe((outcome.finished_at - outcome.started_at).total_seconds())
         before: RunTimes | None = None
         with suppress(RedisError):  # the run itself was told already
-            before = _times(self._redis.hget(self._keys.run_times, report.plan.project))
+            before = decoded(self._redis.hget(self._keys.run_times, report.plan.project), RunTimes)
         if request.origin == BEAT:
-            same = before is not None and before.converged_to == report.plan.revision
-            for change in report.plan.changes:
-                if _is_drift(change, same_revision=same):
-                    self._drift.labels(FORMER_RULES.get(change.rule, change.rule), change.rule, change.kind).inc()
+            kinds = {(change.name, change.host): change.kind for change in report.plan.changes}
+            was_there = {vm for vm, _ in kinds} if before and before.converged_to == report.plan.revision else ()
+            for vm in drifted(report.plan.changes, was_there):
+                self._drift.labels(FORMER_RULES.get(vm.rule_id, vm.rule_id), vm.rule_id, kinds[vm.vm, vm.host]).inc()
         if times := _times_after(before, request, report, converged=result.converged):
             with suppress(RedisError):
                 self._redis.hset(self._keys.run_times, report.plan.project, msgspec.json.encode(times))
@@ -170,7 +171,7 @@ class Metrics:
     def _runs(self, now: float) -> Iterator[_Sample]:
         found: Any = self._redis.hgetall(self._keys.run_times)
         for name, packed in found.items():
-            if (times := _times(packed)) is None:
+            if (times := decoded(packed, RunTimes)) is None:
                 continue
             project = (name.decode(),)
             converged_at, is_converged = times.converged_at, times.converged_at == times.ended_at
@@ -214,17 +215,6 @@ def _result(result: RunResult) -> str:
     return next(words, "converged" if result.converged else "waiting")
 
 
-_ASKED_FOR = frozenset({"misplaced", "cannot-move", "host-removed", "interrupted-delete"})
-"""Rules that see what an inventory or an order wants, though the VM is as its spec says."""
-
-
-def _is_drift(change: VMChange, *, same_revision: bool) -> bool:
-    """Whether nobody asked for what differs. A VM that is missing was there if the project was as it is wanted now."""
-    if change.desired is None or change.observed is None:
-        return change.rule == "duplicate" or (change.rule == "missing" and same_revision)
-    return change.observed.spec_digest == change.desired.spec_digest and change.rule not in _ASKED_FOR
-
-
 def _times_after(
     before: RunTimes | None, request: RunRequest, report: RunReport, *, converged: bool
 ) -> RunTimes | None:
@@ -234,13 +224,6 @@ def _times_after(
     at = report.finished_at.timestamp()
     times = replace(before, ended_at=at) if before else RunTimes(first_at=at, ended_at=at)
     return replace(times, converged_at=at, converged_to=report.plan.revision) if converged else times
-
-
-def _times(packed: Any) -> RunTimes | None:
-    try:
-        return msgspec.json.decode(packed, type=ready(RunTimes)) if packed else None
-    except msgspec.MsgspecError:  # another release wrote it
-        return None
 
 
 def _sent_at(message: bytes) -> float | None:

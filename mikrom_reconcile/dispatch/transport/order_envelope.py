@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mikrom_reconcile import __version__
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.encoding import decoded, ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Result, Verb
 from mikrom_reconcile.dispatch.transport.broker import ORDERS
@@ -76,10 +76,7 @@ class _Named(msgspec.Struct, frozen=True):
 
 def refused(sent: OrderEnvelope, verb: Verb, host: str, why: str) -> ActionOutcome:
     """The outcome of an order that may not be obeyed; control finds it by its action's id, if it has one."""
-    try:
-        action = msgspec.json.decode(sent.order, type=ready(_Named)).action
-    except (msgspec.MsgspecError, RecursionError):
-        action = {}
+    action = (decoded(sent.order, _Named) or _Named()).action
     return _outcome(str(action.get("id", "")), str(action.get("vm", "")), host, verb, "failed_permanent", why)
 
 

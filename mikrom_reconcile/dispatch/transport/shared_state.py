@@ -24,7 +24,7 @@ from redis.exceptions import NoPermissionError
 
 from mikrom_reconcile.control.stores.redis import RELEASE
 from mikrom_reconcile.core.model.documents import SourceState
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.observed import HostReport, Phase
 from mikrom_reconcile.core.model.plan import ActionOutcome, RunRequest, UnfinishedRun
@@ -253,21 +253,15 @@ def unfinished_runs(redis: Redis, keys: Keys) -> tuple[UnfinishedRun, ...]:
 
 
 def _entry(key: bytes, packed: bytes) -> _Entry:
-    try:
-        return msgspec.json.decode(packed, type=ready(_Entry))
-    except msgspec.MsgspecError:
-        run_id, why = key.decode(errors="replace").split(":")[-2], "cannot be shown: another release wrote it"
-        run = UnfinishedRun(run_id=run_id, origin="unknown", since=datetime.now(UTC), state="failed", error=why)
-        return _Entry(run=run)
+    run_id, why = key.decode(errors="replace").split(":")[-2], "cannot be shown: another release wrote it"
+    run = UnfinishedRun(run_id=run_id, origin="unknown", since=datetime.now(UTC), state="failed", error=why)
+    return decoded(packed, _Entry) or _Entry(run=run)
 
 
 def source_state(redis: Redis, keys: Keys) -> SourceState | None:
     """What the last look gave; None before the first."""
     packed, next_run = cast("list[bytes | None]", redis.mget(keys.source, keys.next_run))
-    try:
-        state = msgspec.json.decode(packed, type=ready(SourceState)) if packed else None
-    except msgspec.MsgspecError:  # another release wrote it
-        return None
+    state = decoded(packed, SourceState)
     return replace(state, next_at=datetime.fromtimestamp(float(next_run), UTC)) if state and next_run else state
 
 
@@ -303,11 +297,6 @@ def counts(redis: Redis, keys: Keys, hosts: Iterable[str]) -> dict[tuple[str, st
     """By host and project ("" for the host itself). Raises RedisError."""
     found: Any = redis.hgetall(keys.vms)
     named = {tuple(field.decode().partition(" ")[::2]): one for field, one in found.items()}
-    with suppress(msgspec.MsgspecError):  # another release wrote it
-        wanted = {*hosts}
-        return {
-            (host, project): msgspec.json.decode(one, type=ready(HostCounts))
-            for (host, project), one in sorted(named.items())
-            if host in wanted
-        }
-    return {}
+    wanted = {*hosts}
+    kept = ((name, decoded(one, HostCounts)) for name, one in sorted(named.items()) if name[0] in wanted)
+    return {(host, project): one for (host, project), one in kept if one}

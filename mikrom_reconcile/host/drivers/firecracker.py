@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Devices, End, VMMStatus
 from mikrom_reconcile.core.specs import releases, validate_vms
@@ -256,9 +256,7 @@ def end_in(metrics: Path) -> End:
     end: End = "killed"
     written_ms, since_ms = 0, 0
     for line in tail(metrics, VMMS.metrics_tail_bytes).content.split(b"\n"):
-        try:
-            counters = msgspec.json.decode(line.strip(b"\0"), type=ready(_Metrics))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        if (counters := decoded(line.strip(b"\0"), _Metrics)) is None:
             continue  # the first line of the tail, or one that a kill cut short
         since_ms = counters.utc_timestamp_ms - written_ms if written_ms else 0
         written_ms = counters.utc_timestamp_ms

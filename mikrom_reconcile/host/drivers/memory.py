@@ -15,14 +15,13 @@ from pathlib import Path
 import msgspec
 
 from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.fields import needs_restart
 from mikrom_reconcile.host.drivers.jail import VMPaths, make_writable, path_in_jail
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.provisioner import boot_args_of
-from mikrom_reconcile.system.files import OddFileError, descriptor, read_small, sync, sync_folder, write_whole
+from mikrom_reconcile.system.files import descriptor, read_json, sync, sync_folder, write_whole
 from mikrom_reconcile.times_and_sizes import VMMS
 
 RESUMING = "resuming its memory"
@@ -57,11 +56,7 @@ def keep(paths: VMPaths, record: VMRecord, disks: Iterable[Disk], *, vmm: str) -
 
 def read(paths: VMPaths) -> Kept | None:
     """What was kept; None if nothing is, or not all of it. Raises OSError."""
-    try:
-        content = read_small(paths.suspended, max_bytes=VMMS.suspended_file_bytes)
-        return None if content is None else msgspec.json.decode(content, type=ready(Kept))
-    except (OddFileError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+    return read_json(paths.suspended, Kept, max_bytes=VMMS.suspended_file_bytes)
 
 
 def check(kept: Kept, record: VMRecord, *, vmm: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.desired import DriveRateLimiter, Machine, VMSpec
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.observed import Devices, End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import QMP, FaultError, NoAnswerError, translate_errors
@@ -184,11 +184,9 @@ class QemuDriver(VMMDriver):
 
 def _metadata_on(disk: Path) -> dict[str, Any]:
     """What the guest can read there; nothing if that is no metadata any more."""
-    try:
-        found: dict[str, Any] = msgspec.json.decode(disk.read_bytes().rstrip(b"\n\0"), type=ready(dict[str, Any]))
-    except (FileNotFoundError, msgspec.MsgspecError):
-        return {}
-    return found
+    with suppress(FileNotFoundError):
+        return decoded(disk.read_bytes().rstrip(b"\n\0"), dict[str, Any]) or {}
+    return {}
 
 
 def _status_of(qmp: QMP) -> VMMStatus:

@@ -17,14 +17,13 @@ import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
-from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import translate_errors
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.system import processes
-from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
+from mikrom_reconcile.system.files import make_folder, read_json, write_whole
 from mikrom_reconcile.times_and_sizes import VMMS
 
 FIRST_PID = 1 << 22
@@ -221,11 +220,7 @@ class SimulatedDriver(Driver):
     def _read(self, vm: str) -> SimulatedVM | None:
         """The VM's file; None when there is none, or none that can be read: then its VM never was."""
         with translate_errors(vm, "reading its file"):
-            try:
-                content = read_small(self._path(vm), max_bytes=1 << 20)
-                return None if content is None else msgspec.json.decode(content, type=ready(SimulatedVM))
-            except (OddFileError, msgspec.MsgspecError, UnicodeDecodeError):
-                return None
+            return read_json(self._path(vm), SimulatedVM, max_bytes=1 << 20)
 
     def _write(self, vm: str, content: SimulatedVM) -> None:
         with translate_errors(vm, "writing its file"):

@@ -19,14 +19,13 @@ from typing import TypeVar
 
 import msgspec
 
-from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Stray
 from mikrom_reconcile.host.drivers.connection import Connection, VMMError, translate_errors
 from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, remove_jail
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import locks, processes
-from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, tail, write_whole
+from mikrom_reconcile.system.files import make_folder, read_json, tail, write_whole
 from mikrom_reconcile.times_and_sizes import RECORDS, VMMS
 
 C = TypeVar("C", bound=Connection)
@@ -167,11 +166,7 @@ class VMM:
 
     def last_process(self) -> VMMProcess | None:
         """What was written down about the last VMM. Raises OSError for anything but a file that is not there."""
-        try:
-            content = read_small(self.paths.process, max_bytes=VMMS.process_file_bytes)
-            return None if content is None else msgspec.json.decode(content, type=ready(VMMProcess))
-        except (OddFileError, msgspec.MsgspecError, UnicodeDecodeError):
-            return None
+        return read_json(self.paths.process, VMMProcess, max_bytes=VMMS.process_file_bytes)
 
     # ---- starting ----------------------------------------------------------------------------------------------------
 

@@ -25,11 +25,11 @@ _TICKS = re.compile("`+")
 
 
 def plan_markdown(plan: Plan, style: Style) -> str:
-    """The plan, cut behind its last unit that fits, with a line that says how much was cut. Ends with a line break.
+    """The plan, folded and cut behind its last unit that fits, with a line that says how much was cut.
 
-    Of a plan that is cut comes first what takes VMs or their data away.
+    Of a plan that is cut comes first what takes VMs or their data away. Ends with a line break.
     """
-    room = OUTPUT.markdown_characters - 200  # for the line that says so
+    room = OUTPUT.markdown_characters - 400  # for the line that says so, the fold, and the mark of who posts it
     units = list(_units(plan, style, first=()))
     if sum(len(text) for text, _ in units) > room:
         units = list(_units(plan, style, first=plans.DANGEROUS))
@@ -37,7 +37,10 @@ def plan_markdown(plan: Plan, style: Style) -> str:
     while kept < len(units) and len(units[kept][0]) <= room:
         room -= len(units[kept][0])
         kept += 1
-    text = "".join(part for part, _ in units[:kept])
+    head, *rest = (part for part, _ in units[:kept])
+    opened = " open" if sum(changes > 0 for _, changes in units) <= OUTPUT.open_groups else ""
+    fold = f"\n<details{opened}><summary>{counted(len(plan.changes), 'change')}</summary>\n"
+    text = head + "".join([fold, *rest, "\n</details>\n"] if rest else [])
     if kept < len(units):
         hidden = counted(sum(changes for _, changes in units[kept:]), "change")
         limit = f"{OUTPUT.markdown_characters:,} characters"

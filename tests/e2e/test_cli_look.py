@@ -128,18 +128,12 @@ def test_a_starter_project_validates_applies_and_is_not_overwritten(mikrom: Mikr
     wrote = mikrom("init", "My Shop!").stdout
     base = folder / "My Shop!"
     files = {str(path.relative_to(base)) for path in base.rglob("*") if path.is_file()}
-    assert files == {
-        "specs/project.yml", "specs/web.yml", ".pre-commit-config.yaml", ".github/workflows/mikrom.yml",
-        ".gitlab-ci.yml",
-    }  # fmt: skip
+    assert files == {"specs/project.yml", "specs/web.yml", ".pre-commit-config.yaml"}
     assert all(f"wrote My Shop!/{path}\n" in wrote for path in files)
     assert "Next: cd 'My Shop!' && mikrom validate && mikrom plan\n" in wrote
     loaded = {path: yaml.safe_load((base / path).read_text()) for path in files}
     assert loaded["specs/project.yml"]["metadata"]["name"] == "my-shop"
     assert loaded[".pre-commit-config.yaml"]["repos"][0]["hooks"][0]["entry"] == "mikrom validate"
-    for pipeline in (".github/workflows/mikrom.yml", ".gitlab-ci.yml"):
-        assert "mikrom validate" in str(loaded[pipeline])
-        assert "mikrom plan -o markdown" in str(loaded[pipeline])
     mikrom("validate", "My Shop!/specs")
     mikrom("apply", "--yes", "My Shop!/specs")
     assert len(names(mikrom)) == 3

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import (
     actions,
+    c100k,
     dispatch,
     jails,
     nested_web,
@@ -40,6 +41,7 @@ BENCHMARKS = {
     "supervision": supervision.measure,
     "thousand": thousand.measure,
     "traffic": traffic.measure,
+    "c100k": c100k.measure,
     "nested_web": nested_web.measure,
 }
 

@@ -26,7 +26,7 @@ from statistics import median
 from celery import Celery
 from redis import Redis
 
-from benchmarks.rows import Goal, Row
+from benchmarks.rows import Goal, Row, used_cpu_s
 from benchmarks.scratch import scratch
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
@@ -74,10 +74,10 @@ class Side:
 
     def time(self, act: Callable[[], None]) -> None:
         """Note wall seconds, CPU seconds of the worker, and CPU seconds of this process."""
-        worker_s, own_s, began_s = _cpu_s(self.worker.pid), time.process_time(), time.perf_counter()
+        worker_s, own_s, began_s = used_cpu_s(self.worker.pid), time.process_time(), time.perf_counter()
         act()
         wall_s, own_s = time.perf_counter() - began_s, time.process_time() - own_s
-        self.figures.append((wall_s, _cpu_s(self.worker.pid) - worker_s, own_s))
+        self.figures.append((wall_s, used_cpu_s(self.worker.pid) - worker_s, own_s))
 
     def text(self) -> str:
         """The medians of all rounds but the first: seconds, and CPU milliseconds of the worker and the sender."""
@@ -173,15 +173,10 @@ def _send_no_ops(app: Celery, queue: str, redis: Redis) -> None:
         pass
 
 
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def wait(holds: Callable[[], bool], what: str) -> None:
-    """Until it holds; ends this process after 20 s."""
-    until = time.monotonic() + 20
+def wait(holds: Callable[[], bool], what: str, *, within_s: float = 20.0) -> None:
+    """Until it holds; ends this process when it has not by then."""
+    until = time.monotonic() + within_s
     while not holds():
         if time.monotonic() > until:
-            sys.exit(f"waited 20 s for {what}")
+            sys.exit(f"waited {within_s:g} s for {what}")
         time.sleep(0.05)

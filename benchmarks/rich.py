@@ -51,7 +51,7 @@ spec:
   template:
     image: linux
     machine: {{vcpu_count: 1, mem_size_mib: 128}}
-    boot_args: "console=ttyS0 quiet role=${{role}}"
+    boot_args: "console=ttyS0 {word} role=${{role}}"
     network_interfaces:
       eth0: {{network: lan, pool: {pool}}}
     drives:
@@ -70,15 +70,16 @@ spec:
 """
 
 
-def documents(count: int) -> Iterator[str]:
-    """Text of all specs: `count` VMs over a thousand hosts."""
+def documents(count: int, hosts: int = HOSTS, *, word: str = "quiet") -> Iterator[str]:
+    """Text of all specs: `count` VMs over so many hosts; to change the `word` restarts all of them."""
     yield HEAD
-    for number in range(HOSTS):
+    for number in range(hosts):
         yield HOST.format(number=number, rack=number % RACKS, cpu=("amd", "intel")[number % 2])
     for number in range(FLEETS):
         differs = number % 4 == 0  # a quarter of the fleets differs from VM to VM
         yield FLEET.format(
             name=f"fleet{number:02d}",
+            word=word,
             tier=number % 3,
             replicas=count // FLEETS,
             pool=("web", "db")[number % 2],

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 HEAD = ("goal", "what", "ours", "other", "ratio", "wanted", "met")
 _LINE = "{:<5}{:<62}{:>17}{:>14}{:>8}  {:<16}{}"
@@ -94,3 +95,9 @@ def usage_of(
 def cpu_s_of(argv: Sequence[str]) -> float:
     """CPU seconds that a program takes from its start to its end. Raises CalledProcessError when it fails."""
     return usage_of(argv).cpu_s
+
+
+def used_cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -19,7 +19,7 @@ from statistics import quantiles
 
 import msgspec
 
-from benchmarks.rows import Goal, Row
+from benchmarks.rows import Goal, Row, used_cpu_s
 from benchmarks.scratch import scratch
 from benchmarks.starts import kill_all
 from benchmarks.startup import MIKROM
@@ -75,11 +75,6 @@ class Fleet:
             process.kill()
             process.wait()
 
-    def worker_cpu_s(self) -> float:
-        """CPU seconds that the worker has used so far."""
-        fields = Path(f"/proc/{self.worker.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def lives_ms(self, pauses_s: Iterator[float]) -> list[float]:
         """Kill every VM once, with these pauses; milliseconds from each kill to the guest's first line."""
         pids = {
@@ -128,9 +123,9 @@ def _running(folder: Path, binary: Path) -> Iterator[Fleet]:
 
 
 def _idle(fleet: Fleet) -> Iterator[Row]:
-    before_s = fleet.worker_cpu_s()
+    before_s = used_cpu_s(fleet.worker.pid)
     time.sleep(IDLE_S)
-    share = (fleet.worker_cpu_s() - before_s) / IDLE_S
+    share = (used_cpu_s(fleet.worker.pid) - before_s) / IDLE_S
     yield Row(what=f"CPU of an idle host worker that supervises {VMS} microVMs", ours=f"{share:.2%}")
 
 

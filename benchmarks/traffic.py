@@ -101,18 +101,19 @@ def _traffic(engine: Engine, redis: Redis, vms: int, hosts: int) -> Traffic:
     """Of one run on average, after some that make it all so."""
     while _run(engine, vms, hosts):
         pass
-    before = _counted(redis)
+    before = counted(redis)
     time.sleep(IDLE_S)
-    idle = _difference(before, _counted(redis))
-    before = _counted(redis)
+    idle = difference(before, counted(redis))
+    before = counted(redis)
     for _ in range(RUNS):
         assert _run(engine, vms, hosts) == 0
-    busy = _difference(before, _counted(redis))
+    busy = difference(before, counted(redis))
     share = busy.at_s / idle.at_s
     return Traffic(*((all_of_it - share * others) / RUNS for all_of_it, others in zip(busy, idle, strict=True)))
 
 
-def _difference(early: Traffic, late: Traffic) -> Traffic:
+def difference(early: Traffic, late: Traffic) -> Traffic:
+    """What came from one count to the other."""
     return Traffic(*(after - before for before, after in zip(early, late, strict=True)))
 
 
@@ -126,7 +127,8 @@ def _run(engine: Engine, vms: int, hosts: int) -> int:
     return len(report.outcomes)
 
 
-def _counted(redis: Redis) -> Traffic:
+def counted(redis: Redis) -> Traffic:
+    """All that came so far."""
     stats: Any = redis.info("stats")
     read, written = stats["total_net_input_bytes"], stats["total_net_output_bytes"]
     return Traffic(time.monotonic(), stats["total_commands_processed"], read, written)

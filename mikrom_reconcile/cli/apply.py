@@ -10,19 +10,8 @@ import click
 import msgspec
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli import options, run_flow
 from mikrom_reconcile.cli.entry import show, style_of, warn
-from mikrom_reconcile.cli.run_flow import (
-    SavedPlan,
-    find_saved,
-    new_run,
-    refuse_elsewhere,
-    refuse_without_anybody_to_ask,
-    request_back,
-    request_for,
-    run_flow,
-    save_plan,
-)
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import texts_digest
@@ -53,16 +42,16 @@ def plan(
     """Show what apply would change, and why. Changes nothing."""
     settings = load()
     if (revision := asked.pop("at")) is None:
-        request = request_for("plan", wiring.read_tree(settings, paths), settings, **asked)
+        request = run_flow.request_for("plan", wiring.read_tree(settings, paths), settings, **asked)
         engine = wiring.open_engine(settings)
     elif paths:
         raise UsageError(f"--at {revision} says which specs are meant: leave out {', '.join(paths)}")
     else:
         engine = wiring.open_engine(settings)
-        request = request_back(engine, revision, "plan", settings, **asked)
+        request = run_flow.request_back(engine, revision, "plan", settings, **asked)
     planned = engine.plan(request)
     if out is not None:
-        save_plan(out, request, planned, wiring.place_of(settings))
+        run_flow.save_plan(out, request, planned, wiring.place_of(settings))
     return _show_plan(planned, form, full=full, detailed=detailed_exitcode)
 
 
@@ -83,7 +72,7 @@ def drift(paths: tuple[str, ...], form: str, **asked: Any) -> int:
     """
     settings = load()
     engine = wiring.open_engine(settings)
-    planned = engine.plan(request_for("drift", wiring.read_tree(settings, paths), settings, **asked))
+    planned = engine.plan(run_flow.request_for("drift", wiring.read_tree(settings, paths), settings, **asked))
     found = tuple(drifted(planned.changes, engine.store.placements(planned.project).vms))
     names = {each.vm for each in found}
     pending = tuple(change for change in planned.changes if is_pending(change, names))
@@ -112,13 +101,13 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
     once the run is handed over; `mikrom get runs RUN -f` follows it.
     """
     if not check:
-        refuse_without_anybody_to_ask(yes=yes)
+        run_flow.refuse_without_anybody_to_ask(yes=yes)
     settings = load()
-    saved = find_saved(paths)
+    saved = run_flow.find_saved(paths)
     if saved is None:
-        request = request_for("apply", wiring.read_tree(settings, paths), settings, **asked)
+        request = run_flow.request_for("apply", wiring.read_tree(settings, paths), settings, **asked)
     else:
-        refuse_elsewhere(saved, wiring.place_of(settings))
+        run_flow.refuse_elsewhere(saved, wiring.place_of(settings))
         request = _again(saved, **asked)
     approved = saved.plan if saved else None
     engine = wiring.open_engine(settings)
@@ -128,7 +117,7 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
 
         now = engine.plan(request)
         return _show_plan(replay(approved, now) if approved else now, form, full=full)
-    return run_flow(engine, request, approved, yes=yes, form=form, full=full, wait=wait)
+    return run_flow.run_flow(engine, request, approved, yes=yes, form=form, full=full, wait=wait)
 
 
 def _warn_of_scheduled_runs(engine: Engine, request: RunRequest) -> None:
@@ -140,12 +129,12 @@ def _warn_of_scheduled_runs(engine: Engine, request: RunRequest) -> None:
         warn(f"Beat's next run undoes what {source.name} at {source.revision} contradicts")
 
 
-def _again(saved: SavedPlan, *, forks: int | None, timeout_s: float | None, **asked: Any) -> RunRequest:
+def _again(saved: run_flow.SavedPlan, *, forks: int | None, timeout_s: float | None, **asked: Any) -> RunRequest:
     if any(asked.values()) or asked["prune_max"] == 0 or asked["limit"] == "":
         raise UsageError("a saved plan is executed as it is: only --yes, --forks, --timeout and -o go with it")
     request = saved.request
     return msgspec.structs.replace(
-        request, **new_run("apply"), forks=forks or request.forks, timeout_s=timeout_s or request.timeout_s
+        request, **run_flow.new_run("apply"), forks=forks or request.forks, timeout_s=timeout_s or request.timeout_s
     )
 
 
@@ -169,13 +158,13 @@ def rollback(revision: str | None, form: str, *, resume: bool, yes: bool, full: 
     if resume:
         from mikrom_reconcile.control.revisions import resume as let_go
 
-        resumed = let_go(wiring.open_engine(settings).store, new_run("rollback --resume")["origin"])
+        resumed = let_go(wiring.open_engine(settings).store, run_flow.new_run("rollback --resume")["origin"])
         show(f"No longer held: {sanitize(', '.join(resumed)) or 'nothing was'}.\n")
         return 0
-    refuse_without_anybody_to_ask(yes=yes)
+    run_flow.refuse_without_anybody_to_ask(yes=yes)
     engine = wiring.open_engine(settings)
-    request = request_back(engine, revision, "rollback", settings, **asked)
-    return run_flow(engine, request, yes=yes, form=form, full=full, wait=wait)
+    request = run_flow.request_back(engine, revision, "rollback", settings, **asked)
+    return run_flow.run_flow(engine, request, yes=yes, form=form, full=full, wait=wait)
 
 
 @click.command()
@@ -189,12 +178,12 @@ def destroy(paths: tuple[str, ...], form: str, *, yes: bool, **asked: Any) -> in
 
     At a prompt the name of each fleet is typed; --yes confirms them all.
     """
-    refuse_without_anybody_to_ask(yes=yes)
+    run_flow.refuse_without_anybody_to_ask(yes=yes)
     settings = load()
-    request = request_for("destroy", wiring.read_tree(settings, paths), settings, destroy=True, **asked)
+    request = run_flow.request_for("destroy", wiring.read_tree(settings, paths), settings, destroy=True, **asked)
     engine = wiring.open_engine(settings)
     _warn_of_scheduled_runs(engine, request)
-    return run_flow(engine, request, yes=yes, form=form)
+    return run_flow.run_flow(engine, request, yes=yes, form=form)
 
 
 def _one_off(verb: Verb, text: str) -> click.Command:
@@ -203,10 +192,10 @@ def _one_off(verb: Verb, text: str) -> click.Command:
     @options.execution
     @options.output(formats.RUN)
     def command(form: str, *, yes: bool = True, **asked: Any) -> int:
-        refuse_without_anybody_to_ask(yes=yes)
+        run_flow.refuse_without_anybody_to_ask(yes=yes)
         settings = load()
-        request = request_for(verb, SourceTree(revision="", files=()), settings, verb=verb, **asked)
-        return run_flow(wiring.open_engine(settings), request, yes=yes, form=form)
+        request = run_flow.request_for(verb, SourceTree(revision="", files=()), settings, verb=verb, **asked)
+        return run_flow.run_flow(wiring.open_engine(settings), request, yes=yes, form=form)
 
     if verb == "delete":
         command = options.yes(command)
@@ -253,10 +242,10 @@ def _verdict(word: str, text: str) -> click.Command:
     @options.execution
     @options.output(formats.RUN)
     def command(fleet: str, paths: tuple[str, ...], form: str, *, yes: bool, **asked: Any) -> int:
-        refuse_without_anybody_to_ask(yes=yes)
+        run_flow.refuse_without_anybody_to_ask(yes=yes)
         settings = load()
-        request = request_for(word, wiring.read_tree(settings, paths), settings, **asked, **{word: (fleet,)})
-        return run_flow(wiring.open_engine(settings), request, yes=yes, form=form)
+        request = run_flow.request_for(word, wiring.read_tree(settings, paths), settings, **asked, **{word: (fleet,)})
+        return run_flow.run_flow(wiring.open_engine(settings), request, yes=yes, form=form)
 
     return click.command(word, help=text)(command)
 

@@ -119,7 +119,7 @@ def _from_word(text: str) -> dict[str, Any]:
 
 def _from_file(path: str) -> dict[str, Any]:
     from mikrom_reconcile.control.sources.files import read_files
-    from mikrom_reconcile.core.parsing.yaml_text import read_file
+    from mikrom_reconcile.core.parsing.documents import read_file
 
     if not Path(path).is_file():
         raise UsageError(f"-e @{path}: there is no such file of variables")

@@ -23,9 +23,9 @@ from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.core.model.documents import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.parsing import documents
+from mikrom_reconcile.core.parsing.documents import Places
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import dig
-from mikrom_reconcile.core.parsing.yaml_text import Places
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.core.planning.selection import limited

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, get_args
 
-from celery import signals
+from celery import current_task, signals
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import Engine, RunStore
@@ -20,7 +22,6 @@ from mikrom_reconcile.dispatch.control_worker import metrics
 from mikrom_reconcile.dispatch.control_worker.tasks import ControlTasks
 from mikrom_reconcile.dispatch.control_worker.webhooks import Webhooks
 from mikrom_reconcile.dispatch.host_worker.tasks import HostTasks, keeper
-from mikrom_reconcile.dispatch.log_format import set_up_log
 from mikrom_reconcile.dispatch.transport.broker import broker_url, is_remote
 from mikrom_reconcile.dispatch.transport.order_envelope import load_signer
 from mikrom_reconcile.dispatch.transport.rpc import ReplySender, WorkerId
@@ -136,3 +137,34 @@ def _vm_task(verb: Verb, host: HostTasks, control: ControlTasks) -> Callable[...
 
     run.__name__ = f"{verb}_vm_task"
     return run
+
+
+FIELDS = ("celery.task_id", "run", "vm", "host", "step", "duration_s")
+
+
+class FieldsFormatter(logging.Formatter):
+    """Adds the fields that a record has, with the id of the task that it was logged in; the time is in UTC."""
+
+    converter = staticmethod(time.gmtime)
+    default_msec_format = "%s.%03dZ"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, traceback included."""
+        if current_task:
+            record.__dict__.setdefault("celery.task_id", current_task.request.id)
+        line = super().format(record)
+        fields = [f"{name}={_text(record.__dict__[name])}" for name in FIELDS if record.__dict__.get(name)]
+        return f"{line} [{' '.join(fields)}]" if fields else line
+
+
+def set_up_log(logger: logging.Logger, **_: Any) -> None:
+    """Receiver of Celery's `after_setup_logger`."""
+    # what no line shows is not looked up: under gevent a name of a thread alone takes as long as the rest of a record
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    for handler in logger.handlers:
+        handler.setFormatter(FieldsFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+
+def _text(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f'"{text}"' if " " in text else text

@@ -91,10 +91,8 @@ def _driver(settings: Settings) -> Check:
     if settings.driver == "simulated":
         return note("simulated: nothing real runs", "unset MIKROM_DRIVER")
     choice = select.choice_of(settings)
-    if choice.note:
-        remedy = "see kvm and firecracker below; MIKROM_DRIVER=qemu if it is what you want"
-        return note(f"qemu: {choice.note}", remedy)
-    return ok(choice.driver)
+    remedy = "see kvm and firecracker below; MIKROM_DRIVER=qemu if it is what you want"
+    return note(f"qemu: {choice.note}", remedy) if choice.note else ok(choice.driver)
 
 
 def _missing(settings: Settings) -> Callable[[str, str], Check]:
@@ -155,8 +153,7 @@ def _qemu(settings: Settings) -> Check:
         used = select.choice_of(settings).driver == "qemu"
     if not used:
         return ok(f"{binary}, for where Firecracker cannot run")
-    version = select.version_of(binary)
-    accelerator, why_not_kvm = qemu.accelerator_of(binary)
+    version, (accelerator, why_not_kvm) = select.version_of(binary), qemu.accelerator_of(binary)
     if accelerator == "kvm":
         return ok(f"{version} at {binary}, with KVM")
     remedy = "starts and guests are slow so; with hardware virtualization it uses KVM by itself"
@@ -195,17 +192,8 @@ def _source(source: SourceState) -> Check:
     return Check("source", "broken" if remedy else "ok", source_line(source, now), remedy)
 
 
-def _nftables(_settings: Settings) -> Check:
-    if binary := shutil.which("nft"):
-        return ok(f"{binary}, for networks")
-    return note("not installed: VMs on networks with rules do not start here", "install nftables, see docs/networks.md")
-
-
-def _redis_server(_settings: Settings) -> Check:
-    binary = shutil.which("redis-server")
-    if binary is None:
-        return note("not installed; only `mikrom up` needs it", "install the package redis-server")
-    return ok(f"{binary}, for `mikrom up`")
+def _program(name: str, purpose: str, missing: str, remedy: str) -> Look:
+    return lambda _: ok(f"{binary}, for {purpose}") if (binary := shutil.which(name)) else note(missing, remedy)
 
 
 def _misspelt(_settings: Settings) -> Iterator[Check]:
@@ -275,7 +263,14 @@ CHECKS: dict[str, Look] = {
     "memory": _memory,
     "descriptors": _descriptors,
     "broker": _broker,
-    "nftables": _nftables,
-    "redis-server": _redis_server,
+    "nftables": _program(
+        "nft",
+        "networks",
+        "not installed: VMs on networks with rules do not start here",
+        "install nftables, see docs/networks.md",
+    ),
+    "redis-server": _program(
+        "redis-server", "`mikrom up`", "not installed; only `mikrom up` needs it", "install the package redis-server"
+    ),
     "settings": _misspelt,
 }

@@ -89,10 +89,7 @@ def _diff(group: plans.Group) -> str:
         return ""
     lines = [sanitize(group.names)]
     for field in group.fields:
-        lines += [
-            f"@@ {sanitize(field.path)} ({field.impact}) @@",
-            *(sanitize(line) for line in plans.value_diff(field)),
-        ]
+        lines += [f"@@ {sanitize(field.path)} ({field.impact}) @@", *map(sanitize, plans.value_diff(field))]
     fence = "`" * (1 + max((len(ticks) for line in lines for ticks in _TICKS.findall(line)), default=2))
     return "\n".join(["", f"{fence}diff", *lines, fence, ""])
 
@@ -111,13 +108,6 @@ def problems_text(problems: Sequence[SpecProblem], style: Style) -> str:
     """Every problem as `path:line:column: message`, its line with a caret, a hint. Ends with a line break."""
     entries = [line for problem in problems for line in _problem(problem, style)]
     return "\n".join([*entries, style.paint(f"{counted(len(problems), 'problem')} in the specs", "bold")]) + "\n"
-
-
-def warnings_text(warnings: Sequence[SpecProblem]) -> str:
-    """Each warning on a line of its own."""
-    return "".join(
-        f"{sanitize(f'{each.path}:{each.line}:{each.column}: warning: {sentence(each)}')}\n" for each in warnings
-    )
 
 
 def sentence(problem: SpecProblem) -> str:
@@ -139,18 +129,15 @@ def _problem(problem: SpecProblem, style: Style) -> list[str]:
 def problems_github(problems: Sequence[SpecProblem], error: str = "", warnings: Sequence[SpecProblem] = ()) -> str:
     """Workflow commands: each becomes an annotation on its line of a pull request; an `error` has no line."""
     return (f"::error::{_data(error)}\n" if error else "") + "".join(
-        f"::{level} file={_property(each.path)},line={each.line},col={each.column}::{_data(sentence(each))}\n"
+        f"::{level} file={file},line={each.line},col={each.column}::{_data(sentence(each))}\n"
         for level, found in (("error", problems), ("warning", warnings))
         for each in found
+        for file in [_data(each.path).replace(":", "%3A").replace(",", "%2C")]
     )
 
 
 def _data(text: str) -> str:
     return sanitize(text).replace("%", "%25")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def problems_sarif(problems: Sequence[SpecProblem], error: str = "", warnings: Sequence[SpecProblem] = ()) -> str:
@@ -181,9 +168,7 @@ def _result(problem: SpecProblem, level: str) -> dict[str, Any]:
 
 
 def _uri(path: str) -> str:
-    encoded = "".join(
-        char if char in _UNRESERVED else "".join(f"%{byte:02X}" for byte in char.encode()) for char in path
-    )
+    encoded = "".join(chr(byte) if chr(byte) in _UNRESERVED else f"%{byte:02X}" for byte in path.encode())
     return f"file://{encoded}" if encoded.startswith("/") else encoded
 
 
@@ -268,7 +253,8 @@ def validation_document(problems: Problems, warnings: Problems, counts: Counts) 
 
 def _validation_text(problems: Problems, warnings: Problems, counts: Counts) -> str:
     documents, vms, fleets = map(counted, counts, ("document", "VM", "fleet"))
-    return "" if problems else f"{warnings_text(warnings)}{documents}, {vms} in {fleets}: fine\n"
+    found = (f"{each.path}:{each.line}:{each.column}: warning: {sentence(each)}" for each in warnings)
+    return "" if problems else "\n".join((*map(sanitize, found), f"{documents}, {vms} in {fleets}: fine\n"))
 
 
 VALIDATION: Final[Mapping[str, Callable[[Problems, Problems, Counts], str]]] = {

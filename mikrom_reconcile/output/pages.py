@@ -75,16 +75,13 @@ def _changes(plan: Plan, heading: str) -> Iterator[str]:
     for fleet, peak, groups in fleets:
         yield f"<section><{heading}>{_h(fleet)} <small>{_h(peak)}</small></{heading}>"
         for group in groups:
+            sign, look = plans.LOOKS[group.kind]
+            wanted = f" ({group.wanted})" if group.wanted else ""
+            what = f'<b class="{look}">{sign} {group.kind}{wanted}</b> <span class="names">{_h(group.names)}</span>'
+            summary = f'<summary>{what} <span class="dim">on {_h(group.hosts)}</span></summary>'
             inside = f"<dl>{''.join(_facts(group))}</dl>{''.join(_fields(group.fields))}"
-            yield f'<details{unfolded}>{_summary(group)}<div class="inside">{inside}</div></details>'
+            yield f'<details{unfolded}>{summary}<div class="inside">{inside}</div></details>'
         yield "</section>"
-
-
-def _summary(group: plans.Group) -> str:
-    sign, look = plans.LOOKS[group.kind]
-    wanted = f" ({group.wanted})" if group.wanted else ""
-    what = f'<b class="{look}">{sign} {group.kind}{wanted}</b> <span class="names">{_h(group.names)}</span>'
-    return f'<summary>{what} <span class="dim">on {_h(group.hosts)}</span></summary>'
 
 
 def _facts(group: plans.Group) -> Iterator[str]:
@@ -164,8 +161,7 @@ def _status_alarms(now: Snapshot) -> Iterator[tuple[str, str, Sequence[str]]]:
     errors = group_by((view for view in now.views if view.error), lambda view: view.error)
     if errors:
         yield "Unreachable", "red", [f"{text.grouped(v.host for v in views)}: {why}" for why, views in errors.items()]
-    every = plans.alarms(replace(now.plan, unreachable={})) if now.plan else ()
-    yield from every
+    yield from plans.alarms(replace(now.plan, unreachable={})) if now.plan else ()
 
 
 def _folded(noun: str, columns: Iterable[text.Column], rows: Sequence[Any], now: datetime | None = None) -> str:

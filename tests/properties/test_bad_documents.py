@@ -20,8 +20,8 @@ import pytest
 from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
+from mikrom_reconcile.core.parsing.documents import _SLOWLY, _quickly
 from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes
-from mikrom_reconcile.core.parsing.yaml_text import _SLOWLY, _quickly
 from mikrom_reconcile.core.parsing.yaml_words import Lines, _cuts
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.output import formats

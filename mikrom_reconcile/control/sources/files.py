@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.documents import SourceFile, SourceTree, SpecPr
 from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.parsing import documents
-from mikrom_reconcile.core.parsing.yaml_text import read_file
+from mikrom_reconcile.core.parsing.documents import read_file
 from mikrom_reconcile.times_and_sizes import SPECS
 
 ABBREVIATED = 12  # digits of a commit; what git itself would choose for a very large repository

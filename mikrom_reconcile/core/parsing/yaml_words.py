@@ -139,8 +139,14 @@ class Lines:
 
     @cached_property
     def cuts(self) -> list[tuple[int, int]]:
-        """Start and end of each document."""
-        return list(_cuts(self.text))
+        """Start and end of each document; where directives make that harder to tell, all of the text."""
+        text = self.text
+        if text.startswith(("%", "...")) or "\n%" in text or "\n..." in text:
+            return [(0, len(text))]
+        starts = [match.start() for match in _MARKER.finditer(text)]
+        if not starts or starts[0] > 0:
+            starts.insert(0, 0)
+        return list(zip(starts, [*starts[1:], len(text)], strict=True))
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -162,22 +168,7 @@ class Lines:
         start = self._starts[line - 1]
         first = max(start, start + column - 1 - SPECS.excerpt_characters_before)
         line_break = _LINE_BREAK.search(self.text, first, first + SPECS.excerpt_characters)
+        excerpt = self.text[first : line_break.start() if line_break else first + SPECS.excerpt_characters]
         return SpecProblem(
-            path=self._path,
-            line=line,
-            column=column,
-            pointer=pointer,
-            message=message,
-            hint=hint,
-            excerpt=self.text[first : line_break.start() if line_break else first + SPECS.excerpt_characters],
+            path=self._path, line=line, column=column, pointer=pointer, message=message, hint=hint, excerpt=excerpt
         )
-
-
-def _cuts(text: str) -> list[tuple[int, int]]:
-    """Start and end of each document; where directives make that harder to tell, all of the text."""
-    if text.startswith(("%", "...")) or "\n%" in text or "\n..." in text:
-        return [(0, len(text))]
-    starts = [match.start() for match in _MARKER.finditer(text)]
-    if not starts or starts[0] > 0:
-        starts.insert(0, 0)
-    return list(zip(starts, [*starts[1:], len(text)], strict=True))

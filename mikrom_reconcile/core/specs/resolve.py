@@ -16,10 +16,9 @@ from mikrom_reconcile.core.model.documents import Diagnostic, Pointer
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.fields import recorded
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Capacity
-from mikrom_reconcile.core.parsing.documents import raise_for
+from mikrom_reconcile.core.parsing.documents import Places, raise_for
 from mikrom_reconcile.core.parsing.schema_errors import describe_value, expectation
 from mikrom_reconcile.core.parsing.variables import VariableError, dig, names_in
-from mikrom_reconcile.core.parsing.yaml_text import Places
 from mikrom_reconcile.core.parsing.yaml_words import plain
 from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, scope_of
 from mikrom_reconcile.core.specs.networks import OF_INTERFACES, Network
@@ -239,8 +238,9 @@ class Provenance:
         return f"{vm.fleet.document.path}:{line}:{column}"
 
     def _origin(self, vm: UnplacedVM, host: str, path: tuple[str, ...], value: Any) -> FieldOrigin:
-        shown = ".".join(path)
-        for layer, pointer, fields in (*vm.sources(), _of_fleet(vm)):
+        shown, spec = ".".join(path), vm.fleet.document.body["spec"]
+        protection = {key: spec.get(key, {}) for key in ("prune", "lifecycle")}
+        for layer, pointer, fields in (*vm.sources(), ("fleet", ("spec",), protection)):
             found, written = _at(fields, path)
             if found:
                 if written is None:  # a null resets the field
@@ -253,11 +253,6 @@ class Provenance:
                     variables=tuple(_variables(self._specs, vm, host, written)),
                 )
         return FieldOrigin(path=shown, value=value, written=value, place="default")
-
-
-def _of_fleet(vm: UnplacedVM) -> tuple[str, Pointer, dict[str, Any]]:
-    spec = vm.fleet.document.body["spec"]
-    return "fleet", ("spec",), {key: spec.get(key, {}) for key in ("prune", "lifecycle")}
 
 
 def _variables(specs: Specs, vm: UnplacedVM, host: str, written: Any) -> Iterator[VariableOrigin]:

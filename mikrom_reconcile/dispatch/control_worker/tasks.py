@@ -32,17 +32,8 @@ from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.control_worker.metrics import Metrics, Tick
 from mikrom_reconcile.dispatch.control_worker.page import NOTE
 from mikrom_reconcile.dispatch.control_worker.webhooks import Webhooks
-from mikrom_reconcile.dispatch.transport import rpc
+from mikrom_reconcile.dispatch.transport import rpc, shared_state
 from mikrom_reconcile.dispatch.transport.broker import Keys
-from mikrom_reconcile.dispatch.transport.shared_state import (
-    known,
-    names_of,
-    shown,
-    source_state,
-    tell,
-    unfinished_runs,
-    waiting_run,
-)
 from mikrom_reconcile.output.pages import status_html
 from mikrom_reconcile.output.run_result import LATE, USAGE, result_of
 from mikrom_reconcile.settings import Settings
@@ -133,9 +124,9 @@ class ControlTasks:
         """Remove the queues of hosts not seen for a day, and what was fetched from them; all else expires by itself."""
         del tick
         redis, keys = self.redis, self.keys
-        waiting = {name.partition("\x06")[0] for name in names_of(redis, keys.host_queue(""))}
-        fetched = {name.partition(":")[0] for name in names_of(redis, keys.unacked("host:"))}
-        gone = sorted((waiting | fetched) - {*known(redis, keys)})
+        waiting = {name.partition("\x06")[0] for name in shared_state.names_of(redis, keys.host_queue(""))}
+        fetched = {name.partition(":")[0] for name in shared_state.names_of(redis, keys.unacked("host:"))}
+        gone = sorted((waiting | fetched) - {*shared_state.known(redis, keys)})
         for host in gone:
             queue, unacked = keys.host_queue(host), keys.unacked(f"host:{host}")
             bindings = [f"_kombu.{kind}.{queue}" for kind in ("binding", "binding_permanent")]
@@ -147,14 +138,17 @@ class ControlTasks:
         """The status of all there is, with what the next scheduled run would do, as a page."""
         good = self._shared()
         seen = self.snapshots.take(good.tree if good else None, "No good revision of the specs is known so far.")
-        source, unfinished = source_state(self.redis, self.keys), unfinished_runs(self.redis, self.keys)
+        source, unfinished = (
+            shared_state.source_state(self.redis, self.keys),
+            shared_state.unfinished_runs(self.redis, self.keys),
+        )
         return status_html(replace(seen, source=source, unfinished=unfinished), NOTE)
 
     def _carry_out(
         self, request: RunRequest, plan: Plan | None, progress: Progress, *, awaited: bool = True
     ) -> RunReport:
-        waiting = waiting_run(request, None if plan is None else len(plan.actions))
-        with shown(self.redis, self.keys, self.worker_id(), waiting, awaited=awaited) as count:
+        waiting = shared_state.waiting_run(request, None if plan is None else len(plan.actions))
+        with shared_state.shown(self.redis, self.keys, self.worker_id(), waiting, awaited=awaited) as count:
 
             def heard(outcome: ActionOutcome) -> None:
                 count(outcome)
@@ -221,7 +215,7 @@ class ControlTasks:
 
     def _specs_now(self, accept: str = "") -> tuple[SourceTree, str]:
         """The specs to use, and why they are the last good ones, or "". Raises SourceError where none are known."""
-        before = source_state(self.redis, self.keys)
+        before = shared_state.source_state(self.redis, self.keys)
         highest = before.number if before else 0
         is_behind = before and before.name == self.settings.specs and highest > self.source.number()
         if is_behind and (other := self._shared()) is not None:  # what others have followed already would look forced
@@ -284,7 +278,7 @@ class ControlTasks:
                 request = self._kept(self.keys.request(run), RunRequest)
                 origin, now = request.origin if request else "apply", datetime.now(UTC)
                 ended = UnfinishedRun(run_id=run, origin=origin, since=now, state="failed", error=failure.message)
-                tell(self.redis, self.keys, ended)
+                shared_state.tell(self.redis, self.keys, ended)
 
     def _watch(self, call: str) -> Callable[[], None]:
         """A check that raises once the caller has gone or this worker is to end; it asks Redis once a second."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import msgspec
 
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.errors import SetupError, UsageError
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.system import locks
@@ -198,11 +199,7 @@ def find_up(settings: Settings) -> str | None:
 def running_up(settings: Settings) -> RunningUp | None:
     """What the `mikrom up` that runs here says about itself, or None."""
     path = up_file(settings)
-    try:
-        if not locks.is_taken(path):
-            return None
-        return msgspec.json.decode(path.read_bytes(), type=ready(RunningUp))
-    except msgspec.MsgspecError:
-        return RunningUp(pid=0)  # it is just being written
-    except OSError:
-        return None  # not ours to read
+    with suppress(OSError):  # not ours to read
+        if locks.is_taken(path):
+            return decoded(path.read_bytes(), RunningUp) or RunningUp(pid=0)  # it is just being written
+    return None

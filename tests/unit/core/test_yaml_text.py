@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from mikrom_reconcile.core.parsing import yaml_text
+from mikrom_reconcile.core.parsing import documents
 
 
 def test_what_may_be_nested_deep_is_left_to_the_parser_that_counts_levels() -> None:
     few, many = "[" + "{a: 1}, " * 249 + "]", "[" + "{a: 1}, " * 250 + "]"
-    assert yaml_text._quickly(few) == [{"a": 1}] * 249
-    assert yaml_text._quickly(many) is yaml_text._SLOWLY
-    assert [document.value for document in yaml_text.read_file("a.yml", many).documents] == [[{"a": 1}] * 250]
+    assert documents._quickly(few) == [{"a": 1}] * 249
+    assert documents._quickly(many) is documents._SLOWLY
+    assert [document.value for document in documents.read_file("a.yml", many).documents] == [[{"a": 1}] * 250]
 
 
 def test_brackets_without_end_are_told_where_they_become_too_deep() -> None:
     for text in ("[" * 100_000, "{a: " * 49_000):
-        (problem,) = yaml_text.read_file("a.yml", text).problems
+        (problem,) = documents.read_file("a.yml", text).problems
         assert problem.message == "nested deeper than 32 levels"

@@ -23,8 +23,7 @@ from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Verb
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp, make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-from mikrom_reconcile.dispatch.log_format import FieldsFormatter
-from mikrom_reconcile.dispatch.process import FleetProcess
+from mikrom_reconcile.dispatch.process import FieldsFormatter, FleetProcess
 from mikrom_reconcile.dispatch.transport.order_envelope import priority_of
 from mikrom_reconcile.dispatch.transport.rpc import Call, ReplySender, unpack
 from tests.fakes import HOST, order

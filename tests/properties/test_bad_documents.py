@@ -22,7 +22,7 @@ from mikrom_reconcile.core.model.documents import SourceFile, SourceTree, SpecPr
 from mikrom_reconcile.core.model.errors import SourceError, SpecError
 from mikrom_reconcile.core.parsing.documents import _SLOWLY, _quickly
 from mikrom_reconcile.core.parsing.yaml_nodes import read_nodes
-from mikrom_reconcile.core.parsing.yaml_words import Lines, _cuts
+from mikrom_reconcile.core.parsing.yaml_words import Lines
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.formats import problems_text
@@ -107,7 +107,7 @@ def check(problems: tuple[SpecProblem, ...], texts: dict[str, str] | None) -> No
 def test_what_is_read_quickly_means_what_the_slow_reader_says(batch: int) -> None:
     quick = 0
     for text in texts(batch):
-        for start, end in _cuts(text):
+        for start, end in Lines("web.yml", text).cuts:
             value = _quickly(text[start:end])
             if value is _SLOWLY:
                 continue
@@ -122,7 +122,7 @@ def test_what_is_read_quickly_means_what_the_slow_reader_says(batch: int) -> Non
 def test_another_validator_accepts_the_same_documents(batch: int) -> None:
     kinds = {kind: json.loads(text) for kind, text in schemas().items()}
     for text in texts(batch):
-        for start, end in _cuts(text):
+        for start, end in Lines("web.yml", text).cuts:
             for root in read_nodes(Lines("web.yml", text), start, end)[0]:
                 schema = kinds.get(str(root.value.get("kind"))) if isinstance(root.value, dict) else None
                 if schema and not _ends_a_line(root.value):

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import click
+import msgspec
 
-from mikrom_reconcile import __version__
+from mikrom_reconcile import __version__, times_and_sizes
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.entry import COMPLETE_VARIABLE, present, root, show
-from mikrom_reconcile.output.doctor import SettingLine, doctor_document, doctor_text
+from mikrom_reconcile.output.doctor import LimitLine, SettingLine, doctor_document, doctor_text
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.services import commands
 from mikrom_reconcile.settings import Settings, load
@@ -21,8 +23,9 @@ from mikrom_reconcile.settings import Settings, load
 
 @click.command()
 @click.option("--security", is_flag=True, help="Look for what an intruder could use instead.")
+@click.option("-v", "--verbose", is_flag=True, help="List the times and sizes that are fixed, too.")
 @options.output()
-def doctor(*, security: bool, form: str) -> int:
+def doctor(*, security: bool, verbose: bool, form: str) -> int:
     """Check this machine, say how to mend what is broken, and list every setting. Exits with 1 when something is."""
     from mikrom_reconcile.doctor import machine
     from mikrom_reconcile.doctor import security as intruders
@@ -30,7 +33,9 @@ def doctor(*, security: bool, form: str) -> int:
     settings = load()
     checks = list(machine.run_checks(intruders.CHECKS if security else machine.CHECKS, settings))
     lines = () if security else tuple(_settings(settings))
-    present(form, lambda: doctor_document(checks, lines), lambda style: doctor_text(checks, lines, style))
+    fixed = () if security else tuple(_limits())
+    told = fixed if verbose else ()
+    present(form, lambda: doctor_document(checks, lines, fixed), lambda style: doctor_text(checks, lines, told, style))
     return 1 if any(check.state == "broken" for check in checks) else 0
 
 
@@ -43,6 +48,14 @@ def _settings(settings: Settings) -> Iterator[SettingLine]:
             source="environment" if os.environ.get(variable) else "default",
             doc=entry.metadata["doc"],
         )
+
+
+def _limits() -> Iterator[LimitLine]:
+    for group, values in vars(times_and_sizes).items():
+        if isinstance(values, msgspec.Struct):
+            for name, hint in get_type_hints(type(values), include_extras=True).items():
+                (reason,) = hint.__metadata__
+                yield LimitLine(group=group.lower(), name=name, value=getattr(values, name), reason=reason)
 
 
 def _shown(value: object, *, secret: bool) -> str:

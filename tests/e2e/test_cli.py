@@ -258,6 +258,9 @@ def test_doctor_lists_every_setting_masks_secrets_and_fails_when_something_neede
     }  # fmt: skip
     assert settings["MIKROM_FORKS"]["source"] == "default"
     assert "hunter2" not in done.stdout + mikrom("doctor").stdout
+    limits = {(line["group"], line["name"]): line["value"] for line in found["limits"]}
+    assert limits["broker", "heartbeat_interval_s"] == 5.0
+    assert "broker: heartbeat interval" in mikrom("doctor", "-v").stdout
 
     monkeypatch.setenv("MIKROM_DRIVER", "firecracker")
     monkeypatch.setenv("MIKROM_FIRECRACKER", "/nowhere/firecracker")

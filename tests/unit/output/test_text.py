@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.documents import SourceState, SpecProblem
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView
 from mikrom_reconcile.core.model.plan import UnfinishedRun
-from mikrom_reconcile.output.doctor import Check, SettingLine, doctor_text
+from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_text
 from mikrom_reconcile.output.formats import problems_text
 from mikrom_reconcile.output.run_result import history_text, record_of, unfinished_line
 from mikrom_reconcile.output.tables import fleets_in, source_line, status_text, vms_text
@@ -208,7 +208,11 @@ def test_status_shows_hosts_fleets_and_the_last_run() -> None:
 def test_doctor_says_how_to_mend_what_is_broken() -> None:
     checks = [Check(name="kvm", state="broken", found="no /dev/kvm", remedy="load the module")]
     lines = [SettingLine(variable="MIKROM_FORKS", value="32", source="default", doc="actions at once")]
-    assert doctor_text(checks, lines, PLAIN) == (
+    limits = [
+        LimitLine(group="broker", name="heartbeat_interval_s", value=5.0, reason="they renew their key"),
+        LimitLine(group="specs", name="max_values", value=200_000, reason="of one document"),
+    ]
+    assert doctor_text(checks, lines, limits, PLAIN) == (
         "broken  kvm  no /dev/kvm\n"
         "             → load the module\n"
         "\n"
@@ -216,8 +220,30 @@ def test_doctor_says_how_to_mend_what_is_broken() -> None:
         "\n"
         "SETTING       VALUE\n"
         "MIKROM_FORKS  32     actions at once\n"
+        "\n"
+        "LIMIT                       VALUE\n"
+        "broker: heartbeat interval  5 s      they renew their key\n"
+        "specs: max values           200,000  of one document\n"
     )
-    assert doctor_text(checks, (), PLAIN).endswith("1 thing to mend\n")
+    assert doctor_text(checks, (), (), PLAIN).endswith("1 thing to mend\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("kept_s", 86400, "kept  1 d"),
+        ("poll_s", 0.001, "poll  1 ms"),
+        ("log_bytes", 256 << 10, "log  256 KiB"),
+        ("path_bytes", 107, "path  107 bytes"),
+        ("max_mib", 65536, "max  64 GiB"),
+        ("attempts", 3, "attempts  3"),
+    ],
+)
+def test_limits_are_told_with_their_unit(name: str, value: float, text: str) -> None:
+    line = LimitLine(group="a", name=name, value=value, reason="")
+    words, _, told = text.partition("  ")
+    row = doctor_text([Check(name="kvm", state="ok", found="")], (), [line], PLAIN).splitlines()[-1]
+    assert row.split() == ["a:", *words.split(), *told.split()]
 
 
 SOURCE = SourceState(

@@ -1,7 +1,5 @@
 """`mikrom` and `python -m mikrom_reconcile`: the one way out of the process. Nothing heavy is imported early."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

@@ -1,7 +1,5 @@
 """The target of `celery -A mikrom_reconcile.celery_app …`: the app of workers, Beat and Flower on this machine."""
 
-from __future__ import annotations
-
 from mikrom_reconcile import settings, wiring
 from mikrom_reconcile.core.model.errors import MikromError
 

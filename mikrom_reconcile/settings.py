@@ -1,7 +1,5 @@
 """Every setting, with its unit, default and why: an environment variable each, and a UsageError if it is wrong."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

@@ -1,7 +1,5 @@
 """Every time, size and count that bounds something: name with unit, why, value. Nobody sets them but tests."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import msgspec

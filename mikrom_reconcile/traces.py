@@ -1,7 +1,5 @@
 """Spans from a run to its actions, for OpenTelemetry if the extra `otel` is there and OTEL_* asks. They end no run."""
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

@@ -1,7 +1,5 @@
 """`mikrom plan`, `apply` and `destroy`, and one action on VMs by name: `start`, `stop` and so on."""
 
-from __future__ import annotations
-
 import re
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """The commands by name, and the page that lists them: all that `mikrom --help` imports, for click takes too long."""
 
-from __future__ import annotations
-
 COMMANDS = {
     "init": ("Specs", "specs", "write a starter project"),
     "validate": ("Specs", "specs", "check the specs: every mistake at once, with its place"),

@@ -1,7 +1,5 @@
 """From words to an exit code: finds and runs the command, and gives every way it can end a number and a message."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import sys

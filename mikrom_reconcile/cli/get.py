@@ -1,7 +1,5 @@
 """`mikrom get`, `describe`, `status`, `orphans`, `images`: what there is; `history`, `events`, `logs`: what went on."""
 
-from __future__ import annotations
-
 import sys
 import time
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """Arguments and options that several commands share, so that each means the same everywhere."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the commands that change nothing share: one observation of all hosts, and one reading of the specs."""
 
-from __future__ import annotations
-
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """How a run goes whatever command asks for it: its request, its question, its progress, and plans that were saved."""
 
-from __future__ import annotations
-
 import getpass
 import os
 import sys

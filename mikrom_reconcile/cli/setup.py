@@ -1,7 +1,5 @@
 """`mikrom doctor`, `completion`, `version`, and the services: `up`, `worker`, `beat` and `flower`."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """`mikrom init`, `validate`, `render`, `explain`, `schema`: what may be in the specs, what they come to, and why."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

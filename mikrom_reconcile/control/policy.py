@@ -1,7 +1,5 @@
 """Policy as code: a command judges each plan before anything is done, and one that gave no judgment said no."""
 
-from __future__ import annotations
-
 import os
 import select
 import signal

@@ -1,7 +1,5 @@
 """What a run needs from outside."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 

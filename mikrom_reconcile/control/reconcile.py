@@ -1,7 +1,5 @@
 """One run: read, observe, plan, act, observe again. Level-triggered: what it does follows from what it sees now."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec

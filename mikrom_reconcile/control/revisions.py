@@ -1,7 +1,5 @@
 """Revisions: what was applied, kept so that it can come back, and projects that were rolled back."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath

@@ -1,7 +1,5 @@
 """Keeps a run in the history while it goes on, action by action, and how runs are kept in any store: in rooms."""
 
-from __future__ import annotations
-
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator

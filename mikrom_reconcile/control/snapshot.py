@@ -1,7 +1,5 @@
 """What there is at one moment and what a run would do about it, as the page of the status shows it."""
 
-from __future__ import annotations
-
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -2,8 +2,6 @@
 `task_acks_late`, `task_soft_time_limit`, `task_reject_on_worker_lost` and `worker_soft_shutdown_timeout`.
 """
 
-from __future__ import annotations
-
 import time
 from functools import cached_property
 from typing import Any

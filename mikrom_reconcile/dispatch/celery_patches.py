@@ -2,8 +2,6 @@
 1.8), and how work ends: under gevent, an exception thrown into its greenlet is what lets an action still answer.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """The engine of a fleet for the command line: a control worker far away, followed over a stream."""
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import Callable, Iterator

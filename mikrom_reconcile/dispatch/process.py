@@ -1,7 +1,5 @@
 """Ties the tasks to an app, and what goes on beside them to the life of a worker's or Beat's process."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

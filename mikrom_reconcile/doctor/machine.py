@@ -1,7 +1,5 @@
 """What mikrom needs on this machine, and if it has room for its microVMs: a table of checks that change nothing."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

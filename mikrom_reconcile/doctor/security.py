@@ -1,7 +1,5 @@
 """What of this set-up an intruder could use, and the way to close it; a `note` helps one who is in already."""
 
-from __future__ import annotations
-
 import os
 import re
 import stat

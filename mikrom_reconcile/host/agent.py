@@ -1,7 +1,5 @@
 """This machine as a hypervisor host: what dispatch calls, in this process or inside a Celery worker."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 

@@ -4,8 +4,6 @@ They are tried when the host is observed, no more often than their interval says
 process of this host goes on from there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

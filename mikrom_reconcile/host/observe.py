@@ -4,8 +4,6 @@ A fleet whose digest is the one that control expects sends no rows, so that a re
 changed does not grow with its VMs. Nothing here changes a VM, a record or a token.
 """
 
-from __future__ import annotations
-
 import os
 import queue
 import time

@@ -1,7 +1,5 @@
 """What the host side needs from outside, and the record that all of it shares."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container
 from datetime import datetime
 from typing import Protocol

@@ -15,8 +15,6 @@ A record that cannot be read is an `UnreadableRecord` and says why: never an exc
 VM's folder without a record is no VM but what a killed writer left; the next write, removal or sweep cleans it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

@@ -5,8 +5,6 @@ from before: it reads the record and the VMM's end again under the VM's action l
 order nor beside one. What an order failed to bring up is left to the next run.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -3,8 +3,6 @@
 That is noted when it is seen, so that a VM that fails later tells nothing against its spec.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime

@@ -1,7 +1,5 @@
 """What `doctor` found, and every setting."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

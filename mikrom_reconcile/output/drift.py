@@ -1,7 +1,5 @@
 """What has drifted and what is pending: as text, JSON and Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 

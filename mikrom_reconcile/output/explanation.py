@@ -1,7 +1,5 @@
 """Where values come from, and why something happens to a VM or nothing, as the planner has decided it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 

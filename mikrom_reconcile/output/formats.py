@@ -3,8 +3,6 @@
 Other programs rely on the documents: a field stays, with its meaning, or `format_version` goes up by one.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from html import escape

@@ -1,7 +1,5 @@
 """Pages for a browser that need nothing else, no script, font or image: a plan, and the status of all there is."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime

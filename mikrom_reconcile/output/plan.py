@@ -1,7 +1,5 @@
 """What every form of a plan shows, as words that are not sanitized yet, and its text and its JSON."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator

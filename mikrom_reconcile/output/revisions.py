@@ -1,7 +1,5 @@
 """Revisions as `mikrom history` shows them: what was applied, and what its runs did to which VM."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import datetime
 

@@ -1,7 +1,5 @@
 """What a plan or a run comes to: text, JSON and exit code all say the same."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime

@@ -1,7 +1,5 @@
 """What hosts report: VMs and orphans, hosts, fleets, images, the status of all, and what a name stands for."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta

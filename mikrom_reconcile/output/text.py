@@ -3,8 +3,6 @@
 Names, errors and consoles come from files, guests and other machines; a terminal would obey what they contain.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

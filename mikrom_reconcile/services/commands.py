@@ -1,7 +1,5 @@
 """The services of a fleet, each Celery's own command, and all by `mikrom up`. It must stay cheap to import."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

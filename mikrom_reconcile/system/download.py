@@ -1,7 +1,5 @@
 """Reads image files from where a spec says they are, in small pieces, so that other greenlets run meanwhile."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,7 +1,5 @@
 """Files and folders that nobody else may look into: written whole or not at all, read without surprises."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

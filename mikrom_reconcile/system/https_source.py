@@ -1,7 +1,5 @@
 """Images from https servers: resumed, within a deadline, and redirected to https only. Importing this takes 20 ms."""
 
-from __future__ import annotations
-
 import http.client
 import io
 import ssl

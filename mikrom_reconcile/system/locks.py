@@ -2,8 +2,6 @@
 blocks. A lock file is only unlinked by its holder, and who takes a lock looks whether its file is still the one there.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import struct

@@ -1,7 +1,5 @@
 """The few requests of netlink that a host needs, over a plain socket: workers are gevent's (docs/adr/0021)."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Processes that outlive who started them, also under gevent. Pid, start time and boot id name one; pids are reused."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os

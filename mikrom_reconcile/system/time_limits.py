@@ -1,7 +1,5 @@
 """The clock, and what is ended in time though it depends on others: sockets that trickle, patterns that backtrack."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """Specs from files and folders, and whether they are a whole project: of a part, the rest looks removed."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Specs from a git repository: only a new commit is fetched, and read without a checkout; git runs nothing of it."""
 
-from __future__ import annotations
-
 import os
 import re
 import resource

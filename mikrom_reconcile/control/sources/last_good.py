@@ -1,7 +1,5 @@
 """The specs as a service uses them: as they are now if they are good, else as they last were, kept on disk."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from contextlib import suppress

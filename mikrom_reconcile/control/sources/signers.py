@@ -1,7 +1,5 @@
 """Whose signature a commit has to carry: SSH keys of an allowed_signers file, GPG keys of a keyring of their own."""
 
-from __future__ import annotations
-
 import shutil
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The embedded store: files for placements and runs, lock files for leases and tokens. A run goes on without it."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """What should run: what a VM is given, and VMs expanded from the specs before and after a host was chosen."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """What people wrote: files, documents, and what is wrong with them."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 

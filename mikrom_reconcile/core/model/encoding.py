@@ -2,8 +2,6 @@
 fields have to be: a new release never restarts a VM because a hash changed, and their versions ("1:…") never match.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b

@@ -4,8 +4,6 @@ In a path `*` stands for a name that people chose, and `**` for all from there o
 To add a field: the schema, a Struct in `model/desired.py`, a row here, the driver, and docs/adding-a-field.md.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any
 

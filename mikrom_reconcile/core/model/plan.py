@@ -1,7 +1,5 @@
 """What is to be done, and what became of it: changes, refusals, actions of a plan; requests and reports of runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable
 from datetime import datetime
 from typing import Any, Literal, TypeVar

@@ -3,8 +3,6 @@
 Terms without a sign are added up first, then `&` keeps what both have, then `!` takes away, in whatever order.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import translate

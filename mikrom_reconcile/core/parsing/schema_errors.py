@@ -1,7 +1,5 @@
 """What JSON Schema validators find, in the words of somebody who wrote the document: what, and what to write."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

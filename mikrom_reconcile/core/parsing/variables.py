@@ -3,8 +3,6 @@
 A scalar that is exactly one `${x}` takes the type of x; inside other text x becomes text.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final

@@ -3,8 +3,6 @@
 What YAML 1.1 and 1.2 read differently (`no`, `010`, `12:30`) is a mistake: a value means the same to everyone.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """The desired state: what the specs want of each VM on the host where it belongs, its addresses and its images."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache

@@ -2,8 +2,6 @@
 fewest are, among the hosts that have room for it and that its fleet prefers. The same input gives the same hosts.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """What a plan is made from, and the draft that its stages hand on: the words that all of planning shares."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence

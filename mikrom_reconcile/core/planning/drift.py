@@ -1,7 +1,5 @@
 """What is otherwise than it was last applied, and what a scheduled run does about it: put it right, or only tell."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a plan must not do by itself. A guard holds changes back or refuses what it concerns; it never adds any."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 

@@ -2,8 +2,6 @@
 is held while any record has it, seen or remembered on an unreachable host, and for its pool's cooldown after that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from itertools import chain

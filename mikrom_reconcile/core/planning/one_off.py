@@ -1,7 +1,5 @@
 """Actions asked for by name, past the specs: which VMs a person means, and what each of them then needs."""
 
-from __future__ import annotations
-
 from collections import Counter
 from fnmatch import fnmatchcase
 

@@ -1,7 +1,5 @@
 """From specs and reports to a plan: `prepare` says what to ask hosts, `make_plan` makes the plan of their reports."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 

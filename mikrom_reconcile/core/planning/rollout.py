@@ -3,8 +3,6 @@
 Where a rollout stands follows from what the hosts report alone, so whoever plans next goes on.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator

@@ -3,8 +3,6 @@
 A rule answers with a change, UNCHANGED, or None where it does not apply; it never acts, counts or limits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Final, Literal

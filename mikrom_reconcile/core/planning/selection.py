@@ -1,7 +1,5 @@
 """What is selected by `--limit`, `--tags` and `--skip-tags`: a word that matches nothing is a mistake."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 

@@ -1,7 +1,5 @@
 """What people say of a rollout: that its canaries are good, or that it is over. The records of its VMs keep it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any

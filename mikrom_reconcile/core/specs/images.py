@@ -4,8 +4,6 @@ A container image is the `source` of a root disk as `oci:registry/name` and `oci
 that of a manifest or an index), or as `docker-archive:file:///x.tar` from `docker save` (the digest of the file).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The inventory: hosts, groups, the variables of both, and what a fleet asks of these in the words of Nomad."""
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The specs: typed documents that fit together, or every mistake in them at once; and the VMs that they want."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator

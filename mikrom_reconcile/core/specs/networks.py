@@ -1,7 +1,5 @@
 """Networks as documents describe them: which addresses there are, and which of them a pool may lease."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import Any

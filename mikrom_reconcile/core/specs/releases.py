@@ -3,8 +3,6 @@
 To add one: a row, and run the contract suite over its binary (MIKROM_FIRECRACKERS). docs/devices.md says which were.
 """
 
-from __future__ import annotations
-
 import re
 from datetime import date
 

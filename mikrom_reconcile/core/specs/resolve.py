@@ -3,8 +3,6 @@
 What decides placement is resolved without host variables. VMs that come out equal share one spec object.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final

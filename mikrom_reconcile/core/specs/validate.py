@@ -3,8 +3,6 @@
 To add one: a function from a document, and what is known of the others, to what is wrong in it, and a row.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property

@@ -1,7 +1,5 @@
 """What is wrong with the spec of a VM, once its variables are known: tables of checks. Hosts use them, too."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """What is written in good specs and has no effect, as far as that is no mistake for sure: one table of warnings."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice

@@ -1,7 +1,5 @@
 """What a control worker counts for MIKROM_METRICS, and gauges of the fleet. No name changes its meaning."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter

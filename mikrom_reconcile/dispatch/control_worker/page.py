@@ -1,7 +1,5 @@
 """The page of the status beside the metrics of a control worker: who may read it, and how often it is made anew."""
 
-from __future__ import annotations
-
 import gzip
 import hmac
 import re

@@ -1,7 +1,5 @@
 """Tasks of a control worker: plan, apply, scheduled runs and specs, actions by task. Errors go back as values."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 import sys

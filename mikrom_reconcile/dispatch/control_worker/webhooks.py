@@ -1,7 +1,5 @@
 """What scheduled runs tell people outside: once when it begins or changes, and once when all is well again."""
 
-from __future__ import annotations
-
 import hmac
 import logging
 import time

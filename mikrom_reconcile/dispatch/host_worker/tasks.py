@@ -1,7 +1,5 @@
 """Tasks of a host worker: carry out one order, observe, fetch a console or images. Errors are told as values."""
 
-from __future__ import annotations
-
 import logging
 import queue
 import random

@@ -1,7 +1,5 @@
 """The hypervisor of this process as the only host, on threads, which cannot be ended: late orders are given up."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait

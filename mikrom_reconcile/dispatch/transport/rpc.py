@@ -1,7 +1,5 @@
 """A call: one question to hosts or to control, answered over Redis streams, for as long as its caller waits."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

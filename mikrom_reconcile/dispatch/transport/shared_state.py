@@ -1,7 +1,5 @@
 """What workers leave in Redis for all to see: who lives, unfinished runs, the source, VMs as last seen."""
 
-from __future__ import annotations
-
 import logging
 import os
 import secrets

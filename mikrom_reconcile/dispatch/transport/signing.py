@@ -1,7 +1,5 @@
 """Orders that only control can have made: Ed25519 signatures. Importing this takes 30 ms, which only keys are worth."""
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Firecracker microVMs, jailed or not: processes of their own session that outlive whoever started them."""
 
-from __future__ import annotations
-
 import signal
 from contextlib import suppress
 from pathlib import Path

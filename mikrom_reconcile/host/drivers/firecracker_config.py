@@ -1,7 +1,5 @@
 """What Firecracker is told of a VM, request by request, and what it says of its configuration, in our words."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

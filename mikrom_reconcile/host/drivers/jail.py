@@ -7,8 +7,6 @@ ended as any other. The VM's cgroups have a parent of the VM's own, so that nobo
 removed; their limits are generous: they are there for a VMM that was broken out into, not to save memory.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import os

@@ -4,8 +4,6 @@ A memory goes on once. It is forgotten, and that survives a power cut, before it
 disks are no longer those that the memory knows.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from contextlib import suppress

@@ -4,8 +4,6 @@ QEMU takes its whole configuration at its start, so that the command line of the
 a pure function of spec, resources and paths, and read back to see what runs.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 from contextlib import suppress

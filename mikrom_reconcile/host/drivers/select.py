@@ -3,8 +3,6 @@
 Looks, and changes nothing: for the choice of a driver and for `doctor`.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -5,8 +5,6 @@ arguments of the demo guest (`mikrom.mode=`), and what would take time follows f
 and nothing waits. The file is replaced as a whole under the caller's action lock, so there are never two.
 """
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import Container

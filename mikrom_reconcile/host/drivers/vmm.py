@@ -7,8 +7,6 @@ standard input holds the lock. A start survives a kill between any two of its st
 is configured, and only the last request boots the guest.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

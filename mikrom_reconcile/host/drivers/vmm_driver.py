@@ -1,7 +1,5 @@
 """What drivers share whose VMMs are processes: `firecracker.py` and `qemu.py` say what is their VMM's own."""
 
-from __future__ import annotations
-
 import re
 import time
 from abc import ABC, abstractmethod

@@ -5,8 +5,6 @@ clock, no configuration of this machine; but for the times at which the tree was
 afterwards. Checksums of metadata are left out, so that this can be done without knowing them.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 import subprocess

@@ -4,8 +4,6 @@ is one that a loader unpacks (a bzImage).
 Offsets are those of the boot protocol (Documentation/arch/x86/boot.rst of Linux).
 """
 
-from __future__ import annotations
-
 import lzma
 import struct
 import time

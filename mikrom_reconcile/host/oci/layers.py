@@ -5,8 +5,6 @@ upon a folder keeps what is in it; anything else takes the place of what was the
 bound is kept here.
 """
 
-from __future__ import annotations
-
 import errno
 import gzip
 import hashlib

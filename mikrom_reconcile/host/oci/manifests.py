@@ -1,7 +1,5 @@
 """What an image consists of: its index, manifest and configuration, as its documents say. Nothing is fetched here."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """A root disk of a container image: its layers in a tree, an init beside them, and an ext4 file system of it all."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """The three places that a container image comes from: each part of it is fetched as a file that has its digest."""
 
-from __future__ import annotations
-
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

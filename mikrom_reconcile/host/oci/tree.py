@@ -5,8 +5,6 @@ included. Nobody else may write there meanwhile: the caller made the folder, clo
 names, as bytes: an image's names need not be UTF-8.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

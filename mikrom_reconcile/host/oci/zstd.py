@@ -1,7 +1,5 @@
 """Unpacks Zstandard by the program `zstd`: Python has it from 3.14 on, and few images and kernels need it."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -5,8 +5,6 @@ host then observes. Errors become outcomes here and nowhere below; what is no er
 passes through once no half-started VMM is left.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable

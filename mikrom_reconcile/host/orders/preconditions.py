@@ -5,8 +5,6 @@ and a paused process that wakes up are all the same case here: the order's token
 `check` refuses what cannot work on this host, or would hurt.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 

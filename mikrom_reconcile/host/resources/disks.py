@@ -4,8 +4,6 @@ A root disk has the digest of its image in its name, so that one of another imag
 lie apart, under their project's and VM's name: a VM that is made again finds those that were retained, no other can.
 """
 
-from __future__ import annotations
-
 import errno
 import math
 import os

@@ -1,7 +1,5 @@
 """The tables of bridges, read, compared and changed by the program `nft`. What they are to say: `rules.py`."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """What a VM boots from, stores on and talks through: prepared for every driver that runs real VMMs, and collected."""
 
-from __future__ import annotations
-
 import logging
 import os
 import stat

@@ -6,8 +6,6 @@ What is a VM's own names its tap. Chains that differ between VMs have a hash of 
 VMs which change one by one each have their own (docs/adr/0050).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache

@@ -41,6 +41,8 @@ _PAGE_AUTH = "user:password of the page at MIKROM_METRICS; without it only loopb
 _SIGNERS = "SSH allowed_signers file: commits of specs must be signed by one of them"
 _GNUPGHOME = "GPG keyring folder: the same; with both, one of either"
 _POLICY = "a command that judges each plan (JSON on stdin) where it is carried out; only exit code 0 allows it"
+_APPROVALS = "how many people have to approve what takes VMs' data away (`mikrom approve`), on control and on hosts"
+_APPROVERS = "SSH allowed_signers file: who may approve"
 _SPECS = "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
 _VERIFY_KEY = "the public key of it: a host that has it carries out signed orders only"
 _MIRRORS = "registry=mirror[:port][/prefix], with , between: the mirror is asked in its place"
@@ -154,6 +156,8 @@ class Settings:
     git_allowed_signers: Path | None = _env("MIKROM_GIT_ALLOWED_SIGNERS", None, _SIGNERS, _path)
     git_gnupghome: Path | None = _env("MIKROM_GIT_GNUPGHOME", None, _GNUPGHOME, _path)
     policy: str | None = _env("MIKROM_POLICY", None, _POLICY, _program)
+    approvals: int = _env("MIKROM_APPROVALS", 0, _APPROVALS, _matching("[0-9]", "a number from 0 to 9", int))
+    approvers: Path = _env("MIKROM_APPROVERS", Path("/etc/mikrom/approvers"), _APPROVERS, _path)
     debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003
 
     def chosen_specs(self) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mikrom_reconcile.host.drivers.select import Choice
     from mikrom_reconcile.host.ports import Driver
     from mikrom_reconcile.host.resources.images import ImageCache
+    from mikrom_reconcile.system.approvals import Approvers
 
 KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")  # kinds of documents, each with a schema of its own
 
@@ -161,12 +162,20 @@ def fleet_app(settings: Settings) -> FleetApp:
 
 def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone: bool = False) -> Engine:
     """The engine that plans and applies in this process, over any hosts and store; `alone` reaches no other host."""
+    from mikrom_reconcile.control.policy import Policy
     from mikrom_reconcile.control.reconcile import Reconciler
 
-    policy, clock = settings.policy, Clock()
+    policy, clock = Policy(command=settings.policy, approvers=approvers_of(settings)), Clock()
     return Reconciler(
         here=settings.host, hosts=hosts, store=store, clock=clock, schemas=schemas(), alone=alone, policy=policy
     )
+
+
+def approvers_of(settings: Settings) -> Approvers:
+    """Who has to approve what takes data away, on this machine."""
+    from mikrom_reconcile.system.approvals import Approvers
+
+    return Approvers(file=settings.approvers, needed=settings.approvals)
 
 
 def make_host_agent(settings: Settings) -> HostAgent:
@@ -177,7 +186,9 @@ def make_host_agent(settings: Settings) -> HostAgent:
 
     choice = choice_of(settings)
     driver, records, images = make_driver(settings, choice), Records(settings.state_dir), _images(settings)
-    return HostAgent(settings.host, driver=driver, records=records, clock=Clock(), images=images, note=choice.note)
+    agent = HostAgent(settings.host, driver=driver, records=records, clock=Clock(), images=images, note=choice.note)
+    agent.require(approvers_of(settings))
+    return agent
 
 
 def _images(settings: Settings) -> ImageCache:

@@ -1,5 +1,6 @@
 """`mikrom plan`, `apply` and `destroy`, and one action on VMs by name: `start`, `stop` and so on."""
 
+import getpass
 import re
 import sys
 from typing import Any
@@ -9,18 +10,21 @@ import msgspec
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options, run_flow
-from mikrom_reconcile.cli.entry import show, style_of, warn
+from mikrom_reconcile.cli.entry import ask, show, style_of, warn
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import texts_digest
-from mikrom_reconcile.core.model.errors import SourceError, UsageError
+from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan, RunRequest, Verb
+from mikrom_reconcile.core.planning.approvals import losses_of
 from mikrom_reconcile.core.planning.drift import drifted, is_pending
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.drift import DRIFT, DriftReport
+from mikrom_reconcile.output.plan import plan_text
 from mikrom_reconcile.output.run_result import plan_exit_code
-from mikrom_reconcile.output.text import sanitize
+from mikrom_reconcile.output.text import counted, grouped, sanitize
 from mikrom_reconcile.settings import load
+from mikrom_reconcile.system.files import write_named
 
 
 @click.command()
@@ -92,7 +96,9 @@ def drift(paths: tuple[str, ...], form: str, **asked: Any) -> int:
 @options.execution
 @options.output(formats.RUN)
 def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bool, wait: bool, **asked: Any) -> int:
-    """Make it so: plan, ask, execute, verify. PATH may be a plan that `mikrom plan --out` saved.
+    """Make it so: plan, ask, execute, verify.
+
+    PATH may be a plan that `mikrom plan --out` saved, with the approvals that `mikrom approve` wrote after it.
 
     Exits with 0 when everything was then seen to be as specified, else with a sum of 2 (a VM is not), 4 (a host
     could not be read), 8 (something was refused) and 16 (the deadline passed first). With --no-wait it exits with 0
@@ -114,7 +120,9 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
         from mikrom_reconcile.control.reconcile import replay
 
         now = engine.plan(request)
-        return _show_plan(replay(approved, now) if approved else now, form, full=full)
+        if approved:
+            now = msgspec.structs.replace(replay(approved, now), warnings=now.warnings)
+        return _show_plan(now, form, full=full)
     return run_flow.run_flow(engine, request, approved, yes=yes, form=form, full=full, wait=wait)
 
 
@@ -213,6 +221,36 @@ delete = _one_off(
     "Remove VMs and everything that was made for them. Asks first; `prevent_destroy` holds.\n\n"
     "VM may hold * and ?. The next run makes those anew that the specs want.",
 )
+
+
+@click.command()
+@click.argument("path", metavar="PLAN", callback=options.no_dash)
+@click.option("--key", required=True, metavar="FILE", help="Your SSH key, or the public half of one in ssh-agent.")
+@click.option("--out", metavar="FILE", callback=options.no_dash, help="Where to write it [PLAN.USER.approval].")
+@options.yes
+@options.diff
+def approve(path: str, key: str, out: str | None, *, yes: bool, full: bool) -> int:
+    """Approve by your signature that PLAN, which `mikrom plan --out` saved, may take the data of VMs away."""
+    from mikrom_reconcile.system.approvals import sign
+
+    run_flow.refuse_without_anybody_to_ask(yes=yes)
+    if (saved := run_flow.find_saved((path,))) is None:
+        raise UsageError(f"{path}: no plan that `mikrom plan --out` saved")
+    losses = losses_of(saved.plan)
+    show(plan_text(saved.plan, style_of(sys.stdout, full=full)))
+    if not losses:
+        raise UsageError("this plan takes no data away: nobody has to approve it")
+    vms = sanitize(grouped(vm for vm, _ in losses))
+    show(f"Takes away the data of {counted(len(losses), 'VM')}: {vms}\n")
+    if not yes and ask("Approve that? [y/N]").lower() not in {"y", "yes"}:
+        raise MikromError("this was not agreed to. Nothing was signed.")
+    out = out or f"{path}.{getpass.getuser()}.approval"
+    try:
+        write_named(out, msgspec.json.encode(sign(losses.values(), key)))
+    except OSError as error:
+        raise SourceError(f"{out}: {error.strerror}") from error
+    show(f"wrote {sanitize(out)}\n")
+    return 0
 
 
 @click.command()

@@ -8,6 +8,7 @@ COMMANDS = {
     "plan": ("Specs", "apply", "show what apply would change, and why"),
     "drift": ("Specs", "apply", "what is otherwise than it was last applied, and why"),
     "apply": ("Specs", "apply", "make it so: plan, ask, execute, verify"),
+    "approve": ("Specs", "apply", "sign that a saved plan may take the data of VMs away"),
     "rollback": ("Specs", "apply", "go back to an earlier revision"),
     "promote": ("Specs", "apply", "let a rollout go on behind its canaries"),
     "abort": ("Specs", "apply", "end the rollout of a fleet where it is"),

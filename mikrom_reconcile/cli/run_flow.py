@@ -15,7 +15,7 @@ from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import digest_of, ready
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
-from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunRequest
+from mikrom_reconcile.core.model.plan import ActionOutcome, Approval, Plan, RunRequest
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.plan import plan_text
 from mikrom_reconcile.output.run_result import outcome_line, result_of
@@ -149,11 +149,12 @@ def refuse_elsewhere(saved: SavedPlan, place: Place) -> None:
 
 
 def find_saved(paths: Sequence[str]) -> SavedPlan | None:
-    """The plan in the file that `paths` name; None if it is anything else. Raises SourceError for a broken one."""
-    if len(paths) != 1:
-        return None
+    """The plan in the first of these files, with the approvals in the others; None if it is anything else.
+
+    Raises SourceError for a broken one.
+    """
     try:
-        if not Path(paths[0]).is_file():
+        if not paths or not Path(paths[0]).is_file():
             return None
         content = Path(paths[0]).read_bytes()
     except OSError as error:
@@ -166,7 +167,18 @@ def find_saved(paths: Sequence[str]) -> SavedPlan | None:
         if content.startswith(b'{"format_version":'):
             raise SourceError(f"{paths[0]}: this plan is not whole; {_AGAIN}") from None
         return None
-    return None if "apiVersion" in found or "kind" in found else _checked(paths[0], content, found)
+    if "apiVersion" in found or "kind" in found:
+        return None
+    saved = _checked(paths[0], content, found)
+    approvals = tuple(_approval(path) for path in paths[1:])
+    return msgspec.structs.replace(saved, request=msgspec.structs.replace(saved.request, approvals=approvals))
+
+
+def _approval(path: str) -> Approval:
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=ready(Approval))
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise SourceError(f"{path}: no approval that `mikrom approve` wrote: {error}") from error
 
 
 def _checked(path: str, content: bytes, found: dict[str, Any]) -> SavedPlan:

@@ -1,19 +1,58 @@
-"""Policy as code: a command judges each plan before anything is done, and one that gave no judgment said no."""
+"""What a plan has to pass before anything is done: a command's judgment, and people's approvals. Silence is a no."""
 
 import os
 import select
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
 import msgspec
 
-from mikrom_reconcile.core.model.plan import Plan, Refusal
+from mikrom_reconcile.core.model.plan import Plan, Refusal, RunRequest
+from mikrom_reconcile.core.planning.approvals import held_back, losses_of
 from mikrom_reconcile.core.planning.context import numbered, with_kind
 from mikrom_reconcile.output.plan import plan_document
-from mikrom_reconcile.output.text import json_text
+from mikrom_reconcile.output.text import counted, json_text
+from mikrom_reconcile.system.approvals import NOBODY, Approvers
 from mikrom_reconcile.times_and_sizes import RUNS
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine asks for before it carries out a plan: the judgment of a `command`, people's approvals."""
+
+    command: str | None = None
+    approvers: Approvers = NOBODY
+
+    def judged(self, plan: Plan) -> Plan:
+        """The plan as the command leaves it."""
+        return judged(plan, self.command)
+
+    def warned(self, plan: Plan, request: RunRequest) -> Plan:
+        """The plan, which says so if it takes data away and lacks approvals."""
+        losses = losses_of(plan) if self.approvers.needed else {}
+        _, why = self.approvers.judge(losses.values(), request.approvals)
+        if not (losses and why):
+            return plan
+        note = f"{counted(len(losses), 'VM')} would lose data, which is refused so far: {why}"
+        return numbered(msgspec.structs.replace(plan, id="", warnings=(note, *plan.warnings)))
+
+    def approved(self, request: RunRequest, plan: Plan | None) -> tuple[RunRequest, Callable[[Plan], Plan]]:
+        """The request with who approved the plan and what they signed, and what holds back all that lacks that."""
+        losses = tuple(losses_of(plan).values()) if plan and request.approvals else ()
+        names, why = self.approvers.judge(losses, request.approvals)
+        origin = f"{request.origin}, approved by {', '.join(names)}" if names else request.origin
+        held = partial(held_back, approved=() if why else losses, why=why) if self.approvers.needed else _as_it_is
+        return msgspec.structs.replace(request, origin=origin, losses=losses), held
+
+
+ANYTHING_GOES = Policy()
+
+
+def _as_it_is(plan: Plan) -> Plan:
+    return plan
 
 
 def judged(plan: Plan, command: str | None, *, limit_s: float = RUNS.policy_s) -> Plan:

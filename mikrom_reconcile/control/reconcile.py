@@ -6,7 +6,7 @@ import msgspec
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control import revisions
-from mikrom_reconcile.control.policy import judged
+from mikrom_reconcile.control.policy import ANYTHING_GOES, Policy
 from mikrom_reconcile.control.ports import Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
 from mikrom_reconcile.core.model.documents import SourceState
@@ -26,6 +26,7 @@ from mikrom_reconcile.core.model.plan import (
 )
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning import context
+from mikrom_reconcile.core.planning.approvals import with_approvals
 from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import refuse_unknown, refuse_unread
@@ -48,7 +49,7 @@ class Reconciler:
         clock: Clock,
         schemas: Mapping[str, str],
         alone: bool = False,
-        policy: str | None = None,
+        policy: Policy = ANYTHING_GOES,
     ) -> None:
         self.hosts = hosts
         self.store = store
@@ -79,20 +80,20 @@ class Reconciler:
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
         if request.verb is not None:
-            return judged(self._plan_by_name(request).plan, self._policy)
+            return self._policy.judged(self._policy.warned(self._plan_by_name(request).plan, request))
         result = self._plan(request, self._specs(request))
         if result.unmatched:
             raise UsageError(result.unmatched)
         alive = sorted({*request.assume_dead} - {*result.plan.unreachable})
         if alive:
             raise UsageError(f"--assume-dead: {', '.join(alive) or repr('')} answers, or is no host of this project")
-        return revisions.noted(self.store, request, judged(result.plan, self._policy))
+        return revisions.noted(self.store, request, self._policy.judged(self._policy.warned(result.plan, request)))
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
-        project, plan_again = self._project(request)
-        started_at = self._clock.now()
-        ends_at = self._clock.monotonic() + request.timeout_s
+        request, held = self._policy.approved(request, plan)
+        project, plan_again = self._project(request, held)
+        started_at, ends_at = self._clock.now(), self._clock.monotonic() + request.timeout_s
         lease = self._lease(project, request, ends_at, at_least=1)
         try:
             result = plan_again(())
@@ -102,7 +103,7 @@ class Reconciler:
                 lease.release()
                 lease = self._lease(project, request, ends_at, at_least=result.highest_token + 1)
             # the plan of now: what was saved before, or comes from elsewhere, need not be what is carried out
-            result, approved, refused = self._judged(result, plan)
+            result, approved, refused = self._judged(result, plan and held(plan))
             self.hosts.give_up(set() if refused else {*request.assume_dead} & result.plan.unreachable.keys())
             with RunLog(self.store, self._clock, request, approved, started_at, progress) as log:
                 for outcome in stale_outcomes(approved, result.plan):
@@ -124,7 +125,7 @@ class Reconciler:
 
     def _judged(self, result: context.PlanResult, plan: Plan | None) -> tuple[context.PlanResult, Plan, bool]:
         """What was found, which plan is approved, and whether the policy refused it: then it is one without actions."""
-        now = judged(result.plan, self._policy)
+        now = self._policy.judged(result.plan)
         if now is result.plan:
             return result, plan or now, False
         return msgspec.structs.replace(result, plan=now, retry_after_s=None), now, True
@@ -135,7 +136,7 @@ class Reconciler:
         scheduled = request.origin == BEAT
         changes = {(change.name, change.host): change for change in plan.changes}
         orders = (
-            Order(run_id=request.run_id, token=lease.token, action=action, scheduled=scheduled)
+            with_approvals(Order(run_id=request.run_id, token=lease.token, action=action, scheduled=scheduled), request)
             for action in log.sending(action for action in actions if lease.held())
         )
         with traces.span("dispatch", actions=len(actions)):
@@ -144,15 +145,21 @@ class Reconciler:
                 if not lease.held():  # its new holder decides; leaving the loop sends nothing more
                     break
 
-    def _project(self, request: RunRequest) -> tuple[str, Callable[[Iterable[ActionOutcome]], context.PlanResult]]:
+    def _project(
+        self, request: RunRequest, held: Callable[[Plan], Plan]
+    ) -> tuple[str, Callable[[Iterable[ActionOutcome]], context.PlanResult]]:
         """The project of a request, and how to plan it again, given what was done so far."""
+
+        def allowed(result: context.PlanResult) -> context.PlanResult:
+            return msgspec.structs.replace(result, plan=held(result.plan))
+
         if request.without_hosts:
             raise UsageError("--without-host only asks what would be: such a plan cannot be carried out")
         if request.verb is not None:
             project = self._plan_by_name(request).plan.project
-            return project, lambda outcomes: self._plan_by_name(request, outcomes, project)
+            return project, lambda outcomes: allowed(self._plan_by_name(request, outcomes, project))
         specs = self._specs(request)
-        return specs.project, lambda outcomes: self._plan(request, specs, outcomes)
+        return specs.project, lambda outcomes: allowed(self._plan(request, specs, outcomes))
 
     def _plan(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome] = ()) -> context.PlanResult:
         tried = frozenset(outcome.vm for outcome in outcomes)

@@ -16,6 +16,7 @@ from mikrom_reconcile.host.records import Records, checked_name
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.provisioner import GarbageCollector
 from mikrom_reconcile.host.supervise import Supervisor, Tell
+from mikrom_reconcile.system.approvals import Approvers
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import SUPERVISION
 
@@ -47,6 +48,10 @@ class HostAgent:
         self._images = images or ImageCache(records.state_dir)
         self._garbage = GarbageCollector(name, self._images, records)
         self._supervisor: Supervisor | None = None
+
+    def require(self, approvers: Approvers) -> None:
+        """Refuse orders that take data away and that lack approvals."""
+        self._executor.approvers = approvers
 
     def supervise(self, *, rescan_s: float = SUPERVISION.rescan_s, on_outcome: Tell | None = None) -> None:
         """Bring back VMMs that die, by their restart policies, until `stop_supervision` or the end of the process."""

@@ -22,6 +22,7 @@ from jsonschema import Draft7Validator
 from mikrom_reconcile.host.drivers.simulated import SimulatedDriver
 from mikrom_reconcile.settings import load
 from tests.command import Mikrom, names
+from tests.people import People
 
 PIPELINES = {
     "github": (".github/workflows/mikrom.yml", "github-workflows"),
@@ -148,6 +149,24 @@ def test_every_job_of_a_pipeline_does_what_it_is_there_for(
     assert set(run(shop, service, "drift")) == {0}
     SimulatedDriver(load().state_dir).change("web-001", end="killed")
     assert 2 in run(shop, service, "drift")
+
+
+def test_what_people_have_approved_in_the_pull_request_is_applied_after_the_merge(
+    shop: Path, mikrom: Mikrom, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = People(shop.parent)
+    monkeypatch.setenv("MIKROM_APPROVALS", "1")
+    monkeypatch.setenv("MIKROM_APPROVERS", str(people.file))
+    mikrom("apply", "--yes", "shop/specs")
+    web = shop / "specs" / "web.yml"
+    web.write_text(web.read_text().replace("replicas: 3", "replicas: 2").replace("max: 20%", "max: 1"))
+    run(shop, "github", "review")
+    (shop / "approvals").mkdir()
+    out, key = "shop/approvals/ana.approval", str(people.key("ana"))
+    mikrom("approve", "shop/mikrom.plan", "--key", key, "--out", out, "--yes")
+    assert set(run(shop, "github", "plan")) == {0}
+    assert set(run(shop, "github", "apply")) == {0}
+    assert names(mikrom) == ["web-000", "web-001"]
 
 
 @pytest.mark.parametrize("service", PIPELINES)

@@ -156,6 +156,13 @@ class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
     skip_tags: tuple[str, ...] = ()
 
 
+class Approval(msgspec.Struct, frozen=True, kw_only=True):
+    """A person's word that a plan may take data away: an SSH signature of `core.planning.approvals.statement_of`."""
+
+    at: datetime
+    signature: str
+
+
 class RunRequest(RunOverrides, frozen=True, kw_only=True):
     """What a run is to do. A plan and the apply of it share one request and one `run_id`.
 
@@ -165,6 +172,7 @@ class RunRequest(RunOverrides, frozen=True, kw_only=True):
     `without_hosts` is for plans only: what if these hosts were lost? `verb` and `names` ask for one action on VMs by
     name instead, past the specs (`core.planning.one_off`). `source_problem` says why the tree is the last good one and
     not what its source holds now; "" if it is. `restores` and `held` are those of the `Revision` that a rollback makes.
+    `approvals` are of the plan that is to be carried out: they signed its `losses`, which the engine fills in.
     """
 
     run_id: str
@@ -179,6 +187,8 @@ class RunRequest(RunOverrides, frozen=True, kw_only=True):
     source_problem: str = ""
     restores: int = 0
     held: str = ""
+    approvals: tuple[Approval, ...] = ()
+    losses: tuple[str, ...] = ()
     forks: int = 32
     timeout_s: float = 600.0
 
@@ -186,13 +196,16 @@ class RunRequest(RunOverrides, frozen=True, kw_only=True):
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """An action as it is sent to a host. `token` fences: a host refuses one lower than it has seen.
 
-    `scheduled` says that nobody waits for its run: it goes after what people asked for.
+    `scheduled` says that nobody waits for its run: it goes after what people asked for. Where the action takes data
+    away, `losses` are all the lines that `approvals` have signed.
     """
 
     run_id: str
     token: int
     action: Action
     scheduled: bool = False
+    losses: tuple[str, ...] = ()
+    approvals: tuple[Approval, ...] = ()
 
 
 class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):

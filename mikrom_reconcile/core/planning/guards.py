@@ -98,7 +98,7 @@ def protected(draft: Draft, policy_of: Callable[[str], Policy | None]) -> Draft:
     refusals: list[Refusal] = []
     for change in draft.changes:
         seen = change.observed
-        if seen is None or not seen.policy.prevent_destroy or not _loses_disks(change, seen):
+        if seen is None or not seen.policy.prevent_destroy or not loses_disks(change, seen):
             kept.append(change)
             continue
         if (policy := policy_of(change.fleet)) and policy.prevent_destroy is False:
@@ -110,7 +110,7 @@ def protected(draft: Draft, policy_of: Callable[[str], Policy | None]) -> Draft:
     return replace(draft, changes=kept, refusals=(*draft.refusals, *refusals))
 
 
-def _loses_disks(change: VMChange, seen: ObservedVM) -> bool:
+def loses_disks(change: VMChange, seen: ObservedVM) -> bool:
     """Whether data may be lost: the VM goes, or its writable root disk is made anew now or when it starts."""
     if change.kind in {"delete", "move"}:
         return True

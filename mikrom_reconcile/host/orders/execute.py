@@ -22,10 +22,11 @@ from mikrom_reconcile.core.model.errors import (
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.host.observe import capacity, row_of, unreadable_row
-from mikrom_reconcile.host.orders.preconditions import Ending, Reservations, rejection_of
+from mikrom_reconcile.host.orders.preconditions import Ending, Reservations, loses_disks, rejection_of
 from mikrom_reconcile.host.orders.steps import ActionRun, log_fields
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
+from mikrom_reconcile.system.approvals import NOBODY
 from mikrom_reconcile.system.files import FULL
 from mikrom_reconcile.system.time_limits import Clock
 
@@ -45,6 +46,7 @@ class Executor:
         self._driver = driver
         self._records = records
         self._clock = clock
+        self.approvers = NOBODY
         self._on_step = on_step
         self._reservations = Reservations(
             mem_size_mib=capacity().mem_size_mib, need_mib=driver.memory_mib, records=records, clock=clock
@@ -108,6 +110,8 @@ class Executor:
             return ending if ending.observed else replace(ending, observed=self._observe(vm))
 
     def _carry_out(self, order: Order, found: VMRecord | None) -> Ending:
+        if found and loses_disks(order.action, found) and (why := self.approvers.objection(order)):
+            return Ending(result="failed_permanent", error=f"{order.action.vm} would lose its data: {why}")
         run = ActionRun(
             order=order,
             found=found,

@@ -182,7 +182,7 @@ def check(
     """
     vm, desired = action.vm, action.desired
     step = f"checking what it is ordered to be by {action.verb}"
-    if found is not None and found.policy.prevent_destroy and _loses_disks(action, found):
+    if found is not None and found.policy.prevent_destroy and loses_disks(action, found):
         remedy = "lift that first, with lifecycle: {prevent_destroy: false}"
         raise PermanentError(f"it would lose its data, and is recorded as protected; {remedy}", vm=vm, step=step)
     if desired is None or action.verb == "stop":
@@ -210,7 +210,7 @@ def check(
         raise PermanentError("its spec changes only while it is down: restart it", vm=vm, step=step)
 
 
-def _loses_disks(action: Action, found: VMRecord) -> bool:
+def loses_disks(action: Action, found: VMRecord) -> bool:
     """Whether the VM goes, or the root disk that it wrote to is made anew, now or when it starts."""
     if action.desired is None:
         return True

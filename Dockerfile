@@ -13,7 +13,7 @@ RUN /opt/mikrom/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.11-slim-bookworm
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends e2fsprogs git nftables openssh-client redis-server zstd \
+    && apt-get install -y --no-install-recommends e2fsprogs git lz4 nftables openssh-client redis-server zstd \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --home-dir /var/lib/mikrom --create-home mikrom \
     && chmod 700 /var/lib/mikrom

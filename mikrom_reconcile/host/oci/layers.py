@@ -20,7 +20,7 @@ from decimal import Decimal, InvalidOperation
 from tarfile import HeaderError
 from typing import IO, Any, BinaryIO, Literal, Self
 
-from mikrom_reconcile.host.oci import zstd
+from mikrom_reconcile.host.oci import unpack
 from mikrom_reconcile.host.oci.manifests import Layer
 from mikrom_reconcile.host.oci.tree import Names, Tree, names_in
 from mikrom_reconcile.system.download import FetchError
@@ -174,7 +174,7 @@ def _unpacked(packed: BinaryIO) -> Iterator[IO[bytes]]:
         with gzip.GzipFile(fileobj=packed) as content:
             yield content  # type: ignore[misc]  # it reads
     elif start == _ZSTD:
-        with zstd.unpacked(packed) as content:
+        with unpack.unpacked("zstd", packed) as content:
             yield content
     else:
         yield packed

@@ -3,10 +3,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help apply example test nested coverage check bench soak guest docs lock clean
+.PHONY: help apply example test sim nested coverage check bench soak guest docs lock clean
 
 SPECS ?= specs/
 ARGS ?=
+SEED ?= 0
+SEEDS ?= 1
+STEPS ?= 5000
 NESTED := -v -p no:cacheprovider -p no:randomly --timeout 3000 --durations 0 --durations-min 1 \
 	--deselect tests/contract/test_networks.py::test_one_address_is_made_and_released_a_thousand_times \
 	$(addprefix tests/,$(SELECTION))
@@ -26,6 +29,9 @@ example: ## three real Linux VMs with drives, a network and a page to open, from
 # Most tests wait for processes more than they compute: four at a time keep two cores busy.
 test: ## every test but the soak tests
 	@tools/bootstrap.sh test pytest -n 4 --dist worksteal -m 'not soak' $(ARGS)
+
+sim: ## fleets in virtual time, with faults: SEEDS=1 from SEED=0 on, each of STEPS=5000; says how to repeat what fails
+	@tools/bootstrap.sh test python -m tests.simulation --seed $(SEED) --seeds $(SEEDS) --steps $(STEPS) $(ARGS)
 
 nested: ## the contract of drivers and real Linux guests under Firecracker, on an emulated host with KVM; as root; takes an hour
 	@tools/bootstrap.sh test python -m tests.nested_host pytest $(NESTED) $(ARGS)

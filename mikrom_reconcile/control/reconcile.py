@@ -187,8 +187,10 @@ class Reconciler:
     ) -> context.PlanResult:
         assert request.verb is not None, "asked only for those"  # noqa: S101
         queries = {host: ObserveQuery() for host in self.hosts.names()}
-        acted_on = frozenset(outcome.vm for outcome in outcomes)
-        return decide_by_name(request.verb, request.names, self._observe(queries, ()), acted_on, project)
+        acted_on, seen = frozenset(outcome.vm for outcome in outcomes), self._observe(queries, ())
+        projects = {row.project for view in seen.hosts if view.report for row in view.report.vms} - {""}
+        placements = {name: self.store.placements(name) for name in sorted(projects)}
+        return decide_by_name(request.verb, request.names, seen, acted_on, project, placements)
 
     def _specs(self, request: RunRequest) -> Specs:
         """The specs of the request, those of the run before if they are the same. Raises SpecError and UsageError."""

@@ -51,12 +51,16 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     halts: Mapping[str, Halt] = {}
 
     def locations(self, placements: observed.Placements) -> dict[str, str]:
-        """Where each known VM is: where it was observed, else where it is remembered, if that host is unreachable."""
+        """Where each known VM is: where it is remembered, if that host is unreachable, else where it was observed.
+
+        A row elsewhere is then of an older copy, on a host that is back after it was given up.
+        """
         remembered = placements.vms
         if not remembered.keys() <= self.up_to_date:
             unreachable, proven = self.unreachable, self.up_to_date
             remembered = {name: host for name, host in remembered.items() if name in proven or host in unreachable}
-        return remembered | {name: rows[0].host for name, rows in self.own.items()} if self.own else remembered
+        found = {name: rows[0].host for name, rows in self.own.items() if remembered.get(name) not in self.unreachable}
+        return remembered | found if found else remembered
 
 
 def expectations(vms: Iterable[DesiredVM]) -> dict[str, Expected]:

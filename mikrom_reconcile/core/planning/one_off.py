@@ -1,6 +1,7 @@
 """Actions asked for by name, past the specs: which VMs a person means, and what each of them then needs."""
 
 from collections import Counter
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
@@ -8,10 +9,19 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.fields import impact_of
-from mikrom_reconcile.core.model.observed import DEGRADED, HAS_VMM, HEALTHY, SATISFIES, ObservedState, ObservedVM
+from mikrom_reconcile.core.model.observed import (
+    DEGRADED,
+    HAS_VMM,
+    HEALTHY,
+    SATISFIES,
+    ObservedState,
+    ObservedVM,
+    Placements,
+)
 from mikrom_reconcile.core.model.plan import ChangeKind, Verb, VMChange
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
+from mikrom_reconcile.core.placement.scheduler import NOTHING
 from mikrom_reconcile.core.planning.context import Draft, PlanResult, plan_of
 from mikrom_reconcile.core.planning.guards import as_recorded, protected
 from mikrom_reconcile.core.planning.rules import DiffInput, Verdict
@@ -30,8 +40,9 @@ def decide_by_name(
     observed: ObservedState,
     acted_on: frozenset[str] = frozenset(),
     project: str = "",
+    placements: Mapping[str, Placements] = NOTHING,
 ) -> PlanResult:
-    """The plan of one verb on the VMs that `names` mean, with `*` and `?` in them.
+    """The plan of one verb on the VMs that `names` mean, with `*` and `?` in them. `placements` are by project.
 
     Asked again in the same run, `acted_on` names the VMs that were dealt with: restarted ones only have to run by now,
     deleted ones may be gone. Raises UsageError for a name that means nothing, and for VMs of several projects, whose
@@ -42,7 +53,9 @@ def decide_by_name(
         _refuse_what_means_nothing(names, rows, observed)
         project = _project_of(rows)
     rows = [row for row in rows if row.project in {"", project}]
-    verdicts = [(row, _judge(verb, row, acted_on=row.name in acted_on)) for row in rows]
+    hosts = {view.host for view in observed.hosts if view.report is None}
+    newer = {vm: host for vm, host in placements.get(project, Placements()).vms.items() if host in hosts}
+    verdicts = [(row, _judge(verb, row, newer.get(row.name, ""), acted_on=row.name in acted_on)) for row in rows]
     left_alone = [row for row, verdict in verdicts if not isinstance(verdict, VMChange)]
     warnings = [
         f"{row.name} on {row.host} is {row.phase} already, and left alone: {_drifted(row)}"
@@ -95,12 +108,16 @@ def _project_of(rows: list[ObservedVM]) -> str:
     return projects[0]
 
 
-def _judge(verb: Verb, row: ObservedVM, *, acted_on: bool) -> Verdict:
-    """What `verb` means for a VM as it is now; one that was `acted_on` is not restarted once more."""
+def _judge(verb: Verb, row: ObservedVM, newer_on: str, *, acted_on: bool) -> Verdict:
+    """What `verb` means for a VM as it is now; one that was `acted_on` is not restarted once more. `newer_on` is the
+    unreachable host that has it by what is remembered: what is seen is then an older copy.
+    """
     row = replace(row, phase="running") if row.phase in DEGRADED else row
     case = DiffInput(desired=None, observed=row)
     if row.phase == "unreadable":
         return case.change("blocked", f"it cannot be read: {row.last_error}")
+    if newer_on and verb != "stop":
+        return case.change("blocked", f"this is an older copy: it was last on {newer_on}, which could not be read")
     if verb == "delete":
         return case.change("delete", "asked for by name")
     if row.phase == "deleting":

@@ -229,7 +229,7 @@ def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Ite
     """The wanted VMs that rules have to decide about; those that are proven to be as wanted are only counted."""
     view, removed, placing = context.view, context.removed_hosts, draft.placing
     for vm in draft.desired:
-        rows = view.own.get(vm.name, ())
+        rows = () if vm.host in view.unreachable else view.own.get(vm.name, ())  # an older copy tells nothing of it
         as_digest = len(rows) == 1 and (rows[0].host, rows[0].phase, rows[0].drift) == (vm.host, vm.state, ())
         proven = vm.name in view.up_to_date or (as_digest and rows[0].spec_digest == vm.spec_digest)
         if proven and vm.name not in placing.rejections and vm.host not in removed:

@@ -9,7 +9,16 @@ import pytest
 
 from mikrom_reconcile.core.model.desired import Policy, State
 from mikrom_reconcile.core.model.errors import UsageError
-from mikrom_reconcile.core.model.observed import Capacity, Drift, HostReport, HostView, ObservedState, ObservedVM, Phase
+from mikrom_reconcile.core.model.observed import (
+    Capacity,
+    Drift,
+    HostReport,
+    HostView,
+    ObservedState,
+    ObservedVM,
+    Phase,
+    Placements,
+)
 from mikrom_reconcile.core.model.plan import Plan, Verb
 from mikrom_reconcile.core.planning.one_off import PAST_THE_SPECS, decide_by_name
 from tests.samples import NOW, observed
@@ -189,3 +198,14 @@ def test_a_restart_that_leaves_drift_behind_has_not_done_what_was_asked() -> Non
     assert [change.kind for change in planned("restart", ("a",), row("a", drift=drift), acted_on=("a",)).changes] == [
         "restart"
     ]
+
+
+@pytest.mark.parametrize(("verb", "kind"), [("start", "blocked"), ("delete", "blocked"), ("stop", None)])
+def test_an_older_copy_is_left_alone_while_the_host_of_the_newer_is_dark(verb: Verb, kind: str | None) -> None:
+    copy = row("web-000", "stopped", "stopped")
+    report = HostReport(host="hv01", observed_at=NOW, capacity=Capacity(vcpu_count=2, mem_size_mib=1024), vms=(copy,))
+    views = HostView(host="hv01", report=report), HostView(host="hv02", error="no answer")
+    remembered = {"demo": Placements(vms={"web-000": "hv02"})}
+    seen = ObservedState(taken_at=NOW, hosts=views)
+    changes = decide_by_name(verb, ("web-000",), seen, placements=remembered).plan.changes
+    assert [change.kind for change in changes] == [kind] * bool(kind)

@@ -125,6 +125,7 @@ class Networks(msgspec.Struct, frozen=True, kw_only=True):  # bridges, taps and 
     lock_poll_s: Annotated[float, "until a bridge that another process makes is tried again"] = 0.005
     netlink_answer_s: Annotated[float, "the kernel answers in microseconds"] = 5.0
     netlink_answer_bytes: Annotated[int, "of one datagram from the kernel"] = 1 << 16
+    mtu: Annotated[int, "of a tap whose interface has none, as Linux makes it"] = 1500
     nft_s: Annotated[float, "nft takes milliseconds"] = 10.0
     nft_retry_s: Annotated[float, "pause before nft is asked again after it failed"] = 1.0
 

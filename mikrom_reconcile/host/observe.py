@@ -213,8 +213,9 @@ def _compared(spec: VMSpec, facts: VMMFacts) -> Iterator[tuple[str, int | str | 
         for name, nic in spec.network_interfaces.items():
             path = f"network_interfaces.{name}"
             if name in facts.interfaces:
-                bandwidth_mbit = facts.interfaces[name]
+                bandwidth_mbit, mtu = facts.interfaces[name]
                 yield f"{path}.rate_limiter.bandwidth_mbit", nic.rate_limiter.bandwidth_mbit, bandwidth_mbit
+                yield f"{path}.mtu", nic.mtu, mtu
             else:
                 yield path, nic.network, None
     if facts.devices is not None:
@@ -239,6 +240,7 @@ def _compared_disks(spec: VMSpec, found: dict[str, Drive]) -> Iterator[tuple[str
 def _compared_devices(spec: VMSpec, found: Devices) -> Iterator[tuple[str, int | str | None, int | str | None]]:
     if found.entropy and not spec.entropy:  # a VM of an earlier release lacks it until it is restarted anyway
         yield "entropy", False, True
+    yield "mmds_config.imds_compat", spec.mmds_config.imds_compat, found.imds_compat
     for name in ("vsock", "balloon"):
         wanted, there = getattr(spec, name), getattr(found, name)
         if wanted is None or there is None:

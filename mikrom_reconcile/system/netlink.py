@@ -25,7 +25,7 @@ _NETFILTER, _GETGEN, _GEN_ID = 12, 10 << 8 | 16, 1  # the number of a ruleset, o
 _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _EXCL, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
 _INTERRUPTED = 0x10
-_IFNAME, _MASTER, _LINKINFO, _IFALIAS = 3, 10, 18, 20
+_IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS = 3, 4, 10, 18, 20
 _INFO_KIND = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _UP = 1
@@ -44,6 +44,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     alias: str
     master: int
     up: bool
+    mtu: int
 
 
 class Netlink:
@@ -77,11 +78,13 @@ class Netlink:
         kind = _attribute(_LINKINFO, _attribute(_INFO_KIND, b"bridge"))
         self.ask(_NEWLINK, _REQUEST | _ACK | _CREATE | _EXCL, _link() + _named(name) + kind)
 
-    def set_up(self, index: int, *, alias: str, master: int | None = None) -> None:
-        """Give a device its alias and its bridge, and take it up."""
+    def set_up(self, index: int, *, alias: str, master: int | None = None, mtu: int = 0) -> None:
+        """Give a device its alias, its bridge and its MTU, and take it up."""
         content = _link(index, flags=_UP, change=_UP) + _attribute(_IFALIAS, alias.encode())
         if master is not None:
             content += _attribute(_MASTER, struct.pack("=I", master))
+        if mtu:
+            content += _attribute(_MTU, struct.pack("=I", mtu))
         self.ask(_NEWLINK, _REQUEST | _ACK, content)
 
     def delete(self, index: int) -> None:
@@ -173,6 +176,7 @@ def _parsed(content: bytes) -> Link:
         alias=values.get(_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
         master=struct.unpack("=I", values[_MASTER])[0] if _MASTER in values else 0,
         up=bool(flags & _UP),
+        mtu=struct.unpack("=I", values[_MTU])[0] if _MTU in values else 0,
     )
 
 

@@ -201,6 +201,13 @@ class World:
         bucket = (nic["rx_rate_limiter"] or {}).get("bandwidth")
         return bucket and bucket["size"] * 8 * 1000 // bucket["refill_time"] // 1_000_000
 
+    def mtus(self) -> list[int | None]:
+        """What the VMM tells its guest, and that of the tap."""
+        nic = qemu.interfaces_in(self.argv())["eth0"]
+        with Netlink() as kernel:
+            tap = kernel.link(nic.tap)
+        return [nic.mtu, tap.mtu if tap else None]
+
     def bridge(self) -> str:
         """The name of the bridge on which its tap is."""
         tap = self.interfaces()["eth0"]
@@ -336,6 +343,7 @@ ROWS: dict[str, Row] = {
     "machine.smt": machine("smt", True, FIRECRACKER, SIMULATED),  # noqa: FBT003
     "machine.cpu_template": Row(test="test_a_cpu_template_reaches_the_vmm_or_says_why_it_cannot"),
     "machine.huge_pages": Row(test="test_huge_pages_reach_the_vmm_or_it_says_how_many_lack"),
+    "cpu_config.**": Row(test="test_a_custom_cpu_template_boots_and_one_that_firecracker_does_not_read_says_why"),
     "boot_args": Row(value="loud", see=World.boot_args, undo=World.run_the_old, drift="boot_args"),
     "boot": Row(
         value=lambda world: {"kernel": kernel(b"1")(world)}, also={"image": "web"},
@@ -429,6 +437,10 @@ ROWS: dict[str, Row] = {
     "network_interfaces.*.ip": Row(
         value="10.0.0.77", see=lambda world: "ip=10.0.0.77:" in world.boot_args(), shown=lambda _: True, on=REAL,
     ),
+    "network_interfaces.*.mtu": Row(
+        value=1400, see=World.mtus, shown=lambda _: [1400, 1400],
+        undo=World.run_the_old, drift=f"{NIC}.mtu", on=(QEMU,),
+    ),
     "network_interfaces.*.rate_limiter.bandwidth_mbit": Row(
         value=8, see=World.limit, undo=World.change_limit, drift=f"{NIC}.rate_limiter.bandwidth_mbit",
         on=(FIRECRACKER,),
@@ -437,6 +449,7 @@ ROWS: dict[str, Row] = {
     "mmds.**": Row(
         value="b", see=lambda world: world.metadata()["role"], undo=World.change_metadata, drift="mmds.role", on=REAL,
     ),
+    "mmds_config.imds_compat": Row(test="test_what_only_later_releases_know_is_refused_by_name"),
     "entropy": Row(
         value=False, see=World.has_entropy, undo=World.run_the_old, drift="entropy", on=REAL,
     ),

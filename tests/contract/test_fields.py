@@ -15,10 +15,12 @@ from mikrom_reconcile.core.model.fields import FIELDS, is_row_of
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import Impact, VMChange
 from mikrom_reconcile.core.planning.rules import DiffInput, judge
+from mikrom_reconcile.core.specs import releases
+from mikrom_reconcile.host.drivers import select
 from mikrom_reconcile.host.resources.images import ImageCache
 from tests.container_images import Workshop
 from tests.contract.drivers import DEADLINE_S, KINDS, Bench, RealBench, SimulatedBench
-from tests.contract.field_rows import MIB, ROWS, VM, Row, Socket, World, concrete, pinned
+from tests.contract.field_rows import MIB, NIC, ROWS, VM, Row, Socket, World, concrete, pinned
 from tests.guests import MEM_MIB
 from tests.netns import own_namespace
 
@@ -142,6 +144,48 @@ def test_huge_pages_reach_the_vmm_or_it_says_how_many_lack(real: RealBench, own_
     else:
         assert "takes 8 pages of 2 MiB and 0 are free here: raise vm.nr_hugepages" in str(outcome.error)
         assert real.pids(VM) == []
+
+
+@pytest.mark.kvm
+def test_a_custom_cpu_template_boots_and_one_that_firecracker_does_not_read_says_why(
+    real: RealBench, own_environment: Path
+) -> None:
+    world = World(real, own_environment)
+    register = {"register": "ebx", "bitmap": "0b2"}
+    leaf = {"leaf": "0x7", "subleaf": "0x0", "flags": 1, "modifiers": [register]}
+    world.set("cpu_config", {"cpuid_modifiers": [leaf]})
+    order = world.host.next_order(VM, world.desired())
+    assert order is not None
+    assert "configuring the CPU" in str(world.host.agent.execute(order).error)
+    assert real.pids(VM) == []
+    register["bitmap"] = "0bxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+    mend(world, "cpu_config")
+    assert world.recorded("cpu_config") == world.fields["cpu_config"]
+    assert seen(world).drift == (), "Firecracker does not show it: what it was started with is believed"
+    register["bitmap"] = "0bxxxxxxxxxxxxxxxxxxxxxx0xxxxxxxxx"
+    mend(world, "cpu_config", "restart")
+
+
+@pytest.mark.kvm
+def test_what_only_later_releases_know_is_refused_by_name(real: RealBench, own_environment: Path) -> None:
+    world = World(real, own_environment)
+    nic = {"network": "prod", "cidr": "10.0.0.0/24", "gateway": "10.0.0.1"}
+    world.set(NIC, nic)
+    world.set("mmds", {"role": "a"})
+    world.host.created(VM, world.desired())
+    version = select.release_at(Path(os.environ["MIKROM_FIRECRACKER"]))
+    for path, value in (("mmds_config.imds_compat", True), (f"{NIC}.mtu", 1400)):
+        before = deepcopy(world.fields)
+        world.set(path, value)
+        if releases.field_problem(version, path):
+            order = world.host.next_order(VM, world.desired())
+            assert order is not None
+            assert path in str(world.host.agent.execute(order).error)
+            assert seen(world).phase == "running", "it was refused before anything was stopped"
+            world.fields = before
+        else:
+            mend(world, path, "restart")
+            assert seen(world).drift == ()
 
 
 @pytest.mark.kvm

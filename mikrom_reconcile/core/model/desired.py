@@ -79,12 +79,16 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
     allow: tuple[str, ...] = ()
 
 
+Limits = tuple[int | None, int | None]  # of an interface: megabits per second in each direction, and the MTU
+
+
 class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
     """One interface of a VM. From `cidr` to `host_access` it is what its Network says.
 
     With `guard` it sends only from its own addresses, and reaches of its host only the ports in `host_access`; with
     `isolation` no other VM of the network. `ip` is a static address; without one it gets an address of `pool`, leased
-    to the VM as long as it exists. `publish` has ports of the host, and the guest's port that each leads to.
+    to the VM as long as it exists. `publish` has ports of the host, and the guest's port that each leads to. `mtu` is
+    told to the guest; None: Linux's own.
     """
 
     network: str
@@ -98,6 +102,7 @@ class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
     publish: dict[str, Port] = {}
     pool: str | None = None
     ip: str | None = None
+    mtu: Annotated[int, msgspec.Meta(ge=68, le=65535)] | None = None
     rate_limiter: RateLimiter = RateLimiter()
 
 
@@ -154,6 +159,12 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     huge_pages: Literal["None", "2M"] = "None"
 
 
+class MmdsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the metadata service answers: with `imds_compat` as that of EC2 does, whatever it is asked for."""
+
+    imds_compat: bool = False
+
+
 class Vsock(msgspec.Struct, frozen=True, kw_only=True):
     """Sockets between a guest and its host, over a Unix socket in the VM's run folder."""
 
@@ -192,11 +203,12 @@ class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `boot` is what the image of that name stands for, None for the built-in one. `command` takes the place of what a
     container image runs, `env` is added to its variables. `mmds` is what the guest reads as its metadata; secrets in it
-    are references.
+    are references. `cpu_config` is a custom CPU template in Firecracker's own words.
     """
 
     image: str
     machine: Machine = Machine()
+    cpu_config: dict[str, Any] | None = None
     boot: Boot | None = None
     boot_args: Annotated[str, msgspec.Meta(max_length=2000, pattern="^[ -~]*$")] = ""
     command: tuple[str | int, ...] = ()
@@ -204,6 +216,7 @@ class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
     drives: dict[str, Drive] = {}
     network_interfaces: dict[str, NetworkInterface] = {}
     mmds: dict[str, Any] | None = None
+    mmds_config: MmdsConfig = MmdsConfig()
     entropy: bool = True
     vsock: Vsock | None = None
     balloon: Balloon | None = None

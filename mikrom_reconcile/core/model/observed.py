@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Balloon, Drive, Halt, Machine, Policy, State, VMSpec, Vsock
+from mikrom_reconcile.core.model.desired import Balloon, Drive, Halt, Limits, Machine, Policy, State, VMSpec, Vsock
 from mikrom_reconcile.times_and_sizes import VMMS
 
 VMMStatus = Literal["none", "starting", "running", "paused", "unresponsive", "socket_lost"]
@@ -32,6 +32,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True):
     entropy: bool = False
     vsock: Vsock | None = None
     balloon: Balloon | None = None
+    imds_compat: bool = False
 
 
 class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +40,9 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     `pid` is set while a VMM lives. `machine` and `boot_args` are what the VMM itself reports, None when it cannot
     be asked. `disks` maps the disks of the spec that it has open (`rootfs` is the root disk) to how; `interfaces` maps
-    those that are linked to their bandwidth in megabits per second, `odd_metadata` names top keys of its metadata that
-    are not as they should be. `end` speaks only when `status` is "none". `age_s` is how long the VMM process has lived,
-    `console_at` the place in the console at which it began.
+    those that are linked to their bandwidth in megabits per second and their MTU. `odd_metadata` names top keys of its
+    metadata that are not as they should be. `end` speaks only when `status` is "none". `age_s` is how long the VMM
+    process has lived, `console_at` the place in the console at which it began.
     """
 
     status: VMMStatus
@@ -51,7 +52,7 @@ class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None = None
     boot_args: str | None = None
     disks: dict[str, Drive] | None = None
-    interfaces: dict[str, int | None] | None = None
+    interfaces: dict[str, Limits] | None = None
     devices: Devices | None = None
     odd_metadata: tuple[str, ...] = ()
     console_at: int = 0

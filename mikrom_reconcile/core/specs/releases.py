@@ -15,7 +15,8 @@ Version = tuple[int, ...]
 class Release(msgspec.Struct, frozen=True, kw_only=True):
     """One line of releases. `ended` is when its support did.
 
-    `devices` is how many a VM can have at most, `boot_args` what it adds to a kernel's command line by itself.
+    `devices` is how many a VM can have at most, `boot_args` what it adds to a kernel's command line by itself, `adds`
+    the fields that it was the first to know.
     `breaks_cgroups_v1` is the one release whose jailer fails where cgroups are v1.
     """
 
@@ -23,6 +24,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     ended: date | None = None
     devices: int = 18
     boot_args: str = ""
+    adds: tuple[str, ...] = ()
     breaks_cgroups_v1: Version | None = None
 
 
@@ -30,10 +32,10 @@ RELEASES = (
     Release(line=(1, 10), ended=date(2025, 5, 7)),
     Release(line=(1, 11), ended=date(2025, 9, 18)),
     Release(line=(1, 12), ended=date(2025, 12, 17)),
-    Release(line=(1, 13), ended=date(2026, 3, 9), boot_args=" pci=off"),
+    Release(line=(1, 13), ended=date(2026, 3, 9), boot_args=" pci=off", adds=("imds_compat",)),
     Release(line=(1, 14), ended=date(2026, 6, 3), boot_args=" pci=off"),
     Release(line=(1, 15), devices=17, boot_args=" pci=off"),  # its VMClock has an interrupt of its own
-    Release(line=(1, 16), devices=17, boot_args=" pci=off", breaks_cgroups_v1=(1, 16, 0)),
+    Release(line=(1, 16), devices=17, boot_args=" pci=off", adds=("mtu",), breaks_cgroups_v1=(1, 16, 0)),
 )
 
 DEVICES = max(release.devices for release in RELEASES)
@@ -55,6 +57,14 @@ def text_of(version: Version) -> str:
 def release_of(version: Version) -> Release:
     """The row of a version; of one that is newer than the table, the last."""
     return next((release for release in reversed(RELEASES) if release.line <= version[:2]), RELEASES[0])
+
+
+def field_problem(version: Version, path: str) -> str:
+    """Why this version does not take the field at `path`, "" if it does."""
+    first = next(release.line for release in RELEASES if path.rpartition(".")[2] in release.adds)
+    if release_of(version).line >= first:
+        return ""
+    return f"{path} is there from Firecracker {text_of(first)} on, and this is {text_of(version)}: leave it out"
 
 
 def support_problem(version: Version, today: date) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -47,8 +48,17 @@ def unsupported(spec: VMSpec) -> str | None:
 def unsupported_by(version: releases.Version, spec: VMSpec) -> str | None:
     """Why this Firecracker cannot run what another one may, and what to write instead."""
     release = releases.release_of(version)
-    found = (message for _, message in _devices(spec, release.devices))
-    return next((f"{message} in {releases.text_of(version)}" for message in found), None)
+    too_new = filter(None, (releases.field_problem(version, path) for path in _not_in_all_releases(spec)))
+    too_many = (f"{message} in {releases.text_of(version)}" for _, message in _devices(spec, release.devices))
+    return next(chain(too_new, too_many), None)
+
+
+def _not_in_all_releases(spec: VMSpec) -> Iterator[str]:
+    if spec.mmds_config.imds_compat:
+        yield "mmds_config.imds_compat"
+    for name, nic in spec.network_interfaces.items():
+        if nic.mtu is not None:
+            yield f"network_interfaces.{name}.mtu"
 
 
 def _references(
@@ -83,6 +93,8 @@ def _machine(spec: VMSpec) -> Problems:
         yield ("machine", "vcpu_count"), message
     if spec.machine.huge_pages == "2M" and size % 2:
         yield ("machine", "mem_size_mib"), f"machine.mem_size_mib is {size}; with huge_pages: 2M it is an even number"
+    if spec.cpu_config is not None and spec.machine.cpu_template is not None:
+        yield ("cpu_config",), "cpu_config and machine.cpu_template exclude each other: leave one out"
     if spec.balloon and spec.machine.huge_pages == "2M":
         yield ("balloon",), "balloon and machine.huge_pages: 2M exclude each other in Firecracker: leave one out"
     if spec.balloon and spec.balloon.amount_mib >= size:
@@ -125,6 +137,8 @@ def _mmds(spec: VMSpec) -> Problems:
     for name in () if spec.network_interfaces else spec.secret_env:
         message = f"env.{name} is a secret, which is read over a network interface, and there is none: add one"
         yield ("env", name), message
+    if spec.mmds_config.imds_compat and not spec.has_metadata:
+        yield ("mmds_config", "imds_compat"), "mmds_config.imds_compat is for VMs that have mmds: leave it out"
     if spec.mmds is not None and METADATA_OF_HOST in spec.mmds:
         message = f"mmds.{METADATA_OF_HOST} is what the host itself says of a VM; give yours another name"
         yield ("mmds", METADATA_OF_HOST), message

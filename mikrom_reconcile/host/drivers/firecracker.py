@@ -129,7 +129,12 @@ class FirecrackerDriver(VMMDriver):
             disks=self._paths_outside(record, disks) if vmm.paths.socket.is_symlink() else disks,
             interfaces={nic.iface_id: firecracker_config.interface_of(nic) for nic in config.network_interfaces},
             metadata=metadata,
-            devices=Devices(entropy=config.entropy is not None, vsock=config.vsock, balloon=config.balloon),
+            devices=Devices(
+                entropy=config.entropy is not None,
+                vsock=config.vsock,
+                balloon=config.balloon,
+                imds_compat=bool(config.mmds_config and config.mmds_config.imds_compat),
+            ),
         )
 
     def _set_paused(self, vmm: VMM, timeout_s: float, *, paused: bool) -> None:

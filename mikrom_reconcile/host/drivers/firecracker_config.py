@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Balloon, DriveRateLimiter, Machine, VMSpec, Vsock
+from mikrom_reconcile.core.model.desired import Balloon, DriveRateLimiter, Machine, MmdsConfig, VMSpec, Vsock
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.resources.networks import Interface
@@ -37,6 +37,7 @@ class _Nic(msgspec.Struct):
     iface_id: str
     host_dev_name: str
     guest_mac: str | None = None
+    mtu: int | None = None
     rx_rate_limiter: _Limiter | None = None
     tx_rate_limiter: _Limiter | None = None
 
@@ -51,6 +52,7 @@ class Config(msgspec.Struct, rename="kebab"):
     entropy: dict[str, Any] | None = None
     vsock: Vsock | None = None
     balloon: Balloon | None = None
+    mmds_config: MmdsConfig | None = None
 
 
 def requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:
@@ -59,6 +61,8 @@ def requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:
     if spec.machine.cpu_template is None:
         del machine["cpu_template"]
     yield "/machine-config", machine, "configuring the machine"
+    if spec.cpu_config:
+        yield "/cpu-config", spec.cpu_config, "configuring the CPU"
     boot_source: dict[str, object] = {"kernel_image_path": str(resources.kernel), "boot_args": resources.boot_args}
     if resources.initrd is not None:
         boot_source["initrd_path"] = str(resources.initrd)
@@ -76,9 +80,13 @@ def requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:
     for interface in resources.interfaces:
         nic: dict[str, object] = {"host_dev_name": interface.tap, "guest_mac": interface.mac}
         nic |= {"iface_id": interface.name} | rate_limiters(interface)
+        if interface.mtu:
+            nic["mtu"] = interface.mtu
         yield f"/network-interfaces/{interface.name}", nic, f"configuring the interface {interface.name}"
     if resources.metadata is not None:
         service: dict[str, object] = {"version": "V2", "network_interfaces": [nic.name for nic in resources.interfaces]}
+        if spec.mmds_config.imds_compat:
+            service["imds_compat"] = True
         yield "/mmds/config", service, "configuring the metadata service"
         yield "/mmds", resources.metadata, "giving the guest its metadata"
 
@@ -126,7 +134,8 @@ def interface_of(nic: _Nic) -> Interface:
     limiters = nic.rx_rate_limiter, nic.tx_rate_limiter
     limits = {_amount(limiter, "bandwidth", _BYTES_A_MBIT) for limiter in limiters}
     mbit = limits.pop() if len(limits) == 1 else -1
-    return Interface(name=nic.iface_id, tap=nic.host_dev_name, mac=nic.guest_mac or "", bandwidth_mbit=mbit)
+    tap, mac = nic.host_dev_name, nic.guest_mac or ""
+    return Interface(name=nic.iface_id, tap=tap, mac=mac, bandwidth_mbit=mbit, mtu=nic.mtu)
 
 
 def _amount(limiter: _Limiter | None, kind: str, unit: int) -> int | None:

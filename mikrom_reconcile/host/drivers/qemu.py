@@ -6,17 +6,19 @@ a pure function of spec, resources and paths, and read back to see what runs.
 
 import re
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from importlib.resources import as_file
 from importlib.resources import files as package_files
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import DriveRateLimiter, Machine, VMSpec
+from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.observed import Devices, End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
@@ -66,9 +68,13 @@ _MACHINE = (
 
 _ROOT = {False: " root=/dev/vda rw", True: " root=/dev/vda ro"}
 _NETDEV = re.compile(r"tap,id=(?P<name>\w+),ifname=(?P<tap>\w+),")
-_NIC = re.compile(r"virtio-net-device,netdev=(?P<name>\w+),mac=(?P<mac>[0-9a-f:]+)")
+_NIC = re.compile(r"virtio-net-device,netdev=(?P<name>\w+),mac=(?P<mac>[0-9a-f:]+)(?:,host_mtu=(?P<mtu>\d+))?")
 _DRIVE = re.compile(r"if=none,format=raw,readonly=(?P<mode>on|off),id=(?P<name>\w+),file=(?P<path>.*)", re.DOTALL)
 _ENTROPY = "virtio-rng-device"
+_FIRECRACKERS = (
+    *("machine.smt", "machine.cpu_template", "machine.huge_pages", "cpu_config"),
+    *("mmds_config.imds_compat", "vsock", "balloon"),
+)
 
 _PVM = Path("/sys/module/kvm_pvm")
 
@@ -96,19 +102,8 @@ class QemuDriver(VMMDriver):
         return self._chosen or accelerator_of(self._binary)[0]
 
     def _unsupported(self, spec: VMSpec) -> str | None:
-        machine, plain = spec.machine, Machine()
-        for field in ("smt", "cpu_template", "huge_pages"):
-            if getattr(machine, field) != getattr(plain, field):
-                return f"machine.{field} is Firecracker's; this host runs its VMs in QEMU, which does not have it"
-        for field in ("vsock", "balloon"):
-            if getattr(spec, field) is not None:
-                return f"{field} is Firecracker's; this host runs its VMs in QEMU"
-        for name, nic in spec.network_interfaces.items():
-            if nic.rate_limiter.bandwidth_mbit is not None:
-                return f"network_interfaces.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
-        for name, drive in spec.drives.items():
-            if drive.rate_limiter != DriveRateLimiter():
-                return f"drives.{name}.rate_limiter is Firecracker's; this host runs its VMs in QEMU"
+        for path in _only_in_firecracker(spec):
+            return f"{path} is Firecracker's; this host runs its VMs in QEMU, which does not have it"
         for name in spec.secret_env:
             return f"env.{name} is a secret, which only Firecracker keeps off the disk; this host runs its VMs in QEMU"
         return validate_vms.unsupported(spec)
@@ -178,6 +173,16 @@ class QemuDriver(VMMDriver):
         if paths.pidfile.exists() or b"terminating on signal" in said:
             return "killed"
         return "crashed" if b"Triple fault" in said else "clean"
+
+
+def _only_in_firecracker(spec: VMSpec) -> Iterator[str]:
+    """The fields that are used and that QEMU lacks."""
+    plain = VMSpec(image=spec.image)
+    yield from (path for path in _FIRECRACKERS if attrgetter(path)(spec) != attrgetter(path)(plain))
+    for kind in ("network_interfaces", "drives"):
+        for name, one in getattr(spec, kind).items():
+            if one.rate_limiter != type(one.rate_limiter)():
+                yield f"{kind}.{name}.rate_limiter"
 
 
 def _metadata_on(disk: Path) -> dict[str, Any]:
@@ -269,9 +274,10 @@ def _disk_arguments(disk: Disk) -> tuple[str, ...]:
 
 
 def _nic_arguments(interface: Interface) -> tuple[str, ...]:
+    mtu = f",host_mtu={interface.mtu}" if interface.mtu else ""
     return (
         *("-netdev", f"tap,id={interface.name},ifname={interface.tap},script=no,downscript=no"),
-        *("-device", f"virtio-net-device,netdev={interface.name},mac={interface.mac}"),
+        *("-device", f"virtio-net-device,netdev={interface.name},mac={interface.mac}{mtu}"),
     )
 
 
@@ -306,11 +312,14 @@ def disks_in(argv: list[str]) -> dict[str, Disk]:
 
 
 def interfaces_in(argv: list[str]) -> dict[str, Interface]:
-    """The interfaces by name, with the tap and the MAC address of each."""
+    """The interfaces by name, with what each has."""
     taps = {found["name"]: found["tap"] for value in _values("-netdev", argv) if (found := _NETDEV.match(value))}
-    macs = {found["name"]: found["mac"] for value in _values("-device", argv) if (found := _NIC.fullmatch(value))}
+    nics = [found for value in _values("-device", argv) if (found := _NIC.fullmatch(value))]
     return {
-        name: Interface(name=name, tap=tap, mac=macs.get(name, ""), bandwidth_mbit=None) for name, tap in taps.items()
+        nic["name"]: Interface(
+            name=nic["name"], tap=taps.get(nic["name"], ""), mac=nic["mac"], mtu=int(nic["mtu"] or 0) or None
+        )
+        for nic in nics
     }
 
 

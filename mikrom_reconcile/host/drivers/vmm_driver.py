@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Drive, Machine, VMSpec
+from mikrom_reconcile.core.model.desired import Drive, Limits, Machine, VMSpec
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Console, Devices, Drift, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.core.specs.images import init_of
@@ -362,13 +362,13 @@ class VMMDriver(ABC):
             return ()
         return tuple(sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)))
 
-    def _own_interfaces(self, record: VMRecord, found: dict[str, Interface]) -> dict[str, int | None]:
-        """The bandwidths of the interfaces that are the VM's: of its MAC address, and over its tap, which is there."""
+    def _own_interfaces(self, record: VMRecord, found: dict[str, Interface]) -> dict[str, Limits]:
+        """Those of the interfaces that are the VM's: of its MAC address, and over its tap, which is there."""
         if not record.spec.network_interfaces:
             return {}
         wanted = ((own.name, own, found.get(own.name)) for own in self._provisioner.networks.in_place(record))
         return {
-            name: there.bandwidth_mbit
+            name: (there.bandwidth_mbit, there.mtu)
             for name, own, there in wanted
             if there is not None and (own.tap, own.mac) == (there.tap, there.mac)
         }

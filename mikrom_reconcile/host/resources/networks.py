@@ -40,7 +40,8 @@ Parts = frozenset[str]
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):
-    """One interface of a VM as its VMM opens it, and what its host makes for it. `bandwidth_mbit` None: no limit.
+    """One interface of a VM as its VMM opens it, and what its host makes for it. `bandwidth_mbit` None: no limit;
+    `mtu` None: nobody said one.
 
     `wants` is what it wants of its bridge. The aliases are those of its tap and its bridge.
     """
@@ -48,7 +49,8 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     tap: str
     mac: str
-    bandwidth_mbit: int | None
+    bandwidth_mbit: int | None = None
+    mtu: int | None = None
     alias: str = ""
     bridge: str = ""
     bridge_alias: str = ""
@@ -78,6 +80,7 @@ class Networks:
             tap=tap,
             mac=mac,
             bandwidth_mbit=nic.rate_limiter.bandwidth_mbit,
+            mtu=nic.mtu,
             alias=f"{self._prefix}vm={record.vm}:nic={name}",
             bridge=bridge,
             bridge_alias=f"{self._prefix}network={record.project}/{nic.network}",
@@ -104,7 +107,8 @@ class Networks:
                 with self._bridge_lock(record.vm, interface.bridge, give_up_at):
                     bridge = self._prepare_bridge(kernel, record, interface)
                     tap = _device(kernel, record.vm, "tap", interface.tap, interface.alias, make_tap)
-                    kernel.set_up(tap.index, alias=interface.alias, master=bridge.index)
+                    mtu = interface.mtu or (0 if only_mend else NETWORKS.mtu)
+                    kernel.set_up(tap.index, alias=interface.alias, master=bridge.index, mtu=mtu)
                 if tap.master not in {0, bridge.index}:
                     self._remove_unused_bridges(kernel, record.vm, give_up_at)
         return interfaces
@@ -294,7 +298,8 @@ def _drift(interface: Interface, tap: Link, bridge: _Bridge, unwanted: Parts) ->
     """Where an interface's bridge and tap are other than they are to be."""
     path, wants = f"network_interfaces.{interface.name}", interface.wants
     missing = wants - bridge.shared - bridge.rules.get(interface.tap, frozenset())
-    if actual := _trouble(tap, bridge, missing | unwanted):
+    odd_mtu = f"its tap has an MTU of {tap.mtu}" if interface.mtu not in {None, tap.mtu} else ""
+    if actual := _trouble(tap, bridge, missing | unwanted) or odd_mtu:
         yield Drift(path=f"{path}.bridge", recorded=next(filter(_is_address, wants)), actual=actual)
     lacks, has_too_many = ({*map(field_of, _rules_in(parts))} for parts in (missing, unwanted))
     for field in sorted(lacks | has_too_many):

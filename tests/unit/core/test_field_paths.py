@@ -65,6 +65,7 @@ FULL = VMSpec(
     command=("sh",),
     env={"A": "b"},
     mmds={"role": "web"},
+    cpu_config={"msr_modifiers": []},
     vsock=Vsock(),
     balloon=Balloon(),
     checks={"port": Check(type="tcp", port=80)},
@@ -114,5 +115,5 @@ def test_each_row_of_the_table_is_carried_out_and_seen_by_a_contract_test() -> N
 
 def test_drift_policies_may_name_every_field_that_a_vmm_is_asked_for() -> None:
     named = FLEET["drift"]["properties"]["fields"]["propertyNames"]["else"]["enum"]
-    asked = {"machine", "boot_args", "entropy", "vsock", "balloon"}
+    asked = {"machine", "boot_args", "mmds_config", "entropy", "vsock", "balloon"}
     assert set(named) == {row for row in FIELDS if row.split(".")[0] in asked} | {RECORD}

@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from mikrom_reconcile.core.model.desired import Drive, VMSpec
+from mikrom_reconcile.core.model.desired import Drive, MmdsConfig, NetworkInterface, VMSpec
 from mikrom_reconcile.core.specs.releases import (
     RELEASES,
     jailer_problem,
@@ -53,3 +53,24 @@ def test_a_host_refuses_what_its_own_release_lacks() -> None:
     assert unsupported(spec) is None
     assert unsupported_by((1, 12, 1), spec) is None
     assert "are 18; Firecracker takes 17 in 1.15.0" in str(unsupported_by((1, 15, 0), spec))
+
+
+@pytest.mark.parametrize(
+    ("version", "mtu", "refused"),
+    [
+        (
+            (1, 12, 1),
+            None,
+            "mmds_config.imds_compat is there from Firecracker 1.13 on, and this is 1.12.1: leave it out",
+        ),
+        ((1, 13, 0), None, "None"),
+        ((1, 15, 2), 1400, "network_interfaces.eth0.mtu is there from Firecracker 1.16 on, and this is 1.15.2"),
+        ((1, 16, 1), 1400, "None"),
+    ],
+)
+def test_a_field_that_a_release_does_not_know_is_refused_by_name(
+    version: tuple[int, ...], mtu: int | None, refused: str
+) -> None:
+    nic = NetworkInterface(network="prod", mtu=mtu)
+    spec = VMSpec(image="hello", mmds_config=MmdsConfig(imds_compat=True), network_interfaces={"eth0": nic})
+    assert refused in str(unsupported_by(version, spec))

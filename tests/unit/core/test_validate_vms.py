@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Balloon, Boot, Check, Drive, Machine, PinnedFile, VMSpec, Vsock
+from mikrom_reconcile.core.model.desired import (
+    Balloon,
+    Boot,
+    Check,
+    Drive,
+    Machine,
+    MmdsConfig,
+    PinnedFile,
+    VMSpec,
+    Vsock,
+)
 from mikrom_reconcile.core.specs.validate_vms import gets_entropy, unsupported
 
 
@@ -22,6 +32,11 @@ from mikrom_reconcile.core.specs.validate_vms import gets_entropy, unsupported
         (VMSpec(image="hello", machine=Machine(huge_pages="2M"), balloon=Balloon()), "exclude each other"),
         (VMSpec(image="hello", balloon=Balloon(amount_mib=128)), "leaves nothing of machine.mem_size_mib, 128"),
         (VMSpec(image="hello", balloon=Balloon(amount_mib=127), vsock=Vsock()), None),
+        (
+            VMSpec(image="hello", machine=Machine(cpu_template="T2"), cpu_config={}),
+            "cpu_config and machine.cpu_template",
+        ),
+        (VMSpec(image="hello", mmds_config=MmdsConfig(imds_compat=True)), "is for VMs that have mmds: leave it out"),
         (VMSpec(image="hello", mmds={}), "mmds is read over a network interface"),
         (VMSpec(image="hello", checks={"up": Check(type="console", port=1, deny="(")}), None),
         (VMSpec(image="hello"), None),

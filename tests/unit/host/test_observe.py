@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
+from mikrom_reconcile.core.model.desired import Machine, NetworkInterface, Policy, VMSpec
 from mikrom_reconcile.core.model.encoding import fleet_digest
 from mikrom_reconcile.core.model.errors import SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt, Devices, Drift, HostReport, ObserveQuery, VMMFacts
@@ -179,6 +179,16 @@ def test_a_vm_that_was_started_before_there_was_entropy_is_as_it_was_ordered() -
     assert drift_of(SPEC, plain) == ()
     assert drift_of(replace(SPEC, entropy=False), replace(plain, devices=Devices(entropy=True))) == (
         Drift(path="entropy", recorded=False, actual=True),
+    )
+
+
+def test_an_interface_and_a_metadata_service_that_were_configured_otherwise_are_drift() -> None:
+    spec = replace(SPEC, network_interfaces={"eth0": NetworkInterface(network="prod", mtu=1400)})
+    facts = VMMFacts(status="running", interfaces={"eth0": (8, 1500)}, devices=Devices(imds_compat=True))
+    assert drift_of(spec, facts) == (
+        Drift(path="network_interfaces.eth0.rate_limiter.bandwidth_mbit", recorded=None, actual=8),
+        Drift(path="network_interfaces.eth0.mtu", recorded=1400, actual=1500),
+        Drift(path="mmds_config.imds_compat", recorded=False, actual=True),
     )
 
 

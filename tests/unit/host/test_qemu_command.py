@@ -61,7 +61,7 @@ def test_what_a_spec_says_is_read_back(
     if rooted:
         disks.insert(0, disk(ROOT_ID, "/srv/r,oot", read_only=read_only))
     nics = tuple(
-        Interface(name=f"eth{number}", tap=f"mk{number}", mac=f"06:00:00:00:00:0{number}", bandwidth_mbit=None)
+        Interface(name=f"eth{number}", tap=f"mk{number}", mac=f"06:00:00:00:00:0{number}", mtu=number * 1000 or None)
         for number in range(len(paths))
     )
     argv = line(VMSpec(image="x", machine=machine, boot_args=boot_args), *disks, interfaces=nics)

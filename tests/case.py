@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import yaml
 
-from mikrom_reconcile.core.model.desired import Halt, Policy, Share, State, VMSpec
+from mikrom_reconcile.core.model.desired import Freeze, Halt, Policy, Share, State, VMSpec
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.fields import RECORD, drop_paths
@@ -32,7 +33,7 @@ from mikrom_reconcile.core.planning.planner import prepare
 from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand, read_specs
 from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.wiring import schemas
-from tests.properties.world import Truth, World, decided
+from tests.properties.world import NOW, Truth, World, decided
 
 HERE = "localhost"
 Words = str | list[str] | None
@@ -54,6 +55,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     promote: tuple[str, ...] = ()
     abort: tuple[str, ...] = ()
     drift_mode: Literal["enforce", "report"] | None = None
+    override_freeze: bool = False
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,6 +113,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dark: set[str] = set()
     released: dict[str, float] = {}
     attempts: dict[str, dict[str, Any]] = {}
+    frozen: dict[str, Freeze] = {}
+    now: datetime = NOW
 
     def read_specs(self) -> Specs:
         texts = self.specs if isinstance(self.specs, dict) else {"fleet.yml": self.specs}
@@ -122,6 +126,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         specs, wish = self.read_specs(), self.request
         dead = wish.assume_dead + wish.without_hosts
         asked = prepare(specs, self.remembered, here=HERE, destroy=wish.destroy, dead=dead)
+        asked = msgspec.structs.replace(asked, freezes=self.frozen)
         unasked = (self.hosts.keys() | self.dark) - asked.queries.keys()
         assert not unasked, f"nobody asks {unasked}"
         pending = {vm.name: vm for vm in expand(specs)}
@@ -133,7 +138,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for host in asked.queries
         }
         failed = {name: attempt_of(specs, pending[name], HERE, told) for name, told in ranged(self.attempts)}
-        world = World(hosts=hosts, dark=self.dark, attempts=failed, capacity=self.capacity, released=self.released)
+        world = World(hosts, self.dark, self.capacity, attempts=failed, released=self.released, now=self.now)
         overrides = RunOverrides(
             prune_max=wish.prune_max,
             confirmed=wish.confirmed,
@@ -144,6 +149,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             limit=wish.limit,
             tags=wish.tags,
             skip_tags=wish.skip_tags,
+            override_freeze=wish.override_freeze,
         )
         left_out = tuple(HostView(host=host, error=LEFT_OUT) for host in wish.without_hosts)
 

@@ -3,6 +3,8 @@
 import getpass
 import re
 import sys
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -12,6 +14,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options, run_flow
 from mikrom_reconcile.cli.entry import ask, show, style_of, warn
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.desired import Freeze
 from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import texts_digest
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
@@ -31,6 +34,7 @@ from mikrom_reconcile.system.files import write_named
 @options.paths
 @options.selection
 @options.retry
+@options.override_freeze
 @options.assume_dead
 @click.option("--at", metavar="REV", help="Not of PATH: of a revision, to which it would go back.")
 @click.option("--without-host", "without_hosts", multiple=True, metavar="HOST", help="What if this host were lost?")
@@ -87,6 +91,7 @@ def drift(paths: tuple[str, ...], form: str, **asked: Any) -> int:
 @options.paths
 @options.selection
 @options.retry
+@options.override_freeze
 @options.assume_dead
 @options.yes
 @click.option("--check", is_flag=True, help="Only plan; of a saved plan, say what would be refused by now.")
@@ -140,13 +145,17 @@ def _again(saved: run_flow.SavedPlan, *, forks: int | None, timeout_s: float | N
         raise UsageError("a saved plan is executed as it is: only --yes, --forks, --timeout and -o go with it")
     request = saved.request
     return msgspec.structs.replace(
-        request, **run_flow.new_run("apply"), forks=forks or request.forks, timeout_s=timeout_s or request.timeout_s
+        request,
+        **run_flow.new_run("apply", override_freeze=request.override_freeze),
+        forks=forks or request.forks,
+        timeout_s=timeout_s or request.timeout_s,
     )
 
 
 @click.command()
 @click.option("--to", "revision", metavar="REV", help="Instead of the last one before that converged: 3, or demo/3.")
 @click.option("--resume", is_flag=True, help="Change nothing, and let Beat go on with its source.")
+@options.override_freeze
 @options.yes
 @options.diff
 @options.wait
@@ -288,3 +297,45 @@ def _verdict(word: str, text: str) -> click.Command:
 
 promote = _verdict("promote", "Let the rollout of FLEET go on behind its canaries, which are good.")
 abort = _verdict("abort", "End the rollout of FLEET where it is: it is halted until its spec changes, or --retry.")
+
+
+def _until(_ctx: click.Context, _param: click.Parameter, text: str | None) -> datetime | None:
+    until = None
+    with suppress(ValueError):
+        until = datetime.fromisoformat(text or "")
+    if text is not None and (until is None or until.tzinfo is None or until <= datetime.now(UTC)):
+        wanted = "a time to come and its distance from UTC, such as 2026-12-27T08:00+01:00"
+        raise UsageError(f"--until {text}: write {wanted}")
+    return until
+
+
+@click.command()
+@options.paths
+@click.option("--reason", default="", metavar="TEXT", help="Why, as every plan then says.")
+@click.option("--until", callback=_until, metavar="TIME", help="When it ends by itself: 2026-12-27T08:00+01:00.")
+def freeze(paths: tuple[str, ...], reason: str, until: datetime | None) -> int:
+    """Have all changes of the specs' project wait, scheduled ones too, until --until or `mikrom unfreeze`.
+
+    VMs that die come back as they were. `mikrom apply --override-freeze` changes it all the same.
+    """
+    return _freeze(paths, Freeze(by=run_flow.new_run("")["origin"].removeprefix(" by "), reason=reason, until=until))
+
+
+@click.command()
+@options.paths
+def unfreeze(paths: tuple[str, ...]) -> int:
+    """Let the next run do what waited for `mikrom freeze`."""
+    return _freeze(paths, None)
+
+
+def _freeze(paths: tuple[str, ...], freeze: Freeze | None) -> int:
+    from mikrom_reconcile.cli import queries
+    from mikrom_reconcile.control import revisions
+
+    settings = load()
+    specs, store = queries.specs_in(settings, paths), wiring.open_engine(settings).store
+    revisions.keep_freeze(store, specs.project, freeze)
+    show(sanitize(f"Project {specs.project} is {freeze or 'not frozen by command any more'}.") + "\n")
+    if not freeze and specs.freeze and specs.freeze.holds(datetime.now(UTC)):
+        warn(f"project {specs.project} is {specs.freeze}")
+    return 0

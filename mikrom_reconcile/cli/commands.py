@@ -13,6 +13,8 @@ COMMANDS = {
     "promote": ("Specs", "apply", "let a rollout go on behind its canaries"),
     "abort": ("Specs", "apply", "end the rollout of a fleet where it is"),
     "accept": ("Specs", "apply", "have scheduled runs use a commit of a forced branch"),
+    "freeze": ("Specs", "apply", "have all changes of a project wait"),
+    "unfreeze": ("Specs", "apply", "let a project that was frozen be changed again"),
     "destroy": ("Specs", "apply", "remove what these specs own"),
     "start": ("VMs", "apply", "start VMs by name, past the specs"),
     "stop": ("VMs", "apply", "stop VMs: Ctrl-Alt-Del, then kill"),

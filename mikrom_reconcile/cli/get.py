@@ -243,6 +243,9 @@ def status(paths: tuple[str, ...], form: str) -> int:
     for one in revisions.kept(engine.store):
         if one.held:
             warn(revisions.held_note(one))
+    for project, freeze in revisions.freezes(engine.store).items():
+        if freeze.holds(now):
+            warn(f"project {project} is {freeze}")
     return _status_code(views, source, now)
 
 

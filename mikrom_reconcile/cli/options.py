@@ -63,6 +63,7 @@ diff = click.option("--diff", "full", is_flag=True, help="Show every value that 
 wait = click.option("--wait/--no-wait", default=True, help="Whether to wait for the end, or leave it to control.")
 prune_max = click.option("--prune-max", type=share, help="How much of a fleet this run may remove: 5, or 20%.")
 retry = click.option("--retry", is_flag=True, help="Bring back what was given up after too many restarts.")
+override_freeze = click.option("--override-freeze", is_flag=True, help="Change it although it is frozen; this is kept.")
 assume_dead = click.option(
     "--assume-dead", multiple=True, metavar="HOST",
     help="This host is off for good: its VMs may be made elsewhere. Only for a host that does not answer.",

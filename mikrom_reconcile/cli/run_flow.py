@@ -28,11 +28,12 @@ def request_for(command: str, tree: SourceTree, settings: Settings, **asked: Any
     """The request of one command. `asked` are fields of it; what is None there is as the settings say."""
     given = {name: value for name, value in asked.items() if value is not None}
     defaults = {"forks": settings.forks, "timeout_s": settings.timeout_s}
-    return RunRequest(**{**defaults, **new_run(command), **given, "tree": tree})
+    return RunRequest(**{**defaults, **new_run(command, **given), **given, "tree": tree})
 
 
-def new_run(command: str) -> dict[str, str]:
+def new_run(command: str, *, override_freeze: bool = False, **_: Any) -> dict[str, str]:
     """The fields that tell one run from another."""
+    command += " --override-freeze" if override_freeze else ""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a uid without a name, as in many containers

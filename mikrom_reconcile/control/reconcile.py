@@ -164,7 +164,7 @@ class Reconciler:
     def _plan(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome] = ()) -> context.PlanResult:
         tried = frozenset(outcome.vm for outcome in outcomes)
         with traces.span("plan"):
-            given = self._prepare(request, specs)
+            given = msgspec.structs.replace(self._prepare(request, specs), freezes=revisions.freezes(self.store))
             given = requery_all(given) if request.promote or request.abort else given
             result = make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
             if result.ambiguous:
@@ -312,12 +312,16 @@ def runnable_actions(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome
 def retry_after_s(
     request: RunRequest, approved: Plan, result: context.PlanResult, outcomes: Iterable[ActionOutcome]
 ) -> float | None:
-    """How long to wait for VMs that approved ones wait for, or that this run brought up; None: it is over."""
+    """How long to wait for VMs that approved ones wait for, or that this run brought up; None: it is over, also where
+    the rest waits for a budget that opens after longer than a run may take.
+    """
     acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
     changes = result.plan.changes
     is_booting = any(c.observed and c.observed.phase == "booting" and (c.name, c.host) in acted_on for c in changes)
     is_waiting = bool(waiting(approved) & waiting(result.plan))
-    return result.retry_after_s if request.origin != BEAT and (is_waiting or is_booting) else None
+    wait_s = result.retry_after_s if request.origin != BEAT and (is_waiting or is_booting) else None
+    is_closed = all(change.held_by for change in changes if change.kind == "wait")
+    return None if is_closed and wait_s is not None and wait_s > request.timeout_s else wait_s
 
 
 def remembered(result: context.PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:

@@ -1,4 +1,4 @@
-"""Revisions: what was applied, kept so that it can come back, and projects that were rolled back."""
+"""Revisions: what was applied, kept so that it can come back, and projects that were rolled back or are frozen."""
 
 import zlib
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from mikrom_reconcile.control.ports import RunStore
+from mikrom_reconcile.core.model.desired import Freeze
 from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import decoded, digest_of, ready, texts_digest
 from mikrom_reconcile.core.model.errors import HeldError, UsageError
@@ -19,7 +20,7 @@ from mikrom_reconcile.times_and_sizes import RUNS, SPECS
 
 Applied = tuple[SourceTree, dict[str, Any]]  # the specs, and the variables that won over theirs
 
-_LIST, _CONTENTS = "revisions", "revisions-specs"  # the shelves
+_LIST, _CONTENTS, _FREEZES = "revisions", "revisions-specs", "freezes"  # the shelves
 _LISTED = "`mikrom history --revisions` lists those that are kept"
 _UNTIL = "until its source moves on, or `mikrom rollback --resume`"
 
@@ -34,7 +35,7 @@ def begin(store: RunStore, request: RunRequest, plan: Plan, begun: RunRecord) ->
     current = next(iter(kept(store, plan.project)), None)
     if request.origin == BEAT and current and current.held == texts_digest(request.tree):
         raise HeldError(f"project {plan.project} was rolled back, and is left alone {_UNTIL}")
-    if plan.changes and all(change.kind == "blocked" for change in plan.changes):
+    if plan.changes and all(change.kind == "blocked" or change.held_by == "freeze" for change in plan.changes):
         return None
     held = request.held if request.restores else current.held if current and plan.selected is not None else ""
     files = sorted((PurePath(file.path).name, file.text) for file in request.tree.files)  # wherever they lie
@@ -128,6 +129,17 @@ def resume(store: RunStore, holder: str) -> list[str]:
         finally:
             lease.release()
     return projects
+
+
+def keep_freeze(store: RunStore, project: str, freeze: Freeze | None) -> None:
+    """Freeze a project by command, instead of how it was frozen before; None thaws it."""
+    store.put(_FREEZES, project, msgspec.json.encode((project, freeze)) if freeze else None)
+
+
+def freezes(store: RunStore) -> dict[str, Freeze]:
+    """The freezes that were asked for by command, by project; some may have ended by themselves."""
+    found = (decoded(packed, tuple[str, Freeze]) for packed in store.shelf(_FREEZES))
+    return dict(filter(None, found))
 
 
 def _make_room(store: RunStore, project: str) -> None:

@@ -233,5 +233,5 @@ def plan_document(plan: Plan) -> Document:
 
 def change_row(change: VMChange) -> Document:
     """One change."""
-    known = pick(change, "fleet", "host", "kind", "reasons", "fields")
+    known = pick(change, "fleet", "host", "kind", "reasons", "fields", "held_by")
     return {"vm": change.name, **known, "rule_id": change.rule}

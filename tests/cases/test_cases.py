@@ -13,6 +13,8 @@ A case is one file, `<theme>/<what-it-shows>.yml`. To add one, copy its nearest 
     capacity: {hv1: {vcpu_count: 4, mem_size_mib: 1024}}    # what hosts say that they have; plenty unless given
     dark: [hv2]                           # hosts that do not answer
     attempts: {web-004: {count: 2}}       # of VMs that are not there because they could not be made
+    frozen: {default: {by: ana}}          # projects that were frozen by command
+    now: 2026-03-29T00:30:00Z             # noon of 2026-11-22, a Sunday, unless given
     expect:                               # all of the plan: what is not written must not be there (`Expect`)
       changes:
         start web-002 on localhost: it is crashed                 # `kind VM on host`: words of the explanation
@@ -89,7 +91,7 @@ def headline(change: VMChange) -> str:
 
 def told(change: VMChange) -> str:
     fields = (f"{field.path} {field.before} -> {field.after}, {field.impact}" for field in change.fields)
-    return "; ".join((change.rule, *change.reasons, *fields))
+    return "; ".join(filter(None, (change.rule, change.held_by, *change.reasons, *fields)))
 
 
 def same(expected: dict[str, Words], found: dict[str, str]) -> None:

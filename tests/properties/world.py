@@ -74,9 +74,10 @@ class World:
     acted: list[Action] = field(default_factory=list)
     released: dict[str, float] = field(default_factory=dict)
     attempts: dict[str, Attempt] = field(default_factory=dict)
+    now: datetime = NOW
 
     def observe(self, queries: dict[str, ObserveQuery]) -> ObservedState:
-        return ObservedState(taken_at=NOW, hosts=tuple(self._view(host, query) for host, query in queries.items()))
+        return ObservedState(taken_at=self.now, hosts=tuple(self._view(host, query) for host, query in queries.items()))
 
     def _view(self, host: str, query: ObserveQuery) -> HostView:
         if host in self.dark or host not in self.hosts:

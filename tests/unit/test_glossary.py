@@ -46,7 +46,8 @@ def test_every_verb_is_named() -> None:
 
 def test_every_rule_has_an_id_of_its_own_that_is_written_down_and_explained() -> None:
     package = {path: path.read_text(encoding="utf-8") for path in (ROOT / "mikrom_reconcile").rglob("*.py")}
-    refusing = {found for text in package.values() for found in re.findall(r"Refusal\([^)]*?rule=\"(.+?)\"", text)}
+    guard = r"(?:Refusal|with_kind)\([^)]*?(?:rule|held_by)=\"(.+?)\""
+    refusing = {found for text in package.values() for found in re.findall(guard, text)}
     explained = terms_under("Rules")
     assert explained == [*rules.RULES, *(term for term in explained if term in refusing)]
     assert set(explained) == {*rules.RULES, *refusing}

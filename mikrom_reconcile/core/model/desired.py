@@ -1,5 +1,6 @@
 """What should run: what a VM is given, and VMs expanded from the specs before and after a host was chosen."""
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -294,6 +295,36 @@ class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
     def paths(self, word: str) -> tuple[str, ...]:
         """The paths for which `fields` says so."""
         return tuple(path for path, said in self.fields.items() if said == word)
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """How many VMs of a fleet may be down while running ones are taken down for one of these `reasons`.
+
+    It holds always, or within windows that begin by `schedule`, a cron line in `timezone`, and last `duration`.
+    """
+
+    max: Share
+    reasons: tuple[Literal["spec_change", "drift", "move"], ...] = ("spec_change", "drift", "move")
+    schedule: str | None = None
+    duration: Duration = "0s"
+    timezone: str = "UTC"
+
+
+class Freeze(msgspec.Struct, frozen=True, kw_only=True):
+    """That nothing of a project is to be changed: who wants that, why, and when it ends by itself (None: never)."""
+
+    by: str
+    reason: str = ""
+    until: datetime | None = None
+
+    def holds(self, now: datetime) -> bool:
+        """Whether it has not ended by itself."""
+        return self.until is None or now < self.until
+
+    def __str__(self) -> str:
+        """In words."""
+        until = f" until {self.until.isoformat(timespec='minutes')}" if self.until else ""
+        return f"frozen by {self.by}{until}{f': {self.reason}' if self.reason else ''}"
 
 
 class Halt(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,7 +31,7 @@ class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
 class VMChange(msgspec.Struct, frozen=True, kw_only=True):
     """What happens to one VM and why. `wanted` is the kind that a `wait` or `blocked` change stands for.
 
-    `rule` is the id of the rule in `diff` that decided.
+    `rule` is the id of the rule in `diff` that decided, `held_by` that of the guard for which it waits.
     """
 
     name: str
@@ -40,6 +40,7 @@ class VMChange(msgspec.Struct, frozen=True, kw_only=True):
     kind: ChangeKind
     reasons: tuple[str, ...]
     rule: str = ""
+    held_by: str = ""
     wanted: ChangeKind | None = None
     fields: tuple[FieldChange, ...] = ()
     desired: DesiredVM | None = None
@@ -142,7 +143,8 @@ class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
     brings back what was given up. `promote` names fleets whose canaries are good, `abort` those whose rollout ends.
     `drift_mode` is that of a scheduled run: with `report`, every fleet counts as if its spec said so; None: a person
     asked, and no drift policy holds anything back. `limit` is a pattern of hosts, groups, fleets and VM names, `tags`
-    and `skip_tags` are those of fleets (`core.planning.selection`); None and () are all.
+    and `skip_tags` are those of fleets (`core.planning.selection`); None and () are all. `override_freeze` does what
+    a freeze would have wait.
     """
 
     prune_max: Share | None = None
@@ -154,6 +156,7 @@ class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
     limit: str | None = None
     tags: tuple[str, ...] = ()
     skip_tags: tuple[str, ...] = ()
+    override_freeze: bool = False
 
 
 class Approval(msgspec.Struct, frozen=True, kw_only=True):

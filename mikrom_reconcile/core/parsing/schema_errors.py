@@ -135,6 +135,10 @@ _PATTERNS = {
     "^(100|[1-9][0-9]?)%$": "a number of VMs, or a percentage from 1% to 100%",
     "^(name|reverse)$": "name, reverse, or a list of VMs and hosts",
     "^[0-9]{1,6}(ms|s|m|h|d)$": "a whole number and a unit: 250ms, 10s, 5m, 1h, 2d",
+    "^[^ ]+( +[^ ]+){4}$": "minute hour day-of-month month day-of-week, such as 0 9 * * mon-fri",
+    "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})$": (
+        "a time and its distance from UTC: 2026-12-27T08:00+01:00, or 2026-12-27T07:00Z"
+    ),
     "^[0-9a-f]{64}$": "64 hexadecimal digits, as sha256sum prints them",
     "^(file:///|https://)[!-~]+$": "file:///path or https://host/path",
     "^file:///[!-~]+$": "file:///path",

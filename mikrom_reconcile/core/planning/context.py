@@ -3,6 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from operator import itemgetter
@@ -12,7 +13,7 @@ import msgspec
 
 from mikrom_reconcile.core.model import observed
 from mikrom_reconcile.core.model import plan as model
-from mikrom_reconcile.core.model.desired import DesiredVM, Halt
+from mikrom_reconcile.core.model.desired import DesiredVM, Freeze, Halt
 from mikrom_reconcile.core.model.encoding import digest_of, fleet_digest, row_digest
 from mikrom_reconcile.core.placement.scheduler import NOTHING, Placing
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, UnplacedVM, hosts_of
@@ -132,7 +133,8 @@ class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
     `here` is the host of specs without an Inventory. `unplaced` are all VMs of the specs; `rendered` has those that are
     remembered on hosts where they may stay, as they are wanted there, and `expected` what follows from that for each
     host. `dead` names hosts whose VMs count as gone unless they answer, `living` those that can be asked. `destroy`
-    wants everything gone that the specs own. `warnings` are those of the specs.
+    wants everything gone that the specs own. `warnings` are those of the specs. `freezes` are those that people
+    asked for by command, by project.
     """
 
     specs: Specs
@@ -146,6 +148,7 @@ class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
     expected: dict[str, Expected]
     queries: dict[str, observed.ObserveQuery]
     warnings: tuple[str, ...]
+    freezes: Mapping[str, Freeze] = {}
 
 
 class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -159,11 +162,18 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     placements: observed.Placements
     overrides: model.RunOverrides
     tried: frozenset[str]
+    now: datetime
 
     @cached_property
     def fleets(self) -> dict[str, FleetSpec]:
         """The fleets of the specs by name."""
         return {fleet.name: fleet for fleet in self.given.specs.fleets}
+
+    @cached_property
+    def freezes(self) -> tuple[Freeze, ...]:
+        """Those of the specs and of people that hold now."""
+        every = (self.given.specs.freeze, self.given.freezes.get(self.given.specs.project))
+        return tuple(freeze for freeze in every if freeze and freeze.holds(self.now))
 
     def in_scope(self, fleet: str) -> bool:
         """Whether the specs speak for this fleet, so that a VM of it which they do not want has to go."""
@@ -217,9 +227,10 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float | None = None
 
 
-def with_kind(change: model.VMChange, kind: model.ChangeKind, reason: str) -> model.VMChange:
+def with_kind(change: model.VMChange, kind: model.ChangeKind, reason: str, held_by: str = "") -> model.VMChange:
     """The change with another kind, and why; the one that it had is what is `wanted`."""
-    return msgspec.structs.replace(change, kind=kind, wanted=change.kind, reasons=(*change.reasons, reason))
+    reasons = (*change.reasons, reason)
+    return msgspec.structs.replace(change, kind=kind, wanted=change.kind, reasons=reasons, held_by=held_by)
 
 
 LEFT_OUT = "left out by --without-host"  # why there is no report of a host that a plan is to do without
@@ -294,6 +305,9 @@ def numbered(plan: model.Plan) -> model.Plan:
 def warnings_of(draft: Draft, context: PlanContext) -> Iterator[str]:
     """What is left alone and why, how to keep the VMs of a fleet that was renamed, what hosts say of themselves."""
     view = context.view
+    for freeze in context.freezes:
+        passed = "; --override-freeze goes past that" if context.overrides.override_freeze else ""
+        yield f"project {context.given.specs.project} is {freeze}{passed}"
     strangers = [row for rows in view.own.values() for row in rows if not context.in_scope(row.fleet)]
     adopted = {vm.name for vm in draft.desired} if strangers else set()
     for fleet in sorted({row.fleet for row in strangers if row.name not in adopted}):

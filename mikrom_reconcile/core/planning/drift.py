@@ -38,6 +38,16 @@ def unattended(case: DiffInput, change: VMChange, context: PlanContext) -> VMCha
     return allowed if isinstance(allowed, VMChange) and allowed.kind in VERBS else with_kind(change, "blocked", TOLD)
 
 
+def unfrozen(case: DiffInput, change: VMChange, context: PlanContext) -> VMChange:
+    """What is left of a change while its project is frozen: dead VMs come back as they were, all else waits."""
+    if change.kind not in VERBS or not context.freezes or context.overrides.override_freeze:
+        return change
+    allowed = _healed(case, DriftPolicy(mode="report", heal="restarts"))
+    if isinstance(allowed, VMChange) and allowed.kind in VERBS:
+        return allowed
+    return with_kind(change, "wait", f"the project is {context.freezes[0]}", held_by="freeze")
+
+
 def not_done(changes: Iterable[VMChange]) -> Iterator[Refusal]:
     """A refusal for each change that is only told."""
     remedy = "`mikrom apply` does it; drift: {mode: enforce} lets scheduled runs do it, unless MIKROM_RECONCILE_MODE"

@@ -24,7 +24,7 @@ from mikrom_reconcile.core.planning.context import (
     plan_of,
     warnings_of,
 )
-from mikrom_reconcile.core.planning.drift import not_done, unattended
+from mikrom_reconcile.core.planning.drift import not_done, unattended, unfrozen
 from mikrom_reconcile.core.planning.guards import protect, prune
 from mikrom_reconcile.core.planning.leases import held_addresses, lease, seen_addresses
 from mikrom_reconcile.core.planning.rollout import roll_out
@@ -115,7 +115,9 @@ def make_plan(
     view = merge_reports(observed, given.specs.project, given.expected)
     dead = tuple(host for host in given.dead if host in view.unreachable)
     placements = _without(given.placements, dead)
-    context = PlanContext(given=given, view=view, placements=placements, overrides=overrides, tried=tried)
+    context = PlanContext(
+        given=given, view=view, placements=placements, overrides=overrides, tried=tried, now=observed.taken_at
+    )
     draft = Draft()
     for stage in (place, diff, protect, prune, select, await_room, roll_out, lease):
         draft = stage(draft, context)
@@ -217,7 +219,7 @@ def diff(draft: Draft, context: PlanContext) -> Draft:
     for case in (*_wanted(draft, context, unchanged), *_unwanted(draft, context)):
         verdict = judge(case)
         if isinstance(verdict, VMChange):
-            changes.append(unattended(case, verdict, context))
+            changes.append(unfrozen(case, unattended(case, verdict, context), context))
         else:
             unchanged[case.host] += 1
     changes.sort(key=lambda change: (change.name, change.host))

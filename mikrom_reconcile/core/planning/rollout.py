@@ -6,19 +6,20 @@ Where a rollout stands follows from what the hosts report alone, so whoever plan
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import chain, islice, repeat
 from typing import Literal
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DISRUPTION, DesiredVM, Rollout, Share, resolve_share, seconds_of
+from mikrom_reconcile.core.model.desired import DesiredVM, Rollout, resolve_share, seconds_of
 from mikrom_reconcile.core.model.observed import HEALTHY, NOT_RESTARTED, WANTS_VMM, Attempt
 from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange, group_by
 from mikrom_reconcile.core.placement.scheduler import named
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, ProjectView, with_kind
 from mikrom_reconcile.core.planning.guards import as_recorded
 from mikrom_reconcile.core.planning.verdicts import ABORTED, ended, has_ended, promoted, unheard, with_words
+from mikrom_reconcile.core.specs.budgets import Allowance, allowance, largest
 from mikrom_reconcile.times_and_sizes import RUNS, SPECS
 
 REMEDIES = {
@@ -43,23 +44,20 @@ def roll_out(draft: Draft, context: PlanContext) -> Draft:
     changes = [fleets[change.fleet].admit(change) for change in draft.changes]
     words = [word for fleet in fleets.values() for word in fleet.words()]
     draft = with_words(replace(draft, changes=changes), words)
-    waits = [fleet.retry_after_s for fleet in fleets.values() if fleet.retry_after_s is not None]
     return replace(
         draft,
         unmatched=draft.unmatched or unheard(context.overrides, words, context.fleets),
         refusals=(*draft.refusals, *(refusal for fleet in fleets.values() for refusal in fleet.refusals())),
         peaks={name: peak for name, fleet in fleets.items() if (peak := fleet.peak())},
-        retry_after_s=min(waits, default=None),
+        retry_after_s=min(chain.from_iterable(fleet.retries for fleet in fleets.values()), default=None),
     )
 
 
-def batches(names: list[str], serial: tuple[Share, ...], canary: Share = 0) -> list[list[str]]:
-    """The names in batches of these sizes, the last of which repeats; none is larger than the disruption share. The
-    first is of canaries, if there are any.
-    """
-    most = resolve_share(DISRUPTION, len(names))
-    sizes = [min(most, resolve_share(size, len(names))) for size in serial or (DISRUPTION,)]
-    first = [size] if (size := min(most, resolve_share(canary, len(names)))) else []
+def batches(names: list[str], rollout: Rollout, most: int) -> list[list[str]]:
+    """The names in the batches of a rollout; none is larger than `most`. The first is of canaries, if there are any."""
+    serial = rollout.serial if isinstance(rollout.serial, tuple) else (rollout.serial,)
+    sizes = [min(most, resolve_share(size, len(names))) for size in serial or (most,)]
+    first = [size] if (size := min(most, resolve_share(rollout.canary, len(names)))) else []
     rest, later = iter(names), chain(first, sizes, repeat(sizes[-1]))
     return list(iter(lambda: list(islice(rest, next(later))), []))
 
@@ -70,7 +68,7 @@ class _Rollout:
     ) -> None:
         self._fleet, self._view, self._tried = name, context.view, context.tried
         self._overrides, self._retry = context.overrides, context.overrides.retry
-        rollout = context.fleets[name].rollout if name in context.fleets else None
+        rollout, budgets = (fleet.rollout, fleet.budgets) if (fleet := context.fleets.get(name)) else (None, ())
         self._described, self._rollout = rollout is not None, rollout or Rollout()
         self._known = {change.name: change for change in everything if change.rule != "duplicate"}
         if self._rollout.unreachable == "skip":
@@ -85,8 +83,7 @@ class _Rollout:
         can_halt = names if self._described else []
         self._failed = {name for name in can_halt if self._has_failed(name)}
         self._stuck = self._failed | {name for name in can_halt if self._is_known_as(name, "crash-loop")}
-        serial = self._rollout.serial
-        self._batches = batches(names, serial if isinstance(serial, tuple) else (serial,), self._rollout.canary)
+        self._batches = batches(names, self._rollout, largest(budgets, self._size))
         self._batch_of = {name: number for number, batch in enumerate(self._batches) for name in batch}
         self._halts_creates, self._halts_rolling = self._too_many(self._failed), self._too_many(self._stuck)
         self._canaries = self._batches[0] if names and self._rollout.waits_for_promotion else []
@@ -94,10 +91,10 @@ class _Rollout:
         self._halt = self._recorded_halt(vms)
         self._stalled = self._has_stalled()
         self._at, self._before = self._position() if self._described else (None, "")
-        self._left = self._limit() - len(self._down)
+        self._allowance = cache(partial(allowance, budgets, self._size, context.now))
+        self._used, self._stopped = len(self._down), False
         self._given_up: set[str] = set()
-        self._stopped = False
-        self.retry_after_s: float | None = None  # when a batch may be healthy for which changes wait
+        self.retries: set[float] = set()  # in how many seconds a batch may be healthy, or a budget opens
 
     def _is_known_as(self, name: str, *rules: str) -> bool:
         return name in self._known and self._known[name].rule in rules
@@ -222,7 +219,13 @@ class _Rollout:
         if change.name in self._going:
             if why := self._waits(change.name):
                 return with_kind(change, "wait", why)
-            self._left -= 1
+            allowed = self._allowance(_reasons_of(change))
+            if allowed.most == 0:
+                self.retries |= {allowed.opens_after_s} if allowed.opens_after_s else set()
+                return with_kind(change, "wait", allowed.decides, held_by="budget")
+            if self._used >= min(self._limit(), allowed.most):
+                return with_kind(change, "wait", self._used_up_by(allowed))
+            self._used += 1
         return self._as_canary(change)
 
     def _as_canary(self, change: VMChange) -> VMChange:
@@ -260,24 +263,26 @@ class _Rollout:
             told = named(self._unpromoted, SPECS.named_vms)
             return f"canary {told} is healthy and waits for `mikrom promote {self._fleet}`"
         if name in self._rolling and self._at is not None and self._batch_of[name] > self._at:
-            self.retry_after_s = self._batch_retry_after_s
+            self.retries |= self._batch_retries
             return self._before
-        return "" if self._left > 0 else self._share_is_used_up
+        return ""
 
-    @cached_property
-    def _share_is_used_up(self) -> str:
+    def _used_up_by(self, allowed: Allowance) -> str:
         """What decides how many may be down, and what uses that up: a VM that was lost counts as one that crashed."""
         limit, batch = self._limit(), "serial" if self._at is None else f"batch {self._at + 1} of {len(self._batches)}"
-        decides = batch if limit < resolve_share(DISRUPTION, self._size) else f"{DISRUPTION} of the fleet, at least 1"
+        most, decides = (limit, batch) if limit < allowed.most else (allowed.most, allowed.decides)
+        return f"at most {most} of {self._size} VMs are taken down at a time ({decides}){self._users}"
+
+    @cached_property
+    def _users(self) -> str:
         users: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self._down):
             unseen = "unknown" if self._is_known_as(name, "unreachable-host", "possible-duplicate") else "not there yet"
             users["down already" if name in self._view.own else unseen].append(self._describe(name))
-        uses = "".join(f"; {len(texts)} {how}: {named(texts, SPECS.named_vms, '; ')}" for how, texts in users.items())
-        return f"at most {limit} of {self._size} VMs are taken down at a time ({decides}){uses}"
+        return "".join(f"; {len(texts)} {how}: {named(texts, SPECS.named_vms, '; ')}" for how, texts in users.items())
 
     @cached_property
-    def _batch_retry_after_s(self) -> float | None:
+    def _batch_retries(self) -> set[float]:
         """When the batch that the rollout is at may be healthy by itself."""
         batch = self._batches[self._at or 0]
         times = [self._view.maturing[name] for name in batch if name in self._view.maturing]
@@ -285,7 +290,7 @@ class _Rollout:
         times += [RUNS.booting_poll_s for row in rows if row and row[0].phase == "starting"]
         ends = map(self._trial_left_s, batch)
         times += [max(RUNS.booting_poll_s, left_s) for left_s in ends if left_s < math.inf]
-        return max(times, default=None)
+        return {max(times)} if times else set()
 
     def refusals(self) -> Iterator[Refusal]:
         """What was given up, and why the rollout is halted."""
@@ -322,11 +327,13 @@ class _Rollout:
 
     def peak(self) -> Peak | None:
         """How many are down at a time, if any are taken down."""
-        going = len(self._going - self._rolling if self._is_over else self._going)
+        going = self._going - self._rolling if self._is_over else self._going
         if not going:
             return None
         sizes = tuple(map(len, self._batches))
-        peak = Peak(down=min(max(sizes[self._at or 0 :]), len(self._down) + going), size=self._size, pending=going)
+        allowed = max(self._allowance(_reasons_of(self._known[name])).most for name in going)
+        down = min(max(sizes[self._at or 0 :]), allowed, len(self._down) + len(going))
+        peak = Peak(down=down, size=self._size, pending=len(going))
         return peak if self._at is None else replace(peak, batch=self._at + 1, batches=sizes)
 
 
@@ -349,6 +356,13 @@ def _is_down(vm: DesiredVM, view: ProjectView) -> bool:
         return vm.name not in view.up_to_date
     phase = rows[0].phase
     return phase not in HEALTHY and not (phase == "exited" and phase in NOT_RESTARTED[vm.spec.restart.policy])
+
+
+def _reasons_of(change: VMChange) -> frozenset[str]:
+    """Which budgets a VM that is taken down counts for: a move may bring it to another spec, too."""
+    if change.rule == "misplaced":
+        return frozenset({"move", "spec_change"} if _rolls(change) else {"move"})
+    return frozenset({"spec_change"} if _rolls(change) else {"drift"})
 
 
 def _rolls(change: VMChange) -> bool:

@@ -3,13 +3,14 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from fnmatch import fnmatchcase, translate
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import DriftPolicy, Policy, Rollout
+from mikrom_reconcile.core.model.desired import Budget, DriftPolicy, Freeze, Policy, Rollout
 from mikrom_reconcile.core.model.documents import Diagnostic, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
@@ -53,6 +54,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, rename={"pattern": "h
     ignore_changes: tuple[str, ...] = ()
     placement: PlacementSpec = PlacementSpec()
     rollout: Rollout | None = None
+    budgets: tuple[Budget, ...] = ()
     drift: DriftPolicy = DriftPolicy()
 
 
@@ -68,6 +70,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     images: dict[str, Image]
     networks: dict[str, Network]
     fleets: tuple[FleetSpec, ...]
+    freeze: Freeze | None
 
 
 def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Specs:
@@ -110,6 +113,7 @@ def load(
         images=BUILT_IN | {image.name: image_of(image.body["spec"]) for image in _of_kind(good, "Image")},
         networks={found.name: network_of(found.name, found.body["spec"]) for found in _of_kind(good, "Network")},
         fleets=tuple(sorted(fleets, key=attrgetter("name"))),
+        freeze=next(map(_freeze, _of_kind(good, "Project")), None),
     )
     return specs, dedupe_by_position(problems), known.complete
 
@@ -146,8 +150,17 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
         "instances": _filled(spec.get("instances", {})),
         "policy": {key: value for key, value in policy.items() if value is not None},
         "ignore_changes": lifecycle.get("ignore_changes", ()),
+        "budgets": spec.get("disruption", {}).get("budgets", ()),
     }
     return msgspec.convert(spec | found, ready(FleetSpec))
+
+
+def _freeze(document: SpecDocument) -> Freeze | None:
+    said = document.body.get("spec", {}).get("freeze")
+    if said is None:
+        return None
+    until = datetime.fromisoformat(said["until"]) if "until" in said else None
+    return Freeze(by=f"{document.path}:{document.line}", reason=said["reason"], until=until)
 
 
 def _inventory(documents: list[SpecDocument]) -> Inventory | None:

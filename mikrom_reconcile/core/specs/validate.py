@@ -5,6 +5,7 @@ To add one: a function from a document, and what is known of the others, to what
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import cache, cached_property
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
@@ -18,6 +19,7 @@ from mikrom_reconcile.core.parsing.patterns import EVERY, RESERVED, PatternError
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
+from mikrom_reconcile.core.specs.budgets import budget_mistakes
 from mikrom_reconcile.core.specs.images import BUILT_IN, root_disk_flaw
 from mikrom_reconcile.core.specs.inventory import UNARY, Inventory
 from mikrom_reconcile.core.specs.networks import network_mistakes, network_of, overlapping
@@ -234,19 +236,21 @@ def _variables_of_nothing(document: SpecDocument, known: Documents) -> Iterator[
 
 def _whole_numbers(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
     """JSON Schema takes 3.0 for a whole number."""
-    spec = document.body["spec"]
-    serial = spec.get("rollout", {}).get("serial")
-    numbers: list[tuple[Pointer, Any]] = [
-        (("replicas",), spec.get("replicas")),
-        (("prune", "max"), spec.get("prune", {}).get("max")),
-        *([(("rollout", "serial", number), size) for number, size in enumerate(serial)]
-          if isinstance(serial, list) else [(("rollout", "serial"), serial)]),
-    ]  # fmt: skip
-    for pointer, value in numbers:
-        if isinstance(value, float):
-            wanted = "a whole number" if pointer == ("replicas",) else "a whole number or text"
-            message = f"spec.{'.'.join(map(str, pointer))} must be {wanted}, not {value}"
-            yield Diagnostic(document, ("spec", *pointer), message)
+    counted = {word: said for word, said in document.body["spec"].items() if word in _COUNTED}
+    for pointer, value in _values(counted, ("spec",)):
+        if isinstance(value, float) and pointer[-1] not in {"max_fail_percentage", "value"}:
+            yield Diagnostic(document, pointer, f"{'.'.join(map(str, pointer))} must be a whole number, not {value}")
+
+
+_COUNTED = frozenset({"replicas", "prune", "rollout", "disruption", "placement"})
+
+
+def _values(inside: Any, above: Pointer) -> Iterator[tuple[Pointer, Any]]:
+    if isinstance(inside, dict | list):
+        for key, value in inside.items() if isinstance(inside, dict) else enumerate(inside):
+            yield from _values(value, (*above, key))
+    else:
+        yield above, inside
 
 
 def _replicas_or_instances(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
@@ -313,8 +317,6 @@ def _placement(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]
 
 def _entry_mistake(kind: str, entry: dict[str, Any]) -> str:
     operator, value = entry.get("operator", "="), entry.get("value")
-    if number := next((field for field in ("weight", "max_skew") if isinstance(entry.get(field), float)), ""):
-        return f"{number} must be a whole number, not {entry[number]}"
     if kind == "spread":
         return ""
     if isinstance(value, str) and names_in(value):
@@ -326,6 +328,19 @@ def _entry_mistake(kind: str, entry: dict[str, Any]) -> str:
     except re.error as error:
         return f"{shown(str(value))} is not a regular expression: {error}"
     return ""
+
+
+def _budgets(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
+    for pointer, message, hint in budget_mistakes(document.body["spec"]):
+        yield Diagnostic(document, ("spec", "disruption", "budgets", *pointer), message, hint)
+
+
+def _freeze(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
+    until = document.body.get("spec", {}).get("freeze", {}).get("until")
+    try:
+        datetime.fromisoformat(until or "2026-11-29")
+    except ValueError as error:
+        yield Diagnostic(document, ("spec", "freeze", "until"), f"{shown(until)} is no time: {error}")
 
 
 _FLEET, _INVENTORY, _VARIABLES = frozenset({"Fleet"}), frozenset({"Inventory"}), frozenset({"GroupVars", "HostVars"})
@@ -344,4 +359,6 @@ CHECKS: Final = (
     Check(kinds=_VARIABLES, problems=_variables_of_nothing, needs="hosts_known"),
     Check(kinds=_FLEET, problems=_fleet_hosts, state=MISSPELT, needs="hosts_known"),
     Check(kinds=_FLEET, problems=_placement, needs="hosts_known"),
+    Check(kinds=_FLEET, problems=_budgets),
+    Check(kinds=frozenset({"Project"}), problems=_freeze),
 )

@@ -10,6 +10,7 @@ from mikrom_reconcile.core.model.documents import Diagnostic, SpecProblem
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position, problems_of
 from mikrom_reconcile.core.parsing.variables import names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
+from mikrom_reconcile.core.specs.budgets import largest
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.resolve import NOTHING, Resolver
@@ -69,14 +70,15 @@ def _serial(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]
     for fleet in specs.fleets:
         serial = fleet.rollout.serial if fleet.rollout else ()
         size = sizes[fleet.name]
-        share = resolve_share(DISRUPTION, size)
+        share = largest(fleet.budgets, size)
         batches = serial if isinstance(serial, tuple) else (serial,)
         over = [each for each in batches if resolve_share(each, size) > share]
         if over and share < size:
             told = " and ".join(map(str, over))
             message = (
                 f"fleet {fleet.name}: serial {told} has no effect beyond {share}:"
-                f" at most {DISRUPTION} of its {size} VMs that are to be up are taken down at a time"
+                f" at most {DISRUPTION} of its {size} VMs that are to be up, or what disruption.budgets allow,"
+                " are taken down at a time"
             )
             yield Diagnostic(fleet.document, ("spec", "rollout", "serial"), message)
 

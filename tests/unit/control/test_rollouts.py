@@ -9,11 +9,24 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile import settings, wiring
+from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.desired import Freeze
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, RunReport, RunRequest
+from mikrom_reconcile.output.run_result import result_of
+from tests.fakes import HeldClock
 
+CLOSED = """
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {{name: web}}
+spec:
+  replicas: 3
+  template: {{image: hello, boot_args: "{boot_args}"}}
+  disruption: {{budgets: [{{max: 0, schedule: "50 11 * * *", duration: 15m}}, {{max: 3}}]}}
+"""
 FLEET = """
 apiVersion: mikrom/v1
 kind: Fleet
@@ -114,6 +127,41 @@ def test_an_aborted_rollout_stays_where_it_is_until_the_spec_changes(engine: Eng
     assert [refusal.message for refusal in left.refusals] == ["a person has aborted it; change the spec, or --retry"]
     assert [outcome.vm for outcome in applied(engine, of_canary("a")).outcomes] == ["web-000"], "and back again"
     assert not engine.plan(of_canary("a")).changes
+
+
+class HastyClock(HeldClock):
+    """It is noon, and to wait takes no time."""
+
+    def sleep(self, seconds: float) -> None:
+        self.moved_s += seconds
+
+
+@pytest.mark.parametrize(("timeout_s", "waited_s", "left"), [(600.0, 300.0, 0), (299.0, 0.0, 3)])
+def test_an_apply_waits_for_a_budget_that_opens_in_its_time_and_for_no_other(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, timeout_s: float, waited_s: float, left: int
+) -> None:
+    clock = HastyClock()
+    monkeypatch.setattr(engine, "_clock", clock)
+    texts = (CLOSED.format(boot_args=boot_args) for boot_args in "ab")
+    trees = [SourceTree(revision="r", files=(SourceFile(path="web.yml", text=text),)) for text in texts]
+    first, second = (RunRequest(run_id="r", origin="a test", tree=tree, timeout_s=timeout_s) for tree in trees)
+    assert result_of(applied(engine, first)).exit_code == 0
+    report = applied(engine, second)
+    assert (clock.moved_s, len(result_of(report).waiting), report.late) == (waited_s, left, False)
+    assert result_of(report).exit_code == (8 if left else 0)
+    assert [each.number for each in revisions.kept(engine.store)] == [2, 1]
+
+
+def test_a_frozen_project_has_everybody_wait_and_its_scheduled_runs_too(engine: Engine) -> None:
+    applied(engine, request("a"))
+    revisions.keep_freeze(engine.store, "default", Freeze(by="ana@build7", reason="Christmas"))
+    for origin, code in ((BEAT, 0), ("a test", 8)):
+        report = applied(engine, request("b", origin=origin))
+        assert (report.outcomes, result_of(report).exit_code) == ((), code)
+        assert report.plan.warnings == ("project default is frozen by ana@build7: Christmas",)
+    engine.store.put("freezes", "default", b"of another release")
+    assert not engine.plan(request("b")).warnings
+    assert [each.number for each in revisions.kept(engine.store)] == [1], "what only waited was not applied"
 
 
 def test_progress_hears_what_has_become_stale(engine: Engine) -> None:

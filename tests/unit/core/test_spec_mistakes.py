@@ -155,7 +155,7 @@ NASTY = {
     ),
     "a number with a point": (FLEET.replace("3", "3.0"), ["5:13 spec.replicas must be a whole number, not 3.0"]),
     "a share with a point": (
-        FLEET + "  prune: {max: 2.0}\n", ["7:16 spec.prune.max must be a whole number or text, not 2.0"],
+        FLEET + "  prune: {max: 2.0}\n", ["7:16 spec.prune.max must be a whole number, not 2.0"],
     ),
     "a number out of range": (FLEET.replace("3", "-1"), ["5:13 spec.replicas is -1; it must be from 0 to 1000000"]),
     "a tag twice": (

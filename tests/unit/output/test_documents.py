@@ -53,7 +53,7 @@ def test_a_plan_has_the_documented_shape() -> None:
     }  # fmt: skip
     assert document["taken_at"] == "2026-11-22T12:00:00Z"
     assert document["changes"][1] == {
-        "vm": "web-001", "fleet": "web", "host": "localhost", "kind": "restart", "rule_id": "",
+        "vm": "web-001", "fleet": "web", "host": "localhost", "kind": "restart", "rule_id": "", "held_by": "",
         "reasons": ["spec changed"],
         "fields": [{"path": "machine.mem_size_mib", "before": 16, "after": 32, "impact": "restart"}],
     }  # fmt: skip

@@ -13,7 +13,7 @@ from mikrom_reconcile import __version__
 from mikrom_reconcile.cli.entry import ask, can_ask, present, show, style_of
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.documents import SourceTree
-from mikrom_reconcile.core.model.encoding import digest_of, ready
+from mikrom_reconcile.core.model.encoding import UNREADABLE, digest_of, ready
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import ActionOutcome, Approval, Plan, RunRequest
 from mikrom_reconcile.output import formats
@@ -164,7 +164,7 @@ def find_saved(paths: Sequence[str]) -> SavedPlan | None:
         return None
     try:
         found: Any = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # specs may be YAML in braces
+    except UNREADABLE:  # specs may be YAML in braces
         if content.startswith(b'{"format_version":'):
             raise SourceError(f"{paths[0]}: this plan is not whole; {_AGAIN}") from None
         return None
@@ -189,7 +189,7 @@ def _checked(path: str, content: bytes, found: dict[str, Any]) -> SavedPlan:
         raise SourceError(f"{path}: another release saved this plan; {_AGAIN}")
     try:
         saved = msgspec.json.decode(content, type=ready(SavedPlan))
-    except msgspec.ValidationError as error:
+    except UNREADABLE as error:
         raise SourceError(f"{path}: this plan cannot be read: {error}; {_AGAIN}") from None
     if saved.digest != digest_of((saved.request, saved.plan, saved.place)):
         raise SourceError(f"{path}: this plan was changed after it was made; {_AGAIN}")

@@ -11,7 +11,7 @@ from msgspec.structs import asdict, replace
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model.desired import Freeze
 from mikrom_reconcile.core.model.documents import SourceTree
-from mikrom_reconcile.core.model.encoding import decoded, digest_of, ready, texts_digest
+from mikrom_reconcile.core.model.encoding import UNREADABLE, decoded, digest_of, ready, texts_digest
 from mikrom_reconcile.core.model.errors import HeldError, UsageError
 from mikrom_reconcile.core.model.plan import BEAT, Plan, Revision, RunRecord, RunRequest
 from mikrom_reconcile.core.planning.context import numbered
@@ -114,7 +114,7 @@ def applied(store: RunStore, revision: Revision) -> Applied:
     try:
         content = zlib.decompressobj().decompress(packed, SPECS.kept_bytes)
         found: Applied = msgspec.json.decode(content, type=ready(cast("Any", Applied)))
-    except (msgspec.MsgspecError, zlib.error) as error:
+    except (*UNREADABLE, zlib.error) as error:
         raise UsageError(f"the specs of revision {revision.number} cannot be read any more; {_LISTED}") from error
     return found
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import RunStore
 from mikrom_reconcile.core.model import plan as model
-from mikrom_reconcile.core.model.encoding import decoded, digest_of, ready
+from mikrom_reconcile.core.model.encoding import UNREADABLE, decoded, digest_of, ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.output.run_result import IN_PROGRESS, record_of, result_of
@@ -168,7 +168,7 @@ def unpacked(name: str, content: Any, at: datetime | float) -> model.RunRecord:
         return msgspec.json.decode(
             zlib.decompressobj().decompress(content, RUNS.record_bytes), type=ready(model.RunRecord)
         )
-    except (msgspec.MsgspecError, zlib.error):
+    except (*UNREADABLE, zlib.error):
         when = at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
         why = "cannot be shown: another release wrote it"
         return model.RunRecord(run_id=name, origin="unknown", started_at=when, finished_at=when, conclusion=why)

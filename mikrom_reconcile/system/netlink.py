@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Interface
@@ -19,6 +20,7 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, po
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 _ATTRIBUTE = struct.Struct("=HH")
+_CODE = struct.Struct("=i")  # of an error
 
 _NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _DELADDR, _GETADDR = 16, 17, 18, 20, 21, 22
 _NETFILTER, _GETGEN, _GEN_ID = 12, 10 << 8 | 16, 1  # the number of a ruleset, of linux/netfilter/nf_tables.h
@@ -95,7 +97,7 @@ class Netlink:
         """The IPv4 addresses of each device that has any, such as "10.0.0.1/24"."""
         found: dict[int, frozenset[str]] = {}
         for _, content in self.ask(_GETADDR, _REQUEST | _DUMP, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)):
-            _, length, _, _, index = _ADDRESS.unpack_from(content)
+            _, length, _, _, index = _begin_of(content, _ADDRESS)
             raw = _attributes(content[_ADDRESS.size :]).get(_IFA_LOCAL)
             if raw is not None:
                 found[index] = found.get(index, frozenset()) | {f"{socket.inet_ntoa(raw)}/{length}"}
@@ -143,7 +145,7 @@ class Netlink:
                 if found == _DONE:
                     return answer if is_whole else None
                 if found == _ERROR:
-                    if (code := -struct.unpack_from("=i", payload)[0]) not in {0, fine}:
+                    if (code := -_begin_of(payload, _CODE)[0]) not in {0, fine}:
                         raise OSError(code, os.strerror(code))
                     return answer
                 answer.append((found, payload))
@@ -162,22 +164,30 @@ def rules_generation() -> int | None:
 def _messages(data: bytes, sequence: int) -> Iterator[tuple[int, int, bytes]]:
     while len(data) >= _HEADER.size:
         length, kind, flags, number, _ = _HEADER.unpack_from(data)
+        if not _HEADER.size <= length <= len(data):
+            raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
         if number == sequence:
             yield kind, flags, data[_HEADER.size : length]
         data = data[_aligned(length) :]
 
 
 def _parsed(content: bytes) -> Link:
-    _, _, index, flags, _ = _LINK.unpack_from(content)
+    _, _, index, flags, _ = _begin_of(content, _LINK)
     values = _attributes(content[_LINK.size :])
     return Link(
         index=index,
         name=values.get(_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
         alias=values.get(_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
-        master=struct.unpack("=I", values[_MASTER])[0] if _MASTER in values else 0,
+        master=int.from_bytes(values.get(_MASTER, b""), sys.byteorder),
         up=bool(flags & _UP),
         mtu=struct.unpack("=I", values[_MTU])[0] if _MTU in values else 0,
     )
+
+
+def _begin_of(content: bytes, form: struct.Struct) -> tuple[int, ...]:
+    if len(content) < form.size:
+        raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+    return form.unpack_from(content)
 
 
 def _attributes(rest: bytes) -> dict[int, bytes]:

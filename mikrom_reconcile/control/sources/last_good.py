@@ -11,7 +11,7 @@ import msgspec
 
 from mikrom_reconcile.control.sources.files import made_by
 from mikrom_reconcile.core.model.documents import SourceTree
-from mikrom_reconcile.core.model.encoding import digest_of, ready
+from mikrom_reconcile.core.model.encoding import UNREADABLE, digest_of, ready
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, SpecError, UsageError
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
@@ -107,7 +107,7 @@ class LastGood:
         try:
             content = read_small(self._path, max_bytes=SPECS.kept_bytes)
             return None if content is None else msgspec.msgpack.decode(content, type=ready(Good))
-        except (OSError, OddFileError, msgspec.MsgspecError):
+        except (OSError, OddFileError, *UNREADABLE):
             return None
 
 

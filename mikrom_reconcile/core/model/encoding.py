@@ -18,6 +18,9 @@ _SIZE = 16  # bytes; 128 bits keep chance collisions out of any fleet
 
 T = TypeVar("T")
 
+UNREADABLE = (ValueError, RecursionError)
+"""What is raised for bytes that are no JSON of a type; msgspec's errors are ValueErrors, as that of bad UTF-8 is."""
+
 canonical_json = msgspec.json.Encoder(order="deterministic").encode
 """Bytes that depend on the value only: object keys sorted, struct fields in their declared order."""
 
@@ -71,5 +74,5 @@ def decoded(content: Any, kind: type[T]) -> T | None:
     """What JSON was kept; None if nothing was, or if it is broken, or another release wrote it in another shape."""
     try:
         return msgspec.json.decode(content, type=ready(kind)) if content else None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None

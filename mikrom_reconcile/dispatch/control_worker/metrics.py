@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 from redis import Redis, RedisError
 
-from mikrom_reconcile.core.model.encoding import decoded
+from mikrom_reconcile.core.model.encoding import UNREADABLE, decoded
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.plan import BEAT, RunReport, RunRequest
 from mikrom_reconcile.core.planning.drift import drifted
@@ -227,5 +227,5 @@ def _times_after(
 def _sent_at(message: bytes) -> float | None:
     try:
         return float(msgspec.json.decode(message)["headers"]["sent_at"])
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError):  # somebody else's
+    except (*UNREADABLE, KeyError, TypeError):  # somebody else's
         return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mikrom_reconcile import __version__
-from mikrom_reconcile.core.model.encoding import decoded, ready
+from mikrom_reconcile.core.model.encoding import UNREADABLE, decoded, ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Result, Verb
 from mikrom_reconcile.dispatch.transport.broker import ORDERS
@@ -61,7 +61,7 @@ def read_order(sent: OrderEnvelope, is_genuine: Callable[[], bool]) -> Order:
     try:
         order = msgspec.json.decode(sent.order, type=ready(Order))
         is_lossy = _loses(msgspec.json.decode(sent.order), msgspec.to_builtins(order))
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise MikromError(f"not an order: {error}; {_releases(sent)}") from error
     if is_lossy:
         raise MikromError(f"the order says something that this host does not know; {_releases(sent)}")

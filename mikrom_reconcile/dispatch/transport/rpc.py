@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mikrom_reconcile.core.model import errors
 from mikrom_reconcile.core.model.documents import SpecProblem
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.encoding import UNREADABLE, ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.times_and_sizes import BROKER
@@ -70,7 +70,7 @@ def unpack(packed: bytes, kind: type[T]) -> T:
             if inflate.unconsumed_tail:
                 raise MikromError(f"a message is larger than {BROKER.message_bytes} bytes")
         return msgspec.json.decode(packed[1:], type=ready(kind))
-    except (msgspec.MsgspecError, zlib.error) as error:
+    except (*UNREADABLE, zlib.error) as error:
         raise MikromError(f"not a {kind.__name__}: {error}; do all sides run one release?") from error
 
 

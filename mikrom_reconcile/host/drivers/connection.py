@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.encoding import UNREADABLE, ready
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.times_and_sizes import VMMS
@@ -253,5 +253,5 @@ class _Message(msgspec.Struct, rename={"answer": "return", "greeting": "QMP"}):
 def _decoded(content: bytes, answer: type[T]) -> T:
     try:
         return msgspec.json.decode(content, type=ready(answer))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise NoAnswerError(f"its answer is not what such a VMM says: {error}") from error

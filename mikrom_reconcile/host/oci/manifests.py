@@ -7,7 +7,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.encoding import UNREADABLE, ready
 from mikrom_reconcile.system.download import FetchError
 from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 
@@ -158,5 +158,5 @@ def decoded(content: bytes, kind: type[_T]) -> _T:
     """What a document of an image says. Raises FetchError."""
     try:
         return msgspec.json.decode(content, type=ready(kind))
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise FetchError(f"its {kind.__name__.lower()} cannot be read: {error}", lasting=True) from error

@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model.encoding import UNREADABLE, ready
 from mikrom_reconcile.core.specs.images import Repository, is_loopback, repository_of, tag_of
 from mikrom_reconcile.host.oci.manifests import INDEXES, MANIFESTS, document_of
 from mikrom_reconcile.system.download import FetchError, Opened
@@ -50,7 +50,7 @@ def credentials_in(auth_file: Path | None, registry: str) -> str | None:
         names = _DOCKER if registry == _DOCKER_HOST else (registry, f"https://{registry}")
         found = next((auths[name].auth for name in names if name in auths), "")
         return base64.b64decode(found, validate=True).decode() or None
-    except (OSError, OddFileError, msgspec.DecodeError, ValueError) as error:
+    except (OSError, OddFileError, *UNREADABLE) as error:
         message = f"MIKROM_REGISTRY_AUTH={auth_file} is no file of `docker login`, or unreadable"
         raise FetchError(f"{message}: {type(error).__name__}", lasting=True) from error
 
@@ -130,7 +130,7 @@ class Registry:
             content = _whole(answer, CONTAINER_IMAGES.token_bytes, "a token", give_up_at)
         try:
             found = msgspec.json.decode(content, type=ready(Token))
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise FetchError(f"{realm} answers with no token: {error}", lasting=False) from error
         return f"Bearer {found.token or found.access_token}"
 

@@ -17,24 +17,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from mikrom_reconcile.core.model import observed as model
 from mikrom_reconcile.core.model.desired import Drive, Policy, VMSpec
 from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
 from mikrom_reconcile.core.model.errors import ActionError
 from mikrom_reconcile.core.model.fields import RECORD
-from mikrom_reconcile.core.model.observed import (
-    HEALTHY,
-    WANTS_VMM,
-    Capacity,
-    Devices,
-    Drift,
-    HostReport,
-    ObservedVM,
-    ObserveQuery,
-    Phase,
-    Progress,
-    VMMFacts,
-    phase_of,
-)
 from mikrom_reconcile.host.checks import Checks
 from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
@@ -43,7 +30,7 @@ from mikrom_reconcile.times_and_sizes import OBSERVING
 
 _NO_VMS = fleet_digest(())
 
-_Future = Future[tuple[ObservedVM, float]]
+_Future = Future[tuple[model.ObservedVM, float]]
 
 
 class Observer:
@@ -64,17 +51,17 @@ class Observer:
         takes_mib = self._driver.memory_mib(probe)
         return takes_mib - probe.machine.mem_size_mib if takes_mib else None
 
-    def report(self, query: ObserveQuery, now: datetime) -> HostReport:
+    def report(self, query: model.ObserveQuery, now: datetime) -> model.HostReport:
         """The answer to `query`. VMs whose record cannot be read are always in it. Raises SetupError."""
         until = time.monotonic() + OBSERVING.report_s
         found = tuple(self._records.list())
         records = [record for record in found if isinstance(record, VMRecord)]
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, UnreadableRecord)]
-        own: list[ObservedVM] = []
+        own: list[model.ObservedVM] = []
         digests: dict[str, str] = {}
         maturing: dict[str, float] = {}
         unproven: dict[str, float] = {}
-        progress: dict[str, Progress] = {}
+        progress: dict[str, model.Progress] = {}
         if query.project is None:
             tokens = self._records.highest_tokens()
             rows += (row for row, _ in self._observe_all(records, until))
@@ -91,7 +78,7 @@ class Observer:
             if fleets or query.others:
                 others = [record for record in records if record.project != query.project]
                 rows += (row for row, _ in self._observe_all(others, until))
-        return HostReport(
+        return model.HostReport(
             host=self._host,
             observed_at=now,
             capacity=capacity(),
@@ -114,7 +101,7 @@ class Observer:
             halts={row.name: row.halt for row in own if row.halt},
         )
 
-    def _observe_all(self, records: Sequence[VMRecord], until: float) -> Iterator[tuple[ObservedVM, float]]:
+    def _observe_all(self, records: Sequence[VMRecord], until: float) -> Iterator[tuple[model.ObservedVM, float]]:
         """Each VM, and how long its VMM has lived, as they answer; those that have not by `until` as unreadable."""
         if not records:
             return
@@ -142,7 +129,7 @@ class Observer:
             why = f"it did not answer within {OBSERVING.report_s:g} s, when its host had to report"
             yield self._unseen(record, why), 0.0
 
-    def _observe(self, record: VMRecord, *, links: LinkDrift, give_up_at: float) -> tuple[ObservedVM, float]:
+    def _observe(self, record: VMRecord, *, links: LinkDrift, give_up_at: float) -> tuple[model.ObservedVM, float]:
         """The VM as it is now, or `unreadable` with the reason: one that cannot be observed hides no other."""
         try:
             facts = self._driver.observe(record)
@@ -153,10 +140,12 @@ class Observer:
             return self._unseen(record, str(error)), 0.0
         return row, facts.age_s
 
-    def _unseen(self, record: VMRecord, why: str) -> ObservedVM:
-        return replace(row_of(record, VMMFacts(status="none"), self._host), phase="unreadable", last_error=why)
+    def _unseen(self, record: VMRecord, why: str) -> model.ObservedVM:
+        return replace(row_of(record, model.VMMFacts(status="none"), self._host), phase="unreadable", last_error=why)
 
-    def _with_health(self, row: ObservedVM, record: VMRecord, facts: VMMFacts, give_up_at: float) -> ObservedVM:
+    def _with_health(
+        self, row: model.ObservedVM, record: VMRecord, facts: model.VMMFacts, give_up_at: float
+    ) -> model.ObservedVM:
         def said(max_bytes: int) -> bytes:
             return self._driver.console(record.vm, max_bytes=max_bytes, after=facts.console_at).content
 
@@ -164,44 +153,31 @@ class Observer:
         return replace(row, phase=health.phase, health=health.why)
 
 
-def row_of(record: VMRecord, facts: VMMFacts, host: str, links: LinkDrift | None = None) -> ObservedVM:
+def row_of(record: VMRecord, facts: model.VMMFacts, host: str, links: LinkDrift | None = None) -> model.ObservedVM:
     """The row of a VM: its record, what was proven of its VMM, and where its links differ."""
     link_drift = links(record) if links is not None and facts.interfaces else ()
-    damage = [Drift(path=RECORD, recorded="as it was written", actual=record.damage)] if record.damage else ()
-    return ObservedVM(
+    damage = [model.Drift(path=RECORD, recorded="as it was written", actual=record.damage)] if record.damage else ()
+    return model.ObservedVM(
         name=record.vm,
-        uid=record.uid,
-        project=record.project,
-        fleet=record.fleet,
         host=host,
-        phase=phase_of(facts, record.state, failed=record.last_error is not None, parked=record.parked),
-        state=record.state,
-        spec=record.spec,
-        policy=record.policy,
-        spec_digest=record.spec_digest,
-        generation=record.generation,
-        token=record.token,
-        created_at=record.created_at,
+        phase=model.phase_of(facts, record.state, failed=record.last_error is not None, parked=record.parked),
         drift=(*damage, *drift_of(record.spec, facts), *link_drift),
-        attempt=record.attempt,
-        restarts=record.restarts,
         pid=facts.pid,
-        last_error=record.last_error,
-        addresses=record.addresses,
-        trial=record.trial,
-        halt=record.halt,
+        **{field: getattr(record, field) for field in model.Applied.__struct_fields__},
     )
 
 
-def drift_of(spec: VMSpec, facts: VMMFacts) -> tuple[Drift, ...]:
+def drift_of(spec: VMSpec, facts: model.VMMFacts) -> tuple[model.Drift, ...]:
     """Where a VMM differs from the spec that it should run. What it cannot be asked does not differ."""
     compared = _compared(spec, facts)
     return tuple(
-        Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in compared if recorded != actual
+        model.Drift(path=path, recorded=recorded, actual=actual)
+        for path, recorded, actual in compared
+        if recorded != actual
     )
 
 
-def _compared(spec: VMSpec, facts: VMMFacts) -> Iterator[tuple[str, int | str | None, int | str | None]]:
+def _compared(spec: VMSpec, facts: model.VMMFacts) -> Iterator[tuple[str, int | str | None, int | str | None]]:
     if facts.machine is not None:
         for field in spec.machine.__struct_fields__:
             yield f"machine.{field}", getattr(spec.machine, field), getattr(facts.machine, field)
@@ -237,7 +213,7 @@ def _compared_disks(spec: VMSpec, found: dict[str, Drive]) -> Iterator[tuple[str
                 yield f"{path}.rate_limiter.{field}", *limits
 
 
-def _compared_devices(spec: VMSpec, found: Devices) -> Iterator[tuple[str, int | str | None, int | str | None]]:
+def _compared_devices(spec: VMSpec, found: model.Devices) -> Iterator[tuple[str, int | str | None, int | str | None]]:
     if found.entropy and not spec.entropy:  # a VM of an earlier release lacks it until it is restarted anyway
         yield "entropy", False, True
     yield "mmds_config.imds_compat", spec.mmds_config.imds_compat, found.imds_compat
@@ -250,9 +226,9 @@ def _compared_devices(spec: VMSpec, found: Devices) -> Iterator[tuple[str, int |
                 yield f"{name}.{field}", getattr(wanted, field), getattr(there, field)
 
 
-def unreadable_row(found: UnreadableRecord, host: str, now: datetime) -> ObservedVM:
+def unreadable_row(found: UnreadableRecord, host: str, now: datetime) -> model.ObservedVM:
     """A VM whose record cannot be read: its name, and the reason in `last_error`. The rest of the row means nothing."""
-    return ObservedVM(
+    return model.ObservedVM(
         name=found.vm,
         uid="",
         project="",
@@ -270,40 +246,42 @@ def unreadable_row(found: UnreadableRecord, host: str, now: datetime) -> Observe
     )
 
 
-def fleet_digests(rows: Sequence[ObservedVM]) -> dict[str, str]:
+def fleet_digests(rows: Sequence[model.ObservedVM]) -> dict[str, str]:
     """The digest of each fleet among the rows of one project."""
-    fleets: dict[str, list[tuple[str, str, str, tuple[Drift, ...]]]] = defaultdict(list)
+    fleets: dict[str, list[tuple[str, str, str, tuple[model.Drift, ...]]]] = defaultdict(list)
     for row in rows:
         fleets[row.fleet].append((row.name, row_digest(row.spec_digest, row.addresses), row.phase, row.drift))
     return {fleet: fleet_digest(members) for fleet, members in fleets.items()}
 
 
-def _phases_of(rows: Sequence[ObservedVM]) -> dict[str, dict[Phase, int]]:
-    phases: dict[str, dict[Phase, int]] = defaultdict(Counter)
+def _phases_of(rows: Sequence[model.ObservedVM]) -> dict[str, dict[model.Phase, int]]:
+    phases: dict[str, dict[model.Phase, int]] = defaultdict(Counter)
     for row in rows:
         phases[row.fleet][row.phase] += 1
     return phases
 
 
-def _maturing(observed: Iterable[tuple[ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:
-    left_s = {row.name: min_healthy_s.get(row.fleet, 0.0) - age_s for row, age_s in observed if row.phase in HEALTHY}
+def _maturing(observed: Iterable[tuple[model.ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:
+    left_s = {
+        row.name: min_healthy_s.get(row.fleet, 0.0) - age_s for row, age_s in observed if row.phase in model.HEALTHY
+    }
     return {name: left for name, left in left_s.items() if left > 0}
 
 
-def promised(records: Iterable[VMRecord], overhead_mib: int) -> Capacity:
+def promised(records: Iterable[VMRecord], overhead_mib: int) -> model.Capacity:
     """What VMs that are ordered to be up may take; one that its host has given up takes nothing."""
-    machines = [record.spec.machine for record in records if record.state in WANTS_VMM and not record.parked]
-    return Capacity(
+    machines = [record.spec.machine for record in records if record.state in model.WANTS_VMM and not record.parked]
+    return model.Capacity(
         vcpu_count=sum(machine.vcpu_count for machine in machines),
         mem_size_mib=sum(machine.mem_size_mib + overhead_mib for machine in machines),
     )
 
 
 @cache
-def capacity() -> Capacity:
+def capacity() -> model.Capacity:
     """What this machine has in all."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Capacity(vcpu_count=os.cpu_count() or 1, mem_size_mib=memory_bytes >> 20)
+    return model.Capacity(vcpu_count=os.cpu_count() or 1, mem_size_mib=memory_bytes >> 20)
 
 
 def used_mib() -> int:

@@ -1,46 +1,25 @@
 """What the host side needs from outside, and the record that all of it shares."""
 
 from collections.abc import Callable, Container
-from datetime import datetime
 from typing import Protocol
 
-import msgspec
-
-from mikrom_reconcile.core.model.desired import Halt, Policy, State, VMSpec
-from mikrom_reconcile.core.model.observed import Attempt, Console, Drift, Stray, Trial, VMMFacts
+from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.core.model.observed import Applied, Console, Drift, Stray, VMMFacts
 
 
-class VMRecord(msgspec.Struct, frozen=True, kw_only=True):
+class VMRecord(Applied, frozen=True, kw_only=True):
     """What a host keeps about one of its VMs, written before anything is done to it.
 
-    `state` is what was last ordered ("absent": a delete is under way), so that a later end of the VMM can be judged.
-    `generation` grows with each order carried out and survives deletion in a tombstone. `action_id` is the last order,
-    so that its duplicate is known. `restarts` are those that the host made by itself and still counts; `parked` says
-    that it has given up. `addresses` are its leases: nobody else may have them while the record is there. `trial` is
-    that of its spec; a record of an earlier release has none. `damage` says what happened to a record that was read
-    from its copy; it is never written.
+    The state "absent" says that a delete is under way. `generation` survives deletion in a tombstone. `action_id` is
+    the last order, so that its duplicate is known; `parked` says that the host has given up its restarts. Nobody else
+    may have its addresses while the record is there. `damage` says what happened to a record that was read from its
+    copy; it is never written.
     """
 
     vm: str
-    uid: str
-    project: str
-    fleet: str
-    state: State
-    spec: VMSpec
-    policy: Policy
-    spec_digest: str
-    generation: int
-    token: int
     action_id: str
-    created_at: datetime
-    attempt: Attempt | None = None
-    last_error: str | None = None
-    restarts: tuple[datetime, ...] = ()
     parked: bool = False
-    addresses: dict[str, str] = {}
     damage: str = ""
-    trial: Trial | None = None
-    halt: Halt | None = None
 
 
 LinkDrift = Callable[[VMRecord], tuple[Drift, ...]]

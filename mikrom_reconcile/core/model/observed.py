@@ -90,21 +90,18 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     canary: bool = False
 
 
-class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
-    """One VM as its host sees it: its record, and the phase that the host found it in.
+class Applied(msgspec.Struct, frozen=True, kw_only=True):
+    """What was last applied to a VM, as its host has recorded it and reports it.
 
-    `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied.
-    `token` is the fencing token of the run that last changed it, `generation` counts its changes. `addresses` maps
-    interfaces to their addresses, `health` says which check does not pass, and why. `restarts` are the latest restarts
-    that the host made by itself, `trial` is that of its spec, `halt` what was said of the rollout that brought it.
+    `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied. `token` is the
+    fencing token of the run that last changed it, `generation` counts its changes. `restarts` are the latest restarts
+    that the host made by itself. `addresses` maps interfaces to their leases, `trial` is that of its spec, `halt` what
+    was said of the rollout that brought it.
     """
 
-    name: str
     uid: str
     project: str
     fleet: str
-    host: str
-    phase: Phase
     state: State
     spec: VMSpec
     policy: Policy
@@ -112,15 +109,25 @@ class ObservedVM(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     token: int
     created_at: datetime
-    drift: tuple[Drift, ...] = ()
     attempt: Attempt | None = None
-    restarts: tuple[datetime, ...] = ()
-    pid: int | None = None
     last_error: str | None = None
+    restarts: tuple[datetime, ...] = ()
     addresses: dict[str, str] = {}
-    health: str = ""
     trial: Trial | None = None
     halt: Halt | None = None
+
+
+class ObservedVM(Applied, frozen=True, kw_only=True):
+    """One VM as its host sees it: its record, and the phase that the host found it in; `health` says which check does
+    not pass, and why.
+    """
+
+    name: str
+    host: str
+    phase: Phase
+    drift: tuple[Drift, ...] = ()
+    pid: int | None = None
+    health: str = ""
 
 
 class Stray(msgspec.Struct, frozen=True, kw_only=True):

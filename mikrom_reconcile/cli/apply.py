@@ -99,7 +99,6 @@ def drift(paths: tuple[str, ...], form: str, **asked: Any) -> int:
 @options.wait
 @options.prune_max
 @options.execution
-@options.output(formats.RUN)
 def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bool, wait: bool, **asked: Any) -> int:
     """Make it so: plan, ask, execute, verify.
 
@@ -109,8 +108,6 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
     could not be read), 8 (something was refused) and 16 (the deadline passed first). With --no-wait it exits with 0
     once the run is handed over; `mikrom get runs RUN -f` follows it.
     """
-    if not check:
-        run_flow.refuse_without_anybody_to_ask(yes=yes)
     settings = load()
     saved = run_flow.find_saved(paths)
     if saved is None:
@@ -161,7 +158,6 @@ def _again(saved: run_flow.SavedPlan, *, forks: int | None, timeout_s: float | N
 @options.wait
 @options.prune_max
 @options.execution
-@options.output(formats.RUN)
 def rollback(revision: str | None, form: str, *, resume: bool, yes: bool, full: bool, wait: bool, **asked: Any) -> int:
     """Go back to an earlier revision (`mikrom history --revisions`): plan, ask, execute, verify, as apply does.
 
@@ -176,7 +172,6 @@ def rollback(revision: str | None, form: str, *, resume: bool, yes: bool, full: 
         resumed = let_go(wiring.open_engine(settings).store, run_flow.new_run("rollback --resume")["origin"])
         show(f"No longer held: {sanitize(', '.join(resumed)) or 'nothing was'}.\n")
         return 0
-    run_flow.refuse_without_anybody_to_ask(yes=yes)
     engine = wiring.open_engine(settings)
     request = run_flow.request_back(engine, revision, "rollback", settings, **asked)
     return run_flow.run_flow(engine, request, yes=yes, form=form, full=full, wait=wait)
@@ -187,13 +182,11 @@ def rollback(revision: str | None, form: str, *, resume: bool, yes: bool, full: 
 @options.selection
 @options.yes
 @options.execution
-@options.output(formats.RUN)
 def destroy(paths: tuple[str, ...], form: str, *, yes: bool, **asked: Any) -> int:
     """Remove every VM that these specs own, whatever its fleet's prune share.
 
     At a prompt the name of each fleet is typed; --yes confirms them all.
     """
-    run_flow.refuse_without_anybody_to_ask(yes=yes)
     settings = load()
     request = run_flow.request_for("destroy", wiring.read_tree(settings, paths), settings, destroy=True, **asked)
     engine = wiring.open_engine(settings)
@@ -205,9 +198,7 @@ def _one_off(verb: Verb, text: str) -> click.Command:
     """The command for one action on VMs by name, past the specs. Only what cannot be undone asks."""
 
     @options.execution
-    @options.output(formats.RUN)
     def command(form: str, *, yes: bool = True, **asked: Any) -> int:
-        run_flow.refuse_without_anybody_to_ask(yes=yes)
         settings = load()
         request = run_flow.request_for(verb, SourceTree(revision="", files=()), settings, verb=verb, **asked)
         return run_flow.run_flow(wiring.open_engine(settings), request, yes=yes, form=form)
@@ -242,7 +233,6 @@ def approve(path: str, key: str, out: str | None, *, yes: bool, full: bool) -> i
     """Approve by your signature that PLAN, which `mikrom plan --out` saved, may take the data of VMs away."""
     from mikrom_reconcile.system.approvals import sign
 
-    run_flow.refuse_without_anybody_to_ask(yes=yes)
     if (saved := run_flow.find_saved((path,))) is None:
         raise UsageError(f"{path}: no plan that `mikrom plan --out` saved")
     losses = losses_of(saved.plan)
@@ -285,9 +275,7 @@ def _verdict(word: str, text: str) -> click.Command:
     @options.extra_vars
     @options.yes
     @options.execution
-    @options.output(formats.RUN)
     def command(fleet: str, paths: tuple[str, ...], form: str, *, yes: bool, **asked: Any) -> int:
-        run_flow.refuse_without_anybody_to_ask(yes=yes)
         settings = load()
         request = run_flow.request_for(word, wiring.read_tree(settings, paths), settings, **asked, **{word: (fleet,)})
         return run_flow.run_flow(wiring.open_engine(settings), request, yes=yes, form=form)

@@ -79,14 +79,12 @@ class Commands(click.Group):
             context = click.Context(command, parent=ctx, info_name=name)
             _, _, given = command.make_parser(context).parse_args(list(rest))
             for option in given:
-                if isinstance(option, click.Option) and _last_wins(option) and given.count(option) > 1:
+                if not isinstance(option, click.Option) or option.multiple or given.count(option) == 1:
+                    continue
+                if not option.is_flag or option.secondary_opts:  # the last would win
                     several = " with commas between the words" if option.name == "limit" else ""
                     raise click.UsageError(f"{option.opts[-1]} is given twice; give it once{several}", context)
         return name, command, rest
-
-
-def _last_wins(option: click.Option) -> bool:
-    return not option.multiple and (not option.is_flag or bool(option.secondary_opts))
 
 
 class LazyCommands(Commands):

@@ -54,8 +54,8 @@ forks = click.option("--forks", type=click.IntRange(1), help="Actions at once pe
 
 
 def execution(command: F) -> F:
-    """`--timeout` and `--forks`, of everything that executes actions."""
-    return timeout(forks(command))
+    """`--timeout`, `--forks` and `-o`, of everything that executes actions."""
+    return timeout(forks(output(formats.RUN)(command)))
 
 
 yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")

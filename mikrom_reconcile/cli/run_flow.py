@@ -41,12 +41,6 @@ def new_run(command: str, *, override_freeze: bool = False, **_: Any) -> dict[st
     return {"run_id": os.urandom(6).hex(), "origin": f"{command} by {user}@{os.uname().nodename}"}
 
 
-def refuse_without_anybody_to_ask(*, yes: bool) -> None:
-    """Raises UsageError, before anything is done, when nobody could answer and --yes was not given."""
-    if not yes and not can_ask():
-        raise UsageError("there is no terminal to ask on; give --yes to go ahead without asking. Nothing was done.")
-
-
 def run_flow(
     engine: Engine,
     request: RunRequest,
@@ -58,6 +52,8 @@ def run_flow(
     wait: bool = True,
 ) -> int:
     """Plan (or take `saved`), ask unless `yes`, execute, show; the exit code. Without `wait` others execute it."""
+    if not yes and not can_ask():
+        raise UsageError("there is no terminal to ask on; give --yes to go ahead without asking. Nothing was done.")
     plan = saved or engine.plan(request)
     if request.destroy or request.verb == "delete":
         show(f"{_removed(plan)}\n", sys.stdout if form == "text" else sys.stderr)

@@ -22,8 +22,7 @@ from mikrom_reconcile.system.files import OddFileError
 from mikrom_reconcile.system.time_limits import LimitedSocket, first_match
 from mikrom_reconcile.times_and_sizes import CHECKS
 
-Said = Callable[[int], bytes]
-"""What the guest printed since its boot, that many bytes at most."""
+Said = Callable[[int], bytes]  # what the guest printed since its boot, that many bytes at most
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,8 +36,7 @@ class Driver(Protocol):
     """
 
     name: str
-    suspends: bool = False
-    """Whether it has `suspend`."""
+    suspends: bool = False  # whether it has `suspend`
 
     def memory_mib(self, spec: VMSpec) -> int:
         """What a VM of that spec may take of this host's memory, its VMM included."""

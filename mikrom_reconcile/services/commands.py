@@ -144,7 +144,8 @@ class Child:
             return ended
         self._start_at = time.monotonic() + SERVICES.restart_s
         next_start = f"starts again in {SERVICES.restart_s:g} s" if self._starts_left else "is not started again"
-        return f"{ended}, {next_start}; {_last_line(self._log)}"
+        lines = tail(self._log, SERVICES.log_tail_bytes).content.decode(errors="replace").strip().splitlines()
+        return f"{ended}, {next_start}; {self._log} {f'ends with: {lines[-1]}' if lines else 'is empty'}"
 
     def _start(self) -> None:
         self._starts_left -= 1
@@ -280,11 +281,6 @@ def _keep(children: Sequence[Child], tell: Callable[[str], None], *, until: Call
             if (news := child.keep()) is not None:
                 tell(news)
         time.sleep(SERVICES.poll_s)
-
-
-def _last_line(log: Path) -> str:
-    lines = tail(log, SERVICES.log_tail_bytes).content.decode(errors="replace").strip().splitlines()
-    return f"{log} ends with: {lines[-1]}" if lines else f"{log} is empty"
 
 
 @contextmanager

@@ -281,14 +281,9 @@ NOT_RESTARTED: dict[str, frozenset[Phase]] = {
 """Phases in which each restart policy leaves a VM that should run."""
 
 ENDED: dict[End, Phase] = {
-    "clean": "exited",
-    "crashed": "crashed",
-    "killed": "killed",
-    "oom": "oom",
-    "rebooted": "rebooted",
-    "suspended": "suspended",
-    "unknown": "defined",  # never started, or its creator died before it was
-}
+    "clean": "exited", "crashed": "crashed", "killed": "killed", "oom": "oom", "rebooted": "rebooted",
+    "suspended": "suspended", "unknown": "defined",  # never started, or its creator died before it was
+}  # fmt: skip
 """What the end of a VMM means when nobody had ordered it to end."""
 
 SATISFIES: dict[State, frozenset[Phase]] = {

@@ -120,14 +120,9 @@ def _pattern_hint(rules: Any) -> str:
 
 
 _TYPES = {
-    "object": "a mapping",
-    "array": "a list",
-    "string": "text",
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "true or false",
-    "null": "empty",
-}
+    "object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number", "number": "a number",
+    "boolean": "true or false", "null": "empty",
+}  # fmt: skip
 _PINNED = "registry/name@sha256: and 64 hexadecimal digits, which `mikrom image pin NAME` writes for a tag"
 _PATTERNS = {
     "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$": "up to 48 of a-z, 0-9 and '-', a letter or digit at both ends",

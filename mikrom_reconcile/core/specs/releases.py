@@ -8,8 +8,7 @@ from datetime import date
 
 import msgspec
 
-Version = tuple[int, ...]
-"""Such as (1, 12, 1); empty where it is not known."""
+Version = tuple[int, ...]  # such as (1, 12, 1); empty where it is not known
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,8 +15,7 @@ from mikrom_reconcile.times_and_sizes import VMMS
 
 _BYTES_A_MBIT = 125_000
 
-Request = tuple[str, dict[str, object], str]
-"""Path, content, and what is being done, in words."""
+Request = tuple[str, dict[str, object], str]  # path, content, and what is being done, in words
 
 
 class _BootSource(msgspec.Struct):

@@ -27,18 +27,15 @@ from mikrom_reconcile.system.files import make_folder, read_small
 from mikrom_reconcile.system.netlink import make_tap
 from mikrom_reconcile.times_and_sizes import VMMS
 
-FIRST_UID, UIDS = 900_000, 1 << 16
-"""The users of jailed VMMs; docs/security.md names the range."""
+FIRST_UID, UIDS = 900_000, 1 << 16  # the users of jailed VMMs; docs/security.md names the range
 
 LOG, METRICS = "/vmm.log", "/metrics"
 VSOCK = "/v.sock"
 _KERNEL, _INITRD = "/kernel", "/initrd"
 
-CONTROLLERS = ("memory", "cpu", "pids")
-"""What a VMM is limited by."""
+CONTROLLERS = ("memory", "cpu", "pids")  # what a VMM is limited by
 
-Hierarchy = tuple[int, dict[str, Path]]
-"""Version, and where each controller is mounted."""
+Hierarchy = tuple[int, dict[str, Path]]  # version, and where each controller is mounted
 
 
 class VMPaths:

@@ -24,8 +24,7 @@ from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import make_folder, read_json, write_whole
 from mikrom_reconcile.times_and_sizes import VMMS
 
-FIRST_PID = 1 << 22
-"""Linux gives out no pid from here on, so that a simulated one can never be signalled."""
+FIRST_PID = 1 << 22  # Linux gives out no pid from here on, so that a simulated one can never be signalled
 
 _MODE = "mikrom.mode="
 _DEAF = frozenset({"ignore", "spin", "flood"})

@@ -54,11 +54,9 @@ class VMMDriver(ABC):
     """The driver of one kind of VMM. `answer_s` is how long it waits for a VMM that should answer at once."""
 
     name: str
-    program: str
-    """What people call its VMM."""
+    program: str  # what people call its VMM
     suspends = False
-    unpacked_kernel = False
-    """Whether it boots no kernel that is packed, as distributions ship them."""
+    unpacked_kernel = False  # whether it boots no kernel that is packed, as distributions ship them
 
     def __init__(
         self,

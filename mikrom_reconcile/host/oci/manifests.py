@@ -11,8 +11,7 @@ from mikrom_reconcile.core.model.encoding import UNREADABLE, ready
 from mikrom_reconcile.system.download import FetchError
 from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
 
-OS, ARCHITECTURE = "linux", "amd64"
-"""What the VMs of a host run: this project knows no other CPU."""
+OS, ARCHITECTURE = "linux", "amd64"  # what the VMs of a host run: this project knows no other CPU
 
 INDEXES = (
     "application/vnd.oci.image.index.v1+json",

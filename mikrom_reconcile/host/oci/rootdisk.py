@@ -91,8 +91,7 @@ def _signal(text: str) -> int:
     return number
 
 
-_FORMAT = b"2"
-"""To be raised with each change of what is made of the same image."""
+_FORMAT = b"2"  # to be raised with each change of what is made of the same image
 _MOUNT_POINTS = (b"dev", b"proc", b"sys", b"etc")
 
 

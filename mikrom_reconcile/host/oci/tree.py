@@ -40,8 +40,7 @@ class Tree:
         self._near: tuple[Names, int, Names] | None = None  # the folder that was asked for last, and where it is
         self._depth = 0  # of the folder itself
         self._depth = len(self._place_of(self._root))
-        self.times_ns: dict[Names, int] = {}
-        """Those that folders get in the end: whatever is made in one changes them."""
+        self.times_ns: dict[Names, int] = {}  # those that folders get in the end: whatever is made in one changes them
 
     def __enter__(self) -> Self:
         return self

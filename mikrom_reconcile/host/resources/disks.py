@@ -22,8 +22,7 @@ from mikrom_reconcile.system.download import local_file
 from mikrom_reconcile.system.files import descriptor, make_folder, sync_folder
 from mikrom_reconcile.times_and_sizes import IMAGES
 
-ROOT_ID = "rootfs"
-"""The root disk's name beside the drives'."""
+ROOT_ID = "rootfs"  # the root disk's name beside the drives'
 
 _STEP = "making its disks"
 _MIB = 1 << 20

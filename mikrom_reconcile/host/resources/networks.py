@@ -35,8 +35,7 @@ from mikrom_reconcile.times_and_sizes import NETWORKS
 
 _STEP = "making its links"
 
-Parts = frozenset[str]
-"""What a bridge has or is to have. An address has no space in it, a rule has."""
+Parts = frozenset[str]  # what a bridge has or is to have. An address has no space in it, a rule has.
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):

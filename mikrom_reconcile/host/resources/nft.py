@@ -12,8 +12,7 @@ from mikrom_reconcile.host.resources.rules import PREFIX, SETS, tap_of
 from mikrom_reconcile.system.netlink import rules_generation
 from mikrom_reconcile.times_and_sizes import NETWORKS
 
-ByTap = Mapping[str, frozenset[str]]
-"""The rules of a bridge by the tap that they are of; under "" what all share."""
+ByTap = Mapping[str, frozenset[str]]  # the rules of a bridge by the tap that they are of; under "" what all share
 
 _FORWARD = "/proc/sys/net/ipv4/ip_forward"
 _LOOPBACK = "/proc/sys/net/ipv4/conf/{}/route_localnet"

@@ -15,8 +15,7 @@ from typing import Final
 from mikrom_reconcile.core.model.desired import Egress, NetworkInterface
 from mikrom_reconcile.core.specs.networks import destination_of, port_of
 
-PREFIX: Final = "mkb"
-"""How the names of bridges begin, and so those of their tables."""
+PREFIX: Final = "mkb"  # how the names of bridges begin, and so those of their tables
 
 FIELDS: Final = ("nat", "isolation", "egress", "host_access", "publish", "guard")
 """The fields of an interface that rules serve."""

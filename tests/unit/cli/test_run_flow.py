@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from mikrom_reconcile.cli.run_flow import refuse_without_anybody_to_ask, run_flow
+from mikrom_reconcile.cli.run_flow import run_flow
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.errors import MikromError, UsageError
@@ -84,9 +84,11 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Terminal]:
 
 def test_without_a_terminal_and_without_yes_it_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO())
+    engine = FakeEngine(CREATE)
     with pytest.raises(UsageError, match="--yes"):
-        refuse_without_anybody_to_ask(yes=False)
-    refuse_without_anybody_to_ask(yes=True)
+        run_flow(engine, request(), yes=False, form="text")
+    assert engine.applied == []
+    assert run_flow(engine, request(), yes=True, form="json") == 0
 
 
 @pytest.mark.parametrize("word", ["y", "yes", "YES"])

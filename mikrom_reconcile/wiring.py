@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mikrom_reconcile.host.resources.images import ImageCache
     from mikrom_reconcile.system.approvals import Approvers
 
-KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")  # kinds of documents, each with a schema of its own
+KINDS = ("Project", "Inventory", "Image", "Network", "Fleet", "Refactor")  # documents, each kind with a schema
 
 
 @cache

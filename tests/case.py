@@ -63,7 +63,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `hello` of the fleet that its name begins with. `drift` maps a path to what the VMM really has. `attempt` was one to
     bring it to what the specs want; `up_s` is how long it has been up, `since_s` since its spec was changed by the run
     with `token`, and it was healthy since then if it is up now, or `proven`. A `canary` waits to be promoted; `halted`
-    says why nobody is to follow to what the specs want.
+    says why nobody is to follow to what the specs want; one that is `unmanaged` was let go.
     """
 
     project: str | None = None
@@ -83,6 +83,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proven: bool = False
     canary: bool = False
     halted: str = ""
+    unmanaged: bool = False
 
 
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -203,6 +204,7 @@ def truth(specs: Specs, vm: UnplacedVM | None, host: str, name: str, row: Row) -
         since_s=row.since_s,
         proven=row.proven,
         canary=row.canary,
+        unmanaged=row.unmanaged,
         halt=Halt(spec_digest=attempt_of(specs, vm, host, {}).spec_digest, why=row.halted)
         if vm and row.halted
         else None,

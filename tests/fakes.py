@@ -152,12 +152,14 @@ def order(
     project: str = "shop",
     deadline_s: float = 20.0 * SLOWNESS,
     host: str = HOST,
+    moved_from: str = "",
 ) -> Order:
     """An order as a plan would make it after `seen` was observed; to be as `desired_vm` says unless told otherwise."""
-    if desired is None and verb != "delete":
+    if desired is None and verb not in {"delete", "import", "forget"}:
         states: dict[str, State] = {"stop": "stopped", "pause": "paused"}
         desired = desired_vm(vm, project=project, state=states.get(verb, "running"))
     expect = Expect(uid=seen.uid if seen else None, generation=seen.generation if seen else 0)
     content = {"verb": verb, "host": host, "vm": vm, "project": project, "desired": desired, "expect": expect}
-    action = Action(id=digest_of(content), deadline_s=deadline_s, **content)  # type: ignore[arg-type]
+    more = {"deadline_s": deadline_s, "moved_from": moved_from}
+    action = Action(id=digest_of(content), **content, **more)  # type: ignore[arg-type]
     return Order(run_id=f"run-{token}", token=token, action=action)

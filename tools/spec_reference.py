@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "specs.md"
-KINDS = ("Project", "Inventory", "Image", "Network", "Fleet")
+KINDS = ("Project", "Inventory", "Image", "Network", "Fleet", "Refactor")
 
 _HEAD = """\
 # The spec language, field by field

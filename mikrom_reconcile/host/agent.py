@@ -12,7 +12,7 @@ from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.orders.execute import Executor
 from mikrom_reconcile.host.orders.steps import no_seam
 from mikrom_reconcile.host.ports import Driver
-from mikrom_reconcile.host.records import Records, checked_name
+from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.provisioner import GarbageCollector
 from mikrom_reconcile.host.supervise import Supervisor, Tell
@@ -109,4 +109,4 @@ class HostAgent:
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the VM's console, or what came `after` a place in it. Raises PermanentError for no VM's name."""
-        return self._driver.console(checked_name(vm), max_bytes=max_bytes, after=after)
+        return self._driver.console(self._records.home_of(vm), max_bytes=max_bytes, after=after)

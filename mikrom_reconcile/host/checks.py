@@ -16,8 +16,8 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Check, seconds_of
 from mikrom_reconcile.core.model.observed import VMMFacts
+from mikrom_reconcile.host.json_folder import JsonFolder
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.records import JsonFolder
 from mikrom_reconcile.system.files import OddFileError
 from mikrom_reconcile.system.time_limits import LimitedSocket, first_match
 from mikrom_reconcile.times_and_sizes import CHECKS

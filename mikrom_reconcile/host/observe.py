@@ -57,28 +57,7 @@ class Observer:
         found = tuple(self._records.list())
         records = [record for record in found if isinstance(record, VMRecord)]
         rows = [unreadable_row(item, self._host, now) for item in found if isinstance(item, UnreadableRecord)]
-        own: list[model.ObservedVM] = []
-        digests: dict[str, str] = {}
-        maturing: dict[str, float] = {}
-        unproven: dict[str, float] = {}
-        progress: dict[str, model.Progress] = {}
-        if query.project is None:
-            tokens = self._records.highest_tokens()
-            rows += (row for row, _ in self._observe_all(records, until))
-        else:
-            tokens = {query.project: self._records.highest_token(query.project)}
-            mine = [record for record in records if record.project == query.project]
-            observed = list(self._observe_all(mine, until))
-            own = [row for row, _ in observed]
-            maturing = _maturing(observed, query.min_healthy_s)
-            unproven, progress = self._trials.judge(own, query.trials, maturing, now)
-            digests = fleet_digests(own)
-            fleets = differing(digests, query.known)
-            rows += [row for row in own if row.fleet in fleets]
-            if fleets or query.others:
-                others = [record for record in records if record.project != query.project]
-                rows += (row for row, _ in self._observe_all(others, until))
-        return model.HostReport(
+        report = model.HostReport(
             host=self._host,
             observed_at=now,
             capacity=capacity(),
@@ -86,15 +65,32 @@ class Observer:
             overhead_mib=self._overhead_mib,
             used_mib=used_mib(),
             note=self._note,
-            highest_tokens=tokens,
-            digests=digests,
-            vms=tuple(sorted(rows, key=lambda row: row.name)),
-            phases=_phases_of(own),
-            strays=self._driver.strays({item.vm for item in found}) if query.strays else (),
+            strays=self._driver.strays(self._records.homes()) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
-            released=self._records.released(query.project) if query.project else {},
+        )
+        if (project := query.project) is None:
+            rows += (row for row, _ in self._observe_all(records, until))
+            return replace(report, highest_tokens=self._records.highest_tokens(), vms=_sorted(rows))
+        mine = [record for record in records if record.project == project and not record.unmanaged]
+        observed = list(self._observe_all(mine, until))
+        own = [row for row, _ in observed]
+        maturing, digests = _maturing(observed, query.min_healthy_s), fleet_digests(own)
+        unproven, progress = self._trials.judge(own, query.trials, maturing, now)
+        fleets = differing(digests, query.known)
+        rows += [row for row in own if row.fleet in fleets]
+        if fleets or query.others:
+            others = [record for record in records if record.project != project or record.unmanaged]
+            rows += (row for row, _ in self._observe_all(others, until))
+        let_go = {ip: -1.0 for record in records if record.unmanaged for ip in record.addresses.values()}
+        return replace(
+            report,
+            highest_tokens={project: self._records.highest_token(project)},
+            digests=digests,
+            vms=_sorted(rows),
+            phases=_phases_of(own),
+            released=self._records.released(project) | let_go,
             maturing=maturing,
-            attempts=self._records.attempts() if query.project is not None else {},
+            attempts=self._records.attempts(),
             unproven=unproven,
             progress=progress,
             canaries=tuple(row.name for row in own if row.trial and row.trial.canary),
@@ -147,7 +143,7 @@ class Observer:
         self, row: model.ObservedVM, record: VMRecord, facts: model.VMMFacts, give_up_at: float
     ) -> model.ObservedVM:
         def said(max_bytes: int) -> bytes:
-            return self._driver.console(record.vm, max_bytes=max_bytes, after=facts.console_at).content
+            return self._driver.console(record.home, max_bytes=max_bytes, after=facts.console_at).content
 
         health = self._checks.health(record, facts, said, give_up_at=give_up_at)
         return replace(row, phase=health.phase, health=health.why)
@@ -259,6 +255,10 @@ def _phases_of(rows: Sequence[model.ObservedVM]) -> dict[str, dict[model.Phase, 
     for row in rows:
         phases[row.fleet][row.phase] += 1
     return phases
+
+
+def _sorted(rows: Iterable[model.ObservedVM]) -> tuple[model.ObservedVM, ...]:
+    return tuple(sorted(rows, key=lambda row: row.name))
 
 
 def _maturing(observed: Iterable[tuple[model.ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:

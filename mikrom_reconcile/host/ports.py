@@ -13,13 +13,19 @@ class VMRecord(Applied, frozen=True, kw_only=True):
     The state "absent" says that a delete is under way. `generation` survives deletion in a tombstone. `action_id` is
     the last order, so that its duplicate is known; `parked` says that the host has given up its restarts. Nobody else
     may have its addresses while the record is there. `damage` says what happened to a record that was read from its
-    copy; it is never written.
+    copy; it is never written. `made_as` is the name that a VM had which was renamed: what runs cannot be.
     """
 
     vm: str
     action_id: str
     parked: bool = False
     damage: str = ""
+    made_as: str = ""
+
+    @property
+    def home(self) -> str:
+        """The name that its files, its links and its jail have on this host."""
+        return self.made_as or self.vm
 
 
 LinkDrift = Callable[[VMRecord], tuple[Drift, ...]]

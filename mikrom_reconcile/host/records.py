@@ -1,6 +1,7 @@
 """What this host keeps about its VMs, and the locks under which that changes.
 
     vms/<vm>/record.json        the record; drivers keep their files beside it
+    names/<vm>                  a link that says which folder a VM has instead that was renamed
     copies/<vm>.json            the same once more: what is read when somebody has edited or deleted the record
     tombstones/<vm>.json        the record of a deleted VM, so that its name's generation goes on
     attempts/<vm>.json          that a VM could not be made here; gone once it has a record
@@ -16,130 +17,26 @@ VM's folder without a record is no VM but what a killed writer left; the next wr
 """
 
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import msgspec
 
-from mikrom_reconcile.core.model.encoding import ready
-from mikrom_reconcile.core.model.errors import PermanentError, SetupError, TemporaryError
+from mikrom_reconcile.core.model.errors import SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
+from mikrom_reconcile.host.json_folder import JsonFolder, checked_name, is_name, listed
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import (
     FULL,
     OddFileError,
     make_folder,
-    read_small,
     sync_folder,
-    write_whole,
 )
 from mikrom_reconcile.times_and_sizes import RECORDS
-
-T = TypeVar("T")
-
-_FORMAT_VERSION = 1
-
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
-
-
-class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    format_version: int
-    checksum: str = ""  # a newer format may have neither of these
-    record: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class JsonFolder(Generic[T]):
-    """Files of one type, each in an envelope with a checksum, so that an edit is noticed.
-
-    `file` is where a VM's file lies in the folder. The caller holds the VM's action lock when it writes, unless the
-    folder is `shared`. What is not `durable` may be lost in a power cut, for no waiting.
-    """
-
-    def __init__(
-        self, folder: Path, kind: type[T], *, file: str = "{}.json", durable: bool = True, shared: bool = False
-    ) -> None:
-        self.folder = folder
-        self.path = lru_cache(RECORDS.cached_paths)(lambda vm: folder / file.format(checked_name(vm)))
-        self._kind = kind
-        self._durable = durable
-        self._shared = shared
-
-    def names(self) -> set[str]:
-        """The VMs that may have a file. Raises SetupError."""
-        return {name for entry in listed(self.folder) if is_name(name := entry.removesuffix(".json"))}
-
-    def read(self, vm: str) -> T | None:
-        """What the VM's file holds, None when there is no file. Raises OddFileError when it cannot be read."""
-        path = self.path(vm)
-        try:
-            content = read_small(path, max_bytes=RECORDS.record_bytes)
-            return None if content is None else self._decoded(content, path)
-        except OSError as error:
-            raise OddFileError(f"{path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise OddFileError(f"{path} is torn or no record: {error}") from error
-
-    def write(self, vm: str, value: T, *, or_before: bool = False) -> None:
-        """Replace the VM's file, or raise OSError and change nothing. `or_before`: see `write_whole`."""
-        path = self.path(vm)
-        record = msgspec.json.encode(value)
-        envelope = _Envelope(format_version=_FORMAT_VERSION, checksum=_checksum(record), record=msgspec.Raw(record))
-        content = msgspec.json.encode(envelope)
-        draft = path.with_name(f"{vm}.{secrets.token_hex(4)}") if self._shared else path
-        try:
-            write_whole(draft, content, durable=self._durable, or_before=or_before)
-        except FileNotFoundError:
-            make_folder(path.parent)
-            write_whole(draft, content, durable=self._durable, or_before=or_before)
-        if draft != path:
-            draft.replace(path)
-
-    def remove(self, vm: str) -> None:
-        """Remove the VM's file, if it has one. Raises OSError."""
-        self.path(vm).unlink(missing_ok=True)
-
-    def _decoded(self, content: bytes, path: Path) -> T:
-        envelope = msgspec.json.decode(content, type=ready(_Envelope))
-        if (version := envelope.format_version) > _FORMAT_VERSION:
-            raise OddFileError(f"{path} has format {version}, written by a newer mikrom: upgrade mikrom on this host")
-        if envelope.checksum != _checksum(bytes(envelope.record)):
-            raise OddFileError(f"{path} does not match its checksum: it was edited or damaged")
-        return msgspec.json.decode(envelope.record, type=ready(self._kind))
-
-
-def is_name(name: str) -> bool:
-    """Whether it may be a VM's or a project's name."""
-    return bool(_NAME.fullmatch(name))
-
-
-def checked_name(name: str) -> str:
-    """`name`, if it may be a VM's or a project's and so part of a path. Raises PermanentError."""
-    if not is_name(name):
-        rule = "up to 48 of a-z, 0-9 and '-', a letter or digit at both ends"
-        raise PermanentError(f"no VM or project has such a name: {rule}", vm=repr(name[:60]), step="checking names")
-    return name
-
-
-def listed(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none when it does not exist yet. Raises SetupError."""
-    try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 - pathlib makes a Path of each
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise SetupError(f"cannot read {folder}: {error.strerror}; mend it, what it holds counts as unknown") from error
-
-
-def _checksum(content: bytes) -> str:
-    return blake2b(content, digest_size=16).hexdigest()
 
 
 class UnreadableRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +58,7 @@ class Records:
         self._tokens = state_dir / "tokens"
         self._released = state_dir / "released"
         self._locks = state_dir / "locks"
+        self._names = state_dir / "names"
         self._seen: os.stat_result | None = None
 
     @contextmanager
@@ -179,7 +77,7 @@ class Records:
             yield
         finally:
             # of a name that does not come back nothing stays
-            locks.give_back(fd, unlink=None if self._records.path(vm).exists() else path)
+            locks.give_back(fd, unlink=None if self._records.path(self.home_of(vm)).exists() else path)
 
     def _check_place(self) -> None:
         """Raise SetupError once the state folder is another one than it was, or none: VMMs may run that it knows."""
@@ -195,38 +93,71 @@ class Records:
             raise SetupError(f"{message} back; if that is to be, start it again")
 
     def read(self, vm: str) -> VMRecord | UnreadableRecord | None:
-        """The VM's record, why it cannot be read, or None when there is none.
+        """The VM's record, why it cannot be read, or None when there is none."""
+        found = self.at(self.home_of(vm))
+        if isinstance(found, UnreadableRecord):
+            return msgspec.structs.replace(found, vm=vm)
+        return None if found is None or found.vm != vm else found
+
+    def at(self, home: str) -> VMRecord | UnreadableRecord | None:
+        """The record in the folder of this name, as `read` has it.
 
         One that somebody deleted or damaged is read from its copy, and says so in `damage`.
         """
-        found = _read(self._records, vm)
+        found = _read(self._records, home)
         if isinstance(found, VMRecord):
             return found
-        kept = _read(self._copies, vm)
+        kept = _read(self._copies, home)
         if not isinstance(kept, VMRecord):
             return found
-        return msgspec.structs.replace(kept, damage=found.reason if found else f"{self._records.path(vm)} is gone")
+        return msgspec.structs.replace(kept, damage=found.reason if found else f"{self._records.path(home)} is gone")
+
+    def home_of(self, vm: str) -> str:
+        """The name of the VM's folder: its own, unless it was renamed."""
+        try:
+            home = os.readlink(f"{self._names}/{checked_name(vm)}")  # noqa: PTH115 - for every action
+        except OSError:
+            return vm
+        return home if is_name(home) else vm
+
+    def new_home(self, vm: str) -> str:
+        """What a new VM's files are to be called if its own name is that of another's; "" if it is free."""
+        return f"{vm[:39]}-{secrets.token_hex(4)}" if self._records.path(vm).exists() else ""
+
+    def homes(self) -> set[str]:
+        """The names of all folders that may have a record. Raises SetupError when they cannot be read."""
+        self._check_place()
+        return self._records.names() | self._copies.names()
 
     def names(self) -> tuple[str, ...]:
         """Every VM that may have a record, sorted. Raises SetupError when their folder cannot be read."""
-        self._check_place()
-        return tuple(sorted(self._records.names() | self._copies.names()))
+        return tuple(sorted({*self.homes(), *filter(is_name, listed(self._names))}))
 
     def list(self) -> Iterator[VMRecord | UnreadableRecord]:
-        """Every record of this host, sorted by VM. Raises SetupError when their folder cannot be read."""
-        return (found for name in self.names() if (found := self.read(name)) is not None)
+        """Every record of this host, sorted by folder. Raises SetupError when their folder cannot be read."""
+        named = {self.home_of(name): name for name in listed(self._names) if is_name(name)}
+        for home in sorted(self.homes()):
+            found = self.at(home)
+            if isinstance(found, UnreadableRecord):
+                found = msgspec.structs.replace(found, vm=named.get(home, home))
+            elif found is not None and found.made_as:
+                with suppress(OSError):  # somebody may have removed the link
+                    self._link(found)
+            if found is not None:
+                yield found
 
     def write(self, record: VMRecord, *, or_before: bool = False) -> None:
         """Replace the VM's record. The caller holds the action lock. Raises TemporaryError, changing nothing.
 
         With `or_before` a power cut may bring back what it was before.
         """
-        vm, path = record.vm, self._records.path(record.vm)
+        vm, path = record.vm, self._records.path(record.home)
         record = msgspec.structs.replace(record, damage="")
         try:
             if is_new := not path.parent.exists():
                 self._make_room_to_remove(record)
-            self._records.write(vm, record, or_before=or_before)
+            self._link(record)
+            self._records.write(record.home, record, or_before=or_before)
             self._keep_copy(record)
             if is_new:
                 sync_folder(self._records.folder)
@@ -237,23 +168,43 @@ class Records:
             message = f"cannot write {path}: {error.strerror}; nothing was changed"
             raise TemporaryError(message, vm=vm, step="writing its record") from error
 
+    def rename(self, record: VMRecord, before: str) -> None:
+        """Write the record of a VM that was called so `before`; what was noted of its health goes with it."""
+        for beside in ("checks", "proofs"):
+            with suppress(OSError):  # none, or it went before somebody was killed here
+                (self.state_dir / beside / f"{before}.json").replace(self.state_dir / beside / f"{record.vm}.json")
+        self.write(record)
+        with suppress(OSError):  # a link that leads to no VM is in nobody's way
+            (self._names / before).unlink()
+
+    def _link(self, record: VMRecord) -> None:
+        """Let the VM be found by its name. Until its record has that name, too, the link leads to none."""
+        if self.home_of(record.vm) == record.home:
+            return
+        link = self._names / record.vm
+        link.unlink(missing_ok=True)
+        if record.made_as:
+            make_folder(self._names)
+            link.symlink_to(record.made_as)
+            sync_folder(self._names)
+
     def _keep_copy(self, record: VMRecord) -> None:
         """Not durable, so that nobody waits for it. An old copy is worse than none."""
         try:
-            self._copies.write(record.vm, record)
+            self._copies.write(record.home, record)
         except OSError:
             with suppress(OSError):
-                self._copies.remove(record.vm)
+                self._copies.remove(record.home)
 
     def remove(self, record: VMRecord) -> None:
         """Turn the record into a tombstone. The caller holds the action lock. Raises TemporaryError.
 
         The record itself becomes the tombstone, which needs no room. Its copy goes first: it would bring it back.
         """
-        vm, path = record.vm, self._records.path(record.vm)
+        vm, path = record.vm, self._records.path(record.home)
         try:
             self._make_room_to_remove(record)
-            self._copies.remove(vm)
+            self._copies.remove(record.home)
             for ip in record.addresses.values():  # before anybody can miss the record
                 (self._released / checked_name(record.project) / ip).touch(0o600)
             try:
@@ -261,8 +212,9 @@ class Records:
                 sync_folder(self._tombstones.folder)
             except OSError:  # it was read from its copy, or lies on another disk
                 self._tombstones.write(vm, record)
-                self._records.remove(vm)
-            self.clear(vm)
+                self._records.remove(record.home)
+            (self._names / vm).unlink(missing_ok=True)
+            self.clear(record.home)
             for beside in ("checks", "proofs"):
                 (self.state_dir / beside / f"{vm}.json").unlink(missing_ok=True)
             sync_folder(self._records.folder)
@@ -309,7 +261,7 @@ class Records:
                         self.clear(vm)
         for name in listed(self._locks):
             vm, _, kind = name.partition(".")
-            if kind in {"action", "vmm"} and is_name(vm) and self.read(vm) is None:
+            if kind in {"action", "vmm"} and is_name(vm) and self.read(vm) is None and self.at(vm) is None:
                 with suppress(OSError), locks.held(self._locks / name, unlink=True):
                     pass  # it goes, unless somebody holds it
 
@@ -381,6 +333,6 @@ def _read(folder: JsonFolder[VMRecord], vm: str) -> VMRecord | UnreadableRecord 
         record = folder.read(vm)
     except OddFileError as error:
         return UnreadableRecord(vm=vm, reason=str(error))
-    if record is not None and record.vm != vm:
+    if record is not None and record.home != vm:
         return UnreadableRecord(vm=vm, reason=f"{folder.path(vm)} is the record of {record.vm}, copied or moved here")
     return record

@@ -162,7 +162,7 @@ class Supervisor:
 
     def _check(self, vm: str, *, waited: bool) -> CheckResult:
         record = self._records.read(vm)
-        if not isinstance(record, VMRecord) or record.state not in WANTS_VMM:
+        if not isinstance(record, VMRecord) or record.state not in WANTS_VMM or record.unmanaged:
             return CheckResult()
         pidfd = self._driver.watch(record)
         if pidfd is not None or self._restart_reason(record) is None:
@@ -178,7 +178,7 @@ class Supervisor:
         """The phase out of which the VM is to be brought back; None when it is not."""
         facts = self._driver.observe(record)
         phase = phase_of(facts, record.state, failed=record.last_error is not None, parked=record.parked)
-        if record.state not in WANTS_VMM or phase in NOT_RESTARTED[record.spec.restart.policy]:
+        if record.state not in WANTS_VMM or record.unmanaged or phase in NOT_RESTARTED[record.spec.restart.policy]:
             return None
         begun = bool(record.restarts) and record.attempt is None and phase in BEGUN
         return phase if phase in DIED or begun else None

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from mikrom_reconcile.core.model.observed import HEALTHY, WANTS_VMM, ObservedVM, Progress, Trial
-from mikrom_reconcile.host.records import JsonFolder
+from mikrom_reconcile.host.json_folder import JsonFolder
 from mikrom_reconcile.system.files import OddFileError
 
 

@@ -121,8 +121,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def amiss(vms: Iterable[ObservedVM]) -> list[ObservedVM]:
-    """The VMs that are not as they were ordered."""
-    return [vm for vm in vms if vm.phase not in SATISFIES[vm.state] or vm.drift]
+    """The VMs that are not as they were ordered; what becomes of those that were let go is nobody's order."""
+    return [vm for vm in vms if (vm.phase not in SATISFIES[vm.state] or vm.drift) and not vm.unmanaged]
 
 
 def status_html(now: Snapshot, note: str = "") -> str:

@@ -22,6 +22,7 @@ LOOKS: dict[ChangeKind, tuple[str, str]] = {
     "create": ("+", "green"), "start": ("+", "green"), "stop": ("-", "yellow"),
     "pause": ("~", "yellow"), "suspend": ("-", "yellow"), "resume": ("~", "green"), "update": ("~", "cyan"),
     "restart": ("~", "yellow"), "replace": ("±", "red"), "move": ("±", "red"),
+    "rename": ("~", "cyan"), "import": ("+", "cyan"), "forget": ("-", "cyan"),
     "delete": ("-", "red"), "wait": ("·", "dim"), "blocked": ("!", "magenta"),
 }  # fmt: skip
 """The sign and the colour of each kind."""

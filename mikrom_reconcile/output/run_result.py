@@ -110,7 +110,7 @@ IN_PROGRESS = "In progress"  # how the conclusion of a run begins that has not e
 
 
 def _past(verb: str) -> str:
-    return "stopped" if verb == "stop" else verb.removesuffix("e") + "ed"
+    return {"stop": "stopped", "forget": "forgotten"}.get(verb) or verb.removesuffix("e") + "ed"
 
 
 def outcome_line(outcome: model.ActionOutcome, style: text.Style) -> str:

@@ -31,7 +31,7 @@ _VMS = (
            cell=lambda vm: text.mebibytes(vm.spec.machine.mem_size_mib)),
     text.Column("pid", "PID"), text.Column("created_at", "AGE"), text.Column("uid"),
     text.Column("ip", value=lambda vm: next(iter(vm.addresses.values()), None)),
-    text.Column("spec_digest"), text.Column("last_error"),
+    text.Column("spec_digest"), text.Column("last_error"), text.Column("unmanaged"),
 )  # fmt: skip
 _PROJECT = text.Column("project", "PROJECT")
 _ADDRESSES = text.Column("addresses", "ADDRESSES", cell=lambda vm: ", ".join(vm.addresses.values()) or "-")
@@ -58,11 +58,12 @@ def vms_text(vms: Sequence[ObservedVM], now: datetime, style: text.Style) -> str
     return text.row_table(columns, vms, style, now) + text.section("Last errors", errors, style, "red")
 
 
-Kind = Literal["no record", "double", "no spec", "other project", "foreign"]
+Kind = Literal["no record", "double", "let go", "no spec", "other project", "foreign"]
 
 WHAT_NEXT: dict[Kind, str] = {
     "no record": "a VMM of this state folder that no record knows: restore its record, or kill the pid",
     "double": "a newer VM of this name is on another host: the next apply removes it once that one is well",
+    "let go": "`removed` let it go: `import` takes it over, `mikrom delete` removes it",
     "no spec": "no spec wants it: the next apply removes it if the specs are the whole truth, `mikrom delete` at once",
     "other project": "it is left alone, and its name cannot be used",
     "foreign": "a VMM of another program or state folder: it is left alone",
@@ -114,7 +115,7 @@ def _kind(vm: ObservedVM, project: str | None, wanted: frozenset[str]) -> Kind |
         return None  # nobody can say whose it is; plan and get tell of it
     if vm.project != project:
         return "other project"
-    return None if vm.name in wanted else "no spec"
+    return "let go" if vm.unmanaged else None if vm.name in wanted else "no spec"
 
 
 def orphans_text(orphans: Sequence[Orphan], style: text.Style) -> str:

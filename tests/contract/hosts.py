@@ -58,10 +58,11 @@ class Host:
 
     def order(
         self, verb: Verb, vm: str, seen: ObservedVM | None = None, *, desired: DesiredVM | None = None,
-        deadline_s: float = 20.0 * SLOWNESS,
+        deadline_s: float = 20.0 * SLOWNESS, moved_from: str = "",
     ) -> Order:  # fmt: skip
         """An order of the run that orders now."""
-        return order(verb, vm, seen, desired=desired, deadline_s=deadline_s, token=self.token)
+        given = {"desired": desired, "deadline_s": deadline_s, "moved_from": moved_from}
+        return order(verb, vm, seen, token=self.token, **given)  # type: ignore[arg-type]
 
     def next_order(self, vm: str, desired: DesiredVM | None) -> Order | None:
         """What a run orders for one VM after it has looked; None when all is as wanted."""

@@ -58,6 +58,7 @@ class Truth:
     proven: bool = True
     canary: bool = False
     halt: Halt | None = None
+    unmanaged: bool = False
 
 
 @dataclass
@@ -83,22 +84,19 @@ class World:
         if host in self.dark or host not in self.hosts:
             return HostView(host=host, error="no answer")
         rows = [self._row(host, name, truth) for name, truth in self.hosts[host].items()]
-        fleets = {row.fleet for row in rows if row.project == query.project}
+        own = [row for row in rows if row.project == query.project and not row.unmanaged]
+        fleets = {row.fleet for row in own}
         digests = {
             fleet: fleet_digest(
                 (row.name, row_digest(row.spec_digest, row.addresses), row.phase, row.drift)
-                for row in rows
-                if (row.project, row.fleet) == (query.project, fleet)
+                for row in own
+                if row.fleet == fleet
             )
             for fleet in fleets
         }
         differ = {fleet for fleet in fleets | set(query.known) if query.known.get(fleet) != digests.get(fleet)}
         strangers = bool(differ) or query.others
-        shown = [
-            row
-            for row in rows
-            if (row.fleet in differ if row.project == query.project else strangers or row.phase == "unreadable")
-        ]
+        shown = [row for row in rows if (row.fleet in differ if row in own else strangers or row.phase == "unreadable")]
         tokens = {row.project: row.token for row in sorted(rows, key=lambda row: row.token)}
         return HostView(
             host=host,
@@ -125,7 +123,7 @@ class World:
                 progress=self._progress(host, query),
                 canaries=tuple(name for name, truth in self.hosts[host].items() if truth.canary),
                 halts={name: truth.halt for name, truth in self.hosts[host].items() if truth.halt},
-                released=self.released,
+                released=self.released | {ip: -1.0 for row in rows if row.unmanaged for ip in row.addresses.values()},
             ),
         )
 
@@ -172,6 +170,7 @@ class World:
             addresses=truth.addresses,
             attempt=truth.attempt,
             halt=truth.halt,
+            unmanaged=truth.unmanaged,
             trial=Trial(since=NOW, token=truth.trial_token, canary=truth.canary),
         )
 
@@ -179,7 +178,7 @@ class World:
         """Carry out one action as an honest host would; the result in the engine's words."""
         assert action.host not in self.dark, "an action was sent to a dark host"
         there = self.hosts[action.host]
-        found = there.get(action.vm)
+        found = there.get(action.vm) or there.get(action.moved_from)
         seen = (found.uid, found.generation) if found else (None, 0)
         if (action.expect.uid, action.expect.generation) != seen:
             return "stale"
@@ -187,6 +186,11 @@ class World:
         self.acted.append(action)
         if action.verb == "delete":
             self.released |= dict.fromkeys(there.pop(action.vm).addresses.values(), 0.0)
+            return "done"
+        if action.verb in {"rename", "import", "forget"}:
+            assert found is not None
+            there.pop(action.moved_from, None)
+            there[action.vm] = refactored(found, action)
             return "done"
         wanted = action.desired
         assert wanted is not None
@@ -230,6 +234,15 @@ class World:
 
     def copy(self) -> World:
         return replace(self, hosts={host: dict(vms) for host, vms in self.hosts.items()}, acted=[])
+
+
+def refactored(found: Truth, action: Action) -> Truth:
+    """What runs stays as it is; who it is changes, or whose."""
+    found = replace(found, generation=found.generation + 1, unmanaged=action.verb == "forget")
+    if action.verb != "rename":
+        return found
+    assert action.desired is not None
+    return replace(found, fleet=action.desired.fleet, spec_digest=action.desired.spec_digest)
 
 
 def decided(

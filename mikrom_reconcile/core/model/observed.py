@@ -96,7 +96,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied. `token` is the
     fencing token of the run that last changed it, `generation` counts its changes. `restarts` are the latest restarts
     that the host made by itself. `addresses` maps interfaces to their leases, `trial` is that of its spec, `halt` what
-    was said of the rollout that brought it.
+    was said of the rollout that brought it. One that is `unmanaged` was let go: nobody acts on it but by its name.
     """
 
     uid: str
@@ -115,6 +115,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     addresses: dict[str, str] = {}
     trial: Trial | None = None
     halt: Halt | None = None
+    unmanaged: bool = False
 
 
 class ObservedVM(Applied, frozen=True, kw_only=True):
@@ -191,7 +192,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     record because this host could not make them. `unproven` maps VMs that were never healthy with their spec to the
     seconds that are left for it, `progress` tells of fleets on trial. `canaries` wait to be promoted, `halts` are those
     of records. `released` maps addresses of VMs of the project that are gone to the seconds since then, of the last
-    day. `note` is what whoever changes something on this host should know of it, "" for nothing.
+    day, those of VMs that were let go to less than 0. `note` is what whoever changes something on this host should know
+    of it, "" for nothing.
     """
 
     host: str

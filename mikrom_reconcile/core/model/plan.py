@@ -11,10 +11,13 @@ from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.observed import ObservedVM
 
 ChangeKind = Literal[
-    "create", "start", "stop", "pause", "suspend", "resume", "update", "restart", "replace", "move", "delete", "wait",
-    "blocked",
+    "create", "start", "stop", "pause", "suspend", "resume", "update", "restart", "replace", "move", "rename", "import",
+    "forget", "delete", "wait", "blocked",
 ]  # fmt: skip
-Verb = Literal["create", "start", "stop", "pause", "suspend", "resume", "update", "restart", "delete"]
+Verb = Literal[
+    "create", "start", "stop", "pause", "suspend", "resume", "update", "restart", "rename", "import", "forget",
+    "delete",
+]  # fmt: skip
 Impact = Literal["record", "live", "restart", "replace"]
 """What changing a field costs: only the record, a call to the running VMM, a restart, a new root disk."""
 
@@ -58,7 +61,8 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """One verb on one VM on one host. `id` is a digest of the content; `desired` is None for a delete.
+    """One verb on one VM on one host. `id` is a digest of the content; `desired` is None where no spec matters. A
+    rename finds the VM as `moved_from`.
 
     `deadline_s` bounds the whole action, the graceful stop inside included. `mem_limit_mib` is what all VMs of the host
     may be promised by its inventory; None: what the host has.
@@ -73,6 +77,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     expect: Expect
     deadline_s: float
     mem_limit_mib: int | None = None
+    moved_from: str = ""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

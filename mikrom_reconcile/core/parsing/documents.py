@@ -303,8 +303,6 @@ def _mistakes(document: SpecDocument, value: Any, validators: Validators) -> Ite
         return
     elif "kind" not in value:
         yield Diagnostic(document, (), "kind is missing", f"known are {', '.join(validators.kinds)}")
-    elif kind == "Refactor":
-        yield Diagnostic(document, ("kind",), f"kind {kind} is not implemented yet")
     elif kind not in validators.kinds:
         named = isinstance(value["kind"], str)
         message = f"unknown kind {shown(kind)}" if named else f"kind cannot be {describe_value(value['kind'])}"

@@ -19,6 +19,7 @@ from mikrom_reconcile.core.parsing.schema_errors import Schemas
 from mikrom_reconcile.core.placement.scheduler import NOTHING, Scheduler
 from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand, hosts_of, load
 from mikrom_reconcile.core.specs.networks import Network
+from mikrom_reconcile.core.specs.refactor import Refactor
 from mikrom_reconcile.core.specs.resolve import Resolver
 
 
@@ -88,7 +89,7 @@ def render_all(specs: Specs, *, here: str) -> tuple[DesiredVM, ...]:
     unplaced = expand(specs)
     resolver = Resolver(specs)
     empty = [replace(fleet, replicas=1) for fleet in specs.fleets if fleet.replicas == 0]
-    specimens = expand(replace(specs, fleets=tuple(empty)))  # what nobody is made from yet
+    specimens = expand(replace(specs, fleets=tuple(empty), refactor=Refactor()))  # what nobody is made from yet
     one_of_each = {id(vm.template): vm for vm in reversed((*unplaced, *specimens))}
     for vm in one_of_each.values():  # what cannot be answered on a host cannot for any VM of the same template
         hosts = vm.hosts or (here,)

@@ -92,7 +92,7 @@ def merge_reports(state: observed.ObservedState, project: str, expected: Mapping
     views = sorted(state.hosts, key=lambda view: view.host)
     reports = [view.report for view in views if view.report]
     for vm in (vm for report in reports for vm in report.vms):
-        if vm.project == project and vm.phase != "unreadable":
+        if vm.project == project and vm.phase != "unreadable" and not vm.unmanaged:
             rows = own.get(vm.name)
             own[vm.name] = (vm,) if rows is None else tuple(sorted((*rows, vm), key=lambda row: (-row.token, row.host)))
         else:
@@ -133,8 +133,8 @@ class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
     `here` is the host of specs without an Inventory. `unplaced` are all VMs of the specs; `rendered` has those that are
     remembered on hosts where they may stay, as they are wanted there, and `expected` what follows from that for each
     host. `dead` names hosts whose VMs count as gone unless they answer, `living` those that can be asked. `destroy`
-    wants everything gone that the specs own. `warnings` are those of the specs. `freezes` are those that people
-    asked for by command, by project.
+    wants everything gone that the specs own. `warnings` are those of the specs. `renames` maps VMs that were moved to
+    the names that they had. `freezes` are those that people asked for by command, by project.
     """
 
     specs: Specs
@@ -148,6 +148,7 @@ class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
     expected: dict[str, Expected]
     queries: dict[str, observed.ObserveQuery]
     warnings: tuple[str, ...]
+    renames: dict[str, str]
     freezes: Mapping[str, Freeze] = {}
 
 
@@ -178,6 +179,11 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def in_scope(self, fleet: str) -> bool:
         """Whether the specs speak for this fleet, so that a VM of it which they do not want has to go."""
         return self.given.specs.whole or fleet in self.fleets
+
+    def removal_of(self, row: observed.ObservedVM) -> bool | None:
+        """Whether a Refactor document removes the VM, or its fleet, to destroy it; None: it does not remove it."""
+        removed = self.given.specs.refactor.removed
+        return removed.get(row.name, removed.get(row.fleet))
 
     @cached_property
     def removed_hosts(self) -> frozenset[str]:
@@ -282,11 +288,12 @@ def actions_of(
             "host": change.host,
             "vm": change.name,
             "project": project,
-            "desired": None if VERBS[change.kind] == "delete" else change.desired,
+            "desired": None if VERBS[change.kind] in {"delete", "import", "forget"} else change.desired,
             "expect": expect_of(change.observed),
             "deadline_s": ORDERS.deadline_s,
         }
         content |= {"mem_limit_mib": mem_limits_mib[change.host]} if change.host in mem_limits_mib else {}
+        content |= {"moved_from": change.observed.name} if change.kind == "rename" and change.observed else {}
         yield model.Action(id=digest_of(content), **content)
 
 
@@ -308,7 +315,8 @@ def warnings_of(draft: Draft, context: PlanContext) -> Iterator[str]:
     for freeze in context.freezes:
         passed = "; --override-freeze goes past that" if context.overrides.override_freeze else ""
         yield f"project {context.given.specs.project} is {freeze}{passed}"
-    strangers = [row for rows in view.own.values() for row in rows if not context.in_scope(row.fleet)]
+    rows = (row for rows in view.own.values() for row in rows)
+    strangers = [row for row in rows if not context.in_scope(row.fleet) and context.removal_of(row) is None]
     adopted = {vm.name for vm in draft.desired} if strangers else set()
     for fleet in sorted({row.fleet for row in strangers if row.name not in adopted}):
         why = "only with a Project document are they the whole truth"
@@ -340,5 +348,5 @@ def _renamed_fleets(draft: Draft, context: PlanContext) -> Iterator[str]:
             new[vm.fleet][vm.spec.image, vm.spec.machine] += 1
     for before, vms in sorted(old.items()):
         for after in sorted(fleet for fleet in new if new[fleet] == vms):
-            keep = f'vm_name: "{before}-${{index:03d}}" in {after} keeps its VMs'
+            keep = f"moved: [{{from: {before}, to: {after}}}] in a Refactor document keeps its VMs"
             yield f"fleet {after} is new and {before}, with VMs alike, is not in the specs: if it was renamed, {keep}"

@@ -38,7 +38,9 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
 
 
 def _removes(change: VMChange, drained: Container[str]) -> bool:
-    return change.kind == "delete" or (change.kind == "move" and change.host not in drained)
+    """Whether it is a removal that nobody asked for by name."""
+    asked_for = change.rule == "removed"
+    return (change.kind == "delete" and not asked_for) or (change.kind == "move" and change.host not in drained)
 
 
 def _removal_refusal(

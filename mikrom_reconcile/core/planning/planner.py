@@ -27,11 +27,12 @@ from mikrom_reconcile.core.planning.context import (
 from mikrom_reconcile.core.planning.drift import not_done, unattended, unfrozen
 from mikrom_reconcile.core.planning.guards import protect, prune
 from mikrom_reconcile.core.planning.leases import held_addresses, lease, seen_addresses
+from mikrom_reconcile.core.planning.refactor import refactored, remembered_as_named_now
 from mikrom_reconcile.core.planning.rollout import roll_out
 from mikrom_reconcile.core.planning.rules import STANDS_IN_THE_WAY, DiffInput, judge
 from mikrom_reconcile.core.planning.selection import select
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.load import VM_NAME, Specs, expand
+from mikrom_reconcile.core.specs.load import VM_NAME, Specs, expand, renames
 from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.core.specs.warnings import spec_warnings
 
@@ -50,7 +51,8 @@ def prepare(
 
     `destroy` wants everything that the specs own gone, so every row is asked for. Raises SpecError.
     """
-    unplaced = expand(specs)
+    unplaced, was = expand(specs), renames(specs)
+    placements = remembered_as_named_now(placements, was)
     alive = _without(placements, dead)
     scheduler = Scheduler(specs, here, located=alive.vms)
     staying = [
@@ -75,6 +77,7 @@ def prepare(
         expected=expected,
         queries=dict(_queries(specs, expected, asked)),
         warnings=tuple(f"{each.path}:{each.line}: {each.message}" for each in spec_warnings(specs, unplaced)),
+        renames=was,
     )
 
 
@@ -112,7 +115,7 @@ def make_plan(
     given: PlanInput, observed: ObservedState, overrides: RunOverrides, tried: frozenset[str] = frozenset()
 ) -> PlanResult:
     """The plan that follows from the reports. Pure: the same arguments give the same bytes. Raises SpecError."""
-    view = merge_reports(observed, given.specs.project, given.expected)
+    view = refactored(merge_reports(observed, given.specs.project, given.expected), given)
     dead = tuple(host for host in given.dead if host in view.unreachable)
     placements = _without(given.placements, dead)
     context = PlanContext(
@@ -233,7 +236,8 @@ def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Ite
     for vm in draft.desired:
         rows = () if vm.host in view.unreachable else view.own.get(vm.name, ())  # an older copy tells nothing of it
         as_digest = len(rows) == 1 and (rows[0].host, rows[0].phase, rows[0].drift) == (vm.host, vm.state, ())
-        proven = vm.name in view.up_to_date or (as_digest and rows[0].spec_digest == vm.spec_digest)
+        as_ours = as_digest and rows[0].name == vm.name and not rows[0].unmanaged
+        proven = vm.name in view.up_to_date or (as_ours and rows[0].spec_digest == vm.spec_digest)
         if proven and vm.name not in placing.rejections and vm.host not in removed:
             up_to_date[vm.host] += 1
             continue
@@ -252,20 +256,24 @@ def _wanted(draft: Draft, context: PlanContext, up_to_date: Counter[str]) -> Ite
 
 
 def _unwanted(draft: Draft, context: PlanContext) -> Iterator[DiffInput]:
-    own, removed = context.view.own, context.removed_hosts
+    own, left = context.view.own, context.removed_hosts
     wanted = {vm.name for vm in draft.desired} if own else set()
+    moved = {} if context.given.destroy else {was: name for name, was in context.given.renames.items()}
     for name, rows in own.items():
         kept_on = rows[0].host if name in wanted else ""
-        proven = rows[0].host not in removed and rows[0].phase in SATISFIES[rows[0].state]
+        proven = rows[0].host not in left and rows[0].phase in SATISFIES[rows[0].state]
         for row in rows:
-            if row.host != kept_on and (kept_on or context.in_scope(row.fleet)):
+            removed = context.removal_of(row)
+            if row.host != kept_on and (kept_on or removed is not None or context.in_scope(row.fleet)):
                 yield DiffInput(
                     desired=None,
                     observed=row,
                     duplicate_on=kept_on,
                     proven=proven,
-                    host_removed=row.host in removed,
+                    host_removed=row.host in left,
                     destroy=context.given.destroy,
+                    removed=None if kept_on else removed,
+                    moved_to="" if kept_on else moved.get(name, ""),
                 )
 
 

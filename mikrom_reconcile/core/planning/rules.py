@@ -10,9 +10,11 @@ from typing import Any, Final, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.desired import DesiredVM, State
+from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.fields import counted_drift, field_changes, impact_of, is_row_of, recorded
 from mikrom_reconcile.core.model.observed import DEGRADED, HAS_VMM, HEALTHY, NOT_RESTARTED, SATISFIES, Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
+from mikrom_reconcile.core.planning.guards import as_recorded
 
 UNCHANGED: Final = "unchanged"
 Verdict = VMChange | Literal["unchanged"] | None
@@ -26,7 +28,8 @@ class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     `possible_on` names unreachable hosts on which the VM may exist unknown to us. `duplicate_on` is the host of a newer
     VM of the name, `proven` whether that one is as was ordered. `eviction_reason` is why it may not stay where it
     is, `rejections` why no host can have it. `host_removed` says that its host left the inventory, `destroy` that
-    everything has to go, `retry` that what was given up is tried again.
+    everything has to go, `retry` that what was given up is tried again. `removed` is what a Refactor document says of
+    it: whether to destroy it. `moved_to` is the name that one was to have which nothing wants.
     """
 
     desired: DesiredVM | None
@@ -41,6 +44,8 @@ class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     host_removed: bool = False
     destroy: bool = False
     retry: bool = False
+    removed: bool | None = None
+    moved_to: str = ""
 
     @property
     def want(self) -> DesiredVM:
@@ -65,6 +70,11 @@ class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if self.want.spec_digest == self.seen.spec_digest:
             return ()
         return field_changes(recorded_of(self.seen), recorded_of(self.want))
+
+    @property
+    def moved_from(self) -> str:
+        """The name that the VM still has, if a Refactor document calls it otherwise."""
+        return self.seen.name if self.observed and self.desired and self.seen.name != self.want.name else ""
 
     @property
     def drift(self) -> tuple[Drift, ...]:
@@ -137,9 +147,50 @@ def host_removed(case: DiffInput) -> Verdict:
     return None
 
 
+def removed(case: DiffInput) -> Verdict:
+    """A Refactor document says that it goes, or is let go; a delete that began goes on."""
+    if case.removed is None or case.seen.phase == "deleting":
+        return None
+    if case.removed:
+        return case.change("delete", "removed, destroy: true")
+    return case.change("forget", "removed, destroy: false: it stays as it is, and nobody acts on it any more")
+
+
 def destroy(case: DiffInput) -> Verdict:
     """A destroy takes everything that the specs speak for."""
     return case.change("delete", "destroy was asked for") if case.desired is None and case.destroy else None
+
+
+def cannot_rename(case: DiffInput) -> Verdict:
+    """A Refactor document calls it otherwise, and that name is taken."""
+    if case.moved_to:
+        reason = f"it was moved to {case.moved_to}, and there is one already: remove that entry, or one of the two"
+    elif case.moved_from and case.name_conflict:
+        reason = f"moved from {case.moved_from}, and its new name is somebody else's on {case.name_conflict.host}"
+    else:
+        return None
+    return case.change("blocked", reason, wanted="rename")
+
+
+def moved(case: DiffInput) -> Verdict:
+    """A Refactor document calls it otherwise: it gets its name first, what else differs follows."""
+    if not case.moved_from:
+        return None
+    seen, want, digest = case.seen, case.want, case.want.spec_digest
+    if case.fields:
+        digest = spec_digest(seen.project, seen.fleet, seen.state, seen.spec, seen.policy)
+    desired = msgspec.structs.replace(as_recorded(seen, seen.state, seen.policy), name=want.name, spec_digest=digest)
+    stem, dash, number = seen.name.rpartition("-")
+    was = f"{stem}-*" if dash and want.name.endswith(dash + number) else seen.name  # the same for all of a fleet
+    change = case.change("rename", f"moved from {was}: it goes on under its new name")
+    return msgspec.structs.replace(change, desired=desired)
+
+
+def imported(case: DiffInput) -> Verdict:
+    """A Refactor document takes it over as it is; what differs follows."""
+    if case.observed and case.observed.unmanaged:
+        return case.change("import", "imported: it stays as it is, and is managed from now on")
+    return None
 
 
 def not_in_specs(case: DiffInput) -> Verdict:
@@ -155,12 +206,15 @@ def absent(case: DiffInput) -> Verdict:
 
 
 def name_conflict(case: DiffInput) -> Verdict:
-    """A VM of another project, or one whose record nobody can read, is never touched."""
+    """A VM of another project, one that was let go, or whose record nobody can read, is never touched."""
     other = case.name_conflict
     if other is None or case.observed is not None:
         return None
     if other.phase == "unreadable":
         return case.change("blocked", f"it is on {other.host} and cannot be read: {other.last_error}")
+    if other.unmanaged:
+        reason = f"a VM of this name was let go on {other.host}: import: [{{to: {other.name}}}] takes it over"
+        return case.change("blocked", reason)
     return case.change("blocked", f"the name belongs to project {other.project} on {other.host}")
 
 
@@ -314,7 +368,8 @@ def cannot_move(case: DiffInput) -> Verdict:
 
 
 RULES: dict[str, Callable[[DiffInput], Verdict]] = {
-    "unreachable-host": unreachable_host, "duplicate": duplicate, "host-removed": host_removed, "destroy": destroy,
+    "unreachable-host": unreachable_host, "duplicate": duplicate, "host-removed": host_removed, "removed": removed,
+    "destroy": destroy, "cannot-rename": cannot_rename, "moved": moved, "imported": imported,
     "not-in-specs": not_in_specs, "absent": absent, "name-conflict": name_conflict,
     "possible-duplicate": possible_duplicate, "unplaceable": unplaceable, "missing": missing,
     "misplaced": misplaced, "interrupted-delete": interrupted_delete, "shrinking-drive": shrinking_drive,
@@ -325,5 +380,7 @@ RULES: dict[str, Callable[[DiffInput], Verdict]] = {
 }  # fmt: skip
 """Each rule under its id, which stays when its function is renamed. The last looks at what others leave unchanged."""
 
-STANDS_IN_THE_WAY = frozenset({"host-removed", "name-conflict", "unplaceable", "crash-loop", "cannot-move"})
+STANDS_IN_THE_WAY = frozenset(
+    {"host-removed", "cannot-rename", "name-conflict", "unplaceable", "crash-loop", "cannot-move"}
+)
 """Rules whose `blocked` asks for somebody to do something; an unreachable host only has to answer again."""

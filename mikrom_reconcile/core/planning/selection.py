@@ -39,7 +39,7 @@ def _whereabouts(draft: Draft, context: PlanContext) -> Iterator[Whereabouts]:
     view, remembered = context.view, context.given.placements
     yield from ((vm.name, "", vm.fleet.name) for vm in context.given.unplaced)
     yield from ((vm.name, vm.host, vm.fleet) for vm in draft.desired)
-    yield from ((row.name, row.host, row.fleet) for rows in view.own.values() for row in rows)
+    yield from ((name, row.host, row.fleet) for name, rows in view.own.items() for row in rows)
     for name, host in remembered.vms.items():
         if host in view.unreachable:
             yield name, host, remembered.fleet_of(name)

@@ -20,6 +20,7 @@ from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, Layer, Scope
 from mikrom_reconcile.core.specs.images import BUILT_IN, Image, image_of
 from mikrom_reconcile.core.specs.inventory import Group, Host, Inventory, PlacementSpec
 from mikrom_reconcile.core.specs.networks import Network, network_of, port_name
+from mikrom_reconcile.core.specs.refactor import Refactor, refactor_mistakes, refactor_of
 from mikrom_reconcile.core.specs.validate import Documents, validate
 from mikrom_reconcile.times_and_sizes import SPECS
 
@@ -70,6 +71,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     images: dict[str, Image]
     networks: dict[str, Network]
     fleets: tuple[FleetSpec, ...]
+    refactor: Refactor
     freeze: Freeze | None
 
 
@@ -102,7 +104,7 @@ def load(
     bad = {id(mistake.document) for mistake in mistakes}
     good = [document for document in documents if document.kind == "Image" or id(document) not in bad]
     fleets = [_fleet(document, inventory) for document in _of_kind(good, "Fleet")]
-    project = next(_of_kind(documents, "Project"), None)
+    project, refactors = next(_of_kind(documents, "Project"), None), _of_kind(good, "Refactor")
     specs = Specs(
         tree=tree,
         documents=len(documents),
@@ -113,6 +115,7 @@ def load(
         images=BUILT_IN | {image.name: image_of(image.body["spec"]) for image in _of_kind(good, "Image")},
         networks={found.name: network_of(found.name, found.body["spec"]) for found in _of_kind(good, "Network")},
         fleets=tuple(sorted(fleets, key=attrgetter("name"))),
+        refactor=refactor_of(() if any(each.document.kind == "Fleet" for each in mistakes) else refactors),
         freeze=next(map(_freeze, _of_kind(good, "Project")), None),
     )
     return specs, dedupe_by_position(problems), known.complete
@@ -250,8 +253,25 @@ def expand(specs: Specs) -> tuple[UnplacedVM, ...]:
                 message = f"two VMs would be called {vm.name}; the other is of fleet {other.fleet.name}"
                 mistakes.append(Diagnostic(fleet.document, ("metadata", "name"), message))
                 break
+    if not mistakes:
+        mistakes += refactor_mistakes(specs.refactor, (*(fleet.name for fleet in specs.fleets), *vms))
     raise_for(mistakes, specs.tree)
     return tuple(sorted(vms.values(), key=attrgetter("name")))
+
+
+def renames(specs: Specs) -> dict[str, str]:
+    """VMs that were moved, with the names that they had; of a fleet, those that it would have as the former one."""
+    fleets = {fleet.name: fleet for fleet in specs.fleets}
+    found: dict[str, str] = {}
+    for was, name in specs.refactor.moved.items():
+        fleet = fleets.get(name)
+        if fleet is None or name in fleet.instances:
+            found[name] = was
+        else:
+            before = _names(msgspec.structs.replace(fleet, name=was), specs)
+            pairs = zip(_names(fleet, specs), before, strict=True)
+            found |= {new: old for (new, _), (old, _) in pairs if new != old}
+    return found
 
 
 def shared_lookups(specs: Specs) -> frozenset[str]:

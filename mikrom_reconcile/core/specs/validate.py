@@ -43,7 +43,7 @@ class Documents:
         self.inventory = inventory
         self.hosts = tuple(inventory.hosts) if inventory else ()
         self.groups = tuple(inventory.groups) if inventory else ()
-        self.complete = reading.whole and all(document.kind in {"Fleet", "Project"} for document in reading.broken)
+        self.complete = reading.whole and {"Fleet", "Project", "Refactor"} >= {each.kind for each in reading.broken}
         self.hosts_known = self.complete or inventory is not None
         self.images_known = reading.whole and not any(document.kind == "Image" for document in reading.broken)
         self.images = (*BUILT_IN, *(each.name for each in reading.documents if each.kind == "Image"))

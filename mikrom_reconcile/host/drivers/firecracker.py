@@ -146,7 +146,7 @@ class FirecrackerDriver(VMMDriver):
 
     def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
         """Through a snapshot, which Firecracker writes."""
-        vmm = self._vmm(record.vm)
+        vmm = self._vmm(record.home)
         with translate_errors(record.vm, "writing its memory to disk"):
             if vmm.find() is not None:
                 with vmm.connect(FirecrackerAPI, deadline_s) as api:

@@ -100,7 +100,7 @@ class SimulatedDriver(Driver):
 
     def observe(self, record: VMRecord) -> VMMFacts:
         """What the file and the clock say."""
-        vm = self._read(record.vm)
+        vm = self._read(record.home)
         if vm is None:
             return VMMFacts(status="none")
         if (end := vm.ended()) is not None:
@@ -120,7 +120,7 @@ class SimulatedDriver(Driver):
         """Write the file, unless this very VM runs; one that was suspended under the same spec only gets a new pid."""
         if (problem := self.unsupported(record.spec)) is not None:
             raise PermanentError(problem, vm=record.vm, step="checking its spec")
-        before = self._read(record.vm)
+        before = self._read(record.home)
         if before is not None and before.uid == record.uid and before.ended() is None and not before.hangs:
             return ""
         time.sleep(min(self._boot_s, deadline_s))
@@ -128,7 +128,7 @@ class SimulatedDriver(Driver):
         if before is not None and before.ended() == "suspended":
             if (before.uid, before.machine, before.boot_args) == (record.uid, record.spec.machine, boot_args):
                 again = {"pid": pid, "boot_id": processes.boot_id(), "started_s": _now_s()}
-                self._write(record.vm, replace(before, **again, paused=False, kept=False, end=None))
+                self._write(record.home, replace(before, **again, paused=False, kept=False, end=None))
                 return "it went on from its memory"
             note = "a cold boot, its memory is lost: its spec has changed"
         earlier = before.said() if before is not None else ""
@@ -144,47 +144,47 @@ class SimulatedDriver(Driver):
             console=f"{earlier}MIKROM-UP {boot_args}\n",
             console_at=len(earlier.encode()),
         )
-        self._write(record.vm, vm)
+        self._write(record.home, vm)
         return note
 
     def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:  # noqa: ARG002 - the port's
         """Note whether it is paused. Time goes on all the same for `mikrom.mode=exit`."""
-        vm, doing = self._read(record.vm), "pausing its guest" if paused else "resuming its guest"
+        vm, doing = self._read(record.home), "pausing its guest" if paused else "resuming its guest"
         if vm is None or vm.ended() is not None:
             raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
         if vm.hangs:
             raise TemporaryError("its VMM does not answer", vm=record.vm, step=doing)
         if vm.paused != paused:
-            self.change(record.vm, paused=paused, kept=vm.kept and paused)
+            self.change(record.home, paused=paused, kept=vm.kept and paused)
 
     def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
         """Note that its memory is kept."""
-        vm = self._read(record.vm)
+        vm = self._read(record.home)
         if vm is not None and vm.ended() is None:
             self.set_paused(record, paused=True, deadline_s=deadline_s)
-            self.change(record.vm, kept=True)
+            self.change(record.home, kept=True)
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Nothing: what changes live is not simulated."""
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """A guest that listens leaves at once; a deaf one is killed, without waiting for what never comes."""
-        vm = self._read(record.vm)
+        vm = self._read(record.home)
         if vm is None:
             return
         if vm.kept and (record.state in {"stopped", "absent"} or (grace_s > 0 and vm.ended() is None)):
             vm = replace(vm, kept=False)
-            self._write(record.vm, vm)
+            self._write(record.home, vm)
         if vm.ended() is not None:
             return
         if grace_s > 0 and not vm.hangs and vm.mode()[0] not in _DEAF:
-            self.change(record.vm, end="clean", console=vm.console + _LAST_WORDS["clean"])
+            self.change(record.home, end="clean", console=vm.console + _LAST_WORDS["clean"])
         else:
-            self.change(record.vm, end="killed")
+            self.change(record.home, end="killed")
 
     def delete(self, record: VMRecord) -> None:
         """Remove the file."""
-        path = self._path(record.vm)
+        path = self._path(record.home)
         with translate_errors(record.vm, "removing its file"):
             path.unlink(missing_ok=True)
             path.with_name(path.name + ".new").unlink(missing_ok=True)

@@ -131,7 +131,7 @@ class VMMDriver(ABC):
 
     def observe(self, record: VMRecord) -> VMMFacts:
         """What is provably there. Raises an ActionError if this *process* cannot look; that says nothing of the VM."""
-        vmm = self._vmm(record.vm)
+        vmm = self._vmm(record.home)
         with translate_errors(record.vm, "observing it"):
             if vmm.find() is not None and (facts := self._facts(record, vmm)) is not None:
                 return facts
@@ -167,13 +167,13 @@ class VMMDriver(ABC):
     def watch(self, record: VMRecord) -> int | None:
         """A pidfd of the proven VMM."""
         with translate_errors(record.vm, "opening a pidfd of its VMM"):
-            found = self._vmm(record.vm).find()
+            found = self._vmm(record.home).find()
             return None if found is None else processes.open_pidfd(found)
 
     def start(self, record: VMRecord, *, deadline_s: float) -> str:
         """Make its resources ready, spawn the VMM, write it down, configure and boot it or let it go on."""
         give_up_at = time.monotonic() + deadline_s
-        vmm = self._vmm(record.vm)
+        vmm = self._vmm(record.home)
         self._check(record, vmm.paths)
         if self._runs_already(record, vmm):
             return ""
@@ -208,7 +208,7 @@ class VMMDriver(ABC):
 
     def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
         """The guest's clock stands still, too, and goes on from there."""
-        vmm, doing = self._vmm(record.vm), "pausing its guest" if paused else "resuming its guest"
+        vmm, doing = self._vmm(record.home), "pausing its guest" if paused else "resuming its guest"
         with translate_errors(record.vm, doing):
             if vmm.find() is None:
                 raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
@@ -216,7 +216,7 @@ class VMMDriver(ABC):
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Change links that are there, and of a VMM that is to live what can be changed while its guest runs."""
-        vmm = self._vmm(record.vm)
+        vmm = self._vmm(record.home)
         with translate_errors(record.vm, "changing it while it runs"):
             self._provisioner.networks.prepare(record, give_up_at=time.monotonic() + deadline_s, only_mend=True)
             if record.state in WANTS_VMM and vmm.find() is not None:
@@ -224,7 +224,7 @@ class VMMDriver(ABC):
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, then SIGKILL; the socket, which a VMM may leave behind, is removed."""
-        vmm = self._vmm(record.vm)
+        vmm = self._vmm(record.home)
         if record.state in {"stopped", "absent"}:
             with translate_errors(record.vm, "forgetting its memory"):
                 memory.forget(vmm.paths)
@@ -241,7 +241,7 @@ class VMMDriver(ABC):
     def delete(self, record: VMRecord) -> None:
         """Kill what lives, and remove every file that was made here."""
         self.stop(record, grace_s=0)
-        paths = self._layout.of(record.vm)
+        paths = self._layout.of(record.home)
         with translate_errors(record.vm, "removing its disks and links"):
             self._provisioner.remove(record, give_up_at=time.monotonic() + VMMS.kill_s)
         with translate_errors(record.vm, "removing its files"):

@@ -8,7 +8,7 @@ passes through once no half-started VMM is left.
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from msgspec.structs import replace
 
@@ -91,8 +91,10 @@ class Executor:
         vm, project = order.action.vm, order.action.project
         if order.action.host != self._host:
             raise PermanentError(f"this is {self._host}, not {order.action.host}", vm=vm, step="reading the order")
-        with self._records.lock(vm):
+        was = order.action.moved_from or vm
+        with self._records.lock(vm), self._records.lock(was) if was != vm else nullcontext():
             found, tombstone, highest = self._records.read(vm), None, self._records.highest_token(project)
+            found = self._records.read(was) if found is None else found
             if order.token > highest:
                 try:
                     self._records.advance_token(project, order.token)
@@ -129,6 +131,7 @@ class Executor:
                 run.clean_up()
             raise
         finally:
+            self._reservations.commit(order.action.moved_from, None)
             self._reservations.commit(order.action.vm, run.record)
 
     def _failed(self, run: ActionRun, error: Exception) -> Ending:

@@ -151,7 +151,7 @@ def rejection_of(
         there = f"uid {found.uid}, generation {found.generation}"
         expected = _expected(action.expect)
         return _stale(f"expected {expected}, found {there}; the next plan starts from what is there now")
-    if found.state == "absent" and action.verb not in {"create", "delete"}:
+    if found.state == "absent" and action.verb not in {"create", "rename", "delete"}:
         return _stale(f"{action.vm} is half deleted: a create or a delete finishes that first")
     return None
 
@@ -185,7 +185,7 @@ def check(
     if found is not None and found.policy.prevent_destroy and loses_disks(action, found):
         remedy = "lift that first, with lifecycle: {prevent_destroy: false}"
         raise PermanentError(f"it would lose its data, and is recorded as protected; {remedy}", vm=vm, step=step)
-    if desired is None or action.verb == "stop":
+    if desired is None or action.verb in {"stop", "rename"}:
         return
     if desired.state == "suspended" and desired.spec.machine.huge_pages != "None":
         raise PermanentError("no memory of huge pages goes on after it was suspended: stop it", vm=vm, step=step)
@@ -213,6 +213,6 @@ def check(
 def loses_disks(action: Action, found: VMRecord) -> bool:
     """Whether the VM goes, or the root disk that it wrote to is made anew, now or when it starts."""
     if action.desired is None:
-        return True
+        return action.verb == "delete"
     rootfs = found.spec.boot and found.spec.boot.rootfs
     return bool(rootfs and not rootfs.read_only) and "replace" in costs(found.spec, action.desired.spec)

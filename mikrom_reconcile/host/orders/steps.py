@@ -9,21 +9,19 @@ the next run ends what was begun.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import ActionError, TemporaryError
-from mikrom_reconcile.core.model.fields import costs, counted_drift, impact_of, needs_restart
-from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM, Trial
+from mikrom_reconcile.core.model.fields import costs, counted_drift, impact_of
+from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import Impact, Order, Result, Verb
 from mikrom_reconcile.host.observe import drift_of, row_of
+from mikrom_reconcile.host.orders.next_record import next_record, provenance_fields
 from mikrom_reconcile.host.orders.preconditions import Reservations, check
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
@@ -60,7 +58,8 @@ class ActionRun:
     def __post_init__(self) -> None:
         self.record = self.found
         tombstone = self.records.tombstone(self.order.action.vm) if self.found is None else None
-        self.ordered = next_record(self.order, self.found, tombstone=tombstone, now=self.clock.now())
+        home = self.records.new_home(self.order.action.vm) if self.found is None else self.found.made_as
+        self.ordered = next_record(self.order, self.found, tombstone=tombstone, made_as=home, now=self.clock.now())
         self._began_s = self.clock.monotonic()
         self._may_have_started = False
 
@@ -139,6 +138,15 @@ class ActionRun:
         self._write(ordered)
         if goes_down:
             self.reservations.release(ordered.vm)
+
+    def rename(self) -> None:
+        """Give the record its new name; all that runs keeps the one that it has."""
+        assert self.found is not None, "nobody renames what is not there"  # noqa: S101
+        self.records.rename(self.ordered, self.found.vm)
+        self.record = self.ordered
+        if self.record.spec.has_metadata and self.record.state in WANTS_VMM:
+            with suppress(ActionError):  # its guest reads its new name; where that fails, the next run sees it as drift
+                self.driver.update(self.record, deadline_s=self._remaining_s("telling its guest"))
 
     def stop(self) -> None:
         """Shut the guest down, or kill it when it will not go."""
@@ -314,6 +322,9 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
     "suspend": (SUSPEND, RECORD, ("ending its VMM", ActionRun.end), VERIFY),
     "update": (CHANGE, RECORD, ("leaving what it no longer uses", ActionRun.change)),
     "restart": (("recording that it goes down", ActionRun.record_stopping), STOP, *BRING_UP),
+    "rename": (("renaming its record", ActionRun.rename),),
+    "import": (RECORD,),
+    "forget": (RECORD,),
     "delete": (
         RECORD,
         ("stopping", ActionRun.stop_best_effort),
@@ -324,65 +335,6 @@ STEPS: dict[Verb, tuple[Step, ...]] = {
 """Every verb. A create finishes an interrupted delete first. What brings a VM up finds one that is up already and
 pauses or resumes it, changed if need be; what only a restart changes it restarts. PAUSE is only for a VM that is to be
 paused."""
-
-
-def next_record(order: Order, found: VMRecord | None, *, tombstone: VMRecord | None, now: datetime) -> VMRecord:
-    """What `found` becomes by `order`; a VM with a uid of its own when there is none, or one that was half deleted.
-
-    A new VM goes on with the generation of the last one of its name, which its `tombstone` holds.
-    """
-    action, desired = order.action, order.action.desired
-    if desired is None:
-        assert found is not None, "a delete of the absent was answered before"  # noqa: S101
-        return replace(found, state="absent", last_error=None, **provenance_fields(order, found))
-    wanted: dict[str, Any] = {
-        "fleet": desired.fleet, "state": desired.state, "spec": desired.spec, "policy": desired.policy,
-        "spec_digest": desired.spec_digest, "addresses": desired.addresses, "trial": trial_of(order, found, now),
-        "halt": desired.halt or (found.halt if found and found.spec_digest == desired.spec_digest else None),
-    }  # fmt: skip
-    if found is None or found.state == "absent":
-        last = found or tombstone
-        return VMRecord(
-            vm=action.vm,
-            uid=secrets.token_hex(8),
-            project=action.project,
-            generation=1 + (last.generation if last else 0),
-            token=order.token,
-            action_id=action.id,
-            created_at=now,
-            attempt=Attempt(spec_digest=desired.spec_digest, count=0),
-            **wanted,
-        )
-    if action.verb == "update":  # changes nothing about what runs, and so nothing about why it does not
-        return replace(found, **wanted, **provenance_fields(order, found))
-    # a start of the same again, such as Beat's, must not let a crash loop begin anew for ever
-    same = action.verb == "start" and found.spec_digest == desired.spec_digest and not found.parked
-    restarts = found.restarts if same else ()
-    attempt = found.attempt  # what is known of bringing the VM to that spec, None when it was so before
-    if attempt is None or attempt.spec_digest != desired.spec_digest:
-        was_so = found.spec_digest == desired.spec_digest
-        attempt = None if was_so else Attempt(spec_digest=desired.spec_digest, count=0)
-    wanted |= provenance_fields(order, found)
-    return replace(found, **wanted, attempt=attempt, last_error=None, restarts=restarts, parked=False)
-
-
-def trial_of(order: Order, found: VMRecord | None, now: datetime) -> Trial | None:
-    """The trial of the spec that is ordered. One that the VM had goes on, from the start if it was to be down."""
-    desired = order.action.desired
-    assert desired is not None, "what is deleted has no trial"  # noqa: S101
-    if found is None or found.state == "absent" or needs_restart(found.spec, desired.spec):
-        trial: Trial | None = Trial(since=now, token=order.token)
-    elif desired.state in WANTS_VMM and (found.state not in WANTS_VMM or found.parked):
-        trial = replace(found.trial or Trial(since=now, token=order.token), since=now)
-    else:
-        trial = found.trial
-    return trial if trial is None or desired.canary is None else replace(trial, canary=desired.canary)
-
-
-def provenance_fields(order: Order, found: VMRecord) -> dict[str, Any]:
-    """Who changes the record; an order that carries on where it was interrupted is the same generation."""
-    generation = found.generation if found.action_id == order.action.id else found.generation + 1
-    return {"generation": generation, "token": order.token, "action_id": order.action.id, "damage": ""}
 
 
 def _in_words(drift: tuple[Drift, ...]) -> list[str]:

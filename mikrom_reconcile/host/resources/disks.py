@@ -62,7 +62,7 @@ class Disks:
                 with local_file(str(disk.path), self._folders, "MIKROM_DRIVE_DIRS"):
                     pass  # it is there, and no link to something else
         own_root = next((disk.path for disk in self._root(record, rootfs_image) if not disk.read_only), None)
-        self._remove_roots(record.vm, but=own_root)
+        self._remove_roots(record.home, but=own_root)
         image = rootfs_image if own_root is not None and not own_root.exists() else None
         new = [(disk, size) for disk, size in self._drives(record) if size is not None]
         sized = [*self._sized_root(record, rootfs_image), *new]
@@ -85,7 +85,7 @@ class Disks:
 
     def remove(self, record: VMRecord) -> None:
         """Remove the root disk, and the drives that are not retained."""
-        self._remove_roots(record.vm, but=None)
+        self._remove_roots(record.home, but=None)
         for disk, size in self._drives(record):
             if size is None:  # somebody's file
                 continue
@@ -101,7 +101,7 @@ class Disks:
         rootfs = record.spec.boot and record.spec.boot.rootfs
         if not rootfs or image is None:
             return
-        own = self._state_dir / "vms" / record.vm / f"root-{rootfs.sha256[:16]}.img"
+        own = self._state_dir / "vms" / record.home / f"root-{rootfs.sha256[:16]}.img"
         yield Disk(name=ROOT_ID, path=image if rootfs.read_only else own, read_only=rootfs.read_only)
 
     def _sized_root(self, record: VMRecord, image: Path | None) -> Iterator[tuple[Disk, int]]:
@@ -118,7 +118,7 @@ class Disks:
             yield disk, drive.size_mib and drive.size_mib * _MIB
 
     def _drive_folder(self, record: VMRecord) -> Path:
-        return self._state_dir / "drives" / record.project / record.vm
+        return self._state_dir / "drives" / record.project / record.home
 
     def _lacks(self, vm: str, disk: Disk, size: int, image: Path | None) -> bool:
         is_root = disk.name == ROOT_ID
@@ -156,8 +156,8 @@ class Disks:
             message = f"its disks need {-(-need // _MIB)} MiB more and {left // _MIB} are left in {self._state_dir}"
             raise TemporaryError(f"{message}; free some, or make them smaller", vm=vm, step=_STEP)
 
-    def _remove_roots(self, vm: str, *, but: Path | None) -> None:
-        for path in (self._state_dir / "vms" / vm).glob("root-*"):
+    def _remove_roots(self, home: str, *, but: Path | None) -> None:
+        for path in (self._state_dir / "vms" / home).glob("root-*"):
             if path != but:
                 path.unlink(missing_ok=True)
 

@@ -73,14 +73,14 @@ class Networks:
     def _interface(self, record: VMRecord, name: str, nic: NetworkInterface) -> Interface:
         bridge = self.bridge_name(record, nic.network)
         address = f"{nic.gateway}/{IPv4Network(nic.cidr).prefixlen}"
-        tap, mac = f"mk{_hash(f'{self._owner} {record.vm} {name}', 6)}", mac_of(record, name)
+        tap, mac = f"mk{_hash(f'{self._owner} {record.home} {name}', 6)}", mac_of(record, name)
         return Interface(
             name=name,
             tap=tap,
             mac=mac,
             bandwidth_mbit=nic.rate_limiter.bandwidth_mbit,
             mtu=nic.mtu,
-            alias=f"{self._prefix}vm={record.vm}:nic={name}",
+            alias=f"{self._prefix}vm={record.home}:nic={name}",
             bridge=bridge,
             bridge_alias=f"{self._prefix}network={record.project}/{nic.network}",
             wants=rules_of(nic, bridge=bridge, tap=tap, mac=mac, ip=record.addresses.get(name)) | {address},
@@ -145,7 +145,7 @@ class Networks:
         """Remove the VM's taps, those of earlier specs too, and bridges or parts of them that nobody wants any more."""
         if not self._made_any():
             return
-        prefix = f"{self._prefix}vm={record.vm}:"
+        prefix = f"{self._prefix}vm={record.home}:"
         with Netlink() as kernel:
             self._remove_taps(kernel, record.vm, lambda tap: tap.alias.startswith(prefix), give_up_at)
             for interface in self.of(record):
@@ -165,11 +165,11 @@ class Networks:
 
     def _is_left(self, tap: Link) -> bool:
         """Whether no record wants a tap of ours: a VM is recorded before its taps are made."""
-        vm = self._vm_of(tap)
-        found = self._records.read(vm) if vm else None
+        home = self._vm_of(tap)
+        found = self._records.at(home) if home else None
         if isinstance(found, VMRecord):
             return tap.alias not in {interface.alias for interface in self.of(found)}
-        return bool(vm) and found is None
+        return bool(home) and found is None
 
     def _remove_taps(
         self, kernel: Netlink, vm: str, which: Callable[[Link], bool], give_up_at: float
@@ -192,7 +192,7 @@ class Networks:
                     self._rules.change(vm, bridge, add=(), take=rules)
 
     def _vm_of(self, link: Link) -> str:
-        """Whose tap it is, "" if it is none of ours."""
+        """Whose tap it is, by the name of the VM's folder; "" if it is none of ours."""
         prefix = f"{self._prefix}vm="
         return link.alias.removeprefix(prefix).partition(":")[0] if link.alias.startswith(prefix) else ""
 
@@ -361,7 +361,7 @@ def _taken(vm: str, what: str, found: Link) -> PermanentError:
 
 def mac_of(record: VMRecord, name: str) -> str:
     """A locally administered address that follows from project, VM and interface: it is the same on any host."""
-    return "06:" + ":".join(f"{byte:02x}" for byte in bytes.fromhex(_hash(f"{record.project} {record.vm} {name}", 5)))
+    return "06:" + ":".join(f"{byte:02x}" for byte in bytes.fromhex(_hash(f"{record.project} {record.home} {name}", 5)))
 
 
 def _hash(text: str, size: int) -> str:

@@ -88,7 +88,7 @@ def boot_args_of(record: VMRecord) -> str:
     ip = record.addresses.get(name) if name else None
     if name is not None and ip is not None and " ip=" not in f" {spec.boot_args}":
         nic = spec.network_interfaces[name]
-        words.append(f"ip={ip}::{nic.gateway}:{IPv4Network(nic.cidr).netmask}:{record.vm}:eth0:off")
+        words.append(f"ip={ip}::{nic.gateway}:{IPv4Network(nic.cidr).netmask}:{record.home}:eth0:off")
     return " ".join(filter(None, words))
 
 

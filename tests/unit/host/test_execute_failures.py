@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import PastDeadlineError, PermanentError
 from mikrom_reconcile.core.model.observed import Attempt, ObserveQuery, VMMFacts
-from mikrom_reconcile.host import records as module
+from mikrom_reconcile.host import json_folder
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.system.files import read_small
 from tests.fakes import BIGGER, HOST, SPEC, desired_vm, order
@@ -244,6 +244,6 @@ def test_what_a_failure_costs_does_not_grow_with_those_before_it(host: Host, mon
         opened.append(f"{path.parent.name}/{path.name}")
         return read_small(path, max_bytes=max_bytes)
 
-    monkeypatch.setattr(module, "read_small", counted)
+    monkeypatch.setattr(json_folder, "read_small", counted)
     assert host.execute(order("create", VM)).result == "failed_permanent"
     assert [name for name in opened if name.startswith("attempts/")] == [f"attempts/{VM}.json"]

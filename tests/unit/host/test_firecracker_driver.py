@@ -16,7 +16,7 @@ from mikrom_reconcile.host.drivers.connection import FaultError, NoAnswerError, 
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver, end_in
 from mikrom_reconcile.host.drivers.select import find_firecracker, version_of
 from mikrom_reconcile.host.drivers.vmm import StateLayout
-from mikrom_reconcile.host.orders.steps import next_record
+from mikrom_reconcile.host.orders.next_record import next_record
 from tests.fakes import order
 
 

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
+from mikrom_reconcile.host import json_folder
 from mikrom_reconcile.host import records as module
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
@@ -131,10 +132,46 @@ def test_a_record_in_anothers_folder_is_unreadable(records: Records, state: Path
     assert "record of web-000" in reason(records.read("web-001"))
 
 
+def test_until_its_record_has_its_new_name_a_vm_is_found_by_its_former_one(records: Records, state: Path) -> None:
+    """Somebody was killed once the link to the new name was made; later, somebody removes that."""
+    before = record_of()
+    records.write(before)
+    (state / "names").mkdir()
+    (state / "names/www-000").symlink_to("web-000")
+    assert (records.read("web-000"), records.read("www-000")) == (before, None)
+    after = replace(before, vm="www-000", made_as="web-000")
+    records.rename(after, "web-000")
+    assert (records.read("web-000"), records.read("www-000")) == (None, after)
+    (state / "names/www-000").unlink()
+    assert list(records.list()) == [after]
+    assert records.read("www-000") == after
+
+
+def test_a_new_vm_takes_over_no_link_to_anothers_folder(records: Records, state: Path) -> None:
+    before, new = record_of(), record_of("www-000")
+    records.write(before)
+    (state / "names").mkdir()
+    (state / "names/www-000").symlink_to("web-000")
+    records.write(new)
+    assert list(records.list()) == [before, new]
+    assert records.read("www-000") == new
+    assert records.new_home("www-000").startswith("www-000-")
+    assert records.new_home("www-001") == ""
+
+
+def test_a_renamed_vm_whose_record_cannot_be_read_has_its_new_name(records: Records, state: Path) -> None:
+    records.write(record_of())
+    records.rename(replace(record_of(), vm="www-000", made_as="web-000"), "web-000")
+    for torn in ("vms/web-000/record.json", "copies/web-000.json"):
+        (state / torn).write_text("torn")
+    [found] = records.list()
+    assert (found.vm, records.read("www-000"), records.names()) == ("www-000", found, ("web-000", "www-000"))
+
+
 def test_a_sound_envelope_around_something_else_is_unreadable(records: Records, state: Path) -> None:
     content = b'{"vm": "web-000"}'
     (state / "vms/web-000").mkdir(parents=True)
-    envelope = {"format_version": 1, "checksum": module._checksum(content), "record": msgspec.Raw(content)}
+    envelope = {"format_version": 1, "checksum": json_folder._checksum(content), "record": msgspec.Raw(content)}
     (state / "vms/web-000/record.json").write_bytes(msgspec.json.encode(envelope))
     assert "no record" in reason(records.read("web-000"))
 

@@ -80,13 +80,13 @@ def test_the_orders_of_another_process_are_known_within_twenty_times_what_it_tak
 def test_refusals_in_a_row_read_the_records_once(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         records.write(record_of(f"a-{number}", mem_size_mib=200))
-    read, reads = records.read, list[str]()
+    read, reads = records.at, list[str]()
 
     def counted(vm: str) -> VMRecord | UnreadableRecord | None:
         reads.append(vm)
         return read(vm)
 
-    monkeypatch.setattr(records, "read", counted)
+    monkeypatch.setattr(records, "at", counted)
     reservations = Reservations(mem_size_mib=1000, need_mib=MEM_SIZE_MIB, records=records, clock=HeldClock())
     assert all(reservations.reserve(f"b-{number}", 200) for number in range(100))
     assert len(reads) == 5

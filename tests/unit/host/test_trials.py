@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, Halt, Policy
 from mikrom_reconcile.core.model.observed import ObserveQuery, Progress, Trial
 from mikrom_reconcile.core.model.plan import Action, Expect, Order
-from mikrom_reconcile.host.orders.steps import next_record
+from mikrom_reconcile.host.orders.next_record import next_record
 from mikrom_reconcile.host.ports import VMRecord
 from tests.fakes import HOST, SPEC, HeldClock
 from tests.unit.host.test_observe import Host, record_of

@@ -87,7 +87,7 @@ def test_vms_have_the_documented_shape() -> None:
         "name": "a", "project": "demo", "fleet": "web", "host": "localhost", "state": "running", "phase": "running",
         "uid": "01-uid", "pid": 4711, "vcpu_count": 1, "mem_size_mib": 16, "image": "hello",
         "ip": "10.0.0.4", "addresses": {"eth0": "10.0.0.4", "eth1": "10.1.0.4"}, "spec_digest": "1:d",
-        "created_at": "2026-11-22T07:00:00Z", "last_error": None, "restarts": [],
+        "created_at": "2026-11-22T07:00:00Z", "last_error": None, "restarts": [], "unmanaged": False,
     }  # fmt: skip
 
 

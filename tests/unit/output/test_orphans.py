@@ -11,6 +11,7 @@ REPORT = HostReport(
     capacity=Capacity(vcpu_count=2, mem_size_mib=1024),
     vms=(
         observed("web-000"),
+        observed("web-008", unmanaged=True),
         observed("web-009"),
         observed("cms-000", project="blog"),
         observed("torn", project="", phase="unreadable"),
@@ -24,11 +25,11 @@ VIEWS = (HostView(host="hv01", report=REPORT), HostView(host="hv02", error="dark
 def test_every_kind_is_told_with_what_to_do_next() -> None:
     found = orphans_in(VIEWS, "demo", frozenset({"web-000"}))
     assert [(orphan.kind, orphan.vm, orphan.pid) for orphan in found] == [
-        ("no record", "db-000", 12), ("no spec", "web-009", 4711), ("other project", "cms-000", 4711),
-        ("foreign", "", 13),
+        ("no record", "db-000", 12), ("let go", "web-008", 4711), ("no spec", "web-009", 4711),
+        ("other project", "cms-000", 4711), ("foreign", "", 13),
     ]  # fmt: skip
     told = orphans_text(found, PLAIN)
-    for word in ("restore its record", "mikrom delete", "cannot be used", "left alone"):
+    for word in ("restore its record", "`import` takes it over", "mikrom delete", "cannot be used", "left alone"):
         assert word in told
 
 

@@ -203,6 +203,17 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):  # workers, and what 
     log_tail_bytes: Annotated[int, "of the log of a service that ended, to show its last line"] = 4096
 
 
+class Chaos(msgspec.Struct, frozen=True, kw_only=True):  # a round of `mikrom chaos`
+    tick_s: Annotated[float, "a scheduled run of five VMs takes less than a second"] = 2.0
+    ticks: Annotated[int, "who died with a lease keeps others waiting for 15 s, half-open connections for a minute"] = (
+        60
+    )
+    vms: Annotated[int, "at most; each takes some 6 MiB"] = 5
+    faults: Annotated[int, "at most in one round: with more, one hides what another does"] = 3
+    fault_s: Annotated[float, "the longest that one lasts: of what outlives leases there are other tests"] = 6.0
+    disk_mib: Annotated[int, "of the state folder, which a fault has to fill within a moment"] = 64
+
+
 class Doctor(msgspec.Struct, frozen=True, kw_only=True):  # when `mikrom doctor` says that room is scarce
     scarce_disk_bytes: Annotated[int, "less free space is worth a note"] = 1 << 30
     least_disk_bytes: Annotated[int, "with less, the next records and consoles may not find room"] = 64 << 20
@@ -281,6 +292,7 @@ BROKER = Broker()
 RUNS = Runs()
 WEBHOOKS = Webhooks()
 SERVICES = Services()
+CHAOS = Chaos()
 DOCTOR = Doctor()
 SPECS = Specs()
 OUTPUT = Output()

@@ -34,6 +34,7 @@ COMMANDS = {
     "history": ("Look", "get", "the runs and revisions that were kept"),
     "doctor": ("Set-up", "setup", "check this machine, and list every setting"),
     "schema": ("Set-up", "specs", "the JSON Schema of the specs, for editors"),
+    "chaos": ("Set-up", "setup", "faults over microVMs of its own: is all mended?"),
     "completion": ("Set-up", "setup", "the script that completes commands and names in a shell"),
     "version": ("Set-up", "setup", "the version of mikrom"),
     "up": ("Services", "setup", "all services on this machine, with a Redis of their own"),

@@ -123,7 +123,7 @@ class Child:
         self._env = dict(env)
         self._log = log
         self.process: subprocess.Popen[bytes] | None = None
-        self._starts_left = SERVICES.starts if log else 1
+        self.starts_left = SERVICES.starts if log else 1
         self._start_at = 0.0
         if log is not None:
             make_folder(log.parent)
@@ -132,7 +132,7 @@ class Child:
     def keep(self) -> str | None:
         """Start it when it is time; how it ended, if it has."""
         if self.process is None:
-            if self._starts_left and time.monotonic() >= self._start_at:
+            if self.starts_left and time.monotonic() >= self._start_at:
                 self._start()
             return None
         code = self.process.poll()
@@ -143,12 +143,12 @@ class Child:
         if self._log is None:
             return ended
         self._start_at = time.monotonic() + SERVICES.restart_s
-        next_start = f"starts again in {SERVICES.restart_s:g} s" if self._starts_left else "is not started again"
+        next_start = f"starts again in {SERVICES.restart_s:g} s" if self.starts_left else "is not started again"
         lines = tail(self._log, SERVICES.log_tail_bytes).content.decode(errors="replace").strip().splitlines()
         return f"{ended}, {next_start}; {self._log} {f'ends with: {lines[-1]}' if lines else 'is empty'}"
 
     def _start(self) -> None:
-        self._starts_left -= 1
+        self.starts_left -= 1
         with self._log.open("ab") if self._log else nullcontext() as log:
             self.process = subprocess.Popen(
                 self._argv, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -165,10 +165,10 @@ def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
         signal.signal(number, lambda *_: ended.set())
     with _held(settings) as announce:
         check_flower(chosen)
-        redis, children = _redis(chosen), list[Child]()
+        redis, children = redis_of(chosen), list[Child]()
         try:
             _await_redis(redis, broker.broker_url(chosen))
-            children = _services(chosen)
+            children = services_of(chosen)
             tell(f"logs are in {chosen.state_dir / 'log'}")
             tell(f"Flower: http://127.0.0.1:{chosen.flower_port}")
             if not settings.flower_basic_auth:
@@ -225,7 +225,7 @@ def end_all(children: Sequence[Child], *, within_s: float) -> None:
             process.wait()
 
 
-def _redis(settings: Settings) -> Child:
+def redis_of(settings: Settings) -> Child:
     """The private Redis. It keeps nothing: whatever it holds may be lost."""
     conf = settings.run_dir / "redis.conf"
     lines = [
@@ -243,7 +243,7 @@ def _redis(settings: Settings) -> Child:
     return Child("redis", ["redis-server", str(conf)], {"PATH": os.environ.get("PATH", os.defpath)}, log=log)
 
 
-def _services(settings: Settings) -> list[Child]:
+def services_of(settings: Settings) -> list[Child]:
     """Workers, Beat and Flower. The workers get a pair of keys that lasts as long as they do."""
     from mikrom_reconcile.dispatch.transport.signing import make_pair
 

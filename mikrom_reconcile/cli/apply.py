@@ -320,10 +320,13 @@ def _freeze(paths: tuple[str, ...], freeze: Freeze | None) -> int:
     from mikrom_reconcile.cli import queries
     from mikrom_reconcile.control import revisions
 
-    settings = load()
+    settings, now = load(), datetime.now(UTC)
     specs, store = queries.specs_in(settings, paths), wiring.open_engine(settings).store
-    revisions.keep_freeze(store, specs.project, freeze)
+    was = revisions.freezes(store).get(specs.project)
+    ended = msgspec.structs.replace(was, until=now) if was and was.holds(now) else None
+    if kept := freeze or ended:
+        revisions.keep_freeze(store, specs.project, kept)
     show(sanitize(f"Project {specs.project} is {freeze or 'not frozen by command any more'}.") + "\n")
-    if not freeze and specs.freeze and specs.freeze.holds(datetime.now(UTC)):
+    if not freeze and specs.freeze and specs.freeze.holds(now):
         warn(f"project {specs.project} is {specs.freeze}")
     return 0

@@ -131,9 +131,9 @@ def resume(store: RunStore, holder: str) -> list[str]:
     return projects
 
 
-def keep_freeze(store: RunStore, project: str, freeze: Freeze | None) -> None:
-    """Freeze a project by command, instead of how it was frozen before; None thaws it."""
-    store.put(_FREEZES, project, msgspec.json.encode((project, freeze)) if freeze else None)
+def keep_freeze(store: RunStore, project: str, freeze: Freeze) -> None:
+    """Freeze a project by command, instead of how it was frozen before. One that has ended stays, as what it was."""
+    store.put(_FREEZES, project, msgspec.json.encode((project, freeze)))
 
 
 def freezes(store: RunStore) -> dict[str, Freeze]:

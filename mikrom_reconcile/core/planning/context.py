@@ -1,5 +1,6 @@
 """What a plan is made from, and the draft that its stages hand on: the words that all of planning shares."""
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -173,8 +174,18 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def freezes(self) -> tuple[Freeze, ...]:
         """Those of the specs and of people that hold now."""
-        every = (self.given.specs.freeze, self.given.freezes.get(self.given.specs.project))
-        return tuple(freeze for freeze in every if freeze and freeze.holds(self.now))
+        return tuple(freeze for freeze in self._every_freeze if freeze.holds(self.now))
+
+    @property
+    def thawed_s(self) -> float:
+        """For how long the project has been thawed, as far as one knows; below 0 while it is frozen."""
+        ends = [(self.now - freeze.until).total_seconds() for freeze in self._every_freeze if freeze.until]
+        return min(ends, default=math.inf)
+
+    @property
+    def _every_freeze(self) -> list[Freeze]:
+        given = self.given
+        return [each for each in (given.specs.freeze, given.freezes.get(given.specs.project)) if each]
 
     def in_scope(self, fleet: str) -> bool:
         """Whether the specs speak for this fleet, so that a VM of it which they do not want has to go."""

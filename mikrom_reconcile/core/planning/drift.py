@@ -42,10 +42,10 @@ def unfrozen(case: DiffInput, change: VMChange, context: PlanContext) -> VMChang
     """What is left of a change while its project is frozen: dead VMs come back as they were, all else waits."""
     if change.kind not in VERBS or not context.freezes or context.overrides.override_freeze:
         return change
-    allowed = _healed(case, DriftPolicy(mode="report", heal="restarts"))
+    allowed, why = _healed(case, DriftPolicy(heal="restarts")), f"the project is {context.freezes[0]}"
     if isinstance(allowed, VMChange) and allowed.kind in VERBS:
         return allowed
-    return with_kind(change, "wait", f"the project is {context.freezes[0]}", held_by="freeze")
+    return with_kind(change, "wait", why, held_by="freeze")
 
 
 def not_done(changes: Iterable[VMChange]) -> Iterator[Refusal]:

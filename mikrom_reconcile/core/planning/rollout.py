@@ -89,9 +89,9 @@ class _Rollout:
         self._canaries = self._batches[0] if names and self._rollout.waits_for_promotion else []
         self._unpromoted = [name for name in self._canaries if name in self._view.canaries - self._rolling]
         self._halt = self._recorded_halt(vms)
-        self._stalled = self._has_stalled()
-        self._at, self._before = self._position() if self._described else (None, "")
         self._allowance = cache(partial(allowance, budgets, self._size, context.now))
+        self._stalled = self._has_stalled(context.thawed_s)
+        self._at, self._before = self._position() if self._described else (None, "")
         self._used, self._stopped = len(self._down), False
         self._given_up: set[str] = set()
         self.retries: set[float] = set()  # in how many seconds a batch may be healthy, or a budget opens
@@ -126,13 +126,16 @@ class _Rollout:
         is_older = name in self._known and self._known[name].fields
         return math.inf if is_older else self._view.unproven.get(name, math.inf)
 
-    def _has_stalled(self) -> bool:
-        """There is something left to roll out, and for too long nothing has changed or got healthy by this rollout."""
+    def _has_stalled(self, thawed_s: float) -> bool:
+        """There is something left to roll out, and for too long nothing has changed or got healthy by this rollout,
+        though nothing was closed or frozen.
+        """
         limit, progress = self._rollout.progress_deadline, self._view.progress.get(self._fleet)
         left = self._rolling - self._stuck
         if limit is None or progress is None or not left or self._retry or self._unpromoted:
             return False
-        return progress.token > self._begins_after() and progress.age_s > seconds_of(limit)
+        idle_s = min(progress.age_s, thawed_s, self._allowance(frozenset({"spec_change"})).open_s)
+        return progress.token > self._begins_after() and idle_s > seconds_of(limit)
 
     def _begins_after(self) -> int:
         """The trials of this rollout have higher tokens than any VM that it has still to come to."""

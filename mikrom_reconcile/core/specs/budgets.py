@@ -18,36 +18,40 @@ from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.times_and_sizes import SPECS
 
-_FOREVER = datetime.max.replace(tzinfo=UTC)
+_NEVER, _FOREVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _LONGEST_CHANGE = timedelta(hours=2)  # of a clock, by any time zone
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
-    """How many VMs may be down, what decides that, and for how long that is none (None: for good, or not at all)."""
+    """How many VMs may be down, what decides that, and for how long that is none (None: for good, or not at all).
+
+    `open_s` is for how long it has not been none, below 0 while it is.
+    """
 
     most: int
     decides: str
+    open_s: float
     opens_after_s: float | None = None
 
 
 def allowance(budgets: Sequence[Budget], size: int, now: datetime, reasons: frozenset[str]) -> Allowance:
     """What the smallest of the budgets allows that hold now for any of the reasons; if none does, the usual share."""
     concerned = [budget for budget in budgets if not reasons.isdisjoint(budget.reasons)]
-    holding = [budget for budget in concerned if _holds_until(budget, now)]
-    if not holding:
-        return Allowance(most=resolve_share(DISRUPTION, size), decides=f"{DISRUPTION} of the fleet, at least 1")
-    budget = min(holding, key=lambda each: resolve_share(each.max, size))
-    most, name = resolve_share(budget.max, size), f"budget {budgets.index(budget) + 1}"
+    closing = [budget for budget in concerned if resolve_share(budget.max, size) == 0]
+    open_s = (now - max((_last_end(budget, now) for budget in closing), default=_NEVER)).total_seconds()
+    holding = [budget for budget in concerned if _last_end(budget, now) > now]
+    budget = min(holding, key=lambda each: resolve_share(each.max, size), default=None)
+    if budget is None:
+        told = f"{DISRUPTION} of the fleet, at least 1"
+        return Allowance(most=resolve_share(DISRUPTION, size), decides=told, open_s=open_s)
     window = f", {budget.schedule} for {budget.duration} in {budget.timezone}" if budget.schedule else ""
-    told = f"{name} (max: {budget.max}{window})"
-    if most:
-        return Allowance(most=most, decides=told)
-    opens_at = _opens_at([each for each in concerned if resolve_share(each.max, size) == 0], now)
-    if opens_at is None:
-        return Allowance(most=0, decides=f"{told} is closed, with no end in sight")
-    local = opens_at.astimezone(ZoneInfo(budget.timezone)).isoformat(timespec="minutes")
-    left_s = (opens_at - now).total_seconds()
-    return Allowance(most=0, decides=f"{told} is closed and opens at {local}", opens_after_s=left_s)
+    told = f"budget {budgets.index(budget) + 1} (max: {budget.max}{window})"
+    if most := resolve_share(budget.max, size):
+        return Allowance(most=most, decides=told, open_s=open_s)
+    if (opens_at := _opens_at(closing, now)) is None:
+        return Allowance(most=0, decides=f"{told} is closed, with no end in sight", open_s=open_s)
+    told += f" is closed and opens at {opens_at.astimezone(ZoneInfo(budget.timezone)).isoformat(timespec='minutes')}"
+    return Allowance(most=0, decides=told, open_s=open_s, opens_after_s=(opens_at - now).total_seconds())
 
 
 def largest(budgets: Sequence[Budget], size: int) -> int:
@@ -55,27 +59,25 @@ def largest(budgets: Sequence[Budget], size: int) -> int:
     return max(1, *(resolve_share(share, size) for share in (DISRUPTION, *(budget.max for budget in budgets))))
 
 
-def _holds_until(budget: Budget, now: datetime) -> datetime | None:
-    """The end of the window that `now` is in; None outside of windows."""
+def _last_end(budget: Budget, now: datetime) -> datetime:
+    """The end of the window that has begun last; while the budget holds, it is still to come."""
     if budget.schedule is None:
         return _FOREVER
     later = (now + _LONGEST_CHANGE).astimezone(ZoneInfo(budget.timezone))
     starts = (start.astimezone(UTC) for start in CronSim(budget.schedule, later, reverse=True))
-    start = next((start for start in starts if start <= now), _FOREVER)
-    lasts = timedelta(seconds=seconds_of(budget.duration))
-    return start + lasts if start <= now < start + lasts else None
+    start = next((start for start in starts if start <= now), _NEVER)
+    return start + timedelta(seconds=seconds_of(budget.duration))
 
 
-def _opens_at(closed: Sequence[Budget], now: datetime) -> datetime | None:
+def _opens_at(closing: Sequence[Budget], now: datetime) -> datetime | None:
     """When none of these holds any more; None if that never comes."""
     at = now
     for _ in range(SPECS.windows):
-        ends = [end for budget in closed if (end := _holds_until(budget, at))]
-        if not ends:
+        if (end := max(_last_end(budget, at) for budget in closing)) <= at:
             return at
-        at = max(ends)
-        if at == _FOREVER:
+        if end == _FOREVER:
             break
+        at = end
     return None
 
 
@@ -92,7 +94,7 @@ def budget_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str, str]]:
         except (KeyError, ValueError, OSError):
             yield (number, "timezone"), f"unknown time zone {shown(zone)}", nearest(zone, sorted(available_timezones()))
         try:
-            CronSim(schedule or "* * * * *", datetime.min.replace(tzinfo=UTC))
+            CronSim(schedule or "* * * * *", _NEVER)
         except CronSimError as error:
             hint = "minute hour day-of-month month day-of-week, such as 0 9 * * mon-fri"
             yield (number, "schedule"), f"{shown(schedule or '')} is no cron line: {str(error).lower()}", hint

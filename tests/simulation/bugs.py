@@ -131,7 +131,7 @@ BUGS: dict[str, Bug] = {
     "any number is removed": Bug("G4", ((planner, "prune", _first),)),
     "protection goes with its block": Bug("G5", ((planner, "effective", _desired_as_it_is),)),
     "protection is a word": Bug(
-        "G5", ((planner, "protect", _first), (one_off, "protected", _first), (preconditions, "_loses_disks", _no))
+        "G5", ((planner, "protect", _first), (one_off, "protected", _first), (preconditions, "loses_disks", _no))
     ),
     "a name is anybody's": Bug(
         "G6", ((rules.RULES, "name-conflict", _nothing), (execute, "rejection_of", _whose_ever))

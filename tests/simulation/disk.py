@@ -112,8 +112,9 @@ class Disk:
         def walk(node: Node) -> None:
             for child in (node.names or {}).values():
                 if child.names is None and child.data != child.synced:
-                    cut = chance.randint(0, len(child.data))
-                    child.data = child.synced = chance.choice([child.data, child.synced, child.data[:cut], b""])
+                    # a block that was written over is old or new; what never was on disk may be there in part
+                    part = child.synced or child.data[: chance.randint(0, len(child.data))]
+                    child.data = child.synced = chance.choice([child.data, child.synced, part])
                 child.locked_by = None
                 walk(child)
 

@@ -156,6 +156,13 @@ def specs_change(world: World) -> None:
     world.change(**chance.choice(changes))
 
 
+def protected_fleet_is_dropped(world: World) -> None:
+    """In steps, and with everything allowed."""
+    world.change(has_db=True, has_lifecycle=False)
+    world.clock.at(40.0, lambda: world.change(has_db=False))
+    world.clock.at(80.0, lambda: _any_control(world).asked("shop", world.wanted, prune_max="100%"))
+
+
 def person_applies(world: World) -> None:
     chance = world.fate
     options: dict[str, Any] = chance.choice([{}, {}, {"retry": True}, {"prune_max": "100%"}])
@@ -180,6 +187,7 @@ FAULTS: tuple[Fault, ...] = (
     broker_is_silent, broker_forgets, messages_go_astray, messages_go_astray, disk_is_full, memory_is_short,
     clock_jumps, vmm_dies, vmm_dies, vmm_hangs, vmm_is_changed, record_is_edited, person_applies, person_names_vms,
     specs_change, specs_change, specs_change, project_is_destroyed,
+    protected_fleet_is_dropped,
 )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ class Judge:
         self.orders_sent = 0
         self._records: dict[tuple[str, str], dict[str, Any]] = {}
         self._used: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self._protected: set[tuple[str, str]] = set()
         self._done: set[tuple[str, str]] = set()
         self._taken_down: dict[tuple[str, str], str] = {}
         self._removed: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -108,7 +109,7 @@ class Judge:
         key = machine.name, vm
         before = self._records.pop(key, None)
         if what == "unlink":
-            if before and before["fleet"] == "db":
+            if key in self._protected:
                 self.broken("G5", f"{machine.name}: the record of {vm}, which is protected, was removed")
             return
         try:
@@ -116,6 +117,8 @@ class Judge:
         except ValueError:  # a full disk has it written in place: not whole yet
             return
         self._records[key] = record
+        if record["policy"].get("prevent_destroy"):
+            self._protected.add(key)
         if before is None:
             return
         if before["project"] != record["project"]:
@@ -194,7 +197,7 @@ class Judge:
         vmm = self._world.machines[action["host"]].vmms.get(action["vm"])
         if run.is_retry:
             self._rolled[fleet].clear()
-        if vmm is not None and vmm.boot_args != args:
+        if vmm is not None and not vmm.is_hung and vmm.boot_args != args:
             self._rolled[fleet].add(action["vm"])
         if len(self._rolled[fleet]) > max(1, run.wanted.web // 10):
             self.broken("G8", f"{sorted(self._rolled[fleet])} were brought to a spec with which none came up")

@@ -15,7 +15,7 @@ FLEETS = ("api", "db", "extra", "vault", "web")
 
 @dataclass(frozen=True)
 class Wanted:
-    """All of it: db is protected for ever, whether its block, or its whole fleet, is in the specs or not."""
+    """All of it: what was protected once is for ever, whether its block, or its whole fleet, is in the specs or not."""
 
     hosts: tuple[tuple[str, str], ...]
     web: int = 3

@@ -21,6 +21,13 @@ def test_a_bug_is_caught_by_the_guarantee_that_it_breaks(name: str) -> None:
     assert found.guarantee == BUGS[name].guarantee, found.failure
 
 
+def test_every_bug_has_a_function_to_be_in() -> None:
+    assert len(BUGS) >= 20
+    for bug in BUGS.values():
+        with seeded(bug):
+            pass
+
+
 def test_a_failure_is_shrunk_to_the_faults_that_it_needs() -> None:
     with seeded(BUGS["what ought to be gone stays"]):
         found = next(ended for seed in range(SEEDS) if (ended := simulate(seed, 2000)).failure)

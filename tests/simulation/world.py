@@ -92,12 +92,15 @@ class Control:
         request = RunRequest(
             run_id=run_id, origin=origin, tree=wanted.tree(project), timeout_s=120.0, forks=4, **options
         )
+        world.under_way[run_id] = wanted
         try:
             plan = None if origin == BEAT else self.reconciler.plan(request)
             report = self.reconciler.apply(request, plan, progress=lambda _: None)
         except MikromError as error:
             self.clock.say(f"{run_id} of control {self.number}, {project}: {type(error).__name__} {error}")
             return None
+        finally:
+            del world.under_way[run_id]
         left = len(report.remaining.changes) if report.remaining else -1
         self.clock.say(f"{run_id} of control {self.number}, {project}: {len(report.outcomes)} done, {left} left")
         return report
@@ -121,6 +124,7 @@ class World:
         self.controls = [Control(self, number) for number in range(controls)]
         self.given_up: set[str] = set()
         self.runs = 0
+        self.under_way: dict[str, Wanted] = {}
         self._wanted = [(0.0, Wanted(hosts=tuple((name, "") for name in self.machines)))]
 
     @property
@@ -148,6 +152,8 @@ class World:
         done: list[bool] = []
 
         def people() -> None:
+            while any(wanted != self.wanted for wanted in self.under_way.values()):
+                clock.pause(5.0)
             for _ in range(40):
                 clock.pause(15.0)
                 everything: dict[str, Any] = {"retry": True, "prune_max": "100%", "confirmed": FLEETS}

@@ -123,6 +123,9 @@ class Executor:
             reservations=self._reservations,
         )
         try:
+            if run.has_come_up():
+                why = "it has come up by itself, and only a restart brings it what is ordered: the next run plans that"
+                return Ending(result="stale", error=why)
             return Ending(result=run.carry_out(self._on_step), observed=run.seen, note=run.note)
         except Exception as error:  # noqa: BLE001 - every failure is cleaned up, recorded and reported
             return self._failed(run, error)

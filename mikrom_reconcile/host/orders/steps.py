@@ -108,6 +108,15 @@ class ActionRun:
         switch = () if was_paused == is_paused else (PAUSE if is_paused else RESUME,)
         return CHANGE, RECORD, *switch, VERIFY
 
+    def has_come_up(self) -> bool:
+        """Whether what was down when its start was planned runs by now, and only a restart would bring it the new spec:
+        a start was not held to the share that may be down.
+        """
+        if self.order.action.verb != "start" or self.found is None:
+            return False
+        is_up = self.driver.observe(self.found).status in HEALTHY
+        return is_up and not costs(self.found.spec, self.ordered.spec) <= WHILE_IT_RUNS
+
     def _is_done(self) -> bool:
         action = self.order.action
         if self.found is None or self.found.action_id != action.id or action.desired is None:

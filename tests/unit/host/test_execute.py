@@ -59,10 +59,17 @@ def test_start_of_what_runs_as_ordered_touches_no_process(host: Host) -> None:
     assert (host.record().generation, host.record().token) == (2, 2)
 
 
-@pytest.mark.parametrize("there", ["another spec", "drift", "unresponsive", "socket_lost"])
+def test_start_of_what_came_up_with_another_spec_is_left_to_a_restart_under_the_share(host: Host) -> None:
+    seen = host.created()
+    outcome = host.execute(order("start", VM, seen, desired=desired_vm(VM, BIGGER)))
+    assert (outcome.result, host.driver.calls) == ("stale", [])
+    assert "only a restart" in error(outcome)
+
+
+@pytest.mark.parametrize("there", ["drift", "unresponsive", "socket_lost"])
 def test_start_of_what_runs_otherwise_restarts_it(host: Host, there: str) -> None:
     seen = host.created()
-    wanted = desired_vm(VM, BIGGER) if there == "another spec" else desired_vm(VM)
+    wanted = desired_vm(VM)
     if there == "drift":
         host.driver.vmms[VM] = BIGGER
     if there in {"unresponsive", "socket_lost"}:

@@ -168,10 +168,7 @@ def vms(names: tuple[str, ...], limit: str | None, image: str | None, form: str,
     rows = [row for row in (amiss(rows) if only_amiss else rows) if image in {None, row.spec.image}]
     queries.warn_of_duplicates(rows)
     return queries.present_views(
-        form,
-        views,
-        lambda: {"vms": [vm_row(row) for row in rows]},
-        lambda style: vms_text(rows, now, style),
+        form, views, lambda: {"vms": [vm_row(row) for row in rows]}, lambda style: vms_text(rows, now, style)
     )
 
 

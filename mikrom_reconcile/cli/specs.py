@@ -201,11 +201,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 _BEFORE_A_TEXT = 2  # a quote, and a byte order mark
 
-FILES = {
-    "specs/project.yml": "project.yml",
-    "specs/web.yml": "web.yml",
-    ".pre-commit-config.yaml": "pre-commit.yml",
-}
+FILES = {"specs/project.yml": "project.yml", "specs/web.yml": "web.yml", ".pre-commit-config.yaml": "pre-commit.yml"}
 """Path to the file in `starter` that is written there; PROJECT_NAME in it is the project."""
 
 PIPELINES = {"github": {".github/workflows/mikrom.yml": "github.yml"}, "gitlab": {".gitlab-ci.yml": "gitlab.yml"}}

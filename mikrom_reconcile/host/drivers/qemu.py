@@ -244,10 +244,7 @@ def command_line(spec: VMSpec, resources: VMResources, paths: VMPaths, accelerat
     return (
         *("-name", paths.vm, "-S"),
         *bare_arguments(
-            accelerator,
-            kernel=resources.kernel,
-            boot_args=resources.boot_args + root,
-            machine=spec.machine,
+            accelerator, kernel=resources.kernel, boot_args=resources.boot_args + root, machine=spec.machine
         ),
         *(() if resources.initrd is None else ("-initrd", str(resources.initrd))),
         *(word for disk in disks for word in _disk_arguments(disk)),

@@ -118,11 +118,7 @@ def entries(layer: Layer, budget: Budget) -> Generator[tuple[tarfile.TarInfo, IO
     """Each entry with its content, if it is a file: to be read before the next is asked for. Raises FetchError, at the
     end too: only then is known by its digest whether all of it may be used.
     """
-    with (
-        layer.opened() as packed,
-        _unpacked(packed) as content,
-        opened_tar(content, budget, "r|") as (tar, metered),
-    ):
+    with layer.opened() as packed, _unpacked(packed) as content, opened_tar(content, budget, "r|") as (tar, metered):
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # else it remembers every one
             yield member, tar.extractfile(member) if member.isreg() else None

@@ -27,7 +27,6 @@ _UNTIL = "until its source moves on, or `mikrom rollback --resume`"
 
 def begin(store: RunStore, request: RunRequest, plan: Plan, begun: RunRecord) -> Revision | None:
     """The revision that a run applies, kept from now on; None for a run past the specs, or of which all is refused.
-
     Only the holder of the project's lease calls it. Raises HeldError where Beat is to leave the project alone.
     """
     if request.verb is not None or request.destroy:

@@ -74,7 +74,6 @@ class HostAgent:
 
     def stop_all(self) -> None:
         """Stop all VMs of this host, since they may run elsewhere by now; the next run says what is to be up here.
-
         Raises MikromError while something may still run.
         """
         report = self.observe(ObserveQuery())

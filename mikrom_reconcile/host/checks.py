@@ -1,7 +1,5 @@
-"""Checks of guests: whether a guest works, and not only its VMM.
-
-They are tried when the host is observed, no more often than their interval says. Results are kept on disk, so that any
-process of this host goes on from there.
+"""Checks of guests: whether a guest works, and not only its VMM. They are tried when the host is observed, no more
+often than their interval says. Results are kept on disk, so that any process of this host goes on from there.
 """
 
 import contextlib

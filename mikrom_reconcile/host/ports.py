@@ -51,22 +51,19 @@ class Driver(Protocol):
         """Why this driver cannot run `spec`, or None."""
 
     def observe(self, record: VMRecord) -> VMMFacts:
-        """What is provably there now. Never changes anything and never raises for a broken VMM.
-
-        An ActionError says that this process cannot look (no descriptor left, folder closed): the VM is unknown.
+        """What is provably there now. Never changes anything and never raises for a broken VMM. An ActionError says
+        that this process cannot look (no descriptor left, folder closed): the VM is unknown.
         """
 
     def links(self, but: str = "") -> LinkDrift:  # noqa: ARG002
         """Compares what this host made for VMs beside their VMMs; one for many VMs costs less. ActionErrors as above.
-
         `but` names a VM whose record does not say yet what is wanted for it.
         """
         return lambda _record: ()
 
     def watch(self, record: VMRecord) -> int | None:  # noqa: ARG002
-        """A descriptor that is readable once the VM's VMM has ended; the caller closes it.
-
-        None: no VMM lives, or this kind of VMM cannot be waited for. ActionErrors as of `observe`.
+        """A descriptor that is readable once the VM's VMM has ended; the caller closes it. None: no VMM lives, or this
+        kind of VMM cannot be waited for. ActionErrors as of `observe`.
         """
         return None
 
@@ -89,9 +86,8 @@ class Driver(Protocol):
         """
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Bring a running VMM to `record.spec` in all that changes live (`fields.py`), and leave the rest alone.
-
-        Of a VM that is to be down only links change.
+        """Bring a running VMM to `record.spec` in all that changes live (`fields.py`), and leave the rest alone. Of a
+        VM that is to be down only links change.
         """
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:

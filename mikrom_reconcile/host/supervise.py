@@ -38,9 +38,8 @@ log = logging.getLogger(__name__)
 
 
 class CheckResult(NamedTuple):
-    """A descriptor to await, or the seconds until the next check (0: now), or neither.
-
-    A check after such a wait, and only that, may restart at once what has been restarted before.
+    """A descriptor to await, or the seconds until the next check (0: now), or neither. A check after such a wait, and
+    only that, may restart at once what has been restarted before.
     """
 
     pidfd: int | None = None
@@ -48,9 +47,8 @@ class CheckResult(NamedTuple):
 
 
 class Supervisor:
-    """Keeps the VMs of one host up. `start` it once; `stop` may be called by a signal handler.
-
-    `on_rescan` is what else the host has to do from time to time, `on_outcome` hears of what was done, and its project.
+    """Keeps the VMs of one host up. `start` it once; `stop` may be called by a signal handler. `on_rescan` is what else
+    the host has to do from time to time, `on_outcome` hears of what was done, and its project.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
-"""Whether VMs have proven the specs that they were brought to, by having been healthy with them.
-
-That is noted when it is seen, so that a VM that fails later tells nothing against its spec.
+"""Whether VMs have proven the specs that they were brought to, by having been healthy with them. That is noted when it
+is seen, so that a VM that fails later tells nothing against its spec.
 """
 
 from collections.abc import Iterable, Mapping

@@ -57,9 +57,8 @@ class FieldStory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about one VM. `place` is where its fleet stands in the specs, "" if they do not want it.
-
-    `rule` is the id of the rule of the diff that decided and `meaning` what it says; both are "" where none does.
+    """Everything about one VM. `place` is where its fleet stands in the specs, "" if they do not want it. `rule` is the
+    id of the rule of the diff that decided and `meaning` what it says; both are "" where none does.
     """
 
     name: str

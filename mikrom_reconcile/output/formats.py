@@ -1,6 +1,5 @@
-"""The forms in which each thing can be shown: the words after `-o`. A new form is a new row.
-
-Other programs rely on the documents: a field stays, with its meaning, or `format_version` goes up by one.
+"""The forms in which each thing can be shown: the words after `-o`. A new form is a new row. Other programs rely on the
+documents: a field stays, with its meaning, or `format_version` goes up by one.
 """
 
 import re
@@ -23,9 +22,8 @@ _TICKS = re.compile("`+")
 
 
 def plan_markdown(plan: Plan, style: Style) -> str:
-    """The plan, folded and cut behind its last unit that fits, with a line that says how much was cut.
-
-    Of a plan that is cut comes first what takes VMs or their data away. Ends with a line break.
+    """The plan, folded and cut behind its last unit that fits, with a line that says how much was cut. Of a plan that
+    is cut comes first what takes VMs or their data away. Ends with a line break.
     """
     room = OUTPUT.markdown_characters - 400  # for the line that says so, the fold, and the mark of who posts it
     units = list(_units(plan, style, first=()))

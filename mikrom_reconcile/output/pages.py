@@ -104,7 +104,6 @@ def _fields(fields: Iterable[FieldChange]) -> Iterator[str]:
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All that the page of the status shows. `plan` is what a run would do now; None: `problem` says why nobody knows.
-
     `runs` are the latest, newest first; `consoles` has the end of some VMs' consoles.
     """
 

@@ -59,10 +59,8 @@ def plan_exit_code(plan: model.Plan, *, detailed: bool) -> int:
 
 
 def result_of(report: model.RunReport) -> RunResult:
-    """What a run comes to, by what its last observation still found different.
-
-    What failed counts even if the VM is as specified in the end. Without a last observation nothing that was to be
-    changed counts as specified.
+    """What a run comes to, by what its last observation still found different. What failed counts even if the VM is as
+    specified in the end. Without a last observation nothing that was to be changed counts as specified.
     """
     last = {(outcome.vm, outcome.host): outcome for outcome in report.outcomes}
     planned = {(change.name, change.host) for change in report.plan.changes}

@@ -1,6 +1,5 @@
-"""What every text is made of: words, colours, tables, sections, quantities, names.
-
-Names, errors and consoles come from files, guests and other machines; a terminal would obey what they contain.
+"""What every text is made of: words, colours, tables, sections, quantities, names. Names, errors and consoles come from
+files, guests and other machines; a terminal would obey what they contain.
 """
 
 import re

@@ -148,9 +148,8 @@ def resolve_share(share: Share, total: int) -> int:
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Firecracker's machine configuration, under Firecracker's names.
-
-    `cpu_template` masks features of the CPU, so that a fleet sees the same one on unlike hosts.
+    """Firecracker's machine configuration, under Firecracker's names. `cpu_template` masks features of the CPU, so that
+    a fleet sees the same one on unlike hosts.
     """
 
     vcpu_count: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
@@ -181,10 +180,8 @@ class Balloon(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host does by itself when a VMM dies that nobody ordered to.
-
-    `attempts` within `interval`, then the VM is parked; the first at once, each further one after `delay`.
-    `on-failure` leaves a guest down that shut itself down.
+    """What a host does by itself when a VMM dies that nobody ordered to. `attempts` within `interval`, then the VM is
+    parked; the first at once, each further one after `delay`. `on-failure` leaves a guest down that shut itself down.
     """
 
     policy: Literal["always", "on-failure", "never"] = "always"
@@ -298,9 +295,8 @@ class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """How many VMs of a fleet may be down while running ones are taken down for one of these `reasons`.
-
-    It holds always, or within windows that begin by `schedule`, a cron line in `timezone`, and last `duration`.
+    """How many VMs of a fleet may be down while running ones are taken down for one of these `reasons`. It holds
+    always, or within windows that begin by `schedule`, a cron line in `timezone`, and last `duration`.
     """
 
     max: Share

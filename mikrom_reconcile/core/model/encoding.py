@@ -46,9 +46,8 @@ def row_digest(spec_digest: str, addresses: Mapping[str, str]) -> str:
 
 
 def fleet_digest(rows: Iterable[tuple[str, str, str, tuple[Drift, ...]]]) -> str:
-    """Digest of one fleet on one host from `(name, row digest, phase, drift)` rows in any order.
-
-    Control computes it from what it wants (phase as wanted, no drift), the host from what it sees.
+    """Digest of one fleet on one host from `(name, row digest, phase, drift)` rows in any order. Control computes it
+    from what it wants (phase as wanted, no drift), the host from what it sees.
     """
     lines = sorted(
         f"{name}\0{spec}\0{phase}\0{canonical_json(drift).decode() if drift else ''}\n"

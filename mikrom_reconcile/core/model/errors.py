@@ -45,10 +45,8 @@ class PastDeadlineError(MikromError):
 
 
 class ActionError(MikromError):
-    """An action on one VM failed.
-
-    `step` is what was being done, in words that fit after "while" ("configuring the boot source"). `vm` is
-    empty where it failed for all of a host.
+    """An action on one VM failed. `step` is what was being done, in words that fit after "while" ("configuring the boot
+    source"). `vm` is empty where it failed for all of a host.
     """
 
     def __init__(self, message: str, *, vm: str, step: str) -> None:

@@ -67,9 +67,8 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """How often bringing a VM to one spec has failed in a row: 0 while the first try is under way.
-
-    `repair` says that it had been as that spec says before, so that a failure tells nothing against the spec.
+    """How often bringing a VM to one spec has failed in a row: 0 while the first try is under way. `repair` says that
+    it had been as that spec says before, so that a failure tells nothing against the spec.
     """
 
     spec_digest: str
@@ -80,9 +79,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """That a VM was brought to a spec for which it had to boot: when, and the token of the run that did it.
-
-    With `canary` the others of its fleet wait until it is promoted.
+    """That a VM was brought to a spec for which it had to boot: when, and the token of the run that did it. With
+    `canary` the others of its fleet wait until it is promoted.
     """
 
     since: datetime
@@ -264,9 +262,8 @@ class CachedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stock(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host has cached, by digest. `failed` maps digests that it was to fetch to what went wrong.
-
-    `error` says why there is no answer; that never means that nothing is there.
+    """What a host has cached, by digest. `failed` maps digests that it was to fetch to what went wrong. `error` says
+    why there is no answer; that never means that nothing is there.
     """
 
     host: str
@@ -309,10 +306,8 @@ HAS_VMM: frozenset[Phase] = DEGRADED | {"starting", "running", "paused", "unresp
 
 
 def phase_of(facts: VMMFacts, ordered: State, *, failed: bool, parked: bool) -> Phase:
-    """The phase of a VM from what its driver proved and what was last ordered.
-
-    `failed` says that the last attempt to bring it up failed and left nothing running, `parked` that the host has
-    given up bringing it back.
+    """The phase of a VM from what its driver proved and what was last ordered. `failed` says that the last attempt to
+    bring it up failed and left nothing running, `parked` that the host has given up bringing it back.
     """
     if ordered == "absent":
         return "deleting"

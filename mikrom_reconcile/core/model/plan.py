@@ -32,9 +32,8 @@ class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VMChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What happens to one VM and why. `wanted` is the kind that a `wait` or `blocked` change stands for.
-
-    `rule` is the id of the rule in `diff` that decided, `held_by` that of the guard for which it waits.
+    """What happens to one VM and why. `wanted` is the kind that a `wait` or `blocked` change stands for. `rule` is the
+    id of the rule in `diff` that decided, `held_by` that of the guard for which it waits.
     """
 
     name: str
@@ -51,9 +50,8 @@ class VMChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Expect(msgspec.Struct, frozen=True, kw_only=True):
-    """What an action expects to find, or it is refused as stale. No record: `uid` is None.
-
-    `generation` is that of the record, or 0 where none was seen (a tombstone may hold a higher one).
+    """What an action expects to find, or it is refused as stale. No record: `uid` is None. `generation` is that of the
+    record, or 0 where none was seen (a tombstone may hold a higher one).
     """
 
     uid: str | None
@@ -90,9 +88,8 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peak(msgspec.Struct, frozen=True, kw_only=True):
-    """At most `down` of a fleet's `size` VMs that should run are taken down at a time; `pending` are still to go.
-
-    With a rollout, `batches` are the sizes of its batches and `batch` is the number of the one that it is at.
+    """At most `down` of a fleet's `size` VMs that should run are taken down at a time; `pending` are still to go. With
+    a rollout, `batches` are the sizes of its batches and `batch` is the number of the one that it is at.
     """
 
     down: int
@@ -239,9 +236,8 @@ class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnfinishedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """A run without a report: nobody has begun it, it goes on, or it ended before it could report, with `error`.
-
-    `done` of `planned` actions (None: not known beforehand) have ended, `failed` of them badly.
+    """A run without a report: nobody has begun it, it goes on, or it ended before it could report, with `error`. `done`
+    of `planned` actions (None: not known beforehand) have ended, `failed` of them badly.
     """
 
     run_id: str

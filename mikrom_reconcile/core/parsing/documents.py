@@ -1,6 +1,5 @@
-"""A source tree to documents that obey their schema, and every mistake in the others; also, which files are read.
-
-A file is cut at its `---` lines, so that a mistake leaves other documents readable, and few are read slowly.
+"""A source tree to documents that obey their schema, and every mistake in the others; also, which files are read. A
+file is cut at its `---` lines, so that a mistake leaves other documents readable, and few are read slowly.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class YamlFile(msgspec.Struct, kw_only=True):
-    """The documents of a file, empty ones left out, and what YAML itself makes wrong with them.
-
-    `whole` says that every document could be read, mistakes or not.
+    """The documents of a file, empty ones left out, and what YAML itself makes wrong with them. `whole` says that every
+    document could be read, mistakes or not.
     """
 
     documents: list[YamlDocument]
@@ -177,9 +175,8 @@ def variables_of(path: str) -> tuple[str, str, str]:
 
 
 def sorted_out(paths: Iterable[str]) -> Iterator[tuple[str, Literal["read", "refuse", "look"]]]:
-    """What to do about each file that is not hidden: read it, refuse it, or look whether it `looks_like_a_spec`.
-
-    What is missing is left alone: texts for people beside variables, and copies beside the file that they are of.
+    """What to do about each file that is not hidden: read it, refuse it, or look whether it `looks_like_a_spec`. What
+    is missing is left alone: texts for people beside variables, and copies beside the file that they are of.
     """
     paths = sorted(paths)
     read = {path for path in paths if path.lower().endswith(SUFFIXES)}

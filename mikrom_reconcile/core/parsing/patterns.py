@@ -1,6 +1,5 @@
-"""Host patterns in Ansible's grammar: `kvm:&gen2:!hv03`, `hv[01:10]`, `web*`, `~hv(01|07)`, `all`.
-
-Terms without a sign are added up first, then `&` keeps what both have, then `!` takes away, in whatever order.
+"""Host patterns in Ansible's grammar: `kvm:&gen2:!hv03`, `hv[01:10]`, `web*`, `~hv(01|07)`, `all`. Terms without a sign
+are added up first, then `&` keeps what both have, then `!` takes away, in whatever order.
 """
 
 import re
@@ -29,9 +28,8 @@ class PatternError(ValueError):
 def select(
     pattern: str, names: Iterable[str], groups: Mapping[str, frozenset[str]], kinds: str = "host and no group"
 ) -> tuple[str, ...]:
-    """The names that `pattern` selects, sorted. `groups` maps a group to the names in it.
-
-    Raises PatternError for a term that is no name, no group and no wildcard of anything; `kinds` says what there is.
+    """The names that `pattern` selects, sorted. `groups` maps a group to the names in it. Raises PatternError for a
+    term that is no name, no group and no wildcard of anything; `kinds` says what there is.
     """
     everything = frozenset(names)
     found: dict[str, list[frozenset[str]]] = {"": [], "&": [], "!": []}

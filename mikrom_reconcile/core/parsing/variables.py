@@ -1,6 +1,5 @@
-"""Lookups of variables, `${name}`, `${index:03d}`, `${host.rack}`, without logic; `$${` is a literal `${`.
-
-A scalar that is exactly one `${x}` takes the type of x; inside other text x becomes text.
+"""Lookups of variables, `${name}`, `${index:03d}`, `${host.rack}`, without logic; `$${` is a literal `${`. A scalar
+that is exactly one `${x}` takes the type of x; inside other text x becomes text.
 """
 
 import re

@@ -1,6 +1,5 @@
-"""What a bare word of YAML means, and at which line and column it stands.
-
-What YAML 1.1 and 1.2 read differently (`no`, `010`, `12:30`) is a mistake: a value means the same to everyone.
+"""What a bare word of YAML means, and at which line and column it stands. What YAML 1.1 and 1.2 read differently (`no`,
+`010`, `12:30`) is a mistake: a value means the same to everyone.
 """
 
 import math

@@ -22,9 +22,7 @@ from mikrom_reconcile.core.specs.inventory import Inventory
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """What may be promised on one host in all, and what already is; `inf` where nothing limits it, as vCPUs, which only
-    share time, without `overcommit`.
-
-    `overhead_mib` is what each VM takes beyond its own memory.
+    share time, without `overcommit`. `overhead_mib` is what each VM takes beyond its own memory.
     """
 
     vcpu_limit: float = inf

@@ -83,7 +83,6 @@ def validate_specs(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars:
 
 def render_all(specs: Specs, *, here: str) -> tuple[DesiredVM, ...]:
     """All that the specs want, placed as if nothing existed yet. `here` is the host of specs without an Inventory.
-
     Raises SpecError for everything that cannot be resolved, on any host that a VM may come to.
     """
     unplaced = expand(specs)

@@ -20,9 +20,8 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Placing(msgspec.Struct, frozen=True, kw_only=True):
-    """A host for each VM that was asked about, in that order; "" for a new one that none can have.
-
-    `eviction_reasons` says why VMs may not stay where they are, `rejections` why no host can have them.
+    """A host for each VM that was asked about, in that order; "" for a new one that none can have. `eviction_reasons`
+    says why VMs may not stay where they are, `rejections` why no host can have them.
     """
 
     hosts: list[str]

@@ -38,7 +38,6 @@ class Repository(msgspec.Struct, frozen=True, kw_only=True):
 
 def repository_of(text: str, mirrors: Mapping[str, str] | None = None) -> Repository:
     """What `registry/name` says; without a registry it is Docker's. A tag behind it says nothing beside a digest.
-
     `mirrors` are asked in the place of registries. Raises ValueError.
     """
     first, _, rest = text.partition("/")

@@ -127,7 +127,6 @@ def _rule_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
 
 def destination_of(text: str) -> tuple[IPv4Network, str, str]:
     """Network, protocol and ports of "10.0.0.1:53/udp" or "10.0.0.1:8000-8080"; "10.0.0.0/8" has none of the latter.
-
     Raises ValueError.
     """
     address, _, service = text.partition(":")

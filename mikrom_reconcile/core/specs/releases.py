@@ -1,6 +1,5 @@
-"""What is known of Firecracker's releases: one table, a row for each line of them, as their change log tells it.
-
-To add one: a row, and run the contract suite over its binary (MIKROM_FIRECRACKERS). docs/devices.md says which were.
+"""What is known of Firecracker's releases: one table, a row for each line of them, as their change log tells it. To add
+one: a row, and run the contract suite over its binary (MIKROM_FIRECRACKERS). docs/devices.md says which were.
 """
 
 import re

@@ -1,6 +1,5 @@
-"""What a schema cannot see in documents: one table of checks, run once over all of them.
-
-To add one: a function from a document, and what is known of the others, to what is wrong in it, and a row.
+"""What a schema cannot see in documents: one table of checks, run once over all of them. To add one: a function from a
+document, and what is known of the others, to what is wrong in it, and a row.
 """
 
 import re
@@ -30,10 +29,8 @@ GOOD, MISSPELT, NAMED = 2, 1, 0
 
 
 class Documents:
-    """All documents of a tree, and what they may refer to.
-
-    `images` are the names that fleets may use; `images_known` says that none is missing, `hosts_known` that no host
-    and no group is.
+    """All documents of a tree, and what they may refer to. `images` are the names that fleets may use; `images_known`
+    says that none is missing, `hosts_known` that no host and no group is.
     """
 
     def __init__(self, reading: Reading, inventory: Inventory | None) -> None:
@@ -91,9 +88,8 @@ def identity(document: SpecDocument) -> tuple[str, str]:
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: which kinds of documents are looked at (none: all), and what finds the problems of one.
-
-    `state` is how much of a document must have been readable, `needs` says what must be known of the others.
+    """One row: which kinds of documents are looked at (none: all), and what finds the problems of one. `state` is how
+    much of a document must have been readable, `needs` says what must be known of the others.
     """
 
     problems: Callable[[SpecDocument, Documents], Iterator[Diagnostic]]

@@ -29,9 +29,8 @@ Problems = Iterator[tuple[Pointer, str]]
 def vm_problems(
     spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]
 ) -> Iterator[tuple[Pointer, str, str]]:
-    """What is wrong with a spec that somebody writes now: path, message and hint.
-
-    If it names an image or a network that is not there, no more is said.
+    """What is wrong with a spec that somebody writes now: path, message and hint. If it names an image or a network
+    that is not there, no more is said.
     """
     references = [*_references(spec, images, networks)]
     yield from references

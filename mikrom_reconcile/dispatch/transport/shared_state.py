@@ -192,9 +192,8 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
 def shown(
     redis: Redis, keys: Keys, worker: WorkerId, run: UnfinishedRun, *, awaited: bool
 ) -> Iterator[Callable[[ActionOutcome], None]]:
-    """Show that a run goes on for as long as the block does, and how far it is by the outcomes that are told.
-
-    Where nobody waits for it, one that fails is shown until `tell` says why.
+    """Show that a run goes on for as long as the block does, and how far it is by the outcomes that are told. Where
+    nobody waits for it, one that fails is shown until `tell` says why.
     """
     run, show_at = replace(run, state="running"), 0.0
 

@@ -208,9 +208,8 @@ class _Fault(msgspec.Struct):
 
 
 class QMP(Connection):
-    """A connection to a QEMU, past its greeting: lines of JSON, in which events may stand before an answer.
-
-    A QEMU serves one connection at a time; the others wait for their greeting.
+    """A connection to a QEMU, past its greeting: lines of JSON, in which events may stand before an answer. A QEMU
+    serves one connection at a time; the others wait for their greeting.
     """
 
     _received = b""

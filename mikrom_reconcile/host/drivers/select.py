@@ -1,5 +1,4 @@
 """Which driver this machine uses, as MIKROM_DRIVER says or the best that can run here, and what it lacks for one.
-
 Looks, and changes nothing: for the choice of a driver and for `doctor`.
 """
 
@@ -66,9 +65,8 @@ def _wanted_jailer(settings: Settings, firecracker: Path) -> Path | None:
 
 
 def find_firecracker(named: str | None, state_dir: Path) -> Path | None:
-    """The binary: `named` (MIKROM_FIRECRACKER), else the first on PATH, else the one that `make apply` fetched.
-
-    Raises SetupError when `named` is no program: whoever names one does not want another.
+    """The binary: `named` (MIKROM_FIRECRACKER), else the first on PATH, else the one that `make apply` fetched. Raises
+    SetupError when `named` is no program: whoever names one does not want another.
     """
     return _found("firecracker", named, state_dir)
 

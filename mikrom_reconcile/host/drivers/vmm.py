@@ -47,7 +47,6 @@ class StateLayout:
 
     def moved_vmms(self) -> list[tuple[Path, Stray]]:
         """VMMs that live and were started with these two folders, and where their state folder is now. Raises OSError.
-
         A VMM has the lock file of its VM as standard input, wherever that is now.
         """
         found = []
@@ -155,9 +154,8 @@ class VMM:
         return processes.stdin_of(pid) == lock or processes.has_stdin(pid, lock)
 
     def is_being_spawned(self) -> bool:
-        """Whether somebody who is no VMM (`find` found none) holds the lock to become one.
-
-        The threads of a killed VMM hold the lock for moments longer than its first thread lives.
+        """Whether somebody who is no VMM (`find` found none) holds the lock to become one. The threads of a killed VMM
+        hold the lock for moments longer than its first thread lives.
         """
         last = self.last_process()
         return not (last is not None and processes.is_known(last)) and locks.is_taken(self.paths.lock)
@@ -170,9 +168,8 @@ class VMM:
 
     @contextmanager
     def spawned(self, command: Command, record: VMRecord) -> Iterator[None]:
-        """Start a VMM that is written down, to be configured inside the block. On failure none is left.
-
-        If it has died when a TemporaryError is raised inside, what it said is the error to tell.
+        """Start a VMM that is written down, to be configured inside the block. On failure none is left. If it has died
+        when a TemporaryError is raised inside, what it said is the error to tell.
         """
         self._process = None
         try:

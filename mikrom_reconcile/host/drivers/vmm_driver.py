@@ -35,10 +35,8 @@ _BOOTED = frozenset({"running", "paused"})
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a VMM says of itself. "unresponsive" stands for a state that no VMM in order has.
-
-    `disks` maps the name of each disk that it has open to how it opened it, `interfaces` the name of each interface to
-    what it has there.
+    """What a VMM says of itself. "unresponsive" stands for a state that no VMM in order has. `disks` maps the name of
+    each disk that it has open to how it opened it, `interfaces` the name of each interface to what it has there.
     """
 
     status: VMMStatus

@@ -50,9 +50,8 @@ class Tree:
         os.close(self._root)
 
     def folder(self, path: Names, *, make: bool) -> tuple[int, Names]:
-        """A descriptor of a folder, good until the next call, and where it is without links.
-
-        Raises FileNotFoundError unless it may be made, and OSError where it is none, or behind links in a circle.
+        """A descriptor of a folder, good until the next call, and where it is without links. Raises FileNotFoundError
+        unless it may be made, and OSError where it is none, or behind links in a circle.
         """
         if self._near is None or self._near[0] != path:
             self._forget_near()

@@ -86,9 +86,8 @@ class ImageCache:
         return self._cache / f"{file.sha256}.{rootdisk.recipe()}"
 
     def fetched(self, file: PinnedFile, *, give_up_at: float, unpacked: bool = False) -> Path:
-        """The file, fetched or made if need be; once per host, others wait. Raises FetchError and OSError.
-
-        `unpacked` asks for a kernel that is no longer packed, for a VMM that cannot do that.
+        """The file, fetched or made if need be; once per host, others wait. Raises FetchError and OSError. `unpacked`
+        asks for a kernel that is no longer packed, for a VMM that cannot do that.
         """
         path = self.path_of(file)
         make = self._make_disk if is_container_image(file.source) else self._fetch
@@ -153,9 +152,8 @@ class ImageCache:
                     yield path.name.partition(".")[0], found.st_size, found.st_mtime
 
     def report(self, host: str, files: Iterable[PinnedFile], records: Records, *, deadline_s: float) -> Stock:
-        """What is cached, and how many VMs use it, once `files` were fetched. One that fails stops no other.
-
-        Raises SetupError when the records cannot be listed.
+        """What is cached, and how many VMs use it, once `files` were fetched. One that fails stops no other. Raises
+        SetupError when the records cannot be listed.
         """
         give_up_at = time.monotonic() + deadline_s
         failed: dict[str, str] = {}
@@ -297,9 +295,8 @@ def _hello() -> tuple[bytes, str]:
 
 @contextmanager
 def _opened(source: str, *, offset: int, folders: tuple[Path, ...], give_up_at: float) -> Iterator[Opened]:
-    """The source, from `offset` on if it can, else from its beginning; a server has until `give_up_at`.
-
-    Raises FetchError.
+    """The source, from `offset` on if it can, else from its beginning; a server has until `give_up_at`. Raises
+    FetchError.
     """
     parts = urlsplit(source)
     if parts.scheme != "file":

@@ -39,10 +39,8 @@ Parts = frozenset[str]  # what a bridge has or is to have. An address has no spa
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):
-    """One interface of a VM as its VMM opens it, and what its host makes for it. `bandwidth_mbit` None: no limit;
-    `mtu` None: nobody said one.
-
-    `wants` is what it wants of its bridge. The aliases are those of its tap and its bridge.
+    """One interface of a VM as its VMM opens it, and what its host makes for it. `bandwidth_mbit` None: no limit; `mtu`
+    None: nobody said one. `wants` is what it wants of its bridge. The aliases are those of its tap and its bridge.
     """
 
     name: str

@@ -92,9 +92,8 @@ def _are_changed(vm: str, bridge: str, add: Iterable[str], take: Iterable[str]) 
 
 
 def _tables_of(bridge: str, rules: list[str]) -> str:
-    """What replaces the tables of a bridge as a whole, at one moment; none are left where there are no rules.
-
-    Of two rules with one key the last counts, and no element leads to a chain that nobody wants any more.
+    """What replaces the tables of a bridge as a whole, at one moment; none are left where there are no rules. Of two
+    rules with one key the last counts, and no element leads to a chain that nobody wants any more.
     """
     last = {_key(rule): rule for rule in rules}
     kept = sorted(rule for rule in last.values() if " : goto " not in rule or f"ip chain {rule.split()[-1]}" in last)

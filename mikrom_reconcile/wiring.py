@@ -205,7 +205,7 @@ def _images(settings: Settings) -> ImageCache:
 
 def digest_of_tag(settings: Settings, image: str, *, deadline_s: float) -> str:
     """The digest, in hexadecimal, of what a registry has now under `registry/name:tag`. Raises FetchError."""
-    from mikrom_reconcile.host.oci.registry import registry_of
+    from mikrom_reconcile.host.oci.sources import registry_of
 
     registry = registry_of(image, settings.registry_auth, dict(settings.registry_mirrors))
     return registry.digest_of(image, give_up_at=time.monotonic() + deadline_s)

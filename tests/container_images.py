@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mikrom_reconcile.host.oci.registry import Registry
+from mikrom_reconcile.host.oci.sources import Registry
 
 PROGRAMS = ("umoci", "skopeo", "buildah", "setcap", "mke2fs", "e2fsck")
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.tables import vms_in
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.settings import load
-from mikrom_reconcile.system.files import descriptor
+from mikrom_reconcile.system.files import descriptor, write_named
 from mikrom_reconcile.times_and_sizes import SPECS
 
 
@@ -183,20 +182,9 @@ def _rewrite(place: Path, line: int, column: int, old: str, new: str) -> None:
             if not 0 <= at - (column - 1) <= _BEFORE_A_TEXT or after.startswith("@"):
                 raise UsageError(f"{place}:{line}: it is not written here in one piece; write {new}")
             lines[line - 1] = before + new + after
-            _replace(path, "\n".join(lines).encode())
+            write_named(str(path), "\n".join(lines).encode())
     except OSError as error:
         raise UsageError(f"{place}: {error.strerror}") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.new")
-    try:
-        shutil.copy2(path, draft)
-        draft.write_bytes(content)
-        os.chown(draft, path.stat().st_uid, path.stat().st_gid)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 _BEFORE_A_TEXT = 2  # a quote, and a byte order mark

@@ -15,8 +15,7 @@ from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.host.oci import rootdisk
 from mikrom_reconcile.host.oci.layers import Budget, apply
 from mikrom_reconcile.host.oci.manifests import ContainerImage
-from mikrom_reconcile.host.oci.registry import Registry
-from mikrom_reconcile.host.oci.sources import image_of
+from mikrom_reconcile.host.oci.sources import Registry, image_of
 from mikrom_reconcile.host.oci.tree import Tree
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.system.download import FetchError

@@ -17,8 +17,7 @@ import pytest
 
 from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.host.oci.manifests import INDEXES, MANIFESTS
-from mikrom_reconcile.host.oci.registry import Registry, registry_of
-from mikrom_reconcile.host.oci.sources import image_of
+from mikrom_reconcile.host.oci.sources import Registry, image_of, registry_of
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.system.download import FetchError
 from tests.container_images import Workshop, a_program, run

@@ -37,7 +37,7 @@ from mikrom_reconcile.host.drivers.connection import QMP, Connection, Firecracke
 from mikrom_reconcile.host.oci import kernel, manifests, rootdisk, sources, unpack
 from mikrom_reconcile.host.oci.layers import Budget, apply
 from mikrom_reconcile.host.oci.manifests import Layer
-from mikrom_reconcile.host.oci.registry import registry_of
+from mikrom_reconcile.host.oci.sources import registry_of
 from mikrom_reconcile.host.oci.tree import Tree
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records

@@ -11,10 +11,10 @@ import msgspec
 
 from mikrom_reconcile.control.sources.files import made_by
 from mikrom_reconcile.core.model.documents import SourceTree
-from mikrom_reconcile.core.model.encoding import UNREADABLE, digest_of, ready
+from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, SpecError, UsageError
 from mikrom_reconcile.system import locks
-from mikrom_reconcile.system.files import OddFileError, read_small, write_whole
+from mikrom_reconcile.system.files import read_json, write_whole
 from mikrom_reconcile.times_and_sizes import SPECS
 
 
@@ -88,7 +88,9 @@ class LastGood:
             return self._good
 
     def _known(self) -> Good | None:
-        known = self._good or self._on_disk()
+        known = self._good
+        with suppress(OSError):
+            known = known or read_json(self._path, Good, max_bytes=SPECS.kept_bytes)
         self._good = known if known and self._is_trusted(known) else None
         return self._good
 
@@ -100,15 +102,7 @@ class LastGood:
         lock = self._path.with_suffix(".lock")
         with suppress(OSError), locks.held(lock, unlink=True) as is_ours:  # it is known in this process all the same
             if is_ours:  # else another worker of this machine writes what it found
-                write_whole(self._path, msgspec.msgpack.encode(good))
-
-    def _on_disk(self) -> Good | None:
-        """Nothing of what is not there, too large, or written by another release."""
-        try:
-            content = read_small(self._path, max_bytes=SPECS.kept_bytes)
-            return None if content is None else msgspec.msgpack.decode(content, type=ready(Good))
-        except (OSError, OddFileError, *UNREADABLE):
-            return None
+                write_whole(self._path, msgspec.json.encode(good))
 
 
 def _refuse_other(tree: SourceTree, accept: str) -> None:

@@ -34,7 +34,7 @@ from mikrom_reconcile.system.files import make_folder, sync_folder, write_whole
 from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES, IMAGES, VMMS
 
 if TYPE_CHECKING:
-    from mikrom_reconcile.host.oci.registry import Registry
+    from mikrom_reconcile.host.oci.sources import Registry
 
 _MIB = 1 << 20
 _DRAFTS = (".tree", ".part", ".new")
@@ -128,8 +128,7 @@ class ImageCache:
     def _make_disk(self, file: PinnedFile, path: Path, give_up_at: float) -> None:
         """A root disk of a container image, whose parts stay for a while: the next image may share them."""
         from mikrom_reconcile.host.oci import rootdisk  # noqa: PLC0415 - as in `path_of`
-        from mikrom_reconcile.host.oci.registry import registry_of  # noqa: PLC0415 - with TLS 15 ms more
-        from mikrom_reconcile.host.oci.sources import image_of  # noqa: PLC0415
+        from mikrom_reconcile.host.oci.sources import image_of, registry_of  # noqa: PLC0415 - with TLS 15 ms more
 
         def registry(name: str) -> Registry:
             return registry_of(name, self._registry_auth, self._registry_mirrors)

@@ -22,10 +22,9 @@ from mikrom_reconcile.times_and_sizes import SUPERVISION
 
 
 class HostAgent:
-    """One host: its driver, its records and its clock. Safe to call from many threads or greenlets at once.
-
-    `images` are those of its state folder unless told otherwise. `note` is what whoever plans for this host should know
-    of it. `on_step` is the executor's seam for crashes in tests.
+    """One host: its driver, its records and its clock. Safe to call from many threads or greenlets at once. `images`
+    are those of its state folder unless told otherwise. `note` is what whoever plans for this host should know of it.
+    `on_step` is the executor's seam for crashes in tests.
     """
 
     def __init__(

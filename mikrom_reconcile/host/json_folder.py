@@ -31,10 +31,9 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JsonFolder(Generic[T]):
-    """Files of one type, each in an envelope with a checksum, so that an edit is noticed.
-
-    `file` is where a VM's file lies in the folder. The caller holds the VM's action lock when it writes, unless the
-    folder is `shared`. What is not `durable` may be lost in a power cut, for no waiting.
+    """Files of one type, each in an envelope with a checksum, so that an edit is noticed. `file` is where a VM's file
+    lies in the folder. The caller holds the VM's action lock when it writes, unless the folder is `shared`. What is not
+    `durable` may be lost in a power cut, for no waiting.
     """
 
     def __init__(

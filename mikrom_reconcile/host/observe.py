@@ -1,7 +1,6 @@
-"""What this host reports: each VM's record beside what its driver proves, and one digest per fleet.
-
-A fleet whose digest is the one that control expects sends no rows, so that a report about a host on which nothing
-changed does not grow with its VMs. Nothing here changes a VM, a record or a token.
+"""What this host reports: each VM's record beside what its driver proves, and one digest per fleet. A fleet whose
+digest is the one that control expects sends no rows, so that a report about a host on which nothing changed does not
+grow with its VMs. Nothing here changes a VM, a record or a token.
 """
 
 import os

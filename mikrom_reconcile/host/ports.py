@@ -33,12 +33,9 @@ LinkDrift = Callable[[VMRecord], tuple[Drift, ...]]
 
 
 class Driver(Protocol):
-    """One kind of VMM; what it does not have, it leaves as it is here.
-
-    Methods block their thread or greenlet, never the process, and hold no lock of their own beyond the VMM's; the
-    caller holds the VM's action lock for all but `observe`, `strays` and `console`.
-
-    Errors are `TemporaryError` or `PermanentError` with the step in words.
+    """One kind of VMM; what it does not have, it leaves as it is here. Methods block their thread or greenlet, never
+    the process, and hold no lock of their own beyond the VMM's; the caller holds the VM's action lock for all but
+    `observe`, `strays` and `console`. Errors are `TemporaryError` or `PermanentError` with the step in words.
     """
 
     name: str
@@ -68,20 +65,18 @@ class Driver(Protocol):
         return None
 
     def start(self, record: VMRecord, *, deadline_s: float) -> str:
-        """Boot the VM as `record.spec` says, or let a suspended one go on, and return once its guest runs.
-
-        The answer is what has to be said of that: that it went on, or why it could not and was booted.
-        A proven half-started VMM of this VM is ended first; a running or paused one is left as it is.
-        On failure no VMM is left behind, and the error says so.
+        """Boot the VM as `record.spec` says, or let a suspended one go on, and return once its guest runs. The answer
+        is what has to be said of that: that it went on, or why it could not and was booted. A proven half-started VMM
+        of this VM is ended first; a running or paused one is left as it is. On failure no VMM is left behind, and the
+        error says so.
         """
 
     def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
         """Stop the vCPUs of a VM that is up, or let them go on, unless that is so. Its VMM, memory and disks stay."""
 
     def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Write the memory of a VM that is up to disk and leave its guest standing still, to be ended by `stop`.
-
-        It goes on from there once, at a `start` under the same spec; any other way to let it run forgets the memory. On
+        """Write the memory of a VM that is up to disk and leave its guest standing still, to be ended by `stop`. It
+        goes on from there once, at a `start` under the same spec; any other way to let it run forgets the memory. On
         failure the guest goes on, and nothing is left on disk.
         """
 
@@ -91,10 +86,9 @@ class Driver(Protocol):
         """
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
-        """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing.
-
-        A memory on disk is forgotten where the record says stopped or absent. A paused guest is resumed first: it can
-        hear nothing, and its disks deserve an orderly end too.
+        """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing. A memory on disk
+        is forgotten where the record says stopped or absent. A paused guest is resumed first: it can hear nothing, and
+        its disks deserve an orderly end too.
         """
 
     def delete(self, record: VMRecord) -> None:

@@ -1,8 +1,7 @@
-"""Brings back VMMs that die without anybody's order, at once and without a controller.
-
-One thread (or greenlet) awaits the ends of all VMMs; a small pool checks VMs whose VMM ended. A check trusts nothing
-from before: it reads the record and the VMM's end again under the VM's action lock, so that it acts neither against an
-order nor beside one. What an order failed to bring up is left to the next run.
+"""Brings back VMMs that die without anybody's order, at once and without a controller. One thread (or greenlet) awaits
+the ends of all VMMs; a small pool checks VMs whose VMM ended. A check trusts nothing from before: it reads the record
+and the VMM's end again under the VM's action lock, so that it acts neither against an order nor beside one. What an
+order failed to bring up is left to the next run.
 """
 
 import logging

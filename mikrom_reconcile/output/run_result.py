@@ -25,7 +25,6 @@ VMOnHost = tuple[str, str]  # VM and host
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a run left undone: `failed`, `refused` and `waiting` map VMs on hosts to the reason, each VM in one of them.
-
     `unreachable` maps hosts to the reason, `late` says that the deadline passed first. What waits is no failure: the
     next of the `scheduled` runs goes on with it; to a run that nobody follows, a guard has refused it.
     """

@@ -65,9 +65,7 @@ def make_folder(folder: Path) -> None:
 
 def write_whole(path: Path, content: bytes, *, durable: bool = True, or_before: bool = False) -> None:
     """Replace `path` by `content` (0600); it has all of it or what it had before, a power cut included. One writer at a
-    time.
-
-    `durable=False` does not wait for the disk (0.5 to 1 ms). With `or_before` a power cut may bring back the old
+    time. `durable=False` does not wait for the disk (0.5 to 1 ms). With `or_before` a power cut may bring back the old
     content, for half of the waiting. A full disk has `path` overwritten in place, so that what is there can still be
     stopped. Raises OSError.
     """

@@ -22,10 +22,9 @@ class PinnedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RootDisk(PinnedFile, frozen=True, kw_only=True):
-    """The image of a root disk. Unless it is `read_only`, each VM gets a copy-on-write copy of its own.
-
-    One that is made of a container image has `size_mib`, unless that says nothing, and its first program runs what the
-    image or the VM says, or leaves that to the image's own init.
+    """The image of a root disk. Unless it is `read_only`, each VM gets a copy-on-write copy of its own. One that is
+    made of a container image has `size_mib`, unless that says nothing, and its first program runs what the image or the
+    VM says, or leaves that to the image's own init.
     """
 
     read_only: bool = False
@@ -59,9 +58,8 @@ class DriveRateLimiter(RateLimiter, frozen=True, kw_only=True):
 
 
 class Drive(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk of a VM's own that outlives its restarts and replacements. `on_delete` says what a delete does to it.
-
-    It is new, of `size_mib`, or the existing file `source`, which is never deleted. With `mount` it has an ext4 file
+    """A disk of a VM's own that outlives its restarts and replacements. `on_delete` says what a delete does to it. It
+    is new, of `size_mib`, or the existing file `source`, which is never deleted. With `mount` it has an ext4 file
     system, which the init of a container image mounts there.
     """
 
@@ -108,11 +106,9 @@ class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """What "running" has to mean, judged by the VM's host.
-
-    `tcp` connects to `port` of the guest's first interface, `http` wants a status below 400 from `path` there.
-    `console` finds fault with a guest that printed `deny` since its boot and, if `expect` is given, that has not
-    printed it yet; both are regular expressions.
+    """What "running" has to mean, judged by the VM's host. `tcp` connects to `port` of the guest's first interface,
+    `http` wants a status below 400 from `path` there. `console` finds fault with a guest that printed `deny` since its
+    boot and, if `expect` is given, that has not printed it yet; both are regular expressions.
     """
 
     type: Literal["tcp", "http", "console"]
@@ -197,11 +193,10 @@ class SecretRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a template says of a VM but its state. Field paths are the spec language's (`fields.py`).
-
-    `boot` is what the image of that name stands for, None for the built-in one. `command` takes the place of what a
-    container image runs, `env` is added to its variables. `mmds` is what the guest reads as its metadata; secrets in it
-    are references. `cpu_config` is a custom CPU template in Firecracker's own words.
+    """Everything that a template says of a VM but its state. Field paths are the spec language's (`fields.py`). `boot`
+    is what the image of that name stands for, None for the built-in one. `command` takes the place of what a container
+    image runs, `env` is added to its variables. `mmds` is what the guest reads as its metadata; secrets in it are
+    references. `cpu_config` is a custom CPU template in Firecracker's own words.
     """
 
     image: str
@@ -234,11 +229,9 @@ class VMSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What protects a fleet; kept in each VM's record, so that removing the fleet does not unprotect it.
-
-    `prune_max` is the share of the fleet that one unattended run may remove.
-    `allow_empty` lets the fleet lose its last VM. `prevent_destroy` forbids what would lose data; None in a spec
-    keeps what the VM's record says.
+    """What protects a fleet; kept in each VM's record, so that removing the fleet does not unprotect it. `prune_max` is
+    the share of the fleet that one unattended run may remove. `allow_empty` lets the fleet lose its last VM.
+    `prevent_destroy` forbids what would lose data; None in a spec keeps what the VM's record says.
     """
 
     prune_max: Share = "20%"
@@ -279,10 +272,9 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """What scheduled runs do about a fleet: all that is needed, or nothing, which is then told (`report`).
-
-    `heal` is what they put right all the same, back to what was last applied: dead VMs, or all drift. `fields` says
-    otherwise for drift in single paths; what is to be ignored there, nobody puts right.
+    """What scheduled runs do about a fleet: all that is needed, or nothing, which is then told (`report`). `heal` is
+    what they put right all the same, back to what was last applied: dead VMs, or all drift. `fields` says otherwise for
+    drift in single paths; what is to be ignored there, nobody puts right.
     """
 
     mode: Literal["enforce", "report"] = "enforce"

@@ -14,11 +14,9 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceTree(msgspec.Struct, frozen=True, kw_only=True):
-    """Every file of one reading of a source, sorted by path.
-
-    `revision` names the content: a git commit where there is one, else a digest of the files. `author` made the commit.
-    `verified_by` is a digest of the keys of which one signed it, or "".
-    `commit` is its full name where it came from git directly.
+    """Every file of one reading of a source, sorted by path. `revision` names the content: a git commit where there is
+    one, else a digest of the files. `author` made the commit. `verified_by` is a digest of the keys of which one signed
+    it, or "". `commit` is its full name where it came from git directly.
     """
 
     revision: str
@@ -29,12 +27,10 @@ class SourceTree(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the last look at the source of scheduled runs gave; `name` is how it is set.
-
-    `revision` is the last good one ("" for none), the `number`th that any control worker has seen, first `since` then,
-    with the `digest` of its texts; `good_at` is when the source was last as good as that. `problem` says why it is not
-    used as it is now, `broken` which revision and whose that is, where it could be read.
-    `next_at` is when the next scheduled run is due.
+    """What the last look at the source of scheduled runs gave; `name` is how it is set. `revision` is the last good one
+    ("" for none), the `number`th that any control worker has seen, first `since` then, with the `digest` of its texts;
+    `good_at` is when the source was last as good as that. `problem` says why it is not used as it is now, `broken`
+    which revision and whose that is, where it could be read. `next_at` is when the next scheduled run is due.
     """
 
     name: str
@@ -73,11 +69,9 @@ class Diagnostic(msgspec.Struct, frozen=True):
 
 
 class SpecProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """One mistake in the specs, as a person reads it.
-
-    `line` and `column` count from 1. `pointer` is the JSON pointer of the value ("" for the whole document).
-    `hint` says what to write instead; `excerpt` is a part of the offending line (see SPECS.excerpt_characters).
-    Either may be empty.
+    """One mistake in the specs, as a person reads it. `line` and `column` count from 1. `pointer` is the JSON pointer
+    of the value ("" for the whole document). `hint` says what to write instead; `excerpt` is a part of the offending
+    line (see SPECS.excerpt_characters). Either may be empty.
     """
 
     path: str

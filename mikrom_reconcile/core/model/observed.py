@@ -232,11 +232,10 @@ class ObservedState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Placements(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a project's VMs were last known to be: VM name to host.
-
-    `covers` names the hosts that have answered since this memory began. A VM that is not listed certainly does not
-    exist on a covered host, unreachable or not; on an uncovered one it may. `fleets` has the fleet of each VM whose
-    name does not say it, as `web-007` says `web`; `addresses` are those that the VMs lease.
+    """Where a project's VMs were last known to be: VM name to host. `covers` names the hosts that have answered since
+    this memory began. A VM that is not listed certainly does not exist on a covered host, unreachable or not; on an
+    uncovered one it may. `fleets` has the fleet of each VM whose name does not say it, as `web-007` says `web`;
+    `addresses` are those that the VMs lease.
     """
 
     vms: dict[str, str] = {}

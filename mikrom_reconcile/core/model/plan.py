@@ -60,10 +60,8 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True):
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """One verb on one VM on one host. `id` is a digest of the content; `desired` is None where no spec matters. A
-    rename finds the VM as `moved_from`.
-
-    `deadline_s` bounds the whole action, the graceful stop inside included. `mem_limit_mib` is what all VMs of the host
-    may be promised by its inventory; None: what the host has.
+    rename finds the VM as `moved_from`. `deadline_s` bounds the whole action, the graceful stop inside included.
+    `mem_limit_mib` is what all VMs of the host may be promised by its inventory; None: what the host has.
     """
 
     id: str
@@ -100,11 +98,10 @@ class Peak(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run would do. `id` is a digest of the content without the time: same input, same bytes.
-
-    `unchanged` counts the VMs of each host that are as they should be. `unreachable` maps a host that gave no
-    report to the reason. `peaks` tells of each fleet in which running VMs are taken down how many are down at once.
-    `selected` is how many VMs it is about, None for all.
+    """What one run would do. `id` is a digest of the content without the time: same input, same bytes. `unchanged`
+    counts the VMs of each host that are as they should be. `unreachable` maps a host that gave no report to the reason.
+    `peaks` tells of each fleet in which running VMs are taken down how many are down at once. `selected` is how many
+    VMs it is about, None for all.
     """
 
     id: str
@@ -199,10 +196,9 @@ class RunRequest(RunOverrides, frozen=True, kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """An action as it is sent to a host. `token` fences: a host refuses one lower than it has seen.
-
-    `scheduled` says that nobody waits for its run: it goes after what people asked for. Where the action takes data
-    away, `losses` are all the lines that `approvals` have signed.
+    """An action as it is sent to a host. `token` fences: a host refuses one lower than it has seen. `scheduled` says
+    that nobody waits for its run: it goes after what people asked for. Where the action takes data away, `losses` are
+    all the lines that `approvals` have signed.
     """
 
     run_id: str
@@ -214,10 +210,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one action, with what the host observed after it (None: nothing is left, or unknown).
-
-    `note` is what has to be said of one that was done. `fleet`, `reasons` and `fields` are those of the change that it
-    carried out, as the run adds them.
+    """What became of one action, with what the host observed after it (None: nothing is left, or unknown). `note` is
+    what has to be said of one that was done. `fleet`, `reasons` and `fields` are those of the change that it carried
+    out, as the run adds them.
     """
 
     action_id: str
@@ -252,9 +247,8 @@ class UnfinishedRun(msgspec.Struct, frozen=True, kw_only=True):
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """One run from plan to verification. `origin` and `source_problem` are those of its request, `author` of its specs.
-
-    `remaining` is the plan that the last observation gives: what is still different, and None when the run
-    ended before it could observe again. `late` says that the deadline passed first.
+    `remaining` is the plan that the last observation gives: what is still different, and None when the run ended before
+    it could observe again. `late` says that the deadline passed first.
     """
 
     run_id: str
@@ -303,7 +297,6 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class Revision(RunRecord, frozen=True, kw_only=True):
     """The run that brought specs that were not applied before, as it stands since; runs of the same go on with it.
-
     `number` counts up in a project, `plan` is the id of its plan. `content` is the digest of what is kept to apply it
     again, in `size` bytes. `restores` is the number of the revision that a rollback brought back, `held` the digest of
     the texts that Beat leaves alone since then. `converged`: all of it was seen to be as specified.

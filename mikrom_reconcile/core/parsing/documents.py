@@ -205,11 +205,9 @@ def looks_like_a_spec(head: bytes) -> bool:
 
 
 class Reading(msgspec.Struct, kw_only=True):
-    """What could be read of a source tree.
-
-    `documents` obey their schema, in file order; `broken` do not, and `diagnostics` say why. Of the broken ones, those
-    that are `misspelt` only have unknown keys. `problems` are what YAML itself refused. `whole` says that no document
-    is missing: every one is good or broken.
+    """What could be read of a source tree. `documents` obey their schema, in file order; `broken` do not, and
+    `diagnostics` say why. Of the broken ones, those that are `misspelt` only have unknown keys. `problems` are what
+    YAML itself refused. `whole` says that no document is missing: every one is good or broken.
     """
 
     documents: list[SpecDocument] = []

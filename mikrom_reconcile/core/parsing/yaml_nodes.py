@@ -1,7 +1,6 @@
-"""YAML, event by event: the value of each document, where every part of it stands, and what is wrong with it.
-
-Slow, and the authority over the quick parser of `yaml_text`. Events, because composing PyYAML's nodes recurses in C
-(100,000 brackets end the process) and follows aliases before they can be counted.
+"""YAML, event by event: the value of each document, where every part of it stands, and what is wrong with it. Slow, and
+the authority over the quick parser of `yaml_text`. Events, because composing PyYAML's nodes recurses in C (100,000
+brackets end the process) and follows aliases before they can be counted.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Node(msgspec.Struct, kw_only=True):
-    """A value and where it begins, as an offset into the text.
-
-    `parts` are the nodes in it, those of a mapping each with the offset of its key. `size` counts the values in it,
-    itself included; `height` is how deep it goes, 0 for a word.
+    """A value and where it begins, as an offset into the text. `parts` are the nodes in it, those of a mapping each
+    with the offset of its key. `size` counts the values in it, itself included; `height` is how deep it goes, 0 for a
+    word.
     """
 
     at: int

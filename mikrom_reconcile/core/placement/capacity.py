@@ -1,7 +1,6 @@
-"""How much each host may be promised and has left, and the choice of one host among many, again and again.
-
-How full a host is only ever grows, so its place on a heap is put right when its turn comes: a choice costs the
-logarithm of the hosts. Where a fleet is to be spread, there is a heap for each value of the attribute.
+"""How much each host may be promised and has left, and the choice of one host among many, again and again. How full a
+host is only ever grows, so its place on a heap is put right when its turn comes: a choice costs the logarithm of the
+hosts. Where a fleet is to be spread, there is a heap for each value of the attribute.
 """
 
 from __future__ import annotations

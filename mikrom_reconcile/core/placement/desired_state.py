@@ -30,10 +30,9 @@ def render(
     leases: Mapping[str, Mapping[str, str]] = NOTHING,
     known: Mapping[str, DesiredVM] = NOTHING,
 ) -> list[DesiredVM]:
-    """What the specs want of these VMs, each on its host, or "" for one that has none. Raises SpecError.
-
-    `leases` are the addresses that VMs are known to have. `known` VMs were rendered before, and are so again where
-    their host is the same.
+    """What the specs want of these VMs, each on its host, or "" for one that has none. Raises SpecError. `leases` are
+    the addresses that VMs are known to have. `known` VMs were rendered before, and are so again where their host is the
+    same.
     """
     hosts, resolver = hosts_of(specs, here), Resolver(specs)
     digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest

@@ -30,11 +30,10 @@ class Placing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scheduler:
-    """The hosts of a run: who may be there, who is, and how much room is left. Each choice takes its room.
-
-    `located` has where VMs are, `previous_hosts` where they were last known to be, `rooms` the room on hosts that
-    answered, `pinned` why VMs cannot leave at all, `unreachable` why hosts gave no report. `here` is the host of specs
-    without an Inventory.
+    """The hosts of a run: who may be there, who is, and how much room is left. Each choice takes its room. `located`
+    has where VMs are, `previous_hosts` where they were last known to be, `rooms` the room on hosts that answered,
+    `pinned` why VMs cannot leave at all, `unreachable` why hosts gave no report. `here` is the host of specs without an
+    Inventory.
     """
 
     def __init__(

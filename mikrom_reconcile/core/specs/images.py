@@ -1,6 +1,5 @@
-"""What VMs boot: the images that documents describe, and the one that is built in. Nothing here fetches any.
-
-A container image is the `source` of a root disk as `oci:registry/name` and `oci-layout:file:///folder` (the digest is
+"""What VMs boot: the images that documents describe, and the one that is built in. Nothing here fetches any. A
+container image is the `source` of a root disk as `oci:registry/name` and `oci-layout:file:///folder` (the digest is
 that of a manifest or an index), or as `docker-archive:file:///x.tar` from `docker save` (the digest of the file).
 """
 

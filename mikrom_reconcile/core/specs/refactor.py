@@ -1,6 +1,5 @@
-"""What Refactor documents say, in Terraform's words: VMs that are called otherwise, let go, or taken over again.
-
-They tell what has become of names. Nothing is restarted for it, and one that was done may stay where it is.
+"""What Refactor documents say, in Terraform's words: VMs that are called otherwise, let go, or taken over again. They
+tell what has become of names. Nothing is restarted for it, and one that was done may stay where it is.
 """
 
 from __future__ import annotations

@@ -11,10 +11,8 @@ Version = tuple[int, ...]  # such as (1, 12, 1); empty where it is not known
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of releases. `ended` is when its support did.
-
-    `devices` is how many a VM can have at most, `boot_args` what it adds to a kernel's command line by itself, `adds`
-    the fields that it was the first to know.
+    """One line of releases. `ended` is when its support did. `devices` is how many a VM can have at most, `boot_args`
+    what it adds to a kernel's command line by itself, `adds` the fields that it was the first to know.
     `breaks_cgroups_v1` is the one release whose jailer fails where cgroups are v1.
     """
 

@@ -1,7 +1,6 @@
-"""What is said over a VMM's API socket: HTTP to a Firecracker, QMP to a QEMU.
-
-Small on purpose instead of `http.client`: it costs a ninth of the CPU per call, holds a deadline over a whole exchange
-(http.client starts anew with each byte that trickles in) and never takes more memory than an answer has.
+"""What is said over a VMM's API socket: HTTP to a Firecracker, QMP to a QEMU. Small on purpose instead of
+`http.client`: it costs a ninth of the CPU per call, holds a deadline over a whole exchange (http.client starts anew
+with each byte that trickles in) and never takes more memory than an answer has.
 """
 
 from __future__ import annotations
@@ -79,10 +78,9 @@ T = TypeVar("T")
 
 
 class Connection:
-    """A connection that is known to end at the process `pid`. All I/O ends at `give_up_at` (monotonic clock).
-
-    Raises UnreachableError and NoAnswerError, each with a cause in words, and OSError for what this process
-    lacks (descriptors, memory, permission), which says nothing about the VMM.
+    """A connection that is known to end at the process `pid`. All I/O ends at `give_up_at` (monotonic clock). Raises
+    UnreachableError and NoAnswerError, each with a cause in words, and OSError for what this process lacks
+    (descriptors, memory, permission), which says nothing about the VMM.
     """
 
     def __init__(self, path: str, *, pid: int, give_up_at: float) -> None:

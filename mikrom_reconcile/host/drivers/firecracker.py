@@ -251,7 +251,6 @@ def _check_huge_pages(record: VMRecord) -> None:
 
 def end_in(metrics: Path) -> End:
     """How the process that wrote `metrics` ended: its exit status says nothing, and is not ours to get. Raises OSError.
-
     Measured with 1.12.1: the last line after a reset by the guest has i8042.reset_count 1, after a crash of the guest
     vcpu.failures 1, and a killed process writes none. Counters start anew with each line. An ordinary KVM tells of no
     failure when a guest crashes: all that says so then is a last line that came before its time.
@@ -272,7 +271,6 @@ def end_in(metrics: Path) -> End:
 
 def _end_hanging(vmm: VMM) -> None:
     """Let a Firecracker end that hangs since its guest has ended. One in order, or about to boot, is left alone.
-
     Firecracker 1.12.1 never ends by itself if a request comes at the very moment its guest ends: its main thread waits
     for the API's and that for an answer. Its metrics begin when its vCPUs do, whose threads end with the guest. At a
     SIGHUP it still writes how that was.

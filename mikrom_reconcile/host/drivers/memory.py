@@ -1,7 +1,6 @@
-"""What a suspended VM leaves on disk: its memory, the state of its devices, and what has to be the same to go on.
-
-A memory goes on once. It is forgotten, and that survives a power cut, before its guest runs: from then on the VM's
-disks are no longer those that the memory knows.
+"""What a suspended VM leaves on disk: its memory, the state of its devices, and what has to be the same to go on. A
+memory goes on once. It is forgotten, and that survives a power cut, before its guest runs: from then on the VM's disks
+are no longer those that the memory knows.
 """
 
 import os

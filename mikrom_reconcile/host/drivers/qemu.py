@@ -1,7 +1,6 @@
-"""QEMU microVMs: for machines on which Firecracker cannot run, and for guests that need another VMM.
-
-QEMU takes its whole configuration at its start, so that the command line of the process is what it really runs: it is
-a pure function of spec, resources and paths, and read back to see what runs.
+"""QEMU microVMs: for machines on which Firecracker cannot run, and for guests that need another VMM. QEMU takes its
+whole configuration at its start, so that the command line of the process is what it really runs: it is a pure function
+of spec, resources and paths, and read back to see what runs.
 """
 
 import re

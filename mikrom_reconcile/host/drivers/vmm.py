@@ -261,10 +261,9 @@ class VMM:
     # ---- ending ------------------------------------------------------------------------------------------------------
 
     def end(self, *, give_up_at: float, grace_s: float = 0.0, ask_to_leave: Callable[[], None] | None = None) -> None:
-        """Return once no VMM of this VM lives and its lock is free. Raises TemporaryError at `give_up_at`.
-
-        A VMM that takes the request `ask_to_leave` has `grace_s` to end by itself before it is killed, whichever driver
-        started it.
+        """Return once no VMM of this VM lives and its lock is free. Raises TemporaryError at `give_up_at`. A VMM that
+        takes the request `ask_to_leave` has `grace_s` to end by itself before it is killed, whichever driver started
+        it.
         """
         with translate_errors(self.vm, "ending its VMM"):
             while (found := self.find_any()) is not None or self._still_blocking():

@@ -1,8 +1,7 @@
-"""ext4 file systems, by mke2fs: an empty one of a drive, or one of a tree, and of the same tree the same bytes.
-
-mke2fs copies a folder in the order of names. What it takes from its surroundings is given to it: identities, its
-clock, no configuration of this machine; but for the times at which the tree was made here, which are replaced
-afterwards. Checksums of metadata are left out, so that this can be done without knowing them.
+"""ext4 file systems, by mke2fs: an empty one of a drive, or one of a tree, and of the same tree the same bytes. mke2fs
+copies a folder in the order of names. What it takes from its surroundings is given to it: identities, its clock, no
+configuration of this machine; but for the times at which the tree was made here, which are replaced afterwards.
+Checksums of metadata are left out, so that this can be done without knowing them.
 """
 
 import os

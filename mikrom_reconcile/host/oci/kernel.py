@@ -1,7 +1,6 @@
 """Kernels as distributions ship them, unpacked: Firecracker boots an ELF file only, and what Debian or Fedora install
-is one that a loader unpacks (a bzImage).
-
-Offsets are those of the boot protocol (Documentation/arch/x86/boot.rst of Linux).
+is one that a loader unpacks (a bzImage). Offsets are those of the boot protocol (Documentation/arch/x86/boot.rst of
+Linux).
 """
 
 import lzma

@@ -1,8 +1,6 @@
-"""Layers, applied one upon the other as the OCI image specification says.
-
-Whiteouts remove what lower layers brought, never what their own layer brings, in whichever order it comes. A folder
-upon a folder keeps what is in it; anything else takes the place of what was there. A tar may be made to do harm: each
-bound is kept here.
+"""Layers, applied one upon the other as the OCI image specification says. Whiteouts remove what lower layers brought,
+never what their own layer brings, in whichever order it comes. A folder upon a folder keeps what is in it; anything
+else takes the place of what was there. A tar may be made to do harm: each bound is kept here.
 """
 
 import errno

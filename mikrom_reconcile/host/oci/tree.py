@@ -1,8 +1,7 @@
-"""A folder that a root disk is made of. Nothing outside of it is ever written or followed.
-
-The kernel walks each path with the folder as its root (`openat2` with RESOLVE_IN_ROOT, Linux 5.6), links and ".."
-included. Nobody else may write there meanwhile: the caller made the folder, closed to others. Paths are tuples of
-names, as bytes: an image's names need not be UTF-8.
+"""A folder that a root disk is made of. Nothing outside of it is ever written or followed. The kernel walks each path
+with the folder as its root (`openat2` with RESOLVE_IN_ROOT, Linux 5.6), links and ".." included. Nobody else may write
+there meanwhile: the caller made the folder, closed to others. Paths are tuples of names, as bytes: an image's names
+need not be UTF-8.
 """
 
 import ctypes

@@ -1,7 +1,6 @@
-"""The disks of VMs on this host: a root disk of a VM's own, copied from its image, and drives that outlive it.
-
-A root disk has the digest of its image in its name, so that one of another image is never booted by mistake. Drives
-lie apart, under their project's and VM's name: a VM that is made again finds those that were retained, no other can.
+"""The disks of VMs on this host: a root disk of a VM's own, copied from its image, and drives that outlive it. A root
+disk has the digest of its image in its name, so that one of another image is never booted by mistake. Drives lie apart,
+under their project's and VM's name: a VM that is made again finds those that were retained, no other can.
 """
 
 import errno
@@ -53,9 +52,8 @@ class Disks:
 
     def prepare(self, record: VMRecord, rootfs_image: Path | None, *, give_up_at: float = math.inf) -> tuple[Disk, ...]:
         """The VM's disks: make missing ones, grow those that are too small, and remove root disks of other images.
-
-        Raises TemporaryError when the disk of this host is too full, PermanentError where a disk would shrink or has
-        no file system to mount, FetchError where none can be made or found.
+        Raises TemporaryError when the disk of this host is too full, PermanentError where a disk would shrink or has no
+        file system to mount, FetchError where none can be made or found.
         """
         for disk, size in self._drives(record):
             if size is None:

@@ -1,7 +1,6 @@
-"""The images that specs name, on this host: each file once, under its digest, verified before anybody sees it.
-
-What was fetched is whole or not there, and is not read again at each start. The demo guest is copied out of the
-package: a running VM must not depend on a path inside an environment that the next release replaces.
+"""The images that specs name, on this host: each file once, under its digest, verified before anybody sees it. What was
+fetched is whole or not there, and is not read again at each start. The demo guest is copied out of the package: a
+running VM must not depend on a path inside an environment that the next release replaces.
 """
 
 from __future__ import annotations

@@ -90,9 +90,8 @@ class Networks:
 
     def prepare(self, record: VMRecord, *, give_up_at: float, only_mend: bool = False) -> tuple[Interface, ...]:
         """The VM's interfaces: make missing links, remove unwanted ones. Raises PermanentError if somebody has a name,
-        TemporaryError, OSError.
-
-        With `only_mend` a tap that is gone stays so: the VMM that runs has lost it, and would not get a new one.
+        TemporaryError, OSError. With `only_mend` a tap that is gone stays so: the VMM that runs has lost it, and would
+        not get a new one.
         """
         if not (interfaces := self.of(record)):
             return ()

@@ -198,10 +198,9 @@ def _check_command(record: VMRecord, rootfs: Path) -> None:
 
 
 class GarbageCollector:
-    """Removes what no VM of one host uses any more: images, and taps that leaked.
-
-    An image goes a day after the last VM that names it, or after somebody fetched it in advance and no VM came. While
-    any record cannot be read, no image goes: the VM behind it may need all of them.
+    """Removes what no VM of one host uses any more: images, and taps that leaked. An image goes a day after the last VM
+    that names it, or after somebody fetched it in advance and no VM came. While any record cannot be read, no image
+    goes: the VM behind it may need all of them.
     """
 
     def __init__(self, host: str, images: ImageCache, records: Records) -> None:

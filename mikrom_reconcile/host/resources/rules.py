@@ -65,10 +65,9 @@ def _guard(nic: NetworkInterface, bridge: str, tap: str, mac: str, ip: str) -> I
 
 @lru_cache(maxsize=256)
 def _judged(bridge: str, host_access: tuple[str, ...], egress: Egress, isolation: bool) -> tuple[str, ...]:  # noqa: FBT001
-    """The chains of what may reach the host and what may go beyond it, and those by which packets get there.
-
-    Answers pass, so that a host can check its guests. What a guest began is judged packet by packet, so that a change
-    ends what it forbids.
+    """The chains of what may reach the host and what may go beyond it, and those by which packets get there. Answers
+    pass, so that a host can check its guests. What a guest began is judged packet by packet, so that a change ends what
+    it forbids.
     """
     ports = (f"{protocol} dport {port} accept" for port, protocol in map(port_of, host_access))
     destinations = (f"{_matched(text)}accept" for text in egress.allow)

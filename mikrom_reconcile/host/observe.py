@@ -64,7 +64,7 @@ class Observer:
             overhead_mib=self._overhead_mib,
             used_mib=used_mib(),
             note=self._note,
-            strays=self._driver.strays(self._records.homes()) if query.strays else (),
+            strays=self._driver.strays({self._records.home_of(item.vm) for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
         )
         if (project := query.project) is None:

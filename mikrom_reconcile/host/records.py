@@ -122,7 +122,7 @@ class Records:
 
     def new_home(self, vm: str) -> str:
         """What a new VM's files are to be called if its own name is that of another's; "" if it is free."""
-        return f"{vm[:39]}-{secrets.token_hex(4)}" if self._records.path(vm).exists() else ""
+        return f"{vm[:39]}-{secrets.token_hex(4)}" if self.at(vm) is not None else ""
 
     def homes(self) -> set[str]:
         """The names of all folders that may have a record. Raises SetupError when they cannot be read."""

@@ -153,6 +153,38 @@ class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
     freezes: Mapping[str, Freeze] = {}
 
 
+def remembered_as_named_now(placements: observed.Placements, renames: Mapping[str, str]) -> observed.Placements:
+    """What is remembered, under the names that VMs have in the specs: they are not made anew while a host is dark."""
+    known = placements.vms
+    now = {was: name for name, was in renames.items() if was in known and name not in known}
+    if not now:
+        return placements
+    return msgspec.structs.replace(
+        placements,
+        vms={now.get(name, name): host for name, host in known.items()},
+        addresses={now.get(name, name): found for name, found in placements.addresses.items()},
+    )
+
+
+def refactored(view: ProjectView, given: PlanInput) -> ProjectView:
+    """The VMs that were moved as those that they are now, though not by name; those that are imported are ours."""
+    refactor, own, others = given.specs.refactor, dict(view.own), dict(view.others)
+    if given.destroy or not refactor.documents:
+        return view
+    fleets = {vm.name: vm.fleet.name for vm in given.unplaced}
+    for name, was in given.renames.items():
+        if was in own and name not in own and name not in view.up_to_date:
+            newest, *doubles = own.pop(was)
+            own[name] = (msgspec.structs.replace(newest, fleet=fleets[name]),)
+            own |= {was: tuple(doubles)} if doubles else {}
+        elif was in others and others[was].phase == "unreadable":
+            others[name] = others.pop(was)
+    for name, row in view.others.items():
+        if row.unmanaged and row.project == given.specs.project and {name, fleets.get(name)} & refactor.imported:
+            own[name] = (others.pop(name),)
+    return msgspec.structs.replace(view, own=own, others=others)
+
+
 class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What all stages of a plan read. `placements` are without hosts that are assumed dead and did not answer.
 

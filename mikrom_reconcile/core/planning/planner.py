@@ -22,12 +22,13 @@ from mikrom_reconcile.core.planning.context import (
     expectations,
     merge_reports,
     plan_of,
+    refactored,
+    remembered_as_named_now,
     warnings_of,
 )
 from mikrom_reconcile.core.planning.drift import not_done, unattended, unfrozen
 from mikrom_reconcile.core.planning.guards import protect, prune
 from mikrom_reconcile.core.planning.leases import held_addresses, lease, seen_addresses
-from mikrom_reconcile.core.planning.refactor import refactored, remembered_as_named_now
 from mikrom_reconcile.core.planning.rollout import roll_out
 from mikrom_reconcile.core.planning.rules import STANDS_IN_THE_WAY, DiffInput, judge
 from mikrom_reconcile.core.planning.selection import select

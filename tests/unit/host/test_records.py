@@ -142,6 +142,9 @@ def test_until_its_record_has_its_new_name_a_vm_is_found_by_its_former_one(recor
     after = replace(before, vm="www-000", made_as="web-000")
     records.rename(after, "web-000")
     assert (records.read("web-000"), records.read("www-000")) == (None, after)
+    (state / "vms/web-000/record.json").unlink()  # its copy tells that the folder is taken all the same
+    assert records.new_home("web-000").startswith("web-000-")
+    records.write(after)
     (state / "names/www-000").unlink()
     assert list(records.list()) == [after]
     assert records.read("www-000") == after

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
 import msgspec
@@ -24,11 +23,22 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What a machine asks for before it carries out a plan: the judgment of a `command`, people's approvals."""
 
     command: str | None = None
+    limit_s: float = RUNS.policy_s
     approvers: Approvers = NOBODY
 
     def judged(self, plan: Plan) -> Plan:
-        """The plan as the command leaves it."""
-        return judged(plan, self.command)
+        """The plan if the command lets it pass or nothing is to be done, else one in which all of that is refused."""
+        if self.command is None or all(change.kind == "blocked" for change in plan.changes):
+            return plan
+        if not (why := _objection(self.command, json_text(plan_document(plan)).encode(), self.limit_s)):
+            return plan
+        why += f" (MIKROM_POLICY={self.command})"
+        changes = tuple(
+            change if change.kind == "blocked" else with_kind(change, "blocked", "the policy refused this plan")
+            for change in plan.changes
+        )
+        refusals = (*plan.refusals, Refusal(fleet="", vm="", rule="policy", message=why))
+        return numbered(msgspec.structs.replace(plan, id="", changes=changes, actions=(), refusals=refusals, peaks={}))
 
     def warned(self, plan: Plan, request: RunRequest) -> Plan:
         """The plan, which says so if it takes data away and lacks approvals."""
@@ -44,30 +54,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         losses = tuple(losses_of(plan).values()) if plan and request.approvals else ()
         names, why = self.approvers.judge(losses, request.approvals)
         origin = f"{request.origin}, approved by {', '.join(names)}" if names else request.origin
-        held = partial(held_back, approved=() if why else losses, why=why) if self.approvers.needed else _as_it_is
-        return msgspec.structs.replace(request, origin=origin, losses=losses), held
+        request = msgspec.structs.replace(request, origin=origin, losses=losses)
+        return request, lambda found: held_back(found, () if why else losses, why) if self.approvers.needed else found
 
 
 ANYTHING_GOES = Policy()
-
-
-def _as_it_is(plan: Plan) -> Plan:
-    return plan
-
-
-def judged(plan: Plan, command: str | None, *, limit_s: float = RUNS.policy_s) -> Plan:
-    """The plan if `command` lets it pass or nothing in it is to be done, else one in which all of that is refused."""
-    if command is None or all(change.kind == "blocked" for change in plan.changes):
-        return plan
-    if not (why := _objection(command, json_text(plan_document(plan)).encode(), limit_s)):
-        return plan
-    why += f" (MIKROM_POLICY={command})"
-    changes = tuple(
-        change if change.kind == "blocked" else with_kind(change, "blocked", "the policy refused this plan")
-        for change in plan.changes
-    )
-    refusals = (*plan.refusals, Refusal(fleet="", vm="", rule="policy", message=why))
-    return numbered(msgspec.structs.replace(plan, id="", changes=changes, actions=(), refusals=refusals, peaks={}))
 
 
 def _objection(command: str, plan: bytes, limit_s: float) -> str:

@@ -46,7 +46,7 @@ class Approvers(msgspec.Struct, frozen=True, kw_only=True):
             return sorted(approved), ""
         others = ", ".join(sorted(self.names() - approved)) or f"nobody else is in {self.file}"
         by = f" by {', '.join(sorted(approved))}" if approved else ""
-        count = f"{self.needed} approvals are needed of what takes data away, and it has {len(approved)}{by}"
+        count = f"approvals needed to take data away: {self.needed}, given: {len(approved)}{by}"
         return sorted(approved), f"{count}; who can give them: {others}{''.join(faults)}"
 
     def objection(self, order: Order) -> str:

@@ -29,15 +29,15 @@ def test_a_plan_that_takes_vms_away_is_applied_once_two_people_have_approved_it(
     mikrom("apply", "--yes")
     (folder / "specs" / "web.yml").write_text((WEB % 1) + "  prune: {max: 100%}\n")
     planned = mikrom("plan", "--out", "fewer.plan").stdout
-    assert "2 VMs would lose data, which is refused so far: 2 approvals are needed" in planned
+    assert "2 VMs would lose data, which is refused so far: approvals needed to take data away: 2" in planned
     assert mikrom("apply", "--yes", code=8).stdout.count("[approval]") == 1
     signed = mikrom("approve", "fewer.plan", "--key", str(people.key("ana")), "--yes").stdout
     assert f"Takes away the data of 2 VMs: web-[001-002]\nwrote {APPROVAL}\n" in signed
     assert stat.S_IMODE((folder / APPROVAL).stat().st_mode) == 0o600
     mikrom("approve", "fewer.plan", "--key", str(people.key("bo")), "--out", "bo.approval", "--yes")
-    assert "has 1 by ana" in mikrom("apply", "--check", "fewer.plan", APPROVAL).stdout
+    assert "given: 1 by ana" in mikrom("apply", "--check", "fewer.plan", APPROVAL).stdout
     refused = mikrom("apply", "--yes", "fewer.plan", APPROVAL, code=8)
-    assert "it has 1 by ana; who can give them: bo, cy" in refused.stdout
+    assert "given: 1 by ana; who can give them: bo, cy" in refused.stdout
     assert len(names(mikrom)) == 3
     mikrom("apply", "--yes", "fewer.plan", APPROVAL, "bo.approval")
     assert names(mikrom) == ["web-000"]

@@ -55,7 +55,7 @@ def test_a_branch_is_followed_and_a_broken_commit_keeps_the_last_good_one(
     assert asked(app, "sync_source") == {"revision": good, "problem": ""}
     assert asked(app, "reconcile")["done"] == "2 create done"
 
-    bad = repository.commit(web=WEB % -1)[:12]
+    bad = repository.commit(web=WEB % -1)
     told = asked(app, "sync_source")
     assert told["revision"] == good
     assert "specs/web.yml:4" in told["problem"]
@@ -158,7 +158,7 @@ def test_an_unsigned_and_a_forced_commit_are_told_where_people_look_and_a_policy
     fleet.worker("control", pool="threads", MIKROM_SPECS=place, **more)
     assert asked(app, "reconcile")["done"] == "2 create done"
 
-    bad = repository.commit(web=WEB % 1)[:12]
+    bad = repository.commit(web=WEB % 1)
     done = f"nothing to do; the source is broken, {good} was used: {bad} by a test <test@example.net>: {UNSIGNED}"
     assert asked(app, "reconcile")["done"].startswith(done)
     assert scrape(port)["mikrom_source_broken", ()] == 1

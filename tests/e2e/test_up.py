@@ -31,9 +31,9 @@ SERVICES = {"redis", "host", "control", "beat", "flower"}
 
 
 class Up:
-    """A running `mikrom up` with simulated microVMs."""
+    """A running `mikrom up` with simulated microVMs, unless told otherwise."""
 
-    def __init__(self, folder: Path, *options: str, driver: str = "simulated") -> None:
+    def __init__(self, folder: Path, *options: str, driver: str = "simulated", **more: str) -> None:
         self.folder = folder
         self.specs = folder / "web.yml"
         fleet = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\n"
@@ -52,10 +52,10 @@ class Up:
             "MIKROM_PAGE_AUTH": CREDENTIALS,
             "FLOWER_PORT": str(self.port),
         }
-        self.environment = {**os.environ, **own}
+        self.environment = {**os.environ, **own, **more}
         self.settings = load(self.environment)
         argv = [sys.executable, "-m", "mikrom_reconcile", "up", *options]
-        environment = self.environment | {"MIKROM_SPECS": str(self.specs)}
+        environment = {"MIKROM_SPECS": str(self.specs)} | self.environment
         with (folder / "up.log").open("wb") as log:
             self.process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, cwd=ROOT)
         wait_until(lambda: self.process.poll() is not None or "ready:" in self.said(), "mikrom up")

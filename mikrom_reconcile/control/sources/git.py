@@ -110,7 +110,7 @@ class GitSource:
                 tree = self._tree(here, commit, author)
                 return msgspec.structs.replace(tree, verified_by=verified_by, commit=whole)
             except (SourceError, SpecError, UsageError) as error:
-                error.add_note(made_by(commit, author))
+                error.add_note(made_by(whole, author))
                 raise
 
     def _verify(self, here: str, commit: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -161,7 +161,7 @@ class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
 class Approval(msgspec.Struct, frozen=True, kw_only=True):
     """A person's word that a plan may take data away: an SSH signature of `core.planning.approvals.statement_of`."""
 
-    at: datetime
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
     signature: str
 
 

@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+import re
 import time
 from contextlib import suppress
 from hashlib import blake2b
@@ -30,7 +31,7 @@ _STATES = {"ok": "success", "healed": "success", "waiting": "pending", "failing"
 
 
 class News(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run found and left. `healed` is drift that it has put right; `commit` is that of the specs, or ""."""
+    """What a run found and left. `healed` is drift that it has put right; `commit` is what it speaks of, or ""."""
 
     project: str
     state: str
@@ -99,7 +100,8 @@ class Webhooks:
             text = f"*{news.project}* at {news.revision}: {news.summary}{lines}"
             return url, {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}, {}
         state, name = _STATES[news.state], f"mikrom/{news.project}"
-        status = {"state": state, "context": name, "description": news.summary[: WEBHOOKS.status_characters]}
+        said = news.summary.replace(f"the source is broken: {news.commit} ", "", 1)[: WEBHOOKS.status_characters]
+        status = {"state": state, "context": name, "description": said}
         headers = {"Authorization": f"Bearer {self._token}"}
         if kind == "gitlab":
             status |= {"state": state.replace("failure", "failed"), "name": name}
@@ -118,6 +120,7 @@ def news_of(report: RunReport, commit: str) -> News:
     drift = (f"{vm} on {host}: {path}: {before} → {after} ({cause})" for vm, host, path, before, after, cause in rows)
     problem = (f"the source is broken: {report.source_problem}",) if report.source_problem else ()
     lines = (*problem, *drift, *record.failed, *record.refused, *record.unreachable)
+    broken = re.match("[0-9a-f]{40}", report.source_problem)
     state = "failing" if record.exit_code or problem else "healed" if rows else "ok"
     if state == "ok" and not record.conclusion.startswith("Converged"):
         state = "waiting"
@@ -127,5 +130,5 @@ def news_of(report: RunReport, commit: str) -> News:
         summary=sanitize("".join(problem) or record.conclusion),
         lines=tuple(map(sanitize, lines)),
         revision=report.plan.revision,
-        commit=commit,
+        commit=broken[0] if broken else commit,
     )

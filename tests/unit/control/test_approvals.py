@@ -66,12 +66,12 @@ def shop(tmp_path: Path) -> Shop:
 Given = Callable[[People, list[str]], list[Approval]]
 DAY = timedelta(hours=24, minutes=1)
 TOO_FEW: dict[str, tuple[Given, str]] = {
-    "none": (lambda _, __: [], "it has 0; who can give them: ana, bo, cy"),
-    "one": (lambda people, plan: [people.approval("ana", plan)], "it has 1 by ana; who can give them: bo, cy"),
-    "the same twice": (lambda people, plan: [people.approval("ana", plan)] * 2, "it has 1 by ana;"),
+    "none": (lambda _, __: [], "given: 0; who can give them: ana, bo, cy"),
+    "one": (lambda people, plan: [people.approval("ana", plan)], "given: 1 by ana; who can give them: bo, cy"),
+    "the same twice": (lambda people, plan: [people.approval("ana", plan)] * 2, "given: 1 by ana;"),
     "one person with two keys": (
         lambda people, plan: [people.approval("ana", plan), people.approval("ana-2", plan)],
-        "it has 1 by ana;",
+        "given: 1 by ana;",
     ),
     "of another plan": (
         lambda people, plan: [people.approval("ana", plan), people.approval("bo", plan[:1])],
@@ -79,7 +79,7 @@ TOO_FEW: dict[str, tuple[Given, str]] = {
     ),
     "of a stranger": (
         lambda people, plan: [people.approval("mallory", plan), people.approval("bo", plan)],
-        "it has 1 by bo; who can give them: ana, cy; approval 1: nobody who may approve signed it (No principal",
+        "given: 1 by bo; who can give them: ana, cy; approval 1: nobody who may approve signed it (No principal",
     ),
     "of one who may only sign commits": (
         lambda people, plan: [people.approval("dan", plan), people.approval("bo", plan)],
@@ -103,7 +103,7 @@ TOO_FEW: dict[str, tuple[Given, str]] = {
 @pytest.mark.parametrize(("given", "why"), TOO_FEW.values(), ids=TOO_FEW)
 def test_with_too_few_approvals_no_data_is_lost_and_all_else_is_done(shop: Shop, given: Given, why: str) -> None:
     plan, losses = shop.saved()
-    assert "2 VMs would lose data, which is refused so far: 2 approvals are needed" in plan.warnings[0]
+    assert "2 VMs would lose data, which is refused so far: approvals needed to take data away: 2" in plan.warnings[0]
     report = shop.apply(plan, *given(shop.people, losses))
     assert shop.vms() == (4, 4)
     assert result_of(report).exit_code == 8

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.control.policy import Policy, judged
+from mikrom_reconcile.control.policy import Policy
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.plan import BEAT, Plan, RunReport
@@ -114,7 +114,7 @@ def test_a_command_that_gave_no_clear_judgment_refuses_and_leaves_no_process(
     else:
         judge.says(script)
     began = time.monotonic()
-    found = judged(plan, judge.command, limit_s=0.5 if "0.5 s" in why else 30)
+    found = Policy(command=judge.command, limit_s=0.5 if "0.5 s" in why else 30).judged(plan)
     assert found.refusals[-1].message == f"{why} (MIKROM_POLICY={judge.command})"
     assert time.monotonic() - began < 30  # a sleep would take 60
     assert found.id != plan.id
@@ -125,5 +125,5 @@ def test_a_judgment_waits_for_nothing_that_the_command_left_behind(judge: Judge)
     plan = judge.engine.plan(REQUEST)
     judge.says("sleep 60 & exit 0")
     began = time.monotonic()
-    assert judged(plan, judge.command) is plan
+    assert Policy(command=judge.command).judged(plan) is plan
     assert time.monotonic() - began < 30

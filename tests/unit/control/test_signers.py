@@ -74,7 +74,7 @@ def test_only_a_commit_that_one_of_the_signers_signed_is_read(repository: Signed
     repository.commit(web="bad")
     with pytest.raises(SourceError, match=f"{UNSIGNED}: it is not signed; see docs/trust.md") as told:
         repository.read()
-    assert told.value.__notes__ == [f"{repository.git('rev-parse', 'HEAD')[:12]} by a test <test@example.net>"]
+    assert told.value.__notes__ == [f"{repository.git('rev-parse', 'HEAD')} by a test <test@example.net>"]
     repository.signed("ana", "good again")
     assert repository.read().files[0].text == "good again"
 

@@ -143,6 +143,9 @@ def test_drift_that_the_same_run_put_right_is_told_too(tell: Callable[..., None]
 def test_a_broken_source_is_told(tell: Callable[..., None], server: Server) -> None:
     tell(report(source_problem="web.yml:1:1: no"), "slack")
     assert json.loads(server.got[0][2])["text"].endswith("• the source is broken: web.yml:1:1: no")
+    tell(report(source_problem=f"{'a' * 40} by ana: no"), "github")
+    assert server.got[1][0].endswith(f"/statuses/{'a' * 40}"), "the reason stands at the commit that has it"
+    assert json.loads(server.got[1][2])["description"] == "by ana: no"
 
 
 def test_what_is_not_taken_is_sent_again_until_it_is(tell: Callable[..., None], server: Server) -> None:

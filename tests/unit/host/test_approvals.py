@@ -41,7 +41,7 @@ def test_it_deletes_what_enough_people_have_approved_and_nothing_else(host: Host
     for name, given in refused.items():
         outcome = host.execute(given)
         assert outcome.result == "failed_permanent", name
-        assert "would lose its data: 2 approvals are needed" in error(outcome)
+        assert "would lose its data: approvals needed to take data away: 2" in error(outcome)
         assert (host.steps, host.driver.calls) == ([], []), "nothing was begun"
     assert host.execute(replace(plain, losses=losses, approvals=both)).result == "done"
     again = host.execute(replace(plain, losses=losses, approvals=both))

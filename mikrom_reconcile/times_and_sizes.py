@@ -179,7 +179,6 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):  # one plan or apply, and
     policy_s: Annotated[float, "what a policy command has to judge a plan; conftest takes less than a second"] = 30.0
     policy_reason_bytes: Annotated[int, "of what it says against a plan; the rest is thrown away"] = 1000
     approval_s: Annotated[float, "how long an approval holds: who looked at a plan did so lately"] = 86400.0
-    approval_ahead_s: Annotated[float, "how far the clocks of people may be ahead"] = 300.0
     approvals: Annotated[int, "of one plan that are looked at"] = 32
     ssh_keygen_s: Annotated[float, "it proves a signature in some 10 ms"] = 10.0
     kept: Annotated[int, "no store keeps more runs"] = 10_000

@@ -174,7 +174,7 @@ def find_saved(paths: Sequence[str]) -> SavedPlan | None:
 def _approval(path: str) -> Approval:
     try:
         return msgspec.json.decode(Path(path).read_bytes(), type=ready(Approval))
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise SourceError(f"{path}: no approval that `mikrom approve` wrote: {error}") from error
 
 

@@ -1,12 +1,11 @@
 """What a plan has to pass before anything is done: a command's judgment, and people's approvals. Silence is a no."""
 
 import os
-import select
 import signal
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from typing import Any
 
 import msgspec
 
@@ -63,38 +62,29 @@ ANYTHING_GOES = Policy()
 
 def _objection(command: str, plan: bytes, limit_s: float) -> str:
     """What the command has against the plan that it is given, or "" if it has nothing."""
-    give_up_at = time.monotonic() + limit_s
+    pipes: Any = {"stdout": DEVNULL, "stderr": PIPE, "pipesize": 1 << 20}  # who says more than that waits for ever
     with os.fdopen(os.memfd_create("plan"), "w+b") as given:  # no pipe: the command need not read all of it
         given.write(plan)
         given.seek(0)
         env = {name: text for name, text in os.environ.items() if not name.startswith(("MIKROM_", "FLOWER_"))}
         try:
-            process = Popen([command], stdin=given, stdout=DEVNULL, stderr=PIPE, env=env, start_new_session=True)
+            process = Popen([command], stdin=given, env=env, start_new_session=True, **pipes)
         except OSError as error:
             return f"it could not be started: {error.strerror}"
+    said = b""
     with process:
         try:
-            said = _said(process, give_up_at)
-            code = process.wait(max(0.0, give_up_at - time.monotonic()))
+            code = process.wait(limit_s)
         except TimeoutExpired:
             return f"it gave no answer within {limit_s:g} s"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and what it left behind
+        assert process.stderr  # noqa: S101 - it is a pipe
+        os.set_blocking(process.stderr.fileno(), False)
+        with suppress(BlockingIOError):  # silent, and what it left behind still holds the pipe
+            said = os.read(process.stderr.fileno(), RUNS.policy_reason_bytes)
     if code < 0:
         return f"it was killed by signal {-code}"
     lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
     return "; ".join(lines) or f"exit code {code}" if code else ""
-
-
-def _said(process: Popen[bytes], give_up_at: float) -> bytes:
-    """How what it says begins, once it has ended; the rest is thrown away."""
-    assert process.stderr  # noqa: S101 - it is a pipe
-    said, stderr = b"", process.stderr.fileno()
-    with open(os.pidfd_open(process.pid)) as ended:  # noqa: PTH123 - a descriptor is no path
-        both = (stderr, ended.fileno())  # what the command left behind may keep the pipe open
-        while (left_s := give_up_at - time.monotonic()) > 0 and stderr in select.select(both, (), (), left_s)[0]:
-            if not (piece := os.read(stderr, 65536)):
-                break
-            said += piece[: RUNS.policy_reason_bytes - len(said)]
-    return said

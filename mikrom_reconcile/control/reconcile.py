@@ -1,6 +1,7 @@
 """One run: read, observe, plan, act, observe again. Level-triggered: what it does follows from what it sees now."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -26,7 +27,6 @@ from mikrom_reconcile.core.model.plan import (
 )
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning import context
-from mikrom_reconcile.core.planning.approvals import with_approvals
 from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import refuse_unknown, refuse_unread
@@ -133,12 +133,10 @@ class Reconciler:
     def _dispatch(
         self, request: RunRequest, actions: list[Action], plan: Plan, lease: Lease, deadline_s: float, log: RunLog
     ) -> None:
-        scheduled = request.origin == BEAT
+        about: dict[str, Any] = {"run_id": request.run_id, "token": lease.token, "scheduled": request.origin == BEAT}
+        about |= {"losses": request.losses, "approvals": request.approvals}
         changes = {(change.name, change.host): change for change in plan.changes}
-        orders = (
-            with_approvals(Order(run_id=request.run_id, token=lease.token, action=action, scheduled=scheduled), request)
-            for action in log.sending(action for action in actions if lease.held())
-        )
+        orders = (Order(action=action, **about) for action in log.sending(action for action in actions if lease.held()))
         with traces.span("dispatch", actions=len(actions)):
             for outcome in self.hosts.execute(orders, forks=request.forks, deadline_s=deadline_s):
                 log.heard(outcome, changes.get((outcome.vm, outcome.host)))

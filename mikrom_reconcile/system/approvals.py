@@ -7,6 +7,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -55,21 +56,18 @@ class Approvers(msgspec.Struct, frozen=True, kw_only=True):
         return self.judge(order.losses, approvals)[1] if self.needed else ""
 
     def _signer(self, approval: Approval, losses: Collection[str]) -> str:
-        if not -RUNS.approval_ahead_s <= (datetime.now(UTC) - approval.at).total_seconds() <= RUNS.approval_s:
+        if abs((datetime.now(UTC) - approval.at).total_seconds()) > RUNS.approval_s:
             raise MikromError(f"it is of {approval.at:%Y-%m-%d %H:%M %Z}, and holds for {RUNS.approval_s / 3600:g} h")
-        with os.fdopen(os.memfd_create("signature"), "wb") as file:
+        with os.fdopen(os.memfd_create("signature"), "wb", buffering=0) as file:
             file.write(approval.signature.encode())
-            file.flush()
-            given = ("-f", str(self.file), "-s", f"/dev/fd/{file.fileno()}")
+            given, name = ("-f", str(self.file), "-s", f"/dev/fd/{file.fileno()}"), ""
             try:
-                name = _ssh_keygen("find-principals", *given, descriptor=file.fileno()).partition("\n")[0]
+                name = _ssh_keygen("find-principals", *given, kept=file.fileno()).partition("\n")[0]
+                words, text = ("-n", _NAMESPACE, "-I", name), statement_of(losses, approval.at)
+                _ssh_keygen("verify", *given, *words, said=text, kept=file.fileno())
             except MikromError as error:
-                raise MikromError(f"nobody who may approve signed it ({error})") from error
-            text, words = statement_of(losses, approval.at), ("-n", _NAMESPACE, "-I", name)
-            try:
-                _ssh_keygen("verify", *given, *words, said=text, descriptor=file.fileno())
-            except MikromError as error:
-                raise MikromError(f"{name} signed another plan, or may not approve ({error})") from error
+                why = f"{name} signed another plan, or may not" if name else "nobody signed it who may"
+                raise MikromError(f"{why} approve ({error})") from error
         return name
 
 
@@ -83,18 +81,12 @@ def sign(losses: Collection[str], key: str) -> Approval:
     return Approval(at=at, signature=signature)
 
 
-def _ssh_keygen(
-    deed: str, *words: str, said: str = "", descriptor: int | None = None, limit_s: float | None = RUNS.ssh_keygen_s
-) -> str:
-    """What it says. Raises MikromError."""
-    kept = () if descriptor is None else (descriptor,)
-    argv = ["ssh-keygen", "-Y", deed, *words]
+def _ssh_keygen(*words: str, said: str = "", kept: int = 0, limit_s: float | None = RUNS.ssh_keygen_s) -> str:
+    """What it says; it keeps a descriptor open. Raises MikromError."""
+    argv = ["ssh-keygen", "-Y", *words]
+    given: dict[str, Any] = {"input": said, "capture_output": True, "text": True, "pass_fds": (kept,) if kept else ()}
     try:
-        done = subprocess.run(
-            argv, input=said, capture_output=True, text=True, pass_fds=kept, timeout=limit_s, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise MikromError(f"ssh-keygen: {error}") from error
-    if done.returncode:
-        raise MikromError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
-    return done.stdout
+        return str(subprocess.run(argv, timeout=limit_s, check=True, **given).stdout)
+    except (OSError, subprocess.SubprocessError) as error:
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        raise MikromError(lines[-1]) from error

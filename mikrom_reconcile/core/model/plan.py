@@ -197,8 +197,7 @@ class RunRequest(RunOverrides, frozen=True, kw_only=True):
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """An action as it is sent to a host. `token` fences: a host refuses one lower than it has seen. `scheduled` says
-    that nobody waits for its run: it goes after what people asked for. Where the action takes data away, `losses` are
-    all the lines that `approvals` have signed.
+    that nobody waits for its run: it goes after what people asked for. `losses` are the lines that `approvals` signed.
     """
 
     run_id: str

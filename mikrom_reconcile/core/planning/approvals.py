@@ -6,7 +6,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.encoding import canonical_json, spec_digest
-from mikrom_reconcile.core.model.plan import Action, Order, Plan, Refusal, RunRequest
+from mikrom_reconcile.core.model.plan import Action, Plan, Refusal
 from mikrom_reconcile.core.planning.context import actions_of, numbered, with_kind
 from mikrom_reconcile.core.planning.guards import loses_disks
 
@@ -29,13 +29,6 @@ def losses_of(plan: Plan) -> dict[tuple[str, str], str]:
 def statement_of(losses: Iterable[str], at: datetime) -> str:
     """The text that is signed: it means nothing else, and what was signed for another plan is another text."""
     return "\n".join(("mikrom approval 1", at.isoformat(), *sorted(losses), ""))
-
-
-def with_approvals(order: Order, request: RunRequest) -> Order:
-    """The order, with what people signed if it is about that: its host may want to see it."""
-    if not request.losses or loss_of(order.action) not in request.losses:
-        return order
-    return replace(order, losses=request.losses, approvals=request.approvals)
 
 
 def held_back(plan: Plan, approved: Collection[str], why: str) -> Plan:

@@ -79,7 +79,7 @@ TOO_FEW: dict[str, tuple[Given, str]] = {
     ),
     "of a stranger": (
         lambda people, plan: [people.approval("mallory", plan), people.approval("bo", plan)],
-        "given: 1 by bo; who can give them: ana, cy; approval 1: nobody who may approve signed it (No principal",
+        "given: 1 by bo; who can give them: ana, cy; approval 1: nobody signed it who may approve (No principal",
     ),
     "of one who may only sign commits": (
         lambda people, plan: [people.approval("dan", plan), people.approval("bo", plan)],
@@ -95,7 +95,7 @@ TOO_FEW: dict[str, tuple[Given, str]] = {
     ),
     "no signature": (
         lambda people, plan: [replace(people.approval("ana", plan), signature="-----BEGIN")],
-        "approval 1: nobody who may approve signed it (",
+        "approval 1: nobody signed it who may approve (",
     ),
 }
 

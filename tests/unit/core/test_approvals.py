@@ -6,9 +6,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.documents import SourceTree
-from mikrom_reconcile.core.model.plan import Approval, ChangeKind, FieldChange, Order, Plan, RunRequest, VMChange
-from mikrom_reconcile.core.planning.approvals import held_back, loss_of, losses_of, statement_of, with_approvals
+from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan, VMChange
+from mikrom_reconcile.core.planning.approvals import held_back, loss_of, losses_of, statement_of
 from mikrom_reconcile.core.planning.context import actions_of
 from tests.samples import NOW, SPEC, change, desired, observed, plan
 from tests.unit.core.test_disks_and_replacing import disk
@@ -70,15 +69,3 @@ def test_without_approvals_all_is_refused_that_takes_data_away_and_nothing_else(
     assert held_back(PLAN, tuple(losses_of(PLAN).values()), "") is PLAN
     one = held_back(PLAN, (losses_of(PLAN)["e-gone", HERE],), "it is another one")
     assert {each.vm for each in one.refusals} == LOSING - {"e-gone"}
-
-
-def test_an_order_carries_what_was_signed_if_it_is_about_that() -> None:
-    losses, approvals = tuple(losses_of(PLAN).values()), (Approval(at=NOW, signature="s"),)
-    tree = SourceTree(revision="r", files=())
-    request = RunRequest(run_id="r", origin="a", tree=tree, losses=losses, approvals=approvals)
-    carried = {}
-    for action in PLAN.actions:
-        order = with_approvals(Order(run_id="r", token=1, action=action), request)
-        carried[action.vm] = (order.losses, order.approvals)
-    assert {name for name, signed in carried.items() if signed == (losses, approvals)} == LOSING - {"f-waits"}
-    assert {name for name, signed in carried.items() if signed == ((), ())} == {"b-read-only", "c-grown", "i-new"}

@@ -140,7 +140,7 @@ def name_of(run: model.RunRecord) -> str:
         (outcome.vm, outcome.host, outcome.verb, outcome.result, outcome.error, outcome.reasons, outcome.fields)
         for outcome in run.outcomes
     ]
-    left = (run.failed, run.refused, run.unreachable, run.source_problem)
+    left = (run.failed, run.refused, run.unreachable, run.source_problem, run.conclusion.startswith(IN_PROGRESS))
     return digest_of(msgspec.to_builtins((run.origin, run.project, run.revision, outcomes, left)))
 
 

@@ -6,14 +6,13 @@ clock leaves out the first moment after it. How long a window lasts is elapsed t
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
 from cronsim import CronSim, CronSimError
 
 from mikrom_reconcile.core.model.desired import DISRUPTION, Budget, resolve_share, seconds_of
-from mikrom_reconcile.core.model.documents import Pointer
+from mikrom_reconcile.core.model.documents import Diagnostic, SpecDocument
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.times_and_sizes import SPECS
@@ -81,20 +80,23 @@ def _opens_at(closing: Sequence[Budget], now: datetime) -> datetime | None:
     return None
 
 
-def budget_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str, str]]:
-    """What a schema cannot see in the budgets of a fleet: where, what, and what to write."""
-    for number, budget in enumerate(spec.get("disruption", {}).get("budgets", ())):
+def budget_mistakes(document: SpecDocument, _: object) -> Iterator[Diagnostic]:
+    """What a schema cannot see in the budgets of a fleet."""
+    for number, budget in enumerate(document.body["spec"].get("disruption", {}).get("budgets", ())):
+        at = ("spec", "disruption", "budgets", number)
         schedule, zone = budget.get("schedule"), budget.get("timezone", "UTC")
         words = [word for word in ("schedule", "duration", "timezone") if word in budget]
         if words and not {"schedule", "duration"} <= {*words}:
-            hint = "write both, or neither for a budget that holds always"
-            yield (number,), f"a window has a schedule and a duration, and this has only {' and '.join(words)}", hint
+            message = f"a window has a schedule and a duration, and this has only {' and '.join(words)}"
+            yield Diagnostic(document, at, message, "write both, or neither for a budget that holds always")
         try:
             ZoneInfo(zone)
         except (KeyError, ValueError, OSError):
-            yield (number, "timezone"), f"unknown time zone {shown(zone)}", nearest(zone, sorted(available_timezones()))
+            hint = nearest(zone, sorted(available_timezones()))
+            yield Diagnostic(document, (*at, "timezone"), f"unknown time zone {shown(zone)}", hint)
         try:
             CronSim(schedule or "* * * * *", _NEVER)
         except CronSimError as error:
             hint = "minute hour day-of-month month day-of-week, such as 0 9 * * mon-fri"
-            yield (number, "schedule"), f"{shown(schedule or '')} is no cron line: {str(error).lower()}", hint
+            message = f"{shown(schedule or '')} is no cron line: {str(error).lower()}"
+            yield Diagnostic(document, (*at, "schedule"), message, hint)

@@ -326,11 +326,6 @@ def _entry_mistake(kind: str, entry: dict[str, Any]) -> str:
     return ""
 
 
-def _budgets(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
-    for pointer, message, hint in budget_mistakes(document.body["spec"]):
-        yield Diagnostic(document, ("spec", "disruption", "budgets", *pointer), message, hint)
-
-
 def _freeze(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
     until = document.body.get("spec", {}).get("freeze", {}).get("until")
     try:
@@ -355,6 +350,6 @@ CHECKS: Final = (
     Check(kinds=_VARIABLES, problems=_variables_of_nothing, needs="hosts_known"),
     Check(kinds=_FLEET, problems=_fleet_hosts, state=MISSPELT, needs="hosts_known"),
     Check(kinds=_FLEET, problems=_placement, needs="hosts_known"),
-    Check(kinds=_FLEET, problems=_budgets),
+    Check(kinds=_FLEET, problems=budget_mistakes),
     Check(kinds=frozenset({"Project"}), problems=_freeze),
 )

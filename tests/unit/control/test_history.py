@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from itertools import count
 
 import pytest
 
 from mikrom_reconcile import settings, wiring
+from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import Engine
+from mikrom_reconcile.core.model.desired import Freeze
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.plan import BEAT, RunRecord, RunRequest
 
@@ -78,6 +81,15 @@ def test_each_tick_of_a_slow_rollout_is_in_progress_and_none_has_failed(run: Tic
     second, third = run(3, "b", time="1h"), run(3, "b", time="1h")
     assert (second.exit_code, second.outcomes, second.failed, second.refused) == (0, (), (), ())
     assert (third.run_id, third.times) == ("run-4", 2)
+
+
+def test_runs_that_waited_are_not_counted_among_those_that_found_all_well(engine: Engine, run: Tick) -> None:
+    run(3)
+    revisions.keep_freeze(engine.store, "shop", Freeze(by="ana"))
+    assert (run(4).times, run(4).times) == (1, 2)
+    revisions.keep_freeze(engine.store, "shop", Freeze(by="ana", until=datetime.now(UTC)))
+    assert len(run(4).outcomes) == 1
+    assert (run(4).times, run(4).times) == (1, 2)
 
 
 def test_a_deed_has_its_own_reason_and_fields_also_when_it_waited_in_the_plan(engine: Engine, run: Tick) -> None:

@@ -5,6 +5,7 @@ Both come from Debian packages that are unpacked, not installed; what was built 
 - counts its boots on the root disk (ext4) and on each drive (in its first bytes): `MIKROM-BOOTS rootfs 1`;
 - takes the address of the kernel's `ip=` argument and serves its name over HTTP on port 80, and its metadata: as they
   are when it is asked for `cgi-bin/metadata`;
+- runs `/bin/vsock-shell` if an initramfs behind its own has one;
 - says `MIKROM-LINUX up`, and ends at Ctrl-Alt-Del, after `MIKROM-LINUX bye`.
 """
 
@@ -30,9 +31,20 @@ PROGRAMS = ("apt-get", "apt-cache", "dpkg-deb", "mkfs.ext4", "qemu-system-x86_64
 BOOT_ARGS = "console=ttyS0 reboot=k panic=-1 quiet"
 """reboot=k ends the VM by the keyboard controller, as Firecracker wants it."""
 
-MODULES = ("virtio_pci", "virtio_mmio", "virtio_net", "virtio_blk")
+MODULES = ("virtio_pci", "virtio_mmio", "virtio_net", "virtio_blk", "virtio_balloon", "vmw_vsock_virtio_transport")
 HOST_MODULES = (
-    *("kvm-amd", "virtio_pci", "virtiofs", "overlay", "tun", "bridge", "veth", "vhost_vsock", "virtio-rng"),
+    *(
+        "kvm-amd",
+        "virtio_pci",
+        "virtio_blk",
+        "virtiofs",
+        "overlay",
+        "tun",
+        "bridge",
+        "veth",
+        "vhost_vsock",
+        "virtio-rng",
+    ),
     *("nft_chain_nat", "nft_masq", "nft_nat", "nft_ct", "nft_limit", "nft_log", "nft_fib_inet", "nft_numgen"),
     *("nft_reject_inet", "nft_reject_bridge", "nft_meta_bridge", "nf_conntrack_bridge", "sch_ingress"),
 )
@@ -95,7 +107,9 @@ END
     ln -s /metadata /www/cgi-bin/metadata
     httpd -p 80 -h /www
     echo "MIKROM-ADDRESS $client"
+    echo "MIKROM-MTU $(cat "/sys/class/net/${device:-eth0}/mtu")"
 fi
+[ ! -x /bin/vsock-shell ] || vsock-shell &
 echo MIKROM-LINUX up
 """
 

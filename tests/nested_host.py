@@ -95,9 +95,9 @@ def why_not() -> str:
 
 def run(
     command: Sequence[str], *, mem_mib: int = 4096, cpus: int = 2, limit_s: float = 3600.0, nice: int = 5,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None, disk: Path | None = None,
 ) -> int:  # fmt: skip
-    """Run it on an emulated host, whose console goes to standard output; its exit code."""
+    """Run it on an emulated host, whose console goes to standard output; its exit code. `disk` is its /dev/vda."""
     began = time.monotonic()
     with ExitStack() as stack:
         folder = stack.enter_context(_workplace())
@@ -106,7 +106,7 @@ def run(
         (folder / "initrd").write_bytes(linux.host.read_bytes() + _own_files(hello, command, environment or {}))
         began = _told("kernel and initramfs are there", began)
         stack.enter_context(_ended(_file_server(folder)))
-        machine = stack.enter_context(_ended(_machine(folder, linux.kernel, mem_mib, cpus, nice)))
+        machine = stack.enter_context(_ended(_machine(folder, linux.kernel, mem_mib, cpus, nice, disk)))
         try:
             machine.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -183,9 +183,14 @@ def _file_server(folder: Path) -> subprocess.Popen[bytes]:
     return server
 
 
-def _machine(folder: Path, kernel: Path, mem_mib: int, cpus: int, nice: int) -> subprocess.Popen[bytes]:
+def _machine(
+    folder: Path, kernel: Path, mem_mib: int, cpus: int, nice: int, disk: Path | None
+) -> subprocess.Popen[bytes]:
+    words = _qemu(folder, kernel, mem_mib, cpus, nice)
+    if disk is not None:  # what the host's kernel has written is this machine's, and stays when QEMU is killed
+        words += ["-drive", f"file={disk},if=virtio,format=raw,cache=writeback"]
     with (folder / "qemu.log").open("wb") as log:  # it warns of each feature of that processor that it does not emulate
-        return subprocess.Popen(_qemu(folder, kernel, mem_mib, cpus, nice), stdin=subprocess.DEVNULL, stderr=log)
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log)
 
 
 def _qemu(folder: Path, kernel: Path, mem_mib: int, cpus: int, nice: int) -> list[str]:

@@ -90,13 +90,9 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,  # a supervised worker waits for its broker for ever
         "broker_channel_error_retry": True,  # and for one that answers, but with MISCONF, READONLY, OOM, NOPERM, …
         "broker_transport_options": {
-            "max_connections": 4 * SERVICES.host_slots,
-            "socket_timeout": 5,
-            "socket_connect_timeout": 2,
-            "socket_keepalive": True,
-            "max_retries": 0,
-            "priority_steps": list(STEPS),
-            "queue_order_strategy": "priority",
+            "max_connections": 4 * SERVICES.host_slots, "max_retries": 0,
+            "socket_timeout": 5, "socket_connect_timeout": 2, "socket_keepalive": True,
+            "priority_steps": list(STEPS), "queue_order_strategy": "priority",
             # one set per host: with the shared ones any host reads what another has fetched
             "unacked_key": unacked,
             "unacked_index_key": f"{unacked}:index",
@@ -104,10 +100,9 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
         },
         "result_backend_thread_safe": True,  # or each task, being a greenlet, makes a client and connections of its own
         "redis_max_connections": 4 * SERVICES.host_slots,
-        "redis_socket_timeout": 5.0,
-        "redis_socket_connect_timeout": 2.0,
+        "redis_socket_timeout": 5.0, "redis_socket_connect_timeout": 2.0,
         "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
-    }
+    }  # fmt: skip
 
 
 def _beat(settings: Settings) -> dict[str, Any]:

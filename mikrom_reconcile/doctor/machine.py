@@ -249,26 +249,16 @@ def _descriptors(settings: Settings) -> Check:
 
 CHECKS: dict[str, Look] = {
     "python": lambda _: ok(f"mikrom {__version__} on Python {platform.python_version()} ({sys.executable})"),
-    "driver": _driver,
-    "kvm": _kvm,
-    "firecracker": _firecracker,
-    "jail": _jail,
-    "qemu": _qemu,
+    "driver": _driver, "kvm": _kvm, "firecracker": _firecracker, "jail": _jail, "qemu": _qemu,
     "state folder": lambda settings: folder_check("MIKROM_STATE_DIR", settings.state_dir),
-    "run folder": _run_dir,
-    "user": _user,
-    "disk": _disk,
-    "memory": _memory,
-    "descriptors": _descriptors,
+    "run folder": _run_dir, "user": _user, "disk": _disk, "memory": _memory, "descriptors": _descriptors,
     "broker": _broker,
     "nftables": _program(
-        "nft",
-        "networks",
-        "not installed: VMs on networks with rules do not start here",
+        "nft", "networks", "not installed: VMs on networks with rules do not start here",
         "install nftables, see docs/networks.md",
     ),
     "redis-server": _program(
         "redis-server", "`mikrom up`", "not installed; only `mikrom up` needs it", "install the package redis-server"
     ),
     "settings": _misspelt,
-}
+}  # fmt: skip

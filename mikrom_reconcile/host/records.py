@@ -100,9 +100,8 @@ class Records:
         return None if found is None or found.vm != vm else found
 
     def at(self, home: str) -> VMRecord | UnreadableRecord | None:
-        """The record in the folder of this name, as `read` has it.
-
-        One that somebody deleted or damaged is read from its copy, and says so in `damage`.
+        """The record in the folder of this name, as `read` has it. One that somebody deleted or damaged is read from
+        its copy, and says so in `damage`.
         """
         found = _read(self._records, home)
         if isinstance(found, VMRecord):
@@ -147,9 +146,8 @@ class Records:
                 yield found
 
     def write(self, record: VMRecord, *, or_before: bool = False) -> None:
-        """Replace the VM's record. The caller holds the action lock. Raises TemporaryError, changing nothing.
-
-        With `or_before` a power cut may bring back what it was before.
+        """Replace the VM's record. The caller holds the action lock. Raises TemporaryError, changing nothing. With
+        `or_before` a power cut may bring back what it was before.
         """
         vm, path = record.vm, self._records.path(record.home)
         record = msgspec.structs.replace(record, damage="")
@@ -197,9 +195,8 @@ class Records:
                 self._copies.remove(record.home)
 
     def remove(self, record: VMRecord) -> None:
-        """Turn the record into a tombstone. The caller holds the action lock. Raises TemporaryError.
-
-        The record itself becomes the tombstone, which needs no room. Its copy goes first: it would bring it back.
+        """Turn the record into a tombstone. The caller holds the action lock. Raises TemporaryError. The record itself
+        becomes the tombstone, which needs no room. Its copy goes first: it would bring it back.
         """
         vm, path = record.vm, self._records.path(record.home)
         try:
@@ -250,9 +247,8 @@ class Records:
             path.parent.rmdir()
 
     def sweep(self) -> None:
-        """Clear every VM's folder and lock files that a killed writer left without a record. Raises SetupError.
-
-        Each is locked for a moment, in which an order for that VM would find it busy: so before orders, not beside.
+        """Clear every VM's folder and lock files that a killed writer left without a record. Raises SetupError. Each is
+        locked for a moment, in which an order for that VM would find it busy: so before orders, not beside.
         """
         for vm in self._records.names():
             if not self._records.path(vm).exists():
@@ -299,10 +295,8 @@ class Records:
         return {name: self.highest_token(name) for name in listed(self._tokens) if is_name(name)}
 
     def advance_token(self, project: str, token: int) -> None:
-        """Remember a token that is higher than those seen before. Raises OSError.
-
-        Each token is an empty file of its own, so that nobody needs a lock: whoever comes late with a lower one
-        takes nothing back.
+        """Remember a token that is higher than those seen before. Raises OSError. Each token is an empty file of its
+        own, so that nobody needs a lock: whoever comes late with a lower one takes nothing back.
         """
         folder = self._tokens / checked_name(project)
         make_folder(folder)

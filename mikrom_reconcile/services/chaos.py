@@ -1,7 +1,6 @@
-"""`mikrom chaos`: faults over real microVMs, Redis, workers and Beat, and whether all is mended after each round.
-
-All of it lives in namespaces of its own (processes, mounts, network) and one folder: nothing else is touched, and what
-is left goes with them. The seed decides which faults come when; `judge.py` says whether all is as specified.
+"""`mikrom chaos`: faults over real microVMs, Redis, workers and Beat, and whether all is mended after each round. All
+of it lives in namespaces of its own (processes, mounts, network) and one folder: nothing else is touched, and what is
+left goes with them. The seed decides which faults come when; `judge.py` says whether all is as specified.
 """
 
 import os

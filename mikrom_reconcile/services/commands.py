@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from string import Template
 from typing import Literal, NoReturn, get_args
 from urllib.parse import quote, urlsplit
 
@@ -228,17 +229,9 @@ def end_all(children: Sequence[Child], *, within_s: float) -> None:
 def redis_of(settings: Settings) -> Child:
     """The private Redis. It keeps nothing: whatever it holds may be lost."""
     conf = settings.run_dir / "redis.conf"
-    lines = [
-        "port 0",
-        f'unixsocket "{settings.run_dir}/redis.sock"',
-        "unixsocketperm 700",
-        f"requirepass {urlsplit(broker.broker_url(settings)).password}",
-        'save ""',
-        f"maxmemory {SERVICES.redis_mib}mb",
-        "maxmemory-policy noeviction",  # what it dropped by itself might be an order; who is refused is told
-        f'dir "{settings.run_dir}"',
-    ]
-    write_whole(conf, "\n".join(lines).encode(), durable=False)
+    form, url = Path(__file__).with_name("redis.conf").read_text("utf-8"), urlsplit(broker.broker_url(settings))
+    text = Template(form).substitute(folder=settings.run_dir, password=url.password, mib=SERVICES.redis_mib)
+    write_whole(conf, text.encode(), durable=False)
     log = settings.state_dir / "log" / "redis.log"
     return Child("redis", ["redis-server", str(conf)], {"PATH": os.environ.get("PATH", os.defpath)}, log=log)
 

@@ -53,9 +53,8 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     halts: Mapping[str, Halt] = {}
 
     def locations(self, placements: observed.Placements) -> dict[str, str]:
-        """Where each known VM is: where it is remembered, if that host is unreachable, else where it was observed.
-
-        A row elsewhere is then of an older copy, on a host that is back after it was given up.
+        """Where each known VM is: where it is remembered, if that host is unreachable, else where it was observed. A
+        row elsewhere is then of an older copy, on a host that is back after it was given up.
         """
         remembered = placements.vms
         if not remembered.keys() <= self.up_to_date:
@@ -66,9 +65,8 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def expectations(vms: Iterable[DesiredVM]) -> dict[str, Expected]:
-    """What to expect of each host: the wanted VMs that are remembered to be there, as they are wanted.
-
-    When nothing is to be done a VM is in the phase that is called as the state in which it is wanted.
+    """What to expect of each host: the wanted VMs that are remembered to be there, as they are wanted. When nothing is
+    to be done a VM is in the phase that is called as the state in which it is wanted.
     """
     groups: dict[str, dict[str, list[DesiredVM]]] = defaultdict(lambda: defaultdict(list))
     for vm in vms:
@@ -186,9 +184,8 @@ def refactored(view: ProjectView, given: PlanInput) -> ProjectView:
 
 
 class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """What all stages of a plan read. `placements` are without hosts that are assumed dead and did not answer.
-
-    A retry brings VMs back once: those that this run has `tried` are given up again if that failed.
+    """What all stages of a plan read. `placements` are without hosts that are assumed dead and did not answer. A retry
+    brings VMs back once: those that this run has `tried` are given up again if that failed.
     """
 
     given: PlanInput
@@ -241,10 +238,9 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 class PlanResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far.
-
-    `unmatched` says what is wrong with the selection. An `ambiguous` plan cannot be trusted: `requery_all` and plan
-    again. `retry_after_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
+    """The plan, and what its execution needs: the placements to remember first, and the tokens seen so far. `unmatched`
+    says what is wrong with the selection. An `ambiguous` plan cannot be trusted: `requery_all` and plan again.
+    `retry_after_s` is when VMs may be healthy that boot, or for which a rollout waits; None for none.
     """
 
     plan: model.Plan
@@ -256,12 +252,10 @@ class PlanResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan as far as its stages have come.
-
-    `desired` is all that the specs want, each VM on its host; nothing for a destroy. `placing` says why on which hosts.
-    `left_out` are changes outside of the selection; `selected` is how many VMs that names (None: all), `unmatched` what
-    is wrong with it. `unchanged` counts VMs by host. `retry_after_s` is when a batch may be healthy for which a rollout
-    waits.
+    """A plan as far as its stages have come. `desired` is all that the specs want, each VM on its host; nothing for a
+    destroy. `placing` says why on which hosts. `left_out` are changes outside of the selection; `selected` is how many
+    VMs that names (None: all), `unmatched` what is wrong with it. `unchanged` counts VMs by host. `retry_after_s` is
+    when a batch may be healthy for which a rollout waits.
     """
 
     desired: Sequence[DesiredVM] = ()

@@ -14,10 +14,9 @@ from mikrom_reconcile.core.specs.load import FleetSpec, drained_hosts
 
 
 def prune(draft: Draft, context: PlanContext) -> Draft:
-    """Refuses all removals of a fleet that together pass its share, or that would take its last VM.
-
-    All or none: letting some through would empty a fleet in steps. A move takes a VM's root disk with it, so it counts,
-    unless it is off a host that the inventory says to drain.
+    """Refuses all removals of a fleet that together pass its share, or that would take its last VM. All or none:
+    letting some through would empty a fleet in steps. A move takes a VM's root disk with it, so it counts, unless it is
+    off a host that the inventory says to drain.
     """
     overrides, drained = context.overrides, drained_hosts(context.given.specs)
     going = (change for change in draft.changes if _removes(change, drained))
@@ -91,10 +90,9 @@ def protect(draft: Draft, context: PlanContext) -> Draft:
 
 
 def protected(draft: Draft, policy_of: Callable[[str], Policy | None]) -> Draft:
-    """Refuses to remove VMs, or what they wrote to their root disks, where their record forbids it, whatever the
-    specs say about them now.
-
-    An explicit `prevent_destroy: false` of the fleet is planned as a change of its own; what it forbade follows.
+    """Refuses to remove VMs, or what they wrote to their root disks, where their record forbids it, whatever the specs
+    say about them now. An explicit `prevent_destroy: false` of the fleet is planned as a change of its own; what it
+    forbade follows.
     """
     kept: list[VMChange] = []
     refusals: list[Refusal] = []

@@ -42,9 +42,8 @@ def decide_by_name(
     project: str = "",
     placements: Mapping[str, Placements] = NOTHING,
 ) -> PlanResult:
-    """The plan of one verb on the VMs that `names` mean, with `*` and `?` in them. `placements` are by project.
-
-    Asked again in the same run, `acted_on` names the VMs that were dealt with: restarted ones only have to run by now,
+    """The plan of one verb on the VMs that `names` mean, with `*` and `?` in them. `placements` are by project. Asked
+    again in the same run, `acted_on` names the VMs that were dealt with: restarted ones only have to run by now,
     deleted ones may be gone. Raises UsageError for a name that means nothing, and for VMs of several projects, whose
     leases nobody holds at once, and to delete one of several of one name; not once the `project` is known.
     """

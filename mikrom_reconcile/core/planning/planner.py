@@ -48,9 +48,8 @@ def prepare(
     living: tuple[str, ...] = (),
 ) -> PlanInput:
     """What to ask the hosts of the inventory, or `here` without one, those on which VMs are remembered, and the other
-    `living` ones: a host that left the inventory may come back with VMs that were made elsewhere since.
-
-    `destroy` wants everything that the specs own gone, so every row is asked for. Raises SpecError.
+    `living` ones: a host that left the inventory may come back with VMs that were made elsewhere since. `destroy` wants
+    everything that the specs own gone, so every row is asked for. Raises SpecError.
     """
     unplaced, was = expand(specs), renames(specs)
     placements = remembered_as_named_now(placements, was)
@@ -302,11 +301,10 @@ def _refusals(draft: Draft) -> Iterator[Refusal]:
 
 
 def _to_remember(draft: Draft, context: PlanContext) -> Placements:
-    """Where everything is, or is made now; what was remembered on unreachable hosts stays remembered.
-
-    A VM that is to move is remembered where it still is, and one whose name is taken where that was seen: if that
-    host becomes unreachable, it must not be made elsewhere. One that may not be made yet is not remembered, so that the
-    next run asks again who has its name.
+    """Where everything is, or is made now; what was remembered on unreachable hosts stays remembered. A VM that is to
+    move is remembered where it still is, and one whose name is taken where that was seen: if that host becomes
+    unreachable, it must not be made elsewhere. One that may not be made yet is not remembered, so that the next run
+    asks again who has its name.
     """
     given, view = context.given, context.view
     vms = view.locations(given.placements) | {it.name: it.host for it in draft.changes if it.kind == "create"}

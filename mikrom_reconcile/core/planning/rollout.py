@@ -1,6 +1,5 @@
-"""Rolling changes: which running VMs are taken down now, which wait, and when a rollout is halted.
-
-Where a rollout stands follows from what the hosts report alone, so whoever plans next goes on.
+"""Rolling changes: which running VMs are taken down now, which wait, and when a rollout is halted. Where a rollout
+stands follows from what the hosts report alone, so whoever plans next goes on.
 """
 
 import math

@@ -1,6 +1,5 @@
-"""Disruption budgets: how many VMs of a fleet may be taken down at a moment, and when one that is closed opens.
-
-Cron lines mean what they mean to Debian's cron: in an hour that comes twice its first time, in one that a change of the
+"""Disruption budgets: how many VMs of a fleet may be taken down at a moment, and when one that is closed opens. Cron
+lines mean what they mean to Debian's cron: in an hour that comes twice its first time, in one that a change of the
 clock leaves out the first moment after it. How long a window lasts is elapsed time.
 """
 
@@ -23,7 +22,6 @@ _LONGEST_CHANGE = timedelta(hours=2)  # of a clock, by any time zone
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     """How many VMs may be down, what decides that, and for how long that is none (None: for good, or not at all).
-
     `open_s` is for how long it has not been none, below 0 while it is.
     """
 

@@ -36,11 +36,9 @@ from mikrom_reconcile.times_and_sizes import VMMS
 
 _STATUS: dict[str, VMMStatus] = {"prelaunch": "starting", "running": "running", "paused": "paused"}
 _CTRL_ALT_DEL = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
-Accelerator = Literal["kvm", "tcg"]
-"""What runs the guest's instructions: the CPU through KVM, or QEMU's translator."""
+Accelerator = Literal["kvm", "tcg"]  # what runs the guest's instructions: the CPU through KVM, or QEMU's translator
 
-METADATA_ID = "mmds"
-"""The serial number of the disk that the guest finds its metadata on; the last of its disks."""
+METADATA_ID = "mmds"  # the serial number of the disk that the guest finds its metadata on; the last of its disks
 
 OVERHEAD_MIB: dict[Accelerator, int] = {
     "kvm": VMMS.qemu_overhead_mib,

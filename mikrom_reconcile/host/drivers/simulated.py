@@ -1,8 +1,7 @@
-"""MicroVMs that go through the motions: for machines without KVM, for scale, and for rehearsing what goes wrong.
-
-A VM is one file, `sim/<vm>.json`, so it outlives whoever started it, as a real one does. It obeys the boot
-arguments of the demo guest (`mikrom.mode=`), and what would take time follows from the clock: nothing here runs,
-and nothing waits. The file is replaced as a whole under the caller's action lock, so there are never two.
+"""MicroVMs that go through the motions: for machines without KVM, for scale, and for rehearsing what goes wrong. A VM
+is one file, `sim/<vm>.json`, so it outlives whoever started it, as a real one does. It obeys the boot arguments of the
+demo guest (`mikrom.mode=`), and what would take time follows from the clock: nothing here runs, and nothing waits. The
+file is replaced as a whole under the caller's action lock, so there are never two.
 """
 
 import secrets

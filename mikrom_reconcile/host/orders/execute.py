@@ -1,8 +1,7 @@
-"""Carries out orders: one order from the message to its outcome.
-
-Under the VM's action lock an order passes the preconditions, is carried out step by step, and is answered with what the
-host then observes. Errors become outcomes here and nowhere below; what is no error, such as the end of a greenlet,
-passes through once no half-started VMM is left.
+"""Carries out orders: one order from the message to its outcome. Under the VM's action lock an order passes the
+preconditions, is carried out step by step, and is answered with what the host then observes. Errors become outcomes
+here and nowhere below; what is no error, such as the end of a greenlet, passes through once no half-started VMM is
+left.
 """
 
 import logging
@@ -34,9 +33,8 @@ log = logging.getLogger(__name__)
 
 
 class Executor:
-    """Carries out orders on one host. Safe to call from many threads, greenlets and processes at once.
-
-    `on_step(vm, step)` is called before each step, and with "done" after the last: tests inject crashes there.
+    """Carries out orders on one host. Safe to call from many threads, greenlets and processes at once. `on_step(vm,
+    step)` is called before each step, and with "done" after the last: tests inject crashes there.
     """
 
     def __init__(

@@ -17,9 +17,8 @@ from mikrom_reconcile.host.ports import VMRecord
 def next_record(
     order: Order, found: VMRecord | None, *, tombstone: VMRecord | None, now: datetime, made_as: str = ""
 ) -> VMRecord:
-    """What `found` becomes by `order`; a VM with a uid of its own when there is none, or one that was half deleted.
-
-    A new VM goes on with the generation of the last one of its name, which its `tombstone` holds. Its files are called
+    """What `found` becomes by `order`; a VM with a uid of its own when there is none, or one that was half deleted. A
+    new VM goes on with the generation of the last one of its name, which its `tombstone` holds. Its files are called
     `made_as`, if not as itself.
     """
     action, desired = order.action, order.action.desired

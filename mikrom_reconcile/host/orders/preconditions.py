@@ -1,8 +1,7 @@
-"""Whether an order may be carried out: ordered rules, the first that matches decides.
-
-`rejection_of` compares the order with the VM's record. Two controllers, two Beats, a message delivered twice or late,
-and a paused process that wakes up are all the same case here: the order's token, uid and generation are not the host's.
-`check` refuses what cannot work on this host, or would hurt.
+"""Whether an order may be carried out: ordered rules, the first that matches decides. `rejection_of` compares the order
+with the VM's record. Two controllers, two Beats, a message delivered twice or late, and a paused process that wakes up
+are all the same case here: the order's token, uid and generation are not the host's. `check` refuses what cannot work
+on this host, or would hurt.
 """
 
 import threading
@@ -21,13 +20,11 @@ from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import ORDERS
 
-Claims = frozenset[tuple[str, bool]]
-"""What a VM has, and whether no other VM of the host may have it."""
+Claims = frozenset[tuple[str, bool]]  # what a VM has, and whether no other VM of the host may have it
 
 
 class Reservations:
     """What VMs of this host were promised by their records and by orders under way. Any number of threads may share it.
-
     Memory, of which a VMM takes any size and dies of it later: all VMs that are ordered to be up were promised no more
     than the machine has, or than its inventory allows instead, since they may touch all of it at any time. Claims:
     addresses, which control may have given to two, ports, existing files. vCPUs are not limited: they only share time.
@@ -46,9 +43,8 @@ class Reservations:
         self._holds_until_s = float("-inf")
 
     def reserve(self, vm: str, need_mib: int, limit_mib: int | None = None) -> str:
-        """Keep memory for `vm` until `commit`. Returns why that cannot be, with what is left, or "".
-
-        `limit_mib` is what the inventory allows in all, instead of what the host has.
+        """Keep memory for `vm` until `commit`. Returns why that cannot be, with what is left, or "". `limit_mib` is
+        what the inventory allows in all, instead of what the host has.
         """
         limit_mib = self._mem_size_mib if limit_mib is None else limit_mib
         with self._lock:
@@ -176,9 +172,8 @@ def _stale(error: str) -> Ending:
 def check(
     action: Action, found: VMRecord | None, ordered: VMRecord, *, driver: Driver, reservations: Reservations
 ) -> None:
-    """Refuse what cannot work or would hurt, and reserve what the VM needs, before anything is written.
-
-    `ordered` is the record that `found` is to become. Raises PermanentError, TemporaryError.
+    """Refuse what cannot work or would hurt, and reserve what the VM needs, before anything is written. `ordered` is
+    the record that `found` is to become. Raises PermanentError, TemporaryError.
     """
     vm, desired = action.vm, action.desired
     step = f"checking what it is ordered to be by {action.verb}"

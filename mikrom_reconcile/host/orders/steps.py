@@ -1,9 +1,7 @@
-"""The actions, step by step: what each of them does on a host.
-
-A run records what was ordered before it acts, and that a VMM goes down before it records another spec for it; what a
-VMM changes while it runs is recorded once it was verified. So a `kill -9` between any two steps, or a step that fails,
-leaves a record that is true of a VMM that lives, the next observation has a phase for it, and the same order or that of
-the next run ends what was begun.
+"""The actions, step by step: what each of them does on a host. A run records what was ordered before it acts, and that
+a VMM goes down before it records another spec for it; what a VMM changes while it runs is recorded once it was
+verified. So a `kill -9` between any two steps, or a step that fails, leaves a record that is true of a VMM that lives,
+the next observation has a phase for it, and the same order or that of the next run ends what was begun.
 """
 
 from __future__ import annotations
@@ -28,8 +26,7 @@ from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import ORDERS
 
-WHILE_IT_RUNS: frozenset[Impact] = frozenset({"record", "live"})
-"""Impacts of what can change without a restart."""
+WHILE_IT_RUNS: frozenset[Impact] = frozenset({"record", "live"})  # impacts of what can change without a restart
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +37,9 @@ def no_seam(vm: str, step: str) -> None:
 
 @dataclass(kw_only=True, eq=False)
 class ActionRun:
-    """One order being carried out, under the VM's action lock.
-
-    `found` is the record before it, `ordered` the one that it asks for, `record` what is on disk now; None for none.
-    `seen` is what the last step verified, `note` what has to be said of how it was done.
+    """One order being carried out, under the VM's action lock. `found` is the record before it, `ordered` the one that
+    it asks for, `record` what is on disk now; None for none. `seen` is what the last step verified, `note` what has to
+    be said of how it was done.
     """
 
     order: Order
@@ -65,7 +61,6 @@ class ActionRun:
 
     def carry_out(self, on_step: Callable[[str, str], None]) -> Result:
         """Check and do what is ordered step by step, unless it was done and still holds. Raises whatever a step does.
-
         `on_step` hears of each step before it is done, and of the end.
         """
         vm = self.order.action.vm
@@ -195,9 +190,8 @@ class ActionRun:
         self.driver.set_paused(self._record, paused=False, deadline_s=self._remaining_s("resuming"))
 
     def change(self) -> None:
-        """Change what can be changed while it runs, and verify it.
-
-        Repeated once the order is recorded: only then do addresses and rules go that this VM alone used.
+        """Change what can be changed while it runs, and verify it. Repeated once the order is recorded: only then do
+        addresses and rules go that this VM alone used.
         """
         ordered, before = self.ordered, self._record
         if ordered.state not in WANTS_VMM:
@@ -253,9 +247,8 @@ class ActionRun:
         return "no VMM was left behind" if facts.status == "none" else f"a VMM is left (pid {facts.pid})"
 
     def note_failure(self, error: str, *, is_temporary: bool) -> None:
-        """Keep the error in the record and count the attempt. Raises TemporaryError when it cannot be written.
-
-        Of an order that was refused before anything was done only the attempt is recorded.
+        """Keep the error in the record and count the attempt. Raises TemporaryError when it cannot be written. Of an
+        order that was refused before anything was done only the attempt is recorded.
         """
         record, desired, vm = self.record, self.order.action.desired, self.order.action.vm
         if record is self.found and is_temporary:

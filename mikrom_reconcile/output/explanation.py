@@ -77,10 +77,11 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, here: str) -> Explanation | None:
     """The story of the VM called `name`; None when neither the specs nor any host that answers has it."""
-    rows = [row for view in views if view.report for row in view.report.vms if row.name == name]
+    change = next((each for each in plan.changes if name in {each.name, each.observed and each.observed.name}), None)
+    names = {name, change.observed.name} if change and change.observed else {name}  # before a rename it has another
+    rows = [row for view in views if view.report for row in view.report.vms if row.name in names]
     observed = tuple(sorted(rows, key=lambda row: (row.project != specs.project, -row.token)))
     own = next((row for row in observed if row.project == specs.project), None)
-    change = next((change for change in plan.changes if change.name == name), None)
     unplaced = next((vm for vm in expand(specs) if vm.name == name), None)
     if unplaced is None and not observed:
         return None
@@ -147,6 +148,8 @@ def _conclusion(
         why = "its restart policy leaves it as it ended" if not_restarted else "it is as the specs want it"
     elif desired is None and observed[0].project != specs.project:
         why = f"it belongs to project {observed[0].project}, and these specs speak for {specs.project}"
+    elif desired is None and observed[0].unmanaged:
+        why = "it was let go, and nobody acts on it but by its name"
     elif desired is None and not specs.whole and observed[0].fleet not in {fleet.name for fleet in specs.fleets}:
         known = "without a Project document they are not the whole truth"
         why = f"its fleet {observed[0].fleet} is not in these specs, and {known}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, NetworkInterface
+from mikrom_reconcile.core.model.desired import DesiredVM, Drive, NetworkInterface
 from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import Order
 from mikrom_reconcile.host.resources.networks import Networks
@@ -116,9 +116,9 @@ def test_who_is_killed_while_it_renames_loses_nothing(host: Host, mend: Callable
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("bench", [KINDS["real"], KINDS["jailed"]], indirect=True)
-def test_its_links_its_address_and_its_metadata_stay_but_for_its_name(host: Host, bench: RealBench) -> None:
+def test_its_links_its_address_its_drives_and_its_metadata_stay_but_for_its_name(host: Host, bench: RealBench) -> None:
     nic = NetworkInterface(network="prod", cidr="10.0.0.0/24", gateway="10.0.0.1")
-    spec = replace(SPEC, network_interfaces={"eth0": nic}, mmds={"role": "api"})
+    spec = replace(SPEC, network_interfaces={"eth0": nic}, drives={"data": Drive(size_mib=1)}, mmds={"role": "api"})
     with own_namespace():
         wish = replace(desired_vm(WAS, spec), addresses={"eth0": "10.0.0.9"})
         before = host.created(WAS, wish)

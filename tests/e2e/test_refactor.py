@@ -24,6 +24,9 @@ def test_a_fleet_is_renamed_let_go_and_taken_over_in_the_same_processes(mikrom: 
     mikrom("validate")
     plan = document("plan", mikrom("plan", "-o", "json"))
     assert (plan["summary"]["rename"], len(plan["changes"])) == (3, 3)
+    for name in ("web-000", "www-000"):
+        said = mikrom("explain", name).stdout
+        assert ("running on localhost" in said, "rename on localhost" in said) == (True, True), said
     assert "~ rename   www-[000-002] on localhost: moved from web-*" in mikrom("apply", "--yes").stdout
     assert pids(mikrom) == {name.replace("web", "www"): pid for name, pid in before.items()}
     assert "Nothing to change: 3 VMs" in mikrom("plan").stdout
@@ -34,6 +37,10 @@ def test_a_fleet_is_renamed_let_go_and_taken_over_in_the_same_processes(mikrom: 
     assert "Nothing to change" in mikrom("plan").stdout
     assert sorted(pids(mikrom).values()) == sorted(before.values())
     assert mikrom("orphans").stdout.count("let go") == 4, "each VM, and what to do"
+
+    assert "it was let go" in mikrom("explain", "www-000").stdout
+    assert "past the specs" not in mikrom("pause", "www-001").stdout
+    assert "past the specs" not in mikrom("resume", "www-001").stdout
 
     write_specs(folder, WWW % 3)
     assert "import: [{to: www-000}]" in mikrom("plan", code=8).stdout

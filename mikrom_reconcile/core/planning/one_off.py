@@ -63,7 +63,8 @@ def decide_by_name(
     ]
     changes = [verdict for _, verdict in verdicts if isinstance(verdict, VMChange)]
     draft = protected(Draft(changes=changes, unchanged=dict(Counter(row.host for row in left_alone))), lambda _: None)
-    acted = [(change.desired, change.observed) for change in draft.changes if change.kind != "blocked"]
+    managed = [it for it in draft.changes if it.kind != "blocked" and not (it.observed and it.observed.unmanaged)]
+    acted = [(change.desired, change.observed) for change in managed]
     if any(desired is None or (seen and desired.state != seen.state) for desired, seen in acted):
         warnings.append(PAST_THE_SPECS)
     plan = plan_of(draft, observed, project=project, revision="", warnings=warnings)

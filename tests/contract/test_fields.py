@@ -168,24 +168,25 @@ def test_a_custom_cpu_template_boots_and_one_that_firecracker_does_not_read_says
 
 @pytest.mark.kvm
 def test_what_only_later_releases_know_is_refused_by_name(real: RealBench, own_environment: Path) -> None:
-    world = World(real, own_environment)
-    nic = {"network": "prod", "cidr": "10.0.0.0/24", "gateway": "10.0.0.1"}
-    world.set(NIC, nic)
-    world.set("mmds", {"role": "a"})
-    world.host.created(VM, world.desired())
-    version = select.release_at(Path(os.environ["MIKROM_FIRECRACKER"]))
-    for path, value in (("mmds_config.imds_compat", True), (f"{NIC}.mtu", 1400)):
-        before = deepcopy(world.fields)
-        world.set(path, value)
-        if releases.field_problem(version, path):
-            order = world.host.next_order(VM, world.desired())
-            assert order is not None
-            assert path in str(world.host.agent.execute(order).error)
-            assert seen(world).phase == "running", "it was refused before anything was stopped"
-            world.fields = before
-        else:
-            mend(world, path, "restart")
-            assert seen(world).drift == ()
+    with own_namespace():
+        world = World(real, own_environment)
+        nic = {"network": "prod", "cidr": "10.0.0.0/24", "gateway": "10.0.0.1"}
+        world.set(NIC, nic)
+        world.set("mmds", {"role": "a"})
+        world.host.created(VM, world.desired())
+        version = select.release_at(Path(os.environ["MIKROM_FIRECRACKER"]))
+        for path, value in (("mmds_config.imds_compat", True), (f"{NIC}.mtu", 1400)):
+            before = deepcopy(world.fields)
+            world.set(path, value)
+            if releases.field_problem(version, path):
+                order = world.host.next_order(VM, world.desired())
+                assert order is not None
+                assert path in str(world.host.agent.execute(order).error)
+                assert seen(world).phase == "running", "it was refused before anything was stopped"
+                world.fields = before
+            else:
+                mend(world, path, "restart")
+                assert seen(world).drift == ()
 
 
 @pytest.mark.kvm

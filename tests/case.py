@@ -19,6 +19,7 @@ from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.fields import RECORD, drop_paths
 from mikrom_reconcile.core.model.observed import (
     Attempt,
+    Before,
     Capacity,
     Drift,
     HostView,
@@ -63,7 +64,9 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `hello` of the fleet that its name begins with. `drift` maps a path to what the VMM really has. `attempt` was one to
     bring it to what the specs want; `up_s` is how long it has been up, `since_s` since its spec was changed by the run
     with `token`, and it was healthy since then if it is up now, or `proven`. A `canary` waits to be promoted; `halted`
-    says why nobody is to follow to what the specs want; one that is `unmanaged` was let go.
+    says why nobody is to follow to what the specs want, `reverted` why it went back from there; `before` is in what its
+    spec differed when it was healthy with another, at the run with the token `before_token`; one that is
+    `unmanaged` was let go.
     """
 
     project: str | None = None
@@ -84,6 +87,9 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     canary: bool = False
     halted: str = ""
     unmanaged: bool = False
+    reverted: str = ""
+    before: dict[str, Any] | None = None
+    before_token: int = 0
 
 
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -205,8 +211,15 @@ def truth(specs: Specs, vm: UnplacedVM | None, host: str, name: str, row: Row) -
         proven=row.proven,
         canary=row.canary,
         unmanaged=row.unmanaged,
-        halt=Halt(spec_digest=attempt_of(specs, vm, host, {}).spec_digest, why=row.halted)
-        if vm and row.halted
+        halt=Halt(
+            spec_digest=attempt_of(specs, vm, host, {}).spec_digest,
+            why=row.halted or row.reverted,
+            outcome="halted" if row.halted else "reverted",
+        )
+        if vm and (row.halted or row.reverted)
+        else None,
+        before=Before(spec=msgspec.convert(msgspec.to_builtins(spec) | row.before, VMSpec), token=row.before_token)
+        if row.before is not None
         else None,
     )
 

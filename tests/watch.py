@@ -25,8 +25,8 @@ class VMM(NamedTuple):
 class Watch:
     """Looks at every VMM below `run_dir`, some hundred times a second, from when it is entered until it is left.
 
-    `started` counts the VMMs that were ever seen, `alive` are those of the last look, and `doubles` tells of VMs that
-    had two at once. `fewest` is how many VMs lived at least, since a test set it.
+    `started` counts the VMMs that were ever seen in `looks`, `alive` are those of the last look, and `doubles` tells of
+    VMs that had two at once. `fewest` is how many VMs lived at least, since a test set it.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -34,7 +34,7 @@ class Watch:
         self.doubles: list[str] = []
         self.alive: frozenset[VMM] = frozenset()
         self.fewest = 0
-        self._looks = 0
+        self.looks = 0
         self._marker = f"\0--api-sock\0{run_dir}/".encode()
         # what a test starts comes later, and to read of every process what it is costs the most by far
         self._older = {pid for pid in pids() if self._vmm(pid) is None}
@@ -59,8 +59,8 @@ class Watch:
     def now(self) -> frozenset[VMM]:
         """The VMMs that live, from a look that began after this was called."""
         with self._changed:
-            looks = self._looks + 2
-            assert self._changed.wait_for(lambda: self._looks >= looks, 10.0), "the watch has stopped"
+            looks = self.looks + 2
+            assert self._changed.wait_for(lambda: self.looks >= looks, 10.0), "the watch has stopped"
             return self.alive
 
     def _watch(self) -> None:
@@ -83,7 +83,7 @@ class Watch:
             self.fewest = min(self.fewest, len(by_vm))
             self._seen |= self.alive
             self.started = len(self._seen)
-            self._looks += 1
+            self.looks += 1
             self._changed.notify_all()
 
     def _vmm(self, pid: int) -> VMM | None:

@@ -284,7 +284,7 @@ def _verdict(word: str, text: str) -> click.Command:
 
 
 promote = _verdict("promote", "Let the rollout of FLEET go on behind its canaries, which are good.")
-abort = _verdict("abort", "End the rollout of FLEET where it is: it is halted until its spec changes, or --retry.")
+abort = _verdict("abort", "End the rollout of FLEET: it stays halted or goes back until its spec changes, or --retry.")
 
 
 def _until(_ctx: click.Context, _param: click.Parameter, text: str | None) -> datetime | None:

@@ -1,6 +1,7 @@
 """One run: read, observe, plan, act, observe again. Level-triggered: what it does follows from what it sees now."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -163,7 +164,7 @@ class Reconciler:
         tried = frozenset(outcome.vm for outcome in outcomes)
         with traces.span("plan"):
             given = msgspec.structs.replace(self._prepare(request, specs), freezes=revisions.freezes(self.store))
-            given = requery_all(given) if request.promote or request.abort else given
+            given = requery_all(given) if request.promote or request.abort or request.retry else given
             result = make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
             if result.ambiguous:
                 given = requery_all(given)
@@ -292,19 +293,24 @@ def replay(approved: Plan, now: Plan) -> Plan:
     )
 
 
-def runnable_actions(approved: Plan, now: Plan, outcomes: Iterable[ActionOutcome]) -> list[Action]:
+def runnable_actions(approved: Plan, now: Plan, outcomes: Collection[ActionOutcome]) -> list[Action]:
     """The actions of `now` that were approved: those of the plan, what waited in it and was not changed since, and the
-    second half of its moves. Each VM is acted on once per run: one that keeps falling over must not keep it going.
+    second half of its moves, and what goes back of a rollout that it has to do with. Each VM is acted on once per run,
+    and once more to go back: one that keeps falling over must not keep it going.
     """
-    tried = {(outcome.vm, outcome.host) for outcome in outcomes}
+    tried = Counter((outcome.vm, outcome.host) for outcome in outcomes)
+    fleets = {outcome.fleet for outcome in outcomes}
     approved_ids, as_found = {action.id for action in approved.actions}, waiting(approved)
     moves = {c.name for c in approved.changes if c.kind == "move" or (c.kind == "wait" and c.wanted == "move")}
 
-    def is_approved(action: Action) -> bool:
+    def is_runnable(action: Action) -> bool:
+        if action.desired and action.desired.goes_back and action.desired.fleet in fleets:
+            return tried[action.vm, action.host] < 2
         second_half = action.verb == "create" and action.vm in moves
-        return action.id in approved_ids or (action.vm, action.expect) in as_found or second_half
+        is_approved = action.id in approved_ids or (action.vm, action.expect) in as_found or second_half
+        return is_approved and not tried[action.vm, action.host]
 
-    return [action for action in now.actions if (action.vm, action.host) not in tried and is_approved(action)]
+    return list(filter(is_runnable, now.actions))
 
 
 def retry_after_s(

@@ -94,6 +94,7 @@ class Observer:
             progress=progress,
             canaries=tuple(row.name for row in own if row.trial and row.trial.canary),
             halts={row.name: row.halt for row in own if row.halt},
+            before={it.vm: it.before for it in records if query.before and it.project == query.project and it.before},
         )
 
     def _observe_all(self, records: Sequence[VMRecord], until: float) -> Iterator[tuple[model.ObservedVM, float]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Container
 from typing import Protocol
 
 from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.observed import Applied, Console, Drift, Stray, VMMFacts
+from mikrom_reconcile.core.model.observed import Applied, Before, Console, Drift, Stray, VMMFacts
 
 
 class VMRecord(Applied, frozen=True, kw_only=True):
@@ -14,6 +14,7 @@ class VMRecord(Applied, frozen=True, kw_only=True):
     the last order, so that its duplicate is known; `parked` says that the host has given up its restarts. Nobody else
     may have its addresses while the record is there. `damage` says what happened to a record that was read from its
     copy; it is never written. `made_as` is the name that a VM had which was renamed: what runs cannot be.
+    `before` is kept for rollouts that go back.
     """
 
     vm: str
@@ -21,6 +22,7 @@ class VMRecord(Applied, frozen=True, kw_only=True):
     parked: bool = False
     damage: str = ""
     made_as: str = ""
+    before: Before | None = None
 
     @property
     def home(self) -> str:

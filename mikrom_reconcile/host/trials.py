@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.observed import HEALTHY, WANTS_VMM, ObservedVM, Progress, Trial
 from mikrom_reconcile.host.json_folder import JsonFolder
@@ -30,8 +31,8 @@ class Trials:
     def proof_of(self, vm: str, trial: Trial) -> Proof | None:
         """The proof of this trial, if there is one."""
         with suppress(OddFileError):
-            if (proof := self._folder.read(vm)) and proof.trial == trial:
-                return proof
+            if (proof := self._folder.read(vm)) and replace(proof.trial, canary=trial.canary) == trial:
+                return proof  # whether it was promoted since is no matter
         return None
 
     def judge(

@@ -102,8 +102,9 @@ def _pace(peak: Peak) -> str:
 
 def rollout_of(plan: Plan, fleet: str) -> str:
     """Where the rollout of a fleet stands, "" if nothing is rolled out."""
-    if any(refusal.rule == "halted" and refusal.fleet == fleet and not refusal.vm for refusal in plan.refusals):
-        return "halted"
+    ends = (it.rule for it in plan.refusals if it.rule in {"halted", "reverted"} and it.fleet == fleet and not it.vm)
+    if end := next(ends, ""):
+        return end
     peak = plan.peaks.get(fleet)
     if peak is None:
         return ""

@@ -175,7 +175,8 @@ FLEETS = (
     *(text.Column(key, key.upper()) for key in ("project", "fleet", "wanted", "vms")),
     text.Column("running", "RUNNING",
                 cell=lambda row: (str(row.running), "green" if row.running == row.wanted else "yellow")),
-    text.Column("rollout", "", cell=lambda row: (row.rollout, "red" if row.rollout == "halted" else "yellow")),
+    text.Column("rollout", "",
+                cell=lambda row: (row.rollout, "red" if row.rollout in {"halted", "reverted"} else "yellow")),
 )  # fmt: skip
 
 

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from mikrom_reconcile.control.ports import Hosts
-from mikrom_reconcile.core.model.desired import PinnedFile
+from mikrom_reconcile.core.model.desired import Halt, PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
-from mikrom_reconcile.core.model.plan import ActionOutcome, Order
+from mikrom_reconcile.core.model.observed import Before, ObservedVM, ObserveQuery
+from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Verb
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.local import LocalHosts
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
-from tests.fakes import order
+from tests.fakes import BIGGER, SPEC, desired_vm, order
 from tests.fleet import KEYS, Fleet, wait_until
 from tests.scratch import SCRATCH
 from tests.slow_host import slow_host
@@ -129,6 +130,26 @@ def test_what_is_up_not_for_long_enough_and_what_could_not_be_made_is_told(hosts
     assert 3500 < view.report.maturing["young-0"] < 3600
     attempt = view.report.attempts["young-1"]
     assert (attempt.count, attempt.result, "no-such-image" in attempt.error) == (1, "failed_permanent", True)
+
+
+def test_what_a_vm_was_healthy_with_before_is_told_and_it_can_go_back_there(hosts: Hosts) -> None:
+    first, bigger = (desired_vm("back-0", spec, project="back") for spec in (SPEC, BIGGER))
+    asked = ObserveQuery(project="back", trials={"web": 60.0}, before=True)  # a project whose tokens rise
+    halt = Halt(spec_digest=bigger.spec_digest, why="it was no good", outcome="reverted")
+    seen = None
+    for token, wanted in enumerate((first, replace(bigger, rollout=0), replace(first, halt=halt)), start=1):
+        verb: Verb = "restart" if seen else "create"
+        given = order(verb, "back-0", seen, host=HERE, desired=replace(wanted, host=HERE), project="back", token=token)
+        (outcome,) = hosts.execute([given], forks=1, deadline_s=20)
+        assert (outcome.result, outcome.error) == ("done", None)
+        seen = outcome.observed
+        (view,) = hosts.observe({HERE: asked}, deadline_s=30)  # finds it healthy
+    assert view.report is not None, view.error
+    assert view.report.before == {"back-0": Before(spec=SPEC, token=1)}
+    assert view.report.halts == {"back-0": halt}
+    assert seen is not None
+    assert seen.trial is not None
+    assert (seen.spec, seen.trial.token, seen.token) == (SPEC, 1, 3)
 
 
 def test_an_order_that_the_host_refuses_says_why_and_the_others_go_on(hosts: Hosts) -> None:

@@ -33,8 +33,9 @@ metadata: {{name: web}}
 spec:
   replicas: {vms}
   template: {{image: {image}, machine: {{mem_size_mib: 4}}, boot_args: "{boot_args}"}}
-  rollout: {{serial: [1, 2], min_healthy_time: 300ms}}
+  rollout: {{serial: [1, 2], min_healthy_time: 300ms{more}}}
 """
+GOES_BACK = ", auto_revert: true"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 pytestmark = pytest.mark.kvm
@@ -48,14 +49,14 @@ class Site:
         self._specs = folder / "specs" / "web.yml"
         self.kernel = folder / "state" / "images" / "own.elf"
 
-    def write(self, image: str = "hello", boot_args: str = "", content: bytes = b"") -> None:
+    def write(self, image: str = "hello", boot_args: str = "", content: bytes = b"", more: str = "") -> None:
         sha256 = hashlib.sha256(content).hexdigest()
-        text = SPECS.format(kernel=self.kernel, sha256=sha256, vms=VMS, image=image, boot_args=boot_args)
+        text = SPECS.format(kernel=self.kernel, sha256=sha256, vms=VMS, image=image, boot_args=boot_args, more=more)
         self._specs.write_text(text)
 
-    def begun(self) -> dict[str, VMM]:
+    def begun(self, more: str = "") -> dict[str, VMM]:
         """The site after a first run."""
-        self.write()
+        self.write(more=more)
         self.mikrom("apply", "--yes")
         self.watch.fewest = VMS
         return self.vmms()
@@ -137,6 +138,24 @@ def test_a_kernel_that_does_not_start_halts_it_until_the_spec_changes(site: Site
     after = site.vmms()
     assert {name for name in NAMES if after[name] != before[name]} == {"web-000"}
     assert site.watch.fewest >= VMS - 1
+
+
+def test_a_kernel_that_does_not_start_is_taken_back_by_the_run_that_brought_it(site: Site) -> None:
+    before = site.begun(GOES_BACK)
+    site.kernel.write_bytes(b"no kernel")
+    site.write("own", content=b"no kernel", more=GOES_BACK)
+    told = site.mikrom("apply", "--yes", code=8).stdout
+    assert "[reverted]" in told
+    after = site.vmms()
+    assert {name for name in NAMES if after[name] != before[name]} == {"web-000"}
+    assert site.rollout() == "reverted"
+    assert "it goes back to what was healthy before" in site.mikrom("apply", "--yes", code=8).stdout
+    site.mikrom("apply", "--yes", "--retry", code=8)
+    site.write(more=GOES_BACK)
+    site.mikrom("apply", "--yes")
+    assert {name for name in NAMES if site.vmms()[name] != before[name]} == {"web-000"}, "it has the spec of before"
+    assert site.watch.fewest >= VMS - 1
+    assert site.watch.doubles == []
 
 
 def test_what_is_mended_beside_the_specs_goes_on_by_retry(site: Site) -> None:

@@ -38,8 +38,11 @@ class Lab:
         self.fleet = Fleet(folder)
         self._real = {"MIKROM_DRIVER": "firecracker", "MIKROM_FIRECRACKER": os.environ["MIKROM_FIRECRACKER"]}
         self._real["MIKROM_SPECS"] = str(folder / "specs.yml")
-        self.control = self.fleet.worker("control", pool="threads", app="mikrom_reconcile.celery_app", **self._real)
+        self.control = self.control_worker()
         self.workers = {host: self.worker(host) for host in HOSTS}
+
+    def control_worker(self) -> subprocess.Popen[bytes]:
+        return self.fleet.worker("control", pool="threads", app="mikrom_reconcile.celery_app", **self._real)
 
     def worker(self, host: str) -> subprocess.Popen[bytes]:
         argv = ["unshare", "--net", sys.executable, "-m", "celery", "-A", "mikrom_reconcile.celery_app"]
@@ -90,6 +93,10 @@ spec:
         argv = [sys.executable, "-m", "mikrom_reconcile", *words]
         env = self.fleet.environment(**self._real)
         return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "mikrom_reconcile", *words]
+        return self.fleet.run("command", argv, **self._real)
 
     def output(self, *words: str, code: int = 0) -> str:
         done = self.mikrom(*words)
@@ -161,6 +168,61 @@ def test_vms_are_placed_changed_in_steps_drained_and_never_too_many_down(lab: La
     lab.write(web, db, boot_args="second", without=("hv03", "hv02"))
     lab.apply(code=8)  # a host that still has VMs is drained first
     assert lab.watch.now() == now
+    assert lab.watch.doubles == []
+
+
+DOWN_AT_ONCE = 6
+SIXTY = """\
+apiVersion: mikrom/v1
+kind: Inventory
+metadata: {name: lab}
+spec: {hosts: {hv01: {}, hv02: {}, hv03: {}}}
+---
+apiVersion: mikrom/v1
+kind: Fleet
+metadata: {name: web}
+spec:
+  replicas: 60
+  template:
+    {image: hello, machine: {mem_size_mib: 4}, boot_args: ARGS, checks: {up: {type: console, expect: MIKROM-UP}}}
+  overrides: [{match: web-030, checks: {up: {type: console, expect: WORD}}}]
+  rollout: {serial: [1, 5], min_healthy_time: 200ms, healthy_deadline: 20s, auto_revert: true}
+"""
+
+
+def kill_the_controller_amid(lab: Lab, more: int) -> None:
+    """An apply whose control worker is killed once so many more VMMs were started; then there is another one."""
+    expected = lab.watch.started + more
+    run = lab.begin("apply", "--yes")
+    lab.watch.wait_until(lambda watch: watch.started >= expected, f"{more} more VMMs", within_s=300)
+    for process in (lab.control, run):
+        process.kill()
+        process.wait()
+    lab.control = lab.control_worker()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("fails", [False, True], ids=["it goes on", "it goes back"])
+def test_of_sixty_vms_never_too_many_are_down_while_the_controller_is_killed_five_times(
+    lab: Lab, *, fails: bool
+) -> None:
+    specs = lab.folder / "specs.yml"
+    specs.write_text(SIXTY.replace("ARGS", "first").replace("WORD", "MIKROM-UP"))
+    lab.apply()
+    before, looks, lab.watch.fewest = lab.watch.now(), lab.watch.looks, 60
+    specs.write_text(SIXTY.replace("ARGS", "second").replace("WORD", "never" if fails else "MIKROM-UP"))
+    for more in (2, 10, 14, 4, 8):
+        kill_the_controller_amid(lab, more)
+    lab.apply(code=REFUSED if fails else 0)
+    after, most = lab.watch.now(), 60 - lab.watch.fewest
+    print(f"{lab.watch.looks - looks} looks: at most {most} of 60 down, {DOWN_AT_ONCE} allowed")  # noqa: T201
+    records = [json.loads(path.read_text())["record"] for path in (lab.folder / "state").glob("*/vms/*/record.json")]
+    assert [record["spec"]["boot_args"] for record in records] == ["first" if fails else "second"] * 60
+    assert sorted(vmm.vm for vmm in after) == sorted(vmm.vm for vmm in before)
+    untouched = {f"web-{number:03d}" for number in range(31, 60)} if fails else set()
+    assert {vmm.vm for vmm in before & after} == untouched
+    assert 0 < most <= DOWN_AT_ONCE
     assert lab.watch.doubles == []
 
 

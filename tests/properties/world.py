@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 
-from mikrom_reconcile.core.model.desired import Halt, Policy, State, VMSpec
+from mikrom_reconcile.core.model.desired import DesiredVM, Halt, Policy, State, VMSpec
 from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
 from mikrom_reconcile.core.model.fields import needs_restart
 from mikrom_reconcile.core.model.observed import (
     Attempt,
+    Before,
     Capacity,
     Drift,
     HostReport,
@@ -59,6 +60,7 @@ class Truth:
     canary: bool = False
     halt: Halt | None = None
     unmanaged: bool = False
+    before: Before | None = None
 
 
 @dataclass
@@ -124,6 +126,7 @@ class World:
                 canaries=tuple(name for name, truth in self.hosts[host].items() if truth.canary),
                 halts={name: truth.halt for name, truth in self.hosts[host].items() if truth.halt},
                 released=self.released | {ip: -1.0 for row in rows if row.unmanaged for ip in row.addresses.values()},
+                before={name: it.before for name, it in self.hosts[host].items() if query.before and it.before},
             ),
         )
 
@@ -204,6 +207,7 @@ class World:
             assert found is not None
             assert found.phase == ("running" if action.verb == "pause" else "paused")
         on_trial = fresh or found is None or found.phase == "parked" or needs_restart(found.spec, wanted.spec)
+        goes_back = found is not None and found.before if wanted.goes_back else None
         keeps_drift = action.verb in {"update", "pause", "resume"} and alive and found is not None
         there[action.vm] = Truth(
             project=action.project,
@@ -218,15 +222,30 @@ class World:
             uid=f"u{next(self.uids)}" if fresh or found is None else found.uid,
             drift=found.drift if keeps_drift and found is not None else (),
             addresses=wanted.addresses,
-            trial_token=self.token if on_trial or found is None else found.trial_token,
+            trial_token=goes_back.token
+            if goes_back
+            else (wanted.rollout or self.token)
+            if on_trial or found is None
+            else found.trial_token,
             since_s=0.0 if on_trial or found is None else found.since_s,
             proven=False if on_trial or found is None else found.proven,
             canary=bool(wanted.canary)
             if wanted.canary is not None or found is None
             else found.canary and found.spec == wanted.spec,
-            halt=wanted.halt or (found.halt if found and found.spec_digest == wanted.spec_digest else None),
+            halt=wanted.halt or (found.halt if found and found.spec == wanted.spec else None),
+            before=self._before(found, wanted),
         )
         return "done"
+
+    @staticmethod
+    def _before(found: Truth | None, wanted: DesiredVM) -> Before | None:
+        if found is None or wanted.goes_back or not needs_restart(found.spec, wanted.spec):
+            return found.before if found else None
+        if wanted.rollout is None:
+            return None
+        is_proven = found.proven or found.phase == "running"
+        was = Before(spec=found.spec, token=found.trial_token, addresses=found.addresses)
+        return was if is_proven else found.before
 
     def copies(self, name: str, project: str) -> list[str]:
         """The hosts, dark ones included, that have a VM of this name and project."""
@@ -251,7 +270,7 @@ def decided(
     limits: RunOverrides,
 ) -> PlanResult:
     """What is decided once nothing is ambiguous, as the engine asks."""
-    asked = requery_all(asked) if limits.promote or limits.abort else asked
+    asked = requery_all(asked) if limits.promote or limits.abort or limits.retry else asked
     decision = make_plan(asked, observe(asked.queries), limits)
     if not decision.ambiguous:
         return decision

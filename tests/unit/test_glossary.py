@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from mikrom_reconcile.cli.commands import COMMANDS
-from mikrom_reconcile.core.model.desired import State
+from mikrom_reconcile.core.model.desired import Halt, State
 from mikrom_reconcile.core.model.observed import Phase
 from mikrom_reconcile.core.model.plan import ChangeKind, Impact, Result, Verb
 from mikrom_reconcile.core.planning import rules
@@ -48,6 +48,7 @@ def test_every_rule_has_an_id_of_its_own_that_is_written_down_and_explained() ->
     package = {path: path.read_text(encoding="utf-8") for path in (ROOT / "mikrom_reconcile").rglob("*.py")}
     guard = r"(?:Refusal|with_kind)\([^)]*?(?:rule|held_by)=\"(.+?)\""
     refusing = {found for text in package.values() for found in re.findall(guard, text)}
+    refusing |= {*get_args(get_type_hints(Halt)["outcome"])}
     explained = terms_under("Rules")
     assert explained == [*rules.RULES, *(term for term in explained if term in refusing)]
     assert set(explained) == {*rules.RULES, *refusing}

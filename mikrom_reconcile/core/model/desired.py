@@ -1,9 +1,11 @@
 """What should run: what a VM is given, and VMs expanded from the specs before and after a host was chosen."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import force_setattr
 
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # a SHA-256 in hexadecimal
 Duration = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,6}(ms|s|m|h|d)$")]
@@ -248,6 +250,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     waits until those before have been healthy for `min_healthy_time`. A VM that has not been so `healthy_deadline`
     after its spec changed has failed; after `progress_deadline` in which nothing changed or got healthy it halts.
     The first batch is of the size `canary`, and without `auto_promote` the others wait until a person promotes it.
+    With `auto_revert` what it has brought to a spec that failed goes back to what was healthy before.
     """
 
     serial: Share | tuple[Share, ...] = ()
@@ -259,6 +262,19 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     progress_deadline: Duration | None = None
     canary: Share = 0
     auto_promote: bool = False
+    auto_revert: bool = False
+
+    def __post_init__(self) -> None:
+        if self.auto_revert and self.healthy_deadline is None:  # what has failed has to be known at last
+            force_setattr(self, "healthy_deadline", "5m")
+
+    def ordered(self, vms: Sequence["DesiredVM"]) -> list[str]:
+        """The names in its order: those that a list names, or whose hosts it names, come first."""
+        if isinstance(self.order, str):
+            return [vm.name for vm in (vms if self.order == "name" else reversed(vms))]
+        places = {word: place for place, word in reversed([*enumerate(self.order)])}
+        last = len(places)
+        return [vm.name for vm in sorted(vms, key=lambda vm: min(places.get(vm.name, last), places.get(vm.host, last)))]
 
     @property
     def has_trials(self) -> bool:
@@ -316,10 +332,11 @@ class Freeze(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Halt(msgspec.Struct, frozen=True, kw_only=True):
-    """That no VM is to be brought to what has this digest any more, and why."""
+    """That no VM is to be brought to what has this digest any more, why, and what has become of those that were."""
 
     spec_digest: str
     why: str
+    outcome: Literal["halted", "reverted"] = "halted"
 
 
 class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
@@ -328,7 +345,8 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     `spec_digest` covers project, fleet, state, spec and policy, not name and host, and carries its version. `addresses`
     maps interfaces to the addresses that are static or leased; those of a VM that is as wanted are in its record.
     `ignore_drift` has the paths in which the VMM may be otherwise than recorded. `canary` says whether its fleet waits
-    for it (None: as before), `halt` that its rollout is over; its record keeps both.
+    for it (None: as before), `halt` that its rollout is over; its record keeps both. `rollout` is the token of the run
+    in which the rollout began that brings this and may go back to what was before: 0 is this run, None: it may not.
     """
 
     name: str
@@ -344,3 +362,9 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     addresses: dict[str, str] = {}
     canary: bool | None = None
     halt: Halt | None = None
+    rollout: int | None = None
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether this is what the VM had before its rollout failed."""
+        return self.halt is not None and self.halt.outcome == "reverted"

@@ -79,13 +79,21 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """That a VM was brought to a spec for which it had to boot: when, and the token of the run that did it. With
-    `canary` the others of its fleet wait until it is promoted.
+    """That a VM was brought to a spec for which it had to boot: when, and the token of the run that did it, or in which
+    the rollout had begun by which it came. With `canary` the others of its fleet wait until it is promoted.
     """
 
     since: datetime
     token: int
     canary: bool = False
+
+
+class Before(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VM had before its spec, and was healthy with; `token` is that of its trial."""
+
+    spec: VMSpec
+    token: int
+    addresses: dict[str, str] = {}
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +166,7 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may have taken a name.
     `strays` asks for VMMs without a record, too. `min_healthy_s` maps a fleet to how long its VMs have to be up before
     they count as healthy, `trials` one whose specs are on trial to the time in which that has to be (None: any).
+    `before` asks for what VMs could go back to.
     """
 
     project: str | None = None
@@ -166,6 +175,7 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     strays: bool = False
     min_healthy_s: dict[str, float] = {}
     trials: dict[str, float | None] = {}
+    before: bool = False
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,9 +199,9 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     long as the query says, to the seconds that are left, by this host's clock. `attempts` tells of VMs that have no
     record because this host could not make them. `unproven` maps VMs that were never healthy with their spec to the
     seconds that are left for it, `progress` tells of fleets on trial. `canaries` wait to be promoted, `halts` are those
-    of records. `released` maps addresses of VMs of the project that are gone to the seconds since then, of the last
-    day, those of VMs that were let go to less than 0. `note` is what whoever changes something on this host should know
-    of it, "" for nothing.
+    of records, `before` has what VMs had before their specs, where the query asks for it. `released` maps addresses of
+    VMs of the project that are gone to the seconds since then, of the last day, those of VMs that were let go to less
+    than 0. `note` is what whoever changes something on this host should know of it, "" for nothing.
     """
 
     host: str
@@ -214,6 +224,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     progress: dict[str, Progress] = {}
     canaries: tuple[str, ...] = ()
     halts: dict[str, Halt] = {}
+    before: dict[str, Before] = {}
 
 
 class HostView(msgspec.Struct, frozen=True, kw_only=True):

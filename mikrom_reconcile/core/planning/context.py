@@ -34,8 +34,7 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others` holds
     rows that are not ours: of another project, or unreadable. `up_to_date` names the VMs that a digest proves to be as
     wanted; they have no rows. `unreachable` maps hosts without a report to the reason. `reports` are those of the
-    others by host, `maturing`, `attempts`, `unproven`, `progress`, `canaries`, `halts` and `released` what all of them
-    say.
+    others by host, `maturing` and what follows, and `released`, what all of them say.
     """
 
     own: Mapping[str, tuple[observed.ObservedVM, ...]]
@@ -51,6 +50,7 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     progress: Mapping[str, observed.Progress] = {}
     canaries: frozenset[str] = frozenset()
     halts: Mapping[str, Halt] = {}
+    before: Mapping[str, observed.Before] = {}
 
     def locations(self, placements: observed.Placements) -> dict[str, str]:
         """Where each known VM is: where it is remembered, if that host is unreachable, else where it was observed. A
@@ -62,6 +62,14 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
             remembered = {name: host for name, host in remembered.items() if name in proven or host in unreachable}
         found = {name: rows[0].host for name, rows in self.own.items() if remembered.get(name) not in self.unreachable}
         return remembered | found if found else remembered
+
+    def is_down(self, vm: DesiredVM) -> bool:
+        """It should be up and is not, whatever will be done about it; one that has ended as it may is done."""
+        if vm.name not in self.own:
+            return vm.name not in self.up_to_date
+        phase = self.own[vm.name][0].phase
+        ends = observed.NOT_RESTARTED[vm.spec.restart.policy]
+        return phase not in observed.HEALTHY and not (phase == "exited" and phase in ends)
 
 
 def expectations(vms: Iterable[DesiredVM]) -> dict[str, Expected]:
@@ -113,7 +121,9 @@ def merge_reports(state: observed.ObservedState, project: str, expected: Mapping
         unproven={name: left_s for report in reports for name, left_s in report.unproven.items()},
         progress=progress,
         canaries=frozenset(chain.from_iterable(report.canaries for report in reports)),
-        halts={name: halt for report in reports for name, halt in report.halts.items()},
+        halts={name: halt for report in reports for name, halt in report.halts.items()}
+        | {name: rows[0].halt for name, rows in own.items() if rows[0].halt},
+        before={name: before for report in reports for name, before in report.before.items()},
     )
 
 
@@ -255,7 +265,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """A plan as far as its stages have come. `desired` is all that the specs want, each VM on its host; nothing for a
     destroy. `placing` says why on which hosts. `left_out` are changes outside of the selection; `selected` is how many
     VMs that names (None: all), `unmatched` what is wrong with it. `unchanged` counts VMs by host. `retry_after_s` is
-    when a batch may be healthy for which a rollout waits.
+    when a batch may be healthy for which a rollout waits. `ambiguous` says that only rows tell what to go back to.
     """
 
     desired: Sequence[DesiredVM] = ()
@@ -268,12 +278,13 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     refusals: tuple[model.Refusal, ...] = ()
     peaks: dict[str, model.Peak] = {}
     retry_after_s: float | None = None
+    ambiguous: bool = False
 
 
 def with_kind(change: model.VMChange, kind: model.ChangeKind, reason: str, held_by: str = "") -> model.VMChange:
     """The change with another kind, and why; the one that it had is what is `wanted`."""
-    reasons = (*change.reasons, reason)
-    return msgspec.structs.replace(change, kind=kind, wanted=change.kind, reasons=reasons, held_by=held_by)
+    wanted, reasons = change.wanted or change.kind, (*change.reasons, reason)
+    return msgspec.structs.replace(change, kind=kind, wanted=wanted, reasons=reasons, held_by=held_by)
 
 
 LEFT_OUT = "left out by --without-host"  # why there is no report of a host that a plan is to do without
@@ -331,7 +342,8 @@ def actions_of(
         }
         content |= {"mem_limit_mib": mem_limits_mib[change.host]} if change.host in mem_limits_mib else {}
         content |= {"moved_from": change.observed.name} if change.kind == "rename" and change.observed else {}
-        yield model.Action(id=digest_of(content), **content)
+        same = {"desired": msgspec.structs.replace(vm, rollout=None)} if (vm := content["desired"]) else {}
+        yield model.Action(id=digest_of(content | same), **content)  # in which run its rollout began is all the same
 
 
 def expect_of(seen: observed.ObservedVM | None) -> model.Expect:

@@ -91,7 +91,8 @@ class _AddressAllocator:
         return addresses
 
     def _next(self, name: str, pool: str) -> str:
-        network = self._networks[name]
+        if not (network := self._networks.get(name)) or pool not in network.pools:
+            raise _NoAddressError(f"the specs have no {pool_text(name, pool)} any more", "")
         cooldown_s = network.pools[pool].cooldown_s
         candidates = self._free.setdefault((name, pool), chain.from_iterable(network.free(pool)))
         for ip in (str(IPv4Address(address)) for address in candidates):

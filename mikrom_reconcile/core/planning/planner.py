@@ -93,21 +93,16 @@ def _queries(
         if its.has_trials
     }
     for host, others in sorted(asked.items()):
-        yield (
-            host,
-            ObserveQuery(
-                project=specs.project,
-                known=expected[host].digests if host in expected else {},
-                others=others,
-                min_healthy_s=healthy_s,
-                trials=trials,
-            ),
-        )
+        known = expected[host].digests if host in expected else {}
+        query = ObserveQuery(project=specs.project, known=known, others=others, min_healthy_s=healthy_s, trials=trials)
+        yield host, query
 
 
 def requery_all(given: PlanInput) -> PlanInput:
-    """The same, asking for every row: of a VM that is on two hosts, only rows tell which is newer."""
-    queries = {host: replace(query, known={}) for host, query in given.queries.items()}
+    """The same, asking for every row, and for what was before: of a VM that is on two hosts, only rows tell which is
+    newer, and of what rollouts brought, only its hosts know to what it could go back.
+    """
+    queries = {host: replace(query, known={}, before=True) for host, query in given.queries.items()}
     return replace(given, expected={}, queries=queries)
 
 
@@ -122,7 +117,7 @@ def make_plan(
         given=given, view=view, placements=placements, overrides=overrides, tried=tried, now=observed.taken_at
     )
     draft = Draft()
-    for stage in (place, diff, protect, prune, select, await_room, roll_out, lease):
+    for stage in (place, diff, protect, prune, select, await_room, roll_out, protect, lease):
         draft = stage(draft, context)
     draft = replace(draft, refusals=tuple(_refusals(draft)))
     booting = (it.observed for it in draft.changes if it.observed and it.observed.phase == "booting")
@@ -143,7 +138,7 @@ def make_plan(
         placements=_to_remember(draft, context),
         highest_token=view.highest_token,
         unmatched=draft.unmatched,
-        ambiguous=not view.up_to_date.isdisjoint(view.own),  # which is newer, only rows can tell
+        ambiguous=draft.ambiguous or not view.up_to_date.isdisjoint(view.own),  # which is newer, only rows can tell
         retry_after_s=min([*filter(None, (draft.retry_after_s,)), *polls], default=None),
     )
 

@@ -7,17 +7,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property, partial
 from itertools import chain, islice, repeat
-from typing import Literal
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, Rollout, resolve_share, seconds_of
-from mikrom_reconcile.core.model.observed import HEALTHY, NOT_RESTARTED, WANTS_VMM, Attempt
-from mikrom_reconcile.core.model.plan import ChangeKind, Peak, Refusal, VMChange, group_by
+from mikrom_reconcile.core.model.desired import DesiredVM, Halt, Rollout, resolve_share, seconds_of
+from mikrom_reconcile.core.model.observed import WANTS_VMM, Attempt, ObservedVM
+from mikrom_reconcile.core.model.plan import Peak, Refusal, VMChange, group_by
 from mikrom_reconcile.core.placement.scheduler import named
-from mikrom_reconcile.core.planning.context import Draft, PlanContext, ProjectView, with_kind
-from mikrom_reconcile.core.planning.guards import as_recorded
-from mikrom_reconcile.core.planning.verdicts import ABORTED, ended, has_ended, promoted, unheard, with_words
+from mikrom_reconcile.core.planning import verdicts
+from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
 from mikrom_reconcile.core.specs.budgets import Allowance, allowance, largest
 from mikrom_reconcile.times_and_sizes import RUNS, SPECS
 
@@ -40,15 +38,17 @@ def roll_out(draft: Draft, context: PlanContext) -> Draft:
     fleets = {
         name: _Rollout(name, members.get(name, []), mine[name], all_of.get(name, []), context) for name in sorted(mine)
     }
+    was_asked = any(query.before for query in context.given.queries.values())
     changes = [fleets[change.fleet].admit(change) for change in draft.changes]
     words = [word for fleet in fleets.values() for word in fleet.words()]
-    draft = with_words(replace(draft, changes=changes), words)
+    draft = verdicts.with_words(replace(draft, changes=changes), words)
     return replace(
         draft,
-        unmatched=draft.unmatched or unheard(context.overrides, words, context.fleets),
+        unmatched=draft.unmatched or verdicts.unheard(context.overrides, words, context.fleets),
         refusals=(*draft.refusals, *(refusal for fleet in fleets.values() for refusal in fleet.refusals())),
         peaks={name: peak for name, fleet in fleets.items() if (peak := fleet.peak())},
         retry_after_s=min(chain.from_iterable(fleet.retries for fleet in fleets.values()), default=None),
+        ambiguous=not was_asked and any(fleet.goes_back for fleet in fleets.values()),
     )
 
 
@@ -69,16 +69,18 @@ class _Rollout:
         self._overrides, self._retry = context.overrides, context.overrides.retry
         rollout, budgets = (fleet.rollout, fleet.budgets) if (fleet := context.fleets.get(name)) else (None, ())
         self._described, self._rollout = rollout is not None, rollout or Rollout()
+        self._may_go_back = self._rollout.auto_revert and verdicts.may_go_back(name, context)
         self._known = {change.name: change for change in everything if change.rule != "duplicate"}
         if self._rollout.unreachable == "skip":
             vms = [vm for vm in vms if not self._is_known_as(vm.name, "unreachable-host", "possible-duplicate")]
-        names = _in_order(vms, self._rollout.order)
+        self._wanted = {vm.name: vm for vm in vms}
+        names = self._rollout.ordered(vms)
         self._size = len(names)
         unseen = (name for name in names if self._is_known_as(name, "unreachable-host"))
         self._unreachable = sorted({self._known[name].host for name in unseen})
-        self._down = {vm.name for vm in vms if _is_down(vm, self._view)}
+        self._down = {vm.name for vm in vms if self._view.is_down(vm)}
         self._going = {change.name for change in mine if self._takes_down(change)}
-        self._rolling = {change.name for change in mine if change.name in self._going and _rolls(change)}
+        self._rolling = {change.name for change in mine if change.name in self._going and verdicts.rolls(change)}
         can_halt = names if self._described else []
         self._failed = {name for name in can_halt if self._has_failed(name)}
         self._stuck = self._failed | {name for name in can_halt if self._is_known_as(name, "crash-loop")}
@@ -87,10 +89,9 @@ class _Rollout:
         self._halts_creates, self._halts_rolling = self._too_many(self._failed), self._too_many(self._stuck)
         self._canaries = self._batches[0] if names and self._rollout.waits_for_promotion else []
         self._unpromoted = [name for name in self._canaries if name in self._view.canaries - self._rolling]
-        self._halt = self._recorded_halt(vms)
         self._allowance = cache(partial(allowance, budgets, self._size, context.now))
         self._stalled = self._has_stalled(context.thawed_s)
-        self._at, self._before = self._position() if self._described else (None, "")
+        self._at, self._before = self._position() if self._described and not self.goes_back else (None, "")
         self._used, self._stopped = len(self._down), False
         self._given_up: set[str] = set()
         self.retries: set[float] = set()  # in how many seconds a batch may be healthy, or a budget opens
@@ -134,32 +135,67 @@ class _Rollout:
         if limit is None or progress is None or not left or self._retry or self._unpromoted:
             return False
         idle_s = min(progress.age_s, thawed_s, self._allowance(frozenset({"spec_change"})).open_s)
-        return progress.token > self._begins_after() and idle_s > seconds_of(limit)
+        return self._begun > 0 and idle_s > seconds_of(limit)
+
+    @cached_property
+    def _older(self) -> dict[str, ObservedVM]:
+        """The VMs that this rollout has still to come to, or that went back."""
+        return {it.name: it.observed for it in self._known.values() if it.observed and verdicts.rolls(it)}
 
     def _begins_after(self) -> int:
         """The trials of this rollout have higher tokens than any VM that it has still to come to."""
-        rows = (self._known[name].observed for name in self._rolling)
-        return max((row.trial.token for row in rows if row and row.trial), default=0)
+        return max((row.trial.token for row in self._older.values() if row.trial), default=0)
 
-    def _recorded_halt(self, vms: list[DesiredVM]) -> str:
-        """Why a record says that no VM is to be brought to what is wanted now, "" if none does."""
+    @cached_property
+    def _begun(self) -> int:
+        """The token of the run in which this rollout began, which all trials of it have; 0: none has."""
+        progress = self._view.progress.get(self._fleet)
+        return progress.token if progress and progress.token > self._begins_after() else 0
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether it has failed, and what it brought has to go back to what was before."""
+        return self._may_go_back and self._is_over and self._begun > 0
+
+    @cached_property
+    def _reverts(self) -> dict[str, VMChange]:
+        """What brings VMs back that this rollout brought; once all have come, only who never was healthy says so."""
+        had = self._wanted.keys() & self._view.before.keys() & self._view.own.keys() - self._older.keys()
+        rows = [self._view.own[name][0] for name in sorted(had)] if self.goes_back else []
+        mine = {row.name: self._wanted[row.name] for row in rows if row.trial and row.trial.token == self._begun}
+        is_incomplete = any(self._known[name].kind != "blocked" for name in self._older)
+        if not (is_incomplete or self._halt or self._failed & mine.keys()):
+            return {}
+        return {change.name: change for change in verdicts.reverts(mine, self._view, self._why_halted())}
+
+    @property
+    def _outcome(self) -> str:
+        """What has become of a rollout that is over."""
+        return "reverted" if self._reverts else self._halt.outcome if self._halt else "halted"
+
+    @cached_property
+    def _halt(self) -> Halt | None:
+        """What a record, or a person, says of why no VM is to be brought to what is wanted now."""
         if self._fleet in self._overrides.abort:
-            return ABORTED
-        if self._retry:
-            return ""
-        halts = ((vm.spec_digest, self._view.halts.get(vm.name)) for vm in vms)
-        return next((halt.why for digest, halt in halts if halt and halt.spec_digest == digest), "")
+            return Halt(spec_digest="", why=verdicts.ABORTED)
+        counted = self._wanted.keys() & self._view.halts.keys() & (self._tried if self._retry else self._wanted.keys())
+        halts = ((self._view.halts[name], self._wanted[name]) for name in sorted(counted))
+        said = (halt for halt, vm in halts if halt.spec_digest == vm.spec_digest)
+        return max(said, key=lambda halt: halt.outcome == "reverted", default=None)
 
     def words(self) -> Iterator[VMChange]:
         """What a person says of this rollout, for the records of the VMs that it concerns."""
         names = self._batch_of.keys() - self._rolling
         rows = {name: self._view.own[name][0] for name in sorted(names) if name in self._view.own}
+        yield from (self._paced(revert) if self._takes_down(revert) else revert for revert in self._reverts.values())
         if self._fleet in self._overrides.promote and not any(map(self._is_unhealthy, self._canaries)):
-            yield from (promoted(rows[name]) for name in self._unpromoted)
+            yield from (verdicts.promoted(rows[name]) for name in self._unpromoted)
         if self._fleet in self._overrides.abort and self._rolling:
             begins_after = self._begins_after()
             going = (row for row in rows.values() if row.trial and row.trial.token > begins_after)
-            yield from (ended(row, ABORTED) for row in going if not has_ended(row))
+            yield from (verdicts.ended(row, verdicts.ABORTED) for row in going if not verdicts.has_ended(row))
+        if self._retry:
+            yield from (verdicts.retried(row) for row in rows.values() if verdicts.has_ended(row))
 
     def _attempt(self, name: str) -> Attempt | None:
         observed = self._known[name].observed
@@ -203,39 +239,44 @@ class _Rollout:
 
     def admit(self, change: VMChange) -> VMChange:
         """The change, or what is left of it."""
-        if self._known.get(change.name) is not change:
+        if self._known.get(change.name) is not change or change.name in self._reverts:
             return change
         if change.name in self._failed & self._going:  # it is still up, and would only keep the others waiting
             self._given_up.add(change.name)
             return with_kind(change, "blocked", "that has failed")
         waits_for_canary = change.name in self._followers and (self._unpromoted or self._to_change(self._canaries))
         has_failed = change.name in self._failed or self._halts_creates is not None or self._halt or waits_for_canary
-        if has_failed and change.name in self._down and (repair := _as_it_was(change)):
+        if has_failed and change.name in self._down and (repair := verdicts.as_it_was(change)):
             return repair
         if change.kind == "wait" and change.name in self._failed:
             self._stopped = self._stopped or self._halts_rolling is not None
             return replace(change, reasons=(*change.reasons, self._not_healthy_in_time))
         if self._is_halted(change):
             self._stopped = True
-            return with_kind(change, "blocked", "the rollout of this fleet is halted")
-        if change.name in self._going:
-            if why := self._waits(change.name):
-                return with_kind(change, "wait", why)
-            allowed = self._allowance(_reasons_of(change))
-            if allowed.most == 0:
-                self.retries |= {allowed.opens_after_s} if allowed.opens_after_s else set()
-                return with_kind(change, "wait", allowed.decides, held_by="budget")
-            if self._used >= min(self._limit(), allowed.most):
-                return with_kind(change, "wait", self._used_up_by(allowed))
-            self._used += 1
-        return self._as_canary(change)
+            return with_kind(change, "blocked", f"the rollout of this fleet is {self._outcome}")
+        return self._on_trial(self._paced(change) if change.name in self._going else change)
 
-    def _as_canary(self, change: VMChange) -> VMChange:
-        """The change, noted to be that of a canary if others are to follow it."""
+    def _paced(self, change: VMChange) -> VMChange:
+        """The change, which takes its VM down, or what it waits for."""
+        if why := self._waits(change.name):
+            return with_kind(change, "wait", why)
+        allowed = self._allowance(_reasons_of(change))
+        if allowed.most == 0:
+            self.retries |= {allowed.opens_after_s} if allowed.opens_after_s else set()
+            return with_kind(change, "wait", allowed.decides, held_by="budget")
+        if self._used >= min(self._limit(), allowed.most):
+            return with_kind(change, "wait", self._used_up_by(allowed))
+        self._used += 1
+        return change
+
+    def _on_trial(self, change: VMChange) -> VMChange:
+        """The change, with what its host has to know: since when this is rolled out, and whether others wait for it."""
         is_new = change.kind == "create" or (change.kind in {"start", "restart", "replace"} and change.fields)
-        if change.desired is None or change.name not in self._canaries or not is_new or not self._followers:
+        if change.desired is None or not is_new:
             return change
-        return replace(change, desired=replace(change.desired, canary=True))
+        canary = True if self._followers and change.name in self._canaries else None
+        rollout = self._begun if self._rollout.auto_revert else None
+        return replace(change, desired=replace(change.desired, canary=canary, rollout=rollout))
 
     @cached_property
     def _followers(self) -> set[str]:
@@ -251,11 +292,11 @@ class _Rollout:
             return self._is_over
         gave_up = change.observed is not None and change.observed.phase == "parked"
         again = change.name in self._failed or (gave_up and change.name in self._down)
-        return (self._halts_creates is not None or bool(self._halt)) and (again or change.kind == "create")
+        return (self._halts_creates is not None or self._halt is not None) and (again or change.kind == "create")
 
     @property
     def _is_over(self) -> bool:
-        return self._halts_rolling is not None or self._stalled or bool(self._halt)
+        return self._halts_rolling is not None or self._stalled or self._halt is not None
 
     def _waits(self, name: str) -> str:
         if name in self._rolling and self._unreachable:
@@ -299,13 +340,15 @@ class _Rollout:
         remedy = "change the spec, or --retry"
         for name in sorted(self._given_up):
             yield Refusal(fleet=self._fleet, vm=name, rule="halted", message=f"{self._failure(name)}; {remedy}")
-        if self._stopped:
-            yield Refusal(fleet=self._fleet, vm="", rule="halted", message=f"{self._why_halted()}; {remedy}")
+        if self._stopped or self._reverts:
+            to = "it goes back to what was healthy before" if self._outcome == "reverted" else "there is no way back"
+            message = f"{self._why_halted()}; {f'{to}; ' if self._may_go_back else ''}{remedy}"
+            yield Refusal(fleet=self._fleet, vm="", rule=self._outcome, message=message)
 
     def _why_halted(self) -> str:
         at = self._halts_rolling
         if self._halt:
-            return self._halt
+            return self._halt.why
         if at is None:
             return f"nothing has got on within the progress_deadline of {self._rollout.progress_deadline}"
         failed = [name for name in self._batches[at] if name in self._stuck]
@@ -321,7 +364,8 @@ class _Rollout:
         change = self._known.get(name)
         if name in self._failed and self._is_overdue(name):
             seen = change.observed if change else None
-            return f"{name} ({self._not_healthy_in_time}{': ' + seen.health if seen and seen.health else ''})"
+            why = (seen.health or seen.last_error) if seen else ""
+            return f"{name} ({self._not_healthy_in_time}{f': {why}' if why else ''})"
         attempt = self._attempt(name)
         if name in self._failed and attempt is not None:
             return f"{name} ({attempt.result.replace('_', ' ')}: {attempt.error})"
@@ -329,59 +373,19 @@ class _Rollout:
 
     def peak(self) -> Peak | None:
         """How many are down at a time, if any are taken down."""
-        going = self._going - self._rolling if self._is_over else self._going
+        back = {name: change for name, change in self._reverts.items() if self._takes_down(change)}
+        going = {name: self._known[name] for name in self._going - (self._rolling if self._is_over else set())} | back
         if not going:
             return None
         sizes = tuple(map(len, self._batches))
-        allowed = max(self._allowance(_reasons_of(self._known[name])).most for name in going)
+        allowed = max(self._allowance(_reasons_of(change)).most for change in going.values())
         down = min(max(sizes[self._at or 0 :]), allowed, len(self._down) + len(going))
         peak = Peak(down=down, size=self._size, pending=len(going))
         return peak if self._at is None else replace(peak, batch=self._at + 1, batches=sizes)
 
 
-def _in_order(vms: list[DesiredVM], order: Literal["name", "reverse"] | tuple[str, ...]) -> list[str]:
-    """The names in the order of the rollout: those that a list names, or whose hosts it names, come first in it."""
-    if isinstance(order, str):
-        return [vm.name for vm in (vms if order == "name" else reversed(vms))]
-    places = {word: place for place, word in reversed([*enumerate(order)])}
-
-    def place(vm: DesiredVM) -> int:
-        return min(places.get(vm.name, len(order)), places.get(vm.host, len(order)))
-
-    return [vm.name for vm in sorted(vms, key=place)]
-
-
-def _is_down(vm: DesiredVM, view: ProjectView) -> bool:
-    """A VM that should be up and is not, whatever will be done about it; one that has ended as it may is done."""
-    rows = view.own.get(vm.name)
-    if not rows:
-        return vm.name not in view.up_to_date
-    phase = rows[0].phase
-    return phase not in HEALTHY and not (phase == "exited" and phase in NOT_RESTARTED[vm.spec.restart.policy])
-
-
 def _reasons_of(change: VMChange) -> frozenset[str]:
     """Which budgets a VM that is taken down counts for: a move may bring it to another spec, too."""
     if change.rule == "misplaced":
-        return frozenset({"move", "spec_change"} if _rolls(change) else {"move"})
-    return frozenset({"spec_change"} if _rolls(change) else {"drift"})
-
-
-def _rolls(change: VMChange) -> bool:
-    """Whether it brings the VM to another spec, and not only back to its own or to another host."""
-    if change.rule != "misplaced":
-        return change.rule in {"needs-restart", "needs-replace"}
-    return not (change.desired and change.observed and change.desired.spec_digest == change.observed.spec_digest)
-
-
-def _as_it_was(change: VMChange) -> VMChange | None:
-    """A repair with the spec that the VM had, not with one that has failed; None where that is no way."""
-    seen, desired = change.observed, change.desired
-    if change.kind not in {"start", "restart", "replace"} or seen is None or desired is None:
-        return None
-    if not change.fields or seen.phase == "parked":
-        return None
-    was = as_recorded(seen, desired.state, seen.policy)
-    reasons = (*change.reasons, "with the spec that it had, because the new one has failed")
-    kind: ChangeKind = "start" if change.kind == "start" else "restart"
-    return replace(change, kind=kind, reasons=reasons, fields=(), desired=was)
+        return frozenset({"move", "spec_change"} if verdicts.rolls(change) else {"move"})
+    return frozenset({"spec_change"} if verdicts.rolls(change) else {"drift"})

@@ -8,18 +8,25 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from mikrom_reconcile.core.model.desired import DesiredVM
 from mikrom_reconcile.core.model.fields import needs_restart
-from mikrom_reconcile.core.model.observed import WANTS_VMM, Attempt, Trial
+from mikrom_reconcile.core.model.observed import WANTS_VMM, Attempt, Before, Trial
 from mikrom_reconcile.core.model.plan import Order
 from mikrom_reconcile.host.ports import VMRecord
 
 
 def next_record(
-    order: Order, found: VMRecord | None, *, tombstone: VMRecord | None, now: datetime, made_as: str = ""
+    order: Order,
+    found: VMRecord | None,
+    *,
+    tombstone: VMRecord | None,
+    now: datetime,
+    made_as: str = "",
+    proven: bool = False,
 ) -> VMRecord:
     """What `found` becomes by `order`; a VM with a uid of its own when there is none, or one that was half deleted. A
     new VM goes on with the generation of the last one of its name, which its `tombstone` holds. Its files are called
-    `made_as`, if not as itself.
+    `made_as`, if not as itself. `proven` says that `found` has been healthy with its spec.
     """
     action, desired = order.action, order.action.desired
     if found is not None and action.verb in {"import", "forget"}:
@@ -34,7 +41,8 @@ def next_record(
     wanted: dict[str, Any] = {
         "fleet": desired.fleet, "state": desired.state, "spec": desired.spec, "policy": desired.policy,
         "spec_digest": desired.spec_digest, "addresses": desired.addresses, "trial": trial_of(order, found, now),
-        "halt": desired.halt or (found.halt if found and found.spec_digest == desired.spec_digest else None),
+        "halt": desired.halt or (found.halt if found and found.spec == desired.spec else None),
+        "before": before_of(order, found, proven=proven),
     }  # fmt: skip
     if found is None or found.state == "absent":
         last = found or tombstone
@@ -67,13 +75,36 @@ def trial_of(order: Order, found: VMRecord | None, now: datetime) -> Trial | Non
     """The trial of the spec that is ordered. One that the VM had goes on, from the start if it was to be down."""
     desired = order.action.desired
     assert desired is not None, "what is deleted has no trial"  # noqa: S101
-    if found is None or found.state == "absent" or needs_restart(found.spec, desired.spec):
-        trial: Trial | None = Trial(since=now, token=order.token)
-    elif desired.state in WANTS_VMM and (found.state not in WANTS_VMM or found.parked):
-        trial = replace(found.trial or Trial(since=now, token=order.token), since=now)
+    anew = Trial(since=now, token=desired.rollout or order.token)
+    if desired.goes_back and found and found.before:
+        trial: Trial | None = replace(anew, token=found.before.token)
+    elif found is None or found.state == "absent" or needs_restart(found.spec, desired.spec):
+        trial = anew
+    elif _begins_again(found, desired):
+        trial = replace(found.trial or anew, since=now)
     else:
         trial = found.trial
     return trial if trial is None or desired.canary is None else replace(trial, canary=desired.canary)
+
+
+def before_of(order: Order, found: VMRecord | None, *, proven: bool) -> Before | None:
+    """What the VM can go back to: the latest spec but its own with which it has been healthy.
+
+    A spec that it has proven and begins again with is no news, and nothing that its rollout could be blamed for.
+    """
+    desired = order.action.desired
+    if found is None or found.state == "absent" or desired is None:
+        return None
+    if desired.goes_back or not needs_restart(found.spec, desired.spec):
+        return None if proven and not desired.goes_back and _begins_again(found, desired) else found.before
+    if proven and found.trial and desired.rollout is not None:
+        return Before(spec=found.spec, token=found.trial.token, addresses=found.addresses)
+    return None if desired.rollout is None else found.before
+
+
+def _begins_again(found: VMRecord, desired: DesiredVM) -> bool:
+    """Whether a VM that was to be down comes up."""
+    return desired.state in WANTS_VMM and (found.state not in WANTS_VMM or found.parked)
 
 
 def provenance_fields(order: Order, found: VMRecord) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mikrom_reconcile.host.orders.next_record import next_record, provenance_fie
 from mikrom_reconcile.host.orders.preconditions import Reservations, check
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
+from mikrom_reconcile.host.trials import Trials
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import ORDERS
 
@@ -55,7 +56,9 @@ class ActionRun:
         self.record = self.found
         tombstone = self.records.tombstone(self.order.action.vm) if self.found is None else None
         home = self.records.new_home(self.order.action.vm) if self.found is None else self.found.made_as
-        self.ordered = next_record(self.order, self.found, tombstone=tombstone, made_as=home, now=self.clock.now())
+        trial, vm, now = self.found.trial if self.found else None, self.order.action.vm, self.clock.now()
+        proven = trial is not None and Trials(self.records.state_dir).proof_of(vm, trial) is not None
+        self.ordered = next_record(self.order, self.found, tombstone=tombstone, made_as=home, now=now, proven=proven)
         self._began_s = self.clock.monotonic()
         self._may_have_started = False
 
@@ -130,9 +133,9 @@ class ActionRun:
     # ---- the steps --------------------------------------------------------------------------------------------
 
     def record_stopping(self) -> None:
-        """Order the VM down under its old spec: the new one is recorded once no VMM runs the old one."""
-        record = self._record
-        self._write(replace(record, state="stopped", last_error=None, **provenance_fields(self.order, record)))
+        """Order the VM down under its old spec: the new one is recorded once no VMM runs that; a halt at once."""
+        halt, order = self.ordered.halt or self._record.halt, provenance_fields(self.order, self._record)
+        self._write(replace(self._record, state="stopped", last_error=None, halt=halt, **order))
 
     def record_order(self) -> None:
         """Record what the VM is to be from now on. Links follow at once where no start is to bring them there."""

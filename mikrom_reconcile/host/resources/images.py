@@ -247,8 +247,9 @@ def image_uses(records: Records) -> tuple[defaultdict[str, set[str]], bool]:
     for record in records.list():
         time.sleep(0)  # lets other greenlets run
         if isinstance(record, VMRecord):
-            for file in record.spec.boot.files().values() if record.spec.boot else ():
-                uses[file.sha256].add(record.vm)
+            for spec in (record.spec, *([record.before.spec] if record.before else [])):
+                for file in spec.boot.files().values() if spec.boot else ():
+                    uses[file.sha256].add(record.vm)
         else:
             is_whole = False
     return uses, is_whole

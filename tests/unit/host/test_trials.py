@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Halt, Policy
-from mikrom_reconcile.core.model.observed import ObserveQuery, Progress, Trial
+from mikrom_reconcile.core.model.observed import Before, ObserveQuery, Progress, Trial
 from mikrom_reconcile.core.model.plan import Action, Expect, Order
 from mikrom_reconcile.host.orders.next_record import next_record
 from mikrom_reconcile.host.ports import VMRecord
@@ -104,14 +104,67 @@ def test_a_canary_is_one_until_its_record_says_otherwise_and_a_halt_ends_with_it
     halt = Halt(spec_digest="1:aa", why="a person has aborted it")
     found = replace(record_of("web-000"), trial=replace(TRIAL, canary=True), halt=halt)
     assert next_of(found, {}, spec_digest="1:aa") == replace(found, generation=2, token=9, action_id="1:dd")
-    assert next_of(found, {}).halt is None
+    assert next_of(found, {"entropy": False}).halt is None
     promoted = next_of(found, {}, canary=False, halt=halt)
     assert (promoted.trial, promoted.halt) == (TRIAL, halt)
     assert next_of(replace(found, trial=None), {}, canary=False).trial is None
     assert next_of(found, {"boot_args": "another"}).trial == Trial(since=NOW, token=9)
 
 
-def next_of(record: VMRecord, wanted: dict[str, Any], **said: Any) -> VMRecord:
+EARLIER = Before(spec=replace(SPEC, boot_args="earlier"), token=3)
+WAS = Before(spec=SPEC, token=7)
+ANOTHER = {"boot_args": "another"}
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "said", "proven", "before"),
+    [
+        ({}, ANOTHER, {"rollout": 0}, True, WAS),
+        ({}, ANOTHER, {"rollout": 0}, False, EARLIER),
+        ({}, ANOTHER, {}, True, None),
+        ({"spec": replace(SPEC, mmds={})}, {"mmds": {"a": 1}}, {"rollout": 0}, True, EARLIER),
+        ({"state": "stopped"}, {}, {}, False, EARLIER),
+        ({"state": "stopped"}, {}, {}, True, None),
+        ({"parked": True}, {}, {}, True, None),
+        ({"state": "absent"}, {}, {"rollout": 5}, True, None),
+    ],
+)
+def test_a_vm_can_go_back_to_what_was_healthy_before(
+    found: dict[str, Any], wanted: dict[str, Any], said: dict[str, Any], *, proven: bool, before: Before | None
+) -> None:
+    record = replace(record_of("web-000"), **{"trial": TRIAL, "before": EARLIER, **found})
+    assert next_of(record, wanted, proven=proven, **said).before == before
+
+
+def test_a_trial_has_the_token_of_the_run_in_which_its_rollout_began() -> None:
+    record = replace(record_of("web-000"), trial=TRIAL)
+    assert next_of(record, ANOTHER, rollout=0).trial == Trial(since=NOW, token=9)
+    assert next_of(record, ANOTHER, rollout=8).trial == Trial(since=NOW, token=8)
+
+
+def test_what_goes_back_has_its_earlier_trial_again_and_keeps_why() -> None:
+    halt = Halt(spec_digest="1:aa", why="it was no good", outcome="reverted")
+    record = replace(record_of("web-000"), trial=replace(TRIAL, canary=True), before=EARLIER)
+    back = next_of(record, {"boot_args": "earlier"}, canary=False, halt=halt)
+    assert (back.trial, back.halt, back.before) == (Trial(since=NOW, token=3), halt, EARLIER)
+    assert next_of(back, {}).halt == halt, "a repair changes nothing about that"
+
+
+def test_what_vms_had_before_is_told_where_it_is_asked_for(host: Host) -> None:
+    host.records.write(replace(record_of("web-000"), before=EARLIER))
+    assert host.ask(ASKED).before == {}
+    assert host.ask(replace(ASKED, before=True)).before == {"web-000": EARLIER}
+
+
+def test_a_promotion_takes_no_proof_away(host: Host) -> None:
+    host.records.write(replace(record_of("web-000"), trial=replace(TRIAL, canary=True)))
+    host.ask(ASKED)
+    del host.driver.vmms["web-000"]
+    host.records.write(replace(record_of("web-000"), trial=TRIAL))
+    assert host.ask(ASKED).unproven == {}
+
+
+def next_of(record: VMRecord, wanted: dict[str, Any], *, proven: bool = False, **said: Any) -> VMRecord:
     spec = replace(record.spec, **wanted)
     desired = DesiredVM(
         name=record.vm, project="shop", fleet="web", host=HOST, state="running", spec=spec, policy=Policy(),
@@ -121,4 +174,4 @@ def next_of(record: VMRecord, wanted: dict[str, Any], **said: Any) -> VMRecord:
         id="1:dd", verb="restart", host=HOST, vm=record.vm, project="shop", desired=desired,
         expect=Expect(uid=record.uid, generation=1), deadline_s=60.0,
     )  # fmt: skip
-    return next_record(Order(run_id="r", token=9, action=action), record, tombstone=None, now=NOW)
+    return next_record(Order(run_id="r", token=9, action=action), record, tombstone=None, now=NOW, proven=proven)

@@ -51,8 +51,6 @@ _SECRETS = (Path("/etc/mikrom/secrets"),)
 _FOLDERS = "folders, with : between, of file://"
 _ABSOLUTE = "an absolute path: relative ones mean another place in each working directory"  # only shells expand ~
 _driver = _one_of(*_DRIVERS)
-_role = _one_of("host", "control")
-_mode = _one_of("enforce", "report")
 _path = _matching("/.*", _ABSOLUTE, Path)
 _program = _matching("/.*", _ABSOLUTE)
 _specs = _matching(r"/.*|git\+.*", _ABSOLUTE)
@@ -72,18 +70,17 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _mirrors(text: str) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(name.partition("=")[::2] for name in _names(text))
-    if not all(name and re.fullmatch(r"[^/=]+(/[^/=]+)*", mirror) for name, mirror in pairs):
-        raise ValueError("must be like docker.io=mirror.example.net:5000, with , between several")
-    return pairs
+def _pairs(pattern: str, example: str) -> Callable[[str], tuple[tuple[str, str], ...]]:
+    def parse(text: str) -> tuple[tuple[str, str], ...]:
+        if not all(re.fullmatch(pattern, pair) for pair in _names(text)):
+            raise ValueError(f"must be like {example}, with , between several")
+        return tuple(pair.partition("=")[::2] for pair in _names(text))
+
+    return parse
 
 
-def _hooks(text: str) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(name.partition("=")[::2] for name in _names(text))
-    if not all(re.fullmatch("(json|slack|github|gitlab)=https?://[^/ ]+(/[!-~]*)?", "=".join(pair)) for pair in pairs):
-        raise ValueError("must be like slack=https://hooks.example.net/T0/B0, with , between several")
-    return pairs
+_mirrors = _pairs(r"[^=]+=[^/=]+(/[^/=]+)*", "docker.io=mirror.example.net:5000")
+_hooks = _pairs("(json|slack|github|gitlab)=https?://[^/ ]+(/[!-~]*)?", "slack=https://hooks.example.net/T0/B0")
 
 
 def seconds(text: str) -> float:
@@ -134,7 +131,7 @@ class Settings:
     secret_env: tuple[str, ...] = _env("MIKROM_SECRET_ENV", (), "variables, with , between, of env:// secrets", _names)
     broker_url: str | None = _env("MIKROM_BROKER_URL", None, _BROKERS)
     worker_role: Literal["host", "control"] = _env(
-        "MIKROM_WORKER_ROLE", "host", "host (gevent, one per hypervisor) or control", _role
+        "MIKROM_WORKER_ROLE", "host", "host (gevent, one per hypervisor) or control", _one_of("host", "control")
     )
     queue: str = _env("CELERY_QUEUE_NAME", "mikrom:queue", "control queue; a host's queue is <it>.<host>")
     flower_basic_auth: str | None = _env("FLOWER_BASIC_AUTH", None, "user:password; Flower needs it", secret=True)
@@ -145,7 +142,10 @@ class Settings:
     timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", seconds)
     reconcile_interval: float | str = _env("MIKROM_RECONCILE_INTERVAL", 60.0, _INTERVAL, _cron)
     reconcile_mode: Literal["enforce", "report"] = _env(
-        "MIKROM_RECONCILE_MODE", "enforce", "report: scheduled runs tell what they would do", _mode
+        "MIKROM_RECONCILE_MODE",
+        "enforce",
+        "report: scheduled runs tell what they would do",
+        _one_of("enforce", "report"),
     )
     webhooks: tuple[tuple[str, str], ...] = _env("MIKROM_WEBHOOKS", (), _WEBHOOKS, _hooks, secret=True)
     webhook_secret: str | None = _env("MIKROM_WEBHOOK_SECRET", None, "what json= is signed with", secret=True)

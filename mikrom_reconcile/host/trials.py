@@ -50,7 +50,9 @@ class Trials:
                 continue
             proof = self.proof_of(row.name, trial)
             if proof is None and row.phase in HEALTHY and row.name not in maturing:
-                proof = self._prove(row.name, Proof(trial=trial, at=now))
+                proof = Proof(trial=trial, at=now)
+                with suppress(OSError):  # then the next observer does it
+                    self._folder.write(row.name, proof)
             limit_s = limits_s[row.fleet]
             if proof is None and limit_s is not None and row.state in WANTS_VMM:
                 unproven[row.name] = limit_s - (now - trial.since).total_seconds()
@@ -58,8 +60,3 @@ class Trials:
             its = Progress(token=trial.token, age_s=age_s)
             progress[row.fleet] = progress.get(row.fleet, its).with_that_of(its)
         return unproven, progress
-
-    def _prove(self, vm: str, proof: Proof) -> Proof:
-        with suppress(OSError):  # then the next observer does it
-            self._folder.write(vm, proof)
-        return proof

@@ -1,5 +1,4 @@
 """What becomes of a rollout: people say that its canaries are good, or that it is over, and what has failed goes back.
-
 The records of its VMs keep it.
 """
 

@@ -88,9 +88,8 @@ def trial_of(order: Order, found: VMRecord | None, now: datetime) -> Trial | Non
 
 
 def before_of(order: Order, found: VMRecord | None, *, proven: bool) -> Before | None:
-    """What the VM can go back to: the latest spec but its own with which it has been healthy.
-
-    A spec that it has proven and begins again with is no news, and nothing that its rollout could be blamed for.
+    """What the VM can go back to: the latest spec but its own with which it has been healthy. A spec that it has proven
+    and begins again with is no news, and nothing that its rollout could be blamed for.
     """
     desired = order.action.desired
     if found is None or found.state == "absent" or desired is None:

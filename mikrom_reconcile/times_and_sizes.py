@@ -234,7 +234,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):  # files, documents, and
     name_characters: Annotated[int, "of a VM's name: it is part of socket paths, which have at most 107 bytes"] = 48
     max_problems: Annotated[int, "reported at once; people do not read more, and an attack must not cost more"] = 500
     max_documents: Annotated[int, "in one file"] = 100_000
-    windows: Annotated[int, "in a row that close a budget; after more no end of that is in sight"] = 100
+    windows: Annotated[int, "in a row that close a budget, as half hours do a day; after more no end is in sight"] = 48
     max_brackets: Annotated[int, "for the quick parser, whose time grows with depth times length"] = 250
     max_depth: Annotated[int, "of nesting; the deepest legal document has 8"] = 32
     max_values: Annotated[int, "in one document, with aliases at each use: what stops an alias bomb"] = 200_000

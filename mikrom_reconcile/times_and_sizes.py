@@ -137,6 +137,7 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):  # messages between con
     connect_s: Annotated[float, "a host name may have two addresses, and both together have to stay below 3 s"] = 1.0
     ping_s: Annotated[float, "for the first answer of a server that took the connection"] = 1.5
     read_s: Annotated[float, "longer than any blocking read asks the server to wait"] = 5.0
+    health_check_s: Annotated[float, "of idle connections: one that is half open is noticed within twice as long"] = 5.0
     reconnect_s: Annotated[float, "between two tries of what cannot reach the broker"] = 2.0
     message_bytes: Annotated[int, "before compression: some 100,000 VM rows, or as large a tree of specs"] = 64 << 20
     compress_from_bytes: Annotated[int, "smaller messages gain nothing"] = 4096

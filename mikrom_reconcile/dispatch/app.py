@@ -92,6 +92,7 @@ def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
         "broker_transport_options": {
             "max_connections": 4 * SERVICES.host_slots, "max_retries": 0,
             "socket_timeout": 5, "socket_connect_timeout": 2, "socket_keepalive": True,
+            "health_check_interval": BROKER.health_check_s,
             "priority_steps": list(STEPS), "queue_order_strategy": "priority",
             # one set per host: with the shared ones any host reads what another has fetched
             "unacked_key": unacked,

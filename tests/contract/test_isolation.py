@@ -127,7 +127,6 @@ class World:
         for wire in (self.ann, self.bob, self.server):
             wire.router_mac = mac_of_device("up0" if wire is self.server else self.bridge)
             wait_until(wire.is_known, f"{wire.tap} to be on")
-        self.server.send(arp(self.server.mac, METADATA, "169.254.169.1"))
         self.host.setblocking(False)  # noqa: FBT003
         self.host.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         self.host.bind(("", 53))
@@ -159,6 +158,7 @@ class World:
         for wire in wires.values():
             wire.count(b"")
             wire.got.clear()
+        self.server.send(arp(self.server.mac, METADATA, "169.254.169.1"))  # who answers no probe is soon forgotten
         row.send(self, token)
         for wire in wires.values():
             wire.settle()

@@ -279,6 +279,15 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):  # what is shown to peo
     logs_bytes: Annotated[int, "of a console: some thousand lines, one message that a broker takes lightly"] = 256 << 10
 
 
+class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):  # what `mikrom simulate` makes up
+    failing_starts: Annotated[float, "of those of a host, where starts are to fail"] = 0.2
+    faults_s: Annotated[float, "each host is dark once, from some moment within that time, for as long at most"] = 300.0
+    up_before_s: Annotated[float, "VMs that run have done so for longer than any rollout wants to see"] = 1e6
+    interval_s: Annotated[float, "between runs, as between Beat's"] = 60.0
+    runs: Annotated[int, "a fleet of 10,000 VMs changes in 100 batches of some runs each"] = 10_000
+    idle_runs: Annotated[int, "in a row, after which nothing is done any more"] = 3
+
+
 OBSERVING = Observing()
 CHECKS = Checks()
 ORDERS = Orders()
@@ -296,3 +305,4 @@ CHAOS = Chaos()
 DOCTOR = Doctor()
 SPECS = Specs()
 OUTPUT = Output()
+REHEARSAL = Rehearsal()

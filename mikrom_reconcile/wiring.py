@@ -160,12 +160,14 @@ def fleet_app(settings: Settings) -> FleetApp:
     return app
 
 
-def make_reconciler(settings: Settings, hosts: Hosts, store: RunStore, *, alone: bool = False) -> Engine:
+def make_reconciler(
+    settings: Settings, hosts: Hosts, store: RunStore, *, alone: bool = False, clock: Clock | None = None
+) -> Engine:
     """The engine that plans and applies in this process, over any hosts and store; `alone` reaches no other host."""
     from mikrom_reconcile.control.policy import Policy
     from mikrom_reconcile.control.reconcile import Reconciler
 
-    policy, clock = Policy(command=settings.policy, approvers=approvers_of(settings)), Clock()
+    policy, clock = Policy(command=settings.policy, approvers=approvers_of(settings)), clock or Clock()
     return Reconciler(
         here=settings.host, hosts=hosts, store=store, clock=clock, schemas=schemas(), alone=alone, policy=policy
     )

@@ -14,13 +14,10 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.plan import Expect
 from mikrom_reconcile.core.planning import context, leases, one_off, planner, rollout, rules
-from mikrom_reconcile.dispatch.transport import rpc
 from mikrom_reconcile.host import observe
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders import execute, preconditions, steps
-from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.provisioner import Secrets
 
 Variant = Callable[..., Any]
@@ -58,14 +55,6 @@ def _desired_as_it_is(real: Variant, desired: Any, observed: Any) -> Any:
     return desired
 
 
-def _believes(real: Variant, order: Any, found: Any, *, tombstone: Any, highest_token: int) -> Any:
-    """Whatever it expected to find is what is there, and no run is newer."""
-    if isinstance(found, VMRecord) and order.action.verb != "create":
-        expect = Expect(uid=found.uid, generation=found.generation)
-        order = replace(order, action=replace(order.action, expect=expect))
-    return real(order, found, tombstone=tombstone, highest_token=0)
-
-
 def _whose_ever(real: Variant, order: Any, found: Any, *, tombstone: Any, highest_token: int) -> Any:
     """A VM of another project is taken for one of this."""
     if getattr(found, "project", order.action.project) != order.action.project:
@@ -97,16 +86,12 @@ def _remembers_secrets(real: Variant, self: Any, *args: Any, **options: Any) -> 
     _SECRETS.append(self)
 
 
-def _many(real: Variant, *_: Any) -> int:
-    return 1000
+def _as_planned(real: Variant, self: Any, change: Any) -> Any:
+    return change
 
 
 def _no(real: Variant, *args: Any, **options: Any) -> bool:
     return False
-
-
-def _yes(real: Variant, *args: Any) -> bool:
-    return True
 
 
 def _unchanged(real: Variant, *_: Any) -> str:
@@ -126,8 +111,8 @@ BUGS: dict[str, Bug] = {
     "what is down stays down": Bug("G2", ((rules.RULES, "down", _unchanged),)),
     "digests say that all is well": Bug("G2", ((observe, "fleet_digests", _all_run),)),
     "what ought to be gone stays": Bug("G2", ((rules.RULES, "not-in-specs", _unchanged),)),
-    "any number may be down": Bug("G4", ((rollout._Rollout, "_limit", _many),)),
-    "those that are down already do not count": Bug("G4", ((rollout, "_is_down", _no),)),
+    "any number may be down": Bug("G4", ((rollout._Rollout, "_paced", _as_planned),)),
+    "those that are down already do not count": Bug("G4", ((context.ProjectView, "is_down", _no),)),
     "any number is removed": Bug("G4", ((planner, "prune", _first),)),
     "protection goes with its block": Bug("G5", ((planner, "effective", _desired_as_it_is),)),
     "protection is a word": Bug(
@@ -136,14 +121,13 @@ BUGS: dict[str, Bug] = {
     "a name is anybody's": Bug(
         "G6", ((rules.RULES, "name-conflict", _nothing), (execute, "rejection_of", _whose_ever))
     ),
-    "a late order is as good as a new one": Bug(
-        "G7", ((execute, "rejection_of", _believes), (rpc.ReplySender, "is_awaited", _yes))
-    ),
     "a change is no new generation": Bug("G7", ((steps, "provenance_fields", _same_generation),)),
     "what was done is done again": Bug("G7", ((steps.ActionRun, "_is_done", _no),)),
-    "what failed is tried on the next": Bug("G8", ((rollout._Rollout, "_has_failed", _no), (rollout, "_is_down", _no))),
+    "what failed is tried on the next": Bug(
+        "G8", ((rollout._Rollout, "_has_failed", _no), (context.ProjectView, "is_down", _no))
+    ),
     "an attempt that failed is not noted": Bug(
-        "G8", ((steps.ActionRun, "note_failure", _nothing), (rollout, "_is_down", _no))
+        "G8", ((steps.ActionRun, "note_failure", _nothing), (context.ProjectView, "is_down", _no))
     ),
     "a leased address is free": Bug(
         "G9", ((leases, "held_addresses", _none_held), (leases, "seen_addresses", _none_held))

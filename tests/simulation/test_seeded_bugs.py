@@ -16,9 +16,7 @@ SEEDS = 400
 )
 def test_a_bug_is_caught_by_the_guarantee_that_it_breaks(name: str) -> None:
     with seeded(BUGS[name]):
-        found = next((ended for seed in range(SEEDS) if (ended := simulate(seed, 4000)).failure), None)
-    assert found is not None, "no seed finds it"
-    assert found.guarantee == BUGS[name].guarantee, found.failure
+        assert any(simulate(seed, 3000).guarantee == BUGS[name].guarantee for seed in range(SEEDS))
 
 
 def test_every_bug_has_a_function_to_be_in() -> None:

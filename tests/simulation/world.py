@@ -124,6 +124,7 @@ class World:
         self.controls = [Control(self, number) for number in range(controls)]
         self.given_up: set[str] = set()
         self.runs = 0
+        self.is_settling = False
         self.under_way: dict[str, Wanted] = {}
         self._wanted = [(0.0, Wanted(hosts=tuple((name, "") for name in self.machines)))]
 
@@ -135,6 +136,8 @@ class World:
         return next((wanted for since, wanted in reversed(self._wanted) if since <= at), self._wanted[0][1])
 
     def change(self, **fields: Any) -> None:
+        if self.is_settling:
+            return
         self._wanted.append((self.clock.now, replace(self.wanted, **fields)))
         self.clock.say(f"wanted: {fields}")
 
@@ -181,6 +184,7 @@ class World:
         self.broker.lost = self.broker.doubled = self.broker.late = 0.0
         hosts = tuple((name, "") for name in self.machines)
         self.change(hosts=hosts, args="good", has_db=True, has_claim=False)
+        self.is_settling = True
         for control in self.controls:
             control.behind_s = control.process.cut_until = control.process.frozen_until = 0.0
             if not control.process.alive:

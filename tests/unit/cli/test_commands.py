@@ -18,7 +18,7 @@ DOCUMENTED = {
     "init", "validate", "render", "plan", "apply", "destroy", "get", "status", "describe", "explain", "events", "logs",
     "history", "schema", "doctor", "completion", "version", "worker", "beat", "flower", "up",
     "start", "stop", "pause", "suspend", "resume", "restart", "delete", "orphans", "images", "image", "drift",
-    "rollback", "promote", "abort", "accept", "approve", "freeze", "unfreeze", "chaos",
+    "rollback", "promote", "abort", "accept", "approve", "freeze", "unfreeze", "chaos", "simulate",
 }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def values_of(option: click.Option) -> tuple[str, str]:
     return "1", "2"
 
 
-REPEATABLE = {"tags", "skip_tags", "extra_vars", "assume_dead", "without_hosts", "help"}
+REPEATABLE = {"tags", "faults", "skip_tags", "extra_vars", "assume_dead", "without_hosts", "help"}
 
 
 def test_no_option_of_any_command_loses_its_first_value() -> None:

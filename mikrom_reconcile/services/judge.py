@@ -32,9 +32,11 @@ class Judge:
                 yield f"{vm} runs with {boot_args!r}; wanted is {word}"
         if len(links) != 2 + len(wanted):
             yield f"links are {', '.join(links)}; wanted are lo, one bridge, and a tap for each of {len(wanted)} VMs"
-        for path in (*self._state_dir.rglob("web-*"), *self._run_dir.rglob("web-*")):
-            if re.split(r"[._]", path.name)[0] not in wanted and _OUTLIVE_THEIR_VM.isdisjoint(path.parts):
-                yield f"{path} is left of a VM that is not wanted"
+        for root in (self._state_dir, self._run_dir):
+            for folder, folders, files in os.walk(root):  # what goes meanwhile is no error to it
+                for name in (*folders, *files) if _OUTLIVE_THEIR_VM.isdisjoint(Path(folder).parts) else ():
+                    if name.startswith("web-") and re.split(r"[._]", name)[0] not in wanted:
+                        yield f"{folder}/{name} is left of a VM that is not wanted"
 
     def pids(self) -> list[int]:
         """Of all VMMs."""

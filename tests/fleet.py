@@ -18,7 +18,7 @@ from mikrom_reconcile.settings import Settings, load
 
 ROOT = Path(__file__).parent.parent
 PASSWORD = "never-in-an-argument"
-READY_S = 120.0
+READY_S = 280.0
 """Much more than anything takes: what is waited for comes late on a busy machine, and is not missed by that."""
 
 KEYS = Keys("mikrom:queue")

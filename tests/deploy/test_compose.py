@@ -111,7 +111,7 @@ def test_each_service_runs_by_its_command_and_its_health_check_knows_whether_it_
     assert compose.health() == dict.fromkeys(SERVICES, False)
     for service in SERVICES:
         compose.start(service)
-    wait_until(lambda: all(compose.health().values()), "all services", within_s=60)
+    wait_until(lambda: all(compose.health().values()), "all services")
     assert not [pid for pid, _, argv in programs() if PASSWORD in " ".join(argv)]
 
 

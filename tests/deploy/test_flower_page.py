@@ -49,13 +49,13 @@ class Page:
     def get(self, path: str, credentials: str = CREDENTIALS) -> str:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
         request.add_header("Authorization", f"Basic {base64.b64encode(credentials.encode()).decode()}")
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             text: str = answer.read().decode()
             return text
 
     def status(self, path: str) -> int | None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
                 status: int = answer.status
                 return status
         except HTTPError as error:

@@ -73,7 +73,9 @@ class Proxy:
         if credentials:
             headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
         port, context = self.https, self.context
-        with closing(HTTPSConnection("127.0.0.1", port, source_address=(source, 0), timeout=5, context=context)) as way:
+        with closing(
+            HTTPSConnection("127.0.0.1", port, source_address=(source, 0), timeout=60, context=context)
+        ) as way:
             try:
                 way.request("GET", path, headers=headers)
                 return way.getresponse().status
@@ -119,7 +121,7 @@ def test_flower_is_shown_to_named_networks_with_credentials(
 
 
 def test_what_asks_without_tls_is_sent_to_the_secure_address(proxy: Proxy) -> None:
-    with closing(HTTPConnection("127.0.0.1", proxy.http, timeout=5)) as way:
+    with closing(HTTPConnection("127.0.0.1", proxy.http, timeout=60)) as way:
         way.request("GET", "/tasks", headers={"Host": "flower.example.net"})
         answer = way.getresponse()
         assert (answer.status, answer.headers["Location"]) == (301, "https://flower.example.net/tasks")

@@ -47,6 +47,7 @@ ANSWERS = {
     "describe hv02": "vms: 4",
     "plan --without-host hv02": "4 blocked",
     "plan": "start +web-003",
+    "simulate": r"Converges after .*: .*\nAt most 1 of 4 VMs of web are down at a time",
     "get fleets": r"shop +web +4 +4 +3 +\d of 4 VMs to go",
     "history web -n 1": "apply by .* files:",
     "render --explain -o text --limit web-003": r"machine\.mem_size_mib +32 +specs/web\.yml:\d+",

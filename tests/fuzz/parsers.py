@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import os
@@ -64,8 +65,10 @@ class Parser(NamedTuple):
 
 @cache
 def folder() -> Path:
-    """Of this process."""
-    return Path(tempfile.mkdtemp(prefix="mk-fuzz-", dir=SCRATCH))
+    """Of this process, gone with it."""
+    path = Path(tempfile.mkdtemp(prefix="mk-fuzz-", dir=SCRATCH))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 def file_of(content: bytes) -> Path:

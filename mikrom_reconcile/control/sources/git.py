@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import shutil
 import signal
 import tempfile
@@ -32,6 +31,8 @@ _HOST = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:\]-]*")
 
 _FETCHED = "refs/mikrom/specs"
 _QUIET = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "fetch.recurseSubmodules=false"]
+_LIMITED = ["sh", "-c", 'ulimit -f "$0" && exec "$@"']
+"""Runs a program that, as what it starts, may write files of so many blocks: the limit is there before it begins."""
 
 _PLACES = ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "NAMESPACE")
 _ELSEWHERE = {"SSH_ASKPASS", *(f"GIT_{name}" for name in _PLACES)}
@@ -191,14 +192,16 @@ class GitSource:
         }
 
     def _git(self, *arguments: str, said: str = "", **variables: str) -> bytes:
+        if shutil.which("git") is None:
+            raise SourceError("cannot start git: is it installed?")
         try:
-            command, env = [shutil.which("git") or "git", *_QUIET, *arguments], _environment() | variables
+            command = [*_LIMITED, str(SPECS.git_file_bytes // 512), "git", *_QUIET, *arguments]
             # in a session of its own, so that its ssh ends with it
-            process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env, start_new_session=True)
+            process = Popen(
+                command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=_environment() | variables, start_new_session=True
+            )
         except OSError as error:
-            raise SourceError(f"cannot start git: {error.strerror}; is it installed?") from error
-        with suppress(ProcessLookupError):  # what it starts to write a pack has this limit, too
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (SPECS.git_file_bytes, SPECS.git_file_bytes))
+            raise SourceError(f"cannot start git: {error.strerror}") from error
         try:
             answer, complaint = process.communicate(said.encode(), max(0.1, self._give_up_at - time.monotonic()))
         except BaseException as error:

@@ -144,7 +144,9 @@ def test_a_kernel_that_does_not_start_halts_it_until_the_spec_changes(site: Site
 def test_a_kernel_that_does_not_start_is_taken_back_by_the_run_that_brought_it(site: Site) -> None:
     before = site.begun(GOES_BACK)
     proof = site.folder / "state" / "proofs" / "web-000.json"
-    wait_until(lambda: site.mikrom("plan") and proof.exists(), "the first VM to have been healthy for long enough")
+    wait_until(
+        lambda: site.mikrom("plan").stdout and proof.exists(), "the first VM to have been healthy for long enough"
+    )
     site.kernel.write_bytes(b"no kernel")
     site.write("own", content=b"no kernel", more=GOES_BACK)
     told = site.mikrom("apply", "--yes", code=8).stdout

@@ -67,8 +67,7 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
         """It should be up and is not, whatever will be done about it; one that has ended as it may is done."""
         if vm.name not in self.own:
             return vm.name not in self.up_to_date
-        phase = self.own[vm.name][0].phase
-        ends = observed.NOT_RESTARTED[vm.spec.restart.policy]
+        phase, ends = self.own[vm.name][0].phase, observed.NOT_RESTARTED[vm.spec.restart.policy]
         return phase not in observed.HEALTHY and not (phase == "exited" and phase in ends)
 
 

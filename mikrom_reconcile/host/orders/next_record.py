@@ -38,12 +38,7 @@ def next_record(
         named = {"vm": action.vm, "fleet": desired.fleet, "spec_digest": desired.spec_digest}
         home = "" if found.home == action.vm else found.home
         return replace(found, **named, made_as=home, **provenance_fields(order, found))
-    wanted: dict[str, Any] = {
-        "fleet": desired.fleet, "state": desired.state, "spec": desired.spec, "policy": desired.policy,
-        "spec_digest": desired.spec_digest, "addresses": desired.addresses, "trial": trial_of(order, found, now),
-        "halt": desired.halt or (found.halt if found and found.spec == desired.spec else None),
-        "before": before_of(order, found, proven=proven),
-    }  # fmt: skip
+    wanted = _wanted(desired, found, trial=trial_of(order, found, now), before=before_of(order, found, proven=proven))
     if found is None or found.state == "absent":
         last = found or tombstone
         return VMRecord(
@@ -69,6 +64,16 @@ def next_record(
         attempt = None if was_so else Attempt(spec_digest=desired.spec_digest, count=0)
     wanted |= provenance_fields(order, found)
     return replace(found, **wanted, attempt=attempt, last_error=None, restarts=restarts, parked=False)
+
+
+def _wanted(desired: DesiredVM, found: VMRecord | None, **kept: Trial | Before | None) -> dict[str, Any]:
+    """The fields that an order of a spec sets, with what is `kept` of how the VM does with it."""
+    return {
+        "fleet": desired.fleet, "state": desired.state, "spec": desired.spec, "policy": desired.policy,
+        "spec_digest": desired.spec_digest, "addresses": desired.addresses,
+        "halt": desired.halt or (found.halt if found and found.spec == desired.spec else None),
+        **kept,
+    }  # fmt: skip
 
 
 def trial_of(order: Order, found: VMRecord | None, now: datetime) -> Trial | None:

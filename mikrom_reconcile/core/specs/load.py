@@ -148,14 +148,17 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
         "document": document,
         "name": document.name,
         "tags": metadata.get("tags", ()),
-        "selected": inventory.select(spec.get("hosts", "all")) if inventory else None,
+        "selected": None,
         "overrides": overrides,
         "instances": _filled(spec.get("instances", {})),
         "policy": {key: value for key, value in policy.items() if value is not None},
         "ignore_changes": lifecycle.get("ignore_changes", ()),
         "budgets": spec.get("disruption", {}).get("budgets", ()),
     }
-    return msgspec.convert(spec | found, ready(FleetSpec))
+    fleet = msgspec.convert(spec | found, ready(FleetSpec))
+    # fleets of one pattern share one tuple, by which the scheduler knows that they do; converted each had a copy
+    hosts = inventory.select(spec.get("hosts", "all")) if inventory else None
+    return msgspec.structs.replace(fleet, hosts=hosts)
 
 
 def _freeze(document: SpecDocument) -> Freeze | None:

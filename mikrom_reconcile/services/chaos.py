@@ -68,8 +68,9 @@ class Wire:
                 client.close()
                 server.close()
                 continue
+            since = time.monotonic()
             for ends in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(*ends, time.monotonic()), daemon=True).start()
+                threading.Thread(target=self._pump, args=(*ends, since), daemon=True).start()
 
     def _pump(self, source: socket.socket, target: socket.socket, since: float) -> None:
         with source, suppress(OSError):

@@ -49,7 +49,7 @@ FIRST_START_S = 0.25
 
 FAILED, UNREACHABLE, REFUSED = 2, 4, 8
 
-SOAK_SEEDS = tuple(pytest.param(seed, marks=pytest.mark.soak) for seed in range(20))
+SEEDS = (100, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(20)))
 """`make test` takes seeds of its own: two for each victim, and one where a fleet has to be started for it."""
 
 KEPT = re.compile(
@@ -184,14 +184,14 @@ def test_the_watch_sees_two_vmms_of_one_vm(own_environment: Path, watch: Watch) 
     assert watch.now() == frozenset()
 
 
-@pytest.mark.parametrize("seed", [*SOAK_SEEDS, 100, 101])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_after_a_killed_apply_the_next_one_converges(own_environment: Path, watch: Watch, seed: int) -> None:
     host = Host(own_environment, dict(os.environ))
     for code in go_through_life(host, watch, Random(f"apply {seed}"), lambda apply: apply.kill()):
         assert code == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("seed", [*SOAK_SEEDS, 100])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_after_a_killed_apply_and_a_killed_destroy_the_next_destroy_leaves_nothing(
     own_environment: Path, watch: Watch, seed: int
 ) -> None:
@@ -211,7 +211,7 @@ def test_after_a_killed_apply_and_a_killed_destroy_the_next_destroy_leaves_nothi
     assert watch.doubles == []
 
 
-@pytest.mark.parametrize("seed", [*SOAK_SEEDS, 100, 101])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_after_a_killed_vmm_the_next_apply_converges(own_environment: Path, watch: Watch, seed: int) -> None:
     host, chance = Host(own_environment, dict(os.environ)), Random(f"vmm {seed}")
 
@@ -224,7 +224,7 @@ def test_after_a_killed_vmm_the_next_apply_converges(own_environment: Path, watc
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize("seed", [*SOAK_SEEDS, 100])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_after_a_killed_worker_is_back_the_next_apply_converges(
     own_environment: Path, fleet: Fleet, watch: Watch, seed: int
 ) -> None:

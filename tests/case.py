@@ -94,7 +94,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`refusals` are keyed by `rule fleet` or `rule VM`, `problems` by `path:line:column`. `vms` maps every name to
-    some of its values by path.
+    some of its values by path. `canaries` are the VMs whose hosts are to note that others wait for them.
     """
 
     changes: dict[str, Words] = {}
@@ -103,6 +103,7 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warnings: list[Words] = []
     remembers: Placements | None = None
     peaks: dict[str, Peak] | None = None
+    canaries: list[str] = []
     again_s: float | None = None
     problems: dict[str, Words] | None = None
     unmatched: str = ""

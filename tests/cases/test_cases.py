@@ -77,6 +77,7 @@ def check_plan(case: Case) -> None:
     assert expect.remembers in (None, decision.placements)
     assert expect.peaks in (None, plan.peaks)
     assert decision.retry_after_s == expect.again_s
+    assert [it.name for it in plan.changes if it.desired and it.desired.canary] == expect.canaries
     due = [headline(change) for change in plan.changes if change.kind not in {"wait", "blocked"}]
     deeds = [f"{action.verb} {action.vm} on {action.host}" for action in plan.actions]
     assert deeds == [line.replace("move ", "delete ").replace("replace ", "restart ") for line in due]

@@ -27,7 +27,9 @@ SILENCE_S = 2.0  # until a client gives a silent broker up
 
 
 class Broker:
-    """One Redis. `is_silent` answers nobody; `forget` empties it; tasks get lost, doubled and late by the shares."""
+    """One Redis. `is_silent` answers nobody; `forget` empties it; tasks get lost, doubled and late by the shares. What
+    comes twice comes late the second time, if not at once: after newer ones, and when nobody waits for it any more.
+    """
 
     def __init__(self, clock: Clockwork) -> None:
         self.clock = clock
@@ -62,8 +64,9 @@ class Broker:
             if chance.random() < self.lost:
                 self.clock.say(f"lost {task}")
                 return
-            for _copy in range(2 if chance.random() < self.doubled else 1):
-                delay_s = chance.uniform(0.0, 30.0) if chance.random() < self.late else chance.uniform(0.0005, 0.002)
+            shares = (self.late, 0.8) if chance.random() < self.doubled else (self.late,)
+            for late in shares:
+                delay_s = chance.uniform(0.0, 60.0) if chance.random() < late else chance.uniform(0.0005, 0.002)
                 self.put(queue, task, kwargs, delay_s)
 
         return SimpleNamespace(settings=Settings(), keys=self.keys, redis=self.client(process), send_task=send)

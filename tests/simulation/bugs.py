@@ -15,6 +15,7 @@ from unittest.mock import patch
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.planning import context, leases, one_off, planner, rollout, rules
+from mikrom_reconcile.dispatch.transport.rpc import ReplySender
 from mikrom_reconcile.host import observe
 from mikrom_reconcile.host.agent import HostAgent
 from mikrom_reconcile.host.orders import execute, preconditions, steps
@@ -62,6 +63,12 @@ def _whose_ever(real: Variant, order: Any, found: Any, *, tombstone: Any, highes
     return real(order, found, tombstone=tombstone, highest_token=highest_token)
 
 
+def _however_late(real: Variant, order: Any, found: Any, **known: Any) -> Any:
+    """What an order expects to find, and how new it is, is asked for of other projects' VMs only."""
+    ending, is_ours = real(order, found, **known), getattr(found, "project", "") == order.action.project
+    return None if is_ours and ending and ending.result == "stale" else ending
+
+
 def _same_generation(real: Variant, order: Any, found: Any) -> Any:
     return real(order, found) | {"generation": found.generation}
 
@@ -94,6 +101,10 @@ def _no(real: Variant, *args: Any, **options: Any) -> bool:
     return False
 
 
+def _yes(real: Variant, *args: Any, **options: Any) -> bool:
+    return True
+
+
 def _unchanged(real: Variant, *_: Any) -> str:
     return rules.UNCHANGED
 
@@ -122,6 +133,9 @@ BUGS: dict[str, Bug] = {
         "G6", ((rules.RULES, "name-conflict", _nothing), (execute, "rejection_of", _whose_ever))
     ),
     "a change is no new generation": Bug("G7", ((steps, "provenance_fields", _same_generation),)),
+    "an order has an effect however late it comes": Bug(
+        "G7", ((execute, "rejection_of", _however_late), (ReplySender, "is_awaited", _yes))
+    ),
     "what was done is done again": Bug("G7", ((steps.ActionRun, "_is_done", _no),)),
     "what failed is tried on the next": Bug(
         "G8", ((rollout._Rollout, "_has_failed", _no), (context.ProjectView, "is_down", _no))

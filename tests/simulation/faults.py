@@ -98,7 +98,7 @@ def messages_go_astray(world: World) -> None:
 
 
 def _messages_arrive(world: World) -> None:
-    world.broker.lost = world.broker.doubled = world.broker.late = 0.0
+    world.broker.lost, world.broker.doubled, world.broker.late = 0.0, world.doubled, 0.0
 
 
 def disk_is_full(world: World) -> None:

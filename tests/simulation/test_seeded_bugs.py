@@ -7,7 +7,10 @@ import pytest
 from tests.simulation.bugs import BUGS, seeded
 from tests.simulation.run import shrunk, simulate
 
-QUICK = {"what is remembered of dark hosts is forgotten", "protection is a word", "a log tells a secret"}
+QUICK = {
+    "what is remembered of dark hosts is forgotten", "protection is a word", "a log tells a secret",
+    "an order has an effect however late it comes",
+}  # fmt: skip
 SEEDS = 400
 
 

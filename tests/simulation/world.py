@@ -118,6 +118,7 @@ class World:
         self.rescan_s = chance.choice([5.0, 20.0])
         self.real_clock = _RealClock(self.clock)
         self.broker = Broker(self.clock)
+        self.doubled = self.broker.doubled = chance.choice([0.0, 0.5])  # some brokers deliver twice all the time
         self.judge = Judge(self)
         self.broker.written, self.broker.sent = self.judge.is_written, self.judge.sent
         self.machines = {f"hv{number}": Machine(self, f"hv{number}", number) for number in range(1, hosts + 1)}

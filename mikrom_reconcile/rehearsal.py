@@ -119,7 +119,7 @@ class RehearsedHosts(LocalHosts):
         records, driver = Records(folder), self._drivers[view.host]
         for row in view.report.vms if view.report else ():
             applied = {name: getattr(row, name) for name in Applied.__struct_fields__}
-            records.write(VMRecord(vm=row.name, action_id="", parked=row.phase == "parked", **applied))
+            records.write(VMRecord(vm=row.name, action_id="", crash_loop=row.phase == "crash_loop", **applied))
             if row.phase in HAS_VMM:
                 driver.up[row.name] = -REHEARSAL.up_before_s
                 driver.tell(row.name, row.fleet, "up", 0.0)

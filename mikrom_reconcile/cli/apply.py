@@ -210,7 +210,7 @@ def _one_off(verb: Verb, text: str) -> click.Command:
 
 
 _UNDONE = "\n\nVM may hold * and ?. The next run undoes what the specs contradict."
-start = _one_off("start", f"Start VMs. A paused one is resumed, a parked one gets its attempts back.{_UNDONE}")
+start = _one_off("start", f"Start VMs. A paused one is resumed, one in a crash loop gets its attempts back.{_UNDONE}")
 stop = _one_off("stop", f"Stop VMs: Ctrl-Alt-Del, then kill. A paused guest is resumed for it.{_UNDONE}")
 pause = _one_off("pause", f"Let guests stand still. Their VMMs, and all that they have in memory, stay.{_UNDONE}")
 suspend = _one_off("suspend", f"Write guests' memory to disk and end their VMMs. `start` lets them go on.{_UNDONE}")

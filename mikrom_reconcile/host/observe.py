@@ -156,7 +156,7 @@ def row_of(record: VMRecord, facts: model.VMMFacts, host: str, links: LinkDrift 
     return model.ObservedVM(
         name=record.vm,
         host=host,
-        phase=model.phase_of(facts, record.state, failed=record.last_error is not None, parked=record.parked),
+        phase=model.phase_of(facts, record.state, failed=record.last_error is not None, crash_loop=record.crash_loop),
         drift=(*damage, *drift_of(record.spec, facts), *link_drift),
         pid=facts.pid,
         **{field: getattr(record, field) for field in model.Applied.__struct_fields__},
@@ -270,7 +270,7 @@ def _maturing(observed: Iterable[tuple[model.ObservedVM, float]], min_healthy_s:
 
 def promised(records: Iterable[VMRecord], overhead_mib: int) -> model.Capacity:
     """What VMs that are ordered to be up may take; one that its host has given up takes nothing."""
-    machines = [record.spec.machine for record in records if record.state in model.WANTS_VMM and not record.parked]
+    machines = [record.spec.machine for record in records if record.state in model.WANTS_VMM and not record.crash_loop]
     return model.Capacity(
         vcpu_count=sum(machine.vcpu_count for machine in machines),
         mem_size_mib=sum(machine.mem_size_mib + overhead_mib for machine in machines),

@@ -11,15 +11,15 @@ class VMRecord(Applied, frozen=True, kw_only=True):
     """What a host keeps about one of its VMs, written before anything is done to it.
 
     The state "absent" says that a delete is under way. `generation` survives deletion in a tombstone. `action_id` is
-    the last order, so that its duplicate is known; `parked` says that the host has given up its restarts. Nobody else
-    may have its addresses while the record is there. `damage` says what happened to a record that was read from its
-    copy; it is never written. `made_as` is the name that a VM had which was renamed: what runs cannot be.
+    the last order, so that its duplicate is known; `crash_loop` says that the host has given up its restarts. Nobody
+    else may have its addresses while the record is there. `damage` says what happened to a record that was read from
+    its copy; it is never written. `made_as` is the name that a VM had which was renamed: what runs cannot be.
     `before` is kept for rollouts that go back.
     """
 
     vm: str
     action_id: str
-    parked: bool = False
+    crash_loop: bool = False
     damage: str = ""
     made_as: str = ""
     before: Before | None = None

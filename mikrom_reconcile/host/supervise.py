@@ -174,22 +174,22 @@ class Supervisor:
     def _restart_reason(self, record: VMRecord) -> Phase | None:
         """The phase out of which the VM is to be brought back; None when it is not."""
         facts = self._driver.observe(record)
-        phase = phase_of(facts, record.state, failed=record.last_error is not None, parked=record.parked)
+        phase = phase_of(facts, record.state, failed=record.last_error is not None, crash_loop=record.crash_loop)
         if record.state not in WANTS_VMM or record.unmanaged or phase in NOT_RESTARTED[record.spec.restart.policy]:
             return None
         begun = bool(record.restarts) and record.attempt is None and phase in BEGUN
         return phase if phase in DIED or begun else None
 
     def _bring_back(self, record: VMRecord, phase: Phase, *, waited: bool) -> CheckResult:
-        """Start it, park it or wait, by its restart policy. The caller holds the action lock."""
+        """Start it, give it up or wait, by its restart policy. The caller holds the action lock."""
         restart = record.spec.restart
         since = self._clock.now() - timedelta(seconds=seconds_of(restart.interval))
         recent = tuple(at for at in record.restarts if at > since)
         if len(recent) >= restart.attempts:
             error = record.last_error or f"it was {phase}"
-            self._records.write(replace(record, restarts=recent, parked=True, last_error=error))
-            parked = f"parked after {len(recent)} restarts within {restart.interval}"
-            self._report(record, phase, "failed_permanent", parked, level=logging.ERROR)
+            self._records.write(replace(record, restarts=recent, crash_loop=True, last_error=error))
+            why = f"a crash loop: {len(recent)} restarts within {restart.interval}"
+            self._report(record, phase, "failed_permanent", why, level=logging.ERROR)
             return CheckResult()
         if recent and not waited and (delay_s := seconds_of(restart.delay)) > 0:
             return CheckResult(again_s=delay_s)

@@ -121,14 +121,14 @@ def test_after_a_reboot_of_the_host_what_should_run_runs(host: SupervisedHost) -
     host.assert_stays_down("web-001")
 
 
-def test_a_crash_loop_ends_parked_with_its_history(host: SupervisedHost) -> None:
+def test_a_crash_loop_ends_given_up_with_its_history(host: SupervisedHost) -> None:
     host.supervise()
     host.created(VM, wish("mikrom.mode=crash:200"))
-    wait_until(lambda: host.record(VM).parked, "the VM to be parked")
+    wait_until(lambda: host.record(VM).crash_loop, "the VM to be given up")
     host.assert_stays_down()
     seen = host.seen(VM)
     assert seen is not None
-    assert (seen.phase, len(seen.restarts)) == ("parked", 3)
+    assert (seen.phase, len(seen.restarts)) == ("crash_loop", 3)
     assert list(seen.restarts) == sorted(seen.restarts)
     assert host.agent.execute(host.order("start", VM, seen, desired=wish())).result == "done"
     assert host.is_up(restarts=0), "a new order begins anew"
@@ -147,7 +147,7 @@ def test_the_policy_says_which_ends_are_left(host: SupervisedHost, policy: str, 
     host.supervise()
     host.created(VM, wish(f"mikrom.mode={mode}", policy=policy, attempts=1))
     if comes_back:
-        wait_until(lambda: host.record(VM).parked, "the end after its one restart")
+        wait_until(lambda: host.record(VM).crash_loop, "the end after its one restart")
         assert len(host.record(VM).restarts) == 1
     else:
         wait_until(lambda: host.bench.pids(VM) == [], "the guest's end")
@@ -253,16 +253,16 @@ def test_a_start_that_fails_counts_is_told_and_tried_again_after_a_pause(own_env
     assert len(fake.record.restarts) == 1
     wait_until(lambda: VM in fake.driver.vmms, "the second attempt")
     wait_until(lambda: fake.record.last_error is None, "the end of the error")
-    assert (len(fake.record.restarts), fake.record.parked) == (2, False)
+    assert (len(fake.record.restarts), fake.record.crash_loop) == (2, False)
     fake.agent.stop_supervision()
 
 
-def test_a_start_that_keeps_failing_ends_parked_with_its_error(own_environment: Path) -> None:
+def test_a_start_that_keeps_failing_ends_given_up_with_its_error(own_environment: Path) -> None:
     fake = Fake(own_environment, attempts=1)
     fake.driver.faults["start"] = [TemporaryError("no memory", vm=VM, step="starting Firecracker")]
     fake.kill()
     fake.agent.supervise(rescan_s=0.02)
-    wait_until(lambda: fake.record.parked, "the VM to be parked")
+    wait_until(lambda: fake.record.crash_loop, "the VM to be given up")
     assert (len(fake.record.restarts), VM in fake.driver.vmms) == (1, False)
     assert "no memory" in fake.record.last_error
     fake.agent.stop_supervision()
@@ -278,5 +278,5 @@ def test_restarts_older_than_the_interval_do_not_count(own_environment: Path) ->
         fake.clock.moved_s += 601
     fake.clock.moved_s -= 2
     fake.kill()
-    wait_until(lambda: fake.record.parked, "the VM to be parked")
+    wait_until(lambda: fake.record.crash_loop, "the VM to be given up")
     fake.agent.stop_supervision()

@@ -150,12 +150,12 @@ def test_a_vm_ordered_down_while_it_keeps_dying_stays_down(host: Host) -> None:
     assert host.rows() == {}
 
 
-def test_a_crash_loop_ends_parked_and_then_costs_nothing(host: Host) -> None:
+def test_a_crash_loop_is_given_up_and_then_costs_nothing(host: Host) -> None:
     host.apply(1, boot_args="mikrom.mode=crash:800", restart="{attempts: 5}")
-    wait_until(lambda: host.rows()["web-000"].phase == "parked", "the VM to be parked")
+    wait_until(lambda: host.rows()["web-000"].phase == "crash_loop", "the VM to be given up")
     row = host.rows()["web-000"]
-    assert (row.phase, len(row.restarts), row.pid) == ("parked", 5, None)
-    assert "parked after 5 restarts within 10m" in host.fleet.log("host:localhost")
+    assert (row.phase, len(row.restarts), row.pid) == ("crash_loop", 5, None)
+    assert "a crash loop: 5 restarts within 10m" in host.fleet.log("host:localhost")
     before_s = cpu_s(host.worker.pid)
     time.sleep(3)
     assert cpu_s(host.worker.pid) - before_s < 0.6, "an idle Celery worker takes some 0.1 s"
@@ -183,9 +183,9 @@ def test_what_the_supervision_did_is_in_the_history_with_its_cause(host: Host) -
 def test_a_crash_loop_is_kept_once_and_says_how_its_vm_ended(host: Host) -> None:
     host.apply(1, boot_args="mikrom.mode=crash:300", restart="{attempts: 3, delay: 0s}")
     wait_until(lambda: len(host.history("web-000")) == 3, "the end of the loop to be told")
-    parked, restarted, _ = host.history("web-000")
+    crash_loop, restarted, _ = host.history("web-000")
     assert (restarted["times"], restarted["outcomes"][0]["reasons"]) == (3, ["it was crashed"])
-    (deed,) = parked["outcomes"]
+    (deed,) = crash_loop["outcomes"]
     assert (deed["result"], deed["reasons"]) == ("failed_permanent", ["it was crashed"])
-    assert deed["error"].startswith("parked after 3 restarts within")
+    assert deed["error"].startswith("a crash loop: 3 restarts within")
     assert host.rows()["web-000"].last_error == "it was crashed"

@@ -211,7 +211,7 @@ def disturbed(chance: Random, world: World) -> None:
             spec = msgspec.structs.replace(vm.spec, machine=Machine(vcpu_count=1, mem_size_mib=99))
             world.hosts[host][name] = replace(vm, spec=spec, spec_digest="1:x")
         case _:
-            phase: Phase = chance.choice(("crashed", "exited", "paused", "stopped", "unresponsive", "parked"))
+            phase: Phase = chance.choice(("crashed", "exited", "paused", "stopped", "unresponsive", "crash_loop"))
             world.hosts[host][name] = replace(vm, phase=phase)
 
 

@@ -147,7 +147,7 @@ class World:
     def promised(self, host: str) -> Capacity:
         """What VMs of all projects that are ordered to be up may take of the host."""
         up = [truth for truth in self.hosts[host].values() if truth.state in {"running", "paused"}]
-        machines = [truth.spec.machine for truth in up if truth.phase not in {"parked", "unreadable"}]
+        machines = [truth.spec.machine for truth in up if truth.phase not in {"crash_loop", "unreadable"}]
         return Capacity(
             vcpu_count=sum(machine.vcpu_count for machine in machines),
             mem_size_mib=sum(machine.mem_size_mib for machine in machines),
@@ -206,7 +206,7 @@ class World:
         if action.verb in {"pause", "resume"}:
             assert found is not None
             assert found.phase == ("running" if action.verb == "pause" else "paused")
-        on_trial = fresh or found is None or found.phase == "parked" or needs_restart(found.spec, wanted.spec)
+        on_trial = fresh or found is None or found.phase == "crash_loop" or needs_restart(found.spec, wanted.spec)
         goes_back = found is not None and found.before if wanted.goes_back else None
         keeps_drift = action.verb in {"update", "pause", "resume"} and alive and found is not None
         there[action.vm] = Truth(

@@ -179,7 +179,7 @@ class Balloon(msgspec.Struct, frozen=True, kw_only=True):
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
     """What a host does by itself when a VMM dies that nobody ordered to. `attempts` within `interval`, then the VM is
-    parked; the first at once, each further one after `delay`. `on-failure` leaves a guest down that shut itself down.
+    left down; the first at once, each further one after `delay`. `on-failure` leaves down what shut itself down.
     """
 
     policy: Literal["always", "on-failure", "never"] = "always"

@@ -20,8 +20,8 @@ the host was rebooted, or its guest's memory is on disk to go on from."""
 
 Phase = Literal[
     "defined", "starting", "booting", "running", "unhealthy", "unresponsive", "socket_lost",
-    "paused", "suspended", "stopping", "stopped", "exited", "crashed", "killed", "oom", "rebooted", "failed", "parked",
-    "deleting", "unreadable",
+    "paused", "suspended", "stopping", "stopped", "exited", "crashed", "killed", "oom", "rebooted", "failed",
+    "crash_loop", "deleting", "unreadable",
 ]  # fmt: skip
 """What a host sees of a VM, by `phase_of`. Absence is the absence of an ObservedVM."""
 
@@ -315,17 +315,17 @@ HAS_VMM: frozenset[Phase] = DEGRADED | {"starting", "running", "paused", "unresp
 """Phases in which a VMM process lives."""
 
 
-def phase_of(facts: VMMFacts, ordered: State, *, failed: bool, parked: bool) -> Phase:
+def phase_of(facts: VMMFacts, ordered: State, *, failed: bool, crash_loop: bool) -> Phase:
     """The phase of a VM from what its driver proved and what was last ordered. `failed` says that the last attempt to
-    bring it up failed and left nothing running, `parked` that the host has given up bringing it back.
+    bring it up failed and left nothing running, `crash_loop` that the host has given up bringing it back.
     """
     if ordered == "absent":
         return "deleting"
     if facts.status == "none":
         if ordered not in WANTS_VMM:
             return "suspended" if ordered == facts.end == "suspended" else "stopped"
-        if parked:
-            return "parked"
+        if crash_loop:
+            return "crash_loop"
         return "failed" if failed else ENDED[facts.end]
     if ordered == "stopped":
         return "stopping"

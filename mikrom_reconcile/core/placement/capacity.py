@@ -61,7 +61,7 @@ def room_of(inventory: Inventory, report: HostReport, going: Iterable[ObservedVM
     if mem_size_mib is None:
         mem_size_mib = report.capacity.mem_size_mib if report.overhead_mib is not None else None
     overhead_mib = report.overhead_mib or 0
-    gone = [row.spec.machine for row in going if row.state in WANTS_VMM and row.phase != "parked"]
+    gone = [row.spec.machine for row in going if row.state in WANTS_VMM and row.phase != "crash_loop"]
     vcpu_count = report.capacity.vcpu_count if said.capacity.vcpu_count is None else said.capacity.vcpu_count
     return Room(
         vcpu_limit=_limit(vcpu_count, said.reserve.vcpu_count, said.overcommit.vcpu_count),

@@ -17,7 +17,7 @@ from mikrom_reconcile.core.planning.rules import DiffInput, Verdict, judge
 TOLD = "told and not done: drift is reported here"
 CAUSES: dict[Phase, str] = {
     "crashed": "crash", "oom": "out-of-memory", "killed": "killed", "rebooted": "host-reboot", "exited": "guest-exit",
-    "parked": "crash-loop", "failed": "start-failed", "defined": "never-started", "unhealthy": "checks",
+    "crash_loop": "crash-loop", "failed": "start-failed", "defined": "never-started", "unhealthy": "checks",
     "unresponsive": "no-answer", "socket_lost": "socket-gone", "paused": "api", "running": "api",
 }  # fmt: skip
 """What has happened to a VM that is in one of these phases and should not be; others speak for themselves."""

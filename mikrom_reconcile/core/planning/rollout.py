@@ -290,7 +290,7 @@ class _Rollout:
         """Whether it would bring one more VM to a spec with which too many have failed."""
         if change.name in self._rolling:
             return self._is_over
-        gave_up = change.observed is not None and change.observed.phase == "parked"
+        gave_up = change.observed is not None and change.observed.phase == "crash_loop"
         again = change.name in self._failed or (gave_up and change.name in self._down)
         return (self._halts_creates is not None or self._halt is not None) and (again or change.kind == "create")
 

@@ -281,11 +281,11 @@ def _misfit(case: DiffInput) -> str:
 def crash_loop(case: DiffInput) -> Verdict:
     """Its host has given up bringing it back; a changed spec or --retry begins anew."""
     seen = case.seen
-    if seen.phase != "parked" or case.retry or case.fields:
+    if seen.phase != "crash_loop" or case.retry or case.fields:
         return None
     tries = f"{len(seen.restarts)} restarts within {seen.spec.restart.interval} did not keep it up"
     end = f", the last time: {seen.last_error}" if seen.last_error else ""
-    return case.change("blocked", f"parked: {tries}{end}; change its spec, or --retry", wanted="start")
+    return case.change("blocked", f"a crash loop: {tries}{end}; change its spec, or --retry", wanted="start")
 
 
 def needs_replace(case: DiffInput) -> Verdict:

@@ -78,7 +78,7 @@ def as_it_was(change: VMChange) -> VMChange | None:
     """A repair with the spec that the VM had, not with one that has failed; None where that is no way."""
     seen, desired = change.observed, change.desired
     is_repair = change.kind in {"start", "restart", "replace"} and change.fields
-    if not is_repair or seen is None or desired is None or seen.phase == "parked":
+    if not is_repair or seen is None or desired is None or seen.phase == "crash_loop":
         return None
     was = as_recorded(seen, desired.state, seen.policy)
     verdict = judge(DiffInput(desired=was, observed=seen))

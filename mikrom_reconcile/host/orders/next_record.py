@@ -56,14 +56,14 @@ def next_record(
     if action.verb == "update":  # changes nothing about what runs, and so nothing about why it does not
         return replace(found, **wanted, **provenance_fields(order, found))
     # a start of the same again, such as Beat's, must not let a crash loop begin anew for ever
-    same = action.verb == "start" and found.spec_digest == desired.spec_digest and not found.parked
+    same = action.verb == "start" and found.spec_digest == desired.spec_digest and not found.crash_loop
     restarts = found.restarts if same else ()
     attempt = found.attempt  # what is known of bringing the VM to that spec, None when it was so before
     if attempt is None or attempt.spec_digest != desired.spec_digest:
         was_so = found.spec_digest == desired.spec_digest
         attempt = None if was_so else Attempt(spec_digest=desired.spec_digest, count=0)
     wanted |= provenance_fields(order, found)
-    return replace(found, **wanted, attempt=attempt, last_error=None, restarts=restarts, parked=False)
+    return replace(found, **wanted, attempt=attempt, last_error=None, restarts=restarts, crash_loop=False)
 
 
 def _wanted(desired: DesiredVM, found: VMRecord | None, **kept: Trial | Before | None) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def before_of(order: Order, found: VMRecord | None, *, proven: bool) -> Before |
 
 def _begins_again(found: VMRecord, desired: DesiredVM) -> bool:
     """Whether a VM that was to be down comes up."""
-    return desired.state in WANTS_VMM and (found.state not in WANTS_VMM or found.parked)
+    return desired.state in WANTS_VMM and (found.state not in WANTS_VMM or found.crash_loop)
 
 
 def provenance_fields(order: Order, found: VMRecord) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Reservations:
 
     def _add(self, record: VMRecord) -> None:
         self._claims[record.vm] = _claims_of(record)
-        if record.state in WANTS_VMM and not record.parked:
+        if record.state in WANTS_VMM and not record.crash_loop:
             self._mib[record.vm] = self._need_mib(record.spec)
 
 

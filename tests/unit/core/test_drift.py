@@ -42,7 +42,7 @@ def test_a_dead_vm_is_started_with_the_spec_that_it_had() -> None:
     ("phase", "cause"),
     [
         ("crashed", "crash"), ("oom", "out-of-memory"), ("killed", "killed"), ("rebooted", "host-reboot"),
-        ("exited", "guest-exit"), ("parked", "crash-loop"), ("failed", "start-failed"), ("paused", "api"),
+        ("exited", "guest-exit"), ("crash_loop", "crash-loop"), ("failed", "start-failed"), ("paused", "api"),
         ("unresponsive", "no-answer"), ("socket_lost", "socket-gone"), ("unhealthy", "checks"),
         ("stopping", "stopping"),
     ],

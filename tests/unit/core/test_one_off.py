@@ -41,7 +41,7 @@ def planned(verb: Verb, names: tuple[str, ...], *rows: ObservedVM, acted_on: tup
     [
         ("start", "running", "running", None),
         ("start", "stopped", "stopped", "start"),
-        ("start", "parked", "running", "start"),
+        ("start", "crash_loop", "running", "start"),
         ("start", "paused", "paused", "resume"),
         ("start", "stopping", "stopped", "restart"),
         ("start", "unresponsive", "running", "restart"),

@@ -77,7 +77,7 @@ def test_a_row_is_the_record_beside_the_facts(host: Host) -> None:
     [row] = [row for row in host.report().vms if row.name == "web-000"]
     record = record_of("web-000")
     for field in VMRecord.__struct_fields__:
-        if field not in {"vm", "action_id", "parked", "damage", "made_as", "before"}:
+        if field not in {"vm", "action_id", "crash_loop", "damage", "made_as", "before"}:
             assert getattr(row, field) == getattr(record, field), field
     assert (row.host, row.pid, row.drift) == (HOST, 1, ())
 
@@ -224,7 +224,7 @@ def test_a_vm_that_cannot_be_looked_at_is_unreadable_and_the_others_are_reported
 def test_what_vms_are_promised_is_told_whatever_was_asked(host: Host) -> None:
     known = {fleet: host.report("shop").digests[fleet] for fleet in ("web", "db")}
     host.records.write(replace(record_of("web-002"), state="stopped"))
-    host.records.write(replace(record_of("web-003"), parked=True))
+    host.records.write(replace(record_of("web-003"), crash_loop=True))
     promised = host.report("shop", known).promised
     machine = SPEC.machine
     assert (promised.vcpu_count, promised.mem_size_mib) == (4 * machine.vcpu_count, 4 * machine.mem_size_mib)

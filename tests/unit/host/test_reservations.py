@@ -44,7 +44,7 @@ def test_what_other_processes_ordered_counts(records: Records) -> None:
     records.write(record_of("a", mem_size_mib=500))
     records.write(record_of("b", mem_size_mib=400))
     records.write(replace(record_of("c", mem_size_mib=900), state="stopped"))
-    records.write(replace(record_of("d", mem_size_mib=900), parked=True))
+    records.write(replace(record_of("d", mem_size_mib=900), crash_loop=True))
     clock.moved_s += 0.001
     assert "100 MiB are left" in reservations.reserve("e", 101)
     assert reservations.reserve("e", 100) == ""

@@ -82,8 +82,8 @@ def test_a_proof_goes_with_its_vm(host: Host) -> None:
         ({}, {"boot_args": "another"}, Trial(since=NOW, token=9)),
         ({}, {"mmds": {"a": 1}}, TRIAL),
         ({"state": "stopped"}, {}, replace(TRIAL, since=NOW)),
-        ({"parked": True}, {}, replace(TRIAL, since=NOW)),
-        ({"parked": True, "trial": None}, {}, Trial(since=NOW, token=9)),
+        ({"crash_loop": True}, {}, replace(TRIAL, since=NOW)),
+        ({"crash_loop": True, "trial": None}, {}, Trial(since=NOW, token=9)),
     ],
 )
 def test_a_trial_begins_with_a_spec_for_which_the_vm_boots(
@@ -125,7 +125,7 @@ ANOTHER = {"boot_args": "another"}
         ({"spec": replace(SPEC, mmds={})}, {"mmds": {"a": 1}}, {"rollout": 0}, True, EARLIER),
         ({"state": "stopped"}, {}, {}, False, EARLIER),
         ({"state": "stopped"}, {}, {}, True, None),
-        ({"parked": True}, {}, {}, True, None),
+        ({"crash_loop": True}, {}, {}, True, None),
         ({"state": "absent"}, {}, {"rollout": 5}, True, None),
     ],
 )

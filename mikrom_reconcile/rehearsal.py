@@ -15,14 +15,7 @@ import msgspec
 
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.core.model.errors import TemporaryError
-from mikrom_reconcile.core.model.observed import (
-    HAS_VMM,
-    Applied,
-    Capacity,
-    HostView,
-    ObserveQuery,
-    VMMFacts,
-)
+from mikrom_reconcile.core.model.observed import HAS_VMM, Applied, Capacity, HostView, ObserveQuery, VMMFacts
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Plan, RunRequest
 from mikrom_reconcile.dispatch.hosts.local import LocalHosts
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up

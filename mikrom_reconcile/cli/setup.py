@@ -5,10 +5,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
 
 import click
-import msgspec
 
 from mikrom_reconcile import __version__, times_and_sizes
 from mikrom_reconcile.cli import options
@@ -49,11 +47,8 @@ def _settings(settings: Settings) -> Iterator[SettingLine]:
 
 
 def _limits() -> Iterator[LimitLine]:
-    for group, values in vars(times_and_sizes).items():
-        if isinstance(values, msgspec.Struct):
-            for name, hint in get_type_hints(type(values), include_extras=True).items():
-                (reason,) = hint.__metadata__
-                yield LimitLine(group=group.lower(), name=name, value=getattr(values, name), reason=reason)
+    for group, name, value, reason in times_and_sizes.rows():
+        yield LimitLine(group=group.lower(), name=name, value=value, reason=reason)
 
 
 def _shown(value: object, *, secret: bool) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Container
 from typing import Protocol
 
 from mikrom_reconcile.core.model.desired import VMSpec
+from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.core.model.observed import Applied, Before, Console, Drift, Stray, VMMFacts
 
 
@@ -76,11 +77,12 @@ class Driver(Protocol):
     def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
         """Stop the vCPUs of a VM that is up, or let them go on, unless that is so. Its VMM, memory and disks stay."""
 
-    def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
+    def suspend(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002
         """Write the memory of a VM that is up to disk and leave its guest standing still, to be ended by `stop`. It
         goes on from there once, at a `start` under the same spec; any other way to let it run forgets the memory. On
-        failure the guest goes on, and nothing is left on disk.
+        failure the guest goes on, and nothing is left on disk. Only a driver that `suspends` is asked to.
         """
+        raise PermanentError(f"{self.name} suspends no VM", vm=record.vm, step="writing its memory to disk")
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Bring a running VMM to `record.spec` in all that changes live (`fields.py`), and leave the rest alone. Of a

@@ -17,7 +17,7 @@ from mikrom_reconcile.times_and_sizes import IMAGES
 class FetchError(MikromError):
     """It could not be had. `lasting`: asking again changes nothing. `challenge`: how a server wants to be asked."""
 
-    def __init__(self, message: str, *, lasting: bool, challenge: str | None = None) -> None:
+    def __init__(self, message: str, *, lasting: bool = True, challenge: str | None = None) -> None:
         super().__init__(message)
         self.lasting = lasting
         self.challenge = challenge
@@ -54,7 +54,7 @@ def local_file(path: str, folders: tuple[Path, ...], setting: str) -> Iterator[i
     below = next((folder for folder in folders if pure.is_relative_to(folder)), None)
     if below is None or ".." in pure.parts:
         allowed = ", ".join(map(str, folders))
-        raise FetchError(f"{path} is not below {allowed}: {setting} says where files may come from", lasting=True)
+        raise FetchError(f"{path} is not below {allowed}: {setting} says where files may come from")
     try:
         fd = os.open(below, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         for step in pure.relative_to(below).parts:
@@ -66,9 +66,9 @@ def local_file(path: str, folders: tuple[Path, ...], setting: str) -> Iterator[i
     except OSError as error:
         linked = error.errno in {errno.ELOOP, errno.ENOTDIR}  # the latter for a link amid the path
         why = f"{error.strerror}" + (" (a symlink is not followed)" if linked else "")
-        raise FetchError(f"{path}: {why}", lasting=True) from error
+        raise FetchError(f"{path}: {why}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise FetchError(f"{path} is not a regular file", lasting=True)
+        raise FetchError(f"{path} is not a regular file")
     with os.fdopen(fd, "rb") as content:
         yield content

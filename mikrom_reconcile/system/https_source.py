@@ -88,7 +88,7 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         if not newurl.startswith("https://") or req.data is not None:
             fp.close()
-            raise FetchError(f"the server redirects to {newurl}, which is not https", lasting=True)
+            raise FetchError(f"the server redirects to {newurl}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -34,7 +34,8 @@ from mikrom_reconcile.core.specs.images import ARCHIVE
 from mikrom_reconcile.dispatch.transport import order_envelope, rpc
 from mikrom_reconcile.host.checks import tried
 from mikrom_reconcile.host.drivers import firecracker_config
-from mikrom_reconcile.host.drivers.connection import QMP, Connection, FirecrackerAPI, VMMError
+from mikrom_reconcile.host.drivers.connection import QMP, Connection, FirecrackerAPI
+from mikrom_reconcile.host.errors import VMMError
 from mikrom_reconcile.host.oci import kernel, manifests, rootdisk, sources, unpack
 from mikrom_reconcile.host.oci.layers import Budget, apply
 from mikrom_reconcile.host.oci.manifests import Layer

@@ -6,17 +6,13 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_type_hints
-
-import msgspec
-import pytest
 
 import mikrom_reconcile
 from mikrom_reconcile import times_and_sizes
 
 PACKAGE = Path(mikrom_reconcile.__file__).parent
 WITH_UNIT = re.compile(r"_?[A-Z].*_(S|MS|BYTES|KIB|MIB|GIB|CHARACTERS)")
-GROUPS = [value for value in vars(times_and_sizes).values() if isinstance(value, msgspec.Struct)]
+GROUPS = {group for group, *_ in times_and_sizes.rows()}
 
 
 def constants(module: ast.Module) -> Iterator[str]:
@@ -50,20 +46,20 @@ def test_no_module_but_limits_has_a_time_or_a_size_of_its_own() -> None:
     }
 
 
-@pytest.mark.parametrize("group", GROUPS, ids=lambda group: type(group).__name__)
-def test_every_limit_is_positive_and_has_a_reason(group: msgspec.Struct) -> None:
-    for name, hint in get_type_hints(type(group), include_extras=True).items():
-        (reason,) = hint.__metadata__
-        assert len(reason) > 10
-        assert getattr(group, name) > 0
+def test_every_limit_is_positive_and_has_a_reason() -> None:
+    for group, name, value, reason in times_and_sizes.rows():
+        assert len(reason) > 10, name
+        assert getattr(getattr(times_and_sizes, group), name) == value > 0
 
 
-def test_every_limit_is_used() -> None:
+def test_every_line_is_a_limit_or_begins_a_group() -> None:
+    lines = (PACKAGE / "times_and_sizes.yml").read_text("utf-8").splitlines()
+    limits = sum(line.startswith(" ") for line in lines)
+    assert limits == sum(1 for _ in times_and_sizes.rows())
+    assert len(lines) == limits + 2 * len(GROUPS) + 1  # each with an empty line before it, after the first line
+
+
+def test_all_code_names_limits_that_there_are_and_every_limit_is_used() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
-    named = {name: value for name, value in vars(times_and_sizes).items() if isinstance(value, msgspec.Struct)}
-    assert not [
-        f"{name}.{field}"
-        for name, group in named.items()
-        for field in group.__struct_fields__
-        if f"{name}.{field}" not in source
-    ]
+    used = set(re.findall(rf"\b((?:{'|'.join(GROUPS)})\.[a-z]\w*)", source))
+    assert used == {f"{group}.{name}" for group, name, _, _ in times_and_sizes.rows()}

@@ -46,11 +46,11 @@ class PastDeadlineError(MikromError):
 
 class ActionError(MikromError):
     """An action on one VM failed. `step` is what was being done, in words that fit after "while" ("configuring the boot
-    source"). `vm` is empty where it failed for all of a host.
+    source"). `vm` is empty where it failed for all of a host. Both may be left to who knows (`host/errors.py`).
     """
 
-    def __init__(self, message: str, *, vm: str, step: str) -> None:
-        super().__init__(f"{vm + ': ' if vm else ''}{message} (while {step})")
+    def __init__(self, message: str, *, vm: str = "", step: str = "") -> None:
+        super().__init__(f"{vm + ': ' if vm else ''}{message}{f' (while {step})' if step else ''}")
         self.vm = vm
         self.step = step
 

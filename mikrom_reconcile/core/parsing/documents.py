@@ -219,7 +219,7 @@ class Reading(msgspec.Struct, kw_only=True):
 
     def is_full(self) -> bool:
         """Whether there are more mistakes than are reported."""
-        return len(self.problems) + len(self.diagnostics) > SPECS.max_problems
+        return bool(len(self.problems) + len(self.diagnostics) > SPECS.max_problems)
 
 
 def problems_of(found: Iterable[Diagnostic], tree: SourceTree) -> list[SpecProblem]:

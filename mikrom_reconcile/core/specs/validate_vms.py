@@ -196,7 +196,7 @@ def _boot_args(spec: VMSpec) -> Problems:
 
 def _room_for_boot_args(spec: VMSpec) -> int:
     addressed = spec.network_interfaces and " ip=" not in f" {spec.boot_args}"
-    room = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * (_devices_of(spec) + _root_disks(spec))
+    room: int = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * (_devices_of(spec) + _root_disks(spec))
     room -= releases.ADDED_BYTES
     room -= SPECS.boot_args_address_bytes if addressed else 0
     return room - sum(len(f" {word}") for word in init_words(spec))

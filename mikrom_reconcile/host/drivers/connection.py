@@ -5,69 +5,22 @@ with each byte that trickles in) and never takes more memory than an answer has.
 
 from __future__ import annotations
 
-import errno
 import re
 import socket
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import msgspec
 
 from mikrom_reconcile.core.model.encoding import UNREADABLE, ready
-from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
+from mikrom_reconcile.host.errors import FaultError, NoAnswerError, UnreachableError
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.times_and_sizes import VMMS
-
-_PERMANENT_ERRORS = frozenset(
-    {
-        *(errno.EACCES, errno.EPERM, errno.EROFS),  # somebody has to allow it
-        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),  # or mend a path
-        *(errno.ENOEXEC, errno.EINVAL, errno.ENODEV, errno.ENXIO),  # or a program or a device
-    }
-)
-_SHORTAGES = (
-    *(errno.EINTR, errno.EAGAIN, errno.ENOMEM, errno.EBUSY, errno.ENFILE, errno.EMFILE),
-    *(errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT),
-)
-_TEMPORARY_FAULT = re.compile(rf"\(os error ({'|'.join(map(str, _SHORTAGES))})\)")
-"""Firecracker's faults end in the system's error, if one was the cause; without one the configuration is wrong."""
-
-
-class VMMError(Exception):
-    """A VMM did not do what it was asked."""
-
-
-class FaultError(VMMError):
-    """It refused, in its own words."""
-
-
-class UnreachableError(VMMError):
-    """Nobody listens at its socket, or not who should."""
-
-
-class NoAnswerError(VMMError):
-    """Somebody listens, and did not answer in time or not in the VMM's language."""
-
-
-@contextmanager
-def translate_errors(vm: str, doing: str) -> Iterator[None]:
-    """Turn what is raised inside into a TemporaryError or PermanentError of `vm` "while `doing`"."""
-    try:
-        yield
-    except FaultError as error:
-        kind = TemporaryError if _TEMPORARY_FAULT.search(str(error)) else PermanentError
-        raise kind(f"its VMM refused: {error}", vm=vm, step=doing) from error
-    except VMMError as error:
-        raise TemporaryError(f"its VMM failed: {error}", vm=vm, step=doing) from error
-    except OSError as error:
-        kind = PermanentError if error.errno in _PERMANENT_ERRORS else TemporaryError
-        where = f"{error.filename}: " if error.filename else ""
-        raise kind(f"{where}{error.strerror or error}", vm=vm, step=doing) from error
-
 
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _HEAD_END = b"\r\n\r\n"
@@ -170,15 +123,8 @@ class FirecrackerAPI(Connection):
             raise NoAnswerError(f"GET {path} was answered with status {status}")
         return _decoded(body, answer)
 
-    def put(self, path: str, content: object) -> None:
-        """Put `content` at `path`. Raises FaultError when Firecracker refuses it."""
-        self._change("PUT", path, content)
-
-    def patch(self, path: str, content: object) -> None:
-        """Change what stands at `path`. Raises FaultError when Firecracker refuses it."""
-        self._change("PATCH", path, content)
-
     def _change(self, method: str, path: str, content: object) -> None:
+        """Put `content` at `path`, or change what stands there. Raises FaultError when Firecracker refuses it."""
         body = msgspec.json.encode(content)
         head = f"{method} {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         status, answer = self._exchange(head.encode() + body)
@@ -186,6 +132,8 @@ class FirecrackerAPI(Connection):
             raise FaultError(" ".join(_decoded(answer, _Fault).fault_message.split()))
         if status != 204:
             raise NoAnswerError(f"{method} {path} was answered with status {status}")
+
+    put, patch = partialmethod(_change, "PUT"), partialmethod(_change, "PATCH")
 
     def _exchange(self, request: bytes) -> tuple[int, bytes]:
         self._send(request)

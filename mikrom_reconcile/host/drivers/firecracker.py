@@ -14,10 +14,11 @@ from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Devices, End, VMMStatus
 from mikrom_reconcile.core.specs import releases, validate_vms
 from mikrom_reconcile.host.drivers import firecracker_config, jail, memory, select
-from mikrom_reconcile.host.drivers.connection import FaultError, FirecrackerAPI, NoAnswerError, translate_errors
+from mikrom_reconcile.host.drivers.connection import FirecrackerAPI
 from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, path_inside
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
+from mikrom_reconcile.host.errors import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.provisioner import VMResources
@@ -145,7 +146,6 @@ class FirecrackerDriver(VMMDriver):
                 _go_on(api, vmm)
 
     def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Through a snapshot, which Firecracker writes."""
         vmm = self._vmm(record.home)
         with translate_errors(record.vm, "writing its memory to disk"):
             if vmm.find() is not None:
@@ -157,8 +157,7 @@ class FirecrackerDriver(VMMDriver):
         if before.state == "Not started":
             return
         if record.spec.machine.huge_pages == "2M":
-            message = "Firecracker reads no memory of huge pages back from a file: say paused or stopped"
-            raise PermanentError(message, vm=record.vm, step="writing its memory to disk")
+            raise PermanentError("Firecracker reads no memory of huge pages back from a file: say paused or stopped")
         memory.forget(paths)
         devices, content = memory.create(paths, record)
         try:
@@ -245,8 +244,8 @@ def _check_huge_pages(record: VMRecord) -> None:
     if record.spec.machine.huge_pages == "2M":
         need, free = record.spec.machine.mem_size_mib // 2, int(_FREE_HUGE_PAGES.read_text(encoding="ascii"))
         if need > free:
-            message = f"machine.huge_pages takes {need} pages of 2 MiB and {free} are free here: raise vm.nr_hugepages"
-            raise TemporaryError(message, vm=record.vm, step="looking for huge pages")
+            lack = f"machine.huge_pages takes {need} pages of 2 MiB and {free} are free here"
+            raise TemporaryError(f"{lack}: raise vm.nr_hugepages")
 
 
 def end_in(metrics: Path) -> End:

@@ -36,8 +36,9 @@ def create(paths: VMPaths, record: VMRecord) -> tuple[str, str]:
     """Empty files for devices and memory, as the VMM sees them. Raises OSError, TemporaryError where is no room."""
     disk, need = os.statvfs(paths.folder), record.spec.machine.mem_size_mib
     if need >= (left := disk.f_bavail * disk.f_frsize >> 20):
-        message = f"its memory needs {need} MiB and {left} are left in {paths.folder}: free some, or stop it"
-        raise TemporaryError(message, vm=record.vm, step="looking for room for its memory")
+        raise TemporaryError(
+            f"its memory needs {need} MiB and {left} are left in {paths.folder}: free some, or stop it"
+        )
     return make_writable(paths, paths.devices), make_writable(paths, paths.memory)
 
 
@@ -62,7 +63,7 @@ def check(kept: Kept, record: VMRecord, *, vmm: str) -> None:
     odd = ["its spec has changed"] if needs_restart(kept.spec, record.spec) else []
     odd += [f"its {name} was {was}, and is {now[name]}" for name, was in kept.facts.items() if now[name] != was]
     if odd:
-        raise PermanentError("; ".join(odd), vm=record.vm, step=RESUMING)
+        raise PermanentError("; ".join(odd))
 
 
 def forget(paths: VMPaths) -> None:

@@ -17,7 +17,7 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts
 from mikrom_reconcile.core.specs import validate_vms
-from mikrom_reconcile.host.drivers.connection import translate_errors
+from mikrom_reconcile.host.errors import translate_errors
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import make_folder, read_json, write_whole
@@ -90,15 +90,12 @@ class SimulatedDriver(Driver):
         self._boot_s = boot_s
 
     def memory_mib(self, spec: VMSpec) -> int:  # noqa: ARG002 - the port's
-        """Nothing: no guest runs."""
-        return 0
+        return 0  # no guest runs
 
     def unsupported(self, spec: VMSpec) -> str | None:
-        """Why no driver can run `spec`."""
         return validate_vms.unsupported(spec)
 
     def observe(self, record: VMRecord) -> VMMFacts:
-        """What the file and the clock say."""
         vm = self._read(record.home)
         if vm is None:
             return VMMFacts(status="none")
@@ -182,14 +179,12 @@ class SimulatedDriver(Driver):
             self.change(record.home, end="killed")
 
     def delete(self, record: VMRecord) -> None:
-        """Remove the file."""
         path = self._path(record.home)
         with translate_errors(record.vm, "removing its file"):
             path.unlink(missing_ok=True)
             path.with_name(path.name + ".new").unlink(missing_ok=True)
 
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
-        """Simulated VMs that run without a record."""
         names = sorted(path.stem for path in self._folder.glob("*.json"))
         files = ((name, self._read(name)) for name in names if name not in known)
         return tuple(Stray(vm=name, pid=vm.pid) for name, vm in files if vm is not None and vm.ended() is None)
@@ -198,7 +193,6 @@ class SimulatedDriver(Driver):
         """Nothing to do: a console is cut when something is added to it."""
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
-        """What the demo guest would have written."""
         found = self._read(vm)
         said = found.said().encode() if found else b""
         begin = max(0, len(said) - max_bytes, after if after is not None and after <= len(said) else 0)

@@ -19,8 +19,9 @@ import msgspec
 
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Stray
-from mikrom_reconcile.host.drivers.connection import Connection, VMMError, translate_errors
+from mikrom_reconcile.host.drivers.connection import Connection
 from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, remove_jail
+from mikrom_reconcile.host.errors import VMMError, translate_errors
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import make_folder, read_json, tail, write_whole
@@ -134,12 +135,8 @@ class VMM:
         """The same. Raises PermanentError if another driver started it: it is not ours to judge or replace."""
         found = self.find_any()
         if isinstance(found, VMMProcess) and found.driver != self._driver:
-            raise PermanentError(
-                f"its VMM (pid {found.pid}) was started by the driver {found.driver} and this is {self._driver}: "
-                f"stop it with MIKROM_DRIVER={found.driver}, or go on with that driver",
-                vm=self.vm,
-                step="looking for its VMM",
-            )
+            why = f"its VMM (pid {found.pid}) was started by the driver {found.driver} and this is {self._driver}"
+            raise PermanentError(f"{why}: stop it with MIKROM_DRIVER={found.driver}, or go on with that driver")
         return found
 
     def is_proven(self, identity: processes.Identity) -> bool:
@@ -186,9 +183,8 @@ class VMM:
             raise
 
     def _spawn(self, command: Command, record: VMRecord) -> None:
-        step = f"starting {self._program}"
         if (lock := locks.open_taken(self.paths.lock)) is None:
-            raise TemporaryError("somebody else is starting it at this moment", vm=self.vm, step=step)
+            raise TemporaryError("somebody else is starting it at this moment")
         try:
             self._clear()
             console_at = self._make_files(command)
@@ -199,7 +195,7 @@ class VMM:
                 os.close(output)
             self._process = processes.identify(pid) if command.jail is None else command.jail.await_jailed_vmm(pid)
             if self._process is None:
-                raise TemporaryError(self._last_words(), vm=self.vm, step=step)
+                raise TemporaryError(self._last_words())
             self._write_down(record, console_at)
         finally:
             os.close(lock)  # only this copy: the VMM keeps its own
@@ -268,7 +264,7 @@ class VMM:
         with translate_errors(self.vm, "ending its VMM"):
             while (found := self.find_any()) is not None or self._still_blocking():
                 if time.monotonic() > give_up_at:
-                    raise TemporaryError(self._who_is_left(), vm=self.vm, step="ending its VMM")
+                    raise TemporaryError(self._who_is_left())
                 if found is None:
                     time.sleep(VMMS.poll_s)
                     continue

@@ -1,5 +1,6 @@
 """What drivers share whose VMMs are processes: `firecracker.py` and `qemu.py` say what is their VMM's own."""
 
+import os
 import re
 import time
 from abc import ABC, abstractmethod
@@ -15,10 +16,10 @@ from mikrom_reconcile.core.model.errors import ActionError, PermanentError, Temp
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Console, Devices, Drift, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.core.specs.images import init_of
 from mikrom_reconcile.host.drivers import memory
-from mikrom_reconcile.host.drivers.connection import NoAnswerError, UnreachableError, translate_errors
 from mikrom_reconcile.host.drivers.jail import VMPaths, release_uid, remove_jail
 from mikrom_reconcile.host.drivers.vmm import VMM, Command, StateLayout, VMMProcess
-from mikrom_reconcile.host.ports import LinkDrift, VMRecord
+from mikrom_reconcile.host.errors import NoAnswerError, UnreachableError, translate_errors
+from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources, boot_args_of
@@ -48,12 +49,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
 
 
-class VMMDriver(ABC):
+class VMMDriver(Driver, ABC):
     """The driver of one kind of VMM. `answer_s` is how long it waits for a VMM that should answer at once."""
 
-    name: str
     program: str  # what people call its VMM
-    suspends = False
     unpacked_kernel = False  # whether it boots no kernel that is packed, as distributions ship them
 
     def __init__(
@@ -71,10 +70,6 @@ class VMMDriver(ABC):
         self._answer_s = answer_s
 
     # ---- what is each VMM's own: raises FaultError, UnreachableError, NoAnswerError, OSError ------------------------
-
-    @abstractmethod
-    def memory_mib(self, spec: VMSpec) -> int:
-        """What its VMM may take of this host's memory."""
 
     @abstractmethod
     def _unsupported(self, spec: VMSpec) -> str | None:
@@ -118,7 +113,7 @@ class VMMDriver(ABC):
 
     def _resume(self, record: VMRecord, vmm: VMM, kept: memory.Kept, give_up_at: float) -> None:  # noqa: ARG002
         """Let its guest go on from its memory, which is forgotten just before."""
-        raise PermanentError(f"{self.program} goes on from no memory", vm=record.vm, step=memory.RESUMING)
+        raise PermanentError(f"{self.program} goes on from no memory")
 
     # ---- what is the same for all -----------------------------------------------------------------------------------
 
@@ -128,7 +123,6 @@ class VMMDriver(ABC):
             return self._unsupported(spec) or self._layout.why_not_start()
 
     def observe(self, record: VMRecord) -> VMMFacts:
-        """What is provably there. Raises an ActionError if this *process* cannot look; that says nothing of the VM."""
         vmm = self._vmm(record.home)
         with translate_errors(record.vm, "observing it"):
             if vmm.find() is not None and (facts := self._facts(record, vmm)) is not None:
@@ -153,7 +147,6 @@ class VMMDriver(ABC):
         return end
 
     def links(self, but: str = "") -> LinkDrift:
-        """Compares taps, bridges and rules with records."""
         drift_of = self._provisioner.networks.drift(but)
 
         def drift(record: VMRecord) -> tuple[Drift, ...]:
@@ -163,7 +156,6 @@ class VMMDriver(ABC):
         return drift
 
     def watch(self, record: VMRecord) -> int | None:
-        """A pidfd of the proven VMM."""
         with translate_errors(record.vm, "opening a pidfd of its VMM"):
             found = self._vmm(record.home).find()
             return None if found is None else processes.open_pidfd(found)
@@ -172,7 +164,9 @@ class VMMDriver(ABC):
         """Make its resources ready, spawn the VMM, write it down, configure and boot it or let it go on."""
         give_up_at = time.monotonic() + deadline_s
         vmm = self._vmm(record.home)
-        self._check(record, vmm.paths)
+        with translate_errors(record.vm, "checking its spec"):
+            if unsupported := self.unsupported(record.spec) or _too_long(vmm.paths.socket):
+                raise PermanentError(unsupported)
         if self._runs_already(record, vmm):
             return ""
         vmm.end(give_up_at=give_up_at)
@@ -181,7 +175,7 @@ class VMMDriver(ABC):
             with resources.kernel.open("rb") as kernel:
                 head = kernel.read(VMMS.kernel_head_bytes)
             if problem := self._kernel_problem(head):
-                raise PermanentError(problem, vm=record.vm, step="looking at its kernel")
+                raise PermanentError(problem)
         with translate_errors(record.vm, "preparing its start"):
             command, kept, note = self._command(record, vmm.paths, resources), memory.read(vmm.paths), ""
         try:
@@ -200,16 +194,12 @@ class VMMDriver(ABC):
             self._boot(record, vmm, resources, give_up_at=give_up_at)
         return note
 
-    def suspend(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002
-        """Only a driver that `suspends` is asked to."""
-        raise PermanentError(f"{self.program} suspends no VM", vm=record.vm, step="writing its memory to disk")
-
     def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
         """The guest's clock stands still, too, and goes on from there."""
         vmm, doing = self._vmm(record.home), "pausing its guest" if paused else "resuming its guest"
         with translate_errors(record.vm, doing):
             if vmm.find() is None:
-                raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
+                raise TemporaryError("no VMM of it lives any more")
             self._set_paused(vmm, min(deadline_s, self._answer_s), paused=paused)
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
@@ -237,7 +227,6 @@ class VMMDriver(ABC):
             remove_jail(vmm.paths)
 
     def delete(self, record: VMRecord) -> None:
-        """Kill what lives, and remove every file that was made here."""
         self.stop(record, grace_s=0)
         paths = self._layout.of(record.home)
         with translate_errors(record.vm, "removing its disks and links"):
@@ -286,23 +275,11 @@ class VMMDriver(ABC):
             raise failed
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
-        """The end of the console, which goes on over restarts."""
         with translate_errors(vm, "reading its console"):
             return tail(self._layout.of(vm).console, max_bytes, after)
 
     def _vmm(self, vm: str) -> VMM:
         return VMM(self._layout.of(vm), driver=self.name, program=self.program)
-
-    def _check(self, record: VMRecord, paths: VMPaths) -> None:
-        problem = self.unsupported(record.spec)
-        size = len(str(paths.socket).encode())
-        if problem is None and size > VMMS.socket_path_bytes:
-            problem = (
-                f"the path of its API socket, {paths.socket}, has {size} bytes and Linux takes "
-                f"{VMMS.socket_path_bytes}; set MIKROM_RUN_DIR to a shorter folder, or give the VM a shorter name"
-            )
-        if problem is not None:
-            raise PermanentError(problem, vm=record.vm, step="checking its spec")
 
     def _runs_already(self, record: VMRecord, vmm: VMM) -> bool:
         with translate_errors(record.vm, "looking for its VMM"):
@@ -368,6 +345,14 @@ class VMMDriver(ABC):
             for name, own, there in wanted
             if there is not None and (own.tap, own.mac) == (there.tap, there.mac)
         }
+
+
+def _too_long(socket: Path) -> str:
+    """Why no VMM can listen there, "" if one can."""
+    if (size := len(os.fsencode(socket))) <= VMMS.socket_path_bytes:
+        return ""
+    problem = f"the path of its API socket, {socket}, has {size} bytes and Linux takes {VMMS.socket_path_bytes}"
+    return f"{problem}; set MIKROM_RUN_DIR to a shorter folder, or give the VM a shorter name"
 
 
 def _cap(paths: VMPaths) -> None:

@@ -61,8 +61,7 @@ def _mke2fs(disk: Path, features: tuple[str, ...], option: str, more: tuple[str,
     try:
         done = subprocess.run(command, env=environment, capture_output=True, timeout=left_s, check=False)
     except FileNotFoundError as error:
-        message = "mke2fs, which makes ext4 file systems, is not installed here: install e2fsprogs"
-        raise FetchError(message, lasting=True) from error
+        raise FetchError("mke2fs, which makes ext4 file systems, is not installed here: install e2fsprogs") from error
     except subprocess.TimeoutExpired as error:
         raise FetchError("no more time while mke2fs made its file system", lasting=False) from error
     if done.returncode:

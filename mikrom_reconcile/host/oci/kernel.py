@@ -29,15 +29,15 @@ def unpacked(image: bytes) -> bytes:
         start = ((image[0x1F1] or 4) + 1) * 512 + offset
         payload = image[start : start + length]
         if version < 0x208 or len(payload) != length or length < 8:
-            raise FetchError("it is a bzImage that has no kernel in it, or ends too early", lasting=True)
+            raise FetchError("it is a bzImage that has no kernel in it, or ends too early")
         (size,) = struct.unpack("<I", payload[-4:])
         if size > CONTAINER_IMAGES.kernel_bytes:
-            raise FetchError(f"its kernel has {size >> 20} MiB, more than any", lasting=True)
+            raise FetchError(f"its kernel has {size >> 20} MiB, more than any")
         elf = _content(payload, size)
     except (struct.error, IndexError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise FetchError(f"it is a broken bzImage: {error}", lasting=True) from error
+        raise FetchError(f"it is a broken bzImage: {error}") from error
     if len(elf) != size or not elf.startswith(_ELF):
-        raise FetchError("it is a broken bzImage: what is in it is no kernel", lasting=True)
+        raise FetchError("it is a broken bzImage: what is in it is no kernel")
     return elf
 
 
@@ -48,7 +48,7 @@ def _content(payload: bytes, size: int) -> bytes:
         return lzma.LZMADecompressor().decompress(payload, size + 1)
     if (program := _PROGRAMS.get(payload[:4])) is None:
         known = "gzip, xz, zstd and lz4: unpack it, and pin that"
-        raise FetchError(f"it is a bzImage that is packed in a way other than {known}", lasting=True)
+        raise FetchError(f"it is a bzImage that is packed in a way other than {known}")
     with TemporaryFile() as file:
         file.write(payload[:-4])
         file.flush()

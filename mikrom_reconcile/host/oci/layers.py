@@ -45,14 +45,13 @@ class Budget:
             raise FetchError("no more time to unpack it: an action may not take so long here", lasting=False)
         self._bytes_left -= size
         if self._bytes_left < 0:
-            message = f"unpacked it has more than {self._max_bytes >> 20} MiB (MIKROM_IMAGE_MAX_MIB)"
-            raise FetchError(message, lasting=True)
+            raise FetchError(f"unpacked it has more than {self._max_bytes >> 20} MiB (MIKROM_IMAGE_MAX_MIB)")
 
     def take_entry(self) -> None:
         """Raise FetchError when there are too many."""
         self._entries_left -= 1
         if self._entries_left < 0:
-            raise FetchError(f"it has more than {self._entries} files", lasting=True)
+            raise FetchError(f"it has more than {self._entries} files")
 
 
 class Metered:
@@ -72,8 +71,7 @@ class Metered:
         if self._header_left is not None:
             self._header_left -= len(piece)
             if self._header_left < 0:
-                message = f"an entry has more than {CONTAINER_IMAGES.header_bytes >> 20} MiB of headers"
-                raise FetchError(message, lasting=True)
+                raise FetchError(f"an entry has more than {CONTAINER_IMAGES.header_bytes >> 20} MiB of headers")
         time.sleep(0)  # lets other greenlets run
         return piece
 
@@ -107,7 +105,7 @@ class _Entry(tarfile.TarInfo):
         except HeaderError as error:
             if type(error).__name__ in _ENDS:
                 raise
-            raise FetchError(f"its tar is broken: {error}", lasting=True) from error
+            raise FetchError(f"its tar is broken: {error}") from error
         cls.metered.budget.take_entry()
         return found
 
@@ -124,7 +122,7 @@ def entries(layer: Layer, budget: Budget) -> Generator[tuple[tarfile.TarInfo, IO
             pass
     found = f"sha256:{metered.digest.hexdigest()}"
     if found != layer.diff_id:
-        raise FetchError(f"unpacked its digest is {found}, and the image says {layer.diff_id}", lasting=True)
+        raise FetchError(f"unpacked its digest is {found}, and the image says {layer.diff_id}")
 
 
 @contextmanager
@@ -154,9 +152,9 @@ def unbroken() -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FetchError(f"its tar is broken or ends too early: {error}", lasting=True) from error
+        raise FetchError(f"its tar is broken or ends too early: {error}") from error
     except (ValueError, OverflowError, IndexError, RecursionError) as error:  # of headers that make no sense
-        raise FetchError(f"its tar makes no sense: {error}", lasting=True) from error
+        raise FetchError(f"its tar makes no sense: {error}") from error
 
 
 @contextmanager
@@ -215,14 +213,14 @@ class _Applied:
 
     def _dress_root(self, member: tarfile.TarInfo) -> None:
         if not member.isdir():
-            raise FetchError("the root of a tree has to be a folder", lasting=True)
+            raise FetchError("the root of a tree has to be a folder")
         fd, _ = self._tree.folder((), make=False)
         _dress(fd, b".", member)
         self._tree.times_ns[()] = _moment_ns(member)
 
     def _white_out(self, above: Names, name: bytes) -> None:
         if name in {b"", b".", b".."}:
-            raise FetchError("it is a whiteout of nothing", lasting=True)
+            raise FetchError("it is a whiteout of nothing")
         fd, where = self._tree.folder(above, make=False)
         if (*where, name) not in self._brought:
             self._tree.remove(fd, name)
@@ -269,7 +267,7 @@ class _Applied:
             kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
             os.mknod(name, kind | 0o600, os.makedev(member.devmajor, member.devminor), dir_fd=fd)
         else:
-            raise FetchError(f"it is of the unknown kind {member.type!r}", lasting=True)
+            raise FetchError(f"it is of the unknown kind {member.type!r}")
 
     def _copy(self, member: tarfile.TarInfo, content: IO[bytes], out: IO[bytes]) -> None:
         runs: Any = member.sparse
@@ -278,7 +276,7 @@ class _Applied:
             if size == 0:  # GNU tar fills a header with them
                 continue
             if start < end or size < 0 or start + size > member.size:
-                raise FetchError("it has holes that make no sense", lasting=True)
+                raise FetchError("it has holes that make no sense")
             end = start + size
         if runs is not None:
             self._budget.take(member.size)  # its holes are not in the tar
@@ -297,23 +295,22 @@ class _Applied:
                 new, _ = self._tree.folder(above, make=False)
                 os.link(target, name, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
         except (FileNotFoundError, PermissionError) as error:  # a folder is not permitted
-            raise FetchError(f"it is a hard link to {member.linkname}, which is no file", lasting=True) from error
+            raise FetchError(f"it is a hard link to {member.linkname}, which is no file") from error
 
 
 def _path_of(name: str) -> Names:
     path = names_in(_raw(name))
     if b".." in path:
-        raise FetchError("it climbs out of the tree", lasting=True)
+        raise FetchError("it climbs out of the tree")
     if len(path) > CONTAINER_IMAGES.depth or len(_raw(name)) > CONTAINER_IMAGES.path_bytes:
-        message = f"it is more than {CONTAINER_IMAGES.depth} folders deep, or its name too long"
-        raise FetchError(message, lasting=True)
+        raise FetchError(f"it is more than {CONTAINER_IMAGES.depth} folders deep, or its name too long")
     return path
 
 
 def _dress(fd: int, name: bytes, member: tarfile.TarInfo) -> None:
     """Give it its owner, mode, attributes and time; in this order, since each may undo those after it."""
     if not (0 <= member.uid <= _LAST_ID and 0 <= member.gid <= _LAST_ID):
-        raise FetchError(f"its owner {member.uid}:{member.gid} is none", lasting=True)
+        raise FetchError(f"its owner {member.uid}:{member.gid} is none")
     os.chown(name, member.uid, member.gid, dir_fd=fd, follow_symlinks=False)
     if not member.issym():
         os.chmod(name, member.mode & 0o7777, dir_fd=fd)
@@ -335,7 +332,7 @@ def _moment_ns(member: tarfile.TarInfo) -> int:
         moment_s = Decimal(member.pax_headers.get("mtime", member.mtime))  # a float would lose the nanoseconds
         return int(min(max(moment_s, Decimal(0)), Decimal(CONTAINER_IMAGES.last_time_s)) * 10**9)
     except (InvalidOperation, ValueError) as error:
-        raise FetchError("its time makes no sense", lasting=True) from error
+        raise FetchError("its time makes no sense") from error
 
 
 def _raw(text: str) -> bytes:
@@ -352,5 +349,5 @@ def _named(name: str) -> Iterator[None]:
         raise FetchError(f"{shown}: {error}", lasting=error.lasting) from error
     except OSError as error:
         if error.errno in _MALFORMED:
-            raise FetchError(f"{shown}: {error.strerror}", lasting=True) from error
+            raise FetchError(f"{shown}: {error.strerror}") from error
         raise OSError(error.errno, f"{error.strerror} (unpacking {shown})") from error

@@ -44,7 +44,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
         """In hexadecimal. Raises FetchError where it is another algorithm's."""
         found = _DIGEST.fullmatch(self.digest)
         if found is None:
-            raise FetchError(f"its digest {self.digest} is no sha256", lasting=True)
+            raise FetchError(f"its digest {self.digest} is no sha256")
         return found[1]
 
 
@@ -108,7 +108,7 @@ def document_of(content: bytes) -> Document:
     known = document.media_type in {"", *INDEXES, *MANIFESTS}
     if not known or (document.config is None and not document.manifests):
         what = document.media_type or "a document without layers"
-        raise FetchError(f"it is no container image, but {what}", lasting=True)
+        raise FetchError(f"it is no container image, but {what}")
     return document
 
 
@@ -121,7 +121,7 @@ def manifest_in(index: Document) -> Descriptor:
     if len(index.manifests) == 1 and index.manifests[0].platform is None:  # the configuration tells its platform
         return index.manifests[0]
     there = ", ".join(sorted({str(found.platform) for found in index.manifests if found.platform})) or "none"
-    raise FetchError(f"it is not there for {wanted}, which VMs here run; it is for {there}", lasting=True)
+    raise FetchError(f"it is not there for {wanted}, which VMs here run; it is for {there}")
 
 
 def config_of(content: bytes) -> Config:
@@ -129,10 +129,10 @@ def config_of(content: bytes) -> Config:
     config = decoded(content, Config)
     if (config.os, config.architecture) != (OS, ARCHITECTURE):
         what = f"it is for {config.os or '?'}/{config.architecture or '?'}"
-        raise FetchError(f"{what}, and VMs here run {OS}/{ARCHITECTURE}", lasting=True)
+        raise FetchError(f"{what}, and VMs here run {OS}/{ARCHITECTURE}")
     if len(config.rootfs.diff_ids) > CONTAINER_IMAGES.layers:
         message = f"it has {len(config.rootfs.diff_ids)} layers, more than the {CONTAINER_IMAGES.layers} that are taken"
-        raise FetchError(message, lasting=True)
+        raise FetchError(message)
     return config
 
 
@@ -140,10 +140,10 @@ def layers_of(manifest: Document, config: Config) -> tuple[tuple[Descriptor, str
     """Each layer with its diff_id, the lowest first. Raises FetchError."""
     for layer in manifest.layers:
         if not _LAYER.fullmatch(layer.media_type):
-            raise FetchError(f"it has a layer of the kind {layer.media_type}, which cannot be unpacked", lasting=True)
+            raise FetchError(f"it has a layer of the kind {layer.media_type}, which cannot be unpacked")
     if len(manifest.layers) != len(config.rootfs.diff_ids):
         counts = f"{len(manifest.layers)} layers, and its configuration names {len(config.rootfs.diff_ids)}"
-        raise FetchError(f"its manifest has {counts}: it is broken", lasting=True)
+        raise FetchError(f"its manifest has {counts}: it is broken")
     return tuple(zip(manifest.layers, config.rootfs.diff_ids, strict=True))
 
 
@@ -152,4 +152,4 @@ def decoded(content: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(content, type=ready(kind))
     except UNREADABLE as error:
-        raise FetchError(f"its {kind.__name__.lower()} cannot be read: {error}", lasting=True) from error
+        raise FetchError(f"its {kind.__name__.lower()} cannot be read: {error}") from error

@@ -31,10 +31,10 @@ def run_file(process: Process, tree: Tree) -> bytes:
     lines = [*_lines(process, tree)]
     for line in lines:
         if "\0" in line:
-            raise FetchError(f"it has a zero byte in {line[:40]!r}", lasting=True)
+            raise FetchError(f"it has a zero byte in {line[:40]!r}")
     content = b"".join(line.encode("utf-8", "surrogateescape") + b"\0" for line in lines)
     if len(content) > CONTAINER_IMAGES.run_file_bytes or len(lines) > CONTAINER_IMAGES.run_file_lines:
-        raise FetchError("its ENTRYPOINT, CMD and ENV are longer than a kernel takes", lasting=True)
+        raise FetchError("its ENTRYPOINT, CMD and ENV are longer than a kernel takes")
     return content
 
 
@@ -58,13 +58,13 @@ def _user(text: str, tree: Tree) -> tuple[list[str], str]:
     groups = list(_accounts(tree, b"group", 4))
     account = next((line for line in users if name in line[:3:2]), None)
     if account is None and not _is_id(name):
-        raise FetchError(f"its USER is {name}, which its /etc/passwd does not have", lasting=True)
+        raise FetchError(f"its USER is {name}, which its /etc/passwd does not have")
     uid, gid, home = (account[2], account[3], account[5]) if account else (name, "0", "/")
     more = [line[2] for line in groups if account and not group and account[0] in line[3].split(",")]
     if group:
         gid = next((line[2] for line in groups if group in line[:3:2]), group if _is_id(group) else "")
         if not gid:
-            raise FetchError(f"its USER is {text}, and its /etc/group does not have {group}", lasting=True)
+            raise FetchError(f"its USER is {text}, and its /etc/group does not have {group}")
     return [f"uid={uid}", f"gid={gid}", *(f"group={one}" for one in more)], home or "/"
 
 
@@ -87,7 +87,7 @@ def _signal(text: str) -> int:
     digits, name, edge, step = found.groups() if found else ("0", None, None, None)
     number = int(digits or 0) or int(getattr(signal, f"SIG{name or edge}", 0)) + int(step or 0)
     if not 1 <= number <= signal.SIGRTMAX:
-        raise FetchError(f"its STOPSIGNAL {text} is no signal", lasting=True)
+        raise FetchError(f"its STOPSIGNAL {text} is no signal")
     return number
 
 
@@ -98,7 +98,7 @@ _MOUNT_POINTS = (b"dev", b"proc", b"sys", b"etc")
 def build(image: ContainerImage, draft: Path, *, max_bytes: int, give_up_at: float) -> None:
     """Make the file `draft`, which is not there yet; on failure nothing is left. Raises FetchError and OSError."""
     if os.geteuid() != 0:
-        raise FetchError("a container image can only be unpacked by root, for its files' owners", lasting=True)
+        raise FetchError("a container image can only be unpacked by root, for its files' owners")
     tree = draft.with_name(f"{draft.name}.tree")
     try:
         shutil.rmtree(tree, ignore_errors=True)  # of a process that was killed

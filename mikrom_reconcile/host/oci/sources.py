@@ -66,7 +66,7 @@ def credentials_in(auth_file: Path | None, registry: str) -> str | None:
         return base64.b64decode(found, validate=True).decode() or None
     except (OSError, OddFileError, *UNREADABLE) as error:
         message = f"MIKROM_REGISTRY_AUTH={auth_file} is no file of `docker login`, or unreadable"
-        raise FetchError(f"{message}: {type(error).__name__}", lasting=True) from error
+        raise FetchError(f"{message}: {type(error).__name__}") from error
 
 
 def registry_of(image: str, auth_file: Path | None, mirrors: Mapping[str, str]) -> Registry:
@@ -74,7 +74,7 @@ def registry_of(image: str, auth_file: Path | None, mirrors: Mapping[str, str]) 
     try:
         repository = repository_of(image.partition("@")[0], mirrors)
     except ValueError as error:
-        raise FetchError(str(error), lasting=True) from error
+        raise FetchError(str(error)) from error
     return Registry(repository, credentials_in(auth_file, repository.registry))
 
 
@@ -123,7 +123,7 @@ class Registry:
 
     def _refusal(self) -> FetchError:
         whom = "whoever has these credentials" if self._basic else "anybody without credentials"
-        return FetchError(f"{self._repository.registry} does not let {whom} read it", lasting=True)
+        return FetchError(f"{self._repository.registry} does not let {whom} read it")
 
     def _let_in(self, challenge: str, give_up_at: float) -> str:
         """The header that a registry asks for. Raises FetchError."""
@@ -135,8 +135,7 @@ class Registry:
             raise self._refusal()
         realm = said["realm"]
         if urlsplit(realm).scheme != "https" and not is_loopback(urlsplit(realm).netloc):
-            message = f"{self._repository.registry} sends for a token to {realm}, which is not https"
-            raise FetchError(message, lasting=True)
+            raise FetchError(f"{self._repository.registry} sends for a token to {realm}, which is not https")
         query = {"scope": said.get("scope", f"repository:{self._repository.name}:pull")}
         query.update({key: said[key] for key in ("service",) if key in said})
         url = f"{realm}{'&' if urlsplit(realm).query else '?'}{urlencode(query)}"
@@ -154,7 +153,7 @@ def _whole(answer: Opened, max_bytes: int, what: str, give_up_at: float) -> byte
     for piece in answer.pieces(give_up_at):
         content += piece
         if len(content) > max_bytes:
-            raise FetchError(f"its answer is more than {what}", lasting=True)
+            raise FetchError(f"its answer is more than {what}")
     return bytes(content)
 
 
@@ -196,7 +195,7 @@ def _assembled(sha256: str, path_of: Callable[[str, str], Path]) -> ContainerIma
     if manifest.config is None:
         manifest = document_of(_read(path_of("manifests", manifests.manifest_in(manifest).sha256)))
     if manifest.config is None:
-        raise FetchError("its index leads to another index", lasting=True)
+        raise FetchError("its index leads to another index")
     config = config_of(_read(path_of("blobs", manifest.config.sha256)))
     layers = [
         Layer(diff_id=diff_id, opened=partial(_opened, path_of("blobs", layer.sha256)))
@@ -213,18 +212,18 @@ def _read(path: Path) -> bytes:
     try:
         return read_small(path, max_bytes=CONTAINER_IMAGES.document_bytes) or b""
     except OddFileError as error:
-        raise FetchError(f"its manifest or configuration is none: {error}", lasting=True) from error
+        raise FetchError(f"its manifest or configuration is none: {error}") from error
 
 
 def _saved_image(archive: Path, max_bytes: int) -> ContainerImage:
     with _saved(archive, max_bytes) as tar:
         images = manifests.decoded(_content(tar, "manifest.json"), tuple[Saved, ...])
         if len(images) != 1:
-            raise FetchError(f"the file has {len(images)} images: save one alone", lasting=True)
+            raise FetchError(f"the file has {len(images)} images: save one alone")
         config = config_of(_content(tar, images[0].config))
     names = images[0].layers
     if len(names) != len(config.rootfs.diff_ids):
-        raise FetchError("its manifest and its configuration differ in the number of layers", lasting=True)
+        raise FetchError("its manifest and its configuration differ in the number of layers")
     layers = [
         Layer(diff_id=diff_id, opened=partial(_saved_layer, archive, name, max_bytes))
         for name, diff_id in zip(names, config.rootfs.diff_ids, strict=True)
@@ -241,7 +240,7 @@ def _saved_layer(archive: Path, name: str, max_bytes: int) -> Iterator[BinaryIO]
 def _content(tar: tarfile.TarFile, name: str) -> bytes:
     content = _file(tar, name).read(CONTAINER_IMAGES.document_bytes + 1)
     if len(content) > CONTAINER_IMAGES.document_bytes:
-        raise FetchError(f"its {name} is too large", lasting=True)
+        raise FetchError(f"its {name} is too large")
     return content
 
 
@@ -257,5 +256,5 @@ def _file(tar: tarfile.TarFile, name: str) -> IO[bytes]:
     with suppress(KeyError):  # also where it is a link that leads nowhere
         content = tar.extractfile(name)
     if content is None:
-        raise FetchError(f"it is no file of `docker save`: {name} is not in it", lasting=True)
+        raise FetchError(f"it is no file of `docker save`: {name} is not in it")
     return content

@@ -57,7 +57,7 @@ class Tree:
             fd = self._opened(path, make=make)
             self._near = (path, fd, self._place_of(fd))
         if len(self._near[2]) > CONTAINER_IMAGES.depth:
-            raise FetchError(f"it is more than {CONTAINER_IMAGES.depth} folders deep", lasting=True)
+            raise FetchError(f"it is more than {CONTAINER_IMAGES.depth} folders deep")
         return self._near[1], self._near[2]
 
     def _opened(self, path: Names, *, make: bool) -> int:

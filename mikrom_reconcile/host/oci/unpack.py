@@ -25,17 +25,16 @@ def unpacked(program: Program, packed: IO[bytes]) -> Iterator[IO[bytes]]:
             command, env=environment, stdin=packed, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
     except FileNotFoundError as error:
-        message = f"it is packed with {program}, which is not installed here: install {program}"
-        raise FetchError(message, lasting=True) from error
+        raise FetchError(f"it is packed with {program}, which is not installed here: install {program}") from error
     except io.UnsupportedOperation as error:
-        raise FetchError(f"it is packed with {program} inside of another file: use oci_layout", lasting=True) from error
+        raise FetchError(f"it is packed with {program} inside of another file: use oci_layout") from error
     content = process.stdout
     if content is None:
         raise AssertionError
     try:
         yield content
         if not content.read(1) and process.wait() != 0:
-            raise FetchError(f"its {program} is broken, or ends too early", lasting=True)
+            raise FetchError(f"its {program} is broken, or ends too early")
     finally:
         process.kill()
         content.close()

@@ -23,7 +23,6 @@ from mikrom_reconcile.times_and_sizes import IMAGES
 
 ROOT_ID = "rootfs"  # the root disk's name beside the drives'
 
-_STEP = "making its disks"
 _MIB = 1 << 20
 _EXT4_MAGIC_AT, _EXT4_MAGIC = 0x438, b"\x53\xef"
 
@@ -64,10 +63,10 @@ class Disks:
         image = rootfs_image if own_root is not None and not own_root.exists() else None
         new = [(disk, size) for disk, size in self._drives(record) if size is not None]
         sized = [*self._sized_root(record, rootfs_image), *new]
-        lacking = [(disk, size) for disk, size in sized if self._lacks(record.vm, disk, size, image)]
-        blank = [(disk, size) for disk, size in new if self._wants_format(record, disk)]
+        lacking = [(disk, size) for disk, size in sized if _lacks(disk, size, image)]
+        blank = [(disk, size) for disk, size in new if _wants_format(record, disk)]
         need = sum(size - _size_of(disk.path) for disk, size in lacking)
-        self._check_room(record.vm, need + (image.stat().st_blocks * 512 if image else 0))
+        self._check_room(need + (image.stat().st_blocks * 512 if image else 0))
         if image is not None and own_root is not None:
             make_folder(own_root.parent)
             with _drafted(own_root) as draft, descriptor(image, os.O_RDONLY) as source, _writable(draft) as copy:
@@ -118,46 +117,44 @@ class Disks:
     def _drive_folder(self, record: VMRecord) -> Path:
         return self._state_dir / "drives" / record.project / record.home
 
-    def _lacks(self, vm: str, disk: Disk, size: int, image: Path | None) -> bool:
-        is_root = disk.name == ROOT_ID
-        have = _size_of(image) if is_root and image is not None else _size_of(disk.path)
-        if have > size:
-            what, way_out = ("its root disk", "") if is_root else (f"drive {disk.name}", ", or give it another name")
-            message = f"{what} has {have // _MIB} MiB and never shrinks: write size_mib: {have // _MIB}{way_out}"
-            raise PermanentError(f"{message} ({disk.path})", vm=vm, step=_STEP)
-        return have < size
-
-    def _wants_format(self, record: VMRecord, disk: Disk) -> bool:
-        """Whether a drive that is to be mounted is new; nothing in it is known to be lost then."""
-        if record.spec.drives[disk.name].mount is None:
-            return False
-        try:
-            with disk.path.open("rb") as content:
-                if os.pread(content.fileno(), 2, _EXT4_MAGIC_AT) == _EXT4_MAGIC:
-                    return False
-                os.lseek(content.fileno(), 0, os.SEEK_DATA)
-        except FileNotFoundError:
-            return True
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # nothing but a hole
-                raise
-            return True
-        message = (
-            f"drive {disk.name} has something else than an ext4 file system, and is not formatted: leave mount out"
-        )
-        raise PermanentError(f"{message}, or give it another name ({disk.path})", vm=record.vm, step=_STEP)
-
-    def _check_room(self, vm: str, need: int) -> None:
+    def _check_room(self, need: int) -> None:
         disk = os.statvfs(self._state_dir)
         left = disk.f_bavail * disk.f_frsize
         if need > left:
             message = f"its disks need {-(-need // _MIB)} MiB more and {left // _MIB} are left in {self._state_dir}"
-            raise TemporaryError(f"{message}; free some, or make them smaller", vm=vm, step=_STEP)
+            raise TemporaryError(f"{message}; free some, or make them smaller")
 
     def _remove_roots(self, home: str, *, but: Path | None) -> None:
         for path in (self._state_dir / "vms" / home).glob("root-*"):
             if path != but:
                 path.unlink(missing_ok=True)
+
+
+def _lacks(disk: Disk, size: int, image: Path | None) -> bool:
+    is_root = disk.name == ROOT_ID
+    have = _size_of(image) if is_root and image is not None else _size_of(disk.path)
+    if have > size:
+        what, way_out = ("its root disk", "") if is_root else (f"drive {disk.name}", ", or give it another name")
+        message = f"{what} has {have // _MIB} MiB and never shrinks: write size_mib: {have // _MIB}{way_out}"
+        raise PermanentError(f"{message} ({disk.path})")
+    return have < size
+
+
+def _wants_format(record: VMRecord, disk: Disk) -> bool:
+    """Whether a drive that is to be mounted is new; nothing in it is known to be lost then."""
+    if record.spec.drives[disk.name].mount is None:
+        return False
+    try:
+        with descriptor(disk.path, os.O_RDONLY) as fd:
+            if os.pread(fd, 2, _EXT4_MAGIC_AT) == _EXT4_MAGIC:
+                return False
+            os.lseek(fd, 0, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.ENXIO}:  # not there, or nothing but a hole
+            raise
+        return True
+    message = f"drive {disk.name} has something else than an ext4 file system, and is not formatted: leave mount out"
+    raise PermanentError(f"{message}, or give it another name ({disk.path})")
 
 
 def _size_of(path: Path) -> int:

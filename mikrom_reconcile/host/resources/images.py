@@ -101,7 +101,7 @@ class ImageCache:
 
     def _unpack(self, packed: Path, elf: Path) -> None:
         if packed.stat().st_size > CONTAINER_IMAGES.kernel_bytes:
-            raise FetchError("it is larger than any kernel", lasting=True)
+            raise FetchError("it is larger than any kernel")
         write_whole(elf, kernel.unpacked(packed.read_bytes()))
         elf.chmod(0o444)
 
@@ -207,8 +207,7 @@ class ImageCache:
         self._read(partial(open_at, file.source, give_up_at=give_up_at), draft, give_up_at)
         if (digest := _digest_of(draft)) != file.sha256:
             draft.unlink()
-            message = f"its sha256 is {digest}, and the spec says {file.sha256}: one of them is wrong"
-            raise FetchError(message, lasting=True)
+            raise FetchError(f"its sha256 is {digest}, and the spec says {file.sha256}: one of them is wrong")
         _put(draft, path)
 
     def _read(self, open_at: Callable[..., AbstractContextManager[Opened]], draft: Path, give_up_at: float) -> None:
@@ -233,7 +232,7 @@ class ImageCache:
         """Raise FetchError if that many bytes are too many, or more than the disk has left beside the `known` ones."""
         if size > self._max_bytes:
             message = f"it has {size // _MIB} MiB or more, and MIKROM_IMAGE_MAX_MIB is {self._max_bytes // _MIB}"
-            raise FetchError(message, lasting=True)
+            raise FetchError(message)
         disk = os.statvfs(folder)
         left = disk.f_bavail * disk.f_frsize
         if size - known > left:
@@ -272,7 +271,7 @@ def _digest_of(path: Path) -> str:
 
 def _is_old(path: Path) -> bool:
     try:
-        return time.time() - path.stat().st_mtime >= IMAGES.kept_s
+        return bool(time.time() - path.stat().st_mtime >= IMAGES.kept_s)
     except FileNotFoundError:
         return False
 

@@ -25,6 +25,7 @@ import msgspec
 from mikrom_reconcile.core.model.desired import NetworkInterface
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Drift
+from mikrom_reconcile.host.errors import translate_errors
 from mikrom_reconcile.host.ports import LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.host.resources.nft import ByTap, Rules
@@ -32,8 +33,6 @@ from mikrom_reconcile.host.resources.rules import PREFIX, field_of, rules_of
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.netlink import Link, Netlink, make_tap
 from mikrom_reconcile.times_and_sizes import NETWORKS
-
-_STEP = "making its links"
 
 Parts = frozenset[str]  # what a bridge has or is to have. An address has no space in it, a rule has.
 
@@ -95,18 +94,18 @@ class Networks:
         """
         if not (interfaces := self.of(record)):
             return ()
-        with Netlink() as kernel:
+        with translate_errors(record.vm, "making its links"), Netlink() as kernel:
             for interface in interfaces:
                 if only_mend and kernel.link(interface.tap) is None:
                     continue
-                self._forget(record.vm, interface.tap, give_up_at, but=interface.bridge)
-                with self._bridge_lock(record.vm, interface.bridge, give_up_at):
+                self._forget(interface.tap, give_up_at, but=interface.bridge)
+                with self._bridge_lock(interface.bridge, give_up_at):
                     bridge = self._prepare_bridge(kernel, record, interface)
-                    tap = _device(kernel, record.vm, "tap", interface.tap, interface.alias, make_tap)
+                    tap = _device(kernel, "tap", interface.tap, interface.alias, make_tap)
                     mtu = interface.mtu or (0 if only_mend else NETWORKS.mtu)
                     kernel.set_up(tap.index, alias=interface.alias, master=bridge.index, mtu=mtu)
                 if tap.master not in {0, bridge.index}:
-                    self._remove_unused_bridges(kernel, record.vm, give_up_at)
+                    self._remove_unused_bridges(kernel, give_up_at)
         return interfaces
 
     def in_place(self, record: VMRecord) -> tuple[Interface, ...]:
@@ -144,12 +143,12 @@ class Networks:
             return
         prefix = f"{self._prefix}vm={record.home}:"
         with Netlink() as kernel:
-            self._remove_taps(kernel, record.vm, lambda tap: tap.alias.startswith(prefix), give_up_at)
+            self._remove_taps(kernel, lambda tap: tap.alias.startswith(prefix), give_up_at)
             for interface in self.of(record):
-                with self._bridge_lock(record.vm, interface.bridge, give_up_at):
+                with self._bridge_lock(interface.bridge, give_up_at):
                     bridge = kernel.link(interface.bridge)
                     if bridge is None:
-                        self._drop_rules(record.vm, interface.bridge)
+                        self._drop_rules(interface.bridge)
                     elif bridge.alias.startswith(self._prefix):
                         self._set_parts(kernel, record, bridge, frozenset())
 
@@ -158,7 +157,7 @@ class Networks:
         if not self._made_any():
             return ()
         with Netlink() as kernel:
-            return self._remove_taps(kernel, "", self._is_left, give_up_at)
+            return self._remove_taps(kernel, self._is_left, give_up_at)
 
     def _is_left(self, tap: Link) -> bool:
         """Whether no record wants a tap of ours: a VM is recorded before its taps are made."""
@@ -168,25 +167,23 @@ class Networks:
             return tap.alias not in {interface.alias for interface in self.of(found)}
         return bool(home) and found is None
 
-    def _remove_taps(
-        self, kernel: Netlink, vm: str, which: Callable[[Link], bool], give_up_at: float
-    ) -> tuple[str, ...]:
+    def _remove_taps(self, kernel: Netlink, which: Callable[[Link], bool], give_up_at: float) -> tuple[str, ...]:
         """Remove taps, and bridges that have none any more; whose taps those were."""
         taps = [link for link in kernel.links() if which(link)]
         for tap in taps:
             kernel.delete(tap.index)
-            self._forget(vm, tap.name, give_up_at)
+            self._forget(tap.name, give_up_at)
         if taps:
-            self._remove_unused_bridges(kernel, vm, give_up_at)
+            self._remove_unused_bridges(kernel, give_up_at)
         return tuple(self._vm_of(tap) for tap in taps)
 
-    def _forget(self, vm: str, tap: str, give_up_at: float, but: str = "") -> None:
+    def _forget(self, tap: str, give_up_at: float, but: str = "") -> None:
         """Take away what bridges say of a tap that is gone, or is on the bridge `but` now: all judge it."""
         for bridge in self._rules.with_tap(tap):
             if bridge != but:
-                with self._bridge_lock(vm, bridge, give_up_at):
+                with self._bridge_lock(bridge, give_up_at):
                     rules = (self._rules.of(bridge) or {}).get(tap, frozenset())
-                    self._rules.change(vm, bridge, add=(), take=rules)
+                    self._rules.change(bridge, add=(), take=rules)
 
     def _vm_of(self, link: Link) -> str:
         """Whose tap it is, by the name of the VM's folder; "" if it is none of ours."""
@@ -198,12 +195,12 @@ class Networks:
         return any(self._locks.glob("bridge-*.lock"))
 
     @contextmanager
-    def _bridge_lock(self, vm: str, bridge: str, give_up_at: float) -> Iterator[None]:
+    def _bridge_lock(self, bridge: str, give_up_at: float) -> Iterator[None]:
         """Nobody else makes or drops the bridge meanwhile."""
         path = self._locks / f"bridge-{bridge}.lock"
         with locks.held(path, until=give_up_at, poll_s=NETWORKS.lock_poll_s) as is_ours:
             if not is_ours:
-                raise TemporaryError(f"another process still works on bridge {bridge}", vm=vm, step=_STEP)
+                raise TemporaryError(f"another process still works on bridge {bridge}")
             yield
 
     def _prepare_bridge(self, kernel: Netlink, record: VMRecord, interface: Interface) -> Link:
@@ -215,8 +212,8 @@ class Networks:
         for link in in_subnet.values():
             if name not in in_subnet and not link.alias.startswith(self._prefix):
                 network = record.spec.network_interfaces[interface.name].network
-                raise _taken(record.vm, f"the subnet of network {network}, with device {link.name},", link)
-        bridge = _device(kernel, record.vm, "bridge", name, alias, kernel.add_bridge)
+                raise _taken(f"the subnet of network {network}, with device {link.name},", link)
+        bridge = _device(kernel, "bridge", name, alias, kernel.add_bridge)
         self._set_parts(kernel, record, bridge, own)
         if not bridge.up or bridge.alias != alias:
             kernel.set_up(bridge.index, alias=alias)
@@ -260,19 +257,19 @@ class Networks:
         for address in filter(_is_address, (own | bridge.shared) - unwanted if unwanted or missing else ()):
             kernel.add_address(link.index, address)  # Linux removes others of a subnet along with its first
         if add_or_take := _rules_in(missing | unwanted):
-            _refuse_used_ports(record.vm, missing)
-            self._rules.change(record.vm, link.name, add=add_or_take & missing, take=add_or_take & unwanted)
+            _refuse_used_ports(missing)
+            self._rules.change(link.name, add=add_or_take & missing, take=add_or_take & unwanted)
 
-    def _drop_rules(self, vm: str, bridge: str) -> None:
+    def _drop_rules(self, bridge: str) -> None:
         if rules := self._rules.of(bridge):
-            self._rules.change(vm, bridge, add=(), take=frozenset[str]().union(*rules.values()))
+            self._rules.change(bridge, add=(), take=frozenset[str]().union(*rules.values()))
 
-    def _remove_unused_bridges(self, kernel: Netlink, vm: str, give_up_at: float) -> None:
+    def _remove_unused_bridges(self, kernel: Netlink, give_up_at: float) -> None:
         """Remove our bridges that have no taps. Looks again under each one's lock."""
         for name in self._unused_bridges(kernel):
-            with self._bridge_lock(vm, name, give_up_at):
+            with self._bridge_lock(name, give_up_at):
                 if bridge := self._unused_bridges(kernel).get(name):
-                    self._drop_rules(vm, name)
+                    self._drop_rules(name)
                     kernel.delete(bridge.index)
 
     def _unused_bridges(self, kernel: Netlink) -> dict[str, Link]:
@@ -325,7 +322,7 @@ def _rules_in(parts: Parts) -> Parts:
     return frozenset(part for part in parts if not _is_address(part))
 
 
-def _refuse_used_ports(vm: str, rules: Iterable[str]) -> None:
+def _refuse_used_ports(rules: Iterable[str]) -> None:
     """Raises PermanentError if a program of the host listens on a port that is to lead to a guest."""
     for protocol, port in (rule.split()[2:5:2] for rule in rules if rule.startswith("ip publish ")):
         is_tcp = protocol == "tcp"
@@ -335,25 +332,24 @@ def _refuse_used_ports(vm: str, rules: Iterable[str]) -> None:
                 probe.bind(("", int(port)))
             except OSError as error:
                 message = f"port {port}/{protocol} of this host, which it publishes, is in use by another program"
-                raise PermanentError(message, vm=vm, step=_STEP) from error
+                raise PermanentError(message) from error
 
 
-def _device(kernel: Netlink, vm: str, kind: str, name: str, alias: str, make: Callable[[str], None]) -> Link:
+def _device(kernel: Netlink, kind: str, name: str, alias: str, make: Callable[[str], None]) -> Link:
     """The device, made if it is not there. One without an alias is ours: its maker was killed before it had one."""
     found = kernel.link(name)
     if found is None:
         make(name)
         found = kernel.link(name)
     elif found.alias not in {"", alias}:
-        raise _taken(vm, f"{kind} {name}", found)
+        raise _taken(f"{kind} {name}", found)
     if found is None:
-        raise TemporaryError(f"{kind} {name} vanished as soon as it was made", vm=vm, step=_STEP)
+        raise TemporaryError(f"{kind} {name} vanished as soon as it was made")
     return found
 
 
-def _taken(vm: str, what: str, found: Link) -> PermanentError:
-    message = f"{what} is somebody else's (alias {found.alias!r}): remove it, or rename what it belongs to"
-    return PermanentError(message, vm=vm, step=_STEP)
+def _taken(what: str, found: Link) -> PermanentError:
+    return PermanentError(f"{what} is somebody else's (alias {found.alias!r}): remove it, or rename what it belongs to")
 
 
 def mac_of(record: VMRecord, name: str) -> str:

@@ -22,7 +22,6 @@ _NEEDS = {"ip chain nat_": _FORWARD, "ip chain publish_in": _FORWARD, "ip chain 
 _TABLE = re.compile(rf"^table (bridge|ip) ({PREFIX}\w+) {{\n(.*?)^}}", re.MULTILINE | re.DOTALL)
 _HOME = re.compile(r"^\t(chain|set|map) (\w+) {\n(.*?)^\t}", re.MULTILINE | re.DOTALL)
 _AFTER_KEY = re.compile("\n| comment | : ")
-_STEP = "making its links"
 
 
 class Rules:
@@ -50,21 +49,21 @@ class Rules:
         if generation is None or generation != seen_at or (tables is None and time.monotonic() > self._again_at):
             with suppress(PermanentError, TemporaryError):
                 tables = None
-                tables = _listed("")
+                tables = _listed()
             self._seen, self._again_at = (generation, tables), time.monotonic() + NETWORKS.nft_retry_s
         return tables
 
-    def change(self, vm: str, bridge: str, *, add: Iterable[str], take: Iterable[str]) -> None:
+    def change(self, bridge: str, *, add: Iterable[str], take: Iterable[str]) -> None:
         """Add rules to a bridge, and take others away. Raises PermanentError, TemporaryError."""
         self._tables()
         generation, seen = self._seen  # of one moment: others change other bridges
-        tables = _listed(vm) if seen is None else seen
+        tables = _listed() if seen is None else seen
         after = _changed(tables.get(bridge, {}), add, take)
-        if any(" chain " in rule for rule in (*add, *take)) or not _are_changed(vm, bridge, add, take):
-            _nft(vm, _tables_of(bridge, [*frozenset[str]().union(*after.values()), *add]))
+        if any(" chain " in rule for rule in (*add, *take)) or not _are_changed(bridge, add, take):
+            _nft(_tables_of(bridge, [*frozenset[str]().union(*after.values()), *add]))
         elif generation is not None and rules_generation() == generation + 1:  # nobody else has changed anything
             self._seen = (generation + 1, {**tables, bridge: after})
-        _switch(vm, bridge, after.get("", ()))
+        _switch(bridge, after.get("", ()))
 
 
 def _changed(rules: ByTap, add: Iterable[str], take: Iterable[str]) -> ByTap:
@@ -81,12 +80,12 @@ def _key(rule: str) -> str:
     return _AFTER_KEY.split(rule, 1)[0]
 
 
-def _are_changed(vm: str, bridge: str, add: Iterable[str], take: Iterable[str]) -> bool:
+def _are_changed(bridge: str, add: Iterable[str], take: Iterable[str]) -> bool:
     """Change elements alone, if nothing that is left is in the way."""
     words = [("delete", *_key(rule).split(" ", 2)) for rule in take] + [("add", *rule.split(" ", 2)) for rule in add]
     lines = (f"{verb} element {family} {bridge} {home} {{ {text} }}" for verb, family, home, text in words)
     with suppress(PermanentError):
-        _nft(vm, "\n".join(lines))
+        _nft("\n".join(lines))
         return True
     return False
 
@@ -114,10 +113,10 @@ def _homes(family: str, rules: list[str]) -> Iterator[str]:
         yield f"{head.removeprefix(f'{family} ')} {{\n{body}\n}}"
 
 
-def _listed(vm: str) -> dict[str, ByTap]:
+def _listed() -> dict[str, ByTap]:
     """The rules of each bridge of ours. Raises PermanentError, TemporaryError."""
     tables: dict[str, ByTap] = {}
-    for family, bridge, body in _TABLE.findall(_nft(vm, "list ruleset bridge\nlist ruleset ip\n")):
+    for family, bridge, body in _TABLE.findall(_nft("list ruleset bridge\nlist ruleset ip\n")):
         tables[bridge] = _changed(tables.get(bridge, {}), _rules_in(family, body), ())
     return tables
 
@@ -139,7 +138,7 @@ def _is_on(switch: Path) -> bool:
     return switch.exists() and switch.read_text().strip() != "0"
 
 
-def _switch(vm: str, bridge: str, rules: Iterable[str]) -> None:
+def _switch(bridge: str, rules: Iterable[str]) -> None:
     """Have the kernel do what rules need, and lead nothing to loopback without need."""
     needs, loopback = {need for rule in rules for need in _needs(rule, bridge)}, Path(_LOOPBACK.format(bridge))
     try:
@@ -147,11 +146,11 @@ def _switch(vm: str, bridge: str, rules: Iterable[str]) -> None:
             if _is_on(need) != (need in needs):
                 need.write_text("1" if need in needs else "0")
     except OSError as error:
-        message = f"cannot let this host forward packets ({error.filename}: {error.strerror}): nat and publish need it"
-        raise PermanentError(message, vm=vm, step=_STEP) from error
+        why = f"{error.filename}: {error.strerror}"
+        raise PermanentError(f"cannot let this host forward packets ({why}): nat and publish need it") from error
 
 
-def _nft(vm: str, script: str) -> str:
+def _nft(script: str) -> str:
     """What nft answers to a script. Raises PermanentError, TemporaryError."""
     command, timeout_s = ("nft", "-y", "-f", "-"), NETWORKS.nft_s  # priorities as numbers: releases differ in words
     try:
@@ -160,10 +159,9 @@ def _nft(vm: str, script: str) -> str:
         )
     except OSError as error:
         remedy = "install nftables, or give the network guard: false and no other rules"
-        message = f"its network needs the program nft ({error.strerror}): {remedy}"
-        raise PermanentError(message, vm=vm, step=_STEP) from None
+        raise PermanentError(f"its network needs the program nft ({error.strerror}): {remedy}") from None
     except subprocess.TimeoutExpired as error:
-        raise TemporaryError(f"nft gave no answer within {timeout_s:g} s", vm=vm, step=_STEP) from error
+        raise TemporaryError(f"nft gave no answer within {timeout_s:g} s") from error
     if done.returncode:
-        raise PermanentError(f"nft refused: {done.stderr.strip()[:300]}", vm=vm, step=_STEP)
+        raise PermanentError(f"nft refused: {done.stderr.strip()[:300]}")
     return done.stdout

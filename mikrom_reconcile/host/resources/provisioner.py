@@ -4,8 +4,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from mikrom_reconcile.core.model.desired import PinnedFile
-from mikrom_reconcile.core.model.errors import MikromError, PermanentError, TemporaryError
+from mikrom_reconcile.core.model.errors import MikromError, PermanentError
 from mikrom_reconcile.core.specs.images import init_of, init_words
 from mikrom_reconcile.core.specs.validate_vms import METADATA_OF_HOST, SECRET_REF
+from mikrom_reconcile.host.errors import translate_errors
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.disks import Disk, Disks
@@ -26,10 +26,6 @@ from mikrom_reconcile.system.download import FetchError, local_file
 from mikrom_reconcile.times_and_sizes import IMAGES
 
 _log = logging.getLogger(__name__)
-
-
-class SecretError(MikromError):
-    """A reference cannot be resolved on this host."""
 
 
 class Secrets:
@@ -45,7 +41,7 @@ class Secrets:
         self._environ = environ
 
     def resolved(self, value: Any) -> Any:
-        """`value` with each reference in it replaced by its secret. Raises SecretError."""
+        """`value` with each reference in it replaced by its secret. Raises PermanentError."""
         if isinstance(value, dict):
             if value.keys() == {SECRET_REF}:
                 return self._secret(str(value[SECRET_REF]))
@@ -59,12 +55,12 @@ class Secrets:
         if parts.scheme == "file":
             return self._of_file(reference, unquote(parts.path))
         if parts.scheme != "env":
-            raise SecretError(f"{reference} is no secret's reference: begin with file:/// or env://")
+            raise PermanentError(f"{reference} is no secret's reference: begin with file:/// or env://")
         name = parts.netloc
         if name not in self._names:
-            raise SecretError(f"{reference}: MIKROM_SECRET_ENV of this host does not name {name}")
+            raise PermanentError(f"{reference}: MIKROM_SECRET_ENV of this host does not name {name}")
         if name not in self._environ:
-            raise SecretError(f"{reference}: this host's worker has no variable {name}")
+            raise PermanentError(f"{reference}: this host's worker has no variable {name}")
         return self._environ[name]
 
     def _of_file(self, reference: str, path: str) -> str:
@@ -72,11 +68,11 @@ class Secrets:
             with local_file(path, self._folders, "MIKROM_SECRET_DIRS") as content:
                 text = content.read(IMAGES.secret_bytes + 1).decode()
         except (FetchError, OSError) as error:
-            raise SecretError(str(error)) from error
+            raise PermanentError(str(error)) from error
         except UnicodeDecodeError as error:
-            raise SecretError(f"{reference} is not UTF-8 text") from error
+            raise PermanentError(f"{reference} is not UTF-8 text") from error
         if len(text) > IMAGES.secret_bytes:
-            raise SecretError(f"{reference} has more than {IMAGES.secret_bytes >> 10} KiB")
+            raise PermanentError(f"{reference} has more than {IMAGES.secret_bytes >> 10} KiB")
         return text.removesuffix("\n")
 
 
@@ -133,7 +129,7 @@ class ResourceProvisioner:
             if boot.rootfs:
                 rootfs = self._fetched(vm, "root disk's image", boot.rootfs, give_up_at)
                 _check_command(record, rootfs)
-        with _step(vm, "making its disks"):
+        with translate_errors(vm, "making its disks"):
             disks = self._disks.prepare(record, rootfs, give_up_at=give_up_at)
         return VMResources(
             kernel=kernel,
@@ -145,7 +141,7 @@ class ResourceProvisioner:
         )
 
     def _fetched(self, vm: str, what: str, file: PinnedFile, give_up_at: float, *, unpacked: bool = False) -> Path:
-        with _step(vm, f"fetching its {what}"):
+        with translate_errors(vm, f"fetching its {what}"):
             return self._images.fetched(file, give_up_at=give_up_at, unpacked=unpacked)
 
     def metadata_of(self, record: VMRecord) -> dict[str, Any] | None:
@@ -161,12 +157,10 @@ class ResourceProvisioner:
         }
         own: dict[str, Any] = {"name": record.vm, "fleet": record.fleet, "project": record.project}
         own["network_interfaces"] = interfaces
-        try:
+        with translate_errors(record.vm, "resolving its secrets"):
             said: dict[str, Any] = self._secrets.resolved(record.spec.mmds or {})
             if record.spec.secret_env:
                 own["env"] = self._secrets.resolved(record.spec.secret_env)
-        except SecretError as error:
-            raise PermanentError(str(error), vm=record.vm, step="resolving its secrets") from error
         return {METADATA_OF_HOST: own} | said
 
     def disks_of(self, record: VMRecord) -> tuple[Disk, ...]:
@@ -178,16 +172,6 @@ class ResourceProvisioner:
         """Remove what was made for this VM alone, but the drives that are to be retained."""
         self._disks.remove(record)
         self.networks.remove(record, give_up_at=give_up_at)
-
-
-@contextmanager
-def _step(vm: str, doing: str) -> Iterator[None]:
-    """Say of what could not be fetched or made which VM it is of, and when."""
-    try:
-        yield
-    except FetchError as error:
-        kind = PermanentError if error.lasting else TemporaryError
-        raise kind(str(error), vm=vm, step=doing) from error
 
 
 def _check_command(record: VMRecord, rootfs: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import End
-from mikrom_reconcile.host.drivers.connection import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver, end_in
 from mikrom_reconcile.host.drivers.select import find_firecracker, version_of
 from mikrom_reconcile.host.drivers.vmm import StateLayout
+from mikrom_reconcile.host.errors import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.orders.next_record import next_record
 from tests.fakes import order
 

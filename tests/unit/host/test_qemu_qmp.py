@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mikrom_reconcile.host.drivers.connection import QMP, FaultError, NoAnswerError, UnreachableError
+from mikrom_reconcile.host.drivers.connection import QMP
+from mikrom_reconcile.host.errors import FaultError, NoAnswerError, UnreachableError
 from mikrom_reconcile.times_and_sizes import VMMS
 from tests.unit.host.servers import Serve, server
 

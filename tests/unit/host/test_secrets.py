@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mikrom_reconcile.host.resources.provisioner import SecretError, Secrets
+from mikrom_reconcile.core.model.errors import PermanentError
+from mikrom_reconcile.host.resources.provisioner import Secrets
 
 
 @pytest.fixture
@@ -48,6 +49,6 @@ def test_what_is_not_allowed_is_refused_by_the_reference_alone(
     (folder / "link").symlink_to("password")
     (folder / "binary").write_bytes(b"\xff\xfe")
     (folder / "large").write_text("x" * 40_000)
-    with pytest.raises(SecretError, match=why) as refused:
+    with pytest.raises(PermanentError, match=why) as refused:
         secrets.resolved({"secret_ref": reference.format(folder=folder)})
     assert "precious" not in str(refused.value)

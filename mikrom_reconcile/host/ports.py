@@ -15,7 +15,7 @@ class VMRecord(Applied, frozen=True, kw_only=True):
     the last order, so that its duplicate is known; `crash_loop` says that the host has given up its restarts. Nobody
     else may have its addresses while the record is there. `damage` says what happened to a record that was read from
     its copy; it is never written. `made_as` is the name that a VM had which was renamed: what runs cannot be.
-    `before` is kept for rollouts that go back.
+    `before` is kept for rollouts that go back. `boot_id` is that of the host when this was written.
     """
 
     vm: str
@@ -24,6 +24,7 @@ class VMRecord(Applied, frozen=True, kw_only=True):
     damage: str = ""
     made_as: str = ""
     before: Before | None = None
+    boot_id: str = ""
 
     @property
     def home(self) -> str:

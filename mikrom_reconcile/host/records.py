@@ -36,6 +36,7 @@ from mikrom_reconcile.system.files import (
     make_folder,
     sync_folder,
 )
+from mikrom_reconcile.system.processes import boot_id
 from mikrom_reconcile.times_and_sizes import RECORDS
 
 
@@ -150,7 +151,7 @@ class Records:
         `or_before` a power cut may bring back what it was before.
         """
         vm, path = record.vm, self._records.path(record.home)
-        record = msgspec.structs.replace(record, damage="")
+        record = msgspec.structs.replace(record, damage="", boot_id=boot_id())
         try:
             if is_new := not path.parent.exists():
                 self._make_room_to_remove(record)

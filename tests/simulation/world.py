@@ -31,7 +31,7 @@ from mikrom_reconcile.core.model.plan import BEAT, RunReport, RunRequest, VMChan
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.transport import order_envelope, rpc, shared_state
-from mikrom_reconcile.host import agent, observe, supervise
+from mikrom_reconcile.host import agent, observe, records, supervise
 from mikrom_reconcile.host.orders import execute, preconditions
 from mikrom_reconcile.system import files
 from mikrom_reconcile.system.time_limits import Clock
@@ -231,7 +231,8 @@ class World:
         yield execute, "capacity", lambda: ROOM
         yield observe, "used_mib", lambda: 0
         yield order_envelope, "datetime", SimpleNamespace(now=clock.utc)
-        yield shared_state, "boot_id", lambda: f"boot-{self._here().boots}"
+        for module in (shared_state, records):
+            yield module, "boot_id", lambda: f"boot-{self._here().boots}"
         yield shared_state, "machine_id", lambda _: f"machine-{self._here().name}"
         yield reconcile, "validate_specs", _validated
         yield secrets, "token_hex", lambda size: f"{chance.getrandbits(8 * size):0{2 * size}x}"

@@ -315,6 +315,11 @@ HAS_VMM: frozenset[Phase] = DEGRADED | {"starting", "running", "paused", "unresp
 """Phases in which a VMM process lives."""
 
 
+def in_words(phase: Phase) -> str:
+    """What has become of a VM, as the reason of a change."""
+    return "its host was rebooted" if phase == "rebooted" else f"it is {phase}"
+
+
 def phase_of(facts: VMMFacts, ordered: State, *, failed: bool, crash_loop: bool) -> Phase:
     """The phase of a VM from what its driver proved and what was last ordered. `failed` says that the last attempt to
     bring it up failed and left nothing running, `crash_loop` that the host has given up bringing it back.

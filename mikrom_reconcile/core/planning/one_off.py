@@ -17,6 +17,7 @@ from mikrom_reconcile.core.model.observed import (
     ObservedState,
     ObservedVM,
     Placements,
+    in_words,
 )
 from mikrom_reconcile.core.model.plan import ChangeKind, Verb, VMChange
 from mikrom_reconcile.core.parsing.schema_errors import nearest
@@ -126,7 +127,7 @@ def _judge(verb: Verb, row: ObservedVM, newer_on: str, *, acted_on: bool) -> Ver
     case = replace(case, desired=as_recorded(row, state, row.policy))
     if verb == "stop":
         done = row.phase in SATISFIES["stopped"] and row.state == "stopped"
-        return "unchanged" if done else case.change("stop", f"it is {row.phase}")
+        return "unchanged" if done else case.change("stop", in_words(row.phase))
     as_asked = row.phase in SATISFIES[state] and row.state == state
     can_go_on = row.phase in HEALTHY or (verb == "resume" and row.phase == "suspended")
     if verb in {"pause", "suspend", "resume"} and not (as_asked or can_go_on):
@@ -135,7 +136,7 @@ def _judge(verb: Verb, row: ObservedVM, newer_on: str, *, acted_on: bool) -> Ver
         return "unchanged" if as_asked else case.change("blocked", _drifted(row))
     if as_asked and (verb != "restart" or (acted_on and not row.drift)):
         return "unchanged"
-    return case.change(_kind(verb, row), f"it is {row.phase}")
+    return case.change(_kind(verb, row), in_words(row.phase))
 
 
 def _drifted(row: ObservedVM) -> str:

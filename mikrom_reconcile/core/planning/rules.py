@@ -12,7 +12,16 @@ import msgspec
 from mikrom_reconcile.core.model.desired import DesiredVM, State
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.fields import counted_drift, field_changes, impact_of, is_row_of, recorded
-from mikrom_reconcile.core.model.observed import DEGRADED, HAS_VMM, HEALTHY, NOT_RESTARTED, SATISFIES, Drift, ObservedVM
+from mikrom_reconcile.core.model.observed import (
+    DEGRADED,
+    HAS_VMM,
+    HEALTHY,
+    NOT_RESTARTED,
+    SATISFIES,
+    Drift,
+    ObservedVM,
+    in_words,
+)
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
 from mikrom_reconcile.core.planning.guards import as_recorded
 
@@ -296,16 +305,17 @@ def needs_replace(case: DiffInput) -> Verdict:
 
 
 def not_restarted(case: DiffInput) -> Verdict:
-    """Its restart policy leaves it as it ended."""
-    ended_so = case.seen.phase in NOT_RESTARTED[case.want.spec.restart.policy]
-    return UNCHANGED if ended_so and not case.retry and not case.fields else None
+    """Its restart policy leaves it as it ended, but for one that was not up yet when its host went down."""
+    seen, leaves = case.seen, NOT_RESTARTED[case.want.spec.restart.policy]
+    was_up = not (seen.phase == "rebooted" and seen.attempt)
+    return UNCHANGED if seen.phase in leaves and was_up and not case.retry and not case.fields else None
 
 
 def down(case: DiffInput) -> Verdict:
     """It should be up and no VMM lives."""
     seen = case.seen
     if seen.phase not in HAS_VMM or seen.phase == "starting":
-        reason = f"it is {seen.phase}" + (f": {seen.last_error}" if seen.last_error else "")
+        reason = f"{in_words(seen.phase)}{f': {seen.last_error}' if seen.last_error else ''}"
         if seen.phase == "suspended" and (why := _misfit(case)):
             reason += f", and boots anew: {why}"
         return case.change("start", reason, fields=case.fields)

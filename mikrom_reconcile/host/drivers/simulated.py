@@ -97,8 +97,9 @@ class SimulatedDriver(Driver):
 
     def observe(self, record: VMRecord) -> VMMFacts:
         vm = self._read(record.home)
-        if vm is None:
-            return VMMFacts(status="none")
+        if vm is None:  # never started, or lost in a power cut
+            is_known = record.boot_id in {"", processes.boot_id()}
+            return VMMFacts(status="none", end="unknown" if is_known else "rebooted")
         if (end := vm.ended()) is not None:
             return VMMFacts(status="none", end=end)
         if vm.hangs:

@@ -136,10 +136,11 @@ class VMMDriver(Driver, ABC):
         """How it ended. A guest that reset itself has crashed if the init of a container image did not tell a 0."""
         if paths.suspended.exists():
             return "suspended"
-        if last is None:  # it may have been started before the host was, or never written down
-            return "unknown"
-        if last.boot_id != processes.boot_id():
+        # what was written down of it may not outlive a power cut: then its record tells how long ago it was ordered up
+        if (last.boot_id if last else record.boot_id) not in {"", processes.boot_id()}:
             return "rebooted"
+        if last is None:
+            return "unknown"
         end = self._end_of(paths)
         if end == "clean" and init_of(record.spec) == "mikrom":
             said = tail(paths.console, VMMS.exit_status_tail_bytes, last.console_at).content

@@ -25,6 +25,7 @@ from mikrom_reconcile.host import records as module
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.system import locks
+from mikrom_reconcile.system.processes import boot_id
 from mikrom_reconcile.times_and_sizes import RECORDS
 from tests.fakes import SPEC, HeldClock
 
@@ -33,6 +34,7 @@ def record_of(vm: str = "web-000", generation: int = 1) -> VMRecord:
     return VMRecord(
         vm=vm, uid="0123456789abcdef", project="shop", fleet="web", state="running", spec=SPEC, policy=Policy(),
         spec_digest="1:aa", generation=generation, token=7, action_id="1:bb", created_at=HeldClock().now(),
+        boot_id=boot_id(),
     )  # fmt: skip
 
 

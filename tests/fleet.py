@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,7 +54,12 @@ class Fleet:
         self._logs: dict[int, Path] = {}
         listen = listen or f"unixsocket {folder}/redis.sock\nrequirepass {PASSWORD}"
         (folder / "redis.conf").write_text(f'port 0\n{listen}\nsave ""\ndir {folder}\n')
-        self.start_redis()
+        self._end = weakref.finalize(self, _end_all, self._processes)  # of those whom nobody closes, too
+        try:
+            self.start_redis()
+        except BaseException:
+            self.close()
+            raise
 
     def start_redis(self) -> None:
         """Begin with an empty broker, at first and after `stop_redis`."""
@@ -138,10 +144,14 @@ class Fleet:
 
     def close(self) -> None:
         """End everything, Redis last."""
-        for process in reversed(self._processes):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # faketime runs its program as a child
-            process.wait()
-            for left in (f"faketime_shm_{process.pid}", f"sem.faketime_sem_{process.pid}"):  # a killed one's clock
-                Path("/dev/shm", left).unlink(missing_ok=True)
+        self._end()
         self.redis.close()
+
+
+def _end_all(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in reversed(processes):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # faketime runs its program as a child
+        process.wait()
+        for left in (f"faketime_shm_{process.pid}", f"sem.faketime_sem_{process.pid}"):  # a killed one's clock
+            Path("/dev/shm", left).unlink(missing_ok=True)

@@ -78,8 +78,9 @@ class HostTasks:
 
     def carry_out(self, task: Any, verb: Verb, arguments: dict[str, Any]) -> dict[str, Any]:
         """What became of an order that control sent."""
-        sent = msgspec.convert(arguments, ready(OrderEnvelope))
+        sent = order_envelope.addressed(arguments)
         try:
+            sent = order_envelope.opened(arguments)
             outcome = self._obey(task, verb, sent, order_envelope.read_order(sent, lambda: self.is_genuine(sent)))
         except MikromError as error:
             _log.warning("%s: refused, %s", verb, error)

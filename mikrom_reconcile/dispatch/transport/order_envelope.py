@@ -54,6 +54,20 @@ def redacted_args(order: Order) -> str:
     return f"{order.action.vm} on {order.action.host} · run {order.run_id[:8]}"
 
 
+def addressed(arguments: dict[str, Any]) -> OrderEnvelope:
+    """What an answer needs of the arguments of a task, whatever they are."""
+    call, order, release = (str(arguments.get(name, "")) for name in ("call", "order", "release"))
+    return OrderEnvelope(call=call, order=order, release=release)
+
+
+def opened(arguments: dict[str, Any]) -> OrderEnvelope:
+    """The arguments of a task as what was sent. Raises MikromError."""
+    try:
+        return msgspec.convert(arguments, ready(OrderEnvelope))
+    except UNREADABLE as error:
+        raise MikromError(f"not an order: {error}; {_releases(addressed(arguments))}") from error
+
+
 def read_order(sent: OrderEnvelope, is_genuine: Callable[[], bool]) -> Order:
     """The order, proved before it is parsed. Raises MikromError saying why it may not be obeyed."""
     if not is_genuine():

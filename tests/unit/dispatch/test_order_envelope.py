@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.dispatch.transport.order_envelope import OrderEnvelope, read_order, refused
+from mikrom_reconcile.dispatch.transport.order_envelope import OrderEnvelope, addressed, opened, read_order, refused
 from tests.fakes import order
 
 GOOD = msgspec.to_builtins(order("create", "web-1"))
@@ -38,6 +38,14 @@ def test_whatever_is_no_order_is_an_error_of_ours_and_has_an_outcome(document: o
     with pytest.raises(MikromError, match=r"it came from mikrom 9\.9\.9"):
         read_order(sent(document), lambda: True)
     assert refused(sent(document), "stop", "hv01", "a test").result == "failed_permanent"
+
+
+@given(arguments=st.dictionaries(st.sampled_from(OrderEnvelope.__struct_fields__), JSON))
+def test_whatever_is_sent_there_is_somebody_to_answer(arguments: dict[str, object]) -> None:
+    to = addressed(arguments)
+    assert refused(to, "stop", "hv01", "a test").error == "a test"
+    with suppress(MikromError):
+        assert opened(arguments) == OrderEnvelope(**arguments)  # type: ignore[arg-type]
 
 
 @given(place=st.sampled_from(["", "action", "action.desired", "action.desired.spec", "action.expect"]), value=JSON)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from subprocess import Popen
 from typing import Any, get_args
 
 import msgspec
@@ -26,6 +28,7 @@ from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.process import FieldsFormatter, FleetProcess
 from mikrom_reconcile.dispatch.transport.order_envelope import priority_of
 from mikrom_reconcile.dispatch.transport.rpc import Call, ReplySender, unpack
+from tests import fleet as fleet_of_tests
 from tests.fakes import HOST, order
 from tests.fleet import KEYS, Fleet
 from tests.unit.host.conftest import PERMANENT, TEMPORARY, VM, Host, error
@@ -76,10 +79,10 @@ class Worker:
         self.replies = replies
         self.redis = redis
 
-    def run(self, sent: Order) -> ActionOutcome:
+    def run(self, sent: Order, **odd: object) -> ActionOutcome:
         with Call(self.redis, KEYS, "a-call") as call:
             call.listen(OWNER)
-            arguments = {"call": call.name, "order": msgspec.json.encode(sent).decode()}
+            arguments = {"call": call.name, "order": msgspec.json.encode(sent).decode(), **odd}
             task = self.app.tasks[f"mikrom.{sent.action.verb}_vm"]
             with ThreadPoolExecutor(1) as pool:
                 running, answers = pool.submit(task.apply, kwargs=arguments, task_id="the-task"), call.read(0.1)
@@ -175,6 +178,26 @@ class TestWhatThePredecessorDid:
         assert outcome.observed.last_error == error(outcome)
         again = worker.run(order("delete", VM, host.record()))
         assert (again.result, again.observed) == ("done", None)
+
+
+def test_a_fleet_whose_redis_does_not_come_leaves_none(own_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Popen[bytes]] = []
+
+    def never(holds: Any, what: str) -> None:
+        begun.append(holds.__self__._redis)
+        raise AssertionError(what)
+
+    monkeypatch.setattr(fleet_of_tests, "wait_until", never)
+    with pytest.raises(AssertionError, match="the private Redis"):
+        Fleet(own_environment)
+    assert [process.poll() for process in begun] == [-signal.SIGKILL]
+
+
+def test_an_envelope_of_another_release_is_answered_at_once(worker: Worker, host: Host) -> None:
+    outcome = worker.run(order("create", VM), spent_s="none", release="9.9.9")
+    assert (outcome.vm, outcome.result) == (VM, "failed_permanent")
+    assert error(outcome).startswith("not an order: Expected `float`, got `str` - at `$.spent_s`; it came from")
+    assert host.driver.calls == []
 
 
 class TestAttempts:

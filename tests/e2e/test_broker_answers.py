@@ -32,8 +32,7 @@ def commands(fleet: Fleet) -> Callable[..., Any]:
 def cannot_save(fleet: Fleet) -> Callable[[], object]:
     in_the_way = fleet.folder / "dump.rdb" / "in-the-way"
     in_the_way.mkdir(parents=True)
-    fleet.redis.config_set("save", "1 1")
-    commands(fleet)("BGSAVE")
+    fleet.redis.config_set("save", "1 1")  # after any change, and heartbeats are changes
     wait_until(lambda: fleet.redis.info("persistence")["rdb_last_bgsave_status"] == "err", "a save that fails")
     return lambda: fleet.redis.config_set("save", "")
 

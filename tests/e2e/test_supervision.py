@@ -181,7 +181,7 @@ def test_what_the_supervision_did_is_in_the_history_with_its_cause(host: Host) -
 
 
 def test_a_crash_loop_is_kept_once_and_says_how_its_vm_ended(host: Host) -> None:
-    host.apply(1, boot_args="mikrom.mode=crash:300", restart="{attempts: 3, delay: 0s}")
+    host.apply(1, boot_args="mikrom.mode=crash:800", restart="{attempts: 3, delay: 0s}")
     wait_until(lambda: len(host.history("web-000")) == 3, "the end of the loop to be told")
     crash_loop, restarted, _ = host.history("web-000")
     assert (restarted["times"], restarted["outcomes"][0]["reasons"]) == (3, ["it was crashed"])

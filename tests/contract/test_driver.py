@@ -13,7 +13,7 @@ from mikrom_reconcile.core.model.desired import Boot, Machine, PinnedFile, RootD
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
 from mikrom_reconcile.core.model.observed import Console, VMMFacts
 from tests.contract.drivers import DEADLINE_S, KINDS, Bench, record_of, wait_until
-from tests.guests import LINUX, MEM_MIB
+from tests.guests import LINUX, MEM_MIB, SLOWNESS
 
 NOTHING = VMMFacts(status="none")
 
@@ -294,7 +294,7 @@ def test_what_is_just_within_the_limits_runs(bench: Bench, spec: VMSpec) -> None
 
 
 def test_many_at_once_do_not_disturb_each_other(bench: Bench) -> None:
-    records = [record_of(f"vm-{index:03d}", f"i={index}") for index in range(24)]
+    records = [record_of(f"vm-{index:03d}", f"i={index}") for index in range(24 // SLOWNESS)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda record: bench.driver.start(record, deadline_s=DEADLINE_S), records))
         facts = list(pool.map(bench.driver.observe, records))

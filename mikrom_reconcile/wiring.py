@@ -52,8 +52,7 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
     if not all(chosen):
         raise UsageError("an empty PATH names no specs; leave it out, or write . for this folder")
     if any(path.startswith("git+") for path in chosen):
-        from mikrom_reconcile.control.sources.git import GitPlace, GitSource
-        from mikrom_reconcile.control.sources.signers import Signers
+        from mikrom_reconcile.control.sources.git import GitPlace, GitSource, Signers
 
         if len(chosen) > 1:
             raise UsageError("specs from git are one source: give one git+ address and nothing else")
@@ -75,8 +74,8 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
 
 def make_source(settings: Settings) -> LastGood:
     """MIKROM_SPECS as scheduled runs use it, with the last good revision below the state folder."""
+    from mikrom_reconcile.control.sources.git import Signers
     from mikrom_reconcile.control.sources.last_good import LastGood
-    from mikrom_reconcile.control.sources.signers import Signers
     from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 
     return LastGood(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mikrom_reconcile.core.model.plan import Approval
-from mikrom_reconcile.core.planning.approvals import statement_of
+from mikrom_reconcile.core.planning.guards import statement_of
 from mikrom_reconcile.system.approvals import Approvers
 
 

@@ -19,8 +19,8 @@ from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import texts_digest
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import Plan, RunRequest, Verb
-from mikrom_reconcile.core.planning.approvals import losses_of
 from mikrom_reconcile.core.planning.drift import drifted, is_pending
+from mikrom_reconcile.core.planning.guards import losses_of
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.drift import DRIFT, DriftReport
 from mikrom_reconcile.output.plan import plan_text

@@ -17,12 +17,9 @@ def overview() -> str:
         return page.read()
 
 
-COMMANDS: dict[str, tuple[str, str, str]] = {}  # name to: its group on the page, its module, its help
-_group = ""
+COMMANDS: dict[str, tuple[str, str]] = {}  # name to: its module, its help
 for _line in overview().splitlines():
     if _line.startswith("  "):
         _name, _text = _line.split(maxsplit=1)
         _module = next((module for module, names in _MODULES.items() if _name in names.split()), "apply")
-        COMMANDS[_name] = _group, _module, _text
-    elif _line.endswith(":"):
-        _group = _line[:-1]
+        COMMANDS[_name] = _module, _text

@@ -103,7 +103,7 @@ class LazyCommands(Commands):
             close = difflib.get_close_matches(cmd_name, COMMANDS, n=1)
             hint = f"did you mean {close[0]}?" if close else "`mikrom --help` lists the commands"
             raise click.UsageError(f"there is no command {cmd_name!r}; {hint}", ctx)
-        _, module, text = COMMANDS[cmd_name]
+        module, text = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"mikrom_reconcile.cli.{module}"), cmd_name)
         command.short_help = text
         return command

@@ -19,9 +19,7 @@ from mikrom_reconcile.output import run_result as runs
 from mikrom_reconcile.output import tables as output
 from mikrom_reconcile.output.formats import DOCUMENT
 from mikrom_reconcile.output.pages import amiss, status_html
-from mikrom_reconcile.output.revisions import revision_details, revisions_document, revisions_text
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
-from mikrom_reconcile.output.tables import orphans_in, orphans_text, vm_row, vms_in, vms_text
 from mikrom_reconcile.output.text import Style, console_text, row_table, sanitize
 from mikrom_reconcile.settings import Settings, load
 from mikrom_reconcile.times_and_sizes import OBSERVING, OUTPUT, RUNS
@@ -71,9 +69,13 @@ def _show_revisions(engine: Engine, every: list[Revision], name: str | None, cou
     found = [one for one in every if name in {None, one.project}][:count]
     if one := None if found or name is None else revisions.named(every, name):
         own = [run for run in kept if run.outcomes and (run.project, run.number) == (one.project, one.number)]
-        present(form, lambda: revisions_document([one], own), lambda style: revision_details(one, own, style))
+        present(
+            form, lambda: output.revisions_document([one], own), lambda style: output.revision_details(one, own, style)
+        )
     else:
-        present(form, lambda: revisions_document(found, []), lambda style: revisions_text(found, now, style))
+        present(
+            form, lambda: output.revisions_document(found, []), lambda style: output.revisions_text(found, now, style)
+        )
     return 0
 
 
@@ -117,9 +119,9 @@ def logs(vm: str, lines: int | None, *, following: bool) -> int:
     """The end of a VM's serial console, at most 256 KiB, without what a terminal could obey."""
     engine = wiring.open_engine(load())
     views = queries.views_of(engine)
-    rows = [row for row in vms_in(views) if row.name == vm]
+    rows = [row for row in output.vms_in(views) if row.name == vm]
     if not rows:
-        raise queries.unknown(vm, [row.name for row in vms_in(views)], views)
+        raise queries.unknown(vm, [row.name for row in output.vms_in(views)], views)
     keeper = max(rows, key=lambda row: row.token)
     console = engine.hosts.console(keeper.host, vm, max_bytes=OUTPUT.logs_bytes)
     text = console_text(console.content)
@@ -164,11 +166,14 @@ def vms(names: tuple[str, ...], limit: str | None, image: str | None, form: str,
     """Every VM on every host, or those called NAME, as its host sees it. Exits with 4 when a host could not be read."""
     settings, now = load(), datetime.now(UTC)
     views = queries.views_of(wiring.open_engine(settings))
-    rows = queries.selected_in(vms_in(views), names, limit, settings)
+    rows = queries.selected_in(output.vms_in(views), names, limit, settings)
     rows = [row for row in (amiss(rows) if only_amiss else rows) if image in {None, row.spec.image}]
     queries.warn_of_duplicates(rows)
     return queries.present_views(
-        form, views, lambda: {"vms": [vm_row(row) for row in rows]}, lambda style: vms_text(rows, now, style)
+        form,
+        views,
+        lambda: {"vms": [output.vm_row(row) for row in rows]},
+        lambda style: output.vms_text(rows, now, style),
     )
 
 
@@ -210,7 +215,7 @@ def describe(name: str, paths: tuple[str, ...], form: str) -> int:
     document = output.description_document(name, views, fleets, engine.store.runs(RUNS.kept))
     document |= queries.unreachable_in(views)
     if not document["found"]:
-        known = [*(row.name for row in vms_in(views)), *(view.host for view in views)]
+        known = [*(row.name for row in output.vms_in(views)), *(view.host for view in views)]
         raise queries.unknown(name, [*known, *(fleet.fleet for fleet in fleets)], views)
     present(form, lambda: document, str)
     return 0
@@ -248,7 +253,7 @@ def status(paths: tuple[str, ...], form: str) -> int:
 
 def _status_code(views: queries.Views, source: SourceState | None, now: datetime) -> int:
     code = UNREACHABLE if any(view.error for view in views) else 0
-    code |= CHANGES_OR_FAILED if queries.warn_of_duplicates(vms_in(views)) else 0
+    code |= CHANGES_OR_FAILED if queries.warn_of_duplicates(output.vms_in(views)) else 0
     code |= LATE if output.is_overdue(source, now) else 0
     return code or (ERROR if source and source.problem else 0)
 
@@ -264,8 +269,10 @@ def orphans(paths: tuple[str, ...], form: str) -> int:
     settings = load()
     project, names = _wanted(settings, paths)
     views = queries.views_of(wiring.open_engine(settings), strays=True)
-    found = orphans_in(views, project, names)
-    return queries.present_views(form, views, lambda: {"orphans": found}, lambda style: orphans_text(found, style))
+    found = output.orphans_in(views, project, names)
+    return queries.present_views(
+        form, views, lambda: {"orphans": found}, lambda style: output.orphans_text(found, style)
+    )
 
 
 def _wanted(settings: Settings, paths: tuple[str, ...]) -> tuple[str | None, frozenset[str]]:

@@ -55,7 +55,7 @@ forks = click.option("--forks", type=click.IntRange(1), help="Actions at once pe
 
 def execution(command: F) -> F:
     """`--timeout`, `--forks` and `-o`, of everything that executes actions."""
-    return timeout(forks(output(formats.RUN)(command)))
+    return timeout(forks(output()(command)))
 
 
 yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")

@@ -16,9 +16,8 @@ from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.encoding import UNREADABLE, digest_of, ready
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import ActionOutcome, Approval, Plan, RunRequest
-from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.plan import plan_text
-from mikrom_reconcile.output.run_result import outcome_line, result_of
+from mikrom_reconcile.output.run_result import outcome_line, result_of, run_document, run_text
 from mikrom_reconcile.output.text import counted, grouped, sanitize
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.system.files import write_named
@@ -60,7 +59,8 @@ def run_flow(
     if form == "text" or not yes:
         _show_for_question(plan, form, full=full)
     if not yes:
-        confirmed = () if request.destroy or saved else _confirmed(plan)
+        over = {} if request.destroy or saved else {it.fleet for it in plan.refusals if it.rule == "prune"}
+        confirmed = tuple(fleet for fleet in sorted(over) if _typed(fleet, "to remove them all the same"))
         if confirmed:
             request = msgspec.structs.replace(request, confirmed=confirmed)
             plan = engine.plan(request)
@@ -73,7 +73,7 @@ def run_flow(
         present(form, lambda: {"run_id": request.run_id}, lambda _: following)
         return 0
     report = engine.apply(request, plan, progress=show_outcome)
-    show(formats.RUN[form](report, style_of(sys.stdout)))
+    present(form, lambda: run_document(report), lambda style: run_text(report, style))
     return result_of(report).exit_code
 
 
@@ -90,11 +90,6 @@ def _removed(plan: Plan) -> str:
 def _show_for_question(plan: Plan, form: str, *, full: bool) -> None:
     stream = sys.stdout if form == "text" else sys.stderr  # another form has stdout to itself
     show(plan_text(plan, style_of(stream, full=full)) + "\n", stream)
-
-
-def _confirmed(plan: Plan) -> tuple[str, ...]:
-    over = sorted({refusal.fleet for refusal in plan.refusals if refusal.rule == "prune"})
-    return tuple(fleet for fleet in over if _typed(fleet, "to remove them all the same"))
 
 
 def _agreed(request: RunRequest, plan: Plan) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from mikrom_reconcile.core.model.plan import Plan, Refusal, RunRequest
-from mikrom_reconcile.core.planning.approvals import held_back, losses_of
 from mikrom_reconcile.core.planning.context import numbered, with_kind
+from mikrom_reconcile.core.planning.guards import held_back, losses_of
 from mikrom_reconcile.output.plan import plan_document
 from mikrom_reconcile.output.text import counted, json_text
 from mikrom_reconcile.system.approvals import NOBODY, Approvers

@@ -4,16 +4,14 @@ documents: a field stays, with its meaning, or `format_version` goes up by one.
 
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from html import escape
 from typing import Any, Final
 
 import msgspec
 
 from mikrom_reconcile import __version__
 from mikrom_reconcile.core.model.documents import SpecProblem
-from mikrom_reconcile.core.model.plan import ChangeKind, Plan, RunReport
+from mikrom_reconcile.core.model.plan import ChangeKind, Plan
 from mikrom_reconcile.output import plan as plans
-from mikrom_reconcile.output.run_result import run_document, run_text
 from mikrom_reconcile.output.text import Document, Style, counted, json_text, sanitize
 from mikrom_reconcile.times_and_sizes import OUTPUT, SPECS
 
@@ -170,30 +168,25 @@ def _uri(path: str) -> str:
 
 def problems_junit(problems: Sequence[SpecProblem], error: str = "") -> str:
     """A JUnit report: a failed test case for each problem, one for an `error`, or one that passed."""
-    why = f'><error message="{_xml(error)}"/></testcase>' if error else "/>"
-    cases = [] if problems and not error else [f'    <testcase classname="specs" name="validate"{why}\n']
-    cases += [_case(problem) for problem in problems]
-    counts = f'tests="{len(cases)}" failures="{len(problems)}" errors="{int(bool(error))}" skipped="0"'
-    return (
-        '<?xml version="1.0" encoding="UTF-8"?>\n'
-        f'<testsuites name="mikrom validate" {counts}>\n'
-        f'  <testsuite name="specs" {counts}>\n{"".join(cases)}  </testsuite>\n'
-        "</testsuites>\n"
-    )
+    from xml.etree import ElementTree as ET  # noqa: PLC0415 - every other form need not pay for it
 
-
-def _case(problem: SpecProblem) -> str:
-    place = f"{problem.path}:{problem.line}:{problem.column}"
-    name, message, line = (_xml(text) for text in (place, sentence(problem), problem.excerpt))
-    return (
-        f'    <testcase classname="specs" name="{name}">\n'
-        f'      <failure type="spec" message="{message}">{line}</failure>\n'
-        "    </testcase>\n"
-    )
+    numbers = {"tests": max(1, len(problems) + bool(error)), "failures": len(problems), "errors": bool(error)}
+    counts = {name: f"{number:d}" for name, number in numbers.items()} | {"skipped": "0"}
+    root = ET.Element("testsuites", {"name": "mikrom validate", **counts})
+    suite = ET.SubElement(root, "testsuite", {"name": "specs", **counts})
+    if error or not problems:
+        case = ET.SubElement(suite, "testcase", classname="specs", name="validate")
+        if error:
+            ET.SubElement(case, "error", message=_xml(error))
+    for each in problems:
+        case = ET.SubElement(suite, "testcase", classname="specs", name=_xml(f"{each.path}:{each.line}:{each.column}"))
+        ET.SubElement(case, "failure", type="spec", message=_xml(sentence(each))).text = _xml(each.excerpt)
+    ET.indent(root)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, "unicode")}\n'
 
 
 def _xml(text: str) -> str:
-    return escape(sanitize(text).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd"))
+    return sanitize(text).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")
 
 
 FORMAT_VERSION = "1"
@@ -229,12 +222,6 @@ PLAN: Final[Mapping[str, Callable[[Plan, Style], str]]] = {
     "yaml": lambda plan, _style: yaml_of(plans.plan_document(plan)),
     "markdown": plan_markdown,
     "html": _html,
-}
-
-RUN: Final[Mapping[str, Callable[[RunReport, Style], str]]] = {
-    "text": run_text,
-    "json": lambda report, _style: json_of(run_document(report)),
-    "yaml": lambda report, _style: yaml_of(run_document(report)),
 }
 
 Problems = Sequence[SpecProblem]

@@ -1,4 +1,4 @@
-"""What hosts report: VMs and orphans, hosts, fleets, images, the status of all, and what a name stands for."""
+"""What hosts report: VMs and orphans, hosts, fleets, images, the status of all, what a name means; and revisions."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,11 +9,11 @@ import msgspec
 
 from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.observed import SATISFIES, HostReport, HostView, ObservedVM, Stock
-from mikrom_reconcile.core.model.plan import RunRecord, group_by
+from mikrom_reconcile.core.model.plan import Revision, RunRecord, group_by
 from mikrom_reconcile.core.placement.desired_state import ImageFile
 from mikrom_reconcile.core.specs.images import is_container_image
+from mikrom_reconcile.output import run_result as results
 from mikrom_reconcile.output import text
-from mikrom_reconcile.output.run_result import conclusion_text, events_document, events_in, run_row
 from mikrom_reconcile.times_and_sizes import OUTPUT
 
 
@@ -199,7 +199,7 @@ Status = tuple[Sequence[HostView], Sequence[FleetStatus], RunRecord | None, Sour
 def status_document(status: Status) -> text.Document:
     """The status for programs; `wanted` of a fleet is null where the specs do not name it."""
     views, fleets, last, source = status
-    return hosts_document(views) | {"fleets": fleets, "last_run": last and run_row(last), "source": source}
+    return hosts_document(views) | {"fleets": fleets, "last_run": last and results.run_row(last), "source": source}
 
 
 def status_text(status: Status, now: datetime, style: text.Style) -> str:
@@ -216,10 +216,10 @@ def status_text(status: Status, now: datetime, style: text.Style) -> str:
 def _last_run(run: RunRecord | None, now: datetime, style: text.Style) -> str:
     if run is None:
         return "No run so far.\n"
-    at = f"{run.revision} by {run.author}" if run.author else run.revision or run.origin
+    at = results.made_by(run) if run.revision else run.origin
     times = f", the same {run.times} times in a row" if run.times > 1 else ""
     when = text.sanitize(f"{text.age(run.finished_at, now)} ago, project {run.project} at {at}{times}")
-    return f"Last run {when}:\n{conclusion_text(run, style)}\n"
+    return f"Last run {when}:\n{results.conclusion_text(run, style)}\n"
 
 
 def is_overdue(source: SourceState | None, now: datetime) -> bool:
@@ -261,8 +261,8 @@ def description_document(
 
 
 def _latest(runs: Sequence[RunRecord], name: str, host: str = "") -> text.Document:
-    mine = [event for event in events_in(runs, name) if host in {"", event[1].host}]
-    return events_document(mine[-OUTPUT.described_actions :])
+    mine = [event for event in results.events_in(runs, name) if host in {"", event[1].host}]
+    return results.events_document(mine[-OUTPUT.described_actions :])
 
 
 def _inside(rows: Sequence[ObservedVM]) -> text.Document:
@@ -318,3 +318,34 @@ def _rows_of(
             size = text.mebibytes(-(-cached.size_bytes // (1 << 20)))
             told = " ".join([str(cached.vms), *cached.used_by[:3], *["…"][: len(cached.used_by[3:])]])
             yield *known, size, told, f"{text.age(cached.last_used_at, now)} ago"
+
+
+Revisions = Sequence[Revision]
+
+
+def revisions_text(revisions: Revisions, now: datetime, style: text.Style) -> str:
+    """One line per revision. Ends with a line break."""
+    rows: list[list[text.Cell]] = []
+    for one in revisions:
+        when = (text.time_text(one.started_at), (text.age(one.started_at, now), "dim"))
+        result = (_result(one), results.exit_look(0 if one.converged else one.exit_code))
+        rows.append([(f"{one.project}/{one.number}", "bold"), *when, one.origin, results.made_by(one), result])
+    return text.table(("REV", "WHEN", "AGE", "WHO", "REVISION", "RESULT"), rows, style)
+
+
+def revision_details(revision: Revision, runs: Sequence[RunRecord], style: text.Style) -> str:
+    """One revision, and each of its runs with the fields that it changed. Ends with a line break."""
+    head = f"Revision {revision.project}/{revision.number}, plan {revision.plan}: {_result(revision)}"
+    return "\n".join([style.paint(text.sanitize(head), "bold"), "", *(results.run_details(run, style) for run in runs)])
+
+
+def revisions_document(revisions: Revisions, runs: Sequence[RunRecord]) -> text.Document:
+    """Revisions, newest first, each with the `run` that brought it; `runs` are those of a single one."""
+    names = ("number", "plan", "restores", "converged")
+    rows = [text.pick(one, *names) | {"held": bool(one.held), "run": results.run_row(one)} for one in revisions]
+    return {"revisions": rows, "runs": results.runs_document(runs, [])["runs"]}
+
+
+def _result(revision: Revision) -> str:
+    back = f"Goes back to {revision.restores}. " if revision.restores else ""
+    return f"{back}{revision.conclusion}" + (" Beat leaves it alone." if revision.held else "")

@@ -80,7 +80,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], style: Style) -
 class Column(msgspec.Struct, frozen=True):
     """One fact about each row of a list, for programs and for people. `key` is its name in documents ("": not there),
     `title` that in tables (None: not there). `value` takes it from a row, by default the attribute called `key`; `cell`
-    shows a row's value to people, by default as it is.
+    shows it to people, by default as it is.
     """
 
     key: str

@@ -13,7 +13,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.plan import Approval, Order
-from mikrom_reconcile.core.planning.approvals import loss_of, statement_of
+from mikrom_reconcile.core.planning.guards import loss_of, statement_of
 from mikrom_reconcile.system.files import OddFileError, read_small
 from mikrom_reconcile.times_and_sizes import RUNS, SPECS
 

@@ -46,7 +46,7 @@ def tree_of(
 ) -> SourceTree:
     """The tree of these files. Raises SourceError for none, and SpecError, all at once, also for names `refused`."""
     files: list[SourceFile] = []
-    problems = [_problem(path, documents.NOT_READ, documents.NOT_READ_HINT) for path in refused]
+    problems = [SpecProblem(path=path, message=documents.NOT_READ, hint=documents.NOT_READ_HINT) for path in refused]
     size = 0
     for path, content in found:
         size = checked_size(path, size + len(content))
@@ -123,7 +123,7 @@ def _unreadable(error: OSError) -> SourceError:
 
 def _problem_in(path: str, content: bytes) -> SpecProblem | None:
     if len(content) > SPECS.file_bytes:
-        return _problem(path, f"this file has more than {SPECS.file_bytes >> 20} MiB", "split it")
+        return SpecProblem(path=path, message=f"this file has more than {SPECS.file_bytes >> 20} MiB", hint="split it")
     try:
         content.decode("utf-8-sig")
         at, message = content.find(b"\0"), "a NUL byte: this is no text"
@@ -132,11 +132,8 @@ def _problem_in(path: str, content: bytes) -> SpecProblem | None:
     if at < 0:
         return None
     column = len(content[content.rfind(b"\n", 0, at) + 1 : at].decode("utf-8-sig")) + 1
-    return _problem(path, message, "save it as UTF-8", line=content.count(b"\n", 0, at) + 1, column=column)
-
-
-def _problem(path: str, message: str, hint: str, *, line: int = 1, column: int = 1) -> SpecProblem:
-    return SpecProblem(path=path, line=line, column=column, pointer="", message=message, hint=hint)
+    line = content.count(b"\n", 0, at) + 1
+    return SpecProblem(path=path, line=line, column=column, message=message, hint="save it as UTF-8")
 
 
 def made_by(revision: str, author: str) -> str:
@@ -146,7 +143,8 @@ def made_by(revision: str, author: str) -> str:
 
 def _commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
     """The commit around all of `paths` and its author; "-dirty" and nobody where they differ; None if unknown."""
-    checkouts = {_checkout_of(path) for path in paths}
+    real = (path.resolve() for path in paths)  # to look for .git first costs less than to start git
+    checkouts = {next((at for at in (path, *path.parents) if (at / ".git").exists()), None) for path in real}
     git = shutil.which("git")
     if git is None or len(checkouts) != 1 or (checkout := checkouts.pop()) is None:
         return None
@@ -165,12 +163,6 @@ def _commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
 def _lines_of(command: list[str]) -> list[str]:
     done = subprocess.run(command, capture_output=True, timeout=SPECS.git_status_s, check=True)
     return done.stdout.decode(errors="replace").splitlines()
-
-
-def _checkout_of(path: Path) -> Path | None:
-    """The nearest folder above `path` that holds a `.git`; asked first, because starting git costs more."""
-    real = path.resolve()
-    return next((folder for folder in (real, *real.parents) if (folder / ".git").exists()), None)
 
 
 _KIND = re.compile(r"""kind["']?\s*:\s*["']?Project\b""")

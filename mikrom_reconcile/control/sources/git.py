@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Self
 from urllib.parse import urlsplit
@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_size, made_by, refuse_part, tree_of
-from mikrom_reconcile.control.sources.signers import NOBODY, Signers
 from mikrom_reconcile.core.model.documents import SourceTree
+from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.parsing.documents import SUFFIXES, looks_like_a_spec, sorted_out
+from mikrom_reconcile.system.files import OddFileError, read_small
 from mikrom_reconcile.times_and_sizes import SPECS
 
 PREFIX = "git+"
@@ -37,7 +38,42 @@ _LIMITED = ["sh", "-c", 'ulimit -f "$0" && exec "$@"']
 _PLACES = ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "NAMESPACE")
 _ELSEWHERE = {"SSH_ASKPASS", *(f"GIT_{name}" for name in _PLACES)}
 
+_KEYRINGS = ("pubring.kbx", "pubring.gpg", "public-keys.d/pubring.db")  # as releases of GnuPG call it
+
 Listing = Mapping[str, list[str]]  # path to mode, kind, object and size of everything in a commit
+
+
+class Signers(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom MIKROM_GIT_ALLOWED_SIGNERS and MIKROM_GIT_GNUPGHOME name; a kind of key that neither names signs nothing."""
+
+    ssh: Path | None
+    gpg: Path | None
+
+    def identity(self) -> str:
+        """A digest of their keys as they are now; "" where nobody has to sign."""
+        keys = []
+        for path in (self.ssh, *(self.gpg / name for name in _KEYRINGS if self.gpg)):
+            with suppress(OSError, OddFileError):  # git says so, too, and verifies nothing with it
+                keys.append(((path and read_small(path, max_bytes=SPECS.keys_bytes)) or b"").hex())
+        return digest_of(keys) if self.ssh or self.gpg else ""
+
+    def options(self) -> list[str]:
+        """What tells git whom to believe, whatever its other configuration says."""
+        told = {
+            "gpg.ssh.allowedSignersFile": str(self.ssh or "/dev/null"),
+            "gpg.ssh.program": shutil.which("ssh-keygen") or "false",
+            "gpg.program": (shutil.which("gpg") if self.gpg else None) or "false",
+            "gpg.x509.program": "false",
+            "gpg.minTrustLevel": "undefined",  # who is in the keyring is believed
+        }
+        return [word for name, value in told.items() for word in ("-c", f"{name}={value}")]
+
+    def environment(self) -> dict[str, str]:
+        """What keeps git and gpg from any other configuration and keys."""
+        return {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "GNUPGHOME": str(self.gpg or "/gone")}
+
+
+NOBODY = Signers(ssh=None, gpg=None)
 
 
 class GitPlace(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,9 +46,7 @@ class LastGood:
         identity: Callable[[], str],
         folder: Path,
     ) -> None:
-        """`read` is given what is known, `check` raises SpecError, `identity` is of the signers to trust ("": all).
-        The last good one is kept in `folder`.
-        """
+        """`read` gets what is known, `identity` is of the signers to trust ("": all), `folder` keeps the last good."""
         self._read = read
         self._check = check
         self._identity = identity

@@ -24,9 +24,9 @@ class PinnedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RootDisk(PinnedFile, frozen=True, kw_only=True):
-    """The image of a root disk. Unless it is `read_only`, each VM gets a copy-on-write copy of its own. One that is
-    made of a container image has `size_mib`, unless that says nothing, and its first program runs what the image or the
-    VM says, or leaves that to the image's own init.
+    """The image of a root disk, of which each VM gets a copy-on-write copy unless it is `read_only`. One that is made
+    of a container image has `size_mib`, unless that says nothing, and its first program runs what the image or the VM
+    says, or leaves that to the image's own init.
     """
 
     read_only: bool = False
@@ -61,8 +61,8 @@ class DriveRateLimiter(RateLimiter, frozen=True, kw_only=True):
 
 class Drive(msgspec.Struct, frozen=True, kw_only=True):
     """A disk of a VM's own that outlives its restarts and replacements. `on_delete` says what a delete does to it. It
-    is new, of `size_mib`, or the existing file `source`, which is never deleted. With `mount` it has an ext4 file
-    system, which the init of a container image mounts there.
+    is new, of `size_mib`, or the file `source`, which is never deleted. The init of a container image mounts its ext4
+    file system at `mount`.
     """
 
     size_mib: Annotated[int, msgspec.Meta(ge=1, le=67108864)] | None = None
@@ -88,8 +88,8 @@ class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
 
     With `guard` it sends only from its own addresses, and reaches of its host only the ports in `host_access`; with
     `isolation` no other VM of the network. `ip` is a static address; without one it gets an address of `pool`, leased
-    to the VM as long as it exists. `publish` has ports of the host, and the guest's port that each leads to. `mtu` is
-    told to the guest; None: Linux's own.
+    to the VM for life. `publish` has ports of the host, and the guest's port that each leads to. `mtu` is told to the
+    guest; None: Linux's own.
     """
 
     network: str
@@ -146,9 +146,7 @@ def resolve_share(share: Share, total: int) -> int:
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Firecracker's machine configuration, under Firecracker's names. `cpu_template` masks features of the CPU, so that
-    a fleet sees the same one on unlike hosts.
-    """
+    """Firecracker's machine configuration, under its names. `cpu_template` makes unlike hosts' CPUs look the same."""
 
     vcpu_count: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
     mem_size_mib: Annotated[int, msgspec.Meta(ge=1, le=1048576)] = 128

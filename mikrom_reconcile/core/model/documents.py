@@ -69,15 +69,15 @@ class Diagnostic(msgspec.Struct, frozen=True):
 
 
 class SpecProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """One mistake in the specs, as a person reads it. `line` and `column` count from 1. `pointer` is the JSON pointer
-    of the value ("" for the whole document). `hint` says what to write instead; `excerpt` is a part of the offending
-    line (see SPECS.excerpt_characters). Either may be empty.
+    """One mistake in the specs; `line` and `column` count from 1. `pointer` is the JSON pointer of the value ("" for
+    the whole document). `hint` says what to write instead; `excerpt` is a part of the offending line (see
+    SPECS.excerpt_characters). Either may be empty.
     """
 
     path: str
-    line: int
-    column: int
-    pointer: str
+    line: int = 1
+    column: int = 1
+    pointer: str = ""
     message: str
     hint: str = ""
     excerpt: str = ""

@@ -1,6 +1,5 @@
 """The one table of what is recorded for a VM: each field's path, and what changing it costs. In a path `*` stands for a
-name that people chose, and `**` for all from there on. To add a field: the schema, a Struct in `model/desired.py`, a
-row here, the driver, and docs/adding-a-field.md.
+name that people chose, and `**` for all from there on. To add a field: docs/adding-a-field.md.
 """
 
 from functools import lru_cache

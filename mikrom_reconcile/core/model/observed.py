@@ -125,9 +125,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObservedVM(Applied, frozen=True, kw_only=True):
-    """One VM as its host sees it: its record, and the phase that the host found it in; `health` says which check does
-    not pass, and why.
-    """
+    """One VM as its host sees it: its record, and its phase now; `health` says which check does not pass, and why."""
 
     name: str
     host: str
@@ -245,8 +243,7 @@ class ObservedState(msgspec.Struct, frozen=True, kw_only=True):
 class Placements(msgspec.Struct, frozen=True, kw_only=True):
     """Where a project's VMs were last known to be: VM name to host. `covers` names the hosts that have answered since
     this memory began. A VM that is not listed certainly does not exist on a covered host, unreachable or not; on an
-    uncovered one it may. `fleets` has the fleet of each VM whose name does not say it, as `web-007` says `web`;
-    `addresses` are those that the VMs lease.
+    uncovered one it may. `fleets` has those that names such as `web-007` do not say, `addresses` what VMs lease.
     """
 
     vms: dict[str, str] = {}
@@ -260,9 +257,7 @@ class Placements(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CachedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of an image on a host. `vms` have records that name it, those `used_by` names; `last_used_at` is when
-    somebody last wanted it.
-    """
+    """An image's file on a host. `vms` have records that name it, `used_by` names some; `last_used_at`: last wanted."""
 
     sha256: str
     size_bytes: int
@@ -272,9 +267,7 @@ class CachedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stock(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host has cached, by digest. `failed` maps digests that it was to fetch to what went wrong. `error` says
-    why there is no answer; that never means that nothing is there.
-    """
+    """What a host has cached, by digest. `failed`: why it could not fetch what it lacks; `error`: why nobody knows."""
 
     host: str
     cached: tuple[CachedFile, ...] = ()

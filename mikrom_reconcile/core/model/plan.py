@@ -100,8 +100,8 @@ class Peak(msgspec.Struct, frozen=True, kw_only=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What one run would do. `id` is a digest of the content without the time: same input, same bytes. `unchanged`
     counts the VMs of each host that are as they should be. `unreachable` maps a host that gave no report to the reason.
-    `peaks` tells of each fleet in which running VMs are taken down how many are down at once. `selected` is how many
-    VMs it is about, None for all.
+    `peaks` tells of fleets how many running VMs are taken down at once. `selected` is how many VMs it is about, None
+    for all.
     """
 
     id: str
@@ -136,14 +136,14 @@ BEAT = "beat"  # the origin of scheduled runs
 
 
 class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run does otherwise than the fleets' own policies say, and what it leaves out.
+    """What a run does otherwise than fleets say, and what it leaves out.
 
     `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed. `retry`
     brings back what was given up. `promote` names fleets whose canaries are good, `abort` those whose rollout ends.
     `drift_mode` is that of a scheduled run: with `report`, every fleet counts as if its spec said so; None: a person
     asked, and no drift policy holds anything back. `limit` is a pattern of hosts, groups, fleets and VM names, `tags`
-    and `skip_tags` are those of fleets (`core.planning.selection`); None and () are all. `override_freeze` does what
-    a freeze would have wait.
+    and `skip_tags` are those of fleets (`core.planning.selection`); None and () are all. `override_freeze` does what a
+    freeze would have wait.
     """
 
     prune_max: Share | None = None
@@ -159,7 +159,7 @@ class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Approval(msgspec.Struct, frozen=True, kw_only=True):
-    """A person's word that a plan may take data away: an SSH signature of `core.planning.approvals.statement_of`."""
+    """A person's word that a plan may take data away: an SSH signature of `core.planning.guards.statement_of`."""
 
     at: Annotated[datetime, msgspec.Meta(tz=True)]
     signature: str
@@ -210,8 +210,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 class ActionOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one action, with what the host observed after it (None: nothing is left, or unknown). `note` is
-    what has to be said of one that was done. `fleet`, `reasons` and `fields` are those of the change that it carried
-    out, as the run adds them.
+    what has to be said of one that was done. `fleet`, `reasons` and `fields` are of its change.
     """
 
     action_id: str
@@ -270,8 +269,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     What a host did by itself is a run of its own. `planned` counts the kinds of changes in its plan. `failed`,
     `refused` and `unreachable` say in words what is left, `conclusion` how it ended; `exit_code` is None until it has.
-    Unattended runs that came to the same are kept once: the first began at `since`, the latest of `times` is told.
-    `number` is that of the `Revision` that it applied, 0 for none.
+    Unattended runs that came to the same are kept once: the latest of `times` `since` the first. `number` is that of
+    the `Revision` that it applied, 0 for none.
     """
 
     run_id: str

@@ -37,9 +37,7 @@ class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class YamlFile(msgspec.Struct, kw_only=True):
-    """The documents of a file, empty ones left out, and what YAML itself makes wrong with them. `whole` says that every
-    document could be read, mistakes or not.
-    """
+    """The documents of a file but empty ones, and its mistakes of YAML. `whole`: every document could be read."""
 
     documents: list[YamlDocument]
     problems: list[SpecProblem]

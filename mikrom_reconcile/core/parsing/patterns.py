@@ -16,9 +16,7 @@ _RANGE = re.compile(r"^(.*?)\[([0-9]{1,9}):([0-9]{1,9})\](.*)$")
 
 
 class PatternError(ValueError):
-    """A pattern cannot be read, or a term of it names nothing that exists; `term` is that term without its sign, ""
-    if no other could be meant.
-    """
+    """A pattern cannot be read, or nothing is called as a `term` of it is; that is "" if no other could be meant."""
 
     def __init__(self, message: str, term: str = "") -> None:
         super().__init__(message)

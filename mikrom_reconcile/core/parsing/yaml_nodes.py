@@ -24,8 +24,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 class Node(msgspec.Struct, kw_only=True):
     """A value and where it begins, as an offset into the text. `parts` are the nodes in it, those of a mapping each
-    with the offset of its key. `size` counts the values in it, itself included; `height` is how deep it goes, 0 for a
-    word.
+    with the offset of its key. `size` counts the values in it, itself included; `height` is how deep it goes.
     """
 
     at: int

@@ -31,8 +31,7 @@ def render(
     known: Mapping[str, DesiredVM] = NOTHING,
 ) -> list[DesiredVM]:
     """What the specs want of these VMs, each on its host, or "" for one that has none. Raises SpecError. `leases` are
-    the addresses that VMs are known to have. `known` VMs were rendered before, and are so again where their host is the
-    same.
+    the addresses that VMs are known to have. `known` were rendered before, and stay so on the same host.
     """
     hosts, resolver = hosts_of(specs, here), Resolver(specs)
     digests: dict[int, str] = {}  # VMs that come out equal share their resolved object: one digest
@@ -81,9 +80,7 @@ def validate_specs(tree: SourceTree, schemas: Schemas, *, here: str, extra_vars:
 
 
 def render_all(specs: Specs, *, here: str) -> tuple[DesiredVM, ...]:
-    """All that the specs want, placed as if nothing existed yet. `here` is the host of specs without an Inventory.
-    Raises SpecError for everything that cannot be resolved, on any host that a VM may come to.
-    """
+    """All that the specs want, placed as if nothing existed yet. Raises SpecError for what some host cannot resolve."""
     unplaced = expand(specs)
     resolver = Resolver(specs)
     empty = [replace(fleet, replicas=1) for fleet in specs.fleets if fleet.replicas == 0]

@@ -20,9 +20,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Placing(msgspec.Struct, frozen=True, kw_only=True):
-    """A host for each VM that was asked about, in that order; "" for a new one that none can have. `eviction_reasons`
-    says why VMs may not stay where they are, `rejections` why no host can have them.
-    """
+    """A host for each VM in order ("" for none), why VMs may not stay where they are, and why no host can have them."""
 
     hosts: list[str]
     eviction_reasons: dict[str, str] = {}
@@ -30,10 +28,9 @@ class Placing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scheduler:
-    """The hosts of a run: who may be there, who is, and how much room is left. Each choice takes its room. `located`
-    has where VMs are, `previous_hosts` where they were last known to be, `rooms` the room on hosts that answered,
-    `pinned` why VMs cannot leave at all, `unreachable` why hosts gave no report. `here` is the host of specs without an
-    Inventory.
+    """The hosts of a run: who may be there, who is, what room is left. Each choice takes its room. `located` has where
+    VMs are, `previous_hosts` where they were last known to be, `rooms` the room on hosts that answered, `pinned` why
+    VMs cannot leave at all, `unreachable` why hosts gave no report. `here` is the host of specs without an Inventory.
     """
 
     def __init__(

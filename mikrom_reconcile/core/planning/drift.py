@@ -76,9 +76,7 @@ class DriftedVM(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def drifted(changes: Iterable[VMChange], remembered: Container[str] = ()) -> Iterator[DriftedVM]:
-    """The VMs that are otherwise than last applied, whatever the specs want of them by now. One that is missing was
-    there if it is `remembered`.
-    """
+    """The VMs that are otherwise than last applied, whatever is wanted by now; of missing ones those `remembered`."""
     for change in changes:
         fields: tuple[DriftedField, ...] = ()
         if (seen := change.observed) is None:

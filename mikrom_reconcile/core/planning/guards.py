@@ -1,22 +1,23 @@
-"""What a plan must not do by itself. A guard holds changes back or refuses what it concerns; it never adds any."""
+"""What a plan must not do by itself, or without people's approvals. A guard holds back or refuses; it adds nothing."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from datetime import datetime
 
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Policy, State, resolve_share
-from mikrom_reconcile.core.model.encoding import spec_digest
+from mikrom_reconcile.core.model.encoding import canonical_json, spec_digest
 from mikrom_reconcile.core.model.observed import ObservedVM
-from mikrom_reconcile.core.model.plan import FieldChange, Refusal, VMChange, group_by
-from mikrom_reconcile.core.planning.context import Draft, PlanContext, with_kind
+from mikrom_reconcile.core.model.plan import Action, FieldChange, Plan, Refusal, VMChange, group_by
+from mikrom_reconcile.core.planning.context import Draft, PlanContext, actions_of, numbered, with_kind
 from mikrom_reconcile.core.specs.load import FleetSpec, drained_hosts
 
 
 def prune(draft: Draft, context: PlanContext) -> Draft:
-    """Refuses all removals of a fleet that together pass its share, or that would take its last VM. All or none:
-    letting some through would empty a fleet in steps. A move takes a VM's root disk with it, so it counts, unless it is
-    off a host that the inventory says to drain.
+    """Refuses all removals of a fleet that together pass its share, or that would take its last VM. All or none, or a
+    fleet would be emptied in steps. A move takes a VM's root disk with it, so it counts, unless it is off a host that
+    the inventory says to drain.
     """
     overrides, drained = context.overrides, drained_hosts(context.given.specs)
     going = (change for change in draft.changes if _removes(change, drained))
@@ -91,8 +92,7 @@ def protect(draft: Draft, context: PlanContext) -> Draft:
 
 def protected(draft: Draft, policy_of: Callable[[str], Policy | None]) -> Draft:
     """Refuses to remove VMs, or what they wrote to their root disks, where their record forbids it, whatever the specs
-    say about them now. An explicit `prevent_destroy: false` of the fleet is planned as a change of its own; what it
-    forbade follows.
+    say about them now. An explicit `prevent_destroy: false` is planned as a change of its own; what it forbade follows.
     """
     kept: list[VMChange] = []
     refusals: list[Refusal] = []
@@ -141,3 +141,38 @@ def as_recorded(seen: ObservedVM, state: State, policy: Policy) -> DesiredVM:
         spec_digest=digest,
         addresses=seen.addresses,
     )
+
+
+def loss_of(action: Action) -> str:
+    """The line that people sign for an action: of which VM, as it was found, and what it becomes ("": it goes)."""
+    vm, expect = action.desired, action.expect
+    becomes = spec_digest(vm.project, vm.fleet, vm.state, vm.spec, vm.policy) if vm else ""
+    line = (action.project, action.host, action.vm, expect.uid, expect.generation, becomes)
+    return canonical_json(line).decode()
+
+
+def losses_of(plan: Plan) -> dict[tuple[str, str], str]:
+    """The lines of a plan by VM and host, of what waits in it too."""
+    due = (replace(one, kind=one.wanted or one.kind) if one.kind == "wait" else one for one in plan.changes)
+    losing = [change for change in due if change.observed and loses_disks(change, change.observed)]
+    return {(action.vm, action.host): loss_of(action) for action in actions_of(losing, plan.project)}
+
+
+def statement_of(losses: Iterable[str], at: datetime) -> str:
+    """The text that is signed: it means nothing else, and what was signed for another plan is another text."""
+    return "\n".join(("mikrom approval 1", at.isoformat(), *sorted(losses), ""))
+
+
+def held_back(plan: Plan, approved: Collection[str], why: str) -> Plan:
+    """The plan, in which everything is refused that takes data away and is not `approved`."""
+    held = {vm for vm, loss in losses_of(plan).items() if loss not in approved}
+    if not held:
+        return plan
+    refused = [change for change in plan.changes if (change.name, change.host) in held]
+    refusals = (Refusal(fleet=each.fleet, vm=each.name, rule="approval", message=why) for each in refused)
+    changes = (
+        with_kind(each, "blocked", "it lacks approvals") if (each.name, each.host) in held else each
+        for each in plan.changes
+    )
+    actions = tuple(action for action in plan.actions if (action.vm, action.host) not in held)
+    return numbered(replace(plan, id="", changes=tuple(changes), actions=actions, refusals=(*plan.refusals, *refusals)))

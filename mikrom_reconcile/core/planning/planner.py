@@ -298,8 +298,8 @@ def _refusals(draft: Draft) -> Iterator[Refusal]:
 def _to_remember(draft: Draft, context: PlanContext) -> Placements:
     """Where everything is, or is made now; what was remembered on unreachable hosts stays remembered. A VM that is to
     move is remembered where it still is, and one whose name is taken where that was seen: if that host becomes
-    unreachable, it must not be made elsewhere. One that may not be made yet is not remembered, so that the next run
-    asks again who has its name.
+    unreachable, it must not be made elsewhere. One that may not be made yet is not, so that the next run asks who has
+    its name.
     """
     given, view = context.given, context.view
     vms = view.locations(given.placements) | {it.name: it.host for it in draft.changes if it.kind == "create"}

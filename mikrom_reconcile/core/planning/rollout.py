@@ -1,6 +1,4 @@
-"""Rolling changes: which running VMs are taken down now, which wait, and when a rollout is halted. Where a rollout
-stands follows from what the hosts report alone, so whoever plans next goes on.
-"""
+"""Rolling changes: who goes down now, who waits, when it halts. All follows from reports: who plans next goes on."""
 
 import math
 from collections import defaultdict
@@ -127,9 +125,7 @@ class _Rollout:
         return math.inf if is_older else self._view.unproven.get(name, math.inf)
 
     def _has_stalled(self, thawed_s: float) -> bool:
-        """There is something left to roll out, and for too long nothing has changed or got healthy by this rollout,
-        though nothing was closed or frozen.
-        """
+        """Something is left to roll out, and for too long nothing changed or got healthy, though nothing held it."""
         limit, progress = self._rollout.progress_deadline, self._view.progress.get(self._fleet)
         left = self._rolling - self._stuck
         if limit is None or progress is None or not left or self._retry or self._unpromoted:

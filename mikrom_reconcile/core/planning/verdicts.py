@@ -1,6 +1,4 @@
-"""What becomes of a rollout: people say that its canaries are good, or that it is over, and what has failed goes back.
-The records of its VMs keep it.
-"""
+"""What becomes of a rollout: people promote or abort it, and what has failed goes back. Its VMs' records keep it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

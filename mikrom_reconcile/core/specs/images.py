@@ -36,9 +36,7 @@ class Repository(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def repository_of(text: str, mirrors: Mapping[str, str] | None = None) -> Repository:
-    """What `registry/name` says; without a registry it is Docker's. A tag behind it says nothing beside a digest.
-    `mirrors` are asked in the place of registries. Raises ValueError.
-    """
+    """The place of `registry/name[:tag]`, Docker's without a registry, or that of its mirror. Raises ValueError."""
     first, _, rest = text.partition("/")
     if not rest or not (set(first) & set(".:") or first == "localhost"):
         first, rest = "docker.io", text

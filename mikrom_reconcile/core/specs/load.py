@@ -36,8 +36,7 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, rename={"pattern": "hosts", "hosts": "selected"}):
     """One Fleet document, with the defaults that its schema names. `replicas` is None for a fleet of named instances.
-    `hosts` are those that `pattern` selects, None where there is no inventory: this machine. `rollout` is None where it
-    says nothing of it.
+    `hosts` are those that `pattern` selects; None: this machine. `rollout` is None where it says nothing of it.
     """
 
     document: SpecDocument
@@ -86,9 +85,7 @@ def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | 
 def load(
     tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None
 ) -> tuple[Specs, tuple[SpecProblem, ...], bool]:
-    """The specs as far as they are good, every problem sorted by place, and whether all is there that the good ones
-    may refer to. Raises UsageError for -e.
-    """
+    """The specs as far as they are good, all problems by place, and if none is missing. Raises UsageError for -e."""
     if built_in := sorted(BUILT_IN_NAMES.intersection(extra_vars or ())):
         raise UsageError(f"-e: {', '.join(built_in)} is built in and cannot be set; give the variable another name")
     reading = read_tree(tree, schemas)

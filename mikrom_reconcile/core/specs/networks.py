@@ -26,9 +26,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """One Network document. `reserved` are those that no VM gets: the network's own and its broadcast address, the
-    gateway's, and what its document reserves.
-    """
+    """One Network document. `reserved`: the network's own, its broadcast and gateway's address, and what it says."""
 
     name: str
     cidr: str
@@ -126,9 +124,7 @@ def _rule_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
 
 
 def destination_of(text: str) -> tuple[IPv4Network, str, str]:
-    """Network, protocol and ports of "10.0.0.1:53/udp" or "10.0.0.1:8000-8080"; "10.0.0.0/8" has none of the latter.
-    Raises ValueError.
-    """
+    """Network, protocol and ports of "10.0.0.1:53/udp", "10.0.0.1:80-90", "10.0.0.0/8" (neither). Raises ValueError."""
     address, _, service = text.partition(":")
     ports, _, protocol = service.partition("/")
     bounds = [port_of(port)[0] for port in ports.split("-") if port]

@@ -1,6 +1,4 @@
-"""VMs to what their hosts get: variables looked up, images and networks filled in. What decides placement is resolved
-without host variables. VMs that come out equal share one spec object.
-"""
+"""VMs to what their hosts get; what decides placement is resolved without host variables. Equal VMs share a spec."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -218,9 +216,7 @@ class Provenance:
         self._places = Places(specs.tree)
 
     def of(self, vm: UnplacedVM, host: str) -> tuple[FieldOrigin, ...]:
-        """Every field of `vm` on `host`, sorted by path. Raises SpecError for what cannot be resolved. A VM that no
-        host can have is described as its first host would have it.
-        """
+        """Every field of `vm` on `host`, else on the first that may have it, sorted by path. Raises SpecError."""
         host = host or (vm.hosts or ("",))[0]
         state, spec = self._resolver.resolve(vm, host)
         self._resolver.check()

@@ -88,9 +88,7 @@ def identity(document: SpecDocument) -> tuple[str, str]:
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: which kinds of documents are looked at (none: all), and what finds the problems of one. `state` is how
-    much of a document must have been readable, `needs` says what must be known of the others.
-    """
+    """One row: what finds the problems of a document of these `kinds` (none: all) and `state`, and what it needs."""
 
     problems: Callable[[SpecDocument, Documents], Iterator[Diagnostic]]
     kinds: frozenset[str] = frozenset()

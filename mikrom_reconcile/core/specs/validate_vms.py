@@ -29,9 +29,7 @@ Problems = Iterator[tuple[Pointer, str]]
 def vm_problems(
     spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]
 ) -> Iterator[tuple[Pointer, str, str]]:
-    """What is wrong with a spec that somebody writes now: path, message and hint. If it names an image or a network
-    that is not there, no more is said.
-    """
+    """What is wrong with a spec as written: path, message, hint; of one with missing references only these."""
     references = [*_references(spec, images, networks)]
     yield from references
     if not references:
@@ -176,9 +174,7 @@ def _devices_of(spec: VMSpec) -> int:
 
 
 def gets_entropy(spec: VMSpec, most: int = releases.DEVICES) -> bool:
-    """Whether it gets a device of random numbers: only where the others and the boot arguments leave it room. The guest
-    that is built in has no driver for it.
-    """
+    """Whether it gets random numbers: if there is room for the device. The built-in guest has no driver for it."""
     room = _room_for_boot_args(spec) - SPECS.boot_args_device_bytes
     return spec.entropy and spec.boot is not None and _devices_of(spec) < most and len(spec.boot_args) <= room
 

@@ -46,7 +46,7 @@ def test_every_documented_command_is_there() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_row_of_the_table_is_a_command_with_help(name: str) -> None:
-    _, module, _ = COMMANDS[name]
+    module, _ = COMMANDS[name]
     command = getattr(import_module(f"mikrom_reconcile.cli.{module}"), name)
     assert isinstance(command, click.Command)
     result = CliRunner().invoke(root, [name, "--help"])

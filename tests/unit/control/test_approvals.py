@@ -16,7 +16,7 @@ from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.plan import BEAT, Approval, Plan, RunReport
-from mikrom_reconcile.core.planning.approvals import losses_of
+from mikrom_reconcile.core.planning.guards import losses_of
 from mikrom_reconcile.output.run_result import result_of
 from mikrom_reconcile.system.time_limits import Clock
 from tests.people import People

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile import wiring
+from mikrom_reconcile.control.sources.git import Signers
 from mikrom_reconcile.control.sources.last_good import LastGood
-from mikrom_reconcile.control.sources.signers import Signers
 from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.errors import SourceError, UsageError
 from mikrom_reconcile.settings import load

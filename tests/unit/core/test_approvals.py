@@ -7,8 +7,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, Plan, VMChange
-from mikrom_reconcile.core.planning.approvals import held_back, loss_of, losses_of, statement_of
 from mikrom_reconcile.core.planning.context import actions_of
+from mikrom_reconcile.core.planning.guards import held_back, loss_of, losses_of, statement_of
 from tests.samples import NOW, SPEC, change, desired, observed, plan
 from tests.unit.core.test_disks_and_replacing import disk
 

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.plan import Order, Verb
-from mikrom_reconcile.core.planning.approvals import loss_of
+from mikrom_reconcile.core.planning.guards import loss_of
 from tests.fakes import order
 from tests.people import People
 from tests.unit.host.conftest import VM, Host, error

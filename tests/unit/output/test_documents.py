@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_document
 from mikrom_reconcile.output.formats import json_of, validation_document
-from mikrom_reconcile.output.run_result import record_of
+from mikrom_reconcile.output.run_result import record_of, run_document
 from mikrom_reconcile.output.tables import fleets_in, status_document, vm_row
 from mikrom_reconcile.output.text import PLAIN, Style
 from tests.samples import MEMORY, change, observed, outcome, plan, refusal, report
@@ -66,7 +66,7 @@ def test_a_plan_has_the_documented_shape() -> None:
 def test_a_run_is_its_plan_and_what_became_of_it() -> None:
     failed = outcome("web-001", "failed_permanent", verb="restart", error="no memory")
     ended = report(PLAN, outcome("web-000"), failed, remaining=plan(change("web-001", "restart", "spec changed")))
-    document = checked("run", formats.RUN["json"](ended, PLAIN))
+    document = checked("run", formats.json_of(run_document(ended)))
     assert document["outcomes"] == [
         {"vm": "web-000", "host": "localhost", "verb": "create", "result": "done", "note": "", "duration_s": 0.012,
          "error": None},

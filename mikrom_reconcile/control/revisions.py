@@ -137,8 +137,7 @@ def keep_freeze(store: RunStore, project: str, freeze: Freeze) -> None:
 
 def freezes(store: RunStore) -> dict[str, Freeze]:
     """The freezes that were asked for by command, by project; some may have ended by themselves."""
-    found = (decoded(packed, tuple[str, Freeze]) for packed in store.shelf(_FREEZES))
-    return dict(filter(None, found))
+    return dict(filter(None, (decoded(packed, tuple[str, Freeze]) for packed in store.shelf(_FREEZES))))
 
 
 def _make_room(store: RunStore, project: str) -> None:

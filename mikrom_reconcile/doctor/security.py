@@ -80,8 +80,7 @@ def _orders(settings: Settings, *, remote: bool) -> Iterator[Check]:
         yield Check("orders", "note", found, "MIKROM_SIGNING_KEY only where control runs alone")
     elif not settings.signing_key and not settings.verify_key:
         found = "unsigned: anybody who can write to a host's queue commands the host"
-        remedy = f"MIKROM_SIGNING_KEY for control, MIKROM_VERIFY_KEY for hosts, {_GUIDE}"
-        yield Check("orders", "note", found, remedy)
+        yield Check("orders", "note", found, f"MIKROM_SIGNING_KEY for control, MIKROM_VERIFY_KEY for hosts, {_GUIDE}")
 
 
 def _flower(settings: Settings) -> Iterator[Check]:

@@ -11,7 +11,7 @@ from mikrom_reconcile.core.model.plan import Plan, VMChange
 from mikrom_reconcile.core.placement.desired_state import render
 from mikrom_reconcile.core.planning.planner import effective
 from mikrom_reconcile.core.planning.rules import RULES, DiffInput, first_match, recorded_of
-from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand, hosts_of
+from mikrom_reconcile.core.specs.load import Specs, expand, hosts_of
 from mikrom_reconcile.core.specs.resolve import FieldOrigin, Provenance, leaves
 from mikrom_reconcile.output.plan import FORMER_RULES, NO_HOST, change_row, short
 from mikrom_reconcile.output.tables import vm_row
@@ -88,7 +88,9 @@ def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, h
     known, desired, place = Provenance(specs), None, ""
     origins: tuple[FieldOrigin, ...] = ()
     if unplaced is not None:
-        desired = change.desired if change and change.desired else _desired(unplaced, specs, own, here)
+        hosts = hosts_of(specs, here)
+        host = own.host if own and own.host in hosts else (unplaced.hosts or hosts)[0]
+        desired = (change and change.desired) or render(specs, here, [(unplaced, host)])[0]
         origins, place = known.of(unplaced, desired.host), known.place(unplaced, ("metadata", "name"))
     rule = change.rule if change else _quiet_rule(desired, own)
     return Explanation(
@@ -109,13 +111,6 @@ def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, h
         ),
         conclusion=_conclusion(specs, rule, change, desired, observed),
     )
-
-
-def _desired(vm: UnplacedVM, specs: Specs, own: ObservedVM | None, here: str) -> DesiredVM:
-    hosts = hosts_of(specs, here)
-    host = own.host if own and own.host in hosts else (vm.hosts or hosts)[0]
-    (desired,) = render(specs, here, [(vm, host)])
-    return desired
 
 
 def _field_stories(origins: tuple[FieldOrigin, ...], own: ObservedVM | None) -> tuple[FieldStory, ...]:

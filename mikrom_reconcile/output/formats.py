@@ -137,15 +137,13 @@ def _data(text: str) -> str:
 def problems_sarif(problems: Sequence[SpecProblem], error: str = "", warnings: Sequence[SpecProblem] = ()) -> str:
     """A SARIF 2.1.0 log with one run, which an `error` kept from its end."""
     notes = [{"level": "error", "message": {"text": error}}]
-    driver = {"name": "mikrom", "version": __version__, "rules": [{"id": "spec"}]}
     run = {
-        "tool": {"driver": driver},
+        "tool": {"driver": {"name": "mikrom", "version": __version__, "rules": [{"id": "spec"}]}},
         "columnKind": "unicodeCodePoints",
         "results": [*(_result(each, "error") for each in problems), *(_result(each, "warning") for each in warnings)],
         **({"invocations": [{"executionSuccessful": False, "toolExecutionNotifications": notes}]} if error else {}),
     }
-    log = {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
-    return json_text(log)
+    return json_text({"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]})
 
 
 def _result(problem: SpecProblem, level: str) -> dict[str, Any]:

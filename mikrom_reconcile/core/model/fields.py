@@ -1,5 +1,5 @@
-"""The one table of what is recorded for a VM: each field's path, and what changing it costs. In a path `*` stands for a
-name that people chose, and `**` for all from there on. To add a field: docs/adding-a-field.md.
+"""The one table of what is recorded for a VM: the paths of fields by what changing them costs. In a path `*` stands for
+a name that people chose, and `**` for all from there on. To add a field: docs/adding-a-field.md.
 """
 
 from functools import lru_cache
@@ -12,44 +12,33 @@ from mikrom_reconcile.core.model.encoding import canonical_json, ready
 from mikrom_reconcile.core.model.observed import Drift
 from mikrom_reconcile.core.model.plan import FieldChange, Impact
 
-FIELDS: dict[str, Impact] = {
-    "image": "record",  # a name: what it stands for is `boot`
-    "machine.vcpu_count": "restart", "machine.mem_size_mib": "restart", "machine.smt": "restart",
-    "machine.cpu_template": "restart", "machine.huge_pages": "restart",
-    "cpu_config.**": "restart",
-    "boot": "replace",
-    "boot.kernel.source": "record", "boot.kernel.sha256": "restart",
-    "boot.initrd": "restart", "boot.initrd.source": "record", "boot.initrd.sha256": "restart",
-    "boot.rootfs": "replace", "boot.rootfs.source": "record", "boot.rootfs.sha256": "replace",
-    "boot.rootfs.read_only": "replace", "boot.rootfs.size_mib": "restart", "boot.rootfs.init": "restart",
-    "boot_args": "restart",
-    "command": "restart",
-    "env.**": "restart",
-    "drives.*": "restart", "drives.*.size_mib": "restart", "drives.*.source": "restart",
-    "drives.*.read_only": "restart", "drives.*.rate_limiter.bandwidth_mbit": "live",
-    "drives.*.rate_limiter.ops": "live", "drives.*.mount": "restart", "drives.*.on_delete": "record",
-    "network_interfaces.*": "restart", "network_interfaces.*.network": "restart",
-    "network_interfaces.*.cidr": "restart", "network_interfaces.*.gateway": "restart",
-    "network_interfaces.*.nat": "live", "network_interfaces.*.guard": "live",
-    "network_interfaces.*.isolation": "live", "network_interfaces.*.egress.**": "live",
-    "network_interfaces.*.host_access.**": "live", "network_interfaces.*.publish.**": "live",
-    "network_interfaces.*.pool": "restart", "network_interfaces.*.ip": "restart",
-    "network_interfaces.*.mtu": "restart", "network_interfaces.*.rate_limiter.bandwidth_mbit": "live",
-    "mmds": "restart", "mmds.**": "live",
-    "mmds_config.imds_compat": "restart",
-    "entropy": "restart",
-    "vsock": "restart", "vsock.guest_cid": "restart",
-    "balloon": "restart", "balloon.amount_mib": "live", "balloon.deflate_on_oom": "restart",
-    "balloon.stats_polling_interval_s": "restart",
-    "checks.**": "record",
-    "restart.policy": "record", "restart.attempts": "record", "restart.interval": "record", "restart.delay": "record",
-    # What follows is no part of the VMM's configuration; a changed state is acted on by its own rules.
-    "fleet": "record",
-    "state": "record",
-    "prune.max": "record", "prune.allow_empty": "record",
-    "lifecycle.prevent_destroy": "record",
-}  # fmt: skip
-"""Impacts as measured on Firecracker 1.12.1. Where a mapping appears or vanishes, its own row counts."""
+_PATHS: dict[Impact, str] = {
+    "record": """
+        image boot.kernel.source boot.initrd.source boot.rootfs.source drives.*.on_delete checks.**
+        restart.policy restart.attempts restart.interval restart.delay
+        fleet state prune.max prune.allow_empty lifecycle.prevent_destroy
+    """,
+    "restart": """
+        machine.vcpu_count machine.mem_size_mib machine.smt machine.cpu_template machine.huge_pages cpu_config.**
+        boot.kernel.sha256 boot.initrd boot.initrd.sha256 boot.rootfs.size_mib boot.rootfs.init boot_args command env.**
+        drives.* drives.*.size_mib drives.*.source drives.*.read_only drives.*.mount
+        network_interfaces.* network_interfaces.*.network network_interfaces.*.cidr network_interfaces.*.gateway
+        network_interfaces.*.pool network_interfaces.*.ip network_interfaces.*.mtu
+        mmds mmds_config.imds_compat entropy vsock vsock.guest_cid
+        balloon balloon.deflate_on_oom balloon.stats_polling_interval_s
+    """,
+    "live": """
+        drives.*.rate_limiter.bandwidth_mbit drives.*.rate_limiter.ops
+        network_interfaces.*.nat network_interfaces.*.guard network_interfaces.*.isolation
+        network_interfaces.*.egress.** network_interfaces.*.host_access.** network_interfaces.*.publish.**
+        network_interfaces.*.rate_limiter.bandwidth_mbit mmds.** balloon.amount_mib
+    """,
+    "replace": "boot boot.rootfs boot.rootfs.sha256 boot.rootfs.read_only",
+}
+"""Impacts as measured on Firecracker 1.12.1. Where a mapping appears or vanishes, its own path counts. An image is here
+by its name: what that stands for is `boot`. A changed state is acted on by its own rules. The first match counts.
+"""
+FIELDS: dict[str, Impact] = {path: impact for impact, paths in _PATHS.items() for path in paths.split()}
 
 RECORD = "record"  # the path of a VM's record itself, where it is not as it was written: an update writes it anew
 _IMPACTS: dict[str, Impact] = FIELDS | {

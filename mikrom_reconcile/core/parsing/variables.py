@@ -3,11 +3,12 @@ that is exactly one `${x}` takes the type of x; inside other text x becomes text
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
+from mikrom_reconcile.core.model.documents import Pointer
 from mikrom_reconcile.core.parsing.yaml_words import plain
 from mikrom_reconcile.times_and_sizes import SPECS
 
@@ -120,6 +121,14 @@ def _parsed(lookup: re.Match[str]) -> tuple[str, str]:
     if not match:
         raise VariableError(f"{lookup[0]} is no lookup; write ${{name}}, ${{index:03d}}, or $${{ for the text", "")
     return match[1], match[2] or ""
+
+
+def walk(value: Any, place: Pointer = ()) -> Iterator[tuple[Pointer, Any]]:
+    """A value and every value inside of it, each with its place."""
+    yield place, value
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, item in inside:
+        yield from walk(item, (*place, step))
 
 
 def dig(values: Any, path: Iterable[Any], default: Any = None) -> Any:

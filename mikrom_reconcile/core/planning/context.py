@@ -242,8 +242,7 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def possible_on(self) -> tuple[str, ...]:
         """Unreachable hosts on which VMs may exist that nobody remembers."""
-        known = {*self.given.placements.covers, *self.given.dead}
-        return tuple(sorted(self.view.unreachable.keys() - known))
+        return tuple(sorted(self.view.unreachable.keys() - {*self.given.placements.covers, *self.given.dead}))
 
 
 class PlanResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -185,13 +185,16 @@ class _Rollout:
         rows = {name: self._view.own[name][0] for name in sorted(names) if name in self._view.own}
         yield from (self._paced(revert) if self._takes_down(revert) else revert for revert in self._reverts.values())
         if self._fleet in self._overrides.promote and not any(map(self._is_unhealthy, self._canaries)):
-            yield from (verdicts.promoted(rows[name]) for name in self._unpromoted)
+            yield from (verdicts.noted(rows[it], "promote", "it is promoted", canary=False) for it in self._unpromoted)
         if self._fleet in self._overrides.abort and self._rolling:
             begins_after = self._begins_after()
-            going = (row for row in rows.values() if row.trial and row.trial.token > begins_after)
-            yield from (verdicts.ended(row, verdicts.ABORTED) for row in going if not verdicts.has_ended(row))
+            for row in rows.values():
+                if row.trial and row.trial.token > begins_after and not verdicts.has_ended(row):
+                    halt = Halt(spec_digest=row.spec_digest, why=verdicts.ABORTED)
+                    yield verdicts.noted(row, "abort", verdicts.ABORTED, canary=False, halt=halt)
         if self._retry:
-            yield from (verdicts.retried(row) for row in rows.values() if verdicts.has_ended(row))
+            ended, none = filter(verdicts.has_ended, rows.values()), Halt(spec_digest="", why="")
+            yield from (verdicts.noted(row, "retry", "its rollout goes on", halt=none) for row in ended)
 
     def _attempt(self, name: str) -> Attempt | None:
         observed = self._known[name].observed
@@ -218,8 +221,7 @@ class _Rollout:
 
     def _is_unhealthy(self, name: str) -> bool:
         """It is not up, or not for long enough; a VM whose name is somebody else's is not waited for."""
-        taken = self._is_known_as(name, "name-conflict")
-        return (name in self._down and not taken) or name in self._view.maturing
+        return (name in self._down and not self._is_known_as(name, "name-conflict")) or name in self._view.maturing
 
     def _describe(self, name: str) -> str:
         """Why a VM is not healthy, and the remedy where nothing is done about it."""
@@ -327,8 +329,7 @@ class _Rollout:
         times = [self._view.maturing[name] for name in batch if name in self._view.maturing]
         rows = (self._view.own.get(name, ()) for name in batch)
         times += [RUNS.booting_poll_s for row in rows if row and row[0].phase == "starting"]
-        ends = map(self._trial_left_s, batch)
-        times += [max(RUNS.booting_poll_s, left_s) for left_s in ends if left_s < math.inf]
+        times += [max(RUNS.booting_poll_s, left_s) for left_s in map(self._trial_left_s, batch) if left_s < math.inf]
         return {max(times)} if times else set()
 
     def refusals(self) -> Iterator[Refusal]:

@@ -7,13 +7,12 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.plan import RunOverrides
-from mikrom_reconcile.core.parsing.patterns import PatternError, terms
-from mikrom_reconcile.core.parsing.patterns import select as names_selected_by
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.planning.context import Draft, PlanContext
-from mikrom_reconcile.core.specs.inventory import Inventory
+from mikrom_reconcile.core.specs.inventory import Inventory, PatternError, terms
+from mikrom_reconcile.core.specs.inventory import select as names_selected_by
 from mikrom_reconcile.core.specs.load import Specs, shared_lookups
 
 Whereabouts = tuple[str, str, str]

@@ -21,27 +21,13 @@ _NOTHING = {
 }
 
 
-def promoted(seen: ObservedVM) -> VMChange:
-    """A canary that others need not wait for any more."""
-    return _noted(seen, "promote", "it is promoted", canary=False)
-
-
-def ended(seen: ObservedVM, why: str) -> VMChange:
-    """A VM of a rollout that is over: no other is to be brought to what it has."""
-    return _noted(seen, "abort", why, canary=False, halt=Halt(spec_digest=seen.spec_digest, why=why))
-
-
-def retried(seen: ObservedVM) -> VMChange:
-    """A VM of a rollout that was over, and goes on."""
-    return _noted(seen, "retry", "its rollout goes on", halt=Halt(spec_digest="", why=""))
-
-
 def has_ended(seen: ObservedVM) -> bool:
     """Whether its record says that already."""
     return seen.halt is not None and seen.halt.spec_digest == seen.spec_digest
 
 
-def _noted(seen: ObservedVM, rule: str, reason: str, **said: Any) -> VMChange:
+def noted(seen: ObservedVM, rule: str, reason: str, **said: Any) -> VMChange:
+    """What a person has said of a rollout, for the record of one of its VMs."""
     case = DiffInput(desired=replace(as_recorded(seen, seen.state, seen.policy), **said), observed=seen)
     return replace(case.change("update", reason), rule=rule)
 

@@ -84,8 +84,7 @@ def init_words(spec: VMSpec) -> Iterator[str]:
         yield "mikrom.init=/sbin/init"
     yield from (f"mikrom.arg={_quoted(word)}" for word in spec.command)
     for name, value in sorted(spec.env.items()):
-        is_secret = isinstance(value, SecretRef)
-        yield f"mikrom.secret={name}" if is_secret else f"mikrom.env={name}={_quoted(value)}"
+        yield f"mikrom.secret={name}" if isinstance(value, SecretRef) else f"mikrom.env={name}={_quoted(value)}"
     devices = zip("bcdefghijklmnopqrstuvwxyz", sorted(spec.drives), strict=False)  # the root disk is /dev/vda
     mounts = [(spec.drives[drive].mount or "", letter) for letter, drive in devices]
     yield from (f"mikrom.mount=/dev/vd{letter}:{_quoted(mount)}" for mount, letter in sorted(mounts) if mount)

@@ -137,16 +137,15 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
         "allow_empty": prune.get("allow_empty"),
         "prevent_destroy": lifecycle.get("prevent_destroy"),
     }
-    overrides = [
-        Override(match=entry["match"], fields={key: value for key, value in entry.items() if key != "match"})
-        for entry in spec.get("overrides", ())
-    ]
     found = {
         "document": document,
         "name": document.name,
         "tags": metadata.get("tags", ()),
         "selected": None,
-        "overrides": overrides,
+        "overrides": [
+            Override(match=entry["match"], fields={key: value for key, value in entry.items() if key != "match"})
+            for entry in spec.get("overrides", ())
+        ],
         "instances": _filled(spec.get("instances", {})),
         "policy": {key: value for key, value in policy.items() if value is not None},
         "ignore_changes": lifecycle.get("ignore_changes", ()),

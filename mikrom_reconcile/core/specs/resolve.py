@@ -13,7 +13,7 @@ from mikrom_reconcile.core.model.fields import recorded
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Capacity
 from mikrom_reconcile.core.parsing.documents import Places, raise_for
 from mikrom_reconcile.core.parsing.schema_errors import describe_value, expectation
-from mikrom_reconcile.core.parsing.variables import VariableError, dig, names_in
+from mikrom_reconcile.core.parsing.variables import VariableError, dig, names_in, walk
 from mikrom_reconcile.core.parsing.yaml_words import plain
 from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, scope_of
 from mikrom_reconcile.core.specs.networks import OF_INTERFACES, Network
@@ -105,7 +105,7 @@ class Resolver:
     def _unanswered(self, vm: UnplacedVM, host: str) -> Iterator[Diagnostic]:
         scope_for = self._scopes(vm, host)
         for field, value in vm.template.fields.items():
-            for _, text in texts_in(value):
+            for text in (found for _, found in walk(value) if isinstance(found, str)):
                 try:
                     scope_for(field).resolve(text)
                 except VariableError as error:
@@ -175,18 +175,9 @@ def _mistake(vm: UnplacedVM, path: Pointer, message: str, hint: str = "") -> Dia
 
 def _lookup_of(vm: UnplacedVM, name: str, text: str) -> Pointer:
     """The first field whose text looks `name` up, or does so through other variables: that of `text`."""
-    texts = [*texts_in(vm.fleet.document.body["spec"], ("spec",))]
+    texts = [(at, found) for at, found in walk(vm.fleet.document.body["spec"], ("spec",)) if isinstance(found, str)]
     direct = (pointer for pointer, found in texts if name in names_in(found))
     return next(direct, None) or next(pointer for pointer, found in texts if found == text)
-
-
-def texts_in(value: Any, pointer: Pointer = ()) -> Iterator[tuple[Pointer, str]]:
-    """Every text in a value, with its place."""
-    if isinstance(value, str):
-        yield pointer, value
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from texts_in(item, (*pointer, key))
 
 
 class VariableOrigin(msgspec.Struct, frozen=True, kw_only=True):

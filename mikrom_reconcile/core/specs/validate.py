@@ -14,13 +14,12 @@ import msgspec
 
 from mikrom_reconcile.core.model.documents import Diagnostic, Pointer, SpecDocument
 from mikrom_reconcile.core.parsing.documents import Reading, variables_of
-from mikrom_reconcile.core.parsing.patterns import EVERY, RESERVED, PatternError
 from mikrom_reconcile.core.parsing.schema_errors import nearest
-from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
+from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in, walk
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs.budgets import budget_mistakes
 from mikrom_reconcile.core.specs.images import BUILT_IN, root_disk_flaw
-from mikrom_reconcile.core.specs.inventory import UNARY, Inventory
+from mikrom_reconcile.core.specs.inventory import EVERY, RESERVED, UNARY, Inventory, PatternError
 from mikrom_reconcile.core.specs.networks import network_mistakes, network_of, overlapping
 from mikrom_reconcile.times_and_sizes import SPECS
 
@@ -231,20 +230,12 @@ def _variables_of_nothing(document: SpecDocument, known: Documents) -> Iterator[
 def _whole_numbers(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
     """JSON Schema takes 3.0 for a whole number."""
     counted = {word: said for word, said in document.body["spec"].items() if word in _COUNTED}
-    for pointer, value in _values(counted, ("spec",)):
+    for pointer, value in walk(counted, ("spec",)):
         if isinstance(value, float) and pointer[-1] not in {"max_fail_percentage", "value"}:
             yield Diagnostic(document, pointer, f"{'.'.join(map(str, pointer))} must be a whole number, not {value}")
 
 
 _COUNTED = frozenset({"replicas", "prune", "rollout", "disruption", "placement"})
-
-
-def _values(inside: Any, above: Pointer) -> Iterator[tuple[Pointer, Any]]:
-    if isinstance(inside, dict | list):
-        for key, value in inside.items() if isinstance(inside, dict) else enumerate(inside):
-            yield from _values(value, (*above, key))
-    else:
-        yield above, inside
 
 
 def _replicas_or_instances(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
@@ -267,8 +258,7 @@ def _fleet_images(document: SpecDocument, known: Documents) -> Iterator[Diagnost
     for pointer, fields in places:
         image = fields.get("image")
         if image is not None and image not in names and not names_in(image):
-            message = f"unknown image {shown(image)}"
-            yield Diagnostic(document, (*pointer, "image"), message, nearest(image, names))
+            yield Diagnostic(document, (*pointer, "image"), f"unknown image {shown(image)}", nearest(image, names))
 
 
 def _fleet_hosts(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:

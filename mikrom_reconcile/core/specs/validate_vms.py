@@ -3,13 +3,14 @@
 import re
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.documents import Pointer
 from mikrom_reconcile.core.parsing.schema_errors import nearest
+from mikrom_reconcile.core.parsing.variables import walk
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.specs import releases
 from mikrom_reconcile.core.specs.images import BUILT_IN, init_of, init_words
@@ -145,8 +146,7 @@ def _checks_without_interface(spec: VMSpec) -> Problems:
     for name, check in spec.checks.items():
         if check.type != "console" and not spec.network_interfaces:
             way_out = "add one, or check the console"
-            message = f"checks.{name} is tried over a network interface, and there is none: {way_out}"
-            yield ("checks", name), message
+            yield ("checks", name), f"checks.{name} is tried over a network interface, and there is none: {way_out}"
 
 
 def _drives(spec: VMSpec) -> Problems:
@@ -239,21 +239,17 @@ def _checks(spec: VMSpec) -> Problems:
 
 
 def _secrets(spec: VMSpec) -> Problems:
-    yield from _secrets_in({"mmds": spec.mmds, "env": spec.secret_env}, ())
-
-
-def _secrets_in(value: Any, path: Pointer) -> Problems:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from _secrets_in(item, (*path, key))
-    if not isinstance(value, dict) or SECRET_REF not in value:
-        return
-    if len(value) > 1:
-        message = f"{SECRET_REF} stands alone in its mapping, or it is no reference and the guest reads it as text"
-        yield (*path, SECRET_REF), message
-    elif not isinstance(value[SECRET_REF], str) or not _SECRET.fullmatch(value[SECRET_REF]):
-        told = shown(str(value[SECRET_REF]))
-        yield (*path, SECRET_REF), f"{told} is no secret's reference: write file:///path or env://NAME"
+    for place, value in walk({"mmds": spec.mmds, "env": spec.secret_env}):
+        if not isinstance(value, dict) or SECRET_REF not in value:
+            continue
+        path, reference = (*place, SECRET_REF), value[SECRET_REF]
+        if len(value) > 1:
+            yield (
+                path,
+                f"{SECRET_REF} stands alone in its mapping, or it is no reference and the guest reads it as text",
+            )
+        elif not isinstance(reference, str) or not _SECRET.fullmatch(reference):
+            yield path, f"{shown(str(reference))} is no secret's reference: write file:///path or env://NAME"
 
 
 def _published(spec: VMSpec) -> Problems:

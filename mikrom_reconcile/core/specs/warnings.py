@@ -60,8 +60,7 @@ def _groups(specs: Specs, _: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
     inventory = specs.inventory or Inventory()
     for name, hosts in inventory.members.items():
         if not hosts:
-            pointer = ("spec", "groups", name)
-            yield Diagnostic(inventory.document, pointer, f"group {name} has no hosts", key=True)
+            yield Diagnostic(inventory.document, ("spec", "groups", name), f"group {name} has no hosts", key=True)
 
 
 def _serial(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:

@@ -40,11 +40,9 @@ from mikrom_reconcile.system.files import write_named
 @click.option("--without-host", "without_hosts", multiple=True, metavar="HOST", help="What if this host were lost?")
 @options.diff
 @click.option("--out", metavar="FILE", callback=options.no_dash, help="Save the plan, for `mikrom apply FILE`.")
-@click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there is something to change.")
+@click.option("--detailed-exitcode", "detailed", is_flag=True, help="Exit with 2 when there is something to change.")
 @options.output(formats.PLAN)
-def plan(
-    paths: tuple[str, ...], form: str, out: str | None, *, full: bool, detailed_exitcode: bool, **asked: Any
-) -> int:
+def plan(paths: tuple[str, ...], form: str, out: str | None, *, full: bool, detailed: bool, **asked: Any) -> int:
     """Show what apply would change, and why. Changes nothing."""
     settings = load()
     if (revision := asked.pop("at")) is None:
@@ -58,7 +56,7 @@ def plan(
     planned = engine.plan(request)
     if out is not None:
         run_flow.save_plan(out, request, planned, wiring.place_of(settings))
-    return _show_plan(planned, form, full=full, detailed=detailed_exitcode)
+    return _show_plan(planned, form, full=full, detailed=detailed)
 
 
 def _show_plan(planned: Plan, form: str, *, full: bool, detailed: bool = False) -> int:
@@ -141,12 +139,9 @@ def _again(saved: run_flow.SavedPlan, *, forks: int | None, timeout_s: float | N
     if any(asked.values()) or asked["prune_max"] == 0 or asked["limit"] == "":
         raise UsageError("a saved plan is executed as it is: only --yes, --forks, --timeout and -o go with it")
     request = saved.request
-    return msgspec.structs.replace(
-        request,
-        **run_flow.new_run("apply", override_freeze=request.override_freeze),
-        forks=forks or request.forks,
-        timeout_s=timeout_s or request.timeout_s,
-    )
+    again = run_flow.new_run("apply", override_freeze=request.override_freeze)
+    limits = {"forks": forks or request.forks, "timeout_s": timeout_s or request.timeout_s}
+    return msgspec.structs.replace(request, **again, **limits)
 
 
 @click.command()

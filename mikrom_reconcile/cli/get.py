@@ -9,6 +9,7 @@ import click
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import options, queries
 from mikrom_reconcile.cli.entry import ERROR, INTERRUPTED, Commands, present, show, warn
+from mikrom_reconcile.cli.queries import present_views
 from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import Engine, Hosts
 from mikrom_reconcile.core.model.documents import SourceState
@@ -166,14 +167,11 @@ def vms(names: tuple[str, ...], limit: str | None, image: str | None, form: str,
     """Every VM on every host, or those called NAME, as its host sees it. Exits with 4 when a host could not be read."""
     settings, now = load(), datetime.now(UTC)
     views = queries.views_of(wiring.open_engine(settings))
-    rows = queries.selected_in(output.vms_in(views), names, limit, settings)
+    rows = queries.selected(output.vms_in(views), names, limit, settings)
     rows = [row for row in (amiss(rows) if only_amiss else rows) if image in {None, row.spec.image}]
     queries.warn_of_duplicates(rows)
-    return queries.present_views(
-        form,
-        views,
-        lambda: {"vms": [output.vm_row(row) for row in rows]},
-        lambda style: output.vms_text(rows, now, style),
+    return present_views(
+        form, views, lambda: {"vms": [*map(output.vm_row, rows)]}, lambda style: output.vms_text(rows, now, style)
     )
 
 
@@ -194,9 +192,7 @@ def fleets(paths: tuple[str, ...], form: str) -> int:
     settings = load()
     views = queries.views_of(wiring.open_engine(settings))
     found = output.fleets_in(views, queries.wanted_by_fleet(settings, paths, views))
-    return queries.present_views(
-        form, views, lambda: {"fleets": found}, lambda style: row_table(output.FLEETS, found, style)
-    )
+    return present_views(form, views, lambda: {"fleets": found}, lambda style: row_table(output.FLEETS, found, style))
 
 
 get.add_command(history, "runs")
@@ -270,9 +266,7 @@ def orphans(paths: tuple[str, ...], form: str) -> int:
     project, names = _wanted(settings, paths)
     views = queries.views_of(wiring.open_engine(settings), strays=True)
     found = output.orphans_in(views, project, names)
-    return queries.present_views(
-        form, views, lambda: {"orphans": found}, lambda style: output.orphans_text(found, style)
-    )
+    return present_views(form, views, lambda: {"orphans": found}, lambda style: output.orphans_text(found, style))
 
 
 def _wanted(settings: Settings, paths: tuple[str, ...]) -> tuple[str | None, frozenset[str]]:

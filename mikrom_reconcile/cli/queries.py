@@ -38,9 +38,7 @@ def views_of(engine: Engine, deadline_s: float = OBSERVING.deadline_s, *, strays
     return tuple(sorted(engine.hosts.observe(queries, deadline_s=deadline_s), key=lambda view: view.host))
 
 
-def selected_in(
-    rows: list[ObservedVM], names: tuple[str, ...], limit: str | None, current: Settings
-) -> list[ObservedVM]:
+def selected(rows: list[ObservedVM], names: tuple[str, ...], limit: str | None, current: Settings) -> list[ObservedVM]:
     """The rows that both select, if they are given. Raises UsageError for a word that matches none."""
     refuse_unknown("NAME", names, {row.name for row in rows}, "no host that answers has a VM {}")
     chosen: AbstractSet[str] = {*names} or {row.name for row in rows}

@@ -11,7 +11,7 @@ import click
 from mikrom_reconcile import __version__, times_and_sizes
 from mikrom_reconcile.cli import options
 from mikrom_reconcile.cli.entry import COMPLETE_VARIABLE, present, root, show
-from mikrom_reconcile.output.doctor import LimitLine, SettingLine, doctor_document, doctor_text
+from mikrom_reconcile.output.doctor import Limit, Setting, doctor_document, doctor_text
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.services import commands
 from mikrom_reconcile.settings import Settings, load
@@ -35,10 +35,10 @@ def doctor(*, security: bool, verbose: bool, form: str) -> int:
     return 1 if any(check.state == "broken" for check in checks) else 0
 
 
-def _settings(settings: Settings) -> Iterator[SettingLine]:
+def _settings(settings: Settings) -> Iterator[Setting]:
     for entry in fields(Settings):
         variable = entry.metadata["variable"]
-        yield SettingLine(
+        yield Setting(
             variable=variable,
             value=_shown(getattr(settings, entry.name), secret=entry.metadata["secret"]),
             source="environment" if os.environ.get(variable) else "default",
@@ -46,9 +46,9 @@ def _settings(settings: Settings) -> Iterator[SettingLine]:
         )
 
 
-def _limits() -> Iterator[LimitLine]:
+def _limits() -> Iterator[Limit]:
     for group, name, value, reason in times_and_sizes.rows():
-        yield LimitLine(group=group.lower(), name=name, value=value, reason=reason)
+        yield Limit(group=group.lower(), name=name, value=value, reason=reason)
 
 
 def _shown(value: object, *, secret: bool) -> str:

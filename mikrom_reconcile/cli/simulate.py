@@ -30,12 +30,8 @@ from mikrom_reconcile.times_and_sizes import OBSERVING
 @options.extra_vars
 @click.option("--fresh", is_flag=True, help="Begin with empty hosts, and ask none.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what goes wrong; the same one, the same end.")
-@click.option(
-    "--faults", type=click.Choice(get_args(Fault)), multiple=True, help="What goes wrong: hosts are dark, starts fail."
-)
-@click.option(
-    "--boot", "boot_s", type=options.seconds, default="1", show_default=True, help="Seconds that a start takes."
-)
+@click.option("--faults", type=click.Choice(get_args(Fault)), multiple=True, help="What goes wrong: hosts or starts.")
+@click.option("--boot", "boot_s", type=options.seconds, default="1", show_default=True, help="Seconds a start takes.")
 @click.option("--svg", metavar="FILE", callback=options.no_dash, help="Draw the timeline.")
 @options.output()
 def simulate(

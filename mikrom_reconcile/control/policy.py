@@ -32,10 +32,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         if not (why := _objection(self.command, json_text(plan_document(plan)).encode(), self.limit_s)):
             return plan
         why += f" (MIKROM_POLICY={self.command})"
-        changes = tuple(
-            change if change.kind == "blocked" else with_kind(change, "blocked", "the policy refused this plan")
-            for change in plan.changes
-        )
+        reason = "the policy refused this plan"
+        changes = tuple(it if it.kind == "blocked" else with_kind(it, "blocked", reason) for it in plan.changes)
         refusals = (*plan.refusals, Refusal(fleet="", vm="", rule="policy", message=why))
         return numbered(msgspec.structs.replace(plan, id="", changes=changes, actions=(), refusals=refusals, peaks={}))
 

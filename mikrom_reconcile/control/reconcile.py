@@ -27,7 +27,7 @@ from mikrom_reconcile.core.model.plan import (
     UnfinishedRun,
 )
 from mikrom_reconcile.core.placement.desired_state import validate_specs
-from mikrom_reconcile.core.planning import context
+from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanInput, PlanResult, expect_of, numbered, with_kind
 from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import refuse_unknown, refuse_unread
@@ -57,7 +57,7 @@ class Reconciler:
         self._here = here
         self._clock = clock
         self._schemas = schemas
-        self._prepared: context.PlanInput | None = None
+        self._prepared: PlanInput | None = None
         self._alone = alone
         self._policy = policy
 
@@ -81,7 +81,7 @@ class Reconciler:
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
         if request.verb is not None:
-            return self._policy.judged(self._policy.warned(self._plan_by_name(request).plan, request))
+            return self._policy.judged(self._policy.warned(self._by_name(request).plan, request))
         result = self._plan(request, self._specs(request))
         if result.unmatched:
             raise UsageError(result.unmatched)
@@ -124,7 +124,7 @@ class Reconciler:
         finally:
             lease.release()
 
-    def _judged(self, result: context.PlanResult, plan: Plan | None) -> tuple[context.PlanResult, Plan, bool]:
+    def _judged(self, result: PlanResult, plan: Plan | None) -> tuple[PlanResult, Plan, bool]:
         """What was found, which plan is approved, and whether the policy refused it: then it is one without actions."""
         now = self._policy.judged(result.plan)
         if now is result.plan:
@@ -146,21 +146,21 @@ class Reconciler:
 
     def _project(
         self, request: RunRequest, held: Callable[[Plan], Plan]
-    ) -> tuple[str, Callable[[Iterable[ActionOutcome]], context.PlanResult]]:
+    ) -> tuple[str, Callable[[Iterable[ActionOutcome]], PlanResult]]:
         """The project of a request, and how to plan it again, given what was done so far."""
 
-        def allowed(result: context.PlanResult) -> context.PlanResult:
+        def allowed(result: PlanResult) -> PlanResult:
             return msgspec.structs.replace(result, plan=held(result.plan))
 
         if request.without_hosts:
             raise UsageError("--without-host only asks what would be: such a plan cannot be carried out")
         if request.verb is not None:
-            project = self._plan_by_name(request).plan.project
-            return project, lambda outcomes: allowed(self._plan_by_name(request, outcomes, project))
+            project = self._by_name(request).plan.project
+            return project, lambda outcomes: allowed(self._by_name(request, outcomes, project))
         specs = self._specs(request)
         return specs.project, lambda outcomes: allowed(self._plan(request, specs, outcomes))
 
-    def _plan(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome] = ()) -> context.PlanResult:
+    def _plan(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome] = ()) -> PlanResult:
         tried = frozenset(outcome.vm for outcome in outcomes)
         with traces.span("plan"):
             given = msgspec.structs.replace(self._prepare(request, specs), freezes=revisions.freezes(self.store))
@@ -171,7 +171,7 @@ class Reconciler:
                 result = make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
             return result
 
-    def _prepare(self, request: RunRequest, specs: Specs) -> context.PlanInput:
+    def _prepare(self, request: RunRequest, specs: Specs) -> PlanInput:
         placements, living = self.store.placements(specs.project), self.hosts.names(unreachable=False)
         dead, destroy, last = request.assume_dead + request.without_hosts, request.destroy, self._prepared
         now = (placements, dead, living, destroy)
@@ -181,9 +181,7 @@ class Reconciler:
         self._prepared = given
         return given
 
-    def _plan_by_name(
-        self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = ""
-    ) -> context.PlanResult:
+    def _by_name(self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = "") -> PlanResult:
         assert request.verb is not None, "asked only for those"  # noqa: S101
         queries = {host: ObserveQuery() for host in self.hosts.names()}
         acted_on, seen = frozenset(outcome.vm for outcome in outcomes), self._observe(queries, ())
@@ -215,7 +213,7 @@ class Reconciler:
         asked = {host: query for host, query in queries.items() if host not in without}
         with traces.span("observe", hosts=len(asked)):
             views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVING.deadline_s)}
-        views |= {host: HostView(host=host, error=context.LEFT_OUT) for host in without}
+        views |= {host: HostView(host=host, error=LEFT_OUT) for host in without}
         silent = HostView(host="", error="gave no answer")
         hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))
         return ObservedState(taken_at=self._clock.now(), hosts=hosts)
@@ -277,9 +275,9 @@ def replay(approved: Plan, now: Plan) -> Plan:
     if not (why or settled or others):
         return approved
     named = [(change, (change.name, change.host)) for change in (*approved.changes, *others)]
-    changes = (context.with_kind(c, "blocked", why[vm]) if vm in why else c for c, vm in named if vm not in settled)
+    changes = (with_kind(c, "blocked", why[vm]) if vm in why else c for c, vm in named if vm not in settled)
     refused = (Refusal(fleet=c.fleet, vm=c.name, rule="stale", message=why[vm]) for c, vm in named if vm in why)
-    return context.numbered(
+    return numbered(
         msgspec.structs.replace(
             approved,
             id="",
@@ -313,22 +311,20 @@ def runnable_actions(approved: Plan, now: Plan, outcomes: Collection[ActionOutco
     return list(filter(is_runnable, now.actions))
 
 
-def retry_after_s(
-    request: RunRequest, approved: Plan, result: context.PlanResult, outcomes: Iterable[ActionOutcome]
-) -> float | None:
-    """How long to wait for VMs that approved ones wait for, or that this run brought up; None: it is over, also where
+def retry_after_s(request: RunRequest, plan: Plan, now: PlanResult, outcomes: Iterable[ActionOutcome]) -> float | None:
+    """How long to wait for VMs that plan ones wait for, or that this run brought up; None: it is over, also where
     the rest waits for a budget that opens after longer than a run may take.
     """
     acted_on = {(outcome.vm, outcome.host) for outcome in outcomes}
-    changes = result.plan.changes
+    changes = now.plan.changes
     is_booting = any(c.observed and c.observed.phase == "booting" and (c.name, c.host) in acted_on for c in changes)
-    is_waiting = bool(waiting(approved) & waiting(result.plan))
-    wait_s = result.retry_after_s if request.origin != BEAT and (is_waiting or is_booting) else None
+    is_waiting = bool(waiting(plan) & waiting(now.plan))
+    wait_s = now.retry_after_s if request.origin != BEAT and (is_waiting or is_booting) else None
     is_closed = all(change.held_by for change in changes if change.kind == "wait")
     return None if is_closed and wait_s is not None and wait_s > request.timeout_s else wait_s
 
 
-def remembered(result: context.PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
+def remembered(result: PlanResult, actions: Iterable[Action], outcomes: Iterable[ActionOutcome]) -> Placements:
     """The placements, but for VMs that this run does not try to make: if their host were lost, nobody could."""
     making = {(outcome.vm, outcome.host) for outcome in outcomes if outcome.result != "stale"}
     making |= {(action.vm, action.host) for action in actions}
@@ -340,4 +336,4 @@ def remembered(result: context.PlanResult, actions: Iterable[Action], outcomes: 
 
 def waiting(plan: Plan) -> set[tuple[str, Expect]]:
     """The VMs that wait in a plan, as it found them."""
-    return {(change.name, context.expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}
+    return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}

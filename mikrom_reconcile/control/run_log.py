@@ -136,10 +136,8 @@ def name_of(run: model.RunRecord) -> str:
     """Its name in its room, which unattended runs that came to the same share."""
     if run.exit_code is None or not run.origin.startswith((model.BEAT, model.SUPERVISION)):
         return run.run_id
-    outcomes = [
-        (outcome.vm, outcome.host, outcome.verb, outcome.result, outcome.error, outcome.reasons, outcome.fields)
-        for outcome in run.outcomes
-    ]
+    told = ("vm", "host", "verb", "result", "error", "reasons", "fields")
+    outcomes = [[getattr(outcome, name) for name in told] for outcome in run.outcomes]
     left = (run.failed, run.refused, run.unreachable, run.source_problem, run.conclusion.startswith(IN_PROGRESS))
     return digest_of(msgspec.to_builtins((run.origin, run.project, run.revision, outcomes, left)))
 
@@ -165,9 +163,8 @@ def packed(run: model.RunRecord) -> bytes:
 def unpacked(name: str, content: Any, at: datetime | float) -> model.RunRecord:
     """The run that was kept; of one that another release wrote in another shape no more than that."""
     try:
-        return msgspec.json.decode(
-            zlib.decompressobj().decompress(content, RUNS.record_bytes), type=ready(model.RunRecord)
-        )
+        whole = zlib.decompressobj().decompress(content, RUNS.record_bytes)
+        return msgspec.json.decode(whole, type=ready(model.RunRecord))
     except (*UNREADABLE, zlib.error):
         when = at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
         why = "cannot be shown: another release wrote it"

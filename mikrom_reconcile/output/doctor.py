@@ -25,7 +25,7 @@ class Check(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-class SettingLine(msgspec.Struct, frozen=True, kw_only=True):
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """One setting, its secret masked. `source` is "environment" or "default"."""
 
     variable: str
@@ -34,7 +34,7 @@ class SettingLine(msgspec.Struct, frozen=True, kw_only=True):
     doc: str
 
 
-class LimitLine(msgspec.Struct, frozen=True, kw_only=True):
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
     """A time, size or count that is fixed; `name` ends with its unit."""
 
     group: str
@@ -43,9 +43,7 @@ class LimitLine(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-def doctor_text(
-    checks: Sequence[Check], settings: Sequence[SettingLine], limits: Sequence[LimitLine], style: Style
-) -> str:
+def doctor_text(checks: Sequence[Check], settings: Sequence[Setting], limits: Sequence[Limit], style: Style) -> str:
     """The checks with their remedies, then the settings and limits if there are any. Ends with a line break."""
     width = max(len(check.name) for check in checks)
     lines = []
@@ -56,17 +54,15 @@ def doctor_text(
             lines.append(f"{'':6}  {'':{width}}  → {sanitize(check.remedy)}")
     broken = sum(check.state == "broken" for check in checks)
     conclusion = style.paint(f"{counted(broken, 'thing')} to mend", "bold", "red") if broken else "Nothing is broken."
-    rows = [
-        (line.variable, (line.value, "" if line.source == "environment" else "dim"), (line.doc, "dim"))
-        for line in settings
-    ]
+    looks = {"environment": "", "default": "dim"}
+    rows = [(line.variable, (line.value, looks[line.source]), (line.doc, "dim")) for line in settings]
     listed = ["", table(("SETTING", "VALUE", ""), rows, style)] if rows else [""]
     rows = [(name, (value, "dim"), (line.reason, "dim")) for line in limits for name, value in [_in_words(line)]]
     listed += [table(("LIMIT", "VALUE", ""), rows, style)] if rows else []
     return "\n".join([*lines, "", conclusion, *listed])
 
 
-def _in_words(line: LimitLine) -> tuple[str, str]:
+def _in_words(line: Limit) -> tuple[str, str]:
     """Name and value with its unit, such as "broker: heartbeat interval" and "5 s"."""
     words, _, unit = line.name.rpartition("_")
     if unit not in _UNITS:
@@ -75,7 +71,7 @@ def _in_words(line: LimitLine) -> tuple[str, str]:
     return f"{line.group}: {words.replace('_', ' ')}", f"{line.value / size:,g} {shown}".rstrip()
 
 
-def doctor_document(checks: Sequence[Check], settings: Sequence[SettingLine], limits: Sequence[LimitLine]) -> Document:
+def doctor_document(checks: Sequence[Check], settings: Sequence[Setting], limits: Sequence[Limit]) -> Document:
     """What was checked, every setting with its secrets masked, and every limit."""
     broken = any(check.state == "broken" for check in checks)
     return {"broken": broken, "checks": checks, "settings": settings, "limits": limits}

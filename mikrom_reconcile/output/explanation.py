@@ -27,24 +27,15 @@ def _rendered(vm: DesiredVM, origins: Iterable[FieldOrigin], style: Style) -> st
     values = recorded_of(vm)
     del values["fleet"]
     sources = {origin.path: _source(origin) for origin in origins}
-    rows = [
-        (f"  {path}", (short(value), "cyan"), (sources.get(path, ""), "dim"))
-        for path, value in sorted((".".join(steps), value) for steps, value in leaves(values))
-    ]
+    fields = sorted((".".join(steps), value) for steps, value in leaves(values))
+    rows = [(f"  {path}", (short(value), "cyan"), (sources.get(path, ""), "dim")) for path, value in fields]
     return table((f"{vm.name} on {vm.host or NO_HOST}, fleet {vm.fleet}", "", ""), rows, style)
 
 
 def rendered_document(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[FieldOrigin]]) -> Document:
     """VMs as the specs want them, in the words of the specs; `origins` only for those that have any."""
-    return {
-        "vms": [
-            pick(vm, "name", "project", "host")
-            | recorded_of(vm)
-            | {"spec_digest": vm.spec_digest}
-            | ({"origins": origins[vm.name]} if vm.name in origins else {})
-            for vm in vms
-        ]
-    }
+    rows = (pick(vm, "name", "project", "host") | recorded_of(vm) | pick(vm, "spec_digest") for vm in vms)
+    return {"vms": [row | ({"origins": origins[row["name"]]} if row["name"] in origins else {}) for row in rows]}
 
 
 class FieldStory(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,10 +108,9 @@ def _field_stories(origins: tuple[FieldOrigin, ...], own: ObservedVM | None) -> 
     wanted = {origin.path: origin for origin in origins}
     applied = {".".join(path): value for path, value in leaves(recorded_of(own) if own else {})}
     actual = applied | {item.path: item.actual for item in (own.drift if own else ())}
-    return tuple(
-        FieldStory(path=path, wanted=wanted.get(path), recorded=applied.get(path), actual=actual.get(path))
-        for path in sorted({*applied, *wanted} - {"fleet"})
-    )
+    paths = sorted({*applied, *wanted} - {"fleet"})
+    found = ((path, wanted.get(path), applied.get(path), actual.get(path)) for path in paths)
+    return tuple(FieldStory(path=path, wanted=want, recorded=was, actual=now) for path, want, was, now in found)
 
 
 def _quiet_rule(desired: DesiredVM | None, own: ObservedVM | None) -> str:

@@ -151,12 +151,8 @@ def _result(problem: SpecProblem, level: str) -> dict[str, Any]:
         "artifactLocation": {"uri": _uri(problem.path)},
         "region": {"startLine": problem.line, "startColumn": problem.column},
     }
-    return {
-        "ruleId": "spec",
-        "level": level,
-        "message": {"text": sentence(problem)},
-        "locations": [{"physicalLocation": place}],
-    }
+    message, places = {"text": sentence(problem)}, [{"physicalLocation": place}]
+    return {"ruleId": "spec", "level": level, "message": message, "locations": places}
 
 
 def _uri(path: str) -> str:

@@ -128,14 +128,12 @@ def status_html(now: Snapshot, note: str = "") -> str:
     """What there is, what is amiss and why, and what comes next, as one page; `note` is HTML for its head."""
     vms = tables.vms_in(now.views)
     wrong, up = amiss(vms), sum(vm.phase == "running" for vm in vms)
-    counts = (
-        f"{text.counted(len(now.views), 'host')}, {text.counted(len(vms), 'VM')}, {up} running, {len(wrong)} amiss."
-    )
+    said = f"{text.counted(len(now.views), 'host')}, {text.counted(len(vms), 'VM')}, {up} running, {len(wrong)} amiss."
     runs = [f"<p>{_h(f'{run.origin}: {unfinished_line(run)}')}</p>" for run in now.unfinished]
     return _page(
         "status.html",
         made=f"{now.taken_at:%Y-%m-%d %H:%M:%S}",
-        summary=f"{counts} {_h(plans.summary(now.plan) if now.plan else '')}",
+        summary=f"{said} {_h(plans.summary(now.plan) if now.plan else '')}",
         note=_source(now) + note,
         alarms="\n".join(_alarms(_status_alarms(now))),
         amiss="".join(_wrong(wrong, now)),

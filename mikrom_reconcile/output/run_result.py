@@ -73,10 +73,8 @@ def result_of(report: model.RunReport) -> RunResult:
     for vm, outcome in last.items():
         if outcome.result in FAILED and outcome.host not in final.unreachable:
             findings[vm] = "failed", f"{outcome.verb}: {outcome.error or outcome.result}"
-    by_kind = {
-        kind: {vm: reason for vm, (found, reason) in findings.items() if found == kind}
-        for kind in ("failed", "refused", "waiting")
-    }
+    kinds = ("failed", "refused", "waiting")
+    by_kind = {kind: {vm: why for vm, (found, why) in findings.items() if found == kind} for kind in kinds}
     return RunResult(**by_kind, scheduled=report.origin == model.BEAT, unreachable=final.unreachable, late=report.late)
 
 
@@ -184,14 +182,9 @@ def record_of(report: model.RunReport, unfinished: str = "", exit_code: int | No
     if unfinished:
         return begun
     result = result_of(report)
-    return replace(
-        begun,
-        failed=tuple(_reasons(result.failed)),
-        refused=tuple(_refused(final, result.refused)),
-        unreachable=tuple(unreachable(final)),
-        conclusion=conclusion(report, result),
-        exit_code=result.exit_code,
-    )
+    failed, refused = tuple(_reasons(result.failed)), tuple(_refused(final, result.refused))
+    ended = replace(begun, conclusion=conclusion(report, result), exit_code=result.exit_code)
+    return replace(ended, failed=failed, refused=refused, unreachable=tuple(unreachable(final)))
 
 
 def _refused(final: model.Plan, refused: Mapping[VMOnHost, str]) -> Iterator[str]:
@@ -266,12 +259,9 @@ def settled(runs: Sequence[model.RunRecord]) -> list[model.RunRecord]:
     for run in runs:
         if not run.origin.startswith(model.SUPERVISION):
             begun[run.project] = max(run.started_at, begun.get(run.project, run.started_at))
-    return [
-        replace(run, conclusion=run.conclusion.replace(IN_PROGRESS, "Killed", 1))
-        if run.exit_code is None and run.started_at < begun.get(run.project, run.started_at)
-        else run
-        for run in runs
-    ]
+    killed = [run.exit_code is None and run.started_at < begun.get(run.project, run.started_at) for run in runs]
+    words = [run.conclusion.replace(IN_PROGRESS, "Killed", 1) for run in runs]
+    return [replace(run, conclusion=word) if end else run for run, word, end in zip(runs, words, killed, strict=True)]
 
 
 def events_in(runs: Iterable[model.RunRecord], name: str | None) -> list[Event]:
@@ -351,14 +341,9 @@ def events_text(found: Iterable[Event], style: text.Style) -> str:
 
 def events_document(found: Iterable[Event]) -> text.Document:
     """What was done, the oldest first."""
-    return {
-        "events": [
-            text.pick(run, "run_id", "origin", "revision", "author", "times")
-            | {"since": run.since or run.started_at}
-            | _action_row(outcome)
-            for run, outcome in found
-        ]
-    }
+    names = ("run_id", "origin", "revision", "author", "times")
+    rows = ((text.pick(run, *names) | {"since": run.since or run.started_at}, outcome) for run, outcome in found)
+    return {"events": [row | _action_row(outcome) for row, outcome in rows]}
 
 
 def _action_row(outcome: model.ActionOutcome) -> text.Document:

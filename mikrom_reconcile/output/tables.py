@@ -133,9 +133,7 @@ Wanted = tuple[int, str]
 """How many VMs the specs want of a fleet, and where its rollout stands ("": nothing is rolled out)."""
 
 
-def _of_report(
-    key: str, title: str, count: Callable[[HostReport], int], show: Callable[[int], str] = str
-) -> text.Column:
+def _count(key: str, title: str, count: Callable[[HostReport], int], show: Callable[[int], str] = str) -> text.Column:
     """A count of a host's report: 0 and "-" where there is none."""
     return text.Column(
         key,
@@ -147,10 +145,10 @@ def _of_report(
 
 HOSTS = (
     text.Column("host", "HOST"),
-    _of_report("vcpu_count", "VCPU", lambda report: report.capacity.vcpu_count),
-    _of_report("mem_size_mib", "MEM", lambda report: report.capacity.mem_size_mib, text.mebibytes),
-    _of_report("vms", "VMS", lambda report: len(report.vms)),
-    _of_report("running", "RUNNING", lambda report: sum(vm.phase == "running" for vm in report.vms)),
+    _count("vcpu_count", "VCPU", lambda report: report.capacity.vcpu_count),
+    _count("mem_size_mib", "MEM", lambda report: report.capacity.mem_size_mib, text.mebibytes),
+    _count("vms", "VMS", lambda report: len(report.vms)),
+    _count("running", "RUNNING", lambda report: sum(vm.phase == "running" for vm in report.vms)),
     text.Column("error", "", cell=lambda view: (view.error and f"could not be read: {view.error}", "red")),
 )
 
@@ -185,11 +183,8 @@ def fleets_in(views: Iterable[HostView], wanted: Mapping[FleetKey, Wanted]) -> t
     rows = vms_in(views)
     vms = Counter((vm.project, vm.fleet) for vm in rows)
     running = Counter((vm.project, vm.fleet) for vm in rows if vm.phase == "running")
-    return tuple(
-        FleetStatus(*key, count, vms[key], running[key], rollout)
-        for key in sorted({*vms, *wanted})
-        for count, rollout in [wanted.get(key, (None, ""))]
-    )
+    said = ((key, wanted.get(key, (None, ""))) for key in sorted({*vms, *wanted}))
+    return tuple(FleetStatus(*key, count, vms[key], running[key], rollout) for key, (count, rollout) in said)
 
 
 Status = tuple[Sequence[HostView], Sequence[FleetStatus], RunRecord | None, SourceState | None]
@@ -246,11 +241,8 @@ def description_document(
 ) -> text.Document:
     """Everything that is called `name`, or a VM that has the address, each with the latest actions on it."""
     rows = vms_in(views)
-    found: list[text.Document] = [
-        {"kind": "VM", **msgspec.to_builtins(row), **_latest(runs, row.name, row.host)}
-        for row in rows
-        if name in {row.name, *row.addresses.values()}
-    ]
+    meant = (row for row in rows if name in {row.name, *row.addresses.values()})
+    found = [{"kind": "VM", **msgspec.to_builtins(row), **_latest(runs, row.name, row.host)} for row in meant]
     for view in (view for view in views if view.host == name):
         inside = [row for row in rows if row.host == name]
         found.append({"kind": "Host", **text.row_document(HOSTS, view), **_inside(inside), **_latest(runs, name)})
@@ -271,38 +263,28 @@ def _inside(rows: Sequence[ObservedVM]) -> text.Document:
     return {"names_by_phase": names, "vms_by_host": dict(sorted(Counter(row.host for row in rows).items()))}
 
 
-ByHost = Mapping[str, Sequence[ImageFile]]  # the files of images that each host may need
+Files = Sequence[ImageFile]
+ByHost = Mapping[str, Files]  # the files of images that each host may need
 
 
-def images_document(named: Sequence[ImageFile], needed: ByHost, stocks: Sequence[Stock]) -> text.Document:
+def images_document(named: Files, needed: ByHost, stocks: Sequence[Stock]) -> text.Document:
     """The files that the specs name, and per host what it may need, has, and could not fetch."""
-    return {
-        "files": named,
-        "hosts": [
-            text.pick(stock, "host", "error", "cached", "failed")
-            | {"needed": sorted({file.sha256 for file in needed.get(stock.host, ())})}
-            for stock in stocks
-        ],
-    }
+    digests = {host: sorted({file.sha256 for file in files}) for host, files in needed.items()}
+    rows = ((text.pick(it, "host", "error", "cached", "failed"), digests.get(it.host, [])) for it in stocks)
+    return {"files": named, "hosts": [row | {"needed": needs} for row, needs in rows]}
 
 
-def images_text(
-    named: Sequence[ImageFile], needed: ByHost, stocks: Sequence[Stock], now: datetime, style: text.Style
-) -> str:
+def images_text(named: Files, needed: ByHost, stocks: Sequence[Stock], now: datetime, style: text.Style) -> str:
     """A line for each file on each host that has it or may need it, then what could not be fetched."""
     rows = [row for stock in stocks for row in _rows_of(stock, named, needed.get(stock.host, ()), now)]
-    shown = (
-        text.table(("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED"), rows, style)
-        if rows
-        else "No images: the specs name none, and no host has any.\n"
-    )
+    shown = "No images: the specs name none, and no host has any.\n"
+    if rows:
+        shown = text.table(("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED"), rows, style)
     failed = (f"{stock.host}: {why}" for stock in stocks for why in stock.failed.values())
     return shown + text.section("Not fetched", failed, style, "red")
 
 
-def _rows_of(
-    stock: Stock, named: Sequence[ImageFile], needed: Sequence[ImageFile], now: datetime
-) -> Iterator[tuple[text.Cell, ...]]:
+def _rows_of(stock: Stock, named: Files, needed: Files, now: datetime) -> Iterator[tuple[text.Cell, ...]]:
     names = defaultdict(list)
     for file in dict.fromkeys([*named, *needed]):
         container = f" ({file.source.partition(':')[2]})" if is_container_image(file.source) else ""

@@ -32,11 +32,8 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
 
     def most_down(self) -> dict[str, tuple[int, int]]:
         """By fleet: how many of its VMs that had been up were down at a time, and how many there were in all."""
-        down, most, all_vms = (
-            defaultdict[str, set[str]](set),
-            defaultdict[str, int](int),
-            defaultdict[str, set[str]](set),
-        )
+        down, all_vms = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+        most = defaultdict[str, int](int)
         for each in self.happenings:
             all_vms[each.fleet].add(each.vm)
             if each.what == "down":

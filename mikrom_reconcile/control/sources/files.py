@@ -27,11 +27,8 @@ def read_files(paths: Sequence[Path]) -> SourceTree:
     try:
         found = {path: what for given in paths for path, what in _files_in(given)}
         # each file once, under its first name; files of variables under each, because the name says what they are for
-        by_identity = {
-            (os.path.realpath(path), *documents.variables_of(str(path))[:2]): path
-            for path in sorted(found, reverse=True)
-            if found[path] == "read"
-        }
+        read = (path for path in sorted(found, reverse=True) if found[path] == "read")
+        by_identity = {(os.path.realpath(path), *documents.variables_of(str(path))[:2]): path for path in read}
     except OSError as error:
         raise _unreadable(error) from error
     refused = [_legible(path) for path in sorted(found) if found[path] == "refuse"]

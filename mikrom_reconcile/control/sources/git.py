@@ -221,21 +221,18 @@ class GitSource:
 
     def _outside(self, listing: Listing) -> dict[str, str]:
         above = {*PurePosixPath(self._place.folder).parents} if self._place.folder else set()
-        return {
-            path: blob
-            for path, (mode, _, blob, _) in listing.items()
-            if mode.startswith("100") and path.lower().endswith(SUFFIXES) and PurePosixPath(path).parent in above
-        }
+        files = {path: blob for path, (mode, _, blob, _) in listing.items() if mode.startswith("100")}
+        specs = (path for path in files if path.lower().endswith(SUFFIXES) and PurePosixPath(path).parent in above)
+        return {path: files[path] for path in specs}
 
     def _git(self, *arguments: str, said: str = "", **variables: str) -> bytes:
         if shutil.which("git") is None:
             raise SourceError("cannot start git: is it installed?")
         try:
             command = [*_LIMITED, str(SPECS.git_file_bytes // 512), "git", *_QUIET, *arguments]
+            env = _environment() | variables
             # in a session of its own, so that its ssh ends with it
-            process = Popen(
-                command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=_environment() | variables, start_new_session=True
-            )
+            process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env, start_new_session=True)
         except OSError as error:
             raise SourceError(f"cannot start git: {error.strerror}") from error
         try:

@@ -67,11 +67,8 @@ class LastGood:
                     number = max(highest, known.number if known else 0) + 1
                     self._keep(Good(number=number, since=datetime.now(UTC), tree=tree))
             except (SourceError, SpecError, UsageError) as error:
-                broken = (
-                    made_by(tree.commit or tree.revision, tree.author)
-                    if tree
-                    else "".join(getattr(error, "__notes__", ()))
-                )
+                notes = "".join(getattr(error, "__notes__", ()))
+                broken = made_by(tree.commit or tree.revision, tree.author) if tree else notes
                 return PollResult(known, f"{broken}: {problem_in(error)}" if broken else problem_in(error), broken)
             return PollResult(self._good, "")
 

@@ -275,11 +275,6 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
         return [vm.name for vm in sorted(vms, key=lambda vm: min(places.get(vm.name, last), places.get(vm.host, last)))]
 
     @property
-    def has_trials(self) -> bool:
-        """Whether hosts have to tell how their VMs do with a new spec."""
-        return bool(self.healthy_deadline or self.progress_deadline)
-
-    @property
     def waits_for_promotion(self) -> bool:
         """Whether nobody follows the canaries until a person says so."""
         return self.canary not in {0, "0%"} and not self.auto_promote

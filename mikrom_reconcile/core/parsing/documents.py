@@ -282,10 +282,8 @@ def _spec_document(path: str, found: YamlDocument) -> SpecDocument:
     return SpecDocument(path=path, line=found.line, kind=str(body.get("kind")), name=name, body=body)
 
 
-def _is_variables(path: tuple[str, ...]) -> bool:
-    return path == ("spec", "vars") or (
-        path[:1] == ("spec",) and path[3:] == ("vars",) and path[1] in {"hosts", "groups"}
-    )
+def _is_variables(at: tuple[str, ...]) -> bool:
+    return at == ("spec", "vars") or (at[:1] == ("spec",) and at[3:] == ("vars",) and at[1] in {"hosts", "groups"})
 
 
 def _mistakes(document: SpecDocument, value: Any, validators: Validators) -> Iterator[Diagnostic]:

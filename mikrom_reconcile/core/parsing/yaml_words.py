@@ -68,9 +68,8 @@ def ambiguous_as(word: str) -> str:
 
 def is_plain_text(word: str) -> bool:
     """Whether a bare `word` would surely be text; what is quoted may look otherwise and be text all the same."""
-    return word[:1] not in SUSPECT or not (
-        ambiguous_as(word) or (len(word) > SPECS.exact_digits and _NUMBER_TO_SOME.fullmatch(word))
-    )
+    is_long_number = len(word) > SPECS.exact_digits and _NUMBER_TO_SOME.fullmatch(word)
+    return word[:1] not in SUSPECT or not (ambiguous_as(word) or is_long_number)
 
 
 def meaning_of(word: str) -> Any:

@@ -141,9 +141,8 @@ class SpreadCounts:
         self.paths = paths.by_host
         steps = ((path[:depth], path[depth]) for path in paths.different for depth in range(len(max_skews)))
         values = group_by(steps, itemgetter(0))
-        self.counters = {
-            above: SkewCounter(max_skews[len(above)], map(itemgetter(1), found)) for above, found in values.items()
-        }
+        of_skew = {top: max_skews[len(top)] for top in values}
+        self.counters = {top: SkewCounter(of_skew[top], map(itemgetter(1), values[top])) for top in values}
         for host in vms:
             self.add(host)
 

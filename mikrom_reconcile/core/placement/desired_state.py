@@ -102,12 +102,10 @@ def static_addresses(spec: VMSpec) -> dict[str, str]:
 
 def retained(spec: VMSpec, held: Mapping[str, str], networks: Mapping[str, Network]) -> dict[str, str]:
     """The static addresses of a VM, and those of its leases that its spec still allows."""
-    leases = {
-        name: held[name]
-        for name, nic in spec.network_interfaces.items()
-        if not nic.ip and name in held and networks[nic.network].leases(nic.pool or "", int(IPv4Address(held[name])))
-    }
-    return static_addresses(spec) | leases
+    had = {name: int(IPv4Address(ip)) for name, ip in held.items() if name in spec.network_interfaces}
+    leasing = ((name, nic) for name, nic in spec.network_interfaces.items() if name in had and not nic.ip)
+    kept = (name for name, nic in leasing if networks[nic.network].leases(nic.pool or "", had[name]))
+    return static_addresses(spec) | {name: held[name] for name in kept}
 
 
 def _address_conflicts(specs: Specs, vms: Iterable[DesiredVM]) -> Iterator[Diagnostic]:

@@ -173,10 +173,8 @@ class Scheduler:
         key = (id(fleet.hosts), self._kind(fleet))
         if key not in self._paths:
             hosts, spread = self._eligible_in(fleet.hosts, fleet), fleet.placement.spread
-            values = {
-                host: tuple(describe_attribute(self._attributes.value(host, each.attribute)) for each in spread)
-                for host in hosts
-            }
+            said = self._attributes.value
+            values = {it: tuple(describe_attribute(said(it, each.attribute)) for each in spread) for it in hosts}
             self._paths[key] = Paths(values)
         return self._paths[key]
 

@@ -166,11 +166,9 @@ def remembered_as_named_now(placements: observed.Placements, renames: Mapping[st
     now = {was: name for name, was in renames.items() if was in known and name not in known}
     if not now:
         return placements
-    return msgspec.structs.replace(
-        placements,
-        vms={now.get(name, name): host for name, host in known.items()},
-        addresses={now.get(name, name): found for name, found in placements.addresses.items()},
-    )
+    vms = {now.get(name, name): host for name, host in known.items()}
+    addresses = {now.get(name, name): found for name, found in placements.addresses.items()}
+    return msgspec.structs.replace(placements, vms=vms, addresses=addresses)
 
 
 def refactored(view: ProjectView, given: PlanInput) -> ProjectView:

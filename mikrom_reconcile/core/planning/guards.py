@@ -25,15 +25,11 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
     if not removals or context.given.destroy:  # a destroy asks for removals
         return draft
     owned, unseen = _counts(draft, context)
-    judged = (_removal_refusal(name, removals[name], owned[name], unseen[name], context) for name in sorted(removals))
+    judged = (_prune_refusal(name, removals[name], owned[name], unseen[name], context) for name in sorted(removals))
     refusals = [refusal for refusal in judged if refusal]
     refused = {refusal.fleet for refusal in refusals}
-    kept = [
-        with_kind(change, "blocked", "the removals of this fleet were refused")
-        if change.fleet in refused and _removes(change, drained)
-        else change
-        for change in draft.changes
-    ]
+    why, everything = "the removals of this fleet were refused", draft.changes
+    kept = [with_kind(it, "blocked", why) if it.fleet in refused and _removes(it, drained) else it for it in everything]
     return replace(draft, changes=kept, refusals=(*draft.refusals, *refusals))
 
 
@@ -43,9 +39,7 @@ def _removes(change: VMChange, drained: Container[str]) -> bool:
     return (change.kind == "delete" and not asked_for) or (change.kind == "move" and change.host not in drained)
 
 
-def _removal_refusal(
-    fleet: str, going: list[VMChange], owned: int, unseen: int, context: PlanContext
-) -> Refusal | None:
+def _prune_refusal(fleet: str, going: list[VMChange], owned: int, unseen: int, context: PlanContext) -> Refusal | None:
     policy, prune_max = _policy(fleet, going, context.fleets), context.overrides.prune_max
     share = policy.prune_max if prune_max is None else prune_max
     total = owned + unseen
@@ -170,9 +164,7 @@ def held_back(plan: Plan, approved: Collection[str], why: str) -> Plan:
         return plan
     refused = [change for change in plan.changes if (change.name, change.host) in held]
     refusals = (Refusal(fleet=each.fleet, vm=each.name, rule="approval", message=why) for each in refused)
-    changes = (
-        with_kind(each, "blocked", "it lacks approvals") if (each.name, each.host) in held else each
-        for each in plan.changes
-    )
+    why_not = "it lacks approvals"
+    changes = (with_kind(it, "blocked", why_not) if (it.name, it.host) in held else it for it in plan.changes)
     actions = tuple(action for action in plan.actions if (action.vm, action.host) not in held)
     return numbered(replace(plan, id="", changes=tuple(changes), actions=actions, refusals=(*plan.refusals, *refusals)))

@@ -44,11 +44,8 @@ def lease(draft: Draft, context: PlanContext) -> Draft:
 def held_addresses(draft: Draft, context: PlanContext) -> dict[str, dict[str, str]]:
     """The addresses that VMs have: as seen, as proven, and as last leased where their records cannot be read."""
     view, remembered = context.view, context.given.placements
-    unseen = {
-        name: found
-        for name, found in remembered.addresses.items()
-        if remembered.vms.get(name) in view.unreachable or name in view.others
-    }
+    names = (it for it in remembered.addresses if remembered.vms.get(it) in view.unreachable or it in view.others)
+    unseen = {name: remembered.addresses[name] for name in names}
     proven = {vm.name: vm.addresses for vm in draft.desired if vm.addresses and vm.name in view.up_to_date}
     return unseen | proven | seen_addresses(view)
 

@@ -57,11 +57,8 @@ def decide_by_name(
     newer = {vm: host for vm, host in placements.get(project, Placements()).vms.items() if host in hosts}
     verdicts = [(row, _judge(verb, row, newer.get(row.name, ""), acted_on=row.name in acted_on)) for row in rows]
     left_alone = [row for row, verdict in verdicts if not isinstance(verdict, VMChange)]
-    warnings = [
-        f"{row.name} on {row.host} is {row.phase} already, and left alone: {_drifted(row)}"
-        for row in left_alone
-        if _drifted(row) and row.name not in acted_on
-    ]
+    odd = [row for row in left_alone if _drifted(row) and row.name not in acted_on]
+    warnings = [f"{it.name} on {it.host} is {it.phase} already, and left alone: {_drifted(it)}" for it in odd]
     changes = [verdict for _, verdict in verdicts if isinstance(verdict, VMChange)]
     draft = protected(Draft(changes=changes, unchanged=dict(Counter(row.host for row in left_alone))), lambda _: None)
     managed = [it for it in draft.changes if it.kind != "blocked" and not (it.observed and it.observed.unmanaged)]

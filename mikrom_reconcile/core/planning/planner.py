@@ -55,11 +55,8 @@ def prepare(
     placements = remembered_as_named_now(placements, was)
     alive = _without(placements, dead)
     scheduler = Scheduler(specs, here, located=alive.vms)
-    staying = [
-        (vm, host)
-        for vm in unplaced
-        if (host := alive.vms.get(vm.name, "")) in scheduler.eligible_hosts(vm) and scheduler.claims_ports(vm, host)
-    ]
+    known = ((vm, alive.vms.get(vm.name, "")) for vm in unplaced)
+    staying = [(vm, at) for vm, at in known if at in scheduler.eligible_hosts(vm) and scheduler.claims_ports(vm, at)]
     rendered = {vm.name: vm for vm in render(specs, here, staying, alive.addresses)}
     expected = {} if destroy else expectations(rendered.values())
     creating = len(staying) < len(unplaced) and not destroy
@@ -75,27 +72,26 @@ def prepare(
         unplaced=unplaced,
         rendered=rendered,
         expected=expected,
-        queries=dict(_queries(specs, expected, asked)),
+        queries=_queries(specs, expected, asked),
         warnings=tuple(f"{each.path}:{each.line}: {each.message}" for each in spec_warnings(specs, unplaced)),
         renames=was,
     )
 
 
-def _queries(
-    specs: Specs, expected: Mapping[str, Expected], asked: Mapping[str, bool]
-) -> Iterator[tuple[str, ObserveQuery]]:
+def _queries(specs: Specs, expected: Mapping[str, Expected], asked: Mapping[str, bool]) -> dict[str, ObserveQuery]:
     """What to ask each host; `asked` says whether it is asked for VMs of other projects, too."""
     rollouts = {fleet.name: fleet.rollout for fleet in specs.fleets if fleet.rollout}
-    healthy_s = {name: time_s for name, its in rollouts.items() if (time_s := seconds_of(its.min_healthy_time))}
-    trials = {
-        name: seconds_of(its.healthy_deadline) if its.healthy_deadline else None
-        for name, its in rollouts.items()
-        if its.has_trials
-    }
-    for host, others in sorted(asked.items()):
-        known = expected[host].digests if host in expected else {}
-        query = ObserveQuery(project=specs.project, known=known, others=others, min_healthy_s=healthy_s, trials=trials)
-        yield host, query
+    about = ObserveQuery(
+        project=specs.project,
+        min_healthy_s={name: time_s for name, its in rollouts.items() if (time_s := seconds_of(its.min_healthy_time))},
+        trials={
+            name: seconds_of(its.healthy_deadline) if its.healthy_deadline else None
+            for name, its in rollouts.items()
+            if its.healthy_deadline or its.progress_deadline
+        },
+    )
+    known = {host: expected[host].digests if host in expected else {} for host in asked}
+    return {host: replace(about, known=known[host], others=others) for host, others in sorted(asked.items())}
 
 
 def requery_all(given: PlanInput) -> PlanInput:

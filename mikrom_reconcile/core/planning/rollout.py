@@ -33,9 +33,7 @@ def roll_out(draft: Draft, context: PlanContext) -> Draft:
     all_of = group_by([*draft.changes, *draft.left_out], lambda change: change.fleet)
     up = (vm for vm in draft.desired if vm.fleet in mine and vm.state in WANTS_VMM)
     members = group_by(up, lambda vm: vm.fleet)
-    fleets = {
-        name: _Rollout(name, members.get(name, []), mine[name], all_of.get(name, []), context) for name in sorted(mine)
-    }
+    fleets = {it: _Rollout(it, members.get(it, []), mine[it], all_of.get(it, []), context) for it in sorted(mine)}
     was_asked = any(query.before for query in context.given.queries.values())
     changes = [fleets[change.fleet].admit(change) for change in draft.changes]
     words = [word for fleet in fleets.values() for word in fleet.words()]

@@ -390,7 +390,5 @@ RULES: dict[str, Callable[[DiffInput], Verdict]] = {
 }  # fmt: skip
 """Each rule under its id, which stays when its function is renamed. The last looks at what others leave unchanged."""
 
-STANDS_IN_THE_WAY = frozenset(
-    {"host-removed", "cannot-rename", "name-conflict", "unplaceable", "crash-loop", "cannot-move"}
-)
+STANDS_IN_THE_WAY = ("host-removed", "cannot-rename", "name-conflict", "unplaceable", "crash-loop", "cannot-move")
 """Rules whose `blocked` asks for somebody to do something; an unreachable host only has to answer again."""

@@ -100,11 +100,8 @@ def _chosen(selection: RunOverrides, specs: Specs, vms: frozenset[Whereabouts]) 
         refuse_unknown("--tags", selection.tags, known, "no fleet has the tag {}")
         refuse_unknown("--skip-tags", selection.skip_tags, known, "no fleet has the tag {}")
         wanted, unwanted = set(selection.tags), set(selection.skip_tags)
-        fleets = {
-            fleet.name
-            for fleet in specs.fleets
-            if unwanted.isdisjoint(fleet.tags) and not (wanted and wanted.isdisjoint(fleet.tags))
-        }
+        left = (fleet for fleet in specs.fleets if unwanted.isdisjoint(fleet.tags))
+        fleets = {fleet.name for fleet in left if not (wanted and wanted.isdisjoint(fleet.tags))}
         if not fleets:
             raise UsageError("--tags and --skip-tags leave no fleet")
     tagged = {(name, fleet) for name, _, fleet in vms if fleet in fleets}

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.documents import SpecDocument
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.parsing.schema_errors import describe_value
 from mikrom_reconcile.core.parsing.variables import Layer, Scope, VariableError, unescaped
 from mikrom_reconcile.times_and_sizes import SPECS
@@ -188,11 +189,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def _agreed(self, pattern: str) -> dict[str, Any]:
         first, *others = [self.facts(host) for host in self.select(pattern)]
-        return {
-            key: value
-            for key, value in first.items()
-            if all(key in other and repr(other[key]) == repr(value) for other in others)
-        }
+        same = (it for it in first if all(it in other and repr(other[it]) == repr(first[it]) for other in others))
+        return {key: first[key] for key in same}
 
     def sizing(self, host: str) -> Sizing:
         """How much a host may be promised: what it says itself, else its groups, the most special first."""
@@ -202,11 +200,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             each = [msgspec.structs.asdict(getattr(sizing, part)) for sizing in reversed(said)]
             return {field: value for fields in each for field, value in fields.items() if value is not None}
 
-        return Sizing(
-            capacity=Amounts(**first("capacity")),
-            overcommit=Overcommit(**first("overcommit")),
-            reserve=Amounts(**first("reserve")),
-        )
+        return msgspec.convert({part: first(part) for part in Sizing.__struct_fields__}, ready(Sizing))
 
     def _hosts_of(self, group: str) -> Iterator[str]:
         unseen, left = set(self.groups), [group]

@@ -132,11 +132,8 @@ def drained_hosts(specs: Specs) -> frozenset[str]:
 def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
     spec, metadata = document.body["spec"], document.body["metadata"]
     prune, lifecycle = spec.get("prune", {}), spec.get("lifecycle", {})
-    policy = {
-        "prune_max": prune.get("max"),
-        "allow_empty": prune.get("allow_empty"),
-        "prevent_destroy": lifecycle.get("prevent_destroy"),
-    }
+    policy = {"prune_max" if word == "max" else word: said for word, said in prune.items()}
+    policy |= {word: said for word, said in lifecycle.items() if word == "prevent_destroy"}
     found = {
         "document": document,
         "name": document.name,
@@ -147,7 +144,7 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
             for entry in spec.get("overrides", ())
         ],
         "instances": _filled(spec.get("instances", {})),
-        "policy": {key: value for key, value in policy.items() if value is not None},
+        "policy": policy,
         "ignore_changes": lifecycle.get("ignore_changes", ()),
         "budgets": spec.get("disruption", {}).get("budgets", ()),
     }
@@ -288,7 +285,7 @@ def _fleet_vms(fleet: FleetSpec, names: list[tuple[str, int | None]], shared: fr
         own = fleet.instances.get(name, {}) if index is None else {}
         template = templates.get(matching)
         if template is None or index is None:
-            template = templates[matching] = _merged_template(fleet, matching, own, shared)
+            template = templates[matching] = _template(fleet, matching, own, shared)
         hosts = (own["host"],) if own.get("host") else fleet.hosts
         yield UnplacedVM(name=name, index=index, fleet=fleet, template=template, hosts=hosts)
 
@@ -321,11 +318,11 @@ def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:
             yield name, index
 
 
-def _merged_template(
-    fleet: FleetSpec, overrides: tuple[int, ...], own: dict[str, Any], shared: frozenset[str]
+def _template(
+    fleet: FleetSpec, numbers: tuple[int, ...], own: dict[str, Any], shared: frozenset[str]
 ) -> MergedTemplate:
     fields = merged({}, fleet.template)
-    for number in overrides:
+    for number in numbers:
         fields = merged(fields, fleet.overrides[number].fields)
     fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
     variables_used = names_in(fields)
@@ -335,9 +332,7 @@ def _merged_template(
         fields = Scope().resolve(fields)  # $${ stands for ${ here, too
     interfaces = fields.get("network_interfaces", {}).values()
     ports = frozenset(port_name(text) for nic in interfaces for text in nic.get("publish", ()))
-    return MergedTemplate(
-        fleet=fleet, fields=fields, variables_used=variables_used, published=ports, overrides=overrides
-    )
+    return MergedTemplate(fleet=fleet, fields=fields, variables_used=variables_used, published=ports, overrides=numbers)
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

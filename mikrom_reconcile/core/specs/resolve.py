@@ -228,13 +228,9 @@ class Provenance:
             if found:
                 if written is None:  # a null resets the field
                     break
-                return FieldOrigin(
-                    path=shown,
-                    value=value,
-                    written=written,
-                    place=f"{self.place(vm, (*pointer, *path))} {layer}",
-                    variables=tuple(_variables(self._specs, vm, host, written)),
-                )
+                place = f"{self.place(vm, (*pointer, *path))} {layer}"
+                used = tuple(_variables(self._specs, vm, host, written))
+                return FieldOrigin(path=shown, value=value, written=written, place=place, variables=used)
         return FieldOrigin(path=shown, value=value, written=value, place="default")
 
 

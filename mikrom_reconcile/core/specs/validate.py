@@ -134,10 +134,8 @@ def _image(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
 
 def _reserved_names(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
     """Words with a meaning in patterns: whoever selects them would get more than what is called so."""
-    metadata, spec = document.body["metadata"], document.body["spec"]
-    named: list[tuple[Pointer, str]] = [
-        (("metadata", "tags", at), tag) for at, tag in enumerate(metadata.get("tags", ()))
-    ]
+    spec, tags = document.body["spec"], document.body["metadata"].get("tags", ())
+    named: list[tuple[Pointer, str]] = [(("metadata", "tags", at), tag) for at, tag in enumerate(tags)]
     named += [(("spec", word, name), name) for word in ("instances", "hosts", "groups")
               if isinstance(spec.get(word), dict) for name in spec[word]]  # fmt: skip
     named += [(("metadata", "name"), document.name)] if document.kind == "Fleet" else []

@@ -25,11 +25,10 @@ _SECRET = re.compile(r"file://(?:localhost)?/(?!.*(?:^|/)\.\.(?:/|$))[^?#]+|env:
 _FILE = re.compile(r"file://(/[A-Za-z0-9_+.,-]*[A-Za-z0-9_+,-])+")
 
 Problems = Iterator[tuple[Pointer, str]]
+HintedProblems = Iterator[tuple[Pointer, str, str]]
 
 
-def vm_problems(
-    spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]
-) -> Iterator[tuple[Pointer, str, str]]:
+def vm_problems(spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]) -> HintedProblems:
     """What is wrong with a spec as written: path, message, hint; of one with missing references only these."""
     references = [*_references(spec, images, networks)]
     yield from references
@@ -59,9 +58,7 @@ def _not_in_all_releases(spec: VMSpec) -> Iterator[str]:
             yield f"network_interfaces.{name}.mtu"
 
 
-def _references(
-    spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]
-) -> Iterator[tuple[Pointer, str, str]]:
+def _references(spec: VMSpec, images: Collection[str], networks: Mapping[str, Network]) -> HintedProblems:
     if spec.image not in images:
         yield ("image",), f"unknown image {spec.image!r}", nearest(spec.image, tuple(images))
     for name, nic in spec.network_interfaces.items():
@@ -244,10 +241,8 @@ def _secrets(spec: VMSpec) -> Problems:
             continue
         path, reference = (*place, SECRET_REF), value[SECRET_REF]
         if len(value) > 1:
-            yield (
-                path,
-                f"{SECRET_REF} stands alone in its mapping, or it is no reference and the guest reads it as text",
-            )
+            message = f"{SECRET_REF} stands alone in its mapping, or it is no reference and the guest reads it as text"
+            yield path, message
         elif not isinstance(reference, str) or not _SECRET.fullmatch(reference):
             yield path, f"{shown(str(reference))} is no secret's reference: write file:///path or env://NAME"
 

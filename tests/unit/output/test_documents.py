@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.output import formats
-from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_document
+from mikrom_reconcile.output.doctor import Check, Limit, Setting, doctor_document
 from mikrom_reconcile.output.formats import json_of, validation_document
 from mikrom_reconcile.output.run_result import record_of, run_document
 from mikrom_reconcile.output.tables import fleets_in, status_document, vm_row
@@ -107,8 +107,8 @@ def test_vms_have_the_documented_shape() -> None:
             "doctor",
             doctor_document(
                 [Check(name="kvm", state="ok", found="there")],
-                [SettingLine(variable="MIKROM_FORKS", value="32", source="default", doc="at once")],
-                [LimitLine(group="broker", name="ping_s", value=1.5, reason="the first answer")],
+                [Setting(variable="MIKROM_FORKS", value="32", source="default", doc="at once")],
+                [Limit(group="broker", name="ping_s", value=1.5, reason="the first answer")],
             ),
         ),
     ],

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.documents import SourceState, SpecProblem
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, HostView
 from mikrom_reconcile.core.model.plan import UnfinishedRun
-from mikrom_reconcile.output.doctor import Check, LimitLine, SettingLine, doctor_text
+from mikrom_reconcile.output.doctor import Check, Limit, Setting, doctor_text
 from mikrom_reconcile.output.formats import problems_text
 from mikrom_reconcile.output.run_result import history_text, record_of, unfinished_line
 from mikrom_reconcile.output.tables import fleets_in, source_line, status_text, vms_text
@@ -207,10 +207,10 @@ def test_status_shows_hosts_fleets_and_the_last_run() -> None:
 
 def test_doctor_says_how_to_mend_what_is_broken() -> None:
     checks = [Check(name="kvm", state="broken", found="no /dev/kvm", remedy="load the module")]
-    lines = [SettingLine(variable="MIKROM_FORKS", value="32", source="default", doc="actions at once")]
+    lines = [Setting(variable="MIKROM_FORKS", value="32", source="default", doc="actions at once")]
     limits = [
-        LimitLine(group="broker", name="heartbeat_interval_s", value=5.0, reason="they renew their key"),
-        LimitLine(group="specs", name="max_values", value=200_000, reason="of one document"),
+        Limit(group="broker", name="heartbeat_interval_s", value=5.0, reason="they renew their key"),
+        Limit(group="specs", name="max_values", value=200_000, reason="of one document"),
     ]
     assert doctor_text(checks, lines, limits, PLAIN) == (
         "broken  kvm  no /dev/kvm\n"
@@ -240,7 +240,7 @@ def test_doctor_says_how_to_mend_what_is_broken() -> None:
     ],
 )
 def test_limits_are_told_with_their_unit(name: str, value: float, text: str) -> None:
-    line = LimitLine(group="a", name=name, value=value, reason="")
+    line = Limit(group="a", name=name, value=value, reason="")
     words, _, told = text.partition("  ")
     row = doctor_text([Check(name="kvm", state="ok", found="")], (), [line], PLAIN).splitlines()[-1]
     assert row.split() == ["a:", *words.split(), *told.split()]

@@ -70,13 +70,9 @@ def _show_revisions(engine: Engine, every: list[Revision], name: str | None, cou
     found = [one for one in every if name in {None, one.project}][:count]
     if one := None if found or name is None else revisions.named(every, name):
         own = [run for run in kept if run.outcomes and (run.project, run.number) == (one.project, one.number)]
-        present(
-            form, lambda: output.revisions_document([one], own), lambda style: output.revision_details(one, own, style)
-        )
+        present(form, lambda: output.revision_list([one], own), lambda style: output.revision_details(one, own, style))
     else:
-        present(
-            form, lambda: output.revisions_document(found, []), lambda style: output.revisions_text(found, now, style)
-        )
+        present(form, lambda: output.revision_list(found, []), lambda style: output.revisions_text(found, now, style))
     return 0
 
 

@@ -84,6 +84,7 @@ def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, h
         desired = (change and change.desired) or render(specs, here, [(unplaced, host)])[0]
         origins, place = known.of(unplaced, desired.host), known.place(unplaced, ("metadata", "name"))
     rule = change.rule if change else _quiet_rule(desired, own)
+    refused = (it for it in plan.refusals if change and it.fleet == change.fleet and it.vm in {"", name})
     return Explanation(
         name=name,
         project=specs.project,
@@ -95,11 +96,7 @@ def explain(name: str, specs: Specs, plan: Plan, views: Iterable[HostView], *, h
         rule=rule,
         meaning=str(RULES[rule].__doc__).partition("\n")[0] if rule else "",
         change=change,
-        refusals=tuple(
-            f"{refusal.message} [{refusal.rule}]"
-            for refusal in plan.refusals
-            if change and refusal.fleet == change.fleet and refusal.vm in {"", name}
-        ),
+        refusals=tuple(f"{it.message} [{it.rule}]" for it in refused),
         conclusion=_conclusion(specs, rule, change, desired, observed),
     )
 

@@ -70,10 +70,10 @@ def _row(group: plans.Group, style: Style) -> str:
     what = f"{md(sign)} {group.kind}" + (f" ({group.wanted})" if group.wanted else "")
     why = [md(group.why)]
     if not style.full:
-        why += [
-            f"{md(field.path)}: {md(plans.short(field.before))} → {md(plans.short(field.after))} ({field.impact})"
-            for field in group.fields
-        ]
+        fields = (
+            (md(it.path), md(plans.short(it.before)), md(plans.short(it.after)), it.impact) for it in group.fields
+        )
+        why += [f"{path}: {before} → {after} ({impact})" for path, before, after, impact in fields]
     return f"| {what} | {md(group.names)} | {md(group.hosts)} | {'<br>'.join(why)} |\n"
 
 
@@ -147,10 +147,8 @@ def problems_sarif(problems: Sequence[SpecProblem], error: str = "", warnings: S
 
 
 def _result(problem: SpecProblem, level: str) -> dict[str, Any]:
-    place = {
-        "artifactLocation": {"uri": _uri(problem.path)},
-        "region": {"startLine": problem.line, "startColumn": problem.column},
-    }
+    region = {"startLine": problem.line, "startColumn": problem.column}
+    place = {"artifactLocation": {"uri": _uri(problem.path)}, "region": region}
     message, places = {"text": sentence(problem)}, [{"physicalLocation": place}]
     return {"ruleId": "spec", "level": level, "message": message, "locations": places}
 

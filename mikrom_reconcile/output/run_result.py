@@ -331,11 +331,8 @@ def unfinished_line(run: model.UnfinishedRun) -> str:
 
 def events_text(found: Iterable[Event], style: text.Style) -> str:
     """One line per action. Ends with a line break."""
-    lines = (
-        f"{_action_line(outcome, style)} "
-        + style.paint(text.sanitize(f"[{run.origin}, run {run.run_id} at {made_by(run)}{_times(run)}]"), "dim")
-        for run, outcome in found
-    )
+    told = ((f"[{run.origin}, run {run.run_id} at {made_by(run)}{_times(run)}]", it) for run, it in found)
+    lines = (f"{_action_line(outcome, style)} {style.paint(text.sanitize(of), 'dim')}" for of, outcome in told)
     return "".join(f"{line}\n" for line in lines) or "Nothing was done so far.\n"
 
 

@@ -321,7 +321,7 @@ def revision_details(revision: Revision, runs: Sequence[RunRecord], style: text.
     return "\n".join([style.paint(text.sanitize(head), "bold"), "", *(results.run_details(run, style) for run in runs)])
 
 
-def revisions_document(revisions: Revisions, runs: Sequence[RunRecord]) -> text.Document:
+def revision_list(revisions: Revisions, runs: Sequence[RunRecord]) -> text.Document:
     """Revisions, newest first, each with the `run` that brought it; `runs` are those of a single one."""
     names = ("number", "plan", "restores", "converged")
     rows = [text.pick(one, *names) | {"held": bool(one.held), "run": results.run_row(one)} for one in revisions]

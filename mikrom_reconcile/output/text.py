@@ -70,10 +70,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], style: Style) -
         looks = [(cell, "") if isinstance(cell, str) else cell for cell in row]
         cells.append([(sanitize(text), look) for text, look in looks])
     widths = [max(len(row[column][0]) for row in cells) for column in range(len(header) - 1)] + [0]
-    lines = (
-        "  ".join(style.paint(text.ljust(width), look) for (text, look), width in zip(row, widths, strict=True))
-        for row in cells
-    )
+    sized = (zip(row, widths, strict=True) for row in cells)
+    lines = ("  ".join(style.paint(text.ljust(width), look) for (text, look), width in row) for row in sized)
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 

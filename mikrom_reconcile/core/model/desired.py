@@ -84,12 +84,10 @@ Limits = tuple[int | None, int | None]  # of an interface: megabits per second i
 
 
 class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
-    """One interface of a VM. From `cidr` to `host_access` it is what its Network says.
-
-    With `guard` it sends only from its own addresses, and reaches of its host only the ports in `host_access`; with
-    `isolation` no other VM of the network. `ip` is a static address; without one it gets an address of `pool`, leased
-    to the VM for life. `publish` has ports of the host, and the guest's port that each leads to. `mtu` is told to the
-    guest; None: Linux's own.
+    """One interface of a VM. From `cidr` to `host_access` it is what its Network says. With `guard` it sends only from
+    its own addresses, and reaches of its host only the ports in `host_access`; with `isolation` no other VM of the
+    network. `ip` is a static address; without one it gets an address of `pool`, leased to the VM for life. `publish`
+    has ports of the host, and the guest's port that each leads to. `mtu` is told to the guest; None: Linux's own.
     """
 
     network: str
@@ -241,14 +239,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """How a fleet's running VMs are brought to a new spec: in batches, in the `order` of their names, or of a list in
-    which VMs and hosts are named.
-
-    `serial` says the sizes of the batches, the last one repeats; none are larger than the disruption share. More than
-    `max_fail_percentage` of a batch must fail to halt it. `skip` goes on without the VMs of unreachable hosts. A batch
-    waits until those before have been healthy for `min_healthy_time`. A VM that has not been so `healthy_deadline`
-    after its spec changed has failed; after `progress_deadline` in which nothing changed or got healthy it halts.
-    The first batch is of the size `canary`, and without `auto_promote` the others wait until a person promotes it.
-    With `auto_revert` what it has brought to a spec that failed goes back to what was healthy before.
+    which VMs and hosts are named. `serial` says the sizes of the batches, the last one repeats; none are larger than
+    the disruption share. More than `max_fail_percentage` of a batch must fail to halt it. `skip` goes on without the
+    VMs of unreachable hosts. A batch waits until those before have been healthy for `min_healthy_time`. A VM that has
+    not been so `healthy_deadline` after its spec changed has failed; after `progress_deadline` in which nothing changed
+    or got healthy it halts. The first batch is of the size `canary`, and without `auto_promote` the others wait until a
+    person promotes it. With `auto_revert` what it has brought to a spec that failed goes back to what was healthy
+    before.
     """
 
     serial: Share | tuple[Share, ...] = ()
@@ -333,13 +330,12 @@ class Halt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
-    """One VM as the specs want it, on its host.
-
-    `spec_digest` covers project, fleet, state, spec and policy, not name and host, and carries its version. `addresses`
-    maps interfaces to the addresses that are static or leased; those of a VM that is as wanted are in its record.
-    `ignore_drift` has the paths in which the VMM may be otherwise than recorded. `canary` says whether its fleet waits
-    for it (None: as before), `halt` that its rollout is over; its record keeps both. `rollout` is the token of the run
-    in which the rollout began that brings this and may go back to what was before: 0 is this run, None: it may not.
+    """One VM as the specs want it, on its host. `spec_digest` covers project, fleet, state, spec and policy, not name
+    and host, and carries its version. `addresses` maps interfaces to the addresses that are static or leased; those of
+    a VM that is as wanted are in its record. `ignore_drift` has the paths in which the VMM may be otherwise than
+    recorded. `canary` says whether its fleet waits for it (None: as before), `halt` that its rollout is over; its
+    record keeps both. `rollout` is the token of the run in which the rollout began that brings this and may go back to
+    what was before: 0 is this run, None: it may not.
     """
 
     name: str

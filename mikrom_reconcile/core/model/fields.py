@@ -124,13 +124,9 @@ def _named(before: bytes, after: bytes) -> tuple[FieldChange, ...]:
     from deepdiff import DeepDiff  # noqa: PLC0415 - 225 ms that a plan without differences need not pay
 
     tree = DeepDiff(msgspec.json.decode(before), msgspec.json.decode(after), view="tree", ignore_order=False)
-    changes = [
-        FieldChange(path=path, before=_absent(item.t1), after=_absent(item.t2), impact=impact_of(path))
-        for group in tree.values()
-        for item in group
-        for path in [".".join(str(step) for step in item.path(output_format="list"))]
-    ]
-    return tuple(sorted(changes, key=lambda change: change.path))
+    found = {".".join(map(str, item.path(output_format="list"))): item for group in tree.values() for item in group}
+    sides = ((path, _absent(found[path].t1), _absent(found[path].t2)) for path in sorted(found))
+    return tuple(FieldChange(path=path, before=was, after=now, impact=impact_of(path)) for path, was, now in sides)
 
 
 @lru_cache(maxsize=1024)

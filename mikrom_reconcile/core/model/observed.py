@@ -36,13 +36,12 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a driver can prove about one VM's VMM at this moment.
-
-    `pid` is set while a VMM lives. `machine` and `boot_args` are what the VMM itself reports, None when it cannot
-    be asked. `disks` maps the disks of the spec that it has open (`rootfs` is the root disk) to how; `interfaces` maps
-    those that are linked to their bandwidth in megabits per second and their MTU. `odd_metadata` names top keys of its
-    metadata that are not as they should be. `end` speaks only when `status` is "none". `age_s` is how long the VMM
-    process has lived, `console_at` the place in the console at which it began.
+    """What a driver can prove about one VM's VMM at this moment. `pid` is set while a VMM lives. `machine` and
+    `boot_args` are what the VMM itself reports, None when it cannot be asked. `disks` maps the disks of the spec that
+    it has open (`rootfs` is the root disk) to how; `interfaces` maps those that are linked to their bandwidth in
+    megabits per second and their MTU. `odd_metadata` names top keys of its metadata that are not as they should be.
+    `end` speaks only when `status` is "none". `age_s` is how long the VMM process has lived, `console_at` the place in
+    the console at which it began.
     """
 
     status: VMMStatus
@@ -97,12 +96,11 @@ class Before(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
-    """What was last applied to a VM, as its host has recorded it and reports it.
-
-    `state` is what was last ordered; `spec_digest`, `spec` and `policy` are what was last applied. `token` is the
-    fencing token of the run that last changed it, `generation` counts its changes. `restarts` are the latest restarts
-    that the host made by itself. `addresses` maps interfaces to their leases, `trial` is that of its spec, `halt` what
-    was said of the rollout that brought it. One that is `unmanaged` was let go: nobody acts on it but by its name.
+    """What was last applied to a VM, as its host has recorded it and reports it. `state` is what was last ordered;
+    `spec_digest`, `spec` and `policy` are what was last applied. `token` is the fencing token of the run that last
+    changed it, `generation` counts its changes. `restarts` are the latest restarts that the host made by itself.
+    `addresses` maps interfaces to their leases, `trial` is that of its spec, `halt` what was said of the rollout that
+    brought it. One that is `unmanaged` was let go: nobody acts on it but by its name.
     """
 
     uid: str
@@ -157,14 +155,12 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run wants to know of a host.
-
-    `project` limits the answer to that project's digests; None asks for every row of every project.
-    `known` maps a fleet to the digest that control expects of it: rows come only for fleets that differ. Rows of other
-    projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may have taken a name.
-    `strays` asks for VMMs without a record, too. `min_healthy_s` maps a fleet to how long its VMs have to be up before
-    they count as healthy, `trials` one whose specs are on trial to the time in which that has to be (None: any).
-    `before` asks for what VMs could go back to.
+    """What a run wants to know of a host. `project` limits the answer to that project's digests; None asks for every
+    row of every project. `known` maps a fleet to the digest that control expects of it: rows come only for fleets that
+    differ. Rows of other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may
+    have taken a name. `strays` asks for VMMs without a record, too. `min_healthy_s` maps a fleet to how long its VMs
+    have to be up before they count as healthy, `trials` one whose specs are on trial to the time in which that has to
+    be (None: any). `before` asks for what VMs could go back to.
     """
 
     project: str | None = None
@@ -188,18 +184,17 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest.
-
-    `phases` counts the VMs of each fleet of the project by phase. `promised` adds up what VMs of all projects that are
-    ordered to be up may take. `overhead_mib` is what each takes beyond its own memory; None: they take none of the
-    host's memory at all. `used_mib` is what is taken of its memory now, by whatever. `strays` are VMMs of ours without
-    a record, `foreign` those of other programs or state folders. `maturing` maps VMs that are up, and not yet for as
-    long as the query says, to the seconds that are left, by this host's clock. `attempts` tells of VMs that have no
-    record because this host could not make them. `unproven` maps VMs that were never healthy with their spec to the
-    seconds that are left for it, `progress` tells of fleets on trial. `canaries` wait to be promoted, `halts` are those
-    of records, `before` has what VMs had before their specs, where the query asks for it. `released` maps addresses of
-    VMs of the project that are gone to the seconds since then, of the last day, those of VMs that were let go to less
-    than 0. `note` is what whoever changes something on this host should know of it, "" for nothing.
+    """One host's answer to an ObserveQuery. `digests` maps each fleet of the project to its digest. `phases` counts the
+    VMs of each fleet of the project by phase. `promised` adds up what VMs of all projects that are ordered to be up may
+    take. `overhead_mib` is what each takes beyond its own memory; None: they take none of the host's memory at all.
+    `used_mib` is what is taken of its memory now, by whatever. `strays` are VMMs of ours without a record, `foreign`
+    those of other programs or state folders. `maturing` maps VMs that are up, and not yet for as long as the query
+    says, to the seconds that are left, by this host's clock. `attempts` tells of VMs that have no record because this
+    host could not make them. `unproven` maps VMs that were never healthy with their spec to the seconds that are left
+    for it, `progress` tells of fleets on trial. `canaries` wait to be promoted, `halts` are those of records, `before`
+    has what VMs had before their specs, where the query asks for it. `released` maps addresses of VMs of the project
+    that are gone to the seconds since then, of the last day, those of VMs that were let go to less than 0. `note` is
+    what whoever changes something on this host should know of it, "" for nothing.
     """
 
     host: str

@@ -136,14 +136,12 @@ BEAT = "beat"  # the origin of scheduled runs
 
 
 class RunOverrides(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run does otherwise than fleets say, and what it leaves out.
-
-    `prune_max` replaces every fleet's share; `confirmed` names fleets whose removals a person has confirmed. `retry`
-    brings back what was given up. `promote` names fleets whose canaries are good, `abort` those whose rollout ends.
-    `drift_mode` is that of a scheduled run: with `report`, every fleet counts as if its spec said so; None: a person
-    asked, and no drift policy holds anything back. `limit` is a pattern of hosts, groups, fleets and VM names, `tags`
-    and `skip_tags` are those of fleets (`core.planning.selection`); None and () are all. `override_freeze` does what a
-    freeze would have wait.
+    """What a run does otherwise than fleets say, and what it leaves out. `prune_max` replaces every fleet's share;
+    `confirmed` names fleets whose removals a person has confirmed. `retry` brings back what was given up. `promote`
+    names fleets whose canaries are good, `abort` those whose rollout ends. `drift_mode` is that of a scheduled run:
+    with `report`, every fleet counts as if its spec said so; None: a person asked, and no drift policy holds anything
+    back. `limit` is a pattern of hosts, groups, fleets and VM names, `tags` and `skip_tags` are those of fleets
+    (`core.planning.selection`); None and () are all. `override_freeze` does what a freeze would have wait.
     """
 
     prune_max: Share | None = None
@@ -166,15 +164,14 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunRequest(RunOverrides, frozen=True, kw_only=True):
-    """What a run is to do. A plan and the apply of it share one request and one `run_id`.
-
-    `origin` says who asked ("apply by ana@build7", "beat"), for logs and for those who wait for the lease.
-    `destroy` wants everything that the specs own gone. `extra_vars` win over all other variables. `assume_dead` names
-    hosts that are off for good, by a person's word: if they do not answer, their VMs may be made elsewhere.
-    `without_hosts` is for plans only: what if these hosts were lost? `verb` and `names` ask for one action on VMs by
-    name instead, past the specs (`core.planning.one_off`). `source_problem` says why the tree is the last good one and
-    not what its source holds now; "" if it is. `restores` and `held` are those of the `Revision` that a rollback makes.
-    `approvals` are of the plan that is to be carried out: they signed its `losses`, which the engine fills in.
+    """What a run is to do. A plan and the apply of it share one request and one `run_id`. `origin` says who asked
+    ("apply by ana@build7", "beat"), for logs and for those who wait for the lease. `destroy` wants everything that the
+    specs own gone. `extra_vars` win over all other variables. `assume_dead` names hosts that are off for good, by a
+    person's word: if they do not answer, their VMs may be made elsewhere. `without_hosts` is for plans only: what if
+    these hosts were lost? `verb` and `names` ask for one action on VMs by name instead, past the specs
+    (`core.planning.one_off`). `source_problem` says why the tree is the last good one and not what its source holds
+    now; "" if it is. `restores` and `held` are those of the `Revision` that a rollback makes. `approvals` are of the
+    plan that is to be carried out: they signed its `losses`, which the engine fills in.
     """
 
     run_id: str
@@ -266,7 +263,6 @@ SUPERVISION = "supervision"  # how the origin of what a host did by itself begin
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One run as it is kept: who asked, from which commit by whom, what was done to which VM and why, how it ended.
-
     What a host did by itself is a run of its own. `planned` counts the kinds of changes in its plan. `failed`,
     `refused` and `unreachable` say in words what is left, `conclusion` how it ended; `exit_code` is None until it has.
     Unattended runs that came to the same are kept once: the latest of `times` `since` the first. `number` is that of

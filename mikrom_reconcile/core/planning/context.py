@@ -29,12 +29,11 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
-    """The reports of all hosts, merged for one project.
-
-    `own` holds the rows of the project's VMs by name, the keeper first: the row with the highest token. `others` holds
-    rows that are not ours: of another project, or unreadable. `up_to_date` names the VMs that a digest proves to be as
-    wanted; they have no rows. `unreachable` maps hosts without a report to the reason. `reports` are those of the
-    others by host, `maturing` and what follows, and `released`, what all of them say.
+    """The reports of all hosts, merged for one project. `own` holds the rows of the project's VMs by name, the keeper
+    first: the row with the highest token. `others` holds rows that are not ours: of another project, or unreadable.
+    `up_to_date` names the VMs that a digest proves to be as wanted; they have no rows. `unreachable` maps hosts without
+    a report to the reason. `reports` are those of the others by host, `maturing` and what follows, and `released`, what
+    all of them say.
     """
 
     own: Mapping[str, tuple[observed.ObservedVM, ...]]
@@ -136,13 +135,12 @@ def _proven(report: observed.HostReport, expected: Expected | None) -> Iterable[
 
 
 class PlanInput(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a project before its hosts are asked, and what to ask them.
-
-    `here` is the host of specs without an Inventory. `unplaced` are all VMs of the specs; `rendered` has those that are
-    remembered on hosts where they may stay, as they are wanted there, and `expected` what follows from that for each
-    host. `dead` names hosts whose VMs count as gone unless they answer, `living` those that can be asked. `destroy`
-    wants everything gone that the specs own. `warnings` are those of the specs. `renames` maps VMs that were moved to
-    the names that they had. `freezes` are those that people asked for by command, by project.
+    """What is known of a project before its hosts are asked, and what to ask them. `here` is the host of specs without
+    an Inventory. `unplaced` are all VMs of the specs; `rendered` has those that are remembered on hosts where they may
+    stay, as they are wanted there, and `expected` what follows from that for each host. `dead` names hosts whose VMs
+    count as gone unless they answer, `living` those that can be asked. `destroy` wants everything gone that the specs
+    own. `warnings` are those of the specs. `renames` maps VMs that were moved to the names that they had. `freezes` are
+    those that people asked for by command, by project.
     """
 
     specs: Specs

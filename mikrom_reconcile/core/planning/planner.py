@@ -81,15 +81,11 @@ def prepare(
 def _queries(specs: Specs, expected: Mapping[str, Expected], asked: Mapping[str, bool]) -> dict[str, ObserveQuery]:
     """What to ask each host; `asked` says whether it is asked for VMs of other projects, too."""
     rollouts = {fleet.name: fleet.rollout for fleet in specs.fleets if fleet.rollout}
-    about = ObserveQuery(
-        project=specs.project,
-        min_healthy_s={name: time_s for name, its in rollouts.items() if (time_s := seconds_of(its.min_healthy_time))},
-        trials={
-            name: seconds_of(its.healthy_deadline) if its.healthy_deadline else None
-            for name, its in rollouts.items()
-            if its.healthy_deadline or its.progress_deadline
-        },
-    )
+    healthy_s = {name: time_s for name, its in rollouts.items() if (time_s := seconds_of(its.min_healthy_time))}
+    on_trial = {name: its for name, its in rollouts.items() if its.healthy_deadline or its.progress_deadline}
+    limits = {name: its.healthy_deadline for name, its in on_trial.items()}
+    trials = {name: seconds_of(limit) if limit else None for name, limit in limits.items()}
+    about = ObserveQuery(project=specs.project, min_healthy_s=healthy_s, trials=trials)
     known = {host: expected[host].digests if host in expected else {} for host in asked}
     return {host: replace(about, known=known[host], others=others) for host, others in sorted(asked.items())}
 
@@ -173,24 +169,20 @@ def await_room(draft: Draft, context: PlanContext) -> Draft:
     placing = scheduler.place(context.given.unplaced, Resolver(context.given.specs).need)
     pairs = zip(context.given.unplaced, placing.hosts, strict=True)
     found = {vm.name: host for vm, host in pairs if vm.name in lacking}
-    changes = [
-        replace(
-            change,
-            kind="wait",
-            host=host,
-            reasons=(f"waits for the room that is made on {host}",),
-            desired=replace(change.desired, host=host),
-        )
-        if change.desired and (host := found.get(change.name))
-        else change
-        for change in draft.changes
-    ]
+    changes = []
+    for change in draft.changes:
+        if change.desired and (host := found.get(change.name)):
+            why, desired = f"waits for the room that is made on {host}", replace(change.desired, host=host)
+            changes.append(replace(change, kind="wait", host=host, reasons=(why,), desired=desired))
+        else:
+            changes.append(change)
     return replace(draft, changes=changes)
 
 
 def _scheduler(context: PlanContext, located: Mapping[str, str], going: Mapping[str, list[ObservedVM]]) -> Scheduler:
     """The hosts as they were found, once those of their VMs are gone that are `going`."""
     view, inventory = context.view, context.given.specs.inventory or Inventory()
+    drives = {name: sorted(rows[0].spec.drives) for name, rows in view.own.items() if rows[0].spec.drives}
     return Scheduler(
         context.given.specs,
         context.given.here,
@@ -198,11 +190,7 @@ def _scheduler(context: PlanContext, located: Mapping[str, str], going: Mapping[
         unreachable=view.unreachable,
         previous_hosts=context.placements.vms,
         rooms={host: room_of(inventory, report, going.get(host, ())) for host, report in view.reports.items()},
-        pinned={
-            name: f"its drives ({', '.join(sorted(rows[0].spec.drives))}) do not travel"
-            for name, rows in view.own.items()
-            if rows[0].spec.drives
-        },
+        pinned={name: f"its drives ({', '.join(its)}) do not travel" for name, its in drives.items()},
     )
 
 

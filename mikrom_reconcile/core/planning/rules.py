@@ -1,6 +1,5 @@
-"""What is to be done about one VM: rules are tried in order, and the first match decides.
-
-A rule answers with a change, UNCHANGED, or None where it does not apply; it never acts, counts or limits.
+"""What is to be done about one VM: rules are tried in order, and the first match decides. A rule answers with a change,
+UNCHANGED, or None where it does not apply; it never acts, counts or limits.
 """
 
 from collections.abc import Callable
@@ -30,15 +29,14 @@ Verdict = VMChange | Literal["unchanged"] | None
 
 
 class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """Everything that a rule may look at for one VM.
-
-    `desired` is None for a VM that the specs do not want, `observed` None for one that no host reported.
-    `name_conflict` is a row that is not ours and has the name. `host_unreachable` is why the VM's host gave no report,
-    `possible_on` names unreachable hosts on which the VM may exist unknown to us. `duplicate_on` is the host of a newer
-    VM of the name, `proven` whether that one is as was ordered. `eviction_reason` is why it may not stay where it
-    is, `rejections` why no host can have it. `host_removed` says that its host left the inventory, `destroy` that
-    everything has to go, `retry` that what was given up is tried again. `removed` is what a Refactor document says of
-    it: whether to destroy it. `moved_to` is the name that one was to have which nothing wants.
+    """Everything that a rule may look at for one VM. `desired` is None for a VM that the specs do not want, `observed`
+    None for one that no host reported. `name_conflict` is a row that is not ours and has the name. `host_unreachable`
+    is why the VM's host gave no report, `possible_on` names unreachable hosts on which the VM may exist unknown to us.
+    `duplicate_on` is the host of a newer VM of the name, `proven` whether that one is as was ordered. `eviction_reason`
+    is why it may not stay where it is, `rejections` why no host can have it. `host_removed` says that its host left the
+    inventory, `destroy` that everything has to go, `retry` that what was given up is tried again. `removed` is what a
+    Refactor document says of it: whether to destroy it. `moved_to` is the name that one was to have which nothing
+    wants.
     """
 
     desired: DesiredVM | None

@@ -65,10 +65,8 @@ def network_of(name: str, spec: dict[str, Any]) -> Network:
     network = IPv4Network(spec["cidr"])
     inside = _range(spec["cidr"])
     gateway = spec.get("gateway") or str(network.network_address + 1)
-    pools = {
-        pool: Pool(addresses=_range(entry["range"]), cooldown_s=seconds_of(entry.get("cooldown", _COOLDOWN)))
-        for pool, entry in spec.get("pools", {}).items()
-    }
+    said = ((pool, it["range"], it.get("cooldown", _COOLDOWN)) for pool, it in spec.get("pools", {}).items())
+    pools = {name: Pool(addresses=_range(text), cooldown_s=seconds_of(time)) for name, text, time in said}
     taken = (int(IPv4Address(gateway)), inside[0], inside[-1])
     return Network(
         name=name,

@@ -28,8 +28,11 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
     judged = (_prune_refusal(name, removals[name], owned[name], unseen[name], context) for name in sorted(removals))
     refusals = [refusal for refusal in judged if refusal]
     refused = {refusal.fleet for refusal in refusals}
-    why, everything = "the removals of this fleet were refused", draft.changes
-    kept = [with_kind(it, "blocked", why) if it.fleet in refused and _removes(it, drained) else it for it in everything]
+    why = "the removals of this fleet were refused"
+    kept = [
+        with_kind(change, "blocked", why) if change.fleet in refused and _removes(change, drained) else change
+        for change in draft.changes
+    ]
     return replace(draft, changes=kept, refusals=(*draft.refusals, *refusals))
 
 

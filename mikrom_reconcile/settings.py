@@ -1,4 +1,4 @@
-"""Every setting, with its unit, default and why: an environment variable each, and a UsageError if it is wrong."""
+"""Every setting: an environment variable each, what it may be, and its default. What it means says `settings.yml`."""
 
 import difflib
 import os
@@ -13,9 +13,8 @@ from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.times_and_sizes import IMAGES
 
 
-def _env(variable: str, default: Any, doc: str, parse: Callable[[str], Any] = str, *, secret: bool = False) -> Any:
-    metadata = {"variable": variable, "doc": doc, "parse": parse, "secret": secret}
-    return field(default=default, metadata=metadata)
+def _env(variable: str, default: Any, parse: Callable[[str], Any] = str, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"variable": variable, "parse": parse, "secret": secret})
 
 
 def _matching(pattern: str, must_be: str, made: Callable[[str], Any] = str) -> Callable[[str], Any]:
@@ -33,24 +32,9 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return _matching("|".join(words), f"one of {', '.join(words)}")
 
 
-_DRIVERS = ("auto", "firecracker", "qemu", "simulated")
-_BROKERS = "redis://, rediss:// or redis+socket://; unset: a running `mikrom up`, else embedded"
-_INTERVAL = "seconds between Beat's runs, or a cron line in UTC"
-_SIGNING_KEY = "Ed25519 private key (PEM, 0600) of the control side; unset: unsigned orders"
-_PAGE_AUTH = "user:password of the page at MIKROM_METRICS; without it only loopback has the page"
-_SIGNERS = "SSH allowed_signers file: commits of specs must be signed by one of them"
-_GNUPGHOME = "GPG keyring folder: the same; with both, one of either"
-_POLICY = "a command that judges each plan (JSON on stdin) where it is carried out; only exit code 0 allows it"
-_APPROVALS = "how many people have to approve what takes VMs' data away (`mikrom approve`), on control and on hosts"
-_APPROVERS = "SSH allowed_signers file: who may approve"
-_SPECS = "a path or git+<url>@<ref>#<folder>; the CLI falls back to ./specs, services refuse"
-_VERIFY_KEY = "the public key of it: a host that has it carries out signed orders only"
-_MIRRORS = "registry=mirror[:port][/prefix], with , between: the mirror is asked in its place"
-_WEBHOOKS = "json=, slack=, github= and gitlab= https://…, with , between: who is told what scheduled runs find"
-_SECRETS = (Path("/etc/mikrom/secrets"),)
-_FOLDERS = "folders, with : between, of file://"
 _ABSOLUTE = "an absolute path: relative ones mean another place in each working directory"  # only shells expand ~
-_driver = _one_of(*_DRIVERS)
+_driver = _one_of("auto", "firecracker", "qemu", "simulated")
+_mode = _one_of("enforce", "report")
 _path = _matching("/.*", _ABSOLUTE, Path)
 _program = _matching("/.*", _ABSOLUTE)
 _specs = _matching(r"/.*|git\+.*", _ABSOLUTE)
@@ -113,58 +97,55 @@ def _listen(text: str) -> str:
 class Settings:
     """The settings of this process. Paths are absolute; None means that the default is found at run time."""
 
-    driver: str = _env("MIKROM_DRIVER", "auto", f"{', '.join(_DRIVERS)}; auto: firecracker, else qemu", _driver)
-    state_dir: Path = _env("MIKROM_STATE_DIR", None, "records, consoles and the embedded store", _path)
-    run_dir: Path = _env("MIKROM_RUN_DIR", None, "API sockets; short, a socket path has at most 107 bytes", _path)
-    host: str = _env("MIKROM_HOST", "localhost", "this host's name in the inventory", host_name)
-    firecracker: str | None = _env("MIKROM_FIRECRACKER", None, "the binary; else PATH, then <state dir>/bin", _program)
-    jailer: str | None = _env("MIKROM_JAILER", None, "the binary; else beside firecracker, then as that", _program)
-    jail: str = _env("MIKROM_JAIL", "off", "on: every Firecracker through the jailer, as root", _one_of("off", "on"))
-    image_dirs: tuple[Path, ...] = _env("MIKROM_IMAGE_DIRS", (), f"{_FOLDERS} images; else <state dir>/images", _paths)
-    drive_dirs: tuple[Path, ...] = _env(
-        "MIKROM_DRIVE_DIRS", (), f"{_FOLDERS} drives; else <state dir>/existing", _paths
-    )
-    image_max_mib: int = _env("MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, "MiB of the largest image of a host", _number)
-    registry_auth: Path | None = _env("MIKROM_REGISTRY_AUTH", None, "credentials that `docker login` wrote", _path)
-    registry_mirrors: tuple[tuple[str, str], ...] = _env("MIKROM_REGISTRY_MIRRORS", (), _MIRRORS, _mirrors)
-    secret_dirs: tuple[Path, ...] = _env("MIKROM_SECRET_DIRS", _SECRETS, f"{_FOLDERS} secrets", _paths)
-    secret_env: tuple[str, ...] = _env("MIKROM_SECRET_ENV", (), "variables, with , between, of env:// secrets", _names)
-    broker_url: str | None = _env("MIKROM_BROKER_URL", None, _BROKERS)
-    worker_role: Literal["host", "control"] = _env(
-        "MIKROM_WORKER_ROLE", "host", "host (gevent, one per hypervisor) or control", _one_of("host", "control")
-    )
-    queue: str = _env("CELERY_QUEUE_NAME", "mikrom:queue", "control queue; a host's queue is <it>.<host>")
-    flower_basic_auth: str | None = _env("FLOWER_BASIC_AUTH", None, "user:password; Flower needs it", secret=True)
-    flower_port: int = _env("FLOWER_PORT", 5555, "port of Flower on loopback", _number)
-    signing_key: Path | None = _env("MIKROM_SIGNING_KEY", None, _SIGNING_KEY, _path)
-    verify_key: Path | None = _env("MIKROM_VERIFY_KEY", None, _VERIFY_KEY, _path)
-    forks: int = _env("MIKROM_FORKS", 32, "actions at once per host; starts mostly wait in the kernel", _number)
-    timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, "seconds an apply may take", seconds)
-    reconcile_interval: float | str = _env("MIKROM_RECONCILE_INTERVAL", 60.0, _INTERVAL, _cron)
-    reconcile_mode: Literal["enforce", "report"] = _env(
-        "MIKROM_RECONCILE_MODE",
-        "enforce",
-        "report: scheduled runs tell what they would do",
-        _one_of("enforce", "report"),
-    )
-    webhooks: tuple[tuple[str, str], ...] = _env("MIKROM_WEBHOOKS", (), _WEBHOOKS, _hooks, secret=True)
-    webhook_secret: str | None = _env("MIKROM_WEBHOOK_SECRET", None, "what json= is signed with", secret=True)
-    webhook_token: str | None = _env("MIKROM_WEBHOOK_TOKEN", None, "of github= or gitlab=", secret=True)
-    metrics: str | None = _env("MIKROM_METRICS", None, "[address:]port of a control worker: metrics, page", _listen)
-    page_auth: str | None = _env("MIKROM_PAGE_AUTH", None, _PAGE_AUTH, secret=True)
-    specs: str | None = _env("MIKROM_SPECS", None, _SPECS, _specs)
-    git_allowed_signers: Path | None = _env("MIKROM_GIT_ALLOWED_SIGNERS", None, _SIGNERS, _path)
-    git_gnupghome: Path | None = _env("MIKROM_GIT_GNUPGHOME", None, _GNUPGHOME, _path)
-    policy: str | None = _env("MIKROM_POLICY", None, _POLICY, _program)
-    approvals: int = _env("MIKROM_APPROVALS", 0, _APPROVALS, _matching("[0-9]", "a number from 0 to 9", int))
-    approvers: Path = _env("MIKROM_APPROVERS", Path("/etc/mikrom/approvers"), _APPROVERS, _path)
-    debug: bool = _env("MIKROM_DEBUG", False, "1: show the traceback of an internal mistake", _on_or_off)  # noqa: FBT003
+    driver: str = _env("MIKROM_DRIVER", "auto", _driver)
+    state_dir: Path = _env("MIKROM_STATE_DIR", None, _path)
+    run_dir: Path = _env("MIKROM_RUN_DIR", None, _path)
+    host: str = _env("MIKROM_HOST", "localhost", host_name)
+    firecracker: str | None = _env("MIKROM_FIRECRACKER", None, _program)
+    jailer: str | None = _env("MIKROM_JAILER", None, _program)
+    jail: str = _env("MIKROM_JAIL", "off", _one_of("off", "on"))
+    image_dirs: tuple[Path, ...] = _env("MIKROM_IMAGE_DIRS", (), _paths)
+    drive_dirs: tuple[Path, ...] = _env("MIKROM_DRIVE_DIRS", (), _paths)
+    image_max_mib: int = _env("MIKROM_IMAGE_MAX_MIB", IMAGES.max_mib, _number)
+    registry_auth: Path | None = _env("MIKROM_REGISTRY_AUTH", None, _path)
+    registry_mirrors: tuple[tuple[str, str], ...] = _env("MIKROM_REGISTRY_MIRRORS", (), _mirrors)
+    secret_dirs: tuple[Path, ...] = _env("MIKROM_SECRET_DIRS", (Path("/etc/mikrom/secrets"),), _paths)
+    secret_env: tuple[str, ...] = _env("MIKROM_SECRET_ENV", (), _names)
+    broker_url: str | None = _env("MIKROM_BROKER_URL", None)
+    worker_role: Literal["host", "control"] = _env("MIKROM_WORKER_ROLE", "host", _one_of("host", "control"))
+    queue: str = _env("CELERY_QUEUE_NAME", "mikrom:queue")
+    flower_basic_auth: str | None = _env("FLOWER_BASIC_AUTH", None, secret=True)
+    flower_port: int = _env("FLOWER_PORT", 5555, _number)
+    signing_key: Path | None = _env("MIKROM_SIGNING_KEY", None, _path)
+    verify_key: Path | None = _env("MIKROM_VERIFY_KEY", None, _path)
+    forks: int = _env("MIKROM_FORKS", 32, _number)
+    timeout_s: float = _env("MIKROM_TIMEOUT", 600.0, seconds)
+    reconcile_interval: float | str = _env("MIKROM_RECONCILE_INTERVAL", 60.0, _cron)
+    reconcile_mode: Literal["enforce", "report"] = _env("MIKROM_RECONCILE_MODE", "enforce", _mode)
+    webhooks: tuple[tuple[str, str], ...] = _env("MIKROM_WEBHOOKS", (), _hooks, secret=True)
+    webhook_secret: str | None = _env("MIKROM_WEBHOOK_SECRET", None, secret=True)
+    webhook_token: str | None = _env("MIKROM_WEBHOOK_TOKEN", None, secret=True)
+    metrics: str | None = _env("MIKROM_METRICS", None, _listen)
+    page_auth: str | None = _env("MIKROM_PAGE_AUTH", None, secret=True)
+    specs: str | None = _env("MIKROM_SPECS", None, _specs)
+    git_allowed_signers: Path | None = _env("MIKROM_GIT_ALLOWED_SIGNERS", None, _path)
+    git_gnupghome: Path | None = _env("MIKROM_GIT_GNUPGHOME", None, _path)
+    policy: str | None = _env("MIKROM_POLICY", None, _program)
+    approvals: int = _env("MIKROM_APPROVALS", 0, _matching("[0-9]", "a number from 0 to 9", int))
+    approvers: Path = _env("MIKROM_APPROVERS", Path("/etc/mikrom/approvers"), _path)
+    debug: bool = _env("MIKROM_DEBUG", False, _on_or_off)  # noqa: FBT003
 
     def chosen_specs(self) -> str:
         """Where the specs are when no path is given. Raises UsageError for an empty MIKROM_SPECS."""
         if self.specs == "":
             raise UsageError("MIKROM_SPECS is empty: unset it for ./specs, or say which specs")
         return self.specs or "specs"
+
+
+def docs() -> dict[str, str]:
+    """What each variable means."""
+    lines = Path(__file__).with_suffix(".yml").read_text("utf-8").splitlines()
+    return dict(line.split(": ", 1) for line in lines[2:])
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:

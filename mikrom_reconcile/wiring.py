@@ -134,8 +134,7 @@ def remote_engine(settings: Settings, broker_url: str) -> Engine:
     """A control worker of the fleet. Raises SetupError within 3 s when its broker is away."""
     from mikrom_reconcile.control.stores.redis import RedisStore
     from mikrom_reconcile.dispatch.app import make_app
-    from mikrom_reconcile.dispatch.client import RemoteEngine
-    from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+    from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts, RemoteEngine
     from mikrom_reconcile.dispatch.transport.broker import connect
 
     app, redis = make_app(replace(settings, broker_url=broker_url)), connect(broker_url)

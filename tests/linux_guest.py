@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mikrom_reconcile.host.oci.kernel import unpacked as unpacked_kernel
+from mikrom_reconcile.host.oci.unpack import kernel_in as unpacked_kernel
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 PROGRAMS = ("apt-get", "apt-cache", "dpkg-deb", "mkfs.ext4", "qemu-system-x86_64")

@@ -14,7 +14,7 @@ from mikrom_reconcile.cli.entry import COMPLETE_VARIABLE, present, root, show
 from mikrom_reconcile.output.doctor import Limit, Setting, doctor_document, doctor_text
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.services import commands
-from mikrom_reconcile.settings import Settings, load
+from mikrom_reconcile.settings import Settings, docs, load
 
 
 @click.command()
@@ -36,13 +36,14 @@ def doctor(*, security: bool, verbose: bool, form: str) -> int:
 
 
 def _settings(settings: Settings) -> Iterator[Setting]:
+    meanings = docs()
     for entry in fields(Settings):
         variable = entry.metadata["variable"]
         yield Setting(
             variable=variable,
             value=_shown(getattr(settings, entry.name), secret=entry.metadata["secret"]),
             source="environment" if os.environ.get(variable) else "default",
-            doc=entry.metadata["doc"],
+            doc=meanings[variable],
         )
 
 

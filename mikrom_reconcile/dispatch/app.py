@@ -55,6 +55,11 @@ def make_app(settings: Settings) -> FleetApp:
     return app
 
 
+def owner_of(settings: Settings) -> str:
+    """Whose a worker's answers are, and the messages that it has fetched."""
+    return "control" if settings.worker_role == "control" else f"host:{settings.host}"
+
+
 def configuration(settings: Settings) -> dict[str, Any]:
     """What Celery is told. Raises UsageError without a broker."""
     keys = Keys(settings.queue)
@@ -81,8 +86,7 @@ def _messages(keys: Keys, settings: Settings) -> dict[str, Any]:
 
 
 def _transport(keys: Keys, settings: Settings) -> dict[str, Any]:
-    owner = "control" if settings.worker_role == "control" else f"host:{settings.host}"
-    unacked = keys.unacked(owner)
+    unacked = keys.unacked(owner_of(settings))
     return {
         # expiring queues have every worker sweep what is not its own; a host's is only heard, and never holds anything
         "control_queue_expires": None if settings.worker_role == "host" else 10.0,

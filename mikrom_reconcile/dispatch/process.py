@@ -15,7 +15,7 @@ from mikrom_reconcile.control.sources.last_good import LastGood
 from mikrom_reconcile.core.model.errors import MikromError, SetupError, UsageError
 from mikrom_reconcile.core.model.plan import Verb
 from mikrom_reconcile.dispatch import celery_patches
-from mikrom_reconcile.dispatch.app import FleetApp
+from mikrom_reconcile.dispatch.app import FleetApp, owner_of
 from mikrom_reconcile.dispatch.control_worker import metrics
 from mikrom_reconcile.dispatch.control_worker.tasks import ControlTasks
 from mikrom_reconcile.dispatch.control_worker.webhooks import Webhooks
@@ -42,10 +42,12 @@ class FleetProcess:
         snapshots: Snapshots,
     ) -> None:
         self.heartbeat: Heartbeat
-        self.replies = ReplySender(app.redis, app.keys, f"host:{app.settings.host}")
+        self.replies = ReplySender(app.redis, app.keys, owner_of(app.settings))
         self._app, self._settings, self._agent, self._store = app, app.settings, agent, store
         self._host = HostTasks(app.settings.host, app.keys.host_queue(app.settings.host), agent, self.replies)
-        self._control = ControlTasks(app.redis, app.keys, app.settings, engine, source, self._worker_id, snapshots)
+        self._control = ControlTasks(
+            app.redis, app.keys, app.settings, self.replies, engine, source, self._worker_id, snapshots
+        )
         self._add_tasks()
         # control has to know that what it sent before may be lost: a host's messages are acknowledged early
         celery_patches.on_connect(app, lambda: self.heartbeat.begin_anew())  # noqa: PLW0108 - there is none yet
@@ -77,6 +79,7 @@ class FleetProcess:
             self._begin_host() if self._settings.worker_role == "host" else self._begin_control()
         except (MikromError, OSError) as error:  # Celery would go on after anything else, and say nothing
             raise SystemExit(f"mikrom worker: {error}") from error
+        self.replies.start()
 
     def _begin_host(self) -> None:
         """Raises MikromError where another worker is this host's, or could be: two would share one queue."""
@@ -97,7 +100,6 @@ class FleetProcess:
             self._host.is_genuine = lambda sent: verifier.is_genuine(
                 sent.order, sent.signature, queue=queue, start_id=self.heartbeat.start_id, call=sent.call
             )
-        self.replies.start()
         signals.celeryd_after_setup.connect(self._supervise, weak=False)
 
     def _begin_control(self) -> None:

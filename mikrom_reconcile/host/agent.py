@@ -38,10 +38,7 @@ class HostAgent:
         note: str = "",
         on_step: Callable[[str, str], None] = no_seam,
     ) -> None:
-        self.name = name
-        self._driver = driver
-        self._records = records
-        self._clock = clock
+        self.name, self._driver, self._records, self._clock = name, driver, records, clock
         self._observer = Observer(name, driver=driver, records=records, note=note)
         self._executor = Executor(name, driver=driver, records=records, clock=clock, on_step=on_step)
         self._images = images or ImageCache(records.state_dir)

@@ -21,10 +21,9 @@ from mikrom_reconcile.core.model.desired import Drive, Policy, VMSpec
 from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
 from mikrom_reconcile.core.model.errors import ActionError
 from mikrom_reconcile.core.model.fields import RECORD
-from mikrom_reconcile.host.checks import Checks
+from mikrom_reconcile.host.checks import Checks, Trials
 from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
-from mikrom_reconcile.host.trials import Trials
 from mikrom_reconcile.times_and_sizes import OBSERVING
 
 _NO_VMS = fleet_digest(())

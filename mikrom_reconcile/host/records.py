@@ -6,7 +6,7 @@
     tombstones/<vm>.json        the record of a deleted VM, so that its name's generation goes on
     attempts/<vm>.json          that a VM could not be made here; gone once it has a record
     checks/<vm>.json            what came of its checks (`checks.py`)
-    proofs/<vm>.json            that it was healthy with the spec that it has (`trials.py`)
+    proofs/<vm>.json            that it was healthy with the spec that it has (`checks.py`)
     tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
     released/<project>/<ip>     an address whose VM is gone; when, says the file's time
     locks/<vm>.action           held by whoever acts on the VM; goes with its record

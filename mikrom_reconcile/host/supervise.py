@@ -54,13 +54,8 @@ class Supervisor:
         self, host: str, *, driver: Driver, records: Records, clock: Clock, on_rescan: Callable[[], None],
         rescan_s: float = SUPERVISION.rescan_s, on_outcome: Tell | None = None,
     ) -> None:  # fmt: skip
-        self._host = host
-        self._driver = driver
-        self._records = records
-        self._clock = clock
-        self._rescan_s = rescan_s
-        self._on_rescan = on_rescan
-        self._on_outcome = on_outcome
+        self._host, self._driver, self._records, self._clock = host, driver, records, clock
+        self._rescan_s, self._on_rescan, self._on_outcome = rescan_s, on_rescan, on_outcome
         self._stopped = False
         self._ends = ExitWatcher()
         self._inbox: deque[tuple[str, CheckResult | None]] = deque()  # None: an order was carried out

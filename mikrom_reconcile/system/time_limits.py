@@ -31,9 +31,7 @@ class LimitedSocket:
     """A socket for `http.client`, not used beyond `give_up_at` nor silent for `idle_s`. Raises TimeoutError."""
 
     def __init__(self, connected: Any, give_up_at: float, *, idle_s: float = math.inf) -> None:
-        self._socket = connected
-        self._give_up_at = give_up_at
-        self._idle_s = idle_s
+        self._socket, self._give_up_at, self._idle_s = connected, give_up_at, idle_s
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
@@ -58,8 +56,7 @@ class LimitedSocket:
 
 class _Reader(io.RawIOBase):
     def __init__(self, limited: LimitedSocket, raw: Any) -> None:
-        self._limited = limited
-        self._raw = raw
+        self._limited, self._raw = limited, raw
 
     def readable(self) -> bool:
         return True

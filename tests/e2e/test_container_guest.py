@@ -28,7 +28,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import Boot, PinnedFile, RootDisk, VMSpec
 from mikrom_reconcile.core.specs.images import init_words
 from mikrom_reconcile.host.oci import rootdisk
-from mikrom_reconcile.host.oci.disk import format_empty
+from mikrom_reconcile.host.oci.rootdisk import format_empty
 from mikrom_reconcile.host.oci.sources import image_of
 from tests import container_images, guests, linux_guest
 from tests.command import Mikrom, document

@@ -36,7 +36,7 @@ from mikrom_reconcile.host.checks import tried
 from mikrom_reconcile.host.drivers import firecracker_config
 from mikrom_reconcile.host.drivers.connection import QMP, Connection, FirecrackerAPI
 from mikrom_reconcile.host.errors import VMMError
-from mikrom_reconcile.host.oci import kernel, manifests, rootdisk, sources, unpack
+from mikrom_reconcile.host.oci import manifests, rootdisk, sources, unpack
 from mikrom_reconcile.host.oci.layers import Budget, apply
 from mikrom_reconcile.host.oci.manifests import Layer
 from mikrom_reconcile.host.oci.sources import registry_of
@@ -331,5 +331,5 @@ PARSERS: dict[str, Parser] = {
 if os.geteuid() == 0:  # unpacking a container image takes root
     PARSERS["layer"] = Parser(layer, (FetchError, OSError), tries=60)
 if shutil.which("zstd") and shutil.which("lz4"):
-    PARSERS["bzimage"] = Parser(kernel.unpacked, (FetchError,), tries=50)
+    PARSERS["bzimage"] = Parser(unpack.kernel_in, (FetchError,), tries=50)
     PARSERS["zstd"] = Parser(zstd_frame, (FetchError,), tries=20)

@@ -12,7 +12,7 @@ import pytest
 
 from mikrom_reconcile.cli.setup import doctor
 from mikrom_reconcile.core.model.errors import UsageError
-from mikrom_reconcile.settings import Settings, load, misspelt, refuse_misspelt
+from mikrom_reconcile.settings import Settings, docs, load, misspelt, refuse_misspelt
 from tests.command import PROJECT
 
 NO_PATHS = {
@@ -23,6 +23,11 @@ NO_PATHS = {
     "MIKROM_PAGE_AUTH", "MIKROM_APPROVALS",
 }  # fmt: skip
 PATHS = sorted({entry.metadata["variable"] for entry in fields(Settings)} - NO_PATHS)
+
+
+def test_every_setting_has_its_meaning() -> None:
+    assert [*docs()] == [entry.metadata["variable"] for entry in fields(Settings)]
+    assert min(map(len, docs().values())) > 10
 
 
 def test_mirrors_stand_beside_the_registries_that_they_are_asked_for() -> None:

@@ -1,10 +1,18 @@
-"""What a control worker counts for MIKROM_METRICS, and gauges of the fleet. No name changes its meaning."""
+"""What a control worker counts for MIKROM_METRICS, and gauges of the fleet, whose names never change their meaning; and
+beside them the page of the status: who may read it, and how often it is made anew.
+"""
 
+import gzip
+import hmac
 import logging
+import re
+import threading
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -12,15 +20,83 @@ from msgspec.structs import replace
 from redis import Redis, RedisError
 
 from mikrom_reconcile.core.model.encoding import UNREADABLE, decoded
-from mikrom_reconcile.core.model.errors import SetupError
+from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.plan import BEAT, RunReport, RunRequest
 from mikrom_reconcile.core.planning.drift import drifted
-from mikrom_reconcile.dispatch.control_worker.page import Page
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.dispatch.transport.shared_state import counts, known, living, source_state
+from mikrom_reconcile.output.pages import policy
 from mikrom_reconcile.output.plan import FORMER_RULES
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, REFUSED, UNREACHABLE, RunResult, result_of
+from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.settings import Settings
+from mikrom_reconcile.times_and_sizes import OUTPUT
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_HTML = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Content-Security-Policy": f"{policy()}; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_TEXT = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
+_EVERY = f"{OUTPUT.page_refresh_s:.0f}"
+NOTE = f'<p class="dim">Read anew every {_EVERY} s: <a href="/">yes</a>, <a href="/?still">no</a></p>'
+"""The last words of the page's head: whoever reads it may want it to stay."""
+
+Answer = tuple[str, dict[str, str], str]  # status, headers, text
+Application = Callable[[dict[str, Any], Any], Iterable[bytes]]  # as WSGI has it
+
+
+class Page:
+    """Answers `/` with the page, and leaves all else to another application. No run waits for anything here."""
+
+    def __init__(self, make: Callable[[], str], auth: str | None, address: str, others: Application) -> None:
+        """`make` is asked when the last page is too old; `auth` has users as FLOWER_BASIC_AUTH has."""
+        self._make, self._others = make, others
+        users = auth.split(",") if auth else []
+        self._known = [f"Basic {b64encode(user.encode()).decode()}".encode() for user in users]
+        self._is_private = address in _LOOPBACK
+        self._lock, self._again_at, self._html = threading.Lock(), 0.0, ""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer one request."""
+        if environ["PATH_INFO"] != "/":
+            return self._others(environ, start_response)
+        status, headers, text = self._refusal(environ) or self._page()
+        body, more = text.encode(), {}
+        if status[0] != "4" and environ.get("QUERY_STRING") != "still":
+            more["Refresh"] = _EVERY  # no element: a page that somebody saves stays as it is
+        if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+            body, more["Content-Encoding"] = gzip.compress(body, 1), "gzip"
+        start_response(status, [*(headers | more).items(), ("Content-Length", str(len(body)))])
+        return [body]
+
+    def _refusal(self, environ: dict[str, Any]) -> Answer | None:
+        if self._known:
+            given = environ.get("HTTP_AUTHORIZATION", "").encode()
+            if sum(hmac.compare_digest(given, known) for known in self._known):  # all, so that it takes the same time
+                return None
+            ask = {"WWW-Authenticate": 'Basic realm="mikrom", charset="UTF-8"'}
+            return "401 Unauthorized", _TEXT | ask, "MIKROM_PAGE_AUTH says who may read it.\n"
+        name = re.sub(r":\d+$", "", environ.get("HTTP_HOST", ""))
+        if self._is_private and name in _LOOPBACK:  # any other name that leads here is a trick of some site
+            return None
+        return "403 Forbidden", _TEXT, "Set MIKROM_PAGE_AUTH=user:password, or read it as 127.0.0.1 there.\n"
+
+    def _page(self) -> Answer:
+        """One is made at most every few seconds, and takes at most a tenth of the time."""
+        with self._lock:
+            began = time.monotonic()
+            if began >= self._again_at:
+                try:
+                    self._html = self._make()
+                except (MikromError, RedisError) as error:
+                    return "503 Service Unavailable", _TEXT, f"{sanitize(str(error))}\n"
+                took_s = time.monotonic() - began
+                self._again_at = began + max(OUTPUT.page_interval_s, 10 * took_s)
+            return "200 OK", _HTML, self._html
+
 
 _log = logging.getLogger(__name__)
 
@@ -30,28 +106,7 @@ _RUN_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
 _ACTION_BUCKETS_S = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
-_GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "redis_up": ("1 while the broker answers this control worker.", ()),
-    "workers": ("Processes that live, by kind.", ("kind",)),
-    "dark_hosts": ("Hosts seen within a day whose worker does not live.", ()),
-    "queue_messages": ("Messages that wait.", ("queue",)),
-    "queue_age_seconds": ("Age of the message that waits longest.", ("queue",)),
-    "vms": (
-        "VMs, as the last run of their project saw them; `unknown` on hosts whose worker does not live.",
-        ("project", "fleet", "host", "phase"),
-    ),
-    "host_memory_promised_bytes": ("What VMs of a host may take of its memory.", ("host",)),
-    "host_memory_bytes": ("The memory of a host.", ("host",)),
-    "last_run_timestamp_seconds": ("When the last whole run of a project ended.", ("project",)),
-    "last_converged_timestamp_seconds": ("When a project was last seen to be as specified.", ("project",)),
-    "convergence_lag_seconds": ("For how long a project has not been as specified; 0 while it is.", ("project",)),
-    "next_run_timestamp_seconds": ("When the next scheduled run is due.", ()),
-    "source_broken": ("1 while scheduled runs use the last good specs.", ()),
-    "source_broken_revision_info": ("The revision that scheduled runs cannot use, and whose it is.", ("revision",)),
-    "source_age_seconds": ("Since the specs of scheduled runs were last read and found good.", ()),
-    "source_revision_info": ("The revision that scheduled runs use.", ("revision",)),
-}
-"""What is true of the fleet: name without `mikrom_`, meaning, labels."""
+_GAUGE = re.compile(r"^(\w+): (.+?)(?: \[(.+)\])?$", re.MULTILINE)  # a line of gauges.yml
 
 _Sample = tuple[str, tuple[str, ...], float]
 
@@ -118,8 +173,10 @@ class Metrics:
         """What is true of the whole fleet, whichever control worker is asked: one look into Redis."""
         from prometheus_client.metrics_core import GaugeMetricFamily  # noqa: PLC0415 - as above
 
+        table = _GAUGE.findall(Path(__file__).with_name("gauges.yml").read_text("utf-8"))
         gauges = {
-            name: GaugeMetricFamily(f"mikrom_{name}", about, labels=labels) for name, (about, labels) in _GAUGES.items()
+            name: GaugeMetricFamily(f"mikrom_{name}", about, labels=labels.split(", ") if labels else ())
+            for name, about, labels in table
         }
         try:
             samples: list[_Sample] = [("redis_up", (), 1), *self._samples(time.time())]

@@ -27,8 +27,7 @@ from mikrom_reconcile.core.model.errors import BusyError, HeldError, MikromError
 from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, Plan, RunReport, RunRequest, UnfinishedRun, Verb
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.control_worker.metrics import Metrics, Tick
-from mikrom_reconcile.dispatch.control_worker.page import NOTE
+from mikrom_reconcile.dispatch.control_worker.metrics import NOTE, Metrics, Tick
 from mikrom_reconcile.dispatch.control_worker.webhooks import Webhooks
 from mikrom_reconcile.dispatch.transport import rpc, shared_state
 from mikrom_reconcile.dispatch.transport.broker import Keys
@@ -72,6 +71,7 @@ class ControlTasks:
     redis: Redis
     keys: Keys
     settings: Settings
+    replies: rpc.ReplySender
     engine: Callable[[], Engine]
     source: LastGood
     worker_id: Callable[[], rpc.WorkerId]
@@ -92,11 +92,12 @@ class ControlTasks:
         """Carry out the plan of a run, by its id; None approves whatever is found. No `call`: nobody waits for it."""
         with self._answering(call, run) as say:
             request, approved = self._request(run), self._plan(run, plan)
-            refuse = celery_patches.refuse_when_stopping if call is None else self._watch(call)
 
             def progress(outcome: ActionOutcome) -> None:
                 say("outcome", outcome)
-                refuse()
+                celery_patches.refuse_when_stopping()
+                if call is not None and not self.replies.is_awaited(call):
+                    raise MikromError("the caller has gone: nothing more is sent")
 
             report = self._carry_out(request, approved, progress, awaited=call is not None)
             say("report", report)
@@ -136,10 +137,8 @@ class ControlTasks:
         """The status of all there is, with what the next scheduled run would do, as a page."""
         good = self._shared()
         seen = self.snapshots.take(good.tree if good else None, "No good revision of the specs is known so far.")
-        source, unfinished = (
-            shared_state.source_state(self.redis, self.keys),
-            shared_state.unfinished_runs(self.redis, self.keys),
-        )
+        source = shared_state.source_state(self.redis, self.keys)
+        unfinished = shared_state.unfinished_runs(self.redis, self.keys)
         return status_html(replace(seen, source=source, unfinished=unfinished), NOTE)
 
     def _carry_out(
@@ -262,9 +261,9 @@ class ControlTasks:
 
         def say(kind: str, value: Any) -> None:
             if call is not None:
-                rpc.answer(self.redis, self.keys, call, "control", kind, rpc.pack(value))
+                self.replies.tell(call, kind, rpc.pack(value))
 
-        if call is not None and not rpc.is_awaited(self.redis, self.keys, call):
+        if call is not None and not self.replies.is_awaited(call):
             raise MikromError("nobody waits for this run any more")
         say("accepted", self.worker_id())
         try:
@@ -277,21 +276,6 @@ class ControlTasks:
                 origin, now = request.origin if request else "apply", datetime.now(UTC)
                 ended = UnfinishedRun(run_id=run, origin=origin, since=now, state="failed", error=failure.message)
                 shared_state.tell(self.redis, self.keys, ended)
-
-    def _watch(self, call: str) -> Callable[[], None]:
-        """A check that raises once the caller has gone or this worker is to end; it asks Redis once a second."""
-        look_at = 0.0
-
-        def refuse_when_left() -> None:
-            nonlocal look_at
-            celery_patches.refuse_when_stopping()
-            if time.monotonic() < look_at:
-                return
-            look_at = time.monotonic() + RUNS.caller_check_s
-            if not rpc.is_awaited(self.redis, self.keys, call):
-                raise MikromError("the caller has gone: nothing more is sent")
-
-        return refuse_when_left
 
     def _request(self, run: str) -> RunRequest:
         if (request := self._kept(self.keys.request(run), RunRequest)) is None:

@@ -74,20 +74,6 @@ def unpack(packed: bytes, kind: type[T]) -> T:
         raise MikromError(f"not a {kind.__name__}: {error}; do all sides run one release?") from error
 
 
-def is_awaited(redis: Redis, keys: Keys, call: str) -> bool:
-    """Whether somebody still waits for this call."""
-    return bool(redis.exists(keys.call(call)))
-
-
-def answer(redis: Redis, keys: Keys, call: str, owner: str, kind: str, body: bytes) -> None:
-    """Append one answer to the stream of `owner`."""
-    stream = keys.answers(call, owner)
-    pipe = redis.pipeline(transaction=False)
-    pipe.xadd(stream, {"kind": kind, "body": body})
-    pipe.expire(stream, BROKER.result_ttl_s)
-    pipe.execute()
-
-
 def failure_of(error: Exception, *, task_id: str) -> Failure:
     """What to tell the caller about `error`."""
     name = type(error).__name__
@@ -187,7 +173,7 @@ class ReplySender:
         if self._awaited_until.get(call, 0.0) > now_s:
             return True
         self._awaited_until = {name: until for name, until in self._awaited_until.items() if until > now_s}
-        if awaited := is_awaited(self._redis, self._keys, call):
+        if awaited := bool(self._redis.exists(self._keys.call(call))):
             self._awaited_until[call] = now_s + BROKER.reply_awaited_s
         return awaited
 

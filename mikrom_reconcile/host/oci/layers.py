@@ -58,10 +58,8 @@ class Metered:
     """The bytes of a tar on their way: counted, hashed, and few of them in one header."""
 
     def __init__(self, content: IO[bytes], budget: Budget) -> None:
-        self._content = content
-        self.budget = budget
+        self._content, self.budget, self.digest = content, budget, hashlib.sha256()
         self._header_left: int | None = None
-        self.digest = hashlib.sha256()
 
     def read(self, size: int) -> bytes:
         """As a file does."""
@@ -194,8 +192,7 @@ class _Applied:
     """What a layer has brought so far."""
 
     def __init__(self, tree: Tree, budget: Budget) -> None:
-        self._tree = tree
-        self._budget = budget
+        self._tree, self._budget = tree, budget
         self._brought: set[Names] = set()  # with the folders above
 
     def take(self, member: tarfile.TarInfo, content: IO[bytes] | None) -> None:

@@ -18,12 +18,12 @@ from mikrom_reconcile.core.model.errors import ActionError, TemporaryError
 from mikrom_reconcile.core.model.fields import costs, counted_drift, impact_of
 from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM
 from mikrom_reconcile.core.model.plan import Impact, Order, Result, Verb
+from mikrom_reconcile.host.checks import Trials
 from mikrom_reconcile.host.observe import drift_of, row_of
 from mikrom_reconcile.host.orders.next_record import next_record, provenance_fields
 from mikrom_reconcile.host.orders.preconditions import Reservations, check
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
-from mikrom_reconcile.host.trials import Trials
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import ORDERS
 

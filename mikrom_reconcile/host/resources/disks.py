@@ -176,11 +176,11 @@ def _grow(path: Path, size: int) -> None:
 
 def _format(path: Path, size: int, give_up_at: float) -> None:
     """An empty file system in place of a file with nothing in it."""
-    from mikrom_reconcile.host.oci import disk  # noqa: PLC0415 - what few VMs need
+    from mikrom_reconcile.host.oci.rootdisk import format_empty  # noqa: PLC0415 - what few VMs need
 
     with _drafted(path) as draft:
         _grow(draft, size)
-        disk.format_empty(draft, give_up_at=give_up_at)
+        format_empty(draft, give_up_at=give_up_at)
 
 
 @contextmanager

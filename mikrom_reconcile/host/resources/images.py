@@ -24,7 +24,7 @@ from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import CachedFile, Stock
 from mikrom_reconcile.core.specs.images import is_container_image
-from mikrom_reconcile.host.oci import kernel
+from mikrom_reconcile.host.oci import unpack
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system import files, locks
@@ -59,8 +59,7 @@ class ImageCache:
         self._locks = state_dir / "locks"
         self._folders = folders or (self._folder,)
         self._max_bytes = max_mib * _MIB
-        self._registry_auth = registry_auth
-        self._registry_mirrors = registry_mirrors or {}
+        self._registry_auth, self._registry_mirrors = registry_auth, registry_mirrors or {}
 
     def hello(self) -> Path:
         """The demo guest's kernel, put into place if it is missing or not whole. Raises OSError."""
@@ -94,7 +93,7 @@ class ImageCache:
         if not unpacked:
             return path
         with path.open("rb") as content:
-            if not kernel.is_packed(content.read(VMMS.kernel_head_bytes)):
+            if not unpack.is_packed_kernel(content.read(VMMS.kernel_head_bytes)):
                 return path
         elf = path.with_name(f"{path.name}.elf")
         return self._once(file, elf, give_up_at, lambda: self._unpack(path, elf))
@@ -102,7 +101,7 @@ class ImageCache:
     def _unpack(self, packed: Path, elf: Path) -> None:
         if packed.stat().st_size > CONTAINER_IMAGES.kernel_bytes:
             raise FetchError("it is larger than any kernel")
-        write_whole(elf, kernel.unpacked(packed.read_bytes()))
+        write_whole(elf, unpack.kernel_in(packed.read_bytes()))
         elf.chmod(0o444)
 
     def part(self, file: PinnedFile, registry: Registry | None, *, give_up_at: float) -> Path:

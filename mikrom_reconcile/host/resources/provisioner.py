@@ -37,8 +37,7 @@ class Secrets:
         self, folders: tuple[Path, ...] = (), names: tuple[str, ...] = (), environ: Mapping[str, str] = os.environ
     ) -> None:
         self._folders = folders or (Path("/etc/mikrom/secrets"),)
-        self._names = names
-        self._environ = environ
+        self._names, self._environ = names, environ
 
     def resolved(self, value: Any) -> Any:
         """`value` with each reference in it replaced by its secret. Raises PermanentError."""
@@ -188,9 +187,7 @@ class GarbageCollector:
     """
 
     def __init__(self, host: str, images: ImageCache, records: Records) -> None:
-        self._host = host
-        self._images = images
-        self._records = records
+        self._host, self._images, self._records = host, images, records
         self._run_at = 0.0
 
     def run(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.dispatch.control_worker.page import Page
+from mikrom_reconcile.dispatch.control_worker.metrics import Page
 
 Get = Callable[..., tuple[str, dict[str, str], bytes]]
 

@@ -10,6 +10,7 @@ import pytest
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.snapshot import Snapshots
 from mikrom_reconcile.dispatch.control_worker.tasks import ControlTasks
+from mikrom_reconcile.dispatch.transport.rpc import ReplySender
 from tests.fleet import KEYS, Fleet
 from tests.unit.control.test_signers import WEB, Signed
 
@@ -33,7 +34,14 @@ def control(fleet: Fleet, repository: Signed, state: str, **more: str) -> Contro
     settings = fleet.settings(MIKROM_SPECS=place, MIKROM_STATE_DIR=str(fleet.folder / state), **more)
     nobody = lambda: pytest.fail("it plans")  # noqa: E731
     return ControlTasks(
-        fleet.redis, KEYS, settings, nobody, wiring.make_source(settings), nobody, Snapshots(nobody, {}, "")
+        fleet.redis,
+        KEYS,
+        settings,
+        ReplySender(fleet.redis, KEYS, "control"),
+        nobody,
+        wiring.make_source(settings),
+        nobody,
+        Snapshots(nobody, {}, ""),
     )
 
 

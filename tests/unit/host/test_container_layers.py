@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from mikrom_reconcile.host.oci import disk, rootdisk
+from mikrom_reconcile.host.oci import rootdisk
 from mikrom_reconcile.host.oci.layers import Budget, apply
 from mikrom_reconcile.host.oci.manifests import ContainerImage, Layer, Process
 from mikrom_reconcile.host.oci.tree import Tree
@@ -267,7 +267,7 @@ def test_a_disk_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_host_without_mke2fs_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "_PATH", str(tmp_path))
+    monkeypatch.setattr(rootdisk, "_SEARCHED", str(tmp_path))
     image = ContainerImage(process=Process(cmd=("x",)), layers=(layer(tar(entry("a", b"x"))),))
     with pytest.raises(FetchError, match="install e2fsprogs"):
         rootdisk.build(image, tmp_path / "disk", max_bytes=MAX_BYTES, give_up_at=time.monotonic() + 60)

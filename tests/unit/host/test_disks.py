@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Boot, Drive, PinnedFile, RootDisk, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.host.oci import disk
+from mikrom_reconcile.host.oci import rootdisk
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import Disks
 from mikrom_reconcile.system.download import FetchError
@@ -169,7 +169,7 @@ def test_what_is_in_a_drive_is_never_formatted(disks: Disks, tmp_path: Path) -> 
 def test_a_host_without_mke2fs_says_so_and_leaves_no_drive(
     disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_PATH", str(tmp_path))
+    monkeypatch.setattr(rootdisk, "_SEARCHED", str(tmp_path))
     with pytest.raises(FetchError, match="mke2fs, which makes ext4 file systems, is not installed here"):
         disks.prepare(mounted(), None)
     assert files(tmp_path) == {}

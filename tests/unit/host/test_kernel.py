@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mikrom_reconcile.core.model.desired import PinnedFile
-from mikrom_reconcile.host.oci import kernel
+from mikrom_reconcile.host.oci import unpack
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.system.download import FetchError
 
@@ -49,13 +49,13 @@ def with_size(packer: str, payload: bytes, size: int = len(ELF)) -> bytes:
 @pytest.mark.parametrize("packer", PACKERS)
 def test_a_kernel_is_unpacked_however_it_was_packed(packer: str) -> None:
     image = bzimage(with_size(packer, packed(packer)))
-    assert kernel.is_packed(image[:600])
-    assert kernel.unpacked(image) == ELF
+    assert unpack.is_packed_kernel(image[:600])
+    assert unpack.kernel_in(image) == ELF
 
 
 def test_what_is_no_bzimage_is_left_alone() -> None:
-    assert not kernel.is_packed(ELF[:600])
-    assert not kernel.is_packed(b"short")
+    assert not unpack.is_packed_kernel(ELF[:600])
+    assert not unpack.is_packed_kernel(b"short")
 
 
 @pytest.mark.needs("gzip", "xz", "zstd", "lz4")
@@ -71,7 +71,7 @@ def test_a_kernel_that_is_cut_off_or_changed_is_refused(packer: str) -> None:
         bzimage(payload[:-4] + struct.pack("<I", 1 << 31)),
     ):
         with pytest.raises(FetchError) as caught:
-            kernel.unpacked(broken)
+            unpack.kernel_in(broken)
         assert caught.value.lasting
 
 
@@ -97,7 +97,7 @@ def test_a_kernel_that_is_cut_off_or_changed_is_refused(packer: str) -> None:
 )
 def test_a_kernel_that_makes_no_sense_says_so(image: bytes, message: str) -> None:
     with pytest.raises(FetchError, match=message):
-        kernel.unpacked(image)
+        unpack.kernel_in(image)
 
 
 @pytest.mark.needs("gzip")

@@ -21,7 +21,7 @@ from benchmarks.starts import processes_of
 from mikrom_reconcile.core.model.desired import Machine, NetworkInterface, Policy, VMSpec
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.select import (
-    find_firecracker,
+    find,
     find_jailer,
     jail_problem,
     kvm_problem,
@@ -38,7 +38,7 @@ _WHAT = "a microVM by the driver | by bare calls"
 def measure() -> Iterator[Row]:
     """Milliseconds from nothing to a running guest, and back to nothing."""
     settings = load()
-    binary = find_firecracker(settings.firecracker, settings.state_dir)
+    binary = find("firecracker", settings.firecracker, settings.state_dir)
     jailer = find_jailer(settings.jailer, binary, settings.state_dir) if binary else None
     problem = kvm_problem() or jail_problem(settings.state_dir) or (None if jailer else "no jailer was found")
     if problem or binary is None:

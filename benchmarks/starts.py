@@ -19,7 +19,7 @@ from statistics import median
 from benchmarks.rows import Goal, Row
 from benchmarks.scratch import scratch
 from benchmarks.startup import MIKROM
-from mikrom_reconcile.host.drivers.select import find_firecracker, kvm_problem
+from mikrom_reconcile.host.drivers.select import find, kvm_problem
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import load
 
@@ -43,7 +43,7 @@ Rates = tuple[float, float]
 def measure() -> Iterator[Row]:
     """Starts a second: of the whole command, and of that part of it in which VMMs are started."""
     settings = load()
-    binary = find_firecracker(settings.firecracker, settings.state_dir)
+    binary = find("firecracker", settings.firecracker, settings.state_dir)
     problem = kvm_problem() or (None if binary else "no firecracker was found")
     if problem or binary is None:
         yield Row(what=f"{VMS} microVMs: {problem}", ours="not measured", goal=GOAL)

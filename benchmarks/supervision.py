@@ -23,7 +23,7 @@ from benchmarks.rows import Goal, Row, used_cpu_s
 from benchmarks.scratch import scratch
 from benchmarks.starts import kill_all
 from benchmarks.startup import MIKROM
-from mikrom_reconcile.host.drivers.select import find_firecracker, kvm_problem
+from mikrom_reconcile.host.drivers.select import find, kvm_problem
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import load
 
@@ -97,7 +97,7 @@ class Fleet:
 def measure() -> Iterator[Row]:
     """Single deaths and the death of all, with Redis and without; and what the waiting costs."""
     settings = load()
-    binary = find_firecracker(settings.firecracker, settings.state_dir)
+    binary = find("firecracker", settings.firecracker, settings.state_dir)
     problem = kvm_problem() or (None if binary else "no firecracker was found")
     if problem or binary is None:
         yield Row(what=f"time to life of {VMS} microVMs: {problem}", ours="not measured", goal=GOAL)

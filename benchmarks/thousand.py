@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.rows import Row
 from benchmarks.starts import kill_all, processes_of
 from benchmarks.startup import MIKROM
-from mikrom_reconcile.host.drivers.select import find_firecracker, kvm_problem
+from mikrom_reconcile.host.drivers.select import find, kvm_problem
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import load
 
@@ -43,7 +43,7 @@ spec:
 def measure() -> Iterator[Row]:
     """Rates of each deed, and memory of the process and of a VM."""
     settings = load()
-    binary = find_firecracker(settings.firecracker, settings.state_dir)
+    binary = find("firecracker", settings.firecracker, settings.state_dir)
     problem = kvm_problem() or (None if binary else "no firecracker was found")
     if problem or binary is None:
         yield Row(what=f"{VMS} microVMs: {problem}", ours="not measured")

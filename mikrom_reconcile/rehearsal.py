@@ -37,15 +37,12 @@ class VirtualClock(Clock):
         self._since, self.at_s, self.began_at = super().now(), 0.0, 0.0
 
     def now(self) -> datetime:
-        """When it is."""
         return self._since + timedelta(seconds=self.at_s)
 
     def monotonic(self) -> float:
-        """The seconds since it began."""
         return self.at_s
 
     def sleep(self, seconds: float) -> None:
-        """Go on to then."""
         self.at_s += seconds
 
 
@@ -58,7 +55,6 @@ class RehearsedDriver(SimulatedDriver):
         self._host, self._clock, self._told, self._fails = host, clock, told, fails
 
     def observe(self, record: VMRecord) -> VMMFacts:
-        """As it is recorded, if it runs."""
         if (since_s := self.up.get(record.vm)) is None:
             return VMMFacts(status="none", end="clean")
         status: Literal["running", "paused"] = "paused" if record.state == "paused" else "running"
@@ -124,11 +120,9 @@ class RehearsedHosts(LocalHosts):
         return begin_s <= self.clock.at_s < end_s
 
     def names(self, *, unreachable: bool = True) -> tuple[str, ...]:
-        """Those of the rehearsal."""
         return tuple(host for host in sorted(self._agents) if unreachable or not self.is_dark(host))
 
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:  # noqa: ARG002
-        """At once."""
         for host, query in queries.items():
             if host not in self._agents or self.is_dark(host):
                 yield HostView(host=host, error="is dark in this rehearsal")
@@ -137,7 +131,6 @@ class RehearsedHosts(LocalHosts):
             yield HostView(host=host, report=msgspec.structs.replace(report, capacity=self._capacity[host]))
 
     def execute(self, orders: Iterable[Order], *, forks: int, deadline_s: float) -> Iterator[ActionOutcome]:  # noqa: ARG002
-        """Each is carried out when it ends."""
         slots: dict[str, list[float]] = {}
         timed = []
         for number, order in enumerate(orders):

@@ -111,7 +111,7 @@ def _kvm(settings: Settings) -> Check:
 def _firecracker(settings: Settings) -> Check:
     remedy = "put a Firecracker release on PATH or name it in MIKROM_FIRECRACKER; `make apply` fetches one to try"
     try:
-        binary = select.find_firecracker(settings.firecracker, settings.state_dir)
+        binary = select.find("firecracker", settings.firecracker, settings.state_dir)
         if binary is None:
             return _missing(settings)("no firecracker binary was found", remedy)
         version, digest = select.version_of(binary), hashlib.sha256(binary.read_bytes()).hexdigest()

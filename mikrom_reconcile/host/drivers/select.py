@@ -38,7 +38,7 @@ def choice_of(settings: Settings) -> Choice:
         return Choice(driver="simulated")
     problem = ""
     if settings.driver != "qemu":
-        firecracker = find_firecracker(settings.firecracker, settings.state_dir)
+        firecracker = find("firecracker", settings.firecracker, settings.state_dir)
         problem = kvm_problem() or ("" if firecracker else "no firecracker binary was found")
         if firecracker and not problem:
             return Choice(driver="firecracker", binary=firecracker, jailer=_wanted_jailer(settings, firecracker))
@@ -64,17 +64,10 @@ def _wanted_jailer(settings: Settings, firecracker: Path) -> Path | None:
     return jailer
 
 
-def find_firecracker(named: str | None, state_dir: Path) -> Path | None:
-    """The binary: `named` (MIKROM_FIRECRACKER), else the first on PATH, else the one that `make apply` fetched. Raises
-    SetupError when `named` is no program: whoever names one does not want another.
-    """
-    return _found("firecracker", named, state_dir)
-
-
 def find_jailer(named: str | None, firecracker: Path, state_dir: Path) -> Path | None:
     """The jailer: `named` (MIKROM_JAILER), else that beside the Firecracker, else as Firecracker is looked for."""
     beside = firecracker.with_name("jailer")
-    return beside if named is None and _is_program(beside) else _found("jailer", named, state_dir)
+    return beside if named is None and _is_program(beside) else find("jailer", named, state_dir)
 
 
 def find_qemu() -> Path | None:
@@ -83,7 +76,10 @@ def find_qemu() -> Path | None:
     return None if found is None else Path(found).absolute()
 
 
-def _found(name: str, named: str | None, state_dir: Path) -> Path | None:
+def find(name: str, named: str | None, state_dir: Path) -> Path | None:
+    """A binary: `named` (MIKROM_FIRECRACKER), else the first on PATH, else the one that `make apply` fetched. Raises
+    SetupError when `named` is no program: whoever names one does not want another.
+    """
     if named is not None:
         if not _is_program(path := Path(named).absolute()):
             raise SetupError(f"MIKROM_{name.upper()}={named} is not a program: correct or unset it")

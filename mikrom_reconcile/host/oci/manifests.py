@@ -124,8 +124,8 @@ def manifest_in(index: Document) -> Descriptor:
     raise FetchError(f"it is not there for {wanted}, which VMs here run; it is for {there}")
 
 
-def config_of(content: bytes) -> Config:
-    """The configuration of an image that can run here. Raises FetchError."""
+def config_of(content: bytes, layers: int) -> Config:
+    """The configuration of an image of so many layers that can run here. Raises FetchError."""
     config = decoded(content, Config)
     if (config.os, config.architecture) != (OS, ARCHITECTURE):
         what = f"it is for {config.os or '?'}/{config.architecture or '?'}"
@@ -133,18 +133,18 @@ def config_of(content: bytes) -> Config:
     if len(config.rootfs.diff_ids) > CONTAINER_IMAGES.layers:
         message = f"it has {len(config.rootfs.diff_ids)} layers, more than the {CONTAINER_IMAGES.layers} that are taken"
         raise FetchError(message)
+    if layers != len(config.rootfs.diff_ids):
+        counts = f"{layers} layers, and its configuration names {len(config.rootfs.diff_ids)}"
+        raise FetchError(f"its manifest has {counts}: it is broken")
     return config
 
 
-def layers_of(manifest: Document, config: Config) -> tuple[tuple[Descriptor, str], ...]:
-    """Each layer with its diff_id, the lowest first. Raises FetchError."""
+def layers_of(manifest: Document) -> tuple[Descriptor, ...]:
+    """The layers, the lowest first. Raises FetchError."""
     for layer in manifest.layers:
         if not _LAYER.fullmatch(layer.media_type):
             raise FetchError(f"it has a layer of the kind {layer.media_type}, which cannot be unpacked")
-    if len(manifest.layers) != len(config.rootfs.diff_ids):
-        counts = f"{len(manifest.layers)} layers, and its configuration names {len(config.rootfs.diff_ids)}"
-        raise FetchError(f"its manifest has {counts}: it is broken")
-    return tuple(zip(manifest.layers, config.rootfs.diff_ids, strict=True))
+    return manifest.layers
 
 
 def decoded(content: bytes, kind: type[_T]) -> _T:

@@ -6,8 +6,8 @@ import base64
 import hashlib
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -23,6 +23,7 @@ from mikrom_reconcile.host.oci.layers import Budget, opened_tar
 from mikrom_reconcile.host.oci.manifests import (
     INDEXES,
     MANIFESTS,
+    Config,
     ContainerImage,
     Layer,
     Process,
@@ -196,16 +197,18 @@ def _assembled(sha256: str, path_of: Callable[[str, str], Path]) -> ContainerIma
         manifest = document_of(_read(path_of("manifests", manifests.manifest_in(manifest).sha256)))
     if manifest.config is None:
         raise FetchError("its index leads to another index")
-    config = config_of(_read(path_of("blobs", manifest.config.sha256)))
-    layers = [
-        Layer(diff_id=diff_id, opened=partial(_opened, path_of("blobs", layer.sha256)))
-        for layer, diff_id in manifests.layers_of(manifest, config)
-    ]
-    return ContainerImage(process=config.config or Process(), layers=tuple(layers))
+    layers = manifests.layers_of(manifest)
+    config = config_of(_read(path_of("blobs", manifest.config.sha256)), len(layers))
+    return _image(config, (partial(_opened, path_of("blobs", layer.sha256)) for layer in layers))
 
 
 def _opened(path: Path) -> BinaryIO:
     return path.open("rb")
+
+
+def _image(config: Config, opened: Iterable[Callable[[], AbstractContextManager[BinaryIO]]]) -> ContainerImage:
+    layers = (Layer(diff_id=diff_id, opened=each) for diff_id, each in zip(config.rootfs.diff_ids, opened, strict=True))
+    return ContainerImage(process=config.config or Process(), layers=tuple(layers))
 
 
 def _read(path: Path) -> bytes:
@@ -220,15 +223,9 @@ def _saved_image(archive: Path, max_bytes: int) -> ContainerImage:
         images = manifests.decoded(_content(tar, "manifest.json"), tuple[Saved, ...])
         if len(images) != 1:
             raise FetchError(f"the file has {len(images)} images: save one alone")
-        config = config_of(_content(tar, images[0].config))
-    names = images[0].layers
-    if len(names) != len(config.rootfs.diff_ids):
-        raise FetchError("its manifest and its configuration differ in the number of layers")
-    layers = [
-        Layer(diff_id=diff_id, opened=partial(_saved_layer, archive, name, max_bytes))
-        for name, diff_id in zip(names, config.rootfs.diff_ids, strict=True)
-    ]
-    return ContainerImage(process=config.config or Process(), layers=tuple(layers))
+        names = images[0].layers
+        config = config_of(_content(tar, images[0].config), len(names))
+    return _image(config, (partial(_saved_layer, archive, name, max_bytes) for name in names))
 
 
 @contextmanager

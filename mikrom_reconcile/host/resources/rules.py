@@ -3,13 +3,16 @@
 Each rule is a chain as a whole, or an element of a set or a map, in the tables that have the name of the bridge: in
 family `bridge` what a guest may send, in family `ip` what may be routed. Names begin with the field that a rule serves.
 What is a VM's own names its tap. Chains that differ between VMs have a hash of what they say in their names, so that
-VMs which change one by one each have their own (docs/adr/0050).
+VMs which change one by one each have their own (docs/adr/0050). Chains that all interfaces of a bridge share stand in
+`rules.nft`.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
+from string import Template
 from typing import Final
 
 from mikrom_reconcile.core.model.desired import Egress, NetworkInterface
@@ -30,6 +33,11 @@ SETS: Final = {
 }
 """Where there are elements, and how that begins."""
 
+_SHARED = {
+    chain.partition("\n")[0].split()[-1]: Template(chain)
+    for chain in Path(__file__).with_name("rules.nft").read_text("utf-8").strip().split("\n\n")[1:]
+}
+
 _TAP = re.compile(r"mk[0-9a-f]{12}(?![0-9a-f])")
 
 
@@ -47,32 +55,30 @@ def field_of(rule: str) -> str:
 def rules_of(nic: NetworkInterface, *, bridge: str, tap: str, mac: str, ip: str | None) -> frozenset[str]:
     """All that an interface wants."""
     masquerade = f'ip saddr {nic.cidr} oifname != "{bridge}" masquerade'
-    nat = (_named("nat", _HOOK.format("nat", "postrouting", 100), masquerade),) if nic.nat else ()
+    nat = (_named("nat", "type nat hook postrouting priority 100; policy accept;", masquerade),) if nic.nat else ()
     guard = _guard(nic, bridge, tap, mac, ip) if ip and nic.guard else ()
     return frozenset((*nat, *guard, *(_published(nic.publish, bridge, tap, ip) if ip and nic.publish else ())))
 
 
 def _guard(nic: NetworkInterface, bridge: str, tap: str, mac: str, ip: str) -> Iterator[str]:
-    host, beyond, *ways = _judged(bridge, nic.host_access, nic.egress, nic.isolation)
-    yield from (_SENT, host, beyond, *ways)
+    host, beyond = _judged(bridge, nic.host_access, nic.egress, nic.isolation)
+    yield from (*_shared(bridge, "guard_sent", "guard_input", "guard_forward"), host, beyond)
     yield f'bridge guard_taps "{tap}"'
     yield f'bridge guard_own "{tap}" . {mac} . {ip}'
     for name, chain in (("guard_host", host), ("guard_beyond", beyond)):
         yield f'ip {name} {ip} comment "{tap}" : goto {chain.split()[2]}'
     if nic.isolation:
-        yield from (_ISOLATION, f'bridge isolation "{tap}"')
+        yield from (*_shared(bridge, "isolation_forward"), f'bridge isolation "{tap}"')
 
 
 @lru_cache(maxsize=256)
-def _judged(bridge: str, host_access: tuple[str, ...], egress: Egress, isolation: bool) -> tuple[str, ...]:  # noqa: FBT001
-    """The chains of what may reach the host and what may go beyond it, and those by which packets get there. Answers
-    pass, so that a host can check its guests. What a guest began is judged packet by packet, so that a change ends what
-    it forbids.
+def _judged(bridge: str, host_access: tuple[str, ...], egress: Egress, isolation: bool) -> tuple[str, str]:  # noqa: FBT001
+    """The chains of what may reach the host and what may go beyond it. Answers pass before, so that a host can check
+    its guests. What a guest began is judged packet by packet, so that a change ends what it forbids.
     """
     ports = (f"{protocol} dport {port} accept" for port, protocol in map(port_of, host_access))
     destinations = (f"{_matched(text)}accept" for text in egress.allow)
     to_each_other, to_others = "drop" if isolation else "accept", "drop" if egress.default == "deny" else "accept"
-    answers, address = f'iifname "{bridge}" ct direction reply accept', f'iifname "{bridge}" ip saddr vmap'
     return (
         _named("host_access" if host_access else "guard_host", "icmp type echo-request accept", *ports, "drop"),
         _named(
@@ -82,8 +88,6 @@ def _judged(bridge: str, host_access: tuple[str, ...], egress: Egress, isolation
             "ip daddr 169.254.169.254 drop",
             to_others,
         ),
-        _chain("ip chain guard_input", _HOOK.format("filter", "input", 0), answers, f"{address} @guard_host"),
-        _chain("ip chain guard_forward", _HOOK.format("filter", "forward", 0), answers, f"{address} @guard_beyond"),
     )
 
 
@@ -101,20 +105,13 @@ def _published(publish: Mapping[str, int], bridge: str, tap: str, ip: str) -> It
     yield _chain(f"ip chain {name}", *(f"{protocol} dport {port} dnat to {ip}:{to}" for port, protocol, to in ports))
     for port, protocol, _ in ports:
         yield f"ip publish {protocol} . {port} : goto {name}"
-    to_local = "fib daddr type local meta l4proto . th dport vmap @publish"
-    yield _chain("ip chain publish_in", _HOOK.format("nat", "prerouting", -100), to_local)
-    yield _chain("ip chain publish_out", _HOOK.format("nat", "output", -100), to_local)
-    no_loopback = f'iifname "{bridge}" ip daddr 127.0.0.0/8 drop'  # it is led there, but from here alone
-    yield _chain("ip chain publish_loopback", _HOOK.format("filter", "prerouting", -300), no_loopback)
-    yield _chain(
-        "ip chain publish_back",
-        _HOOK.format("nat", "postrouting", 100),
-        f'oifname "{bridge}" ct status dnat ip saddr 127.0.0.0/8 masquerade',
-        f'iifname "{bridge}" oifname "{bridge}" ct status dnat masquerade',
-    )
+    # loopback is led there, but from here alone
+    yield from _shared(bridge, "publish_in", "publish_out", "publish_loopback", "publish_back")
 
 
-_HOOK = "type {} hook {} priority {}; policy accept;"
+@lru_cache(maxsize=256)
+def _shared(bridge: str, *names: str) -> tuple[str, ...]:
+    return tuple(_SHARED[name].substitute(bridge=bridge) for name in names)
 
 
 def _chain(name: str, *lines: str) -> str:
@@ -124,18 +121,3 @@ def _chain(name: str, *lines: str) -> str:
 def _named(field: str, *lines: str) -> str:
     """A chain of routed packets whose name follows from what it says."""
     return _chain(f"ip chain {field}_{blake2b(_chain(*lines).encode(), digest_size=4).hexdigest()}", *lines)
-
-
-_SENT = _chain(
-    "bridge chain guard_sent",
-    _HOOK.format("filter", "prerouting", -300),
-    "iifname . ether saddr . ip saddr @guard_own accept",
-    "iifname . ether saddr . arp saddr ip @guard_own iifname . arp saddr ether . arp saddr ip @guard_own accept",
-    "iifname @guard_taps drop",
-)
-_ISOLATION = _chain(
-    "bridge chain isolation_forward",
-    _HOOK.format("filter", "forward", 0),
-    "iifname @isolation drop",
-    "oifname @isolation drop",
-)

@@ -13,7 +13,7 @@ import pytest
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import End
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver, end_in
-from mikrom_reconcile.host.drivers.select import find_firecracker, version_of
+from mikrom_reconcile.host.drivers.select import find, version_of
 from mikrom_reconcile.host.drivers.vmm import StateLayout
 from mikrom_reconcile.host.errors import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.orders.next_record import next_record
@@ -99,20 +99,20 @@ def test_firecracker_is_the_named_one_or_on_path_or_below_the_state_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/nope")
-    assert find_firecracker(None, tmp_path) is None
+    assert find("firecracker", None, tmp_path) is None
     fetched = program(tmp_path / "state/bin/firecracker")
-    assert find_firecracker(None, tmp_path / "state") == fetched
+    assert find("firecracker", None, tmp_path / "state") == fetched
     installed = program(tmp_path / "bin/firecracker")
-    assert find_firecracker(None, tmp_path / "state") == installed
+    assert find("firecracker", None, tmp_path / "state") == installed
     named = program(tmp_path / "fc")
-    assert find_firecracker(str(named), tmp_path / "state") == named
+    assert find("firecracker", str(named), tmp_path / "state") == named
     assert version_of(named) == "Firecracker v9"
 
 
 def test_a_named_one_that_is_no_program_is_an_error_that_says_so(tmp_path: Path) -> None:
     program(tmp_path / "bin/firecracker")
     with pytest.raises(SetupError, match="MIKROM_FIRECRACKER=/nope is not a program"):
-        find_firecracker("/nope", tmp_path)
+        find("firecracker", "/nope", tmp_path)
 
 
 def test_a_binary_that_does_not_run_has_no_version(tmp_path: Path) -> None:

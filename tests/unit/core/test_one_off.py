@@ -120,6 +120,17 @@ def test_a_delete_does_not_guess_which_of_two_vms_of_one_name_is_meant() -> None
     assert [action.vm for action in planned("delete", ("web-001",), *rows).actions] == ["web-001"]
 
 
+@pytest.mark.parametrize(("tokens", "meant"), [((1, 2), "hv02"), ((2, 1), "hv01"), ((2, 2), "hv01")])
+def test_of_two_vms_of_one_name_the_newer_is_meant_and_of_equals_the_one_that_plans_keep(
+    tokens: tuple[int, int], meant: str
+) -> None:
+    rows = [
+        msgspec.structs.replace(row("web-000", token=token), host=host)
+        for token, host in zip(tokens, ("hv01", "hv02"), strict=True)
+    ]
+    assert [action.host for action in planned("stop", ("web-000",), *rows).actions] == [meant]
+
+
 def test_the_digest_differs_from_the_specs_only_where_the_state_does() -> None:
     there = row("web-000")
     (stop,) = planned("stop", ("web-000",), there).actions

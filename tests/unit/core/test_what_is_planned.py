@@ -296,6 +296,13 @@ def test_a_host_outside_the_inventory_is_asked_for_our_vms_and_not_who_else_has_
     assert requery_all(asked).queries["hv99"] == msgspec.structs.replace(asked.queries["hv99"], before=True)
 
 
+def test_who_else_has_a_name_is_asked_only_where_a_vm_is_to_be_made() -> None:
+    known = Placements(vms={"web-000": "hv01"}, covers=HOSTS)
+    for placements, is_asked in ((known, False), (Placements(), True)):
+        asked = prepare(specs_of(fleet("web", 1)), placements, here="localhost").queries
+        assert {query.others for query in asked.values()} == {is_asked}
+
+
 def test_actions_tell_hosts_what_the_inventory_allows_and_nothing_else() -> None:
     sized = INVENTORY.replace("hv01: {}", "hv01: {overcommit: {mem_size_mib: 2.0}}")
     files = (SourceFile(path="specs/all.yml", text=sized + PROJECT + fleet("web", 2)),)

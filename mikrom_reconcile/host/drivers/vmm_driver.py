@@ -201,7 +201,7 @@ class VMMDriver(Driver, ABC):
         with translate_errors(record.vm, doing):
             if vmm.find() is None:
                 raise TemporaryError("no VMM of it lives any more")
-            self._set_paused(vmm, min(deadline_s, self._answer_s), paused=paused)
+            self._set_paused(vmm, deadline_s, paused=paused)
 
     def update(self, record: VMRecord, *, deadline_s: float) -> None:
         """Change links that are there, and of a VMM that is to live what can be changed while its guest runs."""
@@ -209,7 +209,7 @@ class VMMDriver(Driver, ABC):
         with translate_errors(record.vm, "changing it while it runs"):
             self._provisioner.networks.prepare(record, give_up_at=time.monotonic() + deadline_s, only_mend=True)
             if record.state in WANTS_VMM and vmm.find() is not None:
-                self._update(record, vmm, min(deadline_s, self._answer_s))
+                self._update(record, vmm, deadline_s)
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, then SIGKILL; the socket, which a VMM may leave behind, is removed."""

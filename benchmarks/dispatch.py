@@ -7,7 +7,7 @@ code (`dispatch/celery_patches.py` says what that saves of Celery's own costs). 
 first does not count. CPU milliseconds are those of the worker and, after it, of the sender, for each action or no-op.
 
 The first row has its records in memory. The second has them on the disk that a real run would use: a create waits for
-it four times, in native threads, and with 32 under way it is the disk's rate that is seen. Its VMs are not removed
+it three times, in native threads, and with 32 under way it is the disk's rate that is seen. Its VMs are not removed
 between the rounds, for the reason in `scratch.py`.
 """
 

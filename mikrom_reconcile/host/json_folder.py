@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -14,7 +14,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import PermanentError, SetupError
-from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
+from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_over, write_whole
 from mikrom_reconcile.times_and_sizes import RECORDS
 
 T = TypeVar("T")
@@ -67,11 +67,12 @@ class JsonFolder(Generic[T]):
         envelope = _Envelope(format_version=_FORMAT_VERSION, checksum=_checksum(record), record=msgspec.Raw(record))
         content = msgspec.json.encode(envelope)
         draft = path.with_name(f"{vm}.{secrets.token_hex(4)}") if self._shared else path
+        put = partial(write_whole, or_before=or_before) if self._durable else write_over
         try:
-            write_whole(draft, content, durable=self._durable, or_before=or_before)
+            put(draft, content)
         except FileNotFoundError:
             make_folder(path.parent)
-            write_whole(draft, content, durable=self._durable, or_before=or_before)
+            put(draft, content)
         if draft != path:
             draft.replace(path)
 

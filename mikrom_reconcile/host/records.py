@@ -9,7 +9,7 @@
     proofs/<vm>.json            that it was healthy with the spec that it has (`checks.py`)
     tokens/<project>/<token>    the highest tokens seen, outside the VM folders so that they survive the last VM
     released/<project>/<ip>     an address whose VM is gone; when, says the file's time
-    locks/<vm>.action           held by whoever acts on the VM; goes with its record
+    locks/actions               of which whoever acts on a VM holds the byte of its name
     locks/worker                held by the one host worker with this state folder
 
 A record that cannot be read is an `UnreadableRecord` and says why: never an exception, and never taken for absent. A
@@ -67,9 +67,9 @@ class Records:
         """Hold the VM's action lock inside the block. Raises TemporaryError at once when somebody else does."""
         self._check_place()
         step = "taking its action lock"
-        path = self._locks / f"{checked_name(vm)}.action"
+        path = self._locks / "actions"
         try:
-            fd = locks.open_taken(path)
+            fd = locks.open_taken(path, checked_name(vm))
         except OSError as error:
             raise TemporaryError(f"cannot lock {path}: {error.strerror}", vm=vm, step=step) from error
         if fd is None:
@@ -77,8 +77,7 @@ class Records:
         try:
             yield
         finally:
-            # of a name that does not come back nothing stays
-            locks.give_back(fd, unlink=None if self._records.path(self.home_of(vm)).exists() else path)
+            locks.give_back(fd)
 
     def _check_place(self) -> None:
         """Raise SetupError once the state folder is another one than it was, or none: VMMs may run that it knows."""
@@ -105,6 +104,8 @@ class Records:
         its copy, and says so in `damage`.
         """
         found = _read(self._records, home)
+        if isinstance(found, UnreadableRecord):
+            found = _read(self._records, home)  # it may just have been written over
         if isinstance(found, VMRecord):
             return found
         kept = _read(self._copies, home)
@@ -153,7 +154,7 @@ class Records:
         vm, path = record.vm, self._records.path(record.home)
         record = msgspec.structs.replace(record, damage="", boot_id=boot_id())
         try:
-            if is_new := not path.parent.exists():
+            if is_new := not path.exists():
                 self._make_room_to_remove(record)
             self._link(record)
             self._records.write(record.home, record, or_before=or_before)

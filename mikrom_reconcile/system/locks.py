@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 
 from mikrom_reconcile.system.files import descriptor, make_folder
@@ -15,19 +16,22 @@ from mikrom_reconcile.system.files import descriptor, make_folder
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid
 
 
-def open_taken(path: Path) -> int | None:
-    """A descriptor that holds the lock until every duplicate is closed; None: somebody else has it. Raises OSError."""
+def open_taken(path: Path, name: str = "") -> int | None:
+    """A descriptor that holds the lock until every duplicate is closed; None: somebody else has it. Raises OSError. One
+    file has room for a lock of each `name`, or for one of its own.
+    """
     fd = _opened(path)
     is_ours = False
+    place = int.from_bytes(blake2b(name.encode(), digest_size=7).digest()) if name else 0
     try:
-        _control(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
+        _control(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, place, 1 if name else 0)
         is_ours = _is_at(path, fd)
     except BlockingIOError:  # EAGAIN; never EACCES on Linux
         return None
     finally:
         if not is_ours:
             os.close(fd)
-    return fd if is_ours else open_taken(path)
+    return fd if is_ours else open_taken(path, name)
 
 
 @contextmanager
@@ -71,8 +75,9 @@ def _opened(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _control(fd: int, command: int, kind: int) -> int:
-    answer: bytes = fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+def _control(fd: int, command: int, kind: int, start: int = 0, length: int = 0) -> int:
+    """No `length`: to the end, however far that is."""
+    answer: bytes = fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
     return int(_FLOCK.unpack(answer)[0])
 
 

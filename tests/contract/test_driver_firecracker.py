@@ -352,7 +352,7 @@ def test_a_disk_that_is_full_when_the_vmm_is_written_down_leaves_no_vmm(
         raise OSError(28, "No space left on device", "proc.json")
 
     with monkeypatch.context() as patched:
-        patched.setattr("mikrom_reconcile.host.drivers.vmm.write_whole", full)
+        patched.setattr("mikrom_reconcile.host.drivers.vmm.write_over", full)
         with pytest.raises(TemporaryError, match="No space left on device"):
             real.driver.start(RECORD, deadline_s=DEADLINE_S)
     assert real.all_pids() == []

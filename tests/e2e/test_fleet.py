@@ -378,7 +378,7 @@ def test_a_stalled_disk_makes_no_worker_look_dead(
     stall.touch()
     orders = [order("create", f"vm-{number}", host=HERE) for number in range(20)]
     told = background(lambda: list(side.hosts.execute(orders, forks=20, deadline_s=40)))
-    wait_until((fleet.folder / "state" / "locks" / "vm-1.action").exists, "vm-1 to be begun")
+    wait_until((fleet.folder / "state" / "vms" / "vm-1").exists, "vm-1 to be begun")
     lived_ms = lives_ms()
     wait_until(lambda: lives_ms() > lived_ms, "its next heartbeat, which is due every five seconds")
     assert ping() == {f"host@{HERE}": {"ok": "pong"}}

@@ -40,7 +40,7 @@ class Node:
         self.data = b""
         self.synced = b""
         self.at = at
-        self.locked_by: Open | None = None
+        self.locked_by: dict[int, Open] = {}  # by where the range begins
 
 
 class Open:
@@ -49,6 +49,10 @@ class Open:
     def __init__(self, disk: Disk, node: Node, path: str, process: Process | None) -> None:
         self.disk, self.node, self.path, self.process = disk, node, path, process
         self.place = 0
+
+    def unlock(self) -> None:
+        locks = self.node.locked_by
+        self.node.locked_by = {start: holder for start, holder in locks.items() if holder is not self}
 
 
 class Entry(NamedTuple):
@@ -115,7 +119,7 @@ class Disk:
                     # a block that was written over is old or new; what never was on disk may be there in part
                     part = child.synced or child.data[: chance.randint(0, len(child.data))]
                     child.data = child.synced = chance.choice([child.data, child.synced, part])
-                child.locked_by = None
+                child.locked_by = {}
                 walk(child)
 
         walk(self._root)
@@ -169,8 +173,8 @@ class Disk:
 
     def close(self, fd: int) -> None:
         opened = self.opened.pop(fd, None)
-        if opened is not None and opened.node.locked_by is opened:
-            opened.node.locked_by = None
+        if opened is not None:
+            opened.unlock()
 
     def read(self, fd: int, size: int) -> bytes:
         opened = self.opened[fd]
@@ -206,12 +210,16 @@ class Disk:
     def lock(self, fd: int, command: int, packed: bytes) -> bytes:
         opened, node = self.opened[fd], self.opened[fd].node
         kind, *rest = _FLOCK.unpack(packed)
-        is_free = node.locked_by in {None, opened}
+        start = rest[1]
+        is_free = node.locked_by.get(start, opened) is opened
         if command == fcntl.F_OFD_GETLK:
             return _FLOCK.pack(fcntl.F_UNLCK if is_free else fcntl.F_WRLCK, *rest)
         if not is_free:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        node.locked_by = None if kind == fcntl.F_UNLCK else opened
+        if kind == fcntl.F_UNLCK:
+            opened.unlock()
+        else:
+            node.locked_by[start] = opened
         return packed
 
     def stat_of(self, node: Node) -> Stat:

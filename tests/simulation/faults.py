@@ -138,7 +138,7 @@ def record_is_edited(world: World) -> None:
         machine, vmm = found
         place, copy = (f"{machine.state_dir}/{name}" for name in (f"vms/{vmm.vm}/record.json", f"copies/{vmm.vm}.json"))
         record, kept = machine.disk.find(place), machine.disk.find(copy)
-        if record is not None and kept is not None and record.data == kept.data == kept.synced:
+        if record is not None and kept is not None and record.data.rstrip() == kept.data == kept.synced:
             machine.edited.add(vmm.vm)
             record.data = record.data.replace(b"running", b"stopped")
 

@@ -125,10 +125,13 @@ def _parsed(lookup: re.Match[str]) -> tuple[str, str]:
 
 def walk(value: Any, place: Pointer = ()) -> Iterator[tuple[Pointer, Any]]:
     """A value and every value inside of it, each with its place."""
-    yield place, value
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for step, item in inside:
-        yield from walk(item, (*place, step))
+    left = [(place, value)]
+    while left:
+        place, value = left.pop()
+        yield place, value
+        if isinstance(value, dict | list):
+            steps = value if isinstance(value, dict) else range(len(value))
+            left += [((*place, step), value[step]) for step in reversed(steps)]
 
 
 def dig(values: Any, path: Iterable[Any], default: Any = None) -> Any:

@@ -324,11 +324,13 @@ def _template(
     fields = merged({}, fleet.template)
     for number in numbers:
         fields = merged(fields, fleet.overrides[number].fields)
-    fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
-    variables_used = names_in(fields)
+    if own:
+        fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
+    looks_up = "${" in repr(fields)  # most do not: this spares two walks
+    variables_used: frozenset[str] = names_in(fields) if looks_up else frozenset()
     if variables_used:
         variables_used |= shared | names_in(dict(fleet.vars))  # through one variable, others
-    else:
+    elif looks_up:
         fields = Scope().resolve(fields)  # $${ stands for ${ here, too
     interfaces = fields.get("network_interfaces", {}).values()
     ports = frozenset(port_name(text) for nic in interfaces for text in nic.get("publish", ()))

@@ -34,7 +34,8 @@ def vm_problems(spec: VMSpec, images: Collection[str], networks: Mapping[str, Ne
     yield from references
     if not references:
         for check in CHECKS:
-            yield from ((path, message, "") for path, message in check(spec))
+            for path, message in check(spec):
+                yield path, message, ""
 
 
 def unsupported(spec: VMSpec) -> str | None:
@@ -122,7 +123,7 @@ def _mounts(spec: VMSpec) -> Problems:
 
 def _zero_bytes(spec: VMSpec) -> Problems:
     for word in ("command", "env"):
-        if b"\\u0000" in msgspec.json.encode(getattr(spec, word)):
+        if (said := getattr(spec, word)) and b"\\u0000" in msgspec.json.encode(said):
             yield (word,), f"{word} has a zero byte, which ends a word for every program"
 
 
@@ -207,7 +208,7 @@ def _boot_args_with_devices(spec: VMSpec) -> Problems:
 
 
 def _mmds_size(spec: VMSpec) -> Problems:
-    size = len(msgspec.json.encode(spec.mmds))
+    size = len(msgspec.json.encode(spec.mmds)) if spec.mmds else 0
     if size > SPECS.metadata_bytes:
         yield ("mmds",), f"mmds has {size} bytes as JSON; Firecracker takes {SPECS.metadata_bytes}"
 
@@ -236,7 +237,8 @@ def _checks(spec: VMSpec) -> Problems:
 
 
 def _secrets(spec: VMSpec) -> Problems:
-    for place, value in walk({"mmds": spec.mmds, "env": spec.secret_env}):
+    said = {"mmds": spec.mmds, "env": spec.secret_env}
+    for place, value in walk(said) if any(said.values()) else ():
         if not isinstance(value, dict) or SECRET_REF not in value:
             continue
         path, reference = (*place, SECRET_REF), value[SECRET_REF]

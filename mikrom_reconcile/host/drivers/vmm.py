@@ -24,7 +24,7 @@ from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, remove_jail
 from mikrom_reconcile.host.errors import VMMError, translate_errors
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import locks, processes
-from mikrom_reconcile.system.files import make_folder, read_json, tail, write_whole
+from mikrom_reconcile.system.files import make_folder, read_json, tail, write_over
 from mikrom_reconcile.times_and_sizes import RECORDS, VMMS
 
 C = TypeVar("C", bound=Connection)
@@ -205,7 +205,7 @@ class VMM:
         for path in (self.paths.socket, self.paths.vsock, self.paths.pidfile):
             path.unlink(missing_ok=True)
         if self.paths.process.exists():  # the file stays: on a full disk there may be no room for another
-            write_whole(self.paths.process, b"null", durable=False)
+            write_over(self.paths.process, b"null")
         remove_jail(self.paths)
 
     def _make_files(self, command: Command) -> int:
@@ -228,7 +228,7 @@ class VMM:
             driver=self._driver,
             console_at=console_at,
         )
-        write_whole(self.paths.process, msgspec.json.encode(self._process), durable=False)
+        write_over(self.paths.process, msgspec.json.encode(self._process))
 
     def kill_and_clean(self) -> None:
         """End a VMM that did not come up and remove what it left, unless somebody has already started another."""

@@ -92,7 +92,7 @@ class Executor:
         was = order.action.moved_from or vm
         with self._records.lock(vm), self._records.lock(was) if was != vm else nullcontext():
             found, tombstone, highest = self._records.read(vm), None, self._records.highest_token(project)
-            found = self._records.read(was) if found is None else found
+            found = self._records.read(was) if found is None and was != vm else found
             if order.token > highest:
                 try:
                     self._records.advance_token(project, order.token)
@@ -100,21 +100,20 @@ class Executor:
                     message = f"cannot keep token {order.token} of {project}: {error.strerror}; nothing was changed"
                     raise TemporaryError(message, vm=vm, step="fencing off older runs") from error
             if found is None:
-                with suppress(OSError):  # whoever writes next will say it
-                    self._records.clear(vm)
                 tombstone = self._records.tombstone(vm)
             ending = rejection_of(order, found, tombstone=tombstone, highest_token=highest)
             if ending is None:
                 assert not isinstance(found, UnreadableRecord), "an unreadable record is rejected"  # noqa: S101
-                ending = self._carry_out(order, found)
+                ending = self._carry_out(order, found, tombstone)
             return ending if ending.observed else replace(ending, observed=self._observe(vm))
 
-    def _carry_out(self, order: Order, found: VMRecord | None) -> Ending:
+    def _carry_out(self, order: Order, found: VMRecord | None, tombstone: VMRecord | None) -> Ending:
         if found and loses_disks(order.action, found) and (why := self.approvers.objection(order)):
             return Ending(result="failed_permanent", error=f"{order.action.vm} would lose its data: {why}")
         run = ActionRun(
             order=order,
             found=found,
+            tombstone=tombstone,
             driver=self._driver,
             records=self._records,
             clock=self._clock,

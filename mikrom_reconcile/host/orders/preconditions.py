@@ -49,15 +49,15 @@ class Reservations:
         limit_mib = self._mem_size_mib if limit_mib is None else limit_mib
         with self._lock:
             self._count()
-            others = {other: mib for other, mib in self._mib.items() if other != vm}
-            left = limit_mib - sum(others.values())
-            if need_mib <= left or need_mib <= self._mib.get(vm, 0):  # what was promised is kept
+            own_mib = self._mib.get(vm, 0)
+            left, others = limit_mib - sum(self._mib.values()) + own_mib, len(self._mib) - (vm in self._mib)
+            if need_mib <= left or need_mib <= own_mib:  # what was promised is kept
                 self._mib[vm] = self._pending_mib[vm] = need_mib
                 return ""
         return (
             f"it needs {need_mib} MiB and {max(0, left)} MiB are left: of {limit_mib} MiB that"
             f" {'the host has' if limit_mib == self._mem_size_mib else 'the inventory allows'},"
-            f" {limit_mib - left} are promised to {len(others)} other VMs"
+            f" {limit_mib - left} are promised to {others} other VMs"
         )
 
     def claim(self, vm: str, wanted: Claims) -> str:

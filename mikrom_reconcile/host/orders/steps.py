@@ -39,12 +39,13 @@ def no_seam(vm: str, step: str) -> None:
 @dataclass(kw_only=True, eq=False)
 class ActionRun:
     """One order being carried out, under the VM's action lock. `found` is the record before it, `ordered` the one that
-    it asks for, `record` what is on disk now; None for none. `seen` is what the last step verified, `note` what has to
-    be said of how it was done.
+    it asks for, `record` what is on disk now; None for none, of which there may be a `tombstone`. `seen` is what the
+    last step verified, `note` what has to be said of how it was done.
     """
 
     order: Order
     found: VMRecord | None
+    tombstone: VMRecord | None
     driver: Driver
     records: Records
     clock: Clock
@@ -54,11 +55,12 @@ class ActionRun:
 
     def __post_init__(self) -> None:
         self.record = self.found
-        tombstone = self.records.tombstone(self.order.action.vm) if self.found is None else None
         home = self.records.new_home(self.order.action.vm) if self.found is None else self.found.made_as
         trial, vm, now = self.found.trial if self.found else None, self.order.action.vm, self.clock.now()
         proven = trial is not None and Trials(self.records.state_dir).proof_of(vm, trial) is not None
-        self.ordered = next_record(self.order, self.found, tombstone=tombstone, made_as=home, now=now, proven=proven)
+        self.ordered = next_record(
+            self.order, self.found, tombstone=self.tombstone, made_as=home, now=now, proven=proven
+        )
         self._began_s = self.clock.monotonic()
         self._may_have_started = False
 

@@ -343,19 +343,15 @@ def test_the_action_lock_is_refused_at_once_while_somebody_holds_it(records: Rec
 def test_lock_files_go_with_what_they_are_for(records: Records, state: Path) -> None:
     with records.lock("web-000"):
         records.write(record_of())
-    assert (state / "locks/web-000.action").exists()
     for kept in ("web-000.vmm", "left-000.vmm", "left-000.action", "shop.lease", "worker"):
         (state / "locks" / kept).touch()
     held = locks.open_taken(state / "locks/stray-000.vmm")
     assert held is not None
     records.sweep()
     assert {path.name for path in (state / "locks").iterdir()} == {
-        "web-000.action", "web-000.vmm", "shop.lease", "worker", "stray-000.vmm",
+        "actions", "web-000.vmm", "shop.lease", "worker", "stray-000.vmm",
     }  # fmt: skip
     locks.give_back(held)
-    with records.lock("web-000"):
-        records.remove(record_of())
-    assert not (state / "locks/web-000.action").exists()
 
 
 def test_of_two_who_want_a_lock_whose_file_goes_one_has_it(tmp_path: Path) -> None:
@@ -390,7 +386,7 @@ def test_a_lock_that_the_system_cannot_give_is_told_and_leaves_no_descriptor(
     with pytest.raises(TemporaryError, match="No locks available"), records.lock("web-000"):
         pass
     # by name, not by number: what tests before left to the garbage is closed whenever it is collected
-    assert "web-000.action" not in {fd.resolve().name for fd in Path("/proc/self/fd").iterdir()}
+    assert "actions" not in {fd.resolve().name for fd in Path("/proc/self/fd").iterdir()}
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "A", "-a", "a-", "a" * 49, "a\n", "é"])

@@ -1,6 +1,4 @@
-"""What a change would do, in virtual time: real runs and real hosts, in a folder of their own, whose VMs go through the
-motions.
-"""
+"""What a change would do, in virtual time: real runs and hosts, in a folder of their own, whose VMs only pretend."""
 
 import heapq
 import logging

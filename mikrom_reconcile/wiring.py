@@ -45,9 +45,7 @@ def schema_text(name: str) -> str:
 
 
 def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None = None) -> SourceTree:
-    """The spec files below `paths`, MIKROM_SPECS or ./specs; `known` is not fetched again. Raises SourceError,
-    UsageError.
-    """
+    """The specs at `paths`, MIKROM_SPECS or ./specs; `known` is not fetched again. Raises SourceError, UsageError."""
     chosen = list(paths) or [settings.chosen_specs()]
     if not all(chosen):
         raise UsageError("an empty PATH names no specs; leave it out, or write . for this folder")

@@ -100,9 +100,8 @@ class Observer:
         """Each VM, and how long its VMM has lived, as they answer; those that have not by `until` as unreadable."""
         if not records:
             return
-        observe = partial(
-            self._observe, links=self._driver.links(), give_up_at=time.monotonic() + OBSERVING.begin_checks_s
-        )
+        begin_by = time.monotonic() + OBSERVING.begin_checks_s
+        observe = partial(self._observe, links=self._driver.links(), give_up_at=begin_by)
         until, waiting = max(until, time.monotonic() + OBSERVING.others_s), deque(records)
         under_way: dict[_Future, tuple[VMRecord, float]] = {}
         ended: queue.SimpleQueue[_Future] = queue.SimpleQueue()

@@ -157,9 +157,7 @@ class Child:
 
 
 def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
-    """Run the services until SIGINT, SIGTERM or SIGHUP; with `run`, apply the specs once when ready. Raises
-    MikromError.
-    """
+    """Run the services until SIGINT, SIGTERM or SIGHUP; with `run`, apply the specs when ready. Raises MikromError."""
     chosen = private_settings(settings)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -219,9 +219,7 @@ def _aligned(length: int) -> int:
 
 
 def make_tap(name: str, *, owner: int | None = None) -> None:
-    """Make a tap that stays; with an `owner`, let that user open one that is there and nobody has open. Raises
-    OSError.
-    """
+    """Make a tap that stays; with an `owner`, let that user open one that nobody else has open. Raises OSError."""
     with descriptor("/dev/net/tun", os.O_RDWR) as tap:
         fcntl.ioctl(tap, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS))
         fcntl.ioctl(tap, *((_TUNSETPERSIST, 1) if owner is None else (_TUNSETOWNER, owner)))

@@ -156,11 +156,7 @@ def spawn(argv: tuple[str, ...], *, stdin: int, output: int) -> int:
         argv[0],
         argv,
         {},  # ours may hold the broker's password, and /proc/PID/environ is there for as long as the child lives
-        file_actions=[
-            (os.POSIX_SPAWN_DUP2, stdin, 0),
-            (os.POSIX_SPAWN_DUP2, output, 1),
-            (os.POSIX_SPAWN_DUP2, output, 2),
-        ],
+        file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((stdin, output, output))],
         setsid=True,
         setsigmask=(),
         setsigdef=_DEFAULT_SIGNALS,

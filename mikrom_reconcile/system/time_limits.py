@@ -91,10 +91,9 @@ def first_match(pattern: str, text: bytes, *, limit_s: float) -> str | None:
     import subprocess  # noqa: PLC0415 - 5 ms that only such a pattern costs
 
     argv = (sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, pattern, str(limit_s))
+    within_s = limit_s + CHECKS.search_start_s
     try:
-        search = subprocess.run(
-            argv, input=text, capture_output=True, timeout=limit_s + CHECKS.search_start_s, check=True, env={}
-        )
+        search = subprocess.run(argv, input=text, capture_output=True, timeout=within_s, check=True, env={})
     except subprocess.SubprocessError as error:
         message = f"{pattern!r} was not searched for within {limit_s:g} s: write it with fewer repetitions"
         raise TimeoutError(message) from error

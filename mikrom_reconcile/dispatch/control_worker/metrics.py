@@ -270,14 +270,12 @@ def _result(result: RunResult) -> str:
     return next(words, "converged" if result.converged else "waiting")
 
 
-def _times_after(
-    before: RunTimes | None, request: RunRequest, report: RunReport, *, converged: bool
-) -> RunTimes | None:
+def _times_after(last: RunTimes | None, request: RunRequest, report: RunReport, *, converged: bool) -> RunTimes | None:
     if request.limit or request.tags or request.skip_tags or request.verb or request.destroy:
         removed = request.verb == "delete" or request.destroy  # then people removed what is missing from now on
-        return replace(before, converged_to="") if before and removed else None
+        return replace(last, converged_to="") if last and removed else None
     at = report.finished_at.timestamp()
-    times = replace(before, ended_at=at) if before else RunTimes(first_at=at, ended_at=at)
+    times = replace(last, ended_at=at) if last else RunTimes(first_at=at, ended_at=at)
     return replace(times, converged_at=at, converged_to=report.plan.revision) if converged else times
 
 

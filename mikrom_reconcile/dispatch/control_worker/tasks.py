@@ -141,15 +141,13 @@ class ControlTasks:
         unfinished = shared_state.unfinished_runs(self.redis, self.keys)
         return status_html(replace(seen, source=source, unfinished=unfinished), NOTE)
 
-    def _carry_out(
-        self, request: RunRequest, plan: Plan | None, progress: Progress, *, awaited: bool = True
-    ) -> RunReport:
+    def _carry_out(self, request: RunRequest, plan: Plan | None, tell: Progress, *, awaited: bool = True) -> RunReport:
         waiting = shared_state.waiting_run(request, None if plan is None else len(plan.actions))
         with shared_state.shown(self.redis, self.keys, self.worker_id(), waiting, awaited=awaited) as count:
 
             def heard(outcome: ActionOutcome) -> None:
                 count(outcome)
-                progress(outcome)
+                tell(outcome)
 
             began_s, report = time.monotonic(), None
             try:

@@ -379,9 +379,8 @@ class RemoteEngine:
             if died:
                 raise MikromError("the control worker died under this run; run again: what was done stays done")
             if worker is not None:  # it may still have said why: read once more
-                died = shared_state.starts(self._redis, self._keys, [worker.owner]) != {
-                    worker.owner: worker.start_id.encode()
-                }
+                living_now = starts(self._redis, self._keys, [worker.owner])
+                died = living_now.get(worker.owner) != worker.start_id.encode()
             if time.monotonic() >= until:
                 why = "did not finish in time" if worker else "had no slot in time"
                 raise PastDeadlineError(f"the control worker {why}; see `mikrom doctor` and its log")

@@ -108,14 +108,12 @@ def split_tls(url: str) -> tuple[str, dict[str, Any]]:
     parts = urlsplit(url)
     if parts.scheme != "rediss":
         return url, {}
-    asked = dict(parse_qsl(parts.query))
+    asked, named = dict(parse_qsl(parts.query)), f"MIKROM_BROKER_URL={without_password(url)}"
     authority = asked.pop("ssl_ca_certs", None)
     if asked.pop("ssl_cert_reqs", "required").removeprefix("CERT_").lower() != "required" or asked:
-        raise UsageError(
-            f"MIKROM_BROKER_URL={without_password(url)}: only ?ssl_ca_certs=FILE may follow; certificates are verified"
-        )
+        raise UsageError(f"{named}: only ?ssl_ca_certs=FILE may follow; certificates are verified")
     if authority and not Path(authority).is_file():
-        raise UsageError(f"MIKROM_BROKER_URL={without_password(url)}: there is no file ssl_ca_certs={authority}")
+        raise UsageError(f"{named}: there is no file ssl_ca_certs={authority}")
     return urlunsplit(parts._replace(query="")), {"ssl_cert_reqs": "required", "ssl_ca_certs": authority}
 
 

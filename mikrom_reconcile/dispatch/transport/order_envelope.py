@@ -23,9 +23,7 @@ _FORGED = "the order is not what control signed for this worker: changed, sent b
 
 
 class OrderEnvelope(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of a VM task; `signature` covers `order` (JSON), not `release`, nor the `spent_s` of attempts
-    before.
-    """
+    """The arguments of a VM task; `signature` covers `order` (JSON), not `release` nor `spent_s` by attempts before."""
 
     call: str
     order: str

@@ -36,9 +36,7 @@ def create(paths: VMPaths, record: VMRecord) -> tuple[str, str]:
     """Empty files for devices and memory, as the VMM sees them. Raises OSError, TemporaryError where is no room."""
     disk, need = os.statvfs(paths.folder), record.spec.machine.mem_size_mib
     if need >= (left := disk.f_bavail * disk.f_frsize >> 20):
-        raise TemporaryError(
-            f"its memory needs {need} MiB and {left} are left in {paths.folder}: free some, or stop it"
-        )
+        raise TemporaryError(f"its memory needs {need} MiB and {left} are left in {paths.folder}: free some or stop it")
     return make_writable(paths, paths.devices), make_writable(paths, paths.memory)
 
 

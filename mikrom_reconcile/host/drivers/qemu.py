@@ -209,10 +209,9 @@ def _why_not_kvm(binary: Path) -> str:
     guest = package_files("mikrom_reconcile") / "guest" / "hello.elf"
     with as_file(guest) as kernel:
         argv = bare_arguments("kvm", kernel=kernel, boot_args="mikrom.mode=exit:0", machine=Machine(mem_size_mib=16))
+        command = (str(binary), *argv, "-serial", "stdio")
         try:
-            probe = subprocess.run(
-                [binary, *argv, "-serial", "stdio"], capture_output=True, timeout=VMMS.probe_s, check=False
-            )
+            probe = subprocess.run(command, capture_output=True, timeout=VMMS.probe_s, check=False)
         except (OSError, subprocess.SubprocessError) as error:
             return f"a trial guest did not boot under KVM: {error}"
     if b"MIKROM-EXIT" in probe.stdout:
@@ -238,12 +237,10 @@ def command_line(spec: VMSpec, resources: VMResources, paths: VMPaths, accelerat
     if resources.metadata is not None:
         disks = (*disks, Disk(name=METADATA_ID, path=paths.metadata, read_only=True))
     # what Firecracker adds for a root disk, so that one spec boots under both
-    root = next((_ROOT[disk.read_only] for disk in disks if disk.name == ROOT_ID), "")
+    boot_args = resources.boot_args + next((_ROOT[disk.read_only] for disk in disks if disk.name == ROOT_ID), "")
     return (
         *("-name", paths.vm, "-S"),
-        *bare_arguments(
-            accelerator, kernel=resources.kernel, boot_args=resources.boot_args + root, machine=spec.machine
-        ),
+        *bare_arguments(accelerator, kernel=resources.kernel, boot_args=boot_args, machine=spec.machine),
         *(() if resources.initrd is None else ("-initrd", str(resources.initrd))),
         *(word for disk in disks for word in _disk_arguments(disk)),
         *(word for interface in resources.interfaces for word in _nic_arguments(interface)),

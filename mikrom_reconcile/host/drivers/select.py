@@ -95,12 +95,10 @@ def _is_program(path: Path) -> bool:
 def version_of(binary: Path) -> str:
     """What the binary says of itself, such as "Firecracker v1.12.1". Raises SetupError when it says nothing."""
     try:
-        answer = subprocess.run(
-            [binary, "--version"], capture_output=True, timeout=VMMS.version_s, check=True, text=True
-        )
+        said = subprocess.run([binary, "--version"], capture_output=True, timeout=VMMS.version_s, check=True, text=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
         raise SetupError(f"{binary} --version failed ({error}): is it a Firecracker for this machine?") from error
-    return answer.stdout.partition("\n")[0].strip()
+    return said.stdout.partition("\n")[0].strip()
 
 
 def release_at(binary: Path) -> releases.Version:

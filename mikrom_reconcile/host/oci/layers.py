@@ -30,18 +30,16 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 class Budget:
-    """What all layers of one image together may take, until `give_up_at`."""
+    """What all layers of one image together may take, and `until` when."""
 
-    def __init__(
-        self, max_bytes: int, give_up_at: float = math.inf, *, entries: int = CONTAINER_IMAGES.entries
-    ) -> None:
-        self._give_up_at = give_up_at
+    def __init__(self, max_bytes: int, until: float = math.inf, *, entries: int = CONTAINER_IMAGES.entries) -> None:
+        self._until = until
         self._max_bytes = self._bytes_left = max_bytes
         self._entries = self._entries_left = entries
 
     def take(self, size: int) -> None:
         """Raise FetchError when that is too much, or time is up."""
-        if time.monotonic() > self._give_up_at:
+        if time.monotonic() > self._until:
             raise FetchError("no more time to unpack it: an action may not take so long here", lasting=False)
         self._bytes_left -= size
         if self._bytes_left < 0:
@@ -124,11 +122,9 @@ def entries(layer: Layer, budget: Budget) -> Generator[tuple[tarfile.TarInfo, IO
 
 
 @contextmanager
-def opened_tar(
-    content: IO[bytes], budget: Budget, mode: Literal["r|", "r:"]
-) -> Iterator[tuple[tarfile.TarFile, Metered]]:
+def opened_tar(file: IO[bytes], budget: Budget, mode: Literal["r|", "r:"]) -> Iterator[tuple[tarfile.TarFile, Metered]]:
     """A tar, with what it is read through. Whatever is wrong with it raises FetchError, here and in the caller."""
-    metered = Metered(content, budget)
+    metered = Metered(file, budget)
     entry = type("Entry", (_Entry,), {"metered": metered})
     with (
         unbroken(),

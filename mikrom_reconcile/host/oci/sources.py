@@ -20,16 +20,7 @@ from mikrom_reconcile.core.model.encoding import UNREADABLE, ready
 from mikrom_reconcile.core.specs.images import ARCHIVE, LAYOUT, REGISTRY, Repository, is_loopback, repository_of, tag_of
 from mikrom_reconcile.host.oci import manifests
 from mikrom_reconcile.host.oci.layers import Budget, opened_tar
-from mikrom_reconcile.host.oci.manifests import (
-    INDEXES,
-    MANIFESTS,
-    Config,
-    ContainerImage,
-    Layer,
-    Process,
-    config_of,
-    document_of,
-)
+from mikrom_reconcile.host.oci.manifests import Config, ContainerImage, Layer, Process, config_of, document_of
 from mikrom_reconcile.system.download import FetchError, Opened
 from mikrom_reconcile.system.files import OddFileError, read_small
 from mikrom_reconcile.system.https_source import opened
@@ -105,14 +96,12 @@ class Registry:
     @contextmanager
     def opened(self, url: str, *, offset: int, give_up_at: float) -> Iterator[Opened]:
         """What is there, from `offset` on if the registry can. Raises FetchError."""
-        accept = ", ".join((*INDEXES, *MANIFESTS)) if "/manifests/" in url else "*/*"
+        accept = ", ".join((*manifests.INDEXES, *manifests.MANIFESTS)) if "/manifests/" in url else "*/*"
+        ask = partial(opened, url, offset=offset, give_up_at=give_up_at, accept=accept)
         with ExitStack() as stack:
             for is_second in (False, True):
-                found = opened(
-                    url, offset=offset, give_up_at=give_up_at, accept=accept, authorization=self._authorization
-                )
                 try:
-                    content = stack.enter_context(found)
+                    content = stack.enter_context(ask(authorization=self._authorization))
                     break
                 except FetchError as error:
                     if error.challenge is None:
@@ -171,22 +160,18 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     layers: tuple[str, ...]
 
 
-def image_of(
-    file: PinnedFile, fetch: Fetch, registry_of: Callable[[str], Registry], *, max_bytes: int
-) -> ContainerImage:
+def image_of(file: PinnedFile, fetch: Fetch, registry: Callable[[str], Registry], *, max_bytes: int) -> ContainerImage:
     """The image, with all of its parts on this host. Raises FetchError and OSError."""
     if file.source.startswith(ARCHIVE):
         archive = PinnedFile(source=file.source.removeprefix(ARCHIVE), sha256=file.sha256)
         return _saved_image(fetch(archive, None), max_bytes)
     if file.source.startswith(LAYOUT):
         blobs = f"{file.source.removeprefix(LAYOUT).rstrip('/')}/blobs/sha256"
-        return _assembled(
-            file.sha256, lambda _, sha256: fetch(PinnedFile(source=f"{blobs}/{sha256}", sha256=sha256), None)
-        )
-    registry = registry_of(file.source.removeprefix(REGISTRY))
+        return _assembled(file.sha256, lambda _, name: fetch(PinnedFile(source=f"{blobs}/{name}", sha256=name), None))
+    found = registry(file.source.removeprefix(REGISTRY))
 
     def path_of(kind: str, sha256: str) -> Path:
-        return fetch(PinnedFile(source=registry.url_of(kind, sha256), sha256=sha256), registry)
+        return fetch(PinnedFile(source=found.url_of(kind, sha256), sha256=sha256), found)
 
     return _assembled(file.sha256, path_of)
 

@@ -25,13 +25,11 @@ _OPTIONS = {"zstd": ("--memory=128MB",), "lz4": ()}  # as much as it takes witho
 @contextmanager
 def unpacked(program: Program, packed: IO[bytes]) -> Iterator[IO[bytes]]:
     """The content of a file from its beginning. What is broken raises FetchError, once it has been read to its end."""
-    environment = {"PATH": os.defpath, "LC_ALL": "C"}
+    env = {"PATH": os.defpath, "LC_ALL": "C"}
     try:
         os.lseek(packed.fileno(), 0, os.SEEK_SET)  # what was read through `packed` was read ahead
         command = (program, "-d", "-c", "-q", *_OPTIONS[program])
-        process = subprocess.Popen(
-            command, env=environment, stdin=packed, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command, env=env, stdin=packed, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except FileNotFoundError as error:
         raise FetchError(f"it is packed with {program}, which is not installed here: install {program}") from error
     except io.UnsupportedOperation as error:

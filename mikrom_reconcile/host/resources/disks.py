@@ -37,9 +37,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Disks:
-    """The disks below one state folder. `folders` are where existing files may be. The caller holds the VM's action
-    lock.
-    """
+    """The disks below one state folder; existing files may be in `folders`. The caller holds the VM's action lock."""
 
     def __init__(self, state_dir: Path, folders: tuple[Path, ...] = ()) -> None:
         self._state_dir = state_dir

@@ -292,9 +292,7 @@ def _hello() -> tuple[bytes, str]:
 
 @contextmanager
 def _opened(source: str, *, offset: int, folders: tuple[Path, ...], give_up_at: float) -> Iterator[Opened]:
-    """The source, from `offset` on if it can, else from its beginning; a server has until `give_up_at`. Raises
-    FetchError.
-    """
+    """The source until `give_up_at`, from `offset` on if it can, else from its beginning. Raises FetchError."""
     parts = urlsplit(source)
     if parts.scheme != "file":
         from mikrom_reconcile.system import https_source  # noqa: PLC0415 - 20 ms that others need not pay

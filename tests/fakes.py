@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, Stat
 from mikrom_reconcile.core.model.encoding import digest_of, spec_digest
 from mikrom_reconcile.core.model.observed import Console, End, ObservedVM, Stray, VMMFacts
 from mikrom_reconcile.core.model.plan import Action, Expect, Order, Verb
-from mikrom_reconcile.host.ports import LinkDrift, VMRecord
+from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
 from mikrom_reconcile.system.time_limits import Clock
 from tests.guests import MEM_MIB, SLOWNESS
 
@@ -36,7 +36,7 @@ class HeldClock(Clock):
         return self.moved_s
 
 
-class FakeDriver:
+class FakeDriver(Driver):
     """A driver whose VMMs are entries of a dict.
 
     `faults` maps a method to what its next calls raise, before they do anything, or after it with "start, late".

@@ -6,6 +6,7 @@ _MODULES = {
     "specs": "init validate render image explain schema",
     "get": "get status describe orphans images logs events history",
     "simulate": "simulate",
+    "adopt": "adopt",
     "setup": "doctor chaos completion version up worker beat flower",
 }
 """Which module here holds the click commands of these names; those of all others are in `apply`."""

@@ -65,6 +65,7 @@ class Observer:
             note=self._note,
             strays=self._driver.strays({self._records.home_of(item.vm) for item in found}) if query.strays else (),
             foreign=self._driver.foreign() if query.strays else (),
+            described=self._driver.described(query.socket) if query.socket else None,
         )
         if (project := query.project) is None:
             rows += (row for row, _ in self._observe_all(records, until))
@@ -201,7 +202,8 @@ def _compared_disks(spec: VMSpec, found: dict[str, Drive]) -> Iterator[tuple[str
         if there is None:
             yield path, name, None
         elif drive is not None:
-            yield f"{path}.read_only", drive.read_only, there.read_only
+            for field in ("read_only", "is_root_device"):
+                yield f"{path}.{field}", getattr(drive, field), getattr(there, field)
             for field in drive.rate_limiter.__struct_fields__:
                 limits = getattr(drive.rate_limiter, field), getattr(there.rate_limiter, field)
                 yield f"{path}.rate_limiter.{field}", *limits

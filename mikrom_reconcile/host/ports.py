@@ -5,7 +5,7 @@ from typing import Protocol
 
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError
-from mikrom_reconcile.core.model.observed import Applied, Before, Console, Drift, Stray, VMMFacts
+from mikrom_reconcile.core.model.observed import Applied, Before, Console, Described, Drift, Stray, VMMFacts
 
 
 class VMRecord(Applied, frozen=True, kw_only=True):
@@ -101,6 +101,17 @@ class Driver(Protocol):
 
     def strays(self, known: Container[str]) -> tuple[Stray, ...]:
         """VMMs of ours for which `known` holds no VM name."""
+
+    def described(self, socket: str) -> Described:  # noqa: ARG002
+        """What somebody started by hand and that has this API socket. Only looks at it, and never raises."""
+        return Described(problem=f"its driver, {self.name}, takes over nothing that was started by hand")
+
+    def adopt(self, record: VMRecord, socket: str, judge: Callable[[VMMFacts], None], *, deadline_s: float) -> None:
+        """Have what runs at this socket as the VM's VMM from now on. `judge` raises if it is not as it has to be; then,
+        and where a restart could not bring it back, nothing was changed.
+        """
+        del judge, deadline_s
+        raise PermanentError(self.described(socket).problem, vm=record.vm, step="taking it over")
 
     def foreign(self) -> tuple[Stray, ...]:
         """VMMs of the same kind on this machine that are not ours. Only looks at them."""

@@ -66,7 +66,7 @@ WHAT_NEXT: dict[Kind, str] = {
     "let go": "`removed` let it go: `import` takes it over, `mikrom delete` removes it",
     "no spec": "no spec wants it: the next apply removes it if the specs are the whole truth, `mikrom delete` at once",
     "other project": "it is left alone, and its name cannot be used",
-    "foreign": "a VMM of another program or state folder: it is left alone",
+    "foreign": "a VMM of another program or state folder: it is left alone, or `mikrom adopt` takes it over",
 }
 
 

@@ -383,6 +383,7 @@ ROWS: dict[str, Row] = {
     "boot.rootfs.init": Row(test="test_what_the_init_of_a_container_image_is_told_costs_a_restart"),
     "command": Row(test="test_what_the_init_of_a_container_image_is_told_costs_a_restart"),
     "env.**": Row(test="test_what_the_init_of_a_container_image_is_told_costs_a_restart"),
+    "drives.*.is_root_device": Row(test="test_a_drive_that_a_kernel_boots_from_comes_first"),
     "drives.*.mount": Row(test="test_what_the_init_of_a_container_image_is_told_costs_a_restart"),
     "drives.*": Row(
         value={"size_mib": 1}, see=lambda world: "data" in world.disks(), shown=lambda _: True,

@@ -202,6 +202,19 @@ def test_a_balloon_of_a_guest_without_a_driver_says_so(real: RealBench, own_envi
 
 
 @pytest.mark.kvm
+def test_a_drive_that_a_kernel_boots_from_comes_first(real: RealBench, own_environment: Path) -> None:
+    world = World(real, own_environment)
+    world.set("drives", {"a": {"size_mib": 1}, "b": {"size_mib": 1}})
+    world.host.created(VM, world.desired())
+    world.set("drives.b.is_root_device", value=True)
+    mend(world, "drives.b.is_root_device", "restart")
+    assert [(drive["drive_id"], drive["is_root_device"]) for drive in world.config()["drives"]] == [
+        ("b", True), ("a", False)
+    ]  # fmt: skip
+    assert seen(world).drift == ()
+
+
+@pytest.mark.kvm
 @pytest.mark.needs("umoci", "mke2fs")
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root, which unpacking a container image takes")
 def test_what_the_init_of_a_container_image_is_told_costs_a_restart(real: RealBench, own_environment: Path) -> None:

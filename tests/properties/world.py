@@ -190,7 +190,7 @@ class World:
         if action.verb == "delete":
             self.released |= dict.fromkeys(there.pop(action.vm).addresses.values(), 0.0)
             return "done"
-        if action.verb in {"rename", "import", "forget"}:
+        if action.verb in {"rename", "import", "forget"} and not (action.desired and action.desired.adopts):
             assert found is not None
             there.pop(action.moved_from, None)
             there[action.vm] = refactored(found, action)

@@ -62,7 +62,7 @@ class DriveRateLimiter(RateLimiter, frozen=True, kw_only=True):
 class Drive(msgspec.Struct, frozen=True, kw_only=True):
     """A disk of a VM's own that outlives its restarts and replacements. `on_delete` says what a delete does to it. It
     is new, of `size_mib`, or the file `source`, which is never deleted. The init of a container image mounts its ext4
-    file system at `mount`.
+    file system at `mount`. A kernel boots from an `is_root_device` where its image has no root disk.
     """
 
     size_mib: Annotated[int, msgspec.Meta(ge=1, le=67108864)] | None = None
@@ -71,6 +71,7 @@ class Drive(msgspec.Struct, frozen=True, kw_only=True):
     rate_limiter: DriveRateLimiter = DriveRateLimiter()
     mount: str | None = None
     on_delete: Literal["retain", "delete"] = "retain"
+    is_root_device: bool = False
 
 
 class Egress(msgspec.Struct, frozen=True, kw_only=True):
@@ -335,7 +336,7 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     a VM that is as wanted are in its record. `ignore_drift` has the paths in which the VMM may be otherwise than
     recorded. `canary` says whether its fleet waits for it (None: as before), `halt` that its rollout is over; its
     record keeps both. `rollout` is the token of the run in which the rollout began that brings this and may go back to
-    what was before: 0 is this run, None: it may not.
+    what was before: 0 is this run, None: it may not. `adopts` is what was started by hand: its host and API socket.
     """
 
     name: str
@@ -352,6 +353,7 @@ class DesiredVM(msgspec.Struct, frozen=True, kw_only=True):
     canary: bool | None = None
     halt: Halt | None = None
     rollout: int | None = None
+    adopts: tuple[str, str] | None = None
 
     @property
     def goes_back(self) -> bool:

@@ -25,7 +25,7 @@ _PATHS: dict[Impact, str] = {
         network_interfaces.* network_interfaces.*.network network_interfaces.*.cidr network_interfaces.*.gateway
         network_interfaces.*.pool network_interfaces.*.ip network_interfaces.*.mtu
         mmds mmds_config.imds_compat entropy vsock vsock.guest_cid
-        balloon balloon.deflate_on_oom balloon.stats_polling_interval_s
+        balloon balloon.deflate_on_oom balloon.stats_polling_interval_s drives.*.is_root_device
     """,
     "live": """
         drives.*.rate_limiter.bandwidth_mbit drives.*.rate_limiter.ops

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -140,6 +140,15 @@ class Stray(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
 
 
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """What was started by hand: its process, and what Image and template describe it, or why it is not taken over."""
+
+    pid: int = 0
+    image: dict[str, Any] = {}
+    template: dict[str, Any] = {}
+    problem: str = ""
+
+
 class Console(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a VM's serial console. `end` is the place where it ends, counted in bytes since the VM was made."""
 
@@ -158,15 +167,17 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What a run wants to know of a host. `project` limits the answer to that project's digests; None asks for every
     row of every project. `known` maps a fleet to the digest that control expects of it: rows come only for fleets that
     differ. Rows of other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may
-    have taken a name. `strays` asks for VMMs without a record, too. `min_healthy_s` maps a fleet to how long its VMs
-    have to be up before they count as healthy, `trials` one whose specs are on trial to the time in which that has to
-    be (None: any). `before` asks for what VMs could go back to.
+    have taken a name. `strays` asks for VMMs without a record, too, `socket` for what was started by hand with that API
+    socket. `min_healthy_s` maps a fleet to how long its VMs have to be up before they count as healthy, `trials` one
+    whose specs are on trial to the time in which that has to be (None: any). `before` asks for what VMs could go back
+    to.
     """
 
     project: str | None = None
     known: dict[str, str] = {}
     others: bool = False
     strays: bool = False
+    socket: str = ""
     min_healthy_s: dict[str, float] = {}
     trials: dict[str, float | None] = {}
     before: bool = False
@@ -188,13 +199,13 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     VMs of each fleet of the project by phase. `promised` adds up what VMs of all projects that are ordered to be up may
     take. `overhead_mib` is what each takes beyond its own memory; None: they take none of the host's memory at all.
     `used_mib` is what is taken of its memory now, by whatever. `strays` are VMMs of ours without a record, `foreign`
-    those of other programs or state folders. `maturing` maps VMs that are up, and not yet for as long as the query
-    says, to the seconds that are left, by this host's clock. `attempts` tells of VMs that have no record because this
-    host could not make them. `unproven` maps VMs that were never healthy with their spec to the seconds that are left
-    for it, `progress` tells of fleets on trial. `canaries` wait to be promoted, `halts` are those of records, `before`
-    has what VMs had before their specs, where the query asks for it. `released` maps addresses of VMs of the project
-    that are gone to the seconds since then, of the last day, those of VMs that were let go to less than 0. `note` is
-    what whoever changes something on this host should know of it, "" for nothing.
+    those of other programs or state folders, `described` what has the `socket`. `maturing` maps VMs that are up, and
+    not yet for as long as the query says, to the seconds that are left, by this host's clock. `attempts` tells of VMs
+    that have no record because this host could not make them. `unproven` maps VMs that were never healthy with their
+    spec to the seconds that are left for it, `progress` tells of fleets on trial. `canaries` wait to be promoted,
+    `halts` are those of records, `before` has what VMs had before their specs, where the query asks for it. `released`
+    maps addresses of VMs of the project that are gone to the seconds since then, of the last day, those of VMs that
+    were let go to less than 0. `note` is what whoever changes something on this host should know of it, "" for nothing.
     """
 
     host: str
@@ -210,6 +221,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     phases: dict[str, dict[Phase, int]] = {}
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()
+    described: Described | None = None
     released: dict[str, float] = {}
     maturing: dict[str, float] = {}
     attempts: dict[str, Attempt] = {}

@@ -55,6 +55,7 @@ def render(
                 spec_digest=digest,
                 ignore_changes=fleet.ignore_changes,
                 ignore_drift=fleet.drift.paths("ignore"),
+                adopts=specs.refactor.hand_started.get(unplaced.name),
             )
         if vm.spec.network_interfaces:
             vm = replace(vm, addresses=retained(vm.spec, leases.get(vm.name, {}), specs.networks))

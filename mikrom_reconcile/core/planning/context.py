@@ -323,14 +323,14 @@ def actions_of(
 ) -> Iterator[model.Action]:
     """One action for each change that has a verb, in the order of the changes. `mem_limits_mib` are by host."""
     for change in changes:
-        if change.kind not in VERBS:
+        if (verb := VERBS.get(change.kind)) is None:
             continue
         content: dict[str, Any] = {
-            "verb": VERBS[change.kind],
+            "verb": verb,
             "host": change.host,
             "vm": change.name,
             "project": project,
-            "desired": None if VERBS[change.kind] in {"delete", "import", "forget"} else change.desired,
+            "desired": None if verb in {"delete", "forget"} or change.rule == "imported" else change.desired,
             "expect": expect_of(change.observed),
             "deadline_s": ORDERS.deadline_s,
         }

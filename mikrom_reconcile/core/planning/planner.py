@@ -286,7 +286,8 @@ def _to_remember(draft: Draft, context: PlanContext) -> Placements:
     its name.
     """
     given, view = context.given, context.view
-    vms = view.locations(given.placements) | {it.name: it.host for it in draft.changes if it.kind == "create"}
+    made = [change for change in draft.changes if change.kind in {"create", "import"}]
+    vms = view.locations(given.placements) | {change.name: change.host for change in made}
     if view.others:
         missing = {vm.name for vm in draft.desired} - vms.keys()
         vms |= {name: row.host for name, row in view.others.items() if name in missing}

@@ -240,6 +240,17 @@ def unplaceable(case: DiffInput) -> Verdict:
     return None
 
 
+def hand_started(case: DiffInput) -> Verdict:
+    """A Refactor document says that somebody started it: it is taken over as it is, and where it is."""
+    if case.observed or case.want.adopts is None:
+        return None
+    host, socket = case.want.adopts
+    if host != case.want.host:
+        reason = f"it runs on {host}, says import, and belongs on {case.want.host}: say host: {host} in its fleet"
+        return case.change("blocked", reason, wanted="import")
+    return case.change("import", f"what runs at {socket} stays as it is, and is managed from now on")
+
+
 def missing(case: DiffInput) -> Verdict:
     """No host has it."""
     return case.change("create", "does not exist") if case.observed is None else None
@@ -379,14 +390,22 @@ RULES: dict[str, Callable[[DiffInput], Verdict]] = {
     "unreachable-host": unreachable_host, "duplicate": duplicate, "host-removed": host_removed, "removed": removed,
     "destroy": destroy, "cannot-rename": cannot_rename, "moved": moved, "imported": imported,
     "not-in-specs": not_in_specs, "absent": absent, "name-conflict": name_conflict,
-    "possible-duplicate": possible_duplicate, "unplaceable": unplaceable, "missing": missing,
-    "misplaced": misplaced, "interrupted-delete": interrupted_delete, "shrinking-drive": shrinking_drive,
-    "stopped": stopped, "crash-loop": crash_loop, "needs-replace": needs_replace, "not-restarted": not_restarted,
-    "down": down, "unresponsive": unresponsive, "needs-restart": needs_restart, "drift": drift,
-    "pause-or-resume": pause_or_resume, "needs-update": needs_update, "unhealthy": unhealthy,
+    "possible-duplicate": possible_duplicate, "unplaceable": unplaceable, "hand-started": hand_started,
+    "missing": missing, "misplaced": misplaced, "interrupted-delete": interrupted_delete,
+    "shrinking-drive": shrinking_drive, "stopped": stopped, "crash-loop": crash_loop, "needs-replace": needs_replace,
+    "not-restarted": not_restarted, "down": down, "unresponsive": unresponsive, "needs-restart": needs_restart,
+    "drift": drift, "pause-or-resume": pause_or_resume, "needs-update": needs_update, "unhealthy": unhealthy,
     "up-to-date": up_to_date, "cannot-move": cannot_move,
 }  # fmt: skip
 """Each rule under its id, which stays when its function is renamed. The last looks at what others leave unchanged."""
 
-STANDS_IN_THE_WAY = ("host-removed", "cannot-rename", "name-conflict", "unplaceable", "crash-loop", "cannot-move")
+STANDS_IN_THE_WAY = (
+    "host-removed",
+    "cannot-rename",
+    "name-conflict",
+    "unplaceable",
+    "hand-started",
+    "crash-loop",
+    "cannot-move",
+)
 """Rules whose `blocked` asks for somebody to do something; an unreachable host only has to answer again."""

@@ -250,7 +250,7 @@ def expand(specs: Specs) -> tuple[UnplacedVM, ...]:
                 mistakes.append(Diagnostic(fleet.document, ("metadata", "name"), message))
                 break
     if not mistakes:
-        mistakes += refactor_mistakes(specs.refactor, (*(fleet.name for fleet in specs.fleets), *vms))
+        mistakes += refactor_mistakes(specs.refactor, (fleet.name for fleet in specs.fleets), vms)
     raise_for(mistakes, specs.tree)
     return tuple(sorted(vms.values(), key=attrgetter("name")))
 

@@ -4,7 +4,7 @@ tell what has become of names. Nothing is restarted for it, and one that was don
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
@@ -14,30 +14,33 @@ from mikrom_reconcile.core.parsing.schema_errors import nearest
 
 class Refactor(msgspec.Struct, frozen=True, kw_only=True):
     """What all Refactor documents say, each name a fleet's or a VM's. `moved` maps former names to those in the specs,
-    `removed` says what is to be destroyed and what let go.
+    `removed` says what is to be destroyed and what let go, `hand_started` what somebody started: host and API socket.
     """
 
     documents: tuple[SpecDocument, ...] = ()
     moved: dict[str, str] = {}
     removed: dict[str, bool] = {}
     imported: frozenset[str] = frozenset()
+    hand_started: dict[str, tuple[str, str]] = {}
 
 
 def refactor_of(documents: Iterable[SpecDocument]) -> Refactor:
     """What the documents say."""
     documents = tuple(documents)
     specs = [document.body["spec"] for document in documents]
+    imports = [entry for spec in specs for entry in spec.get("import", ())]
     return Refactor(
         documents=documents,
         moved={entry["from"]: entry["to"] for spec in specs for entry in spec.get("moved", ())},
         removed={entry["from"]: entry["destroy"] for spec in specs for entry in spec.get("removed", ())},
-        imported=frozenset(entry["to"] for spec in specs for entry in spec.get("import", ())),
+        imported=frozenset(entry["to"] for entry in imports),
+        hand_started={one["to"]: (one["host"], one["socket"]) for one in imports if one.keys() >= {"host", "socket"}},
     )
 
 
-def refactor_mistakes(refactor: Refactor, known: Iterable[str]) -> Iterator[Diagnostic]:
-    """What is wrong with the names, where the specs have the fleets and VMs `known`."""
-    known, said = tuple(known), dict[tuple[str, str], SpecDocument]()
+def refactor_mistakes(refactor: Refactor, fleets: Iterable[str], vms: Collection[str]) -> Iterator[Diagnostic]:
+    """What is wrong with the names, where the specs have these fleets and VMs."""
+    known, said = (*fleets, *vms), dict[tuple[str, str], SpecDocument]()
     entries = (
         (document, ("spec", kind, number), entry)
         for document in refactor.documents
@@ -56,6 +59,10 @@ def refactor_mistakes(refactor: Refactor, known: Iterable[str]) -> Iterator[Diag
                 message, hint = f"{name} is moved itself, to {refactor.moved[name]}", "write where the chain ends"
             elif word == "to" and name not in known:
                 message, hint = f"the specs have no fleet and no VM {name}", nearest(name, known)
+            elif ("host" in entry) != ("socket" in entry):
+                message, hint = f"{name} has only one of host and socket", "write both, or none for what was let go"
+            elif "socket" in entry and name not in vms:
+                message, hint = f"{name} is a fleet, and a socket is that of one VM", "write the name of one of its VMs"
             said.setdefault((word, name), document)
             if message:
                 yield Diagnostic(document, (*pointer, word), message, hint)

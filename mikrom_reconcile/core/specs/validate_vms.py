@@ -148,6 +148,8 @@ def _checks_without_interface(spec: VMSpec) -> Problems:
 
 
 def _drives(spec: VMSpec) -> Problems:
+    if _root_disks(spec) + sum(drive.is_root_device for drive in spec.drives.values()) > 1:
+        yield ("drives",), "several root devices: is_root_device is for one drive, and none if its image has a rootfs"
     for name, drive in spec.drives.items():
         path, named = ("drives", name), f"drives.{name}"
         if (drive.size_mib is None) == (drive.source is None):

@@ -31,18 +31,18 @@ T = TypeVar("T")
 
 
 class Connection:
-    """A connection that is known to end at the process `pid`. All I/O ends at `give_up_at` (monotonic clock). Raises
-    UnreachableError and NoAnswerError, each with a cause in words, and OSError for what this process lacks
-    (descriptors, memory, permission), which says nothing about the VMM.
+    """A connection that is known to end at the process `pid`, be it any for None. All I/O ends at `give_up_at`
+    (monotonic clock). Raises UnreachableError and NoAnswerError, each with a cause in words, and OSError for what this
+    process lacks (descriptors, memory, permission), which says nothing about the VMM.
     """
 
-    def __init__(self, path: str, *, pid: int, give_up_at: float) -> None:
+    def __init__(self, path: str, *, pid: int | None, give_up_at: float) -> None:
         self._give_up_at = give_up_at
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             while not self._is_connected(path):
                 time.sleep(VMMS.full_queue_s)
-            self._check_peer(pid)
+            self.pid = self._checked_peer(pid)
             self._greet()
         except BaseException:
             self._socket.close()
@@ -65,10 +65,11 @@ class Connection:
     def __exit__(self, *exc_info: object) -> None:
         self._socket.close()
 
-    def _check_peer(self, pid: int) -> None:
-        peer = _PEER.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
-        if peer != pid:
+    def _checked_peer(self, pid: int | None) -> int:
+        peer: int = _PEER.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
+        if pid not in {None, peer}:
             raise UnreachableError(f"its socket is served by pid {peer}")
+        return peer
 
     def _greet(self) -> None:
         """What comes first in the VMM's protocol."""

@@ -1,6 +1,8 @@
 """Firecracker microVMs, jailed or not: processes of their own session that outlive whoever started them."""
 
 import signal
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.encoding import decoded
-from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.core.model.observed import Devices, End, VMMStatus
+from mikrom_reconcile.core.model.errors import MikromError, PermanentError, TemporaryError
+from mikrom_reconcile.core.model.observed import Described, Devices, End, VMMFacts, VMMStatus
 from mikrom_reconcile.core.specs import releases, validate_vms
-from mikrom_reconcile.host.drivers import firecracker_config, jail, memory, select
+from mikrom_reconcile.host.drivers import adoption, firecracker_config, jail, memory, select
 from mikrom_reconcile.host.drivers.connection import FirecrackerAPI
 from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, path_inside
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
@@ -22,8 +24,8 @@ from mikrom_reconcile.host.errors import FaultError, NoAnswerError, translate_er
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.provisioner import VMResources
-from mikrom_reconcile.system import processes
-from mikrom_reconcile.system.files import tail
+from mikrom_reconcile.system import locks, processes
+from mikrom_reconcile.system.files import make_folder, tail
 from mikrom_reconcile.times_and_sizes import VMMS
 
 _STATUS: dict[str, VMMStatus] = {"Not started": "starting", "Running": "running", "Paused": "paused"}
@@ -123,6 +125,9 @@ class FirecrackerDriver(VMMDriver):
         if status not in {"running", "paused"}:
             return Answer(status=status)
         disks = {drive.drive_id: firecracker_config.disk_of(drive) for drive in config.drives}
+        if vmm.adopted:
+            folder = Path(f"/proc/{vmm.process.pid}/cwd").readlink()
+            disks = {name: replace(disk, path=folder / disk.path) for name, disk in disks.items()}
         return Answer(
             status=status,
             machine=config.machine_config,
@@ -138,6 +143,31 @@ class FirecrackerDriver(VMMDriver):
             ),
         )
 
+    def described(self, socket: str) -> Described:
+        """By asking it, and looking for its files."""
+        try:
+            with translate_errors("", f"looking at {socket}"):
+                process, image, template = adoption.look(socket, self._provisioner, self._answer_s)
+        except MikromError as error:
+            return Described(problem=str(error))
+        return Described(pid=process.pid, image=image, template=template)
+
+    def adopt(self, record: VMRecord, socket: str, judge: Callable[[VMMFacts], None], *, deadline_s: float) -> None:
+        """By its process alone: it has no lock of ours."""
+        vmm, give_up_at = self._vmm(record.home), time.monotonic() + deadline_s
+        one_at_a_time = locks.held(vmm.paths.lock.with_name("adopting"), until=give_up_at)
+        with translate_errors(record.vm, "taking it over"), one_at_a_time as is_ours:
+            process, *_ = adoption.look(socket, self._provisioner, deadline_s)
+            owner, other = self._adopted().get(process.pid, record.home), vmm.find_any()
+            if not is_ours or owner != record.home or (other and other.pid != process.pid):
+                raise PermanentError(f"pid {process.pid} is {owner}, and {record.home} has pid {other and other.pid}")
+            vmm.take(process, record, socket=socket)
+            judge(self._facts(record, vmm) or VMMFacts(status="none"))
+            self._provisioner.prepare(record, give_up_at=give_up_at)
+            make_folder(vmm.paths.folder)
+            with locks.held(vmm.paths.lock):  # its file says that there is a VMM, should the record be lost
+                vmm.write_down()
+
     def _set_paused(self, vmm: VMM, timeout_s: float, *, paused: bool) -> None:
         with vmm.connect(FirecrackerAPI, timeout_s) as api:
             if paused:
@@ -149,6 +179,8 @@ class FirecrackerDriver(VMMDriver):
         vmm = self._vmm(record.home)
         with translate_errors(record.vm, "writing its memory to disk"):
             if vmm.find() is not None:
+                if vmm.adopted:  # its memory names its files as it does: mostly from its own folder on
+                    raise PermanentError("it was started by hand: restart it once, or say paused")
                 with vmm.connect(FirecrackerAPI, deadline_s) as api:
                     self._write_memory(record, vmm.paths, api)
 

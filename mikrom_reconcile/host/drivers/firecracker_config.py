@@ -8,7 +8,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Balloon, DriveRateLimiter, Machine, MmdsConfig, VMSpec, Vsock
 from mikrom_reconcile.core.specs import validate_vms
-from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
+from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import VMResources
 from mikrom_reconcile.times_and_sizes import VMMS
@@ -29,6 +29,7 @@ class _Drive(msgspec.Struct):
     drive_id: str
     path_on_host: str | None = None
     is_read_only: bool | None = None
+    is_root_device: bool | None = None
     rate_limiter: _Limiter | None = None
 
 
@@ -70,7 +71,7 @@ def requests(spec: VMSpec, resources: VMResources) -> Iterator[Request]:
         drive: dict[str, object] = {
             "drive_id": disk.name,
             "path_on_host": str(disk.path),
-            "is_root_device": disk.name == ROOT_ID,
+            "is_root_device": disk.is_root,
             "is_read_only": disk.read_only,
             "cache_type": "Writeback",  # the default, Unsafe, takes no flush from a guest: its fsync does nothing
             "rate_limiter": limiter_of(disk.rate_limiter),
@@ -124,8 +125,8 @@ def disk_of(drive: _Drive) -> Disk:
         bandwidth_mbit=_amount(drive.rate_limiter, "bandwidth", _BYTES_A_MBIT),
         ops=_amount(drive.rate_limiter, "ops", 1),
     )
-    path, is_read_only = Path(drive.path_on_host or ""), bool(drive.is_read_only)
-    return Disk(name=drive.drive_id, path=path, read_only=is_read_only, rate_limiter=limiter)
+    flags = {"read_only": bool(drive.is_read_only), "is_root": bool(drive.is_root_device)}
+    return Disk(name=drive.drive_id, path=Path(drive.path_on_host or ""), rate_limiter=limiter, **flags)
 
 
 def interface_of(nic: _Nic) -> Interface:

@@ -181,6 +181,7 @@ def _only_in_firecracker(spec: VMSpec) -> Iterator[str]:
         for name, one in getattr(spec, kind).items():
             if one.rate_limiter != type(one.rate_limiter)():
                 yield f"{kind}.{name}.rate_limiter"
+    yield from (f"drives.{name}.is_root_device" for name, drive in spec.drives.items() if drive.is_root_device)
 
 
 def _metadata_on(disk: Path) -> dict[str, Any]:

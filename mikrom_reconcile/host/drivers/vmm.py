@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -82,13 +82,14 @@ class StateLayout:
 
 class VMMProcess(processes.Identity, frozen=True, kw_only=True):
     """What proc.json holds: the process of the VM's last VMM, for which record it was started, by which driver, and how
-    much the console held before.
+    much the console held before. One that somebody started by hand has a `socket` elsewhere, and not the lock.
     """
 
     uid: str
     generation: int
     driver: str = "firecracker"
     console_at: int = 0
+    socket: str = ""
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +142,9 @@ class VMM:
 
     def is_proven(self, identity: processes.Identity) -> bool:
         """Whether a process is the VMM. One that is being torn down has closed its files and is none."""
-        return processes.is_alive(identity) and self.has_lock_file(identity.pid)
+        by_hand = isinstance(identity, VMMProcess) and identity.socket  # its arguments are gone as soon as its files
+        is_whole = processes.arguments if by_hand else self.has_lock_file
+        return processes.is_alive(identity) and bool(is_whole(identity.pid))
 
     def has_lock_file(self, pid: int) -> bool:
         """Whether `pid` has the VM's lock file: by its path, which is quick and true of one that somebody removed, or
@@ -196,7 +199,8 @@ class VMM:
             self._process = processes.identify(pid) if command.jail is None else command.jail.await_jailed_vmm(pid)
             if self._process is None:
                 raise TemporaryError(self._last_words())
-            self._write_down(record, console_at)
+            self.take(self.process, record, console_at=console_at)
+            self.write_down()
         finally:
             os.close(lock)  # only this copy: the VMM keeps its own
 
@@ -219,16 +223,14 @@ class VMM:
             command.jail.populate()
         return self.paths.console.stat().st_size
 
-    def _write_down(self, record: VMRecord, console_at: int) -> None:
+    def take(self, process: processes.Identity, record: VMRecord, **more: Any) -> None:
+        """Have a process as the VMM for this record, before it is written down."""
+        named = msgspec.structs.asdict(process) | {"uid": record.uid, "generation": record.generation}
+        self._process = VMMProcess(**named, driver=self._driver, **more)
+
+    def write_down(self) -> None:
         """No VMM survives a power cut, so this need not either."""
-        self._process = VMMProcess(
-            **msgspec.structs.asdict(self.process),
-            uid=record.uid,
-            generation=record.generation,
-            driver=self._driver,
-            console_at=console_at,
-        )
-        write_over(self.paths.process, msgspec.json.encode(self._process))
+        write_over(self.paths.process, msgspec.json.encode(self.process))
 
     def kill_and_clean(self) -> None:
         """End a VMM that did not come up and remove what it left, unless somebody has already started another."""
@@ -248,11 +250,17 @@ class VMM:
                 return f"{self._program} ended by itself, saying: {words[-1].strip()}"
         return f"{self._program} ended by itself without a word"
 
+    @property
+    def adopted(self) -> str:
+        """The API socket of a VMM that somebody started by hand; "" of any other."""
+        return self._process.socket if isinstance(self._process, VMMProcess) else ""
+
     # ---- talking -----------------------------------------------------------------------------------------------------
 
     def connect(self, protocol: type[C], timeout_s: float) -> C:
         """A connection to the VMM. Raises UnreachableError, NoAnswerError, OSError."""
-        return protocol(str(self.paths.socket), pid=self.process.pid, give_up_at=time.monotonic() + timeout_s)
+        path = self.adopted or str(self.paths.socket)
+        return protocol(path, pid=self.process.pid, give_up_at=time.monotonic() + timeout_s)
 
     # ---- ending ------------------------------------------------------------------------------------------------------
 

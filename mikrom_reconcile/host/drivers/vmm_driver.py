@@ -255,13 +255,18 @@ class VMMDriver(Driver, ABC):
 
     def foreign(self) -> tuple[Stray, ...]:
         """Processes that look like VMMs of this kind and have no lock file of ours as standard input."""
-        ours = {stray.pid for _, stray in self._layout.moved_vmms()}
+        ours = {stray.pid for _, stray in self._layout.moved_vmms()} | self._adopted().keys()
         found = ((pid, self._vm_in(name, argv)) for pid, name, argv in processes.programs())
         return tuple(
             Stray(vm=vm, pid=pid)
             for pid, vm in found
             if vm is not None and pid not in ours and not self._vmm(vm).has_lock_file(pid)
         )
+
+    def _adopted(self) -> dict[int, str]:
+        """The pids of VMMs that were started by hand and taken over, and whose they are."""
+        vmms = [self._vmm(vm) for vm in self._layout.folders()]
+        return {vmm.process.pid: vmm.vm for vmm in vmms if vmm.find_any() and vmm.adopted}
 
     def trim(self) -> None:
         """Free the disk of what nobody will read any more: all VMs, then the first error if there was one."""
@@ -323,7 +328,7 @@ class VMMDriver(Driver, ABC):
         """The disks that the VMM has open and that are the VM's, each under its own path."""
         paths = {disk.name: disk.path for disk in self._provisioner.disks_of(record)} if found else {}
         return {
-            name: Drive(read_only=disk.read_only, rate_limiter=disk.rate_limiter)
+            name: Drive(read_only=disk.read_only, rate_limiter=disk.rate_limiter, is_root_device=disk.is_root)
             for name, disk in found.items()
             if paths.get(name) == disk.path
         }

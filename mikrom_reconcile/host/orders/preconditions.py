@@ -155,7 +155,7 @@ def rejection_of(
 def _without_record(action: Action, tombstone: VMRecord | None) -> Ending | None:
     if action.verb == "delete":
         return Ending(result="already_done")
-    if action.expect.uid is None and action.verb == "create":
+    if action.expect.uid is None and action.verb in {"create", "import"}:
         return None  # the generation is not compared: nobody who saw no record could know a tombstone's
     gone = f", deleted at generation {tombstone.generation}" if tombstone else ""
     return _stale(f"expected {_expected(action.expect)}, found no {action.vm}{gone}")
@@ -196,7 +196,7 @@ def check(
     if holder := reservations.claim(vm, _claims_of(ordered)):
         message = f"{holder}: two VMs of a host cannot have one address or port, nor a file that one of them writes"
         raise TemporaryError(message, vm=vm, step=step)
-    if found is None and (facts := driver.observe(ordered)).status != "none":
+    if found is None and action.verb != "import" and (facts := driver.observe(ordered)).status != "none":
         # never our own doing (the record is there first and goes last), so nobody can say whose it is
         message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"
         raise PermanentError(message, vm=vm, step=step)

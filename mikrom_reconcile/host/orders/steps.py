@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import State
-from mikrom_reconcile.core.model.errors import ActionError, TemporaryError
+from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
 from mikrom_reconcile.core.model.fields import costs, counted_drift, impact_of
-from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM
+from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM, VMMFacts
 from mikrom_reconcile.core.model.plan import Impact, Order, Result, Verb
 from mikrom_reconcile.host.checks import Trials
 from mikrom_reconcile.host.observe import drift_of, row_of
@@ -93,6 +93,8 @@ class ActionRun:
             log.log(level, "%s: %s%s", self.order.action.vm, name, trouble, extra=fields)
 
     def _steps(self) -> tuple[Step, ...]:
+        if self.found is None and self.order.action.verb == "import":
+            return ADOPT, RECORD, VERIFY
         steps = STEPS[self.order.action.verb]
         if START not in steps or STOP in steps or self.found is None:
             return steps
@@ -147,6 +149,18 @@ class ActionRun:
         self._write(ordered)
         if goes_down:
             self.reservations.release(ordered.vm)
+
+    def adopt(self) -> None:
+        """Take over what was started by hand, before it is recorded: a record alone has another one started beside."""
+        desired = self.order.action.desired
+        assert desired is not None and desired.adopts is not None, "without, nothing is ordered"  # noqa: S101, PT018
+        self.driver.adopt(self.ordered, desired.adopts[1], self._judge, deadline_s=self._remaining_s(ADOPT[0]))
+
+    def _judge(self, facts: VMMFacts) -> None:
+        self.seen = row_of(self.ordered, facts, self.order.action.host)
+        if not self._holds(self.ordered.state):
+            what = ", ".join((f"expected {self.ordered.state}, found {self.seen.phase}", *_in_words(self._drift())))
+            raise PermanentError(f"{what}: correct the spec")
 
     def rename(self) -> None:
         """Give the record its new name; all that runs keeps the one that it has."""
@@ -310,6 +324,7 @@ Step = tuple[str, Callable[[ActionRun], None]]
 
 FINISH_DELETE: Step = ("finishing an earlier delete", ActionRun.delete)
 RECORD: Step = ("recording the order", ActionRun.record_order)
+ADOPT: Step = ("taking it over", ActionRun.adopt)
 STOP: Step = ("stopping", ActionRun.stop)
 START: Step = ("starting", ActionRun.start)
 CHANGE: Step = ("changing it while it runs", ActionRun.change)

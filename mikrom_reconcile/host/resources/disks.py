@@ -34,6 +34,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     read_only: bool
     rate_limiter: DriveRateLimiter = DriveRateLimiter()
+    is_root: bool = False
 
 
 class Disks:
@@ -54,8 +55,7 @@ class Disks:
         """
         for disk, size in self._drives(record):
             if size is None:
-                with local_file(str(disk.path), self._folders, "MIKROM_DRIVE_DIRS"):
-                    pass  # it is there, and no link to something else
+                self.source_of(disk.path)
         own_root = next((disk.path for disk in self._root(record, rootfs_image) if not disk.read_only), None)
         self._remove_roots(record.home, but=own_root)
         image = rootfs_image if own_root is not None and not own_root.exists() else None
@@ -78,6 +78,11 @@ class Disks:
             _format(disk.path, size, give_up_at)
         return self.of(record, rootfs_image)
 
+    def source_of(self, path: Path) -> str:
+        """An existing file as specs name it: it is there, and no link to something else. Raises FetchError."""
+        with local_file(str(path), self._folders, "MIKROM_DRIVE_DIRS"):
+            return f"file://{path}"
+
     def remove(self, record: VMRecord) -> None:
         """Remove the root disk, and the drives that are not retained."""
         self._remove_roots(record.home, but=None)
@@ -97,7 +102,7 @@ class Disks:
         if not rootfs or image is None:
             return
         own = self._state_dir / "vms" / record.home / f"root-{rootfs.sha256[:16]}.img"
-        yield Disk(name=ROOT_ID, path=image if rootfs.read_only else own, read_only=rootfs.read_only)
+        yield Disk(name=ROOT_ID, path=image if rootfs.read_only else own, read_only=rootfs.read_only, is_root=True)
 
     def _sized_root(self, record: VMRecord, image: Path | None) -> Iterator[tuple[Disk, int]]:
         """The root disk, if its spec says how large it is."""
@@ -105,11 +110,12 @@ class Disks:
         yield from ((disk, size_mib * _MIB) for disk in self._root(record, image) if size_mib)
 
     def _drives(self, record: VMRecord) -> Iterator[tuple[Disk, int | None]]:
-        """Each drive with its size in bytes, None for an existing file; as they are ordered in the guest, by name."""
-        for name, drive in sorted(record.spec.drives.items()):
+        """Each drive with its size in bytes, None for an existing file: root device, then by name, as in the guest."""
+        for name, drive in sorted(record.spec.drives.items(), key=lambda it: (not it[1].is_root_device, it[0])):
             own = self._drive_folder(record) / f"{name}.img"
             path = own if drive.source is None else Path(drive.source.removeprefix("file://"))
-            disk = Disk(name=name, path=path, read_only=drive.read_only, rate_limiter=drive.rate_limiter)
+            flags = {"read_only": drive.read_only, "is_root": drive.is_root_device}
+            disk = Disk(name=name, path=path, rate_limiter=drive.rate_limiter, **flags)
             yield disk, drive.size_mib and drive.size_mib * _MIB
 
     def _drive_folder(self, record: VMRecord) -> Path:

@@ -104,6 +104,11 @@ class ImageCache:
         write_whole(elf, unpack.kernel_in(packed.read_bytes()))
         elf.chmod(0o444)
 
+    def pinned(self, path: Path) -> dict[str, str]:
+        """A file that `file://` may name, as an Image names it. Raises FetchError and OSError."""
+        with local_file(str(path), self._folders, "MIKROM_IMAGE_DIRS"):
+            return {"source": path.as_uri(), "sha256": _digest_of(path)}
+
     def part(self, file: PinnedFile, registry: Registry | None, *, give_up_at: float) -> Path:
         """A part of a container image, fetched if need be. Raises FetchError and OSError."""
         path = self._parts / file.sha256

@@ -110,8 +110,8 @@ class ResourceProvisioner:
         drive_dirs: tuple[Path, ...] = (),
     ) -> None:
         state_dir = state_dir.resolve()
-        self._images = images or ImageCache(state_dir)
-        self._disks = Disks(state_dir, drive_dirs)
+        self.images = images or ImageCache(state_dir)
+        self.disks = Disks(state_dir, drive_dirs)
         self.networks = Networks(state_dir)
         self._secrets = secrets or Secrets()
 
@@ -120,7 +120,7 @@ class ResourceProvisioner:
         vm, boot, initrd, rootfs = record.vm, record.spec.boot, None, None
         metadata, boot_args = self.metadata_of(record), boot_args_of(record)
         if boot is None:
-            kernel = self._images.hello()
+            kernel = self.images.hello()
         else:
             kernel = self._fetched(vm, "kernel", boot.kernel, give_up_at, unpacked=unpacked_kernel)
             if boot.initrd:
@@ -129,7 +129,7 @@ class ResourceProvisioner:
                 rootfs = self._fetched(vm, "root disk's image", boot.rootfs, give_up_at)
                 _check_command(record, rootfs)
         with translate_errors(vm, "making its disks"):
-            disks = self._disks.prepare(record, rootfs, give_up_at=give_up_at)
+            disks = self.disks.prepare(record, rootfs, give_up_at=give_up_at)
         return VMResources(
             kernel=kernel,
             initrd=initrd,
@@ -141,7 +141,7 @@ class ResourceProvisioner:
 
     def _fetched(self, vm: str, what: str, file: PinnedFile, give_up_at: float, *, unpacked: bool = False) -> Path:
         with translate_errors(vm, f"fetching its {what}"):
-            return self._images.fetched(file, give_up_at=give_up_at, unpacked=unpacked)
+            return self.images.fetched(file, give_up_at=give_up_at, unpacked=unpacked)
 
     def metadata_of(self, record: VMRecord) -> dict[str, Any] | None:
         """What the guest can read of itself: its spec's `mmds`, secrets in place, and who and where it is; None for
@@ -165,11 +165,11 @@ class ResourceProvisioner:
     def disks_of(self, record: VMRecord) -> tuple[Disk, ...]:
         """The VM's disks as they are once they are prepared."""
         rootfs = record.spec.boot and record.spec.boot.rootfs
-        return self._disks.of(record, self._images.path_of(rootfs) if rootfs else None)
+        return self.disks.of(record, self.images.path_of(rootfs) if rootfs else None)
 
     def remove(self, record: VMRecord, *, give_up_at: float) -> None:
         """Remove what was made for this VM alone, but the drives that are to be retained."""
-        self._disks.remove(record)
+        self.disks.remove(record)
         self.networks.remove(record, give_up_at=give_up_at)
 
 

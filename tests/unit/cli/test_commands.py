@@ -18,7 +18,7 @@ DOCUMENTED = {
     "init", "validate", "render", "plan", "apply", "destroy", "get", "status", "describe", "explain", "events", "logs",
     "history", "schema", "doctor", "completion", "version", "worker", "beat", "flower", "up",
     "start", "stop", "pause", "suspend", "resume", "restart", "delete", "orphans", "images", "image", "drift",
-    "rollback", "promote", "abort", "accept", "approve", "freeze", "unfreeze", "chaos", "simulate",
+    "rollback", "promote", "abort", "accept", "approve", "adopt", "freeze", "unfreeze", "chaos", "simulate",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from mikrom_reconcile.core.model.desired import DesiredVM, Machine, Policy, Stat
 from mikrom_reconcile.core.model.encoding import digest_of, spec_digest
 from mikrom_reconcile.core.model.observed import Console, End, ObservedVM, Stray, VMMFacts
 from mikrom_reconcile.core.model.plan import Action, Expect, Order, Verb
+from mikrom_reconcile.host.drivers.simulated import drift_of
 from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
 from mikrom_reconcile.system.time_limits import Clock
 from tests.guests import MEM_MIB, SLOWNESS
@@ -71,7 +72,7 @@ class FakeDriver(Driver):
         spec = self.vmms.get(record.vm)
         if spec is None:
             return VMMFacts(status="none", end=self.ends.get(record.vm, "unknown"))
-        return VMMFacts(status="running", pid=1, machine=spec.machine, boot_args=spec.boot_args)
+        return VMMFacts(status="running", pid=1, drift=drift_of(record.spec, spec.machine, spec.boot_args))
 
     def links(self, but: str = "") -> LinkDrift:
         return lambda _record: ()

@@ -41,9 +41,7 @@ class JsonFolder(Generic[T]):
     ) -> None:
         self.folder = folder
         self.path = lru_cache(RECORDS.cached_paths)(lambda vm: folder / file.format(checked_name(vm)))
-        self._kind = kind
-        self._durable = durable
-        self._shared = shared
+        self._kind, self._durable, self._shared = kind, durable, shared
 
     def names(self) -> set[str]:
         """The VMs that may have a file. Raises SetupError."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model import observed as model
-from mikrom_reconcile.core.model.desired import Drive, Policy, VMSpec
+from mikrom_reconcile.core.model.desired import Policy, VMSpec
 from mikrom_reconcile.core.model.encoding import fleet_digest, row_digest
 from mikrom_reconcile.core.model.errors import ActionError
 from mikrom_reconcile.core.model.fields import RECORD
@@ -150,76 +150,17 @@ class Observer:
 
 def row_of(record: VMRecord, facts: model.VMMFacts, host: str, links: LinkDrift | None = None) -> model.ObservedVM:
     """The row of a VM: its record, what was proven of its VMM, and where its links differ."""
-    link_drift = links(record) if links is not None and facts.interfaces else ()
+    is_linked = facts.status in model.HEALTHY and record.spec.network_interfaces
+    link_drift = links(record) if links is not None and is_linked else ()
     damage = [model.Drift(path=RECORD, recorded="as it was written", actual=record.damage)] if record.damage else ()
     return model.ObservedVM(
         name=record.vm,
         host=host,
         phase=model.phase_of(facts, record.state, failed=record.last_error is not None, crash_loop=record.crash_loop),
-        drift=(*damage, *drift_of(record.spec, facts), *link_drift),
+        drift=(*damage, *facts.drift, *link_drift),
         pid=facts.pid,
         **{field: getattr(record, field) for field in model.Applied.__struct_fields__},
     )
-
-
-def drift_of(spec: VMSpec, facts: model.VMMFacts) -> tuple[model.Drift, ...]:
-    """Where a VMM differs from the spec that it should run. What it cannot be asked does not differ."""
-    compared = _compared(spec, facts)
-    return tuple(
-        model.Drift(path=path, recorded=recorded, actual=actual)
-        for path, recorded, actual in compared
-        if recorded != actual
-    )
-
-
-def _compared(spec: VMSpec, facts: model.VMMFacts) -> Iterator[tuple[str, int | str | None, int | str | None]]:
-    if facts.machine is not None:
-        for field in spec.machine.__struct_fields__:
-            yield f"machine.{field}", getattr(spec.machine, field), getattr(facts.machine, field)
-    if facts.boot_args is not None:
-        yield "boot_args", spec.boot_args, facts.boot_args
-    if facts.disks is not None:
-        yield from _compared_disks(spec, facts.disks)
-    if facts.interfaces is not None:
-        for name, nic in spec.network_interfaces.items():
-            path = f"network_interfaces.{name}"
-            if name in facts.interfaces:
-                bandwidth_mbit, mtu = facts.interfaces[name]
-                yield f"{path}.rate_limiter.bandwidth_mbit", nic.rate_limiter.bandwidth_mbit, bandwidth_mbit
-                yield f"{path}.mtu", nic.mtu, mtu
-            else:
-                yield path, nic.network, None
-    if facts.devices is not None:
-        yield from _compared_devices(spec, facts.devices)
-    for key in facts.odd_metadata:
-        yield f"mmds.{key}", "(as the spec says)", "(changed)"
-
-
-def _compared_disks(spec: VMSpec, found: dict[str, Drive]) -> Iterator[tuple[str, int | str | None, int | str | None]]:
-    root = ("rootfs",) if spec.boot and spec.boot.rootfs else ()
-    for name in sorted({*root, *spec.drives}):
-        path, drive, there = f"drives.{name}", spec.drives.get(name), found.get(name)
-        if there is None:
-            yield path, name, None
-        elif drive is not None:
-            for field in ("read_only", "is_root_device"):
-                yield f"{path}.{field}", getattr(drive, field), getattr(there, field)
-            for field in drive.rate_limiter.__struct_fields__:
-                limits = getattr(drive.rate_limiter, field), getattr(there.rate_limiter, field)
-                yield f"{path}.rate_limiter.{field}", *limits
-
-
-def _compared_devices(spec: VMSpec, found: model.Devices) -> Iterator[tuple[str, int | str | None, int | str | None]]:
-    if found.entropy and not spec.entropy:  # a VM of an earlier release lacks it until it is restarted anyway
-        yield "entropy", False, True
-    yield "mmds_config.imds_compat", spec.mmds_config.imds_compat, found.imds_compat
-    for name in ("vsock", "balloon"):
-        wanted, there = getattr(spec, name), getattr(found, name)
-        if wanted is None or there is None:
-            yield name, wanted and name, there and name
-        else:
-            for field in wanted.__struct_fields__:
-                yield f"{name}.{field}", getattr(wanted, field), getattr(there, field)
 
 
 def unreadable_row(found: UnreadableRecord, host: str, now: datetime) -> model.ObservedVM:

@@ -1,7 +1,9 @@
 """What the host side needs from outside, and the record that all of it shares."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Protocol
+
+import msgspec
 
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError
@@ -34,6 +36,19 @@ class VMRecord(Applied, frozen=True, kw_only=True):
 
 LinkDrift = Callable[[VMRecord], tuple[Drift, ...]]
 """Where the taps, bridges and rules of a VM that is up differ from what its record wants."""
+
+Compared = tuple[str, int | str | None, int | str | None]  # a path, what is recorded there, and what there is
+
+
+def drift_in(compared: Iterable[Compared]) -> tuple[Drift, ...]:
+    """What differs of what was compared."""
+    differing = (row for row in compared if row[1] != row[2])
+    return tuple(Drift(path=path, recorded=recorded, actual=actual) for path, recorded, actual in differing)
+
+
+def compared_fields(path: str, recorded: msgspec.Struct, actual: msgspec.Struct) -> Iterator[Compared]:
+    """Each field of two structs of one kind."""
+    return ((f"{path}.{name}", getattr(recorded, name), getattr(actual, name)) for name in recorded.__struct_fields__)
 
 
 class Driver(Protocol):

@@ -30,12 +30,7 @@ from mikrom_reconcile.core.model.observed import Attempt
 from mikrom_reconcile.host.json_folder import JsonFolder, checked_name, is_name, listed
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import locks
-from mikrom_reconcile.system.files import (
-    FULL,
-    OddFileError,
-    make_folder,
-    sync_folder,
-)
+from mikrom_reconcile.system.files import FULL, OddFileError, make_folder, sync_folder
 from mikrom_reconcile.system.processes import boot_id
 from mikrom_reconcile.times_and_sizes import RECORDS
 

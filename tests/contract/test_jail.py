@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, Drive, DriveRateLimiter, Machine, VMSpec, Vsock
 from mikrom_reconcile.core.model.errors import TemporaryError
-from mikrom_reconcile.core.model.observed import Devices
 from mikrom_reconcile.host.drivers import jail
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.jail import FIRST_UID, UIDS
@@ -72,10 +71,7 @@ def test_a_jailed_vm_has_its_devices_and_an_existing_file_is_read_by_all(jailed:
         for _ in range(2):
             jailed.driver.start(record, deadline_s=DEADLINE_S)
             facts = jailed.driver.observe(record)
-            assert (facts.devices, facts.disks) == (
-                Devices(vsock=Vsock(guest_cid=7)),
-                {"seed": Drive(read_only=True, rate_limiter=DriveRateLimiter(ops=9))},
-            )
+            assert (facts.status, facts.drift) == ("running", ())
             jailed.driver.stop(record, grace_s=0)
         jailed.driver.start(record, deadline_s=DEADLINE_S)
         with socket.socket(socket.AF_UNIX) as host_end:

@@ -18,6 +18,7 @@ from mikrom_reconcile.dispatch.host_worker.tasks import HostTasks
 from mikrom_reconcile.dispatch.transport.rpc import ReplySender
 from mikrom_reconcile.dispatch.transport.shared_state import Heartbeat
 from mikrom_reconcile.host.agent import HostAgent
+from mikrom_reconcile.host.drivers.simulated import drift_of
 from mikrom_reconcile.host.ports import Driver, VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.provisioner import Secrets
@@ -222,7 +223,8 @@ class Driven(Driver):
         if vmm.status == "starting":
             return VMMFacts(status="starting", pid=vmm.pid, age_s=age_s)
         status: Any = vmm.status
-        return VMMFacts(status=status, pid=vmm.pid, age_s=age_s, machine=vmm.machine, boot_args=vmm.boot_args)
+        drift = drift_of(record.spec, vmm.machine, vmm.boot_args)
+        return VMMFacts(status=status, pid=vmm.pid, age_s=age_s, drift=drift)
 
     def watch(self, record: VMRecord) -> int | None:
         self._clock.living()

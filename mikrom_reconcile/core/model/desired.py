@@ -81,9 +81,6 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
     allow: tuple[str, ...] = ()
 
 
-Limits = tuple[int | None, int | None]  # of an interface: megabits per second in each direction, and the MTU
-
-
 class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
     """One interface of a VM. From `cidr` to `host_access` it is what its Network says. With `guard` it sends only from
     its own addresses, and reaches of its host only the ports in `host_access`; with `isolation` no other VM of the

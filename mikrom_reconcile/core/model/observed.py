@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Balloon, Drive, Halt, Limits, Machine, Policy, State, VMSpec, Vsock
+from mikrom_reconcile.core.model.desired import Halt, Policy, State, VMSpec
 from mikrom_reconcile.times_and_sizes import VMMS
 
 VMMStatus = Literal["none", "starting", "running", "paused", "unresponsive", "socket_lost"]
@@ -26,34 +26,18 @@ Phase = Literal[
 """What a host sees of a VM, by `phase_of`. Absence is the absence of an ObservedVM."""
 
 
-class Devices(msgspec.Struct, frozen=True, kw_only=True):
-    """What a VMM gives its guest beside disks and interfaces. `entropy` is a device of random numbers."""
-
-    entropy: bool = False
-    vsock: Vsock | None = None
-    balloon: Balloon | None = None
-    imds_compat: bool = False
-
-
 class VMMFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a driver can prove about one VM's VMM at this moment. `pid` is set while a VMM lives. `machine` and
-    `boot_args` are what the VMM itself reports, None when it cannot be asked. `disks` maps the disks of the spec that
-    it has open (`rootfs` is the root disk) to how; `interfaces` maps those that are linked to their bandwidth in
-    megabits per second and their MTU. `odd_metadata` names top keys of its metadata that are not as they should be.
-    `end` speaks only when `status` is "none". `age_s` is how long the VMM process has lived, `console_at` the place in
-    the console at which it began.
+    """What a driver can prove about one VM's VMM at this moment. `pid` is set while a VMM lives. `drift` says where the
+    VMM, as it tells itself, differs from the record; what it cannot be asked does not differ. `end` speaks only when
+    `status` is "none". `age_s` is how long the VMM process has lived, `console_at` the place in the console at which it
+    began.
     """
 
     status: VMMStatus
     end: End = "unknown"
     pid: int | None = None
     age_s: float = 0.0
-    machine: Machine | None = None
-    boot_args: str | None = None
-    disks: dict[str, Drive] | None = None
-    interfaces: dict[str, Limits] | None = None
-    devices: Devices | None = None
-    odd_metadata: tuple[str, ...] = ()
+    drift: tuple[Drift, ...] = ()
     console_at: int = 0
 
 

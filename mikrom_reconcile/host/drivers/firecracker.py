@@ -13,13 +13,13 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.errors import MikromError, PermanentError, TemporaryError
-from mikrom_reconcile.core.model.observed import Described, Devices, End, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import Described, End, VMMFacts, VMMStatus
 from mikrom_reconcile.core.specs import releases, validate_vms
 from mikrom_reconcile.host.drivers import adoption, firecracker_config, jail, memory, select
 from mikrom_reconcile.host.drivers.connection import FirecrackerAPI
 from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, path_inside
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
-from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
+from mikrom_reconcile.host.drivers.vmm_driver import Answer, Devices, VMMDriver
 from mikrom_reconcile.host.errors import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import Disk

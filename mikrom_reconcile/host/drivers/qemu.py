@@ -19,13 +19,13 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.encoding import decoded
-from mikrom_reconcile.core.model.observed import Devices, End, VMMStatus
+from mikrom_reconcile.core.model.observed import End, VMMStatus
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.drivers.connection import QMP
 from mikrom_reconcile.host.drivers.jail import VMPaths
 from mikrom_reconcile.host.drivers.select import kvm_problem
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
-from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
+from mikrom_reconcile.host.drivers.vmm_driver import Answer, Devices, VMMDriver
 from mikrom_reconcile.host.errors import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.errors import PermanentError, TemporaryError
-from mikrom_reconcile.core.model.observed import Console, End, Stray, VMMFacts
+from mikrom_reconcile.core.model.observed import Console, Drift, End, Stray, VMMFacts
 from mikrom_reconcile.core.specs import validate_vms
 from mikrom_reconcile.host.errors import translate_errors
-from mikrom_reconcile.host.ports import Driver, VMRecord
+from mikrom_reconcile.host.ports import Driver, VMRecord, compared_fields, drift_in
 from mikrom_reconcile.system import processes
 from mikrom_reconcile.system.files import make_folder, read_json, write_whole
 from mikrom_reconcile.times_and_sizes import VMMS
@@ -108,8 +108,7 @@ class SimulatedDriver(Driver):
             status="paused" if vm.paused else "running",
             pid=vm.pid,
             age_s=vm.age_s(),
-            machine=vm.machine,
-            boot_args=vm.boot_args,
+            drift=drift_of(record.spec, vm.machine, vm.boot_args),
             console_at=vm.console_at,
         )
 
@@ -217,6 +216,11 @@ class SimulatedDriver(Driver):
         with translate_errors(vm, "writing its file"):
             make_folder(self._folder)
             write_whole(self._path(vm), msgspec.json.encode(content), durable=False)
+
+
+def drift_of(spec: VMSpec, machine: Machine, boot_args: str) -> tuple[Drift, ...]:
+    """Where what was started differs from a spec."""
+    return drift_in((*compared_fields("machine", spec.machine, machine), ("boot_args", spec.boot_args, boot_args)))
 
 
 def _now_s() -> float:

@@ -93,9 +93,7 @@ class VMMProcess(processes.Identity, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """How a VMM is started. `output` takes its standard output and error. With a `jail`, it starts a jailer that leaves
-    it there.
-    """
+    """How a VMM is started. `output` takes what it prints. With a `jail`, it starts a jailer that leaves it there."""
 
     argv: tuple[str, ...]
     output: Path

@@ -4,23 +4,23 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Drive, Limits, Machine, VMSpec
+from mikrom_reconcile.core.model.desired import Balloon, Machine, VMSpec, Vsock
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
-from mikrom_reconcile.core.model.observed import WANTS_VMM, Console, Devices, Drift, End, Stray, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import WANTS_VMM, Console, Drift, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.core.specs.images import init_of
 from mikrom_reconcile.host.drivers import memory
 from mikrom_reconcile.host.drivers.jail import VMPaths, release_uid, remove_jail
 from mikrom_reconcile.host.drivers.vmm import VMM, Command, StateLayout, VMMProcess
 from mikrom_reconcile.host.errors import NoAnswerError, UnreachableError, translate_errors
-from mikrom_reconcile.host.ports import Driver, LinkDrift, VMRecord
-from mikrom_reconcile.host.resources.disks import Disk
+from mikrom_reconcile.host.ports import Compared, Driver, LinkDrift, VMRecord, compared_fields, drift_in
+from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner, VMResources, boot_args_of
 from mikrom_reconcile.system import locks, processes
@@ -33,6 +33,15 @@ guest has ended."""
 
 _EXIT_STATUS = re.compile(rb"^MIKROM-INIT exit status ([0-9]+)\r?$", re.MULTILINE)
 _BOOTED = frozenset({"running", "paused"})
+
+
+class Devices(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VMM gives its guest beside disks and interfaces. `entropy` is a device of random numbers."""
+
+    entropy: bool = False
+    vsock: Vsock | None = None
+    balloon: Balloon | None = None
+    imds_compat: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -315,42 +324,65 @@ class VMMDriver(Driver, ABC):
             status=answer.status,
             pid=process.pid,
             age_s=processes.age_s(process),
-            machine=answer.machine,
+            drift=drift_in(self._compared(record, answer)),
             console_at=process.console_at if isinstance(process, VMMProcess) else 0,
-            boot_args=record.spec.boot_args if answer.boot_args == boot_args_of(record) else answer.boot_args,
-            disks=None if answer.disks is None else self._own_disks(record, answer.disks),
-            devices=answer.devices,
-            odd_metadata=() if answer.metadata is None else self._odd_metadata(record, answer.metadata),
-            interfaces=None if answer.interfaces is None else self._own_interfaces(record, answer.interfaces),
         )
 
-    def _own_disks(self, record: VMRecord, found: dict[str, Disk]) -> dict[str, Drive]:
-        """The disks that the VMM has open and that are the VM's, each under its own path."""
-        paths = {disk.name: disk.path for disk in self._provisioner.disks_of(record)} if found else {}
-        return {
-            name: Drive(read_only=disk.read_only, rate_limiter=disk.rate_limiter, is_root_device=disk.is_root)
-            for name, disk in found.items()
-            if paths.get(name) == disk.path
-        }
+    def _compared(self, record: VMRecord, answer: Answer) -> Iterator[Compared]:
+        """What the VMM says, beside its record."""
+        spec = record.spec
+        if answer.machine is not None:
+            yield from compared_fields("machine", spec.machine, answer.machine)
+        if answer.boot_args not in {None, boot_args_of(record)}:
+            yield "boot_args", spec.boot_args, answer.boot_args
+        if answer.disks is not None:
+            yield from self._compared_disks(record, answer.disks)
+        if answer.interfaces is not None:
+            yield from self._compared_interfaces(record, answer.interfaces)
+        if answer.devices is not None:
+            yield from _compared_devices(spec, answer.devices)
+        if answer.metadata is not None:
+            yield from self._compared_metadata(record, answer.metadata)
 
-    def _odd_metadata(self, record: VMRecord, found: dict[str, Any]) -> tuple[str, ...]:
-        """The keys that differ; none if a secret cannot be had now: what cannot be read is not said to differ."""
-        try:
+    def _compared_disks(self, record: VMRecord, found: dict[str, Disk]) -> Iterator[Compared]:
+        for disk in self._provisioner.disks_of(record):
+            path, there = f"drives.{disk.name}", found.get(disk.name)
+            if there is None or there.path != disk.path:
+                yield path, disk.name, None
+            elif disk.name != ROOT_ID:
+                yield f"{path}.read_only", disk.read_only, there.read_only
+                yield f"{path}.is_root_device", disk.is_root, there.is_root
+                yield from compared_fields(f"{path}.rate_limiter", disk.rate_limiter, there.rate_limiter)
+
+    def _compared_interfaces(self, record: VMRecord, found: dict[str, Interface]) -> Iterator[Compared]:
+        """One counts as there if it has the VM's MAC address and its tap, which is there."""
+        taps = {own.name: own for own in self._provisioner.networks.in_place(record)}
+        for name, nic in record.spec.network_interfaces.items():
+            path, own, there = f"network_interfaces.{name}", taps.get(name), found.get(name)
+            if own is None or there is None or (own.tap, own.mac) != (there.tap, there.mac):
+                yield path, nic.network, None
+            else:
+                yield f"{path}.rate_limiter.bandwidth_mbit", own.bandwidth_mbit, there.bandwidth_mbit
+                yield f"{path}.mtu", own.mtu, there.mtu
+
+    def _compared_metadata(self, record: VMRecord, found: dict[str, Any]) -> Iterator[Compared]:
+        """Nothing if a secret cannot be had now: what cannot be read is not said to differ."""
+        with suppress(PermanentError):
             wanted = self._provisioner.metadata_of(record) or {}
-        except PermanentError:
-            return ()
-        return tuple(sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)))
+            odd = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+            yield from ((f"mmds.{key}", "(as the spec says)", "(changed)") for key in odd)
 
-    def _own_interfaces(self, record: VMRecord, found: dict[str, Interface]) -> dict[str, Limits]:
-        """Those of the interfaces that are the VM's: of its MAC address, and over its tap, which is there."""
-        if not record.spec.network_interfaces:
-            return {}
-        wanted = ((own.name, own, found.get(own.name)) for own in self._provisioner.networks.in_place(record))
-        return {
-            name: (there.bandwidth_mbit, there.mtu)
-            for name, own, there in wanted
-            if there is not None and (own.tap, own.mac) == (there.tap, there.mac)
-        }
+
+def _compared_devices(spec: VMSpec, found: Devices) -> Iterator[Compared]:
+    if found.entropy and not spec.entropy:  # a VM of an earlier release lacks it until it is restarted anyway
+        yield "entropy", False, True
+    yield "mmds_config.imds_compat", spec.mmds_config.imds_compat, found.imds_compat
+    for name in ("vsock", "balloon"):
+        wanted, there = getattr(spec, name), getattr(found, name)
+        if wanted is None or there is None:
+            yield name, wanted and name, there and name
+        else:
+            yield from compared_fields(name, wanted, there)
 
 
 def _too_long(socket: Path) -> str:

@@ -40,12 +40,8 @@ class Executor:
     def __init__(
         self, host: str, *, driver: Driver, records: Records, clock: Clock, on_step: Callable[[str, str], None]
     ) -> None:
-        self._host = host
-        self._driver = driver
-        self._records = records
-        self._clock = clock
-        self.approvers = NOBODY
-        self._on_step = on_step
+        self._host, self._driver, self._records, self._clock = host, driver, records, clock
+        self._on_step, self.approvers = on_step, NOBODY
         self._reservations = Reservations(
             mem_size_mib=capacity().mem_size_mib, need_mib=driver.memory_mib, records=records, clock=clock
         )

@@ -31,10 +31,7 @@ class Reservations:
     """
 
     def __init__(self, *, mem_size_mib: int, need_mib: Callable[[VMSpec], int], records: Records, clock: Clock) -> None:
-        self._mem_size_mib = mem_size_mib
-        self._need_mib = need_mib
-        self._records = records
-        self._clock = clock
+        self._mem_size_mib, self._need_mib, self._records, self._clock = mem_size_mib, need_mib, records, clock
         self._lock = threading.Lock()
         self._mib: dict[str, int] = {}
         self._claims: dict[str, Claims] = {}

@@ -19,7 +19,7 @@ from mikrom_reconcile.core.model.fields import costs, counted_drift, impact_of
 from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM, VMMFacts
 from mikrom_reconcile.core.model.plan import Impact, Order, Result, Verb
 from mikrom_reconcile.host.checks import Trials
-from mikrom_reconcile.host.observe import drift_of, row_of
+from mikrom_reconcile.host.observe import row_of
 from mikrom_reconcile.host.orders.next_record import next_record, provenance_fields
 from mikrom_reconcile.host.orders.preconditions import Reservations, check
 from mikrom_reconcile.host.ports import Driver, VMRecord
@@ -103,7 +103,7 @@ class ActionRun:
         facts = self.driver.observe(self.found)
         if facts.status in {"none", "starting"}:
             return steps
-        odd = {impact_of(drift.path) for drift in drift_of(self.found.spec, facts)}
+        odd = {impact_of(drift.path) for drift in facts.drift}
         if facts.status not in HEALTHY or not odd | costs(self.found.spec, self.ordered.spec) <= WHILE_IT_RUNS:
             return STEPS["restart"]
         was_paused, is_paused = facts.status == "paused", self.ordered.state == "paused"

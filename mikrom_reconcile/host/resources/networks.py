@@ -126,7 +126,7 @@ class Networks:
             with Netlink() as kernel:
                 for interface in self.of(record):
                     tap, bridge = kernel.link(interface.tap), bridge_of(interface.bridge)
-                    if tap is None:
+                    if tap is None or tap.alias != interface.alias:
                         continue  # the VMM has lost it, and its driver says so
                     unwanted = bridge.shared - self._wanted_by(record, interface.bridge)
                     if unwanted:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Machine, NetworkInterface, Policy, VMSpec
+from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.encoding import fleet_digest
 from mikrom_reconcile.core.model.errors import SetupError, TemporaryError
-from mikrom_reconcile.core.model.observed import Attempt, Devices, Drift, HostReport, ObserveQuery, VMMFacts
+from mikrom_reconcile.core.model.observed import Attempt, HostReport, ObserveQuery, VMMFacts
 from mikrom_reconcile.host import observe
-from mikrom_reconcile.host.observe import Observer, drift_of
+from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.times_and_sizes import OBSERVING
@@ -161,35 +161,6 @@ def test_a_vm_with_an_error_and_no_vmm_has_failed(host: Host) -> None:
     del host.driver.vmms["web-000"]
     [row] = [row for row in host.report().vms if row.name == "web-000"]
     assert (row.phase, row.last_error) == ("failed", "no kernel")
-
-
-def test_drift_names_each_field_in_which_a_vmm_differs() -> None:
-    facts = VMMFacts(status="running", machine=Machine(vcpu_count=2, mem_size_mib=16), boot_args="loud")
-    assert drift_of(SPEC, facts) == (
-        Drift(path="machine.vcpu_count", recorded=1, actual=2),
-        Drift(path="machine.mem_size_mib", recorded=4, actual=16),
-        Drift(path="boot_args", recorded="quiet", actual="loud"),
-    )
-    assert drift_of(SPEC, VMMFacts(status="running", machine=SPEC.machine, boot_args=SPEC.boot_args)) == ()
-    assert drift_of(VMSpec(image="hello"), VMMFacts(status="unresponsive")) == ()
-
-
-def test_a_vm_that_was_started_before_there_was_entropy_is_as_it_was_ordered() -> None:
-    plain = VMMFacts(status="running", devices=Devices())
-    assert drift_of(SPEC, plain) == ()
-    assert drift_of(replace(SPEC, entropy=False), replace(plain, devices=Devices(entropy=True))) == (
-        Drift(path="entropy", recorded=False, actual=True),
-    )
-
-
-def test_an_interface_and_a_metadata_service_that_were_configured_otherwise_are_drift() -> None:
-    spec = replace(SPEC, network_interfaces={"eth0": NetworkInterface(network="prod", mtu=1400)})
-    facts = VMMFacts(status="running", interfaces={"eth0": (8, 1500)}, devices=Devices(imds_compat=True))
-    assert drift_of(spec, facts) == (
-        Drift(path="network_interfaces.eth0.rate_limiter.bandwidth_mbit", recorded=None, actual=8),
-        Drift(path="network_interfaces.eth0.mtu", recorded=1400, actual=1500),
-        Drift(path="mmds_config.imds_compat", recorded=False, actual=True),
-    )
 
 
 def test_vms_that_do_not_answer_are_waited_for_together(host: Host) -> None:

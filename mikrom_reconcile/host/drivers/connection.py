@@ -115,39 +115,64 @@ class Connection:
 
 
 class FirecrackerAPI(Connection):
-    """A connection to a Firecracker."""
+    """A connection to a Firecracker, which answers requests in their order: several may be sent at once."""
+
+    _received = b""
 
     def get(self, path: str, answer: type[T]) -> T:
         """What stands at `path`, as the type `answer`."""
-        status, body = self._exchange(f"GET {path} HTTP/1.1\r\n\r\n".encode())
+        self.ask(path)
+        return self.told(path, answer)
+
+    def ask(self, *paths: str) -> None:
+        """Send GETs, whose answers `told` takes in their order."""
+        self._send("".join(f"GET {path} HTTP/1.1\r\n\r\n" for path in paths).encode())
+
+    def told(self, path: str, answer: type[T]) -> T:
+        """The next answer."""
+        status, body = self._response()
         if status != 200:
             raise NoAnswerError(f"GET {path} was answered with status {status}")
         return _decoded(body, answer)
 
     def _change(self, method: str, path: str, content: object) -> None:
         """Put `content` at `path`, or change what stands there. Raises FaultError when Firecracker refuses it."""
-        body = msgspec.json.encode(content)
-        head = f"{method} {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        status, answer = self._exchange(head.encode() + body)
+        self.send(method, (path, content))
+        self.check(method, path)
+
+    put, patch = partialmethod(_change, "PUT"), partialmethod(_change, "PATCH")
+
+    def send(self, method: str, *requests: tuple[str, object]) -> None:
+        """Send changes, whose answers `check` takes in their order."""
+        self._send(b"".join(_request(method, path, content) for path, content in requests))
+
+    def check(self, method: str, path: str) -> None:
+        """Raise FaultError where Firecracker has refused the next change."""
+        status, answer = self._response()
         if status == 400:
             raise FaultError(" ".join(_decoded(answer, _Fault).fault_message.split()))
         if status != 204:
             raise NoAnswerError(f"{method} {path} was answered with status {status}")
 
-    put, patch = partialmethod(_change, "PUT"), partialmethod(_change, "PATCH")
-
-    def _exchange(self, request: bytes) -> tuple[int, bytes]:
-        self._send(request)
-        received = b""
+    def _response(self) -> tuple[int, bytes]:
+        received = self._received
         while (end := received.find(_HEAD_END)) < 0:
             received += self._receive(len(received))
         head, body = received[: end + 2], received[end + len(_HEAD_END) :]
         if (status := _STATUS.match(head)) is None:
             raise NoAnswerError("its answer is not HTTP")
         length = _CONTENT_LENGTH.search(head)
-        while length and len(body) < int(length[1]):
+        size = int(length[1]) if length else 0
+        while len(body) < size:
             body += self._receive(len(body))
-        return int(status[1]), body
+        self._received = body[size:]
+        return int(status[1]), body[:size]
+
+
+def _request(method: str, path: str, content: object) -> bytes:
+    body = msgspec.json.encode(content)
+    head = f"{method} {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
 
 class _Fault(msgspec.Struct):

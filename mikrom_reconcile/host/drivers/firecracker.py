@@ -100,24 +100,27 @@ class FirecrackerDriver(VMMDriver):
             resources, vsock = jail.chroot_view(resources), jail.VSOCK
             _link_vsock(record, paths)
         most = releases.release_of(select.release_at(self._binary)).devices
-        requests = (
+        configuration = (
             *firecracker_config.requests(record.spec, resources),
             *firecracker_config.devices(record.spec, vsock, most),
-            firecracker_config.START,
         )
         with translate_errors(record.vm, "connecting to Firecracker"):
             api = FirecrackerAPI.first(paths.socket, vmm.process, give_up_at)
         with api:
-            for path, content, doing in requests:
-                with translate_errors(record.vm, doing):
-                    api.put(path, content)
+            for requests in (configuration, (firecracker_config.START,)):  # no guest boots but as it is configured
+                with translate_errors(record.vm, requests[0][2]):
+                    api.send("PUT", *((path, content) for path, content, _ in requests))
+                for path, _, doing in requests:
+                    with translate_errors(record.vm, doing):
+                        api.check("PUT", path)
 
     def _answer(self, record: VMRecord, vmm: VMM, timeout_s: float) -> Answer:
         try:
             with vmm.connect(FirecrackerAPI, timeout_s) as api:
-                state = api.get("/", _Instance).state
-                config = api.get("/vm/config", firecracker_config.Config)
-                metadata = api.get("/mmds", dict[str, Any]) if record.spec.has_metadata else None
+                api.ask("/", "/vm/config", *(("/mmds",) if record.spec.has_metadata else ()))
+                state = api.told("/", _Instance).state
+                config = api.told("/vm/config", firecracker_config.Config)
+                metadata = api.told("/mmds", dict[str, Any]) if record.spec.has_metadata else None
         except NoAnswerError:
             _end_hanging(vmm)
             raise

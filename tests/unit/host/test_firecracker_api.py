@@ -54,6 +54,16 @@ def test_two_requests_go_over_one_connection(own_environment: Path) -> None:
         assert [api.get("/", State).state for _ in range(2)] == ["Not started", "Running"]
 
 
+def test_answers_to_what_was_sent_at_once_are_told_apart(own_environment: Path) -> None:
+    fault = http(400, b'{"fault_message":"no"}')
+    with server(own_environment, answering(http(204) + fault, http(200, b"{}"))) as path, connected(path) as api:
+        api.send("PUT", ("/a", {}), ("/b", {}))
+        api.check("PUT", "/a")
+        with pytest.raises(FaultError, match="no"):
+            api.check("PUT", "/b")
+        assert api.told("/", dict) == {}
+
+
 def test_a_refusal_is_a_fault_in_one_line(own_environment: Path) -> None:
     answer = http(400, b'{"fault_message":"Boot source error:\\n  no kernel"}')
     with (

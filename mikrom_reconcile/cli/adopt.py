@@ -35,7 +35,8 @@ def adopt(vm: str, paths: tuple[str, ...], socket: str, out: str | None, *, chec
       mikrom adopt hv01/web specs/ --socket /run/foo.sock --out specs/web.yml
     """  # noqa: D301 - click's mark for lines that stay as they are
     host, _, name = vm.partition("/")
-    if not (host and name and socket.startswith("/") and check != bool(out)) or (out and Path(out).exists()):
+    is_new = bool(out and Path(out).parent.is_dir() and not Path(out).exists())
+    if not (host and name and socket.startswith("/") and check != bool(out) and check != is_new):
         raise UsageError("write HOST/VM, the whole path of the socket, and either --check or --out with a new FILE")
     settings = load()
     specs, engine = queries.specs_in(settings, paths), wiring.open_engine(settings)
@@ -64,9 +65,8 @@ def _described(engine: Engine, host: str, name: str, socket: str) -> tuple[Descr
     """What describes it, and whether it was taken over before. Raises UsageError for a name or a VMM of another VM."""
     asked = {each: ObserveQuery(socket=socket if each == host else "") for each in {host, *engine.hosts.names()}}
     views = {view.host: view for view in engine.hosts.observe(asked, deadline_s=OBSERVING.deadline_s)}
-    view = views[host]
-    if view.report is None or (found := view.report.described) is None:
-        raise MikromError(f"{host} cannot be asked: {view.error or 'it has an earlier release'}. Nothing was done.")
+    if (report := views[host].report) is None or (found := report.described) is None:
+        raise MikromError(f"{host} cannot be asked: {views[host].error or 'its release is earlier'}. Nothing was done.")
     if found.problem:
         raise MikromError(f"{name} on {host} cannot be taken over: {found.problem}. Nothing was done.")
     rows = [row for each in views.values() if each.report for row in each.report.vms]

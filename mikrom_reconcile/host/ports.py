@@ -122,9 +122,7 @@ class Driver(Protocol):
         return Described(problem=f"its driver, {self.name}, takes over nothing that was started by hand")
 
     def adopt(self, record: VMRecord, socket: str, judge: Callable[[VMMFacts], None], *, deadline_s: float) -> None:
-        """Have what runs at this socket as the VM's VMM from now on. `judge` raises if it is not as it has to be; then,
-        and where a restart could not bring it back, nothing was changed.
-        """
+        """Have what runs at this socket as the VM's VMM, if `judge` does not raise and a restart can bring it back."""
         del judge, deadline_s
         raise PermanentError(self.described(socket).problem, vm=record.vm, step="taking it over")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, VMSpec
 from mikrom_reconcile.core.model.plan import Order
 from tests.by_hand import CONFIG, started_by_hand
-from tests.contract.drivers import RealBench
+from tests.contract.drivers import JailBench, RealBench, wait_until
 from tests.contract.field_rows import Socket
 from tests.contract.hosts import Host
 from tests.contract.test_host_killed import killed_before_step
@@ -163,4 +164,40 @@ def test_who_is_no_firecracker_that_runs_here_is_told_so(real: RealBench, host: 
         (host.state_dir / "existing/root.img").rename(host.state_dir / "existing/mine")
         (host.state_dir / "existing/root.img").touch()
         assert "root.img is not what drive system has open" in real.driver.described(str(socket)).problem
+    host.agent.execute(host.order("delete", VM, host.seen(VM)))
+
+
+ANSWERING = """
+import socket, sys
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(sys.argv[2])
+listening.listen()
+while True:
+    connection, _ = listening.accept()
+    while request := connection.recv(4096):
+        body = (sys.argv[3] if b"GET / " in request else '{"boot-source": []}').encode()
+        connection.sendall(b"HTTP/1.1 200 \\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
+"""
+
+
+def test_what_only_calls_itself_a_firecracker_is_refused(real: RealBench, own_environment: Path) -> None:
+    for number, (version, words) in enumerate(
+        {"1.9.0": "Firecracker 1.9.0, older than Firecracker 1.10", "1.12.1": "not what such a VMM says"}.items()
+    ):
+        socket = own_environment / f"{number}.sock"
+        said = f'{{"state": "Running", "vmm_version": "{version}", "app_name": "Firecracker"}}'
+        process = subprocess.Popen([sys.executable, "-c", ANSWERING, "--api-sock", str(socket), said])
+        try:
+            wait_until(socket.exists, "its socket")
+            assert words in real.driver.described(str(socket)).problem
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.jail
+def test_what_is_in_a_jail_is_refused(jailed: JailBench, own_environment: Path) -> None:
+    host = Host(jailed, own_environment)
+    host.created(VM)
+    assert "it is in a jail or a container" in jailed.driver.described(str(jailed.socket(VM))).problem
     host.agent.execute(host.order("delete", VM, host.seen(VM)))

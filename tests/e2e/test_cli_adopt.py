@@ -81,6 +81,7 @@ def test_who_writes_the_spec_and_its_import_by_hand_has_the_next_apply_take_it_o
         (("db", "--check"), "write HOST/VM"),
         (("localhost/db",), "either --check or --out with a new FILE"),
         (("localhost/db", "--out", "specs/web.yml"), "--out with a new FILE"),
+        (("localhost/db", "--out", "nowhere/db.yml"), "--out with a new FILE"),
         (("elsewhere/db", "--check"), "only localhost can be reached without a broker"),
         (("localhost/db", "--check"), "its driver, simulated, takes over nothing that was started by hand"),
     ],

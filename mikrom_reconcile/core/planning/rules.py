@@ -400,12 +400,6 @@ RULES: dict[str, Callable[[DiffInput], Verdict]] = {
 """Each rule under its id, which stays when its function is renamed. The last looks at what others leave unchanged."""
 
 STANDS_IN_THE_WAY = (
-    "host-removed",
-    "cannot-rename",
-    "name-conflict",
-    "unplaceable",
-    "hand-started",
-    "crash-loop",
-    "cannot-move",
-)
+    "host-removed", "cannot-rename", "name-conflict", "unplaceable", "hand-started", "crash-loop", "cannot-move",
+)  # fmt: skip
 """Rules whose `blocked` asks for somebody to do something; an unreachable host only has to answer again."""

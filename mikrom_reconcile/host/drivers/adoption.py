@@ -11,6 +11,7 @@ from typing import Any
 from mikrom_reconcile.core.model.desired import Balloon, Machine
 from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.core.specs import releases
+from mikrom_reconcile.host.drivers import firecracker_config
 from mikrom_reconcile.host.drivers.connection import FirecrackerAPI
 from mikrom_reconcile.host.errors import UnreachableError
 from mikrom_reconcile.host.resources.provisioner import ResourceProvisioner
@@ -40,19 +41,18 @@ def look(socket: str, provisioner: ResourceProvisioner, timeout_s: float) -> tup
     except UnreachableError as error:
         raise PermanentError(f"nobody listens at {socket} ({error}): is that its path, on this host?") from error
     with api:
-        process = _checked(api.pid)
-        said, config = api.get("/", dict[str, str]), api.get("/vm/config", Config)
-    oldest, program = releases.RELEASES[0].line, f"{said.get('app_name')} {said['vmm_version']}"
-    if not program.startswith("Firecracker") or releases.version_in(program) < oldest:
-        raise PermanentError(
-            f"pid {api.pid} is {program}: Firecracker from {releases.text_of(oldest)} on is taken over"
-        )
-    if said["state"] == "Not started":
+        process, said = _checked(api.pid), api.get("/", dict[str, str])
+        oldest, program = releases.RELEASES[0].line, f"{said.get('app_name')} {said.get('vmm_version')}"
+        if not program.startswith("Firecracker") or releases.version_in(program) < oldest:
+            raise PermanentError(f"pid {api.pid} is {program}, older than Firecracker {releases.text_of(oldest)}")
+        api.get("/vm/config", firecracker_config.Config)  # which reads it more closely
+        config = api.get("/vm/config", Config)
+    if said.get("state") == "Not started":
         raise PermanentError(f"pid {api.pid} has not booted its guest: start that first")
     if unsaid := [*_unsaid(config)]:
         raise PermanentError(f"the specs have no words for {', '.join(unsaid)}: start it without")
     image, template = _described(api.pid, config, provisioner)
-    return process, image, template | ({"state": "paused"} if said["state"] == "Paused" else {})
+    return process, image, template | ({"state": "paused"} if said.get("state") == "Paused" else {})
 
 
 def _checked(pid: int) -> processes.Identity:
@@ -72,11 +72,11 @@ def _checked(pid: int) -> processes.Identity:
 
 def _described(pid: int, config: Config, provisioner: ResourceProvisioner) -> tuple[Config, Config]:
     boot, folder = config["boot-source"], Path(f"/proc/{pid}/cwd").readlink()
-    files, drives = {"kernel": boot["kernel_image_path"], "initrd": boot.get("initrd_path")}, {}
+    files, drives = {"kernel": boot.get("kernel_image_path"), "initrd": boot.get("initrd_path")}, {}
     image = {part: provisioner.images.pinned(folder / path) for part, path in files.items() if path}
-    for drive in config["drives"]:
+    for drive in config.get("drives", ()):
         path = folder / drive["path_on_host"]
-        flags = {"is_root_device": drive["is_root_device"], "read_only": drive["is_read_only"]}
+        flags = {"is_root_device": drive.get("is_root_device"), "read_only": drive.get("is_read_only")}
         said = {"source": provisioner.disks.source_of(path)} | flags
         drives[drive["drive_id"]] = {key: value for key, value in said.items() if value}
         if not any(map(path.samefile, Path(f"/proc/{pid}/fd").iterdir())):
@@ -106,6 +106,6 @@ def _unsaid(config: Config) -> Iterator[str]:
             fields = part if isinstance(part, dict) else {"": part}
             odd = [key for key in fields if key not in _SAID.get(section, ()) and fields[key] not in _SAME]
             yield from [f"{section}.{key}" for key in odd] if section in _SAID else [section][: len(odd)]
-    names = [drive["drive_id"] for drive in config["drives"] if not drive["is_root_device"]]
+    names = [drive["drive_id"] for drive in config.get("drives", ()) if not drive.get("is_root_device")]
     if names != sorted(names):
         yield f"drives in another order than that of their names ({', '.join(names)})"

@@ -274,7 +274,7 @@ class VMMDriver(Driver, ABC):
 
     def _adopted(self) -> dict[int, str]:
         """The pids of VMMs that were started by hand and taken over, and whose they are."""
-        vmms = [self._vmm(vm) for vm in self._layout.folders()]
+        vmms = map(self._vmm, self._layout.folders())
         return {vmm.process.pid: vmm.vm for vmm in vmms if vmm.find_any() and vmm.adopted}
 
     def trim(self) -> None:

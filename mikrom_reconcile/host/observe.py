@@ -35,12 +35,8 @@ class Observer:
     """Reports about one host. Safe to call from many threads or greenlets at once."""
 
     def __init__(self, host: str, *, driver: Driver, records: Records, note: str = "") -> None:
-        self._host = host
-        self._driver = driver
-        self._records = records
-        self._checks = Checks(records.state_dir)
-        self._trials = Trials(records.state_dir)
-        self._note = note
+        self._host, self._driver, self._records, self._note = host, driver, records, note
+        self._checks, self._trials = Checks(records.state_dir), Trials(records.state_dir)
 
     @cached_property
     def _overhead_mib(self) -> int | None:

@@ -51,10 +51,8 @@ class Records:
         self._copies = JsonFolder(state_dir / "copies", VMRecord, durable=False)
         self._tombstones = JsonFolder(state_dir / "tombstones", VMRecord)
         self._attempts = JsonFolder(state_dir / "attempts", Attempt)
-        self._tokens = state_dir / "tokens"
-        self._released = state_dir / "released"
-        self._locks = state_dir / "locks"
-        self._names = state_dir / "names"
+        self._tokens, self._released = state_dir / "tokens", state_dir / "released"
+        self._locks, self._names = state_dir / "locks", state_dir / "names"
         self._seen: os.stat_result | None = None
 
     @contextmanager

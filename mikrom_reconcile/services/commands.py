@@ -121,8 +121,7 @@ class Child:
     def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], *, log: Path | None = None) -> None:
         self.name = name
         self._argv = ["setpriv", "--pdeathsig", "TERM", "--", *argv]
-        self._env = dict(env)
-        self._log = log
+        self._env, self._log = dict(env), log
         self.process: subprocess.Popen[bytes] | None = None
         self.starts_left = SERVICES.starts if log else 1
         self._start_at = 0.0

@@ -76,8 +76,7 @@ class Jail:
     def __init__(self, paths: VMPaths, binary: Path, resources: VMResources) -> None:
         name = binary.resolve().name
         self.uid = _claimed_uid(paths)
-        self._paths = paths
-        self._media = resources
+        self._paths, self._media = paths, resources
         self._root = paths.jail / name / paths.vm / "root"
         self._pidfile = self._root / f"{name}.pid"
 

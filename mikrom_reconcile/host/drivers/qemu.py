@@ -45,7 +45,7 @@ OVERHEAD_MIB: dict[Accelerator, int] = {
     "kvm": VMMS.qemu_overhead_mib,
     "tcg": VMMS.qemu_overhead_mib + VMMS.qemu_translated_mib,
 }
-"""Memory of a QEMU beside its guest's: 42 MiB were measured with the demo guest, 107 with an emulated Linux."""
+"""Memory of a QEMU beside its guest's."""
 
 _ACCELERATION: dict[Accelerator, tuple[str, ...]] = {
     "kvm": ("-accel", "kvm", "-cpu", "host"),

@@ -104,10 +104,8 @@ class VMM:
     """The VMM of one VM, which may not live. `program` is what it is called, `driver` who may start and judge it."""
 
     def __init__(self, paths: VMPaths, *, driver: str, program: str) -> None:
-        self.paths = paths
-        self.vm = paths.vm
-        self._driver = driver
-        self._program = program
+        self.paths, self.vm = paths, paths.vm
+        self._driver, self._program = driver, program
         self._process: processes.Identity | None = None
 
     @property

@@ -73,10 +73,9 @@ class VMMDriver(Driver, ABC):
         provisioner: ResourceProvisioner | None = None,
         answer_s: float = VMMS.answer_s,
     ) -> None:
-        self._binary = binary
+        self._binary, self._answer_s = binary, answer_s
         self._layout = StateLayout(state_dir, run_dir)
         self._provisioner = provisioner or ResourceProvisioner(state_dir)
-        self._answer_s = answer_s
 
     # ---- what is each VMM's own: raises FaultError, UnreachableError, NoAnswerError, OSError ------------------------
 

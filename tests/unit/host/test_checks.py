@@ -74,8 +74,11 @@ def nothing(_: int) -> bytes:
     return b""
 
 
-def up(pid: int = 7, age_s: float = 3.0) -> VMMFacts:
-    return VMMFacts(status="running", pid=pid, age_s=age_s)
+BEGAN_S = time.monotonic() - 3.0
+
+
+def up(pid: int = 7, age_s: float | None = None) -> VMMFacts:
+    return VMMFacts(status="running", pid=pid, age_s=time.monotonic() - BEGAN_S if age_s is None else age_s)
 
 
 def soon() -> float:

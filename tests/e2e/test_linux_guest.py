@@ -109,6 +109,13 @@ def pin(path: Path) -> str:
     return json.dumps({"source": path.as_uri(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
 
 
+def compiled(source: str, folder: Path) -> bytes:
+    """A program for a guest, which has no libraries."""
+    flags = ("-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-I", "mikrom_reconcile/guest")
+    subprocess.run(("cc", *flags, "-o", folder / "program", source), cwd=PROJECT, check=True)
+    return (folder / "program").read_bytes()
+
+
 @pytest.fixture
 def spec(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spec]:
     spec = Spec(folder)
@@ -207,10 +214,7 @@ def wait_for_free_mib(holds: Callable[[int], bool]) -> int:
 def test_a_guest_with_drivers_gives_memory_back_talks_over_vsock_and_has_huge_pages_and_another_cpu(
     mikrom: Mikrom, spec: Spec, tmp_path: Path
 ) -> None:
-    flags = ("-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-I", "mikrom_reconcile/guest")
-    program = tmp_path / "vsock-shell"
-    subprocess.run(("cc", *flags, "-o", program, "tests/vsock_shell.c"), cwd=PROJECT, check=True)
-    spec.add("bin/vsock-shell", program.read_bytes())
+    spec.add("bin/vsock-shell", compiled("tests/vsock_shell.c", tmp_path))
     set_aside = Path("/proc/sys/vm/nr_hugepages")
     try:
         spec.write(vsock={}, balloon={})

@@ -35,26 +35,19 @@ from mikrom_reconcile.times_and_sizes import OBSERVING
 @click.option("--svg", metavar="FILE", callback=options.no_dash, help="Draw the timeline.")
 @options.output()
 def simulate(
-    paths: tuple[str, ...],
-    form: str,
-    svg: str | None,
-    faults: tuple[Fault, ...],
-    *,
-    fresh: bool,
-    seed: int,
-    **asked: Any,
+    paths: tuple[str, ...], form: str, svg: str | None, faults: tuple[Fault, ...], *, fresh: bool, **asked: Any
 ) -> int:
     """Rehearse an apply: whether it converges, how long that takes, and how many VMs are down at most.
 
     It begins with what the hosts have now, and changes nothing there. Exits with 2 when something is left to do.
     """
-    settings = load()
+    settings, chance = load(), Random(asked.pop("seed"))  # noqa: S311 - the same seed, the same end
     boot_s, files.sync = asked.pop("boot_s"), lambda _: None  # what is rehearsed need not survive a power cut
     request = request_for("simulate", wiring.read_tree(settings, paths), settings, **asked)
     specs = specs_in(settings, paths, asked["extra_vars"])
     views, placements = _now(settings, specs, fresh=fresh)
     with tempfile.TemporaryDirectory(prefix="mikrom-simulate-") as name:
-        folder, chance = Path(name), Random(seed)  # noqa: S311 - the same seed, the same end
+        folder = Path(name)
         hosts = RehearsedHosts(folder, views, boot_s=boot_s, chance=chance, faults=faults)
         store = FileStore(folder / "store", folder / "locks")
         store.remember(specs.project, placements)

@@ -11,21 +11,11 @@ from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.policy import ANYTHING_GOES, Policy
 from mikrom_reconcile.control.ports import Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
+from mikrom_reconcile.core.model import plan as model
 from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
-from mikrom_reconcile.core.model.plan import (
-    BEAT,
-    Action,
-    ActionOutcome,
-    Expect,
-    Order,
-    Plan,
-    Refusal,
-    RunReport,
-    RunRequest,
-    UnfinishedRun,
-)
+from mikrom_reconcile.core.model.plan import Action, ActionOutcome, Order, Plan, RunReport, RunRequest
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanInput, PlanResult, expect_of, numbered, with_kind
 from mikrom_reconcile.core.planning.one_off import decide_by_name
@@ -69,7 +59,7 @@ class Reconciler:
         """Refused: this process has no scheduled runs."""
         raise UsageError(f"{commit}: {_NO_CONTROL.format('accepting it')}")
 
-    def unfinished(self) -> tuple[UnfinishedRun, ...]:
+    def unfinished(self) -> tuple[model.UnfinishedRun, ...]:
         """None: this process reports its own runs."""
         return ()
 
@@ -134,8 +124,8 @@ class Reconciler:
     def _dispatch(
         self, request: RunRequest, actions: list[Action], plan: Plan, lease: Lease, deadline_s: float, log: RunLog
     ) -> None:
-        about: dict[str, Any] = {"run_id": request.run_id, "token": lease.token, "scheduled": request.origin == BEAT}
-        about |= {"losses": request.losses, "approvals": request.approvals}
+        about: dict[str, Any] = {"run_id": request.run_id, "token": lease.token}
+        about |= {"losses": request.losses, "approvals": request.approvals, "scheduled": request.origin == model.BEAT}
         changes = {(change.name, change.host): change for change in plan.changes}
         orders = (Order(action=action, **about) for action in log.sending(action for action in actions if lease.held()))
         with traces.span("dispatch", actions=len(actions)):
@@ -276,18 +266,10 @@ def replay(approved: Plan, now: Plan) -> Plan:
         return approved
     named = [(change, (change.name, change.host)) for change in (*approved.changes, *others)]
     changes = (with_kind(c, "blocked", why[vm]) if vm in why else c for c, vm in named if vm not in settled)
-    refused = (Refusal(fleet=c.fleet, vm=c.name, rule="stale", message=why[vm]) for c, vm in named if vm in why)
-    merged = msgspec.structs.replace(
-        approved,
-        id="",
-        taken_at=now.taken_at,
-        changes=tuple(changes),
-        unchanged=now.unchanged,
-        actions=tuple(action for action in approved.actions if action.id in still),
-        refusals=(*approved.refusals, *refused),
-        unreachable=now.unreachable,
-    )
-    return numbered(merged)
+    refused = (model.Refusal(fleet=c.fleet, vm=c.name, rule="stale", message=why[vm]) for c, vm in named if vm in why)
+    seen = {"taken_at": now.taken_at, "unchanged": now.unchanged, "unreachable": now.unreachable}
+    left = {"changes": tuple(changes), "actions": tuple(action for action in approved.actions if action.id in still)}
+    return numbered(msgspec.structs.replace(approved, id="", refusals=(*approved.refusals, *refused), **seen, **left))
 
 
 def runnable_actions(approved: Plan, now: Plan, outcomes: Collection[ActionOutcome]) -> list[Action]:
@@ -318,7 +300,7 @@ def retry_after_s(request: RunRequest, plan: Plan, now: PlanResult, outcomes: It
     changes = now.plan.changes
     is_booting = any(c.observed and c.observed.phase == "booting" and (c.name, c.host) in acted_on for c in changes)
     is_waiting = bool(waiting(plan) & waiting(now.plan))
-    wait_s = now.retry_after_s if request.origin != BEAT and (is_waiting or is_booting) else None
+    wait_s = now.retry_after_s if request.origin != model.BEAT and (is_waiting or is_booting) else None
     is_closed = all(change.held_by for change in changes if change.kind == "wait")
     return None if is_closed and wait_s is not None and wait_s > request.timeout_s else wait_s
 
@@ -333,6 +315,6 @@ def remembered(result: PlanResult, actions: Iterable[Action], outcomes: Iterable
     return msgspec.structs.replace(result.placements, vms=vms)
 
 
-def waiting(plan: Plan) -> set[tuple[str, Expect]]:
+def waiting(plan: Plan) -> set[tuple[str, model.Expect]]:
     """The VMs that wait in a plan, as it found them."""
     return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}

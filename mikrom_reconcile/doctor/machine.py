@@ -194,12 +194,6 @@ def _program(name: str, purpose: str, missing: str, remedy: str) -> Look:
     return lambda _: ok(f"{binary}, for {purpose}") if (binary := shutil.which(name)) else note(missing, remedy)
 
 
-def _misspelt(_settings: Settings) -> Iterator[Check]:
-    for problem in misspelt():
-        found, _, remedy = problem.partition("; ")
-        yield broken(found, remedy)
-
-
 def _user(_settings: Settings) -> Check:
     uid = os.geteuid()
     return ok("root" if uid == 0 else f"uid {uid}, not root: enough for all that needs no tap and no jail")
@@ -260,5 +254,5 @@ CHECKS: dict[str, Look] = {
     "redis-server": _program(
         "redis-server", "`mikrom up`", "not installed; only `mikrom up` needs it", "install the package redis-server"
     ),
-    "settings": _misspelt,
+    "settings": lambda _: [broken(it[0], it[2]) for it in (problem.partition("; ") for problem in misspelt())],
 }  # fmt: skip

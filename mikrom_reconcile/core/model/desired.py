@@ -236,14 +236,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
-    """How a fleet's running VMs are brought to a new spec: in batches, in the `order` of their names, or of a list in
-    which VMs and hosts are named. `serial` says the sizes of the batches, the last one repeats; none are larger than
-    the disruption share. More than `max_fail_percentage` of a batch must fail to halt it. `skip` goes on without the
-    VMs of unreachable hosts. A batch waits until those before have been healthy for `min_healthy_time`. A VM that has
-    not been so `healthy_deadline` after its spec changed has failed; after `progress_deadline` in which nothing changed
-    or got healthy it halts. The first batch is of the size `canary`, and without `auto_promote` the others wait until a
-    person promotes it. With `auto_revert` what it has brought to a spec that failed goes back to what was healthy
-    before.
+    """How a fleet's running VMs are brought to a new spec: in batches, in the `order` of their names or of a list of
+    VMs and hosts. `serial` says the sizes of the batches, the last one repeats; none are larger than the disruption
+    share. More than `max_fail_percentage` of a batch must fail to halt it. `skip` goes on without the VMs of
+    unreachable hosts. A batch waits until those before have been healthy for `min_healthy_time`. A VM that has not been
+    so `healthy_deadline` after its spec changed has failed; after `progress_deadline` in which nothing changed or got
+    healthy it halts. The first batch is of the size `canary`, and without `auto_promote` the others wait until a person
+    promotes it. With `auto_revert` what it has brought to a spec that failed goes back to what was healthy before.
     """
 
     serial: Share | tuple[Share, ...] = ()

@@ -99,9 +99,8 @@ class Peak(msgspec.Struct, frozen=True, kw_only=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What one run would do. `id` is a digest of the content without the time: same input, same bytes. `unchanged`
-    counts the VMs of each host that are as they should be. `unreachable` maps a host that gave no report to the reason.
-    `peaks` tells of fleets how many running VMs are taken down at once. `selected` is how many VMs it is about, None
-    for all.
+    counts the VMs of each host that are as they should be. `unreachable` says why hosts gave no report. `peaks` tells
+    of fleets how many running VMs are taken down at once. `selected` is how many VMs it is about, None for all.
     """
 
     id: str

@@ -32,8 +32,7 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     """The reports of all hosts, merged for one project. `own` holds the rows of the project's VMs by name, the keeper
     first: the row with the highest token. `others` holds rows that are not ours: of another project, or unreadable.
     `up_to_date` names the VMs that a digest proves to be as wanted; they have no rows. `unreachable` maps hosts without
-    a report to the reason. `reports` are those of the others by host, `maturing` and what follows, and `released`, what
-    all of them say.
+    a report to the reason. `reports` are those of the others by host, the rest is what all of them say.
     """
 
     own: Mapping[str, tuple[observed.ObservedVM, ...]]

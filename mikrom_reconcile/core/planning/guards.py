@@ -16,8 +16,7 @@ from mikrom_reconcile.core.specs.load import FleetSpec, drained_hosts
 
 def prune(draft: Draft, context: PlanContext) -> Draft:
     """Refuses all removals of a fleet that together pass its share, or that would take its last VM. All or none, or a
-    fleet would be emptied in steps. A move takes a VM's root disk with it, so it counts, unless it is off a host that
-    the inventory says to drain.
+    fleet would be emptied in steps. A move takes a VM's root disk with it, so it counts, unless off a drained host.
     """
     overrides, drained = context.overrides, drained_hosts(context.given.specs)
     going = (change for change in draft.changes if _removes(change, drained))

@@ -6,19 +6,11 @@ from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
 
+from mikrom_reconcile.core.model import observed as phases
 from mikrom_reconcile.core.model.desired import State
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.fields import impact_of
-from mikrom_reconcile.core.model.observed import (
-    DEGRADED,
-    HAS_VMM,
-    HEALTHY,
-    SATISFIES,
-    ObservedState,
-    ObservedVM,
-    Placements,
-    in_words,
-)
+from mikrom_reconcile.core.model.observed import ObservedState, ObservedVM, Placements, in_words
 from mikrom_reconcile.core.model.plan import ChangeKind, Verb, VMChange
 from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.yaml_words import shown
@@ -110,7 +102,7 @@ def _judge(verb: Verb, row: ObservedVM, newer_on: str, *, acted_on: bool) -> Ver
     """What `verb` means for a VM as it is now; one that was `acted_on` is not restarted once more. `newer_on` is the
     unreachable host that has it by what is remembered: what is seen is then an older copy.
     """
-    row = replace(row, phase="running") if row.phase in DEGRADED else row
+    row = replace(row, phase="running") if row.phase in phases.DEGRADED else row
     case = DiffInput(desired=None, observed=row)
     if row.phase == "unreadable":
         return case.change("blocked", f"it cannot be read: {row.last_error}")
@@ -123,13 +115,13 @@ def _judge(verb: Verb, row: ObservedVM, newer_on: str, *, acted_on: bool) -> Ver
     state: State = STATES.get(verb, "paused" if row.state == "paused" else "running")
     case = replace(case, desired=as_recorded(row, state, row.policy))
     if verb == "stop":
-        done = row.phase in SATISFIES["stopped"] and row.state == "stopped"
+        done = row.phase in phases.SATISFIES["stopped"] and row.state == "stopped"
         return "unchanged" if done else case.change("stop", in_words(row.phase))
-    as_asked = row.phase in SATISFIES[state] and row.state == state
-    can_go_on = row.phase in HEALTHY or (verb == "resume" and row.phase == "suspended")
+    as_asked = row.phase in phases.SATISFIES[state] and row.state == state
+    can_go_on = row.phase in phases.HEALTHY or (verb == "resume" and row.phase == "suspended")
     if verb in {"pause", "suspend", "resume"} and not (as_asked or can_go_on):
         return case.change("blocked", f"it is {row.phase}; `mikrom start` brings it up")
-    if verb != "restart" and _drifted(row) and row.phase in HEALTHY:  # its memory is to stay
+    if verb != "restart" and _drifted(row) and row.phase in phases.HEALTHY:  # its memory is to stay
         return "unchanged" if as_asked else case.change("blocked", _drifted(row))
     if as_asked and (verb != "restart" or (acted_on and not row.drift)):
         return "unchanged"
@@ -146,8 +138,8 @@ def _kind(verb: Verb, row: ObservedVM) -> ChangeKind:
     """How a VM gets up: a live one is paused or resumed if that is enough, and a restart forgets a memory."""
     if verb == "suspend" or (verb == "restart" and row.phase == "suspended"):
         return verb
-    if row.phase not in HAS_VMM or row.phase == "starting":
+    if row.phase not in phases.HAS_VMM or row.phase == "starting":
         return "start"
-    if verb == "restart" or row.phase not in HEALTHY:
+    if verb == "restart" or row.phase not in phases.HEALTHY:
         return "restart"
     return "pause" if verb == "pause" else "resume"

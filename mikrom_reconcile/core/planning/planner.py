@@ -12,20 +12,8 @@ from mikrom_reconcile.core.model.plan import Refusal, RunOverrides, VMChange, gr
 from mikrom_reconcile.core.placement.capacity import mem_limit_mib, room_of
 from mikrom_reconcile.core.placement.desired_state import render
 from mikrom_reconcile.core.placement.scheduler import Scheduler
-from mikrom_reconcile.core.planning.context import (
-    VERBS,
-    Draft,
-    Expected,
-    PlanContext,
-    PlanInput,
-    PlanResult,
-    expectations,
-    merge_reports,
-    plan_of,
-    refactored,
-    remembered_as_named_now,
-    warnings_of,
-)
+from mikrom_reconcile.core.planning import context as shared
+from mikrom_reconcile.core.planning.context import VERBS, Draft, Expected, PlanContext, PlanInput, PlanResult
 from mikrom_reconcile.core.planning.drift import not_done, unattended, unfrozen
 from mikrom_reconcile.core.planning.guards import protect, prune
 from mikrom_reconcile.core.planning.leases import held_addresses, lease, seen_addresses
@@ -37,28 +25,24 @@ from mikrom_reconcile.core.specs.load import VM_NAME, Specs, expand, renames
 from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.core.specs.warnings import spec_warnings
 
+Names = tuple[str, ...]
+
 
 def prepare(
-    specs: Specs,
-    placements: Placements,
-    *,
-    here: str,
-    destroy: bool = False,
-    dead: tuple[str, ...] = (),
-    living: tuple[str, ...] = (),
+    specs: Specs, placements: Placements, *, here: str, destroy: bool = False, dead: Names = (), living: Names = ()
 ) -> PlanInput:
     """What to ask the hosts of the inventory, or `here` without one, those on which VMs are remembered, and the other
     `living` ones: a host that left the inventory may come back with VMs that were made elsewhere since. `destroy` wants
     everything that the specs own gone, so every row is asked for. Raises SpecError.
     """
     unplaced, was = expand(specs), renames(specs)
-    placements = remembered_as_named_now(placements, was)
+    placements = shared.remembered_as_named_now(placements, was)
     alive = _without(placements, dead)
     scheduler = Scheduler(specs, here, located=alive.vms)
     known = ((vm, alive.vms.get(vm.name, "")) for vm in unplaced)
     staying = [(vm, at) for vm, at in known if at in scheduler.eligible_hosts(vm) and scheduler.claims_ports(vm, at)]
     rendered = {vm.name: vm for vm in render(specs, here, staying, alive.addresses)}
-    expected = {} if destroy else expectations(rendered.values())
+    expected = {} if destroy else shared.expectations(rendered.values())
     creating = len(staying) < len(unplaced) and not destroy
     asked = dict.fromkeys(() if destroy else living, False)  # names are free to others outside the inventory
     asked |= dict.fromkeys((*scheduler.hosts, *placements.vms.values()), creating)
@@ -102,7 +86,7 @@ def make_plan(
     given: PlanInput, observed: ObservedState, overrides: RunOverrides, tried: frozenset[str] = frozenset()
 ) -> PlanResult:
     """The plan that follows from the reports. Pure: the same arguments give the same bytes. Raises SpecError."""
-    view = refactored(merge_reports(observed, given.specs.project, given.expected), given)
+    view = shared.refactored(shared.merge_reports(observed, given.specs.project, given.expected), given)
     dead = tuple(host for host in given.dead if host in view.unreachable)
     placements = _without(given.placements, dead)
     context = PlanContext(
@@ -117,12 +101,12 @@ def make_plan(
     inventory = given.specs.inventory or Inventory()
     acted_on = {it.host for it in draft.changes if it.kind in VERBS}
     limits = {host: mem_limit_mib(inventory, report) for host, report in view.reports.items() if host in acted_on}
-    plan = plan_of(
+    plan = shared.plan_of(
         draft,
         observed,
         project=given.specs.project,
         revision=given.specs.tree.revision,
-        warnings=(*given.warnings, *warnings_of(draft, context)),
+        warnings=(*given.warnings, *shared.warnings_of(draft, context)),
         mem_limits_mib={host: limit for host, limit in limits.items() if limit is not None},
     )
     return PlanResult(
@@ -281,9 +265,8 @@ def _refusals(draft: Draft) -> Iterator[Refusal]:
 
 def _to_remember(draft: Draft, context: PlanContext) -> Placements:
     """Where everything is, or is made now; what was remembered on unreachable hosts stays remembered. A VM that is to
-    move is remembered where it still is, and one whose name is taken where that was seen: if that host becomes
-    unreachable, it must not be made elsewhere. One that may not be made yet is not, so that the next run asks who has
-    its name.
+    move is remembered where it still is, one whose name is taken where that was seen: if that host becomes unreachable,
+    it must not be made elsewhere. One that may not be made yet is not, so that the next run asks who has its name.
     """
     given, view = context.given, context.view
     made = [change for change in draft.changes if change.kind in {"create", "import"}]

@@ -8,19 +8,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from mikrom_reconcile.core.model import observed as phases
 from mikrom_reconcile.core.model.desired import DesiredVM, State
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.fields import counted_drift, field_changes, impact_of, is_row_of, recorded
-from mikrom_reconcile.core.model.observed import (
-    DEGRADED,
-    HAS_VMM,
-    HEALTHY,
-    NOT_RESTARTED,
-    SATISFIES,
-    Drift,
-    ObservedVM,
-    in_words,
-)
+from mikrom_reconcile.core.model.observed import Drift, ObservedVM, in_words
 from mikrom_reconcile.core.model.plan import ChangeKind, FieldChange, VMChange
 from mikrom_reconcile.core.planning.guards import as_recorded
 
@@ -35,8 +27,7 @@ class DiffInput(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     `duplicate_on` is the host of a newer VM of the name, `proven` whether that one is as was ordered. `eviction_reason`
     is why it may not stay where it is, `rejections` why no host can have it. `host_removed` says that its host left the
     inventory, `destroy` that everything has to go, `retry` that what was given up is tried again. `removed` is what a
-    Refactor document says of it: whether to destroy it. `moved_to` is the name that one was to have which nothing
-    wants.
+    Refactor document says of it: whether to destroy it. `moved_to` is the name that it was to have.
     """
 
     desired: DesiredVM | None
@@ -284,14 +275,14 @@ def stopped(case: DiffInput) -> Verdict:
     if (kind := kinds.get(state := case.want.state)) is None:
         return None
     will = f", and will boot anew: {why}" if state == "suspended" and (why := _misfit(case)) else ""
-    if case.seen.phase in HAS_VMM or case.seen.state != state:
+    if case.seen.phase in phases.HAS_VMM or case.seen.state != state:
         return case.change(kind, f"state: {state}, and it is {case.seen.phase}{will}", fields=case.fields)
     return case.change("update", f"spec changed{will}", fields=case.fields) if case.fields else UNCHANGED
 
 
 def _misfit(case: DiffInput) -> str:
     """Why a guest does not go on from its memory, "" if it does or has none."""
-    has_memory = case.seen.phase in HAS_VMM or case.seen.phase == "suspended"
+    has_memory = case.seen.phase in phases.HAS_VMM or case.seen.phase == "suspended"
     is_another = any(field.impact in {"restart", "replace"} for field in case.fields)
     return "its memory is of another spec" if has_memory and is_another else ""
 
@@ -315,7 +306,7 @@ def needs_replace(case: DiffInput) -> Verdict:
 
 def not_restarted(case: DiffInput) -> Verdict:
     """Its restart policy leaves it as it ended, but for one that was not up yet when its host went down."""
-    seen, leaves = case.seen, NOT_RESTARTED[case.want.spec.restart.policy]
+    seen, leaves = case.seen, phases.NOT_RESTARTED[case.want.spec.restart.policy]
     was_up = not (seen.phase == "rebooted" and seen.attempt)
     return UNCHANGED if seen.phase in leaves and was_up and not case.retry and not case.fields else None
 
@@ -323,7 +314,7 @@ def not_restarted(case: DiffInput) -> Verdict:
 def down(case: DiffInput) -> Verdict:
     """It should be up and no VMM lives."""
     seen = case.seen
-    if seen.phase not in HAS_VMM or seen.phase == "starting":
+    if seen.phase not in phases.HAS_VMM or seen.phase == "starting":
         reason = f"{in_words(seen.phase)}{f': {seen.last_error}' if seen.last_error else ''}"
         if seen.phase == "suspended" and (why := _misfit(case)):
             reason += f", and boots anew: {why}"
@@ -333,7 +324,7 @@ def down(case: DiffInput) -> Verdict:
 
 def unresponsive(case: DiffInput) -> Verdict:
     """A VMM lives and cannot be reached, or was told to stop."""
-    if case.seen.phase not in HEALTHY | DEGRADED:
+    if case.seen.phase not in phases.HEALTHY | phases.DEGRADED:
         return case.change("restart", f"it is {case.seen.phase}", fields=case.fields)
     return None
 
@@ -355,7 +346,7 @@ def drift(case: DiffInput) -> Verdict:
 def pause_or_resume(case: DiffInput) -> Verdict:
     """It runs and should be paused, or the other way round."""
     state, phase = case.want.state, case.seen.phase
-    if phase in SATISFIES[state] or (state == "running" and phase in DEGRADED):
+    if phase in phases.SATISFIES[state] or (state == "running" and phase in phases.DEGRADED):
         return None
     kind: ChangeKind = "pause" if state == "paused" else "resume"
     return case.change(kind, f"state: {state}, and it is {phase}", fields=case.fields)
@@ -370,7 +361,7 @@ def needs_update(case: DiffInput) -> Verdict:
 def unhealthy(case: DiffInput) -> Verdict:
     """It runs, and its guest does not do what its checks want: only time or a person can help."""
     seen = case.seen
-    return case.change("wait", f"it is {seen.phase}: {seen.health}") if seen.phase in DEGRADED else None
+    return case.change("wait", f"it is {seen.phase}: {seen.health}") if seen.phase in phases.DEGRADED else None
 
 
 def up_to_date(case: DiffInput) -> Verdict:

@@ -121,30 +121,34 @@ def _mounts(spec: VMSpec) -> Problems:
             yield ("drives", name, "mount"), f"drive {other} is mounted at {drive.mount} already"
 
 
-def _zero_bytes(spec: VMSpec) -> Problems:
+def _encoded(spec: VMSpec) -> Problems:
+    size = len(msgspec.json.encode(spec.mmds)) if spec.mmds else 0
+    if size > SPECS.metadata_bytes:
+        yield ("mmds",), f"mmds has {size} bytes as JSON; Firecracker takes {SPECS.metadata_bytes}"
     for word in ("command", "env"):
         if (said := getattr(spec, word)) and b"\\u0000" in msgspec.json.encode(said):
             yield (word,), f"{word} has a zero byte, which ends a word for every program"
 
 
-def _mmds(spec: VMSpec) -> Problems:
-    if spec.mmds is not None and not spec.network_interfaces:
+def _without_interface(spec: VMSpec) -> Problems:
+    if spec.network_interfaces:
+        return
+    if spec.mmds is not None:
         yield ("mmds",), "mmds is read over a network interface, and there is none: add one, or leave mmds out"
-    for name in () if spec.network_interfaces else spec.secret_env:
+    for name in spec.secret_env:
         message = f"env.{name} is a secret, which is read over a network interface, and there is none: add one"
         yield ("env", name), message
+    for name in (name for name, check in spec.checks.items() if check.type != "console"):
+        way_out = "add one, or check the console"
+        yield ("checks", name), f"checks.{name} is tried over a network interface, and there is none: {way_out}"
+
+
+def _mmds(spec: VMSpec) -> Problems:
     if spec.mmds_config.imds_compat and not spec.has_metadata:
         yield ("mmds_config", "imds_compat"), "mmds_config.imds_compat is for VMs that have mmds: leave it out"
     if spec.mmds is not None and METADATA_OF_HOST in spec.mmds:
         message = f"mmds.{METADATA_OF_HOST} is what the host itself says of a VM; give yours another name"
         yield ("mmds", METADATA_OF_HOST), message
-
-
-def _checks_without_interface(spec: VMSpec) -> Problems:
-    for name, check in spec.checks.items():
-        if check.type != "console" and not spec.network_interfaces:
-            way_out = "add one, or check the console"
-            yield ("checks", name), f"checks.{name} is tried over a network interface, and there is none: {way_out}"
 
 
 def _drives(spec: VMSpec) -> Problems:
@@ -209,12 +213,6 @@ def _boot_args_with_devices(spec: VMSpec) -> Problems:
         yield ("boot_args",), message
 
 
-def _mmds_size(spec: VMSpec) -> Problems:
-    size = len(msgspec.json.encode(spec.mmds)) if spec.mmds else 0
-    if size > SPECS.metadata_bytes:
-        yield ("mmds",), f"mmds has {size} bytes as JSON; Firecracker takes {SPECS.metadata_bytes}"
-
-
 _CHECK_FIELDS = {"port": ("tcp", "http"), "path": ("http",), "expect": ("console",), "deny": ("console",)}
 """The types of checks that a field is for."""
 
@@ -266,9 +264,9 @@ def _published(spec: VMSpec) -> Problems:
 
 
 UNSUPPORTED: Final = (
-    _image, _machine, _container, _mmds, _checks_without_interface, _drives, _devices, _boot_args, _published,
+    _image, _machine, _container, _without_interface, _mmds, _drives, _devices, _boot_args, _published,
 )  # fmt: skip
 """What no host can run: each refuses it again, since its orders may come from another release."""
 
-CHECKS: Final = (*UNSUPPORTED, _boot_args_with_devices, _mmds_size, _checks, _mounts, _zero_bytes, _secrets)
+CHECKS: Final = (*UNSUPPORTED, _boot_args_with_devices, _encoded, _checks, _mounts, _secrets)
 """The others fail later, or have another effect than it seems: VMs that are recorded with it go on."""

@@ -28,28 +28,17 @@ from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 _NO_CONTROL = "{} needs a control worker: set MIKROM_BROKER_URL, or start `mikrom up`"
 
 
-class Reconciler:
+class Reconciler(msgspec.Struct, kw_only=True, eq=False):
     """The Engine of this process, for specs of `here`; `alone`: no other host can be reached; `policy` judges plans."""
 
-    def __init__(
-        self,
-        *,
-        here: str,
-        hosts: Hosts,
-        store: RunStore,
-        clock: Clock,
-        schemas: Mapping[str, str],
-        alone: bool = False,
-        policy: Policy = ANYTHING_GOES,
-    ) -> None:
-        self.hosts = hosts
-        self.store = store
-        self._here = here
-        self._clock = clock
-        self._schemas = schemas
-        self._prepared: PlanInput | None = None
-        self._alone = alone
-        self._policy = policy
+    hosts: Hosts
+    store: RunStore
+    here: str
+    clock: Clock
+    schemas: Mapping[str, str]
+    alone: bool = False
+    policy: Policy = ANYTHING_GOES
+    prepared: PlanInput | None = None  # for the run before, where the next is of the same specs and placements
 
     def source(self) -> SourceState | None:
         """None: only control workers have scheduled runs."""
@@ -71,20 +60,20 @@ class Reconciler:
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
         if request.verb is not None:
-            return self._policy.judged(self._policy.warned(self._by_name(request).plan, request))
+            return self.policy.judged(self.policy.warned(self._by_name(request).plan, request))
         result = self._plan(request, self._specs(request))
         if result.unmatched:
             raise UsageError(result.unmatched)
         alive = sorted({*request.assume_dead} - {*result.plan.unreachable})
         if alive:
             raise UsageError(f"--assume-dead: {', '.join(alive) or repr('')} answers, or is no host of this project")
-        return revisions.noted(self.store, request, self._policy.judged(self._policy.warned(result.plan, request)))
+        return revisions.noted(self.store, request, self.policy.judged(self.policy.warned(result.plan, request)))
 
     def apply(self, request: RunRequest, plan: Plan | None, *, progress: Callable[[ActionOutcome], None]) -> RunReport:
         """Carry out `plan`, or with None whatever is found, in passes until nothing is left that may be done."""
-        request, held = self._policy.approved(request, plan)
+        request, held = self.policy.approved(request, plan)
         project, plan_again = self._project(request, held)
-        started_at, ends_at = self._clock.now(), self._clock.monotonic() + request.timeout_s
+        started_at, ends_at = self.clock.now(), self.clock.monotonic() + request.timeout_s
         lease = self._lease(project, request, ends_at, at_least=1)
         try:
             result = plan_again(())
@@ -96,7 +85,7 @@ class Reconciler:
             # the plan of now: what was saved before, or comes from elsewhere, need not be what is carried out
             result, approved, refused = self._judged(result, plan and held(plan))
             self.hosts.give_up(set() if refused else {*request.assume_dead} & result.plan.unreachable.keys())
-            with RunLog(self.store, self._clock, request, approved, started_at, progress) as log:
+            with RunLog(self.store, self.clock, request, approved, started_at, progress) as log:
                 for outcome in stale_outcomes(approved, result.plan):
                     log.heard(outcome)
                 while not refused:
@@ -106,7 +95,7 @@ class Reconciler:
                     wait_s = 0.0 if actions else retry_after_s(request, approved, result, log.outcomes)
                     if self._left_s(ends_at) == 0 or not lease.held() or wait_s is None:
                         break
-                    self._clock.sleep(min(wait_s, self._left_s(ends_at)))
+                    self.clock.sleep(min(wait_s, self._left_s(ends_at)))
                     self._dispatch(request, actions, result.plan, lease, self._left_s(ends_at), log)
                     result = plan_again(log.outcomes)
             is_over = not result.plan.actions and result.retry_after_s is None
@@ -116,7 +105,7 @@ class Reconciler:
 
     def _judged(self, result: PlanResult, plan: Plan | None) -> tuple[PlanResult, Plan, bool]:
         """What was found, which plan is approved, and whether the policy refused it: then it is one without actions."""
-        now = self._policy.judged(result.plan)
+        now = self.policy.judged(result.plan)
         if now is result.plan:
             return result, plan or now, False
         return msgspec.structs.replace(result, plan=now, retry_after_s=None), now, True
@@ -163,12 +152,12 @@ class Reconciler:
 
     def _prepare(self, request: RunRequest, specs: Specs) -> PlanInput:
         placements, living = self.store.placements(specs.project), self.hosts.names(unreachable=False)
-        dead, destroy, last = request.assume_dead + request.without_hosts, request.destroy, self._prepared
+        dead, destroy, last = request.assume_dead + request.without_hosts, request.destroy, self.prepared
         now = (placements, dead, living, destroy)
         if last and last.specs is specs and now == (last.placements, last.dead, last.living, last.destroy):
             return last
-        given = prepare(specs, placements, here=self._here, destroy=destroy, dead=dead, living=living)
-        self._prepared = given
+        given = prepare(specs, placements, here=self.here, destroy=destroy, dead=dead, living=living)
+        self.prepared = given
         return given
 
     def _by_name(self, request: RunRequest, outcomes: Iterable[ActionOutcome] = (), project: str = "") -> PlanResult:
@@ -181,20 +170,20 @@ class Reconciler:
 
     def _specs(self, request: RunRequest) -> Specs:
         """The specs of the request, those of the run before if they are the same. Raises SpecError and UsageError."""
-        last, variables = self._prepared, repr(request.extra_vars)  # 1, 1.0 and true are equal in Python
+        last, variables = self.prepared, repr(request.extra_vars)  # 1, 1.0 and true are equal in Python
         is_same = last is not None and repr(last.specs.extra_vars) == variables and last.specs.tree == request.tree
         specs = last.specs if last and is_same else self._read(request)
-        hosts = hosts_of(specs, self._here)
+        hosts = hosts_of(specs, self.here)
         refuse_unknown("--without-host", request.without_hosts, hosts, "the inventory has no host {}")
         return specs
 
     def _read(self, request: RunRequest) -> Specs:
-        specs = validate_specs(request.tree, self._schemas, here=self._here, extra_vars=request.extra_vars)
+        specs = validate_specs(request.tree, self.schemas, here=self.here, extra_vars=request.extra_vars)
         refuse_unread(specs)
-        others = sorted({*hosts_of(specs, self._here)} - {self._here})
-        if self._alone and others:
+        others = sorted({*hosts_of(specs, self.here)} - {self.here})
+        if self.alone and others:
             raise SetupError(
-                f"the specs name {', '.join(others)}, and without a broker only {self._here} can be reached:"
+                f"the specs name {', '.join(others)}, and without a broker only {self.here} can be reached:"
                 " set MIKROM_BROKER_URL, or start `mikrom up`"
             )
         return specs
@@ -206,7 +195,7 @@ class Reconciler:
         views |= {host: HostView(host=host, error=LEFT_OUT) for host in without}
         silent = HostView(host="", error="gave no answer")
         hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))
-        return ObservedState(taken_at=self._clock.now(), hosts=hosts)
+        return ObservedState(taken_at=self.clock.now(), hosts=hosts)
 
     def _lease(self, project: str, request: RunRequest, ends_at: float, *, at_least: int) -> Lease:
         while True:
@@ -215,10 +204,10 @@ class Reconciler:
             except BusyError:
                 if self._left_s(ends_at) < RUNS.lease_retry_s:
                     raise
-                self._clock.sleep(RUNS.lease_retry_s)
+                self.clock.sleep(RUNS.lease_retry_s)
 
     def _left_s(self, ends_at: float) -> float:
-        return max(0.0, ends_at - self._clock.monotonic())
+        return max(0.0, ends_at - self.clock.monotonic())
 
 
 def stale_outcomes(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:

@@ -70,10 +70,8 @@ def _row(group: plans.Group, style: Style) -> str:
     what = f"{md(sign)} {group.kind}" + (f" ({group.wanted})" if group.wanted else "")
     why = [md(group.why)]
     if not style.full:
-        fields = (
-            (md(it.path), md(plans.short(it.before)), md(plans.short(it.after)), it.impact) for it in group.fields
-        )
-        why += [f"{path}: {before} → {after} ({impact})" for path, before, after, impact in fields]
+        values = ((it, md(plans.short(it.before)), md(plans.short(it.after))) for it in group.fields)
+        why += [f"{md(field.path)}: {before} → {after} ({field.impact})" for field, before, after in values]
     return f"| {what} | {md(group.names)} | {md(group.hosts)} | {'<br>'.join(why)} |\n"
 
 

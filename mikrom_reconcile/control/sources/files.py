@@ -162,6 +162,7 @@ def _lines_of(command: list[str]) -> list[str]:
     return done.stdout.decode(errors="replace").splitlines()
 
 
+_WHOLE = "give the whole folder, and --limit or --tags; or give"
 _KIND = re.compile(r"""kind["']?\s*:\s*["']?Project\b""")
 
 
@@ -171,10 +172,8 @@ def refuse_part(tree: SourceTree, outside: Iterable[tuple[str, bytes]]) -> None:
         if _has_project(path, content):
             if any(_has_project(file.path, file.text.encode()) for file in tree.files):
                 return
-            raise UsageError(
-                f"these specs are a part of the project in {path}, and everything else in it would count as removed:"
-                " give its whole folder, and --limit or --tags; or give them a Project of their own"
-            )
+            part = f"these specs are a part of the project in {path}, and all else in it"
+            raise UsageError(f"{part} would count as removed: {_WHOLE} them a Project of their own")
 
 
 def around(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
@@ -203,10 +202,8 @@ def refuse_left_out(tree: SourceTree, paths: Iterable[Path]) -> None:
             continue
         for left, content in _below(path.parent):
             if os.path.realpath(left) not in read and documents.looks_like_a_spec(content[: SPECS.head_bytes]):
-                raise UsageError(
-                    f"{left} belongs to the project in {path}, and would count as removed: give the whole folder, and"
-                    " --limit or --tags; or give it a Project of its own"
-                )
+                part = f"{left} belongs to the project in {path}, and"
+                raise UsageError(f"{part} would count as removed: {_WHOLE} it a Project of its own")
 
 
 def _below(folder: Path, *, named: bool = True) -> Iterator[tuple[str, bytes]]:

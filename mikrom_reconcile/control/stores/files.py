@@ -89,10 +89,8 @@ class FileStore:
             os.utime(draft, (at, at))
             draft.replace(path)
             left_by_the_killed = (path for path in draft.parent.glob("*.new") if _time_of(path) < begun)
-            for old in (
-                *_latest_first(path.parent.iterdir())[run_log.ROOM.get(room, RUNS.kept_per_host) :],
-                *left_by_the_killed,
-            ):
+            too_many = _latest_first(path.parent.iterdir())[run_log.ROOM.get(room, RUNS.kept_per_host) :]
+            for old in (*too_many, *left_by_the_killed):
                 old.unlink(missing_ok=True)
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:

@@ -65,13 +65,9 @@ def needs_restart(applied: VMSpec, wanted: VMSpec) -> bool:
 
 def recorded(*, fleet: str, state: State, spec: VMSpec, policy: Policy) -> dict[str, Any]:
     """The recorded values of a VM by path, in the spec language's own words."""
-    return {
-        **msgspec.to_builtins(spec),
-        "fleet": fleet,
-        "state": state,
-        "prune": {"max": policy.prune_max, "allow_empty": policy.allow_empty},
-        "lifecycle": {"prevent_destroy": bool(policy.prevent_destroy)},
-    }
+    prune = {"max": policy.prune_max, "allow_empty": policy.allow_empty}
+    lifecycle = {"prevent_destroy": bool(policy.prevent_destroy)}
+    return {**msgspec.to_builtins(spec), "fleet": fleet, "state": state, "prune": prune, "lifecycle": lifecycle}
 
 
 def drop_paths(spec: VMSpec, ignored: tuple[str, ...]) -> Any:

@@ -77,16 +77,15 @@ def expectations(vms: Iterable[DesiredVM]) -> dict[str, Expected]:
     for vm in vms:
         if vm.state != "absent":
             groups[vm.host][vm.fleet].append(vm)
-    return {
-        host: Expected(
-            digests={
-                fleet: fleet_digest((vm.name, row_digest(vm.spec_digest, vm.addresses), vm.state, ()) for vm in group)
-                for fleet, group in fleets.items()
-            },
-            names={fleet: tuple([vm.name for vm in group]) for fleet, group in fleets.items()},
-        )
-        for host, fleets in groups.items()
-    }
+    found: dict[str, Expected] = {}
+    for host, fleets in groups.items():
+        names = {fleet: tuple([vm.name for vm in group]) for fleet, group in fleets.items()}
+        found[host] = Expected(digests={fleet: _digest_of(group) for fleet, group in fleets.items()}, names=names)
+    return found
+
+
+def _digest_of(vms: list[DesiredVM]) -> str:
+    return fleet_digest((vm.name, row_digest(vm.spec_digest, vm.addresses), vm.state, ()) for vm in vms)
 
 
 def merge_reports(state: observed.ObservedState, project: str, expected: Mapping[str, Expected]) -> ProjectView:

@@ -134,21 +134,15 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
     prune, lifecycle = spec.get("prune", {}), spec.get("lifecycle", {})
     policy = {"prune_max" if word == "max" else word: said for word, said in prune.items()}
     policy |= {word: said for word, said in lifecycle.items() if word == "prevent_destroy"}
-    found = {
-        "document": document,
-        "name": document.name,
-        "tags": metadata.get("tags", ()),
-        "selected": None,
-        "overrides": [
-            Override(match=entry["match"], fields={key: value for key, value in entry.items() if key != "match"})
-            for entry in spec.get("overrides", ())
-        ],
-        "instances": _filled(spec.get("instances", {})),
-        "policy": policy,
-        "ignore_changes": lifecycle.get("ignore_changes", ()),
-        "budgets": spec.get("disruption", {}).get("budgets", ()),
-    }
-    fleet = msgspec.convert(spec | found, ready(FleetSpec))
+    overrides = [
+        Override(match=entry["match"], fields={key: value for key, value in entry.items() if key != "match"})
+        for entry in spec.get("overrides", ())
+    ]
+    about = {"document": document, "name": document.name, "tags": metadata.get("tags", ()), "selected": None}
+    about |= {"overrides": overrides, "instances": _filled(spec.get("instances", {})), "policy": policy}
+    about |= {"ignore_changes": lifecycle.get("ignore_changes", ())}
+    about |= {"budgets": spec.get("disruption", {}).get("budgets", ())}
+    fleet = msgspec.convert(spec | about, ready(FleetSpec))
     # fleets of one pattern share one tuple, by which the scheduler knows that they do; converted each had a copy
     hosts = inventory.select(spec.get("hosts", "all")) if inventory else None
     return msgspec.structs.replace(fleet, hosts=hosts)
@@ -318,23 +312,21 @@ def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:
             yield name, index
 
 
-def _template(
-    fleet: FleetSpec, numbers: tuple[int, ...], own: dict[str, Any], shared: frozenset[str]
-) -> MergedTemplate:
+def _template(fleet: FleetSpec, which: tuple[int, ...], own: dict[str, Any], known: frozenset[str]) -> MergedTemplate:
     fields = merged({}, fleet.template)
-    for number in numbers:
+    for number in which:
         fields = merged(fields, fleet.overrides[number].fields)
     if own:
         fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
     looks_up = "${" in repr(fields)  # most do not: this spares two walks
     variables_used: frozenset[str] = names_in(fields) if looks_up else frozenset()
     if variables_used:
-        variables_used |= shared | names_in(dict(fleet.vars))  # through one variable, others
+        variables_used |= known | names_in(dict(fleet.vars))  # through one variable, others
     elif looks_up:
         fields = Scope().resolve(fields)  # $${ stands for ${ here, too
     interfaces = fields.get("network_interfaces", {}).values()
     ports = frozenset(port_name(text) for nic in interfaces for text in nic.get("publish", ()))
-    return MergedTemplate(fleet=fleet, fields=fields, variables_used=variables_used, published=ports, overrides=numbers)
+    return MergedTemplate(fleet=fleet, fields=fields, variables_used=variables_used, published=ports, overrides=which)
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -353,11 +345,8 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _fleet_layers(fleet: FleetSpec, specs: Specs) -> tuple[Layer, ...]:
     """The variables that are the same for all VMs of a fleet on all hosts, the strongest first."""
-    return (
-        Layer(origin="built in", values={"fleet": fleet.name, "project": specs.project}),
-        Layer(origin="-e", values=specs.extra_vars),
-        Layer(origin=f"fleet {fleet.name}", values=fleet.vars),
-    )
+    built_in = Layer(origin="built in", values={"fleet": fleet.name, "project": specs.project})
+    return built_in, Layer(origin="-e", values=specs.extra_vars), Layer(origin=f"fleet {fleet.name}", values=fleet.vars)
 
 
 def scope_of(vm: UnplacedVM, specs: Specs, host: str | None) -> Scope:

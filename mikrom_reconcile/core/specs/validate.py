@@ -241,8 +241,7 @@ def _replicas_or_instances(document: SpecDocument, _: Documents) -> Iterator[Dia
     spec = document.body["spec"]
     if ("replicas" in spec) == ("instances" in spec):
         found = "both" if "replicas" in spec else "neither"
-        message = f"a fleet has either replicas or instances, and this has {found}"
-        yield Diagnostic(document, ("spec",), message)
+        yield Diagnostic(document, ("spec",), f"a fleet has either replicas or instances, and this has {found}")
     if "instances" in spec and "vm_name" in spec:
         message = "vm_name is for replicas; instances have names of their own"
         yield Diagnostic(document, ("spec", "vm_name"), message, "remove it", key=True)

@@ -85,8 +85,7 @@ def _machine(spec: VMSpec) -> Problems:
     if not 1 <= count <= SPECS.vcpus:
         yield ("machine", "vcpu_count"), f"machine.vcpu_count is {count}; Firecracker takes 1 to {SPECS.vcpus}"
     if spec.machine.smt and count > 1 and count % 2:
-        message = f"machine.vcpu_count is {count}; with machine.smt it is 1 or an even number"
-        yield ("machine", "vcpu_count"), message
+        yield ("machine", "vcpu_count"), f"machine.vcpu_count is {count}; with machine.smt it is 1 or an even number"
     if spec.machine.huge_pages == "2M" and size % 2:
         yield ("machine", "mem_size_mib"), f"machine.mem_size_mib is {size}; with huge_pages: 2M it is an even number"
     if spec.cpu_config is not None and spec.machine.cpu_template is not None:

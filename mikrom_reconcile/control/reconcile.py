@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -28,7 +29,8 @@ from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 _NO_CONTROL = "{} needs a control worker: set MIKROM_BROKER_URL, or start `mikrom up`"
 
 
-class Reconciler(msgspec.Struct, kw_only=True, eq=False):
+@dataclass(kw_only=True, eq=False)
+class Reconciler:
     """The Engine of this process, for specs of `here`; `alone`: no other host can be reached; `policy` judges plans."""
 
     hosts: Hosts

@@ -41,9 +41,6 @@ class RunLog:
         self._begun = model.RunReport(
             run_id=request.run_id,
             plan=plan,
-            outcomes=(),
-            remaining=None,
-            late=False,
             started_at=started_at,
             finished_at=started_at,
             origin=request.origin,

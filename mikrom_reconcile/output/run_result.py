@@ -202,6 +202,9 @@ def _reasons(reasons: Mapping[VMOnHost, str]) -> Iterator[str]:
         yield f"{text.grouped(vm for vm, _ in found)} on {text.grouped(host or NO_HOST for _, host in found)}: {reason}"
 
 
+_RECAP = (("ok", "green"), ("changed", "yellow"), ("failed", "red"), ("unreachable", "red"), ("refused", "magenta"))
+
+
 def _recap(report: model.RunReport, result: RunResult, style: text.Style) -> Iterator[str]:
     """One line per host, in Ansible's words: ok are the VMs that are as specified now, changed ones among them."""
     ok = (report.remaining or report.plan).unchanged
@@ -211,14 +214,9 @@ def _recap(report: model.RunReport, result: RunResult, style: text.Style) -> Ite
     hosts = sorted({*ok, *changed, *failed, *refused, *result.unreachable})
     width = max((len(host) for host in hosts), default=0)
     for host in hosts:
-        counts = (
-            ("ok", ok.get(host, 0), "green"),
-            ("changed", changed[host], "yellow"),
-            ("failed", failed[host], "red"),
-            ("unreachable", int(host in result.unreachable), "red"),
-            ("refused", refused[host], "magenta"),
-        )
-        cells = (style.paint(f"{name}={count}", look if count else "dim") for name, count, look in counts)
+        counts = (ok.get(host, 0), changed[host], failed[host], int(host in result.unreachable), refused[host])
+        rows = ((name, look, count) for (name, look), count in zip(_RECAP, counts, strict=True))
+        cells = (style.paint(f"{name}={count}", look if count else "dim") for name, look, count in rows)
         yield "   ".join([style.paint(f"{text.sanitize(host):<{width}}", "bold"), *cells])
 
 

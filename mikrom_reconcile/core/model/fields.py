@@ -41,10 +41,8 @@ by its name: what that stands for is `boot`. A changed state is acted on by its 
 FIELDS: dict[str, Impact] = {path: impact for impact, paths in _PATHS.items() for path in paths.split()}
 
 RECORD = "record"  # the path of a VM's record itself, where it is not as it was written: an update writes it anew
-_IMPACTS: dict[str, Impact] = FIELDS | {
-    RECORD: "record",
-    "network_interfaces.*.bridge": "live",  # and the tap on it: no field, but what a host makes for one
-}
+# The bridge, and the tap on it, is no field, but what a host makes for one.
+_IMPACTS: dict[str, Impact] = {**FIELDS, RECORD: "record", "network_interfaces.*.bridge": "live"}
 
 _MEANT = {"image": ("image", "boot")}
 """Paths that stand for others, too: who ignores an image's name ignores what the name stands for."""

@@ -247,9 +247,9 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     run_id: str
     plan: Plan
-    outcomes: tuple[ActionOutcome, ...]
-    remaining: Plan | None
-    late: bool
+    outcomes: tuple[ActionOutcome, ...] = ()
+    remaining: Plan | None = None
+    late: bool = False
     started_at: datetime
     finished_at: datetime
     origin: str = ""

@@ -16,8 +16,7 @@ from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import SUPERVISION, Revision
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
-from mikrom_reconcile.output import run_result as runs
-from mikrom_reconcile.output import tables as output
+from mikrom_reconcile.output import run_result as runs, tables as output
 from mikrom_reconcile.output.formats import DOCUMENT
 from mikrom_reconcile.output.pages import amiss, status_html
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE

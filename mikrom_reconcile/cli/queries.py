@@ -2,8 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable, Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Any
 

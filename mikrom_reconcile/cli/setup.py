@@ -23,8 +23,7 @@ from mikrom_reconcile.settings import Settings, docs, load
 @options.output()
 def doctor(*, security: bool, verbose: bool, form: str) -> int:
     """Check this machine, say how to mend what is broken, and list every setting. Exits with 1 when something is."""
-    from mikrom_reconcile.doctor import machine
-    from mikrom_reconcile.doctor import security as intruders
+    from mikrom_reconcile.doctor import machine, security as intruders
 
     settings = load()
     checks = list(machine.run_checks(intruders.CHECKS if security else machine.CHECKS, settings))

@@ -29,8 +29,7 @@ from mikrom_reconcile.core.planning.selection import limited
 from mikrom_reconcile.core.specs.load import expand
 from mikrom_reconcile.core.specs.resolve import Provenance
 from mikrom_reconcile.core.specs.warnings import spec_warnings
-from mikrom_reconcile.output import explanation as output
-from mikrom_reconcile.output import formats
+from mikrom_reconcile.output import explanation as output, formats
 from mikrom_reconcile.output.tables import vms_in
 from mikrom_reconcile.output.text import sanitize
 from mikrom_reconcile.settings import load

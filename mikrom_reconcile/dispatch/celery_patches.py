@@ -15,8 +15,7 @@ from celery import Celery, bootsteps
 from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.events import Events
 from celery.worker.request import Request
-from kombu.transport import TRANSPORT_ALIASES
-from kombu.transport import redis as kombu_redis
+from kombu.transport import TRANSPORT_ALIASES, redis as kombu_redis
 from kombu.utils import functional
 
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError

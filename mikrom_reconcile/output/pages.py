@@ -18,8 +18,7 @@ from mikrom_reconcile.core.model.observed import SATISFIES, HostView, ObservedVM
 from mikrom_reconcile.core.model.plan import FieldChange, Plan, RunRecord, UnfinishedRun, group_by
 from mikrom_reconcile.core.placement.capacity import room_of
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.output import plan as plans
-from mikrom_reconcile.output import tables, text
+from mikrom_reconcile.output import plan as plans, tables, text
 from mikrom_reconcile.output.run_result import FAILED, exit_look, run_details, unfinished_line
 from mikrom_reconcile.times_and_sizes import OUTPUT
 

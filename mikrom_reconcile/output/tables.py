@@ -12,8 +12,7 @@ from mikrom_reconcile.core.model.observed import SATISFIES, HostReport, HostView
 from mikrom_reconcile.core.model.plan import Revision, RunRecord, group_by
 from mikrom_reconcile.core.placement.desired_state import ImageFile
 from mikrom_reconcile.core.specs.images import is_container_image
-from mikrom_reconcile.output import run_result as results
-from mikrom_reconcile.output import text
+from mikrom_reconcile.output import run_result as results, text
 from mikrom_reconcile.times_and_sizes import OUTPUT
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from mikrom_reconcile.core.model.encoding import fleet_digest
 from mikrom_reconcile.core.model.observed import ObserveQuery

@@ -18,8 +18,7 @@ import pytest
 from mikrom_reconcile.host.resources.images import ImageCache
 from tests.command import Mikrom, document, names
 from tests.container_images import Workshop, put
-from tests.registries import Server as HTTPServer
-from tests.registries import send
+from tests.registries import Server as HTTPServer, send
 from tests.unit.host.test_images import CONTENT, Server
 
 pytestmark = pytest.mark.kvm

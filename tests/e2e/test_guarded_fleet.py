@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError
-from redis import ConnectionError as LostConnectionError
-from redis import Redis
+from redis import ConnectionError as LostConnectionError, Redis
 from redis.exceptions import NoPermissionError
 
 from mikrom_reconcile import wiring

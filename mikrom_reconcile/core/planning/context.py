@@ -12,8 +12,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from mikrom_reconcile.core.model import observed
-from mikrom_reconcile.core.model import plan as model
+from mikrom_reconcile.core.model import observed, plan as model
 from mikrom_reconcile.core.model.desired import DesiredVM, Freeze, Halt
 from mikrom_reconcile.core.model.encoding import digest_of, fleet_digest, row_digest
 from mikrom_reconcile.core.placement.scheduler import NOTHING, Placing

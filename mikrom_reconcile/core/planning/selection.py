@@ -11,8 +11,7 @@ from mikrom_reconcile.core.parsing.schema_errors import nearest
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, names_in
 from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.planning.context import Draft, PlanContext
-from mikrom_reconcile.core.specs.inventory import Inventory, PatternError, terms
-from mikrom_reconcile.core.specs.inventory import select as names_selected_by
+from mikrom_reconcile.core.specs.inventory import Inventory, PatternError, select as names_selected_by, terms
 from mikrom_reconcile.core.specs.load import Specs, shared_lookups
 
 Whereabouts = tuple[str, str, str]

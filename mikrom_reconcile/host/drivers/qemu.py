@@ -8,8 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
-from importlib.resources import as_file
-from importlib.resources import files as package_files
+from importlib.resources import as_file, files as package_files
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path

@@ -6,8 +6,7 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.dispatch.transport.order_envelope import OrderEnvelope, addressed, opened, read_order, refused

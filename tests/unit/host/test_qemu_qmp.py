@@ -10,8 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from mikrom_reconcile.host.drivers.connection import QMP
 from mikrom_reconcile.host.errors import FaultError, NoAnswerError, UnreachableError

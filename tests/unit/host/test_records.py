@@ -13,15 +13,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Policy
 from mikrom_reconcile.core.model.errors import PermanentError, SetupError, TemporaryError
 from mikrom_reconcile.core.model.observed import Attempt
-from mikrom_reconcile.host import json_folder
-from mikrom_reconcile.host import records as module
+from mikrom_reconcile.host import json_folder, records as module
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records, UnreadableRecord
 from mikrom_reconcile.system import locks

@@ -10,8 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.plan import FieldChange, Peak, Plan

@@ -7,8 +7,7 @@ from datetime import timedelta
 from textwrap import dedent
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.documents import SourceState, SpecProblem

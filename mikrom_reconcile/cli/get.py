@@ -16,9 +16,7 @@ from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
 from mikrom_reconcile.core.model.plan import SUPERVISION, Revision
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
-from mikrom_reconcile.output import run_result as runs, tables as output
-from mikrom_reconcile.output.formats import DOCUMENT
-from mikrom_reconcile.output.pages import amiss, status_html
+from mikrom_reconcile.output import formats, pages, run_result as runs, tables as output
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.text import Style, console_text, row_table, sanitize
 from mikrom_reconcile.settings import Settings, load
@@ -163,7 +161,7 @@ def vms(names: tuple[str, ...], limit: str | None, image: str | None, form: str,
     settings, now = load(), datetime.now(UTC)
     views = queries.views_of(wiring.open_engine(settings))
     rows = queries.selected(output.vms_in(views), names, limit, settings)
-    rows = [row for row in (amiss(rows) if only_amiss else rows) if image in {None, row.spec.image}]
+    rows = [row for row in (pages.amiss(rows) if only_amiss else rows) if image in {None, row.spec.image}]
     queries.warn_of_duplicates(rows)
     return present_views(
         form, views, lambda: {"vms": [*map(output.vm_row, rows)]}, lambda style: output.vms_text(rows, now, style)
@@ -214,7 +212,7 @@ def describe(name: str, paths: tuple[str, ...], form: str) -> int:
 
 @click.command()
 @options.paths
-@options.output(("text", *DOCUMENT, "html"))
+@options.output(("text", *formats.DOCUMENT, "html"))
 def status(paths: tuple[str, ...], form: str) -> int:
     """Hosts, fleets and the last run on one screen; as html everything that there is, what comes next, and why.
 
@@ -225,7 +223,7 @@ def status(paths: tuple[str, ...], form: str) -> int:
     engine = wiring.open_engine(settings)
     if form == "html":
         seen = queries.snapshot(settings, paths, engine)
-        show(status_html(seen))
+        show(pages.status_html(seen))
         return _status_code(seen.views, seen.source, seen.taken_at)
     views = queries.views_of(engine)
     ended = (run for run in engine.store.runs(RUNS.kept) if run.exit_code is not None)

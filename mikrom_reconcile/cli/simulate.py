@@ -8,10 +8,8 @@ from typing import Any, get_args
 import click
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.cli import options
-from mikrom_reconcile.cli.entry import present
+from mikrom_reconcile.cli import entry, options, run_flow
 from mikrom_reconcile.cli.queries import specs_in
-from mikrom_reconcile.cli.run_flow import request_for
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.observed import HostView, ObserveQuery, Placements
@@ -43,7 +41,7 @@ def simulate(
     """
     settings, chance = load(), Random(asked.pop("seed"))  # noqa: S311 - the same seed, the same end
     boot_s, files.sync = asked.pop("boot_s"), lambda _: None  # what is rehearsed need not survive a power cut
-    request = request_for("simulate", wiring.read_tree(settings, paths), settings, **asked)
+    request = run_flow.request_for("simulate", wiring.read_tree(settings, paths), settings, **asked)
     specs = specs_in(settings, paths, asked["extra_vars"])
     views, placements = _now(settings, specs, fresh=fresh)
     with tempfile.TemporaryDirectory(prefix="mikrom-simulate-") as name:
@@ -55,7 +53,7 @@ def simulate(
         found = rehearse(request, engine, hosts)
     if svg is not None:
         files.write_named(svg, rehearsal_svg(found).encode())
-    present(form, lambda: rehearsal_document(found), lambda style: rehearsal_text(found, style))
+    entry.present(form, lambda: rehearsal_document(found), lambda style: rehearsal_text(found, style))
     return 2 if found.left else 0
 
 

@@ -19,11 +19,8 @@ from mikrom_reconcile.cli.run_flow import request_for
 from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.core.model.documents import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
-from mikrom_reconcile.core.parsing import documents
+from mikrom_reconcile.core.parsing import documents, schema_errors, variables, yaml_words
 from mikrom_reconcile.core.parsing.documents import Places
-from mikrom_reconcile.core.parsing.schema_errors import nearest
-from mikrom_reconcile.core.parsing.variables import dig
-from mikrom_reconcile.core.parsing.yaml_words import shown
 from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.core.planning.selection import limited
 from mikrom_reconcile.core.specs.load import expand
@@ -157,12 +154,12 @@ def _container_image(tree: SourceTree, name: str) -> tuple[SpecDocument, str]:
     if not (named or reading.whole):
         raise SpecError(tuple(reading.problems))
     if not named:
-        near = nearest(name, [each.name for each in images])
-        raise UsageError(f"no Image is called {shown(name)}; {near or 'there is none'}")
+        near = schema_errors.nearest(name, [each.name for each in images])
+        raise UsageError(f"no Image is called {yaml_words.shown(name)}; {near or 'there is none'}")
     if len(named) > 1:
         where = " and ".join(sorted({each.path for each in named}))
         raise UsageError(f"{len(named)} Images are called {name}, in {where}: rename one, or say which file")
-    written = dig(named[0].body, _CONTAINER_IMAGE)
+    written = variables.dig(named[0].body, _CONTAINER_IMAGE)
     if not isinstance(written, str):
         raise UsageError(f"the Image {name} has no rootfs.oci: only a container image of a registry has a tag")
     return named[0], written

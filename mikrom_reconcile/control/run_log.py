@@ -11,10 +11,8 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import RunStore
-from mikrom_reconcile.core.model import plan as model
+from mikrom_reconcile.core.model import errors, observed, plan as model
 from mikrom_reconcile.core.model.encoding import UNREADABLE, decoded, digest_of, ready
-from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.output.run_result import IN_PROGRESS, record_of, result_of
 from mikrom_reconcile.output.text import grouped, pick
 from mikrom_reconcile.system.time_limits import Clock
@@ -103,7 +101,7 @@ class RunLog:
                 whole = report is not None and report.plan.selected is None and result_of(report).converged
                 ended = pick(run, "finished_at", "conclusion", "exit_code")
                 revisions.keep(self._store, replace(revision, **ended, converged=whole))
-        except MikromError as error:
+        except errors.MikromError as error:
             _log.warning("the history lacks what was done last: %s", error, extra={"run": run.run_id})
 
 
@@ -147,9 +145,9 @@ def repeated(before: bytes | None, run: model.RunRecord) -> model.RunRecord:
     return msgspec.structs.replace(run, since=known.since or known.started_at, times=known.times + 1)
 
 
-def placements_in(content: Any) -> Placements:
+def placements_in(content: Any) -> observed.Placements:
     """What was remembered of a project; nothing where another release wrote it in another shape."""
-    return decoded(content, Placements) or Placements()
+    return decoded(content, observed.Placements) or observed.Placements()
 
 
 def packed(run: model.RunRecord) -> bytes:

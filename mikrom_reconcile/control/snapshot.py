@@ -8,9 +8,7 @@ from datetime import UTC, datetime
 
 from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import problem_in
-from mikrom_reconcile.core.model.documents import SourceTree
-from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
+from mikrom_reconcile.core.model import documents, errors, observed
 from mikrom_reconcile.core.model.plan import Plan, RunRequest
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.specs.inventory import Inventory
@@ -30,16 +28,16 @@ class Snapshots:
         self._specs: Specs | None = None
         self._counts: Counter[str] = Counter()
 
-    def take(self, tree: SourceTree | None, problem: str = "") -> Snapshot:
+    def take(self, tree: documents.SourceTree | None, problem: str = "") -> Snapshot:
         """What there is now. Without a `tree` there is no plan, and `problem` says why. Raises MikromError."""
         engine, specs, plan = self._engine(), None, None
         if tree is not None:
             try:
                 specs = self._read(tree)
                 plan = engine.plan(RunRequest(run_id=f"status-{secrets.token_hex(6)}", origin="status", tree=tree))
-            except MikromError as error:
+            except errors.MikromError as error:
                 problem = problem_in(error)
-        queries = {host: ObserveQuery() for host in engine.hosts.names()}
+        queries = {host: observed.ObserveQuery() for host in engine.hosts.names()}
         views = sorted(engine.hosts.observe(queries, deadline_s=OBSERVING.deadline_s), key=lambda view: view.host)
         return Snapshot(
             taken_at=datetime.now(UTC),
@@ -54,7 +52,7 @@ class Snapshots:
             consoles=dict(_consoles(engine, amiss(vms_in(views)))),
         )
 
-    def _read(self, tree: SourceTree) -> Specs:
+    def _read(self, tree: documents.SourceTree) -> Specs:
         if self._specs is None or self._specs.tree != tree:
             specs = read_specs(tree, self._schemas)
             vms = render_all(specs, here=self._here)
@@ -68,7 +66,7 @@ class Snapshots:
         return {(specs.project, name): (self._counts[name], rollout_of(plan, name) if plan else "") for name in names}
 
 
-def _consoles(engine: Engine, vms: Iterable[ObservedVM]) -> Iterator[tuple[str, bytes]]:
+def _consoles(engine: Engine, vms: Iterable[observed.ObservedVM]) -> Iterator[tuple[str, bytes]]:
     for vm in list(vms)[: OUTPUT.page_consoles]:
-        with suppress(MikromError):  # it went with its host just now
+        with suppress(errors.MikromError):  # it went with its host just now
             yield vm.name, engine.hosts.console(vm.host, vm.name, max_bytes=OUTPUT.page_console_bytes).content

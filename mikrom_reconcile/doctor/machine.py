@@ -16,10 +16,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from mikrom_reconcile import __version__, wiring
-from mikrom_reconcile.core.model.desired import VMSpec
-from mikrom_reconcile.core.model.documents import SourceState
+from mikrom_reconcile.core.model import desired, documents, observed
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
-from mikrom_reconcile.core.model.observed import WANTS_VMM
 from mikrom_reconcile.core.specs import releases
 from mikrom_reconcile.dispatch.transport.broker import Keys, connect, without_password
 from mikrom_reconcile.host.drivers import jail, qemu, select
@@ -178,7 +176,7 @@ def _broker(settings: Settings) -> Iterator[Check]:
             yield _source(source)
 
 
-def _source(source: SourceState) -> Check:
+def _source(source: documents.SourceState) -> Check:
     now, remedy = datetime.now(UTC), ""
     if source.problem:
         remedy = "correct the specs, or MIKROM_SPECS of the control workers"
@@ -208,10 +206,10 @@ def _disk(settings: Settings) -> Check:
     return (broken if free < DOCTOR.least_disk_bytes or no_inodes else note)(text, remedy)
 
 
-def _wanted(settings: Settings) -> list[VMSpec]:
+def _wanted(settings: Settings) -> list[desired.VMSpec]:
     """The VMs that this host is to keep running. Raises SetupError where their records cannot be listed."""
     found = Records(settings.state_dir).list()
-    return [record.spec for record in found if isinstance(record, VMRecord) and record.state in WANTS_VMM]
+    return [record.spec for record in found if isinstance(record, VMRecord) and record.state in observed.WANTS_VMM]
 
 
 def _memory(settings: Settings) -> Check:

@@ -11,9 +11,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from mikrom_reconcile.control import run_log
-from mikrom_reconcile.core.model.errors import BusyError, SetupError
-from mikrom_reconcile.core.model.observed import Placements
-from mikrom_reconcile.core.model.plan import RunRecord
+from mikrom_reconcile.core.model import errors, observed, plan
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
 from mikrom_reconcile.times_and_sizes import RUNS
@@ -65,20 +63,20 @@ class FileStore:
             fd = locks.open_taken(path)
             other = "" if fd is not None else path.read_text(errors="replace").partition(" ")[2]
         except OSError as error:
-            raise SetupError(f"{path}: {error.strerror}; the state folder must be writable") from error
+            raise errors.SetupError(f"{path}: {error.strerror}; the state folder must be writable") from error
         if fd is None:
             other = other or "another process"
-            raise BusyError(f"project {scope} is being changed by {other}; wait for that run to end")
+            raise errors.BusyError(f"project {scope} is being changed by {other}; wait for that run to end")
         before = os.pread(fd, 15, 0).partition(b" ")[0]
         return FileLease(path, fd, max(1, at_least, int(before) + 1 if before.isdigit() else 1), holder)
 
-    def placements(self, project: str) -> Placements:
+    def placements(self, project: str) -> observed.Placements:
         return run_log.placements_in(self.get("placements", project))
 
-    def remember(self, project: str, placements: Placements) -> None:
+    def remember(self, project: str, placements: observed.Placements) -> None:
         self.put("placements", project, msgspec.json.encode(placements))
 
-    def save(self, run: RunRecord) -> None:
+    def save(self, run: plan.RunRecord) -> None:
         room = run_log.room_of(run)
         path = self._path(f"runs/{quote(room)}", run_log.name_of(run))
         begun, at = run.started_at.timestamp(), run.finished_at.timestamp()
@@ -93,7 +91,7 @@ class FileStore:
             for old in (*too_many, *left_by_the_killed):
                 old.unlink(missing_ok=True)
 
-    def runs(self, limit: int) -> tuple[RunRecord, ...]:
+    def runs(self, limit: int) -> tuple[plan.RunRecord, ...]:
         paths: list[Path] = []
         with self._done_without(), suppress(FileNotFoundError):  # there was no run yet
             paths = [path for room in (self._folder / "runs").iterdir() for path in room.iterdir()]

@@ -9,9 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Policy, State, VMSpec
-from mikrom_reconcile.core.model.documents import SourceTree
-from mikrom_reconcile.core.model.observed import Drift
+from mikrom_reconcile.core.model import desired, documents, observed
 
 VERSION = "1"
 _SIZE = 16  # bytes; 128 bits keep chance collisions out of any fleet
@@ -30,12 +28,12 @@ def digest_of(value: Any) -> str:
     return f"{VERSION}:{blake2b(canonical_json(value), digest_size=_SIZE).hexdigest()}"
 
 
-def texts_digest(tree: SourceTree) -> str:
+def texts_digest(tree: documents.SourceTree) -> str:
     """Digest of what the files of a tree say, whatever they are called and wherever they lie."""
     return digest_of(sorted(file.text for file in tree.files))
 
 
-def spec_digest(project: str, fleet: str, state: State, spec: VMSpec, policy: Policy) -> str:
+def spec_digest(project: str, fleet: str, state: desired.State, spec: desired.VMSpec, policy: desired.Policy) -> str:
     """Digest of everything that is recorded for a VM; its name and host are not part of it."""
     return digest_of((project, fleet, state, spec, policy))
 
@@ -45,7 +43,7 @@ def row_digest(spec_digest: str, addresses: Mapping[str, str]) -> str:
     return f"{spec_digest} {canonical_json(addresses).decode()}" if addresses else spec_digest
 
 
-def fleet_digest(rows: Iterable[tuple[str, str, str, tuple[Drift, ...]]]) -> str:
+def fleet_digest(rows: Iterable[tuple[str, str, str, tuple[observed.Drift, ...]]]) -> str:
     """Digest of one fleet on one host from `(name, row digest, phase, drift)` rows in any order. Control computes it
     from what it wants (phase as wanted, no drift), the host from what it sees.
     """

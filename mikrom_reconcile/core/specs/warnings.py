@@ -7,9 +7,7 @@ from typing import Any
 
 from mikrom_reconcile.core.model.desired import DISRUPTION, resolve_share
 from mikrom_reconcile.core.model.documents import Diagnostic, SpecProblem
-from mikrom_reconcile.core.parsing.documents import dedupe_by_position, problems_of
-from mikrom_reconcile.core.parsing.variables import names_in
-from mikrom_reconcile.core.parsing.yaml_words import shown
+from mikrom_reconcile.core.parsing import documents, variables, yaml_words
 from mikrom_reconcile.core.specs.budgets import largest
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, UnplacedVM, shared_lookups
@@ -20,7 +18,7 @@ from mikrom_reconcile.times_and_sizes import SPECS
 def spec_warnings(specs: Specs, pending: Sequence[UnplacedVM]) -> tuple[SpecProblem, ...]:
     """Everything in the specs that has no effect, sorted by place."""
     found = (found for warning in WARNINGS for found in warning(specs, pending))
-    return dedupe_by_position(problems_of(islice(found, SPECS.max_problems + 1), specs.tree))
+    return documents.dedupe_by_position(documents.problems_of(islice(found, SPECS.max_problems + 1), specs.tree))
 
 
 def _overrides(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
@@ -31,7 +29,7 @@ def _overrides(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnost
         for number, override in enumerate(fleet.overrides):
             if number not in used[fleet.name]:
                 pointer = ("spec", "overrides", number, "match")
-                message = f"override {shown(override.match)} matches no VM of fleet {fleet.name}"
+                message = f"override {yaml_words.shown(override.match)} matches no VM of fleet {fleet.name}"
                 yield Diagnostic(fleet.document, pointer, message)
 
 
@@ -47,12 +45,12 @@ def _reached(fleet: FleetSpec, shared: frozenset[str]) -> set[str]:
     """The names that a fleet looks up, directly or through variables of its own."""
     written: list[Any] = [fleet.vm_name, fleet.template, fleet.instances, *(each.fields for each in fleet.overrides)]
     reached: set[str] = set()
-    left = {*shared, *names_in(written)}
+    left = {*shared, *variables.names_in(written)}
     while left:
         name = left.pop().partition(".")[0]
         if name not in reached:
             reached.add(name)
-            left |= names_in(fleet.vars.get(name))
+            left |= variables.names_in(fleet.vars.get(name))
     return reached
 
 
@@ -88,7 +86,7 @@ def _order(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
         known = {vm.name for vm in pending if vm.fleet is fleet} | {*(fleet.hosts or ())} if order else ()
         for number, word in enumerate(order if isinstance(order, tuple) else ()):
             if word not in known:
-                message = f"fleet {fleet.name}: {shown(word)} in order is neither a VM nor a host of it"
+                message = f"fleet {fleet.name}: {yaml_words.shown(word)} in order is neither a VM nor a host of it"
                 yield Diagnostic(fleet.document, ("spec", "rollout", "order", number), message)
 
 

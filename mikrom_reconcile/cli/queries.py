@@ -20,10 +20,8 @@ from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, read_specs
-from mikrom_reconcile.output.pages import Snapshot
+from mikrom_reconcile.output import pages, run_result, tables
 from mikrom_reconcile.output.plan import rollout_of
-from mikrom_reconcile.output.run_result import UNREACHABLE
-from mikrom_reconcile.output.tables import FleetKey, Wanted, vms_in
 from mikrom_reconcile.output.text import Document, Style
 from mikrom_reconcile.settings import Settings
 from mikrom_reconcile.times_and_sizes import OBSERVING
@@ -63,7 +61,7 @@ def present_views(form: str, views: Views, document: Callable[[], Document], tex
     present(form, lambda: document() | missing, text)
     for host, error in missing["unreachable"].items():
         warn(f"host {host} could not be read: {error}; its VMs are not shown")
-    return UNREACHABLE if missing["unreachable"] else 0
+    return run_result.UNREACHABLE if missing["unreachable"] else 0
 
 
 def warn_of_duplicates(rows: Iterable[ObservedVM]) -> bool:
@@ -87,7 +85,7 @@ def unknown(name: str, known: Iterable[str], views: Views) -> MikromError:
 def refuse_unknown_name(engine: Engine, name: str) -> None:
     """Raises UsageError unless some host, or a fleet or VM on one, is called so."""
     views = views_of(engine)
-    known = {view.host for view in views} | {each for row in vms_in(views) for each in (row.name, row.fleet)}
+    known = {view.host for view in views} | {each for row in tables.vms_in(views) for each in (row.name, row.fleet)}
     if name not in known:
         raise unknown(name, sorted(known), views)
 
@@ -99,7 +97,7 @@ def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, An
     return specs
 
 
-def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> dict[FleetKey, Wanted]:
+def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> dict[tables.FleetKey, tables.Wanted]:
     """What the specs want of each fleet, and how far that is by what the hosts say; nothing where there are none."""
     try:
         specs = specs_in(current, paths)
@@ -112,13 +110,13 @@ def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> 
         warn(f"{error}, so only the hosts are asked; `mikrom validate` tells more")
         return {}
     counts = Counter(vm.fleet for vm in vms if vm.state != "absent")
-    found = {vm.name: vm.host for vm in vms_in(views) if vm.project == specs.project}
+    found = {vm.name: vm.host for vm in tables.vms_in(views) if vm.project == specs.project}
     asked = prepare(specs, Placements(vms=found, covers=tuple(view.host for view in views)), here=current.host)
     plan = make_plan(asked, ObservedState(taken_at=datetime.now(UTC), hosts=views), RunOverrides()).plan
     return {(specs.project, fleet.name): (counts[fleet.name], rollout_of(plan, fleet.name)) for fleet in specs.fleets}
 
 
-def snapshot(current: Settings, paths: tuple[str, ...], engine: Engine) -> Snapshot:
+def snapshot(current: Settings, paths: tuple[str, ...], engine: Engine) -> pages.Snapshot:
     """Everything at this moment, with the plan for the specs below `paths` if they can be read."""
     tree, problem = None, ""
     try:
@@ -133,7 +131,7 @@ def snapshot(current: Settings, paths: tuple[str, ...], engine: Engine) -> Snaps
 def names_for_tab(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of VMs and fleets that begin so; none when they cannot be had at once."""
     try:
-        rows = vms_in(views_of(wiring.open_engine(settings.load()), OBSERVING.completion_deadline_s))
+        rows = tables.vms_in(views_of(wiring.open_engine(settings.load()), OBSERVING.completion_deadline_s))
     except MikromError:
         return []
     return sorted({name for row in rows for name in (row.name, row.fleet) if name.startswith(incomplete)})

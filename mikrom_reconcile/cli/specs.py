@@ -12,10 +12,8 @@ from typing import Any
 import click
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.cli import options
+from mikrom_reconcile.cli import options, queries, run_flow
 from mikrom_reconcile.cli.entry import Commands, present, show
-from mikrom_reconcile.cli.queries import names_for_tab, present_views, specs_in, unknown, views_of
-from mikrom_reconcile.cli.run_flow import request_for
 from mikrom_reconcile.control.sources.files import read_files
 from mikrom_reconcile.core.model.documents import SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
@@ -64,7 +62,7 @@ def validate(paths: tuple[str, ...], form: str) -> int:
 def render(paths: tuple[str, ...], form: str, limit: str | None, extra_vars: dict[str, Any], *, explained: bool) -> int:
     """The VMs that the specs stand for. Asks no host: each is placed as if none existed yet."""
     settings = load()
-    specs = specs_in(settings, paths, extra_vars)
+    specs = queries.specs_in(settings, paths, extra_vars)
     vms = render_all(specs, here=settings.host)
     if limit is not None:
         names = limited(limit, ((vm.name, vm.host, vm.fleet) for vm in vms), specs)
@@ -78,22 +76,22 @@ def render(paths: tuple[str, ...], form: str, limit: str | None, extra_vars: dic
 
 
 @click.command()
-@click.argument("name", shell_complete=names_for_tab)
+@click.argument("name", shell_complete=queries.names_for_tab)
 @options.paths
 @options.extra_vars
 @options.output()
 def explain(name: str, paths: tuple[str, ...], form: str, extra_vars: dict[str, Any]) -> int:
     """Why a VM is as it is and what happens to it: spec, variables, what was observed, rule, action."""
     settings = load()
-    specs = specs_in(settings, paths, extra_vars)
+    specs = queries.specs_in(settings, paths, extra_vars)
     engine = wiring.open_engine(settings)
-    planned = engine.plan(request_for("explain", specs.tree, settings, extra_vars=extra_vars))
-    views = views_of(engine)
+    planned = engine.plan(run_flow.request_for("explain", specs.tree, settings, extra_vars=extra_vars))
+    views = queries.views_of(engine)
     found = output.explain(name, specs, planned, views, here=settings.host)
     if found is None:
-        raise unknown(name, [*(vm.name for vm in expand(specs)), *(row.name for row in vms_in(views))], views)
+        raise queries.unknown(name, [*(vm.name for vm in expand(specs)), *(row.name for row in vms_in(views))], views)
     document, text = output.explanation_document, output.explanation_text
-    present_views(form, views, lambda: document(found), lambda style: text(found, style))
+    queries.present_views(form, views, lambda: document(found), lambda style: text(found, style))
     return 0
 
 

@@ -18,10 +18,8 @@ from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ActionOutcome, Order, Plan, RunReport, RunRequest
 from mikrom_reconcile.core.placement.desired_state import validate_specs
+from mikrom_reconcile.core.planning import one_off, planner, selection
 from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanInput, PlanResult, expect_of, numbered, with_kind
-from mikrom_reconcile.core.planning.one_off import decide_by_name
-from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
-from mikrom_reconcile.core.planning.selection import refuse_unknown, refuse_unread
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
@@ -29,7 +27,7 @@ from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 _NO_CONTROL = "{} needs a control worker: set MIKROM_BROKER_URL, or start `mikrom up`"
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Reconciler:
     """The Engine of this process, for specs of `here`; `alone`: no other host can be reached; `policy` judges plans."""
 
@@ -145,11 +143,11 @@ class Reconciler:
         tried = frozenset(outcome.vm for outcome in outcomes)
         with traces.span("plan"):
             given = msgspec.structs.replace(self._prepare(request, specs), freezes=revisions.freezes(self.store))
-            given = requery_all(given) if request.promote or request.abort or request.retry else given
-            result = make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
+            given = planner.requery_all(given) if request.promote or request.abort or request.retry else given
+            result = planner.make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
             if result.ambiguous:
-                given = requery_all(given)
-                result = make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
+                given = planner.requery_all(given)
+                result = planner.make_plan(given, self._observe(given.queries, request.without_hosts), request, tried)
             return result
 
     def _prepare(self, request: RunRequest, specs: Specs) -> PlanInput:
@@ -158,7 +156,7 @@ class Reconciler:
         now = (placements, dead, living, destroy)
         if last and last.specs is specs and now == (last.placements, last.dead, last.living, last.destroy):
             return last
-        given = prepare(specs, placements, here=self.here, destroy=destroy, dead=dead, living=living)
+        given = planner.prepare(specs, placements, here=self.here, destroy=destroy, dead=dead, living=living)
         self.prepared = given
         return given
 
@@ -168,7 +166,7 @@ class Reconciler:
         acted_on, seen = frozenset(outcome.vm for outcome in outcomes), self._observe(queries, ())
         projects = {row.project for view in seen.hosts if view.report for row in view.report.vms} - {""}
         placements = {name: self.store.placements(name) for name in sorted(projects)}
-        return decide_by_name(request.verb, request.names, seen, acted_on, project, placements)
+        return one_off.decide_by_name(request.verb, request.names, seen, acted_on, project, placements)
 
     def _specs(self, request: RunRequest) -> Specs:
         """The specs of the request, those of the run before if they are the same. Raises SpecError and UsageError."""
@@ -176,12 +174,12 @@ class Reconciler:
         is_same = last is not None and repr(last.specs.extra_vars) == variables and last.specs.tree == request.tree
         specs = last.specs if last and is_same else self._read(request)
         hosts = hosts_of(specs, self.here)
-        refuse_unknown("--without-host", request.without_hosts, hosts, "the inventory has no host {}")
+        selection.refuse_unknown("--without-host", request.without_hosts, hosts, "the inventory has no host {}")
         return specs
 
     def _read(self, request: RunRequest) -> Specs:
         specs = validate_specs(request.tree, self.schemas, here=self.here, extra_vars=request.extra_vars)
-        refuse_unread(specs)
+        selection.refuse_unread(specs)
         others = sorted({*hosts_of(specs, self.here)} - {self.here})
         if self.alone and others:
             raise SetupError(

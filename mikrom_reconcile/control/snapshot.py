@@ -13,10 +13,8 @@ from mikrom_reconcile.core.model.plan import Plan, RunRequest
 from mikrom_reconcile.core.placement.desired_state import render_all
 from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import Specs, read_specs
-from mikrom_reconcile.output.pages import Snapshot, amiss
+from mikrom_reconcile.output import pages, run_result, tables
 from mikrom_reconcile.output.plan import rollout_of
-from mikrom_reconcile.output.run_result import settled
-from mikrom_reconcile.output.tables import FleetKey, Wanted, fleets_in, vms_in
 from mikrom_reconcile.times_and_sizes import OBSERVING, OUTPUT
 
 
@@ -28,7 +26,7 @@ class Snapshots:
         self._specs: Specs | None = None
         self._counts: Counter[str] = Counter()
 
-    def take(self, tree: documents.SourceTree | None, problem: str = "") -> Snapshot:
+    def take(self, tree: documents.SourceTree | None, problem: str = "") -> pages.Snapshot:
         """What there is now. Without a `tree` there is no plan, and `problem` says why. Raises MikromError."""
         engine, specs, plan = self._engine(), None, None
         if tree is not None:
@@ -39,17 +37,17 @@ class Snapshots:
                 problem = problem_in(error)
         queries = {host: observed.ObserveQuery() for host in engine.hosts.names()}
         views = sorted(engine.hosts.observe(queries, deadline_s=OBSERVING.deadline_s), key=lambda view: view.host)
-        return Snapshot(
+        return pages.Snapshot(
             taken_at=datetime.now(UTC),
             views=tuple(views),
-            fleets=fleets_in(views, self._wanted(specs, plan)),
+            fleets=tables.fleets_in(views, self._wanted(specs, plan)),
             inventory=(specs and specs.inventory) or Inventory(),
             plan=plan,
             problem=problem,
-            runs=tuple(settled(engine.store.runs(OUTPUT.page_runs))),
+            runs=tuple(run_result.settled(engine.store.runs(OUTPUT.page_runs))),
             unfinished=engine.unfinished(),
             source=engine.source(),
-            consoles=dict(_consoles(engine, amiss(vms_in(views)))),
+            consoles=dict(_consoles(engine, pages.amiss(tables.vms_in(views)))),
         )
 
     def _read(self, tree: documents.SourceTree) -> Specs:
@@ -59,7 +57,7 @@ class Snapshots:
             self._specs, self._counts = specs, Counter(vm.fleet for vm in vms if vm.state != "absent")
         return self._specs
 
-    def _wanted(self, specs: Specs | None, plan: Plan | None) -> dict[FleetKey, Wanted]:
+    def _wanted(self, specs: Specs | None, plan: Plan | None) -> dict[tables.FleetKey, tables.Wanted]:
         if specs is None:
             return {}
         names = [fleet.name for fleet in specs.fleets]

@@ -6,9 +6,7 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Egress, seconds_of
-from mikrom_reconcile.core.model.documents import Pointer
-from mikrom_reconcile.core.model.encoding import ready
+from mikrom_reconcile.core.model import desired, documents, encoding
 from mikrom_reconcile.times_and_sizes import SPECS
 
 WHOLE = ""  # the pool of a network that names none
@@ -34,7 +32,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     nat: bool
     guard: bool
     isolation: bool
-    egress: Egress
+    egress: desired.Egress
     host_access: tuple[str, ...]
     pools: dict[str, Pool]
     reserved: tuple[range, ...]
@@ -66,7 +64,7 @@ def network_of(name: str, spec: dict[str, Any]) -> Network:
     inside = _range(spec["cidr"])
     gateway = spec.get("gateway") or str(network.network_address + 1)
     said = ((pool, it["range"], it.get("cooldown", _COOLDOWN)) for pool, it in spec.get("pools", {}).items())
-    pools = {name: Pool(addresses=_range(text), cooldown_s=seconds_of(time)) for name, text, time in said}
+    pools = {name: Pool(addresses=_range(text), cooldown_s=desired.seconds_of(time)) for name, text, time in said}
     taken = (int(IPv4Address(gateway)), inside[0], inside[-1])
     return Network(
         name=name,
@@ -75,14 +73,14 @@ def network_of(name: str, spec: dict[str, Any]) -> Network:
         nat=spec.get("nat", False),
         guard=spec.get("guard", True),
         isolation=spec.get("isolation", False),
-        egress=msgspec.convert(spec.get("egress", {}), ready(Egress)),
+        egress=msgspec.convert(spec.get("egress", {}), encoding.ready(desired.Egress)),
         host_access=tuple(map(str, spec.get("host_access", ()))),
-        pools=pools or {WHOLE: Pool(addresses=inside[1:-1], cooldown_s=seconds_of(_COOLDOWN))},
+        pools=pools or {WHOLE: Pool(addresses=inside[1:-1], cooldown_s=desired.seconds_of(_COOLDOWN))},
         reserved=(*(range(each, each + 1) for each in taken), *map(_range, spec.get("reserved", ()))),
     )
 
 
-def network_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
+def network_mistakes(spec: dict[str, Any]) -> Iterator[tuple[documents.Pointer, str]]:
     """What a schema cannot see in a Network document: the place and what is wrong there."""
     cidr = spec["cidr"]
     try:
@@ -109,7 +107,7 @@ def network_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
             taken[name] = _range(pool["range"])
 
 
-def _rule_mistakes(spec: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
+def _rule_mistakes(spec: dict[str, Any]) -> Iterator[tuple[documents.Pointer, str]]:
     if not spec.get("guard", True) and any(map(spec.get, ("isolation", "egress", "host_access"))):
         yield ("guard",), "isolation, egress and host_access need it: without guard a VM could send from any address"
     allowed = (("egress", "allow"), spec.get("egress", {}).get("allow", ()), destination_of)

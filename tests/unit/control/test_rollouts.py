@@ -141,7 +141,7 @@ def test_an_apply_waits_for_a_budget_that_opens_in_its_time_and_for_no_other(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, timeout_s: float, waited_s: float, left: int
 ) -> None:
     clock = HastyClock()
-    monkeypatch.setattr(engine, "_clock", clock)
+    monkeypatch.setattr(engine, "clock", clock)
     texts = (CLOSED.format(boot_args=boot_args) for boot_args in "ab")
     trees = [SourceTree(revision="r", files=(SourceFile(path="web.yml", text=text),)) for text in texts]
     first, second = (RunRequest(run_id="r", origin="a test", tree=tree, timeout_s=timeout_s) for tree in trees)

@@ -256,9 +256,17 @@ def replay(approved: Plan, now: Plan) -> Plan:
     named = [(change, (change.name, change.host)) for change in (*approved.changes, *others)]
     changes = (with_kind(c, "blocked", why[vm]) if vm in why else c for c, vm in named if vm not in settled)
     refused = (model.Refusal(fleet=c.fleet, vm=c.name, rule="stale", message=why[vm]) for c, vm in named if vm in why)
-    seen = {"taken_at": now.taken_at, "unchanged": now.unchanged, "unreachable": now.unreachable}
-    left = {"changes": tuple(changes), "actions": tuple(action for action in approved.actions if action.id in still)}
-    return numbered(msgspec.structs.replace(approved, id="", refusals=(*approved.refusals, *refused), **seen, **left))
+    merged = msgspec.structs.replace(
+        approved,
+        id="",
+        taken_at=now.taken_at,
+        changes=tuple(changes),
+        unchanged=now.unchanged,
+        actions=tuple(action for action in approved.actions if action.id in still),
+        refusals=(*approved.refusals, *refused),
+        unreachable=now.unreachable,
+    )
+    return numbered(merged)
 
 
 def runnable_actions(approved: Plan, now: Plan, outcomes: Collection[ActionOutcome]) -> list[Action]:

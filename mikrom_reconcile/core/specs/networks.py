@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from mikrom_reconcile.core.model import desired, documents, encoding
+from mikrom_reconcile.core.model import desired, documents
+from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.times_and_sizes import SPECS
 
 WHOLE = ""  # the pool of a network that names none
@@ -73,7 +74,7 @@ def network_of(name: str, spec: dict[str, Any]) -> Network:
         nat=spec.get("nat", False),
         guard=spec.get("guard", True),
         isolation=spec.get("isolation", False),
-        egress=msgspec.convert(spec.get("egress", {}), encoding.ready(desired.Egress)),
+        egress=msgspec.convert(spec.get("egress", {}), ready(desired.Egress)),
         host_access=tuple(map(str, spec.get("host_access", ()))),
         pools=pools or {WHOLE: Pool(addresses=inside[1:-1], cooldown_s=desired.seconds_of(_COOLDOWN))},
         reserved=(*(range(each, each + 1) for each in taken), *map(_range, spec.get("reserved", ()))),

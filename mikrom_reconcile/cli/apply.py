@@ -140,8 +140,8 @@ def _again(saved: run_flow.SavedPlan, *, forks: int | None, timeout_s: float | N
         raise UsageError("a saved plan is executed as it is: only --yes, --forks, --timeout and -o go with it")
     request = saved.request
     again = run_flow.new_run("apply", override_freeze=request.override_freeze)
-    limits = {"forks": forks or request.forks, "timeout_s": timeout_s or request.timeout_s}
-    return msgspec.structs.replace(request, **again, **limits)
+    forks, timeout_s = forks or request.forks, timeout_s or request.timeout_s
+    return msgspec.structs.replace(request, **again, forks=forks, timeout_s=timeout_s)
 
 
 @click.command()

@@ -133,16 +133,24 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
     spec, metadata = document.body["spec"], document.body["metadata"]
     prune, lifecycle = spec.get("prune", {}), spec.get("lifecycle", {})
     policy = {"prune_max" if word == "max" else word: said for word, said in prune.items()}
-    policy |= {word: said for word, said in lifecycle.items() if word == "prevent_destroy"}
+    if "prevent_destroy" in lifecycle:
+        policy["prevent_destroy"] = lifecycle["prevent_destroy"]
     overrides = [
         Override(match=entry["match"], fields={key: value for key, value in entry.items() if key != "match"})
         for entry in spec.get("overrides", ())
     ]
-    about = {"document": document, "name": document.name, "tags": metadata.get("tags", ()), "selected": None}
-    about |= {"overrides": overrides, "instances": _filled(spec.get("instances", {})), "policy": policy}
-    about |= {"ignore_changes": lifecycle.get("ignore_changes", ())}
-    about |= {"budgets": spec.get("disruption", {}).get("budgets", ())}
-    fleet = msgspec.convert(spec | about, ready(FleetSpec))
+    fields = spec | {
+        "document": document,
+        "name": document.name,
+        "tags": metadata.get("tags", ()),
+        "selected": None,
+        "overrides": overrides,
+        "instances": _filled(spec.get("instances", {})),
+        "policy": policy,
+        "ignore_changes": lifecycle.get("ignore_changes", ()),
+        "budgets": spec.get("disruption", {}).get("budgets", ()),
+    }
+    fleet = msgspec.convert(fields, ready(FleetSpec))
     # fleets of one pattern share one tuple, by which the scheduler knows that they do; converted each had a copy
     hosts = inventory.select(spec.get("hosts", "all")) if inventory else None
     return msgspec.structs.replace(fleet, hosts=hosts)

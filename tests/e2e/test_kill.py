@@ -82,6 +82,8 @@ class Host:
 
     def run(self, command: str) -> None:
         code, said = end_of(self.begin(command))
+        if code == REFUSED and "it has come up by itself" in said:  # the order met the host's supervision
+            code, said = end_of(self.begin(command))
         words = "".join(f"{log}: {log.read_text()[-2000:]}\n" for log in sorted(self._state_dir.rglob("vmm.log")))
         assert code == 0, f"mikrom {command} ended with {code}:\n{said}\n{words}"
 

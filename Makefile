@@ -14,6 +14,7 @@ NESTED := -v -p no:cacheprovider -p no:randomly --timeout 3000 --durations 0 --d
 	--deselect tests/contract/test_networks.py::test_one_address_is_made_and_released_a_thousand_times \
 	$(addprefix tests/,$(SELECTION))
 SELECTION ?= e2e/test_linux_guest.py e2e/test_container_guest.py::test_an_image_of_a_registry_becomes_a_vm_that_serves_a_page \
+	e2e/test_guest_packets.py \
 	$(addprefix contract/test_,jail.py metadata.py media.py checks.py fields.py networks.py isolation.py driver.py driver_firecracker.py)
 GUEST := mikrom_reconcile/guest
 

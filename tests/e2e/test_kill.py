@@ -53,7 +53,7 @@ SEEDS = (100, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(20)
 """`make test` takes seeds of its own: two for each victim, and one where a fleet has to be started for it."""
 
 KEPT = re.compile(
-    r"locks/(web-\d{3}\.(action|vmm)|worker|kill\.lease)|tombstones/web-\d{3}\.json|tokens/kill/\d+"
+    r"locks/(web-\d{3}\.vmm|actions|worker|kill\.lease)|tombstones/web-\d{3}\.json|tokens/kill/\d+"
     r"|machine|images/hello-[0-9a-f]{12}\.elf|store/(placements|revisions(-specs)?|runs/[a-z]+)/[^/]+"
 )
 """Files that may outlive the last VM: lock files only where somebody was killed between two steps."""

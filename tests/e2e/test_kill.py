@@ -50,7 +50,7 @@ FIRST_START_S = 0.25
 FAILED, UNREACHABLE, REFUSED = 2, 4, 8
 
 SEEDS = (100, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(20)))
-"""`make test` takes seeds of its own: two for each victim, and one where a fleet has to be started for it."""
+"""`make test` takes the first."""
 
 KEPT = re.compile(
     r"locks/(web-\d{3}\.vmm|actions|worker|kill\.lease)|tombstones/web-\d{3}\.json|tokens/kill/\d+"

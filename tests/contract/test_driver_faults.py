@@ -101,7 +101,7 @@ while True:
     while request := connection.recv(65536):
         try:
             if not booted:
-                connection.sendall(b"HTTP/1.1 204 \\r\\n\\r\\n")
+                connection.sendall(b"HTTP/1.1 204 \\r\\n\\r\\n" * request.count(b"PUT "))
                 booted = b"InstanceStart" in request
                 continue
             {answer}

@@ -25,7 +25,7 @@ from mikrom_reconcile.host.drivers import vmm_driver
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.vmm import VMM, StateLayout, VMMProcess
 from mikrom_reconcile.system import locks, processes
-from mikrom_reconcile.times_and_sizes import VMMS
+from mikrom_reconcile.times_and_sizes import SPECS, VMMS
 from tests.contract.drivers import DEADLINE_S, RealBench, is_live, record_of, wait_until
 from tests.guests import LINUX, MEM_MIB
 
@@ -300,7 +300,8 @@ def test_an_image_that_was_cut_short_is_put_right(real: RealBench) -> None:
     assert_starts_anew(real)
 
 
-def test_a_fault_of_the_configuration_names_its_step(real: RealBench) -> None:
+def test_a_fault_of_the_configuration_names_its_step(real: RealBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mikrom_reconcile.core.specs.validate_vms.SPECS", replace(SPECS, boot_args_bytes=4000))
     with pytest.raises(PermanentError, match=r"cmdline capacity.*\(while configuring the boot source\)"):
         real.driver.start(record_of("a", "x" * 3000), deadline_s=DEADLINE_S)
     assert real.all_pids() == []

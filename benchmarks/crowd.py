@@ -29,7 +29,6 @@ from gevent.server import StreamServer
 from benchmarks import patient  # noqa: F401 - the times of all that follows
 from mikrom_reconcile import wiring
 from mikrom_reconcile.dispatch import celery_patches
-from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.host_worker.tasks import HostTasks
 from mikrom_reconcile.dispatch.transport.broker import Keys, client_of
 from mikrom_reconcile.dispatch.transport.rpc import ReplySender
@@ -55,11 +54,12 @@ class _Task:
 class CrowdedHost:
     """One host: it takes messages from its queue, and gives each to a greenlet."""
 
-    def __init__(self, name: str, redis: Any, environment: dict[str, str], state_dir: Path) -> None:
+    def __init__(self, name: str, environment: dict[str, str], state_dir: Path) -> None:
         state_dir.mkdir(parents=True, exist_ok=True)
         settings = load(environment | {"MIKROM_HOST": name, "MIKROM_STATE_DIR": str(state_dir)})
         self._keys, self._url = Keys(settings.queue), settings.broker_url or ""
         agent = wiring.make_host_agent(settings)
+        redis = client_of(self._url)  # its own, as its connections are on a machine of its own
         replies = ReplySender(redis, self._keys, f"host:{name}")
         self._tasks = HostTasks(name, self._keys.host_queue(name), lambda: agent, replies)
         self._heartbeat = Heartbeat(redis, self._keys, f"host:{name}", state_dir=state_dir)
@@ -91,10 +91,9 @@ def main(folder: str, first: str, count: str) -> None:
     celery_patches.install_gevent()
     subprocess.run(["sh", "-c", NETWORK], check=True)
     StreamServer(("0.0.0.0", PORT), lambda socket, _: socket.close(), backlog=4096).start()
-    app = make_app(load())
     for number in range(int(first), int(first) + int(count)):
         name = f"hv{number:05d}"
-        host = CrowdedHost(name, app.redis, dict(os.environ), Path(folder) / name)
+        host = CrowdedHost(name, dict(os.environ), Path(folder) / name)
         gevent.spawn(host.consume)
     print("ready.", flush=True)
     gevent.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from redis import RedisError
 
 from mikrom_reconcile.dispatch.transport import rpc
+from mikrom_reconcile.dispatch.transport.broker import client_of
 from mikrom_reconcile.dispatch.transport.rpc import Call, ReplySender
 from mikrom_reconcile.times_and_sizes import BROKER
 from tests.fleet import KEYS, Fleet, wait_until
@@ -129,3 +131,26 @@ def test_that_a_call_is_awaited_is_asked_once_a_second(fleet: Fleet, told: Reply
         assert calls_of(fleet, "exists") <= 1 + (time.monotonic() - began_s)
     wait_until(lambda: not told.is_awaited("one"), "the end of the call", within_s=2 * BROKER.reply_awaited_s)
     assert not told.is_awaited("another")
+
+
+def test_orders_that_begin_at_once_ask_by_one_connection(fleet: Fleet, told: ReplySender) -> None:
+    """Or each host holds as many as it has slots, and Redis turns the next host away."""
+    with Call(fleet.redis, KEYS, "one"), ThreadPoolExecutor(32) as orders:
+        clients: Any = fleet.redis.info("clients")
+        began_s = time.monotonic()
+        assert all(orders.map(told.is_awaited, ["one"] * 320))
+        assert calls_of(fleet, "exists") <= 1 + (time.monotonic() - began_s)
+        found: Any = fleet.redis.info("clients")
+        assert found["connected_clients"] <= clients["connected_clients"] + 1
+
+
+def test_a_silent_broker_keeps_none_of_them_longer_than_two_answers(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "BROKER", replace(BROKER, read_s=0.2))
+    told = ReplySender(client_of(fleet.url, read_s=0.2), KEYS, OWNER)
+    with fleet.silent_redis(), ThreadPoolExecutor(32) as orders:
+        began_s = time.monotonic()
+        errors = [order.exception() for order in [orders.submit(told.is_awaited, "one") for _ in range(32)]]
+        assert all(isinstance(error, RedisError) for error in errors)
+        assert time.monotonic() - began_s < 32 * 0.2 / 2, "they waited one after the other"

@@ -157,6 +157,7 @@ class ReplySender:
     def __init__(self, redis: Redis, keys: Keys, owner: str) -> None:
         self._redis, self._keys, self._owner = redis, keys, owner
         self._awaited_until: dict[str, float] = {}
+        self._asking = threading.Lock()
         self._given: deque[_Given] = deque(maxlen=BROKER.replies_waiting)
         self._is_given = threading.Event()
         self._sending = threading.Lock()
@@ -169,13 +170,18 @@ class ReplySender:
 
     def is_awaited(self, call: str) -> bool:
         """Whether somebody waits for this call, or did a second ago. Raises RedisError."""
-        now_s = time.clock_gettime(time.CLOCK_BOOTTIME)  # a machine that slept believes nothing
-        if self._awaited_until.get(call, 0.0) > now_s:
-            return True
-        self._awaited_until = {name: until for name, until in self._awaited_until.items() if until > now_s}
-        if awaited := bool(self._redis.exists(self._keys.call(call))):
-            self._awaited_until[call] = now_s + BROKER.reply_awaited_s
-        return awaited
+        if not self._asking.acquire(timeout=BROKER.read_s):  # of those that begin together one asks for all
+            raise RedisConnectionError(f"the broker has not answered within {BROKER.read_s:g} s")
+        try:
+            now_s = time.clock_gettime(time.CLOCK_BOOTTIME)  # a machine that slept believes nothing
+            if self._awaited_until.get(call, 0.0) > now_s:
+                return True
+            self._awaited_until = {name: until for name, until in self._awaited_until.items() if until > now_s}
+            if awaited := bool(self._redis.exists(self._keys.call(call))):
+                self._awaited_until[call] = now_s + BROKER.reply_awaited_s
+            return awaited
+        finally:
+            self._asking.release()
 
     def tell(self, call: str, kind: str, body: bytes) -> None:
         """Have the call told, soon."""

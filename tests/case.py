@@ -29,6 +29,7 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
 )
 from mikrom_reconcile.core.model.plan import Peak, RunOverrides
+from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanResult
 from mikrom_reconcile.core.planning.planner import prepare
 from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand, read_specs
@@ -124,10 +125,21 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frozen: dict[str, Freeze] = {}
     now: datetime = NOW
 
+    @property
+    def texts(self) -> dict[str, str]:
+        return self.specs if isinstance(self.specs, dict) else {"fleet.yml": self.specs}
+
+    @property
+    def tree(self) -> SourceTree:
+        files = tuple(SourceFile(path=path, text=text) for path, text in self.texts.items())
+        return SourceTree(revision="r1", files=files)
+
     def read_specs(self) -> Specs:
-        texts = self.specs if isinstance(self.specs, dict) else {"fleet.yml": self.specs}
-        files = tuple(SourceFile(path=path, text=text) for path, text in texts.items())
-        return read_specs(SourceTree(revision="r1", files=files), schemas(), self.request.extra_vars)
+        return read_specs(self.tree, schemas(), self.request.extra_vars)
+
+    def validated(self) -> Specs:
+        """As people validate: with what rendering finds beside mistakes of the documents."""
+        return validate_specs(self.tree, schemas(), here=HERE, extra_vars=self.request.extra_vars)
 
     def decide(self) -> tuple[PlanResult, World]:
         """The decision of this run, and the world that it was made in."""

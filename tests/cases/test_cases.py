@@ -57,13 +57,12 @@ def test_case(file: Path) -> None:
 
 def check_problems(case: Case, expected: dict[str, Words]) -> None:
     with pytest.raises(SpecError) as raised:
-        render_all(case.read_specs(), here=HERE)
+        render_all(case.validated(), here=HERE)
     problems = raised.value.problems
     same(expected, {f"{item.path}:{item.line}:{item.column}": f"{item.message}; {item.hint}" for item in problems})
     assert list(problems) == sorted(problems, key=lambda item: (item.path, item.line, item.column))
-    texts = case.specs if isinstance(case.specs, dict) else {"fleet.yml": case.specs}
     for item in problems:
-        assert item.excerpt in ("", *texts[item.path].splitlines(), "")[item.line]
+        assert item.excerpt in ("", *case.texts[item.path].splitlines(), "")[item.line]
 
 
 def check_plan(case: Case) -> None:

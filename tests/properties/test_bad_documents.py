@@ -28,12 +28,14 @@ from mikrom_reconcile.output import formats
 from mikrom_reconcile.output.formats import problems_text
 from mikrom_reconcile.output.text import Style
 from mikrom_reconcile.wiring import schemas
+from tests.case import read_case
 from tests.properties.bad_specs import spoilt
 from tests.properties.chance import seeds
 
 BATCHES, DOCUMENTS = 42, 120
 EVERY_BATCH = pytest.mark.parametrize("batch", seeds(BATCHES))
 LONGEST_S = 2.0
+PROJECTS = [read_case(file).texts for file in (Path(__file__).parents[1] / "cases/errors").glob("*.yml")]
 
 
 def texts(batch: int) -> list[str]:
@@ -60,6 +62,18 @@ def test_a_spoilt_file_is_answered_soon_and_every_mistake_has_a_place_inside_it(
         wrong += bool(problems)
         check(problems, {"specs/web.yml": text})
     assert wrong > DOCUMENTS // 2, "the accidents are too harmless"
+
+
+@EVERY_BATCH
+def test_mistakes_of_one_project_and_another_meet(batch: int) -> None:
+    """What one document gets wrong is what another refers to."""
+    chance = Random(batch)
+    for _ in range(30):
+        files = dict(chance.choice(PROJECTS))
+        for path, text in chance.choice(PROJECTS).items():
+            files[path if "/" in path or path not in files else f"x-{path}"] = text
+        tree = SourceTree(revision="r", files=tuple(SourceFile(path=path, text=files[path]) for path in sorted(files)))
+        check(problems_in(tree), files)
 
 
 @EVERY_BATCH

@@ -85,7 +85,7 @@ def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | 
 def load(
     tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None
 ) -> tuple[Specs, tuple[SpecProblem, ...], bool]:
-    """The specs as far as they are good, all problems by place, and if none is missing. Raises UsageError for -e."""
+    """The good specs, all problems by place, and whether all that fleets refer to is good. Raises UsageError for -e."""
     if built_in := sorted(BUILT_IN_NAMES.intersection(extra_vars or ())):
         raise UsageError(f"-e: {', '.join(built_in)} is built in and cannot be set; give the variable another name")
     reading = read_tree(tree, schemas)
@@ -115,7 +115,8 @@ def load(
         refactor=refactor_of(() if any(each.document.kind == "Fleet" for each in mistakes) else refactors),
         freeze=next(map(_freeze, _of_kind(good, "Project")), None),
     )
-    return specs, dedupe_by_position(problems), known.complete
+    is_complete = known.complete and not any(mistake.document.kind == "Inventory" for mistake in mistakes)
+    return specs, dedupe_by_position(problems), is_complete
 
 
 def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:

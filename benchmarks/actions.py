@@ -5,16 +5,21 @@ The driver is the simulated one, so that the actions are many and the VMMs none;
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 from benchmarks.rows import Goal, Row
 from benchmarks.scratch import scratch
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.stores.files import FileStore
+from mikrom_reconcile.core.model.desired import VMSpec
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
+from mikrom_reconcile.core.model.errors import PermanentError
 from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.core.model.plan import Order, RunRequest
 from mikrom_reconcile.dispatch.hosts.local import LocalHosts
@@ -28,6 +33,7 @@ from mikrom_reconcile.system.time_limits import Clock
 ACTIONS = 1000
 ROUNDS = 3
 HOST = "localhost"
+End = Literal["done", "failed", "refused"]
 SPECS = f"""
 apiVersion: mikrom/v1
 kind: Fleet
@@ -43,6 +49,7 @@ class MeteredDriver(SimulatedDriver):
 
     def __init__(self, state_dir: Path) -> None:
         super().__init__(state_dir)
+        self.end: End = "done"
         self.spent_s: list[float] = []
 
     def observe(self, record: VMRecord) -> VMMFacts:
@@ -52,8 +59,14 @@ class MeteredDriver(SimulatedDriver):
         self.spent_s.append(time.thread_time() - began_s)
         return facts
 
+    def memory_mib(self, spec: VMSpec) -> int:
+        """More than there is, where orders are to be refused."""
+        return 1 << 30 if self.end == "refused" else super().memory_mib(spec)
+
     def start(self, record: VMRecord, *, deadline_s: float) -> str:
-        """As the driver's."""
+        """As the driver's, unless starts are to fail."""
+        if self.end == "failed":
+            raise PermanentError("the guest does not come up", vm=record.vm, step="booting it")
         began_s = time.thread_time()
         note = super().start(record, deadline_s=deadline_s)
         self.spent_s.append(time.thread_time() - began_s)
@@ -73,7 +86,10 @@ class Host:
 
 def measure() -> Iterator[Row]:
     """Creates, one after another in the executor, and as one apply with 32 at once."""
+    logging.getLogger("mikrom_reconcile").addHandler(logging.NullHandler())  # what failed is told, what is done is not
     yield _row(f"CPU of an action beyond its driver, executor ({ACTIONS} creates)", _execute_all)
+    yield _row("the same of creates that fail in the driver", partial(_execute_all, end="failed"))
+    yield _row("the same of creates that are refused for lack of memory", partial(_execute_all, end="refused"))
     yield _row(f"CPU of an action beyond its driver, apply ({ACTIONS} creates)", _apply)
 
 
@@ -93,13 +109,14 @@ def _one_round(act: Callable[[Host], float], folder: Path) -> tuple[float, float
     return spent_s - inside_s, inside_s
 
 
-def _execute_all(host: Host) -> float:
+def _execute_all(host: Host, end: End = "done") -> float:
     orders = [Order(run_id="bench", token=1, action=action) for action in host.engine.plan(_request()).actions]
     assert len(orders) == ACTIONS
+    host.driver.end = end
     began_s = time.process_time()
     results = {host.agent.execute(order).result for order in orders}
     spent_s = time.process_time() - began_s
-    assert results == {"done"}
+    assert results == {"done" if end == "done" else "failed_permanent"}
     return spent_s
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.rows import Row
+from benchmarks.rows import Goal, Row
 from benchmarks.starts import kill_all, processes_of
 from benchmarks.startup import MIKROM
 from mikrom_reconcile.host.drivers.select import find, kvm_problem
@@ -23,6 +24,7 @@ from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.settings import load
 
 VMS = 1000
+HUNG = 100
 FORKS = 32
 TMPFS = Path("/dev/shm")
 SPECS = f"""
@@ -74,6 +76,7 @@ def _rows(binary: Path, folder: Path) -> Iterator[Row]:
     )
     again_s, _ = _timed([MIKROM, "apply", specs, "--yes"], environment)
     yield Row(what="an apply that changes nothing", ours=f"{again_s:.2f} s")
+    yield _row_of_hung(vmms[:HUNG], environment)
     gone_s, _ = _timed([MIKROM, "destroy", specs, "--yes", "--forks", str(FORKS)], environment)
     yield Row(what="destroyed and verified", ours=f"{VMS / gone_s:.0f}/s", other=f"{len(processes_of(folder))} left")
     bare = folder / "bare"
@@ -86,6 +89,29 @@ def _rows(binary: Path, folder: Path) -> Iterator[Row]:
         ours=f"{VMS / apply_s:.0f}/s",
         other=f"{VMS / bare_s:.0f}/s",
         ratio=f"{bare_s / apply_s:.2f}",
+    )
+
+
+def _row_of_hung(vmms: Sequence[Path], environment: Mapping[str, str]) -> Row:
+    """A look at all VMs while these VMMs answer nobody."""
+    pids = [int(vmm.name) for vmm in vmms]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        began_s = time.perf_counter()
+        shown = subprocess.run([MIKROM, "get", "vms", "-o", "json"], env=environment, capture_output=True, check=False)
+        spent_s = time.perf_counter() - began_s
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    silent = sum(vm["phase"] == "unresponsive" for vm in json.loads(shown.stdout)["vms"])
+    what = f"a look at all of them while {HUNG} hang | seen to hang"
+    return Row(
+        what=what,
+        ours=f"{spent_s:.2f} s",
+        other=str(silent),
+        goal=Goal(number=9, bound=2, unit="s", at_most=True),
+        figure=spent_s,
     )
 
 

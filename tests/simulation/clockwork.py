@@ -235,13 +235,26 @@ class _Lock:
         self._is_held = False
         self._waiting: list[Actor] = []
 
-    def __enter__(self) -> None:
+    def acquire(self, *, timeout: float | None = None) -> bool:
+        until = None if timeout is None else self._clock.now + timeout
         while self._is_held:
-            self._waiting.append(self._clock.living())
-            self._clock.park(None)
+            if until is not None and self._clock.now >= until:
+                return False
+            actor = self._clock.living()
+            self._waiting.append(actor)
+            self._clock.park(None if until is None else until - self._clock.now)
+            if actor in self._waiting:
+                self._waiting.remove(actor)
         self._is_held = True
+        return True
+
+    def __enter__(self) -> None:
+        self.acquire()
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
         self._is_held = False
         waiting, self._waiting = self._waiting, []
         for actor in waiting:

@@ -27,9 +27,9 @@ apply: ## the microVMs of specs/ on this machine, then a table of them
 example: ## three real Linux VMs with drives, a network and a page to open, from examples/web; as root
 	@tools/bootstrap.sh example examples/web/run $(ARGS)
 
-# Most tests wait for processes more than they compute: four at a time keep two cores busy.
+# Most tests wait for processes more than they compute: five at a time keep two cores busy.
 test: ## every test but the soak tests
-	@tools/bootstrap.sh test pytest -n 4 --dist worksteal -m 'not soak' $(ARGS)
+	@tools/bootstrap.sh test pytest -n 5 --dist worksteal -m 'not soak' $(ARGS)
 
 sim: ## fleets in virtual time, with faults: SEEDS=1 from SEED=0 on, each of STEPS=5000; says how to repeat what fails
 	@tools/bootstrap.sh test python -m tests.simulation --seed $(SEED) --seeds $(SEEDS) --steps $(STEPS) $(ARGS)

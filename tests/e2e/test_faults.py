@@ -83,7 +83,8 @@ def test_a_host_worker_told_to_end_amid_a_run_leaves_its_vms_and_the_next_run_co
     assert site.vmms().items() >= before.items()
 
 
-@pytest.mark.parametrize("broker", ["one broker", pytest.param("a broker each", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("broker", ["one broker", "a broker each"])
 def test_of_two_controllers_with_different_specs_one_has_its_way_and_then_the_other(site: Site, broker: str) -> None:
     """With a broker each, they know nothing of each other: only the host tells their tokens apart."""
     wants = {site.write(name="one"): (VMS, "first"), site.write(VMS + 4, "second", name="two"): (VMS + 4, "second")}

@@ -99,7 +99,7 @@ def host(own_environment: Path, watch: Watch) -> Iterator[Host]:
         host.fleet.close()
 
 
-@pytest.mark.parametrize("redis", ["with Redis", "without Redis"])
+@pytest.mark.parametrize("redis", ["without Redis", pytest.param("with Redis", marks=pytest.mark.soak)])
 def test_vms_killed_at_random_are_back_and_never_twice(host: Host, redis: str) -> None:
     host.apply()
     if redis == "without Redis":

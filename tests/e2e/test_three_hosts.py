@@ -310,6 +310,7 @@ def test_a_host_that_is_dark_for_a_whole_run_keeps_its_vms_and_gets_its_share_on
     assert lab.watch.doubles == []
 
 
+@pytest.mark.soak
 def test_a_host_that_was_given_up_and_comes_back_stops_what_was_made_elsewhere(lab: Lab) -> None:
     lab.write(9, 0)
     lab.apply()

@@ -191,7 +191,9 @@ def test_each_service_is_told_only_the_secrets_that_are_its_own(up: Up) -> None:
     }
 
 
-@pytest.mark.parametrize("driver", ["simulated", pytest.param("firecracker", marks=pytest.mark.kvm)])
+@pytest.mark.parametrize(
+    "driver", [pytest.param("simulated", marks=pytest.mark.soak), pytest.param("firecracker", marks=pytest.mark.kvm)]
+)
 def test_one_ctrl_c_ends_the_services_within_ten_seconds_and_leaves_the_microvms(
     own_environment: Path, driver: str
 ) -> None:

@@ -345,6 +345,19 @@ def test_a_firecracker_that_ends_by_itself_is_told_with_its_last_words(real: Rea
     assert driver.observe(RECORD) == VMMFacts(status="none")
 
 
+def test_what_a_dead_vmm_left_goes_though_its_lock_is_free_a_moment_later(own_environment: Path) -> None:
+    paths = StateLayout(own_environment / "state", own_environment / "run").of("a")
+    paths.run_folder.mkdir(parents=True)
+    paths.socket.touch()
+    lock = locks.open_taken(paths.lock)
+    assert lock is not None
+    later = threading.Timer(0.1, locks.give_back, (lock,))
+    later.start()
+    VMM(paths, driver="firecracker", program="Firecracker").kill_and_clean()
+    later.join()
+    assert not paths.socket.exists()
+
+
 def test_a_disk_that_is_full_when_the_vmm_is_written_down_leaves_no_vmm(
     real: RealBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

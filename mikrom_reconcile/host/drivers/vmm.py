@@ -234,7 +234,9 @@ class VMM:
             if self._process is not None:
                 self._kill()
             processes.reap()
-            with locks.held(self.paths.lock) as is_ours:
+            # the kernel may free the lock of a dead QEMU a moment after it, with what its io_uring waited for
+            until = time.monotonic() + VMMS.leave_s
+            with locks.held(self.paths.lock, until=until, poll_s=VMMS.poll_s) as is_ours:
                 if is_ours:
                     self._clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -344,7 +345,7 @@ class ExitWatcher:
     def wait(self, timeout_s: float) -> tuple[str, ...]:
         if not self._is_woken:
             self._waiting = self._clock.living()
-            self._clock.park(timeout_s)
+            self._clock.park(ceil(timeout_s * 1000) / 1000)  # as poll has it: less is lost in rounding, and time stands
         else:
             self._clock.pause()
         self._is_woken, self._waiting = False, None

@@ -1,6 +1,6 @@
 """What a plan must not do by itself, or without people's approvals. A guard holds back or refuses; it adds nothing."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from datetime import datetime
 
@@ -23,7 +23,7 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
     removals = group_by((change for change in going if change.fleet not in overrides.confirmed), lambda it: it.fleet)
     if not removals or context.given.destroy:  # a destroy asks for removals
         return draft
-    owned, unseen = _counts(draft, context)
+    owned, unseen = _owned(draft, context), _unseen(draft, context)
     judged = (_prune_refusal(name, removals[name], owned[name], unseen[name], context) for name in sorted(removals))
     refusals = [refusal for refusal in judged if refusal]
     refused = {refusal.fleet for refusal in refusals}
@@ -41,10 +41,14 @@ def _removes(change: VMChange, drained: Container[str]) -> bool:
     return (change.kind == "delete" and not asked_for) or (change.kind == "move" and change.host not in drained)
 
 
-def _prune_refusal(fleet: str, going: list[VMChange], owned: int, unseen: int, context: PlanContext) -> Refusal | None:
+def _prune_refusal(
+    fleet: str, going: list[VMChange], owned: dict[str, list[str]], unseen: int, context: PlanContext
+) -> Refusal | None:
     policy, prune_max = _policy(fleet, going, context.fleets), context.overrides.prune_max
     share = policy.prune_max if prune_max is None else prune_max
-    total = owned + unseen
+    total = sum(map(len, owned.values())) + unseen
+    gone = {(change.name, change.host) for change in going if change.kind == "delete"}
+    newest = {(vm, hosts[0]) for vm, hosts in owned.items()}
     budget = resolve_share(share, total)
     remedy = "to allow it once: --prune-max 100%, or confirm at the prompt"
     moves = sum(change.kind == "move" for change in going)
@@ -53,24 +57,34 @@ def _prune_refusal(fleet: str, going: list[VMChange], owned: int, unseen: int, c
         numbers += f" ({moves} of them to another host)" if moves else ""
         numbers += f" ({unseen} of them on hosts that cannot be read)" if unseen else ""
         message = f"{numbers}, prune.max {share} allows {budget}; {remedy}"
-    elif 0 < owned == len(going) - moves and not policy.allow_empty and prune_max != "100%":
+    elif owned and gone >= newest and not policy.allow_empty and prune_max != "100%":
         message = f"its last VM would go; {remedy}; for good: prune: {{allow_empty: true}}"
     else:
         return None
     return Refusal(fleet=fleet, vm="", rule="prune", message=message)
 
 
-def _counts(draft: Draft, context: PlanContext) -> tuple[Counter[str], Counter[str]]:
-    """VMs of each fleet on hosts that answered, and those on unreachable ones that nothing wants: they go, too."""
+def _owned(draft: Draft, context: PlanContext) -> dict[str, dict[str, list[str]]]:
+    """The VMs of each fleet, with the hosts that answered and have them: those of older copies come last."""
+    view = context.view
+    owned: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    for name, rows in view.own.items():
+        for row in rows:
+            owned[row.fleet].setdefault(name, []).append(row.host)
+    for vm in draft.desired:
+        if vm.name in view.up_to_date:
+            owned[vm.fleet].setdefault(vm.name, []).insert(0, vm.host)
+    return owned
+
+
+def _unseen(draft: Draft, context: PlanContext) -> Counter[str]:
+    """VMs of each fleet on unreachable hosts that nothing wants: they go, too."""
     view, remembered = context.view, context.placements
-    owned = Counter(row.fleet for rows in view.own.values() for row in rows)
-    owned += Counter(vm.fleet for vm in draft.desired if vm.name in view.up_to_date)
-    unseen: Counter[str] = Counter()
-    if view.unreachable:
-        wanted = {vm.name for vm in draft.desired if vm.state != "absent"}
-        lost = (name for name, host in remembered.vms.items() if host in view.unreachable and name not in wanted)
-        unseen.update(remembered.fleet_of(name) for name in lost if name not in view.own)
-    return owned, unseen
+    if not view.unreachable:
+        return Counter()
+    wanted = {vm.name for vm in draft.desired if vm.state != "absent"}
+    lost = (name for name, host in remembered.vms.items() if host in view.unreachable and name not in wanted)
+    return Counter(remembered.fleet_of(name) for name in lost if name not in view.own)
 
 
 def _policy(fleet: str, going: list[VMChange], fleets: Mapping[str, FleetSpec]) -> Policy:

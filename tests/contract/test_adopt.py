@@ -168,10 +168,11 @@ def test_who_is_no_firecracker_that_runs_here_is_told_so(real: RealBench, host: 
 
 
 ANSWERING = """
-import socket, sys
+import os, socket, sys
 listening = socket.socket(socket.AF_UNIX)
-listening.bind(sys.argv[2])
+listening.bind(sys.argv[2] + ".new")
 listening.listen()
+os.rename(sys.argv[2] + ".new", sys.argv[2])  # what is there listens
 while True:
     connection, _ = listening.accept()
     while request := connection.recv(4096):

@@ -75,7 +75,7 @@ class Disk:
         self._number, self._now, self._call, self._seen = number, now, call, seen
         self._count = 0
         self._root = self._node(is_folder=True)
-        self._unsynced: list[tuple[dict[str, Node], str, Node | None]] = []
+        self._unsynced: list[list[tuple[dict[str, Node], str, Node | None]]] = []  # what was there before each change
         self.opened: dict[int, Open] = {}
         self.is_full = False
 
@@ -106,7 +106,8 @@ class Disk:
     def power_fails(self, chance: Random) -> None:
         """Only what was synced is certain."""
         kept = chance.randint(0, len(self._unsynced))
-        for names, name, before in reversed(self._unsynced[kept:]):
+        undone = (name for change in reversed(self._unsynced[kept:]) for name in reversed(change))
+        for names, name, before in undone:
             if before is None:
                 names.pop(name, None)
             else:
@@ -146,12 +147,14 @@ class Disk:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return node
 
-    def _put(self, names: dict[str, Node], name: str, node: Node | None) -> None:
-        self._unsynced.append((names, name, names.get(name)))
-        if node is None:
-            del names[name]
-        else:
-            names[name] = node
+    def _put(self, *changes: tuple[dict[str, Node], str, Node | None]) -> None:
+        """Change names, all or none in the eyes of a power cut: as a journal has it, a rename is one change."""
+        self._unsynced.append([(names, name, names.get(name)) for names, name, _ in changes])
+        for names, name, node in changes:
+            if node is None:
+                del names[name]
+            else:
+                names[name] = node
 
     def _need_room(self) -> None:
         if self.is_full:
@@ -163,7 +166,7 @@ class Disk:
             names, name = self._names(path)
             if name not in names:  # others had their turn
                 self._need_room()
-                self._put(names, name, self._node(is_folder=False))
+                self._put((names, name, self._node(is_folder=False)))
         if (node := self.find(path)) is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         if flags & os.O_TRUNC and node.data:
@@ -236,7 +239,7 @@ class Disk:
         if name in names:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         self._need_room()
-        self._put(names, name, self._node(is_folder=True))
+        self._put((names, name, self._node(is_folder=True)))
 
     def rmdir(self, path: str) -> None:
         if self.find(path) is not None:
@@ -244,22 +247,21 @@ class Disk:
         if self._at(path).names:
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
         names, name = self._names(path)
-        self._put(names, name, None)
+        self._put((names, name, None))
 
     def unlink(self, path: str) -> None:
         if self.find(path) is not None:
             self._call(f"unlink {path}")
         self._at(path)
         names, name = self._names(path)
-        self._put(names, name, None)
+        self._put((names, name, None))
         self._seen("unlink", path, b"")
 
     def rename(self, path: str, target: str) -> None:
         if self.find(path) is not None:
             self._call(f"rename {path} {target}")
         node, (names, name), (old_names, old) = self._at(path), self._names(target), self._names(path)
-        self._put(names, name, node)
-        self._put(old_names, old, None)
+        self._put((names, name, node), (old_names, old, None))
         self._seen("unlink", path, b"")
         self._seen("rename", target, node.data)
 

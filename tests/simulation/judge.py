@@ -208,6 +208,13 @@ class Judge:
 
     # ---- in the end -------------------------------------------------------------------------------------------------
 
+    def nobody_hangs(self) -> None:
+        """As three runs by schedule leave it, without people; only what waits for a rollout may still hang."""
+        for machine in self._world.machines.values():
+            for vmm in machine.vmms.values():
+                if vmm.is_hung and vmm.fleet != "web":
+                    self.broken("G2", f"{vmm.vm} hangs, and no run by schedule brought it back")
+
     def all_is_as_wanted(self, wanted: Wanted) -> None:
         """By processes alone."""
         found: dict[tuple[str, str], list[VMM]] = defaultdict(list)

@@ -151,6 +151,8 @@ class World:
     def settle(self) -> None:
         """No more faults: all is to become as it is wanted, and from then on nothing is sent."""
         self._heal()
+        self.clock.run(until_s=self.clock.now + 3 * self.interval_s)
+        self.judge.nobody_hangs()
         failures: list[str] = []
         clock, control = self.clock, self.controls[0]
         done: list[bool] = []

@@ -180,7 +180,7 @@ def _parsed(content: bytes) -> Link:
         alias=values.get(_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
         master=int.from_bytes(values.get(_MASTER, b""), sys.byteorder),
         up=bool(flags & _UP),
-        mtu=struct.unpack("=I", values[_MTU])[0] if _MTU in values else 0,
+        mtu=int.from_bytes(values.get(_MTU, b""), sys.byteorder),
     )
 
 

@@ -151,7 +151,7 @@ def order(
     desired: DesiredVM | None = None,
     token: int = 1,
     project: str = "shop",
-    deadline_s: float = 20.0 * SLOWNESS,
+    deadline_s: float = 60.0 * SLOWNESS,
     host: str = HOST,
     moved_from: str = "",
 ) -> Order:

@@ -25,7 +25,7 @@ from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
 from mikrom_reconcile.dispatch.transport.broker import connect
 from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
 from tests.fakes import order
-from tests.fleet import KEYS, ROOT, Fleet, wait_until
+from tests.fleet import KEYS, READY_S, ROOT, Fleet, wait_until
 
 pytestmark = pytest.mark.redis
 
@@ -376,8 +376,8 @@ def test_a_stalled_disk_makes_no_worker_look_dead(
     ping = side.app.control.inspect(destination=[f"host@{HERE}"], timeout=20, limit=1).ping
     wait_until(ping, "the first answer to a ping")  # a worker is ready a moment before it listens to broadcasts
     stall.touch()
-    orders = [order("create", f"vm-{number}", host=HERE) for number in range(20)]
-    told = background(lambda: list(side.hosts.execute(orders, forks=20, deadline_s=40)))
+    orders = [order("create", f"vm-{number}", host=HERE, deadline_s=READY_S) for number in range(20)]
+    told = background(lambda: list(side.hosts.execute(orders, forks=20, deadline_s=READY_S)))
     wait_until((fleet.folder / "state" / "vms" / "vm-1").exists, "vm-1 to be begun")
     lived_ms = lives_ms()
     wait_until(lambda: lives_ms() > lived_ms, "its next heartbeat, which is due every five seconds")
@@ -385,4 +385,4 @@ def test_a_stalled_disk_makes_no_worker_look_dead(
     assert not told.done()
     stall.unlink()
     outcomes: list[ActionOutcome] = told.result(timeout=240)  # type: ignore[assignment]
-    assert [outcome.result for outcome in outcomes] == ["done"] * 20
+    assert [(outcome.result, outcome.error) for outcome in outcomes] == [("done", None)] * 20

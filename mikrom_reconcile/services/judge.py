@@ -64,7 +64,12 @@ def _boot_args(path: Path) -> str:
     with suppress(OSError), socket.socket(socket.AF_UNIX) as api:
         api.settimeout(2.0)
         api.connect(str(path))
-        api.sendall(b"GET /vm/config HTTP/1.1\r\n\r\n")
-        if found := re.search(rb'"boot_args":"([^"]*)"', api.recv(1 << 16)):
+        said = b""
+        for asked in (b"/", b"/vm/config"):
+            api.sendall(b"GET %s HTTP/1.1\r\n\r\n" % asked)
+            said += api.recv(1 << 16)
+        if b'"state":"Running"' not in said:  # one that is configured yet may still be refused something
+            return "(its guest does not run)"
+        if found := re.search(rb'"boot_args":"([^"]*)"', said):
             return found[1].decode()
     return "(its VMM does not say)"

@@ -21,6 +21,7 @@ from mikrom_reconcile.core.model.plan import Order, Verb
 from tests.contract.drivers import Bench, SimulatedBench
 from tests.contract.hosts import Host
 from tests.fakes import BIGGER, SPEC, desired_vm, order
+from tests.guests import SLOWNESS
 
 VM = "web-000"
 ALL_VERBS: tuple[Verb, ...] = ("create", "start", "stop", "pause", "resume", "update", "restart", "delete")
@@ -111,7 +112,7 @@ def test_a_killed_vmm_and_a_hung_one_are_seen_and_brought_back(host: Host) -> No
 def test_an_order_that_failed_on_a_vm_that_lives_leaves_it_to_its_supervision(host: Host) -> None:
     seen = host.created(VM)
     hanging = host.another(lambda vm, step: host.bench.hang(vm) if step == "pausing" else None)
-    outcome = hanging.execute(order("pause", VM, seen))
+    outcome = hanging.execute(order("pause", VM, seen, deadline_s=5.0 * SLOWNESS))
     assert outcome.result == "failed_temporary"
     assert host.record(VM).last_error is None
     host.bench.kill(VM)

@@ -23,7 +23,7 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
     removals = group_by((change for change in going if change.fleet not in overrides.confirmed), lambda it: it.fleet)
     if not removals or context.given.destroy:  # a destroy asks for removals
         return draft
-    owned, unseen = _owned(draft, context), _unseen(draft, context)
+    owned, unseen = _owned(draft, context, removals), _unseen(draft, context)
     judged = (_prune_refusal(name, removals[name], owned[name], unseen[name], context) for name in sorted(removals))
     refusals = [refusal for refusal in judged if refusal]
     refused = {refusal.fleet for refusal in refusals}
@@ -64,15 +64,16 @@ def _prune_refusal(
     return Refusal(fleet=fleet, vm="", rule="prune", message=message)
 
 
-def _owned(draft: Draft, context: PlanContext) -> dict[str, dict[str, list[str]]]:
-    """The VMs of each fleet, with the hosts that answered and have them: those of older copies come last."""
+def _owned(draft: Draft, context: PlanContext, fleets: Container[str]) -> dict[str, dict[str, list[str]]]:
+    """The VMs of these fleets, with the hosts that answered and have them: those of older copies come last."""
     view = context.view
     owned: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for name, rows in view.own.items():
         for row in rows:
-            owned[row.fleet].setdefault(name, []).append(row.host)
+            if row.fleet in fleets:
+                owned[row.fleet].setdefault(name, []).append(row.host)
     for vm in draft.desired:
-        if vm.name in view.up_to_date:
+        if vm.fleet in fleets and vm.name in view.up_to_date:
             owned[vm.fleet].setdefault(vm.name, []).insert(0, vm.host)
     return owned
 

@@ -24,8 +24,14 @@ def prune(draft: Draft, context: PlanContext) -> Draft:
     if not removals or context.given.destroy:  # a destroy asks for removals
         return draft
     owned, unseen = _owned(draft, context, removals), _unseen(draft, context)
-    judged = (_prune_refusal(name, removals[name], owned[name], unseen[name], context) for name in sorted(removals))
-    refusals = [refusal for refusal in judged if refusal]
+    gone = {(change.name, change.host) for change in draft.changes if change.kind == "delete"}
+    refusals = []
+    for name in sorted(removals):
+        vms = owned[name]
+        is_last = bool(vms) and gone >= {(vm, hosts[0]) for vm, hosts in vms.items()}  # the newest copy of each
+        counts = sum(map(len, vms.values())), unseen[name]
+        if refusal := _prune_refusal(name, removals[name], counts, context, is_last=is_last):
+            refusals.append(refusal)
     refused = {refusal.fleet for refusal in refusals}
     why = "the removals of this fleet were refused"
     kept = [
@@ -42,13 +48,11 @@ def _removes(change: VMChange, drained: Container[str]) -> bool:
 
 
 def _prune_refusal(
-    fleet: str, going: list[VMChange], owned: dict[str, list[str]], unseen: int, context: PlanContext
+    fleet: str, going: list[VMChange], counts: tuple[int, int], context: PlanContext, *, is_last: bool
 ) -> Refusal | None:
     policy, prune_max = _policy(fleet, going, context.fleets), context.overrides.prune_max
     share = policy.prune_max if prune_max is None else prune_max
-    total = sum(map(len, owned.values())) + unseen
-    gone = {(change.name, change.host) for change in going if change.kind == "delete"}
-    newest = {(vm, hosts[0]) for vm, hosts in owned.items()}
+    total, unseen = sum(counts), counts[1]
     budget = resolve_share(share, total)
     remedy = "to allow it once: --prune-max 100%, or confirm at the prompt"
     moves = sum(change.kind == "move" for change in going)
@@ -57,7 +61,7 @@ def _prune_refusal(
         numbers += f" ({moves} of them to another host)" if moves else ""
         numbers += f" ({unseen} of them on hosts that cannot be read)" if unseen else ""
         message = f"{numbers}, prune.max {share} allows {budget}; {remedy}"
-    elif owned and gone >= newest and not policy.allow_empty and prune_max != "100%":
+    elif is_last and not policy.allow_empty and prune_max != "100%":
         message = f"its last VM would go; {remedy}; for good: prune: {{allow_empty: true}}"
     else:
         return None

@@ -55,6 +55,17 @@ def bodies(call: Call, count: int) -> list[bytes]:
     return found
 
 
+def test_who_is_ignored_is_read_no_more_and_the_others_are(fleet: Fleet, told: ReplySender) -> None:
+    with Call(fleet.redis, KEYS, "one") as call:
+        call.listen("host:hv02")
+        call.listen(OWNER)
+        call.ignore(OWNER)
+        told.tell("one", "outcome", b"late")
+        told.flush()
+        assert call.read(0.05) == []
+    assert not fleet.redis.keys("*")
+
+
 def test_a_hundred_answers_arrive_in_order_in_a_few_messages(fleet: Fleet, told: ReplySender) -> None:
     expected = [str(number).encode() for number in range(100)]
     with Call(fleet.redis, KEYS, "one") as call:

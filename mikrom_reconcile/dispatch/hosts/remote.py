@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -84,14 +84,14 @@ class CeleryHosts:
     def _execute(self, orders: OrderQueue, until: float) -> Iterator[ActionOutcome]:
         with _HostCall(self._redis, self._keys, "execute") as call:
             while True:
-                for order in orders.next_orders():
+                for order in islice(orders.next_orders(), BROKER.orders_between_reads):
                     if call.reach([order.action.host]):
                         self._send_order(call, order)
                     else:
                         yield from orders.lose(order.action.host, _NO_WORKER)
                 if orders.is_done():
                     return
-                for host, answer in call.round(until):
+                for host, answer in call.round(0 if orders.can_send() else until):
                     if answer is None:
                         yield from orders.lose(host, "the host's worker died, was restarted or lost its broker")
                     elif (outcome := orders.finish(_outcome(answer))) is not None:
@@ -146,6 +146,7 @@ class CeleryHosts:
             while missing:
                 for host, answer in call.round(until):
                     if missing.pop(host, None):
+                        call.ignore(f"host:{host}")
                         yield host, answer or _NO_WORKER
                 if time.monotonic() >= until:
                     for host in sorted(missing):
@@ -183,16 +184,26 @@ class OrderQueue:
             self._waiting.setdefault(order.action.host, deque()).append(order)
 
     def next_orders(self) -> Iterator[Order]:
-        """Orders that may be sent now; each counts as under way."""
-        for host, waiting in self._waiting.items():
-            while waiting and len(self._under_way.get(host, ())) < self._forks:
-                order = waiting.popleft()
-                self._under_way.setdefault(host, {})[order.action.id] = order
-                yield order
+        """Orders that may be sent now, for one host after another; each counts as under way."""
+        free = deque(sorted(filter(self._is_free, self._waiting), key=lambda host: len(self._under_way.get(host, ()))))
+        while free:
+            host = free.popleft()
+            order = self._waiting[host].popleft()
+            self._under_way.setdefault(host, {})[order.action.id] = order
+            yield order
+            if self._is_free(host):
+                free.append(host)
+
+    def can_send(self) -> bool:
+        """Whether `next_orders` has any."""
+        return any(map(self._is_free, self._waiting))
 
     def is_done(self) -> bool:
-        """Whether nothing is under way; after `next_orders` that means that nothing waits either."""
-        return not any(self._under_way.values())
+        """Whether nothing is under way, and nothing waits."""
+        return not any(self._under_way.values()) and not any(self._waiting.values())
+
+    def _is_free(self, host: str) -> bool:
+        return bool(self._waiting[host]) and len(self._under_way.get(host, ())) < self._forks
 
     def finish(self, outcome: ActionOutcome | None) -> ActionOutcome | None:
         """`outcome`, or None when it was told before or nobody asked for it."""

@@ -120,9 +120,16 @@ class Call:
             self._owners[stream] = owner
             self._seen[stream] = "0"
 
+    def ignore(self, owner: str) -> None:
+        """Read no more of what `owner` answers."""
+        self._seen.pop(self._keys.answers(self.name, owner).encode(), None)
+
     def read(self, wait_s: float) -> list[Answer]:
-        """What came since the last reading, after at most `wait_s`. Raises RedisError when the broker is lost."""
+        """What came since the last reading, after at most `wait_s` and a pause in which answers of many gather: each
+        reading asks for all streams. Raises RedisError when the broker is lost.
+        """
         self._renew()
+        time.sleep(len(self._seen) * BROKER.gathering_s)
         answers = []
         found: Any = self._redis.xread(self._seen, block=max(1, int(wait_s * 1000)))
         for stream, entries in found or ():

@@ -86,7 +86,9 @@ class Host:
 
 def measure() -> Iterator[Row]:
     """Creates, one after another in the executor, and as one apply with 32 at once."""
-    logging.getLogger("mikrom_reconcile").addHandler(logging.NullHandler())  # what failed is told, what is done is not
+    told = logging.getLogger("mikrom_reconcile")  # as on a worker: of what is done each step is told, too
+    told.addHandler(logging.NullHandler())
+    told.setLevel(logging.INFO)
     yield _row(f"CPU of an action beyond its driver, executor ({ACTIONS} creates)", _execute_all)
     yield _row("the same of creates that fail in the driver", partial(_execute_all, end="failed"))
     yield _row("the same of creates that are refused for lack of memory", partial(_execute_all, end="refused"))

@@ -162,7 +162,7 @@ class Supervisor:
         with self._records.lock(vm):
             record = self._records.read(vm)
             phase = self._restart_reason(record) if isinstance(record, VMRecord) else None
-            if not isinstance(record, VMRecord) or phase is None:
+            if not isinstance(record, VMRecord) or phase is None or self._stopped:
                 return CheckResult()
             return self._bring_back(record, phase, waited=waited)
 

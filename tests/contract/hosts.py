@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from tests.guests import SLOWNESS
 
 KEPT = ("locks", "tombstones", "tokens", "images", "attempts")
 """Folders of the state that outlive the last VM."""
+
+
+def is_unsupervised() -> bool:
+    """Whether no thread of a supervision is left in this process."""
+    return not any(thread.name.startswith("supervise") for thread in threading.enumerate())
 
 
 class Host:
@@ -87,6 +93,11 @@ class Host:
                 return outcomes
             outcomes.append(self.agent.execute(given))
         raise AssertionError(f"still {self.next_order(vm, desired)} after {outcomes}")
+
+    def close(self) -> None:
+        """End its supervision, and await what that is at: of a VMM whose start is killed it would start another."""
+        self.agent.stop_supervision()
+        wait_until(is_unsupervised, "the end of its supervision")
 
     def leftovers(self) -> list[str]:
         """Files and folders of VMs: none once the last one is deleted."""

@@ -30,7 +30,7 @@ def host(bench: Bench, own_environment: Path) -> Iterator[Host]:
         try:
             yield host
         finally:
-            host.agent.stop_supervision()
+            host.close()
             if isinstance(bench, RealBench):
                 bench.close()  # a jailed VMM is known by a path on the disk that goes now
 

@@ -74,7 +74,7 @@ def test_a_process_whose_state_folder_was_moved_does_nothing_until_it_is_back(
     finally:
         (own_environment / "aside").rename(host.state_dir)
     seen = host.seen(VM)
-    host.agent.stop_supervision()
+    host.close()
     assert seen is not None
     assert (seen.phase, seen.pid) == ("running", pid)
 

@@ -30,8 +30,7 @@ WAS, VM = "web-000", "www-000"
 def host(bench: Bench, own_environment: Path) -> Iterator[Host]:
     host = Host(bench, own_environment)
     yield host
-    host.agent.stop_supervision()
-    time.sleep(0.05)  # what is under way goes on
+    host.close()
 
 
 def renamed(host: Host, seen: ObservedVM, to: str = VM, desired: DesiredVM | None = None) -> ObservedVM:

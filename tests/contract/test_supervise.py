@@ -58,8 +58,7 @@ class SupervisedHost(Host):
 def host(bench: Bench, own_environment: Path) -> Iterator[SupervisedHost]:
     host = SupervisedHost(bench, own_environment)
     yield host
-    host.agent.stop_supervision()
-    time.sleep(0.05)  # what is under way goes on
+    host.close()
 
 
 def wish(boot_args: str = "", *, vm: str = VM, **restart: Any) -> DesiredVM:

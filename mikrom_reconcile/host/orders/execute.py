@@ -100,12 +100,12 @@ class Executor:
             ending = rejection_of(order, found, tombstone=tombstone, highest_token=highest)
             if ending is None:
                 assert not isinstance(found, UnreadableRecord), "an unreadable record is rejected"  # noqa: S101
-                ending = self._carry_out(order, found, tombstone)
-            return ending if ending.observed else replace(ending, observed=self._observe(vm))
+                if not (found and loses_disks(order.action, found) and (why := self.approvers.objection(order))):
+                    return self._carry_out(order, found, tombstone)
+                ending = Ending(result="failed_permanent", error=f"{vm} would lose its data: {why}")
+            return replace(ending, observed=self._observe(vm))
 
     def _carry_out(self, order: Order, found: VMRecord | None, tombstone: VMRecord | None) -> Ending:
-        if found and loses_disks(order.action, found) and (why := self.approvers.objection(order)):
-            return Ending(result="failed_permanent", error=f"{order.action.vm} would lose its data: {why}")
         run = ActionRun(
             order=order,
             found=found,
@@ -118,8 +118,9 @@ class Executor:
         try:
             if run.has_come_up():
                 why = "it has come up by itself, and only a restart brings it what is ordered: the next run plans that"
-                return Ending(result="stale", error=why)
-            return Ending(result=run.carry_out(self._on_step), observed=run.seen, note=run.note)
+                return Ending(result="stale", observed=run.row_left(), error=why)
+            result = run.carry_out(self._on_step)
+            return Ending(result=result, observed=run.seen or run.row_left(), note=run.note)
         except Exception as error:  # noqa: BLE001 - every failure is cleaned up, recorded and reported
             return self._failed(run, error)
         except BaseException:
@@ -140,8 +141,8 @@ class Executor:
         try:
             run.note_failure(str(ending.error), is_temporary=ending.result == "failed_temporary")
         except TemporaryError as why:
-            return replace(ending, error=f"{ending.error}; and it could not be noted: {why}")
-        return ending
+            ending = replace(ending, error=f"{ending.error}; and it could not be noted: {why}")
+        return replace(ending, observed=run.row_left())
 
     def _observe(self, vm: str) -> ObservedVM | None:
         found = self._records.read(vm)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 from msgspec.structs import replace
 
@@ -260,10 +261,10 @@ class ActionRun:
             return ""
         try:
             self.driver.stop(self._record, grace_s=0)
-            facts = self.driver.observe(self._record)
+            self._left = left = self.driver.observe(self._record)
         except ActionError as error:
             return f"ending its VMM failed too: {error}"
-        return "no VMM was left behind" if facts.status == "none" else f"a VMM is left (pid {facts.pid})"
+        return "no VMM was left behind" if left.status == "none" else f"a VMM is left (pid {left.pid})"
 
     def note_failure(self, error: str, *, is_temporary: bool) -> None:
         """Keep the error in the record and count the attempt. Raises TemporaryError when it cannot be written. Of an
@@ -283,17 +284,27 @@ class ActionRun:
                 error=error[: ORDERS.error_characters],
             )
         if record is not None:
-            failed = None if self._lives(record) else error[: ORDERS.error_characters]
+            lives = record.state in WANTS_VMM and self._left is not None and self._left.status != "none"
+            failed = None if lives else error[: ORDERS.error_characters]  # it says why a VM is down
             last_error = record.last_error if record is self.found else failed
             self._write(replace(record, last_error=last_error, attempt=attempt))
         elif attempt is not None:
             self.records.note_attempt(vm, attempt)
 
-    def _lives(self, record: VMRecord) -> bool:
-        """Whether it is up as ordered, for all that failed: `last_error` says why a VM is down."""
+    def row_left(self) -> ObservedVM | None:
+        """The row of what is there in the end; None where nothing has this name, or it could not be looked at."""
+        if self.record is None or self.record.vm != self.order.action.vm or self._left is None:
+            return None
         with suppress(ActionError):
-            return record.state in WANTS_VMM and self.driver.observe(record).status != "none"
-        return False
+            return row_of(self.record, self._left, self.order.action.host, self.driver.links())
+        return None
+
+    @cached_property
+    def _left(self) -> VMMFacts | None:
+        """What is there in the end, looked at once; what happened to the order is worth more than a failed look."""
+        with suppress(ActionError):
+            return self.driver.observe(self.record) if self.record else None
+        return None
 
     def _observe(self, record: VMRecord) -> ObservedVM:
         links = self.driver.links(but=record.vm)

@@ -184,15 +184,12 @@ class OrderQueue:
             self._waiting.setdefault(order.action.host, deque()).append(order)
 
     def next_orders(self) -> Iterator[Order]:
-        """Orders that may be sent now, for one host after another; each counts as under way."""
-        free = deque(sorted(filter(self._is_free, self._waiting), key=lambda host: len(self._under_way.get(host, ()))))
-        while free:
-            host = free.popleft()
-            order = self._waiting[host].popleft()
-            self._under_way.setdefault(host, {})[order.action.id] = order
-            yield order
-            if self._is_free(host):
-                free.append(host)
+        """Orders that may be sent now, first to hosts that have least to do; each counts as under way."""
+        for host in sorted(filter(self._is_free, self._waiting), key=lambda host: len(self._under_way.get(host, ()))):
+            while self._is_free(host):  # together, as they are answered together
+                order = self._waiting[host].popleft()
+                self._under_way.setdefault(host, {})[order.action.id] = order
+                yield order
 
     def can_send(self) -> bool:
         """Whether `next_orders` has any."""

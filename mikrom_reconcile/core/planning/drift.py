@@ -34,7 +34,8 @@ def unattended(case: DiffInput, change: VMChange, context: PlanContext) -> VMCha
     if "report" in {mode, policy.mode}:
         allowed = _healed(case, policy)
     else:
-        allowed = _without_reported(case, policy) if case.desired and case.observed else change
+        reported = policy.paths("report") if case.desired and case.observed else ()
+        allowed = _ignoring(case, reported) if reported else change
     return allowed if isinstance(allowed, VMChange) and allowed.kind in VERBS else with_kind(change, "blocked", TOLD)
 
 
@@ -131,7 +132,6 @@ def _healed(case: DiffInput, policy: DriftPolicy) -> Verdict:
     return verdict if isinstance(verdict, VMChange) and verdict.rule in rules else None
 
 
-def _without_reported(case: DiffInput, policy: DriftPolicy) -> Verdict:
+def _ignoring(case: DiffInput, reported: tuple[str, ...]) -> Verdict:
     """What would be done if the drift did not exist that is only reported."""
-    reported = policy.paths("report")
     return judge(replace(case, desired=replace(case.want, ignore_drift=case.want.ignore_drift + reported)))

@@ -5,7 +5,8 @@
 
 The specs (`rich.py`) are in a git repository; the control worker is the one that is shipped and gets the task that Beat
 sends; Redis is real; each host has its queue, executor and records on a tmpfs, a tenth of them in each process
-(`crowd.py`). How far it is goes to stderr. It stops by itself when its minutes are over: the last row says where.
+(`crowd.py`), and two orders under way at a time. How far it is goes to stderr. It stops by itself when its minutes are
+over: the last row says where.
 
 CPU is that of the control worker, of Redis, and of all hosts together: what a fleet has on a thousand machines takes
 its turns on the cores of one here, so that seconds are mostly those of the hosts (`docs/SCALING.md` takes them apart).

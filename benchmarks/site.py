@@ -23,6 +23,7 @@ from mikrom_reconcile.services import commands
 
 VMS_PER_HOST = 100
 CROWDS = 10
+FORKS = "2"  # orders under way on each host: those of a thousand hosts share the cores of one machine
 START_S = 300.0
 LOOK_S, TOLD_EVERY = 0.5, 30
 NOTHING = "nothing to do"
@@ -193,7 +194,12 @@ class Site:
         return subprocess.run(argv, input=given, check=True, capture_output=True, text=True).stdout.strip()
 
     def _control_worker(self) -> subprocess.Popen[bytes]:
-        own = {"WORKER_ROLE": "control", "SPECS": f"git+file://{self._repository}@main", "TIMEOUT": "86400"}
+        own = {
+            "WORKER_ROLE": "control",
+            "SPECS": f"git+file://{self._repository}@main",
+            "TIMEOUT": "86400",
+            "FORKS": FORKS,
+        }
         environment = self.fleet.environment("control") | {f"MIKROM_{name}": value for name, value in own.items()}
         argv = commands.command("control", self.fleet.settings("control"))
         argv[argv.index(commands.APP)] = "benchmarks.patient"

@@ -128,7 +128,7 @@ def speaks_for_itself(room: str, run: model.RunRecord) -> bool:
 
 
 def name_of(run: model.RunRecord) -> str:
-    """Its name in its room, which unattended runs that came to the same share."""
+    """Its name in its room, which unattended runs that came to the same share; the others have their own."""
     if run.exit_code is None or not run.origin.startswith((model.BEAT, model.SUPERVISION)):
         return run.run_id
     told = ("vm", "host", "verb", "result", "error", "reasons", "fields")

@@ -77,13 +77,14 @@ class FileStore:
         self.put("placements", project, msgspec.json.encode(placements))
 
     def save(self, run: plan.RunRecord) -> None:
-        room = run_log.room_of(run)
-        path = self._path(f"runs/{quote(room)}", run_log.name_of(run))
+        room, name = run_log.room_of(run), run_log.name_of(run)
+        path = self._path(f"runs/{quote(room)}", name)
         begun, at = run.started_at.timestamp(), run.finished_at.timestamp()
         draft = self._path("runs/going", run.run_id)  # it goes from room to room in one step, and is never seen twice
         with self._done_without():
             make_folder(path.parent)
-            _write(draft, run_log.packed(run_log.repeated(self._read(path), run)))
+            before = None if name == run.run_id else self._read(path)
+            _write(draft, run_log.packed(run_log.repeated(before, run)))
             os.utime(draft, (at, at))
             draft.replace(path)
             left_by_the_killed = (path for path in draft.parent.glob("*.new") if _time_of(path) < begun)

@@ -118,7 +118,7 @@ class RedisStore:
         room, name = run_log.room_of(run), run_log.name_of(run)
         kept, order = f"{self._history}{room}", f"{self._history}{room}:order"
         with translate_broker_errors():
-            before: Any = self._redis.hget(kept, name)
+            before: Any = None if name == run.run_id else self._redis.hget(kept, name)
             pipe = self._redis.pipeline()
             pipe.hset(kept, name, run_log.packed(run_log.repeated(before, run)))
             pipe.zadd(order, {name: run.finished_at.timestamp()})

@@ -14,9 +14,13 @@ import pytest
 
 from mikrom_reconcile.dispatch.app import FleetApp
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from mikrom_reconcile.dispatch.transport.order_envelope import given_up
+from mikrom_reconcile.dispatch.transport.rpc import ReplySender, pack
+from mikrom_reconcile.dispatch.transport.shared_state import Heartbeat
+from mikrom_reconcile.times_and_sizes import BROKER
 from tests import fakes
 from tests.e2e.conftest import HOST, Site, end_of
-from tests.fleet import PASSWORD, Fleet, wait_until
+from tests.fleet import KEYS, PASSWORD, Fleet, wait_until
 
 pytestmark = [pytest.mark.kvm, pytest.mark.redis]
 
@@ -114,3 +118,28 @@ def test_a_worker_that_lost_its_connection_says_so_at_once_of_what_it_was_sent(f
         (outcome,) = outcomes.result(timeout=240)
     assert outcome.result == "failed_temporary"
     assert outcome.error == "the host's worker died, was restarted or lost its broker"
+
+
+def test_what_is_answered_is_heard_while_there_is_more_to_send(fleet: Fleet, app: FleetApp) -> None:
+    """A call that is not read for fifteen seconds counts as dead, and to send to a thousand hosts takes longer."""
+    owner, orders = (
+        f"host:{fakes.HOST}",
+        [fakes.order("create", f"web-{n}") for n in range(4 * BROKER.orders_between_reads)],
+    )
+    heartbeat, answers = Heartbeat(fleet.redis, KEYS, owner), ReplySender(fleet.redis, KEYS, owner)
+    heartbeat.start()
+
+    def answer_the_first() -> None:
+        wait_until(lambda: bool(fleet.redis.keys(KEYS.call("*"))), "the call")
+        calls: Any = fleet.redis.keys(KEYS.call("*"))
+        answers.tell(calls[0].decode().rpartition(":")[2], "outcome", pack(given_up(orders[0], "done", "")))
+        answers.flush()
+
+    with ThreadPoolExecutor() as pool:
+        answering = pool.submit(answer_the_first)
+        outcome = next(CeleryHosts(app, fleet.redis).execute(orders, forks=len(orders), deadline_s=100))
+        answering.result()
+    heartbeat.leave()
+    left = sum(fleet.redis.llen(name) for name in KEYS.lists(KEYS.host_queue(fakes.HOST)))
+    assert (outcome.vm, outcome.result) == ("web-0", "done")
+    assert 0 < left < len(orders)

@@ -89,15 +89,19 @@ def measure() -> Iterator[Row]:
     told = logging.getLogger("mikrom_reconcile")  # as on a worker: of what is done each step is told, too
     told.addHandler(logging.NullHandler())
     told.setLevel(logging.INFO)
-    yield _row(f"CPU of an action beyond its driver, executor ({ACTIONS} creates)", _execute_all)
-    yield _row("the same of creates that fail in the driver", partial(_execute_all, end="failed"))
-    yield _row("the same of creates that are refused for lack of memory", partial(_execute_all, end="refused"))
-    yield _row(f"CPU of an action beyond its driver, apply ({ACTIONS} creates)", _apply)
+    each = f"({ACTIONS} creates)"
+    acts: dict[str, Callable[[Host], float]] = {
+        f"CPU of an action beyond its driver, executor {each}": _execute_all,
+        "the same of creates that fail in the driver": partial(_execute_all, end="failed"),
+        "the same of creates that are refused for lack of memory": partial(_execute_all, end="refused"),
+        f"CPU of an action beyond its driver, apply {each}": _apply,
+    }
+    with scratch() as folder:  # one for all of them: nothing may be removed before the last has ended
+        for row, (what, act) in enumerate(acts.items()):
+            yield _row(what, [_one_round(act, folder / f"{row}-{number}") for number in range(ROUNDS)])
 
 
-def _row(what: str, act: Callable[[Host], float]) -> Row:
-    with scratch() as folder:
-        figures = [_one_round(act, folder / str(number)) for number in range(ROUNDS)]
+def _row(what: str, figures: list[tuple[float, float]]) -> Row:
     beyond, inside = (median(figure[side] for figure in figures) / ACTIONS * 1000 for side in (0, 1))
     goal = Goal(number=5, bound=1, unit="ms", at_most=True)
     return Row(what=what, ours=f"{beyond:.2f} ms", other=f"{inside:.2f} ms", goal=goal, figure=beyond)

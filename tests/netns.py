@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,10 @@ def own_mounts() -> Iterator[None]:
         _check(_libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None))
         yield
     finally:
-        _check(_libc.setns(before, _CLONE_NEWNS))
+        until = time.monotonic() + 60  # for what was started inside: a thread cannot leave what it shares with others
+        while (result := _libc.setns(before, _CLONE_NEWNS)) and time.monotonic() < until:
+            time.sleep(0.002)
+        _check(result)
         os.close(before)
         os.chdir(folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -50,6 +51,7 @@ def hosts(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Hosts]:
                 BOOT_S,
             )
         )
+        wait_until(is_idle, "orders whose time was over to end: they write where the folder is removed")
         return
     own = {
         "MIKROM_STATE_DIR": f"{fleet.folder}/{request.param}",
@@ -64,6 +66,11 @@ def hosts(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Hosts]:
     worker.wait()
     # the next one has another state folder
     fleet.redis.delete(KEYS.heartbeat(f"host:{HERE}"), KEYS.machine(HERE))
+
+
+def is_idle() -> bool:
+    """Whether no local host carries anything out."""
+    return not any(thread.name.startswith("mikrom-action") for thread in threading.enumerate())
 
 
 def create(vm: str) -> Order:

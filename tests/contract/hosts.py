@@ -24,9 +24,9 @@ KEPT = ("locks", "tombstones", "tokens", "images", "attempts")
 """Folders of the state that outlive the last VM."""
 
 
-def is_unsupervised() -> bool:
-    """Whether no thread of a supervision is left in this process."""
-    return not any(thread.name.startswith("supervise") for thread in threading.enumerate())
+def await_threads(prefix: str) -> None:
+    """Return when this process has no thread left whose name begins so."""
+    wait_until(lambda: not any(it.name.startswith(prefix) for it in threading.enumerate()), f"the end of {prefix}")
 
 
 class Host:
@@ -97,7 +97,7 @@ class Host:
     def close(self) -> None:
         """End its supervision, and await what that is at: of a VMM whose start is killed it would start another."""
         self.agent.stop_supervision()
-        wait_until(is_unsupervised, "the end of its supervision")
+        await_threads("supervise")
 
     def leftovers(self) -> list[str]:
         """Files and folders of VMs: none once the last one is deleted."""

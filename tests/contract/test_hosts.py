@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import threading
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Verb
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.local import LocalHosts
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from tests.contract.hosts import await_threads
 from tests.fakes import BIGGER, SPEC, desired_vm, order
 from tests.fleet import KEYS, Fleet, wait_until
 from tests.scratch import SCRATCH
@@ -51,7 +51,7 @@ def hosts(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Hosts]:
                 BOOT_S,
             )
         )
-        wait_until(is_idle, "orders whose time was over to end: they write where the folder is removed")
+        await_threads("mikrom-action")  # of orders whose time was over: they write into the folder that goes now
         return
     own = {
         "MIKROM_STATE_DIR": f"{fleet.folder}/{request.param}",
@@ -66,11 +66,6 @@ def hosts(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Hosts]:
     worker.wait()
     # the next one has another state folder
     fleet.redis.delete(KEYS.heartbeat(f"host:{HERE}"), KEYS.machine(HERE))
-
-
-def is_idle() -> bool:
-    """Whether no local host carries anything out."""
-    return not any(thread.name.startswith("mikrom-action") for thread in threading.enumerate())
 
 
 def create(vm: str) -> Order:

@@ -125,13 +125,14 @@ class Call:
         self._seen.pop(self._keys.answers(self.name, owner).encode(), None)
 
     def read(self, wait_s: float) -> list[Answer]:
-        """What came since the last reading, after at most `wait_s` and a pause in which answers of many gather: each
-        reading asks for all streams. Raises RedisError when the broker is lost.
+        """What came since the last reading, after at most `wait_s`. A part of that is a pause in which the answers of
+        many gather, since each reading asks for all streams. Raises RedisError when the broker is lost.
         """
         self._renew()
-        time.sleep(len(self._seen) * BROKER.gathering_s)
+        pause_s = min(wait_s, len(self._seen) * BROKER.gathering_s)
+        time.sleep(pause_s)
         answers = []
-        found: Any = self._redis.xread(self._seen, block=max(1, int(wait_s * 1000)))
+        found: Any = self._redis.xread(self._seen, block=max(1, int((wait_s - pause_s) * 1000)))
         for stream, entries in found or ():
             for number, fields in entries:
                 answers.append(Answer(self._owners[stream], fields[b"kind"].decode(), fields[b"body"]))

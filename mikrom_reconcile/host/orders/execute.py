@@ -98,12 +98,13 @@ class Executor:
             if found is None:
                 tombstone = self._records.tombstone(vm)
             ending = rejection_of(order, found, tombstone=tombstone, highest_token=highest)
-            if ending is None:
-                assert not isinstance(found, UnreadableRecord), "an unreadable record is rejected"  # noqa: S101
-                if not (found and loses_disks(order.action, found) and (why := self.approvers.objection(order))):
-                    return self._carry_out(order, found, tombstone)
-                ending = Ending(result="failed_permanent", error=f"{vm} would lose its data: {why}")
-            return replace(ending, observed=self._observe(vm))
+            if ending is None and isinstance(found, VMRecord) and loses_disks(order.action, found):
+                why = self.approvers.objection(order)
+                ending = Ending(result="failed_permanent", error=f"{vm} would lose its data: {why}") if why else None
+            if ending is not None:
+                return replace(ending, observed=self._observe(vm))
+            assert not isinstance(found, UnreadableRecord), "an unreadable record is rejected"  # noqa: S101
+            return self._carry_out(order, found, tombstone)
 
     def _carry_out(self, order: Order, found: VMRecord | None, tombstone: VMRecord | None) -> Ending:
         run = ActionRun(

@@ -93,6 +93,9 @@ class Bench(Protocol):
     def hang(self, vm: str) -> None:
         """Make the VMM stop answering."""
 
+    def go_on(self, vm: str) -> None:
+        """Make it answer again."""
+
     def leftovers(self) -> list[Path]:
         """Every file there is, but the lock files and the images, which are to stay."""
 
@@ -132,6 +135,10 @@ class RealBench:
     def hang(self, vm: str) -> None:
         (pid,) = self.pids(vm)
         os.kill(pid, signal.SIGSTOP)
+
+    def go_on(self, vm: str) -> None:
+        (pid,) = self.pids(vm)
+        os.kill(pid, signal.SIGCONT)
 
     def leftovers(self) -> list[Path]:
         kept = (self.folder / "state/locks", self.folder / "state/images")
@@ -251,6 +258,9 @@ class SimulatedBench:
 
     def hang(self, vm: str) -> None:
         self._driver.change(vm, hangs=True)
+
+    def go_on(self, vm: str) -> None:
+        self._driver.change(vm, hangs=False)
 
     def leftovers(self) -> list[Path]:
         return list(files_below(self.folder))

@@ -109,6 +109,18 @@ def test_a_killed_vmm_and_a_hung_one_are_seen_and_brought_back(host: Host) -> No
         assert len(host.bench.pids(VM)) == 1
 
 
+def test_a_vmm_that_answers_again_is_not_restarted_for_its_silence(host: Host) -> None:
+    host.created(VM)
+    (before,) = host.bench.pids(VM)
+    host.bench.hang(VM)
+    restart = host.next_order(VM, desired_vm(VM))
+    assert restart is not None
+    host.bench.go_on(VM)
+    assert host.agent.execute(restart).result == "stale"
+    assert host.bench.pids(VM) == [before]
+    assert host.next_order(VM, desired_vm(VM)) is None
+
+
 def test_an_order_that_failed_on_a_vm_that_lives_leaves_it_to_its_supervision(host: Host) -> None:
     seen = host.created(VM)
     hanging = host.another(lambda vm, step: host.bench.hang(vm) if step == "pausing" else None)

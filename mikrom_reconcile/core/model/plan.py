@@ -51,11 +51,13 @@ class VMChange(msgspec.Struct, frozen=True, kw_only=True):
 
 class Expect(msgspec.Struct, frozen=True, kw_only=True):
     """What an action expects to find, or it is refused as stale. No record: `uid` is None. `generation` is that of the
-    record, or 0 where none was seen (a tombstone may hold a higher one).
+    record, or 0 where none was seen (a tombstone may hold a higher one). `silent`: its VMM did not answer; a
+    restart for that is not for one which does.
     """
 
     uid: str | None
     generation: int
+    silent: bool = False
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):

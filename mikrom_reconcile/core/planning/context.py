@@ -339,7 +339,9 @@ def actions_of(
 
 def expect_of(seen: observed.ObservedVM | None) -> model.Expect:
     """What an action that was planned from this row expects to find."""
-    return model.Expect(uid=seen.uid, generation=seen.generation) if seen else model.Expect(uid=None, generation=0)
+    if seen is None:
+        return model.Expect(uid=None, generation=0)
+    return model.Expect(uid=seen.uid, generation=seen.generation, silent=seen.phase == "unresponsive")
 
 
 def numbered(plan: model.Plan) -> model.Plan:

@@ -27,7 +27,7 @@ from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import free_head, tail
 from mikrom_reconcile.times_and_sizes import VMMS
 
-PATIENCE = (0.1, 1.9)
+PATIENCE = (0.1, 1.4)
 """A VMM counts as unresponsive when it has not answered in these shares of `answer_s`: the first soon finds one whose
 guest has ended."""
 

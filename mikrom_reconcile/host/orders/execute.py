@@ -117,8 +117,7 @@ class Executor:
             reservations=self._reservations,
         )
         try:
-            if run.has_come_up():
-                why = "it has come up by itself, and only a restart brings it what is ordered: the next run plans that"
+            if why := run.overtaken():
                 return Ending(result="stale", observed=run.row_left(), error=why)
             result = run.carry_out(self._on_step)
             return Ending(result=result, observed=run.seen or run.row_left(), note=run.note)

@@ -111,14 +111,19 @@ class ActionRun:
         switch = () if was_paused == is_paused else (PAUSE if is_paused else RESUME,)
         return CHANGE, RECORD, *switch, VERIFY
 
-    def has_come_up(self) -> bool:
-        """Whether what was down when its start was planned runs by now, and only a restart would bring it the new spec:
-        a start was not held to the share that may be down.
-        """
-        if self.order.action.verb != "start" or self.found is None:
-            return False
-        is_up = self.driver.observe(self.found).status in HEALTHY
-        return is_up and not costs(self.found.spec, self.ordered.spec) <= WHILE_IT_RUNS
+    def overtaken(self) -> str:
+        """Why a VM that was down or silent when this was planned, and runs by now, is not to go down; "" if it is."""
+        action, found = self.order.action, self.found
+        if found is None or found.action_id == action.id:
+            return ""
+        respecified = action.verb == "start" and not costs(found.spec, self.ordered.spec) <= WHILE_IT_RUNS
+        was_silent = action.verb == "restart" and action.expect.silent
+        if not (respecified or was_silent) or self.driver.observe(found).status not in HEALTHY:
+            return ""
+        if was_silent:
+            return "its VMM answers again: the next run plans from that"
+        # a start was not held to the share that may be down
+        return "it has come up by itself, and only a restart brings it what is ordered: the next run plans that"
 
     def _is_done(self) -> bool:
         action = self.order.action

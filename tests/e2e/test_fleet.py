@@ -22,8 +22,10 @@ from mikrom_reconcile.core.model.observed import ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.dispatch.app import make_app
 from mikrom_reconcile.dispatch.hosts.remote import CeleryHosts
+from mikrom_reconcile.dispatch.transport import rpc
 from mikrom_reconcile.dispatch.transport.broker import connect
 from mikrom_reconcile.dispatch.transport.rpc import Call, unpack
+from mikrom_reconcile.times_and_sizes import BROKER
 from tests.fakes import order
 from tests.fleet import KEYS, READY_S, ROOT, Fleet, wait_until
 
@@ -290,6 +292,18 @@ class TestTheRemoteEngine:
         assert (again.plan.id, again.outcomes) == (plan.id, ())
         assert "mikrom.plan" in fleet.log("control:localhost").partition("ready.")[2]
         assert "mikrom.plan" not in fleet.log(OWNER).partition("ready.")[2], "each queue has an exchange of its own"
+
+    def test_goes_on_while_who_shows_its_answers_stands_still(
+        self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            rpc, "BROKER", msgspec.structs.replace(BROKER, heartbeat_ttl_s=1.0, heartbeat_interval_s=0.2)
+        )
+        fleet.worker("host", MIKROM_TEST_BOOT_S="0")
+        fleet.worker("control", pool="threads")
+        engine = wiring.remote_engine(fleet.settings(), fleet.url)
+        report = engine.apply(request(3), None, progress=lambda _: time.sleep(1.5))
+        assert [outcome.result for outcome in report.outcomes] == ["done"] * 3
 
     def test_carries_out_deeds_by_name_and_reads_consoles_on(self, fleet: Fleet) -> None:
         fleet.worker("host", MIKROM_TEST_BOOT_S="0")

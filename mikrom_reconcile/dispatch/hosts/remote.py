@@ -146,7 +146,7 @@ class CeleryHosts:
             while missing:
                 for host, answer in call.round(until):
                     if missing.pop(host, None):
-                        call.ignore(f"host:{host}")
+                        call.let_go(host)
                         yield host, answer or _NO_WORKER
                 if time.monotonic() >= until:
                     for host in sorted(missing):
@@ -238,6 +238,11 @@ class _HostCall(Call):
         for host in reached:
             self.listen(f"host:{host}")
         return reached
+
+    def let_go(self, host: str) -> None:
+        """Read no more of it, and do not watch its worker."""
+        self.ignore(f"host:{host}")
+        self.starts.pop(host, None)
 
     def round(self, until: float) -> Iterator[tuple[str, Answer | None]]:
         """What hosts answer in a second; None: its worker is another now. Raises MikromError if this one is to end."""
@@ -353,7 +358,7 @@ class RemoteEngine:
         self, request: RunRequest, task: str, arguments: dict[str, Any], *, deadline_s: float, plan: Plan | None = None
     ) -> Iterator[Iterator[Answer]]:
         self._keep(request, plan, kept_s=BROKER.result_ttl_s)
-        with Call(self._redis, self._keys, f"{request.run_id}-{secrets.token_hex(4)}") as call:
+        with Call(self._redis, self._keys, f"{request.run_id}-{secrets.token_hex(4)}") as call, call.kept():
             call.listen("control")
             self._send(task, request, {"call": call.name, **arguments})
             yield self._follow(call, time.monotonic() + deadline_s)

@@ -5,8 +5,8 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
@@ -112,6 +112,22 @@ class Call:
             return
         with suppress(RedisError):
             self._redis.delete(self._keys.call(self.name), *self._owners)
+
+    @contextmanager
+    def kept(self) -> Iterator[Self]:
+        """Alive inside the block, read or not: where answers are shown may stand still, as a pager does."""
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.wait(BROKER.heartbeat_interval_s):
+                with suppress(RedisError):  # the next reading says it
+                    self._renew()
+
+        threading.Thread(target=keep, name="call", daemon=True).start()
+        try:
+            yield self
+        finally:
+            ended.set()
 
     def listen(self, owner: str) -> None:
         """Read what `owner` answers, too, from its first answer on."""

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import posix
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,7 +42,7 @@ def descriptor(path: Path | str, flags: int, mode: int = 0o600) -> Iterator[int]
     try:
         yield fd
     finally:
-        os.close(fd)
+        posix.close(fd)  # under gevent that of `os` asks twice what this is
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ blocks. A lock file is only unlinked by its holder, and who takes a lock looks w
 
 import fcntl
 import os
+import posix
 import struct
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def open_taken(path: Path, name: str = "") -> int | None:
         return None
     finally:
         if not is_ours:
-            os.close(fd)
+            posix.close(fd)
     return fd if is_ours else open_taken(path, name)
 
 
@@ -54,7 +55,7 @@ def give_back(fd: int, *, unlink: Path | None = None) -> None:
                 unlink.unlink()
         _control(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)  # a child that is just spawned has a copy until its exec
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def is_taken(path: Path) -> bool:

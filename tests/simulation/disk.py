@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import posix
 import stat
 import struct
 from collections.abc import Callable, Iterator
@@ -364,5 +365,6 @@ def disks_of(disk_of: Callable[[str], Disk], process_of: Callable[[], Process | 
     with ExitStack() as stack:
         for name, stand_in in calls.stand_ins.items():
             stack.enter_context(patch.object(os, name, stand_in))
+        stack.enter_context(patch.object(posix, "close", calls.close))
         stack.enter_context(patch.object(fcntl, "fcntl", calls.fcntl))
         yield

@@ -10,7 +10,6 @@ from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.host.observe import Observer
 from mikrom_reconcile.host.orders.execute import Executor
-from mikrom_reconcile.host.orders.steps import no_seam
 from mikrom_reconcile.host.ports import Driver
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.host.resources.images import ImageCache
@@ -36,7 +35,7 @@ class HostAgent:
         clock: Clock,
         images: ImageCache | None = None,
         note: str = "",
-        on_step: Callable[[str, str], None] = no_seam,
+        on_step: Callable[[str, str], None] = lambda _vm, _step: None,
     ) -> None:
         self.name, self._driver, self._records, self._clock = name, driver, records, clock
         self._observer = Observer(name, driver=driver, records=records, note=note)

@@ -217,7 +217,10 @@ class World:
         return links[found.master].name
 
     def bridge_of(self, network: str) -> str:
-        return Networks((self.folder / "state").resolve()).bridge_name(self.host.record(VM), network)
+        record = self.host.record(VM)
+        nics = {"eth0": replace(record.spec.network_interfaces["eth0"], network=network)}
+        record = replace(record, spec=replace(record.spec, network_interfaces=nics))
+        return Networks((self.folder / "state").resolve()).of(record)[0].bridge
 
     def gateway(self) -> str:
         """The one address of its bridge."""

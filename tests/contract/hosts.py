@@ -12,7 +12,6 @@ from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Verb, VMChang
 from mikrom_reconcile.core.planning.context import actions_of
 from mikrom_reconcile.core.planning.rules import DiffInput, judge
 from mikrom_reconcile.host.agent import HostAgent
-from mikrom_reconcile.host.orders.steps import no_seam
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system.time_limits import Clock
@@ -39,7 +38,7 @@ class Host:
         self.token = 1
         self.agent = self.another()
 
-    def another(self, on_step: Callable[[str, str], None] = no_seam) -> HostAgent:
+    def another(self, on_step: Callable[[str, str], None] = lambda _vm, _step: None) -> HostAgent:
         """The same host as another process would have it."""
         return HostAgent(
             HOST, driver=self.bench.another(), records=Records(self.state_dir), clock=Clock(), on_step=on_step

@@ -40,8 +40,7 @@ class Connection:
         self._give_up_at = give_up_at
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            while not self._is_connected(path):
-                time.sleep(VMMS.full_queue_s)
+            self._connect(path)
             self.pid = self._checked_peer(pid)
             self._greet()
         except BaseException:
@@ -74,16 +73,15 @@ class Connection:
     def _greet(self) -> None:
         """What comes first in the VMM's protocol."""
 
-    def _is_connected(self, path: str) -> bool:
-        """Whether the socket took the connection; False: its queue is full, as a QEMU's is with two clients."""
-        try:
-            with self._in_time("it did not take the connection"):
-                self._socket.connect(path)
-        except BlockingIOError:
-            return False
-        except FileNotFoundError as error:
-            raise UnreachableError(str(error.strerror)) from error
-        return True
+    def _connect(self, path: str) -> None:
+        while True:
+            try:
+                with self._in_time("it did not take the connection"):
+                    return self._socket.connect(path)
+            except BlockingIOError:  # its queue is full, as a QEMU's is with two clients
+                time.sleep(VMMS.full_queue_s)
+            except FileNotFoundError as error:
+                raise UnreachableError(str(error.strerror)) from error
 
     def _send(self, request: bytes) -> None:
         with self._in_time("it closed the connection"):

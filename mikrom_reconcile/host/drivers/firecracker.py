@@ -19,7 +19,7 @@ from mikrom_reconcile.host.drivers import adoption, firecracker_config, jail, me
 from mikrom_reconcile.host.drivers.connection import FirecrackerAPI
 from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, path_inside
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
-from mikrom_reconcile.host.drivers.vmm_driver import Answer, Devices, VMMDriver
+from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.errors import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import Disk
@@ -134,16 +134,14 @@ class FirecrackerDriver(VMMDriver):
         return Answer(
             status=status,
             machine=config.machine_config,
-            boot_args=config.boot_source.boot_args or "",
+            boot_args=config.boot_source.get("boot_args") or "",
             disks=self._paths_outside(record, disks) if vmm.paths.socket.is_symlink() else disks,
             interfaces={nic.iface_id: firecracker_config.interface_of(nic) for nic in config.network_interfaces},
+            entropy=config.entropy is not None,
+            vsock=config.vsock,
+            balloon=config.balloon,
+            imds_compat=bool(config.mmds_config and config.mmds_config.imds_compat),
             metadata=metadata,
-            devices=Devices(
-                entropy=config.entropy is not None,
-                vsock=config.vsock,
-                balloon=config.balloon,
-                imds_compat=bool(config.mmds_config and config.mmds_config.imds_compat),
-            ),
         )
 
     def described(self, socket: str) -> Described:

@@ -18,10 +18,6 @@ _BYTES_A_MBIT = 125_000
 Request = tuple[str, dict[str, object], str]  # path, content, and what is being done, in words
 
 
-class _BootSource(msgspec.Struct):
-    boot_args: str | None = None
-
-
 _Limiter = dict[str, dict[str, int | None] | None]
 
 
@@ -46,7 +42,7 @@ class Config(msgspec.Struct, rename="kebab"):
     """What `GET /vm/config` says, as far as it is compared."""
 
     machine_config: Machine
-    boot_source: _BootSource
+    boot_source: dict[str, Any]
     drives: tuple[_Drive, ...] = ()
     network_interfaces: tuple[_Nic, ...] = ()
     entropy: dict[str, Any] | None = None

@@ -24,7 +24,7 @@ from mikrom_reconcile.host.drivers.connection import QMP
 from mikrom_reconcile.host.drivers.jail import VMPaths
 from mikrom_reconcile.host.drivers.select import kvm_problem
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
-from mikrom_reconcile.host.drivers.vmm_driver import Answer, Devices, VMMDriver
+from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.errors import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
@@ -74,10 +74,6 @@ _FIRECRACKERS = (
 )
 
 _PVM = Path("/sys/module/kvm_pvm")
-
-
-class _Run(msgspec.Struct):
-    status: str
 
 
 class QemuDriver(VMMDriver):
@@ -139,7 +135,7 @@ class QemuDriver(VMMDriver):
             boot_args=boot_args_in(argv),
             disks=disks_in(argv),
             interfaces=interfaces_in(argv),
-            devices=Devices(entropy=_ENTROPY in argv),
+            entropy=_ENTROPY in argv,
             metadata=_metadata_on(vmm.paths.metadata) if record.spec.has_metadata else None,
         )
 
@@ -191,7 +187,7 @@ def _metadata_on(disk: Path) -> dict[str, Any]:
 
 
 def _status_of(qmp: QMP) -> VMMStatus:
-    return _STATUS.get(qmp.execute("query-status", _Run).status, "unresponsive")
+    return _STATUS.get(qmp.execute("query-status", dict[str, Any]).get("status"), "unresponsive")
 
 
 @cache

@@ -24,7 +24,7 @@ from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, remove_jail
 from mikrom_reconcile.host.errors import VMMError, translate_errors
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system import locks, processes
-from mikrom_reconcile.system.files import make_folder, read_json, tail, write_over
+from mikrom_reconcile.system.files import descriptor, make_folder, read_json, tail, write_over
 from mikrom_reconcile.times_and_sizes import RECORDS, VMMS
 
 C = TypeVar("C", bound=Connection)
@@ -187,11 +187,8 @@ class VMM:
         try:
             self._clear()
             console_at = self._make_files(command)
-            output = _opened(command.output, os.O_APPEND)
-            try:
+            with descriptor(command.output, os.O_WRONLY | os.O_NOFOLLOW | os.O_APPEND) as output:
                 pid = processes.spawn(command.argv, stdin=lock, output=output)
-            finally:
-                os.close(output)
             self._process = processes.identify(pid) if command.jail is None else command.jail.await_jailed_vmm(pid)
             if self._process is None:
                 raise TemporaryError(self._last_words())
@@ -213,11 +210,11 @@ class VMM:
         for folder in (self.paths.folder, self.paths.run_folder):
             make_folder(folder)
         for path in (self.paths.log, self.paths.metrics):  # a Firecracker makes neither
-            os.close(_opened(path, os.O_CREAT | os.O_TRUNC))
-        os.close(_opened(self.paths.console, os.O_CREAT))
+            write_over(path, b"")
         if command.jail is not None:
             command.jail.populate()
-        return self.paths.console.stat().st_size
+        with descriptor(self.paths.console, os.O_WRONLY | os.O_NOFOLLOW | os.O_CREAT) as console:
+            return os.fstat(console).st_size
 
     def take(self, process: processes.Identity, record: VMRecord, **more: Any) -> None:
         """Have a process as the VMM for this record, before it is written down."""
@@ -303,7 +300,3 @@ class VMM:
             return f"pid {leaving.pid} is dying and still not gone; /proc/{leaving.pid}/stack says what it waits for"
         lock = self.paths.lock
         return f"{lock} is held by a process that cannot be found; see who with `fuser {lock}`"
-
-
-def _opened(path: Path, flags: int) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)

@@ -13,7 +13,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.desired import Balloon, Machine, VMSpec, Vsock
 from mikrom_reconcile.core.model.errors import ActionError, PermanentError, TemporaryError
-from mikrom_reconcile.core.model.observed import WANTS_VMM, Console, Drift, End, Stray, VMMFacts, VMMStatus
+from mikrom_reconcile.core.model.observed import WANTS_VMM, Console, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.core.specs.images import init_of
 from mikrom_reconcile.host.drivers import memory
 from mikrom_reconcile.host.drivers.jail import VMPaths, release_uid, remove_jail
@@ -35,26 +35,21 @@ _EXIT_STATUS = re.compile(rb"^MIKROM-INIT exit status ([0-9]+)\r?$", re.MULTILIN
 _BOOTED = frozenset({"running", "paused"})
 
 
-class Devices(msgspec.Struct, frozen=True, kw_only=True):
-    """What a VMM gives its guest beside disks and interfaces. `entropy` is a device of random numbers."""
-
-    entropy: bool = False
-    vsock: Vsock | None = None
-    balloon: Balloon | None = None
-    imds_compat: bool = False
-
-
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a VMM says of itself. "unresponsive" stands for a state that no VMM in order has. `disks` maps the name of
-    each disk that it has open to how it opened it, `interfaces` the name of each interface to what it has there.
+    """What a VMM says of itself; the rest means nothing unless its guest was booted. "unresponsive" stands for a state
+    that no VMM in order has. `disks` maps the name of each disk that it has open to how it opened it, `interfaces` the
+    name of each interface to what it has there. `entropy` is a device of random numbers.
     """
 
     status: VMMStatus
     machine: Machine | None = None
     boot_args: str | None = None
-    disks: dict[str, Disk] | None = None
-    interfaces: dict[str, Interface] | None = None
-    devices: Devices | None = None
+    disks: dict[str, Disk] = {}
+    interfaces: dict[str, Interface] = {}
+    entropy: bool = False
+    vsock: Vsock | None = None
+    balloon: Balloon | None = None
+    imds_compat: bool = False
     metadata: dict[str, Any] | None = None
 
 
@@ -156,13 +151,7 @@ class VMMDriver(Driver, ABC):
         return end
 
     def links(self, but: str = "") -> LinkDrift:
-        drift_of = self._provisioner.networks.drift(but)
-
-        def drift(record: VMRecord) -> tuple[Drift, ...]:
-            with translate_errors(record.vm, "looking at its links"):
-                return drift_of(record)
-
-        return drift
+        return self._provisioner.networks.drift(but)
 
     def watch(self, record: VMRecord) -> int | None:
         with translate_errors(record.vm, "opening a pidfd of its VMM"):
@@ -317,29 +306,26 @@ class VMMDriver(Driver, ABC):
                 if isinstance(error, UnreachableError):
                     answer = Answer(status="starting" if processes.age_s(process) < VMMS.boot_s else "socket_lost")
                     break
-        if answer.status in _BOOTED:
+        is_booted = answer.status in _BOOTED
+        if is_booted:
             _cap(vmm.paths)
         return VMMFacts(
             status=answer.status,
             pid=process.pid,
             age_s=processes.age_s(process),
-            drift=drift_in(self._compared(record, answer)),
+            drift=drift_in(self._compared(record, answer)) if is_booted else (),
             console_at=process.console_at if isinstance(process, VMMProcess) else 0,
         )
 
     def _compared(self, record: VMRecord, answer: Answer) -> Iterator[Compared]:
-        """What the VMM says, beside its record."""
-        spec = record.spec
+        """What the VMM of a guest that was booted says, beside its record."""
         if answer.machine is not None:
-            yield from compared_fields("machine", spec.machine, answer.machine)
+            yield from compared_fields("machine", record.spec.machine, answer.machine)
         if answer.boot_args not in {None, boot_args_of(record)}:
-            yield "boot_args", spec.boot_args, answer.boot_args
-        if answer.disks is not None:
-            yield from self._compared_disks(record, answer.disks)
-        if answer.interfaces is not None:
-            yield from self._compared_interfaces(record, answer.interfaces)
-        if answer.devices is not None:
-            yield from _compared_devices(spec, answer.devices)
+            yield "boot_args", record.spec.boot_args, answer.boot_args
+        yield from self._compared_disks(record, answer.disks)
+        yield from self._compared_interfaces(record, answer.interfaces)
+        yield from _compared_devices(record.spec, answer)
         if answer.metadata is not None:
             yield from self._compared_metadata(record, answer.metadata)
 
@@ -372,7 +358,7 @@ class VMMDriver(Driver, ABC):
             yield from ((f"mmds.{key}", "(as the spec says)", "(changed)") for key in odd)
 
 
-def _compared_devices(spec: VMSpec, found: Devices) -> Iterator[Compared]:
+def _compared_devices(spec: VMSpec, found: Answer) -> Iterator[Compared]:
     if found.entropy and not spec.entropy:  # a VM of an earlier release lacks it until it is restarted anyway
         yield "entropy", False, True
     yield "mmds_config.imds_compat", spec.mmds_config.imds_compat, found.imds_compat

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from mikrom_reconcile.core.model.errors import (
     ActionError,
@@ -65,12 +65,9 @@ class Executor:
             vm=order.action.vm,
             host=self._host,
             verb=order.action.verb,
-            result=ending.result,
             started_at=started_at,
             finished_at=self._clock.now(),
-            observed=ending.observed,
-            error=ending.error,
-            note=ending.note,
+            **asdict(ending),
         )
 
     def _sweep_once(self) -> None:

@@ -179,8 +179,6 @@ def check(
         raise PermanentError(f"it would lose its data, and is recorded as protected; {remedy}", vm=vm, step=step)
     if desired is None or action.verb in {"stop", "rename"}:
         return
-    if desired.state == "suspended" and desired.spec.machine.huge_pages != "None":
-        raise PermanentError("no memory of huge pages goes on after it was suspended: stop it", vm=vm, step=step)
     if desired.state == "suspended" and not driver.suspends:
         message = f"this host's driver, {driver.name}, cannot suspend VMs: say paused or stopped"
         raise PermanentError(message, vm=vm, step=step)

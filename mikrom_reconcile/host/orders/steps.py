@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from msgspec.structs import replace
 
@@ -31,10 +31,6 @@ from mikrom_reconcile.times_and_sizes import ORDERS
 WHILE_IT_RUNS: frozenset[Impact] = frozenset({"record", "live"})  # impacts of what can change without a restart
 
 log = logging.getLogger(__name__)
-
-
-def no_seam(vm: str, step: str) -> None:
-    """The `on_step` of a host that is no test: nothing."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -206,13 +202,10 @@ class ActionRun:
         """End a VMM whose guest goes on from its memory later, if there was one."""
         self.driver.stop(self._record, grace_s=0)
 
-    def pause(self) -> None:
-        """Pause the guest. One that was down boots first: what is paused is a guest, not a VMM."""
-        self.driver.set_paused(self._record, paused=True, deadline_s=self._remaining_s("pausing"))
-
-    def resume(self) -> None:
-        """Resume the guest."""
-        self.driver.set_paused(self._record, paused=False, deadline_s=self._remaining_s("resuming"))
+    def set_paused(self, *, paused: bool) -> None:
+        """Pause or resume the guest. One that was down boots first: what is paused is a guest, not a VMM."""
+        deadline_s = self._remaining_s("pausing" if paused else "resuming")
+        self.driver.set_paused(self._record, paused=paused, deadline_s=deadline_s)
 
     def change(self) -> None:
         """Change what can be changed while it runs, and verify it. Repeated once the order is recorded: only then do
@@ -345,8 +338,8 @@ STOP: Step = ("stopping", ActionRun.stop)
 START: Step = ("starting", ActionRun.start)
 CHANGE: Step = ("changing it while it runs", ActionRun.change)
 SUSPEND: Step = ("writing its memory to disk", ActionRun.suspend)
-PAUSE: Step = ("pausing", ActionRun.pause)
-RESUME: Step = ("resuming", ActionRun.resume)
+PAUSE: Step = ("pausing", partial(ActionRun.set_paused, paused=True))
+RESUME: Step = ("resuming", partial(ActionRun.set_paused, paused=False))
 VERIFY: Step = ("verifying", ActionRun.verify)
 
 BRING_UP = (RECORD, START, PAUSE, VERIFY)

@@ -46,23 +46,22 @@ class Disks:
 
     def of(self, record: VMRecord, rootfs_image: Path | None) -> tuple[Disk, ...]:
         """All disks of the VM, the root disk first, whether they are there or not."""
-        return (*self._root(record, rootfs_image), *(disk for disk, _ in self._drives(record)))
+        return tuple(disk for disk, _ in self._sized(record, rootfs_image))
 
     def prepare(self, record: VMRecord, rootfs_image: Path | None, *, give_up_at: float = math.inf) -> tuple[Disk, ...]:
         """The VM's disks: make missing ones, grow those that are too small, and remove root disks of other images.
         Raises TemporaryError when the disk of this host is too full, PermanentError where a disk would shrink or has no
         file system to mount, FetchError where none can be made or found.
         """
-        for disk, size in self._drives(record):
+        sized, drives = list(self._sized(record, rootfs_image)), list(self._sized(record, None))
+        for disk, size in drives:
             if size is None:
                 self.source_of(disk.path)
-        own_root = next((disk.path for disk in self._root(record, rootfs_image) if not disk.read_only), None)
+        own_root = next((disk.path for disk, _ in sized if disk.name == ROOT_ID and not disk.read_only), None)
         self._remove_roots(record.home, but=own_root)
         image = rootfs_image if own_root is not None and not own_root.exists() else None
-        new = [(disk, size) for disk, size in self._drives(record) if size is not None]
-        sized = [*self._sized_root(record, rootfs_image), *new]
-        lacking = [(disk, size) for disk, size in sized if _lacks(disk, size, image)]
-        blank = [(disk, size) for disk, size in new if _wants_format(record, disk)]
+        lacking = [(disk, size) for disk, size in sized if size is not None and _lacks(disk, size, image)]
+        blank = [(disk, size) for disk, size in drives if size is not None and _wants_format(record, disk)]
         need = sum(size - _size_of(disk.path) for disk, size in lacking)
         if need or image:
             self._check_room(need + (image.stat().st_blocks * 512 if image else 0))
@@ -77,7 +76,7 @@ class Disks:
                 _grow(disk.path, size)
         for disk, size in blank:
             _format(disk.path, size, give_up_at)
-        return self.of(record, rootfs_image)
+        return tuple(disk for disk, _ in sized)
 
     def source_of(self, path: Path) -> str:
         """An existing file as specs name it: it is there, and no link to something else. Raises FetchError."""
@@ -87,7 +86,7 @@ class Disks:
     def remove(self, record: VMRecord) -> None:
         """Remove the root disk, and the drives that are not retained."""
         self._remove_roots(record.home, but=None)
-        for disk, size in self._drives(record):
+        for disk, size in self._sized(record, None):
             if size is None:  # somebody's file
                 continue
             disk.path.with_name(f"{disk.path.name}.new").unlink(missing_ok=True)
@@ -98,20 +97,16 @@ class Disks:
             with suppress(OSError):  # not there, or drives are retained in it
                 empty.rmdir()
 
-    def _root(self, record: VMRecord, image: Path | None) -> Iterator[Disk]:
+    def _sized(self, record: VMRecord, image: Path | None) -> Iterator[tuple[Disk, int | None]]:
+        """Each disk with the bytes that its spec wants, None for an existing file and a root disk as its `image` is:
+        the root disk, then drives, a root device first, then by name, as in the guest.
+        """
         rootfs = record.spec.boot and record.spec.boot.rootfs
-        if not rootfs or image is None:
-            return
-        own = self._state_dir / "vms" / record.home / f"root-{rootfs.sha256[:16]}.img"
-        yield Disk(name=ROOT_ID, path=image if rootfs.read_only else own, read_only=rootfs.read_only, is_root=True)
-
-    def _sized_root(self, record: VMRecord, image: Path | None) -> Iterator[tuple[Disk, int]]:
-        """The root disk, if its spec says how large it is."""
-        size_mib = record.spec.boot and record.spec.boot.rootfs and record.spec.boot.rootfs.size_mib
-        yield from ((disk, size_mib * _MIB) for disk in self._root(record, image) if size_mib)
-
-    def _drives(self, record: VMRecord) -> Iterator[tuple[Disk, int | None]]:
-        """Each drive with its size in bytes, None for an existing file: root device, then by name, as in the guest."""
+        if rootfs and image is not None:
+            own = self._state_dir / "vms" / record.home / f"root-{rootfs.sha256[:16]}.img"
+            path = image if rootfs.read_only else own
+            disk = Disk(name=ROOT_ID, path=path, read_only=rootfs.read_only, is_root=True)
+            yield disk, rootfs.size_mib and rootfs.size_mib * _MIB
         for name, drive in sorted(record.spec.drives.items(), key=lambda it: (not it[1].is_root_device, it[0])):
             own = self._drive_folder(record) / f"{name}.img"
             path = own if drive.source is None else Path(drive.source.removeprefix("file://"))

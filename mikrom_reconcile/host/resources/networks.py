@@ -68,7 +68,7 @@ class Networks:
         return tuple(self._interface(record, name, nic) for name, nic in sorted(record.spec.network_interfaces.items()))
 
     def _interface(self, record: VMRecord, name: str, nic: NetworkInterface) -> Interface:
-        bridge = self.bridge_name(record, nic.network)
+        bridge = f"{PREFIX}{_hash(f'{self._owner} {record.project} {nic.network}', 6)}"
         address = f"{nic.gateway}/{IPv4Network(nic.cidr).prefixlen}"
         tap, mac = f"mk{_hash(f'{self._owner} {record.home} {name}', 6)}", mac_of(record, name)
         return Interface(
@@ -82,10 +82,6 @@ class Networks:
             bridge_alias=f"{self._prefix}network={record.project}/{nic.network}",
             wants=rules_of(nic, bridge=bridge, tap=tap, mac=mac, ip=record.addresses.get(name)) | {address},
         )
-
-    def bridge_name(self, record: VMRecord, network: str) -> str:
-        """The name of the bridge of a network."""
-        return f"{PREFIX}{_hash(f'{self._owner} {record.project} {network}', 6)}"
 
     def prepare(self, record: VMRecord, *, give_up_at: float, only_mend: bool = False) -> tuple[Interface, ...]:
         """The VM's interfaces: make missing links, remove unwanted ones. Raises PermanentError if somebody has a name,
@@ -123,7 +119,7 @@ class Networks:
 
         def drift_of(record: VMRecord) -> tuple[Drift, ...]:
             drift: list[Drift] = []
-            with Netlink() as kernel:
+            with translate_errors(record.vm, "looking at its links"), Netlink() as kernel:
                 for interface in self.of(record):
                     tap, bridge = kernel.link(interface.tap), bridge_of(interface.bridge)
                     if tap is None or tap.alias != interface.alias:

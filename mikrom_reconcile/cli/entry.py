@@ -165,8 +165,10 @@ def _documented(words: Sequence[str], message: str, code: int, problems: Sequenc
             form = following
         elif word.startswith(("-o", "--output=")):
             form = word.removeprefix("-o").removeprefix("--output=")
-    if form in formats.ERROR:
-        show(formats.ERROR[form](sanitize(message), code, problems))
+    if form in formats.REPORTS:
+        show(formats.REPORTS[form](problems, (), sanitize(message)))
+    elif form in formats.DOCUMENT:
+        show(formats.DOCUMENT[form]({"error": sanitize(message), "exit_code": code, "problems": problems}))
     return code
 
 

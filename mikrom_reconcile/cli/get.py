@@ -20,7 +20,7 @@ from mikrom_reconcile.output import formats, pages, run_result as runs, tables a
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.text import Style, console_text, row_table, sanitize
 from mikrom_reconcile.settings import Settings, load
-from mikrom_reconcile.times_and_sizes import OBSERVING, OUTPUT, RUNS
+from mikrom_reconcile.times_and_sizes import OUTPUT, RUNS
 
 _latest = click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 
@@ -276,25 +276,18 @@ def _wanted(settings: Settings, paths: tuple[str, ...]) -> tuple[str | None, fro
 
 @click.command()
 @options.paths
-@click.option("--fetch", is_flag=True, help="First fetch on every host what VMs need that it may get.")
-@options.timeout
 @options.output()
-def images(paths: tuple[str, ...], form: str, *, fetch: bool, timeout_s: float | None) -> int:
+def images(paths: tuple[str, ...], form: str) -> int:
     """The images that the specs name, and what each host has of them. A host removes by itself what it no longer needs.
 
-    Exits with 2 when a file could not be fetched, with 4 when a host could not be asked.
+    Exits with 4 when a host could not be asked.
     """
     settings = load()
     specs = queries.specs_in(settings, paths)
     named, needed = named_files(specs), files_by_host(specs, here=settings.host)
-    engine = wiring.open_engine(settings)
-    known = sorted({*needed, *engine.hosts.names()})
-    asked = {host: tuple({file.pinned for file in needed.get(host, ()) if fetch}) for host in known}
-    deadline_s = (timeout_s or settings.timeout_s) if fetch else OBSERVING.deadline_s
-    stocks = sorted(engine.hosts.images(asked, deadline_s=deadline_s), key=lambda stock: stock.host)
-    found, now = (named, needed, stocks), datetime.now(UTC)
+    views = queries.views_of(wiring.open_engine(settings), also=needed, images=True)
+    found, now = (named, needed, views), datetime.now(UTC)
     present(form, lambda: output.images_document(*found), lambda style: output.images_text(*found, now, style))
-    errors = {stock.host: stock.error for stock in stocks if stock.error}
-    for host, error in errors.items():
-        warn(f"host {host} could not be asked: {error}")
-    return (CHANGES_OR_FAILED if any(stock.failed for stock in stocks) else 0) | (UNREACHABLE if errors else 0)
+    for view in (view for view in views if view.error):
+        warn(f"host {view.host} could not be asked: {view.error}")
+    return UNREACHABLE if any(view.error for view in views) else 0

@@ -29,9 +29,11 @@ from mikrom_reconcile.times_and_sizes import OBSERVING
 Views = tuple[HostView, ...]
 
 
-def views_of(engine: Engine, deadline_s: float = OBSERVING.deadline_s, *, strays: bool = False) -> Views:
-    """What every host says of all of its VMs, and of VMMs without a record if `strays`, sorted by host."""
-    queries = {host: ObserveQuery(strays=strays) for host in engine.hosts.names()}
+def views_of(
+    engine: Engine, deadline_s: float = OBSERVING.deadline_s, *, also: Iterable[str] = (), **asked: Any
+) -> Views:
+    """What every host says, those of `also` too, of all of its VMs and of what else is `asked`, sorted by host."""
+    queries = {host: ObserveQuery(**asked) for host in {*engine.hosts.names(), *also}}
     return tuple(sorted(engine.hosts.observe(queries, deadline_s=deadline_s), key=lambda view: view.host))
 
 

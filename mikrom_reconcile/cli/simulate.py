@@ -8,17 +8,15 @@ from typing import Any, get_args
 import click
 
 from mikrom_reconcile import wiring
-from mikrom_reconcile.cli import entry, options, run_flow
-from mikrom_reconcile.cli.queries import specs_in
+from mikrom_reconcile.cli import entry, options, queries, run_flow
 from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.errors import SetupError
-from mikrom_reconcile.core.model.observed import HostView, ObserveQuery, Placements
+from mikrom_reconcile.core.model.observed import HostView, Placements
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
 from mikrom_reconcile.output.timeline import rehearsal_document, rehearsal_svg, rehearsal_text
 from mikrom_reconcile.rehearsal import Fault, RehearsedHosts, rehearse
 from mikrom_reconcile.settings import Settings, load
 from mikrom_reconcile.system import files
-from mikrom_reconcile.times_and_sizes import OBSERVING
 
 
 @click.command()
@@ -42,7 +40,7 @@ def simulate(
     settings, chance = load(), Random(asked.pop("seed"))  # noqa: S311 - the same seed, the same end
     boot_s, files.sync = asked.pop("boot_s"), lambda _: None  # what is rehearsed need not survive a power cut
     request = run_flow.request_for("simulate", wiring.read_tree(settings, paths), settings, **asked)
-    specs = specs_in(settings, paths, asked["extra_vars"])
+    specs = queries.specs_in(settings, paths, asked["extra_vars"])
     views, placements = _now(settings, specs, fresh=fresh)
     with tempfile.TemporaryDirectory(prefix="mikrom-simulate-") as name:
         folder = Path(name)
@@ -63,8 +61,7 @@ def _now(settings: Settings, specs: Specs, *, fresh: bool) -> tuple[dict[str, Ho
     if fresh:
         return {host: HostView(host=host) for host in names}, Placements()
     engine = wiring.open_engine(settings)
-    queries = {host: ObserveQuery() for host in {*names, *engine.hosts.names()}}
-    views = {view.host: view for view in engine.hosts.observe(queries, deadline_s=OBSERVING.deadline_s)}
+    views = {view.host: view for view in queries.views_of(engine, also=names)}
     if silent := sorted(host for host, view in views.items() if view.report is None):
         raise SetupError(f"{', '.join(silent)} cannot be read: nobody knows what is there; --fresh begins with nothing")
     return views, engine.store.placements(specs.project)

@@ -34,7 +34,7 @@ from mikrom_reconcile.times_and_sizes import SPECS
 
 @click.command()
 @options.paths
-@options.output(formats.VALIDATION)
+@options.output(("text", "json", *formats.REPORTS))
 def validate(paths: tuple[str, ...], form: str) -> int:
     """Check the specs and tell every mistake at once, with its place. Asks no host."""
     problems: tuple[SpecProblem, ...] = ()
@@ -49,7 +49,11 @@ def validate(paths: tuple[str, ...], form: str) -> int:
         if form == "text":
             raise
         problems = error.problems
-    show(formats.VALIDATION[form](problems, warnings, counts))
+    if form in formats.REPORTS:
+        show(formats.REPORTS[form](problems, warnings, ""))
+    else:
+        document = formats.validation_document(problems, warnings, counts)
+        present(form, lambda: document, lambda _: formats.validation_text(warnings, counts))
     return 1 if problems else 0
 
 

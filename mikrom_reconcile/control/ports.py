@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceState
-from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements, Stock
+from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Plan, RunRecord, RunReport, RunRequest, UnfinishedRun
 
 
@@ -26,9 +25,6 @@ class Hosts(Protocol):
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console, or of what came `after` a place in it. Raises MikromError."""
-
-    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
-        """What each host has cached once it has fetched its files, as they come; an `error` of one that is silent."""
 
 
 class Lease(Protocol):

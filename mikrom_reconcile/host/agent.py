@@ -1,11 +1,12 @@
 """This machine as a hypervisor host: what dispatch calls, in this process or inside a Celery worker."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from mikrom_reconcile.core.model.desired import PinnedFile
+from msgspec.structs import replace
+
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObservedState, ObserveQuery, Stock
+from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.core.planning.one_off import decide_by_name
 from mikrom_reconcile.host.observe import Observer
@@ -85,7 +86,8 @@ class HostAgent:
 
     def observe(self, query: ObserveQuery) -> HostReport:
         """What is here now, as far as `query` asks. Raises SetupError when the records cannot be listed."""
-        return self._observer.report(query, self._clock.now())
+        report = self._observer.report(query, self._clock.now())
+        return replace(report, images=self._images.report(self._records)) if query.images else report
 
     def execute(self, order: Order) -> ActionOutcome:
         """Measure, act, verify. What went wrong is in the outcome; only what is no Exception passes through."""
@@ -96,10 +98,6 @@ class HostAgent:
                 self._supervisor.notify(order.action.vm)
             else:
                 self._garbage.run()
-
-    def images(self, files: Iterable[PinnedFile], *, deadline_s: float) -> Stock:
-        """What is cached here once `files` were fetched. Raises SetupError when the records cannot be listed."""
-        return self._images.report(self.name, files, self._records, deadline_s=deadline_s)
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the VM's console, or what came `after` a place in it. Raises PermanentError for no VM's name."""

@@ -18,6 +18,9 @@ from mikrom_reconcile.times_and_sizes import OUTPUT, SPECS
 _SPECIAL = re.compile(r"[\\`*_\[\]|~]")
 _TICKS = re.compile("`+")
 
+Problems = Sequence[SpecProblem]
+Counts = tuple[int, int, int]  # documents, VMs and fleets; all 0 when something is wrong
+
 
 def plan_markdown(plan: Plan, style: Style) -> str:
     """The plan, folded and cut behind its last unit that fits, with a line that says how much was cut. Of a plan that
@@ -96,7 +99,7 @@ _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/sche
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
 
 
-def problems_text(problems: Sequence[SpecProblem], style: Style) -> str:
+def problems_text(problems: Problems, style: Style) -> str:
     """Every problem as `path:line:column: message`, its line with a caret, a hint. Ends with a line break."""
     entries = [line for problem in problems for line in _problem(problem, style)]
     return "\n".join([*entries, style.paint(f"{counted(len(problems), 'problem')} in the specs", "bold")]) + "\n"
@@ -118,7 +121,7 @@ def _problem(problem: SpecProblem, style: Style) -> list[str]:
     return lines
 
 
-def problems_github(problems: Sequence[SpecProblem], error: str = "", warnings: Sequence[SpecProblem] = ()) -> str:
+def problems_github(problems: Problems, warnings: Problems = (), error: str = "") -> str:
     """Workflow commands: each becomes an annotation on its line of a pull request; an `error` has no line."""
     return (f"::error::{_data(error)}\n" if error else "") + "".join(
         f"::{level} file={file},line={each.line},col={each.column}::{_data(sentence(each))}\n"
@@ -132,7 +135,7 @@ def _data(text: str) -> str:
     return sanitize(text).replace("%", "%25")
 
 
-def problems_sarif(problems: Sequence[SpecProblem], error: str = "", warnings: Sequence[SpecProblem] = ()) -> str:
+def problems_sarif(problems: Problems, warnings: Problems = (), error: str = "") -> str:
     """A SARIF 2.1.0 log with one run, which an `error` kept from its end."""
     notes = [{"level": "error", "message": {"text": error}}]
     run = {
@@ -156,8 +159,8 @@ def _uri(path: str) -> str:
     return f"file://{encoded}" if encoded.startswith("/") else encoded
 
 
-def problems_junit(problems: Sequence[SpecProblem], error: str = "") -> str:
-    """A JUnit report: a failed test case for each problem, one for an `error`, or one that passed."""
+def problems_junit(problems: Problems, _warnings: Problems = (), error: str = "") -> str:
+    """A JUnit report: a failed test case for each problem, one for an `error`, or one that passed; no warnings."""
     from xml.etree import ElementTree as ET  # noqa: PLC0415 - every other form need not pay for it
 
     numbers = {"tests": max(1, len(problems) + bool(error)), "failures": len(problems), "errors": bool(error)}
@@ -177,6 +180,14 @@ def problems_junit(problems: Sequence[SpecProblem], error: str = "") -> str:
 
 def _xml(text: str) -> str:
     return sanitize(text).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")
+
+
+REPORTS: Final[Mapping[str, Callable[[Problems, Problems, str], str]]] = {
+    "github": problems_github,
+    "sarif": problems_sarif,
+    "junit": problems_junit,
+}
+"""The forms of what is wrong with the specs, what has no effect there, and an error of another kind, for pipelines."""
 
 
 FORMAT_VERSION = "1"
@@ -214,9 +225,6 @@ PLAN: Final[Mapping[str, Callable[[Plan, Style], str]]] = {
     "html": _html,
 }
 
-Problems = Sequence[SpecProblem]
-Counts = tuple[int, int, int]  # documents, VMs and fleets; all 0 when something is wrong
-
 
 def validation_document(problems: Problems, warnings: Problems, counts: Counts) -> Document:
     """What is wrong with the specs, what has no effect, and how much there is."""
@@ -224,30 +232,8 @@ def validation_document(problems: Problems, warnings: Problems, counts: Counts) 
     return {"valid": not problems, **named, "problems": problems, "warnings": warnings}
 
 
-def _validation_text(problems: Problems, warnings: Problems, counts: Counts) -> str:
+def validation_text(warnings: Problems, counts: Counts) -> str:
+    """What has no effect in specs without problems, and how much there is. Ends with a line break."""
     documents, vms, fleets = map(counted, counts, ("document", "VM", "fleet"))
     found = (f"{each.path}:{each.line}:{each.column}: warning: {sentence(each)}" for each in warnings)
-    return "" if problems else "\n".join((*map(sanitize, found), f"{documents}, {vms} in {fleets}: fine\n"))
-
-
-VALIDATION: Final[Mapping[str, Callable[[Problems, Problems, Counts], str]]] = {
-    "text": _validation_text,
-    "json": lambda problems, warnings, counts: json_of(validation_document(problems, warnings, counts)),
-    "github": lambda problems, warnings, _counts: problems_github(problems, warnings=warnings),
-    "sarif": lambda problems, warnings, _counts: problems_sarif(problems, warnings=warnings),
-    "junit": lambda problems, _warnings, _counts: problems_junit(problems),
-}
-
-
-def _error_document(message: str, code: int, problems: Problems) -> Document:
-    return {"error": message, "exit_code": code, "problems": problems}
-
-
-ERROR: Final[Mapping[str, Callable[[str, int, Problems], str]]] = {
-    "json": lambda *error: json_of(_error_document(*error)),
-    "yaml": lambda *error: yaml_of(_error_document(*error)),
-    "github": lambda message, _code, problems: problems_github(problems, message),
-    "sarif": lambda message, _code, problems: problems_sarif(problems, message),
-    "junit": lambda message, _code, problems: problems_junit(problems, message),
-}
-"""An error instead of a result, in the forms that programs read."""
+    return "\n".join((*map(sanitize, found), f"{documents}, {vms} in {fleets}: fine\n"))

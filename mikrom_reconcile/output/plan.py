@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, get_args
 
 import msgspec
@@ -88,7 +88,7 @@ def fleets_of(plan: Plan) -> Iterator[tuple[str, str, list[Group]]]:
     dangerous = {change.fleet for change in plan.changes if change.kind in DANGEROUS}
     for fleet in sorted(fleets, key=lambda name: (name not in dangerous, name)):
         peak = plan.peaks.get(fleet)
-        yield fleet, _pace(peak) if peak else "", _groups(fleets[fleet])
+        yield fleet, _pace(peak) if peak else "", list(_groups(fleets[fleet]))
 
 
 def _pace(peak: Peak) -> str:
@@ -112,29 +112,25 @@ def rollout_of(plan: Plan, fleet: str) -> str:
     return f"{batch}{peak.pending} of {peak.size} VMs to go"
 
 
-def _groups(changes: Iterable[VMChange]) -> list[Group]:
+def _groups(changes: Iterable[VMChange]) -> Iterator[Group]:
     def looks(change: VMChange) -> tuple[Any, ...]:
         fields = tuple((field.path, whole(field.before), whole(field.after), field.impact) for field in change.fields)
         return change.kind, change.wanted, change.reasons, fields
 
     alike = group_by(changes, looks)
-    entries = sorted(alike.values(), key=lambda group: (_SHOWN.index(group[0].kind), min(vm.name for vm in group)))
-    return [_group(sorted(entry, key=lambda change: change.name)) for entry in entries]
-
-
-def _group(changes: list[VMChange]) -> Group:
-    first = changes[0]
-    by_host = group_by(changes, lambda change: change.host or NO_HOST)
-    return Group(
-        kind=first.kind,
-        wanted=first.wanted,
-        names=grouped(change.name for change in changes),
-        hosts=grouped(by_host),
-        why="; ".join(first.reasons),
-        fields=first.fields,
-        names_by_host={host: grouped(change.name for change in by_host[host]) for host in sorted(by_host)},
-        size=len(changes),
-    )
+    for entry in sorted(alike.values(), key=lambda entry: (_SHOWN.index(entry[0].kind), min(vm.name for vm in entry))):
+        first = min(entry, key=lambda change: change.name)
+        by_host = group_by(entry, lambda change: change.host or NO_HOST)
+        yield Group(
+            kind=first.kind,
+            wanted=first.wanted,
+            names=grouped(change.name for change in entry),
+            hosts=grouped(by_host),
+            why="; ".join(first.reasons),
+            fields=first.fields,
+            names_by_host={host: grouped(change.name for change in by_host[host]) for host in sorted(by_host)},
+            size=len(entry),
+        )
 
 
 def refusals(plan: Plan) -> Iterator[str]:
@@ -158,9 +154,11 @@ def alarms(plan: Plan) -> list[tuple[str, str, list[str]]]:
     return [(title, look, lines) for title, look, lines in every if lines]
 
 
-def whole(value: Any) -> str:
-    """A field's value on one line."""
-    return "(none)" if value is None else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+def whole(value: Any, indent: int | None = None) -> str:
+    """A field's value on one line, or on many with an `indent`."""
+    if value is None:
+        return "(none)"
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str, indent=indent)
 
 
 def short(value: Any) -> str:
@@ -174,19 +172,14 @@ def value_diff(field: FieldChange) -> Iterator[str]:
     import difflib  # noqa: PLC0415 - only a changed value that is shown in full needs it
 
     lines = difflib.unified_diff(_value_lines(field.before), _value_lines(field.after), lineterm="")
-    for number, line in enumerate(lines):
-        if number > 2 and line.startswith("@@"):
-            yield " …"
-        elif number > 2:
-            yield f"{line[0]} {line[1:]}"
+    shown = islice(lines, 3, None)  # without the names of the files, and where they begin to differ
+    return (" …" if line.startswith("@@") else f"{line[0]} {line[1:]}" for line in shown)
 
 
 def _value_lines(value: Any) -> list[str]:
-    if value is None:
-        return []
     if isinstance(value, str) and "\n" in value:
         return value.split("\n")
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str, indent=2).split("\n")
+    return [] if value is None else whole(value, indent=2).split("\n")
 
 
 def plan_text(plan: Plan, style: Style) -> str:

@@ -202,21 +202,19 @@ def _reasons(reasons: Mapping[VMOnHost, str]) -> Iterator[str]:
         yield f"{text.grouped(vm for vm, _ in found)} on {text.grouped(host or NO_HOST for _, host in found)}: {reason}"
 
 
-_RECAP = (("ok", "green"), ("changed", "yellow"), ("failed", "red"), ("unreachable", "red"), ("refused", "magenta"))
-
-
 def _recap(report: model.RunReport, result: RunResult, style: text.Style) -> Iterator[str]:
     """One line per host, in Ansible's words: ok are the VMs that are as specified now, changed ones among them."""
-    ok = (report.remaining or report.plan).unchanged
-    changed = Counter(outcome.host for outcome in report.outcomes if outcome.result == "done")
-    failed = Counter(host for _, host in result.failed)
-    refused = Counter(host or NO_HOST for _, host in result.refused)
-    hosts = sorted({*ok, *changed, *failed, *refused, *result.unreachable})
-    width = max((len(host) for host in hosts), default=0)
+    recap = (
+        ("ok", "green", Counter((report.remaining or report.plan).unchanged)),
+        ("changed", "yellow", Counter(outcome.host for outcome in report.outcomes if outcome.result == "done")),
+        ("failed", "red", Counter(host for _, host in result.failed)),
+        ("unreachable", "red", Counter(result.unreachable.keys())),
+        ("refused", "magenta", Counter(host or NO_HOST for _, host in result.refused)),
+    )
+    hosts = sorted({host for _, _, counts in recap for host in counts})
+    width = max(map(len, hosts), default=0)
     for host in hosts:
-        counts = (ok.get(host, 0), changed[host], failed[host], int(host in result.unreachable), refused[host])
-        rows = ((name, look, count) for (name, look), count in zip(_RECAP, counts, strict=True))
-        cells = (style.paint(f"{name}={count}", look if count else "dim") for name, look, count in rows)
+        cells = (style.paint(f"{name}={counts[host]}", look if counts[host] else "dim") for name, look, counts in recap)
         yield "   ".join([style.paint(f"{text.sanitize(host):<{width}}", "bold"), *cells])
 
 

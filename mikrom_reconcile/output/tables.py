@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from mikrom_reconcile.core.model.documents import SourceState
-from mikrom_reconcile.core.model.observed import SATISFIES, HostReport, HostView, ObservedVM, Stock
+from mikrom_reconcile.core.model.observed import SATISFIES, CachedFile, HostReport, HostView, ObservedVM
 from mikrom_reconcile.core.model.plan import Revision, RunRecord, group_by
 from mikrom_reconcile.core.placement.desired_state import ImageFile
 from mikrom_reconcile.core.specs.images import is_container_image
@@ -85,28 +85,18 @@ _ORPHANS = (
 )  # fmt: skip
 
 
-def orphans_in(views: Iterable[HostView], project: str | None, wanted: frozenset[str]) -> list[Orphan]:
+def orphans_in(views: Sequence[HostView], project: str | None, wanted: frozenset[str]) -> list[Orphan]:
     """All that the hosts reported, sorted. Without specs (`project` None) only processes and doubles can be judged."""
-    views = tuple(views)
-    rows = [vm for vm in vms_in(views) if vm.phase != "unreadable"]
-    newest = {(vm.project, vm.name): vm.host for vm in sorted(rows, key=lambda vm: -vm.token)[::-1]}
-    found = (orphan for view in views for orphan in _on(view, project, wanted, newest))
-    return sorted(found, key=lambda orphan: (list(WHAT_NEXT).index(orphan.kind), orphan.host, orphan.vm))
-
-
-def _on(
-    view: HostView, project: str | None, wanted: frozenset[str], newest: Mapping[tuple[str, str], str]
-) -> Iterator[Orphan]:
-    if view.report is None:
-        return
-    for stray in view.report.strays:
-        yield Orphan(kind="no record", vm=stray.vm, host=view.host, pid=stray.pid)
-    for stray in view.report.foreign:
-        yield Orphan(kind="foreign", vm=stray.vm, host=view.host, pid=stray.pid)
-    for vm in view.report.vms:
+    reports, vms = [view.report for view in views if view.report], vms_in(views)
+    readable = (vm for vm in reversed(vms) if vm.phase != "unreadable")
+    newest = {(vm.project, vm.name): vm.host for vm in sorted(readable, key=lambda vm: vm.token)}
+    found = [Orphan(kind="no record", vm=it.vm, host=on.host, pid=it.pid) for on in reports for it in on.strays]
+    found += [Orphan(kind="foreign", vm=it.vm, host=on.host, pid=it.pid) for on in reports for it in on.foreign]
+    for vm in vms:
         is_double = newest.get((vm.project, vm.name), vm.host) != vm.host
         if (kind := "double" if is_double else _kind(vm, project, wanted)) is not None:
-            yield Orphan(kind=kind, vm=vm.name, host=view.host, project=vm.project, pid=vm.pid)
+            found.append(Orphan(kind=kind, vm=vm.name, host=vm.host, project=vm.project, pid=vm.pid))
+    return sorted(found, key=lambda orphan: (list(WHAT_NEXT).index(orphan.kind), orphan.host, orphan.vm))
 
 
 def _kind(vm: ObservedVM, project: str | None, wanted: frozenset[str]) -> Kind | None:
@@ -266,33 +256,35 @@ Files = Sequence[ImageFile]
 ByHost = Mapping[str, Files]  # the files of images that each host may need
 
 
-def images_document(named: Files, needed: ByHost, stocks: Sequence[Stock]) -> text.Document:
-    """The files that the specs name, and per host what it may need, has, and could not fetch."""
+def images_document(named: Files, needed: ByHost, views: Sequence[HostView]) -> text.Document:
+    """The files that the specs name, and per host what it may need and has."""
     digests = {host: sorted({file.sha256 for file in files}) for host, files in needed.items()}
-    rows = ((text.pick(it, "host", "error", "cached", "failed"), digests.get(it.host, [])) for it in stocks)
-    return {"files": named, "hosts": [row | {"needed": needs} for row, needs in rows]}
+    rows = (text.pick(view, "host", "error") | {"cached": _cached(view)} for view in views)
+    return {"files": named, "hosts": [row | {"needed": digests.get(row["host"], [])} for row in rows]}
 
 
-def images_text(named: Files, needed: ByHost, stocks: Sequence[Stock], now: datetime, style: text.Style) -> str:
-    """A line for each file on each host that has it or may need it, then what could not be fetched."""
-    rows = [row for stock in stocks for row in _rows_of(stock, named, needed.get(stock.host, ()), now)]
-    shown = "No images: the specs name none, and no host has any.\n"
-    if rows:
-        shown = text.table(("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED"), rows, style)
-    failed = (f"{stock.host}: {why}" for stock in stocks for why in stock.failed.values())
-    return shown + text.section("Not fetched", failed, style, "red")
+def _cached(view: HostView) -> tuple[CachedFile, ...]:
+    return view.report.images if view.report else ()
 
 
-def _rows_of(stock: Stock, named: Files, needed: Files, now: datetime) -> Iterator[tuple[text.Cell, ...]]:
+def images_text(named: Files, needed: ByHost, views: Sequence[HostView], now: datetime, style: text.Style) -> str:
+    """A line for each file on each host that has it or may need it."""
+    rows = [row for view in views for row in _rows_of(view, named, needed.get(view.host, ()), now)]
+    if not rows:
+        return "No images: the specs name none, and no host has any.\n"
+    return text.table(("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED"), rows, style)
+
+
+def _rows_of(view: HostView, named: Files, needed: Files, now: datetime) -> Iterator[tuple[text.Cell, ...]]:
     names = defaultdict(list)
     for file in dict.fromkeys([*named, *needed]):
         container = f" ({file.source.partition(':')[2]})" if is_container_image(file.source) else ""
         names[file.sha256].append(f"{file.image} {file.part}{container}")
-    there = {cached.sha256: cached for cached in stock.cached}
-    unknown = "unknown" if stock.error else "missing"
+    there = {cached.sha256: cached for cached in _cached(view)}
+    unknown = "unknown" if view.error else "missing"
     for sha256 in dict.fromkeys([*(file.sha256 for file in needed), *there]):
         cached = there.get(sha256)
-        known = (stock.host, ", ".join(names[sha256]) or "-", sha256[:12])
+        known = (view.host, ", ".join(names[sha256]) or "-", sha256[:12])
         if cached is None:
             yield *known, "-", "-", (unknown, "yellow")
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ import pytest
 
 from mikrom_reconcile import __version__, wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRequest
@@ -97,21 +95,6 @@ def test_it_refuses_for_good_what_control_did_not_sign(fleet: Fleet, signing: Co
     assert "is not signed, and this host has MIKROM_VERIFY_KEY" in (outcome.error or "")
     wait_until(lambda: "create: refused, the order is not signed" in fleet.log(OWNER), "the line in the log")
     assert signing.vms() == []
-
-
-def test_it_fetches_images_for_control_only_and_lists_them_for_everybody(fleet: Fleet, signing: Control) -> None:
-    kernel = fleet.folder / "state" / "images" / "kernel"
-    kernel.parent.mkdir()
-    kernel.write_bytes(b"kernel")
-    files = {HERE: (PinnedFile(source=kernel.as_uri(), sha256=hashlib.sha256(b"kernel").hexdigest()),)}
-    unsigned = Control(fleet)
-    (refused,) = unsigned.hosts.images(files, deadline_s=9)
-    assert "this host has MIKROM_VERIFY_KEY" in refused.error
-    (listed,) = unsigned.hosts.images({HERE: ()}, deadline_s=9)
-    assert (listed.cached, listed.error) == ((), "")
-    (fetched,) = signing.hosts.images(files, deadline_s=9)
-    assert [file.size_bytes for file in fetched.cached] == [6], fetched
-    unsigned.app.close()
 
 
 def _another_vm(sent: dict[str, str]) -> dict[str, str]:

@@ -133,6 +133,16 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
+class CachedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """An image's file on a host. `vms` have records that name it, `used_by` names some; `last_used_at`: last wanted."""
+
+    sha256: str
+    size_bytes: int
+    vms: int
+    last_used_at: datetime
+    used_by: tuple[str, ...] = ()
+
+
 class Console(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a VM's serial console. `end` is the place where it ends, counted in bytes since the VM was made."""
 
@@ -151,16 +161,17 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What a run wants to know of a host. `project` limits the answer to that project's digests; None asks for every
     row of every project. `known` maps a fleet to the digest that control expects of it: rows come only for fleets that
     differ. Rows of other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may
-    have taken a name. `strays` asks for VMMs without a record, too, `socket` for what was started by hand with that API
-    socket. `min_healthy_s` maps a fleet to how long its VMs have to be up before they count as healthy, `trials` one
-    whose specs are on trial to the time in which that has to be (None: any). `before` asks for what VMs could go back
-    to.
+    have taken a name. `strays` asks for VMMs without a record, too, `images` for what is cached, `socket` for what was
+    started by hand with that API socket. `min_healthy_s` maps a fleet to how long its VMs have to be up before they
+    count as healthy, `trials` one whose specs are on trial to the time in which that has to be (None: any). `before`
+    asks for what VMs could go back to.
     """
 
     project: str | None = None
     known: dict[str, str] = {}
     others: bool = False
     strays: bool = False
+    images: bool = False
     socket: str = ""
     min_healthy_s: dict[str, float] = {}
     trials: dict[str, float | None] = {}
@@ -183,13 +194,14 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     VMs of each fleet of the project by phase. `promised` adds up what VMs of all projects that are ordered to be up may
     take. `overhead_mib` is what each takes beyond its own memory; None: they take none of the host's memory at all.
     `used_mib` is what is taken of its memory now, by whatever. `strays` are VMMs of ours without a record, `foreign`
-    those of other programs or state folders, `described` what has the `socket`. `maturing` maps VMs that are up, and
-    not yet for as long as the query says, to the seconds that are left, by this host's clock. `attempts` tells of VMs
-    that have no record because this host could not make them. `unproven` maps VMs that were never healthy with their
-    spec to the seconds that are left for it, `progress` tells of fleets on trial. `canaries` wait to be promoted,
-    `halts` are those of records, `before` has what VMs had before their specs, where the query asks for it. `released`
-    maps addresses of VMs of the project that are gone to the seconds since then, of the last day, those of VMs that
-    were let go to less than 0. `note` is what whoever changes something on this host should know of it, "" for nothing.
+    those of other programs or state folders, `images` what is cached, `described` what has the `socket`. `maturing`
+    maps VMs that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
+    `attempts` tells of VMs that have no record because this host could not make them. `unproven` maps VMs that were
+    never healthy with their spec to the seconds that are left for it, `progress` tells of fleets on trial. `canaries`
+    wait to be promoted, `halts` are those of records, `before` has what VMs had before their specs, where the query
+    asks for it. `released` maps addresses of VMs of the project that are gone to the seconds since then, of the last
+    day, those of VMs that were let go to less than 0. `note` is what whoever changes something on this host should know
+    of it, "" for nothing.
     """
 
     host: str
@@ -205,6 +217,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     phases: dict[str, dict[Phase, int]] = {}
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()
+    images: tuple[CachedFile, ...] = ()
     described: Described | None = None
     released: dict[str, float] = {}
     maturing: dict[str, float] = {}
@@ -245,25 +258,6 @@ class Placements(msgspec.Struct, frozen=True, kw_only=True):
     def fleet_of(self, vm: str) -> str:
         """The fleet that a VM was last known to belong to."""
         return self.fleets.get(vm) or vm.rpartition("-")[0]
-
-
-class CachedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """An image's file on a host. `vms` have records that name it, `used_by` names some; `last_used_at`: last wanted."""
-
-    sha256: str
-    size_bytes: int
-    vms: int
-    last_used_at: datetime
-    used_by: tuple[str, ...] = ()
-
-
-class Stock(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host has cached, by digest. `failed`: why it could not fetch what it lacks; `error`: why nobody knows."""
-
-    host: str
-    cached: tuple[CachedFile, ...] = ()
-    failed: dict[str, str] = {}
-    error: str = ""
 
 
 NOT_RESTARTED: dict[str, frozenset[Phase]] = {

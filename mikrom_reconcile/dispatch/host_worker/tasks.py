@@ -1,4 +1,4 @@
-"""Tasks of a host worker: carry out one order, observe, fetch a console or images. Errors are told as values."""
+"""Tasks of a host worker: carry out one order, observe, fetch a console. Errors are told as values."""
 
 import logging
 import queue
@@ -18,7 +18,6 @@ from redis import RedisError
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import RunStore
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObserveQuery
@@ -34,11 +33,6 @@ from mikrom_reconcile.output.text import PLAIN
 from mikrom_reconcile.times_and_sizes import BROKER, ORDERS
 
 _log = logging.getLogger(__name__)
-
-_UNSIGNED = (
-    "to fetch is an order, not signed for this worker, and this host has MIKROM_VERIFY_KEY: "
-    "ask from where its pair is, MIKROM_SIGNING_KEY"
-)
 
 
 @dataclass(slots=True)
@@ -65,16 +59,6 @@ class HostTasks:
             self.replies.tell(call, "console", rpc.pack(console))
         except MikromError as error:
             self.replies.tell(call, "error", rpc.pack(str(error)))
-
-    def images(self, *, call: str, files: str, deadline_s: float, signature: str = "") -> None:
-        """Tell the call what is cached here once `files` (JSON) were fetched: that is an order, and so it is signed."""
-        with self._errors_told(call, "cannot tell of images"):
-            wanted = msgspec.json.decode(files, type=ready(tuple[PinnedFile, ...]))
-            if wanted and not self.is_genuine(OrderEnvelope(call=call, order=files, signature=signature)):
-                raise MikromError(_UNSIGNED)
-            if self.replies.is_awaited(call):
-                stock = self.agent().images(wanted, deadline_s=deadline_s)
-                self.replies.tell(call, "stock", rpc.pack(stock))
 
     def carry_out(self, task: Any, verb: Verb, arguments: dict[str, Any]) -> dict[str, Any]:
         """What became of an order that control sent."""

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from itertools import islice
 
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
-from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Stock
+from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from mikrom_reconcile.host.agent import HostAgent
@@ -62,16 +61,6 @@ class LocalHosts:
         if host != self._agent.name:
             raise SetupError(self._elsewhere)
         return self._agent.console(vm, max_bytes=max_bytes, after=after)
-
-    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
-        for host, wanted in files.items():
-            if host != self._agent.name:
-                yield Stock(host=host, error=self._elsewhere)
-                continue
-            try:
-                yield self._agent.images(wanted, deadline_s=deadline_s)
-            except MikromError as error:
-                yield Stock(host=host, error=str(error))
 
     def _view(self, query: ObserveQuery, deadline_s: float) -> HostView:
         pool = ThreadPoolExecutor(1, thread_name_prefix="mikrom-observe")

@@ -22,10 +22,9 @@ from redis import Redis, RedisError
 from mikrom_reconcile import __version__
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.control.stores.redis import translate_broker_errors
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
-from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery, Stock
+from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Plan, RunReport, RunRequest, UnfinishedRun
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp
@@ -34,7 +33,7 @@ from mikrom_reconcile.dispatch.transport.broker import FIRST, Keys
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up, load_signer, priority_of, redacted_args
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, Failure, WorkerId, error_of, pack, unpack
 from mikrom_reconcile.dispatch.transport.shared_state import give_up, known, living, remember_counts, starts
-from mikrom_reconcile.times_and_sizes import BROKER, OBSERVING, RUNS
+from mikrom_reconcile.times_and_sizes import BROKER, RUNS
 
 T = TypeVar("T")
 Question = dict[str, Any]
@@ -66,7 +65,7 @@ class CeleryHosts:
         """One view per queried host, as they come; a host without a living worker is unreachable at once."""
         questions = {host: {"query": msgspec.json.encode(query).decode()} for host, query in queries.items()}
         reports = []
-        for host, answer in self._answers("observe_host", questions, deadline_s):
+        for host, answer in self._answers(questions, deadline_s):
             view = _view(host, answer)
             if view.report is not None:
                 reports.append(view.report)
@@ -108,32 +107,14 @@ class CeleryHosts:
         except MikromError as error:
             raise MikromError(f"{host}: {error}") from error
 
-    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
-        left_s = deadline_s * OBSERVING.host_share_of_deadline
-        questions = {
-            host: {"files": msgspec.json.encode(wanted).decode(), "deadline_s": left_s}
-            for host, wanted in files.items()
-        }
-        for host, answer in self._answers("images", questions, deadline_s, signed="files"):
-            try:
-                stock = _value(answer, "stock", Stock)
-                _speaks_for_itself(host, [stock.host])
-            except MikromError as error:
-                stock = Stock(host=host, error=str(error))
-            yield stock
-
-    def _answers(
-        self, task: str, questions: dict[str, Question], deadline_s: float, *, signed: str | None = None
-    ) -> Iterator[tuple[str, Answer | str]]:
+    def _answers(self, questions: dict[str, Question], deadline_s: float) -> Iterator[tuple[str, Answer | str]]:
         try:
-            yield from self._ask(task, questions, deadline_s, signed=signed)
+            yield from self._ask("observe_host", questions, deadline_s)
         except _LOST as error:
             for host in sorted(questions):
                 yield host, f"the broker was lost: {error}"
 
-    def _ask(
-        self, task: str, missing: dict[str, Question], deadline_s: float, *, signed: str | None = None
-    ) -> Iterator[tuple[str, Answer | str]]:
+    def _ask(self, task: str, missing: dict[str, Question], deadline_s: float) -> Iterator[tuple[str, Answer | str]]:
         """Each host's answer to its question, or why there is none, as they come; then it is not `missing` any more."""
         until = time.monotonic() + deadline_s
         with _HostCall(self._redis, self._keys, task) as call:
@@ -141,8 +122,7 @@ class CeleryHosts:
                 del missing[host]
                 yield host, _NO_WORKER
             for host, question in sorted(missing.items()):
-                signature = {"signature": self._signature(call, host, question[signed])} if signed else {}
-                self._send(host, f"mikrom.{task}", {"call": call.name, **question, **signature}, note=host)
+                self._send(host, f"mikrom.{task}", {"call": call.name, **question}, note=host)
             while missing:
                 for host, answer in call.round(until):
                     if missing.pop(host, None):

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mikrom_reconcile.core.model.desired import PinnedFile
-from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.model.observed import CachedFile, Stock
+from mikrom_reconcile.core.model.observed import CachedFile
 from mikrom_reconcile.core.specs.images import is_container_image
 from mikrom_reconcile.host.oci import unpack
 from mikrom_reconcile.host.ports import VMRecord
@@ -153,19 +152,10 @@ class ImageCache:
                 if path.suffix not in _DRAFTS:
                     yield path.name.partition(".")[0], found.st_size, found.st_mtime
 
-    def report(self, host: str, files: Iterable[PinnedFile], records: Records, *, deadline_s: float) -> Stock:
-        """What is cached, and how many VMs use it, once `files` were fetched. One that fails stops no other. Raises
-        SetupError when the records cannot be listed.
-        """
-        give_up_at = time.monotonic() + deadline_s
-        failed: dict[str, str] = {}
-        for file in files:
-            try:
-                self.fetched(file, give_up_at=give_up_at)
-            except (MikromError, OSError) as error:
-                failed[file.sha256] = str(error)
+    def report(self, records: Records) -> tuple[CachedFile, ...]:
+        """What is cached, and how many VMs use it. Raises SetupError when the records cannot be listed."""
         uses, _ = image_uses(records)
-        cached = tuple(
+        return tuple(
             CachedFile(
                 sha256=name,
                 size_bytes=size,
@@ -175,7 +165,6 @@ class ImageCache:
             )
             for name, size, used_s in self.cached()
         )
-        return Stock(host=host, failed=failed, cached=cached)
 
     def sweep(self, used: frozenset[str]) -> tuple[str, ...]:
         """Remove files that nobody used for a day; their names. The digests `used` count as used now."""

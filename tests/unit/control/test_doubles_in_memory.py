@@ -9,9 +9,8 @@ from pathlib import Path
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.files import FileStore
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
-from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Stock
+from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRequest
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
 from mikrom_reconcile.system.time_limits import Clock
@@ -56,9 +55,6 @@ class WorldHosts:
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         raise AssertionError("nobody reads a console here")
-
-    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
-        raise AssertionError("a run asks for no images")
 
 
 def test_the_older_of_two_equal_vms_is_found_though_a_digest_proves_each_as_wanted(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.files import FileStore
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.observed import (
@@ -21,7 +20,6 @@ from mikrom_reconcile.core.model.observed import (
     HostView,
     ObserveQuery,
     Placements,
-    Stock,
 )
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Plan, RunRequest
 from mikrom_reconcile.system.time_limits import Clock
@@ -62,9 +60,6 @@ class EmptyHosts:
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         raise AssertionError("a plan reads no console")
-
-    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
-        raise AssertionError("a plan asks for no images")
 
 
 @pytest.fixture

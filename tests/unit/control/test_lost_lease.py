@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import (
     Capacity,
@@ -16,7 +15,6 @@ from mikrom_reconcile.core.model.observed import (
     HostView,
     ObserveQuery,
     Placements,
-    Stock,
 )
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRecord, RunRequest
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up
@@ -49,9 +47,6 @@ class EagerHosts:
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         return Console()
-
-    def images(self, files: Mapping[str, tuple[PinnedFile, ...]], *, deadline_s: float) -> Iterator[Stock]:
-        raise AssertionError("a run asks for no images")
 
 
 class LosingStore:

@@ -6,10 +6,9 @@ import hashlib
 import os
 
 import pytest
-from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Boot, PinnedFile, VMSpec
-from mikrom_reconcile.core.model.observed import ObserveQuery, Stock
+from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.provisioner import GarbageCollector
 from tests.fakes import HOST, desired_vm, order
@@ -33,8 +32,9 @@ def pinned(host: Host, content: bytes) -> PinnedFile:
     return PinnedFile(source=f"file://{path}", sha256=hashlib.sha256(content).hexdigest())
 
 
-def report(host: Host, images: ImageCache, files: list[PinnedFile], *, deadline_s: float) -> Stock:
-    return images.report(HOST, files, host.records, deadline_s=deadline_s)
+def fetched(images: ImageCache, *files: PinnedFile) -> None:
+    for file in files:
+        images.fetched(file, give_up_at=float("inf"))
 
 
 def uses(host: Host, file: PinnedFile) -> None:
@@ -50,21 +50,13 @@ def age(images: ImageCache, *files: PinnedFile) -> None:
 def test_it_tells_what_is_there_and_how_many_vms_use_it(host: Host, images: ImageCache) -> None:
     used, unused = pinned(host, b"used"), pinned(host, b"unused")
     uses(host, used)
-    stock = report(host, images, [used, unused], deadline_s=5)
-    assert {file.sha256: (file.size_bytes, file.vms) for file in stock.cached} == {
+    fetched(images, used, unused)
+    there = host.agent.observe(ObserveQuery(images=True)).images
+    assert {file.sha256: (file.size_bytes, file.vms) for file in there} == {
         used.sha256: (4, 1),
         unused.sha256: (6, 0),
     }
-    assert (stock.host, stock.failed, stock.error) == (HOST, {}, "")
-
-
-def test_a_file_that_cannot_be_had_keeps_no_other_away_and_leaves_nothing(host: Host, images: ImageCache) -> None:
-    good, bad = pinned(host, b"good"), replace(pinned(host, b"bad"), sha256="0" * 64)
-    stock = report(host, images, [bad, good], deadline_s=5)
-    assert [file.sha256 for file in stock.cached] == [good.sha256]
-    assert list(stock.failed) == ["0" * 64]
-    assert "the spec says 0000" in stock.failed["0" * 64]
-    assert [path.name for path in (host.path / "images/sha256").iterdir()] == [good.sha256]
+    assert host.agent.observe(ObserveQuery()).images == ()
 
 
 def test_what_nobody_used_for_a_day_goes_and_what_a_vm_uses_stays(
@@ -72,7 +64,7 @@ def test_what_nobody_used_for_a_day_goes_and_what_a_vm_uses_stays(
 ) -> None:
     used, unused, fresh = (pinned(host, content) for content in (b"used", b"unused", b"fresh"))
     uses(host, used)
-    report(host, images, [used, unused, fresh], deadline_s=5)
+    fetched(images, used, unused, fresh)
     age(images, used, unused)
     collector.run()
     assert {name for name, *_ in images.cached()} == {used.sha256, fresh.sha256}
@@ -86,7 +78,7 @@ def test_nothing_goes_while_a_record_cannot_be_read(
 ) -> None:
     used, unused = pinned(host, b"used"), pinned(host, b"unused")
     uses(host, used)
-    report(host, images, [used, unused], deadline_s=5)
+    fetched(images, used, unused)
     age(images, used, unused)
     for path in (host.path / "vms" / VM / "record.json", host.path / "copies" / f"{VM}.json"):
         path.write_bytes(b"nonsense")

@@ -36,7 +36,8 @@ def test_every_kind_is_told_with_what_to_do_next() -> None:
 def test_the_older_of_two_is_a_double_with_specs_and_without() -> None:
     copies = [
         HostView(host=host, report=HostReport(host=host, observed_at=NOW, capacity=REPORT.capacity, vms=(vm,)))
-        for host, vm in (("hv01", observed("web-000", token=2)), ("hv02", observed("web-000", host="hv02", token=3)))
+        for host, token in (("hv01", 2), ("hv02", 3))
+        for vm in (observed("web-000", host=host, token=token),)
     ]
     for project, wanted in (("demo", frozenset({"web-000"})), (None, frozenset[str]())):
         found = orphans_in(copies, project, wanted)

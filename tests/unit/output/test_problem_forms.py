@@ -65,16 +65,15 @@ def test_junit_without_a_problem_has_one_case_that_passed() -> None:
 
 
 def test_every_form_tells_specs_that_are_fine() -> None:
-    assert formats.VALIDATION["text"]([], [], (2, 5, 1)) == "2 documents, 5 VMs in 1 fleet: fine\n"
-    assert json.loads(formats.VALIDATION["json"]([], [], (2, 5, 1)))["valid"] is True
-    assert formats.VALIDATION["text"]([OTHER], [], (0, 0, 0)) == ""
+    assert formats.validation_text([], (2, 5, 1)) == "2 documents, 5 VMs in 1 fleet: fine\n"
+    assert formats.validation_document([], [], (2, 5, 1))["valid"] is True
 
 
 def test_warnings_are_told_beside_specs_that_are_fine() -> None:
-    text = formats.VALIDATION["text"]([], [OTHER], (2, 5, 1))
+    text = formats.validation_text([OTHER], (2, 5, 1))
     assert text.startswith(f"/specs/db.yml:1:1: warning: {OTHER.message}")
     assert text.endswith(" fleet: fine\n")
-    assert json.loads(formats.VALIDATION["json"]([], [OTHER], (2, 5, 1)))["warnings"][0]["path"] == "/specs/db.yml"
-    assert formats.VALIDATION["github"]([], [OTHER], (2, 5, 1)).startswith("::warning file=/specs/db.yml,line=1")
-    (result,) = json.loads(formats.VALIDATION["sarif"]([], [OTHER], (2, 5, 1)))["runs"][0]["results"]
+    assert formats.validation_document([], [OTHER], (2, 5, 1))["warnings"] == [OTHER]
+    assert problems_github([], [OTHER]).startswith("::warning file=/specs/db.yml,line=1")
+    (result,) = json.loads(problems_sarif([], [OTHER]))["runs"][0]["results"]
     assert result["level"] == "warning"

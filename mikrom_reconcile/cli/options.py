@@ -118,19 +118,19 @@ def _from_word(text: str) -> dict[str, Any]:
 
 def _from_file(path: str) -> dict[str, Any]:
     from mikrom_reconcile.control.sources.files import read_files
-    from mikrom_reconcile.core.parsing.documents import read_file
+    from mikrom_reconcile.core.parsing.documents import Reading, read_file
 
     if not Path(path).is_file():
         raise UsageError(f"-e @{path}: there is no such file of variables")
     found: dict[str, Any] = {}
-    for file in read_files([Path(path)]).files:
-        read = read_file(file.path, file.text)
-        if read.problems:
-            raise SpecError(tuple(read.problems))
-        for document in read.documents:
-            if not isinstance(document.value, dict):
-                raise UsageError(f"-e @{path}: line {document.line} begins no mapping of variables")
-            found |= msgspec.to_builtins(document.value, enc_hook=str)  # spelled as there, also where it travels
+    reading = Reading()
+    read = [each for file in read_files([Path(path)]).files for each in read_file(file, reading)]
+    if reading.problems:
+        raise SpecError(tuple(reading.problems))
+    for document, value in read:
+        if not isinstance(value, dict):
+            raise UsageError(f"-e @{path}: line {document.line} begins no mapping of variables")
+        found |= msgspec.to_builtins(value, enc_hook=str)  # spelled as there, also where it travels
     return found
 
 

@@ -151,7 +151,7 @@ _CONTAINER_IMAGE = ("spec", "rootfs", "oci")
 def _container_image(tree: SourceTree, name: str) -> tuple[SpecDocument, str]:
     """The document of an Image, which may lack a digest, and what it says. Raises SpecError, UsageError."""
     reading = documents.read_tree(tree, wiring.schemas())
-    images = [each for each in (*reading.broken, *reading.documents) if each.kind == "Image"]
+    images = [each for each in (*reading.broken, *reading.misspelt, *reading.documents) if each.kind == "Image"]
     named = [each for each in images if each.name == name]
     if not (named or reading.whole):
         raise SpecError(tuple(reading.problems))

@@ -14,7 +14,6 @@ from mikrom_reconcile.core.model.documents import SourceFile, SourceTree, SpecPr
 from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.parsing import documents
-from mikrom_reconcile.core.parsing.documents import read_file
 from mikrom_reconcile.times_and_sizes import SPECS
 
 ABBREVIATED = 12  # digits of a commit; what git itself would choose for a very large repository
@@ -230,6 +229,6 @@ def _has_project(path: str, content: bytes) -> bool:
     text = content.decode("utf-8-sig", "replace")
     if not _KIND.search(text):
         return False
-    read = read_file(path, text)
-    kinds = (document.value.get("kind") for document in read.documents if isinstance(document.value, dict))
-    return bool(read.problems) or "Project" in kinds
+    reading = documents.Reading()
+    kinds = [document.kind for document, _ in documents.read_file(SourceFile(path=path, text=text), reading)]
+    return bool(reading.problems) or "Project" in kinds

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.documents import Diagnostic, SourceTree, SpecDocument, SpecProblem
+from mikrom_reconcile.core.model.documents import Diagnostic, SourceFile, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.parsing.schema_errors import Schemas, Validators, describe_value, nearest
 from mikrom_reconcile.core.parsing.yaml_words import SUSPECT, Lines, is_plain_text, plain, shown
@@ -26,48 +26,6 @@ _LEAD = re.compile(r"(?:---)?[ \t]*(?:(?:#[^\n]*)?\n[ \t]*)*")
 _MAYBE_UNUSUAL = ("&", "*", "!", "<<", "0x", "0o", "0b", "\r", "\x85", "\u2028", "\u2029", "\ufeff")
 _UNUSUAL = re.compile("(?:^|[\\s\\[{,:])[&*!]|<<|0[xob]|[\r\x85\u2028\u2029\ufeff]")
 _SLOWLY: Final = object()
-
-
-class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """One document: its value, and the line its value begins on, from 1. `spelled`: numbers in it may be `Spelled`."""
-
-    line: int
-    value: Any
-    spelled: bool = False
-
-
-class YamlFile(msgspec.Struct, kw_only=True):
-    """The documents of a file but empty ones, and its mistakes of YAML. `whole`: every document could be read."""
-
-    documents: list[YamlDocument]
-    problems: list[SpecProblem]
-    whole: bool
-
-
-def read_file(path: str, text: str) -> YamlFile:
-    """The documents of one file, and every mistake of YAML in it."""
-    lines = Lines(path, text)
-    if text.count("\n---") >= SPECS.max_documents:
-        too_many = lines.problem(0, f"more than {SPECS.max_documents} documents in one file", "split it")
-        return YamlFile(documents=[], problems=[too_many], whole=False)
-    found = YamlFile(documents=[], problems=[], whole=True)
-    line = 1
-    for start, end in lines.cuts:
-        chunk = text[start:end]
-        value = _quickly(chunk)
-        if value is _SLOWLY:
-            roots, problems, whole = _slowly(lines, start, end)
-            found.documents += [YamlDocument(line=lines.at(it.at)[0], value=it.value, spelled=True) for it in roots]
-            found.problems += problems
-            found.whole = found.whole and whole
-            if len(found.problems) >= SPECS.max_problems:
-                found.whole = False
-                break
-        elif value is not None:
-            lead = _LEAD.match(chunk)
-            found.documents.append(YamlDocument(line=line + (lead[0].count("\n") if lead else 0), value=value))
-        line += chunk.count("\n")
-    return found
 
 
 class Places:
@@ -218,14 +176,14 @@ def looks_like_a_spec(head: bytes) -> bool:
 
 
 class Reading(msgspec.Struct, kw_only=True):
-    """What could be read of a source tree. `documents` obey their schema, in file order; `broken` do not, and
-    `diagnostics` say why. Of the broken ones, those that are `misspelt` only have unknown keys. `problems` are what
-    YAML itself refused. `whole` says that no document is missing: every one is good or broken.
+    """What could be read of a source tree. `documents` obey their schema, in file order; `misspelt` ones only have
+    unknown keys, `broken` ones more than that, and `diagnostics` say why. `problems` are what YAML itself refused.
+    `whole` says that no document is missing.
     """
 
     documents: list[SpecDocument] = []
-    broken: list[SpecDocument] = []
     misspelt: list[SpecDocument] = []
+    broken: list[SpecDocument] = []
     diagnostics: list[Diagnostic] = []
     problems: list[SpecProblem] = []
     whole: bool = True
@@ -261,40 +219,55 @@ def dedupe_by_position(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ..
 
 def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
     """Everything in the tree, until there are more mistakes than are reported."""
-    validators = Validators(schemas)
-    reading = Reading()
+    validators, reading = Validators(schemas), Reading()
     for file in tree.files:
-        found = read_file(file.path, file.text)
-        reading.problems += found.problems
-        reading.whole = reading.whole and found.whole
-        for document in found.documents:
-            if not reading.is_full():
-                _add(reading, file.path, document, validators)
-        if reading.is_full():
-            reading.whole = False
-            break
+        for document, value in read_file(file, reading):
+            mistakes = list(islice(_mistakes(document, value, validators), SPECS.max_problems))
+            reading.diagnostics += mistakes
+            is_misspelt = all(each.key for each in mistakes) and isinstance(document.body.get("spec"), dict)
+            alike = reading.misspelt if is_misspelt else reading.broken
+            (alike if mistakes else reading.documents).append(document)
     return reading
 
 
-def _add(reading: Reading, path: str, found: YamlDocument, validators: Validators) -> None:
-    document = _spec_document(path, found)
-    mistakes = list(islice(_mistakes(document, found.value, validators), SPECS.max_problems))
-    (reading.broken if mistakes else reading.documents).append(document)
-    if mistakes and all(each.key for each in mistakes) and isinstance(document.body.get("spec"), dict):
-        reading.misspelt.append(document)
-    reading.diagnostics += mistakes
+def read_file(file: SourceFile, reading: Reading) -> Iterator[tuple[SpecDocument, Any]]:
+    """The documents of one file but empty ones, each with its value; mistakes of YAML are added to `reading`."""
+    lines = Lines(file.path, file.text)
+    if file.text.count("\n---") >= SPECS.max_documents:
+        too_many = f"more than {SPECS.max_documents} documents in one file"
+        reading.problems.append(lines.problem(0, too_many, "split it"))
+        reading.whole = False
+        return
+    line = 1
+    for start, end in lines.cuts:
+        if reading.is_full():
+            reading.whole = False
+            break
+        chunk = file.text[start:end]
+        value = _quickly(chunk)
+        if value is _SLOWLY:
+            roots, problems, whole = _slowly(lines, start, end)
+            reading.problems += problems
+            reading.whole = reading.whole and whole
+            for root in roots:
+                yield _spec_document(file.path, lines.at(root.at)[0], root.value, spelled=True), root.value
+        elif value is not None:
+            lead = _LEAD.match(chunk)
+            yield _spec_document(file.path, line + (lead[0].count("\n") if lead else 0), value), value
+        line += chunk.count("\n")
 
 
-def _spec_document(path: str, found: YamlDocument) -> SpecDocument:
-    body = found.value if isinstance(found.value, dict) else {}
+def _spec_document(path: str, line: int, value: Any, *, spelled: bool = False) -> SpecDocument:
+    """`line` is where the value begins; numbers in it may be `Spelled`."""
+    body = value if isinstance(value, dict) else {}
     kind, name, _ = variables_of(path)
     if kind:
-        return SpecDocument(path=path, line=found.line, kind=kind, name=name, body=body)
-    if found.spelled:
+        return SpecDocument(path=path, line=line, kind=kind, name=name, body=body)
+    if spelled:
         body = plain(body, kept=_is_variables)
     metadata = body.get("metadata")
     name = str(metadata.get("name")) if isinstance(metadata, dict) else ""
-    return SpecDocument(path=path, line=found.line, kind=str(body.get("kind")), name=name, body=body)
+    return SpecDocument(path=path, line=line, kind=str(body.get("kind")), name=name, body=body)
 
 
 def _is_variables(at: tuple[str, ...]) -> bool:

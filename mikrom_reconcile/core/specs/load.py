@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from fnmatch import fnmatchcase, translate
+from fnmatch import translate
 from operator import attrgetter
 from typing import Any
 
@@ -27,16 +27,10 @@ from mikrom_reconcile.times_and_sizes import SPECS
 VM_NAME = "${fleet}-${index:03d}"  # the names of replicas, unless a fleet says otherwise
 
 
-class Override(msgspec.Struct, frozen=True, kw_only=True):
-    """Template fields for the VMs whose names match `match`, a wildcard."""
-
-    match: str
-    fields: dict[str, Any]
-
-
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, rename={"pattern": "hosts", "hosts": "selected"}):
     """One Fleet document, with the defaults that its schema names. `replicas` is None for a fleet of named instances.
-    `hosts` are those that `pattern` selects; None: this machine. `rollout` is None where it says nothing of it.
+    `hosts` are those that `pattern` selects; None: this machine. `rollout` is None where it says nothing of it. Each of
+    `overrides` has, beside template fields, the wildcard that names must `match`.
     """
 
     document: SpecDocument
@@ -48,7 +42,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, rename={"pattern": "h
     replicas: int | None = None
     vm_name: str = VM_NAME
     template: dict[str, Any] = {}
-    overrides: tuple[Override, ...] = ()
+    overrides: tuple[dict[str, Any], ...] = ()
     instances: dict[str, dict[str, Any]] = {}
     policy: Policy
     ignore_changes: tuple[str, ...] = ()
@@ -90,7 +84,7 @@ def load(
         raise UsageError(f"-e: {', '.join(built_in)} is built in and cannot be set; give the variable another name")
     reading = read_tree(tree, schemas)
     documents = reading.documents
-    if reading.whole and not documents and not reading.broken:
+    if reading.whole and not (documents or reading.misspelt or reading.broken):
         raise SourceError(f"no document in {', '.join(file.path for file in tree.files[:9])}: nothing to plan from")
     inventory = _inventory(documents)
     known = Documents(reading, inventory)
@@ -136,16 +130,11 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
     policy = {"prune_max" if word == "max" else word: said for word, said in prune.items()}
     if "prevent_destroy" in lifecycle:
         policy["prevent_destroy"] = lifecycle["prevent_destroy"]
-    overrides = [
-        Override(match=entry["match"], fields={key: value for key, value in entry.items() if key != "match"})
-        for entry in spec.get("overrides", ())
-    ]
     fields = spec | {
         "document": document,
         "name": document.name,
         "tags": metadata.get("tags", ()),
         "selected": None,
-        "overrides": overrides,
         "instances": _filled(spec.get("instances", {})),
         "policy": policy,
         "ignore_changes": lifecycle.get("ignore_changes", ()),
@@ -203,7 +192,6 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 class MergedTemplate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Merged template fields, shared by all VMs that have the same overrides (by number), and what they look up."""
 
-    fleet: FleetSpec
     fields: dict[str, Any]
     variables_used: frozenset[str]
     published: frozenset[str]  # the ports of a host that each VM wants for itself
@@ -224,9 +212,9 @@ class UnplacedVM(msgspec.Struct, frozen=True, kw_only=True):
         fleet = self.fleet
         if self.name in fleet.instances:
             yield f"instance {self.name}", ("spec", "instances", self.name), fleet.instances[self.name]
-        for number, override in reversed([*enumerate(fleet.overrides)]):
-            if fnmatchcase(self.name, override.match):
-                yield f"override {override.match}", ("spec", "overrides", number), override.fields
+        for number in reversed(self.template.overrides):
+            override = fleet.overrides[number]
+            yield f"override {override['match']}", ("spec", "overrides", number), override
         yield "template", ("spec", "template"), fleet.template
 
 
@@ -298,10 +286,10 @@ def _matcher(fleet: FleetSpec) -> Callable[[str], tuple[int, ...]]:
     exact: dict[str, list[int]] = defaultdict(list)
     wild: list[tuple[int, Callable[[str], Any]]] = []
     for number, override in enumerate(fleet.overrides):
-        if frozenset("*?[").isdisjoint(override.match):
-            exact[override.match].append(number)
+        if frozenset("*?[").isdisjoint(override["match"]):
+            exact[override["match"]].append(number)
         else:
-            wild.append((number, re.compile(translate(override.match)).match))
+            wild.append((number, re.compile(translate(override["match"])).match))
     return lambda name: tuple(sorted([*exact.get(name, ()), *(number for number, match in wild if match(name))]))
 
 
@@ -322,11 +310,9 @@ def _names(fleet: FleetSpec, specs: Specs) -> Iterator[tuple[str, int | None]]:
 
 
 def _template(fleet: FleetSpec, which: tuple[int, ...], own: dict[str, Any], known: frozenset[str]) -> MergedTemplate:
-    fields = merged({}, fleet.template)
-    for number in which:
-        fields = merged(fields, fleet.overrides[number].fields)
-    if own:
-        fields = merged(fields, {key: value for key, value in own.items() if key != "host"})
+    fields: dict[str, Any] = {}
+    for layer in (fleet.template, *(fleet.overrides[number] for number in which), own):
+        fields = merged(fields, {key: value for key, value in layer.items() if key not in {"match", "host"}})
     looks_up = "${" in repr(fields)  # most do not: this spares two walks
     variables_used: frozenset[str] = names_in(fields) if looks_up else frozenset()
     if variables_used:
@@ -335,7 +321,7 @@ def _template(fleet: FleetSpec, which: tuple[int, ...], own: dict[str, Any], kno
         fields = Scope().resolve(fields)  # $${ stands for ${ here, too
     interfaces = fields.get("network_interfaces", {}).values()
     ports = frozenset(port_name(text) for nic in interfaces for text in nic.get("publish", ()))
-    return MergedTemplate(fleet=fleet, fields=fields, variables_used=variables_used, published=ports, overrides=which)
+    return MergedTemplate(fields=fields, variables_used=variables_used, published=ports, overrides=which)
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from mikrom_reconcile.core.specs.inventory import EVERY, RESERVED, UNARY, Invent
 from mikrom_reconcile.core.specs.networks import network_mistakes, network_of, overlapping
 from mikrom_reconcile.times_and_sizes import SPECS
 
-GOOD, MISSPELT, NAMED = 2, 1, 0
-"""How much of a document can be used: it obeys its schema, only has unknown keys, or at least has a name."""
+GOOD, MISSPELT, BROKEN = 2, 1, 0
+"""How much of a document can be used: it obeys its schema, only has unknown keys, or at best has a name."""
 
 
 class Documents:
@@ -33,15 +33,14 @@ class Documents:
     """
 
     def __init__(self, reading: Reading, inventory: Inventory | None) -> None:
-        misspelt = {id(document) for document in reading.misspelt}
-        named = [each for each in reading.broken if id(each) not in misspelt and has_name(each)]
-        self.by_state = {GOOD: reading.documents, MISSPELT: reading.misspelt, NAMED: named}
+        self.by_state = {GOOD: reading.documents, MISSPELT: reading.misspelt, BROKEN: reading.broken}
+        refused = {document.kind for document in (*reading.misspelt, *reading.broken)}
         self.inventory = inventory
         self.hosts = tuple(inventory.hosts) if inventory else ()
         self.groups = tuple(inventory.groups) if inventory else ()
-        self.complete = reading.whole and {"Fleet", "Project", "Refactor"} >= {each.kind for each in reading.broken}
+        self.complete = reading.whole and {"Fleet", "Project", "Refactor"} >= refused
         self.hosts_known = self.complete or inventory is not None
-        self.images_known = reading.whole and not any(document.kind == "Image" for document in reading.broken)
+        self.images_known = reading.whole and "Image" not in refused
         self.images = (*BUILT_IN, *(each.name for each in reading.documents if each.kind == "Image"))
 
     @cached_property
@@ -322,7 +321,7 @@ def _freeze(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
 _FLEET, _INVENTORY, _VARIABLES = frozenset({"Fleet"}), frozenset({"Inventory"}), frozenset({"GroupVars", "HostVars"})
 
 CHECKS: Final = (
-    Check(problems=_duplicates, state=NAMED),
+    Check(problems=_duplicates, state=BROKEN),
     Check(kinds=frozenset({"Image"}), problems=_image),
     Check(kinds=_FLEET | _INVENTORY, problems=_reserved_names),
     Check(kinds=_FLEET | _INVENTORY | _VARIABLES, problems=_variable_names),

@@ -23,13 +23,13 @@ def spec_warnings(specs: Specs, pending: Sequence[UnplacedVM]) -> tuple[SpecProb
 
 def _overrides(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
     used: dict[str, set[int]] = defaultdict(set)
-    for template in {id(vm.template): vm.template for vm in pending}.values():
-        used[template.fleet.name].update(template.overrides)
+    for vm in {id(vm.template): vm for vm in pending}.values():
+        used[vm.fleet.name].update(vm.template.overrides)
     for fleet in specs.fleets:
         for number, override in enumerate(fleet.overrides):
             if number not in used[fleet.name]:
                 pointer = ("spec", "overrides", number, "match")
-                message = f"override {yaml_words.shown(override.match)} matches no VM of fleet {fleet.name}"
+                message = f"override {yaml_words.shown(override['match'])} matches no VM of fleet {fleet.name}"
                 yield Diagnostic(fleet.document, pointer, message)
 
 
@@ -43,7 +43,7 @@ def _variables(specs: Specs, _: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
 
 def _reached(fleet: FleetSpec, shared: frozenset[str]) -> set[str]:
     """The names that a fleet looks up, directly or through variables of its own."""
-    written: list[Any] = [fleet.vm_name, fleet.template, fleet.instances, *(each.fields for each in fleet.overrides)]
+    written: list[Any] = [fleet.vm_name, fleet.template, fleet.instances, *fleet.overrides]
     reached: set[str] = set()
     left = {*shared, *variables.names_in(written)}
     while left:

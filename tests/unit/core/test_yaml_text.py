@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mikrom_reconcile.core.model.documents import SourceFile
 from mikrom_reconcile.core.parsing import documents
 
 
@@ -9,10 +10,13 @@ def test_what_may_be_nested_deep_is_left_to_the_parser_that_counts_levels() -> N
     few, many = "[" + "{a: 1}, " * 249 + "]", "[" + "{a: 1}, " * 250 + "]"
     assert documents._quickly(few) == [{"a": 1}] * 249
     assert documents._quickly(many) is documents._SLOWLY
-    assert [document.value for document in documents.read_file("a.yml", many).documents] == [[{"a": 1}] * 250]
+    read = documents.read_file(SourceFile(path="a.yml", text=many), documents.Reading())
+    assert [value for _, value in read] == [[{"a": 1}] * 250]
 
 
 def test_brackets_without_end_are_told_where_they_become_too_deep() -> None:
     for text in ("[" * 100_000, "{a: " * 49_000):
-        (problem,) = documents.read_file("a.yml", text).problems
+        reading = documents.Reading()
+        assert not [*documents.read_file(SourceFile(path="a.yml", text=text), reading)]
+        (problem,) = reading.problems
         assert problem.message == "nested deeper than 32 levels"

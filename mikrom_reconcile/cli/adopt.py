@@ -41,7 +41,7 @@ def adopt(vm: str, paths: tuple[str, ...], socket: str, out: str | None, *, chec
     settings = load()
     specs, engine = queries.specs_in(settings, paths), wiring.open_engine(settings)
     found, is_ours = _described(engine, host, name, socket)
-    place, template = {"host": host} if specs.inventory else {}, {"image": name} | found.template
+    place, template = {"host": host} if specs.inventory.hosts else {}, {"image": name} | found.template
     documents = [("Image", found.image), ("Fleet", {"instances": {name: place}, "template": template})]
     text = _text(name, *documents, ("Refactor", {"import": [{"to": name, "host": host, "socket": socket}]}))
     tree = replace(specs.tree, files=(*specs.tree.files, SourceFile(path=out or "what was found", text=text)))

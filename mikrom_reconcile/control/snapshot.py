@@ -41,7 +41,7 @@ class Snapshots:
             taken_at=datetime.now(UTC),
             views=tuple(views),
             fleets=tables.fleets_in(views, self._wanted(specs, plan)),
-            inventory=(specs and specs.inventory) or Inventory(),
+            inventory=specs.inventory if specs else Inventory(),
             plan=plan,
             problem=problem,
             runs=tuple(run_result.settled(engine.store.runs(OUTPUT.page_runs))),

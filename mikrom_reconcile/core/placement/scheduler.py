@@ -12,7 +12,7 @@ import msgspec
 from mikrom_reconcile.core.model.observed import Capacity
 from mikrom_reconcile.core.model.plan import group_by
 from mikrom_reconcile.core.placement.capacity import Heaps, HostHeap, HostLoads, Paths, Room, SpreadCounts, SpreadHeap
-from mikrom_reconcile.core.specs.inventory import Attributes, Inventory, describe_attribute
+from mikrom_reconcile.core.specs.inventory import Attributes, describe_attribute
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, UnplacedVM, hosts_of
 from mikrom_reconcile.times_and_sizes import SPECS
 
@@ -45,9 +45,8 @@ class Scheduler:
         pinned: Mapping[str, str] = NOTHING,
     ) -> None:
         self.hosts = hosts_of(specs, here)
-        inventory = specs.inventory or Inventory()
-        self._attributes = Attributes(inventory, specs.extra_vars)
-        self._states = {host: entry.state for host, entry in inventory.hosts.items() if entry.state != "active"}
+        self._attributes = Attributes(specs.inventory, specs.extra_vars)
+        self._states = {host: entry.state for host, entry in specs.inventory.hosts.items() if entry.state != "active"}
         self._unreachable = unreachable
         self._located = located
         self._previous_hosts = previous_hosts

@@ -20,7 +20,6 @@ from mikrom_reconcile.core.planning.leases import held_addresses, lease, seen_ad
 from mikrom_reconcile.core.planning.rollout import roll_out
 from mikrom_reconcile.core.planning.rules import STANDS_IN_THE_WAY, DiffInput, judge
 from mikrom_reconcile.core.planning.selection import select
-from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import VM_NAME, Specs, expand, renames
 from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.core.specs.warnings import spec_warnings
@@ -98,9 +97,10 @@ def make_plan(
     draft = replace(draft, refusals=tuple(_refusals(draft)))
     booting = (it.observed for it in draft.changes if it.observed and it.observed.phase == "booting")
     polls = [min((seconds_of(check.interval) for check in row.spec.checks.values()), default=1.0) for row in booting]
-    inventory = given.specs.inventory or Inventory()
     acted_on = {it.host for it in draft.changes if it.kind in VERBS}
-    limits = {host: mem_limit_mib(inventory, report) for host, report in view.reports.items() if host in acted_on}
+    limits = {
+        host: mem_limit_mib(given.specs.inventory, report) for host, report in view.reports.items() if host in acted_on
+    }
     plan = shared.plan_of(
         draft,
         observed,
@@ -165,7 +165,7 @@ def await_room(draft: Draft, context: PlanContext) -> Draft:
 
 def _scheduler(context: PlanContext, located: Mapping[str, str], going: Mapping[str, list[ObservedVM]]) -> Scheduler:
     """The hosts as they were found, once those of their VMs are gone that are `going`."""
-    view, inventory = context.view, context.given.specs.inventory or Inventory()
+    view, inventory = context.view, context.given.specs.inventory
     drives = {name: sorted(rows[0].spec.drives) for name, rows in view.own.items() if rows[0].spec.drives}
     return Scheduler(
         context.given.specs,

@@ -48,7 +48,7 @@ def limited(limit: str, vms: Iterable[Whereabouts], specs: Specs | None) -> froz
     words = [word for _, word in terms(limit)]
     if not all(word.removeprefix("~") for word in words):
         raise UsageError(f"--limit: an empty word selects nothing, and one is in {shown(limit)}; write all for all")
-    inventory = (specs and specs.inventory) or Inventory()
+    inventory = specs.inventory if specs else Inventory()
     fleets: dict[str, set[str]] = defaultdict(set, {fleet.name: set() for fleet in (specs.fleets if specs else ())})
     hosts: dict[str, set[str]] = defaultdict(set, {host: set() for host in inventory.hosts})
     for name, host, fleet in vms:

@@ -59,7 +59,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     documents: int
     project: str
     whole: bool
-    inventory: Inventory | None
+    inventory: Inventory
     extra_vars: dict[str, Any]
     images: dict[str, Image]
     networks: dict[str, Network]
@@ -115,16 +115,15 @@ def load(
 
 def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:
     """The hosts of the inventory, sorted; without one, `here`."""
-    return tuple(sorted(specs.inventory.hosts)) if specs.inventory else (here,)
+    return tuple(sorted(specs.inventory.hosts)) or (here,)
 
 
 def drained_hosts(specs: Specs) -> frozenset[str]:
     """The hosts that the inventory says to drain."""
-    hosts = specs.inventory.hosts.items() if specs.inventory else ()
-    return frozenset(name for name, host in hosts if host.state == "drain")
+    return frozenset(name for name, host in specs.inventory.hosts.items() if host.state == "drain")
 
 
-def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
+def _fleet(document: SpecDocument, inventory: Inventory) -> FleetSpec:
     spec, metadata = document.body["spec"], document.body["metadata"]
     prune, lifecycle = spec.get("prune", {}), spec.get("lifecycle", {})
     policy = {"prune_max" if word == "max" else word: said for word, said in prune.items()}
@@ -142,7 +141,7 @@ def _fleet(document: SpecDocument, inventory: Inventory | None) -> FleetSpec:
     }
     fleet = msgspec.convert(fields, ready(FleetSpec))
     # fleets of one pattern share one tuple, by which the scheduler knows that they do; converted each had a copy
-    hosts = inventory.select(spec.get("hosts", "all")) if inventory else None
+    hosts = inventory.select(spec.get("hosts", "all")) if inventory.hosts else None
     return msgspec.structs.replace(fleet, hosts=hosts)
 
 
@@ -154,11 +153,11 @@ def _freeze(document: SpecDocument) -> Freeze | None:
     return Freeze(by=f"{document.path}:{document.line}", reason=said["reason"], until=until)
 
 
-def _inventory(documents: list[SpecDocument]) -> Inventory | None:
+def _inventory(documents: list[SpecDocument]) -> Inventory:
     """The inventory and the variables beside it; the first document counts, a second is a problem of its own."""
     document = next(_of_kind(documents, "Inventory"), None)
     if document is None:
-        return None
+        return Inventory()
     spec = document.body["spec"]
     return Inventory(
         hosts=msgspec.convert(_filled(spec["hosts"]), ready(dict[str, Host]), strict=False),  # 3.0 may stand for 3
@@ -263,7 +262,7 @@ def renames(specs: Specs) -> dict[str, str]:
 
 def shared_lookups(specs: Specs) -> frozenset[str]:
     """Names that the variables of all fleets look up: those of the command line and of the inventory."""
-    inventory = specs.inventory or Inventory()
+    inventory = specs.inventory
     own = [host.vars for host in inventory.hosts.values()] + [group.vars for group in inventory.groups.values()]
     return names_in([specs.extra_vars, inventory.group_vars, inventory.host_vars, *own])
 
@@ -349,7 +348,7 @@ def scope_of(vm: UnplacedVM, specs: Specs, host: str | None) -> Scope:
     built_in: dict[str, Any] = {"name": vm.name}
     if vm.index is not None:
         built_in["index"] = vm.index
-    inventory = specs.inventory or Inventory()
+    inventory = specs.inventory
     beneath: tuple[Layer, ...] = ()
     if host is not None:
         built_in["host"] = inventory.facts(host)

@@ -30,10 +30,10 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     cidr: str
     gateway: str
-    nat: bool
-    guard: bool
-    isolation: bool
-    egress: desired.Egress
+    nat: bool = False
+    guard: bool = True
+    isolation: bool = False
+    egress: desired.Egress = desired.Egress()
     host_access: tuple[str, ...]
     pools: dict[str, Pool]
     reserved: tuple[range, ...]
@@ -61,24 +61,19 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
 def network_of(name: str, spec: dict[str, Any]) -> Network:
     """The network that a document without mistakes describes."""
-    network = IPv4Network(spec["cidr"])
     inside = _range(spec["cidr"])
-    gateway = spec.get("gateway") or str(network.network_address + 1)
+    gateway = spec.get("gateway") or str(IPv4Address(inside[1]))
     said = ((pool, it["range"], it.get("cooldown", _COOLDOWN)) for pool, it in spec.get("pools", {}).items())
     pools = {name: Pool(addresses=_range(text), cooldown_s=desired.seconds_of(time)) for name, text, time in said}
     taken = (int(IPv4Address(gateway)), inside[0], inside[-1])
-    return Network(
-        name=name,
-        cidr=spec["cidr"],
-        gateway=gateway,
-        nat=spec.get("nat", False),
-        guard=spec.get("guard", True),
-        isolation=spec.get("isolation", False),
-        egress=msgspec.convert(spec.get("egress", {}), ready(desired.Egress)),
-        host_access=tuple(map(str, spec.get("host_access", ()))),
-        pools=pools or {WHOLE: Pool(addresses=inside[1:-1], cooldown_s=desired.seconds_of(_COOLDOWN))},
-        reserved=(*(range(each, each + 1) for each in taken), *map(_range, spec.get("reserved", ()))),
-    )
+    fields = spec | {
+        "name": name,
+        "gateway": gateway,
+        "host_access": list(map(str, spec.get("host_access", ()))),
+        "pools": pools or {WHOLE: Pool(addresses=inside[1:-1], cooldown_s=desired.seconds_of(_COOLDOWN))},
+        "reserved": [*(range(each, each + 1) for each in taken), *map(_range, spec.get("reserved", ()))],
+    }
+    return msgspec.convert(fields, ready(Network))
 
 
 def network_mistakes(spec: dict[str, Any]) -> Iterator[tuple[documents.Pointer, str]]:

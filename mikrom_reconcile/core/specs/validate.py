@@ -32,14 +32,14 @@ class Documents:
     says that none is missing, `hosts_known` that no host and no group is.
     """
 
-    def __init__(self, reading: Reading, inventory: Inventory | None) -> None:
+    def __init__(self, reading: Reading, inventory: Inventory) -> None:
         self.by_state = {GOOD: reading.documents, MISSPELT: reading.misspelt, BROKEN: reading.broken}
         refused = {document.kind for document in (*reading.misspelt, *reading.broken)}
         self.inventory = inventory
-        self.hosts = tuple(inventory.hosts) if inventory else ()
-        self.groups = tuple(inventory.groups) if inventory else ()
+        self.hosts = tuple(inventory.hosts)
+        self.groups = tuple(inventory.groups)
         self.complete = reading.whole and {"Fleet", "Project", "Refactor"} >= refused
-        self.hosts_known = self.complete or inventory is not None
+        self.hosts_known = self.complete or bool(inventory.hosts)
         self.images_known = reading.whole and "Image" not in refused
         self.images = (*BUILT_IN, *(each.name for each in reading.documents if each.kind == "Image"))
 
@@ -70,8 +70,7 @@ class Documents:
     @cached_property
     def attributes(self) -> tuple[str, ...]:
         """What constraints can ask of hosts: the variables that any of them has."""
-        inventory = self.inventory or Inventory()
-        return tuple(sorted({f"host.{name}" for host in inventory.hosts for name in inventory.facts(host)}))
+        return tuple(sorted({f"host.{name}" for host in self.hosts for name in self.inventory.facts(host)}))
 
 
 def has_name(document: SpecDocument) -> bool:
@@ -216,7 +215,7 @@ def _circles_in(children: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, ..
 def _variables_of_nothing(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
     of_group = document.kind == "GroupVars"
     names = (*known.groups, "all") if of_group else known.hosts
-    if known.inventory is None:
+    if not known.hosts:
         message, hint = "there is no Inventory, so nothing has these variables", "add one, or remove the file"
         yield Diagnostic(document, (), message, hint)
     elif document.name not in names:
@@ -259,21 +258,23 @@ def _fleet_images(document: SpecDocument, known: Documents) -> Iterator[Diagnost
 
 def _fleet_hosts(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
     """The pattern of a fleet selects hosts, and the host of an instance is one."""
-    spec, inventory = document.body["spec"], known.inventory
-    if "hosts" in spec and (mistake := _pattern_mistake(spec["hosts"], inventory)):
+    spec = document.body["spec"]
+    if "hosts" in spec and (mistake := _pattern_mistake(spec["hosts"], known.inventory)):
         yield Diagnostic(document, ("spec", "hosts"), *mistake)
     for name, fields in spec.get("instances", {}).items():
         host = (fields or {}).get("host")
         if host is not None and host not in known.hosts:
             mistake = f"the inventory has no host {shown(host)}", nearest(host, known.hosts)
-            yield Diagnostic(document, ("spec", "instances", name, "host"), *(mistake if inventory else _NO_INVENTORY))
+            yield Diagnostic(
+                document, ("spec", "instances", name, "host"), *(mistake if known.hosts else _NO_INVENTORY)
+            )
 
 
 _NO_INVENTORY = "there is no Inventory, so no host can be named", "add one, or leave this out"
 
 
-def _pattern_mistake(pattern: str, inventory: Inventory | None) -> tuple[str, str] | None:
-    if inventory is None:
+def _pattern_mistake(pattern: str, inventory: Inventory) -> tuple[str, str] | None:
+    if not inventory.hosts:
         return None if pattern in EVERY else _NO_INVENTORY
     try:
         chosen = inventory.select(pattern)

@@ -9,7 +9,6 @@ from mikrom_reconcile.core.model.desired import DISRUPTION, resolve_share
 from mikrom_reconcile.core.model.documents import Diagnostic, SpecProblem
 from mikrom_reconcile.core.parsing import documents, variables, yaml_words
 from mikrom_reconcile.core.specs.budgets import largest
-from mikrom_reconcile.core.specs.inventory import Inventory
 from mikrom_reconcile.core.specs.load import FleetSpec, Specs, UnplacedVM, shared_lookups
 from mikrom_reconcile.core.specs.resolve import NOTHING, Resolver
 from mikrom_reconcile.times_and_sizes import SPECS
@@ -55,10 +54,9 @@ def _reached(fleet: FleetSpec, shared: frozenset[str]) -> set[str]:
 
 
 def _groups(specs: Specs, _: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
-    inventory = specs.inventory or Inventory()
-    for name, hosts in inventory.members.items():
+    for name, hosts in specs.inventory.members.items():
         if not hosts:
-            yield Diagnostic(inventory.document, ("spec", "groups", name), f"group {name} has no hosts", key=True)
+            yield Diagnostic(specs.inventory.document, ("spec", "groups", name), f"group {name} has no hosts", key=True)
 
 
 def _serial(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:

@@ -24,7 +24,7 @@ from mikrom_reconcile.dispatch.transport import broker
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.settings import Settings, refuse_misspelt
 from mikrom_reconcile.system import locks
-from mikrom_reconcile.system.files import make_folder, tail, write_whole
+from mikrom_reconcile.system.files import make_folder, tail, write_over, write_whole
 from mikrom_reconcile.times_and_sizes import SERVICES, VMMS
 
 Service = Literal["host", "control", "beat", "flower"]
@@ -161,7 +161,7 @@ def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
-    with _held(settings) as announce:
+    with _held(settings):
         check_flower(chosen)
         redis, children = redis_of(chosen), list[Child]()
         try:
@@ -172,7 +172,7 @@ def up(settings: Settings, *, run: bool, tell: Callable[[str], None]) -> int:
             if not settings.flower_basic_auth:
                 tell(f"Flower's user and password, until this ends: {chosen.flower_basic_auth}")
             _keep([redis, *children], tell, until=lambda: ended.is_set() or _workers_live(chosen))
-            announce(broker.RunningUp(pid=os.getpid(), broker_url=chosen.broker_url))
+            _announce(chosen, chosen.broker_url)
             tell("ready: other commands on this machine find these services; Ctrl-C ends them")
             if run:
                 argv = [sys.executable, "-m", "mikrom_reconcile", "apply", chosen.specs or "", "--yes"]
@@ -274,23 +274,23 @@ def _keep(children: Sequence[Child], tell: Callable[[str], None], *, until: Call
 
 
 @contextmanager
-def _held(settings: Settings) -> Iterator[Callable[[broker.RunningUp], None]]:
-    """The lock that says that an `up` runs here, and a way to write beside it what others need to know."""
+def _held(settings: Settings) -> Iterator[None]:
+    """Hold the lock that says that an `up` runs here."""
     path = broker.up_file(settings)
     fd = locks.open_taken(path)
     if fd is None:
         other = broker.running_up(settings)
         pid = f", pid {other.pid}" if other else ""
         raise BusyError(f"another `mikrom up` runs here{pid} ({path}); end it first, or set another MIKROM_RUN_DIR")
-
-    def announce(connection: broker.RunningUp) -> None:
-        encoded = msgspec.json.encode(connection)
-        os.pwrite(fd, encoded, 0)
-        os.ftruncate(fd, len(encoded))
-
     try:
-        announce(broker.RunningUp(pid=os.getpid()))
-        yield announce
+        _announce(settings)
+        yield
     finally:
         os.ftruncate(fd, 0)
         locks.give_back(fd)
+
+
+def _announce(settings: Settings, broker_url: str | None = None) -> None:
+    """Say beside the lock what others need to know."""
+    running = broker.RunningUp(pid=os.getpid(), broker_url=broker_url)
+    write_over(broker.up_file(settings), msgspec.json.encode(running))

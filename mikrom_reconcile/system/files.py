@@ -117,20 +117,14 @@ def _replace(path: Path, content: bytes, *, durable: bool) -> None:
 
 
 def _overwrite(path: Path, content: bytes, *, durable: bool) -> bool:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        if os.fstat(fd).st_blocks * 512 < len(content):
-            return False
-        _write_all(fd, content)
-        os.ftruncate(fd, len(content))
-        if durable:
-            sync(fd)
-    finally:
-        os.close(fd)
-    return True
+    with suppress(OSError), descriptor(path, os.O_WRONLY | os.O_NOFOLLOW) as fd:
+        if os.fstat(fd).st_blocks * 512 >= len(content):
+            _write_all(fd, content)
+            os.ftruncate(fd, len(content))
+            if durable:
+                sync(fd)
+            return True
+    return False
 
 
 def _write_all(fd: int, content: bytes) -> None:

@@ -98,7 +98,7 @@ def test_a_run_that_fails_is_shown_until_it_is_told_why_where_nobody_waits_for_i
 ) -> None:
     worker = WorkerId(owner="control:a", start_id="1")
     run = UnfinishedRun(run_id="r", origin="test", since=datetime.now(UTC), state="waiting")
-    with suppress(LookupError), shown(fleet.redis, KEYS, worker, run, awaited=awaited):
+    with suppress(LookupError), shown(fleet.redis, KEYS, worker, run, print, awaited=awaited):
         raise LookupError
     assert [each.run_id for each in unfinished_runs(fleet.redis, KEYS)] == [run.run_id] * (not awaited)
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -41,7 +41,6 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 Say = Callable[[str, Any], None]
-Progress = Callable[[ActionOutcome], None]
 
 
 class OncePerInterval(Scheduler):  # type: ignore[misc]  # Celery has no types
@@ -141,14 +140,11 @@ class ControlTasks:
         unfinished = shared_state.unfinished_runs(self.redis, self.keys)
         return status_html(replace(seen, source=source, unfinished=unfinished), NOTE)
 
-    def _carry_out(self, request: RunRequest, plan: Plan | None, tell: Progress, *, awaited: bool = True) -> RunReport:
-        waiting = shared_state.waiting_run(request, None if plan is None else len(plan.actions))
-        with shared_state.shown(self.redis, self.keys, self.worker_id(), waiting, awaited=awaited) as count:
-
-            def heard(outcome: ActionOutcome) -> None:
-                count(outcome)
-                tell(outcome)
-
+    def _carry_out(
+        self, request: RunRequest, plan: Plan | None, tell: shared_state.Progress, *, awaited: bool = True
+    ) -> RunReport:
+        run, worker = shared_state.waiting_run(request, plan), self.worker_id()
+        with shared_state.shown(self.redis, self.keys, worker, run, tell, awaited=awaited) as heard:
             began_s, report = time.monotonic(), None
             try:
                 with traces.span("run", run=request.run_id, origin=request.origin):
@@ -226,11 +222,9 @@ class ControlTasks:
         return good.tree, problem
 
     def _shared(self) -> Good | None:
-        found: Any = self.redis.get(self.keys.good_specs)
-        try:
-            return rpc.unpack(found, Good) if found else None
-        except MikromError:
-            return None
+        with suppress(MikromError):  # of another release
+            return self._kept(self.keys.good_specs, Good)
+        return None
 
     def _share(self, before: SourceState | None, good: Good | None, problem: str, broken: str) -> None:
         """Tell the others. A Redis that is away ends the run soon enough, and says so itself."""
@@ -320,6 +314,7 @@ def summary(report: RunReport) -> str:
 def _failed(error: Exception, run: str) -> rpc.Failure:
     if isinstance(error, MikromError):
         _log.warning("ended: %s", error, extra={"run": run})
-    else:
-        _log.error("internal error", exc_info=error, extra={"run": run})
-    return rpc.failure_of(error, task_id=current_task.request.id)
+        return rpc.failure_of(error)
+    _log.error("internal error", exc_info=error, extra={"run": run})
+    where = f"in the control worker ({type(error).__name__}); its log has it under task {current_task.request.id}"
+    return rpc.failure_of(MikromError(f"internal error {where}"))

@@ -309,7 +309,7 @@ class RemoteEngine:
     def hand_over(self, request: RunRequest, plan: Plan) -> None:
         """Have a control worker carry out `plan`, and leave. It begins within the run's time, or not at all."""
         self._keep(request, plan, kept_s=int(request.timeout_s) + 1)
-        shared_state.tell(self._redis, self._keys, shared_state.waiting_run(request, len(plan.actions)))
+        shared_state.tell(self._redis, self._keys, shared_state.waiting_run(request, plan))
         self._send("mikrom.apply", request, {"call": None, "plan": plan.id})
 
     @translate_broker_errors()

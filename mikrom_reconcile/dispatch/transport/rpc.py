@@ -13,19 +13,15 @@ import msgspec
 from redis import Redis, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from mikrom_reconcile.core.model import errors
 from mikrom_reconcile.core.model.documents import SpecProblem
 from mikrom_reconcile.core.model.encoding import UNREADABLE, ready
-from mikrom_reconcile.core.model.errors import MikromError
+from mikrom_reconcile.core.model.errors import MikromError, SpecError
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.times_and_sizes import BROKER
 
 T = TypeVar("T")
 
-_KINDS: dict[str, type[MikromError]] = {
-    name: getattr(errors, name)
-    for name in ("BusyError", "MikromError", "PastDeadlineError", "SetupError", "SourceError", "UsageError")
-}
+_KINDS = {kind.__name__: kind for kind in MikromError.__subclasses__()}
 
 
 class Answer(NamedTuple):
@@ -74,22 +70,15 @@ def unpack(packed: bytes, kind: type[T]) -> T:
         raise MikromError(f"not a {kind.__name__}: {error}; do all sides run one release?") from error
 
 
-def failure_of(error: Exception, *, task_id: str) -> Failure:
+def failure_of(error: MikromError) -> Failure:
     """What to tell the caller about `error`."""
-    name = type(error).__name__
-    if isinstance(error, errors.SpecError):
-        return Failure(kind="SpecError", message=str(error), problems=error.problems)
-    if isinstance(error, MikromError):
-        kind = next(base for base in type(error).__mro__ if base in _KINDS.values())
-        return Failure(kind=kind.__name__, message=str(error))
-    internal = f"internal error in the control worker ({name}); its log has it under task {task_id}"
-    return Failure(kind="MikromError", message=internal)
+    return Failure(kind=type(error).__name__, message=str(error), problems=getattr(error, "problems", ()))
 
 
 def error_of(failure: Failure) -> MikromError:
     """The error that the caller raises."""
     if failure.kind == "SpecError":
-        return errors.SpecError(failure.problems)
+        return SpecError(failure.problems)
     return _KINDS.get(failure.kind, MikromError)(failure.message)
 
 

@@ -25,7 +25,7 @@ from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.observed import HostReport, Phase
-from mikrom_reconcile.core.model.plan import ActionOutcome, RunRequest, UnfinishedRun
+from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunRequest, UnfinishedRun
 from mikrom_reconcile.dispatch.transport.broker import Keys
 from mikrom_reconcile.dispatch.transport.rpc import WorkerId
 from mikrom_reconcile.output.run_result import FAILED
@@ -181,6 +181,8 @@ class Heartbeat:
 
 _log = logging.getLogger(__name__)
 
+Progress = Callable[[ActionOutcome], None]
+
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True):
     run: UnfinishedRun
@@ -190,10 +192,10 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextmanager
 def shown(
-    redis: Redis, keys: Keys, worker: WorkerId, run: UnfinishedRun, *, awaited: bool
-) -> Iterator[Callable[[ActionOutcome], None]]:
-    """Show that a run goes on for as long as the block does, and how far it is by the outcomes that are told. Where
-    nobody waits for it, one that fails is shown until `tell` says why.
+    redis: Redis, keys: Keys, worker: WorkerId, run: UnfinishedRun, progress: Progress, *, awaited: bool
+) -> Iterator[Progress]:
+    """Show that a run goes on for as long as the block does, and how far it is by the outcomes that go to `progress`.
+    Where nobody waits for it, one that fails is shown until `tell` says why.
     """
     run, show_at = replace(run, state="running"), 0.0
 
@@ -211,6 +213,7 @@ def shown(
         run = replace(run, done=run.done + 1, failed=run.failed + (outcome.result in FAILED))
         if time.monotonic() >= show_at:
             show()
+        progress(outcome)
 
     show()
     try:
@@ -221,11 +224,10 @@ def shown(
                 redis.delete(keys.unfinished(run.run_id))
 
 
-def waiting_run(request: RunRequest, planned: int | None) -> UnfinishedRun:
+def waiting_run(request: RunRequest, plan: Plan | None) -> UnfinishedRun:
     """A run that no control worker has begun."""
-    return UnfinishedRun(
-        run_id=request.run_id, origin=request.origin, since=datetime.now(UTC), state="waiting", planned=planned
-    )
+    planned, now = len(plan.actions) if plan else None, datetime.now(UTC)
+    return UnfinishedRun(run_id=request.run_id, origin=request.origin, since=now, state="waiting", planned=planned)
 
 
 def tell(redis: Redis, keys: Keys, run: UnfinishedRun) -> None:

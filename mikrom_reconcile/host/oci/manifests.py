@@ -127,15 +127,14 @@ def manifest_in(index: Document) -> Descriptor:
 def config_of(content: bytes, layers: int) -> Config:
     """The configuration of an image of so many layers that can run here. Raises FetchError."""
     config = decoded(content, Config)
+    named = len(config.rootfs.diff_ids)
     if (config.os, config.architecture) != (OS, ARCHITECTURE):
         what = f"it is for {config.os or '?'}/{config.architecture or '?'}"
         raise FetchError(f"{what}, and VMs here run {OS}/{ARCHITECTURE}")
-    if len(config.rootfs.diff_ids) > CONTAINER_IMAGES.layers:
-        message = f"it has {len(config.rootfs.diff_ids)} layers, more than the {CONTAINER_IMAGES.layers} that are taken"
-        raise FetchError(message)
-    if layers != len(config.rootfs.diff_ids):
-        counts = f"{layers} layers, and its configuration names {len(config.rootfs.diff_ids)}"
-        raise FetchError(f"its manifest has {counts}: it is broken")
+    if named > CONTAINER_IMAGES.layers:
+        raise FetchError(f"it has {named} layers, more than the {CONTAINER_IMAGES.layers} that are taken")
+    if layers != named:
+        raise FetchError(f"its manifest has {layers} layers, and its configuration names {named}: it is broken")
     return config
 
 

@@ -35,7 +35,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         reason = "the policy refused this plan"
         changes = tuple(it if it.kind == "blocked" else with_kind(it, "blocked", reason) for it in plan.changes)
         refusals = (*plan.refusals, Refusal(fleet="", vm="", rule="policy", message=why))
-        return numbered(msgspec.structs.replace(plan, id="", changes=changes, actions=(), refusals=refusals, peaks={}))
+        return numbered(plan, changes=changes, actions=(), refusals=refusals, peaks={})
 
     def warned(self, plan: Plan, request: RunRequest) -> Plan:
         """The plan, which says so if it takes data away and lacks approvals."""
@@ -44,7 +44,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         if not (losses and why):
             return plan
         note = f"{counted(len(losses), 'VM')} would lose data, which is refused so far: {why}"
-        return numbered(msgspec.structs.replace(plan, id="", warnings=(note, *plan.warnings)))
+        return numbered(plan, warnings=(note, *plan.warnings))
 
     def approved(self, request: RunRequest, plan: Plan | None) -> tuple[RunRequest, Callable[[Plan], Plan]]:
         """The request with who approved the plan and what they signed, and what holds back all that lacks that."""

@@ -3,9 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
+import msgspec
+
 from mikrom_reconcile.core.model.documents import SourceState
+from mikrom_reconcile.core.model.encoding import decoded
+from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Plan, RunRecord, RunReport, RunRequest, UnfinishedRun
+
+_NO_CONTROL = "{} needs a control worker: set MIKROM_BROKER_URL, or start `mikrom up`"
 
 
 class Hosts(Protocol):
@@ -47,9 +53,11 @@ class RunStore(Protocol):
 
     def placements(self, project: str) -> Placements:
         """Where the project's VMs were last known to be; empty when nothing is remembered."""
+        return decoded(self.get("placements", project), Placements) or Placements()
 
     def remember(self, project: str, placements: Placements) -> None:
         """Replace the placements of a project. Only the holder of the project's lease calls it."""
+        self.put("placements", project, msgspec.json.encode(placements))
 
     def save(self, run: RunRecord) -> None:
         """Keep a run as far as it is, instead of what was saved of it before; see `run_log.ROOM` for how long."""
@@ -68,19 +76,24 @@ class RunStore(Protocol):
 
 
 class Engine(Protocol):
-    """What the command line and Beat drive: planning and applying here, or in a control worker far away."""
+    """What the command line and Beat drive: planning and applying here, or in a control worker far away. What only
+    control workers have is as here for an engine that has none.
+    """
 
     hosts: Hosts
     store: RunStore
 
     def source(self) -> SourceState | None:
         """The state of the source of scheduled runs when it was last read; None where there are none."""
+        return None
 
     def accept(self, commit: str) -> str:
         """Have scheduled runs use a commit although its branch was forced; why they do not, "" if they do."""
+        raise UsageError(f"{commit}: {_NO_CONTROL.format('accepting it')}")
 
     def unfinished(self) -> tuple[UnfinishedRun, ...]:
         """Runs that others carry out and that have no report, the latest first."""
+        return ()
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change. Changes nothing and takes no lease. Raises SpecError, SourceError."""
@@ -90,5 +103,6 @@ class Engine(Protocol):
         None approves whatever is found. Raises BusyError when the lease is not free in time.
         """
 
-    def hand_over(self, request: RunRequest, plan: Plan) -> None:
+    def hand_over(self, request: RunRequest, plan: Plan) -> None:  # noqa: ARG002
         """Have a control worker carry out `plan`, and leave. Raises UsageError where there is none."""
+        raise UsageError(_NO_CONTROL.format("--no-wait"))

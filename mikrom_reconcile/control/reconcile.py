@@ -10,10 +10,9 @@ import msgspec
 from mikrom_reconcile import traces
 from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.policy import ANYTHING_GOES, Policy
-from mikrom_reconcile.control.ports import Hosts, Lease, RunStore
+from mikrom_reconcile.control.ports import Engine, Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
 from mikrom_reconcile.core.model import plan as model
-from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Action, ActionOutcome, Order, Plan, RunReport, RunRequest
@@ -24,11 +23,9 @@ from mikrom_reconcile.core.specs.load import Specs, hosts_of
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
 
-_NO_CONTROL = "{} needs a control worker: set MIKROM_BROKER_URL, or start `mikrom up`"
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Reconciler:
+class Reconciler(Engine):
     """The Engine of this process, for specs of `here`; `alone`: no other host can be reached; `policy` judges plans."""
 
     hosts: Hosts
@@ -39,23 +36,6 @@ class Reconciler:
     alone: bool = False
     policy: Policy = ANYTHING_GOES
     prepared: PlanInput | None = None  # for the run before, where the next is of the same specs and placements
-
-    def source(self) -> SourceState | None:
-        """None: only control workers have scheduled runs."""
-        return None
-
-    def accept(self, commit: str) -> str:
-        """Refused: this process has no scheduled runs."""
-        raise UsageError(f"{commit}: {_NO_CONTROL.format('accepting it')}")
-
-    def unfinished(self) -> tuple[model.UnfinishedRun, ...]:
-        """None: this process reports its own runs."""
-        return ()
-
-    def hand_over(self, request: RunRequest, plan: Plan) -> None:
-        """Refused: this process is the one that carries it out."""
-        del request, plan
-        raise UsageError(_NO_CONTROL.format("--no-wait"))
 
     def plan(self, request: RunRequest) -> Plan:
         """What the request would change; changes nothing. Raises UsageError for names that mean nothing here."""
@@ -127,17 +107,16 @@ class Reconciler:
         self, request: RunRequest, held: Callable[[Plan], Plan]
     ) -> tuple[str, Callable[[Iterable[ActionOutcome]], PlanResult]]:
         """The project of a request, and how to plan it again, given what was done so far."""
-
-        def allowed(result: PlanResult) -> PlanResult:
-            return msgspec.structs.replace(result, plan=held(result.plan))
-
         if request.without_hosts:
             raise UsageError("--without-host only asks what would be: such a plan cannot be carried out")
-        if request.verb is not None:
-            project = self._by_name(request).plan.project
-            return project, lambda outcomes: allowed(self._by_name(request, outcomes, project))
-        specs = self._specs(request)
-        return specs.project, lambda outcomes: allowed(self._plan(request, specs, outcomes))
+        specs = self._specs(request) if request.verb is None else None
+        project = specs.project if specs else self._by_name(request).plan.project
+
+        def plan_again(outcomes: Iterable[ActionOutcome]) -> PlanResult:
+            found = self._plan(request, specs, outcomes) if specs else self._by_name(request, outcomes, project)
+            return msgspec.structs.replace(found, plan=held(found.plan))
+
+        return project, plan_again
 
     def _plan(self, request: RunRequest, specs: Specs, outcomes: Iterable[ActionOutcome] = ()) -> PlanResult:
         tried = frozenset(outcome.vm for outcome in outcomes)
@@ -256,9 +235,8 @@ def replay(approved: Plan, now: Plan) -> Plan:
     named = [(change, (change.name, change.host)) for change in (*approved.changes, *others)]
     changes = (with_kind(c, "blocked", why[vm]) if vm in why else c for c, vm in named if vm not in settled)
     refused = (model.Refusal(fleet=c.fleet, vm=c.name, rule="stale", message=why[vm]) for c, vm in named if vm in why)
-    merged = msgspec.structs.replace(
+    return numbered(
         approved,
-        id="",
         taken_at=now.taken_at,
         changes=tuple(changes),
         unchanged=now.unchanged,
@@ -266,7 +244,6 @@ def replay(approved: Plan, now: Plan) -> Plan:
         refusals=(*approved.refusals, *refused),
         unreachable=now.unreachable,
     )
-    return numbered(merged)
 
 
 def runnable_actions(approved: Plan, now: Plan, outcomes: Collection[ActionOutcome]) -> list[Action]:

@@ -76,7 +76,7 @@ def noted(store: RunStore, request: RunRequest, plan: Plan) -> Plan:
         note = held_note(current)
     else:
         return plan
-    return numbered(replace(plan, id="", warnings=(note, *plan.warnings)))
+    return numbered(plan, warnings=(note, *plan.warnings))
 
 
 def held_note(current: Revision) -> str:

@@ -3,6 +3,7 @@
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -11,8 +12,8 @@ from msgspec.structs import replace
 
 from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import RunStore
-from mikrom_reconcile.core.model import errors, observed, plan as model
-from mikrom_reconcile.core.model.encoding import UNREADABLE, decoded, digest_of, ready
+from mikrom_reconcile.core.model import errors, plan as model
+from mikrom_reconcile.core.model.encoding import UNREADABLE, digest_of, ready
 from mikrom_reconcile.output.run_result import IN_PROGRESS, record_of, result_of
 from mikrom_reconcile.output.text import grouped, pick
 from mikrom_reconcile.system.time_limits import Clock
@@ -21,34 +22,24 @@ from mikrom_reconcile.times_and_sizes import RUNS
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, repr=False)
 class RunLog:
     """What a run has done so far, for `progress` and the store, whose faults never end it; its `with` is the run."""
 
-    def __init__(
-        self,
-        store: RunStore,
-        clock: Clock,
-        request: model.RunRequest,
-        plan: model.Plan,
-        started_at: datetime,
-        progress: Callable[[model.ActionOutcome], None],
-    ) -> None:
-        self.outcomes: list[model.ActionOutcome] = []
-        self._store = store
-        self._clock = clock
-        self._begun = model.RunReport(
-            run_id=request.run_id,
-            plan=plan,
-            started_at=started_at,
-            finished_at=started_at,
-            origin=request.origin,
-            source_problem=request.source_problem,
-            author=request.tree.author,
-        )
-        self._progress = progress
-        self._revision = revisions.begin(store, request, plan, record_of(self._begun, IN_PROGRESS))
-        self._under_way: set[str] = set()
-        self._save_at: float | None = None  # nothing was saved yet
+    store: RunStore
+    clock: Clock
+    request: InitVar[model.RunRequest]
+    plan: InitVar[model.Plan]
+    started_at: InitVar[datetime]
+    progress: Callable[[model.ActionOutcome], None]
+    outcomes: list[model.ActionOutcome] = field(default_factory=list)
+    _under_way: set[str] = field(default_factory=set)
+    _save_at: float | None = None  # nothing was saved yet
+
+    def __post_init__(self, request: model.RunRequest, plan: model.Plan, started_at: datetime) -> None:
+        about = pick(request, "run_id", "origin", "source_problem") | {"author": request.tree.author}
+        self._begun = model.RunReport(**about, plan=plan, started_at=started_at, finished_at=started_at)
+        self._revision = revisions.begin(self.store, request, plan, record_of(self._begun, IN_PROGRESS))
 
     def sending(self, actions: Iterable[model.Action]) -> Iterator[model.Action]:
         """The actions, noted as each is sent."""
@@ -65,12 +56,12 @@ class RunLog:
             outcome = replace(outcome, fleet=change.fleet, reasons=change.reasons, fields=change.fields)
         self.outcomes.append(outcome)
         self._under_way.discard(outcome.vm)
-        now_s = self._clock.monotonic()
+        now_s = self.clock.monotonic()
         if self._save_at is not None and now_s >= self._save_at:
             self._save(IN_PROGRESS)
-            ended_s = self._clock.monotonic()
+            ended_s = self.clock.monotonic()
             self._save_at = ended_s + max(RUNS.save_interval_s, 10 * (ended_s - now_s))
-        self._progress(outcome)
+        self.progress(outcome)
 
     def __enter__(self) -> Self:
         return self
@@ -84,23 +75,23 @@ class RunLog:
     def ended(self, remaining: model.Plan, *, late: bool) -> model.RunReport:
         """The report of the run; `remaining` is the plan of the last observation."""
         outcomes = tuple(self.outcomes)
-        report = replace(self._begun, outcomes=outcomes, remaining=remaining, late=late, finished_at=self._clock.now())
+        report = replace(self._begun, outcomes=outcomes, remaining=remaining, late=late, finished_at=self.clock.now())
         self._keep(record_of(report), report)
         return report
 
     def _save(self, why: str, *, exit_code: int | None = None, failed: tuple[str, ...] = ()) -> None:
         why += f", {grouped(self._under_way)} under way" if self._under_way else ""
-        so_far = replace(self._begun, outcomes=tuple(self.outcomes), finished_at=self._clock.now())
+        so_far = replace(self._begun, outcomes=tuple(self.outcomes), finished_at=self.clock.now())
         self._keep(replace(record_of(so_far, why, exit_code), failed=failed))
 
     def _keep(self, run: model.RunRecord, report: model.RunReport | None = None) -> None:
         revision = self._revision
         try:
-            self._store.save(replace(run, number=revision.number) if revision else run)
+            self.store.save(replace(run, number=revision.number) if revision else run)
             if revision and not revision.converged:
                 whole = report is not None and report.plan.selected is None and result_of(report).converged
                 ended = pick(run, "finished_at", "conclusion", "exit_code")
-                revisions.keep(self._store, replace(revision, **ended, converged=whole))
+                revisions.keep(self.store, replace(revision, **ended, converged=whole))
         except errors.MikromError as error:
             _log.warning("the history lacks what was done last: %s", error, extra={"run": run.run_id})
 
@@ -143,11 +134,6 @@ def repeated(before: bytes | None, run: model.RunRecord) -> model.RunRecord:
     if known is None or known.run_id == run.run_id:
         return run
     return msgspec.structs.replace(run, since=known.since or known.started_at, times=known.times + 1)
-
-
-def placements_in(content: Any) -> observed.Placements:
-    """What was remembered of a project; nothing where another release wrote it in another shape."""
-    return decoded(content, observed.Placements) or observed.Placements()
 
 
 def packed(run: model.RunRecord) -> bytes:

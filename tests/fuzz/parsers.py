@@ -26,8 +26,9 @@ from mikrom_reconcile.control import run_log
 from mikrom_reconcile.control.sources.last_good import Good
 from mikrom_reconcile.core.model.desired import Check, NetworkInterface, PinnedFile, Policy
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
+from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.errors import MikromError
-from mikrom_reconcile.core.model.observed import HostReport
+from mikrom_reconcile.core.model.observed import HostReport, Placements
 from mikrom_reconcile.core.model.plan import ActionOutcome, Plan, RunRequest
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.specs.images import ARCHIVE
@@ -297,7 +298,7 @@ def message(kind: type[object], content: bytes) -> None:
 
 def run_kept(content: bytes) -> None:
     run_log.unpacked("run", content, 0.0)
-    run_log.placements_in(content)
+    decoded(content, Placements)
 
 
 def specs(content: bytes) -> None:

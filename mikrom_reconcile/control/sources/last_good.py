@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -34,25 +35,22 @@ class PollResult(NamedTuple):
     broken: str = ""
 
 
+@dataclass(eq=False, repr=False)
 class LastGood:
-    """A source and its last good revision. Safe to use from many threads."""
+    """A source and its last good revision, kept in `folder`; `read` gets what is known, `identity` is of the signers to
+    trust ("": all). Safe to use from many threads.
+    """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        read: Callable[[SourceTree | None], SourceTree],
-        check: Callable[[SourceTree], object],
-        identity: Callable[[], str],
-        folder: Path,
-    ) -> None:
-        """`read` gets what is known, `identity` is of the signers to trust ("": all), `folder` keeps the last good."""
-        self._read = read
-        self._check = check
-        self._identity = identity
-        self._path = folder / digest_of(name).partition(":")[2]
+    name: str
+    read: Callable[[SourceTree | None], SourceTree]
+    check: Callable[[SourceTree], object]
+    identity: Callable[[], str]
+    folder: Path
+    _good: Good | None = None
+
+    def __post_init__(self) -> None:
+        self._path = self.folder / digest_of(self.name).partition(":")[2]
         self._lock = threading.Lock()
-        self._good: Good | None = None
 
     def poll(self, highest: int = 0, *, accept: str = "") -> PollResult:
         """Read the source, and keep it if it is good, or a forced commit to `accept`; others count to `highest`."""
@@ -60,10 +58,10 @@ class LastGood:
             known = self._known()
             tree: SourceTree | None = None
             try:
-                tree = self._read(known.tree if known and not accept else None)
+                tree = self.read(known.tree if known and not accept else None)
                 _refuse_other(tree, accept)
                 if known is None or tree != known.tree:
-                    self._check(tree)
+                    self.check(tree)
                     number = max(highest, known.number if known else 0) + 1
                     self._keep(Good(number=number, since=datetime.now(UTC), tree=tree))
             except (SourceError, SpecError, UsageError) as error:
@@ -94,7 +92,7 @@ class LastGood:
         return self._good
 
     def _is_trusted(self, good: Good) -> bool:
-        return self._identity() in {"", good.tree.verified_by}
+        return self.identity() in {"", good.tree.verified_by}
 
     def _keep(self, good: Good) -> None:
         self._good = good

@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-import msgspec
-
 from mikrom_reconcile.control import run_log
-from mikrom_reconcile.core.model import errors, observed, plan
+from mikrom_reconcile.control.ports import RunStore
+from mikrom_reconcile.core.model import errors, plan
 from mikrom_reconcile.system import locks
 from mikrom_reconcile.system.files import OddFileError, make_folder, read_small, write_whole
 from mikrom_reconcile.times_and_sizes import RUNS
@@ -48,7 +47,7 @@ class FileLease:
             os.pwrite(fd, f"{self.token} {holder}".encode(), 0)
 
 
-class FileStore:
+class FileStore(RunStore):
     """A `RunStore` for one machine. Safe to use from many threads and processes at once."""
 
     def __init__(self, folder: Path, lock_dir: Path) -> None:
@@ -69,12 +68,6 @@ class FileStore:
             raise errors.BusyError(f"project {scope} is being changed by {other}; wait for that run to end")
         before = os.pread(fd, 15, 0).partition(b" ")[0]
         return FileLease(path, fd, max(1, at_least, int(before) + 1 if before.isdigit() else 1), holder)
-
-    def placements(self, project: str) -> observed.Placements:
-        return run_log.placements_in(self.get("placements", project))
-
-    def remember(self, project: str, placements: observed.Placements) -> None:
-        self.put("placements", project, msgspec.json.encode(placements))
 
     def save(self, run: plan.RunRecord) -> None:
         room, name = run_log.room_of(run), run_log.name_of(run)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +16,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from mikrom_reconcile.control import run_log
+from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.errors import BusyError, SetupError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import RunRecord
@@ -23,15 +25,7 @@ from mikrom_reconcile.times_and_sizes import RUNS
 if TYPE_CHECKING:
     from redis import Redis
 
-# One step, so that no token is given twice. Answers the token, or the holder of the lease.
-_TAKE = """
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
-  local token = math.max(tonumber(redis.call('GET', KEYS[2]) or '0') + 1, tonumber(ARGV[3]))
-  redis.call('SET', KEYS[2], string.format('%d', token))
-  return token
-end
-return redis.call('GET', KEYS[1])
-"""
+_TAKE = Path(__file__).with_name("take.lua").read_text("utf-8")
 _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
@@ -100,7 +94,7 @@ class RedisStore:
             if known is not None and known[0] == digest:  # then nothing of their size is sent
                 return known[1]
             digest, content = self._redis.hmget(key, "digest", "content")
-        placements = run_log.placements_in(content)
+        placements = decoded(content, Placements) or Placements()
         if digest is not None:
             self._known[project] = (digest, placements)
         return placements

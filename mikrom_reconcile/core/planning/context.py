@@ -344,8 +344,9 @@ def expect_of(seen: observed.ObservedVM | None) -> model.Expect:
     return model.Expect(uid=seen.uid, generation=seen.generation, silent=seen.phase == "unresponsive")
 
 
-def numbered(plan: model.Plan) -> model.Plan:
-    """The plan with its id: a digest of everything but the time."""
+def numbered(plan: model.Plan, **changes: Any) -> model.Plan:
+    """The plan with these changes, and with its id: a digest of everything but the time."""
+    plan = msgspec.structs.replace(plan, **changes, id="")
     content = msgspec.structs.asdict(plan)
     content.pop("taken_at")
     return msgspec.structs.replace(plan, id=digest_of(content))

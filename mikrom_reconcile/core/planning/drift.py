@@ -34,8 +34,10 @@ def unattended(case: DiffInput, change: VMChange, context: PlanContext) -> VMCha
     if "report" in {mode, policy.mode}:
         allowed = _healed(case, policy)
     else:
-        reported = policy.paths("report") if case.desired and case.observed else ()
-        allowed = _ignoring(case, reported) if reported else change
+        allowed = change
+        if case.desired and case.observed and (reported := policy.paths("report")):  # as if that drift did not exist
+            ignored = replace(case.desired, ignore_drift=case.desired.ignore_drift + reported)
+            allowed = judge(replace(case, desired=ignored))
     return allowed if isinstance(allowed, VMChange) and allowed.kind in VERBS else with_kind(change, "blocked", TOLD)
 
 
@@ -130,8 +132,3 @@ def _healed(case: DiffInput, policy: DriftPolicy) -> Verdict:
     verdict = _back(seen, want, tuple(item.path for item in seen.drift if item.path not in enforced))
     rules = _OF_FIELDS | ({"down"} if policy.heal == "restarts" else set())
     return verdict if isinstance(verdict, VMChange) and verdict.rule in rules else None
-
-
-def _ignoring(case: DiffInput, reported: tuple[str, ...]) -> Verdict:
-    """What would be done if the drift did not exist that is only reported."""
-    return judge(replace(case, desired=replace(case.want, ignore_drift=case.want.ignore_drift + reported)))

@@ -188,4 +188,4 @@ def held_back(plan: Plan, approved: Collection[str], why: str) -> Plan:
     why_not = "it lacks approvals"
     changes = (with_kind(it, "blocked", why_not) if (it.name, it.host) in held else it for it in plan.changes)
     actions = tuple(action for action in plan.actions if (action.vm, action.host) not in held)
-    return numbered(replace(plan, id="", changes=tuple(changes), actions=actions, refusals=(*plan.refusals, *refusals)))
+    return numbered(plan, changes=tuple(changes), actions=actions, refusals=(*plan.refusals, *refusals))

@@ -27,7 +27,6 @@ from mikrom_reconcile.output.plan import plan_text
 from mikrom_reconcile.output.run_result import plan_exit_code
 from mikrom_reconcile.output.text import counted, grouped, sanitize
 from mikrom_reconcile.settings import load
-from mikrom_reconcile.system.files import write_named
 
 
 @click.command()
@@ -239,10 +238,7 @@ def approve(path: str, key: str, out: str | None, *, yes: bool, full: bool) -> i
     if not yes and ask("Approve that? [y/N]").lower() not in {"y", "yes"}:
         raise MikromError("this was not agreed to. Nothing was signed.")
     out = out or f"{path}.{getpass.getuser()}.approval"
-    try:
-        write_named(out, msgspec.json.encode(sign(losses.values(), key)))
-    except OSError as error:
-        raise SourceError(f"{out}: {error.strerror}") from error
+    run_flow.write_out(out, msgspec.json.encode(sign(losses.values(), key)))
     show(f"wrote {sanitize(out)}\n")
     return 0
 

@@ -120,14 +120,13 @@ def wanted_by_fleet(current: Settings, paths: tuple[str, ...], views: Views) -> 
 
 def snapshot(current: Settings, paths: tuple[str, ...], engine: Engine) -> pages.Snapshot:
     """Everything at this moment, with the plan for the specs below `paths` if they can be read."""
-    tree, problem = None, ""
+    snapshots = Snapshots(lambda: engine, wiring.schemas(), current.host)
     try:
-        tree = wiring.read_tree(current, paths)
+        return snapshots.take(wiring.read_tree(current, paths))
     except SourceError as error:
         if paths:
             raise
-        problem = str(error)
-    return Snapshots(lambda: engine, wiring.schemas(), current.host).take(tree, problem)
+        return snapshots.take(None, str(error))
 
 
 def names_for_tab(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

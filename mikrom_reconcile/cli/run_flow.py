@@ -128,8 +128,13 @@ def save_plan(path: str, request: RunRequest, plan: Plan, place: Place) -> None:
         raise UsageError(f"--out {path}: these are the specs; name another file")
     digest = digest_of((request, plan, place))
     saved = SavedPlan(format_version=__version__, digest=digest, place=place, request=request, plan=plan)
+    write_out(path, msgspec.json.encode(saved))
+
+
+def write_out(path: str, content: bytes) -> None:
+    """Put `content` where a person says. Raises SourceError."""
     try:
-        write_named(path, msgspec.json.encode(saved))
+        write_named(path, content)
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}") from error
 
@@ -146,9 +151,7 @@ def find_saved(paths: Sequence[str]) -> SavedPlan | None:
     Raises SourceError for a broken one.
     """
     try:
-        if not paths or not Path(paths[0]).is_file():
-            return None
-        content = Path(paths[0]).read_bytes()
+        content = Path(paths[0]).read_bytes() if paths and Path(paths[0]).is_file() else b""
     except OSError as error:
         raise SourceError(f"{paths[0]}: {error.strerror}") from error
     if not content.lstrip().startswith(b"{"):

@@ -28,8 +28,9 @@ def doctor(*, security: bool, verbose: bool, form: str) -> int:
     settings = load()
     checks = list(machine.run_checks(intruders.CHECKS if security else machine.CHECKS, settings))
     lines = () if security else tuple(_settings(settings))
-    fixed = () if security else tuple(_limits())
-    told = fixed if verbose else ()
+    rows = () if security else times_and_sizes.rows()
+    fixed = [Limit(group.lower(), name, value, reason) for group, name, value, reason in rows]
+    told = fixed if verbose else []
     present(form, lambda: doctor_document(checks, lines, fixed), lambda style: doctor_text(checks, lines, told, style))
     return 1 if any(check.state == "broken" for check in checks) else 0
 
@@ -44,11 +45,6 @@ def _settings(settings: Settings) -> Iterator[Setting]:
             source="environment" if os.environ.get(variable) else "default",
             doc=meanings[variable],
         )
-
-
-def _limits() -> Iterator[Limit]:
-    for group, name, value, reason in times_and_sizes.rows():
-        yield Limit(group=group.lower(), name=name, value=value, reason=reason)
 
 
 def _shown(value: object, *, secret: bool) -> str:

@@ -50,7 +50,7 @@ def simulate(
         engine = wiring.make_reconciler(settings, hosts, store, clock=hosts.clock)
         found = rehearse(request, engine, hosts)
     if svg is not None:
-        files.write_named(svg, rehearsal_svg(found).encode())
+        run_flow.write_out(svg, rehearsal_svg(found).encode())
     entry.present(form, lambda: rehearsal_document(found), lambda style: rehearsal_text(found, style))
     return 2 if found.left else 0
 

@@ -39,9 +39,8 @@ def validate(paths: tuple[str, ...], form: str) -> int:
     """Check the specs and tell every mistake at once, with its place. Asks no host."""
     problems: tuple[SpecProblem, ...] = ()
     warnings: tuple[SpecProblem, ...] = ()
-    counts = (0, 0, 0)
+    counts, settings = (0, 0, 0), load()
     try:
-        settings = load()
         specs = validate_specs(wiring.read_tree(settings, paths), wiring.schemas(), here=settings.host)
         counts = (specs.documents, len(render_all(specs, here=settings.host)), len(specs.fleets))
         warnings = spec_warnings(specs, expand(specs))

@@ -20,16 +20,13 @@ from mikrom_reconcile.output.text import Cell, Document, Style, counted, pick, s
 
 def rendered_text(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[FieldOrigin]], style: Style) -> str:
     """The fields of each VM, and where they come from where that is known. Ends with a line break."""
-    return "\n".join(_rendered(vm, origins.get(vm.name, ()), style) for vm in vms) or "No VMs.\n"
-
-
-def _rendered(vm: DesiredVM, origins: Iterable[FieldOrigin], style: Style) -> str:
-    values = recorded_of(vm)
-    del values["fleet"]
-    sources = {origin.path: _source(origin) for origin in origins}
-    fields = sorted((".".join(steps), value) for steps, value in leaves(values))
-    rows = [(f"  {path}", (short(value), "cyan"), (sources.get(path, ""), "dim")) for path, value in fields]
-    return table((f"{vm.name} on {vm.host or NO_HOST}, fleet {vm.fleet}", "", ""), rows, style)
+    tables = []
+    for vm in vms:
+        sources = {origin.path: _source(origin) for origin in origins.get(vm.name, ())}
+        fields = sorted((".".join(steps), value) for steps, value in leaves(recorded_of(vm)) if steps != ("fleet",))
+        rows = [(f"  {path}", (short(value), "cyan"), (sources.get(path, ""), "dim")) for path, value in fields]
+        tables.append(table((f"{vm.name} on {vm.host or NO_HOST}, fleet {vm.fleet}", "", ""), rows, style))
+    return "\n".join(tables) or "No VMs.\n"
 
 
 def rendered_document(vms: Iterable[DesiredVM], origins: Mapping[str, Sequence[FieldOrigin]]) -> Document:

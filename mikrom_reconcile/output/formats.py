@@ -3,7 +3,9 @@ documents: a field stays, with its meaning, or `format_version` goes up by one.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
@@ -30,10 +32,7 @@ def plan_markdown(plan: Plan, style: Style) -> str:
     units = list(_units(plan, style, first=()))
     if sum(len(text) for text, _ in units) > room:
         units = list(_units(plan, style, first=plans.DANGEROUS))
-    kept = 0
-    while kept < len(units) and len(units[kept][0]) <= room:
-        room -= len(units[kept][0])
-        kept += 1
+    kept = bisect_right([*accumulate(len(text) for text, _ in units)], room)
     head, *rest = (part for part, _ in units[:kept])
     opened = " open" if sum(changes > 0 for _, changes in units) <= OUTPUT.open_groups else ""
     fold = f"\n<details{opened}><summary>{counted(len(plan.changes), 'change')}</summary>\n"

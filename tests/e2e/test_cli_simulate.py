@@ -54,3 +54,8 @@ def test_a_host_that_cannot_be_read_is_no_empty_one(mikrom: Mikrom, folder: Path
 @pytest.mark.parametrize("words", [("--boot", "0"), ("--faults", "fire"), ("--seed", "x")])
 def test_nonsense_is_a_mistake_of_usage(mikrom: Mikrom, folder: Path, words: tuple[str, str]) -> None:
     mikrom("simulate", "--fresh", *words, code=64)
+
+
+def test_a_picture_that_cannot_be_written_is_an_error_that_names_it(mikrom: Mikrom, folder: Path) -> None:
+    write_specs(folder, FLEET)
+    assert "no/a.svg: No such file or directory" in mikrom("simulate", "--fresh", "--svg", "no/a.svg", code=1).stderr

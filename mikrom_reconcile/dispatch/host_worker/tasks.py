@@ -6,8 +6,8 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +47,14 @@ class HostTasks:
 
     def observe_host(self, *, call: str, query: str) -> None:
         """Tell the call what is on this host."""
-        with self._errors_told(call, "cannot observe"):
+        try:
             if self.replies.is_awaited(call):
                 report = self.agent().observe(msgspec.json.decode(query, type=ready(ObserveQuery)))
                 self.replies.tell(call, "report", rpc.pack(report))
+        except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
+            _log.exception("cannot observe")
+            told = f"cannot observe: {error}; the log of the host's worker has more"
+            self.replies.tell(call, "error", rpc.pack(told))
 
     def console(self, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
         """Tell the call the end of a VM's console, or what came after a place in it."""
@@ -71,15 +75,6 @@ class HostTasks:
             outcome = order_envelope.refused(sent, verb, self.host, str(error))
         self.replies.tell(sent.call, "outcome", rpc.pack(outcome))
         return {"vm": outcome.vm, "host": outcome.host, "verb": verb, "result": outcome.result, "error": outcome.error}
-
-    @contextmanager
-    def _errors_told(self, call: str, what: str) -> Iterator[None]:
-        """Tell the call of every error: silence would keep control waiting until its deadline."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - as above
-            _log.exception(what)
-            self.replies.tell(call, "error", rpc.pack(f"{what}: {error}; the log of the host's worker has more"))
 
     def _obey(self, task: Any, verb: Verb, sent: OrderEnvelope, order: Order) -> ActionOutcome:
         if why := self._refusal(verb, order, sent.call):

@@ -65,11 +65,14 @@ class CeleryHosts:
         """One view per queried host, as they come; a host without a living worker is unreachable at once."""
         questions = {host: {"query": msgspec.json.encode(query).decode()} for host, query in queries.items()}
         reports = []
-        for host, answer in self._answers(questions, deadline_s):
-            view = _view(host, answer)
-            if view.report is not None:
-                reports.append(view.report)
-            yield view
+        try:
+            for host, answer in self._ask("observe_host", questions, deadline_s):
+                view = _view(host, answer)
+                if view.report is not None:
+                    reports.append(view.report)
+                yield view
+        except _LOST as error:
+            yield from (HostView(host=host, error=f"the broker was lost: {error}") for host in sorted(questions))
         if project := next((query.project for query in queries.values()), None):
             remember_counts(self._redis, self._keys, project, reports)
 
@@ -107,13 +110,6 @@ class CeleryHosts:
         except MikromError as error:
             raise MikromError(f"{host}: {error}") from error
 
-    def _answers(self, questions: dict[str, Question], deadline_s: float) -> Iterator[tuple[str, Answer | str]]:
-        try:
-            yield from self._ask("observe_host", questions, deadline_s)
-        except _LOST as error:
-            for host in sorted(questions):
-                yield host, f"the broker was lost: {error}"
-
     def _ask(self, task: str, missing: dict[str, Question], deadline_s: float) -> Iterator[tuple[str, Answer | str]]:
         """Each host's answer to its question, or why there is none, as they come; then it is not `missing` any more."""
         until = time.monotonic() + deadline_s
@@ -135,18 +131,15 @@ class CeleryHosts:
 
     def _send_order(self, call: _HostCall, order: Order) -> None:
         action, text = order.action, msgspec.json.encode(order).decode()
-        signature = self._signature(call, action.host, text)
+        signature = ""
+        if self._signer is not None:
+            queue, start_id = self._keys.host_queue(action.host), call.starts[action.host].decode()
+            signature = self._signer.sign(text, queue=queue, start_id=start_id, call=call.name)
         sent: dict[str, object] = {"call": call.name, "order": text, "release": __version__, "signature": signature}
         note, priority = redacted_args(order), priority_of(order)
         # a backstop only: the hard limit ends the task's greenlet without a word to anybody
         limit_s = action.deadline_s + 30
         self._send(action.host, f"mikrom.{action.verb}_vm", sent, note=note, priority=priority, time_limit=limit_s)
-
-    def _signature(self, call: _HostCall, host: str, text: str) -> str:
-        if self._signer is None:
-            return ""
-        queue, start_id = self._keys.host_queue(host), call.starts[host].decode()
-        return self._signer.sign(text, queue=queue, start_id=start_id, call=call.name)
 
     def _send(self, host: str, task: str, arguments: dict[str, object], *, note: str, **options: Any) -> None:
         queue, options = self._keys.host_queue(host), {"priority": FIRST, **options}

@@ -161,22 +161,19 @@ class Heartbeat:
                 where = f"pid {pid} on {node}, with another state folder or on another machine"
                 raise SetupError(f"{self.owner} lives already: {where}; give each its own MIKROM_HOST")
             if why == "bound":
-                raise SetupError(self._belongs_to(who))
+                machine, _, node = who.partition(" ")
+                host = self.owner.removeprefix("host:")
+                raise SetupError(
+                    f"{host} is the name of another machine ({machine} on {node}; this is {self._machine_id}), or this"
+                    " one lost its state folder: give this one its own MIKROM_HOST, or, once that one is off for good"
+                    f" and its VMs may be made elsewhere, free the name: mikrom apply --assume-dead {host}"
+                )
             _log.critical("%s was given up (--assume-dead): everything that runs here is stopped", self.owner)
             self._fence()
             self._redis.srem(self._given_up, who)
 
     def _new_start(self) -> str:
         return f"{os.getpid()}-{self._machine}-{secrets.token_hex(8)}-{socket.gethostname()}"
-
-    def _belongs_to(self, bound: str) -> str:
-        machine, _, node = bound.partition(" ")
-        host = self.owner.removeprefix("host:")
-        return (
-            f"{host} is the name of another machine ({machine} on {node}; this is {self._machine_id}), or this one"
-            " lost its state folder: give this one its own MIKROM_HOST, or, once that one is off for good and its VMs"
-            f" may be made elsewhere, free the name: mikrom apply --assume-dead {host}"
-        )
 
 
 _log = logging.getLogger(__name__)

@@ -57,16 +57,16 @@ class Metered:
 
     def __init__(self, content: IO[bytes], budget: Budget) -> None:
         self._content, self.budget, self.digest = content, budget, hashlib.sha256()
-        self._header_left: int | None = None
+        self.header_left: int | None = None  # while one is read
 
     def read(self, size: int) -> bytes:
         """As a file does."""
         piece = self._content.read(size)
         self.digest.update(piece)
         self.budget.take(len(piece))
-        if self._header_left is not None:
-            self._header_left -= len(piece)
-            if self._header_left < 0:
+        if self.header_left is not None:
+            self.header_left -= len(piece)
+            if self.header_left < 0:
                 raise FetchError(f"an entry has more than {CONTAINER_IMAGES.header_bytes >> 20} MiB of headers")
         time.sleep(0)  # lets other greenlets run
         return piece
@@ -74,18 +74,6 @@ class Metered:
     def __getattr__(self, name: str) -> Any:
         """`seek` and `tell`, where there is no stream."""
         return getattr(self._content, name)
-
-    @contextmanager
-    def header(self) -> Iterator[None]:
-        """While one is read. One within another is a part of it."""
-        if self._header_left is not None:
-            yield
-            return
-        self._header_left = CONTAINER_IMAGES.header_bytes + CONTAINER_IMAGES.tar_buffer_bytes
-        try:
-            yield
-        finally:
-            self._header_left = None
 
 
 class _Entry(tarfile.TarInfo):
@@ -95,13 +83,18 @@ class _Entry(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        is_whole = cls.metered.header_left is None  # else it is a part of the one around it
+        if is_whole:
+            cls.metered.header_left = CONTAINER_IMAGES.header_bytes + CONTAINER_IMAGES.tar_buffer_bytes
         try:
-            with cls.metered.header():
-                found = super().fromtarfile(tarfile)
+            found = super().fromtarfile(tarfile)
         except HeaderError as error:
             if type(error).__name__ in _ENDS:
                 raise
             raise FetchError(f"its tar is broken: {error}") from error
+        finally:
+            if is_whole:
+                cls.metered.header_left = None
         cls.metered.budget.take_entry()
         return found
 

@@ -194,8 +194,7 @@ def build(image: ContainerImage, draft: Path, *, max_bytes: int, give_up_at: flo
     tree = draft.with_name(f"{draft.name}.tree")
     try:
         shutil.rmtree(tree, ignore_errors=True)  # of a process that was killed
-        (tree / "root").mkdir(parents=True)
-        tree.chmod(0o700)
+        files.make_folder(tree / "root")
         (tree / "root").chmod(0o755)
         inodes, content_bytes = unpack(image, tree / "root", Budget(max_bytes, give_up_at))
         make_disk(tree / "root", draft, inodes=inodes, content_bytes=content_bytes, give_up_at=give_up_at)

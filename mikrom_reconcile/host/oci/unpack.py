@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryFile
-from typing import IO, Literal
+from typing import IO, Literal, cast
 
 from mikrom_reconcile.system.download import FetchError
 from mikrom_reconcile.times_and_sizes import CONTAINER_IMAGES
@@ -34,17 +34,14 @@ def unpacked(program: Program, packed: IO[bytes]) -> Iterator[IO[bytes]]:
         raise FetchError(f"it is packed with {program}, which is not installed here: install {program}") from error
     except io.UnsupportedOperation as error:
         raise FetchError(f"it is packed with {program} inside of another file: use oci_layout") from error
-    content = process.stdout
-    if content is None:
-        raise AssertionError
-    try:
-        yield content
-        if not content.read(1) and process.wait() != 0:
-            raise FetchError(f"its {program} is broken, or ends too early")
-    finally:
-        process.kill()
-        content.close()
-        process.wait()
+    with process:
+        content = cast("IO[bytes]", process.stdout)
+        try:
+            yield content
+            if not content.read(1) and process.wait() != 0:
+                raise FetchError(f"its {program} is broken, or ends too early")
+        finally:
+            process.kill()
 
 
 _ELF = b"\x7fELF"

@@ -246,18 +246,21 @@ def expand(specs: Specs) -> tuple[UnplacedVM, ...]:
 
 
 def renames(specs: Specs) -> dict[str, str]:
-    """VMs that were moved, with the names that they had; of a fleet, those that it would have as the former one."""
+    """VMs that were moved, with the names that they had; of a fleet, those that it would have as the former one, but
+    for those that were moved by their own names.
+    """
     fleets = {fleet.name: fleet for fleet in specs.fleets}
-    found: dict[str, str] = {}
+    found, named = dict[str, str](), dict[str, str]()
     for was, name in specs.refactor.moved.items():
         fleet = fleets.get(name)
         if fleet is None or name in fleet.instances:
-            found[name] = was
+            named[name] = was
         else:
             before = _names(msgspec.structs.replace(fleet, name=was), specs)
             pairs = zip(_names(fleet, specs), before, strict=True)
             found |= {new: old for (new, _), (old, _) in pairs if new != old}
-    return found
+    taken = {*named.values()}
+    return {new: old for new, old in found.items() if old not in taken} | named
 
 
 def shared_lookups(specs: Specs) -> frozenset[str]:

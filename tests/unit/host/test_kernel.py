@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import struct
 import subprocess
@@ -73,6 +74,13 @@ def test_a_kernel_that_is_cut_off_or_changed_is_refused(packer: str) -> None:
         with pytest.raises(FetchError) as caught:
             unpack.kernel_in(broken)
         assert caught.value.lasting
+
+
+def test_what_wants_more_memory_than_any_build_takes_is_refused() -> None:
+    fast = {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 29, "mf": lzma.MF_HC3, "mode": lzma.MODE_FAST}
+    payload = lzma.compress(ELF, check=lzma.CHECK_CRC32, filters=[fast])
+    with pytest.raises(FetchError, match="Memory usage limit exceeded"):
+        unpack.kernel_in(bzimage(with_size("xz", payload)))
 
 
 @pytest.mark.needs("gzip")

@@ -27,9 +27,9 @@ from mikrom_reconcile.control.stores.files import FileStore
 from mikrom_reconcile.core.model.desired import DesiredVM, Machine
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, HostReport, ObservedVM, ObserveQuery, Placements
-from mikrom_reconcile.core.placement.desired_state import render_all
+from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.core.planning.planner import prepare
-from mikrom_reconcile.core.specs.load import hosts_of, read_specs
+from mikrom_reconcile.core.specs.load import hosts_of
 from mikrom_reconcile.host.observe import differing, fleet_digests
 
 VMS_PER_HOST = 100
@@ -98,7 +98,7 @@ def write_specs(form: str, size: int, folder: Path) -> None:
 def write_answers(folder: Path, share: str) -> None:
     """The placements, and each host's report."""
     there = share not in {"new", "full"}
-    specs = read_specs(read_files([folder / "specs"]), wiring.schemas())
+    specs = validate_specs(read_files([folder / "specs"]), wiring.schemas(), here="localhost")
     vms = with_addresses(render_all(specs, here=HERE)) if there else ()
     hosts = hosts_of(specs, HERE)
     placements = Placements(

@@ -32,7 +32,7 @@ from mikrom_reconcile.core.model.plan import Peak, RunOverrides
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanResult
 from mikrom_reconcile.core.planning.planner import prepare
-from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand, read_specs
+from mikrom_reconcile.core.specs.load import Specs, UnplacedVM, expand
 from mikrom_reconcile.core.specs.resolve import Resolver
 from mikrom_reconcile.wiring import schemas
 from tests.properties.world import NOW, Truth, World, decided
@@ -135,7 +135,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return SourceTree(revision="r1", files=files)
 
     def read_specs(self) -> Specs:
-        return read_specs(self.tree, schemas(), self.request.extra_vars)
+        return validate_specs(self.tree, schemas(), here=HERE, extra_vars=self.request.extra_vars)
 
     def validated(self) -> Specs:
         """As people validate: with what rendering finds beside mistakes of the documents."""

@@ -16,10 +16,10 @@ from mikrom_reconcile.core.model.errors import MikromError, SourceError, SpecErr
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObservedVM, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import RunOverrides
 from mikrom_reconcile.core.parsing.yaml_words import shown
-from mikrom_reconcile.core.placement.desired_state import render_all
+from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.core.planning.planner import make_plan, prepare
 from mikrom_reconcile.core.planning.selection import limited, refuse_unknown, refuse_unread
-from mikrom_reconcile.core.specs.load import Specs, read_specs
+from mikrom_reconcile.core.specs.load import Specs
 from mikrom_reconcile.output import pages, run_result, tables
 from mikrom_reconcile.output.plan import rollout_of
 from mikrom_reconcile.output.text import Document, Style
@@ -94,7 +94,8 @@ def refuse_unknown_name(engine: Engine, name: str) -> None:
 
 def specs_in(current: Settings, paths: tuple[str, ...], extra_vars: dict[str, Any] | None = None) -> Specs:
     """The specs below `paths`. Raises SpecError, SourceError, UsageError."""
-    specs = read_specs(wiring.read_tree(current, paths), wiring.schemas(), extra_vars)
+    tree = wiring.read_tree(current, paths)
+    specs = validate_specs(tree, wiring.schemas(), here=current.host, extra_vars=extra_vars)
     refuse_unread(specs)
     return specs
 

@@ -10,9 +10,9 @@ from mikrom_reconcile.control.ports import Engine
 from mikrom_reconcile.control.sources.last_good import problem_in
 from mikrom_reconcile.core.model import documents, errors, observed
 from mikrom_reconcile.core.model.plan import Plan, RunRequest
-from mikrom_reconcile.core.placement.desired_state import render_all
+from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.core.specs.inventory import Inventory
-from mikrom_reconcile.core.specs.load import Specs, read_specs
+from mikrom_reconcile.core.specs.load import Specs
 from mikrom_reconcile.output import pages, run_result, tables
 from mikrom_reconcile.output.plan import rollout_of
 from mikrom_reconcile.times_and_sizes import OBSERVING, OUTPUT
@@ -52,7 +52,7 @@ class Snapshots:
 
     def _read(self, tree: documents.SourceTree) -> Specs:
         if self._specs is None or self._specs.tree != tree:
-            specs = read_specs(tree, self._schemas)
+            specs = validate_specs(tree, self._schemas, here=self._here)
             vms = render_all(specs, here=self._here)
             self._specs, self._counts = specs, Counter(vm.fleet for vm in vms if vm.state != "absent")
         return self._specs

@@ -13,8 +13,8 @@ from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import SourceError
 from mikrom_reconcile.core.model.observed import Placements
 from mikrom_reconcile.core.model.plan import Plan, RunOverrides
+from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning.planner import prepare
-from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import seeds
 from tests.properties.world import World, decided
@@ -64,7 +64,7 @@ class Checkout:
 
     def look(self, limits: RunOverrides) -> Plan:
         files = tuple(SourceFile(path=f"{n}.yml", text=yaml.safe_dump(body)) for n, body in enumerate(self.documents))
-        specs = read_specs(SourceTree(revision="r1", files=files), schemas())
+        specs = validate_specs(SourceTree(revision="r1", files=files), schemas(), here="localhost")
         asked = prepare(specs, self.memory, here=HOSTS[0])
         decision = decided(asked, self.world.observe, limits)
         self.memory = decision.placements
@@ -101,7 +101,7 @@ def chance(request: pytest.FixtureRequest) -> Random:
 def test_emptied_files_are_an_error_and_never_a_plan() -> None:
     files = (SourceFile(path="project.yml", text=""), SourceFile(path="web.yml", text="# metadata: {name: web}\n"))
     with pytest.raises(SourceError, match=r"no document in project\.yml, web\.yml"):
-        read_specs(SourceTree(revision="r2", files=files), schemas())
+        validate_specs(SourceTree(revision="r2", files=files), schemas(), here="localhost")
 
 
 @pytest.mark.parametrize("left", [[SHOP], [SHOP, inventory()], [SHOP, inventory(), fleet("api", 2)]])

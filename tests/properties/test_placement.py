@@ -16,9 +16,9 @@ from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.observed import Capacity, Placements
 from mikrom_reconcile.core.model.plan import Plan, RunOverrides
+from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning.context import PlanResult
 from mikrom_reconcile.core.planning.planner import make_plan, prepare
-from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import seeds
 from tests.properties.world import Truth, World
@@ -115,7 +115,7 @@ class Site:
 
 
 def look(site: Site, world: World, memory: Placements, chance: Random | None = None) -> PlanResult:
-    asked = prepare(read_specs(site.tree(chance), schemas()), memory, here="hv0")
+    asked = prepare(validate_specs(site.tree(chance), schemas(), here="localhost"), memory, here="hv0")
     return make_plan(asked, world.observe(asked.queries), RunOverrides(prune_max="100%"))
 
 

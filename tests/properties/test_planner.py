@@ -12,9 +12,9 @@ import pytest
 
 from mikrom_reconcile.core.model.observed import ObservedState, ObserveQuery, Placements
 from mikrom_reconcile.core.model.plan import Plan, RunOverrides
+from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning.context import PlanResult
 from mikrom_reconcile.core.planning.planner import prepare
-from mikrom_reconcile.core.specs.load import read_specs
 from mikrom_reconcile.wiring import schemas
 from tests.properties.chance import HOSTS, Project, memory_of, project_of, seeds, world_of
 from tests.properties.world import World, decided
@@ -35,7 +35,7 @@ def shuffled(chance: Random, items: Iterable[T]) -> list[T]:
 
 
 def look(project: Project, world: World, memory: Placements, limits: RunOverrides = UNLIMITED) -> PlanResult:
-    asked = prepare(read_specs(project.tree(), schemas()), memory, here=HOSTS[0])
+    asked = prepare(validate_specs(project.tree(), schemas(), here="localhost"), memory, here=HOSTS[0])
     return decided(asked, world.observe, limits)
 
 
@@ -184,7 +184,7 @@ def test_equal_input_in_any_order_gives_equal_bytes(chance: Random) -> None:
     first = msgspec.json.encode(look(project, world, memory, RunOverrides()))
 
     order = shuffled(chance, range(len(project.documents())))
-    specs = read_specs(project.tree(list(order)), schemas())
+    specs = validate_specs(project.tree(list(order)), schemas(), here="localhost")
     remembered = dict(shuffled(chance, memory.vms.items()))
     asked = prepare(specs, Placements(vms=remembered, covers=memory.covers), here=HOSTS[0])
 
@@ -228,7 +228,7 @@ def test_once_converged_hosts_are_asked_only_for_digests(chance: Random) -> None
     plan, memory = converge(project, world, Placements(covers=HOSTS), chance)
     if plan.changes:
         return
-    asked = prepare(read_specs(project.tree(), schemas()), memory, here=HOSTS[0])
+    asked = prepare(validate_specs(project.tree(), schemas(), here="localhost"), memory, here=HOSTS[0])
     views = world.observe(asked.queries).hosts
     ours = {fleet.name for fleet in project.fleets}
     rows = [row for view in views if view.report for row in view.report.vms if row.fleet in ours]

@@ -13,7 +13,7 @@ import msgspec
 from mikrom_reconcile.core.model.desired import Budget, DriftPolicy, Freeze, Policy, Rollout
 from mikrom_reconcile.core.model.documents import Diagnostic, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.encoding import ready
-from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
+from mikrom_reconcile.core.model.errors import SourceError, UsageError
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position, problems_of, raise_for, read_tree
 from mikrom_reconcile.core.parsing.schema_errors import Schemas
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, Layer, Scope, VariableError, names_in
@@ -68,18 +68,12 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
     freeze: Freeze | None
 
 
-def read_specs(tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None) -> Specs:
-    """The specs in `tree`. Raises SpecError with every problem, sorted by place, and SourceError if it says nothing."""
-    specs, problems, _ = load(tree, schemas, extra_vars)
-    if problems:
-        raise SpecError(problems)
-    return specs
-
-
 def load(
     tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None
 ) -> tuple[Specs, tuple[SpecProblem, ...], bool]:
-    """The good specs, all problems by place, and whether all that fleets refer to is good. Raises UsageError for -e."""
+    """The good specs, all problems by place, and whether all that fleets refer to is good. Raises UsageError for -e,
+    and SourceError if the tree says nothing.
+    """
     if built_in := sorted(BUILT_IN_NAMES.intersection(extra_vars or ())):
         raise UsageError(f"-e: {', '.join(built_in)} is built in and cannot be set; give the variable another name")
     reading = read_tree(tree, schemas)

@@ -3,7 +3,7 @@ document, and what is known of the others, to what is wrong in it, and a row.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import cache, cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -188,28 +188,22 @@ def _groups(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
 
 
 def _circles(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
+    """Each circle of groups from parent to child, beginning with its first group by name."""
     groups = document.body["spec"].get("groups", {})
-    children = {name: (group or {}).get("children", ()) for name, group in groups.items()}
-    for circle in islice(_circles_in(children), SPECS.max_problems):
+    children = {name: (group or {}).get("children", ()) for name, group in sorted(groups.items())}
+    left = {name: list(inside) for name, inside in children.items()}
+    for _number in range(SPECS.max_problems):
+        try:
+            TopologicalSorter(left).prepare()
+            break
+        except CycleError as error:
+            found = error.args[1][:0:-1]
+        start = found.index(min(found))
+        circle = (*found[start:], *found[:start])
+        left[circle[-1]].remove(circle[0])
         pointer = ("spec", "groups", circle[-1], "children", children[circle[-1]].index(circle[0]))
         message = f"groups may not contain each other in a circle: {' > '.join((*circle, circle[0]))}"
         yield Diagnostic(document, pointer, message)
-
-
-def _circles_in(children: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, ...]]:
-    """Each circle from parent to child, beginning with its first group by name."""
-    left = {name: list(inside) for name, inside in sorted(children.items())}
-    while True:
-        try:
-            TopologicalSorter(left).prepare()
-        except CycleError as error:
-            found = error.args[1][:0:-1]
-            start = found.index(min(found))
-            circle = (*found[start:], *found[:start])
-            left[circle[-1]].remove(circle[0])
-            yield circle
-        else:
-            return
 
 
 def _variables_of_nothing(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
-from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files
-from mikrom_reconcile.core.specs.load import Specs, read_specs
+from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, validate_specs
+from mikrom_reconcile.core.specs.load import Specs
 from mikrom_reconcile.wiring import schemas
 
 SPECS = """\
@@ -46,7 +46,9 @@ def specs() -> Specs:
     text = SPECS
     for number, name in enumerate(("KERNEL", "ROOTFS", "INITRD")):
         text = text.replace(name, f'"{number}{"a" * 63}"')
-    return read_specs(SourceTree(revision="r", files=(SourceFile(path="a.yml", text=text),)), schemas())
+    return validate_specs(
+        SourceTree(revision="r", files=(SourceFile(path="a.yml", text=text),)), schemas(), here="localhost"
+    )
 
 
 def test_a_host_needs_the_files_of_the_vms_that_it_may_get() -> None:

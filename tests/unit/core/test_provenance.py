@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
-from mikrom_reconcile.core.specs.load import expand, read_specs
+from mikrom_reconcile.core.placement.desired_state import validate_specs
+from mikrom_reconcile.core.specs.load import expand
 from mikrom_reconcile.core.specs.resolve import Provenance
 
 DB = """\
@@ -27,7 +28,9 @@ spec:
 
 def places(name: str) -> dict[str, tuple[object, str]]:
     """Value and place of each field, by path."""
-    specs = read_specs(SourceTree(revision="r1", files=(SourceFile(path="db.yml", text=DB),)), wiring.schemas())
+    specs = validate_specs(
+        SourceTree(revision="r1", files=(SourceFile(path="db.yml", text=DB),)), wiring.schemas(), here="localhost"
+    )
     vm = next(vm for vm in expand(specs) if vm.name == name)
     return {origin.path: (origin.value, origin.place) for origin in Provenance(specs).of(vm, "localhost")}
 

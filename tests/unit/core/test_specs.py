@@ -8,7 +8,7 @@ from mikrom_reconcile import wiring
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree, SpecProblem
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.parsing.documents import dedupe_by_position
-from mikrom_reconcile.core.specs.load import read_specs
+from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.times_and_sizes import SPECS
 
 HEAD = "apiVersion: mikrom/v1\nkind: Fleet\nmetadata: {name: web}\n"
@@ -21,7 +21,7 @@ def problem(line: int, pointer: str = "", message: str = "wrong") -> SpecProblem
 def problems_in(*texts: str) -> tuple[SpecProblem, ...]:
     files = tuple(SourceFile(path=f"{number}.yml", text=text) for number, text in enumerate(texts))
     with pytest.raises(SpecError) as raised:
-        read_specs(SourceTree(revision="r1", files=files), wiring.schemas())
+        validate_specs(SourceTree(revision="r1", files=files), wiring.schemas(), here="localhost")
     return raised.value.problems
 
 

@@ -19,11 +19,11 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
 )
 from mikrom_reconcile.core.model.plan import Peak, RunOverrides
-from mikrom_reconcile.core.placement.desired_state import render_all
+from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanResult
 from mikrom_reconcile.core.planning.planner import make_plan, prepare, requery_all
 from mikrom_reconcile.core.planning.selection import refuse_unread
-from mikrom_reconcile.core.specs.load import Specs, read_specs
+from mikrom_reconcile.core.specs.load import Specs
 from tests.samples import NOW
 
 INVENTORY = """
@@ -48,7 +48,7 @@ def fleet(name: str, replicas: int, hosts: str = "kvm", mem: int = 16, tags: str
 
 def specs_of(*texts: str) -> Specs:
     files = (SourceFile(path="specs/all.yml", text="".join((INVENTORY, PROJECT, *texts))),)
-    return read_specs(SourceTree(revision="r", files=files), wiring.schemas())
+    return validate_specs(SourceTree(revision="r", files=files), wiring.schemas(), here="localhost")
 
 
 def rows(specs: Specs, **where: str) -> tuple[ObservedVM, ...]:
@@ -168,7 +168,9 @@ def test_a_variable_that_nothing_looks_up_is_refused_and_one_that_another_reads_
                 path="specs/all.yml", text=INVENTORY + lookups + " template: {image: hello, boot_args: 'x=${a}'}}"
             ),
         )
-        return read_specs(SourceTree(revision="r", files=files), wiring.schemas(), extra_vars)
+        return validate_specs(
+            SourceTree(revision="r", files=files), wiring.schemas(), here="localhost", extra_vars=extra_vars
+        )
 
     refuse_unread(with_variables())
     refuse_unread(with_variables(a="${e}", c={"d": 1}, e=2))
@@ -306,7 +308,7 @@ def test_who_else_has_a_name_is_asked_only_where_a_vm_is_to_be_made() -> None:
 def test_actions_tell_hosts_what_the_inventory_allows_and_nothing_else() -> None:
     sized = INVENTORY.replace("hv01: {}", "hv01: {overcommit: {mem_size_mib: 2.0}}")
     files = (SourceFile(path="specs/all.yml", text=sized + PROJECT + fleet("web", 2)),)
-    specs = read_specs(SourceTree(revision="r", files=files), wiring.schemas())
+    specs = validate_specs(SourceTree(revision="r", files=files), wiring.schemas(), here="localhost")
     asked = prepare(specs, Placements(), here="localhost")
     reports = (
         HostReport(host=host, observed_at=NOW, capacity=Capacity(vcpu_count=1, mem_size_mib=100)) for host in HOSTS

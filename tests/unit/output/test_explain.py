@@ -20,9 +20,9 @@ from mikrom_reconcile.core.model.observed import (
     Placements,
 )
 from mikrom_reconcile.core.model.plan import RunOverrides
-from mikrom_reconcile.core.placement.desired_state import render_all
+from mikrom_reconcile.core.placement.desired_state import render_all, validate_specs
 from mikrom_reconcile.core.planning.planner import make_plan, prepare
-from mikrom_reconcile.core.specs.load import Specs, read_specs
+from mikrom_reconcile.core.specs.load import Specs
 from mikrom_reconcile.output.explanation import Explanation, explain
 from tests.samples import NOW, observed
 
@@ -40,7 +40,9 @@ PROJECT = "---\napiVersion: mikrom/v1\nkind: Project\nmetadata: {name: demo}\n"
 
 def specs_of(text: str = WEB, *, state: str = "", whole: bool = True) -> Specs:
     text = text.replace(", STATE", state) + (PROJECT if whole else "")
-    return read_specs(SourceTree(revision="r1", files=(SourceFile(path="web.yml", text=text),)), wiring.schemas())
+    return validate_specs(
+        SourceTree(revision="r1", files=(SourceFile(path="web.yml", text=text),)), wiring.schemas(), here="localhost"
+    )
 
 
 def as_wanted(specs: Specs, **changed: Any) -> tuple[ObservedVM, ...]:

@@ -191,7 +191,7 @@ def _host_columns(inventory: Inventory) -> tuple[text.Column, ...]:
         return (
             (text.mebibytes(promised_mib), "red" if promised_mib > limit_mib else ""),
             "-" if limit_mib == inf else text.mebibytes(int(limit_mib)),
-            text.mebibytes(inventory.sizing(view.host).reserve.mem_size_mib or 0),
+            text.mebibytes(inventory.sizing(view.host).reserve.get("mem_size_mib", 0)),
             "-" if report.used_mib is None else text.mebibytes(report.used_mib),
         )
 

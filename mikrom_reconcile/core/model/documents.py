@@ -46,7 +46,7 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpecDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """One YAML document that passed its schema. `line` is where it begins, from 1."""
+    """One YAML document. `line` is where it begins, from 1; `name` is "" where it has none."""
 
     path: str
     line: int

@@ -14,6 +14,7 @@ import msgspec
 from mikrom_reconcile.core.model.documents import Diagnostic, SourceFile, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.errors import SpecError
 from mikrom_reconcile.core.parsing.schema_errors import Schemas, Validators, describe_value, nearest
+from mikrom_reconcile.core.parsing.variables import dig
 from mikrom_reconcile.core.parsing.yaml_words import SUSPECT, Lines, is_plain_text, plain, shown
 from mikrom_reconcile.times_and_sizes import SPECS
 
@@ -265,9 +266,9 @@ def _spec_document(path: str, line: int, value: Any, *, spelled: bool = False) -
         return SpecDocument(path=path, line=line, kind=kind, name=name, body=body)
     if spelled:
         body = plain(body, kept=_is_variables)
-    metadata = body.get("metadata")
-    name = str(metadata.get("name")) if isinstance(metadata, dict) else ""
-    return SpecDocument(path=path, line=line, kind=str(body.get("kind")), name=name, body=body)
+    name = dig(body, ("metadata", "name"))
+    named = name if isinstance(name, str) else ""
+    return SpecDocument(path=path, line=line, kind=str(body.get("kind")), name=named, body=body)
 
 
 def _is_variables(at: tuple[str, ...]) -> bool:

@@ -102,18 +102,10 @@ def unescaped(text: str) -> str:
 
 def names_in(value: Any) -> frozenset[str]:
     """The names that a value looks up directly; "" stands for what is no lookup, although it begins like one."""
-    found: set[str] = set()
-    left = [value]
-    while left:
-        value = left.pop()
-        if isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
-        elif isinstance(value, str) and "${" in value:
-            lookups = (_INSIDE.match(match[1] or "") for match in _LOOKUP.finditer(value) if match[0] != "$${")
-            found.update(lookup[1] if lookup else "" for lookup in lookups)
-    return frozenset(found)
+    texts = (text for _, text in walk(value) if isinstance(text, str) and "${" in text)
+    found = (match for text in texts for match in _LOOKUP.finditer(text) if match[0] != "$${")
+    lookups = (_INSIDE.match(match[1] or "") for match in found)
+    return frozenset(lookup[1] if lookup else "" for lookup in lookups)
 
 
 def _parsed(lookup: re.Match[str]) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Capacity, HostReport, ObservedVM
 from mikrom_reconcile.core.model.plan import group_by
-from mikrom_reconcile.core.specs.inventory import Inventory
+from mikrom_reconcile.core.specs.inventory import Inventory, Resource, Sizing
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,15 +57,12 @@ class HostLoads:
 def room_of(inventory: Inventory, report: HostReport, going: Iterable[ObservedVM] = ()) -> Room:
     """(capacity - reserve) * overcommit, less what the VMs were promised that are not `going`."""
     said = inventory.sizing(report.host)
-    mem_size_mib = said.capacity.mem_size_mib
-    if mem_size_mib is None:
-        mem_size_mib = report.capacity.mem_size_mib if report.overhead_mib is not None else None
+    known_mib = report.capacity.mem_size_mib if report.overhead_mib is not None else None
     overhead_mib = report.overhead_mib or 0
     gone = [row.spec.machine for row in going if row.state in WANTS_VMM and row.phase != "crash_loop"]
-    vcpu_count = report.capacity.vcpu_count if said.capacity.vcpu_count is None else said.capacity.vcpu_count
     return Room(
-        vcpu_limit=_limit(vcpu_count, said.reserve.vcpu_count, said.overcommit.vcpu_count),
-        mem_limit_mib=_limit(mem_size_mib, said.reserve.mem_size_mib, said.overcommit.mem_size_mib or 1.0),
+        vcpu_limit=_limit(said, "vcpu_count", report.capacity.vcpu_count, None),
+        mem_limit_mib=_limit(said, "mem_size_mib", known_mib, 1.0),
         promised=Capacity(
             vcpu_count=report.promised.vcpu_count - sum(machine.vcpu_count for machine in gone),
             mem_size_mib=report.promised.mem_size_mib - sum(machine.mem_size_mib + overhead_mib for machine in gone),
@@ -77,16 +74,20 @@ def room_of(inventory: Inventory, report: HostReport, going: Iterable[ObservedVM
 def mem_limit_mib(inventory: Inventory, report: HostReport) -> int | None:
     """The memory limit that the inventory sets for the host; None where the host goes by what it has."""
     said = inventory.sizing(report.host)
-    if (said.capacity.mem_size_mib, said.reserve.mem_size_mib, said.overcommit.mem_size_mib) == (None, None, None):
+    if not any("mem_size_mib" in each for each in (said.capacity, said.reserve, said.overcommit)):
         return None
     limit = room_of(inventory, report).mem_limit_mib
     return None if limit == inf else int(limit)
 
 
-def _limit(capacity: int | None, reserve: int | None, overcommit: float | None) -> float:
+def _limit(said: Sizing, what: Resource, known: int | None, usual: float | None) -> float:
+    """`known` is what the host says that it has, `usual` how often that is promised."""
+    capacity, overcommit = said.capacity.get(what, known), said.overcommit.get(what, usual)
     if capacity is None or overcommit is None:
         return inf
-    return floor(round(max(0, capacity - (reserve or 0)) * overcommit, 6))  # 4.35 * 100 is 434.99999999999994
+    return floor(
+        round(max(0, capacity - said.reserve.get(what, 0)) * overcommit, 6)
+    )  # 4.35 * 100 is 434.99999999999994
 
 
 T = TypeVar("T", bound=Hashable)

@@ -11,14 +11,15 @@ from mikrom_reconcile.core.model.encoding import canonical_json, spec_digest
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import Action, FieldChange, Plan, Refusal, VMChange, group_by
 from mikrom_reconcile.core.planning.context import Draft, PlanContext, actions_of, numbered, with_kind
-from mikrom_reconcile.core.specs.load import FleetSpec, drained_hosts
+from mikrom_reconcile.core.specs.load import FleetSpec
 
 
 def prune(draft: Draft, context: PlanContext) -> Draft:
     """Refuses all removals of a fleet that together pass its share, or that would take its last VM. All or none, or a
     fleet would be emptied in steps. A move takes a VM's root disk with it, so it counts, unless off a drained host.
     """
-    overrides, drained = context.overrides, drained_hosts(context.given.specs)
+    overrides, hosts = context.overrides, context.given.specs.inventory.hosts
+    drained = {name for name, host in hosts.items() if host.state == "drain"}
     going = (change for change in draft.changes if _removes(change, drained))
     removals = group_by((change for change in going if change.fleet not in overrides.confirmed), lambda it: it.fleet)
     if not removals or context.given.destroy:  # a destroy asks for removals

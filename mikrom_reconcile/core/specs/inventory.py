@@ -4,6 +4,7 @@
 
 import operator
 import re
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import translate
 from functools import cache, cached_property
@@ -12,7 +13,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from mikrom_reconcile.core.model.documents import SpecDocument
-from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.parsing.schema_errors import describe_value
 from mikrom_reconcile.core.parsing.variables import Layer, Scope, VariableError, unescaped
 from mikrom_reconcile.times_and_sizes import SPECS
@@ -98,26 +98,15 @@ def _ranged(term: str) -> list[str]:
     return [f"{head}{number:0{len(first)}d}{rest}" for number in numbers for rest in rests]
 
 
-class Amounts(msgspec.Struct, frozen=True):
-    """vCPUs and memory in MiB; None: not said here."""
-
-    vcpu_count: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    mem_size_mib: Annotated[int, msgspec.Meta(ge=0)] | None = None
-
-
-class Overcommit(msgspec.Struct, frozen=True):
-    """How often each vCPU and each MiB may be promised; None: not said here."""
-
-    vcpu_count: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    mem_size_mib: Annotated[float, msgspec.Meta(gt=0)] | None = None
+Resource = Literal["vcpu_count", "mem_size_mib"]
 
 
 class Sizing(msgspec.Struct, frozen=True, kw_only=True):
-    """What the inventory says of how much a host may be promised."""
+    """What the inventory says of how much a host may be promised: what it has, how often that, what it keeps."""
 
-    capacity: Amounts = Amounts()
-    overcommit: Overcommit = Overcommit()
-    reserve: Amounts = Amounts()
+    capacity: dict[Resource, int] = {}
+    overcommit: dict[Resource, float] = {}
+    reserve: dict[Resource, int] = {}
 
 
 class Host(Sizing, frozen=True, kw_only=True):
@@ -197,12 +186,11 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def sizing(self, host: str) -> Sizing:
         """How much a host may be promised: what it says itself, else its groups, the most special first."""
         said: list[Sizing] = [self.hosts.get(host, Host()), *(self.groups[name] for name in self._groups_of(host))]
-
-        def first(part: str) -> dict[str, Any]:
-            each = [msgspec.structs.asdict(getattr(sizing, part)) for sizing in reversed(said)]
-            return {field: value for fields in each for field, value in fields.items() if value is not None}
-
-        return msgspec.convert({part: first(part) for part in Sizing.__struct_fields__}, ready(Sizing))
+        return Sizing(
+            capacity=dict(ChainMap(*(each.capacity for each in said))),
+            overcommit=dict(ChainMap(*(each.overcommit for each in said))),
+            reserve=dict(ChainMap(*(each.reserve for each in said))),
+        )
 
     def _hosts_of(self, group: str) -> Iterator[str]:
         unseen, left = set(self.groups), [group]

@@ -112,11 +112,6 @@ def hosts_of(specs: Specs, here: str) -> tuple[str, ...]:
     return tuple(sorted(specs.inventory.hosts)) or (here,)
 
 
-def drained_hosts(specs: Specs) -> frozenset[str]:
-    """The hosts that the inventory says to drain."""
-    return frozenset(name for name, host in specs.inventory.hosts.items() if host.state == "drain")
-
-
 def _fleet(document: SpecDocument, inventory: Inventory) -> FleetSpec:
     spec, metadata = document.body["spec"], document.body["metadata"]
     prune, lifecycle = spec.get("prune", {}), spec.get("lifecycle", {})

@@ -47,8 +47,8 @@ class Documents:
     def first(self) -> dict[tuple[str, str], SpecDocument]:
         """The first document of each kind and name, by its place."""
         found: dict[tuple[str, str], SpecDocument] = {}
-        documents = [document for documents in self.by_state.values() for document in documents]
-        for document in sorted(filter(has_name, documents), key=lambda document: (document.path, document.line)):
+        named = [each for documents in self.by_state.values() for each in documents if each.name]
+        for document in sorted(named, key=lambda document: (document.path, document.line)):
             found.setdefault(identity(document), document)
         return found
 
@@ -71,12 +71,6 @@ class Documents:
     def attributes(self) -> tuple[str, ...]:
         """What constraints can ask of hosts: the variables that any of them has."""
         return tuple(sorted({f"host.{name}" for host in self.hosts for name in self.inventory.facts(host)}))
-
-
-def has_name(document: SpecDocument) -> bool:
-    """Whether a document, broken or not, has a name that others could have too; files of variables have one."""
-    metadata = document.body.get("metadata")
-    return document.kind.endswith("Vars") or (isinstance(metadata, dict) and isinstance(metadata.get("name"), str))
 
 
 def identity(document: SpecDocument) -> tuple[str, str]:
@@ -108,7 +102,7 @@ def validate(known: Documents) -> Iterator[Diagnostic]:
 
 
 def _duplicates(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
-    if not has_name(document):
+    if not document.name:
         return
     first = known.first[identity(document)]
     in_one_folder = first.path != document.path and all(variables_of(each.path)[2] for each in (first, document))

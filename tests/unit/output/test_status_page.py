@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.observed import Attempt, Capacity, Drift, HostReport, HostView
 from mikrom_reconcile.core.model.plan import UnfinishedRun
-from mikrom_reconcile.core.specs.inventory import Amounts, Host, Inventory
+from mikrom_reconcile.core.specs.inventory import Host, Inventory
 from mikrom_reconcile.output.pages import Snapshot, status_html, why
 from mikrom_reconcile.output.tables import fleets_in
 from tests.samples import MEMORY, NOW, change, observed, outcome, plan, record, refusal
@@ -37,7 +37,7 @@ SNAPSHOT = Snapshot(
     taken_at=NOW,
     views=VIEWS,
     fleets=fleets_in(VIEWS, {("demo", "web"): (3, "halted")}),
-    inventory=Inventory(hosts={"hv01": Host(reserve=Amounts(mem_size_mib=100))}),
+    inventory=Inventory(hosts={"hv01": Host(reserve={"mem_size_mib": 100})}),
     plan=plan(
         change("web-003", "restart", "the guest crashed", host="hv01", fields=(MEMORY,)),
         refusals=(refusal("db", "1 of 1 VMs would go"),),

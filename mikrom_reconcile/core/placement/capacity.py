@@ -85,9 +85,8 @@ def _limit(said: Sizing, what: Resource, known: int | None, usual: float | None)
     capacity, overcommit = said.capacity.get(what, known), said.overcommit.get(what, usual)
     if capacity is None or overcommit is None:
         return inf
-    return floor(
-        round(max(0, capacity - said.reserve.get(what, 0)) * overcommit, 6)
-    )  # 4.35 * 100 is 434.99999999999994
+    kept = said.reserve.get(what, 0)
+    return floor(round(max(0, capacity - kept) * overcommit, 6))  # 4.35 * 100 is 434.99999999999994
 
 
 T = TypeVar("T", bound=Hashable)

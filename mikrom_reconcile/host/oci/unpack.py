@@ -45,7 +45,6 @@ def unpacked(program: Program, packed: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 _ELF = b"\x7fELF"
-_XZ_BYTES = 256 << 20  # twice the dictionary that a build of Linux takes
 _PROGRAMS: dict[bytes, Program] = {b"\x28\xb5\x2f\xfd": "zstd", b"\x02\x21\x4c\x18": "lz4"}
 
 
@@ -78,7 +77,7 @@ def _content(payload: bytes, size: int) -> bytes:
     if payload.startswith(b"\x1f\x8b\x08"):
         return zlib.decompressobj(31).decompress(payload, size + 1)
     if payload.startswith(b"\xfd7zXZ"):
-        return lzma.LZMADecompressor(memlimit=_XZ_BYTES).decompress(payload, size + 1)
+        return lzma.LZMADecompressor(memlimit=CONTAINER_IMAGES.xz_bytes).decompress(payload, size + 1)
     if (program := _PROGRAMS.get(payload[:4])) is None:
         known = "gzip, xz, zstd and lz4: unpack it, and pin that"
         raise FetchError(f"it is a bzImage that is packed in a way other than {known}")

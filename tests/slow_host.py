@@ -17,22 +17,21 @@ LATE_S = 5.0
 
 
 class FlakyDriver(SimulatedDriver):
-    """Its first `failures` starts fail for a reason that passes, and those of VMs that are called late take longer."""
+    """Its first `failures` starts fail for a reason that passes, the others take `boot_s`, or longer for late VMs."""
 
-    failures = 0
+    boot_s, failures = 0.0, 0
 
     def start(self, record: VMRecord, *, deadline_s: float) -> str:
         if self.failures:
             self.failures -= 1
             raise TemporaryError("no memory", vm=record.vm, step="booting")
-        if record.vm.startswith("late-"):
-            time.sleep(LATE_S)
+        time.sleep(LATE_S if record.vm.startswith("late-") else min(self.boot_s, deadline_s))
         return super().start(record, deadline_s=deadline_s)
 
 
 def slow_host(settings: Settings, boot_s: float, *, failures: int = 0) -> HostAgent:
-    driver = FlakyDriver(settings.state_dir, boot_s=boot_s)
-    driver.failures = failures
+    driver = FlakyDriver(settings.state_dir)
+    driver.boot_s, driver.failures = boot_s, failures
     images = ImageCache(settings.state_dir, folders=settings.image_dirs)
     records = Records(settings.state_dir)
     return HostAgent(settings.host, driver=driver, records=records, clock=Clock(), images=images)

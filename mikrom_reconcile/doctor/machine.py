@@ -138,7 +138,7 @@ def _jail(settings: Settings) -> Check:
 
 def _qemu(settings: Settings) -> Check:
     """QEMU is needed where Firecracker cannot run; its version is asked for only where it is used."""
-    binary, used = select.find_qemu(), settings.driver == "qemu"
+    binary, used = select.find(select.QEMU, None, settings.state_dir), settings.driver == "qemu"
     remedy = "install the package qemu-system-x86"
     if binary is None:
         return (broken if used else note)(f"no {select.QEMU} was found", remedy)
@@ -146,8 +146,8 @@ def _qemu(settings: Settings) -> Check:
         used = select.choice_of(settings).driver == "qemu"
     if not used:
         return ok(f"{binary}, for where Firecracker cannot run")
-    version, (accelerator, why_not_kvm) = select.version_of(binary), qemu.accelerator_of(binary)
-    if accelerator == "kvm":
+    version, why_not_kvm = select.version_of(binary), qemu.why_not_kvm(binary)
+    if not why_not_kvm:
         return ok(f"{version} at {binary}, with KVM")
     remedy = "starts and guests are slow so; with hardware virtualization it uses KVM by itself"
     return note(f"{version} at {binary}, in software emulation: {why_not_kvm}", remedy)

@@ -51,17 +51,16 @@ class HostAgent:
 
     def supervise(self, *, rescan_s: float = SUPERVISION.rescan_s, on_outcome: Tell | None = None) -> None:
         """Bring back VMMs that die, by their restart policies, until `stop_supervision` or the end of the process."""
-        if self._supervisor is None:
-            self._supervisor = Supervisor(
-                self.name,
-                driver=self._driver,
-                records=self._records,
-                clock=self._clock,
-                rescan_s=rescan_s,
-                on_rescan=self._garbage.run,
-                on_outcome=on_outcome,
-            )
-            self._supervisor.start()
+        self._supervisor = Supervisor(
+            self.name,
+            driver=self._driver,
+            records=self._records,
+            clock=self._clock,
+            rescan_s=rescan_s,
+            on_rescan=self._garbage.run,
+            on_outcome=on_outcome,
+        )
+        self._supervisor.start()
 
     def stop_supervision(self) -> None:
         """End the supervision, if there is one; VMs stay as they are. A signal handler may call it."""

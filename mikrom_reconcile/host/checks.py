@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Check, seconds_of
-from mikrom_reconcile.core.model.observed import HEALTHY, WANTS_VMM, ObservedVM, Progress, Trial, VMMFacts
+from mikrom_reconcile.core.model.observed import HEALTHY, WANTS_VMM, ObservedVM, Phase, Progress, Trial, VMMFacts
 from mikrom_reconcile.host.json_folder import JsonFolder
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.system.files import OddFileError
@@ -24,15 +23,6 @@ from mikrom_reconcile.system.time_limits import LimitedSocket, first_match
 from mikrom_reconcile.times_and_sizes import CHECKS
 
 Said = Callable[[int], bytes]  # what the guest printed since its boot, that many bytes at most
-
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a guest that runs also works: "booting" until all of its checks have passed, "unhealthy" once one that
-    had passed fails. `why` names the check that says so.
-    """
-
-    phase: Literal["running", "booting", "unhealthy"] = "running"
-    why: str = ""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,8 +48,10 @@ class Checks:
         # nobody needs results after a power cut; many observers may write them at once
         self._folder = JsonFolder(state_dir / "checks", _Kept, durable=False, shared=True)
 
-    def health(self, record: VMRecord, facts: VMMFacts, said: Said, *, give_up_at: float) -> Health:
-        """The health of a VM whose VMM runs. What is due is tried while there is time; else the last result counts."""
+    def health(self, record: VMRecord, facts: VMMFacts, said: Said, *, give_up_at: float) -> tuple[Phase, str]:
+        """The phase of a VM whose VMM runs, and which check says so and why. What is due is tried while there is time;
+        else the last result counts.
+        """
         started_s = time.monotonic() - facts.age_s
         kept = self._kept(record.vm, facts.pid or 0, started_s)
         results = {
@@ -93,16 +85,18 @@ class Checks:
         return _Kept(pid=pid, started_s=started_s)
 
 
-def judged(results: dict[str, Result]) -> Health:
-    """What the results mean together; the first check by name that is not as it should be is named."""
+def judged(results: dict[str, Result]) -> tuple[Phase, str]:
+    """What the results mean together: "booting" until all checks have passed, "unhealthy" once one that had passed
+    fails. The first by name that is not as it should be is named.
+    """
     for name, result in sorted(results.items()):
         if not result.was_healthy:
             count = f"{result.passes} of {result.check.healthy_after} passes"
-            return Health(phase="booting", why=f"check {name}: {result.why or count}")
+            return "booting", f"check {name}: {result.why or count}"
     for name, result in sorted(results.items()):
         if result.why:
-            return Health(phase="unhealthy", why=f"check {name}: {result.why}")
-    return Health()
+            return "unhealthy", f"check {name}: {result.why}"
+    return "running", ""
 
 
 def tried(check: Check, record: VMRecord, said: Said) -> str:

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import cache, cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -65,7 +66,9 @@ class Observer:
         )
         if (project := query.project) is None:
             rows += (row for row, _ in self._observe_all(records, until))
-            return replace(report, highest_tokens=self._records.highest_tokens(), vms=_sorted(rows))
+            return replace(
+                report, highest_tokens=self._records.highest_tokens(), vms=tuple(sorted(rows, key=attrgetter("name")))
+            )
         mine = [record for record in records if record.project == project and not record.unmanaged]
         observed = list(self._observe_all(mine, until))
         own = [row for row, _ in observed]
@@ -81,7 +84,7 @@ class Observer:
             report,
             highest_tokens={project: self._records.highest_token(project)},
             digests=digests,
-            vms=_sorted(rows),
+            vms=tuple(sorted(rows, key=attrgetter("name"))),
             phases=_phases_of(own),
             released=self._records.released(project) | let_go,
             maturing=maturing,
@@ -140,8 +143,8 @@ class Observer:
         def said(max_bytes: int) -> bytes:
             return self._driver.console(record.home, max_bytes=max_bytes, after=facts.console_at).content
 
-        health = self._checks.health(record, facts, said, give_up_at=give_up_at)
-        return replace(row, phase=health.phase, health=health.why)
+        phase, why = self._checks.health(record, facts, said, give_up_at=give_up_at)
+        return replace(row, phase=phase, health=why)
 
 
 def row_of(record: VMRecord, facts: model.VMMFacts, host: str, links: LinkDrift | None = None) -> model.ObservedVM:
@@ -192,10 +195,6 @@ def _phases_of(rows: Sequence[model.ObservedVM]) -> dict[str, dict[model.Phase, 
     for row in rows:
         phases[row.fleet][row.phase] += 1
     return phases
-
-
-def _sorted(rows: Iterable[model.ObservedVM]) -> tuple[model.ObservedVM, ...]:
-    return tuple(sorted(rows, key=lambda row: row.name))
 
 
 def _maturing(observed: Iterable[tuple[model.ObservedVM, float]], min_healthy_s: dict[str, float]) -> dict[str, float]:

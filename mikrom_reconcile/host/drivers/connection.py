@@ -36,6 +36,8 @@ class Connection:
     process lacks (descriptors, memory, permission), which says nothing about the VMM.
     """
 
+    _received = b""  # and belongs to the next answer
+
     def __init__(self, path: str, *, pid: int | None, give_up_at: float) -> None:
         self._give_up_at = give_up_at
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -115,8 +117,6 @@ class Connection:
 class FirecrackerAPI(Connection):
     """A connection to a Firecracker, which answers requests in their order: several may be sent at once."""
 
-    _received = b""
-
     def get(self, path: str, answer: type[T]) -> T:
         """What stands at `path`, as the type `answer`."""
         self.ask(path)
@@ -182,8 +182,6 @@ class QMP(Connection):
     serves one connection at a time; the others wait for their greeting.
     """
 
-    _received = b""
-
     def execute(self, command: str, answer: type[T] | Any = Any, **arguments: Any) -> Any:
         """What `command` returns, as the type `answer`. Raises FaultError when QEMU refuses it."""
         asked = {"execute": command} | ({"arguments": arguments} if arguments else {})
@@ -191,7 +189,7 @@ class QMP(Connection):
         while (message := self._message()).event is not None:
             pass
         if message.error is not None:
-            raise FaultError(" ".join(message.error.desc.split()))
+            raise FaultError(" ".join(message.error.get("desc", "").split()))
         if not message.answer:
             raise NoAnswerError(f"it gave {command} no answer")
         return _decoded(bytes(message.answer), answer)
@@ -208,13 +206,9 @@ class QMP(Connection):
         return _decoded(line, _Message)
 
 
-class _QMPError(msgspec.Struct):
-    desc: str
-
-
 class _Message(msgspec.Struct, rename={"answer": "return", "greeting": "QMP"}):
     answer: msgspec.Raw = msgspec.Raw()
-    error: _QMPError | None = None
+    error: dict[str, str] | None = None
     event: str | None = None
     greeting: msgspec.Raw = msgspec.Raw()
 

@@ -17,12 +17,11 @@ from mikrom_reconcile.core.model.observed import Described, End, VMMFacts, VMMSt
 from mikrom_reconcile.core.specs import releases, validate_vms
 from mikrom_reconcile.host.drivers import adoption, firecracker_config, jail, memory, select
 from mikrom_reconcile.host.drivers.connection import FirecrackerAPI
-from mikrom_reconcile.host.drivers.jail import Jail, VMPaths, path_inside
+from mikrom_reconcile.host.drivers.jail import Jail, VMPaths
 from mikrom_reconcile.host.drivers.vmm import VMM, Command
 from mikrom_reconcile.host.drivers.vmm_driver import Answer, VMMDriver
 from mikrom_reconcile.host.errors import FaultError, NoAnswerError, translate_errors
 from mikrom_reconcile.host.ports import VMRecord
-from mikrom_reconcile.host.resources.disks import Disk
 from mikrom_reconcile.host.resources.provisioner import VMResources
 from mikrom_reconcile.system import locks, processes
 from mikrom_reconcile.system.files import make_folder, tail
@@ -98,7 +97,7 @@ class FirecrackerDriver(VMMDriver):
         paths, vsock = vmm.paths, str(vmm.paths.vsock)
         if self._jailer:
             resources, vsock = jail.chroot_view(resources), jail.VSOCK
-            _link_vsock(record, paths)
+        _link_vsock(record, paths)
         most = releases.release_of(select.release_at(self._binary)).devices
         configuration = (
             *firecracker_config.requests(record.spec, resources),
@@ -135,7 +134,7 @@ class FirecrackerDriver(VMMDriver):
             status=status,
             machine=config.machine_config,
             boot_args=config.boot_source.get("boot_args") or "",
-            disks=self._paths_outside(record, disks) if vmm.paths.socket.is_symlink() else disks,
+            disks=disks,
             interfaces={nic.iface_id: firecracker_config.interface_of(nic) for nic in config.network_interfaces},
             entropy=config.entropy is not None,
             vsock=config.vsock,
@@ -206,8 +205,7 @@ class FirecrackerDriver(VMMDriver):
             raise
 
     def _resume(self, record: VMRecord, vmm: VMM, kept: memory.Kept, give_up_at: float) -> None:
-        if self._jailer:
-            _link_vsock(record, vmm.paths)
+        _link_vsock(record, vmm.paths)
         with FirecrackerAPI.first(vmm.paths.socket, vmm.process, give_up_at) as api:
             memory.check(kept, record, vmm=_version(api.get("/", _Instance), vmm.paths))
             devices, content = (jail.seen_by_vmm(vmm.paths, path) for path in (vmm.paths.devices, vmm.paths.memory))
@@ -246,13 +244,6 @@ class FirecrackerDriver(VMMDriver):
         end = end_in(paths.metrics)
         return "oom" if end == "killed" and jail.ran_out_of_memory(paths) else end
 
-    def _paths_outside(self, record: VMRecord, found: dict[str, Disk]) -> dict[str, Disk]:
-        own = {path_inside(disk): disk.path for disk in self._provisioner.disks_of(record)} if found else {}
-        return {
-            name: replace(disk, path=own[str(disk.path)]) if str(disk.path) == path_inside(disk) in own else disk
-            for name, disk in found.items()
-        }
-
 
 def _version(instance: _Instance, paths: VMPaths) -> str:
     """What a memory is bound to; the paths in it are those of a jail, or not."""
@@ -266,8 +257,8 @@ def _go_on(api: FirecrackerAPI, vmm: VMM) -> None:
 
 
 def _link_vsock(record: VMRecord, paths: VMPaths) -> None:
-    """Let it be found in its usual place though it is made in the jail."""
-    if record.spec.vsock:
+    """Let it be found in its usual place, were it made in a jail."""
+    if record.spec.vsock and paths.socket.is_symlink():
         with translate_errors(record.vm, "linking its vsock"):
             paths.vsock.symlink_to(f"{paths.socket.readlink().parent}{jail.VSOCK}")
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import as_file, files as package_files
 from itertools import pairwise
 from operator import attrgetter
@@ -77,22 +77,18 @@ _PVM = Path("/sys/module/kvm_pvm")
 
 
 class QemuDriver(VMMDriver):
-    """The driver for QEMU's microvm machine. `accelerator` None: KVM if it works here, else software emulation."""
+    """The driver for QEMU's microvm machine: through KVM if that works here, else in software emulation."""
 
     name = "qemu"
     program = "QEMU"
-
-    def __init__(self, binary: Path, *, accelerator: Accelerator | None = None, **settings: Any) -> None:
-        super().__init__(binary, **settings)
-        self._chosen = accelerator
 
     def memory_mib(self, spec: VMSpec) -> int:
         """QEMU itself takes more than a small guest does."""
         return spec.machine.mem_size_mib + OVERHEAD_MIB[self._accelerator]
 
-    @property
+    @cached_property
     def _accelerator(self) -> Accelerator:
-        return self._chosen or accelerator_of(self._binary)[0]
+        return "tcg" if why_not_kvm(self._binary) else "kvm"
 
     def _unsupported(self, spec: VMSpec) -> str | None:
         for path in _only_in_firecracker(spec):
@@ -108,7 +104,7 @@ class QemuDriver(VMMDriver):
         return "its kernel is neither a bzImage nor a vmlinux with a PVH entry, and QEMU boots those"
 
     def _vm_in(self, name: str, argv: list[str]) -> str | None:
-        return name_in(argv) if name.startswith("qemu-system") else None
+        return _after("-name", argv) or "" if name.startswith("qemu-system") else None
 
     def _command(self, record: VMRecord, paths: VMPaths, resources: VMResources) -> Command:
         if resources.metadata is not None:
@@ -191,13 +187,8 @@ def _status_of(qmp: QMP) -> VMMStatus:
 
 
 @cache
-def accelerator_of(binary: Path) -> tuple[Accelerator, str]:
-    """What QEMU is to run guests with here, and why it is not KVM ("" if it is). Costs 0.1 s, once per process."""
-    reason = _why_not_kvm(binary)
-    return ("tcg", reason) if reason else ("kvm", "")
-
-
-def _why_not_kvm(binary: Path) -> str:
+def why_not_kvm(binary: Path) -> str:
+    """Why QEMU cannot run guests with KVM here, "" if it can. Costs 0.1 s, once per process."""
     if problem := kvm_problem():
         return problem.partition(": ")[0]
     if _PVM.exists():
@@ -267,11 +258,6 @@ def _nic_arguments(interface: Interface) -> tuple[str, ...]:
         *("-netdev", f"tap,id={interface.name},ifname={interface.tap},script=no,downscript=no"),
         *("-device", f"virtio-net-device,netdev={interface.name},mac={interface.mac}{mtu}"),
     )
-
-
-def name_in(argv: list[str]) -> str:
-    """The VM's name in a command line; "" if it has none."""
-    return _after("-name", argv) or ""
 
 
 def machine_in(argv: list[str]) -> Machine | None:

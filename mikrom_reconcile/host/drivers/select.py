@@ -47,7 +47,7 @@ def choice_of(settings: Settings) -> Choice:
     if settings.jail == "on":
         why = problem or "MIKROM_DRIVER=qemu"
         raise SetupError(f"MIKROM_JAIL=on, and only a Firecracker can be jailed ({why}); {_WAY_OUT}")
-    if (qemu := find_qemu()) is None:
+    if (qemu := find(QEMU, None, settings.state_dir)) is None:
         lacking = f"no {QEMU} was found"
         raise SetupError(f"{problem}, and {lacking}; {_WAY_OUT}" if problem else f"{lacking}; {_WAY_OUT}")
     why = problem.partition(": ")[0]
@@ -68,12 +68,6 @@ def find_jailer(named: str | None, firecracker: Path, state_dir: Path) -> Path |
     """The jailer: `named` (MIKROM_JAILER), else that beside the Firecracker, else as Firecracker is looked for."""
     beside = firecracker.with_name("jailer")
     return beside if named is None and _is_program(beside) else find("jailer", named, state_dir)
-
-
-def find_qemu() -> Path | None:
-    """The first QEMU on PATH."""
-    found = shutil.which(QEMU)
-    return None if found is None else Path(found).absolute()
 
 
 def find(name: str, named: str | None, state_dir: Path) -> Path | None:

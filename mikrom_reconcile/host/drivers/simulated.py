@@ -32,8 +32,7 @@ _LAST_WORDS = {"exit": "MIKROM-EXIT bye\n", "crash": "MIKROM-CRASH\n", "clean": 
 
 class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
     """What the file holds. `started_s` counts from the boot of the host; `end` is None until somebody ended it. What
-    this VM said begins at `console_at`; one that `hangs` answers nobody until it is killed. `kept` says that its memory
-    is on disk: however it ends then, it is suspended.
+    this VM said begins at `console_at`. `kept` says that its memory is on disk: however it ends then, it is suspended.
     """
 
     uid: str
@@ -44,7 +43,6 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
     boot_args: str
     console: str
     console_at: int = 0
-    hangs: bool = False
     paused: bool = False
     kept: bool = False
     end: End | None = None
@@ -59,7 +57,7 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
         if end is not None:
             return "suspended" if self.kept else end
         mode, seconds = self.mode()
-        if mode not in {"exit", "crash"} or self.hangs or self.age_s() < seconds:
+        if mode not in {"exit", "crash"} or self.age_s() < seconds:
             return None
         return "clean" if mode == "exit" else "crashed"
 
@@ -80,14 +78,13 @@ class SimulatedVM(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SimulatedDriver(Driver):
-    """The driver that starts nothing. `boot_s` is how long a start takes."""
+    """The driver that starts nothing."""
 
     name = "simulated"
     suspends = True
 
-    def __init__(self, state_dir: Path, *, boot_s: float = 0.0) -> None:
+    def __init__(self, state_dir: Path) -> None:
         self._folder = state_dir / "sim"
-        self._boot_s = boot_s
 
     def memory_mib(self, spec: VMSpec) -> int:  # noqa: ARG002 - the port's
         return 0  # no guest runs
@@ -102,8 +99,6 @@ class SimulatedDriver(Driver):
             return VMMFacts(status="none", end="unknown" if is_known else "rebooted")
         if (end := vm.ended()) is not None:
             return VMMFacts(status="none", end=end)
-        if vm.hangs:
-            return VMMFacts(status="unresponsive", pid=vm.pid, age_s=vm.age_s())
         return VMMFacts(
             status="paused" if vm.paused else "running",
             pid=vm.pid,
@@ -112,14 +107,13 @@ class SimulatedDriver(Driver):
             console_at=vm.console_at,
         )
 
-    def start(self, record: VMRecord, *, deadline_s: float) -> str:
+    def start(self, record: VMRecord, *, deadline_s: float) -> str:  # noqa: ARG002 - the port's
         """Write the file, unless this very VM runs; one that was suspended under the same spec only gets a new pid."""
         if (problem := self.unsupported(record.spec)) is not None:
             raise PermanentError(problem, vm=record.vm, step="checking its spec")
         before = self._read(record.home)
-        if before is not None and before.uid == record.uid and before.ended() is None and not before.hangs:
+        if before is not None and before.uid == record.uid and before.ended() is None:
             return ""
-        time.sleep(min(self._boot_s, deadline_s))
         boot_args, note, pid = record.spec.boot_args, "", FIRST_PID + secrets.randbelow(1 << 30)
         if before is not None and before.ended() == "suspended":
             if (before.uid, before.machine, before.boot_args) == (record.uid, record.spec.machine, boot_args):
@@ -148,8 +142,6 @@ class SimulatedDriver(Driver):
         vm, doing = self._read(record.home), "pausing its guest" if paused else "resuming its guest"
         if vm is None or vm.ended() is not None:
             raise TemporaryError("no VMM of it lives any more", vm=record.vm, step=doing)
-        if vm.hangs:
-            raise TemporaryError("its VMM does not answer", vm=record.vm, step=doing)
         if vm.paused != paused:
             self.change(record.home, paused=paused, kept=vm.kept and paused)
 
@@ -173,7 +165,7 @@ class SimulatedDriver(Driver):
             self._write(record.home, vm)
         if vm.ended() is not None:
             return
-        if grace_s > 0 and not vm.hangs and vm.mode()[0] not in _DEAF:
+        if grace_s > 0 and vm.mode()[0] not in _DEAF:
             self.change(record.home, end="clean", console=vm.console + _LAST_WORDS["clean"])
         else:
             self.change(record.home, end="killed")
@@ -199,7 +191,7 @@ class SimulatedDriver(Driver):
         return Console(content=said[begin:], end=len(said))
 
     def change(self, vm: str, **changes: Any) -> None:
-        """Rehearse what goes wrong: fields of SimulatedVM, such as `end="killed"` or `hangs=True`, of one that runs."""
+        """Rehearse what goes wrong: fields of SimulatedVM, such as `end="killed"`, of one that runs."""
         found = self._read(vm)
         if found is not None and found.ended() is None:
             self._write(vm, replace(found, **changes))

@@ -16,7 +16,7 @@ from mikrom_reconcile.core.model.errors import ActionError, PermanentError, Temp
 from mikrom_reconcile.core.model.observed import WANTS_VMM, Console, End, Stray, VMMFacts, VMMStatus
 from mikrom_reconcile.core.specs.images import init_of
 from mikrom_reconcile.host.drivers import memory
-from mikrom_reconcile.host.drivers.jail import VMPaths, release_uid, remove_jail
+from mikrom_reconcile.host.drivers.jail import VMPaths, path_inside, release_uid, remove_jail
 from mikrom_reconcile.host.drivers.vmm import VMM, Command, StateLayout, VMMProcess
 from mikrom_reconcile.host.errors import NoAnswerError, UnreachableError, translate_errors
 from mikrom_reconcile.host.ports import Compared, Driver, LinkDrift, VMRecord, compared_fields, drift_in
@@ -313,26 +313,26 @@ class VMMDriver(Driver, ABC):
             status=answer.status,
             pid=process.pid,
             age_s=processes.age_s(process),
-            drift=drift_in(self._compared(record, answer)) if is_booted else (),
+            drift=drift_in(self._compared(record, answer, vmm.paths)) if is_booted else (),
             console_at=process.console_at if isinstance(process, VMMProcess) else 0,
         )
 
-    def _compared(self, record: VMRecord, answer: Answer) -> Iterator[Compared]:
+    def _compared(self, record: VMRecord, answer: Answer, paths: VMPaths) -> Iterator[Compared]:
         """What the VMM of a guest that was booted says, beside its record."""
         if answer.machine is not None:
             yield from compared_fields("machine", record.spec.machine, answer.machine)
         if answer.boot_args not in {None, boot_args_of(record)}:
             yield "boot_args", record.spec.boot_args, answer.boot_args
-        yield from self._compared_disks(record, answer.disks)
+        yield from self._compared_disks(record, answer.disks, is_jailed=paths.socket.is_symlink())
         yield from self._compared_interfaces(record, answer.interfaces)
         yield from _compared_devices(record.spec, answer)
         if answer.metadata is not None:
             yield from self._compared_metadata(record, answer.metadata)
 
-    def _compared_disks(self, record: VMRecord, found: dict[str, Disk]) -> Iterator[Compared]:
+    def _compared_disks(self, record: VMRecord, found: dict[str, Disk], *, is_jailed: bool) -> Iterator[Compared]:
         for disk in self._provisioner.disks_of(record):
             path, there = f"drives.{disk.name}", found.get(disk.name)
-            if there is None or there.path != disk.path:
+            if there is None or str(there.path) != (path_inside(disk) if is_jailed else str(disk.path)):
                 yield path, disk.name, None
             elif disk.name != ROOT_ID:
                 yield f"{path}.read_only", disk.read_only, there.read_only

@@ -11,13 +11,7 @@ from contextlib import nullcontext, suppress
 
 from msgspec.structs import asdict, replace
 
-from mikrom_reconcile.core.model.errors import (
-    ActionError,
-    MikromError,
-    PastDeadlineError,
-    PermanentError,
-    TemporaryError,
-)
+from mikrom_reconcile.core.model.errors import ActionError, MikromError, PastDeadlineError, TemporaryError
 from mikrom_reconcile.core.model.observed import ObservedVM
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order
 from mikrom_reconcile.host.observe import capacity, row_of, unreadable_row
@@ -81,7 +75,8 @@ class Executor:
     def _run(self, order: Order) -> Ending:
         vm, project = order.action.vm, order.action.project
         if order.action.host != self._host:
-            raise PermanentError(f"this is {self._host}, not {order.action.host}", vm=vm, step="reading the order")
+            error = f"{vm}: this is {self._host}, not {order.action.host} (while reading the order)"
+            return Ending(result="failed_permanent", error=error)
         was = order.action.moved_from or vm
         with self._records.lock(vm), self._records.lock(was) if was != vm else nullcontext():
             found, tombstone, highest = self._records.read(vm), None, self._records.highest_token(project)

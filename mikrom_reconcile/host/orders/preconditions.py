@@ -33,7 +33,7 @@ class Reservations:
     def __init__(self, *, mem_size_mib: int, need_mib: Callable[[VMSpec], int], records: Records, clock: Clock) -> None:
         self._mem_size_mib, self._need_mib, self._records, self._clock = mem_size_mib, need_mib, records, clock
         self._lock = threading.Lock()
-        self._mib: dict[str, int] = {}
+        self._mib: dict[str, int] = {}  # by records
         self._claims: dict[str, Claims] = {}
         self._pending_mib: dict[str, int] = {}  # no record says so yet, or it says that the VM goes down for a restart
         self._pending_claims: dict[str, Claims] = {}
@@ -46,10 +46,11 @@ class Reservations:
         limit_mib = self._mem_size_mib if limit_mib is None else limit_mib
         with self._lock:
             self._count()
-            own_mib = self._mib.get(vm, 0)
-            left, others = limit_mib - sum(self._mib.values()) + own_mib, len(self._mib) - (vm in self._mib)
+            mib = self._mib | self._pending_mib
+            own_mib = mib.get(vm, 0)
+            left, others = limit_mib - sum(mib.values()) + own_mib, len(mib) - (vm in mib)
             if need_mib <= left or need_mib <= own_mib:  # what was promised is kept
-                self._mib[vm] = self._pending_mib[vm] = need_mib
+                self._pending_mib[vm] = need_mib
                 return ""
         return (
             f"it needs {need_mib} MiB and {max(0, left)} MiB are left: of {limit_mib} MiB that"
@@ -63,12 +64,11 @@ class Reservations:
             return ""
         with self._lock:
             self._count()
-            for other, its in self._claims.items():
+            for other, its in (*self._claims.items(), *self._pending_claims.items()):
                 taken = {name for name, alone in wanted if (name, True) in its or (alone and (name, False) in its)}
                 if other != vm and taken:
                     return f"{min(taken)} is {other}'s here"
             self._pending_claims[vm] = wanted
-            self._claims[vm] = wanted | self._claims.get(vm, frozenset())
         return ""
 
     def release(self, vm: str) -> None:
@@ -93,9 +93,6 @@ class Reservations:
         for record in self._records.list():
             if isinstance(record, VMRecord):
                 self._add(record)
-        self._mib |= self._pending_mib
-        for vm, claims in self._pending_claims.items():
-            self._claims[vm] = claims | self._claims.get(vm, frozenset())
         ended_s = self._clock.monotonic()
         self._holds_until_s = ended_s + ORDERS.memory_count_held * (ended_s - began_s)
 
@@ -172,32 +169,30 @@ def check(
     """Refuse what cannot work or would hurt, and reserve what the VM needs, before anything is written. `ordered` is
     the record that `found` is to become. Raises PermanentError, TemporaryError.
     """
-    vm, desired = action.vm, action.desired
-    step = f"checking what it is ordered to be by {action.verb}"
+    desired = action.desired
     if found is not None and found.policy.prevent_destroy and loses_disks(action, found):
         remedy = "lift that first, with lifecycle: {prevent_destroy: false}"
-        raise PermanentError(f"it would lose its data, and is recorded as protected; {remedy}", vm=vm, step=step)
+        raise PermanentError(f"it would lose its data, and is recorded as protected; {remedy}")
     if desired is None or action.verb in {"stop", "rename"}:
         return
     if desired.state == "suspended" and not driver.suspends:
-        message = f"this host's driver, {driver.name}, cannot suspend VMs: say paused or stopped"
-        raise PermanentError(message, vm=vm, step=step)
+        raise PermanentError(f"this host's driver, {driver.name}, cannot suspend VMs: say paused or stopped")
     if reason := driver.unsupported(desired.spec):
-        raise PermanentError(f"this host cannot run it: {reason}", vm=vm, step=step)
+        raise PermanentError(f"this host cannot run it: {reason}")
     if ordered.state in WANTS_VMM and (
-        reason := reservations.reserve(vm, driver.memory_mib(desired.spec), action.mem_limit_mib)
+        reason := reservations.reserve(action.vm, driver.memory_mib(desired.spec), action.mem_limit_mib)
     ):
-        raise PermanentError(f"{reason}; stop some, or give it less", vm=vm, step=step)
-    if holder := reservations.claim(vm, _claims_of(ordered)):
-        message = f"{holder}: two VMs of a host cannot have one address or port, nor a file that one of them writes"
-        raise TemporaryError(message, vm=vm, step=step)
+        raise PermanentError(f"{reason}; stop some, or give it less")
+    if holder := reservations.claim(action.vm, _claims_of(ordered)):
+        message = "two VMs of a host cannot have one address or port, nor a file that one of them writes"
+        raise TemporaryError(f"{holder}: {message}")
     if found is None and action.verb != "import" and (facts := driver.observe(ordered)).status != "none":
         # never our own doing (the record is there first and goes last), so nobody can say whose it is
         message = f"a VMM of that name lives here without a record (pid {facts.pid}): restore that, or kill it"
-        raise PermanentError(message, vm=vm, step=step)
+        raise PermanentError(message)
     respecified = action.verb == "update" and found and needs_restart(found.spec, desired.spec)
     if respecified and found and driver.observe(found).status != "none":
-        raise PermanentError("its spec changes only while it is down: restart it", vm=vm, step=step)
+        raise PermanentError("its spec changes only while it is down: restart it")
 
 
 def loses_disks(action: Action, found: VMRecord) -> bool:

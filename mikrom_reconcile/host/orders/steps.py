@@ -20,6 +20,7 @@ from mikrom_reconcile.core.model.fields import costs, counted_drift, impact_of
 from mikrom_reconcile.core.model.observed import HEALTHY, SATISFIES, WANTS_VMM, Attempt, Drift, ObservedVM, VMMFacts
 from mikrom_reconcile.core.model.plan import Impact, Order, Result, Verb
 from mikrom_reconcile.host.checks import Trials
+from mikrom_reconcile.host.errors import translate_errors
 from mikrom_reconcile.host.observe import row_of
 from mikrom_reconcile.host.orders.next_record import next_record, provenance_fields
 from mikrom_reconcile.host.orders.preconditions import Reservations, check
@@ -69,7 +70,8 @@ class ActionRun:
         if self._is_done():
             self.forget_failures()
             return "already_done"
-        check(self.order.action, self.found, self.ordered, driver=self.driver, reservations=self.reservations)
+        with translate_errors(vm, f"checking what it is ordered to be by {self.order.action.verb}"):
+            check(self.order.action, self.found, self.ordered, driver=self.driver, reservations=self.reservations)
         for step in self._steps():
             if step is not PAUSE or self.ordered.state == "paused":
                 on_step(vm, step[0])

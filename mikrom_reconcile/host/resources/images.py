@@ -132,12 +132,8 @@ class ImageCache:
         from mikrom_reconcile.host.oci import rootdisk  # noqa: PLC0415 - as in `path_of`
         from mikrom_reconcile.host.oci.sources import image_of, registry_of  # noqa: PLC0415 - with TLS 15 ms more
 
-        def registry(name: str) -> Registry:
-            return registry_of(name, self._registry_auth, self._registry_mirrors)
-
-        def fetch(part: PinnedFile, source: Registry | None) -> Path:
-            return self.part(part, source, give_up_at=give_up_at)
-
+        registry = partial(registry_of, auth_file=self._registry_auth, mirrors=self._registry_mirrors)
+        fetch = partial(self.part, give_up_at=give_up_at)
         draft = path.with_name(f"{path.name}.part")
         draft.unlink(missing_ok=True)
         image = image_of(file, fetch, registry, max_bytes=self._max_bytes)
@@ -178,16 +174,14 @@ class ImageCache:
 
     def _removed(self, path: Path) -> bool:
         """Remove it, unless it is being fetched, or was used lately."""
-        if not _is_old(path):
-            return False
-        with locks.held(self._lock_of(path.name), unlink=True) as is_ours:
-            if not is_ours or not _is_old(path):  # it may have been used since
-                return False
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        return True
+        with suppress(FileNotFoundError), locks.held(self._lock_of(path.name), unlink=True) as is_ours:
+            if is_ours and time.time() - path.stat().st_mtime >= IMAGES.kept_s:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+                return True
+        return False
 
     def _lock_of(self, name: str) -> Path:
         for draft in _DRAFTS:
@@ -260,13 +254,6 @@ def _digest_of(path: Path) -> str:
             digest.update(piece)
             time.sleep(0)  # lets other greenlets run
     return digest.hexdigest()
-
-
-def _is_old(path: Path) -> bool:
-    try:
-        return bool(time.time() - path.stat().st_mtime >= IMAGES.kept_s)
-    except FileNotFoundError:
-        return False
 
 
 def _used(path: Path) -> bool:

@@ -135,8 +135,6 @@ class Networks:
 
     def remove(self, record: VMRecord, *, give_up_at: float) -> None:
         """Remove the VM's taps, those of earlier specs too, and bridges or parts of them that nobody wants any more."""
-        if not self._made_any():
-            return
         prefix = f"{self._prefix}vm={record.home}:"
         with Netlink() as kernel:
             self._remove_taps(kernel, lambda tap: tap.alias.startswith(prefix), give_up_at)
@@ -150,8 +148,6 @@ class Networks:
 
     def sweep(self, *, give_up_at: float) -> tuple[str, ...]:
         """Remove taps of ours that no record wants; the names of their VMs. Raises MikromError, OSError."""
-        if not self._made_any():
-            return ()
         with Netlink() as kernel:
             return self._remove_taps(kernel, self._is_left, give_up_at)
 
@@ -185,10 +181,6 @@ class Networks:
         """Whose tap it is, by the name of the VM's folder; "" if it is none of ours."""
         prefix = f"{self._prefix}vm="
         return link.alias.removeprefix(prefix).partition(":")[0] if link.alias.startswith(prefix) else ""
-
-    def _made_any(self) -> bool:
-        """Whether this host ever made a bridge: if not, nobody has to look through all its devices."""
-        return any(self._locks.glob("bridge-*.lock"))
 
     @contextmanager
     def _bridge_lock(self, bridge: str, give_up_at: float) -> Iterator[None]:

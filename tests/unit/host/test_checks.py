@@ -15,8 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Check, NetworkInterface, VMSpec
-from mikrom_reconcile.core.model.observed import VMMFacts
-from mikrom_reconcile.host.checks import Checks, Health, tried
+from mikrom_reconcile.core.model.observed import Phase, VMMFacts
+from mikrom_reconcile.host.checks import Checks, tried
 from mikrom_reconcile.host.ports import VMRecord
 from mikrom_reconcile.host.records import Records
 from mikrom_reconcile.system.time_limits import first_match
@@ -160,16 +160,16 @@ def test_a_vm_boots_until_all_have_passed_often_enough_and_is_unhealthy_when_one
 ) -> None:
     record = vm(web=Check(type="http", port=guest.port, path="/health", healthy_after=2, interval="0s"))
 
-    def health(pid: int = 7) -> Health:
+    def health(pid: int = 7) -> tuple[Phase, str]:
         return Checks(tmp_path).health(record, up(pid), nothing, give_up_at=soon())
 
-    assert health() == Health(phase="booting", why="check web: 1 of 2 passes")
-    assert health() == Health()
+    assert health() == ("booting", "check web: 1 of 2 passes")
+    assert health() == ("running", "")
     guest.status = 500
-    assert health() == Health(phase="unhealthy", why="check web: GET /health answers 500")
+    assert health() == ("unhealthy", "check web: GET /health answers 500")
     guest.status = 200
-    assert health() == Health()
-    assert health(pid=8).phase == "booting"  # another VMM
+    assert health() == ("running", "")
+    assert health(pid=8)[0] == "booting"  # another VMM
     records = Records(tmp_path)
     records.write(record)
     records.remove(record)
@@ -181,23 +181,21 @@ def test_a_check_is_tried_no_more_often_than_its_interval_says_and_anew_when_it_
 ) -> None:
     checks = Checks(tmp_path)
     web = Check(type="http", port=guest.port, path="/health", interval="1h")
-    assert checks.health(vm(web=web), up(), nothing, give_up_at=soon()).phase == "running"
+    assert checks.health(vm(web=web), up(), nothing, give_up_at=soon())[0] == "running"
     guest.status = 500
-    assert checks.health(vm(web=web), up(), nothing, give_up_at=soon()).phase == "running"
+    assert checks.health(vm(web=web), up(), nothing, give_up_at=soon())[0] == "running"
     other = replace(web, timeout="3s")
-    assert checks.health(vm(web=other), up(), nothing, give_up_at=soon()).phase == "booting"
+    assert checks.health(vm(web=other), up(), nothing, give_up_at=soon())[0] == "booting"
 
 
 def test_when_there_is_no_time_the_last_result_counts(guest: Guest, tmp_path: Path) -> None:
     checks = Checks(tmp_path)
     record = vm(web=Check(type="tcp", port=guest.port, interval="0s"))
     late = time.monotonic() - 1
-    assert checks.health(record, up(), nothing, give_up_at=late) == Health(
-        phase="booting", why="check web: not tried yet"
-    )
-    assert checks.health(record, up(), nothing, give_up_at=soon()).phase == "running"
+    assert checks.health(record, up(), nothing, give_up_at=late) == ("booting", "check web: not tried yet")
+    assert checks.health(record, up(), nothing, give_up_at=soon())[0] == "running"
     guest.close()
-    assert checks.health(record, up(), nothing, give_up_at=late).phase == "running"
+    assert checks.health(record, up(), nothing, give_up_at=late)[0] == "running"
 
 
 def test_a_spoilt_memory_is_none(guest: Guest, tmp_path: Path) -> None:
@@ -205,4 +203,4 @@ def test_a_spoilt_memory_is_none(guest: Guest, tmp_path: Path) -> None:
     (tmp_path / "checks").mkdir()
     (tmp_path / "checks/a.json").write_bytes(b"{")
     record = vm(web=Check(type="tcp", port=guest.port))
-    assert checks.health(record, up(), nothing, give_up_at=soon()).phase == "running"
+    assert checks.health(record, up(), nothing, give_up_at=soon())[0] == "running"

@@ -22,7 +22,8 @@ def driver(tmp_path: Path) -> QemuDriver:
 
 
 def drift(driver: QemuDriver, spec: VMSpec, answer: Answer) -> tuple[Drift, ...]:
-    return drift_in(driver._compared(replace(record_of("web-000"), spec=spec), answer))
+    record = replace(record_of("web-000"), spec=spec)
+    return drift_in(driver._compared(record, answer, driver._layout.of(record.home)))
 
 
 def test_drift_names_each_field_in_which_a_vmm_differs(driver: QemuDriver) -> None:

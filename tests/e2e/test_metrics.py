@@ -76,7 +76,6 @@ def test_a_control_worker_counts_what_it_does(control: Control) -> None:
     assert told["mikrom_actions_total", (("result", "done"), ("verb", "create"))] == 2
     assert told["mikrom_action_duration_seconds_count", (("verb", "create"),)] == 2
     assert not [name for name, _ in told if name == "mikrom_drift_total"], "they were asked for"
-    assert told["mikrom_ticks_total", (("result", "run"),)] == 1
     project = (("project", "default"),)
     assert told["mikrom_convergence_lag_seconds", project] == 0
     assert (

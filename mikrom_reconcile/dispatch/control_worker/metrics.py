@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -100,8 +100,6 @@ class Page:
 
 _log = logging.getLogger(__name__)
 
-Tick = Literal["run", "skipped", "late", "failed"]
-
 _RUN_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
 _ACTION_BUCKETS_S = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
@@ -139,7 +137,6 @@ class Metrics:
         )  # fmt: skip
         told = "VMs that scheduled runs found otherwise than they were left, by the rule that saw it."
         self._drift = Counter("mikrom_drift", told, ["rule", "rule_id", "kind"], registry=registry)
-        self._ticks = Counter("mikrom_ticks", "Beat's ticks, by what became of them.", ["result"], registry=registry)
         registry.register(self)
 
     def ran(self, request: RunRequest, report: RunReport | None, duration_s: float) -> None:
@@ -164,10 +161,6 @@ class Metrics:
         if times := _times_after(before, request, report, converged=result.converged):
             with suppress(RedisError):
                 self._redis.hset(self._keys.run_times, report.plan.project, msgspec.json.encode(times))
-
-    def ticked(self, result: Tick) -> None:
-        """Count a tick of Beat's by what became of it."""
-        self._ticks.labels(result).inc()
 
     def collect(self) -> Iterator[Any]:
         """What is true of the whole fleet, whichever control worker is asked: one look into Redis."""

@@ -27,7 +27,7 @@ from mikrom_reconcile.core.model.errors import BusyError, HeldError, MikromError
 from mikrom_reconcile.core.model.plan import BEAT, ActionOutcome, Plan, RunReport, RunRequest, UnfinishedRun, Verb
 from mikrom_reconcile.dispatch import celery_patches
 from mikrom_reconcile.dispatch.app import FleetApp
-from mikrom_reconcile.dispatch.control_worker.metrics import NOTE, Metrics, Tick
+from mikrom_reconcile.dispatch.control_worker.metrics import NOTE, Metrics
 from mikrom_reconcile.dispatch.control_worker.webhooks import Webhooks
 from mikrom_reconcile.dispatch.transport import rpc, shared_state
 from mikrom_reconcile.dispatch.transport.broker import Keys
@@ -158,7 +158,6 @@ class ControlTasks:
         key = self.keys.tick("reconcile")
         if tick is not None:
             if self.redis.get(key) != tick.encode():
-                self._ticked("late")
                 return "nothing: this tick is late, a newer one is due", 0
             left_ms: Any = self.redis.pttl(key)
             self.redis.set(self.keys.next_run, time.time() + left_ms / 1000)
@@ -166,22 +165,13 @@ class ControlTasks:
             # one at a time: a run that takes longer than the interval swallows the ticks that it misses
             turn = self.engine().store.lease("beat:reconcile", holder=run, ttl_s=BROKER.heartbeat_ttl_s, at_least=0)
         except BusyError:
-            self._ticked("skipped")
             return "nothing: the run of an earlier tick still goes on", 0
-        became: Tick = "failed"
         try:
-            done = self._apply_alone(run, BEAT, drift_mode=self.settings.reconcile_mode)
-            became = "run"
+            return self._apply_alone(run, BEAT, drift_mode=self.settings.reconcile_mode)
         except HeldError as error:
-            done, became = (f"nothing: {error}", 0), "skipped"
+            return f"nothing: {error}", 0
         finally:
             turn.release()
-            self._ticked(became)
-        return done
-
-    def _ticked(self, became: Tick) -> None:
-        if self.metrics:
-            self.metrics.ticked(became)
 
     def _act(self, run: str, verb: Verb, vm: str) -> tuple[str, int]:
         if self.settings.worker_role != "control" or not vm:

@@ -200,7 +200,7 @@ def _qemu(folder: Path, kernel: Path, mem_mib: int, cpus: int, nice: int) -> lis
         *("-machine", "q35,memory-backend=mem", "-display", "none", "-monitor", "none"),
         *("-object", f"memory-backend-memfd,id=mem,size={mem_mib}M,share=on"),
         *("-kernel", str(kernel), "-initrd", f"{folder}/initrd"),
-        *("-append", "console=ttyS0 panic=-1 no_timer_check loglevel=1"),
+        *("-append", "console=ttyS0 panic=-1 no_timer_check loglevel=1 mitigations=off"),
         *("-serial", "stdio", "-serial", f"file:{folder}/code"),
         *("-chardev", f"socket,id=files,path={folder}/files.sock"),
         *("-device", "vhost-user-fs-pci,chardev=files,tag=host"),

@@ -128,25 +128,21 @@ def name_of(run: model.RunRecord) -> str:
     return digest_of(msgspec.to_builtins((run.origin, run.project, run.revision, outcomes, left)))
 
 
-def repeated(before: bytes | None, run: model.RunRecord) -> model.RunRecord:
-    """The run, counting those like it that were kept `before`."""
-    known = unpacked(run.run_id, before, run.finished_at) if before else None
-    if known is None or known.run_id == run.run_id:
-        return run
-    return msgspec.structs.replace(run, since=known.since or known.started_at, times=known.times + 1)
-
-
-def packed(run: model.RunRecord) -> bytes:
-    """A run as it is kept, compressed: many outcomes are nearly the same."""
+def packed(run: model.RunRecord, before: bytes | None) -> bytes:
+    """A run as it is kept, with how often there was one like it, the last of which was kept `before`. It is compressed:
+    many outcomes are nearly the same.
+    """
+    known = unpacked(run.run_id, before, run.finished_at.timestamp()) if before else run
+    if known.run_id != run.run_id:
+        run = replace(run, since=known.since or known.started_at, times=known.times + 1)
     return zlib.compress(msgspec.json.encode(run), 1)
 
 
-def unpacked(name: str, content: Any, at: datetime | float) -> model.RunRecord:
+def unpacked(name: str, content: Any, at: float) -> model.RunRecord:
     """The run that was kept; of one that another release wrote in another shape no more than that."""
     try:
         whole = zlib.decompressobj().decompress(content, RUNS.record_bytes)
         return msgspec.json.decode(whole, type=ready(model.RunRecord))
     except (*UNREADABLE, zlib.error):
-        when = at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
-        why = "cannot be shown: another release wrote it"
+        when, why = datetime.fromtimestamp(at, UTC), "cannot be shown: another release wrote it"
         return model.RunRecord(run_id=name, origin="unknown", started_at=when, finished_at=when, conclusion=why)

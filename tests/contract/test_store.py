@@ -258,7 +258,7 @@ def test_what_another_release_wrote_in_another_shape_is_told_of_and_hides_nothin
 ) -> None:
     store.save(at(0, "good"))
     with monkeypatch.context() as patched:
-        patched.setattr(run_log, "packed", lambda _: b"a shape of tomorrow")
+        patched.setattr(run_log, "packed", lambda *_: b"a shape of tomorrow")
         store.save(at(1, "odd"))
     odd, good = store.runs(10)
     assert (odd.run_id, odd.finished_at, odd.conclusion) == (

@@ -175,9 +175,6 @@ class Broker:
     def _zadd(self, key: str, members: dict[Any, float]) -> None:
         self._values.setdefault(key, {}).update({_bytes(name): score for name, score in members.items()})
 
-    def _zrem(self, key: str, *members: Any) -> None:
-        self._hdel(key, *members)
-
     def _zrange(self, key: str, first: int, last: int) -> list[bytes]:
         ordered = sorted(self._values.get(key, {}).items(), key=lambda item: (item[1], item[0]))
         end = len(ordered) + last + 1 if last < 0 else last + 1
@@ -226,6 +223,17 @@ class Broker:
     def release(self, keys: list[str], values: list[bytes]) -> int:
         return self._delete(keys[0]) if self._get(keys[0]) == values[0] else 0
 
+    def keep(self, keys: list[str], values: list[bytes]) -> None:
+        name, run, at, most, run_id = values
+        self._hset(keys[0], name, run)
+        self._zadd(keys[1], {name: float(at)})
+        self._forget(keys[:2], *self._zrange(keys[1], 0, -int(most) - 1))
+        self._forget(keys[2:], run_id)
+
+    def _forget(self, keys: list[str], *names: bytes) -> None:
+        for key in keys:
+            self._hdel(key, *names)
+
     def claim(self, keys: list[str], values: list[bytes]) -> Any:
         held, bound = self._get(keys[0]), self._get(keys[1])
         start, ttl, machine, machine_id, node = values
@@ -250,6 +258,7 @@ class Broker:
 
 _SCRIPTS: dict[str, Callable[[Broker, list[str], list[bytes]], Any]] = {
     store_scripts._TAKE: Broker.take,
+    store_scripts._KEEP: Broker.keep,
     store_scripts._RENEW: Broker.renew,
     store_scripts.RELEASE: Broker.release,
     state_scripts._CLAIM: Broker.claim,

@@ -131,7 +131,7 @@ class GitSource:
         """The specs as they are there now, which came after `known`, or are those again. Raises SourceError."""
         self._give_up_at = time.monotonic() + self.limit_s
         name, commit = self._there_now()
-        if known is not None and commit is not None and known.revision == commit[:ABBREVIATED]:
+        if known is not None and known.revision == commit[:ABBREVIATED]:
             return known
         with tempfile.TemporaryDirectory(prefix="mikrom-git-") as folder:
             here = f"--git-dir={folder}"
@@ -190,8 +190,8 @@ class GitSource:
         refuse_part(tree, zip(outside, content, strict=True))
         return tree
 
-    def _there_now(self) -> tuple[str, str | None]:
-        """The full name of the ref, and its commit if it can be told without fetching."""
+    def _there_now(self) -> tuple[str, str]:
+        """The full name of the ref, and its commit."""
         ref = self.place.ref
         if re.fullmatch("[0-9a-f]{40}", ref):
             return ref, ref

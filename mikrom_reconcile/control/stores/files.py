@@ -77,7 +77,7 @@ class FileStore(RunStore):
         with self._done_without():
             make_folder(path.parent)
             before = None if name == run.run_id else self._read(path)
-            _write(draft, run_log.packed(run_log.repeated(before, run)))
+            _write(draft, run_log.packed(run, before))
             os.utime(draft, (at, at))
             draft.replace(path)
             left_by_the_killed = (path for path in draft.parent.glob("*.new") if _time_of(path) < begun)

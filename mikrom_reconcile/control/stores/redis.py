@@ -25,7 +25,7 @@ from mikrom_reconcile.times_and_sizes import RUNS
 if TYPE_CHECKING:
     from redis import Redis
 
-_TAKE = Path(__file__).with_name("take.lua").read_text("utf-8")
+_TAKE, _KEEP = (Path(__file__).with_name(f"{name}.lua").read_text("utf-8") for name in ("take", "keep"))
 _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
@@ -110,22 +110,13 @@ class RedisStore:
 
     def save(self, run: RunRecord) -> None:
         room, name = run_log.room_of(run), run_log.name_of(run)
-        kept, order = f"{self._history}{room}", f"{self._history}{room}:order"
+        leaves = ["going"] if run.exit_code is not None and room in run_log.ROOM else []
+        keys = [f"{self._history}{each}{part}" for each in (room, *leaves) for part in ("", ":order")]
+        at, most = run.finished_at.timestamp(), run_log.ROOM.get(room, RUNS.kept_per_host)
         with translate_broker_errors():
-            before: Any = None if name == run.run_id else self._redis.hget(kept, name)
-            pipe = self._redis.pipeline()
-            pipe.hset(kept, name, run_log.packed(run_log.repeated(before, run)))
-            pipe.zadd(order, {name: run.finished_at.timestamp()})
-            pipe.zrange(order, 0, -run_log.ROOM.get(room, RUNS.kept_per_host) - 1)
-            old = pipe.execute()[-1]
-            if old:
-                pipe.zrem(order, *old)
-                pipe.hdel(kept, *old)
-                pipe.execute()
-            if run.exit_code is not None and room in run_log.ROOM:
-                pipe.zrem(f"{self._history}going:order", run.run_id)
-                pipe.hdel(f"{self._history}going", run.run_id)
-                pipe.execute()
+            before: Any = None if name == run.run_id else self._redis.hget(keys[0], name)
+            about = name, run_log.packed(run, before), at, most, run.run_id
+            self._redis.eval(_KEEP, len(keys), *keys, *about)
 
     def runs(self, limit: int) -> tuple[RunRecord, ...]:
         found: list[RunRecord] = []

@@ -105,7 +105,7 @@ class _Rollout:
         change = self._known.get(name)
         if self._retry and name not in self._tried:
             return False
-        if self._is_overdue(name):
+        if self._trial_left_s(name) <= 0:
             return True
         if change is None or change.desired is None or change.kind not in {"create", "start", "restart", "replace"}:
             return False
@@ -113,9 +113,6 @@ class _Rollout:
         if attempt is None or attempt.repair or attempt.count == 0:
             return False
         return attempt.spec_digest == change.desired.spec_digest
-
-    def _is_overdue(self, name: str) -> bool:
-        return self._trial_left_s(name) <= 0
 
     def _trial_left_s(self, name: str) -> float:
         """The time in which a VM that has the spec that is wanted now has to be healthy with it."""
@@ -357,7 +354,7 @@ class _Rollout:
 
     def _failure(self, name: str) -> str:
         change = self._known.get(name)
-        if name in self._failed and self._is_overdue(name):
+        if name in self._failed and self._trial_left_s(name) <= 0:
             seen = change.observed if change else None
             why = (seen.health or seen.last_error) if seen else ""
             return f"{name} ({self._not_healthy_in_time}{f': {why}' if why else ''})"

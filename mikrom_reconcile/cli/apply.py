@@ -119,9 +119,7 @@ def apply(paths: tuple[str, ...], form: str, *, yes: bool, check: bool, full: bo
         from mikrom_reconcile.control.reconcile import replay
 
         now = engine.plan(request)
-        if approved:
-            now = msgspec.structs.replace(replay(approved, now), warnings=now.warnings)
-        return _show_plan(now, form, full=full)
+        return _show_plan(replay(approved, now) if approved else now, form, full=full)
     return run_flow.run_flow(engine, request, approved, yes=yes, form=form, full=full, wait=wait)
 
 

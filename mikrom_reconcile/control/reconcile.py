@@ -18,7 +18,8 @@ from mikrom_reconcile.core.model.observed import HostView, ObservedState, Observ
 from mikrom_reconcile.core.model.plan import Action, ActionOutcome, Order, Plan, RunReport, RunRequest
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning import one_off, planner, selection
-from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanInput, PlanResult, expect_of, numbered, with_kind
+from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanInput, PlanResult, expect_of
+from mikrom_reconcile.core.planning.guards import with_refusals
 from mikrom_reconcile.core.specs.load import Specs, hosts_of
 from mikrom_reconcile.system.time_limits import Clock
 from mikrom_reconcile.times_and_sizes import OBSERVING, RUNS
@@ -218,32 +219,19 @@ def stale_outcomes(approved: Plan, now: Plan) -> Iterator[ActionOutcome]:
 
 
 def replay(approved: Plan, now: Plan) -> Plan:
-    """What an apply of `approved` would find to do now: VMs that need something else are blocked, those of which it
-    says nothing too, and those that need nothing any more are left out. The plan itself if nothing has moved.
+    """The plan of now as an apply of `approved` would carry it out: what was not approved, as it is now, is blocked.
+    The approved one itself if nothing has moved.
     """
-    why = {(outcome.vm, outcome.host): outcome.error or "" for outcome in stale_outcomes(approved, now)}
-    still = {action.id for action in now.actions}
-    settled = {(action.vm, action.host) for action in approved.actions if action.id not in still} - why.keys()
-    known = {(change.name, change.host) for change in approved.changes}
-    elsewhere = {vm for vm, _ in why}
-    others = [c for c in now.changes if (c.name, c.host) not in known and c.name not in elsewhere]
-    for change in others:
-        if change.kind != "blocked":
-            why[change.name, change.host] = f"needs {change.kind} since after the plan was made; run again"
-    if not (why or settled or others):
-        return approved
-    named = [(change, (change.name, change.host)) for change in (*approved.changes, *others)]
-    changes = (with_kind(c, "blocked", why[vm]) if vm in why else c for c, vm in named if vm not in settled)
-    refused = (model.Refusal(fleet=c.fleet, vm=c.name, rule="stale", message=why[vm]) for c, vm in named if vm in why)
-    return numbered(
-        approved,
-        taken_at=now.taken_at,
-        changes=tuple(changes),
-        unchanged=now.unchanged,
-        actions=tuple(action for action in approved.actions if action.id in still),
-        refusals=(*approved.refusals, *refused),
-        unreachable=now.unreachable,
-    )
+    stale = {outcome.vm: outcome.error or "" for outcome in stale_outcomes(approved, now)}
+    runnable = {(action.vm, action.host) for action in runnable_actions(approved, now, ())}
+    why, as_found = {}, waiting(approved)
+    for change in now.changes:
+        still_waits = change.kind == "wait" and (change.name, expect_of(change.observed)) in as_found
+        if change.kind != "blocked" and not still_waits and (change.name, change.host) not in runnable:
+            new = f"needs {change.kind} since after the plan was made; run again"
+            why[change.name, change.host] = stale.get(change.name) or new
+    found = with_refusals(now, why, rule="stale")
+    return approved if found.id == approved.id else found
 
 
 def runnable_actions(approved: Plan, now: Plan, outcomes: Collection[ActionOutcome]) -> list[Action]:

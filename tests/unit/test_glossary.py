@@ -46,7 +46,7 @@ def test_every_verb_is_named() -> None:
 
 def test_every_rule_has_an_id_of_its_own_that_is_written_down_and_explained() -> None:
     package = {path: path.read_text(encoding="utf-8") for path in (ROOT / "mikrom_reconcile").rglob("*.py")}
-    guard = r"(?:Refusal|with_kind)\([^)]*?(?:rule|held_by)=\"(.+?)\""
+    guard = r"(?:Refusal|with_kind|with_refusals)\([^)]*?(?:rule|held_by)=\"(.+?)\""
     refusing = {found for text in package.values() for found in re.findall(guard, text)}
     refusing |= {*get_args(get_type_hints(Halt)["outcome"])}
     explained = terms_under("Rules")

@@ -181,12 +181,16 @@ def statement_of(losses: Iterable[str], at: datetime) -> str:
 
 def held_back(plan: Plan, approved: Collection[str], why: str) -> Plan:
     """The plan, in which everything is refused that takes data away and is not `approved`."""
-    held = {vm for vm, loss in losses_of(plan).items() if loss not in approved}
-    if not held:
+    held = {vm: why for vm, loss in losses_of(plan).items() if loss not in approved}
+    return with_refusals(plan, held, rule="approval", reason="it lacks approvals")
+
+
+def with_refusals(plan: Plan, why: Mapping[tuple[str, str], str], *, rule: str, reason: str = "") -> Plan:
+    """The plan, in which the changes of these VMs on hosts are blocked, for a `reason` that is shorter than `why`."""
+    if not why:
         return plan
-    refused = [change for change in plan.changes if (change.name, change.host) in held]
-    refusals = (Refusal(fleet=each.fleet, vm=each.name, rule="approval", message=why) for each in refused)
-    why_not = "it lacks approvals"
-    changes = (with_kind(it, "blocked", why_not) if (it.name, it.host) in held else it for it in plan.changes)
-    actions = tuple(action for action in plan.actions if (action.vm, action.host) not in held)
-    return numbered(plan, changes=tuple(changes), actions=actions, refusals=(*plan.refusals, *refusals))
+    pairs = [(change, why.get((change.name, change.host))) for change in plan.changes]
+    changes = tuple(with_kind(it, "blocked", reason or said) if said else it for it, said in pairs)
+    actions = tuple(action for action in plan.actions if (action.vm, action.host) not in why)
+    refusals = (Refusal(fleet=it.fleet, vm=it.name, rule=rule, message=said) for it, said in pairs if said)
+    return numbered(plan, changes=changes, actions=actions, refusals=(*plan.refusals, *refusals))

@@ -56,7 +56,7 @@ def test_a_removal_says_nothing_of_the_vm_that_is_kept_elsewhere() -> None:
 def test_a_check_tells_a_vm_that_moved_once() -> None:
     create = change("web-000", "create", host="hv1", desired=WANTED)
     found = replay(planned(create), planned(change("web-000", "create", host="hv2", desired=WANTED)))
-    assert [(told.name, told.host, told.kind) for told in found.changes] == [("web-000", "hv1", "blocked")]
+    assert [(told.name, told.host, told.kind) for told in found.changes] == [("web-000", "hv2", "blocked")]
     assert len(found.refusals) == 1
 
 

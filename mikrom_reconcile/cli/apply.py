@@ -276,20 +276,18 @@ promote = _verdict("promote", "Let the rollout of FLEET go on behind its canarie
 abort = _verdict("abort", "End the rollout of FLEET: it stays halted or goes back until its spec changes, or --retry.")
 
 
-def _until(_ctx: click.Context, _param: click.Parameter, text: str | None) -> datetime | None:
-    until = None
-    with suppress(ValueError):
-        until = datetime.fromisoformat(text or "")
-    if text is not None and (until is None or until.tzinfo is None or until <= datetime.now(UTC)):
-        wanted = "a time to come and its distance from UTC, such as 2026-12-27T08:00+01:00"
-        raise UsageError(f"--until {text}: write {wanted}")
-    return until
+def _time_to_come(text: str) -> datetime:
+    with suppress(ValueError, TypeError):  # a time without its distance from UTC compares with none that has it
+        if (until := datetime.fromisoformat(text)) > datetime.now(UTC):
+            return until
+    wanted = "a time to come and its distance from UTC, such as 2026-12-27T08:00+01:00"
+    raise UsageError(f"--until {text}: write {wanted}")
 
 
 @click.command()
 @options.paths
 @click.option("--reason", default="", metavar="TEXT", help="Why, as every plan then says.")
-@click.option("--until", callback=_until, metavar="TIME", help="When it ends by itself: 2026-12-27T08:00+01:00.")
+@click.option("--until", type=_time_to_come, metavar="TIME", help="When it ends by itself: 2026-12-27T08:00+01:00.")
 def freeze(paths: tuple[str, ...], reason: str, until: datetime | None) -> int:
     """Have all changes of the specs' project wait, scheduled ones too, until --until or `mikrom unfreeze`.
 

@@ -189,21 +189,11 @@ class Reading(msgspec.Struct, kw_only=True):
     problems: list[SpecProblem] = []
     whole: bool = True
 
-    def is_full(self) -> bool:
-        """Whether there are more mistakes than are reported."""
-        return bool(len(self.problems) + len(self.diagnostics) > SPECS.max_problems)
-
-
-def problems_of(found: Iterable[Diagnostic], tree: SourceTree) -> list[SpecProblem]:
-    """The mistakes with their places; only the documents that have any are searched for them."""
-    places = Places(tree)
-    return [places.problem(each) for each in found]
-
 
 def raise_for(found: Collection[Diagnostic], tree: SourceTree) -> None:
     """Raise SpecError if any mistakes were found."""
     if found:
-        raise SpecError(dedupe_by_position(problems_of(found, tree)))
+        raise SpecError(dedupe_by_position(map(Places(tree).problem, found)))
 
 
 def dedupe_by_position(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ...]:
@@ -241,7 +231,7 @@ def read_file(file: SourceFile, reading: Reading) -> Iterator[tuple[SpecDocument
         return
     line = 1
     for start, end in lines.cuts:
-        if reading.is_full():
+        if len(reading.problems) + len(reading.diagnostics) > SPECS.max_problems:
             reading.whole = False
             break
         chunk = file.text[start:end]

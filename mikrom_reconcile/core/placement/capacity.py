@@ -31,20 +31,23 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostLoads:
-    """What every host has so far: VMs, and what is left to promise."""
+    """What every host has so far: VMs, what is left to promise, and who publishes which of its ports."""
 
     def __init__(self, vms: Mapping[str, int], rooms: Mapping[str, Room]) -> None:
         self.vms = Counter(vms)
         self.vcpus = {host: max(0, room.vcpu_limit - room.promised.vcpu_count) for host, room in rooms.items()}
         self.mem_mib = {host: max(0, room.mem_limit_mib - room.promised.mem_size_mib) for host, room in rooms.items()}
+        self.publishers: dict[tuple[str, str], str] = {}
         self._rooms = rooms
 
     def mem_need_mib(self, host: str, need: Capacity) -> int:
         """What the VM takes of the host's memory."""
         return need.mem_size_mib and need.mem_size_mib + self._rooms[host].overhead_mib
 
-    def fits(self, host: str, need: Capacity) -> bool:
-        """Whether the host has room for it."""
+    def fits(self, host: str, need: Capacity, ports: frozenset[str] = frozenset()) -> bool:
+        """Whether the host has room for it, and nobody publishes any of its ports there."""
+        if ports and any((host, port) in self.publishers for port in ports):
+            return False
         return self.mem_mib[host] >= self.mem_need_mib(host, need) and self.vcpus[host] >= need.vcpu_count
 
     def add(self, host: str, need: Capacity) -> None:
@@ -100,15 +103,15 @@ class Paths:
         self.by_host = by_host
         self.different = tuple(dict.fromkeys(by_host.values()))
 
-    def heaps(self, weights: Mapping[str, int], need: Capacity, loads: HostLoads, depth: int) -> Heaps:
+    def heaps(self, weights: Mapping[str, int], fits: Callable[[str], bool], loads: HostLoads, depth: int = 0) -> Heaps:
         """The hosts on heaps, by their values from the attribute at `depth` on."""
         if depth == len(next(iter(self.by_host.values()), ())):
-            return HostHeap(weights, need, loads)
+            return HostHeap(weights, fits, loads)
         inside: dict[str, dict[str, int]] = {}
         for host, weight in weights.items():
             path = self.by_host.get(host)
             inside.setdefault(path[depth] if path else "", {})[host] = weight
-        return {value: self.heaps(hosts, need, loads, depth + 1) for value, hosts in inside.items()}
+        return {value: self.heaps(hosts, fits, loads, depth + 1) for value, hosts in inside.items()}
 
 
 class SkewCounter:
@@ -154,11 +157,11 @@ class SpreadCounts:
 
 
 class HostHeap:
-    """Hosts that VMs of one size may go to, with how much their fleet prefers each."""
+    """Hosts that VMs which fit alike may go to, with how much their fleet prefers each."""
 
-    def __init__(self, weights: Mapping[str, int], need: Capacity, loads: HostLoads) -> None:
+    def __init__(self, weights: Mapping[str, int], fits: Callable[[str], bool], loads: HostLoads) -> None:
         self._weights = weights
-        self._need = need
+        self._fits = fits
         self._loads = loads
         self._hosts = _heap(weights, self._key)
 
@@ -172,7 +175,7 @@ class HostHeap:
         return None if host is None else self._weights[host]
 
     def _key(self, host: str) -> tuple[int, int] | None:
-        if not self._loads.fits(host, self._need):  # nothing is given back while hosts are chosen
+        if not self._fits(host):  # nothing is given back while hosts are chosen
             return None
         return -self._weights[host], self._loads.vms[host]
 

@@ -19,6 +19,10 @@ from mikrom_reconcile.times_and_sizes import SPECS
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
+Need = tuple[Capacity, frozenset[str]]
+"""What a VM takes of a host: room, and ports that it publishes there."""
+
+
 class Placing(msgspec.Struct, frozen=True, kw_only=True):
     """A host for each VM in order ("" for none), why VMs may not stay where they are, and why no host can have them."""
 
@@ -56,11 +60,9 @@ class Scheduler:
         self._kinds: dict[int, bytes] = {}  # by the identity of a fleet, which the specs hold
         self._eligible: dict[tuple[int, bytes], frozenset[str]] = {}
         self._paths: dict[tuple[int, bytes], Paths] = {}
-        self._heaps: dict[tuple[int, bytes, Capacity], Heaps] = {}
-        self._spread_heaps: dict[tuple[int, int, Capacity], SpreadHeap] = {}
+        self._heaps: dict[tuple[int, bytes, Need], Heaps] = {}
+        self._spread_heaps: dict[tuple[int, int, Need], SpreadHeap] = {}
         self._counts: dict[int, SpreadCounts] = {}
-        self._publisher: dict[tuple[str, str], str] = {}  # of a port of a host
-        self._narrowed: list[UnplacedVM] = []  # held, since other tables go by the identity of their hosts
         self._members: dict[int, list[str]] = defaultdict(list)  # the hosts of the VMs of fleets that are to be spread
 
     def place(self, vms: Sequence[UnplacedVM], need: Callable[[UnplacedVM], Capacity]) -> Placing:
@@ -78,7 +80,7 @@ class Scheduler:
             if pin := self._pinned.get(vm.name):
                 placing.rejections[vm.name] = (f"{host}: {placing.eviction_reasons[vm.name]}", pin)
                 continue
-            chosen = self._choose(self._where_ports_are_free(vm), need(vm))
+            chosen = self._choose(vm, (need(vm), vm.template.published))
             self.claims_ports(vm, chosen)
             placing.hosts[number] = chosen or host or self._only_unreachable(vm)
             if not chosen:
@@ -98,22 +100,13 @@ class Scheduler:
         """Whether no other VM publishes one of its ports on the host; then they are its from now on."""
         is_free = not self._taken_port(vm, host)
         if is_free:
-            self._publisher |= {(host, port): vm.name for port in vm.template.published}
+            self._loads.publishers |= {(host, port): vm.name for port in vm.template.published}
         return is_free
 
     def _taken_port(self, vm: UnplacedVM, host: str) -> str:
         """A port that another VM publishes there; "" if all that it wants to publish are free."""
         ports = vm.template.published
-        return next((port for port in ports if self._publisher.get((host, port), vm.name) != vm.name), "")
-
-    def _where_ports_are_free(self, vm: UnplacedVM) -> UnplacedVM:
-        """The VM, with only those hosts left on which it can publish its ports."""
-        hosts = self.hosts if vm.hosts is None else vm.hosts
-        left = tuple(host for host in hosts if not self._taken_port(vm, host)) if vm.template.published else hosts
-        if len(left) < len(hosts):
-            vm = msgspec.structs.replace(vm, hosts=left)
-            self._narrowed.append(vm)
-        return vm
+        return next((port for port in ports if self._loads.publishers.get((host, port), vm.name) != vm.name), "")
 
     def eligible_hosts(self, vm: UnplacedVM) -> frozenset[str]:
         """The hosts that may have the VM and keep it, whether or not they take new ones."""
@@ -132,14 +125,14 @@ class Scheduler:
             kind = self._kinds[id(fleet)] = msgspec.json.encode(fleet.placement)
         return kind
 
-    def _choose(self, vm: UnplacedVM, need: Capacity) -> str:
+    def _choose(self, vm: UnplacedVM, need: Need) -> str:
         """A host; "" if none can take it. It goes back to where it was, if it can."""
         counts = self._counts_of(vm.fleet)
         host = self._previous_hosts.get(vm.name, "")
-        if not (self._takes(vm, host) and self._loads.fits(host, need)):
+        if not (self._takes(vm, host) and self._loads.fits(host, *need)):
             host = self._heap_of(vm, need, counts).best() or ""
         if host:
-            self._loads.add(host, need)
+            self._loads.add(host, need[0])
             if counts:
                 counts.add(host)
         return host
@@ -147,12 +140,14 @@ class Scheduler:
     def _takes(self, vm: UnplacedVM, host: str) -> bool:
         return host in self.eligible_hosts(vm) and host not in self._unreachable and host not in self._states
 
-    def _heap_of(self, vm: UnplacedVM, need: Capacity, counts: SpreadCounts | None) -> HostHeap | SpreadHeap:
+    def _heap_of(self, vm: UnplacedVM, need: Need, counts: SpreadCounts | None) -> HostHeap | SpreadHeap:
         key = (id(vm.hosts), self._kind(vm.fleet), need)
         if (found := self._heaps.get(key)) is None:
             takers = (host for host in self.eligible_hosts(vm) if self._takes(vm, host))
             weights = {host: self._attributes.weight(host, vm.fleet.placement) for host in takers}
-            found = self._heaps[key] = self._paths_of(vm.fleet).heaps(weights, need, self._loads, 0)
+            found = self._heaps[key] = self._paths_of(vm.fleet).heaps(
+                weights, lambda host: self._loads.fits(host, *need), self._loads
+            )
         if isinstance(found, HostHeap) or counts is None:
             assert isinstance(found, HostHeap), "only what is to be spread has heaps by value"  # noqa: S101
             return found

@@ -14,7 +14,7 @@ from mikrom_reconcile.core.model.desired import Budget, DriftPolicy, Freeze, Pol
 from mikrom_reconcile.core.model.documents import Diagnostic, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import SourceError, UsageError
-from mikrom_reconcile.core.parsing.documents import dedupe_by_position, problems_of, raise_for, read_tree
+from mikrom_reconcile.core.parsing.documents import Places, dedupe_by_position, raise_for, read_tree
 from mikrom_reconcile.core.parsing.schema_errors import Schemas
 from mikrom_reconcile.core.parsing.variables import BUILT_IN_NAMES, Layer, Scope, VariableError, names_in
 from mikrom_reconcile.core.specs.images import BUILT_IN, Image, image_of
@@ -84,7 +84,7 @@ def load(
     known = Documents(reading, inventory)
     mistakes = [*reading.diagnostics, *validate(known)]
     unread = {(problem.path, problem.line, problem.column) for problem in reading.problems}
-    found = problems_of(mistakes[: SPECS.max_problems], tree)  # what YAML could not read is not reported twice
+    found = map(Places(tree).problem, mistakes[: SPECS.max_problems])  # what YAML could not read is not reported twice
     problems = [*reading.problems, *(each for each in found if (each.path, each.line, each.column) not in unread)]
     bad = {id(mistake.document) for mistake in mistakes}
     good = [document for document in documents if document.kind == "Image" or id(document) not in bad]

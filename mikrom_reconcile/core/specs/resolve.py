@@ -31,6 +31,7 @@ class _Sized(msgspec.Struct, frozen=True):
 
 
 NOTHING: Final = Capacity(vcpu_count=0, mem_size_mib=0)
+_NOT_SAID: Final = object()
 _UNRESOLVED: Final[tuple[State, VMSpec]] = ("running", VMSpec(image="hello"))
 
 
@@ -224,10 +225,10 @@ class Provenance:
         shown, spec = ".".join(path), vm.fleet.document.body["spec"]
         protection = {key: spec.get(key, {}) for key in ("prune", "lifecycle")}
         for layer, pointer, fields in (*vm.sources(), ("fleet", ("spec",), protection)):
-            found, written = _at(fields, path)
-            if found:
-                if written is None:  # a null resets the field
-                    break
+            *above, written = (dig(fields, path[:length], _NOT_SAID) for length in range(len(path) + 1))
+            if written is None or None in above:  # a null resets the field
+                break
+            if written is not _NOT_SAID:
                 place = f"{self.place(vm, (*pointer, *path))} {layer}"
                 used = tuple(_variables(self._specs, vm, host, written))
                 return FieldOrigin(path=shown, value=value, written=written, place=place, variables=used)
@@ -249,15 +250,3 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
             yield from leaves(item, (*path, key))
     else:
         yield path, value
-
-
-def _at(fields: dict[str, Any], path: tuple[str, ...]) -> tuple[bool, Any]:
-    """Whether a layer says something about `path`: the value there, or a null above it."""
-    value: Any = fields
-    for step in path:
-        if value is None:
-            return True, None
-        if not isinstance(value, dict) or step not in value:
-            return False, None
-        value = value[step]
-    return True, value

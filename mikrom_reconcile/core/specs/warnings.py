@@ -17,7 +17,8 @@ from mikrom_reconcile.times_and_sizes import SPECS
 def spec_warnings(specs: Specs, pending: Sequence[UnplacedVM]) -> tuple[SpecProblem, ...]:
     """Everything in the specs that has no effect, sorted by place."""
     found = (found for warning in WARNINGS for found in warning(specs, pending))
-    return documents.dedupe_by_position(documents.problems_of(islice(found, SPECS.max_problems + 1), specs.tree))
+    places = documents.Places(specs.tree)
+    return documents.dedupe_by_position(map(places.problem, islice(found, SPECS.max_problems + 1)))
 
 
 def _overrides(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:

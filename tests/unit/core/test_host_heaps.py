@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from random import Random
 
 import pytest
@@ -59,7 +60,7 @@ def test_every_choice_is_the_one_that_a_look_at_all_hosts_gives(seed: int) -> No
     loads = HostLoads({}, {host: Room(mem_limit_mib=left) for host, left in room_mib.items()})
     places = Paths(paths)
     census = SpreadCounts(places, skews, ())
-    parts = {need: places.heaps(weights, need, loads, 0) for need in NEEDS}
+    parts = {need: places.heaps(weights, partial(loads.fits, need=need), loads) for need in NEEDS}
     heaps = {need: part if isinstance(part, HostHeap) else SpreadHeap(part, census) for need, part in parts.items()}
     for _ in range(60):
         need = chance.choice(NEEDS)

@@ -13,7 +13,7 @@ import msgspec
 
 from mikrom_reconcile.core.model.documents import Diagnostic, SourceFile, SourceTree, SpecDocument, SpecProblem
 from mikrom_reconcile.core.model.errors import SpecError
-from mikrom_reconcile.core.parsing.schema_errors import Schemas, Validators, describe_value, nearest
+from mikrom_reconcile.core.parsing.schema_errors import Schemas, describe_value, nearest, schema_mistakes
 from mikrom_reconcile.core.parsing.variables import dig
 from mikrom_reconcile.core.parsing.yaml_words import SUSPECT, Lines, is_plain_text, plain, shown
 from mikrom_reconcile.times_and_sizes import SPECS
@@ -210,10 +210,10 @@ def dedupe_by_position(problems: Iterable[SpecProblem]) -> tuple[SpecProblem, ..
 
 def read_tree(tree: SourceTree, schemas: Schemas) -> Reading:
     """Everything in the tree, until there are more mistakes than are reported."""
-    validators, reading = Validators(schemas), Reading()
+    reading = Reading()
     for file in tree.files:
         for document, value in read_file(file, reading):
-            mistakes = list(islice(_mistakes(document, value, validators), SPECS.max_problems))
+            mistakes = list(islice(_mistakes(document, value, schemas), SPECS.max_problems))
             reading.diagnostics += mistakes
             is_misspelt = all(each.key for each in mistakes) and isinstance(document.body.get("spec"), dict)
             alike = reading.misspelt if is_misspelt else reading.broken
@@ -265,17 +265,17 @@ def _is_variables(at: tuple[str, ...]) -> bool:
     return at == ("spec", "vars") or (at[:1] == ("spec",) and at[3:] == ("vars",) and at[1] in {"hosts", "groups"})
 
 
-def _mistakes(document: SpecDocument, value: Any, validators: Validators) -> Iterator[Diagnostic]:
+def _mistakes(document: SpecDocument, value: Any, schemas: Schemas) -> Iterator[Diagnostic]:
     kind = document.kind
     if not isinstance(value, dict):
         yield Diagnostic(document, (), "a document must be a mapping", "begin with apiVersion, kind and metadata")
     elif variables_of(document.path)[0]:
         return
     elif "kind" not in value:
-        yield Diagnostic(document, (), "kind is missing", f"known are {', '.join(validators.kinds)}")
-    elif kind not in validators.kinds:
+        yield Diagnostic(document, (), "kind is missing", f"known are {', '.join(sorted(schemas))}")
+    elif kind not in schemas:
         named = isinstance(value["kind"], str)
         message = f"unknown kind {shown(kind)}" if named else f"kind cannot be {describe_value(value['kind'])}"
-        yield Diagnostic(document, ("kind",), message, nearest(kind, validators.kinds))
+        yield Diagnostic(document, ("kind",), message, nearest(kind, sorted(schemas)))
     else:
-        yield from validators.mistakes(document)
+        yield from schema_mistakes(document, schemas[kind])

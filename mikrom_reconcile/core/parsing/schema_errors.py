@@ -15,28 +15,22 @@ from mikrom_reconcile.times_and_sizes import SPECS
 Schemas = Mapping[str, str]  # kind to the text of its JSON Schema
 
 
-class Validators:
-    """Of each kind a compiled validator, and one that can say why; made when they are first needed."""
-
-    def __init__(self, schemas: Schemas) -> None:
-        self.kinds = tuple(sorted(schemas))
-        self._compiled = cache(lambda kind: _compiled_validator(schemas[kind]))
-        self._explaining = cache(lambda kind: _explaining_validator(schemas[kind]))
-
-    def mistakes(self, document: SpecDocument) -> Iterator[Diagnostic]:
-        """What is wrong with a document of a known kind. Each value is reported once."""
-        if not self._compiled(document.kind).is_valid(document.body):
-            found = _explained(self._explaining(document.kind).iter_errors(document.body), document)
-            yield next(found, Diagnostic(document, (), "the document does not obey its schema"))
-            yield from found
+def schema_mistakes(document: SpecDocument, schema: str) -> Iterator[Diagnostic]:
+    """What is wrong with a document by the schema of its kind. Each value is reported once."""
+    if not _compiled_validator(schema).is_valid(document.body):
+        found = _explained(_explaining_validator(schema).iter_errors(document.body), document)
+        yield next(found, Diagnostic(document, (), "the document does not obey its schema"))
+        yield from found
 
 
+@cache
 def _compiled_validator(schema: str) -> Any:
     import jsonschema_rs  # noqa: PLC0415 - 27 ms that `get vms` need not pay
 
     return jsonschema_rs.Draft202012Validator(json.loads(schema))
 
 
+@cache
 def _explaining_validator(schema: str) -> Any:
     """A validator whose errors say most. Slow: for documents that were refused already."""
     from jsonschema import Draft202012Validator, ValidationError, validators  # noqa: PLC0415 - 85 ms

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import Boot, DesiredVM, VMSpec
+from mikrom_reconcile.core.model.desired import DesiredVM, VMSpec
 from mikrom_reconcile.core.model.documents import Diagnostic, SourceTree
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.errors import SpecError
@@ -161,23 +161,23 @@ class ImageFile(msgspec.Struct, frozen=True, kw_only=True):
 
 def named_files(specs: Specs) -> tuple[ImageFile, ...]:
     """The files of all images that documents describe, by image."""
-    images = sorted(specs.images.items())
-    return tuple(file for name, image in images if image.boot for file in _files_of(name, image.boot))
+    return tuple(
+        ImageFile(image=name, part=part, source=file.source, sha256=file.sha256)
+        for name, image in sorted(specs.images.items())
+        if image.boot
+        for part, file in image.boot.files().items()
+    )
 
 
 def files_by_host(specs: Specs, *, here: str) -> dict[str, tuple[ImageFile, ...]]:
     """For each host the files of every VM that it may get, sorted. Raises SpecError."""
     scheduler, resolver = Scheduler(specs, here, located={}), Resolver(specs)
-    found: dict[str, set[ImageFile]] = {host: set() for host in scheduler.hosts}
+    images: dict[str, set[str]] = {host: set() for host in scheduler.hosts}
     for vm in expand(specs):
         for host in scheduler.eligible_hosts(vm):
             state, spec = resolver.resolve(vm, host)
-            if state != "absent" and spec.boot:
-                found[host].update(_files_of(spec.image, spec.boot))
+            if state != "absent":
+                images[host].add(spec.image)
     resolver.check()
-    return {host: tuple(sorted(files, key=lambda file: (file.image, file.part))) for host, files in found.items()}
-
-
-def _files_of(image: str, boot: Boot) -> Iterator[ImageFile]:
-    for part, file in boot.files().items():
-        yield ImageFile(image=image, part=part, source=file.source, sha256=file.sha256)
+    files = named_files(specs)
+    return {host: tuple(file for file in files if file.image in needed) for host, needed in images.items()}

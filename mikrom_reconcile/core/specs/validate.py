@@ -5,7 +5,7 @@ document, and what is known of the others, to what is wrong in it, and a row.
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
 from typing import Any, Final, Literal
@@ -90,15 +90,11 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 def validate(known: Documents) -> Iterator[Diagnostic]:
     """What the checks find in all documents."""
     checks = [check for check in CHECKS if not check.needs or getattr(known, check.needs)]
-
-    @cache
-    def checks_of(kind: str, state: int) -> list[Check]:
-        return [check for check in checks if state >= check.state and (not check.kinds or kind in check.kinds)]
-
     for state, documents in known.by_state.items():
         for document in documents:
-            for check in checks_of(document.kind, state):
-                yield from check.problems(document, known)
+            for check in checks:
+                if state >= check.state and (not check.kinds or document.kind in check.kinds):
+                    yield from check.problems(document, known)
 
 
 def _duplicates(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from mikrom_reconcile.core.model.documents import SpecDocument
-from mikrom_reconcile.core.parsing.schema_errors import Validators, expectation, nearest
+from mikrom_reconcile.core.parsing.schema_errors import expectation, nearest, schema_mistakes
 
 
 def told(schema: dict[str, Any], document: Any) -> list[str]:
     wrong = SpecDocument(path="", line=1, kind="Kind", name="", body=document)
-    return [f"{found.message}; {found.hint}" for found in Validators({"Kind": json.dumps(schema)}).mistakes(wrong)]
+    return [f"{found.message}; {found.hint}" for found in schema_mistakes(wrong, json.dumps(schema))]
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,6 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     groups: dict[str, Group] = {}
     group_vars: dict[str, dict[str, Any]] = {}
     host_vars: dict[str, dict[str, Any]] = {}
-    origin: str = "no inventory"
     document: SpecDocument = SpecDocument(path="", line=1, kind="Inventory", name="", body={})
 
     @cached_property
@@ -156,8 +155,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         found = [
             Layer(origin=f"host_vars/{host}", values=self.host_vars.get(host, {})),
             *(Layer(origin=f"group_vars/{name}", values=self.group_vars.get(name, {})) for name in (*groups, "all")),
-            Layer(origin=f"host {host} in {self.origin}", values=self.hosts.get(host, Host()).vars),
-            *(Layer(origin=f"group {name} in {self.origin}", values=self.groups[name].vars) for name in groups),
+            Layer(origin=f"host {host} in {self.document.path}", values=self.hosts.get(host, Host()).vars),
+            *(Layer(origin=f"group {name} in {self.document.path}", values=self.groups[name].vars) for name in groups),
         ]
         return tuple(layer for layer in found if layer.values)
 

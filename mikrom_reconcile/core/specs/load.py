@@ -153,7 +153,6 @@ def _inventory(documents: list[SpecDocument]) -> Inventory:
         groups=msgspec.convert(_filled(spec.get("groups", {})), ready(dict[str, Group]), strict=False),
         group_vars=_vars_files(documents, "GroupVars"),
         host_vars=_vars_files(documents, "HostVars"),
-        origin=document.path,
         document=document,
     )
 
@@ -254,9 +253,9 @@ def renames(specs: Specs) -> dict[str, str]:
 
 def shared_lookups(specs: Specs) -> frozenset[str]:
     """Names that the variables of all fleets look up: those of the command line and of the inventory."""
-    inventory = specs.inventory
-    own = [host.vars for host in inventory.hosts.values()] + [group.vars for group in inventory.groups.values()]
-    return names_in([specs.extra_vars, inventory.group_vars, inventory.host_vars, *own])
+    said = specs.inventory
+    own = [host.vars for host in said.hosts.values()] + [group.vars for group in said.groups.values()]
+    return names_in([specs.extra_vars, said.group_vars, said.host_vars, *own])
 
 
 def _fleet_vms(fleet: FleetSpec, names: list[tuple[str, int | None]], shared: frozenset[str]) -> Iterator[UnplacedVM]:

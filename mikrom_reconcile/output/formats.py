@@ -5,6 +5,7 @@ documents: a field stays, with its meaning, or `format_version` goes up by one.
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from html import escape
 from itertools import accumulate
 from typing import Any, Final
 
@@ -160,25 +161,13 @@ def _uri(path: str) -> str:
 
 def problems_junit(problems: Problems, _warnings: Problems = (), error: str = "") -> str:
     """A JUnit report: a failed test case for each problem, one for an `error`, or one that passed; no warnings."""
-    from xml.etree import ElementTree as ET  # noqa: PLC0415 - every other form need not pay for it
+    from mikrom_reconcile.output.pages import rendered  # noqa: PLC0415 - as below
 
-    numbers = {"tests": max(1, len(problems) + bool(error)), "failures": len(problems), "errors": bool(error)}
-    counts = {name: f"{number:d}" for name, number in numbers.items()} | {"skipped": "0"}
-    root = ET.Element("testsuites", {"name": "mikrom validate", **counts})
-    suite = ET.SubElement(root, "testsuite", {"name": "specs", **counts})
-    if error or not problems:
-        case = ET.SubElement(suite, "testcase", classname="specs", name="validate")
-        if error:
-            ET.SubElement(case, "error", message=_xml(error))
-    for each in problems:
-        case = ET.SubElement(suite, "testcase", classname="specs", name=_xml(f"{each.path}:{each.line}:{each.column}"))
-        ET.SubElement(case, "failure", type="spec", message=_xml(sentence(each))).text = _xml(each.excerpt)
-    ET.indent(root)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, "unicode")}\n'
+    return rendered("junit.xml", problems=problems, error=error, sentence=sentence, x=_xml)
 
 
 def _xml(text: str) -> str:
-    return sanitize(text).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")
+    return escape(sanitize(text).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd"))
 
 
 REPORTS: Final[Mapping[str, Callable[[Problems, Problems, str], str]]] = {

@@ -40,15 +40,19 @@ def policy() -> str:
 def _templates() -> Any:
     from tornado.template import DictLoader  # noqa: PLC0415 - Flower brings it, and only a page needs it
 
-    names = ("page", "plan", "status", "alarms", "changes", "folded", "table")
-    return DictLoader({f"{name}.html": _packaged(f"{name}.html") for name in names}, autoescape=None, whitespace="all")
+    names = [f"{name}.html" for name in ("page", "plan", "status", "alarms", "changes", "folded", "table")]
+    texts = {name: _packaged(name) for name in (*names, "junit.xml", "timeline.svg")}
+    return DictLoader(texts, autoescape=None, whitespace="all")
+
+
+def rendered(name: str, **parts: Any) -> str:
+    """The template with `parts`; what may come from elsewhere goes through `h`, or `escape` where it has lines."""
+    tools = {"h": _h, "escape": escape, "cell": _cell, "text": text, "plans": plans, "tables": tables, "OUTPUT": OUTPUT}
+    return str(_templates().load(name).generate(**tools, **parts), "utf-8")
 
 
 def _page(name: str, **parts: Any) -> str:
-    """The template with `parts`; what may come from elsewhere goes through `h`, or `escape` where it has lines."""
-    tools = {"h": _h, "escape": escape, "cell": _cell, "text": text, "plans": plans, "tables": tables, "OUTPUT": OUTPUT}
-    page = _templates().load(name).generate(**tools, **parts, policy=policy(), style=_packaged("style.css"))
-    return str(page, "utf-8")
+    return rendered(name, **parts, policy=policy(), style=_packaged("style.css"))
 
 
 def _h(words: str) -> str:

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from html import escape
 from typing import Literal
 
 import msgspec
@@ -65,15 +64,9 @@ def rehearsal_document(found: Rehearsal) -> Document:
 def rehearsal_svg(found: Rehearsal) -> str:
     """A line for each VM on each host, drawn while it is up."""
     rows = sorted(group_by(found.happenings, lambda each: (each.fleet, each.vm, each.host)).items())
-    height, scale = 18 * len(rows) + 30, 700 / max(found.took_s, 1.0)
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="960" height="{height}" font-size="11">']
-    for y, ((_, vm, host), happenings) in zip(range(16, height, 18), rows, strict=False):
-        parts.append(f'<text x="4" y="{y}">{escape(vm)} on {escape(host)}</text>')
-        for begin_s, end_s in _up(happenings, found.took_s):
-            place = f'x="{240 + begin_s * scale:.1f}" width="{max(1.0, (end_s - begin_s) * scale):.1f}"'
-            parts.append(f'<rect {place} y="{y - 9}" height="10" fill="#2a7"/>')
-    end = f'<text x="900" y="{height - 6}">{duration(found.took_s)}</text></svg>'
-    return "\n".join([*parts, f'<text x="240" y="{height - 6}">0 s</text>', end, ""])
+    from mikrom_reconcile.output.pages import rendered  # noqa: PLC0415 - seldom asked for
+
+    return rendered("timeline.svg", found=found, rows=rows, up=_up)
 
 
 def _up(happenings: list[Happening], end_s: float) -> Iterator[tuple[float, float]]:

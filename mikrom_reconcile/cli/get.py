@@ -276,18 +276,25 @@ def _wanted(settings: Settings, paths: tuple[str, ...]) -> tuple[str | None, fro
 
 @click.command()
 @options.paths
+@click.option("--fetch", is_flag=True, help="First fetch on every host what VMs need that it may get.")
+@options.timeout
 @options.output()
-def images(paths: tuple[str, ...], form: str) -> int:
+def images(paths: tuple[str, ...], form: str, *, fetch: bool, timeout_s: float | None) -> int:
     """The images that the specs name, and what each host has of them. A host removes by itself what it no longer needs.
 
-    Exits with 4 when a host could not be asked.
+    Exits with 2 when a file could not be fetched, with 4 when a host could not be asked.
     """
     settings = load()
-    specs = queries.specs_in(settings, paths)
+    specs, engine = queries.specs_in(settings, paths), wiring.open_engine(settings)
     named, needed = named_files(specs), files_by_host(specs, here=settings.host)
-    views = queries.views_of(wiring.open_engine(settings), also=needed, images=True)
-    found, now = (named, needed, views), datetime.now(UTC)
+    asked = {host: tuple({file.pinned for file in files}) for host, files in needed.items()}
+    told = engine.hosts.fetch(asked, deadline_s=timeout_s or settings.timeout_s) if fetch else {}
+    failed = {host: files for host, files in told.items() if isinstance(files, dict)}
+    views = queries.views_of(engine, also=needed, images=True)
+    silent = {view.host: view.error for view in views if view.error}
+    silent |= {host: why for host, why in told.items() if isinstance(why, str)}
+    found, now = (named, needed, views, failed), datetime.now(UTC)
     present(form, lambda: output.images_document(*found), lambda style: output.images_text(*found, now, style))
-    for view in (view for view in views if view.error):
-        warn(f"host {view.host} could not be asked: {view.error}")
-    return UNREACHABLE if any(view.error for view in views) else 0
+    for host, error in silent.items():
+        warn(f"host {host} could not be asked: {error}")
+    return (CHANGES_OR_FAILED if any(failed.values()) else 0) | (UNREACHABLE if silent else 0)

@@ -1,10 +1,11 @@
 """This machine as a hypervisor host: what dispatch calls, in this process or inside a Celery worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from msgspec.structs import replace
 
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order
@@ -97,6 +98,10 @@ class HostAgent:
                 self._supervisor.notify(order.action.vm)
             else:
                 self._garbage.run()
+
+    def fetch(self, files: Iterable[PinnedFile], *, deadline_s: float) -> dict[str, str]:
+        """Cache files before a VM needs them; why some could not be had, by digest."""
+        return self._images.fetch(files, deadline_s=deadline_s)
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the VM's console, or what came `after` a place in it. Raises PermanentError for no VM's name."""

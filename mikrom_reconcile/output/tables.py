@@ -254,25 +254,34 @@ def _inside(rows: Sequence[ObservedVM]) -> text.Document:
 
 Files = Sequence[ImageFile]
 ByHost = Mapping[str, Files]  # the files of images that each host may need
+Failed = Mapping[str, Mapping[str, str]]  # why hosts could not fetch some, by host and digest
 
 
-def images_document(named: Files, needed: ByHost, views: Sequence[HostView]) -> text.Document:
-    """The files that the specs name, and per host what it may need and has."""
-    digests = {host: sorted({file.sha256 for file in files}) for host, files in needed.items()}
-    rows = (text.pick(view, "host", "error") | {"cached": _cached(view)} for view in views)
-    return {"files": named, "hosts": [row | {"needed": digests.get(row["host"], [])} for row in rows]}
+def images_document(named: Files, needed: ByHost, views: Sequence[HostView], failed: Failed) -> text.Document:
+    """The files that the specs name, and per host what it may need, has, and could not fetch."""
+    rows = [
+        text.pick(view, "host", "error")
+        | {"needed": sorted({file.sha256 for file in needed.get(view.host, ())})}
+        | {"cached": _cached(view), "failed": failed.get(view.host, {})}
+        for view in views
+    ]
+    return {"files": named, "hosts": rows}
 
 
 def _cached(view: HostView) -> tuple[CachedFile, ...]:
     return view.report.images if view.report else ()
 
 
-def images_text(named: Files, needed: ByHost, views: Sequence[HostView], now: datetime, style: text.Style) -> str:
-    """A line for each file on each host that has it or may need it."""
+def images_text(
+    named: Files, needed: ByHost, views: Sequence[HostView], failed: Failed, now: datetime, style: text.Style
+) -> str:
+    """A line for each file on each host that has it or may need it, then what could not be fetched."""
     rows = [row for view in views for row in _rows_of(view, named, needed.get(view.host, ()), now)]
     if not rows:
         return "No images: the specs name none, and no host has any.\n"
-    return text.table(("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED"), rows, style)
+    shown = text.table(("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED"), rows, style)
+    lines = (f"{host}: {why}" for host, files in sorted(failed.items()) for why in files.values())
+    return shown + text.section("Not fetched", lines, style, "red")
 
 
 def _rows_of(view: HostView, named: Files, needed: Files, now: datetime) -> Iterator[tuple[text.Cell, ...]]:

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from mikrom_reconcile.control.ports import Hosts
-from mikrom_reconcile.core.model.desired import Halt
+from mikrom_reconcile.core.model.desired import Halt, PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Before, ObservedVM, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, Verb
@@ -45,10 +45,15 @@ def fleet() -> Iterator[Fleet]:
 )
 def hosts(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Hosts]:
     if request.param == "local":
-        yield LocalHosts(slow_host(fleet.settings(MIKROM_STATE_DIR=f"{fleet.folder}/local"), BOOT_S))
+        own = {"MIKROM_STATE_DIR": f"{fleet.folder}/local", "MIKROM_IMAGE_DIRS": f"{fleet.folder}/images"}
+        yield LocalHosts(slow_host(fleet.settings(**own), BOOT_S))
         await_threads("mikrom-action")  # of orders whose time was over: they write into the folder that goes now
         return
-    own = {"MIKROM_STATE_DIR": f"{fleet.folder}/{request.param}", "MIKROM_TEST_BOOT_S": str(BOOT_S)}
+    own = {
+        "MIKROM_STATE_DIR": f"{fleet.folder}/{request.param}",
+        "MIKROM_IMAGE_DIRS": f"{fleet.folder}/images",
+        "MIKROM_TEST_BOOT_S": str(BOOT_S),
+    }
     worker = fleet.worker("host", pool=request.param, **own)
     app = make_app(fleet.settings())
     yield CeleryHosts(app, fleet.redis)
@@ -195,17 +200,24 @@ def test_the_console_of_a_host_that_nobody_serves_is_an_error(hosts: Hosts) -> N
         hosts.console("dark", "vm", max_bytes=10)
 
 
-def test_each_host_tells_what_it_has_of_images_when_it_is_asked(hosts: Hosts, fleet: Fleet) -> None:
-    digest = hashlib.sha256(b"kernel").hexdigest()
-    for state in ("local", "gevent", "threads"):
-        cached = fleet.folder / state / "images" / "sha256" / digest
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        cached.write_bytes(b"kernel")
-    queries = dict.fromkeys((HERE, "dark"), ObserveQuery(images=True))
+def test_each_host_fetches_its_images_and_tells_what_it_has_of_them(hosts: Hosts, fleet: Fleet) -> None:
+    there = fleet.folder / "images"
+    there.mkdir(exist_ok=True)
+    (there / "kernel").write_bytes(b"kernel")
+    kernel = PinnedFile(source=f"file://{there}/kernel", sha256=hashlib.sha256(b"kernel").hexdigest())
+    bad = msgspec.structs.replace(kernel, sha256="0" * 64)
+    asked = {HERE: (bad, kernel), "dark": (kernel,)}
+    told = hosts.fetch(asked, deadline_s=10)
+    failed = told[HERE]
+    assert isinstance(failed, dict), told
+    assert "the spec says 0000" in failed.pop("0" * 64)
+    assert failed == {}
+    assert isinstance(told["dark"], str)
+    queries = dict.fromkeys(asked, ObserveQuery(images=True))
     views = {view.host: view for view in hosts.observe(queries, deadline_s=10)}
     report = views[HERE].report
     assert report is not None
-    assert [(file.sha256, file.size_bytes, file.vms) for file in report.images] == [(digest, 6, 0)]
+    assert [(file.sha256, file.size_bytes, file.vms) for file in report.images] == [(kernel.sha256, 6, 0)]
     assert views["dark"].error
 
 

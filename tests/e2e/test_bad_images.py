@@ -212,5 +212,6 @@ def test_a_full_disk_stops_the_vm_that_needs_it_and_no_other(folder: Path, files
     assert "MiB and 0 are left in" in told["large-000"]
     listed = document("images", mikrom("images", "-o", "json"))
     assert listed["hosts"][0]["cached"] == [], "the small disk is gone with the run"
+    mikrom("images", "--fetch")
     mikrom("apply", "--yes")
     assert names(mikrom) == ["good-000", "large-000"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from mikrom_reconcile import __version__, wiring
 from mikrom_reconcile.control.stores.redis import RedisStore
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRequest
@@ -95,6 +97,19 @@ def test_it_refuses_for_good_what_control_did_not_sign(fleet: Fleet, signing: Co
     assert "is not signed, and this host has MIKROM_VERIFY_KEY" in (outcome.error or "")
     wait_until(lambda: "create: refused, the order is not signed" in fleet.log(OWNER), "the line in the log")
     assert signing.vms() == []
+
+
+def test_it_fetches_images_for_control_only(fleet: Fleet, signing: Control) -> None:
+    kernel = fleet.folder / "state" / "images" / "kernel"
+    kernel.parent.mkdir()
+    kernel.write_bytes(b"kernel")
+    digest = hashlib.sha256(b"kernel").hexdigest()
+    unsigned, files = Control(fleet), {HERE: (PinnedFile(source=kernel.as_uri(), sha256=digest),)}
+    assert "this host has MIKROM_VERIFY_KEY" in unsigned.hosts.fetch(files, deadline_s=9)[HERE]
+    assert not (kernel.parent / "sha256" / digest).exists()
+    assert signing.hosts.fetch(files, deadline_s=9) == {HERE: {}}
+    assert (kernel.parent / "sha256" / digest).read_bytes() == b"kernel"
+    unsigned.app.close()
 
 
 def _another_vm(sent: dict[str, str]) -> dict[str, str]:

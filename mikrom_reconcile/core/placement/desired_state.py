@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import DesiredVM, VMSpec
+from mikrom_reconcile.core.model.desired import DesiredVM, PinnedFile, VMSpec
 from mikrom_reconcile.core.model.documents import Diagnostic, SourceTree
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.core.model.errors import SpecError
@@ -157,6 +157,11 @@ class ImageFile(msgspec.Struct, frozen=True, kw_only=True):
     part: str
     source: str
     sha256: str
+
+    @property
+    def pinned(self) -> PinnedFile:
+        """What a host has to know to fetch it."""
+        return PinnedFile(source=self.source, sha256=self.sha256)
 
 
 def named_files(specs: Specs) -> tuple[ImageFile, ...]:

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
@@ -22,6 +22,7 @@ from redis import Redis, RedisError
 from mikrom_reconcile import __version__
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.control.stores.redis import translate_broker_errors
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
@@ -33,7 +34,7 @@ from mikrom_reconcile.dispatch.transport.broker import FIRST, Keys
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up, load_signer, priority_of, redacted_args
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, Failure, WorkerId, error_of, pack, unpack
 from mikrom_reconcile.dispatch.transport.shared_state import give_up, known, living, remember_counts, starts
-from mikrom_reconcile.times_and_sizes import BROKER, RUNS
+from mikrom_reconcile.times_and_sizes import BROKER, OBSERVING, RUNS
 
 T = TypeVar("T")
 Question = dict[str, Any]
@@ -110,7 +111,23 @@ class CeleryHosts:
         except MikromError as error:
             raise MikromError(f"{host}: {error}") from error
 
-    def _ask(self, task: str, missing: dict[str, Question], deadline_s: float) -> Iterator[tuple[str, Answer | str]]:
+    @translate_broker_errors()
+    def fetch(self, files: Mapping[str, Sequence[PinnedFile]], *, deadline_s: float) -> dict[str, dict[str, str] | str]:
+        left_s, found = deadline_s * OBSERVING.host_share_of_deadline, dict[str, dict[str, str] | str]()
+        questions = {
+            host: {"files": msgspec.json.encode(wanted).decode(), "deadline_s": left_s}
+            for host, wanted in files.items()
+        }
+        for host, answer in self._ask("fetch", questions, deadline_s, signed="files"):
+            try:
+                found[host] = _value(answer, "failed", dict[str, str])
+            except MikromError as error:
+                found[host] = str(error)
+        return found
+
+    def _ask(
+        self, task: str, missing: dict[str, Question], deadline_s: float, *, signed: str = ""
+    ) -> Iterator[tuple[str, Answer | str]]:
         """Each host's answer to its question, or why there is none, as they come; then it is not `missing` any more."""
         until = time.monotonic() + deadline_s
         with _HostCall(self._redis, self._keys, task) as call:
@@ -118,7 +135,8 @@ class CeleryHosts:
                 del missing[host]
                 yield host, _NO_WORKER
             for host, question in sorted(missing.items()):
-                self._send(host, f"mikrom.{task}", {"call": call.name, **question}, note=host)
+                signature = {"signature": self._signature(call, host, question[signed])} if signed else {}
+                self._send(host, f"mikrom.{task}", {"call": call.name, **question, **signature}, note=host)
             while missing:
                 for host, answer in call.round(until):
                     if missing.pop(host, None):
@@ -131,15 +149,18 @@ class CeleryHosts:
 
     def _send_order(self, call: _HostCall, order: Order) -> None:
         action, text = order.action, msgspec.json.encode(order).decode()
-        signature = ""
-        if self._signer is not None:
-            queue, start_id = self._keys.host_queue(action.host), call.starts[action.host].decode()
-            signature = self._signer.sign(text, queue=queue, start_id=start_id, call=call.name)
+        signature = self._signature(call, action.host, text)
         sent: dict[str, object] = {"call": call.name, "order": text, "release": __version__, "signature": signature}
         note, priority = redacted_args(order), priority_of(order)
         # a backstop only: the hard limit ends the task's greenlet without a word to anybody
         limit_s = action.deadline_s + 30
         self._send(action.host, f"mikrom.{action.verb}_vm", sent, note=note, priority=priority, time_limit=limit_s)
+
+    def _signature(self, call: _HostCall, host: str, text: str) -> str:
+        if self._signer is None:
+            return ""
+        queue, start_id = self._keys.host_queue(host), call.starts[host].decode()
+        return self._signer.sign(text, queue=queue, start_id=start_id, call=call.name)
 
     def _send(self, host: str, task: str, arguments: dict[str, object], *, note: str, **options: Any) -> None:
         queue, options = self._keys.host_queue(host), {"priority": FIRST, **options}

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mikrom_reconcile.core.model.desired import PinnedFile
+from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import CachedFile
 from mikrom_reconcile.core.specs.images import is_container_image
 from mikrom_reconcile.host.oci import unpack
@@ -147,6 +148,16 @@ class ImageCache:
                 found = path.stat()
                 if path.suffix not in _DRAFTS:
                     yield path.name.partition(".")[0], found.st_size, found.st_mtime
+
+    def fetch(self, files: Iterable[PinnedFile], *, deadline_s: float) -> dict[str, str]:
+        """Cache these files; why some could not be had, by digest. One that fails stops no other."""
+        give_up_at, failed = time.monotonic() + deadline_s, dict[str, str]()
+        for file in files:
+            try:
+                self.fetched(file, give_up_at=give_up_at)
+            except (MikromError, OSError) as error:
+                failed[file.sha256] = str(error)
+        return failed
 
     def report(self, records: Records) -> tuple[CachedFile, ...]:
         """What is cached, and how many VMs use it. Raises SetupError when the records cannot be listed."""

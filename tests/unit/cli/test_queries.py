@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from mikrom_reconcile import wiring
 from mikrom_reconcile.cli import entry
 from mikrom_reconcile.control.ports import RunStore
+from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import SetupError
 from mikrom_reconcile.core.model.observed import (
     CachedFile,
@@ -65,6 +66,11 @@ class FakeHosts:
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         content = f"console of {vm} on {host}\x1b[31m\r\nline 2\n".encode()
         return Console(content=content, end=len(content))
+
+    def fetch(self, files: Mapping[str, Sequence[PinnedFile]], *, deadline_s: float) -> dict[str, dict[str, str] | str]:
+        """hv01 cannot have the second file."""
+        missing = {file.sha256: "https://x/rootfs: 404" for file in files["hv01"] if file.sha256 == "b" * 64}
+        return {host: missing if host == "hv01" else {} for host in files} | {"hv03": "its order was not signed"}
 
 
 class FakeStore:
@@ -226,6 +232,21 @@ def test_images_are_listed_with_what_each_host_has_and_lacks(
         ["hv02", "linux", "kernel", "a" * 12, "1", "MiB"],
     ]
     assert rows[2][-1] == "missing"
+
+
+def test_what_one_host_cannot_fetch_is_told_and_keeps_no_other_host_from_it(
+    engine_of: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine_of(hv01=(), hv02=None)
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs" / "web.yml").write_text(WITH_IMAGE)
+    assert entry.run(["images", "--fetch"]) == 2 | 4
+    out, err = shown(capsys)
+    assert "hv01: https://x/rootfs: 404" in out
+    assert "host hv02 could not be asked: gave no answer" in err
+    assert "host hv03 could not be asked: its order was not signed" in err
+    assert entry.run(["images", "--fetch", "-o", "json"]) == 2 | 4
+    assert [sorted(host["failed"]) for host in json.loads(shown(capsys)[0])["hosts"]] == [["b" * 64], []]
 
 
 def test_a_host_that_cannot_be_asked_is_told_and_hides_no_other(

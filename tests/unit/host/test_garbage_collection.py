@@ -6,6 +6,7 @@ import hashlib
 import os
 
 import pytest
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Boot, PinnedFile, VMSpec
 from mikrom_reconcile.core.model.observed import ObserveQuery
@@ -33,8 +34,7 @@ def pinned(host: Host, content: bytes) -> PinnedFile:
 
 
 def fetched(images: ImageCache, *files: PinnedFile) -> None:
-    for file in files:
-        images.fetched(file, give_up_at=float("inf"))
+    assert images.fetch(files, deadline_s=5) == {}
 
 
 def uses(host: Host, file: PinnedFile) -> None:
@@ -57,6 +57,14 @@ def test_it_tells_what_is_there_and_how_many_vms_use_it(host: Host, images: Imag
         unused.sha256: (6, 0),
     }
     assert host.agent.observe(ObserveQuery()).images == ()
+
+
+def test_a_file_that_cannot_be_had_keeps_no_other_away_and_leaves_nothing(host: Host, images: ImageCache) -> None:
+    good, bad = pinned(host, b"good"), replace(pinned(host, b"bad"), sha256="0" * 64)
+    failed = images.fetch([bad, good], deadline_s=5)
+    assert list(failed) == ["0" * 64]
+    assert "the spec says 0000" in failed["0" * 64]
+    assert [path.name for path in (host.path / "images/sha256").iterdir()] == [good.sha256]
 
 
 def test_what_nobody_used_for_a_day_goes_and_what_a_vm_uses_stays(

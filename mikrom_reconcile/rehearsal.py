@@ -134,17 +134,15 @@ class RehearsedHosts(LocalHosts):
         for number, order in enumerate(orders):
             free = slots.setdefault(order.action.host, [self.clock.at_s] * forks)
             begins_s = heapq.heappop(free)
-            heapq.heappush(free, begins_s + self._takes_s(order))
-            timed.append((begins_s + self._takes_s(order), number, begins_s, order))
+            ends_s = begins_s + (0.0 if order.action.verb in {"update", "delete"} else self._boot_s)
+            heapq.heappush(free, ends_s)
+            timed.append((ends_s, number, begins_s, order))
         for ends_s, _, begins_s, order in sorted(timed, key=lambda each: each[:2]):
             self.clock.at_s, self.clock.began_at = max(self.clock.at_s, ends_s), begins_s
             if self.is_dark(order.action.host):
                 yield given_up(order, "failed_temporary", "its host went dark in this rehearsal")
             else:
                 yield self._agents[order.action.host].execute(order)
-
-    def _takes_s(self, order: Order) -> float:
-        return 0.0 if order.action.verb in {"update", "delete"} else self._boot_s
 
 
 _PLENTY = Capacity(vcpu_count=1 << 20, mem_size_mib=1 << 30)  # of a host of which nothing is known

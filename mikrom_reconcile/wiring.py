@@ -65,7 +65,7 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
         tree = read_files(places)
     except SourceError as error:
         raise (UsageError(str(error)) if paths else error) from error
-    refuse_part(tree, around(places))
+    refuse_part(tree.files, around(places))
     refuse_left_out(tree, places)
     return tree
 

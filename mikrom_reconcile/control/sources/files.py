@@ -32,15 +32,13 @@ def read_files(paths: Sequence[Path]) -> SourceTree:
         raise _unreadable(error) from error
     refused = [_legible(path) for path in sorted(found) if found[path] == "refuse"]
     contents = ((_legible(path), bytes_of(path)) for path in sorted(by_identity.values()))
-    tree = tree_of(contents, where=", ".join(map(str, paths)), refused=refused)
-    revision, author = _commit_of(paths) or (f"files:{digest_of(tree.files).partition(':')[2][:12]}", "")
-    return SourceTree(revision=revision, author=author, files=tree.files)
+    files = files_of(contents, where=", ".join(map(str, paths)), refused=refused)
+    revision, author = _commit_of(paths) or (f"files:{digest_of(files).partition(':')[2][:12]}", "")
+    return SourceTree(revision=revision, author=author, files=files)
 
 
-def tree_of(
-    found: Iterable[tuple[str, bytes]], *, where: str, revision: str = "", author: str = "", refused: Iterable[str] = ()
-) -> SourceTree:
-    """The tree of these files. Raises SourceError for none, and SpecError, all at once, also for names `refused`."""
+def files_of(found: Iterable[tuple[str, bytes]], *, where: str, refused: Iterable[str]) -> tuple[SourceFile, ...]:
+    """These files as texts. Raises SourceError for none, and SpecError, all at once, also for names `refused`."""
     files: list[SourceFile] = []
     problems = [SpecProblem(path=path, message=documents.NOT_READ, hint=documents.NOT_READ_HINT) for path in refused]
     size = 0
@@ -54,7 +52,7 @@ def tree_of(
         raise SpecError(tuple(problems))
     if not files:
         raise SourceError(f"no *.yml or *.yaml file in {where}")
-    return SourceTree(revision=revision, author=author, files=tuple(files))
+    return tuple(files)
 
 
 def checked_size(path: str, size: int) -> int:
@@ -165,11 +163,11 @@ _WHOLE = "give the whole folder, and --limit or --tags; or give"
 _KIND = re.compile(r"""kind["']?\s*:\s*["']?Project\b""")
 
 
-def refuse_part(tree: SourceTree, outside: Iterable[tuple[str, bytes]]) -> None:
+def refuse_part(files: Iterable[SourceFile], outside: Iterable[tuple[str, bytes]]) -> None:
     """Raises UsageError for specs without a Project when one of the files around them, by path and content, has it."""
     for path, content in outside:
         if _has_project(path, content):
-            if any(_has_project(file.path, file.text.encode()) for file in tree.files):
+            if any(_has_project(file.path, file.text.encode()) for file in files):
                 return
             part = f"these specs are a part of the project in {path}, and all else in it"
             raise UsageError(f"{part} would count as removed: {_WHOLE} them a Project of their own")

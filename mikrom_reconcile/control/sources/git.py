@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_size, made_by, refuse_part, tree_of
-from mikrom_reconcile.core.model.documents import SourceTree
+from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_size, files_of, made_by, refuse_part
+from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.core.parsing.documents import SUFFIXES, looks_like_a_spec, sorted_out
@@ -145,8 +145,8 @@ class GitSource:
                 verified_by = self._verify(here, whole)
                 if known is not None and name != whole:
                     self._refuse_forced(here, name, whole, known.revision)
-                tree = self._tree(here, commit, author)
-                return msgspec.structs.replace(tree, verified_by=verified_by, commit=whole)
+                about = {"revision": commit, "author": author, "verified_by": verified_by, "commit": whole}
+                return SourceTree(files=self._files(here, commit), **about)
             except (SourceError, SpecError, UsageError) as error:
                 error.add_note(made_by(whole, author))
                 raise
@@ -174,7 +174,7 @@ class GitSource:
                 f" `mikrom accept {commit[:ABBREVIATED]}`, see docs/trust.md"
             )
 
-    def _tree(self, here: str, commit: str, author: str) -> SourceTree:
+    def _files(self, here: str, commit: str) -> tuple[SourceFile, ...]:
         said = self._git(here, "ls-tree", "-r", "-z", "--long", "--full-tree", _FETCHED).decode("utf-8", "replace")
         lines = (line.partition("\t") for line in said.split("\0")[:-1])
         listing = {path: about.split() for about, _, path in lines}
@@ -186,9 +186,9 @@ class GitSource:
         refused += [path for path in looked_at if looks_like_a_spec(contents[path][: SPECS.head_bytes])]
         where = f"{self.place.url}#{self.place.folder} at {commit}"
         found = ((path, contents[path]) for path in read)
-        tree = tree_of(found, where=where, revision=commit, author=author, refused=sorted(refused))
-        refuse_part(tree, zip(outside, content, strict=True))
-        return tree
+        files = files_of(found, where=where, refused=sorted(refused))
+        refuse_part(files, zip(outside, content, strict=True))
+        return files
 
     def _there_now(self) -> tuple[str, str]:
         """The full name of the ref, and its commit."""

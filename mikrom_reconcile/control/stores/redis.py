@@ -58,7 +58,7 @@ class RedisLease:
         while not self._ended.wait(self._ttl_s / 3):
             now = time.monotonic()
             try:
-                renewed = self._redis.eval(_RENEW, 1, self._key, self._value, _ms(self._ttl_s))
+                renewed = self._redis.eval(_RENEW, 1, self._key, self._value, round(self._ttl_s * 1000))
             except Exception:  # noqa: BLE001, S112 - a socket ends in many ways; held() tells when it has been too long
                 continue
             if not renewed:
@@ -81,7 +81,8 @@ class RedisStore:
         value = f"{secrets.token_hex(8)} {holder}"
         taken_at = time.monotonic()
         with translate_broker_errors():
-            answer = self._redis.eval(_TAKE, 2, key, f"{self._prefix}:token:{scope}", value, _ms(ttl_s), at_least)
+            keys = key, f"{self._prefix}:token:{scope}"
+            answer = self._redis.eval(_TAKE, 2, *keys, value, round(ttl_s * 1000), at_least)
         if isinstance(answer, bytes):
             other = answer.decode().partition(" ")[2]
             raise BusyError(f"project {scope} is being changed by {other}; wait for that run to end")
@@ -146,10 +147,6 @@ class RedisStore:
         with translate_broker_errors():
             found: Any = self._redis.hvals(self._shelf + shelf)
         return list(found)
-
-
-def _ms(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
 
 
 @contextmanager
